@@ -1,0 +1,1 @@
+"""One PyTorch skeleton, any token mixer, every vision task."""

@@ -1,0 +1,1 @@
+"""The skeleton that all mixers share, and the published networks as data."""

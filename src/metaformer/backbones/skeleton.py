@@ -1,0 +1,209 @@
+"""The network: stem, stages, head."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.feature_info import FeatureInfo
+from metaformer.backbones.head import Head
+from metaformer.backbones.stage import Stage
+from metaformer.errors import ConfigError, SizeError
+from metaformer.layers.embed import Downsample, Stem
+from metaformer.layers.norm import NORMS
+
+
+class Trunk(nn.Module):
+    """Stem and stages: what classifier and pyramid share."""
+
+    def __init__(self, config: MetaFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_features = config.dims[-1]
+        self.feature_info = FeatureInfo.of(config)
+        self.min_size = _min_size(config)
+        self.pretrained_cfg: dict[str, Any] = {}
+        self.stem = Stem(
+            config.in_chans,
+            config.dims[0],
+            config.stem_kernel,
+            config.stem_stride,
+            config.stem_padding,
+            norm=config.embed_norm,
+            eps=config.norm_eps,
+        )
+        self.stages = nn.Sequential(*(Stage(config, i) for i in range(config.stages)))
+        if config.conv_init == "trunc_normal":
+            for module in self.modules():
+                if isinstance(module, Stem | Downsample) and module.conv.bias is not None:
+                    nn.init.trunc_normal_(module.conv.weight, std=0.02)
+                    nn.init.zeros_(module.conv.bias)
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """Older name, in timm, of `pretrained_cfg`."""
+        return self.pretrained_cfg
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images (B, in_chans, H, W) to the last map (B, C, h, w), before the final norm.
+
+        Raises:
+            SizeError: the image is smaller than the network's minimum, or has another number of channels.
+        """
+        return self.stages(self.stem(self._entered(x)))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return (last map, list of the stages' maps), or the list alone; timm's arguments.
+
+        Args:
+            x: images (B, in_chans, H, W).
+            indices: stages to return; a number means the last so many; all by default.
+            norm: normalise the last stage's map with the final norm, where it is a norm of maps.
+            stop_early: run no stage after the last one asked for.
+            output_fmt: `NCHW` or `NHWC`.
+            intermediates_only: leave the last map out.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ConfigError(f"output_fmt {output_fmt!r} is neither 'NCHW' nor 'NHWC'")
+        stages = self.config.stages
+        wanted = resolve_indices(range(-indices, 0) if isinstance(indices, int) else indices, stages)
+        x, maps = self.stem(self._entered(x)), []
+        for i, stage in enumerate(self.stages):
+            if stop_early and i > max(wanted):
+                break
+            x = stage(x)
+            if i in wanted:
+                level = self._final_norm(x) if norm and i == stages - 1 else x
+                maps.append(level.permute(0, 2, 3, 1) if output_fmt == "NHWC" else level)
+        return maps if intermediates_only else (x, maps)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups by depth, as regular expressions for timm's layer-wise decay."""
+        blocks = (
+            r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.(?:downsample|pos_embed)", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            ]
+        )
+        return {"stem": r"^stem", "blocks": blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names without weight decay beside vectors and biases: none, as in the original recipes."""
+        return set()
+
+    def _final_norm(self, x: Tensor) -> Tensor:
+        return x
+
+    def _entered(self, x: Tensor) -> Tensor:
+        """Check the images and lay them out channels-last, in which every later operation is fastest."""
+        if not torch.compiler.is_compiling():
+            if x.ndim != 4 or x.shape[1] != self.config.in_chans:
+                raise SizeError(f"expected images (B, {self.config.in_chans}, H, W), got {tuple(x.shape)}")
+            if min(x.shape[2:]) < self.min_size:
+                raise SizeError(
+                    f"image of {x.shape[2]}×{x.shape[3]} pixels: the network needs at least "
+                    f"{self.min_size}×{self.min_size}"
+                )
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+class MetaFormer(Trunk):
+    """A classifier; everything about it is in `config`."""
+
+    def __init__(self, config: MetaFormerConfig) -> None:
+        super().__init__(config)
+        self.num_classes = config.num_classes
+        self.head = Head(config)
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels of what `forward_head(x, pre_logits=True)` returns."""
+        return self.num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, in_chans, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map the last map (B, C, h, w) to logits; `pre_logits` stops at the vector (B, C) before them."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier behind norm and pooling."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one; 0 classes leave it out."""
+        self.num_classes = num_classes
+        self.head.reset(
+            self.num_features, num_classes, self.head.global_pool if global_pool is None else global_pool
+        )
+
+    def _final_norm(self, x: Tensor) -> Tensor:
+        return (
+            self.head.norm(x)
+            if self.head.norm_first
+            else self.head.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        )
+
+
+class MetaFormerFeatures(Trunk):
+    """A pyramid for dense tasks: the stages' maps, each under its own norm where `feature_norm` says so."""
+
+    def __init__(self, config: MetaFormerConfig, out_indices: Sequence[int] = (0, 1, 2, 3)) -> None:
+        super().__init__(config)
+        self.out_indices = resolve_indices(out_indices, config.stages)
+        self.feature_info = self.feature_info.pick(self.out_indices)
+        self.norms = nn.ModuleDict()
+        if config.feature_norm != "none":
+            for i in self.out_indices:
+                self.norms[str(i)] = NORMS.build(config.norm, config.dims[i], eps=config.norm_eps)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map images (B, in_chans, H, W) to maps (B, C_i, H_i, W_i), finest first."""
+        maps = self.forward_intermediates(x, self.out_indices, stop_early=True, intermediates_only=True)
+        if not self.norms:
+            return maps
+        return [self.norms[str(i)](level) for i, level in zip(self.out_indices, maps, strict=True)]
+
+
+def resolve_indices(indices: Sequence[int] | None, stages: int) -> tuple[int, ...]:
+    """Sorted stage numbers, negative ones counted from the end.
+
+    Raises:
+        ConfigError: a number that names no stage.
+    """
+    wanted = range(stages) if indices is None else indices
+    if any(not -stages <= i < stages for i in wanted) or not len(wanted):
+        raise ConfigError(f"out_indices: {list(wanted)} must name stages 0 … {stages - 1}")
+    return tuple(sorted({i % stages for i in wanted}))
+
+
+def _min_size(config: MetaFormerConfig) -> int:
+    """The smallest input side that leaves every stage a position."""
+    size = 1
+    for stage in reversed(range(config.stages)):
+        if stage == 0:
+            size = (size - 1) * config.stem_stride + config.stem_kernel - 2 * config.stem_padding
+        elif config.downsampled(stage):
+            size = (size - 1) * config.down_stride + config.down_kernel - 2 * config.down_padding
+        size = max(1, size)
+    return size

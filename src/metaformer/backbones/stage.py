@@ -1,0 +1,47 @@
+"""One resolution of the network: downsampling, position embedding, blocks."""
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from metaformer.backbones.block import Block
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.layers.embed import Downsample, PositionEmbedding
+
+
+class Stage(nn.Module):
+    """The blocks that share a map size."""
+
+    def __init__(self, config: MetaFormerConfig, stage: int) -> None:
+        super().__init__()
+        dim = config.dims[stage]
+        self.grad_checkpointing = False
+        self.downsample: nn.Module = nn.Identity()
+        if stage > 0 and config.downsampled(stage):
+            self.downsample = Downsample(
+                config.dims[stage - 1],
+                dim,
+                config.down_kernel,
+                config.down_stride,
+                config.down_padding,
+                norm=config.embed_norm,
+                eps=config.norm_eps,
+            )
+        self.pos_embed: nn.Module = nn.Identity()
+        if config.pos_embed[stage]:
+            self.pos_embed = PositionEmbedding(dim, config.grid(stage), config.grid_mode)
+        first, last = sum(config.depths[:stage]), max(1, sum(config.depths) - 1)
+        self.blocks = nn.Sequential(
+            *(
+                Block(config, stage, mixer, config.drop_path_rate * (first + i) / last)
+                for i, mixer in enumerate(config.block_mixers(stage))
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to this stage's channels and resolution."""
+        x = self.pos_embed(self.downsample(x))
+        if not self.grad_checkpointing or not self.training:
+            return self.blocks(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x

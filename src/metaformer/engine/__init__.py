@@ -1,0 +1,1 @@
+"""The training engine: one configuration, one loop, any task."""

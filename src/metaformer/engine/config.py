@@ -1,0 +1,219 @@
+"""The configuration of a run: frozen, typed, saved with it; each docstring below a field is its `--help`."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    name: str = "poolformer_s12"
+    """Model name, as `metaformer list` prints it."""
+    pretrained: bool = False
+    """Start from the published weights, downloaded once; `name` may carry a tag (`NAME.TAG`)."""
+    checkpoint: str | None = None
+    """Start from this file, in any published format; its classifier is dropped if the class count differs."""
+    num_classes: int | None = None
+    """Number of classes; taken from the data when not given."""
+    mixers: str | list[str] | None = None
+    """Token mixer of all stages, `pooling(size=5)`, or a list of one per stage."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth, growing linearly to this rate at the last block."""
+    head_dropout: float = 0.0
+    """Dropout inside the classifier."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Further fields of `MetaFormerConfig`, as in `{norm: batch_norm}`."""
+    grad_checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, about a third slower."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures are and how they are grouped."""
+
+    root: str = ""
+    """Folder that holds the data set."""
+    train: str = "train"
+    """Sub-folder to learn from: one folder per class inside."""
+    val: str = "val"
+    """Sub-folder to evaluate on."""
+    image_size: int = 224
+    """Height and width of the network's input, in pixels."""
+    batch_size: int = 128
+    """Images per optimiser step, over all devices and accumulation steps together."""
+    eval_batch_size: int = 128
+    """Images per device in evaluation."""
+    workers: int = 4
+    """Processes that read and augment, per device; 0 reads in the main process."""
+    repeats: int = 1
+    """Repeated augmentation: how many augmented copies of an image an epoch holds (CycleMLP: 3)."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Per-channel mean that is subtracted (RGB in 0 … 1)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Per-channel standard deviation that is divided by."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to training pictures."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the picture's area that a random crop takes."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio of a random crop."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    vflip: float = 0.0
+    """Probability of a vertical flip."""
+    color_jitter: float = 0.4
+    """Strength of brightness, contrast and saturation jitter; unused beside `auto_augment`, as in timm."""
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """timm's notation for RandAugment, AugMix or AutoAugment; null for none."""
+    interpolation: Literal["random", "bicubic", "bilinear"] = "random"
+    """Resampling of random crops; `random` takes bilinear or bicubic by chance."""
+    erase: float = 0.25
+    """Probability of random erasing."""
+    erase_mode: Literal["const", "rand", "pixel"] = "pixel"
+    """What random erasing fills with."""
+    mixup: float = 0.8
+    """Mixup's alpha; 0 for none."""
+    cutmix: float = 1.0
+    """CutMix's alpha; 0 for none."""
+    mix_probability: float = 1.0
+    """Probability that a batch is mixed at all."""
+    mix_switch: float = 0.5
+    """Probability of CutMix where both are on."""
+    mix_off_epoch: int = 0
+    """Epoch from which nothing is mixed; 0 for never."""
+    splits: int = 1
+    """Views per image (the first clean) for the JSD loss; 1 for none."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised."""
+
+    name: Literal["cross_entropy", "bce", "jsd"] = "cross_entropy"
+    """Cross-entropy, binary cross-entropy over classes, or Jensen-Shannon divergence between views."""
+    smoothing: float = 0.1
+    """Label smoothing."""
+    distill: Literal["none", "soft", "hard"] = "none"
+    """Knowledge distillation from a teacher: its softened distribution, or its decision."""
+    teacher: str | None = None
+    """Teacher's model name; `timm:NAME` for one of timm's."""
+    teacher_checkpoint: str | None = None
+    """The teacher's weights; its published ones when not given."""
+    distill_alpha: float = 0.5
+    """Share of the distillation loss."""
+    distill_tau: float = 1.0
+    """Temperature of soft distillation."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser."""
+
+    name: Literal["adamw", "lamb", "sgd"] = "adamw"
+    """AdamW, LAMB (CAFormer) or SGD with momentum 0.9."""
+    lr: float = 1e-3
+    """Peak learning rate, for `data.batch_size` images a step."""
+    weight_decay: float = 0.05
+    """Weight decay; one-dimensional parameters and biases have none."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's averages."""
+    clip: float | None = None
+    """Largest gradient norm; null for no clipping."""
+    accumulate: int = 1
+    """Backward passes per step: memory falls, the batch stays `data.batch_size`."""
+    layer_decay: float = 1.0
+    """Learning-rate factor from each block to the one before it; 1 for none."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long, and the learning rate over time."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    epochs: int = 300
+    """Epochs of the schedule, warm-up included."""
+    warmup_epochs: float = 5
+    """Epochs of linear warm-up."""
+    warmup_lr: float = 1e-6
+    """Learning rate at the first step."""
+    min_lr: float = 1e-5
+    """Learning rate at the end, and in the cool-down."""
+    cooldown_epochs: int = 0
+    """Further epochs at the smallest learning rate."""
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """The exponential moving average of the weights."""
+
+    decay: float | None = None
+    """Decay per step; null for no average."""
+    evaluate: bool = True
+    """Evaluate and publish the average rather than the raw weights."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How accuracy is measured."""
+
+    crop: float = 0.9
+    """Share of the resized picture that the centre crop keeps."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Resampling."""
+    every: int = 1
+    """Epochs between evaluations."""
+    real_labels: str | None = None
+    """ReaL labels: a JSON list with the accepted classes of each validation image, in file order."""
+    class_subset: str | None = None
+    """Text file with one class name per line: only their logits and pictures count (ImageNet-A, -R)."""
+    flip: bool = False
+    """Average with the mirrored picture."""
+    crops: Literal[1, 5] = 1
+    """Centre crop, or centre and corners averaged."""
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """The machine, the log and the checkpoints."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Mixed precision."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    threads: int | None = None
+    """CPU threads; PyTorch's choice when not given."""
+    save_every: int = 0
+    """Steps between checkpoints, beside the one after each epoch; 0 for none between."""
+    keep: int = 2
+    """Newest checkpoints that are kept beside the best."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run, whole."""
+
+    task: Literal["classify"] = "classify"
+    """What is learned."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    seed: int = 42
+    """Everything random is a function of it."""

@@ -1,0 +1,77 @@
+"""What users are told: each error says what was wrong, where, and what to do about it."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class MetaFormerError(Exception):
+    """Something its reader can mend; the command line prints it without a traceback."""
+
+
+class ConfigError(MetaFormerError, ValueError):
+    """A field holds a value that is unknown or does not fit the others."""
+
+
+class UnknownName(ConfigError):
+    """A name that no registry, variant table or recipe knows."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:40]) or 'none'}"
+        super().__init__(f"unknown {kind} {name!r}: {hint}")
+
+
+class SizeError(MetaFormerError, ValueError):
+    """An input whose height and width the model cannot take."""
+
+
+class GridError(SizeError):
+    """A part made for one grid of positions was given a map of another size."""
+
+    def __init__(self, part: str, grid: tuple[int, int], size: tuple[int, int]) -> None:
+        super().__init__(
+            f"{part} is made for a grid of {grid[0]}×{grid[1]} positions and got {size[0]}×{size[1]}: "
+            "resize the input, or set grid_mode='interpolate'"
+        )
+
+
+class WeightsError(MetaFormerError, ValueError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+class DownloadError(MetaFormerError, OSError):
+    """A file that could not be fetched, or is not the file that was published."""
+
+
+class DataError(MetaFormerError, ValueError):
+    """A data set that is not laid out as it should be."""
+
+
+class BadImage(DataError):
+    """An image file that cannot be used."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = Path(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["BadImage"], tuple[Path, str]]:
+        """Let the error cross from a data worker to the main process whole."""
+        return type(self), (self.path, self.reason)
+
+
+class OutputError(MetaFormerError, OSError):
+    """A place that cannot be written to."""
+
+
+class TrainingError(MetaFormerError, RuntimeError):
+    """A run that cannot go on: it names the step and what was in it."""
+
+
+class MissingPackage(MetaFormerError, ImportError):
+    """An optional package that is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}: pip install 'metaformer[{extra}]'")

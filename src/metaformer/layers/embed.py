@@ -1,0 +1,77 @@
+"""Strided convolutions between resolutions, and learned positions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaformer.errors import GridError
+from metaformer.layers.norm import NORMS
+
+
+class Stem(nn.Module):
+    """Overlapping patch embedding of the image: convolution, then norm."""
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        kernel: int,
+        stride: int,
+        padding: int,
+        *,
+        norm: str = "none",
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, dim, kernel, stride, padding)
+        self.norm = NORMS.build(norm, dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_chans, H, W) to (B, dim, H/stride, W/stride)."""
+        return self.norm(self.conv(x))
+
+
+class Downsample(nn.Module):
+    """Strided convolution between two stages: norm, then convolution."""
+
+    def __init__(
+        self,
+        dim: int,
+        out: int,
+        kernel: int,
+        stride: int,
+        padding: int,
+        *,
+        norm: str = "none",
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.norm = NORMS.build(norm, dim, eps=eps)
+        self.conv = nn.Conv2d(dim, out, kernel, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, dim, H, W) to (B, out, H/stride, W/stride)."""
+        return self.conv(self.norm(x))
+
+
+class PositionEmbedding(nn.Module):
+    """A learned vector per position, added; it starts at zero (PoolFormer's hybrids with attention)."""
+
+    def __init__(self, dim: int, grid: tuple[int, int], grid_mode: str = "strict") -> None:
+        super().__init__()
+        self.grid = grid
+        self.grid_mode = grid_mode
+        self.weight = nn.Parameter(torch.zeros(1, dim, *grid))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add to (B, C, H, W).
+
+        Raises:
+            GridError: the map is not of the grid's size, and `grid_mode` is strict.
+        """
+        size = (x.shape[-2], x.shape[-1])
+        if size == self.grid:
+            return x + self.weight
+        if self.grid_mode == "strict":
+            raise GridError("position embedding", self.grid, size)
+        return x + F.interpolate(self.weight, size, mode="bicubic", align_corners=False)

@@ -1,0 +1,33 @@
+"""Mixing by a matrix over positions, which fits one grid only."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaformer.errors import GridError
+
+
+class FixedGrid(nn.Module):
+    """A mixer whose weights belong to the positions of one grid.
+
+    At another size it raises `GridError`, or, with `grid_mode="interpolate"`, resamples the tokens to its
+    grid, mixes, and resamples back.
+    """
+
+    def __init__(self, grid: tuple[int, int], grid_mode: str = "strict") -> None:
+        super().__init__()
+        self.grid = grid
+        self.grid_mode = grid_mode
+
+    def mix(self, tokens: Tensor) -> Tensor:
+        """Mix the tokens (B, C, N) of the grid's N = H·W positions."""
+        raise NotImplementedError  # each mixer's own
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = (x.shape[-2], x.shape[-1])
+        if size == self.grid:
+            return self.mix(x.flatten(2)).reshape(x.shape)
+        if self.grid_mode == "strict":
+            raise GridError(f"{type(self).__name__} mixer", self.grid, size)
+        on_grid = F.interpolate(x, self.grid, mode="bilinear", align_corners=False)
+        mixed = self.mix(on_grid.flatten(2)).reshape(on_grid.shape)
+        return F.interpolate(mixed, size, mode="bilinear", align_corners=False)

@@ -1,0 +1,29 @@
+"""The channel MLP."""
+
+from torch import Tensor, nn
+
+from metaformer.layers.act import ACTS
+from metaformer.layers.pointwise import Pointwise
+
+
+class Mlp(nn.Module):
+    """Two 1×1 products with an activation between, (B, C, H, W) to (B, out, H, W)."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        out: int | None = None,
+        *,
+        act: str = "gelu",
+        bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.fc1 = Pointwise(dim, hidden, bias)
+        self.act = ACTS.build(act)
+        self.drop = nn.Dropout(dropout)
+        self.fc2 = Pointwise(hidden, dim if out is None else out, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))

@@ -1,0 +1,1 @@
+"""Measures that are exact: counts over images, summed over ranks."""

@@ -1,0 +1,6 @@
+"""One CycleFC as a token mixer, https://arxiv.org/abs/2107.10224."""
+
+from metaformer.layers.cycle_fc import CycleFC
+from metaformer.mixers import MIXERS
+
+MIXERS.register("cycle_fc")(CycleFC)

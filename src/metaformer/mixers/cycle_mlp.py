@@ -1,0 +1,30 @@
+"""CycleMLP's mixing: three channel products, weighted per channel, https://arxiv.org/abs/2107.10224."""
+
+from torch import Tensor, nn
+
+from metaformer.layers.cycle_fc import CycleFC
+from metaformer.layers.mlp import Mlp
+from metaformer.layers.pointwise import Pointwise
+from metaformer.mixers import MIXERS
+
+
+@MIXERS.register("cycle_mlp")
+class CycleMLP(nn.Module):
+    """A CycleFC along the width, one along the height and a plain product, summed with softmax weights.
+
+    The published names are swapped: `sfc_h` samples along the width, `sfc_w` along the height.
+    """
+
+    def __init__(self, dim: int, kernel: int = 3, qkv_bias: bool = False) -> None:
+        super().__init__()
+        self.mlp_c = Pointwise(dim, dim, qkv_bias)
+        self.sfc_h = CycleFC(dim, kernel, "width")
+        self.sfc_w = CycleFC(dim, kernel, "height")
+        self.reweight = Mlp(dim, max(1, dim // 4), 3 * dim)
+        self.proj = Pointwise(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
+        mean = (h + w + c).mean((2, 3), keepdim=True)
+        weight = self.reweight(mean).unflatten(1, (-1, 3)).softmax(2)  # (B, C, 3, 1, 1)
+        return self.proj(h * weight[:, :, 0] + w * weight[:, :, 1] + c * weight[:, :, 2])

@@ -1,0 +1,13 @@
+"""No mixing at all: IdentityFormer, https://arxiv.org/abs/2210.13452."""
+
+from torch import nn
+
+from metaformer.mixers import MIXERS
+
+
+@MIXERS.register("identity")
+class Identity(nn.Identity):
+    """The tokens as they are."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()

@@ -1,0 +1,29 @@
+"""ConvFormer's mixing: MobileNetV2's inverted separable convolution, https://arxiv.org/abs/2210.13452."""
+
+from torch import Tensor, nn
+
+from metaformer.errors import ConfigError
+from metaformer.layers.act import ACTS
+from metaformer.layers.pointwise import Pointwise
+from metaformer.mixers import MIXERS
+
+
+@MIXERS.register("sepconv")
+class SepConv(nn.Module):
+    """Widen, activate, convolve each channel on its own, narrow."""
+
+    def __init__(
+        self, dim: int, expansion: float = 2, kernel: int = 7, act: str = "star_relu", bias: bool = False
+    ) -> None:
+        super().__init__()
+        if kernel < 1 or kernel % 2 == 0:
+            raise ConfigError(f"sepconv kernel {kernel} must be odd")
+        hidden = int(expansion * dim)
+        self.pwconv1 = Pointwise(dim, hidden, bias)
+        self.act1 = ACTS.build(act)
+        self.dwconv = nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2, groups=hidden, bias=bias)
+        self.pwconv2 = Pointwise(hidden, dim, bias)
+        nn.init.trunc_normal_(self.dwconv.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x))))

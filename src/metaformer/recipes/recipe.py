@@ -1,0 +1,66 @@
+"""A recipe: the settings of one run, what the run costs and what its authors reached."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from metaformer.engine.config import TrainConfig
+
+IMAGENET_IMAGES = 1_281_167
+"""Training images of ImageNet-1K."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Calling it gives the settings; its docstring holds cost, published result and command."""
+
+    name: str
+    """How the command line calls it."""
+    config: TrainConfig
+    """The settings."""
+    summary: str
+    """One line: what is learned from what."""
+    top1: float | None = None
+    """Published ImageNet-1K top-1 in per cent."""
+    gmacs: float | None = None
+    """Published multiply-adds of one forward pass, in units of 10^9."""
+    notes: tuple[str, ...] = ()
+    """Where sources disagree or are silent, and what this recipe does then."""
+    command: str = field(default="")
+    """Further words of the command line."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", "\n".join(self._lines()))
+
+    def __call__(self) -> TrainConfig:
+        return self.config
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data, cool-down included."""
+        return self.config.schedule.epochs + self.config.schedule.cooldown_epochs
+
+    @property
+    def exaflops(self) -> float | None:
+        """Arithmetic of the whole run in 10^18 operations: a backward pass counts as two forward passes."""
+        if self.gmacs is None:
+            return None
+        return self.epochs * IMAGENET_IMAGES * 3 * 2 * self.gmacs / 1e9
+
+    def _lines(self) -> Iterable[str]:
+        yield f"{self.summary}."
+        yield ""
+        if self.exaflops is not None:
+            yield f"Cost: {self.epochs} epochs, about {self.exaflops:.2g} exaFLOP forward and backward."
+        else:
+            yield f"Cost: {self.epochs} epochs."
+        if self.top1 is not None:
+            yield f"Published: top-1 {self.top1} % on ImageNet-1K."
+        yield f"Command: {self.full_command}"
+        yield from (f"Note: {note}" for note in self.notes)
+
+    @property
+    def full_command(self) -> str:
+        """The words to type."""
+        launcher = "torchrun --nproc-per-node 8 -m metaformer" if self.gmacs else "metaformer"
+        run = f"runs/{self.name.split('/')[-1]}"
+        return f"{launcher} train {self.name} --data.root DIR --out {run} {self.command}".strip()

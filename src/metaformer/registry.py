@@ -1,0 +1,86 @@
+"""Name to class, and the little notation `pooling(size=5)` in which configurations name one."""
+
+import ast
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from metaformer.errors import ConfigError, UnknownName
+
+T = TypeVar("T")
+Factory = Callable[..., T]
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split `"attention(head_dim=32)"` into its name and options; values are Python literals.
+
+    Raises:
+        ConfigError: the text is not a name, or a name with literal keyword options.
+    """
+    try:
+        tree = ast.parse(spec.strip(), mode="eval").body
+        if isinstance(tree, ast.Name):
+            return tree.id, {}
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
+            options = {word.arg: ast.literal_eval(word.value) for word in tree.keywords if word.arg}
+            if len(options) == len(tree.keywords):
+                return tree.func.id, options
+    except (SyntaxError, ValueError):
+        pass
+    raise ConfigError(f"cannot read {spec!r}: write a name, or a name with options as in 'pooling(size=5)'")
+
+
+class Registry(Generic[T]):
+    """Classes of one kind by name."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._classes: dict[str, Factory[T]] = {}
+        self._fixed_grid: set[str] = set()
+
+    def register(self, name: str, *, fixed_grid: bool = False) -> Callable[[type[T]], type[T]]:
+        """Enter the decorated class under `name`; `fixed_grid` classes are also given `grid=(H, W)`.
+
+        Raises:
+            ConfigError: the name is taken by another class, or is not a Python identifier.
+        """
+
+        def enter(cls: type[T]) -> type[T]:
+            known = self._classes.get(name)
+            if not name.isidentifier():
+                raise ConfigError(f"{self.kind} name {name!r} must be a Python identifier")
+            if known is not None and getattr(known, "__qualname__", "") != cls.__qualname__:
+                raise ConfigError(f"{self.kind} {name!r} is registered already: choose another name")
+            self._classes[name] = cls
+            if fixed_grid:
+                self._fixed_grid.add(name)
+            return cls
+
+        return enter
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._classes))
+
+    def __getitem__(self, name: str) -> Factory[T]:
+        if name not in self._classes:
+            raise UnknownName(self.kind, name, self._classes)
+        return self._classes[name]
+
+    def fixed_grid(self, name: str) -> bool:
+        """Tell whether the class of this name works on one grid only."""
+        return name in self._fixed_grid
+
+    def build(self, spec: str, *args: Any, **context: Any) -> T:
+        """Make the object that `spec` names; options in the text win over `context`.
+
+        Raises:
+            ConfigError: an unknown name, an unknown option, or an option with a wrong value.
+        """
+        name, options = parse(spec)
+        factory = self[name]
+        try:
+            return factory(*args, **{**context, **options})
+        except TypeError as error:
+            raise ConfigError(f"{self.kind} {spec!r}: {error}") from error
