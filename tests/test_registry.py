@@ -1,0 +1,49 @@
+import pytest
+from torch import nn
+
+from metaformer.errors import ConfigError, UnknownName
+from metaformer.registry import Registry, parse
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("pooling", ("pooling", {})),
+        (" pooling( size = 5 ) ", ("pooling", {"size": 5})),
+        ("a(b='c', d=(1, 2), e=None)", ("a", {"b": "c", "d": (1, 2), "e": None})),
+        ("a()", ("a", {})),
+    ],
+)
+def test_specs(spec: str, expected: tuple[str, dict[str, object]]) -> None:
+    assert parse(spec) == expected
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "a.b", "a(1)", "a(b=c)", "a(**{})", "__import__('os').system('x')", "a(b=f())", "a)"]
+)
+def test_only_names_with_literal_options(spec: str) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        parse(spec)
+
+
+def test_build_and_its_errors() -> None:
+    registry: Registry[nn.Module] = Registry("thing")
+
+    @registry.register("box", fixed_grid=True)
+    class Box(nn.Module):
+        def __init__(self, dim: int, size: int = 1) -> None:
+            super().__init__()
+            self.dim, self.size = dim, size
+
+    box = registry.build("box(size=3)", 7)
+    assert (box.dim, box.size) == (7, 3)
+    assert list(registry) == ["box"] and registry.fixed_grid("box") and "box" in registry
+    with pytest.raises(UnknownName, match="unknown thing 'bex': did you mean box"):
+        registry.build("bex", 1)
+    with pytest.raises(ConfigError, match="colour"):
+        registry.build("box(colour=1)", 1)
+    registry.register("box")(Box)  # the same class again, as when a user's file is read twice
+    with pytest.raises(ConfigError, match="registered already"):
+        registry.register("box")(nn.Identity)
+    with pytest.raises(ConfigError, match="identifier"):
+        registry.register("my box")(nn.Identity)
