@@ -1,1 +1,71 @@
 """One PyTorch skeleton, any token mixer, every vision task."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metaformer.backbones.config import MetaFormerConfig
+    from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
+    from metaformer.engine.config import TrainConfig
+    from metaformer.engine.evaluate import evaluate
+    from metaformer.engine.predict import Predictor
+    from metaformer.engine.train import train
+    from metaformer.errors import MetaFormerError
+    from metaformer.mixers import MIXERS
+    from metaformer.models import (
+        LoadReport,
+        convert,
+        create_model,
+        from_pretrained,
+        is_model,
+        list_models,
+        load_weights,
+        push_to_hub,
+        register_timm,
+        save_pretrained,
+    )
+
+__all__ = [
+    "MIXERS",
+    "LoadReport",
+    "MetaFormer",
+    "MetaFormerConfig",
+    "MetaFormerError",
+    "MetaFormerFeatures",
+    "Predictor",
+    "TrainConfig",
+    "convert",
+    "create_model",
+    "evaluate",
+    "from_pretrained",
+    "is_model",
+    "list_models",
+    "load_weights",
+    "push_to_hub",
+    "register_timm",
+    "save_pretrained",
+    "train",
+]
+
+# Each name loads its module when it is asked for: `metaformer --help` needs no torch, a backbone no timm.
+_HOMES = {
+    "backbones.config": ("MetaFormerConfig",),
+    "backbones.skeleton": ("MetaFormer", "MetaFormerFeatures"),
+    "engine.config": ("TrainConfig",),
+    "engine.evaluate": ("evaluate",),
+    "engine.predict": ("Predictor",),
+    "engine.train": ("train",),
+    "errors": ("MetaFormerError",),
+    "mixers": ("MIXERS",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((home for home, names in _HOMES.items() if name in names), "models")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

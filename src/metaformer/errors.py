@@ -21,6 +21,7 @@ class UnknownName(ConfigError):
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:40]) or 'none'}"
         super().__init__(f"unknown {kind} {name!r}: {hint}")
+        self.kind = kind
 
 
 class SizeError(MetaFormerError, ValueError):

@@ -1,7 +1,10 @@
 """Name to class, and the little notation `pooling(size=5)` in which configurations name one."""
 
 import ast
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from metaformer.errors import ConfigError, UnknownName
@@ -84,3 +87,26 @@ class Registry(Generic[T]):
             return factory(*args, **{**context, **options})
         except TypeError as error:
             raise ConfigError(f"{self.kind} {spec!r}: {error}") from error
+
+
+def import_file(path: str | Path) -> None:
+    """Run a user's Python file, so that what it registers can be named; only ever for a path the user typed.
+
+    Raises:
+        ConfigError: no such file, or an error in it, with the line.
+    """
+    path = Path(path)
+    spec = importlib.util.spec_from_file_location(f"metaformer_file_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"--import {path}: there is no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        trace, line = error.__traceback__, "?"
+        while trace:
+            if trace.tb_frame.f_code.co_filename == str(path):
+                line = str(trace.tb_lineno)
+            trace = trace.tb_next
+        raise ConfigError(f"--import {path}: line {line}: {type(error).__name__}: {error}") from error

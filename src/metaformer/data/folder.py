@@ -52,8 +52,125 @@ class ImageFolder:
         self.labels: list[int] = []
         self.ignored: Counter[str] = Counter()
         self._files: list[str] = []  # text takes a third of the memory of Path, in every worker
-        for name in sorted(found, key=self.classes.index) if len(found) < 100 else self._in_order(found):
-            self._scan(name)
+        label = {name: place for place, name in enumerate(self.classes)}
+        for name in found:
+            self._read_class(name, label[name])
         if self.ignored:
-            kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.ignored.items()))
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.ignored.items()))
             _log.warning("%s: ignored files that are no pictures: %s", self.folder, kinds)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def path(self, index: int) -> Path:
+        """Tell where a picture lies."""
+        return self.folder / self._files[index]
+
+    @property
+    def paths(self) -> list[Path]:
+        """All pictures, in order."""
+        return [self.folder / file for file in self._files]
+
+    def image(self, index: int) -> Image.Image:
+        """Read a picture as RGB.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        return read_image(self.path(index))
+
+    def need_two_classes(self) -> None:
+        """Check that there is something to tell apart; training calls this.
+
+        Raises:
+            DataError: there is one class only.
+        """
+        if len(self.classes) < 2:
+            raise DataError(
+                f"{self.folder}: only one class, {self.classes[0]!r}: training needs at least two"
+            )
+
+    def _read_class(self, name: str, label: int) -> None:
+        top = self.folder / name
+        before = len(self._files)
+        skipped: Counter[str] = Counter()
+        for file in _files(top, f"{name}/", ()):
+            kind = os.path.splitext(file)[1].lower()
+            if kind in _UNREADABLE:
+                raise DataError(
+                    f"{self.folder / file}: {kind} pictures are not read: convert it to PNG or JPEG"
+                )
+            if kind in EXTENSIONS:
+                self._files.append(file)
+                self.labels.append(label)
+            else:
+                skipped[kind or "without extension"] += 1
+        if len(self._files) == before:
+            raise DataError(f"{top}: no pictures in this class folder{_instead(skipped.total())}")
+        self.ignored += skipped
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    if not os.path.isdir(root):  # Path.is_dir raises where a folder above cannot be entered
+        raise DataError(f"{root}: {'is a file, not a folder' if os.path.isfile(root) else 'no such folder'}")
+    folder = root / split
+    if not os.path.isdir(folder):
+        there = ", ".join(_folders(root)[:10]) or "no folders"
+        raise DataError(f"{root}: no folder {split!r}; it holds {there}")
+    return folder
+
+
+def _class_folders(folder: Path) -> list[str]:
+    names = _folders(folder)
+    loose = sum(1 for entry in _entries(folder) if not entry.is_dir())
+    if not names:
+        raise DataError(f"{folder}: no class folders; each class needs a folder of pictures{_instead(loose)}")
+    if loose:
+        _log.warning("%s: ignored %d file(s) that lie in no class folder", folder, loose)
+    return names
+
+
+def _compare(folder: Path, found: Sequence[str], classes: Sequence[str], allow_missing: bool) -> None:
+    known, there = set(classes), set(found)
+    if len(known) != len(classes):
+        twice = [name for name, count in Counter(classes).items() if count > 1]
+        raise DataError(f"class list names {_some(twice)} more than once")
+    if strange := sorted(there - known):
+        raise DataError(
+            f"{folder}: {_some(strange)} not among the {len(known)} known classes ({_some(classes)})"
+        )
+    if not allow_missing and (missing := sorted(known - there)):
+        raise DataError(f"{folder}: no folder for {_some(missing)}; every class of the class list needs one")
+
+
+def _files(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        raise DataError(f"{folder}: is a link to a folder that holds it")
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _files(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
+        else:
+            yield prefix + entry.name
+
+
+def _folders(folder: Path) -> list[str]:
+    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+
+
+def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot list it: {error.strerror}") from error
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _instead(count: int) -> str:
+    return f" (it holds {count} other file(s))" if count else ""

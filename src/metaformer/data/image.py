@@ -1,6 +1,7 @@
 """One picture file to RGB, safely: whatever the file holds, only `BadImage` comes out."""
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Final
@@ -40,6 +41,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         BadImage: the file is missing, empty, damaged, too large, or no JPEG, PNG, WebP, BMP or GIF.
     """
+    if not os.path.isfile(path):  # a pipe or a device would be waited for without end
+        raise BadImage(path, "is no ordinary file" if os.path.exists(path) else "no such file")
     try:
         with warnings.catch_warnings():
             # Pillow warns about odd metadata and about sizes; sizes are checked here, and as an error.
@@ -87,10 +90,6 @@ def _orientation(picture: Image.Image) -> int:
 
 def _reason(error: Exception, path: Path, max_pixels: int) -> str:
     match error:
-        case FileNotFoundError():
-            return "no such file"
-        case IsADirectoryError():
-            return "is a folder, not a picture"
         case PermissionError():
             return "no permission to read it"
         case Image.DecompressionBombError():

@@ -17,7 +17,7 @@ class Sample(NamedTuple):
     """One use of one picture; with the seed it decides the augmentation."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
     repeat: int = 0
 
 
@@ -136,9 +136,7 @@ class PureSampler(Sampler[list[Sample]]):
         micro = share // self.accumulate
         for step in range(self.start, self.steps):
             positions = [step * self.batch_size + self.rank + i * self.world for i in range(share)]
-            samples = [
-                Sample(epoch, int(order[p // self.repeats]), p % self.repeats) for p in positions
-            ]
+            samples = [Sample(epoch, int(order[p // self.repeats]), p % self.repeats) for p in positions]
             for first in range(0, share, micro):
                 yield samples[first : first + micro]
 

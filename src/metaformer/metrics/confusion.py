@@ -50,5 +50,9 @@ class Confusion:
 
 def per_class(confusion: Tensor, names: list[str]) -> list[ClassAccuracy]:
     """The table of a confusion matrix (K, K), a row a class."""
-    rows, hits, columns = confusion.sum(dim=1).tolist(), confusion.diag().tolist(), confusion.sum(dim=0).tolist()
+    rows, hits, columns = (
+        confusion.sum(dim=1).tolist(),
+        confusion.diag().tolist(),
+        confusion.sum(dim=0).tolist(),
+    )
     return [ClassAccuracy(*row) for row in zip(names, rows, hits, columns, strict=True)]

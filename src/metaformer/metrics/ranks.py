@@ -12,6 +12,11 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if ready else 1
 
 
+def rank() -> int:
+    """Number of this process among them."""
+    return torch.distributed.get_rank() if world_size() > 1 else 0
+
+
 def total(counts: Tensor) -> Tensor:
     """Sum a tensor over all ranks."""
     if world_size() > 1:

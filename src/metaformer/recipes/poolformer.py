@@ -23,8 +23,9 @@ COMMON = TrainConfig(
 """Shared by every run from scratch of both sail-sg repositories; augmentation is TrainConfig's default."""
 
 LR_NOTE = (
-    "The learning rate has three sources: the paper's Table 6 prints 4e-4 for batch 4096, the training log in "
-    "issue 20 of the repository says 4e-3, and its README trains with batch 1024 and 1e-3, the log's rate scaled."
+    "The learning rate has three sources: the paper's Table 6 prints 4e-4 for batch 4096, the training log "
+    "in issue 20 of the repository says 4e-3, and its README trains with batch 1024 and 1e-3, which is the "
+    "log's rate scaled."
 )
 AUGMENT_NOTE = 'What Table 6 calls "AutoAugment" is RandAugment (rand-m9-mstd0.5-inc1) in the code.'
 TOP1_NOTE = (

@@ -1,10 +1,13 @@
 """What tasks hand out: predictions, and reports of an evaluation."""
 
+import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from metaformer.errors import OutputError
 from metaformer.metrics.confusion import ClassAccuracy
 
 LARGEST_MATRIX = 200
@@ -91,8 +94,11 @@ class EvalReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        table = [{**asdict(row), "accuracy": row.accuracy, "precision": row.precision} for row in self.per_class]
+        table = [
+            {**asdict(row), "accuracy": row.accuracy, "precision": row.precision} for row in self.per_class
+        ]
         values: dict[str, Any] = {"images": self.images, **self.metrics, "per_class": table}
+        values["examples"] = [asdict(example) for example in self.examples]
         if self.real is not None:
             values["real_images"] = self.real_images
         if len(self.per_class) <= LARGEST_MATRIX:
@@ -100,6 +106,20 @@ class EvalReport:
         rows, columns = self.confusion.nonzero(as_tuple=True)
         entries = zip(rows.tolist(), columns.tolist(), self.confusion[rows, columns].tolist(), strict=True)
         return {**values, "confusion_entries": [list(entry) for entry in entries]}
+
+    def save(self, path: str | Path) -> Path:
+        """Write `to_dict` as a JSON file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        file = Path(path)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{file}: cannot write ({error.strerror})") from error
+        return file
 
     def text(self, rows: int = 20) -> str:
         """Make a page to read: the figures, then the table of classes, weakest first."""

@@ -1,0 +1,89 @@
+"""`python -m metaformer.bench MODEL…`: the benchmark without the rest of the command line's packages."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from metaformer.bench.run import DTYPES, BenchConfig, bench
+from metaformer.errors import MetaFormerError
+from metaformer.registry import import_file
+from metaformer.weights.io import write_atomically
+
+EXAMPLE = """  metaformer bench poolformer_s12 cyclemlp_b1 --batch 8 --against timm:poolformer_s12
+  metaformer bench caformer_s18 --size 384 --counts --by stage
+  metaformer bench poolformer_s12 --import foo.py --mixers foo foo attention attention --json out.json"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `run` reads."""
+    add, conditions = parser.add_argument, BenchConfig()
+    add("models", nargs="+", metavar="MODEL", help="a name of `metaformer list`, or timm:NAME")
+    add("--against", metavar="MODEL", help="measure this model in the same rounds and print the ratio")
+    add("--batch", type=int, default=conditions.batch, metavar="N", help="images at once (default 1)")
+    add("--size", type=int, metavar="N", help="height and width of the images (default: the model's own)")
+    add("--dtype", choices=list(DTYPES), default=conditions.dtype, help="type of weights and images")
+    add(
+        "--memory-format",
+        choices=["channels_last", "contiguous"],
+        default=conditions.memory_format,
+        help="layout of weights and images (default channels_last)",
+    )
+    add("--compile", action="store_true", help="run through torch.compile")
+    add("--device", default=conditions.device, help="auto, cpu, cuda or cuda:N")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    add("--rounds", type=int, default=conditions.rounds, metavar="N", help="measurements (default 10)")
+    add("--warmup", type=int, default=conditions.warmup, metavar="N", help="passes before them (default 3)")
+    add("--counts", action="store_true", help="only count parameters and multiply-adds, measure no time")
+    add("--by", choices=["stage", "mixer", "block"], help="break the counts down")
+    add("--mixers", nargs="+", metavar="MIXER", help="other token mixers: one for all, or one per stage")
+    add("--import", dest="file", metavar="FILE.py", help="run this file first: it may register own mixers")
+    add("--json", metavar="FILE", help="write everything there; - for standard output, without the table")
+
+
+def run(words: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status.
+
+    Raises:
+        MetaFormerError: something the user can mend.
+    """
+    if words.file:
+        import_file(words.file)
+    config = BenchConfig(
+        batch=words.batch,
+        size=words.size,
+        dtype=words.dtype,
+        memory_format=words.memory_format,
+        compile=words.compile,
+        device=words.device,
+        threads=words.threads,
+        rounds=words.rounds,
+        warmup=words.warmup,
+        speed=not words.counts,
+    )
+    report = bench(words.models, config, against=words.against, mixers=words.mixers)
+    text = json.dumps(report.to_dict(), indent=1) + "\n"
+    print(text if words.json == "-" else report.text(words.by))
+    if words.json and words.json != "-":
+        write_atomically(Path(words.json), lambda place: place.write_text(text))
+    return 0
+
+
+def main() -> int:
+    """Run as a program."""
+    parser = argparse.ArgumentParser(
+        "python -m metaformer.bench",
+        description=__doc__,
+        epilog=f"examples:\n{EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser)
+    try:
+        return run(parser.parse_args())
+    except MetaFormerError as error:
+        print(f"metaformer bench: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""What there is: models with their size and cost, and the weights that were published for them."""
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from importlib import resources
+from typing import Any
+
+import torch
+
+from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.variants import UNAVAILABLE, VARIANTS
+from metaformer.bench.counts import count
+from metaformer.errors import UnknownName
+from metaformer.weights.sources import SOURCES
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model at one input size, with or without published weights."""
+
+    model: str
+    tag: str
+    """Empty for a model without published weights."""
+    image_size: int
+    params: int
+    """Parameters with the published number of classes, frozen ones included."""
+    macs: int
+    """Multiply-adds at this size."""
+    top1: float | None
+    """Published ImageNet-1K top-1 in per cent."""
+    num_classes: int
+
+    @property
+    def family(self) -> str:
+        """The name before the size."""
+        return self.model.partition("_")[0]
+
+    @property
+    def name(self) -> str:
+        """What `create_model` takes."""
+        return f"{self.model}.{self.tag}" if self.tag else self.model
+
+
+def catalogue(pattern: str = "") -> list[Entry]:
+    """List models and weights whose name holds `pattern`, or matches it where it has * or ?.
+
+    Raises:
+        UnknownName: nothing matches.
+    """
+    entries = [entry for entry in _entries() if matches(entry.name, pattern)]
+    if not entries and not any(matches(name, pattern) for name in UNAVAILABLE):
+        raise UnknownName("model", pattern, VARIANTS)
+    return entries
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Tell whether a name fits a filter."""
+    if "*" in pattern or "?" in pattern:
+        return fnmatch(name, pattern) or fnmatch(name.partition(".")[0], pattern)
+    return pattern in name
+
+
+def cost(model: str, image_size: int, num_classes: int) -> tuple[int, int]:
+    """Parameters and multiply-adds of a variant, from the table in the package where it holds them."""
+    known = _table().get(f"{model} {image_size} {num_classes}")
+    return (known[0], known[1]) if known else counted(model, image_size, num_classes)
+
+
+def counted(model: str, image_size: int, num_classes: int) -> tuple[int, int]:
+    """Count them; one block of each stage stands for all, since a variant's stages hold equal blocks."""
+    config, size = VARIANTS[model], (image_size, image_size)
+    short = replace(config, depths=(1,) * config.stages, image_size=size, num_classes=num_classes)
+    with torch.device("meta"):
+        network = MetaFormer(short)
+    counts = count(network, size)
+    params, macs = counts.params, counts.macs
+    rows = counts.by("block")
+    for stage, depth in enumerate(config.depths):
+        block = rows[f"stages.{stage}.blocks.0"]
+        params += (depth - 1) * block["params"]
+        macs += (depth - 1) * sum(block.get(kind, 0) for kind in ("convolutions", "products", "attention"))
+    return params, macs
+
+
+def write_table() -> str:
+    """The table's text; a test compares it with the file, and says to write it anew where they differ."""
+    keys = [(entry.model, entry.image_size, entry.num_classes) for entry in _entries()]
+    rows = {" ".join(map(str, key)): list(counted(*key)) for key in dict.fromkeys(keys)}
+    lines = (f' "{key}": {json.dumps(value)}' for key, value in rows.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    text = resources.files(__package__).joinpath("costs.json").read_text()
+    return dict(json.loads(text))
+
+
+def _entries() -> Iterator[Entry]:
+    for model, config in VARIANTS.items():
+        published = [source for source in SOURCES.values() if source.model == model]
+        for source in published:
+            params, macs = cost(model, source.image_size, source.num_classes)
+            yield Entry(model, source.tag, source.image_size, params, macs, source.top1, source.num_classes)
+        if not published:
+            size = config.image_size[0]
+            yield Entry(model, "", size, *cost(model, size, config.num_classes), None, config.num_classes)

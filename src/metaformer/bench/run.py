@@ -1,0 +1,179 @@
+"""Measure models by name."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from metaformer.bench.counts import count
+from metaformer.bench.report import BenchReport, Row
+from metaformer.bench.timing import Machine, measure, ratios
+from metaformer.errors import ConfigError, MissingPackage, UnknownName
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Under which conditions models are measured."""
+
+    batch: int = 1
+    """Images per forward pass."""
+    size: int | None = None
+    """Height and width of the images; each model's own when not given."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Type of weights and images."""
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    """Layout of weights and images."""
+    compile: bool = False
+    """Run through torch.compile; compilation is not timed."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: int | None = None
+    """CPU threads; PyTorch's choice when not given."""
+    rounds: int = 10
+    """Measurements of each model."""
+    warmup: int = 3
+    """Forward passes before the first measurement."""
+    speed: bool = True
+    """Measure time; otherwise only count."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "size", "threads", "rounds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: {value} must be at least 1")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype: {self.dtype!r} is none of {', '.join(DTYPES)}")
+
+
+def bench(
+    models: Sequence[str | nn.Module],
+    config: BenchConfig | None = None,
+    *,
+    against: str | nn.Module | None = None,
+    mixers: Sequence[str] | None = None,
+) -> BenchReport:
+    """Count and time models; `against` is measured in the same rounds, and the ratios taken pair by pair.
+
+    Args:
+        models: names of this library's models, `timm:NAME` for timm's, or modules.
+        config: the conditions.
+        against: the model to compare with.
+        mixers: other token mixers for the named models, one for all or one per stage.
+
+    Raises:
+        UnknownName: no such model.
+        MissingPackage: `timm:` without timm.
+        ConfigError: a device that is not there, or a batch that does not fit.
+    """
+    config = config or BenchConfig()
+    if not models:
+        raise ConfigError("bench: name at least one model")
+    device = _device(config.device)
+    entries = [_Entry.of(model, config.size, mixers) for model in models]
+    if against is not None:
+        entries.append(_Entry.of(against, config.size or entries[0].image_size[0], None))
+    counts = [count(entry.model, entry.image_size, entry.in_chans) for entry in entries]
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads or before)
+    try:
+        timings = _timed(entries, config, device) if config.speed else [None] * len(entries)
+        machine = Machine.here(device)
+    finally:
+        torch.set_num_threads(before)
+    rows = tuple(
+        Row(entry.name, entry.image_size, counted, timing)
+        for entry, counted, timing in zip(entries, counts, timings, strict=True)
+    )
+    settings = {**vars(config), "against": None if against is None else rows[-1].name}
+    return BenchReport(rows, machine, settings, {} if against is None else _compared(rows))
+
+
+def _compared(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
+    """Ratios of all rows to the last one."""
+    *models, other = rows
+    return {
+        row.name: ratios(row.timing, other.timing)
+        for row in models
+        if row.timing is not None and other.timing is not None
+    }
+
+
+@dataclass
+class _Entry:
+    """A model and what it wants to see."""
+
+    name: str
+    model: nn.Module
+    image_size: tuple[int, int]
+    in_chans: int = 3
+
+    @classmethod
+    def of(cls, model: str | nn.Module, size: int | None, mixers: Sequence[str] | None) -> "_Entry":
+        if isinstance(model, nn.Module):
+            own = getattr(getattr(model, "config", None), "image_size", (224, 224))
+            return cls(type(model).__name__, copy.deepcopy(model).eval(), (size, size) if size else own)
+        if model.startswith("timm:"):
+            return _from_timm(model, size)
+        return _from_here(model, size, mixers)
+
+
+def _from_here(name: str, size: int | None, mixers: Sequence[str] | None) -> _Entry:
+    from metaformer.models import create_model
+
+    overrides: dict[str, Any] = {}
+    if size:
+        overrides["image_size"] = (size, size)
+    if mixers:
+        overrides["mixers"] = mixers[0] if len(mixers) == 1 else tuple(mixers)
+    model = create_model(name, **overrides).eval()
+    return _Entry(name, model, model.config.image_size, model.config.in_chans)
+
+
+def _from_timm(name: str, size: int | None) -> _Entry:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingPackage("timm", "peers", f"{name!r}") from error
+    bare = name.removeprefix("timm:")
+    if not timm.is_model(bare):
+        raise UnknownName("timm model", bare, timm.list_models())
+    model = timm.create_model(bare).eval()
+    channels, height, width = model.default_cfg["input_size"]
+    return _Entry(name, model, (size, size) if size else (height, width), channels)
+
+
+def _timed(entries: Sequence[_Entry], config: BenchConfig, device: torch.device) -> list[Any]:
+    dtype = DTYPES[config.dtype]
+    layout = torch.channels_last if config.memory_format == "channels_last" else torch.contiguous_format
+    generator = torch.Generator().manual_seed(0)
+    models: list[nn.Module] = []
+    images: list[torch.Tensor] = []
+    try:
+        for entry in entries:
+            model = entry.model.to(device, dtype).to(memory_format=layout)
+            models.append(cast(nn.Module, torch.compile(model)) if config.compile else model)
+            shape = (config.batch, entry.in_chans, *entry.image_size)
+            picture = torch.randn(shape, generator=generator)
+            images.append(picture.to(device=device, dtype=dtype, memory_format=layout))
+        return list(measure(models, images, rounds=config.rounds, warmup=config.warmup))
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"batch: {config.batch} images do not fit into the memory of {device}") from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {name!r} is none of auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device: {name!r} is not there: {torch.cuda.device_count()} CUDA devices are visible"
+        )
+    return device

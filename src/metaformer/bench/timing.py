@@ -1,0 +1,121 @@
+"""How long networks take, measured in turn so that a busy machine slows all of them alike."""
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+SAMPLE_SECONDS = 0.05
+"""A measurement repeats a quick model until it lasts about this long."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that one batch took, one value per round."""
+
+    seconds: tuple[float, ...]
+    batch: int
+    peak_bytes: int | None = None
+    """Most GPU memory that was taken at once; None on a CPU."""
+
+    @property
+    def median(self) -> float:
+        """Seconds per batch in the middle round."""
+        return median(self.seconds)
+
+    @property
+    def minimum(self) -> float:
+        """Seconds per batch in the quickest round."""
+        return min(self.seconds)
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput in the middle round."""
+        return self.batch / self.median
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where something was measured."""
+
+    device: str
+    threads: int
+    pytorch: str
+    python: str
+
+    @classmethod
+    def here(cls, device: torch.device) -> "Machine":
+        """Describe this machine."""
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+        threads = torch.get_num_threads()
+        return cls(f"{device.type}: {name}", threads, torch.__version__, platform.python_version())
+
+
+def measure(
+    models: Sequence[nn.Module], images: Sequence[Tensor], *, rounds: int = 10, warmup: int = 3
+) -> list[Timing]:
+    """Time `model(images)` for each pair, in every round one after the other, the order alternating."""
+    runs = [_runner(model, batch) for model, batch in zip(models, images, strict=True)]
+    device = images[0].device
+    seconds: list[list[float]] = [[] for _ in runs]
+    with torch.inference_mode():
+        for run in runs:
+            for _ in range(warmup):
+                run(1)
+        repeats = [max(1, math.ceil(SAMPLE_SECONDS / run(1))) for run in runs]
+        peaks = [_peak(run, device) for run in runs]
+        for turn in range(rounds):
+            order = range(len(runs)) if turn % 2 == 0 else range(len(runs) - 1, -1, -1)
+            for i in order:
+                seconds[i].append(runs[i](repeats[i]))
+    return [
+        Timing(tuple(times), batch.shape[0], peak)
+        for times, batch, peak in zip(seconds, images, peaks, strict=True)
+    ]
+
+
+def ratios(model: Timing, other: Timing) -> tuple[float, ...]:
+    """How many times as fast as the other the model was, round by round."""
+    return tuple(theirs / ours for ours, theirs in zip(model.seconds, other.seconds, strict=True))
+
+
+def _runner(model: nn.Module, images: Tensor) -> Callable[[int], float]:
+    """A function that runs the model so often and returns seconds per batch."""
+    cuda = images.device.type == "cuda"
+
+    def run(repeats: int) -> float:
+        if cuda:
+            torch.cuda.synchronize(images.device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            model(images)
+        if cuda:
+            torch.cuda.synchronize(images.device)
+        return (time.perf_counter() - start) / repeats
+
+    return run
+
+
+def _peak(run: Callable[[int], float], device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    run(1)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def _processor() -> str:
+    """The processor's name as Linux tells it, else Python's word for it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    return platform.processor() or platform.machine()

@@ -1,0 +1,96 @@
+"""`metaformer VERB …`: each verb calls one Python function; a verb's packages load when it is called."""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from metaformer.cli.parser import UsageError
+from metaformer.errors import MetaFormerError, UnknownName
+
+__all__ = ["VERBS", "main"]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A word of the command line."""
+
+    help: str
+    example: str
+    module: str
+    """Where its `run` is."""
+
+
+VERBS: dict[str, Verb] = {
+    "list": Verb("models, weights, recipes and mixers", "metaformer list caformer", "listing"),
+    "data": Verb("make the demo data sets", "metaformer data demo demo-data", "data"),
+    "train": Verb(
+        "train by a recipe", "metaformer train demo/classify --data.root demo-data/classify", "train"
+    ),
+    "evaluate": Verb("measure accuracy", "metaformer evaluate runs/demo-classify --flip", "evaluate"),
+    "predict": Verb(
+        "classify pictures", "metaformer predict runs/demo-classify photos/ --out found.csv", "predict"
+    ),
+    "convert": Verb("rewrite a checkpoint", "metaformer convert in.pth out.safetensors --to timm", "convert"),
+    "bench": Verb(
+        "count and time models", "metaformer bench poolformer_s12 --against timm:poolformer_s12", "bench"
+    ),
+    "verify": Verb(
+        "published against measured accuracy", "metaformer verify caformer_s18 --data IMAGENET", "verify"
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 for an error told in one line, 2 for a wrong call."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except MetaFormerError as error:
+        own = isinstance(error, UnknownName) and error.kind == "mixer"
+        return _fail(f"{error}{'; a mixer of your own comes with --import FILE.py' if own else ''}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:  # --help, or a training that was asked to stop
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"metaformer {version('metaformer')}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.4)
+        raise UsageError(f"unknown verb {verb!r}: {_or(near) if near else 'known: ' + ', '.join(VERBS)}")
+    module = importlib.import_module(f"{__name__}.{VERBS[verb].module}")
+    status: int = module.run(rest)
+    return status
+
+
+def _or(names: Sequence[str]) -> str:
+    return f"did you mean {' or '.join(names)}?"
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"metaformer: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = ["usage: metaformer VERB … (metaformer VERB --help tells more; --version)", ""]
+    lines += [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
+    lines += ["", "examples:", *(f"  {verb.example}" for verb in VERBS.values())]
+    return "\n".join(lines)

@@ -1,0 +1,23 @@
+"""`metaformer convert IN OUT --to FORMAT`."""
+
+from metaformer.cli.parser import Parser
+
+
+def run(argv: list[str]) -> int:
+    """Rewrite a checkpoint under another project's names."""
+    from metaformer.weights.formats import FORMATS
+
+    parser = Parser(
+        "convert",
+        "Rewrite a checkpoint in another format; the suffix of OUT chooses safetensors or torch.save.",
+        "metaformer convert poolformer_s12.pth.tar poolformer_s12.safetensors --to timm",
+    )
+    parser.add_argument("source", metavar="IN", help="checkpoint in any published format")
+    parser.add_argument("target", metavar="OUT", help="file to write: .safetensors, .pth, .pt or .bin")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument("--model", metavar="NAME", help="the model, where the checkpoint does not tell")
+    words = parser.parse_args(argv)
+    from metaformer.models import convert
+
+    print(convert(words.source, words.target, words.to, words.model))
+    return 0

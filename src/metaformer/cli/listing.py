@@ -1,0 +1,87 @@
+"""`metaformer list [FILTER]`."""
+
+import json
+from typing import Any
+
+from metaformer.cli.parser import Parser
+
+
+def run(argv: list[str]) -> int:
+    """Print what there is."""
+    parser = Parser("list", "Models and published weights, recipes, mixers.", "metaformer list 'caformer_*'")
+    add = parser.add_argument
+    add("filter", nargs="?", default="", metavar="FILTER", help="part of a name, or a pattern with * and ?")
+    add("--recipes", action="store_true", help="what `metaformer train` can follow")
+    add("--mixers", action="store_true", help="token mixers, with their options")
+    add("--json", action="store_true", help="print JSON")
+    parser.add_import()
+    words = parser.parse_args(argv)
+    parser.run_import(words)
+    rows = (_recipes if words.recipes else _mixers if words.mixers else _models)(words.filter)
+    print(json.dumps(rows, indent=1) if words.json else _table(rows))
+    return 0
+
+
+def _models(pattern: str) -> list[dict[str, Any]]:
+    from metaformer.backbones.variants import UNAVAILABLE
+    from metaformer.bench.catalogue import catalogue, matches
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "family": entry.family,
+            "params": entry.params,
+            "macs": entry.macs,
+            "size": entry.image_size,
+            "top1": entry.top1,
+            "classes": entry.num_classes,
+        }
+        for entry in catalogue(pattern)
+    ]
+    unavailable = {name: why for name, why in UNAVAILABLE.items() if matches(name, pattern)}
+    return rows + [{"name": name, "unavailable": why} for name, why in unavailable.items()]
+
+
+def _recipes(pattern: str) -> list[dict[str, Any]]:
+    from metaformer.recipes import RECIPES
+
+    found = [recipe for name, recipe in RECIPES.items() if pattern in name]
+    return [{"recipe": r.name, "top1": r.top1, "epochs": r.epochs, "about": r.summary} for r in found]
+
+
+def _mixers(pattern: str) -> list[dict[str, Any]]:
+    import inspect
+
+    from metaformer.mixers import MIXERS
+
+    rows = []
+    for name in (name for name in MIXERS if pattern in name):
+        parameters = inspect.signature(MIXERS[name]).parameters.values()
+        options = [f"{p.name}={p.default!r}" for p in parameters if p.default is not p.empty]
+        about = (inspect.getdoc(MIXERS[name]) or "").partition("\n")[0]
+        rows.append({"mixer": name, "options": ", ".join(options), "about": about})
+    return rows
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    plain = [row for row in rows if "unavailable" not in row]
+    lines = []
+    if plain:
+        heads = list(plain[0])
+        cells = [heads, *([_cell(head, row[head]) for head in heads] for row in plain)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+        for line in cells:
+            padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            lines.append("  ".join(padded).rstrip())
+    missing = [row for row in rows if "unavailable" in row]
+    if missing:
+        lines += ["", "not available:", *(f"  {row['name']}: {row['unavailable']}" for row in missing)]
+    return "\n".join(lines)
+
+
+def _cell(head: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if head == "params":
+        return f"{value / 1e6:.1f}M"
+    return f"{value / 1e9:.2f}G" if head == "macs" else str(value)

@@ -1,0 +1,97 @@
+"""Options that complain in one line."""
+
+import argparse
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class UsageError(Exception):
+    """A command line that cannot be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is raised, in one line, with the nearest options where one is unknown."""
+
+    def __init__(self, verb: str, description: str, example: str, add_help: bool = True) -> None:
+        super().__init__(
+            f"metaformer {verb}",
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=add_help,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing and leaving."""
+        verb = self.prog.removeprefix("metaformer ")
+        raise UsageError(f"{verb}: {explain(message, re.findall(r'--[a-z-]+', self.format_usage()))}")
+
+    def add_import(self) -> None:
+        """Add the option that names a user's own mixers."""
+        text = "run this file first: it may register own mixers"
+        self.add_argument("--import", dest="file", metavar="FILE.py", help=text)
+
+    def run_import(self, words: argparse.Namespace) -> None:
+        """Run that file, where one was named.
+
+        Raises:
+            ConfigError: no such file, or an error in it.
+        """
+        if words.file:
+            from metaformer.registry import import_file
+
+            import_file(words.file)
+
+    def add_json(self) -> None:
+        """Add the option for a machine's eyes."""
+        self.add_argument("--json", type=Path, metavar="FILE", help="write the result there as JSON")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a result for a machine.
+
+    Raises:
+        OutputError: the place cannot be written to.
+    """
+    from metaformer.weights.io import write_atomically
+
+    text = json.dumps(value, indent=1) + "\n"
+    write_atomically(path, lambda place: place.write_text(text))
+
+
+def explain(message: str, known: Iterable[str]) -> str:
+    """Shorten what argparse and jsonargparse say to one line, with the nearest of the known options."""
+    message = " ".join(message.split())
+    if found := re.search(r"unrecognized arguments: (-[^\s=]+)", message):
+        return f"unknown option {found[1]}{_near(found[1], known)}"
+    if found := re.search(r"unrecognized arguments: (\S+)", message):
+        return f"unexpected word {found[1]!r}"
+    if found := re.search(r"Group '(.+)' does not accept option '(.+)'", message):
+        name = f"{found[1]}.{found[2]}"
+        return f"unknown field {name}{_near('--' + name, known)}"
+    if found := re.search(r"Option '(.+)' is not accepted", message):
+        return f"unknown field {found[1]}{_near('--' + found[1], known)}"
+    if found := re.search(r'Parser key "(.+?)": (.+)', message):
+        return f"{found[1]}: {_types(found[2])}"
+    return message
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(set(known)), n=2, cutoff=0.6)
+    return f": did you mean {' or '.join(close)}?" if close else ""
+
+
+def _types(text: str) -> str:
+    """Type names as people say them."""
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.+?)\]", r"one of \1", text)
+    if union := re.search(r"[Uu]nion.*?Got value: (\S+)", text):
+        wanted = dict.fromkeys(re.findall(r"Expected an? (.+?)\. Got value", text))
+        return f"expected {' or '.join(wanted) or 'another type'}, got {union[1]}"
+    text = re.sub(r"^Expected an? (.+?)\. Got value: (.*)$", r"expected \1, got \2", text)
+    return text[0].lower() + text[1:]

@@ -1,0 +1,97 @@
+"""`metaformer train RECIPE [CONFIG.yaml] --FIELD VALUE …`."""
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from metaformer.cli.parser import Parser, UsageError, explain
+from metaformer.engine.config import TrainConfig
+from metaformer.recipes import RECIPES, Recipe, find
+
+USAGE = """usage: metaformer train RECIPE [CONFIG.yaml] --data.root DIR --out RUN [--FIELD VALUE …]
+
+Train by a recipe; a YAML file and then the command line change its fields.
+`metaformer train RECIPE --help` shows all fields with the recipe's values,
+`metaformer train RECIPE --print_config` writes them as YAML.
+
+recipes:
+"""
+EXAMPLE = "metaformer train finetune --data.root flowers --out runs/flowers --model.name caformer_s18"
+
+
+def run(argv: list[str]) -> int:
+    """Train; the engine prints where it writes and how it goes."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(USAGE + "\n".join(f"  {name}" for name in RECIPES) + f"\n\nexample:\n  {EXAMPLE}")
+        return 0
+    if not argv or argv[0].startswith("-"):
+        raise UsageError("train: name a recipe first (metaformer list --recipes), then its options")
+    recipe = find(argv[0])
+    own = Parser("train", "", "", add_help=False)
+    _add_own(own, recipe)
+    words, rest = own.parse_known_args(argv[1:])
+    config = resolve(recipe, rest)
+    own.run_import(words)
+    from metaformer.engine.train import train
+
+    train(config, words.out, words.resume)
+    return 0
+
+
+def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
+    """A recipe's settings, changed by a YAML file (the first word, or --config) and by dotted options.
+
+    Raises:
+        UsageError: an unknown field or a value of another type.
+    """
+    from metaformer.engine.settings import from_dict
+
+    if argv and not argv[0].startswith("-"):
+        argv = ["--config", *argv]
+    parser = _parser(recipe, show_own=any(word in ("-h", "--help") for word in argv))
+    try:
+        values: dict[str, Any] = parser.parse_args(argv).as_dict()
+    except argparse.ArgumentError as error:
+        known = (f"--{field}" for field in _dotted(asdict(recipe())))
+        raise UsageError(f"train: {explain(str(error), known)}") from error
+    values.pop("config", None)
+    return from_dict(values)
+
+
+def _parser(recipe: Recipe, show_own: bool) -> Any:
+    """The fields of TrainConfig as options, with the recipe's values for defaults."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        """Descriptions as they are written."""
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"metaformer train {recipe.name}",
+        usage="%(prog)s [CONFIG.yaml] --data.root DIR --out RUN [--FIELD VALUE …]",
+        description=recipe.__doc__,
+        formatter_class=Formatter,
+        exit_on_error=False,
+    )
+    if show_own:
+        _add_own(parser, recipe)
+    parser.add_argument("--config", action="config", metavar="FILE.yaml", help="file with fields to change")
+    parser.add_class_arguments(TrainConfig, None, as_group=False)
+    parser.set_defaults(asdict(recipe()))
+    return parser
+
+
+def _add_own(parser: Any, recipe: Recipe) -> None:
+    """Add what is no part of a configuration, and so is never read from one."""
+    add, out = parser.add_argument, f"runs/{recipe.name.replace('/', '-')}"
+    add("--out", metavar="RUN", default=out, help="run directory")
+    add("--resume", metavar="auto|PATH", help="go on from the newest checkpoint, or from this one")
+    add("--import", dest="file", metavar="FILE.py", help="run this file first: it may register own mixers")
+
+
+def _dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for name, value in values.items():
+        names.append(prefix + name)
+        names += _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else []
+    return names

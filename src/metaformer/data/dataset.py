@@ -1,0 +1,73 @@
+"""Pictures with their augmentation; each sample is a pure function of seed and `Sample`."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from metaformer.data.sampler import Sample, sample_seed
+
+Item = tuple[Tensor, int, int]
+
+
+class Source(Protocol):
+    """Pictures by index, such as `ImageFolder`."""
+
+    @property
+    def labels(self) -> Sequence[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image: ...
+
+
+class Augmented(Dataset[Item]):
+    """Transformed pictures by `Sample`, bit-identical whatever process or order they are made in.
+
+    Args:
+        source: the pictures.
+        transform: RGB picture to tensor; whatever it draws from `random`, `numpy.random` or `torch`
+            is a function of `seed` and the sample.
+        seed: the run's seed.
+    """
+
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], seed: int = 0) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, sample: Sample) -> Item:
+        """Make one sample: its tensor (3, H, W), or (views, 3, H, W), its label and its index.
+
+        Raises:
+            BadImage: the picture cannot be read.
+        """
+        picture = self.source.image(sample.index)
+        with seeded(sample_seed(self.seed, sample)):
+            tensor = self.transform(picture)
+        return tensor, self.source.labels[sample.index], sample.index
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed `random`, `numpy.random` and torch's CPU generator for a while, then put them back.
+
+    Without workers the samples are made in the training process, whose dropout must not depend on that.
+    """
+    kept = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF])
+    torch.default_generator.manual_seed((seed ^ seed >> 32) & 0xFFFFFFFF)  # it would use the low half only
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.default_generator.set_state(kept[2])

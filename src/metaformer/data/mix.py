@@ -1,0 +1,99 @@
+"""Mixup (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899) by seed, step."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaformer.data.sampler import hash64
+from metaformer.errors import ConfigError
+
+
+class Mix:
+    """Mix each picture of a batch with the one opposite (`flip(0)`), by one draw per batch, as timm does.
+
+    Targets are soft and carry label smoothing whether anything is mixed or not, so that a loss on soft
+    targets must not smooth again. In a batch of odd size the middle picture stays as it is.
+
+    Args:
+        num_classes: width of the targets.
+        mixup: Mixup's alpha; 0 for none.
+        cutmix: CutMix's alpha; 0 for none.
+        probability: of mixing a batch at all.
+        switch: probability of CutMix where both are on.
+        smoothing: label smoothing; this share of each target is spread evenly over all classes.
+        seed: the run's seed.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        probability: float = 1.0,
+        switch: float = 0.5,
+        smoothing: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        for field, value in (
+            ("augment.mix_probability", probability),
+            ("augment.mix_switch", switch),
+            ("loss.smoothing", smoothing),
+        ):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{field} is {value}: it must lie between 0 and 1")
+        if mixup < 0 or cutmix < 0:
+            raise ConfigError(f"augment.mixup {mixup}, augment.cutmix {cutmix}: alphas cannot be negative")
+        self.num_classes, self.mixup, self.cutmix = num_classes, mixup, cutmix
+        self.probability, self.switch, self.smoothing, self.seed = probability, switch, smoothing, seed
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, step: int, *, part: int = 0, active: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Mix images (B, C, H, W) with labels (B,); give new images and targets (B, num_classes), float32.
+
+        Args:
+            images: normalised floating point pictures; left unchanged.
+            labels: class numbers.
+            step: optimiser step since the start of the run.
+            part: which of the step's batches this is, over ranks and micro-batches.
+            active: False passes pictures through (after `augment.mix_off_epoch`).
+        """
+        targets = self._smooth(labels)
+        if not active or not (self.mixup or self.cutmix):
+            return images, targets
+        # RandomState's streams are frozen for good, those of numpy's newer generators are not
+        seed = hash64(self.seed, step, part)
+        draw = np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32])
+        if draw.rand() >= self.probability:
+            return images, targets
+        both = self.mixup > 0 and self.cutmix > 0
+        if draw.rand() < self.switch if both else self.cutmix > 0:
+            images, share = _cut(images, draw.beta(self.cutmix, self.cutmix), draw)
+        else:
+            share = draw.beta(self.mixup, self.mixup)
+            images = images * share + images.flip(0) * (1 - share)
+        return images, targets * share + targets.flip(0) * (1 - share)
+
+    def _smooth(self, labels: Tensor) -> Tensor:
+        off = self.smoothing / self.num_classes
+        targets = torch.full((len(labels), self.num_classes), off, device=labels.device)
+        return targets.scatter_(1, labels.long()[:, None], 1 - self.smoothing + off)
+
+
+def _cut(images: Tensor, share: float, draw: np.random.RandomState) -> tuple[Tensor, float]:
+    """Paste a box of the opposite picture; give the share that stays, counted after clipping the box."""
+    height, width = images.shape[-2:]
+    side = math.sqrt(1 - share)
+    box_height, box_width = int(height * side), int(width * side)
+    y, x = int(draw.randint(height)), int(draw.randint(width))
+    top, left = max(y - box_height // 2, 0), max(x - box_width // 2, 0)
+    bottom, right = min(y + (box_height + 1) // 2, height), min(x + (box_width + 1) // 2, width)
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)

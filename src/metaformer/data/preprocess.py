@@ -1,0 +1,112 @@
+"""How a picture becomes the network's input: one record for evaluation, prediction and checkpoints."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metaformer.errors import ConfigError
+
+Transform = Callable[[Image.Image], Tensor]
+Channels = tuple[float, float, float]
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, centre crop and normalise, as timm and the original repositories evaluate."""
+
+    image_size: int = 224
+    """Height and width of the input, in pixels."""
+    crop: float = 0.9
+    """Share of the resized picture that the centre crop keeps."""
+    interpolation: str = "bicubic"
+    """Resampling: bicubic or bilinear."""
+    mean: Channels = IMAGENET_MEAN
+    """Per-channel mean that is subtracted (RGB in 0 ... 1)."""
+    std: Channels = IMAGENET_STD
+    """Per-channel standard deviation that is divided by."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ConfigError(f"image_size is {self.image_size}: it must be at least 1")
+        if not 0 < self.crop <= 1:
+            raise ConfigError(f"crop is {self.crop}: it must be above 0 and at most 1")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ConfigError(f"interpolation is {self.interpolation!r}: choose bicubic or bilinear")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ConfigError(f"{name} is {values}: it must be three numbers")
+        if min(self.std) <= 0:
+            raise ConfigError(f"std is {self.std}: all three must be above 0")
+
+    @property
+    def resize(self) -> int:
+        """Shorter edge before the crop; rounded down, as the original evaluations do (0.95: 235)."""
+        return math.floor(self.image_size / self.crop)
+
+    def transform(self, crops: int = 1) -> Transform:
+        """Make the transform: RGB picture to (3, H, W); with `crops=5`, corners and centre, to (5, 3, H, W).
+
+        Raises:
+            ConfigError: another number of crops.
+        """
+        from torchvision import transforms
+        from torchvision.transforms import InterpolationMode
+
+        if crops not in (1, 5):
+            raise ConfigError(f"evaluate.crops is {crops}: choose 1 or 5")
+        size = (self.image_size, self.image_size)
+        crop = transforms.CenterCrop(size) if crops == 1 else transforms.FiveCrop(size)
+        resize = transforms.Resize(self.resize, InterpolationMode(self.interpolation))
+        finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
+        return _Transform(transforms.Compose([resize, crop]), finish)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields, as JSON takes them."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
+        """Make it from `to_dict`'s fields.
+
+        Raises:
+            ConfigError: an unknown field, or a value that cannot be.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"preprocessing has unknown field(s) {', '.join(unknown)}")
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise ConfigError(f"preprocessing {dict(values)}: {error}") from error
+
+    @classmethod
+    def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> "Preprocess":
+        """Make it from a model's `pretrained_cfg`, in timm's words; the rest is the default."""
+        default = cls()
+        return cls(
+            image_size=int(cfg.get("input_size", (3, default.image_size))[-1]),
+            crop=float(cfg.get("crop_pct", default.crop)),
+            interpolation=str(cfg.get("interpolation", default.interpolation)),
+            mean=tuple(cfg.get("mean", default.mean)),
+            std=tuple(cfg.get("std", default.std)),
+        )
+
+
+class _Transform:
+    def __init__(self, crop: Any, finish: Any) -> None:
+        self.crop, self.finish = crop, finish
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        cropped = self.crop(picture)
+        if isinstance(cropped, tuple):
+            return torch.stack([self.finish(part) for part in cropped])
+        tensor: Tensor = self.finish(cropped)
+        return tensor

@@ -1,0 +1,146 @@
+"""Picture to tensor: the training pipelines of the papers, and the evaluation they are measured with."""
+
+import re
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Preprocess, Transform
+from metaformer.errors import ConfigError
+
+
+def train_transform(
+    image_size: int,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    color_jitter: float = 0.4,
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+    interpolation: str = "random",
+    erase: float = 0.25,
+    erase_mode: str = "pixel",
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
+    splits: int = 1,
+) -> Transform:
+    """Make timm's training pipeline: random crop, flips, auto-augmentation or jitter, normalise, erase.
+
+    The keywords are the fields of the run's `augment` section. The result maps an RGB picture to
+    (3, H, W), or with `splits` views to (splits, 3, H, W): one random crop, first clean, then augmented.
+
+    Raises:
+        ConfigError: a value out of range, or an `auto_augment` that timm does not read.
+    """
+    for field, value in (("hflip", hflip), ("vflip", vflip), ("erase", erase)):
+        if not 0 <= value <= 1:
+            raise ConfigError(f"augment.{field} is {value}: a probability lies between 0 and 1")
+    for field, (low, high) in (("scale", scale), ("ratio", ratio)):
+        if not 0 < low <= high:
+            raise ConfigError(f"augment.{field} is ({low}, {high}): it must be (smaller, larger), above 0")
+    if splits < 1 or image_size < 1:
+        raise ConfigError(
+            f"augment.splits is {splits}, data.image_size {image_size}: both must be at least 1"
+        )
+    for field, choice, known in (
+        ("interpolation", interpolation, ("random", "bicubic", "bilinear")),
+        ("erase_mode", erase_mode, ("const", "rand", "pixel")),
+    ):
+        if choice not in known:
+            raise ConfigError(f"augment.{field} is {choice!r}: choose one of {', '.join(known)}")
+    pipeline = _timm_pipeline(
+        auto_augment,
+        input_size=image_size,
+        scale=scale,
+        ratio=ratio,
+        hflip=hflip,
+        vflip=vflip,
+        color_jitter=color_jitter,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+        re_prob=erase,
+        re_mode=erase_mode,
+    )
+    return _Train(*pipeline, splits=splits)
+
+
+def _timm_pipeline(auto_augment: str | None, **options: Any) -> tuple[Any, Any, Any, Any]:
+    """Give crop, augmentation and the ends of the augmented and of the clean views."""
+    from timm.data.transforms_factory import create_transform
+
+    try:
+        crop, augment, finish = create_transform(
+            is_training=True, separate=True, auto_augment=auto_augment, **options
+        )
+    except (AssertionError, KeyError, ValueError, IndexError) as error:
+        raise ConfigError(f"augment.auto_augment {auto_augment!r}: timm cannot read it ({error})") from error
+    for section in (auto_augment or "").split("-")[1:]:
+        if not re.search(r"\d", section) and not section.startswith("t"):  # timm passes over it in silence
+            raise ConfigError(
+                f"augment.auto_augment {auto_augment!r}: {section!r} lacks a number, as in 'm9'"
+            )
+    for step in augment.transforms:
+        _allow_no_bits(step)
+    options["re_prob"] = 0.0
+    clean = create_transform(is_training=True, separate=True, auto_augment=None, **options)[2]
+    return crop, augment, finish, clean
+
+
+def _allow_no_bits(step: Any) -> None:
+    """Let the Posterize operations of an auto-augmentation keep no bits at all.
+
+    rand-m9-mstd0.5-inc1 asks for that whenever its magnitude reaches 10, which Pillow 13 answers with an
+    error and the Pillow of the published runs with a black picture.
+    """
+    from timm.data.auto_augment import posterize
+
+    ops = getattr(step, "ops", None) or [op for policy in getattr(step, "policy", ()) for op in policy]
+    for op in ops:
+        if op.aug_fn is posterize:
+            op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
+class _Train:
+    def __init__(self, crop: Any, augment: Any, finish: Any, clean: Any, splits: int) -> None:
+        self.crop, self.augment, self.finish, self.clean = crop, augment, finish, clean
+        self.splits = splits
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        cropped = self.crop(picture)
+        if self.splits == 1:
+            return self._augmented(cropped)
+        views = [self.clean(cropped)] + [self._augmented(cropped) for _ in range(self.splits - 1)]
+        return torch.stack(views)
+
+    def _augmented(self, picture: Image.Image) -> Tensor:
+        tensor: Tensor = self.finish(self.augment(picture))
+        return tensor
+
+
+def eval_transform(
+    image_size: int,
+    crop: float = 0.9,
+    interpolation: str = "bicubic",
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
+    crops: int = 1,
+) -> Transform:
+    """Make the evaluation pipeline: shorter edge to floor(image_size / crop), centre crop, normalise.
+
+    Pillow resizes, since published accuracies were measured so. The result maps an RGB picture to
+    (3, H, W); with `crops=5`, the four corners and the centre, to (5, 3, H, W).
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    return Preprocess(image_size, crop, interpolation, mean, std).transform(crops)

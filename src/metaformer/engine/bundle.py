@@ -1,0 +1,133 @@
+"""A network with all that is needed to use it: classes and preprocessing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.skeleton import MetaFormer
+from metaformer.data.preprocess import Preprocess
+from metaformer.engine.checkpoint import Saved, read_checkpoint
+from metaformer.engine.config import TrainConfig
+from metaformer.engine.run_dir import find_checkpoint
+from metaformer.engine.settings import from_dict
+from metaformer.engine.trainer import autocast
+from metaformer.errors import ConfigError, DataError, WeightsError
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a checkpoint, or a published name, stands for."""
+
+    name: str
+    model: nn.Module
+    preprocess: Preprocess
+    classes: tuple[str, ...] | None
+    """Class names; None where nobody wrote them down."""
+    config: TrainConfig | None = None
+    """The run that it comes from."""
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is a value
+    amp: str = "none"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, 3, H, W)."""
+        with autocast(self.device, self.amp):
+            logits: Tensor = self.model(images.to(self.device, non_blocking=True))
+        return logits
+
+    def placed(self, device: torch.device, amp: str) -> "Bundle":
+        """The same on a device, in a precision, ready for use."""
+        model = self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return replace(self, model=model.eval(), device=device, amp=amp)
+
+    def looking(
+        self, image_size: int | None = None, crop: float | None = None, interpolation: str | None = None
+    ) -> "Bundle":
+        """The same with other preprocessing; None leaves a value as it is."""
+        asked = {"image_size": image_size, "crop": crop, "interpolation": interpolation}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return replace(self, preprocess=replace(self.preprocess, **given))  # type: ignore[arg-type]
+
+
+def open_bundle(
+    source: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    classes: str | Path | Sequence[str] | None = None,
+    num_classes: int | None = None,
+    raw: bool = False,
+) -> Bundle:
+    """Open a run, a checkpoint directory, or a model by name.
+
+    Args:
+        source: a run directory (its best weights), a checkpoint directory, or a model name: its published
+            weights, or those of `checkpoint`.
+        checkpoint: a weight file in any published format, for a model name.
+        classes: class names, or a file with one in each line, where the source does not know them.
+        num_classes: outputs of the classifier for a model name; as published when not given.
+        raw: take the raw weights of a checkpoint that also holds their average.
+
+    Raises:
+        ConfigError: no such run, checkpoint or model.
+        WeightsError: the weights cannot be read or do not fit.
+    """
+    names = read_classes(classes)
+    path = Path(source)
+    if path.is_dir():
+        if checkpoint is not None:
+            raise ConfigError(
+                f"checkpoint {checkpoint}: {source} brings its own weights; leave one of them out"
+            )
+        bundle = _saved(read_checkpoint(find_checkpoint(path)), raw)
+    else:
+        bundle = _named(str(source), checkpoint, len(names) if names else num_classes)
+    if names is None:
+        return bundle
+    outputs = bundle.model.num_classes
+    if len(names) != outputs:
+        raise ConfigError(f"classes: {len(names)} names, but {source} tells {outputs} classes apart")
+    return replace(bundle, classes=names)
+
+
+def read_classes(classes: str | Path | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Class names as they are, or from a file with one in each line.
+
+    Raises:
+        DataError: the file cannot be read, or holds no name.
+    """
+    if classes is None or not isinstance(classes, str | Path):
+        return None if classes is None else tuple(classes)
+    try:
+        names = tuple(line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{classes}: cannot be read ({error})") from error
+    if not any(names):
+        raise DataError(f"{classes}: holds no class name; write one in each line")
+    return tuple(name for name in names if name)
+
+
+def _saved(saved: Saved, raw: bool) -> Bundle:
+    try:
+        card, config = saved.state["card"], from_dict(saved.state["config"])
+        model = MetaFormer(MetaFormerConfig.from_dict(card["model"]))
+        preprocess = Preprocess.from_dict(card["preprocess"])
+        name, classes = str(card["name"]), tuple(card["classes"])
+    except KeyError as error:
+        raise WeightsError(f"{saved.directory}: its state lacks {error}") from error
+    average = saved.has("ema") and config.ema.evaluate and not raw
+    saved.load(model, "ema" if average else "model")
+    return Bundle(name, model, preprocess, classes, config)
+
+
+def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) -> Bundle:
+    from metaformer.models import create_model, is_model
+
+    if not is_model(name) and ("/" in name or Path(name).exists()):
+        raise ConfigError(f"{name}: neither a run or checkpoint directory nor a model name")
+    model = create_model(
+        name, pretrained=checkpoint is None, checkpoint_path=checkpoint, num_classes=num_classes
+    )
+    return Bundle(name, model, Preprocess.from_pretrained_cfg(model.pretrained_cfg), None)

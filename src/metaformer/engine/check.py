@@ -1,0 +1,101 @@
+"""What can be known to be wrong before any work is done."""
+
+import math
+
+from metaformer.engine.config import TrainConfig
+from metaformer.errors import ConfigError
+
+
+def check(config: TrainConfig, world_size: int = 1) -> None:
+    """Compare the values of a configuration with what they may be, and with each other.
+
+    Raises:
+        ConfigError: the first field that cannot be, with what it must be.
+    """
+    _check_counts(config)
+    _check_shares(config)
+    _check_positive(config)
+    _check_together(config, world_size)
+
+
+def _check_counts(config: TrainConfig) -> None:
+    runtime, data = config.runtime, config.data
+    for field, value, least in (
+        ("data.batch_size", data.batch_size, 1),
+        ("data.eval_batch_size", data.eval_batch_size, 1),
+        ("data.image_size", data.image_size, 1),
+        ("data.workers", data.workers, 0),
+        ("data.repeats", data.repeats, 1),
+        ("augment.splits", config.augment.splits, 1),
+        ("augment.mix_off_epoch", config.augment.mix_off_epoch, 0),
+        ("optim.accumulate", config.optim.accumulate, 1),
+        ("schedule.epochs", config.schedule.epochs, 1),
+        ("schedule.cooldown_epochs", config.schedule.cooldown_epochs, 0),
+        ("evaluate.every", config.evaluate.every, 1),
+        ("runtime.save_every", runtime.save_every, 0),
+        ("runtime.keep", runtime.keep, 1),
+        ("runtime.log_every", runtime.log_every, 1),
+        ("runtime.threads", 1 if runtime.threads is None else runtime.threads, 1),
+    ):
+        if value < least:
+            raise ConfigError(f"{field} is {value}: it must be at least {least}")
+
+
+def _check_shares(config: TrainConfig) -> None:
+    for field, value in (
+        ("model.drop_path_rate", config.model.drop_path_rate),
+        ("model.head_dropout", config.model.head_dropout),
+        ("loss.smoothing", config.loss.smoothing),
+        ("ema.decay", config.ema.decay or 0.0),
+        ("optim.betas", min(config.optim.betas)),
+        ("optim.betas", max(config.optim.betas)),
+    ):
+        if not 0 <= value < 1:
+            raise ConfigError(f"{field} is {value}: it must be at least 0 and below 1")
+    if not 0 < config.evaluate.crop <= 1:
+        raise ConfigError(f"evaluate.crop is {config.evaluate.crop}: it must be above 0 and at most 1")
+    if not 0 < config.optim.layer_decay <= 1:
+        raise ConfigError(
+            f"optim.layer_decay is {config.optim.layer_decay}: it must be above 0 and at most 1"
+        )
+
+
+def _check_positive(config: TrainConfig) -> None:
+    optim, schedule = config.optim, config.schedule
+    for field, value, zero in (
+        ("optim.lr", optim.lr, False),
+        ("optim.eps", optim.eps, False),
+        ("optim.clip", 1.0 if optim.clip is None else optim.clip, False),
+        ("optim.weight_decay", optim.weight_decay, True),
+        ("schedule.warmup_epochs", schedule.warmup_epochs, True),
+        ("schedule.warmup_lr", schedule.warmup_lr, True),
+        ("schedule.min_lr", schedule.min_lr, True),
+    ):
+        if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+            raise ConfigError(f"{field} is {value}: it must be {'0 or more' if zero else 'above 0'}")
+
+
+def _check_together(config: TrainConfig, world_size: int) -> None:
+    shares = world_size * config.optim.accumulate
+    if config.data.batch_size % shares:
+        raise ConfigError(
+            f"data.batch_size {config.data.batch_size} cannot be shared by {world_size} device(s) × "
+            f"{config.optim.accumulate} accumulation step(s): choose a multiple of {shares}"
+        )
+    if config.schedule.name == "cosine" and config.schedule.min_lr > config.optim.lr:
+        raise ConfigError(
+            f"schedule.min_lr {config.schedule.min_lr} is above optim.lr {config.optim.lr}: the cosine would rise"
+        )
+    mixed = config.augment.mixup > 0 or config.augment.cutmix > 0
+    if config.augment.splits > 1 and mixed:
+        raise ConfigError(
+            "augment.splits compares views of one image: set augment.mixup and augment.cutmix to 0"
+        )
+    if config.loss.name == "jsd" and config.augment.splits < 2:
+        raise ConfigError("loss.name 'jsd' compares views of an image: set augment.splits to 2 or 3")
+    if config.loss.distill != "none" and config.loss.teacher is None:
+        raise ConfigError(
+            f"loss.distill {config.loss.distill!r} needs loss.teacher: a model name, or timm:NAME"
+        )
+    if not config.data.root:
+        raise ConfigError("data.root is empty: give the folder that holds the data set")

@@ -1,0 +1,69 @@
+"""The figures of a run: metrics.jsonl, append-only, and TensorBoard events where that is installed."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Append lines to RUN/metrics.jsonl, and the same figures to RUN/tensorboard.
+
+    Each line is an object with `kind` (`train`, `eval` or `resume`), `step` (steps done) and `epoch`.
+    """
+
+    def __init__(self, run: Path, say: Callable[[str], None]) -> None:
+        file = run / FILE
+        cut = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
+        self._stream = file.open("a", encoding="utf-8")
+        if cut:
+            self._stream.write("\n")  # a killed process left half a line
+        self._board = _summary_writer(run / "tensorboard", say)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, kind: str, step: int, epoch: int, figures: Mapping[str, float] | None = None) -> None:
+        """Append one line, and see it on its way to the disk."""
+        line = {"kind": kind, "step": step, "epoch": epoch, **(figures or {})}
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
+        if self._board is not None:
+            for name, value in (figures or {}).items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Lines of a run in order, without those that a resumed run took back and did again."""
+    lines: list[dict[str, Any]] = []
+    file = run / FILE
+    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # half a line, of a process that was killed as it wrote
+        if line["kind"] == "resume":
+            lines = [kept for kept in lines if kept["step"] <= line["step"]]
+        lines.append(line)
+    return lines
+
+
+def _summary_writer(folder: Path, say: Callable[[str], None]) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        say(
+            "no TensorBoard events: pip install 'metaformer[log]' for them (metrics.jsonl holds the same figures)"
+        )
+        return None
+    return SummaryWriter(str(folder))

@@ -1,0 +1,73 @@
+"""Where a run stands, on stderr: a bar on a terminal, now and then a line elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+INTERVAL = 10.0
+"""Seconds between plain lines."""
+
+
+class Progress:
+    """Steps done of all, images per second, time left, and the latest figures.
+
+    Args:
+        total: steps of the whole run.
+        done: steps before this process began.
+        batch_size: images per step, over all processes.
+        quiet: show nothing (every process but the first).
+    """
+
+    def __init__(self, total: int, done: int, batch_size: int, *, quiet: bool = False) -> None:
+        self.total, self.done, self.batch_size, self.quiet = total, done, batch_size, quiet
+        self.first, self.began, self.shown = done, time.perf_counter(), time.perf_counter()
+        self.figures: dict[str, str] = {}
+        self.bar: Any = None
+        if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, leave=False)
+
+    @property
+    def rate(self) -> float:
+        """Images per second since this process began."""
+        passed = time.perf_counter() - self.began
+        return (self.done - self.first) * self.batch_size / max(passed, 1e-9)
+
+    def update(self, figures: Mapping[str, float]) -> None:
+        """Count a step; figures stay on display till they are given anew."""
+        self.done += 1
+        self.figures.update({name: f"{value:.4g}" for name, value in figures.items()})
+        if self.bar is not None:
+            self.bar.set_postfix({"img/s": f"{self.rate:.0f}", **self.figures}, refresh=False)
+            self.bar.update()
+        elif time.perf_counter() - self.shown >= INTERVAL:
+            self.shown = time.perf_counter()
+            left = (self.total - self.done) * self.batch_size / max(self.rate, 1e-9)
+            words = " ".join(f"{name} {value}" for name, value in self.figures.items())
+            share = self.done / self.total
+            self.say(
+                f"step {self.done}/{self.total} ({share:.0%}) {self.rate:.0f} img/s, {clock(left)} left, {words}"
+            )
+
+    def say(self, text: str) -> None:
+        """Write a line without disturbing the bar."""
+        if self.quiet:
+            return
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,41 @@
+"""The learning rate as a pure function of the step."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then cosine or constant, then cool-down; all lengths in steps.
+
+    As in timm's recipes the cosine runs over the whole schedule, warm-up included, of which the warm-up
+    replaces the beginning.
+    """
+
+    lr: float
+    """Peak learning rate."""
+    steps: int
+    """Steps of warm-up and shape together."""
+    warmup_steps: float = 0
+    warmup_lr: float = 0.0
+    """Learning rate at step 0, where there is a warm-up."""
+    min_lr: float = 0.0
+    """Learning rate at the end, and in the cool-down."""
+    cooldown_steps: int = 0
+    shape: str = "cosine"
+    """`cosine` or `constant`."""
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.steps + self.cooldown_steps
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of this step, counted from 0."""
+        if step < min(self.warmup_steps, self.steps):
+            return self.warmup_lr + (self.lr - self.warmup_lr) * step / self.warmup_steps
+        if step >= self.steps:
+            return self.min_lr
+        if self.shape == "constant":
+            return self.lr
+        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * step / self.steps)) / 2

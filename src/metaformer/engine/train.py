@@ -1,0 +1,155 @@
+"""Train: from a configuration to a run directory."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from metaformer.data.sampler import PureSampler
+from metaformer.engine.check import check
+from metaformer.engine.checkpoint import Saved, read_checkpoint
+from metaformer.engine.config import TrainConfig
+from metaformer.engine.distributed import World, join
+from metaformer.engine.log import MetricsLog
+from metaformer.engine.loop import Loop, machine
+from metaformer.engine.progress import Progress
+from metaformer.engine.run_dir import RunDir
+from metaformer.engine.schedule import Schedule
+from metaformer.engine.settings import differences, to_dict
+from metaformer.engine.setup import build_task
+from metaformer.engine.signals import StopSignals
+from metaformer.engine.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to."""
+
+    run: Path
+    metric: str
+    """Name of the figure by which the best weights were chosen."""
+    best: float
+    best_step: int
+    metrics: dict[str, float]
+    """Figures of the last evaluation."""
+    steps: int
+    complete: bool
+
+
+def train(config: TrainConfig, out: str | Path, resume: str | None = None) -> TrainResult:
+    """Train, evaluate, save and report; under torchrun, on all its processes.
+
+    Args:
+        config: the run.
+        out: its directory.
+        resume: None refuses a directory that holds a run; `auto` goes on from its newest whole checkpoint,
+            or begins; a checkpoint directory is taken or refused.
+
+    Raises:
+        ConfigError: a value that cannot be, or does not fit the others.
+        DataError: the data set is not laid out as it should be, or a picture cannot be read.
+        OutputError: the directory holds a run or cannot be written to.
+        TrainingError: a loss or gradient is not finite.
+        SystemExit: a signal asked to stop; a checkpoint was written first. Status 143 or 130.
+    """
+    check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    if config.runtime.threads is not None:
+        torch.set_num_threads(config.runtime.threads)
+    with join(config.runtime.device) as world, StopSignals() as stop:
+        run = RunDir(Path(out))
+        saved = _open(run, resume, world)
+        task = build_task(config, world)
+        sampler = PureSampler(
+            len(task.train),
+            batch_size=config.data.batch_size,
+            seed=config.seed,
+            rank=world.rank,
+            world=world.size,
+            repeats=config.data.repeats,
+            accumulate=config.optim.accumulate,
+        )
+        trainer = Trainer(config, task, schedule(config, sampler.steps), world)
+        loop = Loop(config, task, trainer, sampler, run, world)
+        if saved is not None:
+            loop.restore(saved)
+            _compare(saved, config, world)
+        complete = _train(loop, saved, stop)
+        result = TrainResult(
+            run.path, task.metric, loop.best.value, loop.best.step, loop.metrics, trainer.step, complete
+        )
+        _finish(result, world, stop)
+    return result
+
+
+def schedule(config: TrainConfig, steps: int) -> Schedule:
+    """The learning rate of a run whose epochs have this many steps."""
+    plan = config.schedule
+    return Schedule(
+        config.optim.lr,
+        plan.epochs * steps,
+        plan.warmup_epochs * steps,
+        plan.warmup_lr,
+        plan.min_lr,
+        plan.cooldown_epochs * steps,
+        plan.name,
+    )
+
+
+def _open(run: RunDir, resume: str | None, world: World) -> Saved | None:
+    """Let the first process find the checkpoint, and all read that one."""
+    saved = run.open(resume, _say) if world.main else None
+    found = world.gather(saved.directory if saved is not None else None)[0]
+    if not world.main and isinstance(found, Path):
+        saved = read_checkpoint(found)
+    if world.main:
+        _say(f"run directory: {run.path}")
+        if saved is not None:
+            _say(f"going on from {saved.directory} (step {saved.state['step']})")
+    return saved
+
+
+def _train(loop: Loop, saved: Saved | None, stop: StopSignals) -> bool:
+    world, run = loop.world, loop.run_dir
+    progress = Progress(loop.total, loop.trainer.step, loop.sampler.batch_size, quiet=not world.main)
+    try:
+        if not world.main:
+            return loop.run(None, progress, stop)
+        run.write_config(to_dict(loop.config))
+        with MetricsLog(run.path, progress.say) as log:
+            if saved is not None:
+                log.write("resume", loop.trainer.step, loop.epoch)
+            return loop.run(log, progress, stop)
+    finally:
+        progress.close()
+
+
+def _compare(saved: Saved, config: TrainConfig, world: World) -> None:
+    """Say in what the run that goes on differs from the one that was saved."""
+    if not world.main:
+        return
+    here = machine(world)
+    lines = differences(saved.state["config"], to_dict(config))
+    lines += differences({name: saved.state[name] for name in here}, dict(here))
+    for line in lines:
+        _say(f"warning: not as in the checkpoint, so not bit for bit the same run: {line}")
+
+
+def _finish(result: TrainResult, world: World, stop: StopSignals) -> None:
+    if world.main and result.complete:
+        from metaformer.engine.report import write_report
+
+        page = write_report(result.run)
+        _say(f"best {result.metric} {result.best:.4f} at step {result.best_step}: {result.run / 'best'}")
+        _say(f"report: {page}")
+    if not result.complete:
+        if world.main:
+            _say(
+                f"stopped by signal {stop.number} after step {result.steps}; --resume auto goes on from here"
+            )
+        raise SystemExit(stop.exit_status)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,87 @@
+"""Fit tensors to a model that differs in input channels, classes or grid."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaformer.errors import MissingPackage, WeightsError
+
+Grid = tuple[int, int]
+CLASSES_21K, CLASSES_1K = 21841, 1000
+
+
+def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
+    """Fit a stem (O, I, k, k) to other input channels, as timm does.
+
+    One channel gets the sum; more get the channels in turn, scaled so that equal inputs give the same output.
+    """
+    if in_chans == 1:
+        return weight.sum(1, keepdim=True)
+    channels = weight.shape[1]
+    repeated = weight.repeat(1, math.ceil(in_chans / channels), 1, 1)[:, :in_chans]
+    return repeated * (channels / in_chans)
+
+
+def class_map_21k() -> list[int | None]:
+    """For each ImageNet-1K class its place among the 21,841 of ImageNet-21K (fall 2011); None for 850.
+
+    The class lists are timm's; the map is the one that the authors of the baselines publish.
+
+    Raises:
+        MissingPackage: timm is not installed.
+    """
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError as error:
+        raise MissingPackage("timm", "peers", "mapping 21,841 classes to 1,000") from error
+    place = {synset: i for i, synset in enumerate(ImageNetInfo("imagenet-22k").label_names())}
+    return [place.get(synset) for synset in ImageNetInfo("imagenet-1k").label_names()]
+
+
+def map_21k_to_1k(value: Tensor) -> Tensor:
+    """Pick the 1,000 classes' rows out of a classifier's weight (21841, C) or bias (21841,).
+
+    The one class without a counterpart, 850, gets the mean of all rows, as in the authors' script.
+
+    Raises:
+        WeightsError: the classifier does not have 21,841 classes.
+    """
+    if value.shape[0] != CLASSES_21K:
+        raise WeightsError(f"classifier of {value.shape[0]} classes: only one of 21,841 is mapped to 1,000")
+    rows = class_map_21k()
+    mapped = value[torch.tensor([0 if row is None else row for row in rows])]
+    for i, row in enumerate(rows):
+        if row is None:
+            mapped[i] = value.mean(0)
+    return mapped
+
+
+def resample_grid(value: Tensor, shape: torch.Size, grid: Grid) -> Tensor | None:
+    """Fit a position embedding, or a matrix or bias over positions, to another grid; None where it is none.
+
+    A matrix becomes: resample to the old grid, mix, resample back; what `grid_mode="interpolate"` computes.
+
+    Args:
+        value: (1, C, h, w), (N, N) or (N,) of a square old grid.
+        shape: the shape wanted.
+        grid: height and width of the new grid.
+    """
+    if value.ndim == 4 and len(shape) == 4 and value.shape[:2] == shape[:2]:
+        return F.interpolate(value.float(), grid, mode="bicubic", align_corners=False).to(value.dtype)
+    side = math.isqrt(value.shape[0])
+    if value.ndim not in (1, 2) or side * side != value.shape[0] or len(set(value.shape)) != 1:
+        return None
+    old = (side, side)
+    up = _resampling(old, grid, value)
+    if value.ndim == 1:
+        return up @ value
+    return up @ value @ _resampling(grid, old, value)
+
+
+def _resampling(source: Grid, target: Grid, like: Tensor) -> Tensor:
+    """The matrix (target positions, source positions) of bilinear resampling."""
+    count = source[0] * source[1]
+    pictures = torch.eye(count, dtype=like.dtype).reshape(count, 1, *source)
+    return F.interpolate(pictures, target, mode="bilinear", align_corners=False).reshape(count, -1).T

@@ -1,0 +1,212 @@
+"""The published formats of checkpoints as tables: each names the same tensors in its own words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Rule = tuple[str, str | None]
+"""A template of theirs and the one of ours that it stands for; None for what is known and left out."""
+
+# Placeholders: {stage} and {block} count from 0. {net}, {down} and {pos} are positions in the originals' one
+# list of blocks, downsamplings and position embeddings: all give the stage. {last} is the last stage's {net}.
+# A final * stands for the rest of the name. The first rule that fits is taken.
+BLOCK_PARTS = ("norm1.*", "norm2.*", "mlp.fc1.*", "mlp.fc2.*")
+
+NETWORK: tuple[Rule, ...] = (
+    ("patch_embed.proj.*", "stem.conv.*"),
+    ("network.{down}.proj.*", "stages.{stage}.downsample.conv.*"),
+    ("network.{pos}.pos_embed", "stages.{stage}.pos_embed.weight"),
+    ("network.{net}.{block}.layer_scale_1", "stages.{stage}.blocks.{block}.layer_scale1.scale"),
+    ("network.{net}.{block}.layer_scale_2", "stages.{stage}.blocks.{block}.layer_scale2.scale"),
+    *(
+        (f"network.{{net}}.{{block}}.{part}", f"stages.{{stage}}.blocks.{{block}}.{part}")
+        for part in BLOCK_PARTS
+    ),
+    ("norm{net}.*", "norms.{stage}.*"),
+)
+MIXER: tuple[Rule, ...] = (
+    ("network.{net}.{block}.token_mixer.*", "stages.{stage}.blocks.{block}.token_mixer.*"),
+)
+CYCLE: tuple[Rule, ...] = (
+    ("network.{net}.{block}.attn.sfc_h.offset", None),
+    ("network.{net}.{block}.attn.sfc_w.offset", None),
+    ("network.{net}.{block}.attn.*", "stages.{stage}.blocks.{block}.token_mixer.*"),
+)
+LINEAR_HEAD: tuple[Rule, ...] = (
+    ("norm.*", "head.norm.*"),
+    ("head.weight", "head.fc.weight"),
+    ("head.bias", "head.fc.bias"),
+)
+BASELINES: tuple[Rule, ...] = (
+    ("downsample_layers.0.conv.*", "stem.conv.*"),
+    ("downsample_layers.0.post_norm.*", "stem.norm.*"),
+    ("downsample_layers.{stage}.conv.*", "stages.{stage}.downsample.conv.*"),
+    ("downsample_layers.{stage}.pre_norm.*", "stages.{stage}.downsample.norm.*"),
+    *(
+        (f"stages.{{stage}}.{{block}}.{part}", f"stages.{{stage}}.blocks.{{block}}.{part}")
+        for part in (
+            *BLOCK_PARTS,
+            "mlp.act.*",
+            "token_mixer.*",
+            "layer_scale1.*",
+            "layer_scale2.*",
+            "res_scale1.*",
+            "res_scale2.*",
+        )
+    ),
+    *LINEAR_HEAD,
+    ("head.fc1.*", "head.fc.fc1.*"),
+    ("head.norm.*", "head.fc.norm.*"),
+    ("head.fc2.*", "head.fc.fc2.*"),
+)
+HUGGINGFACE: tuple[Rule, ...] = (
+    ("encoder.patch_embeddings.0.projection.*", "stem.conv.*"),
+    ("encoder.patch_embeddings.{stage}.projection.*", "stages.{stage}.downsample.conv.*"),
+    *(
+        (f"encoder.block.{{stage}}.{{block}}.{theirs}", f"stages.{{stage}}.blocks.{{block}}.{ours}")
+        for theirs, ours in (
+            ("before_norm.*", "norm1.*"),
+            ("after_norm.*", "norm2.*"),
+            ("output.conv1.*", "mlp.fc1.*"),
+            ("output.conv2.*", "mlp.fc2.*"),
+            ("layer_scale_1", "layer_scale1.scale"),
+            ("layer_scale_2", "layer_scale2.scale"),
+        )
+    ),
+)
+TIMM: tuple[Rule, ...] = (
+    ("stem.*", "stem.*"),
+    ("stages.{stage}.downsample.*", "stages.{stage}.downsample.*"),
+    ("stages.{stage}.blocks.{block}.*", "stages.{stage}.blocks.{block}.*"),
+    ("head.*", "head.*"),
+)
+OTHER_PARTS: tuple[Rule, ...] = tuple(
+    (f"{part}.*", None)
+    for part in (
+        "neck",
+        "decode_head",
+        "auxiliary_head",
+        "bbox_head",
+        "rpn_head",
+        "roi_head",
+        "data_preprocessor",
+    )
+)
+
+CYCLE_POINTWISE = (
+    "token_mixer.mlp_c.weight",
+    "token_mixer.proj.weight",
+    "token_mixer.reweight.fc1.weight",
+    "token_mixer.reweight.fc2.weight",
+)
+MLP_POINTWISE = ("mlp.fc1.weight", "mlp.fc2.weight")
+ATTENTION_POINTWISE = ("token_mixer.qkv.weight", "token_mixer.proj.weight")
+SEPCONV_POINTWISE = ("token_mixer.pwconv1.weight", "token_mixer.pwconv2.weight")
+POINTWISE = (
+    *MLP_POINTWISE,
+    *ATTENTION_POINTWISE,
+    *SEPCONV_POINTWISE,
+    *CYCLE_POINTWISE,
+    "token_mixer.sfc_h.weight",
+    "token_mixer.sfc_w.weight",
+)
+"""Products over channels inside a block: (out, in, 1, 1) here, matrices in some of the other formats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One way to name and shape the tensors of a MetaFormer."""
+
+    title: str
+    """What users know it as."""
+    signs: tuple[str, ...]
+    """Templates that a file of this format, and of none before it in the table, all has."""
+    rules: tuple[Rule, ...]
+    """Names, theirs to ours."""
+    families: tuple[str, ...]
+    """Beginnings of the names of the models that its own software can hold; empty for all."""
+    matrices: tuple[str, ...] = ()
+    """Ends of our names whose (out, in, 1, 1) is a matrix there."""
+    matrices_with: str = ""
+    """… only in stages that hold a name with this end."""
+    wrapper: str = ""
+    """The entry of the file that holds the tensors; empty when the file is nothing else."""
+
+
+def _under(prefix: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    return tuple((prefix + theirs, ours) for theirs, ours in rules)
+
+
+FORMATS: dict[str, Format] = {
+    "cyclemlp": Format(
+        title="CycleMLP (original)",
+        signs=("patch_embed.proj.weight", "network.{net}.{block}.attn.mlp_c.weight"),
+        rules=(*CYCLE, *NETWORK, *LINEAR_HEAD),
+        families=("cyclemlp",),
+        matrices=(*CYCLE_POINTWISE, *MLP_POINTWISE),
+        wrapper="model",
+    ),
+    "poolformer": Format(
+        title="PoolFormer and hybrids (original; timm before 0.9)",
+        signs=("patch_embed.proj.weight",),
+        rules=(*NETWORK, *MIXER, *LINEAR_HEAD),
+        families=("poolformer_", "metaformer_"),
+        matrices=ATTENTION_POINTWISE,
+    ),
+    "baselines": Format(
+        title="MetaFormer baselines (original)",
+        signs=("downsample_layers.0.conv.weight",),
+        rules=BASELINES,
+        families=("identityformer", "randformer", "poolformerv2", "convformer", "caformer"),
+        matrices=(*MLP_POINTWISE, *ATTENTION_POINTWISE, *SEPCONV_POINTWISE),
+    ),
+    "huggingface": Format(
+        title="Hugging Face transformers",
+        signs=("poolformer.encoder.patch_embeddings.0.projection.weight",),
+        rules=(
+            *_under("poolformer.", HUGGINGFACE),
+            ("norm.*", "head.norm.*"),
+            ("classifier.*", "head.fc.*"),
+        ),
+        families=("poolformer_",),
+    ),
+    "huggingface_base": Format(
+        title="Hugging Face transformers, without classifier",
+        signs=("encoder.patch_embeddings.0.projection.weight",),
+        rules=HUGGINGFACE,
+        families=("poolformer_",),
+    ),
+    "mmpretrain": Format(
+        title="mmpretrain",
+        signs=("backbone.patch_embed.proj.weight", "head.fc.weight"),
+        rules=(
+            ("backbone.norm{last}.*", "head.norm.*"),
+            *_under("backbone.", (*NETWORK, *MIXER)),
+            ("head.fc.*", "head.fc.*"),
+            *OTHER_PARTS,
+        ),
+        families=("poolformer_",),
+        wrapper="state_dict",
+    ),
+    "openmmlab": Format(
+        title="mmsegmentation or mmdetection, backbone",
+        signs=("backbone.patch_embed.proj.weight",),
+        rules=(*_under("backbone.", (*CYCLE, *NETWORK, *MIXER)), *OTHER_PARTS),
+        families=("poolformer_", "cyclemlp"),
+        wrapper="state_dict",
+    ),
+    "timm": Format(
+        title="timm from 0.9",
+        signs=("stem.conv.weight",),
+        rules=TIMM,
+        families=("poolformer", "convformer", "caformer"),
+        matrices=(*MLP_POINTWISE, *ATTENTION_POINTWISE),
+        matrices_with="token_mixer.qkv.weight",
+    ),
+    "metaformer": Format(
+        title="this library (timm's names)",
+        signs=("stem.conv.weight",),
+        rules=(("*", "*"),),
+        families=(),
+    ),
+}
+"""All formats by name, in the order in which they are tried."""

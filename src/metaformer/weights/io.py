@@ -1,0 +1,185 @@
+"""Read any published file of weights safely, and write files that are whole or not there."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from metaformer.errors import OutputError, WeightsError
+from metaformer.weights.unpickle import load_pickled
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
+"""Entries in which training files keep the tensors; raw weights before averaged ones, as published."""
+DIRECTORY_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What is read where a directory is given."""
+PICKLED_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+NO_CHECKPOINTS = (
+    (b"<", "a web page, not weights: the download went to a page instead of the file"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves: run git lfs pull"),
+    (b"\x1f\x8b", "compressed with gzip: unpack it first"),
+)
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """The tensors of a file by their names in it, and where they were."""
+
+    tensors: dict[str, Tensor]
+    """Tensors by name."""
+    wrapper: str = ""
+    """The entry of the file that held them; empty when the file is nothing else."""
+
+
+def read_state(path: str | Path) -> StateFile:
+    """Read the tensors of a checkpoint: safetensors, or PyTorch's zip or older form, or a directory with one.
+
+    Nothing in the file is run: see `load_pickled` for what is let in.
+
+    Raises:
+        WeightsError: no such file; or one that is empty, cut short, no checkpoint, or with code in it.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        found = next((path / name for name in DIRECTORY_FILES if (path / name).is_file()), None)
+        if found is None:
+            raise WeightsError(
+                f"{path}: no weights in this directory (looked for {', '.join(DIRECTORY_FILES)})"
+            )
+        path = found
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+    if not head:
+        raise WeightsError(f"{path}: empty file; fetch it again")
+    if head[8:9] == b"{":
+        return StateFile(_read_safetensors(path))
+    for magic, what in NO_CHECKPOINTS:
+        if head.lstrip().startswith(magic):
+            raise WeightsError(f"{path}: {what}")
+    pickled = head.startswith((b"PK\x03\x04", b"\x80")) or b"ustar" in head
+    if not pickled or path.suffix == ".safetensors":
+        raise WeightsError(f"{path}: not a checkpoint, neither safetensors nor of torch.save; fetch it again")
+    return unwrap(load_pickled(path), str(path))
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The notes in a safetensors file's header; none in other files."""
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
+def unwrap(loaded: Any, where: str) -> StateFile:
+    """Find the tensors in what a training script saved.
+
+    Raises:
+        WeightsError: there are none.
+    """
+    wrapper = ""
+    while isinstance(loaded, Mapping):
+        inner = next((name for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+        if inner is None:
+            break
+        loaded, wrapper = loaded[inner], f"{wrapper}.{inner}".lstrip(".")
+    tensors: dict[str, Tensor] = {}
+    if isinstance(loaded, Mapping):
+        tensors = {k: v.detach() for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        what = (
+            f"entries {', '.join(map(str, list(loaded)[:5]))}"
+            if isinstance(loaded, Mapping)
+            else type(loaded).__name__
+        )
+        raise WeightsError(f"{where}: holds no named tensors ({what})")
+    for name, value in tensors.items():
+        if value.is_sparse or value.is_quantized or value.is_meta or not _holds_its_size(value):
+            raise WeightsError(f"{where}: {name} is not an ordinary tensor with all its numbers in the file")
+    return StateFile(tensors, wrapper)
+
+
+def write_state(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    wrapper: str = "",
+) -> None:
+    """Write tensors: safetensors, or `torch.save` where the name ends in .pth, .pt, .bin or .tar.
+
+    Raises:
+        OutputError: the place cannot be written to.
+    """
+    path = Path(path)
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    if path.suffix in PICKLED_SUFFIXES:
+        content: dict[str, Any] = {wrapper: plain} if wrapper else plain
+        write_atomically(path, lambda place: torch.save(content, place))
+    else:
+        write_atomically(
+            path, lambda place: save_file(plain, place, metadata={"format": "pt", **(metadata or {})})
+        )
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path` and move it there, so that `path` is whole or as it was.
+
+    Raises:
+        OutputError: the place cannot be written to.
+    """
+    try:
+        with _beside(path) as place:
+            write(place)
+            sync(place)
+            os.replace(place, path)
+        sync(path.parent)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise OutputError(f"{path}: cannot be written ({error})") from error
+
+
+def sync(path: Path) -> None:
+    """Make a file or directory reach the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A new file's name in the same directory; what is left of it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    # mkstemp makes private files; a published file follows the user's own mask
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(name, 0o666 & ~mask)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{path}: damaged or cut short ({error}); fetch it again") from error
+
+
+def _holds_its_size(value: Tensor) -> bool:
+    """Tell whether each number of a tensor is stored, rather than one being shown many times."""
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()

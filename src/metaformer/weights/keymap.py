@@ -1,0 +1,269 @@
+"""Recognise a checkpoint's format by its keys, and rename and reshape its tensors, both ways."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from metaformer.errors import UnknownName, WeightsError
+from metaformer.ops.shift import staircase
+from metaformer.weights.formats import FORMATS, POINTWISE, Format
+
+State = dict[str, Tensor]
+WRAPPINGS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
+
+
+@dataclass
+class Renamed:
+    """A foreign state in our names."""
+
+    format: str
+    """Key of the format that it was recognised as."""
+    state: State = field(default_factory=dict)
+    """Tensors by our names; products over channels are (out, in, 1, 1)."""
+    origin: dict[str, str] = field(default_factory=dict)
+    """The name that each had in the file."""
+    ignored: list[str] = field(default_factory=list)
+    """Names in the file that are known and not needed: fixed offsets, other networks' parts."""
+    unknown: list[str] = field(default_factory=list)
+    """Names in the file that the format does not have."""
+
+
+def recognise(keys: Iterable[str]) -> str:
+    """Tell the format of a checkpoint from its keys.
+
+    Raises:
+        WeightsError: no format has such keys.
+    """
+    names = list(keys)
+    for name, form in FORMATS.items():
+        if _has(form, names):
+            return name
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    known = "; ".join(form.title for form in FORMATS.values())
+    raise WeightsError(f"the names in it ({shown}) are of no known format: {known}")
+
+
+def _has(form: Format, keys: Iterable[str]) -> bool:
+    """Tell whether keys hold all that a format is told by."""
+    names = list(keys)
+    return all(any(_match(sign, key) is not None for key in names) for sign in form.signs)
+
+
+def to_ours(state: Mapping[str, Tensor], format_name: str | None = None) -> Renamed:
+    """Rename a checkpoint's tensors to ours, its format recognised by its keys.
+
+    Raises:
+        WeightsError: no format has such keys, or two keys mean the same tensor.
+    """
+    state = unwrapped(state)
+    if format_name is None:
+        format_name = recognise(state)
+        if format_name == "timm" and _is_ours(state):
+            format_name = "metaformer"
+    form, order = FORMATS[format_name], _Order.of_foreign(state)
+    renamed = Renamed(format_name)
+    for key, value in state.items():
+        name = _translate(key, form, order)
+        if name is None:
+            renamed.unknown.append(key)
+        elif not name:
+            renamed.ignored.append(key)
+        elif name in renamed.state:
+            raise WeightsError(f"{renamed.origin[name]} and {key} both mean {name}")
+        else:
+            renamed.state[name], renamed.origin[name] = _as_product(name, value), key
+    return renamed
+
+
+def from_ours(state: Mapping[str, Tensor], format_name: str, *, kernel: int = 3) -> State:
+    """Rename and reshape our tensors as `format_name` has them; CycleFC's offset buffers are made anew.
+
+    Args:
+        state: tensors by our names.
+        format_name: key of `FORMATS`.
+        kernel: CycleFC's kernel, which only the offsets tell.
+
+    Raises:
+        UnknownName: no such format.
+        WeightsError: a tensor that the format has no place for.
+    """
+    if format_name not in FORMATS:
+        raise UnknownName("checkpoint format", format_name, FORMATS)
+    form, order, out = FORMATS[format_name], _Order.of_ours(state), State()
+    for name, value in state.items():
+        key = next(
+            (key for theirs, ours in form.rules if ours and (key := _rewrite(ours, theirs, name, order))),
+            None,
+        )
+        if key is None:
+            raise WeightsError(f"{name} has no place in the format {format_name!r} ({form.title})")
+        out[key] = value.flatten(1) if _is_matrix(name, value, form, state) else value
+        if any(theirs.endswith(".sfc_h.offset") for theirs, _ in form.rules):
+            out |= _offset(key, value, kernel)
+    if not _has(form, out):
+        raise WeightsError(f"such a network has no place in the format {format_name!r} ({form.title})")
+    return out
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Take `module.` and `_orig_mod.` off, where every name begins so."""
+    while state:
+        prefix = next((p for p in WRAPPINGS if all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Which positions of the originals' one list hold which stage's blocks, downsampling and embedding."""
+
+    blocks: tuple[int, ...]
+    down: Mapping[int, int] = field(default_factory=dict)
+    pos: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_foreign(cls, keys: Iterable[str]) -> "_Order":
+        """Read it from keys such as `network.0.1.norm1.weight`: lists of blocks have a number next."""
+        entries = (key.removeprefix("backbone.").split(".") for key in keys)
+        blocks = {
+            int(e[1])
+            for e in entries
+            if e[0] == "network" and len(e) > 2 and e[1].isdecimal() and e[2].isdecimal()
+        }
+        return cls(tuple(sorted(blocks)))
+
+    @classmethod
+    def of_ours(cls, keys: Iterable[str]) -> "_Order":
+        """Lay our stages out as the originals' list does."""
+        names = list(keys)
+        parts = {tuple(name.split(".")[1:3]) for name in names if name.startswith("stages.")}
+        blocks, down, pos, place = [], {}, {}, 0
+        for stage in range(1 + max((int(number) for number, _ in parts), default=-1)):
+            if (str(stage), "downsample") in parts:
+                down[stage], place = place, place + 1
+            if (str(stage), "pos_embed") in parts:
+                pos[stage], place = place, place + 1
+            blocks.append(place)
+            place += 1
+        return cls(tuple(blocks), down, pos)
+
+    def stage(self, position: int) -> int:
+        """The stage that an entry of the list belongs to: as many lists of blocks stand before it."""
+        return sum(other < position for other in self.blocks)
+
+    def fits(self, kind: str, position: int) -> bool:
+        """Tell whether a placeholder may stand for this position."""
+        if kind == "last":
+            return position == max(self.blocks, default=-1)
+        return (position in self.blocks) == (kind == "net")
+
+    def position(self, kind: str, stage: int) -> int | None:
+        """The inverse of `stage`, for each kind of entry."""
+        if kind == "last":
+            return max(self.blocks, default=None)
+        if kind == "net":
+            return self.blocks[stage] if stage < len(self.blocks) else None
+        return (self.down if kind == "down" else self.pos).get(stage)
+
+
+POSITIONS = ("net", "down", "pos", "last")
+
+
+def _match(template: str, key: str) -> dict[str, str] | None:
+    """The values of a template's placeholders in a key, or None where it does not fit."""
+    values: dict[str, str] = {}
+    parts, wanted = key.split("."), template.split(".")
+    if wanted[-1] == "*":
+        wanted.pop()
+        if len(parts) <= len(wanted):
+            return None
+        parts, values["*"] = parts[: len(wanted)], ".".join(parts[len(wanted) :])
+    if len(parts) != len(wanted):
+        return None
+    for want, part in zip(wanted, parts, strict=True):
+        literal, brace, name = want.partition("{")
+        number = part.removeprefix(literal)
+        if not brace:
+            if want != part:
+                return None
+        elif part.startswith(literal) and number.isdecimal():
+            values[name.rstrip("}")] = number
+        else:
+            return None
+    return values
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """A template with its placeholders filled in."""
+    for name, value in values.items():
+        template = template.replace("*" if name == "*" else f"{{{name}}}", value)
+    return template
+
+
+def _translate(key: str, form: Format, order: _Order) -> str | None:
+    """Our name of a foreign key; empty for what is left out, None for what the format does not have."""
+    for theirs, ours in form.rules:
+        values = _match(theirs, key)
+        if values is None:
+            continue
+        kind = next((kind for kind in POSITIONS if kind in values), None)
+        if kind is not None:
+            if not order.fits(kind, int(values[kind])):
+                continue
+            values["stage"] = str(order.stage(int(values[kind])))
+        return "" if ours is None else _fill(ours, values)
+    return None
+
+
+def _rewrite(ours: str, theirs: str, name: str, order: _Order) -> str | None:
+    """The foreign key of our name by one rule, or None where the rule is not about it."""
+    values = _match(ours, name)
+    if values is None:
+        return None
+    kind = next((kind for kind in POSITIONS if f"{{{kind}}}" in theirs), None)
+    if kind is not None:
+        position = order.position(kind, int(values.get("stage", -1)))
+        if position is None:
+            return None
+        values[kind] = str(position)
+    return _fill(theirs, values)
+
+
+def _as_product(name: str, value: Tensor) -> Tensor:
+    """A matrix over channels as the (out, in, 1, 1) that it is here."""
+    return value[:, :, None, None] if value.ndim == 2 and _in_block(name, POINTWISE) else value
+
+
+def _in_block(name: str, ends: tuple[str, ...]) -> bool:
+    return name.startswith("stages.") and name.split(".", 4)[-1] in ends
+
+
+def _is_matrix(name: str, value: Tensor, form: Format, state: Mapping[str, Tensor]) -> bool:
+    if value.ndim != 4 or value.shape[2:] != (1, 1) or not _in_block(name, form.matrices):
+        return False
+    if not form.matrices_with:
+        return True
+    stage = name.split(".blocks.")[0] + "."
+    return any(key.startswith(stage) and key.endswith(form.matrices_with) for key in state)
+
+
+def _is_ours(state: Mapping[str, Tensor]) -> bool:
+    """Tell our states from timm's, which have the same names: its attention stages hold matrices."""
+    return not any(value.ndim == 2 and _in_block(key, POINTWISE) for key, value in state.items())
+
+
+def _offset(key: str, weight: Tensor, kernel: int) -> State:
+    """The fixed sampling offsets beside an original CycleFC's weight, (1, 2·C, 1, 1): down, right, …."""
+    part = next((part for part in ("sfc_h", "sfc_w") if key.endswith(f".{part}.weight")), None)
+    if part is None:
+        return State()
+    steps = torch.tensor(staircase(kernel), dtype=torch.float32)
+    offset = torch.zeros(weight.shape[1], 2)
+    # the published names are swapped: sfc_h samples along the width
+    offset[:, 1 if part == "sfc_h" else 0] = steps[torch.arange(weight.shape[1]) % kernel]
+    return State({key.removesuffix("weight") + "offset": offset.reshape(1, -1, 1, 1)})

@@ -1,0 +1,170 @@
+"""Read PyTorch's pickled files without importing or running anything that is named in them."""
+
+import pickletools
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from metaformer.errors import WeightsError
+
+ROOM, SLACK = 4, 1 << 20
+"""An archive may unpack to so many times its size, and so many bytes more; PyTorch does not compress."""
+OF_TENSORS = (
+    *("torch._utils._rebuild_", "torch._tensor._rebuild_from_type_v2", "torch.nn.parameter.Parameter"),
+    *("torch.storage.", "torch.serialization._get_layout", "torch.Size", "torch.Tensor", "torch.device"),
+    *("collections.OrderedDict", "collections.Counter", "_codecs.encode", "builtins.set", "__builtin__.set"),
+)
+"""Beginnings of names that files of tensors hold; PyTorch checks each of them."""
+
+
+DTYPES = frozenset(name for name in vars(torch) if isinstance(getattr(torch, name), torch.dtype))
+
+
+class Inert:
+    """Stands for an object of a foreign class: it takes whatever the file gives it and does nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __new__(cls, *args: object, **kwargs: object) -> "Inert":
+        """Make one, whatever it is given."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class InertList:
+    """Stands for a kind of list."""
+
+    def __new__(cls, *args: object) -> list[Any]:  # type: ignore[misc]  # PyTorch fills plain lists only
+        """Make an empty list."""
+        return []
+
+
+class InertDict:
+    """Stands for a kind of dictionary."""
+
+    def __new__(cls, *args: object) -> dict[Any, Any]:  # type: ignore[misc]  # PyTorch fills plain dictionaries only
+        """Make an empty dictionary."""
+        return {}
+
+
+STAND_INS: dict[str, type] = {
+    "collections.deque": InertList,
+    "collections.defaultdict": InertDict,
+    **dict.fromkeys(
+        (
+            "argparse.Namespace",  # CycleMLP, DeiT and timm keep their command line beside the tensors
+            "mmengine.logging.history_buffer.HistoryBuffer",  # mmengine keeps its log there
+            "mmengine.logging.HistoryBuffer",
+            "numpy.dtype",
+            "numpy.ndarray",
+            "numpy.core.multiarray._reconstruct",
+            "numpy.core.multiarray.scalar",
+            "numpy._core.multiarray._reconstruct",
+            "numpy._core.multiarray.scalar",
+            "pathlib.PosixPath",
+            "pathlib.WindowsPath",
+            "pathlib._local.PosixPath",
+            "datetime.datetime",
+            "datetime.timedelta",
+            "builtins.int",
+            "builtins.float",
+            "builtins.str",
+            "builtins.list",
+            "builtins.dict",
+            "torch.torch_version.TorchVersion",
+        ),
+        Inert,
+    ),
+}
+"""Names that published training files carry beside their tensors, and the empty objects that replace them."""
+
+
+def load_pickled(path: Path) -> Any:
+    """Read a file of `torch.save`, in the zip or the older form: tensors and plain containers only.
+
+    Objects of the classes in `STAND_INS` come as empty stand-ins; any other class or function is refused.
+
+    Raises:
+        WeightsError: the file names code, is damaged, or would unpack to far more than its size.
+    """
+    _refuse_bomb(path)
+    try:
+        with (
+            torch.serialization.safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()]),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # about the storages of old files
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch has no class of its own for damaged files
+        code = sorted(_foreign_names(path))
+        if code:
+            raise WeightsError(
+                f"{path}: refused, the file wants to run or make {', '.join(code[:3])}, which weights do not "
+                "need; nothing was run. Where you trust it, save the tensors alone: "
+                "torch.save(model.state_dict(), FILE)"
+            ) from error
+        text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+        reason = text.partition("\n")[0][:200] or type(error).__name__
+        raise WeightsError(f"{path}: damaged, or not of PyTorch ({reason}); fetch it again") from error
+    return loaded
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Compare what a zip says it holds with its size."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+        try:
+            with zipfile.ZipFile(file) as archive:
+                declared = sum(entry.file_size for entry in archive.infolist())
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise WeightsError(f"{path}: damaged or cut short ({error}); fetch it again") from error
+    size = path.stat().st_size
+    if declared > ROOM * size + SLACK:
+        raise WeightsError(
+            f"{path}: refused, its {size:,} bytes would unpack to {declared:,}; PyTorch does not compress"
+        )
+
+
+def _foreign_names(path: Path) -> set[str]:
+    """What the file's pickle programs would import, beyond tensors and stand-ins; they are read, not run."""
+    names: set[str] = set()
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                with zipfile.ZipFile(file) as archive:
+                    for entry in archive.namelist():
+                        if entry.endswith(".pkl"):
+                            with archive.open(entry) as program:
+                                _disassemble(program, names)
+            else:
+                file.seek(0)
+                for _ in range(5):  # the older form: magic number, protocol, machine, object, storage keys
+                    _disassemble(file, names)
+    except Exception:  # damaged from here on: what was found until then counts
+        pass
+    return {name for name in names if name not in STAND_INS and not _of_tensors(name)}
+
+
+def _of_tensors(name: str) -> bool:
+    """Tell whether any file of tensors may hold this name."""
+    kind = name.removeprefix("torch.")
+    of_torch = name.startswith("torch.") and (kind.endswith("Storage") or kind in DTYPES)
+    return of_torch or name.startswith(OF_TENSORS)
+
+
+def _disassemble(program: "BinaryIO | Any", names: set[str]) -> None:
+    strings: list[str] = []
+    for opcode, argument, _ in pickletools.genops(program):
+        if opcode.name in ("GLOBAL", "INST"):
+            names.add(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":
+            names.add(".".join(strings[-2:]))
+        elif "UNICODE" in opcode.name:
+            strings.append(str(argument))

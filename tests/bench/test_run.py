@@ -1,0 +1,129 @@
+"""Measuring: real models, very few rounds."""
+
+import json
+import subprocess
+import sys
+from statistics import median
+
+import pytest
+import torch
+
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.skeleton import MetaFormer
+from metaformer.bench import BenchConfig, bench
+from metaformer.bench.timing import Timing, ratios
+from metaformer.errors import ConfigError, UnknownName
+
+QUICK = BenchConfig(batch=2, size=32, rounds=3, warmup=1, threads=1)
+
+
+def tiny(depth: int) -> MetaFormer:
+    return MetaFormer(MetaFormerConfig(depths=(depth,) * 4, dims=(8, 8, 8, 8), image_size=(64, 64)))
+
+
+def test_times_and_counts_a_model_by_name() -> None:
+    report = bench(["poolformer_n"], QUICK)
+    (row,) = report.rows
+    assert row.timing is not None and len(row.timing.seconds) == 3
+    assert row.timing.images_per_second == pytest.approx(2 / row.timing.median)
+    assert report.machine.threads == 1
+    text = report.text("stage")
+    assert "poolformer_n" in text and "stages.3" in text and torch.__version__ in text and "1 threads" in text
+    json.dumps(report.to_dict())
+
+
+def test_threads_are_put_back() -> None:
+    before = torch.get_num_threads()
+    bench([tiny(1)], QUICK)
+    assert torch.get_num_threads() == before
+
+
+def test_compares_pair_by_pair() -> None:
+    report = bench([tiny(1)], QUICK, against=tiny(12))
+    (pairs,) = report.ratios.values()
+    first, second = (row.timing for row in report.rows)
+    assert first is not None and second is not None
+    assert pairs == tuple(b / a for a, b in zip(first.seconds, second.seconds, strict=True))
+    assert median(pairs) > 1.5, "twelve times the blocks must take clearly longer"
+    assert "times as fast as" in report.text()
+
+
+def test_compares_with_timm() -> None:
+    report = bench(
+        ["poolformer_s12"], BenchConfig(size=64, rounds=1, warmup=0), against="timm:poolformer_s12"
+    )
+    ours, theirs = report.rows
+    assert ours.counts.params == theirs.counts.params
+    assert ours.counts.macs == theirs.counts.macs
+    assert list(report.ratios) == ["poolformer_s12"]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_other_types(dtype: str) -> None:
+    config = BenchConfig(size=32, rounds=1, warmup=0, dtype=dtype)  # type: ignore[arg-type]
+    model = tiny(1)
+    assert bench([model], config).rows[0].timing is not None
+    assert next(model.parameters()).dtype == torch.float32, "the caller's module must stay as it was"
+
+
+def test_counts_alone_take_no_time() -> None:
+    report = bench(["caformer_b36"], BenchConfig(speed=False))
+    assert report.rows[0].timing is None and report.rows[0].counts.params == 98753614
+
+
+def test_other_mixers() -> None:
+    config = BenchConfig(size=224, speed=False)
+    plain, other = (
+        bench(["poolformer_s12"], config, mixers=mixers)
+        for mixers in (None, ["identity", "identity", "identity", "attention"])
+    )
+    assert other.rows[0].counts.attention > plain.rows[0].counts.attention == 0
+
+
+def test_ratio_of_known_times() -> None:
+    assert ratios(Timing((1.0, 2.0), 1), Timing((3.0, 2.0), 1)) == (3.0, 1.0)
+
+
+@pytest.mark.parametrize("field", ["batch", "size", "threads", "rounds"])
+def test_a_number_below_one_is_refused(field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        BenchConfig(**{field: 0})
+
+
+def test_unknown_models_are_refused() -> None:
+    with pytest.raises(UnknownName, match="poolformer_s12"):
+        bench(["poolformer_s21"], QUICK)
+    with pytest.raises(UnknownName, match="resnet50"):
+        bench(["timm:resnet5O"], QUICK)
+
+
+def test_unknown_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match="device"):
+        bench([tiny(1)], BenchConfig(device="abacus"))
+    with pytest.raises(ConfigError, match="not there"):
+        bench([tiny(1)], BenchConfig(device="cuda:99"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_on_a_gpu(compile: bool) -> None:
+    config = BenchConfig(batch=8, dtype="bf16", device="cuda", compile=compile, rounds=3)
+    report = bench(["poolformer_s12"], config, against="timm:poolformer_s12")
+    assert all(row.timing is not None and row.timing.peak_bytes for row in report.rows)
+
+
+def test_as_a_program_on_a_bare_machine() -> None:
+    """Only torch, safetensors and numpy are there; asking for timm says what to install."""
+    script = """
+import runpy, sys
+for name in ("timm", "torchvision", "huggingface_hub", "matplotlib", "jsonargparse", "PIL", "tqdm", "yaml"):
+    sys.modules[name] = None
+sys.argv = ["bench", *sys.argv[1:]]
+runpy.run_module("metaformer.bench", run_name="__main__")
+"""
+    words = [sys.executable, "-c", script, "poolformer_n", "--size=32", "--rounds=1", "--json=-"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    (model,) = json.loads(done.stdout)["models"]
+    assert done.returncode == 0 and model["image_size"] == [32, 32] and model["images_per_second"] > 0
+    done = subprocess.run([*words, "--against=timm:resnet18"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "pip install" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,85 @@
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metaformer.data.dataset import Augmented, seeded
+from metaformer.data.folder import ImageFolder
+from metaformer.data.sampler import Sample
+from metaformer.data.transforms import train_transform
+from metaformer.errors import BadImage
+
+PIPELINES = {
+    "paper": {},
+    "plain": {"auto_augment": None, "erase": 0.0, "interpolation": "bicubic"},
+    "augmix": {"auto_augment": "augmix-m5-w4-d2", "splits": 3},
+    "autoaugment": {"auto_augment": "original", "erase_mode": "rand", "erase": 1.0, "vflip": 0.5},
+}
+
+
+def augmented(pets: Path, seed: int = 0, **options: object) -> Augmented:
+    return Augmented(ImageFolder(pets, "train"), train_transform(32, **options), seed)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_sample_is_a_function_of_seed_and_place(pets: Path, name: str) -> None:
+    data = augmented(pets, **PIPELINES[name])
+    wanted = [Sample(epoch, index, repeat) for epoch in (0, 1) for index in (0, 7) for repeat in (0, 1)]
+    first = {sample: data[sample][0] for sample in wanted}
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    again = augmented(pets, **PIPELINES[name])
+    for sample in reversed(wanted):
+        assert torch.equal(again[sample][0], first[sample])
+    tensors = list(first.values())
+    for i, one in enumerate(tensors):
+        assert not any(torch.equal(one, other) for other in tensors[:i])
+    other_seed = augmented(pets, seed=1, **PIPELINES[name])
+    assert not torch.equal(other_seed[wanted[0]][0], first[wanted[0]])
+
+
+def test_label_and_index_come_along(pets: Path) -> None:
+    data = augmented(pets)
+    assert len(data) == 12
+    assert [data[Sample(0, i)][1:] for i in range(12)] == [(i // 4, i) for i in range(12)]
+
+
+def test_making_a_sample_leaves_the_runs_random_streams_alone(pets: Path) -> None:
+    data = augmented(pets)
+
+    def draws() -> tuple[float, float, float]:
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    expected = draws(), draws()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    before = draws()
+    data[Sample(0, 0)]
+    assert (before, draws()) == expected
+
+
+def test_seeded_is_pure_and_reaches_all_three() -> None:
+    def draws(seed: int) -> tuple[float, float, float]:
+        with seeded(seed):
+            return random.random(), np.random.rand(), torch.rand(()).item()
+
+    assert draws(1) == draws(1)
+    assert all(a != b for a, b in zip(draws(1), draws(2**64 - 1), strict=True))
+    assert all(a != b for a, b in zip(draws(1), draws(1 + (1 << 40)), strict=True))
+
+
+def test_streams_come_back_after_an_error(pets: Path) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(())
+    torch.manual_seed(0)
+    with pytest.raises(ZeroDivisionError), seeded(5):
+        1 / 0  # noqa: B018
+    assert torch.equal(torch.rand(()), expected)
+
+
+def test_a_bad_picture_is_named(pets: Path) -> None:
+    bad = pets / "train/bee/1.png"
+    bad.write_bytes(bad.read_bytes()[:300])
+    with pytest.raises(BadImage, match=str(bad)):
+        augmented(pets)[Sample(0, 5)]

@@ -1,0 +1,233 @@
+import contextlib
+import io
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from metaformer.data.image import FORMATS, read_image
+from metaformer.errors import BadImage
+
+
+def gradient(height: int = 24, width: int = 32) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), 0 * x + 90], -1).astype(np.uint8)
+
+
+def write(path: Path, image: Image.Image, kind: str = "PNG", **options: object) -> Path:
+    image.save(path, kind, **options)
+    return path
+
+
+def encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(gradient()).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, rest: bytes = b"") -> bytes:
+    """Give a PNG whose header claims any size."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rest) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("extension", ["", ".jpg", ".png", ".txt"])
+def test_format_is_found_by_content(tmp_path: Path, kind: str, extension: str) -> None:
+    path = tmp_path / f"picture{extension}"
+    path.write_bytes(encoded(kind))
+    image = read_image(path)
+    assert (image.mode, image.size) == ("RGB", (32, 24))
+    error = np.abs(np.asarray(image).astype(int) - gradient()).mean()
+    assert error < (12 if kind in ("JPEG", "WEBP", "GIF") else 1e-9)
+
+
+def test_other_formats_stay_closed(tmp_path: Path) -> None:
+    for kind in ("TIFF", "PPM", "ICO", "TGA", "PCX"):
+        path = tmp_path / "picture.png"
+        path.write_bytes(encoded(kind))
+        with pytest.raises(BadImage, match="not a JPEG, PNG, WebP, BMP or GIF"):
+            read_image(path)
+
+
+def test_modes(tmp_path: Path) -> None:
+    rgb = Image.fromarray(gradient())
+    grey = np.asarray(rgb.convert("L"))
+    alpha = Image.fromarray(np.full(grey.shape, 70, np.uint8))
+    as_grey = np.stack([grey] * 3, -1)
+    bits = np.stack([np.asarray(rgb.convert("1")).astype(np.uint8) * 255] * 3, -1)
+    palette = rgb.quantize(64)
+    with_alpha = rgb.copy()
+    with_alpha.putalpha(alpha)
+    grey_alpha = rgb.convert("L")
+    grey_alpha.putalpha(alpha)
+    path = tmp_path / "picture"
+    # transparency is dropped: the colours below it come out, as in torchvision and timm
+    for image, expected, options in [
+        (rgb.convert("L"), as_grey, {}),
+        (grey_alpha, as_grey, {}),
+        (rgb.convert("1"), bits, {}),
+        (with_alpha, gradient(), {}),
+        (palette, np.asarray(palette.convert("RGB")), {}),
+        (palette, np.asarray(palette.convert("RGB")), {"transparency": 3}),
+        (palette, np.asarray(palette.convert("RGB")), {"transparency": bytes(range(64))}),
+        (rgb, gradient(), {"transparency": (0, 0, 90)}),
+    ]:
+        read = read_image(write(path, image, **options))
+        assert read.mode == "RGB"
+        assert np.array_equal(np.asarray(read), expected), (image.mode, options)
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    flat = Image.new("RGB", (16, 16), (200, 60, 20)).convert("CMYK")
+    image = np.asarray(read_image(write(tmp_path / "a.jpg", flat, "JPEG", quality=100))).astype(int)
+    assert np.abs(image - (200, 60, 20)).max() <= 3
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 256 * 4).astype(np.uint16).reshape(4, 256)
+    read = np.asarray(read_image(write(tmp_path / "deep.png", Image.fromarray(deep))))
+    assert np.abs(read[..., 0].astype(float) - deep / 257).max() <= 0.5
+    assert (read[..., 0] == read[..., 2]).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_orientation(tmp_path: Path, orientation: int, kind: str) -> None:
+    from PIL import ImageOps
+
+    image = Image.fromarray(gradient(16, 48))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = write(tmp_path / "a", image, kind, exif=exif)
+    with Image.open(path) as opened:
+        expected = ImageOps.exif_transpose(opened).convert("RGB")
+    read = read_image(path)
+    assert read.size == ((16, 48) if orientation >= 5 else (48, 16)) == expected.size
+    assert np.array_equal(np.asarray(read), np.asarray(expected))
+
+
+def test_damaged_exif_does_not_spoil_the_picture(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jpg", Image.fromarray(gradient()), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09junk"
+    )
+    assert read_image(path).size == (32, 24)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_animation_gives_its_first_frame_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    path = write(tmp_path / "a", frames[0], kind, save_all=True, append_images=frames[1:])
+    red, green, blue = np.asarray(read_image(path)).astype(int)[4, 4]
+    assert red > 240 and green < 15 and blue < 15
+    assert "first frame" in caplog.text and str(path) in caplog.text
+
+
+def test_still_pictures_are_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for kind in FORMATS:
+        read_image(write(tmp_path / "a", Image.fromarray(gradient()), kind))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"hello", "not a JPEG"),
+        (b"<!DOCTYPE html><html></html>", "not a JPEG"),
+        (encoded("JPEG")[:-200], "damaged or truncated"),
+        (encoded("PNG")[:-40], "damaged or truncated"),
+        (encoded("PNG")[:20], "damaged or truncated"),
+        (png(30, 30, b"no deflate stream"), "damaged or truncated"),
+    ],
+)
+def test_broken_files(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(content)
+    with pytest.raises(BadImage, match=reason) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_bad_checksum(tmp_path: Path) -> None:
+    content = bytearray(encoded("PNG"))
+    content[content.index(b"IDAT") + 8] ^= 0xFF
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(BadImage, match="damaged"):
+        read_image(path)
+
+
+def test_places_that_are_no_file(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="no such file"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(BadImage, match="no ordinary file"):
+        read_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadImage, match="no ordinary file"):
+        read_image(tmp_path / "pipe.png")
+    with pytest.raises(BadImage):
+        read_image("a\0b.png")
+
+
+@pytest.mark.parametrize("side", [7_100, 12_000, 20_000, 60_000])
+def test_too_many_pixels_are_refused_from_the_header(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(side, side))
+    start = time.perf_counter()
+    with pytest.raises(BadImage, match="50,000,000 pixels"):
+        read_image(path)
+    assert time.perf_counter() - start < 0.1
+
+
+def test_pixel_limit_is_the_callers(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", Image.fromarray(gradient()))
+    assert read_image(path, max_pixels=32 * 24).size == (32, 24)
+    with pytest.raises(BadImage, match="32x24"):
+        read_image(path, max_pixels=32 * 24 - 1)
+
+
+SEEDS = [encoded(kind) for kind in FORMATS]
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.sampled_from(SEEDS),
+    edits=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=12),
+    cut=st.integers(0, 4000),
+)
+def test_only_bad_image_escapes(tmp_path: Path, seed: bytes, edits: list[tuple[int, int]], cut: int) -> None:
+    content = bytearray(seed)
+    for place, value in edits:
+        content[place % len(content)] = value
+    path = tmp_path / "fuzz"
+    path.write_bytes(content[: max(cut, 1)])
+    try:
+        assert read_image(path).mode == "RGB"
+    except BadImage as error:
+        assert error.reason and error.path == path
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP"]),
+    st.binary(),
+)
+def test_noise_is_bad(tmp_path: Path, start: bytes, noise: bytes) -> None:
+    path = tmp_path / "noise"
+    path.write_bytes(start + noise)
+    with contextlib.suppress(BadImage):
+        read_image(path)

@@ -1,0 +1,113 @@
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from metaformer.data.dataset import Augmented
+from metaformer.data.folder import ImageFolder
+from metaformer.data.loader import Batch, Loader
+from metaformer.data.sampler import EvalSampler, PureSampler
+from metaformer.data.transforms import eval_transform, train_transform
+from metaformer.errors import BadImage, ConfigError, DataError
+
+
+def loader(pets: Path, workers: int, **options: object) -> Loader:
+    data = Augmented(ImageFolder(pets, "train"), train_transform(32, **options), seed=3)
+    return Loader(data, PureSampler(12, batch_size=4, seed=3, repeats=2), workers=workers)
+
+
+def epochs(loader: Loader) -> list[Batch]:
+    assert isinstance(loader.sampler, PureSampler)
+    batches = []
+    for epoch in range(2):
+        loader.sampler.seek(epoch)
+        batches += list(loader)
+    return batches
+
+
+@pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
+def test_batches_do_not_depend_on_the_workers(pets: Path) -> None:
+    expected = epochs(loader(pets, 0))
+    assert len(expected) == 6
+    assert expected[0].images.shape == (4, 3, 32, 32)
+    assert expected[0].labels.dtype == expected[0].indices.dtype == torch.int64
+    for workers in (1, 2):
+        random.seed(workers)
+        torch.manual_seed(workers)
+        got = epochs(loader(pets, workers))
+        assert all(
+            torch.equal(a, b)
+            for one, other in zip(expected, got, strict=True)
+            for a, b in zip(one, other, strict=True)
+        )
+
+
+def test_a_run_can_go_on_with_another_number_of_workers(pets: Path) -> None:
+    expected = epochs(loader(pets, 2))
+    rest = loader(pets, 0)
+    assert isinstance(rest.sampler, PureSampler)
+    rest.sampler.seek(1, 1)
+    assert len(rest) == 2
+    for one, other in zip(expected[4:], rest, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.indices, other.indices)
+
+
+def test_iterating_draws_nothing_from_the_run(pets: Path) -> None:
+    batches = loader(pets, 1)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    list(batches)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_views_stay_together(pets: Path) -> None:
+    batch = next(iter(loader(pets, 0, splits=3)))
+    assert batch.images.shape == (4, 3, 3, 32, 32)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_bad_picture_arrives_as_what_it_is(pets: Path, workers: int) -> None:
+    bad = pets / "val/bee/2.png"
+    bad.write_bytes(b"no picture")
+    data = Augmented(ImageFolder(pets, "val"), eval_transform(32))
+    batches = Loader(data, EvalSampler(12, batch_size=5), workers=workers)
+    with pytest.raises(BadImage) as caught:
+        list(batches)
+    assert caught.value.path == bad
+    assert str(caught.value).startswith(str(bad)) and "\n" not in str(caught.value)
+
+
+class Deadly(ImageFolder):
+    def image(self, index: int) -> Image.Image:
+        if index == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().image(index)
+
+
+class Buggy(ImageFolder):
+    def image(self, index: int) -> Image.Image:
+        raise RuntimeError("a bug")
+
+
+def test_a_dead_worker_is_reported(pets: Path) -> None:
+    data = Augmented(Deadly(pets, "val"), eval_transform(32))
+    with pytest.raises(DataError, match="worker"):
+        list(Loader(data, EvalSampler(12, batch_size=4), workers=1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bugs_are_not_dressed_up(pets: Path, workers: int) -> None:
+    data = Augmented(Buggy(pets, "val"), eval_transform(32))
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(Loader(data, EvalSampler(12, batch_size=4), workers=workers))
+
+
+def test_workers_are_counted_from_zero_and_bounded_by_the_cores(pets: Path) -> None:
+    with pytest.raises(ConfigError, match="workers is -1"):
+        loader(pets, -1)
+    assert len(list(loader(pets, 500))) == 3

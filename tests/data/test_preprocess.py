@@ -1,0 +1,55 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from metaformer.data.preprocess import Preprocess
+from metaformer.data.transforms import eval_transform
+from metaformer.errors import ConfigError
+
+
+def test_survives_json() -> None:
+    original = Preprocess(64, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    assert Preprocess.from_dict(json.loads(json.dumps(original.to_dict()))) == original
+    assert Preprocess.from_dict({}) == Preprocess()
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "edge"), [(224, 0.9, 248), (224, 0.95, 235), (224, 0.875, 256), (384, 1.0, 384)]
+)
+def test_shorter_edge_is_rounded_down_as_the_authors_do(size: int, crop: float, edge: int) -> None:
+    assert Preprocess(size, crop).resize == edge
+
+
+def test_reads_timms_words() -> None:
+    cfg = {
+        "input_size": (3, 384, 384),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    assert Preprocess.from_pretrained_cfg(cfg) == Preprocess(384, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    assert Preprocess.from_pretrained_cfg({}) == Preprocess()
+
+
+def test_is_the_evaluation_transform() -> None:
+    image = Image.linear_gradient("L").convert("RGB").crop((0, 0, 200, 150))
+    assert torch.equal(Preprocess(96, 0.95).transform()(image), eval_transform(96, 0.95)(image))
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"size": 3}, "size"),
+        ({"image_size": "big"}, "big"),
+        ({"mean": [0.5]}, "mean"),
+        ({"mean": [0.5, float("nan"), 0.5]}, "mean"),
+        ({"std": ["a", "b", "c"]}, "preprocessing"),
+        ({"crop": float("nan")}, "crop"),
+    ],
+)
+def test_damaged_records(values: dict[str, object], field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        Preprocess.from_dict(values)

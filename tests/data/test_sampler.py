@@ -1,0 +1,187 @@
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metaformer.data.sampler import EvalSampler, PureSampler, Sample, permutation, sample_seed
+from metaformer.errors import ConfigError, DataError
+
+SEEDS = st.integers(0, 2**32)
+
+
+@given(st.integers(1, 300), SEEDS, st.integers(0, 50))
+def test_permutation_is_one(length: int, seed: int, epoch: int) -> None:
+    order = permutation(length, seed, epoch).tolist()
+    assert sorted(order) == list(range(length))
+    assert order == permutation(length, seed, epoch).tolist()
+
+
+def test_permutations_differ_and_are_even() -> None:
+    orders = [tuple(permutation(50, seed, epoch).tolist()) for seed in range(10) for epoch in range(10)]
+    assert len(set(orders)) == 100
+    firsts = Counter(int(permutation(10, 0, epoch)[0]) for epoch in range(5000))
+    assert min(firsts.values()) > 400 and max(firsts.values()) < 600
+    first, second = zip(*(permutation(2, 7, epoch).tolist() for epoch in range(1000)), strict=True)
+    assert 430 < sum(first) < 570 and sum(second) == 1000 - sum(first)
+
+
+def test_order_is_pinned() -> None:
+    """A changed order would silently break the resuming of older runs."""
+    assert permutation(8, 42, 3).tolist() == [0, 1, 5, 7, 3, 4, 2, 6]
+    assert sample_seed(42, Sample(1, 2, 3)) == 4591807362961508349
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> dict[str, int]:
+    world, accumulate = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    batch = world * accumulate * draw(st.integers(1, 4))
+    return {
+        "length": draw(st.integers(batch, 300)),
+        "batch_size": batch,
+        "seed": draw(SEEDS),
+        "world": world,
+        "accumulate": accumulate,
+        "repeats": draw(st.integers(1, 4)),
+    }
+
+
+def ranks(layout: dict[str, int], epoch: int, start: int = 0) -> list[list[list[Sample]]]:
+    given = dict(layout)
+    length = given.pop("length")
+    batches = []
+    for rank in range(layout["world"]):
+        sampler = PureSampler(length, rank=rank, **given)
+        sampler.seek(epoch, start)
+        batches.append(list(sampler))
+        assert len(sampler) == len(batches[-1])
+    return batches
+
+
+@given(layouts(), st.integers(0, 9))
+def test_epoch(layout: dict[str, int], epoch: int) -> None:
+    batches = ranks(layout, epoch)
+    steps = layout["length"] // layout["batch_size"]
+    size = layout["batch_size"] // (layout["world"] * layout["accumulate"])
+    for own in batches:
+        assert len(own) == steps * layout["accumulate"]
+        assert all(len(batch) == size for batch in own)
+    samples = [sample for own in batches for batch in own for sample in batch]
+    assert len(samples) == len(set(samples)) == steps * layout["batch_size"]
+    assert all(s.epoch == epoch and 0 <= s.index < layout["length"] for s in samples)
+    uses = Counter(s.index for s in samples)
+    # whole groups of copies but for the one that the epoch's end cuts
+    assert sum(count != layout["repeats"] for count in uses.values()) <= 1
+    assert all(s.repeat < layout["repeats"] for s in samples)
+
+
+@given(layouts(), st.integers(0, 9))
+def test_a_step_holds_the_same_samples_on_any_number_of_ranks(layout: dict[str, int], epoch: int) -> None:
+    alone = ranks({**layout, "world": 1, "accumulate": 1}, epoch)[0]
+    many = ranks(layout, epoch)
+    k = layout["accumulate"]
+    for step, batch in enumerate(alone):
+        shared = [s for own in many for micro in own[step * k : (step + 1) * k] for s in micro]
+        assert sorted(shared) == sorted(batch)
+
+
+@given(layouts(), st.integers(0, 9), st.data())
+def test_resuming_gives_the_rest(layout: dict[str, int], epoch: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, layout["length"] // layout["batch_size"]))
+    whole, rest = ranks(layout, epoch), ranks(layout, epoch, start)
+    for full, part in zip(whole, rest, strict=True):
+        assert full[start * layout["accumulate"] :] == part
+
+
+def test_copies_go_to_different_ranks() -> None:
+    layout = {"length": 240, "batch_size": 24, "seed": 1, "world": 4, "accumulate": 1, "repeats": 3}
+    places: dict[int, set[int]] = {}
+    for rank, own in enumerate(ranks(layout, 0)):
+        for sample in (s for batch in own for s in batch):
+            places.setdefault(sample.index, set()).add(rank)
+    assert len(places) == 80 and all(len(on) == 3 for on in places.values())
+
+
+def test_iterating_again_starts_at_the_same_place() -> None:
+    sampler = PureSampler(10, batch_size=2, seed=3)
+    assert list(sampler) == list(sampler)
+    first = list(sampler)
+    sampler.seek(1)
+    assert list(sampler) != first
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": -4}, "batch_size is -4"),
+        ({"batch_size": 4, "repeats": 0}, "repeats is 0"),
+        ({"batch_size": 4, "accumulate": 0}, "accumulate is 0"),
+        ({"batch_size": 4, "world": 3}, "multiple of 3"),
+        ({"batch_size": 4, "world": 2, "rank": 2}, "rank 2"),
+        ({"batch_size": 4, "world": 0}, "rank 0"),
+    ],
+)
+def test_impossible_layouts(options: dict[str, int], field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        PureSampler(100, **options)
+
+
+def test_too_few_pictures_and_steps_out_of_range() -> None:
+    with pytest.raises(DataError, match="5 training pictures do not fill one batch of 8"):
+        PureSampler(5, batch_size=8)
+    sampler = PureSampler(20, batch_size=8)
+    sampler.seek(4, 2)
+    assert list(sampler) == []
+    with pytest.raises(ConfigError, match="step 3 of epoch 4"):
+        sampler.seek(4, 3)
+
+
+@given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 5))
+def test_evaluation_sees_each_picture_once(length: int, batch_size: int, world: int) -> None:
+    seen = []
+    for rank in range(world):
+        sampler = EvalSampler(length, batch_size=batch_size, rank=rank, world=world)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        own = [sample.index for batch in batches for sample in batch]
+        assert own == sorted(own) and all(len(batch) <= batch_size for batch in batches)
+        seen += own
+    assert sorted(seen) == list(range(length))
+
+
+@given(st.tuples(SEEDS, *[st.integers(0, 2**31)] * 3), st.tuples(SEEDS, *[st.integers(0, 2**31)] * 3))
+def test_seeds_differ(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    one, other = (sample_seed(values[0], Sample(*values[1:])) for values in (a, b))
+    assert 0 <= one < 2**64
+    assert (one == other) == (a == b)
+
+
+def test_seed_bits_are_mixed() -> None:
+    seeds = [sample_seed(0, Sample(e, i, r)) for e in range(10) for i in range(100) for r in range(3)]
+    assert len(set(seeds)) == 3000
+    for bit in range(64):
+        assert 0.46 < sum(seed >> bit & 1 for seed in seeds) / 3000 < 0.54
+    flips = [
+        (sample_seed(0, Sample(0, i)) ^ sample_seed(0, Sample(0, i ^ 1))).bit_count() for i in range(1000)
+    ]
+    assert 30 < sum(flips) / 1000 < 34
+
+
+def test_seed_is_the_same_in_another_process() -> None:
+    code = (
+        "from metaformer.data.sampler import *; print(sample_seed(5, Sample(1, 2, 3)), permutation(9, 5, 1))"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert outputs == {f"{sample_seed(5, Sample(1, 2, 3))} {permutation(9, 5, 1)}\n"}

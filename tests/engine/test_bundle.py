@@ -1,0 +1,81 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import metaformer
+from metaformer.engine.bundle import open_bundle, read_classes
+from metaformer.engine.config import TrainConfig
+from metaformer.engine.train import train
+from metaformer.errors import ConfigError, DataError
+
+Configure = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def run(configure: Configure, tmp_path: Path) -> Path:
+    train(configure(schedule={"epochs": 1}, ema={"decay": 0.5}, evaluate={"crop": 0.75}), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_checkpoint_is_self_contained(run: Path) -> None:
+    bundle = open_bundle(run)
+    assert bundle.classes == ("ant", "bee", "cat") and bundle.name == "poolformer_n"
+    assert (bundle.preprocess.image_size, bundle.preprocess.crop) == (32, 0.75)
+    assert bundle.model.config.dims == (8, 8, 16, 16)
+    assert bundle.config is not None and bundle.config.ema.decay == 0.5
+
+
+def test_the_average_is_taken_unless_the_raw_weights_are_asked_for(run: Path) -> None:
+    step = run / "checkpoints" / "step_4"
+    average, raw, best = (open_bundle(place, raw=r) for place, r in ((step, False), (step, True), (run, False)))
+    weights = [bundle.model.head.fc.weight for bundle in (average, raw, best)]
+    assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[1])
+
+
+def test_from_pretrained_reads_the_best(run: Path) -> None:
+    model = metaformer.from_pretrained(run / "best")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(images), open_bundle(run).model.eval()(images))
+    assert model.pretrained_cfg["label_names"] == ["ant", "bee", "cat"]
+    assert model.pretrained_cfg["crop_pct"] == 0.75
+
+
+def test_a_run_fine_tunes_the_best_of_another_of_other_classes(
+    run: Path, configure: Configure, tmp_path: Path
+) -> None:
+    import shutil
+
+    from metaformer.engine.distributed import World
+    from metaformer.engine.setup import build_task
+
+    config = configure(model={"checkpoint": str(run / "best" / "model.safetensors")})
+    two = tmp_path / "two"
+    shutil.copytree(config.data.root, two, ignore=shutil.ignore_patterns("cat"))
+    fewer = configure(model={"checkpoint": config.model.checkpoint}, data={"root": str(two)})
+    best = open_bundle(run).model
+    same, other = (build_task(c, World()).model for c in (config, fewer))
+    assert torch.equal(same.head.fc.weight, best.head.fc.weight)
+    assert torch.equal(other.stem.conv.weight, best.stem.conv.weight)
+    assert other.head.fc.weight.shape[0] == 2
+
+
+def test_other_preprocessing_is_laid_over(run: Path) -> None:
+    look = open_bundle(run).looking(image_size=64, interpolation="bilinear").preprocess
+    assert (look.image_size, look.crop, look.interpolation) == (64, 0.75, "bilinear")
+
+
+def test_class_names_come_from_a_list_or_a_file(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("x\ny\n\nz\n")
+    assert open_bundle(run, classes=tmp_path / "names.txt").classes == ("x", "y", "z")
+    with pytest.raises(ConfigError, match="2 names, but .* tells 3 classes"):
+        open_bundle(run, classes=["x", "y"])
+    (tmp_path / "names.txt").write_text("\n")
+    with pytest.raises(DataError, match="holds no class name"):
+        read_classes(tmp_path / "names.txt")
+
+
+def test_a_run_brings_its_own_weights(run: Path) -> None:
+    with pytest.raises(ConfigError, match="brings its own weights"):
+        open_bundle(run, run / "best" / "model.safetensors")

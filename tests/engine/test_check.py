@@ -1,0 +1,52 @@
+from typing import Any
+
+import pytest
+
+from metaformer.engine.check import check
+from metaformer.engine.settings import from_dict
+from metaformer.errors import ConfigError
+
+GOOD: dict[str, Any] = {"data": {"root": "somewhere"}}
+
+
+def test_the_defaults_are_good() -> None:
+    check(from_dict(GOOD))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "told"),
+    [
+        ("data", "batch_size", 0, "data.batch_size is 0: it must be at least 1"),
+        ("data", "eval_batch_size", 0, "data.eval_batch_size is 0"),
+        ("data", "workers", -1, "data.workers is -1"),
+        ("data", "repeats", 0, "data.repeats is 0"),
+        ("data", "root", "", "data.root is empty"),
+        ("optim", "accumulate", 0, "optim.accumulate is 0"),
+        ("optim", "accumulate", 3, "cannot be shared by 1 device.* 3 accumulation.*multiple of 3"),
+        ("optim", "lr", 0.0, "optim.lr is 0.0: it must be above 0"),
+        ("optim", "lr", float("nan"), "optim.lr is nan"),
+        ("optim", "clip", -1.0, "optim.clip is -1.0"),
+        ("optim", "layer_decay", 1.5, "optim.layer_decay is 1.5"),
+        ("schedule", "epochs", 0, "schedule.epochs is 0"),
+        ("schedule", "min_lr", 1.0, "schedule.min_lr 1.0 is above optim.lr"),
+        ("ema", "decay", 1.0, "ema.decay is 1.0"),
+        ("evaluate", "crop", 0.0, "evaluate.crop is 0.0"),
+        ("runtime", "keep", 0, "runtime.keep is 0"),
+        ("runtime", "threads", 0, "runtime.threads is 0"),
+        ("augment", "splits", 3, "set augment.mixup and augment.cutmix to 0"),
+        ("loss", "name", "jsd", "set augment.splits"),
+        ("loss", "distill", "hard", "needs loss.teacher"),
+        ("model", "drop_path_rate", 1.0, "model.drop_path_rate is 1.0"),
+    ],
+)
+def test_each_wrong_value_is_named(section: str, field: str, value: Any, told: str) -> None:
+    values = {**GOOD, section: {**GOOD.get(section, {}), field: value}}
+    with pytest.raises(ConfigError, match=told):
+        check(from_dict(values))
+
+
+def test_the_world_takes_its_share_of_the_batch() -> None:
+    config = from_dict({"data": {"root": "x", "batch_size": 8}, "optim": {"accumulate": 2}})
+    check(config, world_size=4)
+    with pytest.raises(ConfigError, match="3 device"):
+        check(config, world_size=3)

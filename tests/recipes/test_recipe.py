@@ -1,0 +1,76 @@
+"""Every recipe against a transcription of what was published, and against the models it names."""
+
+import json
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaformer.errors import UnknownName
+from metaformer.models import create_model
+from metaformer.recipes import RECIPES, find
+
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
+
+
+def look_up(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return list(config) if isinstance(config, tuple) else config
+
+
+def expected(run: str) -> dict[str, Any]:
+    own = dict(PUBLISHED["runs"][run])
+    return {**PUBLISHED["groups"][own.pop("group")], **own}
+
+
+def test_every_published_run_has_a_recipe_and_no_other_claims_to_be_one() -> None:
+    assert {name for name in RECIPES if name.startswith("imagenet/")} == set(PUBLISHED["runs"])
+
+
+@pytest.mark.parametrize("run", PUBLISHED["runs"])
+def test_settings_are_the_published_ones(run: str) -> None:
+    recipe, settings = RECIPES[run], expected(run)
+    assert recipe.top1 == settings.pop("top1")
+    assert {key: look_up(recipe(), key) for key in settings} == settings
+    assert recipe().model.name.split(".")[0] == run.removeprefix("imagenet/").removesuffix("_384")
+
+
+@pytest.mark.parametrize("run", RECIPES)
+def test_the_model_builds(run: str) -> None:
+    config = RECIPES[run]().model
+    with torch.device("meta"):
+        model = create_model(
+            config.name.split(".")[0], num_classes=7, drop_path_rate=config.drop_path_rate,
+            head_dropout=config.head_dropout,
+        )  # fmt: skip
+    assert model.num_classes == 7
+
+
+@pytest.mark.parametrize("run", RECIPES)
+def test_the_docstring_says_cost_and_command_and_result(run: str) -> None:
+    recipe = RECIPES[run]
+    text = recipe.__doc__ or ""
+    assert f"train {run} --data.root" in text
+    assert "Cost: " in text
+    assert (recipe.top1 is not None) == ("Published: " in text) == run.startswith("imagenet/")
+
+
+def test_settings_are_frozen_all_the_way_down() -> None:
+    for recipe in RECIPES.values():
+        nested = [getattr(recipe(), field.name) for field in fields(recipe())]
+        for part in (recipe(), *filter(is_dataclass, nested)):
+            assert part.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def test_disagreeing_sources_are_named() -> None:
+    text = RECIPES["imagenet/poolformer_s12"].__doc__ or ""
+    assert "4e-4" in text and "4e-3" in text and "1024" in text
+    assert "raw weights" in (RECIPES["imagenet/cyclemlp_b1"].__doc__ or "")
+
+
+def test_unknown_recipe_offers_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="imagenet/poolformer_s12"):
+        find("imagenet/poolformer_s21")

@@ -1,0 +1,58 @@
+"""What the documents say, done.
+
+The `sh` and `python` blocks of a page run in order, in an empty folder; `console` blocks do not run.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = "```"
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language and words after it, text) of each fenced block."""
+    parts = page.read_text().split(f"\n{FENCE}")
+    return [(part.split("\n", 1)[0], part.split("\n", 1)[1] + "\n") for part in parts[1::2]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    names: dict[str, object] = {}
+    for language, text in blocks(page):
+        if language.startswith("python file="):
+            Path(language.removeprefix("python file=")).write_text(text)
+        elif language == "python":
+            exec(compile(text, str(page), "exec"), names)
+        elif language == "sh" and "make " not in text:  # make is what runs these tests
+            done = subprocess.run(
+                ["bash", "-ec", text],
+                env={**os.environ, "PATH": path},
+                capture_output=True,
+                text=True,
+                timeout=280,
+            )
+            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for part in page.read_text().split("](")[1:]:
+        target = part.split(")")[0]
+        if "://" not in target:
+            assert (page.parent / target.split("#")[0]).exists(), target
+
+
+def test_the_models_page_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "tables.py", "--check"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

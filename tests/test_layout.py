@@ -1,0 +1,91 @@
+"""The house keeps its own rules."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import metaformer
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "metaformer"
+MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if not path.name.startswith("_"))
+# What a bare GPU machine lacks; `ops` to `weights` and `bench` must do without.
+HEAVY = (
+    "timm",
+    "torchvision",
+    "huggingface_hub",
+    "matplotlib",
+    "jsonargparse",
+    "PIL",
+    "tqdm",
+    "yaml",
+    "sklearn",
+)
+
+
+# Tests of a registry's contract or of the whole, beside those of one file.
+WHOLE = {"contract", "docs", "golden", "layout", "timm", "transformers", "wheel"}
+
+
+def test_tests_mirror_the_source() -> None:
+    for test in (ROOT / "tests").rglob("test_*.py"):
+        name = test.stem.removeprefix("test_")
+        home = SOURCE / test.parent.relative_to(ROOT / "tests") / name
+        assert name in WHOLE or home.with_suffix(".py").is_file() or home.is_dir(), test
+
+
+def test_every_exported_name_is_there() -> None:
+    assert sorted(metaformer.__all__) == sorted(dir(metaformer))
+    for name in metaformer.__all__:
+        assert getattr(metaformer, name).__doc__ or name.isupper()
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        metaformer.nonsense  # noqa: B018
+
+
+def test_version_is_the_changelogs_newest() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    newest = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
+    assert newest.split()[1] == project["version"]
+
+
+def test_readme_and_contributing_stay_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_no_file_can_run_code(module: Path) -> None:
+    """No eval, exec, pickle or unsafe loader anywhere in the library."""
+    for node in ast.walk(ast.parse((SOURCE / module).read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+            assert not {"pickle", "dill", "joblib", "cloudpickle"} & {name.split(".")[0] for name in names}
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "yaml.load", "pickle.load", "pickle.loads"), called
+            words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert words.get("weights_only") != "False"
+            if called == "torch.load":
+                assert words.get("weights_only") == "True"
+
+
+def test_a_bare_machine_suffices_below_the_engine() -> None:
+    """Only torch, safetensors and numpy are there; a model is built, run, counted and saved."""
+    script = f"""
+import sys
+for name in {HEAVY}: sys.modules[name] = None
+import torch, metaformer, metaformer.bench.__main__
+model = metaformer.create_model("poolformer_n", num_classes=3)
+assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+metaformer.load_weights(model, model.state_dict())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_import_alone_loads_nothing_heavy() -> None:
+    script = f"import sys, metaformer; assert not {{'torch', *{HEAVY}}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -1,0 +1,69 @@
+"""The same numbers as timm's MetaFormers, both ways."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from metaformer.models import create_model, load_weights
+from metaformer.weights.io import write_state
+from metaformer.weights.keymap import from_ours
+
+timm = pytest.importorskip("timm")
+EXACT = ("poolformerv2_s12", "convformer_s18", "caformer_s18")
+SIZE = (75, 96)
+HEADS = {"poolformer_s12": {"head": "pool_norm_fc", "head_norm_eps": 1e-6}}
+"""What timm does: pool, then normalise; the original PoolFormer and this library normalise first."""
+
+
+def theirs_of(name: str, seed: int = 0, **options: object) -> nn.Module:
+    torch.manual_seed(seed)
+    model: nn.Module = timm.create_model(name, num_classes=10, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_theirs_to_ours(name: str) -> None:
+    theirs, ours = theirs_of(name), create_model(name, num_classes=10).eval()
+    report = load_weights(ours, theirs.state_dict())
+    assert report.fraction == 1.0 and report.complete
+    image = torch.randn(2, 3, *SIZE)
+    with torch.no_grad():
+        assert error(ours.forward_features(image), theirs.forward_features(image)) <= 1e-5
+        assert error(ours(image), theirs(image)) <= 1e-4
+
+
+@pytest.mark.parametrize("name", [*EXACT, "poolformer_s12"])
+def test_ours_to_theirs(name: str, tmp_path: Path) -> None:
+    ours = create_model(name, num_classes=10, **HEADS.get(name, {})).eval()
+    write_state(tmp_path / "ours.safetensors", from_ours(ours.state_dict(), "timm"))
+    theirs = timm.create_model(
+        name, num_classes=10, checkpoint_path=str(tmp_path / "ours.safetensors")
+    ).eval()
+    image = torch.randn(2, 3, *SIZE)
+    with torch.no_grad():
+        assert error(ours(image), theirs(image)) <= 1e-4
+
+
+def test_poolformer_has_timms_features_and_with_timms_head_its_logits() -> None:
+    theirs, official = theirs_of("poolformer_s12"), create_model("poolformer_s12", num_classes=10).eval()
+    as_timm = create_model("poolformer_s12", num_classes=10, **HEADS["poolformer_s12"]).eval()
+    for model in (official, as_timm):
+        assert load_weights(model, theirs.state_dict()).fraction == 1.0
+    image = torch.randn(2, 3, *SIZE)
+    with torch.no_grad():
+        features, expected = theirs.forward_features(image), theirs(image)
+        assert error(official.forward_features(image), features) <= 1e-5
+        assert error(as_timm(image), expected) <= 1e-4
+        assert error(official(image), expected) > 1e-2
+        normed = official.head.norm(features).mean((2, 3))
+        assert error(official(image), theirs.head.fc(normed)) <= 1e-4

@@ -1,0 +1,103 @@
+"""From file to file, through every format a family has."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.variants import VARIANTS
+from metaformer.errors import UnknownName, WeightsError
+from metaformer.models import load_weights
+from metaformer.weights.convert import convert
+from metaformer.weights.io import read_metadata, read_state, write_state
+
+ORIGINAL_FORMATS = {"poolformer": "poolformer", "metaformer": "poolformer", "cyclemlp": "cyclemlp"}
+OTHER_FORMATS = {
+    "poolformer": ("timm", "huggingface", "mmpretrain"),
+    "poolformerv2": ("timm",),
+    "convformer": ("timm",),
+    "caformer": ("timm",),
+}
+NAMES = [name for name in VARIANTS if name.endswith(("_s12", "_s18", "_b1"))]
+"""The smallest variants of each family, made tiny."""
+
+
+def tiny(name: str) -> MetaFormer:
+    torch.manual_seed(0)
+    config = VARIANTS[name]
+    return MetaFormer(replace(config, depths=(1,) * 4, dims=(32,) * 4, num_classes=7, image_size=(64, 64)))
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_ways_through_every_format_of_a_family(tmp_path: Path, name: str) -> None:
+    family = name.split("_")[0]
+    model, original = tiny(name), ORIGINAL_FORMATS.get(family, "baselines")
+    write_state(tmp_path / "0.safetensors", model.state_dict())
+    chain = [original, *OTHER_FORMATS.get(family, ()), "metaformer"]
+    for step, form in enumerate(chain, 1):
+        suffix = ".safetensors" if step % 2 == 0 else ".pth.tar"
+        previous = next(tmp_path.glob(f"{step - 1}.*"))
+        done = convert(previous, tmp_path / f"{step}{suffix}", form)
+        assert done.target_format == form and done.tensors >= len(model.state_dict())
+        report = load_weights(tiny(name), done.target)
+        assert report.fraction == 1.0
+    back = read_state(next(tmp_path.glob(f"{len(chain)}.*"))).tensors
+    assert same(back, model.state_dict())
+
+
+def test_cyclemlp_files_look_as_published(tmp_path: Path) -> None:
+    write_state(tmp_path / "in.pth", tiny("cyclemlp_b1").state_dict())
+    convert(tmp_path / "in.pth", tmp_path / "out.pth", "cyclemlp")
+    content = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert list(content) == ["model"]
+    assert content["model"]["network.0.0.attn.sfc_w.offset"].shape == (1, 64, 1, 1)
+    assert content["model"]["network.0.0.mlp.fc1.weight"].shape == (128, 32)
+
+
+def published(name: str) -> MetaFormer:
+    return MetaFormer(replace(VARIANTS[name], num_classes=2))
+
+
+def test_the_model_is_inferred_and_written_down(tmp_path: Path) -> None:
+    write_state(tmp_path / "in.pth", published("metaformer_pppf_s12").state_dict())
+    done = convert(tmp_path / "in.pth", tmp_path / "out.safetensors", "poolformer")
+    assert done.model == "metaformer_pppf_s12" and "metaformer_pppf_s12" in str(done)
+    assert read_metadata(done.target)["architecture"] == "metaformer_pppf_s12"
+
+
+def test_twins_are_asked_about_where_it_matters(tmp_path: Path) -> None:
+    write_state(tmp_path / "in.pth", published("poolformer_s12").state_dict())
+    assert convert(tmp_path / "in.pth", tmp_path / "out.pth", "poolformer").model == ""
+    with pytest.raises(WeightsError, match=r"poolformer_s12 or metaformer_id_s12.*name one"):
+        convert(tmp_path / "in.pth", tmp_path / "no.pth", "huggingface")
+    assert not (tmp_path / "no.pth").exists()
+    done = convert(tmp_path / "in.pth", tmp_path / "hf.pth", "huggingface", model="poolformer_s12")
+    assert done.model == "poolformer_s12"
+    # transformers knows PoolFormer only, so its own file is clear
+    assert convert(tmp_path / "hf.pth", tmp_path / "mm.pth", "mmpretrain").model == "poolformer_s12"
+    with pytest.raises(WeightsError, match="has no metaformer_id_s12"):
+        convert(tmp_path / "in.pth", tmp_path / "no.pth", "huggingface", model="metaformer_id_s12")
+
+
+def test_what_cannot_be_converted(tmp_path: Path) -> None:
+    path = tmp_path / "in.pth"
+    write_state(path, tiny("caformer_s18").state_dict())
+    with pytest.raises(WeightsError, match=r"in\.pth: .*no place in the format 'huggingface'"):
+        convert(path, tmp_path / "out.pth", "huggingface")
+    with pytest.raises(UnknownName, match="baselines"):
+        convert(path, tmp_path / "out.pth", "baseline")
+    with pytest.raises(UnknownName, match="caformer_s18"):
+        convert(path, tmp_path / "out.pth", "timm", model="caformer_s81")
+    with pytest.raises(WeightsError, match="not of caformer_s18"):
+        convert(path, tmp_path / "out.pth", "timm", model="caformer_s18")
+    write_state(path, {"patch_embed.proj.weight": torch.ones(1), "strange": torch.ones(1)})
+    with pytest.raises(WeightsError, match="strange"):
+        convert(path, tmp_path / "out.pth", "timm")
+    assert not (tmp_path / "out.pth").exists()
