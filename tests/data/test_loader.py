@@ -111,3 +111,26 @@ def test_workers_are_counted_from_zero_and_bounded_by_the_cores(pets: Path) -> N
     with pytest.raises(ConfigError, match="workers is -1"):
         loader(pets, -1)
     assert len(list(loader(pets, 500))) == 3
+
+
+@pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_leave_signals_to_the_main_process(pets: Path, number: int) -> None:
+    """A scheduler, `timeout` or Ctrl-C signals the whole process group."""
+    batches = loader(pets, 2)
+    taken = iter(batches)
+    first = next(taken)
+    for worker in batches._loader._iterator._workers:
+        os.kill(worker.pid, number)
+    assert len([first, *taken]) == 3
+    batches.close()
+
+
+def test_closing_ends_workers_that_hang(pets: Path) -> None:
+    batches = loader(pets, 1)
+    next(iter(batches))
+    worker = batches._loader._iterator._workers[0]
+    os.kill(worker.pid, signal.SIGSTOP)
+    batches.close()
+    worker.join(5)
+    assert not worker.is_alive()

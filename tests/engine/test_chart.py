@@ -14,9 +14,10 @@ def test_ticks_are_round_and_span_the_range(low: float, high: float, expected: l
     assert ticks(low, high) == expected
 
 
-def test_a_chart_is_valid_svg_with_its_points_inside(
-) -> None:
-    chart = line_chart([Line("a<b", [(0, 1.0), (5, 3.0), (6, float("nan"))], dots=True)], "step & time", label='"x"')
+def test_a_chart_is_valid_svg_with_its_points_inside() -> None:
+    chart = line_chart(
+        [Line("a<b", [(0, 1.0), (5, 3.0), (6, float("nan"))], dots=True)], "step & time", label='"x"'
+    )
     root = ElementTree.fromstring(str(chart))
     line = next(node for node in root if node.tag == "polyline")
     places = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]

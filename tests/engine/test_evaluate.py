@@ -100,14 +100,10 @@ def test_real_labels_give_a_figure_of_their_own(run: Path, tmp_path: Path) -> No
 def test_a_model_by_name_with_a_checkpoint(pets: Path, tmp_path: Path) -> None:
     model = create_model("poolformer_n", num_classes=3)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    report = evaluate(
-        "poolformer_n", pets, checkpoint=tmp_path / "w.safetensors", image_size=32, workers=0
-    )
+    report = evaluate("poolformer_n", pets, checkpoint=tmp_path / "w.safetensors", image_size=32, workers=0)
     assert report.images == 15 and report.classes == ["ant", "bee", "cat"]
     with pytest.raises(WeightsError, match="3 classes"):
-        evaluate(
-            "poolformer_n", pets, checkpoint=tmp_path / "w.safetensors", classes=list("abcd"), workers=0
-        )
+        evaluate("poolformer_n", pets, checkpoint=tmp_path / "w.safetensors", classes=list("abcd"), workers=0)
 
 
 def test_examples_show_mistakes_first_and_then_right_answers(run: Path) -> None:

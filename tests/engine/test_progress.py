@@ -36,7 +36,9 @@ def test_on_a_terminal_there_is_a_bar(
     assert "0/3" in told and "a line" in told
 
 
-def test_other_processes_are_quiet(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processes_are_quiet(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
     shown = Progress(total=3, done=0, batch_size=8, quiet=True)
     shown.say("hidden")

@@ -82,7 +82,7 @@ def test_a_run_from_another_seed_is_another(configure: Configure, tmp_path: Path
 def test_a_run_is_not_overwritten(configure: Configure, tmp_path: Path) -> None:
     config = configure(schedule={"epochs": 1})
     train(config, tmp_path)
-    with pytest.raises(OutputError, match="holds a run already.*--resume auto"):
+    with pytest.raises(OutputError, match=r"holds a run already.*--resume auto"):
         train(config, tmp_path)
     assert train(config, tmp_path, resume="auto").steps == 4
 
@@ -128,8 +128,8 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(
     config = configure(schedule={"epochs": 500}, evaluate={"every": 1000}, data={"workers": 2})
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     script = (
-        "import json, sys; from metaformer.engine.settings import from_dict; from metaformer.engine.train import "
-        "train; train(from_dict(json.load(open(sys.argv[1]))), sys.argv[2])"
+        "import json, sys; from metaformer.engine.settings import from_dict; "
+        "from metaformer.engine.train import train; train(from_dict(json.load(open(sys.argv[1]))), sys.argv[2])"
     )
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -198,7 +198,7 @@ def test_wrong_settings_are_one_clear_line_before_any_work(
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_no_permission_is_told(configure: Configure, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="no permission|cannot make"):
+    with pytest.raises(OutputError, match=r"no permission|cannot make"):
         train(configure(), tmp_path)
 
 

@@ -46,6 +46,10 @@ class Trunk(nn.Module):
         """Older name, in timm, of `pretrained_cfg`."""
         return self.pretrained_cfg
 
+    @default_cfg.setter
+    def default_cfg(self, value: dict[str, Any]) -> None:
+        self.pretrained_cfg = value
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (B, in_chans, H, W) to the last map (B, C, h, w), before the final norm.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ class Loader:
             pin_memory=pin_memory,
             timeout=timeout if workers else 0.0,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_the_main_process if workers else None,
             generator=torch.Generator(),  # else each iteration would draw from the run's own stream
         )
 
@@ -95,7 +97,16 @@ class Loader:
         iterator, self._loader._iterator = self._loader._iterator, None
         stop = getattr(iterator, "_shutdown_workers", None)
         if stop is not None:
+            workers = getattr(iterator, "_workers", [])
             stop()
+            for worker in workers:
+                worker.kill()  # one that hangs would not hear anything gentler
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and schedulers signal whole process groups; the main process decides, after its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _cores() -> int:

@@ -39,16 +39,17 @@ def line_chart(lines: Sequence[Line], x_label: str, *, percent: bool = False, la
     for y in ys:
         _, height = place(left, y)
         words = f"{y:.0%}" if percent and (ys[1] - ys[0]) >= 0.01 else f"{y:.1%}" if percent else f"{y:.4g}"
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        ends = f'x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"'
+        parts.append(f'<line class="grid" {ends}/>')
         parts.append(f'<text x="{LEFT - 7}" y="{height + 4:.1f}" text-anchor="end">{words}</text>')
     for x in (x for x in xs if left <= x <= right):
         across, _ = place(x, low)
         parts.append(f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{x:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
     for number, line in enumerate(kept):
         parts.append(_path(line, number, [place(x, y) for x, y in line.points]))
-    return Markup("".join(parts) + "</svg>")  # noqa: S704 - every text was escaped
+    return Markup("".join(parts) + "</svg>")
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:

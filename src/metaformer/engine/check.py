@@ -84,7 +84,8 @@ def _check_together(config: TrainConfig, world_size: int) -> None:
         )
     if config.schedule.name == "cosine" and config.schedule.min_lr > config.optim.lr:
         raise ConfigError(
-            f"schedule.min_lr {config.schedule.min_lr} is above optim.lr {config.optim.lr}: the cosine would rise"
+            f"schedule.min_lr {config.schedule.min_lr} is above optim.lr {config.optim.lr}: "
+            "the cosine would rise"
         )
     mixed = config.augment.mixup > 0 or config.augment.cutmix > 0
     if config.augment.splits > 1 and mixed:

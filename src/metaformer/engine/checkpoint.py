@@ -194,7 +194,7 @@ def unpack_optimizer(
 
 
 def _placed(tensor: Tensor, parameter: Tensor, fused: bool) -> Tensor:
-    """A moment with its parameter's strides and device; a step count is on the device of fused kernels only."""
+    """A moment with its parameter's strides and device; a step count follows it for fused kernels only."""
     if tensor.shape != parameter.shape:
         return tensor.to(parameter.device, copy=True) if fused else tensor.clone()
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor).detach()

@@ -60,7 +60,10 @@ def evaluate(
     """
     check_amp(amp)
     with join(device) as world:
-        bundle = open_bundle(source, checkpoint, classes=classes, raw=raw)
+        folders = None
+        if checkpoint is not None and data is not None and not Path(source).is_dir():
+            folders = len(ImageFolder(data, split or "val").classes)
+        bundle = open_bundle(source, checkpoint, classes=classes, num_classes=folders, raw=raw)
         bundle = bundle.looking(image_size, crop, interpolation).placed(world.device, amp)
         folder = _folder(bundle, data, split, class_subset is not None)
         evaluation = Evaluation(
@@ -97,6 +100,7 @@ def _folder(bundle: Bundle, data: str | Path | None, split: str | None, subset: 
     outputs = bundle.model.num_classes
     if len(folder.classes) != outputs:
         raise ConfigError(
-            f"{folder.folder}: {len(folder.classes)} class folders, but {bundle.name} tells {outputs} classes apart"
+            f"{folder.folder}: {len(folder.classes)} class folders, "
+            f"but {bundle.name} tells {outputs} classes apart"
         )
     return folder

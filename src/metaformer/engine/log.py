@@ -63,7 +63,8 @@ def _summary_writer(folder: Path, say: Callable[[str], None]) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         say(
-            "no TensorBoard events: pip install 'metaformer[log]' for them (metrics.jsonl holds the same figures)"
+            "no TensorBoard events: pip install 'metaformer[log]' for them "
+            "(metrics.jsonl holds the same figures)"
         )
         return None
     return SummaryWriter(str(folder))

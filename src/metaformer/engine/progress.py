@@ -46,10 +46,9 @@ class Progress:
             self.shown = time.perf_counter()
             left = (self.total - self.done) * self.batch_size / max(self.rate, 1e-9)
             words = " ".join(f"{name} {value}" for name, value in self.figures.items())
-            share = self.done / self.total
-            self.say(
-                f"step {self.done}/{self.total} ({share:.0%}) {self.rate:.0f} img/s, {clock(left)} left, {words}"
-            )
+            share, time_left = self.done / self.total, clock(left)
+            start = f"step {self.done}/{self.total} ({share:.0%}) {self.rate:.0f} img/s"
+            self.say(f"{start}, {time_left} left, {words}")
 
     def say(self, text: str) -> None:
         """Write a line without disturbing the bar."""

@@ -61,7 +61,7 @@ class Trainer:
         return logits
 
     def take_step(self, batches: Sequence[Batch], epoch: int) -> dict[str, float]:
-        """Learn from one step's micro-batches; gives the mean losses of this process, and the gradient's norm.
+        """Learn from one step's micro-batches; gives this process's mean losses and the gradient's norm.
 
         Raises:
             TrainingError: a loss or gradient is not finite; the weights are as before the step.

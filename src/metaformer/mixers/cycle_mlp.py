@@ -1,5 +1,6 @@
 """CycleMLP's mixing: three channel products, weighted per channel, https://arxiv.org/abs/2107.10224."""
 
+import torch
 from torch import Tensor, nn
 
 from metaformer.layers.cycle_fc import CycleFC
@@ -25,6 +26,6 @@ class CycleMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
-        mean = (h + w + c).mean((2, 3), keepdim=True)
-        weight = self.reweight(mean).unflatten(1, (-1, 3)).softmax(2)  # (B, C, 3, 1, 1)
-        return self.proj(h * weight[:, :, 0] + w * weight[:, :, 1] + c * weight[:, :, 2])
+        mean = h.mean((2, 3), keepdim=True) + w.mean((2, 3), keepdim=True) + c.mean((2, 3), keepdim=True)
+        of_h, of_w, of_c = self.reweight(mean).unflatten(1, (-1, 3)).softmax(2).unbind(2)  # each (B, C, 1, 1)
+        return self.proj(torch.addcmul(torch.addcmul(h * of_h, w, of_w), c, of_c))

@@ -135,7 +135,8 @@ class EvalReport:
         width = max([5, *(len(row.name) for row in weakest[:rows])])
         lines += ["", f"{'class':<{width}}  images  correct  accuracy  precision"]
         lines += [
-            f"{row.name:<{width}}  {row.images:>6}  {row.correct:>7}  {row.accuracy:>8.2%}  {row.precision:>9.2%}"
+            f"{row.name:<{width}}  {row.images:>6}  {row.correct:>7}  "
+            f"{row.accuracy:>8.2%}  {row.precision:>9.2%}"
             for row in weakest[:rows]
         ]
         if len(weakest) > rows:

@@ -31,9 +31,7 @@ default_cfgs: dict[str, Any] = {}
 
 
 class TimmMetaFormer(MetaFormer):
-    """The same network, with what timm sets on and asks of its models."""
-
-    default_cfg: dict[str, Any] = {}  # noqa: RUF012 - timm sets it on each model
+    """The same network, laid out and filled as timm does it."""
 
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__(config)

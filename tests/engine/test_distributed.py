@@ -1,0 +1,112 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaformer.engine.config import TrainConfig
+from metaformer.engine.distributed import World, find_device, join
+from metaformer.engine.evaluate import evaluate
+from metaformer.engine.log import read_log
+from metaformer.engine.settings import to_dict
+from metaformer.engine.train import train
+from metaformer.errors import ConfigError
+
+Configure = Callable[..., TrainConfig]
+Digest = Callable[[Path], dict[str, Any]]
+
+SCRIPT = """
+import json, sys
+from metaformer.engine.evaluate import evaluate
+from metaformer.engine.settings import from_dict
+from metaformer.engine.train import train
+config, out, resume = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3] or None
+train(from_dict(config), out, resume)
+if resume is None:
+    report = evaluate(out, workers=0, batch_size=2)
+    print(json.dumps({"top1": report.top1, "loss": report.loss, "images": report.images}))
+"""
+
+
+def launched(config: TrainConfig, folder: Path, run: Path, resume: str = "") -> list[str]:
+    """Run two processes as torchrun would; gives what each printed."""
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, str(folder / "config.json"), str(run), resume]
+    whole = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **whole, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    ends = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    return [out for out, _ in ends]
+
+
+def test_two_processes_equal_one_and_go_on_bit_for_bit(
+    configure: Configure, tmp_path: Path, digest: Digest
+) -> None:
+    config = configure(
+        optim={"name": "sgd", "lr": 1e-2, "accumulate": 1},
+        data={"batch_size": 8},
+        model={"overrides": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "layer_scale": [None] * 4}},
+        runtime={"save_every": 1},
+    )
+    train(config, tmp_path / "one")
+    told = launched(config, tmp_path, tmp_path / "two")
+    one, two = (digest(tmp_path / name / "checkpoints" / "step_6") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+    straight, shared = (
+        [(line["step"], line["loss"]) for line in read_log(tmp_path / name) if line["kind"] == "train"]
+        for name in ("one", "two")
+    )
+    assert [step for step, _ in straight] == [step for step, _ in shared]
+    assert [loss for _, loss in shared] == pytest.approx([loss for _, loss in straight], rel=1e-4)
+    # measured together: every picture once, and the same figures on both
+    alone = evaluate(tmp_path / "two", workers=0)
+    for line in told:
+        figures = json.loads(line)
+        assert figures["images"] == alone.images == 15
+        assert figures["top1"] == alone.top1 and figures["loss"] == pytest.approx(alone.loss, rel=1e-5)
+
+    for step in (5, 6):
+        (tmp_path / "two" / "checkpoints" / f"step_{step}" / "manifest.json").unlink()
+    launched(config, tmp_path, tmp_path / "two", resume="auto")
+    again = digest(tmp_path / "two" / "checkpoints" / "step_6")
+    assert all(torch.equal(again[name], value) for name, value in two.items())
+
+
+def test_one_process_needs_no_group() -> None:
+    with join("cpu") as world:
+        assert world == World() and world.main
+        assert world.any(True, False) == [True, False]
+        assert world.gather("x") == ["x"]
+        assert float(world.mean(torch.tensor(2.0))) == 2.0
+        world.barrier()
+        assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("name", ["gpu", "tpu", "meta", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_told(name: str) -> None:
+    with pytest.raises(ConfigError, match="device"):
+        find_device(name)
+
+
+def test_auto_is_what_there_is() -> None:
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert find_device("cpu") == torch.device("cpu")

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from metaformer.engine.predict import Predictor
+from metaformer.engine.settings import from_dict
+from metaformer.engine.train import train
+from metaformer.errors import BadImage, ConfigError, DataError
+from metaformer.models import create_model
+
+
+@pytest.fixture(scope="module")
+def run(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that knows the three colours."""
+    config = from_dict(
+        {
+            "model": {"name": "poolformer_n", "overrides": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
+            "data": {"root": str(pets), "image_size": 32, "batch_size": 6, "workers": 0},
+            "augment": {"auto_augment": None, "mixup": 0.0, "cutmix": 0.0, "color_jitter": 0.0, "erase": 0.0},
+            "optim": {"lr": 1e-2},
+            "schedule": {"epochs": 6, "warmup_epochs": 0, "min_lr": 0.0},
+            "runtime": {"device": "cpu", "threads": 1},
+        }
+    )
+    return train(config, tmp_path_factory.mktemp("predict") / "run").run
+
+
+def test_a_file_a_folder_a_glob_an_image_and_a_list(run: Path, pets: Path) -> None:
+    predictor = Predictor(run, device="cpu", batch_size=4)
+    folder = predictor(pets / "val")
+    assert [result.path for result in folder] == sorted(str(path) for path in (pets / "val").rglob("*.png"))
+    assert sum(result.label == Path(result.path).parent.name for result in folder) >= 12
+    one = predictor(str(pets / "val" / "bee" / "1.png"))
+    assert len(one) == 1 and one[0].label == "bee"
+    assert one[0].scores == pytest.approx(next(r for r in folder if r.path == one[0].path).scores, rel=1e-5)
+    assert [r.path for r in predictor(f"{pets}/val/*/0.png")] == [
+        f"{pets}/val/{c}/0.png" for c in ("ant", "bee", "cat")
+    ]
+    with Image.open(pets / "val" / "cat" / "2.png") as image:
+        image.load()
+    both = predictor([image, pets / "val" / "ant" / "0.png"])
+    assert [(r.path == "", r.label) for r in both] == [(True, "cat"), (False, "ant")]
+
+
+def test_results_are_ranked_probabilities(run: Path, pets: Path) -> None:
+    result = Predictor(run, device="cpu")(pets / "val" / "ant" / "0.png")[0]
+    assert sum(result.scores) == pytest.approx(1.0) and list(result.scores) == sorted(
+        result.scores, reverse=True
+    )
+    assert result.labels == tuple(("ant", "bee", "cat")[i] for i in result.indices)
+    assert result.score == result.scores[0]
+    assert len(Predictor(run, device="cpu", top_k=2)(pets / "val" / "ant" / "0.png")[0].labels) == 2
+
+
+def test_workers_flip_and_crops(run: Path, pets: Path) -> None:
+    plain, worked = Predictor(run, device="cpu")(pets / "val"), Predictor(run, workers=2)(pets / "val")
+    for one, other in zip(plain, worked, strict=True):
+        assert one.path == other.path and one.scores == pytest.approx(other.scores, rel=1e-4)
+    for options in ({"flip": True}, {"crops": 5}):
+        looked = Predictor(run, device="cpu", **options)(pets / "val")  # type: ignore[arg-type]
+        assert any(a.scores != pytest.approx(b.scores, rel=1e-4) for a, b in zip(plain, looked, strict=True))
+
+
+def test_a_model_without_names_numbers_its_classes(pets: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(create_model("poolformer_n").state_dict(), tmp_path / "w.safetensors")
+    picture = pets / "val" / "ant" / "0.png"
+    result = Predictor("poolformer_n", tmp_path / "w.safetensors", image_size=32)(picture)[0]
+    assert len(result.labels) == 5 and not any(label.isdigit() for label in result.labels)  # ImageNet's words
+    named = Predictor(
+        "poolformer_n", tmp_path / "w.safetensors", image_size=32, classes=[f"c{i}" for i in range(1000)]
+    )
+    assert named(picture)[0].label == f"c{result.indices[0]}"
+
+
+def test_a_broken_picture_is_named(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("no picture")
+    with pytest.raises(BadImage, match=r"broken\.png"):
+        Predictor(run, device="cpu")(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"), [("nowhere", "no such file"), (".", "no pictures in this folder")]
+)
+def test_nothing_to_predict_is_told(run: Path, tmp_path: Path, place: str, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        Predictor(run, device="cpu")(tmp_path / place)
+
+
+def test_wrong_options_are_told(run: Path) -> None:
+    with pytest.raises(ConfigError, match="top_k is 0"):
+        Predictor(run, top_k=0)
+    with pytest.raises(ConfigError, match="amp: 'int8'"):
+        Predictor(run, amp="int8")
