@@ -129,7 +129,8 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     script = (
         "import json, sys; from metaformer.engine.settings import from_dict; "
-        "from metaformer.engine.train import train; train(from_dict(json.load(open(sys.argv[1]))), sys.argv[2])"
+        "from metaformer.engine.train import train; "
+        "train(from_dict(json.load(open(sys.argv[1]))), sys.argv[2])"
     )
     run = tmp_path / "run"
     process = subprocess.Popen(

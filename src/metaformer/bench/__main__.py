@@ -7,6 +7,7 @@ from pathlib import Path
 
 from metaformer.bench.run import DTYPES, BenchConfig, bench
 from metaformer.errors import MetaFormerError
+from metaformer.ops.allocator import keep_freed_memory
 from metaformer.registry import import_file
 from metaformer.weights.io import write_atomically
 
@@ -78,6 +79,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
+    keep_freed_memory()
     try:
         return run(parser.parse_args())
     except MetaFormerError as error:

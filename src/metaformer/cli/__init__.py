@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from metaformer.cli.parser import UsageError
 from metaformer.errors import MetaFormerError, UnknownName
+from metaformer.ops.allocator import keep_freed_memory
 
 __all__ = ["VERBS", "main"]
 
@@ -74,6 +75,7 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.4)
         raise UsageError(f"unknown verb {verb!r}: {_or(near) if near else 'known: ' + ', '.join(VERBS)}")
+    keep_freed_memory()
     module = importlib.import_module(f"{__name__}.{VERBS[verb].module}")
     status: int = module.run(rest)
     return status

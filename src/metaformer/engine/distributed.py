@@ -92,7 +92,8 @@ def join(device: str) -> Iterator[World]:
     if size == 1:
         yield world
         return
-    torch.distributed.init_process_group("nccl" if world.device.type == "cuda" else "gloo")
+    # counts of an evaluation are summed on the CPU whatever the model runs on
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo")
     try:
         yield world
     finally:

@@ -77,7 +77,10 @@ def evaluate(
             class_subset=read_names(str(class_subset) if class_subset else None, folder.classes),
             pin_memory=world.device.type == "cuda",
         )
-        return evaluation.run(bundle.forward)
+        try:
+            return evaluation.run(bundle.forward)
+        finally:
+            evaluation.close()
 
 
 def check_amp(amp: str) -> None:

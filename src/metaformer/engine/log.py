@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from metaformer.errors import OutputError
+
 FILE = "metrics.jsonl"
 
 
@@ -36,8 +38,11 @@ class MetricsLog:
     def write(self, kind: str, step: int, epoch: int, figures: Mapping[str, float] | None = None) -> None:
         """Append one line, and see it on its way to the disk."""
         line = {"kind": kind, "step": step, "epoch": epoch, **(figures or {})}
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(json.dumps(line) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise OutputError(f"{self._stream.name}: cannot write ({error.strerror})") from error
         if self._board is not None:
             for name, value in (figures or {}).items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)

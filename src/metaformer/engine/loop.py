@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from metaformer.data.loader import Loader
+from metaformer.data.loader import Batch, Loader
 from metaformer.data.sampler import PureSampler, Sample
 from metaformer.engine.checkpoint import Saved, prune, step_directory, write_checkpoint
 from metaformer.engine.config import TrainConfig
@@ -78,30 +78,41 @@ class Loop:
 
     def run(self, log: MetricsLog | None, progress: Progress, stop: StopSignals) -> bool:
         """Train; tells whether the end was reached, rather than stopped before by a signal."""
-        runtime, trainer, accumulate = self.config.runtime, self.trainer, self.sampler.accumulate
+        if self.trainer.step >= self.total:
+            return True
         loader = Loader(
             self.task.train,
-            Remaining(self.sampler, trainer.step, self.total),
+            Remaining(self.sampler, self.trainer.step, self.total),
             workers=self.config.data.workers,
             pin_memory=self.world.device.type == "cuda",
         )
-        batches, since, waited = iter(loader), time.perf_counter(), 0.0
+        try:
+            self._steps(iter(loader), log, progress, stop)
+        finally:
+            loader.close()
+            self.task.close()
+        if self.saved != self.trainer.step:
+            self._save()
+        return self.trainer.step >= self.total
+
+    def _steps(
+        self, batches: Iterator[Batch], log: MetricsLog | None, progress: Progress, stop: StopSignals
+    ) -> None:
+        trainer, every = self.trainer, self.config.runtime.log_every
+        since, waited = time.perf_counter(), 0.0
         while trainer.step < self.total:
             began = time.perf_counter()
-            parts = [next(batches) for _ in range(accumulate)]
+            parts = [next(batches) for _ in range(self.sampler.accumulate)]
             waited += time.perf_counter() - began
             figures = trainer.take_step(parts, self.epoch)
             self._count(figures)
             progress.update({"loss": figures["loss"]})
-            if trainer.step % runtime.log_every == 0 or trainer.step == self.total:
+            if trainer.step % every == 0 or trainer.step == self.total:
                 self._log_steps(log, time.perf_counter() - since, waited)
                 since, waited = time.perf_counter(), 0.0
             self._end_of_step(log, progress)
             if self.world.any(bool(stop.number))[0]:
-                break
-        if self.saved != trainer.step:
-            self._save()
-        return trainer.step >= self.total
+                return
 
     @property
     def epoch(self) -> int:

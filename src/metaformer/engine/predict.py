@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from metaformer.data.dataset import Augmented
-from metaformer.data.loader import Loader
+from metaformer.data.loader import Batch, Loader
 from metaformer.data.sampler import EvalSampler
 from metaformer.engine.bundle import open_bundle
 from metaformer.engine.distributed import find_device
@@ -84,15 +84,21 @@ class Predictor:
             workers=min(self.workers, len(source)),
             pin_memory=self.bundle.device.type == "cuda",
         )
-        for batch in loader:
-            with torch.inference_mode():
-                logits = average_views(self.bundle.forward, batch.images, self.flip)
-                best = logits.float().softmax(dim=1).topk(self.top_k, dim=1)
-            for index, scores, indices in zip(
-                batch.indices.tolist(), best.values.tolist(), best.indices.tolist(), strict=True
-            ):
-                labels = tuple(self.classes[i] for i in indices)
-                yield Classification(source.path(index), labels, tuple(scores), tuple(indices))
+        try:
+            for batch in loader:
+                yield from self._results(source, batch)
+        finally:
+            loader.close()
+
+    @torch.inference_mode()
+    def _results(self, source: Pictures, batch: Batch) -> list[Classification]:
+        logits = average_views(self.bundle.forward, batch.images, self.flip)
+        best = logits.float().softmax(dim=1).topk(self.top_k, dim=1)
+        rows = zip(batch.indices.tolist(), best.values.tolist(), best.indices.tolist(), strict=True)
+        return [
+            Classification(source.path(i), tuple(self.classes[k] for k in ks), tuple(scores), tuple(ks))
+            for i, scores, ks in rows
+        ]
 
 
 def _numbered(count: int) -> tuple[str, ...]:

@@ -2,15 +2,13 @@
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from PIL import Image, ImageDraw, ImageFont
 
 from metaformer.data.image import read_image
+from metaformer.engine.whole_file import whole_file
 from metaformer.errors import ConfigError, OutputError
 from metaformer.tasks.results import Classification
 
@@ -57,7 +55,7 @@ def write_jsonl(results: Iterable[Classification], path: str | Path) -> Path:
     Raises:
         OutputError: the file cannot be written.
     """
-    with _whole_file(Path(path)) as stream:
+    with whole_file(Path(path)) as stream:
         for result in results:
             stream.write(json.dumps(result.to_dict(), ensure_ascii=False) + "\n")
     return Path(path)
@@ -69,7 +67,7 @@ def write_csv(results: Iterable[Classification], path: str | Path) -> Path:
     Raises:
         OutputError: the file cannot be written.
     """
-    with _whole_file(Path(path)) as stream:
+    with whole_file(Path(path)) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         head: list[str] = []
         for result in results:
@@ -147,25 +145,3 @@ def _fitted(label: str, room: float, draw: ImageDraw.ImageDraw, font: Font) -> s
     while label and draw.textlength(label + "…", font) > room:
         label = label[:-1]
     return label + "…"
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[TextIO]:
-    """Open a file that appears under its name only when it is complete."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OutputError) or error.strerror is None:
-            raise
-        raise OutputError(f"{path}: cannot write ({error.strerror})") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -16,7 +16,8 @@ from metaformer.engine.config import TrainConfig
 from metaformer.engine.log import read_log
 from metaformer.engine.run_dir import RunDir
 from metaformer.engine.settings import from_dict, to_dict
-from metaformer.errors import BadImage, OutputError
+from metaformer.engine.whole_file import whole_file
+from metaformer.errors import BadImage
 
 THUMBNAIL = 128
 """Pixels of the larger side of a picture on the page."""
@@ -44,10 +45,8 @@ def write_report(run: str | Path) -> Path:
     text = resources.files("metaformer.engine").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True).from_string(text).render(_content(place, best, log))
     file = place.path / "report.html"
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{file}: cannot write ({error.strerror})") from error
+    with whole_file(file) as stream:
+        stream.write(page)
     return file
 
 

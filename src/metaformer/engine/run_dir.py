@@ -9,6 +9,7 @@ from typing import Any
 
 from metaformer.engine.checkpoint import Saved, checkpoints, newest, read_checkpoint, recover_all
 from metaformer.engine.manifest import recover
+from metaformer.engine.whole_file import whole_file
 from metaformer.errors import OutputError
 
 CONFIG = "config.json"
@@ -61,10 +62,8 @@ class RunDir:
     def write_config(self, config: dict[str, Any]) -> None:
         """Save the resolved configuration."""
         text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-        try:
-            self.config.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{self.config}: cannot write ({error.strerror})") from error
+        with whole_file(self.config) as stream:
+            stream.write(text)
 
     def _make(self) -> None:
         try:

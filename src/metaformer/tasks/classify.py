@@ -87,6 +87,10 @@ class Classify:
         """Measure on the validation data."""
         return self.evaluation.run(forward)
 
+    def close(self) -> None:
+        """Stop the processes that read validation data."""
+        self.evaluation.close()
+
     def card(self) -> dict[str, Any]:
         """Architecture, classes and preprocessing."""
         return {

@@ -83,6 +83,10 @@ class Evaluation:
             count.update(logits, batch)
         return count.report()
 
+    def close(self) -> None:
+        """Stop the processes that read."""
+        self.loader.close()
+
 
 class _Count:
     """Running figures of one evaluation; its classes are those that count."""

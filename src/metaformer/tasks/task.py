@@ -55,6 +55,9 @@ class Task(Protocol):
     def evaluate(self, forward: Forward) -> Report:
         """Measure on the validation data."""
 
+    def close(self) -> None:
+        """Stop the processes that read validation data."""
+
     def card(self) -> dict[str, Any]:
         """Everything that a checkpoint must say for the model to be built and used again, as plain values."""
 
