@@ -8,7 +8,7 @@ demo: $(READY)  ## make the data, train, evaluate, predict on real images
 	$(BIN)/metaformer data demo data/demo
 	$(BIN)/metaformer train demo/classify --data.root data/demo/classify --out runs/demo --resume auto
 	$(BIN)/metaformer evaluate runs/demo --data data/demo/classify
-	$(BIN)/metaformer predict runs/demo data/demo/classify/val/7 --out runs/demo/predictions.jsonl --limit 8
+	$(BIN)/metaformer predict runs/demo data/demo/classify/val/7 --out runs/demo/predictions --pictures
 	@echo "Look at runs/demo/report.html"
 
 test: $(READY)

@@ -487,3 +487,56 @@ def test_a_closed_pipe_is_no_error() -> None:
         ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"optim: {lr: [1", "line 1"),
+        (b"", "must hold fields"),
+        (b"- a\n", "must hold fields"),
+        (b"\x89PNG\xff", "not a text file"),
+        (b"optim: {lrr: 1}", "unknown field optim.lrr: did you mean --optim.lr"),
+        (b"optim: {lr: fast}", "optim.lr: expected float, got fast"),
+    ],
+)
+def test_what_is_wrong_in_a_yaml_file_is_said_of_that_file(
+    content: bytes, told: str, tell: Tell, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_bytes(content)
+    line = complaint(tell(["train", "demo/classify", str(file), f"--out={tmp_path / 'run'}"]))
+    assert f"{file}: " in line and told in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("word", "meant"), [("--lr", "--optim.lr"), ("--outt", "--out ")])
+def test_nearest_options_of_train(word: str, meant: str, tell: Tell) -> None:
+    assert f"unknown option {word}: did you mean {meant}".rstrip() in complaint(
+        tell(["train", "demo/classify", word, "1"])
+    )
+
+
+def test_a_file_that_leaves_is_no_success(tell: Tell, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("raise SystemExit(0)\n")
+    assert "own.py: line 1" in complaint(tell(["list", f"--import={tmp_path / 'own.py'}"]))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_below_standard_output() -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "metaformer", "list"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.splitlines() == [
+        "metaformer: error: [Errno 28] No space left on device"
+    ]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried …")])
+def test_too_little_memory(error: Exception, monkeypatch: pytest.MonkeyPatch, tell: Tell) -> None:
+    import metaformer.cli.listing as verb
+
+    def exhausted(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(verb, "run", exhausted)
+    assert "memory: take smaller pictures or batches" in complaint(tell(["list"]))

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 from torch import nn
 
 from metaformer.errors import ConfigError, UnknownName
-from metaformer.registry import Registry, parse
+from metaformer.registry import Registry, import_file, parse
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,20 @@ def test_build_and_its_errors() -> None:
         registry.register("box")(nn.Identity)
     with pytest.raises(ConfigError, match="identifier"):
         registry.register("my box")(nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1\n\ndef f(:\n", "line 3: SyntaxError"),
+        ("x = 1\nimport nowhere_to_be_found\n", "line 2: ModuleNotFoundError"),
+        ("import sys\nsys.exit(0)\n", "line 2: SystemExit"),
+    ],
+)
+def test_errors_in_a_users_file_name_the_line(
+    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # as users name it: by a relative path
+    Path("own.py").write_text(text)
+    with pytest.raises(ConfigError, match=rf"--import own\.py: {told}"):
+        import_file("own.py")

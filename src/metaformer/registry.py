@@ -103,10 +103,20 @@ def import_file(path: str | Path) -> None:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        trace, line = error.__traceback__, "?"
-        while trace:
-            if trace.tb_frame.f_code.co_filename == str(path):
-                line = str(trace.tb_lineno)
-            trace = trace.tb_next
-        raise ConfigError(f"--import {path}: line {line}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a file that leaves must not end the command as if it were done
+        raise ConfigError(
+            f"--import {path}: line {_line(error, spec.origin)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _line(error: BaseException, file: str | None) -> int | str:
+    """Where in this file an error arose."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return error.lineno or "?"
+    line: int | str = "?"
+    trace = error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line

@@ -37,6 +37,17 @@ def test_mixers_for_all_per_stage_and_per_block() -> None:
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
         ({"depths": (2, 2, 0, 2)}, "depths"),
         ({"num_classes": -1}, "num_classes"),
+        ({"num_classes": "7"}, r"num_classes: '7' must be such as 1000"),
+        ({"in_chans": 3.0}, "in_chans"),
+        ({"act": 5}, r"act: 5 must be such as 'gelu'"),
+        ({"image_size": 64}, r"image_size: 64 must be such as \(224, 224\)"),
+        ({"depths": "abcd"}, "depths"),
+        ({"dims": (8.5, 8, 8, 8)}, "dims"),
+        ({"mlp_ratios": 4}, "mlp_ratios"),
+        ({"layer_scale": "abcd"}, "layer_scale"),
+        ({"residual": "no"}, "residual"),
+        ({"mixers": (1, 2, 3, 4)}, "mixers"),
+        ({"mixers": None}, "mixers"),
     ],
 )
 def test_wrong_values_name_the_field(changes: dict[str, object], message: str) -> None:

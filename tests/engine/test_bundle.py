@@ -81,3 +81,15 @@ def test_class_names_come_from_a_list_or_a_file(run: Path, tmp_path: Path) -> No
 def test_a_run_brings_its_own_weights(run: Path) -> None:
     with pytest.raises(ConfigError, match="brings its own weights"):
         open_bundle(run, run / "best" / "model.safetensors")
+
+
+def test_a_file_of_weights_needs_a_model_beside_it(run: Path) -> None:
+    file = run / "best" / "model.safetensors"
+    with pytest.raises(ConfigError, match=f"MODEL --checkpoint {file}"):
+        open_bundle(file)
+
+
+def test_the_runs_own_classes_in_another_order_are_refused(run: Path) -> None:
+    assert open_bundle(run, classes=["Ameise", "Biene", "Katze"]).classes == ("Ameise", "Biene", "Katze")
+    with pytest.raises(ConfigError, match="in another order"):
+        open_bundle(run, classes=["bee", "ant", "cat"])

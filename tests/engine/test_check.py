@@ -45,6 +45,12 @@ def test_each_wrong_value_is_named(section: str, field: str, value: Any, told: s
         check(from_dict(values))
 
 
+@pytest.mark.parametrize("seed", [2**63, -(10**30)])
+def test_a_seed_that_no_generator_takes(seed: int) -> None:
+    with pytest.raises(ConfigError, match=f"seed is {seed}"):
+        check(from_dict({**GOOD, "seed": seed}))
+
+
 def test_the_world_takes_its_share_of_the_batch() -> None:
     config = from_dict({"data": {"root": "x", "batch_size": 8}, "optim": {"accumulate": 2}})
     check(config, world_size=4)

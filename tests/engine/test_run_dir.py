@@ -22,6 +22,16 @@ def test_auto_begins_where_there_is_no_checkpoint_yet(tmp_path: Path) -> None:
     assert run.open("auto", print) is None
 
 
+def test_auto_does_not_begin_anew_over_a_run_whose_checkpoints_are_all_damaged(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    step = write_checkpoint(run.checkpoints / "step_3", {}, {"step": 3})
+    (step / "manifest.json").write_text("{")
+    told: list[str] = []
+    with pytest.raises(WeightsError, match="no checkpoint is whole"):
+        run.open("auto", told.append)
+    assert len(told) == 1 and "step_3" in told[0]
+
+
 def test_a_named_checkpoint_is_taken_or_refused(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     step = write_checkpoint(run.checkpoints / "step_3", {}, {"step": 3})

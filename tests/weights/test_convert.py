@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaformer.backbones.skeleton import MetaFormer
 from metaformer.backbones.variants import VARIANTS
-from metaformer.errors import UnknownName, WeightsError
+from metaformer.errors import OutputError, UnknownName, WeightsError
 from metaformer.models import load_weights
 from metaformer.weights.convert import convert
 from metaformer.weights.io import read_metadata, read_state, write_state
@@ -101,3 +101,14 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="strange"):
         convert(path, tmp_path / "out.pth", "timm")
     assert not (tmp_path / "out.pth").exists()
+
+
+def test_the_file_read_is_not_written_over(tmp_path: Path) -> None:
+    source = tmp_path / "in.pth"
+    write_state(source, tiny("poolformer_s12").state_dict())
+    before = source.read_bytes()
+    (tmp_path / "link.pth").symlink_to(source)
+    for target in (source, tmp_path / "link.pth"):
+        with pytest.raises(OutputError, match="is the file to read"):
+            convert(source, target, "timm")
+    assert source.read_bytes() == before

@@ -138,3 +138,21 @@ def test_damaged_bytes_give_tensors_or_one_clear_error(tmp_path: Path, name: str
         path.write_bytes(damaged)
         with contextlib.suppress(WeightsError):
             assert read_state(path).tensors
+
+
+def test_what_is_written_follows_the_users_mask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_state(tmp_path / "a.safetensors", {"w": torch.zeros(1)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.timeout(60)
+def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:
+    loop: dict[str, object] = {}
+    loop["state_dict"] = {"model": loop}
+    torch.save(loop, tmp_path / "loop.pth")
+    with pytest.raises(WeightsError, match="holds no named tensors"):
+        read_state(tmp_path / "loop.pth")

@@ -240,3 +240,13 @@ def test_the_report_reads_well() -> None:
     )
     assert text.startswith("state dict: metaformer format, ")
     assert "8 fresh: norms.0.weight" in text and "4 left out: head.norm.weight" in text
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_numbers_of_another_kind_are_refused(dtype: torch.dtype) -> None:
+    model = MetaFormer(TINY)
+    before = snapshot(model)
+    state = {name: value.to(dtype) if name == "head.fc.weight" else value for name, value in before.items()}
+    with pytest.raises(WeightsError, match=f"head.fc.weight holds {dtype}"):
+        load_weights(model, state)
+    assert same(before, snapshot(model))

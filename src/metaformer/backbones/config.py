@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from torch import nn
 
@@ -95,6 +97,7 @@ class MetaFormerConfig:
     """Norms on the pyramid's levels: none, all fresh, or the last one taken from the classifier's head."""
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         object.__setattr__(self, "mixers", _per_stage(self.mixers, len(self.depths)))
         self._check_lengths()
         self._check_names()
@@ -157,6 +160,12 @@ class MetaFormerConfig:
         except TypeError as error:
             raise ConfigError(f"model configuration: {error}") from error
 
+    def _check_kinds(self) -> None:
+        for field in fields(self):
+            value, hint = getattr(self, field.name), field.type
+            if not _fits(value, hint if field.name != "mixers" else MixerSpec | hint | list[Any]):
+                raise ConfigError(f"{field.name}: {value!r} must be such as {field.default!r}")
+
     def _check_lengths(self) -> None:
         for name in ("dims", "mlp_ratios", "mixers", "layer_scale", "res_scale", "pos_embed", "downsamples"):
             wanted = self.stages - (name == "downsamples")
@@ -198,6 +207,21 @@ class MetaFormerConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} must be at least 0 and below 1")
         if self.num_classes < 0 or min(self.mlp_ratios) < 0:
             raise ConfigError("num_classes and mlp_ratios must not be negative")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value is of the kind that a field declares; lists may stand for tuples."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        wanted = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return len(value) == len(wanted) and all(map(_fits, value, wanted))
+    if hint in (int, float):
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
 
 
 def _per_stage(mixers: Any, stages: int) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from metaformer.bench.run import DTYPES, BenchConfig, bench
 from metaformer.errors import MetaFormerError
-from metaformer.ops.allocator import keep_freed_memory
+from metaformer.ops.process import keep_freed_memory
 from metaformer.registry import import_file
 from metaformer.weights.io import write_atomically
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from metaformer.cli.parser import UsageError
 from metaformer.errors import MetaFormerError, UnknownName
-from metaformer.ops.allocator import keep_freed_memory
+from metaformer.ops.process import keep_freed_memory, sleep_rather_than_spin
 
 __all__ = ["VERBS", "main"]
 
@@ -60,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (told := _of_the_machine(error)):
+            raise
+        return _fail(told, 1)
     except SystemExit as stop:  # --help, or a training that was asked to stop
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
@@ -76,9 +80,25 @@ def _run(words: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.4)
         raise UsageError(f"unknown verb {verb!r}: {_or(near) if near else 'known: ' + ', '.join(VERBS)}")
     keep_freed_memory()
+    sleep_rather_than_spin()
     module = importlib.import_module(f"{__name__}.{VERBS[verb].module}")
     status: int = module.run(rest)
     return status
+
+
+def _of_the_machine(error: Exception) -> str:
+    """What to tell of a full disk or memory; empty for what is a mistake in the program."""
+    if isinstance(error, OSError) and error.errno is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is standard output that failed, and leaving would fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return str(error)
+    full = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or full:
+        told = str(error).partition(". ")[0] or "not enough memory"
+        return f"{told}: take smaller pictures or batches; in training, --optim.accumulate keeps the batch"
+    return ""
 
 
 def _or(names: Sequence[str]) -> str:

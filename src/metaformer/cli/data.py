@@ -16,11 +16,14 @@ def run(argv: list[str]) -> int:
         "--seed", type=int, default=0, help="everything random is a function of it (default 0)"
     )
     add = parser.add_argument
-    add("--copies", type=int, default=2, metavar="N", help="pictures per training digit (default 2)")
+    add("--per-class", type=int, metavar="N", help="digits of each class (default: all, about 180)")
+    add("--copies", type=int, default=4, metavar="N", help="pictures per training digit (default 4)")
     add("--scenes", type=int, nargs=2, default=(600, 150), metavar="N", help="scenes in train and val")
     words = parser.parse_args(argv)
     from metaformer.data.demo import write_demo
 
-    demo = write_demo(words.dir, words.seed, copies=words.copies, scenes=tuple(words.scenes))
+    demo = write_demo(
+        words.dir, words.seed, per_class=words.per_class, copies=words.copies, scenes=tuple(words.scenes)
+    )
     print(f"{demo.pictures} pictures:\n  {demo.classify}\n  {demo.segment}\n  {demo.detect}")
     return 0

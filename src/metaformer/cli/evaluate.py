@@ -1,5 +1,7 @@
 """`metaformer evaluate RUN|CHECKPOINT|MODEL --data DIR`."""
 
+import os
+
 from metaformer.cli.parser import Parser
 
 EXAMPLE = "metaformer evaluate caformer_s18.sail_in1k --data IMAGENET --real real.json"
@@ -51,7 +53,8 @@ def run(argv: list[str]) -> int:
         class_subset=words.subset,
         raw=words.raw,
     )
-    print(report.text())
-    if words.json:
-        report.save(words.json)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun every process measures, one tells
+        print(report.text())
+        if words.json:
+            report.save(words.json)
     return 0

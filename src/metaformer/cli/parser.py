@@ -76,13 +76,19 @@ def explain(message: str, known: Iterable[str]) -> str:
         return f"unknown field {name}{_near('--' + name, known)}"
     if found := re.search(r"Option '(.+)' is not accepted", message):
         return f"unknown field {found[1]}{_near('--' + found[1], known)}"
+    if "Problems parsing config: " in message:
+        return message.partition("config: ")[2].replace('in "<unicode string>", ', "")
+    if message.startswith("Unexpected config:"):
+        return "must hold fields, as --print_config writes them"
     if found := re.search(r'Parser key "(.+?)": (.+)', message):
         return f"{found[1]}: {_types(found[2])}"
     return message
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(set(known)), n=2, cutoff=0.6)
+    names = sorted(set(known))
+    fields = [one for one in names if one.endswith(f".{name.lstrip('-')}")]  # --lr for --optim.lr
+    close = fields[:3] or difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     return f": did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -16,6 +16,7 @@ Train by a recipe; a YAML file and then the command line change its fields.
 
 recipes:
 """
+OWN = ("out", "resume", "import", "config", "print_config")
 EXAMPLE = "metaformer train finetune --data.root flowers --out runs/flowers --model.name caformer_s18"
 
 
@@ -49,13 +50,22 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
     parser = _parser(recipe, show_own=any(word in ("-h", "--help") for word in argv))
-    try:
-        values: dict[str, Any] = parser.parse_args(argv).as_dict()
-    except argparse.ArgumentError as error:
-        known = (f"--{field}" for field in _dotted(asdict(recipe())))
-        raise UsageError(f"train: {explain(str(error), known)}") from error
+    if len(argv) > 1 and argv[0] == "--config":  # alone first, so that what is wrong in it is said of it
+        _read(parser, recipe, argv[:2], f"{argv[1]}: ")
+    values = _read(parser, recipe, argv)
     values.pop("config", None)
     return from_dict(values)
+
+
+def _read(parser: Any, recipe: Recipe, argv: list[str], where: str = "") -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = parser.parse_args(argv).as_dict()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"train: {where}not a text file") from error
+    except argparse.ArgumentError as error:
+        known = (f"--{field}" for field in (*OWN, *_dotted(asdict(recipe()))))
+        raise UsageError(f"train: {where}{explain(str(error), known)}") from error
+    return values
 
 
 def _parser(recipe: Recipe, show_own: bool) -> Any:

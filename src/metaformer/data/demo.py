@@ -44,7 +44,8 @@ def write_demo(
     root: str | Path,
     seed: int = 0,
     *,
-    copies: int = 2,
+    per_class: int | None = None,
+    copies: int = 4,
     scenes: tuple[int, int] = (600, 150),
     progress: bool = True,
 ) -> Demo:
@@ -56,6 +57,7 @@ def write_demo(
     Args:
         root: a new or empty folder, or one that this function wrote with the same arguments.
         seed: what everything random is a function of.
+        per_class: source digits of each class, at least 5; all, about 180, when not given.
         copies: pictures per training digit in `classify`; validation digits are used once.
         scenes: training and validation pictures of `segment`, and of `detect`.
         progress: show a bar on stderr.
@@ -66,9 +68,11 @@ def write_demo(
     """
     if copies < 1 or min(scenes) < 1 or not 0 <= seed < 2**32:
         raise ConfigError(f"seed {seed}, copies {copies}, scenes {scenes}: counts start at 1, seeds at 0")
+    if per_class is not None and per_class < 5:
+        raise ConfigError(f"per_class {per_class}: a fifth is held out, so it must be at least 5")
     root = Path(root).expanduser()
-    settings = {"format": 1, "seed": seed, "copies": copies, "scenes": list(scenes)}
-    material = Material(seed)
+    settings = {"format": 1, "seed": seed, "per_class": per_class, "copies": copies, "scenes": list(scenes)}
+    material = Material(seed, per_class)
     pictures = copies * len(material.sources["train"]) + len(material.sources["val"]) + 2 * sum(scenes)
     try:
         _claim(root, settings)

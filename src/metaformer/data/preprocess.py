@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metaformer.data.image import MAX_PIXELS
 from metaformer.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -37,6 +38,11 @@ class Preprocess:
             raise ConfigError(f"image_size is {self.image_size}: it must be at least 1")
         if not 0 < self.crop <= 1:
             raise ConfigError(f"crop is {self.crop}: it must be above 0 and at most 1")
+        if self.image_size / self.crop > math.isqrt(MAX_PIXELS):
+            raise ConfigError(
+                f"image_size is {self.image_size}, crop {self.crop}: pictures would be resized to more than "
+                f"{math.isqrt(MAX_PIXELS)} pixels a side"
+            )
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ConfigError(f"interpolation is {self.interpolation!r}: choose bicubic or bilinear")
         for name, values in (("mean", self.mean), ("std", self.std)):

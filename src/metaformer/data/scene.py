@@ -39,12 +39,13 @@ class Material:
 
     Args:
         seed: decides which digits are set aside.
+        per_class: digits of each class that are used at all; all when not given.
 
     Raises:
         MissingPackage: scikit-learn is not installed.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, per_class: int | None = None) -> None:
         try:
             from sklearn.datasets import load_digits, load_sample_images
         except ImportError as error:
@@ -56,7 +57,7 @@ class Material:
         self.sources: dict[str, list[int]] = {"train": [], "val": []}
         draw = np.random.RandomState(seed)
         for label in range(10):
-            order = draw.permutation(np.flatnonzero(digits.target == label)).tolist()
+            order = draw.permutation(np.flatnonzero(digits.target == label)).tolist()[:per_class]
             held_out = len(order) // 5
             self.sources["val"] += order[:held_out]
             self.sources["train"] += order[held_out:]

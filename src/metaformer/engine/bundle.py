@@ -89,6 +89,8 @@ def open_bundle(
     outputs = bundle.model.num_classes
     if len(names) != outputs:
         raise ConfigError(f"classes: {len(names)} names, but {source} tells {outputs} classes apart")
+    if bundle.classes not in (None, names) and sorted(bundle.classes or ()) == sorted(names):
+        raise ConfigError(f"classes: the names of {source} in another order; leave them out, it knows them")
     return replace(bundle, classes=names)
 
 
@@ -126,7 +128,9 @@ def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) ->
     from metaformer.models import create_model, is_model
 
     if not is_model(name) and ("/" in name or Path(name).exists()):
-        raise ConfigError(f"{name}: neither a run or checkpoint directory nor a model name")
+        file = Path(name).is_file()
+        hint = f"; a file of weights goes beside a model's name: MODEL --checkpoint {name}" if file else ""
+        raise ConfigError(f"{name}: neither a run or checkpoint directory nor a model name{hint}")
     model = create_model(
         name, pretrained=checkpoint is None, checkpoint_path=checkpoint, num_classes=num_classes
     )

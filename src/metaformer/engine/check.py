@@ -5,6 +5,9 @@ import math
 from metaformer.engine.config import TrainConfig
 from metaformer.errors import ConfigError
 
+SEEDS = 2**63
+"""PyTorch's generators take no larger numbers."""
+
 
 def check(config: TrainConfig, world_size: int = 1) -> None:
     """Compare the values of a configuration with what they may be, and with each other.
@@ -13,6 +16,8 @@ def check(config: TrainConfig, world_size: int = 1) -> None:
         ConfigError: the first field that cannot be, with what it must be.
     """
     _check_counts(config)
+    if not abs(config.seed) < SEEDS:
+        raise ConfigError(f"seed is {config.seed}: it must lie between {-SEEDS + 1} and {SEEDS - 1}")
     _check_shares(config)
     _check_positive(config)
     _check_together(config, world_size)

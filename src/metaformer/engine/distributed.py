@@ -1,8 +1,7 @@
 """The processes of a run: one, or as many as torchrun started."""
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -78,9 +77,11 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-@contextmanager
-def join(device: str) -> Iterator[World]:
+def join(device: str) -> World:
     """Enter the group of processes that torchrun described in the environment, if it did.
+
+    The group stays till the process ends: a second one, made on the same address while the first is being
+    taken down, can hang.
 
     Raises:
         ConfigError: no such device.
@@ -89,14 +90,15 @@ def join(device: str) -> Iterator[World]:
     world = World(rank, local, size, find_device(device, local))
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
-    if size == 1:
-        yield world
-        return
-    # counts of an evaluation are summed on the CPU whatever the model runs on
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo")
-    try:
-        yield world
-    finally:
+    if size > 1 and not torch.distributed.is_initialized():
+        # counts of an evaluation are summed on the CPU whatever the model runs on
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo")
+        atexit.register(_leave)
+    return world
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 

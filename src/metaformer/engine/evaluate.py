@@ -59,28 +59,28 @@ def evaluate(
         WeightsError: the weights cannot be read or do not fit.
     """
     check_amp(amp)
-    with join(device) as world:
-        folders = None
-        if checkpoint is not None and data is not None and not Path(source).is_dir():
-            folders = len(ImageFolder(data, split or "val").classes)
-        bundle = open_bundle(source, checkpoint, classes=classes, num_classes=folders, raw=raw)
-        bundle = bundle.looking(image_size, crop, interpolation).placed(world.device, amp)
-        folder = _folder(bundle, data, split, class_subset is not None)
-        evaluation = Evaluation(
-            folder,
-            bundle.preprocess,
-            batch_size=batch_size,
-            workers=workers,
-            flip=flip,
-            crops=crops,
-            real_labels=real_labels,
-            class_subset=read_names(str(class_subset) if class_subset else None, folder.classes),
-            pin_memory=world.device.type == "cuda",
-        )
-        try:
-            return evaluation.run(bundle.forward)
-        finally:
-            evaluation.close()
+    world = join(device)
+    folders = None
+    if checkpoint is not None and data is not None and not Path(source).is_dir():
+        folders = len(ImageFolder(data, split or "val").classes)
+    bundle = open_bundle(source, checkpoint, classes=classes, num_classes=folders, raw=raw)
+    bundle = bundle.looking(image_size, crop, interpolation).placed(world.device, amp)
+    folder = _folder(bundle, data, split, class_subset is not None)
+    evaluation = Evaluation(
+        folder,
+        bundle.preprocess,
+        batch_size=batch_size,
+        workers=workers,
+        flip=flip,
+        crops=crops,
+        real_labels=real_labels,
+        class_subset=read_names(str(class_subset) if class_subset else None, folder.classes),
+        pin_memory=world.device.type == "cuda",
+    )
+    try:
+        return evaluation.run(bundle.forward)
+    finally:
+        evaluation.close()
 
 
 def check_amp(amp: str) -> None:

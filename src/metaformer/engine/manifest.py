@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from metaformer.errors import OutputError, WeightsError
+from metaformer.weights.io import unlock
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
@@ -30,6 +31,8 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         fill(temporary)
+        for file in temporary.iterdir():
+            unlock(file)
         _write_manifest(temporary)
         _sync(temporary)
         if target.exists():

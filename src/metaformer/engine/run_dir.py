@@ -10,7 +10,7 @@ from typing import Any
 from metaformer.engine.checkpoint import Saved, checkpoints, newest, read_checkpoint, recover_all
 from metaformer.engine.manifest import recover
 from metaformer.engine.whole_file import whole_file
-from metaformer.errors import OutputError
+from metaformer.errors import OutputError, WeightsError
 
 CONFIG = "config.json"
 
@@ -46,7 +46,7 @@ class RunDir:
 
         Raises:
             OutputError: the directory holds a run and `resume` is None, or it cannot be written to.
-            WeightsError: the checkpoint that was named is missing or damaged.
+            WeightsError: the checkpoint that was named is missing or damaged; or, with `auto`, all are.
         """
         self._make()
         if resume is None:
@@ -55,7 +55,13 @@ class RunDir:
             return None
         recover(self.best)
         if resume == "auto":
-            return newest(self.checkpoints, say)
+            saved = newest(self.checkpoints, say)
+            if saved is None and checkpoints(self.checkpoints):
+                raise WeightsError(
+                    f"{self.checkpoints}: no checkpoint is whole, so there is nothing to go on from: restore "
+                    "one, or begin anew in another place"
+                )
+            return saved
         recover_all(self.checkpoints)
         return read_checkpoint(Path(resume))
 

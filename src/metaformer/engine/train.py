@@ -57,7 +57,8 @@ def train(config: TrainConfig, out: str | Path, resume: str | None = None) -> Tr
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
-    with join(config.runtime.device) as world, StopSignals() as stop:
+    world = join(config.runtime.device)
+    with StopSignals() as stop:
         run = RunDir(Path(out))
         saved = _open(run, resume, world)
         task = build_task(config, world)

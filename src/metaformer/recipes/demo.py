@@ -7,6 +7,7 @@ from metaformer.engine.config import (
     EvalConfig,
     ModelConfig,
     OptimConfig,
+    RuntimeConfig,
     ScheduleConfig,
     TrainConfig,
 )
@@ -16,7 +17,7 @@ CLASSIFY = Recipe(
     name="demo/classify",
     config=TrainConfig(
         model=ModelConfig("poolformer_n", overrides={"norm": "batch_norm", "embed_norm": "batch_norm"}),
-        data=DataConfig(image_size=64, batch_size=32, eval_batch_size=128, workers=0),
+        data=DataConfig(image_size=64, batch_size=32, eval_batch_size=128, workers=1),
         augment=AugmentConfig(
             scale=(0.8, 1.0),
             ratio=(0.9, 1.1),
@@ -28,9 +29,10 @@ CLASSIFY = Recipe(
             cutmix=0.0,
         ),
         optim=OptimConfig(lr=3e-3, clip=1.0),
-        schedule=ScheduleConfig(epochs=12, warmup_epochs=1),
+        schedule=ScheduleConfig(epochs=8, warmup_epochs=1),
         ema=EmaConfig(decay=0.98),
         evaluate=EvalConfig(crop=1.0),
+        runtime=RuntimeConfig(threads=1),  # one core computes, the other makes pictures
         seed=0,
     ),
     summary="A pooling network of two million weights learns to read digits on two processor cores",

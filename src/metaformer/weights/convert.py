@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metaformer.backbones.variants import VARIANTS
-from metaformer.errors import UnknownName, WeightsError
+from metaformer.errors import OutputError, UnknownName, WeightsError
 from metaformer.weights.formats import FORMATS
 from metaformer.weights.infer import candidates
 from metaformer.weights.io import read_state, write_state
@@ -47,12 +47,14 @@ def convert(source: str | Path, target: str | Path, to: str, model: str | None =
     Raises:
         UnknownName: no such format or model.
         WeightsError: an unreadable file, tensors that the format has no place for, or an unclear model.
-        OutputError: the target cannot be written.
+        OutputError: the target cannot be written, or is the source.
     """
     source, target = Path(source), Path(target)
     if to not in FORMATS:
         raise UnknownName("checkpoint format", to, FORMATS)
     file = read_state(source)
+    if target.exists() and target.samefile(source):
+        raise OutputError(f"{target}: is the file to read, which would be lost: choose another name")
     try:
         renamed = to_ours(file.tensors)
         if renamed.unknown:

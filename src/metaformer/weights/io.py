@@ -88,7 +88,9 @@ def unwrap(loaded: Any, where: str) -> StateFile:
         WeightsError: there are none.
     """
     wrapper = ""
-    while isinstance(loaded, Mapping):
+    seen: list[Any] = []  # a hostile file's dictionary may hold itself
+    while isinstance(loaded, Mapping) and not any(loaded is one for one in seen):
+        seen.append(loaded)
         inner = next((name for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
             break
@@ -140,11 +142,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with _beside(path) as place:
             write(place)
+            unlock(place)
             sync(place)
             os.replace(place, path)
         sync(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise OutputError(f"{path}: cannot be written ({error})") from error
+
+
+def unlock(path: Path) -> None:
+    """Give a file that was made private, as mkstemp and safetensors do, the access of the user's own mask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
 
 
 def sync(path: Path) -> None:
@@ -162,10 +172,6 @@ def _beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
-    # mkstemp makes private files; a published file follows the user's own mask
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)
     try:
         yield Path(name)
     finally:

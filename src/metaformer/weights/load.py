@@ -175,6 +175,11 @@ class _Fit:
                 report.unexpected.append(self.renamed.origin[name])
                 continue
             value = _reshaped(value, self.target[name])
+            if self.target[name].is_floating_point() and not value.is_floating_point():
+                raise WeightsError(
+                    f"{report.source}: {self.renamed.origin[name]} holds {value.dtype}, where the model has "
+                    f"{self.target[name].dtype}: save it as floating-point numbers"
+                )
             if value.shape == self.target[name].shape:
                 fitting[name] = value
             else:

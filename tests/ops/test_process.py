@@ -1,14 +1,15 @@
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from metaformer.ops.allocator import keep_freed_memory
+from metaformer.ops.process import keep_freed_memory, sleep_rather_than_spin
 
 SCRIPT = """
 import resource, torch
-from metaformer.ops.allocator import keep_freed_memory
+from metaformer.ops.process import keep_freed_memory
 {call}
 layers = torch.nn.Sequential(*(torch.nn.Conv2d(8, 8, 1) for _ in range(8)))
 def step():
@@ -33,3 +34,14 @@ def test_a_later_step_finds_its_pages_in_place() -> None:
 
 def test_it_says_whether_it_was_possible() -> None:
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_the_environment_has_the_last_word(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    sleep_rather_than_spin()
+    assert os.environ["OMP_WAIT_POLICY"] == after
