@@ -56,3 +56,12 @@ def test_the_models_page_is_up_to_date() -> None:
         [sys.executable, ROOT / "docs" / "tables.py", "--check"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_every_example_runs(example: Path, tmp_path: Path) -> None:
+    words = ["1", "1"] if "speed" in example.name else []
+    done = subprocess.run(
+        [sys.executable, example, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and done.stdout, done.stderr

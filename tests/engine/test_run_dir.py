@@ -32,6 +32,13 @@ def test_auto_does_not_begin_anew_over_a_run_whose_checkpoints_are_all_damaged(t
     assert len(told) == 1 and "step_3" in told[0]
 
 
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.checkpoints.write_text("")  # root may list any folder, so that a file stands for a locked one
+    with pytest.raises(OutputError, match="checkpoints: is no folder that may be read and written"):
+        run.open("auto", print)
+
+
 def test_a_named_checkpoint_is_taken_or_refused(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     step = write_checkpoint(run.checkpoints / "step_3", {}, {"step": 3})

@@ -78,6 +78,10 @@ class RunDir:
             raise OutputError(f"{self.path}: cannot make this folder ({error.strerror})") from error
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise OutputError(f"{self.path}: no permission to write here")
+        steps = self.checkpoints
+        if steps.exists() and not (steps.is_dir() and os.access(steps, os.R_OK | os.W_OK | os.X_OK)):
+            # what cannot be listed would look like a run without checkpoints, and begin anew
+            raise OutputError(f"{steps}: is no folder that may be read and written")
 
 
 def find_checkpoint(source: Path) -> Path:
