@@ -132,6 +132,8 @@ def test_list_recipes_and_mixers(tell: Tell) -> None:
     assert {row["recipe"] for row in json.loads(tell(["list", "--recipes", "--json"])[1])} == set(RECIPES)
     assert {row["mixer"] for row in json.loads(tell(["list", "--mixers", "--json"])[1])} == set(MIXERS)
     assert "size=3" in tell(["list", "--mixers", "pooling"])[1]
+    for what in ("--recipes", "--mixers"):
+        assert tell(["list", what, "nonsense"])[0] == 1
 
 
 def test_training_leaves_a_run_directory(run: Path, data: Path) -> None:

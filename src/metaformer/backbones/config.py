@@ -195,18 +195,23 @@ class MetaFormerConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is none of {', '.join(map(repr, known))}")
 
     def _check_ranges(self) -> None:
-        whole = ("in_chans", "stem_kernel", "stem_stride", "down_kernel", "down_stride")
-        for name in whole:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} must be at least 1")
+        for name, least in (
+            *((name, 1) for name in ("in_chans", "stem_kernel", "stem_stride", "down_kernel", "down_stride")),
+            *((name, 0) for name in ("stem_padding", "down_padding", "num_classes")),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} must be at least {least}")
         for name in ("depths", "dims", "image_size"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} must be whole numbers of at least 1")
         for name in ("drop_path_rate", "dropout", "head_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} must be at least 0 and below 1")
-        if self.num_classes < 0 or min(self.mlp_ratios) < 0:
-            raise ConfigError("num_classes and mlp_ratios must not be negative")
+        for name in ("norm_eps", "skip_lam"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} must be above 0")
+        if min(self.mlp_ratios) < 0:
+            raise ConfigError(f"mlp_ratios: {self.mlp_ratios!r} must not be negative")
 
 
 def _fits(value: Any, hint: Any) -> bool:

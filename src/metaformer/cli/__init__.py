@@ -106,8 +106,12 @@ def _or(names: Sequence[str]) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"metaformer: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"metaformer: error: {_line(message)}", file=sys.stderr)
     return status
+
+
+def _line(message: str) -> str:
+    return "; ".join(line for part in message.splitlines() if (line := " ".join(part.split()).rstrip(";")))
 
 
 def _overview() -> str:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from metaformer.cli.parser import Parser
+from metaformer.errors import UnknownName
 
 
 def run(argv: list[str]) -> int:
@@ -46,6 +47,8 @@ def _recipes(pattern: str) -> list[dict[str, Any]]:
     from metaformer.recipes import RECIPES
 
     found = [recipe for name, recipe in RECIPES.items() if pattern in name]
+    if not found:
+        raise UnknownName("recipe", pattern, RECIPES)
     return [{"recipe": r.name, "top1": r.top1, "epochs": r.epochs, "about": r.summary} for r in found]
 
 
@@ -60,6 +63,8 @@ def _mixers(pattern: str) -> list[dict[str, Any]]:
         options = [f"{p.name}={p.default!r}" for p in parameters if p.default is not p.empty]
         about = (inspect.getdoc(MIXERS[name]) or "").partition("\n")[0]
         rows.append({"mixer": name, "options": ", ".join(options), "about": about})
+    if not rows:
+        raise UnknownName("mixer", pattern, MIXERS)
     return rows
 
 

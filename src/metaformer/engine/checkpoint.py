@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metaformer.engine.manifest import recover, remove_directory, verify, write_directory
 from metaformer.errors import WeightsError
+from metaformer.weights.report import LoadReport
 
 FORMAT = 1
 STEP = "step_"
@@ -48,10 +49,22 @@ class Saved:
         Raises:
             WeightsError: they do not fit.
         """
-        try:
-            model.load_state_dict(self.tensors(name))
-        except RuntimeError as error:
-            raise WeightsError(f"{self.directory}: does not fit the model: {error}") from error
+        tensors, own = self.tensors(name), model.state_dict()
+        report = LoadReport(
+            missing=[key for key in own if key not in tensors],
+            unexpected=[key for key in tensors if key not in own],
+            misshaped=[
+                (key, tuple(tensors[key].shape), tuple(value.shape))
+                for key, value in own.items()
+                if key in tensors and tensors[key].shape != value.shape
+            ],
+        )
+        if not report.complete:
+            raise WeightsError(
+                f"{self.directory}: is of another model: go on with the run's own settings, or begin anew in "
+                f"another place ({'; '.join(report.problems())})"
+            )
+        model.load_state_dict(tensors)
 
     def has(self, name: str) -> bool:
         """Tell whether this group of tensors is there."""
