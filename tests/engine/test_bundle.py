@@ -8,7 +8,7 @@ import metaformer
 from metaformer.engine.bundle import open_bundle, read_classes
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.train import train
-from metaformer.errors import ConfigError, DataError
+from metaformer.errors import ConfigError, DataError, WeightsError
 
 Configure = Callable[..., TrainConfig]
 
@@ -93,3 +93,20 @@ def test_the_runs_own_classes_in_another_order_are_refused(run: Path) -> None:
     assert open_bundle(run, classes=["Ameise", "Biene", "Katze"]).classes == ("Ameise", "Biene", "Katze")
     with pytest.raises(ConfigError, match="in another order"):
         open_bundle(run, classes=["bee", "ant", "cat"])
+
+
+def test_a_folder_of_save_pretrained_is_a_source_too(tmp_path: Path) -> None:
+    model = metaformer.create_model("poolformer_n", num_classes=3).eval()
+    metaformer.save_pretrained(model, tmp_path / "mine")
+    bundle = open_bundle(tmp_path / "mine", classes=["a", "b", "c"])
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(bundle.model(x), model(x)) and bundle.classes == ("a", "b", "c")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match="neither a run, a checkpoint, nor"):
+        open_bundle(tmp_path / "empty")
+
+
+def test_a_checkpoint_without_its_manifest_is_damaged_not_published(run: Path) -> None:
+    (run / "best" / "manifest.json").unlink()
+    with pytest.raises(WeightsError, match="manifest"):
+        open_bundle(run)

@@ -136,5 +136,5 @@ def test_what_is_no_source_is_told(tmp_path: Path, pets: Path) -> None:
         evaluate(tmp_path / "nothing", pets)
     with pytest.raises(ConfigError, match="did you mean"):
         evaluate("poolformer_s13", pets)
-    with pytest.raises(WeightsError, match="no checkpoint"):
+    with pytest.raises(WeightsError, match="neither a run, a checkpoint"):
         evaluate(tmp_path, pets)

@@ -83,3 +83,16 @@ def test_out_says_where_and_as_what(results: list[Classification], tmp_path: Pat
     assert {file.name for file in (tmp_path / "folder").iterdir()} == {"predictions.jsonl", "predictions.csv"}
     with pytest.raises(ConfigError, match="need a place"):
         list(write_predictions(results, None, pictures=True))
+
+
+def test_a_bad_place_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+
+    def work() -> Iterator[Classification]:
+        raise AssertionError("worked in vain")
+        yield
+
+    for out in ("file/x.csv", "file/folder"):
+        with pytest.raises(OutputError, match="cannot write"):
+            list(write_predictions(work(), tmp_path / out))
+    assert (tmp_path / "file").read_text() == "kept"

@@ -11,7 +11,11 @@ def run(argv: list[str]) -> int:
     """Measure top-1, top-5, loss and the accuracy of each class."""
     parser = Parser("evaluate", "Measure the accuracy of a run, a checkpoint or a published model.", EXAMPLE)
     add = parser.add_argument
-    add("source", metavar="RUN|CHECKPOINT|MODEL", help="run directory, checkpoint directory, or model name")
+    add(
+        "source",
+        metavar="RUN|CHECKPOINT|MODEL",
+        help="run, checkpoint or save_pretrained directory, or model name",
+    )
     add("--data", metavar="DIR", help="folder with the data set (default: the run's own)")
     add("--checkpoint", metavar="FILE", help="weights for a model name, in any published format")
     add("--split", metavar="NAME", help="sub-folder to evaluate on (default: val)")

@@ -9,7 +9,11 @@ def run(argv: list[str]) -> int:
     """Classify pictures."""
     parser = Parser("predict", "Classify pictures with a run, a checkpoint or a published model.", EXAMPLE)
     add = parser.add_argument
-    add("source", metavar="RUN|CHECKPOINT|MODEL", help="run directory, checkpoint directory, or model name")
+    add(
+        "source",
+        metavar="RUN|CHECKPOINT|MODEL",
+        help="run, checkpoint or save_pretrained directory, or model name",
+    )
     add("inputs", nargs="+", metavar="INPUT", help="picture, folder (with those inside it) or glob")
     add("--out", metavar="DIR|FILE", help="FILE.jsonl, FILE.csv, or a folder (default: print JSON lines)")
     add("--pictures", action="store_true", help="also draw the predictions on the pictures, beside --out")

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.skeleton import MetaFormer
 from metaformer.data.preprocess import Preprocess
-from metaformer.engine.checkpoint import Saved, read_checkpoint
+from metaformer.engine.checkpoint import STATE, Saved, read_checkpoint
 from metaformer.engine.config import TrainConfig
+from metaformer.engine.manifest import MANIFEST
 from metaformer.engine.run_dir import find_checkpoint
 from metaformer.engine.settings import from_dict
 from metaformer.engine.trainer import autocast
@@ -63,8 +64,8 @@ def open_bundle(
     """Open a run, a checkpoint directory, or a model by name.
 
     Args:
-        source: a run directory (its best weights), a checkpoint directory, or a model name: its published
-            weights, or those of `checkpoint`.
+        source: a run directory (its best weights), a checkpoint directory, what `save_pretrained` wrote, or a
+            model name: its published weights, or those of `checkpoint`.
         checkpoint: a weight file in any published format, for a model name.
         classes: class names, or a file with one in each line, where the source does not know them.
         num_classes: outputs of the classifier for a model name; as published when not given.
@@ -81,7 +82,10 @@ def open_bundle(
             raise ConfigError(
                 f"checkpoint {checkpoint}: {source} brings its own weights; leave one of them out"
             )
-        bundle = _saved(read_checkpoint(find_checkpoint(path)), raw)
+        found = find_checkpoint(path)
+        # either file makes it a checkpoint, if perhaps a damaged one
+        ours = any((found / name).exists() for name in (MANIFEST, STATE))
+        bundle = _saved(read_checkpoint(found), raw) if ours else _published(path)
     else:
         bundle = _named(str(source), checkpoint, len(names) if names else num_classes)
     if names is None:
@@ -122,6 +126,24 @@ def _saved(saved: Saved, raw: bool) -> Bundle:
     average = saved.has("ema") and config.ema.evaluate and not raw
     saved.load(model, "ema" if average else "model")
     return Bundle(name, model, preprocess, classes, config)
+
+
+def _published(directory: Path) -> Bundle:
+    """A directory as `save_pretrained` writes it."""
+    from metaformer.models import from_pretrained
+
+    if not (directory / "config.json").exists():
+        raise WeightsError(
+            f"{directory}: neither a run, a checkpoint, nor a model that save_pretrained wrote"
+        )
+    model = from_pretrained(directory)
+    if not isinstance(model, MetaFormer):
+        raise ConfigError(f"{directory}: gives feature maps, no classes")
+    names = model.pretrained_cfg.get("label_names")
+    card = model.pretrained_cfg
+    return Bundle(
+        directory.name, model, Preprocess.from_pretrained_cfg(card), tuple(names) if names else None
+    )
 
 
 def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) -> Bundle:

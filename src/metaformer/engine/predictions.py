@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from metaformer.data.image import read_image
-from metaformer.engine.whole_file import whole_file
+from metaformer.engine.whole_file import check_place, whole_file
 from metaformer.errors import ConfigError, OutputError
 from metaformer.tasks.results import Classification
 
@@ -36,8 +36,10 @@ def write_predictions(
             raise ConfigError("annotated pictures need a place: give the output file or folder")
         yield from (json.dumps(result.to_dict(), ensure_ascii=False) for result in results)
         return
-    place, found = Path(out), list(results)
+    place = Path(out)
     lone = {".jsonl": write_jsonl, ".csv": write_csv}.get(place.suffix.lower())
+    check_place(place if lone is not None else place / "predictions.jsonl")
+    found = list(results)
     if lone is not None:
         yield f"{len(found)} predictions: {lone(found, place)}"
     else:

@@ -30,3 +30,18 @@ def whole_file(path: Path) -> Iterator[TextIO]:
         if isinstance(error, OSError) and not isinstance(error, MetaFormerError):
             raise OutputError(f"{path}: cannot write ({error.strerror or error})") from error
         raise
+
+
+def check_place(path: Path) -> None:
+    """Find out before long work whether `whole_file` could write there.
+
+    Raises:
+        OutputError: it could not.
+    """
+    probe = path.with_name(f".tmp-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write ({error.strerror or error})") from error

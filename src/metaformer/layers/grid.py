@@ -1,5 +1,7 @@
 """Mixing by a matrix over positions, which fits one grid only."""
 
+from abc import abstractmethod
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,9 +20,9 @@ class FixedGrid(nn.Module):
         self.grid = grid
         self.grid_mode = grid_mode
 
+    @abstractmethod
     def mix(self, tokens: Tensor) -> Tensor:
         """Mix the tokens (B, C, N) of the grid's N = H·W positions."""
-        raise NotImplementedError  # each mixer's own
 
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[-2], x.shape[-1])

@@ -179,7 +179,8 @@ def _check(url: str, part: Path, sha256: str) -> None:
 def _failed(url: str, part: Path, reason: object) -> DownloadError:
     kept = f"; {part.stat().st_size:,} bytes are kept in {part} for the next try" if part.is_file() else ""
     return DownloadError(
-        f"{url}: {reason}{kept}. Without a network, fetch the file elsewhere and pass checkpoint_path=FILE"
+        f"{url}: {reason}{kept}. Without a network, fetch the file elsewhere and name it "
+        "(checkpoint_path=, --checkpoint)"
     )
 
 

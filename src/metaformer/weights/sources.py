@@ -240,7 +240,8 @@ def find_source(name: str) -> Source:
     known = tags(model)
     if not known:
         raise WeightsError(
-            f"{model}: no weights were published for it; train it, or pass checkpoint_path=FILE. "
+            f"{model}: no weights were published for it; train it, or give a file of weights "
+            "(checkpoint_path=, --checkpoint). "
             f"Published: {', '.join(dict.fromkeys(source.model for source in SOURCES.values()))}"
         )
     if tag and tag not in known:
