@@ -18,7 +18,14 @@ def run(argv: list[str]) -> int:
     add = parser.add_argument
     add("--per-class", type=int, metavar="N", help="digits of each class (default: all, about 180)")
     add("--copies", type=int, default=4, metavar="N", help="pictures per training digit (default 4)")
-    add("--scenes", type=int, nargs=2, default=(600, 150), metavar="N", help="scenes in train and val")
+    add(
+        "--scenes",
+        type=int,
+        nargs=2,
+        default=(600, 150),
+        metavar="N",
+        help="scenes to learn from, and held out (default 600 150)",
+    )
     words = parser.parse_args(argv)
     from metaformer.data.demo import write_demo
 

@@ -10,25 +10,14 @@ EXAMPLE = "metaformer evaluate caformer_s18.sail_in1k --data IMAGENET --real rea
 def run(argv: list[str]) -> int:
     """Measure top-1, top-5, loss and the accuracy of each class."""
     parser = Parser("evaluate", "Measure the accuracy of a run, a checkpoint or a published model.", EXAMPLE)
+    parser.add_source()
     add = parser.add_argument
-    add(
-        "source",
-        metavar="RUN|CHECKPOINT|MODEL",
-        help="run, checkpoint or save_pretrained directory, or model name",
-    )
     add("--data", metavar="DIR", help="folder with the data set (default: the run's own)")
-    add("--checkpoint", metavar="FILE", help="weights for a model name, in any published format")
-    add("--split", metavar="NAME", help="sub-folder to evaluate on (default: val)")
-    add("--image-size", type=int, metavar="N", help="input height and width (default: the checkpoint's)")
-    add("--classes", metavar="FILE", help="class names, one per line, where nothing else tells")
+    add("--split", metavar="NAME", help="sub-folder to evaluate on (default: the run's own, or val)")
     add("--crop", type=float, metavar="SHARE", help="share of the picture that the crop keeps")
     add("--interpolation", choices=["bicubic", "bilinear"], help="resampling")
     add("--batch-size", type=int, default=128, metavar="N", help="images at once (default 128)")
     add("--workers", type=int, default=4, metavar="N", help="processes that read pictures (default 4)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--amp", choices=["none", "bf16", "fp16"], default="none", help="mixed precision")
-    add("--flip", action="store_true", help="average with the mirrored picture")
-    add("--crops", type=int, choices=[1, 5], default=1, help="centre crop, or centre and corners averaged")
     add("--real", metavar="FILE", help="ReaL labels: JSON list of accepted classes per image, in file order")
     add("--subset", metavar="FILE", help="class names, one per line: only these count")
     add("--raw", action="store_true", help="the raw weights where the run kept an average too")

@@ -31,6 +31,20 @@ class Parser(argparse.ArgumentParser):
         verb = self.prog.removeprefix("metaformer ")
         raise UsageError(f"{verb}: {explain(message, re.findall(r'--[a-z-]+', self.format_usage()))}")
 
+    def add_source(self) -> None:
+        """Add what is used, and how: a trained or published network, its input and its precision."""
+        add = self.add_argument
+        kinds = "run, checkpoint or save_pretrained directory, or model name"
+        add("source", metavar="RUN|CHECKPOINT|MODEL", help=kinds)
+        add("--checkpoint", metavar="FILE", help="weights for a model name, in any published format")
+        add("--image-size", type=int, metavar="N", help="input height and width (default: the checkpoint's)")
+        add("--classes", metavar="FILE", help="class names, one per line, where nothing else tells")
+        add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+        add("--amp", choices=["none", "bf16", "fp16"], default="none", help="mixed precision")
+        add("--flip", action="store_true", help="average with the mirrored picture")
+        crops = "centre crop, or centre and corners averaged"
+        add("--crops", type=int, choices=[1, 5], default=1, help=crops)
+
     def add_import(self) -> None:
         """Add the option that names a user's own mixers."""
         text = "run this file first: it may register own mixers"

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from metaformer.errors import OutputError, WeightsError
-from metaformer.weights.io import unlock
+from metaformer.weights.io import sync, unlock
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
@@ -34,12 +33,12 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> Path:
         for file in temporary.iterdir():
             unlock(file)
         _write_manifest(temporary)
-        _sync(temporary)
+        sync(temporary)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         temporary.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         needed = sum(file.stat().st_size for file in temporary.glob("*")) if temporary.is_dir() else 0
@@ -93,24 +92,16 @@ def remove_directory(directory: Path) -> None:
 def _write_manifest(directory: Path) -> None:
     files = {}
     for file in sorted(directory.iterdir()):
-        _sync(file)
+        sync(file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": _digest(file)}
     manifest = directory / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1) + "\n")
-    _sync(manifest)
+    sync(manifest)
 
 
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _explain(target: Path, error: OSError, needed: int) -> str:
