@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -10,7 +11,6 @@ from metaformer.models import create_model, load_weights
 from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours
 
-timm = pytest.importorskip("timm")
 EXACT = ("poolformerv2_s12", "convformer_s18", "caformer_s18")
 SIZE = (75, 96)
 HEADS = {"poolformer_s12": {"head": "pool_norm_fc", "head_norm_eps": 1e-6}}

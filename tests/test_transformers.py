@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from metaformer.backbones.skeleton import MetaFormer
 from metaformer.models import convert, from_pretrained, load_weights
@@ -11,7 +12,6 @@ from metaformer.weights.hub import read_config
 from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours, to_ours
 
-transformers = pytest.importorskip("transformers")
 OPTIONS = [
     {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 20, 28], "num_labels": 7},
     {

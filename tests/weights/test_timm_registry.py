@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from metaformer.backbones.variants import VARIANTS
 from metaformer.models import create_model, register_timm
 from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours
-
-timm = pytest.importorskip("timm")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,8 @@ def test_published_files_through_timm(names: list[str], tmp_path: Path) -> None:
 
 
 def test_encoders_of_segmentation_models(names: list[str]) -> None:
-    smp = pytest.importorskip("segmentation_models_pytorch")
+    import segmentation_models_pytorch as smp
+
     for name in ("mf_poolformer_s12", "mf_caformer_s18", "mf_cyclemlp_b1"):
         model = smp.Unet(f"tu-{name}", encoder_weights=None, classes=3).eval()
         with torch.no_grad():
