@@ -33,6 +33,8 @@ WHOLE = {"contract", "docs", "golden", "layout", "timm", "transformers", "wheel"
 
 def test_tests_mirror_the_source() -> None:
     for test in (ROOT / "tests").rglob("test_*.py"):
+        if test.parent.name == "faults":  # of the whole, item by item of the acceptance suite
+            continue
         name = test.stem.removeprefix("test_")
         home = SOURCE / test.parent.relative_to(ROOT / "tests") / name
         assert name in WHOLE or home.with_suffix(".py").is_file() or home.is_dir(), test

@@ -71,6 +71,17 @@ class TrainingError(MetaFormerError, RuntimeError):
     """A run that cannot go on: it names the step and what was in it."""
 
 
+class RankError(TrainingError):
+    """Another process of the run failed, or cannot be reached any more."""
+
+    def __init__(self, rank: int | None, reason: str) -> None:
+        super().__init__(reason if rank is None else f"rank {rank}: {reason}")
+
+
+class Interrupted(Exception):
+    """A wait that a wish to stop has ended; nobody is told, the run saves itself and leaves."""
+
+
 class MissingPackage(MetaFormerError, ImportError):
     """An optional package that is not installed."""
 

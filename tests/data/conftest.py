@@ -13,6 +13,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     return write_demo(tmp_path_factory.mktemp("data") / "demo", copies=1, scenes=(8, 4), progress=False)
 
 
+@pytest.fixture(autouse=True)
+def arrow_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `datasets` keep what it prepares with the tests."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "arrow"))
+
+
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
     """Three classes of four pictures, in train and val."""

@@ -123,3 +123,23 @@ def test_links_are_followed_but_not_in_circles(pets: Path) -> None:
     os.symlink(pets / "train/cat", pets / "train/cat/again")
     with pytest.raises(DataError, match="again: is a link to a folder that holds it"):
         ImageFolder(pets, "train")
+
+
+def test_all_faults_can_be_told_at_once(pets: Path) -> None:
+    (pets / "train/ant/scan.heic").write_bytes(b"")
+    shutil.rmtree(pets / "train/bee")
+    (pets / "train/bee").mkdir()
+    (pets / "train/cat/again").symlink_to(pets / "train/cat")
+    (pets / "train/dog").mkdir()
+    shutil.copy(pets / "train/ant/0.png", pets / "train/dog/0.png")
+    told: list[DataError] = []
+    folder = ImageFolder(pets, "train", classes=["ant", "bee", "cat", "wasp"], tell=told.append)
+    assert [str(fault).removeprefix(f"{pets}/train").partition(";")[0] for fault in told] == [
+        ": 'dog' not among the 4 known classes ('ant', 'bee', 'cat', 'wasp')",
+        ": no folder for 'wasp'",
+        "/ant/scan.heic: .heic pictures are not read: convert it to PNG or JPEG",
+        "/bee: no pictures in this class folder",
+        "/cat/again: is a link to a folder that holds it",
+    ]
+    assert folder.classes == ("ant", "bee", "cat", "wasp", "dog")
+    assert folder.labels == [0] * 4 + [2] * 4 + [4]

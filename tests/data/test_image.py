@@ -2,6 +2,8 @@ import contextlib
 import io
 import os
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -12,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metaformer.data.image import FORMATS, read_image
-from metaformer.errors import BadImage
+from metaformer.data.image import FORMATS, decode_image, read_image
+from metaformer.errors import BadImage, DataError
 
 
 def gradient(height: int = 24, width: int = 32) -> np.ndarray:
@@ -198,6 +200,77 @@ def test_pixel_limit_is_the_callers(tmp_path: Path) -> None:
     assert read_image(path, max_pixels=32 * 24).size == (32, 24)
     with pytest.raises(BadImage, match="32x24"):
         read_image(path, max_pixels=32 * 24 - 1)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_bytes_and_open_files_decode_as_files_do(tmp_path: Path, kind: str) -> None:
+    content = encoded(kind)
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    expected = np.asarray(read_image(path))
+    assert np.array_equal(np.asarray(decode_image(content, "a")), expected)
+    with path.open("rb") as stream:
+        assert np.array_equal(np.asarray(decode_image(stream, "a")), expected)
+        assert not stream.closed
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "empty"), (b"x", "not a JPEG"), (png(9, 9), "damaged")]
+)
+def test_bad_bytes_are_called_by_their_name(content: bytes, reason: str) -> None:
+    for data in (content, io.BytesIO(content)):
+        with pytest.raises(BadImage, match=rf"^train/3\.parquet: ant/7\.jpg: .*{reason}"):
+            decode_image(data, "train/3.parquet: ant/7.jpg")
+
+
+def test_animation_is_noted(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
+    path = write(tmp_path / "a.gif", frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert read_image(path).info == {"animated": True}
+    assert decode_image(encoded("PNG"), "a").info == {}
+
+
+NO_MEMORY = """
+import resource, sys
+from metaformer.data.image import read_image
+from metaformer.errors import DataError
+read_image(sys.argv[2])  # what decoders load and keep comes before the limit
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
+try:
+    read_image(sys.argv[1])
+except DataError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_want_of_memory_is_not_the_pictures_fault(tmp_path: Path) -> None:
+    large = write(tmp_path / "large.png", Image.new("1", (7000, 7000)))
+    small = write(tmp_path / "small.png", Image.new("1", (8, 8)))
+    words = [sys.executable, "-c", NO_MEMORY, str(large), str(small)]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert told.startswith(f"DataError not enough memory to decode {large}: "), told
+
+
+def test_too_many_open_files_are_not_the_pictures_fault(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", Image.fromarray(gradient()))
+    opened = []
+    try:
+        with contextlib.suppress(OSError):
+            import resource
+
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
+            while True:
+                opened.append(os.open(path, os.O_RDONLY))
+        with pytest.raises(DataError, match="too many open files") as caught:
+            read_image(path)
+        assert not isinstance(caught.value, BadImage)
+    finally:
+        for number in opened:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 SEEDS = [encoded(kind) for kind in FORMATS]

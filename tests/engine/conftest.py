@@ -1,3 +1,9 @@
+import inspect
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,3 +79,49 @@ def digest() -> Callable[[Path], dict[str, Any]]:
         }
 
     return read
+
+
+@pytest.fixture
+def bad_pets(pets: Path, tmp_path: Path) -> Path:
+    """The same with one empty file among the validation pictures."""
+    root = tmp_path / "pets"
+    shutil.copytree(pets, root)
+    (root / "val" / "bee" / "1.png").write_bytes(b"")
+    return root
+
+
+RANK = "import runpy, sys; file, name, *rest = sys.argv[1:]; runpy.run_path(file)[name](*rest)"
+
+
+@pytest.fixture
+def two_ranks() -> Callable[..., list[str]]:
+    """Call a function of a test's file in two processes, as torchrun would; gives what each printed."""
+
+    def start(function: Callable[..., None], *words: str) -> list[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        whole = {
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        file = inspect.getfile(function)
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-W", "error", "-c", RANK, file, function.__name__, *words],
+                env={**os.environ, **whole, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            ends = [process.communicate(timeout=120) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        assert [process.returncode for process in processes] == [0, 0], ends
+        return [out for out, _ in ends]
+
+    return start

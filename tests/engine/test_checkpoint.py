@@ -5,16 +5,18 @@ import torch
 from torch import nn
 
 from metaformer.engine.checkpoint import (
+    STATE,
     checkpoints,
     newest,
     pack_optimizer,
     prune,
     read_checkpoint,
+    restore_optimizer,
     step_directory,
-    unpack_optimizer,
     write_checkpoint,
 )
 from metaformer.engine.config import OptimConfig
+from metaformer.engine.manifest import write_directory
 from metaformer.engine.optim import build_optimizer
 from metaformer.errors import WeightsError
 
@@ -91,7 +93,7 @@ def test_an_optimiser_goes_on_exactly(tmp_path: Path, name: str) -> None:
     def make() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
         return model, build_optimizer(OptimConfig(name=name, lr=0.1), model)  # type: ignore[arg-type]
 
     def learn(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -112,10 +114,19 @@ def test_an_optimiser_goes_on_exactly(tmp_path: Path, name: str) -> None:
     opened = read_checkpoint(target)
     again, fresh = make()
     opened.load(again)
-    unpack_optimizer(fresh, opened.tensors("optimizer"), opened.state["optimizer"])
+    restore_optimizer(fresh, opened)
     learn(again, fresh, range(3, 6))
     for one, other in zip(straight.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(WeightsError, match="other parameter groups"):
-        other_model = nn.Linear(2, 2)
-        unpack_optimizer(build_optimizer(OptimConfig(), other_model), {}, opened.state["optimizer"])
+        restore_optimizer(build_optimizer(OptimConfig(), nn.Linear(2, 2)), opened)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", '{"format": 99}'])
+def test_a_state_that_is_damaged_under_a_sound_manifest_is_told(tmp_path: Path, text: str) -> None:
+    def fill(folder: Path) -> None:
+        (folder / STATE).write_text(text)
+
+    write_directory(tmp_path / "step_1", fill)
+    with pytest.raises(WeightsError, match=r"state\.json"):
+        read_checkpoint(tmp_path / "step_1")

@@ -17,6 +17,18 @@ def test_without_a_terminal_lines_tell_step_rate_time_left_and_figures(
     assert "img/s" in lines[1] and "left" in lines[1] and "loss 1.235 top1 0.5" in lines[1]
 
 
+def test_data_wait_and_memory_are_shown_as_what_they_are(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    shown = Progress(total=10, done=0, batch_size=8)
+    shown.note({"data_wait": 0.0312, "memory_gb": 1.26})
+    shown.update({"loss": 2.0}, 3)
+    line = capfd.readouterr().err
+    assert line.startswith("step 3/10 (30%)")
+    assert line.endswith(" left, wait 3% memory 1.3GB loss 2\n")
+
+
 def test_lines_do_not_come_at_every_step(capfd: pytest.CaptureFixture[str]) -> None:
     shown = Progress(total=1000, done=0, batch_size=8)
     for _ in range(100):

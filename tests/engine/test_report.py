@@ -1,11 +1,13 @@
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from metaformer.data.sharding import write_shards
 from metaformer.engine.checkpoint import read_checkpoint, write_checkpoint
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.report import write_report
@@ -52,6 +54,19 @@ def test_the_page_shows_curves_pictures_confusions_and_settings(configure: Confi
     state = json.loads((tmp_path / "run" / "best" / "state.json").read_text())
     assert f"{state['metrics']['top1']:.2%}" in text
     assert "optim" in text and "poolformer_n" in text and "metaformer predict" in text
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_pictures_of_shards_are_shown(
+    kind: str, configure: Configure, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    write_shards(pets, tmp_path / "shards", kind=kind, workers=1, progress=False)
+    train(configure(schedule={"epochs": 1}, data={"root": str(tmp_path / "shards")}), tmp_path / "run")
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert text.count("data:image/jpeg;base64,") >= 10 and f"val/00000.{kind}: " in text
+    shutil.rmtree(tmp_path / "shards")
+    assert "data:image/jpeg" not in write_report(tmp_path / "run").read_text()
 
 
 def test_names_of_classes_and_runs_cannot_break_the_page(configure: Configure, tmp_path: Path) -> None:

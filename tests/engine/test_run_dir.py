@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,42 @@ def test_a_new_run_makes_its_directory(tmp_path: Path) -> None:
     assert run.open(None, print) is None
     run.write_config({"a": 1})
     assert run.config.read_text() == '{\n "a": 1\n}\n'
+    run.check("auto")
     with pytest.raises(OutputError, match="holds a run already"):
-        run.open(None, print)
+        run.check(None)
+
+
+def test_checking_a_place_makes_nothing(tmp_path: Path) -> None:
+    RunDir(tmp_path / "runs" / "new").check(None)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file is no folder"):
+        RunDir(tmp_path / "file" / "new").check(None)
+
+
+def test_only_one_process_writes_a_run(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    assert not run.running
+    with run.writing():
+        assert run.running
+        with pytest.raises(OutputError, match="another process is writing this run"), run.writing(patience=0):
+            pass
+        script = (
+            "import sys; from metaformer.engine.run_dir import RunDir; from pathlib import Path\n"
+            "with RunDir(Path(sys.argv[1])).writing(patience=0.5): pass"
+        )
+        other = subprocess.run([sys.executable, "-c", script, run.path], capture_output=True, text=True)
+        assert other.returncode != 0 and "another process is writing this run" in other.stderr
+    assert not run.running
+    with run.writing():
+        pass
+
+
+def test_the_command_that_goes_on_is_kept(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert run.command is None
+    run.write_command("metaformer train finetune --resume auto")
+    assert run.command == "metaformer train finetune --resume auto"
 
 
 def test_auto_begins_where_there_is_no_checkpoint_yet(tmp_path: Path) -> None:
@@ -36,7 +72,7 @@ def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path
     run = RunDir(tmp_path)
     run.checkpoints.write_text("")  # root may list any folder, so that a file stands for a locked one
     with pytest.raises(OutputError, match="checkpoints: is no folder that may be read and written"):
-        run.open("auto", print)
+        run.check("auto")
 
 
 def test_a_named_checkpoint_is_taken_or_refused(tmp_path: Path) -> None:

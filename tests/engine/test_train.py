@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,15 @@ def test_a_run_learns_and_leaves_what_the_design_names(configure: Configure, tmp
     assert result.complete and result.steps == 6 * 4
     assert result.best >= 0.8, result
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "best", "report.html"}
+    assert names == {
+        ".lock",
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "best",
+        "report.html",
+    }
     assert json.loads((tmp_path / "run" / "config.json").read_text())["schedule"]["epochs"] == 6
     lines = read_log(tmp_path / "run")
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 25))
@@ -150,27 +159,153 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(
     assert int(newest.name[5:]) == read_log(run)[-1]["step"]
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+BATCH_NORM: dict[str, Any] = {
+    "model": {"overrides": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "norm": "batch_norm"}},
+    "ema": {"decay": 0.9},
+    "runtime": {"save_every": 1},
+}
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, what: str, steps: set[int]) -> dict[int, list[str]]:
+    """Let input, loss or gradient be NaN in these steps; gives the pictures of each step."""
     from metaformer.tasks.classify import Classify
 
-    honest, taken = Classify.losses, []
+    honest, seen = Classify.losses, {}
 
     def poisoned(self: Classify, model: Any, batch: Any, moment: Any) -> Any:
-        if moment.step == 2:
+        seen[moment.step] = self.names(batch)
+        if moment.step in steps and what == "input":
             batch.images[1] = float("nan")
-            taken.append(
-                (self.names(batch), {k: v.clone() for k, v in self.model.state_dict().items()}, self)
-            )
-        return honest(self, model, batch, moment)
+        losses = honest(self, model, batch, moment)
+        if moment.step in steps and what == "loss":
+            losses["loss"] = losses["loss"] * float("inf")
+        if moment.step in steps and what == "gradient":
+            losses["loss"].register_hook(lambda grad: grad * float("nan"))
+        return losses
 
     monkeypatch.setattr(Classify, "losses", poisoned)
-    with pytest.raises(TrainingError, match=r"step 2: the loss is not finite.*untouched") as caught:
-        train(configure(), tmp_path)
-    names, before, task = taken[0]
-    assert all(name in str(caught.value) for name in names)
-    assert equal(before, task.model.state_dict())
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("what", "place"), [("input", "png"), ("loss", "the loss"), ("gradient", "head.fc.bias")]
+)
+def test_what_is_not_finite_stops_the_run_before_the_weights(
+    configure: Configure,
+    tmp_path: Path,
+    digest: Digest,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    place: str,
+) -> None:
+    config = configure(**BATCH_NORM)
+    train(config, tmp_path / "good")
+    seen = poison(monkeypatch, what, {2})
+    with pytest.raises(
+        TrainingError, match=rf"step 2: the {what} is not finite, first at .*{place}"
+    ) as caught:
+        train(config, tmp_path / "bad")
+    told = str(caught.value)
+    assert (seen[2][1] if what == "input" else ", ".join(seen[2])) in told and "\n" not in told
+    good, bad = (digest(tmp_path / name / "checkpoints" / "step_2") for name in ("good", "bad"))
+    assert equal(good, bad)
+    assert not (tmp_path / "bad" / "checkpoints" / "step_3").exists()
+
+
+def test_steps_that_are_not_finite_can_be_left_out(
+    configure: Configure, tmp_path: Path, digest: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = {**BATCH_NORM, "runtime": {"on_not_finite": "skip", "save_every": 1}}
+    poison(monkeypatch, "input", {2, 3, 4})
+    assert train(configure(**plan), tmp_path / "skip").steps == 8
+    kept = [digest(tmp_path / "skip" / "checkpoints" / f"step_{step}") for step in (2, 5)]
+    numbers = [{k: v for k, v in one.items() if not k.startswith("random")} for one in kept]
+    assert equal(*numbers)  # batch norm's statistics and the average too
+    lines = [line for line in read_log(tmp_path / "skip") if line["kind"] == "refused"]
+    assert [line["step"] for line in lines] == [2, 3, 4] and "the input is not finite" in lines[0]["note"]
+    poison(monkeypatch, "input", {2, 3, 4, 5})
+    with pytest.raises(TrainingError, match=r"step 5: .* 4 such steps in a row"):
+        train(configure(**plan), tmp_path / "many")
+
+
+def test_weights_that_are_not_finite_are_never_saved(configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"weights .*not finite.*optim\.lr"):
+        train(
+            configure(optim={"name": "sgd", "lr": 3e38, "weight_decay": 100.0}, runtime={"save_every": 1}),
+            tmp_path,
+        )
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_float16_gradients_that_overflow_lower_the_scale_and_are_no_fault(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, "gradient", {1})
+    train(configure(runtime={"amp": "fp16"}, schedule={"epochs": 1}), tmp_path / "once")
+    lines = [line for line in read_log(tmp_path / "once") if line["kind"] == "train"]
+    assert [line["overflow"] for line in lines] == [0.0, 1.0, 0.0, 0.0]
+    assert [("grad_norm" in line) for line in lines] == [True, False, True, True]
+    poison(monkeypatch, "gradient", set(range(100)))
+    with pytest.raises(TrainingError, match="the gradient is not finite"):
+        train(configure(runtime={"amp": "fp16"}, schedule={"epochs": 8}), tmp_path / "always")
+
+
+def test_bad_pictures_are_an_error_or_left_out_up_to_a_share(
+    configure: Configure, tmp_path: Path, pets: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    root = tmp_path / "pets"
+    shutil.copytree(pets, root)
+    bad = root / "train" / "bee" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    for how in ("error", "skip"):  # one of 24 is more than 0.1 %
+        config = configure(data={"root": str(root), "on_bad_image": how})
+        told = "bee/3.png" if how == "error" else r"1 of 24 training pictures cannot be read.*data check"
+        with pytest.raises(DataError, match=told):
+            train(config, tmp_path / how)
+        # what was learned before is not lost
+        assert len(list((tmp_path / how / "checkpoints").iterdir())) == 1
+    monkeypatch.setattr("metaformer.engine.loop.BAD_SHARE", 0.05)
+    assert train(config, tmp_path / "run").complete
+    (line,) = [line for line in read_log(tmp_path / "run") if line["kind"] == "bad_image"]
+    assert str(bad) in line["note"] and str(bad) in capfd.readouterr().err
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step_8" / "state.json").read_text())
+    assert len(state["bad_images"]) == 1
+    val = root / "val" / "cat" / "1.png"
+    val.write_bytes(b"")
+    with pytest.raises(DataError, match=r"val/cat/1\.png: the file is empty"):
+        train(config, tmp_path / "val")
+
+
+def test_an_evaluation_that_a_signal_cuts_is_done_again(
+    configure: Configure, tmp_path: Path, digest: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metaformer.engine.trainer import Trainer
+
+    config = configure()
+    train(config, tmp_path / "straight")
+    honest, calls = Trainer.forward, []
+
+    def interrupting(self: Trainer, images: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(self, images)
+
+    monkeypatch.setattr(Trainer, "forward", interrupting)
+    with pytest.raises(SystemExit) as caught:
+        train(config, tmp_path / "cut")
+    assert caught.value.code == 143 and len(calls) == 2
+    saved = tmp_path / "cut" / "checkpoints" / "step_4"
+    assert json.loads((saved / "state.json").read_text())["cut"] and not (tmp_path / "cut" / "best").exists()
+    monkeypatch.setattr(Trainer, "forward", honest)
+    assert train(config, tmp_path / "cut", resume="auto").complete
+    for place in ("best", "checkpoints/step_4", "checkpoints/step_8"):
+        assert equal(digest(tmp_path / "straight" / place), digest(tmp_path / "cut" / place))
+    evals = [
+        [(x["step"], x["top1"]) for x in read_log(tmp_path / n) if x["kind"] == "eval"]
+        for n in ("straight", "cut")
+    ]
+    assert evals[0] == evals[1]
 
 
 @pytest.mark.parametrize(

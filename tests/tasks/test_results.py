@@ -21,7 +21,9 @@ def test_json_holds_figures_table_and_confusions() -> None:
     values = json.loads(json.dumps(report(6, real=0.75).to_dict()))
     assert (values["top1"], values["top5"], values["loss"], values["real"]) == (0.9, 1.0, 0.25, 0.75)
     assert values["confusion"][0] == [3, 2, 0, 0, 0, 0] and values["per_class"][0]["accuracy"] == 0.6
-    assert values["examples"] == [{"path": "a.png", "label": "c0", "predicted": "c1", "score": 0.5}]
+    assert values["examples"] == [
+        {"path": "a.png", "label": "c0", "predicted": "c1", "score": 0.5, "index": -1}
+    ]
     assert "real" not in report(6).to_dict()
 
 

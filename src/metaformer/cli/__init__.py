@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from metaformer.cli.parser import UsageError
-from metaformer.errors import MetaFormerError, UnknownName
+from metaformer.errors import MetaFormerError, RankError, UnknownName
 from metaformer.ops.process import keep_freed_memory, sleep_rather_than_spin
 
 __all__ = ["VERBS", "main"]
@@ -27,10 +27,11 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "list": Verb("models, weights, recipes and mixers", "metaformer list caformer", "listing"),
-    "data": Verb("make the demo data sets", "metaformer data demo demo-data", "data"),
+    "data": Verb("make, check and shard data sets", "metaformer data demo demo-data", "data"),
     "train": Verb(
         "train by a recipe", "metaformer train demo/classify --data.root demo-data/classify", "train"
     ),
+    "runs": Verb("trainings: state, best figure, how to go on", "metaformer runs runs/", "runs"),
     "evaluate": Verb("measure accuracy", "metaformer evaluate runs/demo-classify --flip", "evaluate"),
     "predict": Verb(
         "classify pictures", "metaformer predict runs/demo-classify photos/ --out found.csv", "predict"
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _fail(str(error), 2)
     except MetaFormerError as error:
+        _tell_launcher(error)
         own = isinstance(error, UnknownName) and error.kind == "mixer"
         return _fail(f"{error}{'; a mixer of your own comes with --import FILE.py' if own else ''}", 1)
     except KeyboardInterrupt:
@@ -84,6 +86,14 @@ def _run(words: list[str]) -> int:
     module = importlib.import_module(f"{__name__}.{VERBS[verb].module}")
     status: int = module.run(rest)
     return status
+
+
+def _tell_launcher(error: MetaFormerError) -> None:
+    """Write the file in which torchrun looks for the failure that began it all."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, RankError):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
 
 
 def _of_the_machine(error: Exception) -> str:

@@ -1,21 +1,33 @@
-"""`metaformer data demo DIR`."""
+"""`metaformer data WHAT …`: make, check and shard data sets."""
 
-from metaformer.cli.parser import Parser
+import difflib
+from collections.abc import Callable
+
+from metaformer.cli.parser import Parser, UsageError, write_json
 
 
 def run(argv: list[str]) -> int:
-    """Write the demo data sets."""
+    """Do one of the things that can be done with data sets."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    what, rest = argv[0], argv[1:]
+    if what not in WHATS:
+        near = difflib.get_close_matches(what, WHATS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(WHATS)}"
+        raise UsageError(f"data: unknown word {what!r}: {hint}")
+    return WHATS[what][1](rest)
+
+
+def _demo(argv: list[str]) -> int:
     parser = Parser(
-        "data",
+        "data demo",
         "Write the demo data sets: digits on photographs, as an image folder, as ADE20K and as COCO.",
         "metaformer data demo demo-data",
     )
-    parser.add_argument("what", choices=["demo"], help="which data")
-    parser.add_argument("dir", metavar="DIR", help="where to: a new or empty folder")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="everything random is a function of it (default 0)"
-    )
     add = parser.add_argument
+    add("dir", metavar="DIR", help="where to: a new or empty folder")
+    add("--seed", type=int, default=0, help="everything random is a function of it (default 0)")
     add("--per-class", type=int, metavar="N", help="digits of each class (default: all, about 180)")
     add("--copies", type=int, default=4, metavar="N", help="pictures per training digit (default 4)")
     add(
@@ -34,3 +46,84 @@ def run(argv: list[str]) -> int:
     )
     print(f"{demo.pictures} pictures:\n  {demo.classify}\n  {demo.segment}\n  {demo.detect}")
     return 0
+
+
+def _check(argv: list[str]) -> int:
+    parser = Parser(
+        "data check",
+        "Read every picture of a data set and tell all that is wrong with it: what cannot be read, classes\n"
+        "that differ between splits, pictures that are in two of them, and more. Exit status 1 on an error.",
+        "metaformer data check flowers --json faults.json",
+    )
+    parser.add_argument("data", metavar="DIR", help="image folder, or shards (also s3://… and the like)")
+    _add_splits(parser)
+    _add_workers(parser)
+    parser.add_json()
+    words = parser.parse_args(argv)
+    from metaformer.data.check import check_data_set
+
+    report = check_data_set(words.data, words.split or _SPLITS, workers=words.workers)
+    if words.json:
+        write_json(words.json, report.to_dict())
+    print(report.text())
+    return 0 if report.ok else 1
+
+
+def _shard(argv: list[str]) -> int:
+    parser = Parser(
+        "data shard",
+        "Write an image folder as a few large files, which are read where an image folder is.\n\n"
+        "parquet  read through Hugging Face's datasets, in any order: training is shuffled, an epoch holds\n"
+        "         every picture once, and a stopped run goes on exactly, as on the folder itself. Needs as\n"
+        "         much local disk again, for its cache.\n"
+        "tar      webdataset's form, read from beginning to end; nothing is kept on the machine. The weaker\n"
+        "         guarantee: pictures are shuffled within a buffer, an epoch may repeat or miss some, and a\n"
+        "         resumed run sees another order than one that was never stopped. Evaluation stays exact.",
+        "metaformer data shard imagenet imagenet-shards --to parquet",
+    )
+    add = parser.add_argument
+    add("data", metavar="DIR", help="image folder")
+    add("out", metavar="OUT", help="where to: a new or empty folder")
+    _add_splits(parser)
+    add("--to", choices=["parquet", "tar"], default="parquet", help="what to write (default parquet)")
+    add("--shard-size", type=float, default=256, metavar="MB", help="pictures per file (default 256 MB)")
+    bad = "a picture that cannot be read: an error, or left out and logged, up to 0.1 %% (default error)"
+    add("--on-bad-image", choices=["error", "skip"], default="error", help=bad)
+    _add_workers(parser)
+    words = parser.parse_args(argv)
+    from metaformer.data.sharding import write_shards
+
+    done = write_shards(
+        words.data,
+        words.out,
+        words.split or _SPLITS,
+        words.to,
+        shard_size=words.shard_size,
+        on_bad_image=words.on_bad_image,
+        workers=words.workers,
+    )
+    print(done.text())
+    return 0
+
+
+def _add_splits(parser: Parser) -> None:
+    text = "a split, the training one first; give it several times (default train and val)"
+    parser.add_argument("--split", action="append", metavar="NAME", help=text)
+
+
+def _add_workers(parser: Parser) -> None:
+    text = "processes that read (default: one per core)"
+    parser.add_argument("--workers", type=int, metavar="N", help=text)
+
+
+def _overview() -> str:
+    lines = ["usage: metaformer data WHAT … (metaformer data WHAT --help tells more)", ""]
+    return "\n".join([*lines, *(f"  {what:<6} {text}" for what, (text, _) in WHATS.items())])
+
+
+_SPLITS = ("train", "val")
+WHATS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "demo": ("write the demo data sets", _demo),
+    "check": ("tell all that is wrong with a data set", _check),
+    "shard": ("write an image folder as parquet or tar files", _shard),
+}

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from metaformer.cli.parser import Parser
+from metaformer.cli.table import table
 from metaformer.errors import UnknownName
 
 
@@ -73,11 +74,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = []
     if plain:
         heads = list(plain[0])
-        cells = [heads, *([_cell(head, row[head]) for head in heads] for row in plain)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
-        for line in cells:
-            padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            lines.append("  ".join(padded).rstrip())
+        lines.append(table(heads, [[_cell(head, row[head]) for head in heads] for row in plain]))
     missing = [row for row in rows if "unavailable" in row]
     if missing:
         lines += ["", "not available:", *(f"  {row['name']}: {row['unavailable']}" for row in missing)]

@@ -1,10 +1,18 @@
 """`metaformer train RECIPE [CONFIG.yaml] --FIELD VALUE …`."""
 
 import argparse
+import os
+import shlex
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from metaformer.cli.parser import Parser, UsageError, explain
+from metaformer.cli.plain_yaml import check_yaml
 from metaformer.engine.config import TrainConfig
 from metaformer.recipes import RECIPES, Recipe, find
 
@@ -35,8 +43,19 @@ def run(argv: list[str]) -> int:
     own.run_import(words)
     from metaformer.engine.train import train
 
-    train(config, words.out, words.resume)
+    train(config, words.out, words.resume, _command(argv))
     return 0
+
+
+def _command(argv: list[str]) -> str:
+    """The shell's line that goes on with this run."""
+    place = argv.index("--resume") if "--resume" in argv else len(argv)
+    words = [*argv[:place], *argv[place + 2 :], "--resume", "auto"]
+    nodes, processes = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return shlex.join(["metaformer", "train", *words])
+    launcher = ["torchrun", "--nnodes", nodes, "--nproc-per-node", processes, "-m", "metaformer", "train"]
+    return shlex.join([*launcher, *words])
 
 
 def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
@@ -49,12 +68,22 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
 
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
+    for file in _files(argv):
+        with suppress(OSError, UnicodeDecodeError, YAMLError):  # what the parser says below is better
+            check_yaml(file)
     parser = _parser(recipe, show_own=any(word in ("-h", "--help") for word in argv))
     if len(argv) > 1 and argv[0] == "--config":  # alone first, so that what is wrong in it is said of it
         _read(parser, recipe, argv[:2], f"{argv[1]}: ")
     values = _read(parser, recipe, argv)
     values.pop("config", None)
     return from_dict(values)
+
+
+def _files(argv: list[str]) -> list[Path]:
+    """Configuration files that the words name."""
+    named = [after for word, after in pairwise(argv) if word == "--config"]
+    named += [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    return [Path(name) for name in named]
 
 
 def _read(parser: Any, recipe: Recipe, argv: list[str], where: str = "") -> dict[str, Any]:

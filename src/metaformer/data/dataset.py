@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image: ...
+
+    def path(self, index: int) -> str | Path:
+        """What a picture is called in errors and reports."""
 
 
 class Augmented(Dataset[Item]):
@@ -49,10 +53,13 @@ class Augmented(Dataset[Item]):
         Raises:
             BadImage: the picture cannot be read.
         """
-        picture = self.source.image(sample.index)
+        return self.augment(self.source.image(sample.index), self.source.labels[sample.index], sample)
+
+    def augment(self, picture: Image.Image, label: int, sample: Sample) -> Item:
+        """Make a sample of its picture, wherever that came from."""
         with seeded(sample_seed(self.seed, sample)):
             tensor = self.transform(picture)
-        return tensor, self.source.labels[sample.index], sample.index
+        return tensor, label, sample.index
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,11 @@ _UNREADABLE: Final = frozenset(
     {".avif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".pgm", ".ppm", ".svg", ".tga", ".tif", ".tiff"}
 )
 _log = logging.getLogger(__name__)
+Tell = Callable[[DataError], None]
+
+
+def _give_up(fault: DataError) -> None:
+    raise fault
 
 
 class ImageFolder:
@@ -31,6 +36,8 @@ class ImageFolder:
         split: its sub-folder, such as `train`.
         classes: the class list of a checkpoint or of the training split; labels are positions in it.
         allow_missing: take a split that has no folder for some of `classes` (ImageNet-A, -R).
+        tell: is given each fault of the layout, and what can be read is read all the same: so a check sees
+            all of them at once. Without it the first is raised.
 
     Raises:
         DataError: the layout is another one; the message says what is there instead.
@@ -43,18 +50,19 @@ class ImageFolder:
         classes: Sequence[str] | None = None,
         *,
         allow_missing: bool = False,
+        tell: Tell = _give_up,
     ) -> None:
         self.folder = _split_folder(Path(root).expanduser(), split)
-        found = _class_folders(self.folder)
+        found, self.loose = _class_folders(self.folder)
         if classes is not None:
-            _compare(self.folder, found, classes, allow_missing)
-        self.classes = tuple(found if classes is None else classes)
+            _compare(self.folder, found, classes, allow_missing, tell)
+        self.classes = tuple(dict.fromkeys((*(found if classes is None else classes), *found)))
         self.labels: list[int] = []
         self.ignored: Counter[str] = Counter()
         self._files: list[str] = []  # text takes a third of the memory of Path, in every worker
         label = {name: place for place, name in enumerate(self.classes)}
         for name in found:
-            self._read_class(name, label[name])
+            self._read_class(name, label[name], tell)
         if self.ignored:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.ignored.items()))
             _log.warning("%s: ignored files that are no pictures: %s", self.folder, kinds)
@@ -90,23 +98,22 @@ class ImageFolder:
                 f"{self.folder}: only one class, {self.classes[0]!r}: training needs at least two"
             )
 
-    def _read_class(self, name: str, label: int) -> None:
+    def _read_class(self, name: str, label: int, tell: Tell) -> None:
         top = self.folder / name
         before = len(self._files)
         skipped: Counter[str] = Counter()
-        for file in _files(top, f"{name}/", ()):
+        for file in _files(top, f"{name}/", (), tell):
             kind = os.path.splitext(file)[1].lower()
-            if kind in _UNREADABLE:
-                raise DataError(
-                    f"{self.folder / file}: {kind} pictures are not read: convert it to PNG or JPEG"
-                )
             if kind in EXTENSIONS:
                 self._files.append(file)
                 self.labels.append(label)
+            elif kind in _UNREADABLE:
+                what = f"{kind} pictures are not read: convert it to PNG or JPEG"
+                tell(DataError(f"{self.folder / file}: {what}"))
             else:
                 skipped[kind or "without extension"] += 1
         if len(self._files) == before:
-            raise DataError(f"{top}: no pictures in this class folder{_instead(skipped.total())}")
+            tell(DataError(f"{top}: no pictures in this class folder{_instead(skipped.total())}"))
         self.ignored += skipped
 
 
@@ -120,37 +127,45 @@ def _split_folder(root: Path, split: str) -> Path:
     return folder
 
 
-def _class_folders(folder: Path) -> list[str]:
+def _class_folders(folder: Path) -> tuple[list[str], int]:
+    """Names of the class folders, and how many files lie beside them."""
     names = _folders(folder)
     loose = sum(1 for entry in _entries(folder) if not entry.is_dir())
     if not names:
         raise DataError(f"{folder}: no class folders; each class needs a folder of pictures{_instead(loose)}")
     if loose:
         _log.warning("%s: ignored %d file(s) that lie in no class folder", folder, loose)
-    return names
+    return names, loose
 
 
-def _compare(folder: Path, found: Sequence[str], classes: Sequence[str], allow_missing: bool) -> None:
+def _compare(
+    folder: Path, found: Sequence[str], classes: Sequence[str], allow_missing: bool, tell: Tell
+) -> None:
     known, there = set(classes), set(found)
     if len(known) != len(classes):
         twice = [name for name, count in Counter(classes).items() if count > 1]
         raise DataError(f"class list names {_some(twice)} more than once")
     if strange := sorted(there - known):
-        raise DataError(
-            f"{folder}: {_some(strange)} not among the {len(known)} known classes ({_some(classes)})"
-        )
+        among = f"{_some(strange)} not among the {len(known)} known classes ({_some(classes)})"
+        tell(DataError(f"{folder}: {among}"))
     if not allow_missing and (missing := sorted(known - there)):
-        raise DataError(f"{folder}: no folder for {_some(missing)}; every class of the class list needs one")
+        every = "every class of the class list needs one"
+        tell(DataError(f"{folder}: no folder for {_some(missing)}; {every}"))
 
 
-def _files(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    status = folder.stat()
+def _files(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], tell: Tell) -> Iterator[str]:
+    try:
+        status, entries = folder.stat(), _entries(folder)
+    except DataError as fault:
+        return tell(fault)
+    except OSError as error:
+        return tell(DataError(f"{folder}: cannot enter it: {error.strerror}"))
     here = (status.st_dev, status.st_ino)
     if here in above:
-        raise DataError(f"{folder}: is a link to a folder that holds it")
-    for entry in _entries(folder):
+        return tell(DataError(f"{folder}: is a link to a folder that holds it"))
+    for entry in entries:
         if entry.is_dir():
-            yield from _files(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
+            yield from _files(folder / entry.name, f"{prefix}{entry.name}/", (*above, here), tell)
         else:
             yield prefix + entry.name
 

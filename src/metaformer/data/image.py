@@ -1,15 +1,17 @@
-"""One picture file to RGB, safely: whatever the file holds, only `BadImage` comes out."""
+"""One picture to RGB, safely: whatever its bytes are, only `BadImage` comes out."""
 
+import errno
+import io
 import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from metaformer.errors import BadImage
+from metaformer.errors import BadImage, DataError
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """What is decoded, recognised by content; Pillow's rarer decoders stay closed to hostile files."""
@@ -25,14 +27,12 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_NO_MEMORY: Final = "out of memory"  # what Pillow's decoders make of their code for it, an OSError
 _log = logging.getLogger(__name__)
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a picture as 8-bit RGB, turned upright by its EXIF orientation.
-
-    Transparency is dropped, not blended, as in torchvision and timm (`convert("RGB")`); 16-bit grey is
-    scaled to 8 bits; of an animation the first frame is taken and a warning logged.
+    """Read a picture file as 8-bit RGB, turned upright by its EXIF orientation; see `decode_image`.
 
     Args:
         path: the file; its format is found by content, not by extension.
@@ -40,30 +40,59 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         BadImage: the file is missing, empty, damaged, too large, or no JPEG, PNG, WebP, BMP or GIF.
+        DataError: the machine is to blame: no memory, or too many open files.
     """
     if not os.path.isfile(path):  # a pipe or a device would be waited for without end
         raise BadImage(path, "is no ordinary file" if os.path.exists(path) else "no such file")
     try:
+        with open(path, "rb") as stream:
+            return decode_image(stream, path, max_pixels)
+    except OSError as error:
+        raise _explain(error, path, max_pixels) from error
+
+
+def decode_image(data: bytes | BinaryIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture to 8-bit RGB, turned upright by its EXIF orientation.
+
+    Transparency is dropped, not blended, as in torchvision and timm (`convert("RGB")`); 16-bit grey is
+    scaled to 8 bits; of an animation the first frame is taken, a warning logged, and `info["animated"]` set.
+
+    Args:
+        data: the encoded picture, or an open file that can be sought.
+        name: what errors call it.
+        max_pixels: larger pictures are refused from their header, before anything is decoded.
+
+    Raises:
+        BadImage: empty, damaged, too large, or no JPEG, PNG, WebP, BMP or GIF.
+        DataError: the machine is to blame: no memory, or too many open files.
+    """
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    try:
         with warnings.catch_warnings():
             # Pillow warns about odd metadata and about sizes; sizes are checked here, and as an error.
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as picture:
-                return _decode(picture, path, max_pixels)
+            with Image.open(stream, formats=FORMATS) as picture:
+                return _decode(picture, name, max_pixels)
     except BadImage:
         raise
     except Exception as error:  # Pillow's decoders raise nearly every class there is on damaged files
-        raise BadImage(path, _reason(error, Path(path), max_pixels)) from error
+        if isinstance(error, UnidentifiedImageError) and not stream.seek(0, io.SEEK_END):
+            raise BadImage(name, "the file is empty") from error
+        raise _explain(error, name, max_pixels) from error
 
 
-def _decode(picture: Image.Image, path: str | Path, max_pixels: int) -> Image.Image:
+def _decode(picture: Image.Image, name: str | Path, max_pixels: int) -> Image.Image:
     width, height = picture.size
     if width * height > max_pixels:
-        raise BadImage(path, f"{width}x{height} is more than the {max_pixels:,} pixels allowed")
-    if getattr(picture, "is_animated", False):
-        _log.warning("%s: animated, only its first frame is used", path)
+        raise BadImage(name, f"{width}x{height} is more than the {max_pixels:,} pixels allowed")
+    # the further pictures of a telephone's MPO are previews and depths of the first, no animation
+    animated = picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
+    if animated:
+        _log.warning("%s: animated, only its first frame is used", name)
         picture.seek(0)
     picture.load()
     rgb = _rgb(picture)
+    rgb.info = {"animated": True} if animated else {}
     turn = _UPRIGHT.get(_orientation(picture))
     return rgb if turn is None else rgb.transpose(turn)
 
@@ -76,27 +105,35 @@ def _rgb(picture: Image.Image) -> Image.Image:
     rgb = picture.convert("RGB")
     if rgb is picture:
         rgb = picture.copy()  # the opened picture is closed on the way out
-    rgb.info = {}
     return rgb
 
 
 def _orientation(picture: Image.Image) -> int:
     try:
         value = picture.getexif().get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
     except Exception:  # damaged metadata does not make the pixels unusable
         return 1
     return value if isinstance(value, int) else 1
 
 
-def _reason(error: Exception, path: Path, max_pixels: int) -> str:
+def _explain(error: Exception, name: str | Path, max_pixels: int) -> DataError:
+    """Blame the machine for what is the machine's, so that a policy for bad pictures never hides it."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or str(error).startswith(_NO_MEMORY):
+        return DataError(f"not enough memory to decode {name}: take fewer data.workers, or smaller pictures")
+    if number in (errno.EMFILE, errno.ENFILE):
+        return DataError(f"too many open files to read {name}: raise the limit (ulimit -n)")
     match error:
         case PermissionError():
-            return "no permission to read it"
+            reason = "no permission to read it"
         case Image.DecompressionBombError():
-            return f"more than the {max_pixels:,} pixels allowed"
+            reason = f"more than the {max_pixels:,} pixels allowed"
         case UnidentifiedImageError():
-            if path.stat().st_size == 0:
-                return "the file is empty"
-            return "not a JPEG, PNG, WebP, BMP or GIF picture, or its header is damaged"
+            reason = "not a JPEG, PNG, WebP, BMP or GIF picture, or its header is damaged"
+        case OSError(strerror=str(words)):
+            reason = f"cannot be read ({words})"
         case _:
-            return f"damaged or truncated ({str(error) or type(error).__name__})"
+            reason = f"damaged or truncated ({str(error) or type(error).__name__})"
+    return BadImage(name, reason)

@@ -1,10 +1,12 @@
 """Batches from worker processes, with errors that arrive as what they were."""
 
-import contextlib
 import os
 import signal
-from collections.abc import Iterator
-from typing import NamedTuple
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +14,24 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from metaformer.data.dataset import Augmented, Item
 from metaformer.data.sampler import Sample
-from metaformer.errors import ConfigError, DataError, MetaFormerError
+from metaformer.data.watch import Watch
+from metaformer.errors import BadImage, ConfigError, DataError, Interrupted, MetaFormerError
+
+POLL = 1.0
+"""Seconds between looks at whether a stop is wished for and the workers are alive, while no batch comes."""
+DATA_TIMEOUT = 120.0
+"""Seconds without a batch after which a run gives up."""
+
+Stop = Callable[[], bool]
+
+
+class Bad(NamedTuple):
+    """A picture that cannot be read."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    """Its place in the source."""
+    reason: str
+    """Its name, and what is wrong with it."""
 
 
 class Batch(NamedTuple):
@@ -24,6 +43,16 @@ class Batch(NamedTuple):
     """(B,) int64."""
     indices: Tensor
     """(B,) int64: places in the source, to name pictures by."""
+    bad: tuple[Bad, ...] = ()
+    """Pictures that are left out."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same with its tensors on a device."""
+        images, labels, indices = (part.to(device, non_blocking=True) for part in self[:3])
+        return self._replace(images=images, labels=labels, indices=indices)
+
+
+Made = Item | Bad | MetaFormerError
 
 
 class Loader:
@@ -38,6 +67,8 @@ class Loader:
         workers: processes, at most one per core; 0 makes samples in this one. Results do not depend on it.
         pin_memory: keep batches in page-locked memory, for copies to CUDA.
         timeout: seconds to wait for a worker before giving up.
+        stop: asked again and again; once it says so, waiting ends.
+        skip_bad: leave out pictures that cannot be read, and say so in the batch, rather than raise.
     """
 
     def __init__(
@@ -47,19 +78,21 @@ class Loader:
         *,
         workers: int = 0,
         pin_memory: bool = False,
-        timeout: float = 120.0,
+        timeout: float = DATA_TIMEOUT,
+        stop: Stop | None = None,
+        skip_bad: bool = False,
     ) -> None:
         if workers < 0:
             raise ConfigError(f"data.workers is {workers}: it must be 0 or more")
-        self.sampler = sampler
+        self.dataset, self.sampler, self.timeout = dataset, sampler, timeout
+        self.stop: Stop = stop or _never
         workers = min(workers, _cores())
-        self._loader: DataLoader[Item | MetaFormerError] = DataLoader(
-            _Careful(dataset),
-            batch_sampler=sampler,
+        self.watch = Watch(workers)
+        self._loader: DataLoader[Made] = DataLoader(
+            **self._parts(Careful(dataset, self.watch, None if workers else stop, skip_bad)),
             num_workers=workers,
-            collate_fn=_collate,
             pin_memory=pin_memory,
-            timeout=timeout if workers else 0.0,
+            timeout=min(POLL, timeout) if workers else 0.0,
             persistent_workers=workers > 0,
             worker_init_fn=_leave_signals_to_the_main_process if workers else None,
             generator=torch.Generator(),  # else each iteration would draw from the run's own stream
@@ -73,34 +106,94 @@ class Loader:
 
         Raises:
             BadImage: a picture cannot be read.
-            DataError: a worker died or hung.
+            DataError: a worker died, hung or ran out of memory; the message names its picture.
+            Interrupted: `stop` said so.
         """
         try:
-            for batch in self._loader:
+            batches = self._begin()
+            while (batch := self._next(batches)) is not None:
                 if isinstance(batch, MetaFormerError):
                     raise batch
                 yield batch
-        except MetaFormerError:
+        except (MetaFormerError, Interrupted):
             self.close()
             raise
-        except (RuntimeError, OSError, EOFError) as error:
-            # A dying worker shows as any of these; an exception in a living one begins with "Caught".
-            with contextlib.suppress(RuntimeError):  # its death may be signalled a second time here
-                self.close()
-            if self._loader.num_workers == 0 or str(error).startswith("Caught"):
-                raise
-            reason = str(error).strip() or type(error).__name__
-            raise DataError(f"a data worker failed ({reason}); data.workers 0 shows where") from error
 
     def close(self) -> None:
         """Stop the workers now; left to the garbage collector, that can take ten seconds."""
         iterator, self._loader._iterator = self._loader._iterator, None
         stop = getattr(iterator, "_shutdown_workers", None)
         if stop is not None:
-            workers = getattr(iterator, "_workers", [])
+            for worker in getattr(iterator, "_workers", []):
+                worker.kill()  # one that hangs would not hear anything gentler, and be waited for
             stop()
-            for worker in workers:
-                worker.kill()  # one that hangs would not hear anything gentler
+
+    def _parts(self, samples: "Careful") -> dict[str, Any]:
+        """What `DataLoader` makes batches from."""
+        return {"dataset": samples, "batch_sampler": self.sampler, "collate_fn": collate}
+
+    def _begin(self) -> Iterator[Any]:
+        try:
+            with _deaths_told_in_time():
+                return iter(self._loader)
+        except RuntimeError:  # the workers of the last iteration did not answer in time: take new ones
+            self.close()
+            with _deaths_told_in_time():
+                return iter(self._loader)
+
+    def _next(self, batches: Iterator[Any]) -> Batch | MetaFormerError | None:
+        """The next batch, or None at the end; a wait is cut into pieces, to look up between them."""
+        began = time.monotonic()
+        while True:
+            if self.stop():
+                raise Interrupted
+            try:
+                return next(batches, None)
+            except (RuntimeError, OSError, EOFError, MemoryError) as error:
+                waiting = str(error).startswith("DataLoader timed out")
+                if not waiting or time.monotonic() - began >= self.timeout:
+                    raise self._explained(error, waiting) from error
+
+    def _explained(self, error: Exception, waiting: bool) -> Exception:
+        """The error with the name of the picture, where a worker's end is behind it."""
+        # A dying worker shows as any of these; an exception in a living one begins with "Caught".
+        if self._loader.num_workers == 0 or str(error).startswith("Caught"):
+            return error
+        workers = getattr(self._loader._iterator, "_workers", [])
+        if not waiting:
+            _wait_for_the_end_of_any(workers)
+        told = self.watch.tell(workers, self.dataset.source.path)
+        what = f"no data for {self.timeout:.0f} s" if waiting else "a data worker ended"
+        hint = (
+            "look at the picture and the disk"
+            if waiting
+            else "data.workers 0 shows why, fewer need less memory"
+        )
+        return DataError(f"{what} ({told or str(error).strip() or type(error).__name__}): {hint}")
+
+
+@contextmanager
+def _deaths_told_in_time() -> Iterator[None]:
+    """Keep PyTorch's handler of SIGCHLD out.
+
+    It raises in the main thread wherever that is, in the middle of a step or a checkpoint; our polls see the
+    death of a worker when its batch is waited for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+
+
+def _wait_for_the_end_of_any(workers: list[Any]) -> None:
+    for _ in range(50):
+        if any(not worker.is_alive() for worker in workers):
+            return
+        time.sleep(0.02)
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
@@ -109,26 +202,53 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _never() -> bool:
+    return False
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Careful(Dataset[Item | MetaFormerError]):
-    def __init__(self, dataset: Augmented) -> None:
-        self.dataset = dataset
+class Careful(Dataset[Made]):
+    """Samples, or what was wrong with them."""
 
-    def __getitem__(self, sample: Sample) -> Item | MetaFormerError:
-        try:
-            return self.dataset[sample]
-        except MetaFormerError as error:
-            return error
+    def __init__(self, dataset: Augmented, watch: Watch, stop: Stop | None, skip_bad: bool) -> None:
+        self.dataset, self.watch, self.stop, self.skip_bad = dataset, watch, stop, skip_bad
+
+    def __getitem__(self, sample: Sample) -> Made:
+        return self.made(sample.index, lambda: self.dataset[sample])
+
+    def made(self, index: int, make: Callable[[], Item]) -> Made:
+        """Make a sample of the picture at this index."""
+        if self.stop is not None and self.stop():
+            raise Interrupted
+        with self.watch.reading(index):
+            try:
+                return make()
+            except BadImage as error:
+                return Bad(index, str(error)) if self.skip_bad else error
+            except MetaFormerError as error:
+                return error
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+                    raise
+                name = self.dataset.source.path(index)
+                return DataError(
+                    f"{name}: not enough memory for it: fewer data.workers or a smaller batch need less"
+                )
 
 
-def _collate(items: list[Item | MetaFormerError]) -> Batch | MetaFormerError:
-    good: list[Item] = []
+def collate(items: list[Made]) -> Batch | MetaFormerError:
+    """Make a batch of samples; an error among them goes in its place."""
     for item in items:
         if isinstance(item, MetaFormerError):
             return item
-        good.append(item)
+    bad = tuple(item for item in items if isinstance(item, Bad))
+    good = [item for item in items if not isinstance(item, Bad | MetaFormerError)]
+    if not good:
+        return DataError(
+            f"none of the {len(bad)} pictures of a batch can be read; the first: {bad[0].reason}"
+        )
     images, labels, indices = zip(*good, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(indices))
+    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(indices), bad)

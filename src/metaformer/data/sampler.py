@@ -144,16 +144,27 @@ class PureSampler(Sampler[list[Sample]]):
 class EvalSampler(Sampler[list[Sample]]):
     """Every picture once, in order; rank `r` of `world` takes every `world`-th, and none is padded.
 
+    Args:
+        length: number of pictures.
+        batch_size: pictures at once, per rank.
+        rank: this process.
+        world: number of processes.
+        start: how many of this rank's pictures are left out because they were done before.
+
     Raises:
         ConfigError: a number out of range.
     """
 
-    def __init__(self, length: int, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, length: int, *, batch_size: int, rank: int = 0, world: int = 1, start: int = 0
+    ) -> None:
         _check_rank(rank, world)
         if batch_size < 1:
             raise ConfigError(f"data.eval_batch_size is {batch_size}: it must be at least 1")
         self.batch_size = batch_size
-        self.indices = range(rank, length, world)
+        self.indices = range(rank, length, world)[start:]
+        self.most = -(-len(range(0, length, world)) // batch_size)
+        """Batches of the rank that has the most."""
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)

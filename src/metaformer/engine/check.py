@@ -1,9 +1,10 @@
 """What can be known to be wrong before any work is done."""
 
 import math
+from importlib.util import find_spec
 
 from metaformer.engine.config import TrainConfig
-from metaformer.errors import ConfigError
+from metaformer.errors import ConfigError, MissingPackage
 
 SEEDS = 2**63
 """PyTorch's generators take no larger numbers."""
@@ -14,6 +15,7 @@ def check(config: TrainConfig, world_size: int = 1) -> None:
 
     Raises:
         ConfigError: the first field that cannot be, with what it must be.
+        MissingPackage: a field asks for what is not installed.
     """
     _check_counts(config)
     if not abs(config.seed) < SEEDS:
@@ -21,6 +23,8 @@ def check(config: TrainConfig, world_size: int = 1) -> None:
     _check_shares(config)
     _check_positive(config)
     _check_together(config, world_size)
+    if config.runtime.wandb is not None and find_spec("wandb") is None:
+        raise MissingPackage("wandb", "wandb", "runtime.wandb")
 
 
 def _check_counts(config: TrainConfig) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from metaformer.engine.group import Group, Spec, in_parts
 from metaformer.engine.manifest import recover, remove_directory, verify, write_directory
 from metaformer.errors import WeightsError
+from metaformer.ops.ranks import rank
 from metaformer.weights.report import LoadReport
 
 FORMAT = 1
@@ -30,18 +30,12 @@ class Saved:
     """Everything but tensors: `card`, `config`, `step`, `metrics`, …"""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """One group of tensors: `model`, `ema` or `optimizer`.
+        """One group of tensors, whole: `model`, `ema` or `optimizer`.
 
         Raises:
             WeightsError: it is not there, or damaged.
         """
-        file = self.directory / f"{name}.safetensors"
-        if not file.is_file():
-            raise WeightsError(f"{self.directory}: holds no {name}.safetensors")
-        try:
-            return load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{file}: damaged ({error})") from error
+        return Group(self.directory, name).read()
 
     def load(self, model: nn.Module, name: str = "model") -> None:
         """Fill a model with one group of tensors, all of them and nothing else.
@@ -49,14 +43,15 @@ class Saved:
         Raises:
             WeightsError: they do not fit.
         """
-        tensors, own = self.tensors(name), model.state_dict()
+        group, own = Group(self.directory, name), model.state_dict()
+        stored = group.specs()
         report = LoadReport(
-            missing=[key for key in own if key not in tensors],
-            unexpected=[key for key in tensors if key not in own],
+            missing=[key for key in own if key not in stored],
+            unexpected=[key for key in stored if key not in own],
             misshaped=[
-                (key, tuple(tensors[key].shape), tuple(value.shape))
+                (key, stored[key].shape, tuple(value.shape))
                 for key, value in own.items()
-                if key in tensors and tensors[key].shape != value.shape
+                if key in stored and stored[key].shape != tuple(value.shape)
             ],
         )
         if not report.complete:
@@ -64,11 +59,11 @@ class Saved:
                 f"{self.directory}: is of another model: go on with the run's own settings, or begin anew in "
                 f"another place ({'; '.join(report.problems())})"
             )
-        model.load_state_dict(tensors)
+        group.fill(own)
 
     def has(self, name: str) -> bool:
         """Tell whether this group of tensors is there."""
-        return (self.directory / f"{name}.safetensors").is_file()
+        return Group(self.directory, name).exists()
 
 
 def write_checkpoint(
@@ -79,19 +74,20 @@ def write_checkpoint(
 ) -> Path:
     """Write groups of tensors and a state of plain values as one directory.
 
-    With a `hub_card` it also is a directory that `metaformer.from_pretrained` reads.
+    With a `hub_card` it also is a directory that `metaformer.from_pretrained` reads. Where tensors are shared
+    out over ranks, all ranks must call this, on a disk that they share; else one rank does.
 
     Raises:
         OutputError: the place cannot be written to; earlier checkpoints are untouched.
     """
+    together = any(map(in_parts, groups.values()))
 
     def fill(directory: Path) -> None:
-        for name, tensors in groups.items():
-            whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            try:
-                save_file(whole, directory / f"{name}.safetensors", metadata={"format": "pt"})
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+        # what all do together comes first: no rank waits for one that has failed on its own
+        for name, tensors in sorted(groups.items(), key=lambda item: not in_parts(item[1])):
+            Group(directory, name).write(tensors)
+        if together and rank() != 0:
+            return
         files = {STATE: {"format": FORMAT, **state}}
         if hub_card is not None:
             files[HUB_CARD] = dict(hub_card)
@@ -99,7 +95,7 @@ def write_checkpoint(
             text = json.dumps(values, indent=1, ensure_ascii=False)
             (directory / name).write_text(text + "\n", encoding="utf-8")
 
-    return write_directory(target, fill)
+    return write_directory(target, fill, together)
 
 
 def read_checkpoint(directory: Path) -> Saved:
@@ -113,7 +109,7 @@ def read_checkpoint(directory: Path) -> Saved:
     verify(directory)
     try:
         state = json.loads((directory / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{directory / STATE}: damaged ({error})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise WeightsError(
@@ -177,14 +173,13 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, {"groups": groups}
 
 
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Saved) -> None:
     """Put back what `pack_optimizer` took; each moment lies in memory as its parameter does.
 
     Raises:
         WeightsError: the optimiser has other groups than the saved one.
     """
+    plain, group = saved.state["optimizer"], Group(saved.directory, "optimizer")
     names = [group["names"] for group in optimizer.param_groups]
     if names != [group["names"] for group in plain["groups"]]:
         raise WeightsError(
@@ -192,25 +187,28 @@ def unpack_optimizer(
         )
     parameters = {n: p for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
     fused = {n for g in optimizer.param_groups if g.get("fused") for n in g["names"]}
-    for number, (group, saved) in enumerate(zip(optimizer.param_groups, plain["groups"], strict=True)):
-        prefix = f"group.{number}."
-        group.update({key: _plain(value) for key, value in saved.items() if key not in ("state", "names")})
-        group.update(
-            {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        )
-        for name, values in saved["state"].items():
-            optimizer.state[parameters[name]].update(values)
-    for key, tensor in tensors.items():
+    entries: dict[str, Tensor] = {}
+    for key, spec in group.specs().items():
         name, _, entry = key.rpartition("/")
         if name:
-            optimizer.state[parameters[name]][entry] = _placed(tensor, parameters[name], name in fused)
+            entries[key] = _room(spec, parameters[name], name in fused)
+            optimizer.state[parameters[name]][entry] = entries[key]
+        else:
+            number, _, entry = key.removeprefix("group.").partition(".")
+            entries[key] = torch.empty(spec.shape, dtype=spec.dtype)
+            optimizer.param_groups[int(number)][entry] = entries[key]
+    group.fill(entries)
+    for own, told in zip(optimizer.param_groups, plain["groups"], strict=True):
+        own.update({key: _plain(value) for key, value in told.items() if key not in ("state", "names")})
+        for name, values in told["state"].items():
+            optimizer.state[parameters[name]].update(values)
 
 
-def _placed(tensor: Tensor, parameter: Tensor, fused: bool) -> Tensor:
-    """A moment with its parameter's strides and device; a step count follows it for fused kernels only."""
-    if tensor.shape != parameter.shape:
-        return tensor.to(parameter.device, copy=True) if fused else tensor.clone()
-    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor).detach()
+def _room(spec: Spec, parameter: Tensor, fused: bool) -> Tensor:
+    """Memory for a moment, like its parameter's; a step count lies beside it for fused kernels only."""
+    if spec.shape != tuple(parameter.shape):
+        return torch.empty(spec.shape, dtype=spec.dtype, device=parameter.device if fused else "cpu")
+    return torch.empty_like(parameter, dtype=spec.dtype).detach()
 
 
 def _plain(value: Any) -> Any:

@@ -46,6 +46,8 @@ class DataConfig:
     """Images per device in evaluation."""
     workers: int = 4
     """Processes that read and augment, per device; 0 reads in the main process."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """A training picture that cannot be read: an error, or logged and left out (up to 0.1 % of all)."""
     repeats: int = 1
     """Repeated augmentation: how many augmented copies of an image an epoch holds (CycleMLP: 3)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -190,6 +192,16 @@ class RuntimeConfig:
     """Mixed precision."""
     compile: bool = False
     """Run the model through torch.compile."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """On several devices: a copy of the model on each, or its parameters shared out among them (FSDP2)."""
+    sync_batch_norm: bool = False
+    """Batch norm over all devices' images instead of each device's own; CUDA only."""
+    timeout: float = 600.0
+    """Seconds that a process waits for the others, and 120 at most for data, before the run ends."""
+    on_not_finite: Literal["stop", "skip"] = "stop"
+    """A step whose input, loss or gradient is not finite: end the run, or leave out up to three in a row."""
+    wandb: str | None = None
+    """Weights & Biases project that figures are sent to as well."""
     threads: int | None = None
     """CPU threads; PyTorch's choice when not given."""
     save_every: int = 0

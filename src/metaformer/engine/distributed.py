@@ -1,13 +1,17 @@
 """The processes of a run: one, or as many as torchrun started."""
 
 import atexit
+import gc
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
-from torch import Tensor
 
-from metaformer.errors import ConfigError
+from metaformer.errors import ConfigError, MetaFormerError, RankError
 
 
 @dataclass(frozen=True)
@@ -23,35 +27,6 @@ class World:
     def main(self) -> bool:
         """Tell whether this process writes and prints."""
         return self.rank == 0
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.size > 1:
-            torch.distributed.barrier()
-
-    def mean(self, value: Tensor) -> Tensor:
-        """Average a tensor over the processes."""
-        if self.size > 1:
-            value = value.clone()
-            torch.distributed.all_reduce(value)
-            value /= self.size
-        return value
-
-    def any(self, *flags: bool) -> list[bool]:
-        """Say, for each flag, whether any process raised it; all processes get the same answer."""
-        if self.size == 1:
-            return list(flags)
-        raised = torch.tensor(flags, dtype=torch.int32, device=self.device)
-        torch.distributed.all_reduce(raised, op=torch.distributed.ReduceOp.MAX)
-        return [bool(flag) for flag in raised.tolist()]
-
-    def gather(self, item: object) -> list[object]:
-        """All processes' objects, in rank order."""
-        if self.size == 1:
-            return [item]
-        items: list[object] = [None] * self.size
-        torch.distributed.all_gather_object(items, item)
-        return items
 
 
 def find_device(name: str, local_rank: int = 0) -> torch.device:
@@ -77,8 +52,22 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def join(device: str) -> World:
+def find_world(device: str) -> World:
+    """Read from the environment which of how many processes this is, as torchrun and its like set it.
+
+    Raises:
+        ConfigError: no such device.
+    """
+    rank, local, size = (int(os.environ.get(key, first)) for key, first in _ENVIRONMENT)
+    return World(rank, local, size, find_device(device, local))
+
+
+def join(device: str, timeout: float = 600.0) -> World:
     """Enter the group of processes that torchrun described in the environment, if it did.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        timeout: seconds that a process waits for the others.
 
     The group stays till the process ends: a second one, made on the same address while the first is being
     taken down, can hang.
@@ -86,20 +75,58 @@ def join(device: str) -> World:
     Raises:
         ConfigError: no such device.
     """
-    rank, local, size = (int(os.environ.get(key, first)) for key, first in _ENVIRONMENT)
-    world = World(rank, local, size, find_device(device, local))
+    world = find_world(device)
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
-    if size > 1 and not torch.distributed.is_initialized():
-        # counts of an evaluation are summed on the CPU whatever the model runs on
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo")
+    if world.size > 1 and not torch.distributed.is_initialized():
+        # what ranks tell each other goes over the CPU, whatever the model runs on
+        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
         atexit.register(_leave)
     return world
 
 
 def _leave() -> None:
     if torch.distributed.is_initialized():
+        gc.collect()  # a DistributedDataParallel that outlives the group can abort the process as it ends
         torch.distributed.destroy_process_group()
+
+
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "timeout",
+)
+"""Words in the errors of torch.distributed that tell of a process that is gone or does not answer."""
+PAUSE = 5.0
+"""Seconds before a process that lost another one leaves: the launcher names the first that it sees end."""
+
+
+@contextmanager
+def losing_no_words(world: World) -> Iterator[None]:
+    """Turn the many errors that the loss of another process causes into one.
+
+    A process that only suffers from another's failure waits a moment, so that the launcher finds the one
+    whose failure it was.
+
+    Raises:
+        RankError: another process failed or is gone.
+    """
+    try:
+        yield
+    except RankError:
+        time.sleep(PAUSE)
+        raise
+    except RuntimeError as error:
+        if world.size == 1 or isinstance(error, MetaFormerError) or not any(w in str(error) for w in LOST):
+            raise
+        time.sleep(PAUSE)
+        words = " ".join(str(error).split())
+        raise RankError(
+            None, f"lost contact with another process of the run, whose own message tells why ({words[:200]})"
+        ) from error
 
 
 _ENVIRONMENT = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))

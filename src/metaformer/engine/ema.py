@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from metaformer.engine.parallel import local
+
 
 class Ema:
     """A copy of the model that follows it: `average = decay * average + (1 - decay) * value` at each step.
@@ -19,7 +21,9 @@ class Ema:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take one step towards the model."""
-        old, new = self.model.state_dict(), model.state_dict()
+        old, new = (
+            {name: local(value) for name, value in of.state_dict().items()} for of in (self.model, model)
+        )
         floats = [name for name, value in old.items() if value.is_floating_point()]
         averages: list[Tensor] = [old[name] for name in floats]
         torch._foreach_lerp_(averages, [new[name] for name in floats], 1 - self.decay)

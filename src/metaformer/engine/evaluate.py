@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from metaformer.data.folder import ImageFolder
+from metaformer.data.split import Split, open_split
 from metaformer.engine.bundle import Bundle, open_bundle
 from metaformer.engine.distributed import join
 from metaformer.engine.setup import read_names
@@ -62,7 +62,7 @@ def evaluate(
     world = join(device)
     folders = None
     if checkpoint is not None and data is not None and not Path(source).is_dir():
-        folders = len(ImageFolder(data, split or "val").classes)
+        folders = len(open_split(data, split or "val").classes)
     bundle = open_bundle(source, checkpoint, classes=classes, num_classes=folders, raw=raw)
     bundle = bundle.looking(image_size, crop, interpolation).placed(world.device, amp)
     folder = _folder(bundle, data, split, class_subset is not None)
@@ -93,17 +93,16 @@ def check_amp(amp: str) -> None:
         raise ConfigError(f"amp: {amp!r} is none of none, bf16, fp16")
 
 
-def _folder(bundle: Bundle, data: str | Path | None, split: str | None, subset: bool) -> ImageFolder:
+def _folder(bundle: Bundle, data: str | Path | None, split: str | None, subset: bool) -> Split:
     run = bundle.config
     root = data if data is not None else (run.data.root if run is not None else None)
     if root is None:
         raise ConfigError(f"data: give the folder to measure {bundle.name} on")
     split = split or (run.data.val if run is not None else "val")
-    folder = ImageFolder(root, split, bundle.classes, allow_missing=subset)
+    folder = open_split(root, split, bundle.classes, allow_missing=subset)
     outputs = bundle.model.num_classes
     if len(folder.classes) != outputs:
         raise ConfigError(
-            f"{folder.folder}: {len(folder.classes)} class folders, "
-            f"but {bundle.name} tells {outputs} classes apart"
+            f"{folder.folder}: {len(folder.classes)} classes, but {bundle.name} tells {outputs} classes apart"
         )
     return folder

@@ -1,4 +1,4 @@
-"""The figures of a run: metrics.jsonl, append-only, and TensorBoard events where that is installed."""
+"""The figures of a run: metrics.jsonl, append-only; TensorBoard events; Weights & Biases when asked for."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from metaformer.engine.tracker import Tracker
 from metaformer.errors import OutputError
 
 FILE = "metrics.jsonl"
@@ -14,10 +15,27 @@ FILE = "metrics.jsonl"
 class MetricsLog:
     """Append lines to RUN/metrics.jsonl, and the same figures to RUN/tensorboard.
 
-    Each line is an object with `kind` (`train`, `eval` or `resume`), `step` (steps done) and `epoch`.
+    Each line is an object with `kind` (`train`, `eval`, `resume`, `bad_image`, `refused`), `step` (steps
+    done) and `epoch`.
+
+    Args:
+        run: the run directory.
+        say: told what is missing or fails, besides the file.
+        project: of Weights & Biases, for the same figures once more.
+        config: the settings, for that project.
+
+    Raises:
+        MissingPackage, ConfigError: a project is named, and cannot be sent to.
     """
 
-    def __init__(self, run: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: Path,
+        say: Callable[[str], None],
+        project: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._tracker = None if project is None else Tracker(project, run, config or {}, say)
         file = run / FILE
         cut = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
         self._stream = file.open("a", encoding="utf-8")
@@ -34,10 +52,21 @@ class MetricsLog:
         self._stream.close()
         if self._board is not None:
             self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
-    def write(self, kind: str, step: int, epoch: int, figures: Mapping[str, float] | None = None) -> None:
-        """Append one line, and see it on its way to the disk."""
-        line = {"kind": kind, "step": step, "epoch": epoch, **(figures or {})}
+    def write(
+        self,
+        kind: str,
+        step: int,
+        epoch: int,
+        figures: Mapping[str, float] | None = None,
+        note: str | None = None,
+    ) -> None:
+        """Append one line, and see it on its way to the disk; a note is words for the line alone."""
+        line: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch, **(figures or {})}
+        if note is not None:
+            line["note"] = note
         try:
             self._stream.write(json.dumps(line) + "\n")
             self._stream.flush()
@@ -46,6 +75,8 @@ class MetricsLog:
         if self._board is not None:
             for name, value in (figures or {}).items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self._tracker is not None and figures:
+            self._tracker.log(kind, step, epoch, figures)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

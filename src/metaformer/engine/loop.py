@@ -1,25 +1,39 @@
 """The loop: batches in, steps taken, figures logged, weights measured and saved; any task."""
 
+import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
-from metaformer.data.loader import Batch, Loader
+from metaformer.data.loader import DATA_TIMEOUT, Batch, Loader, Stop
 from metaformer.data.sampler import PureSampler, Sample
+from metaformer.data.stream import StreamLoader
+from metaformer.data.tar import TarImages
 from metaformer.engine.checkpoint import Saved, prune, step_directory, write_checkpoint
 from metaformer.engine.config import TrainConfig
+from metaformer.engine.diagnose import bad_weight
 from metaformer.engine.distributed import World
 from metaformer.engine.log import MetricsLog
 from metaformer.engine.progress import Progress
+from metaformer.engine.random_state import random_state, set_random_state
 from metaformer.engine.run_dir import RunDir
 from metaformer.engine.settings import to_dict
-from metaformer.engine.signals import StopSignals
-from metaformer.engine.trainer import Trainer
+from metaformer.engine.trainer import Refused, Trainer
+from metaformer.errors import DataError, Interrupted, OutputError, TrainingError
+from metaformer.ops.ranks import any_rank, gather, in_step, share_trouble, total
 from metaformer.tasks.task import Task
+
+BAD_SHARE = 1e-3
+"""Share of the training pictures that `data.on_bad_image skip` leaves out at most."""
+REFUSED_IN_A_ROW = 3
+"""Steps that `runtime.on_not_finite skip` leaves out at most, one after another."""
 
 
 @dataclass
@@ -59,60 +73,127 @@ class Loop:
         sampler: PureSampler,
         run: RunDir,
         world: World,
+        stop: Stop,
     ) -> None:
         self.config, self.task, self.trainer, self.sampler = config, task, trainer, sampler
         self.run_dir, self.world = run, world
         self.total = trainer.schedule.total
+        self.stop = stop
         self.best = Best()
         self.metrics: dict[str, float] = {}
+        self.bad: set[int] = set()
+        self.refused = 0
+        self.cut = False
+        """An evaluation that was due at this step has not been finished."""
         self.saved = -1
-        self.sums: dict[str, float] = {}
-        self.counted = 0
+        self.counts = Counts()
 
     def restore(self, saved: Saved) -> None:
         """Go on from a checkpoint."""
+        state = saved.state
         self.trainer.restore(saved)
-        self.best = Best(**saved.state["best"]) if saved.state["best"] else Best()
-        self.metrics = dict(saved.state["metrics"])
+        self.best = Best(**state["best"]) if state["best"] else Best()
+        self.metrics = dict(state["metrics"])
+        self.bad, self.refused, self.cut = set(state["bad_images"]), state["refused"], state["cut"]
         self.saved = self.trainer.step
+        if state["world_size"] == self.world.size:
+            own, prefix = saved.tensors("random"), f"rank_{self.world.rank}."
+            mine = {k.removeprefix(prefix): value for k, value in own.items() if k.startswith(prefix)}
+            set_random_state(mine, self.world.device)
 
-    def run(self, log: MetricsLog | None, progress: Progress, stop: StopSignals) -> bool:
+    def run(self, log: MetricsLog | None, progress: Progress) -> bool:
         """Train; tells whether the end was reached, rather than stopped before by a signal."""
-        if self.trainer.step >= self.total:
+        if self.trainer.step >= self.total and not self.cut:
             return True
-        loader = Loader(
-            self.task.train,
-            Remaining(self.sampler, self.trainer.step, self.total),
-            workers=self.config.data.workers,
-            pin_memory=self.world.device.type == "cuda",
-        )
+        loader = self._loader()
         try:
-            self._steps(iter(loader), log, progress, stop)
+            if self.cut:
+                self._end_of_step(log, progress)
+            self._steps(loader, log, progress)
+        except Interrupted:
+            pass
         finally:
             loader.close()
             self.task.close()
-        if self.saved != self.trainer.step:
-            self._save()
-        return self.trainer.step >= self.total
+        self._save_once()
+        return self.trainer.step >= self.total and not self.cut
 
-    def _steps(
-        self, batches: Iterator[Batch], log: MetricsLog | None, progress: Progress, stop: StopSignals
-    ) -> None:
-        trainer, every = self.trainer, self.config.runtime.log_every
-        since, waited = time.perf_counter(), 0.0
-        while trainer.step < self.total:
-            began = time.perf_counter()
-            parts = [next(batches) for _ in range(self.sampler.accumulate)]
-            waited += time.perf_counter() - began
-            figures = trainer.take_step(parts, self.epoch)
-            self._count(figures)
-            progress.update({"loss": figures["loss"]})
-            if trainer.step % every == 0 or trainer.step == self.total:
-                self._log_steps(log, time.perf_counter() - since, waited)
-                since, waited = time.perf_counter(), 0.0
+    def _loader(self) -> Loader:
+        data, step = self.task.train, self.trainer.step
+        options: dict[str, Any] = {
+            "workers": self.config.data.workers,
+            "pin_memory": self.world.device.type == "cuda",
+            "timeout": min(DATA_TIMEOUT, self.config.runtime.timeout),
+            "stop": self.stop,
+            "skip_bad": self.config.data.on_bad_image == "skip",
+        }
+        if isinstance(data.source, TarImages):  # a stream: another order after each stop
+            return StreamLoader(data, self.sampler, step, self.total, **options)
+        return Loader(data, Remaining(self.sampler, step, self.total), **options)
+
+    def _steps(self, loader: Loader, log: MetricsLog | None, progress: Progress) -> None:
+        every, began = self.config.runtime.log_every, time.perf_counter()
+        for parts in self._fetch(loader):
+            self.counts.waited += time.perf_counter() - began
+            self._leave_out_bad(parts, log, progress)
+            figures = self._take(parts, log, progress)
+            progress.update({"loss": figures["loss"]} if "loss" in figures else {})
+            if self.trainer.step % every == 0 or self.trainer.step == self.total:
+                self._log_steps(log, progress)
             self._end_of_step(log, progress)
-            if self.world.any(bool(stop.number))[0]:
-                return
+            began = time.perf_counter()
+
+    def _fetch(self, loader: Loader) -> Iterator[list[Batch]]:
+        """Each step's micro-batches, once every rank has its own."""
+        batches = iter(loader)
+        parts = iter(lambda: list(islice(batches, self.sampler.accumulate)), [])
+        try:
+            yield from in_step(parts, self.total - self.trainer.step)
+        except (DataError, TrainingError):
+            self._save_once()  # ranks stop here together: what was learned so far is kept
+            raise
+
+    def _take(self, parts: list[Batch], log: MetricsLog | None, progress: Progress) -> dict[str, float]:
+        """Take a step, or leave it out where it is not finite and that is wanted."""
+        try:
+            figures = self.trainer.take_step(parts, self.epoch)
+        except Refused as error:
+            self.refused += 1
+            skip = self.config.runtime.on_not_finite == "skip"
+            if not skip or self.refused > REFUSED_IN_A_ROW:
+                self._save_once()
+                raise Refused(
+                    f"{error}; {self.refused} such steps in a row" if skip else str(error)
+                ) from error
+            self._note("refused", f"left out: {error}", log, progress)
+            self.trainer.leave_out()
+            return {}
+        self.refused = 0
+        self.counts.add(figures)
+        return figures
+
+    def _leave_out_bad(self, parts: list[Batch], log: MetricsLog | None, progress: Progress) -> None:
+        """Tell of pictures that no rank met before, and give up where they are too many."""
+        if self.config.data.on_bad_image != "skip":
+            return
+        new = {bad.index: bad.reason for batch in parts for bad in batch.bad if bad.index not in self.bad}
+        if not any_rank(bool(new))[0]:
+            return
+        for index, reason in sorted({k: v for told in gather(new) for k, v in told.items()}.items()):
+            self.bad.add(index)
+            self._note("bad_image", f"left out: {reason}", log, progress)
+        pictures = len(self.task.train)
+        if len(self.bad) > BAD_SHARE * pictures:
+            self._save_once()
+            raise DataError(
+                f"{self.config.data.root}: {len(self.bad)} of {pictures} training pictures cannot be read, "
+                f"more than {BAD_SHARE:.1%}: metaformer data check names them all"
+            )
+
+    def _note(self, kind: str, words: str, log: MetricsLog | None, progress: Progress) -> None:
+        progress.say(words)
+        if log is not None:
+            log.write(kind, self.trainer.step, self.epoch, note=words)
 
     @property
     def epoch(self) -> int:
@@ -128,7 +209,10 @@ class Loop:
             self._save()
 
     def _evaluate(self, log: MetricsLog | None, progress: Progress) -> None:
-        report = self.task.evaluate(self.trainer.forward)
+        self.cut = True
+        with self.trainer.measuring():
+            report = self.task.evaluate(self.trainer.forward)
+        self.cut = False
         self.metrics = report.metrics
         value = self.metrics[self.task.metric]
         if log is not None:
@@ -138,20 +222,50 @@ class Loop:
         progress.figures[self.task.metric] = f"{value:.4f}"
         if value > self.best.value:
             self.best = Best(value, self.trainer.step)
-            if self.world.main:
-                # before the step's checkpoint: a process killed in between does both again
-                tensors = {"model": self.trainer.evaluated.state_dict()}
-                state = {**self._state(), "evaluation": report.to_dict()}
-                write_checkpoint(self.run_dir.best, tensors, state, self.task.hub_card())
+            # before the step's checkpoint: a process killed in between does both again
+            tensors = {"model": self.trainer.published()}
+            state = {**self._state(), "evaluation": report.to_dict()}
+            self._write(lambda: write_checkpoint(self.run_dir.best, tensors, state, self.task.hub_card()))
+
+    def _save_once(self) -> None:
+        if self.saved != self.trainer.step:
+            self._save()
 
     def _save(self) -> None:
-        if self.world.main:
-            groups, plain = self.trainer.groups()
-            folder = self.run_dir.checkpoints
+        bad = bad_weight(self.task.model)
+        if any_rank(bad is not None)[0]:
+            raise TrainingError(
+                f"step {self.trainer.step}: weights are not finite ({bad or 'on another rank'}), so they "
+                "are not saved: go on from the last checkpoint with a smaller optim.lr"
+            )
+        groups, plain = self.trainer.groups()
+        folder, device = self.run_dir.checkpoints, self.world.device
+        groups["random"] = {
+            f"rank_{rank}.{name}": value
+            for rank, state in enumerate(gather(random_state(device)))
+            for name, value in state.items()
+        }
+
+        def write() -> None:
             write_checkpoint(step_directory(folder, self.trainer.step), groups, {**self._state(), **plain})
-            prune(folder, self.config.runtime.keep)
+            if self.world.main:
+                prune(folder, self.config.runtime.keep)
+
+        self._write(write, together=self.trainer.parallel.sharded)
         self.saved = self.trainer.step
-        self.world.barrier()
+
+    def _write(self, write: Callable[[], object], together: bool = False) -> None:
+        """Let the first rank write while the others wait, and fail with it; or all of them, as one."""
+        if together:
+            write()
+            return
+        trouble = None
+        if self.world.main:
+            try:
+                write()
+            except OutputError as error:
+                trouble = error
+        share_trouble(trouble)
 
     def _state(self) -> dict[str, Any]:
         best = {"value": self.best.value, "step": self.best.step} if self.best.step else None
@@ -159,33 +273,64 @@ class Loop:
             "card": self.task.card(),
             "config": to_dict(self.config),
             "step": self.trainer.step,
+            "total": self.total,
             "epoch": self.epoch,
             "position": self.trainer.step % self.sampler.steps,
             "metric": self.task.metric,
             "metrics": self.metrics,
             "best": best,
-            "random": "a function of seed, step and rank",
+            "bad_images": sorted(self.bad),
+            "refused": self.refused,
+            "cut": self.cut,
             **machine(self.world),
         }
 
-    def _count(self, figures: dict[str, float]) -> None:
-        self.counted += 1
-        for name, value in figures.items():
-            self.sums[name] = value if name == "lr" else self.sums.get(name, 0.0) + value
-
-    def _log_steps(self, log: MetricsLog | None, seconds: float, waited: float) -> None:
-        names = sorted(self.sums)
-        means = [self.sums[name] / (1 if name == "lr" else self.counted) for name in names]
-        shared = self.world.mean(torch.tensor([*means, waited / seconds], dtype=torch.float64))
-        *values, wait = shared.tolist()
-        figures = dict(zip(names, values, strict=True))
-        figures["images_per_second"] = self.counted * self.sampler.batch_size / seconds
-        figures["data_wait"] = wait
-        if self.world.device.type == "cuda":
-            figures["memory_gb"] = torch.cuda.max_memory_allocated(self.world.device) / 2**30
+    def _log_steps(self, log: MetricsLog | None, progress: Progress) -> None:
+        counts, self.counts = self.counts, Counts()
+        if not counts.steps:
+            return
+        figures = counts.figures(self.world.size)
+        figures["images_per_second"] = counts.steps * self.sampler.batch_size / counts.seconds
+        figures["memory_gb"] = peak_memory(self.world.device)
+        progress.note({name: figures[name] for name in ("data_wait", "memory_gb")})
         if log is not None:
             log.write("train", self.trainer.step, (self.trainer.step - 1) // self.sampler.steps, figures)
-        self.sums, self.counted = {}, 0
+
+
+class Counts:
+    """Sums of the steps since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
+        self.sums: dict[str, float] = {}
+        self.times: Counter[str] = Counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the beginning."""
+        return time.perf_counter() - self.began
+
+    def add(self, figures: dict[str, float]) -> None:
+        """Count a step."""
+        self.steps += 1
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.times[name] += 1
+
+    def figures(self, ranks: int) -> dict[str, float]:
+        """Means over steps and ranks, with the share of time in which data was waited for."""
+        names = sorted(self.sums)
+        means = [self.sums[name] / self.times[name] for name in names]
+        shared = total(torch.tensor([*means, self.waited / self.seconds], dtype=torch.float64)) / ranks
+        return dict(zip([*names, "data_wait"], shared.tolist(), strict=True))
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that was in use so far, in GiB: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def machine(world: World) -> dict[str, int]:

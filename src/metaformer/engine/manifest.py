@@ -3,47 +3,64 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from metaformer.errors import OutputError, WeightsError
+from metaformer.ops.ranks import gather, rank, share_trouble
 from metaformer.weights.io import sync, unlock
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
 OLD = ".old-"
+READ = (".json", ".safetensors")
+"""Endings of the files that are read of a checkpoint, so that each must be listed."""
+PATIENCE = 60.0
+"""Seconds until what one machine writes on a shared disk has come in sight of the others."""
 
 
-def write_directory(target: Path, fill: Callable[[Path], None]) -> Path:
+def write_directory(target: Path, fill: Callable[[Path], None], together: bool = False) -> Path:
     """Let `fill` write files into a new directory, and put it in place of `target` at one stroke.
 
     The files are written beside the target and synchronised to the disk before the rename, so that a
     process or machine that dies leaves the old directory or the new one.
 
+    Args:
+        target: the directory.
+        fill: writes into the directory that it is given, and into folders of that.
+        together: all ranks call this, and all fill one directory; the first does the rest.
+
     Raises:
         OutputError: it could not be written; what was there before is untouched.
     """
     temporary = target.with_name(f"{TEMPORARY}{target.name}")
-    old = target.with_name(f"{OLD}{target.name}")
+    leads = not together or rank() == 0
+
+    def attempt(work: Callable[[Path], None], mine: bool = True) -> None:
+        trouble: Exception | None = None
+        try:
+            if mine:
+                work(temporary)
+        except OSError as error:
+            trouble = OutputError(_explain(target, error, _size(temporary)))
+            trouble.__cause__ = error
+        except Exception as error:
+            trouble = error
+        if together:
+            share_trouble(trouble)
+        elif trouble is not None:
+            raise trouble
+
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        attempt(_begin, leads)
+        attempt(fill)
+        if together:
+            attempt(_agree)
+        attempt(lambda place: _publish(place, target), leads)
+    except Exception:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        fill(temporary)
-        for file in temporary.iterdir():
-            unlock(file)
-        _write_manifest(temporary)
-        sync(temporary)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-        temporary.rename(target)
-        sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        needed = sum(file.stat().st_size for file in temporary.glob("*")) if temporary.is_dir() else 0
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(_explain(target, error, needed)) from error
+        raise
     return target
 
 
@@ -56,29 +73,28 @@ def recover(target: Path) -> None:
     shutil.rmtree(target.with_name(f"{TEMPORARY}{target.name}"), ignore_errors=True)
 
 
-def verify(directory: Path) -> None:
+def verify(directory: Path, *, contents: bool = True) -> None:
     """Compare every file with the manifest.
 
+    Args:
+        directory: the checkpoint.
+        contents: read the files; without it their sizes alone are compared, which is quick.
+
     Raises:
-        WeightsError: a file is missing or is not what was written; the message names it.
+        WeightsError: a file is missing, is not what was written, or was not written; the message names it.
     """
-    try:
-        listed = json.loads((directory / MANIFEST).read_text())["files"]
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listed.items()}
-    except FileNotFoundError:
-        raise WeightsError(
-            f"{directory}: no checkpoint, or an unfinished one ({MANIFEST} is missing)"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{directory / MANIFEST}: damaged ({error})") from error
+    expected = _read_manifest(directory)
     for name, (size, digest) in expected.items():
         file = directory / name
         if not file.is_file():
             raise WeightsError(f"{file}: missing, though the checkpoint's manifest lists it")
         if file.stat().st_size != size:
             raise WeightsError(f"{file}: damaged, {file.stat().st_size} bytes instead of {size}")
-        if _digest(file) != digest:
+        if contents and _digest(file) != digest:
             raise WeightsError(f"{file}: damaged, its sha256 is not the manifest's")
+    for name in _files(directory):
+        if name != MANIFEST and name not in expected and name.endswith(READ):
+            raise WeightsError(f"{directory / name}: is no part of this checkpoint; remove it")
 
 
 def remove_directory(directory: Path) -> None:
@@ -89,14 +105,82 @@ def remove_directory(directory: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def _begin(temporary: Path) -> None:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+
+
+def _agree(temporary: Path) -> None:
+    """Make sure that the first rank sees what all have written."""
+    wanted = {name for names in gather(_files(temporary)) for name in names}
+    deadline = time.monotonic() + PATIENCE
+    while rank() == 0 and not wanted <= set(_files(temporary)):
+        if time.monotonic() > deadline:
+            raise OSError("other machines write elsewhere: the folder must lie on a disk that all share")
+        time.sleep(0.2)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    for name in _files(temporary):
+        unlock(temporary / name)
+    _write_manifest(temporary)
+    for folder in _folders(temporary):
+        sync(folder)
+    old = target.with_name(f"{OLD}{target.name}")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    temporary.rename(target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _write_manifest(directory: Path) -> None:
     files = {}
-    for file in sorted(directory.iterdir()):
-        sync(file)
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": _digest(file)}
+    for name in _files(directory):
+        sync(directory / name)
+        files[name] = ((directory / name).stat().st_size, _digest(directory / name))
     manifest = directory / MANIFEST
-    manifest.write_text(json.dumps({"files": files}, indent=1) + "\n")
+    manifest.write_text(_manifest_text(files), encoding="utf-8")
     sync(manifest)
+
+
+def _manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
+    entries = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()}
+    return json.dumps({"files": entries}, indent=1) + "\n"
+
+
+def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
+    """Size and digest of each file by its name, which is a path for files in folders."""
+    try:
+        text = (directory / MANIFEST).read_text(encoding="utf-8")
+        listed = json.loads(text)["files"]
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listed.items()}
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{directory}: no checkpoint, or an unfinished one ({MANIFEST} is missing)"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise WeightsError(f"{directory / MANIFEST}: damaged ({error})") from error
+    if text != _manifest_text(expected):
+        raise WeightsError(f"{directory / MANIFEST}: damaged (not as it was written)")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in expected):
+        raise WeightsError(f"{directory / MANIFEST}: damaged (it names files outside of the checkpoint)")
+    return expected
+
+
+def _files(directory: Path) -> list[str]:
+    """Paths of all files in a directory and its folders, seen from there."""
+    return sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
+
+
+def _folders(directory: Path) -> list[Path]:
+    return [directory, *(folder for folder in directory.rglob("*") if folder.is_dir())]
+
+
+def _size(directory: Path) -> int:
+    return sum((directory / name).stat().st_size for name in _files(directory)) if directory.is_dir() else 0
 
 
 def _digest(file: Path) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from metaformer.data.dataset import Augmented
-from metaformer.data.loader import Batch, Loader
+from metaformer.data.dataset import Augmented, Source
+from metaformer.data.loader import Batch, Loader, Stop
 from metaformer.data.sampler import EvalSampler
 from metaformer.engine.bundle import open_bundle
 from metaformer.engine.distributed import find_device
@@ -78,25 +78,46 @@ class Predictor:
     def stream(self, pictures: Picture | Iterable[Picture]) -> Iterator[Classification]:
         """Do the same one result after another, for more pictures than memory holds results of."""
         source = Pictures(pictures)
+        sampler = EvalSampler(len(source), batch_size=self.batch_size)
+        for _, results in self.batches(source, sampler):
+            yield from results
+
+    def batches(
+        self, source: Source, sampler: EvalSampler, *, stop: Stop | None = None, skip_bad: bool = False
+    ) -> Iterator[tuple[Batch, list[Classification]]]:
+        """Classify those pictures of a source that a sampler names, batch by batch.
+
+        Args:
+            source: the pictures.
+            sampler: which of them, in which order.
+            stop: asked again and again; once it says so, waiting for data ends.
+            skip_bad: leave out pictures that cannot be read, and say so in the batch.
+
+        Raises:
+            BadImage: a picture cannot be read.
+            Interrupted: `stop` said so.
+        """
         loader = Loader(
             Augmented(source, self._transform),
-            EvalSampler(len(source), batch_size=self.batch_size),
+            sampler,
             workers=min(self.workers, len(source)),
             pin_memory=self.bundle.device.type == "cuda",
+            stop=stop,
+            skip_bad=skip_bad,
         )
         try:
             for batch in loader:
-                yield from self._results(source, batch)
+                yield batch, self._results(source, batch)
         finally:
             loader.close()
 
     @torch.inference_mode()
-    def _results(self, source: Pictures, batch: Batch) -> list[Classification]:
+    def _results(self, source: Source, batch: Batch) -> list[Classification]:
         logits = average_views(self.bundle.forward, batch.images, self.flip)
         best = logits.float().softmax(dim=1).topk(self.top_k, dim=1)
         rows = zip(batch.indices.tolist(), best.values.tolist(), best.indices.tolist(), strict=True)
         return [
-            Classification(source.path(i), tuple(self.classes[k] for k in ks), tuple(scores), tuple(ks))
+            Classification(str(source.path(i)), tuple(self.classes[k] for k in ks), tuple(scores), tuple(ks))
             for i, scores, ks in rows
         ]
 

@@ -2,11 +2,16 @@
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 INTERVAL = 10.0
 """Seconds between plain lines."""
+WORDS: Final[dict[str, Callable[[float], tuple[str, str]]]] = {
+    "data_wait": lambda share: ("wait", f"{share:.0%}"),
+    "memory_gb": lambda size: ("memory", f"{size:.1f}GB"),
+}
+"""How figures are shown that are no plain numbers: name and value."""
 
 
 class Progress:
@@ -35,13 +40,13 @@ class Progress:
         passed = time.perf_counter() - self.began
         return (self.done - self.first) * self.batch_size / max(passed, 1e-9)
 
-    def update(self, figures: Mapping[str, float]) -> None:
-        """Count a step; figures stay on display till they are given anew."""
-        self.done += 1
-        self.figures.update({name: f"{value:.4g}" for name, value in figures.items()})
+    def update(self, figures: Mapping[str, float], count: int = 1) -> None:
+        """Count steps; figures stay on display till they are given anew."""
+        self.done += count
+        self.note(figures)
         if self.bar is not None:
             self.bar.set_postfix({"img/s": f"{self.rate:.0f}", **self.figures}, refresh=False)
-            self.bar.update()
+            self.bar.update(count)
         elif time.perf_counter() - self.shown >= INTERVAL:
             self.shown = time.perf_counter()
             left = (self.total - self.done) * self.batch_size / max(self.rate, 1e-9)
@@ -49,6 +54,14 @@ class Progress:
             share, time_left = self.done / self.total, clock(left)
             start = f"step {self.done}/{self.total} ({share:.0%}) {self.rate:.0f} img/s"
             self.say(f"{start}, {time_left} left, {words}")
+
+    def note(self, figures: Mapping[str, float]) -> None:
+        """Set figures that are shown from the next step on: `data_wait` as a share, `memory_gb` as a size."""
+        plain = {
+            name: WORDS[name](value) if name in WORDS else (name, f"{value:.4g}")
+            for name, value in figures.items()
+        }
+        self.figures.update(plain.values())
 
     def say(self, text: str) -> None:
         """Write a line without disturbing the bar."""

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from metaformer.data.image import read_image
+from metaformer.data.split import Split, open_split
 from metaformer.engine.chart import Line, line_chart
 from metaformer.engine.checkpoint import Saved, read_checkpoint
 from metaformer.engine.config import TrainConfig
@@ -17,7 +19,7 @@ from metaformer.engine.log import read_log
 from metaformer.engine.run_dir import RunDir
 from metaformer.engine.settings import from_dict, to_dict
 from metaformer.engine.whole_file import whole_file
-from metaformer.errors import BadImage
+from metaformer.errors import MetaFormerError
 
 THUMBNAIL = 128
 """Pixels of the larger side of a picture on the page."""
@@ -61,7 +63,7 @@ def _content(place: RunDir, best: Saved, log: Log) -> dict[str, Any]:
         f"{look['image_size']}×{look['image_size']} pixels",
         "figures": _figures(state, evaluation, log),
         "charts": _charts(log, state["metric"]),
-        "groups": _pictures(evaluation.get("examples", [])),
+        "groups": _pictures(evaluation.get("examples", []), config),
         "matrix": _matrix(evaluation),
         "confused": _confused(evaluation),
         "classes": [_row(row) for row in classes[:ROWS]],
@@ -102,7 +104,10 @@ def _charts(log: Log, metric: str) -> list[tuple[str, list[str], Any]]:
     ]
 
 
-def _pictures(examples: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _pictures(
+    examples: Sequence[dict[str, Any]], config: TrainConfig
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    data = _Data(config, any(not Path(example["path"]).is_file() for example in examples))
     wrong = [example for example in examples if example["label"] != example["predicted"]]
     right = [example for example in examples if example["label"] == example["predicted"]]
     groups = []
@@ -110,7 +115,7 @@ def _pictures(examples: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[s
         shown = [
             {**example, "source": source, "score": f"{example['score']:.0%}", "right": chosen is not wrong}
             for example in chosen[:PICTURES]
-            if (source := _thumbnail(example["path"]))
+            if (source := data.thumbnail(example))
         ]
         if shown:
             groups.append((name, shown))
@@ -127,16 +132,33 @@ def _spread(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [example for _, example in sorted(ranked, key=lambda pair: pair[0])]
 
 
-def _thumbnail(path: str) -> str | None:
-    """A picture as a data address; None where it is gone since the evaluation."""
-    try:
-        image = read_image(path)
-    except BadImage:
-        return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+class _Data:
+    """The pictures of an evaluation: files, or what lies in shards."""
+
+    def __init__(self, config: TrainConfig, shards: bool) -> None:
+        self.split: Split | None = None
+        if shards:
+            with suppress(MetaFormerError):  # gone since the evaluation: a report needs no pictures
+                self.split = open_split(config.data.root, config.data.val)
+
+    def thumbnail(self, example: dict[str, Any]) -> str | None:
+        """A picture as a data address; None where it is gone since the evaluation."""
+        try:
+            image = self._read(example["path"], example.get("index", -1))
+        except MetaFormerError:
+            return None
+        if image is None:
+            return None
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=88)
+        return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+    def _read(self, path: str, index: int) -> Image.Image | None:
+        if self.split is None or Path(path).is_file():
+            return read_image(path)
+        there = 0 <= index < len(self.split) and str(self.split.path(index)) == path
+        return self.split.image(index) if there else None
 
 
 def _matrix(evaluation: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,11 +1,14 @@
 """The directory of a run: what lies where, and whether it may be written."""
 
+import fcntl
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from metaformer.engine.checkpoint import Saved, checkpoints, newest, read_checkpoint, recover_all
 from metaformer.engine.manifest import recover
@@ -13,6 +16,8 @@ from metaformer.engine.whole_file import whole_file
 from metaformer.errors import OutputError, WeightsError
 
 CONFIG = "config.json"
+COMMAND = "command.txt"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,74 @@ class RunDir:
         """The resolved configuration."""
         return self.path / CONFIG
 
+    def check(self, resume: str | None) -> None:
+        """Find out, without making anything, whether a run may begin here.
+
+        Raises:
+            OutputError: the directory holds a run and `resume` is None, or it could not be written to.
+        """
+        if resume is None and (self.config.exists() or checkpoints(self.checkpoints)):
+            raise OutputError(f"{self.path}: holds a run already: choose another place, or --resume auto")
+        there = next(place for place in (self.path, *self.path.absolute().parents) if os.path.lexists(place))
+        if not there.is_dir():
+            raise OutputError(f"{self.path}: cannot make this folder ({there} is no folder)")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise OutputError(f"{there}: no permission to write here")
+        steps = self.checkpoints
+        if os.path.lexists(steps) and not (steps.is_dir() and os.access(steps, os.R_OK | os.W_OK | os.X_OK)):
+            # what cannot be listed would look like a run without checkpoints, and begin anew
+            raise OutputError(f"{steps}: is no folder that may be read and written")
+
+    @contextmanager
+    def writing(self, patience: float = 10.0) -> Iterator[None]:
+        """Make the directory and keep it for this process, so that no two write the same run.
+
+        The lock is the operating system's: it ends with the process, however that ends. The data workers of
+        a killed process hold it some seconds longer, till they notice.
+
+        Args:
+            patience: seconds to wait for another process to end.
+
+        Raises:
+            OutputError: another process writes this run, or the directory cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            stream = (self.path / LOCK).open("a")
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot make this folder ({error.strerror})") from error
+        with stream:
+            until = time.monotonic() + patience
+            while not (held := _lock(stream)) and time.monotonic() < until:
+                time.sleep(0.2)
+            if not held:
+                raise OutputError(
+                    f"{self.path}: another process is writing this run: wait for it, or stop it"
+                )
+            yield
+
+    @property
+    def running(self) -> bool:
+        """Tell whether some process is writing this run."""
+        try:
+            with (self.path / LOCK).open() as stream:  # which makes none where nothing ever ran
+                return not _lock(stream, fcntl.LOCK_SH)
+        except OSError:
+            return False
+
+    @property
+    def command(self) -> str | None:
+        """The shell's line that goes on with this run, where it is known."""
+        file = self.path / COMMAND
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+    def write_command(self, line: str) -> None:
+        """Save the shell's line that goes on with this run."""
+        with whole_file(self.path / COMMAND) as stream:
+            stream.write(f"{line}\n")
+
     def open(self, resume: str | None, say: Callable[[str], None]) -> Saved | None:
-        """Make the directory, or find the checkpoint from which its run goes on.
+        """Find the checkpoint from which the run goes on, if it is to.
 
         Args:
             resume: None for a new run; `auto` for the newest checkpoint that is whole, or a new run if
@@ -45,13 +116,9 @@ class RunDir:
             say: told of each damaged checkpoint that `auto` passes over.
 
         Raises:
-            OutputError: the directory holds a run and `resume` is None, or it cannot be written to.
             WeightsError: the checkpoint that was named is missing or damaged; or, with `auto`, all are.
         """
-        self._make()
         if resume is None:
-            if self.config.exists() or checkpoints(self.checkpoints):
-                raise OutputError(f"{self.path}: holds a run already: choose another place, or --resume auto")
             return None
         recover(self.best)
         if resume == "auto":
@@ -71,17 +138,13 @@ class RunDir:
         with whole_file(self.config) as stream:
             stream.write(text)
 
-    def _make(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot make this folder ({error.strerror})") from error
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise OutputError(f"{self.path}: no permission to write here")
-        steps = self.checkpoints
-        if steps.exists() and not (steps.is_dir() and os.access(steps, os.R_OK | os.W_OK | os.X_OK)):
-            # what cannot be listed would look like a run without checkpoints, and begin anew
-            raise OutputError(f"{steps}: is no folder that may be read and written")
+
+def _lock(stream: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def find_checkpoint(source: Path) -> Path:

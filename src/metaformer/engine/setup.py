@@ -9,9 +9,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from metaformer.data.dataset import Augmented
-from metaformer.data.folder import ImageFolder
+from metaformer.data.loader import DATA_TIMEOUT, Stop
 from metaformer.data.mix import Mix
 from metaformer.data.preprocess import Preprocess
+from metaformer.data.split import open_split
 from metaformer.data.transforms import train_transform
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.distributed import World
@@ -22,18 +23,18 @@ from metaformer.tasks.distill import Distillation, load_teacher
 from metaformer.tasks.evaluation import Evaluation
 
 
-def build_task(config: TrainConfig, world: World) -> Classify:
-    """Open the data and make model, loss and evaluation, all on the run's device.
+def build_task(config: TrainConfig, world: World, stop: Stop | None = None) -> Classify:
+    """Open the data and make model, loss and evaluation, all on the run's device; `stop` cuts evaluations.
 
     Raises:
         ConfigError: values that do not fit each other, the data or the model.
         DataError: the data set is not laid out as it should be.
         WeightsError: a checkpoint does not fit.
     """
-    train = ImageFolder(config.data.root, config.data.train)
+    train = open_split(config.data.root, config.data.train)
     train.need_two_classes()
     subset = read_names(config.evaluate.class_subset, train.classes)
-    val = ImageFolder(config.data.root, config.data.val, train.classes, allow_missing=subset is not None)
+    val = open_split(config.data.root, config.data.val, train.classes, allow_missing=subset is not None)
     classes = len(train.classes)
     if config.model.num_classes not in (None, classes):
         raise ConfigError(
@@ -67,6 +68,8 @@ def build_task(config: TrainConfig, world: World) -> Classify:
             real_labels=config.evaluate.real_labels,
             class_subset=subset,
             pin_memory=world.device.type == "cuda",
+            timeout=min(DATA_TIMEOUT, config.runtime.timeout),
+            stop=stop,
         ),
         preprocess,
         build_criterion(config.loss.name, config.loss.smoothing, config.augment.splits),

@@ -26,6 +26,10 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def asked(self) -> bool:
+        """Tell whether a signal asked to stop."""
+        return self.number != 0
+
     @property
     def exit_status(self) -> int:
         """What a shell expects of a process that a signal ended: 143 for SIGTERM, 130 for SIGINT."""

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from metaformer.data.sampler import PureSampler
 from metaformer.engine.check import check
 from metaformer.engine.checkpoint import Saved, read_checkpoint
 from metaformer.engine.config import TrainConfig
-from metaformer.engine.distributed import World, join
+from metaformer.engine.distributed import World, join, losing_no_words
 from metaformer.engine.log import MetricsLog
 from metaformer.engine.loop import Loop, machine
 from metaformer.engine.progress import Progress
@@ -21,6 +22,8 @@ from metaformer.engine.settings import differences, to_dict
 from metaformer.engine.setup import build_task
 from metaformer.engine.signals import StopSignals
 from metaformer.engine.trainer import Trainer
+from metaformer.errors import MetaFormerError
+from metaformer.ops.ranks import gather, share_trouble
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class TrainResult:
     complete: bool
 
 
-def train(config: TrainConfig, out: str | Path, resume: str | None = None) -> TrainResult:
+def train(
+    config: TrainConfig, out: str | Path, resume: str | None = None, command: str | None = None
+) -> TrainResult:
     """Train, evaluate, save and report; under torchrun, on all its processes.
 
     Args:
@@ -46,22 +51,24 @@ def train(config: TrainConfig, out: str | Path, resume: str | None = None) -> Tr
         out: its directory.
         resume: None refuses a directory that holds a run; `auto` goes on from its newest whole checkpoint,
             or begins; a checkpoint directory is taken or refused.
+        command: the shell's line that goes on with this run, for `metaformer runs` to show.
 
     Raises:
         ConfigError: a value that cannot be, or does not fit the others.
         DataError: the data set is not laid out as it should be, or a picture cannot be read.
         OutputError: the directory holds a run or cannot be written to.
-        TrainingError: a loss or gradient is not finite.
+        TrainingError: an input, loss or gradient is not finite.
+        RankError: another process of the run failed.
         SystemExit: a signal asked to stop; a checkpoint was written first. Status 143 or 130.
     """
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
-    world = join(config.runtime.device)
-    with StopSignals() as stop:
-        run = RunDir(Path(out))
-        saved = _open(run, resume, world)
-        task = build_task(config, world)
+    run = RunDir(Path(out))
+    run.check(resume)
+    world = join(config.runtime.device, config.runtime.timeout)
+    with StopSignals() as stop, losing_no_words(world):
+        task = build_task(config, world, stop.asked)
         sampler = PureSampler(
             len(task.train),
             batch_size=config.data.batch_size,
@@ -72,15 +79,17 @@ def train(config: TrainConfig, out: str | Path, resume: str | None = None) -> Tr
             accumulate=config.optim.accumulate,
         )
         trainer = Trainer(config, task, schedule(config, sampler.steps), world)
-        loop = Loop(config, task, trainer, sampler, run, world)
-        if saved is not None:
-            loop.restore(saved)
-            _compare(saved, config, world)
-        complete = _train(loop, saved, stop)
-        result = TrainResult(
-            run.path, task.metric, loop.best.value, loop.best.step, loop.metrics, trainer.step, complete
-        )
-        _finish(result, world, stop)
+        loop = Loop(config, task, trainer, sampler, run, world, stop.asked)
+        with ExitStack() as held:
+            saved = _open(run, resume, world, held)
+            if saved is not None:
+                loop.restore(saved)
+                _compare(saved, config, world)
+            complete = _train(loop, saved, command)
+            result = TrainResult(
+                run.path, task.metric, loop.best.value, loop.best.step, loop.metrics, trainer.step, complete
+            )
+            _finish(result, world, stop)
     return result
 
 
@@ -98,11 +107,18 @@ def schedule(config: TrainConfig, steps: int) -> Schedule:
     )
 
 
-def _open(run: RunDir, resume: str | None, world: World) -> Saved | None:
-    """Let the first process find the checkpoint, and all read that one."""
-    saved = run.open(resume, _say) if world.main else None
-    found = world.gather(saved.directory if saved is not None else None)[0]
-    if not world.main and isinstance(found, Path):
+def _open(run: RunDir, resume: str | None, world: World, held: ExitStack) -> Saved | None:
+    """Let the first process take hold of the run and find the checkpoint, and all read that one."""
+    saved, trouble = None, None
+    if world.main:
+        try:
+            held.enter_context(run.writing())
+            saved = run.open(resume, _say)
+        except MetaFormerError as error:
+            trouble = error
+    share_trouble(trouble)
+    found = gather(saved.directory if saved is not None else None)[0]
+    if not world.main and found is not None:
         saved = read_checkpoint(found)
     if world.main:
         _say(f"run directory: {run.path}")
@@ -111,17 +127,19 @@ def _open(run: RunDir, resume: str | None, world: World) -> Saved | None:
     return saved
 
 
-def _train(loop: Loop, saved: Saved | None, stop: StopSignals) -> bool:
+def _train(loop: Loop, saved: Saved | None, command: str | None) -> bool:
     world, run = loop.world, loop.run_dir
     progress = Progress(loop.total, loop.trainer.step, loop.sampler.batch_size, quiet=not world.main)
     try:
         if not world.main:
-            return loop.run(None, progress, stop)
+            return loop.run(None, progress)
         run.write_config(to_dict(loop.config))
-        with MetricsLog(run.path, progress.say) as log:
+        if command is not None:
+            run.write_command(command)
+        with MetricsLog(run.path, progress.say, loop.config.runtime.wandb, to_dict(loop.config)) as log:
             if saved is not None:
                 log.write("resume", loop.trainer.step, loop.epoch)
-            return loop.run(log, progress, stop)
+            return loop.run(log, progress)
     finally:
         progress.close()
 

@@ -1,27 +1,50 @@
 """One optimiser step after another: weights, average, optimiser and scaler, and what is random in them."""
 
+import math
 import random
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from metaformer.data.loader import Batch
 from metaformer.data.sampler import hash64
-from metaformer.engine.checkpoint import Saved, pack_optimizer, unpack_optimizer
+from metaformer.engine.checkpoint import Saved, pack_optimizer, restore_optimizer
 from metaformer.engine.config import TrainConfig
+from metaformer.engine.diagnose import bad_gradient, bad_weight, watched
 from metaformer.engine.distributed import World
 from metaformer.engine.ema import Ema
 from metaformer.engine.optim import build_optimizer, set_learning_rate
+from metaformer.engine.parallel import build_parallel
 from metaformer.engine.schedule import Schedule
 from metaformer.errors import TrainingError
+from metaformer.ops.ranks import any_rank, gather
 from metaformer.tasks.task import Moment, Task
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+REMEDIES = {
+    "input": "look at these pictures and the augmentation",
+    "weights": "they were so before this step: go on from an earlier checkpoint, or another one",
+    "loss": "try a smaller optim.lr, optim.clip 1, or runtime.amp bf16 or none",
+    "gradient": "try a smaller optim.lr, or runtime.amp bf16 or none",
+}
+
+
+class Refused(TrainingError):
+    """A step that is not finite: weights, buffers, average and optimiser are as before it."""
+
+
+class Fault(NamedTuple):
+    """What was not finite on a rank."""
+
+    what: str
+    """A key of REMEDIES."""
+    place: str
+    """The first module, parameter or value."""
+    files: list[str]
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
@@ -40,10 +63,13 @@ class Trainer:
     def __init__(self, config: TrainConfig, task: Task, schedule: Schedule, world: World) -> None:
         self.config, self.task, self.schedule, self.world = config, task, schedule, world
         self.step = 0
+        self.parallel = build_parallel(config.runtime, world)
         self.ema = None if config.ema.decay is None else Ema(task.model, config.ema.decay)
+        if self.ema is not None:
+            self.parallel.place(self.ema.model)
+        self.model = self.parallel.wrap(task.model)
         self.optimizer = build_optimizer(config.optim, task.model)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.runtime.amp == "fp16")
-        self.model = _wrapped(task.model, config.runtime.compile, world)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -63,22 +89,35 @@ class Trainer:
     def take_step(self, batches: Sequence[Batch], epoch: int) -> dict[str, float]:
         """Learn from one step's micro-batches; gives this process's mean losses and the gradient's norm.
 
+        In float16 a gradient may overflow as long as the loss is scaled up: that step is left out, the scale
+        halved, and `overflow` is 1 in the figures. Anything else that is not finite is a fault.
+
         Raises:
-            TrainingError: a loss or gradient is not finite; the weights are as before the step.
+            Refused: an input, loss or gradient is not finite, on whatever rank.
         """
         self._seed()
         lr = self.schedule(self.step)
         set_learning_rate(self.optimizer, lr)
         self.model.train()
+        kept = [
+            buffer.clone() for buffer in self.task.model.buffers()
+        ]  # batch norm's move in the forward pass
         sums = self._backward(batches, epoch)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self.parallel.gradient_norm(parameters)
         figures = {name: float(value) / len(batches) for name, value in sums.items()}
-        figures["grad_norm"] = float(norm)
-        self._refuse_if_not_finite(figures, batches)
-        if self.config.optim.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip, norm)
+        norm_value = float(norm)
+        sound = math.isfinite(figures.pop("input")) and math.isfinite(figures["loss"])
+        overflow = sound and not math.isfinite(norm_value) and self.scaler.get_scale() > 1
+        if any_rank(not (sound and (math.isfinite(norm_value) or overflow)))[0]:
+            self._refuse(batches, epoch, kept)
+        if self.scaler.is_enabled():
+            figures["overflow"] = float(overflow)
+        if not overflow:
+            figures["grad_norm"] = norm_value
+            if self.config.optim.clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -87,8 +126,25 @@ class Trainer:
             self.ema.update(self.task.model)
         return {**figures, "lr": lr}
 
+    def leave_out(self) -> None:
+        """Go on to the next step without having taken this one."""
+        self.step += 1
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Around an evaluation: what is measured is the same on every rank, and there as a whole."""
+        self._share_buffers()
+        with self.parallel.gathered(self.evaluated):
+            yield
+
+    def published(self) -> dict[str, Tensor]:
+        """The weights that are measured, on the first rank; all ranks must ask."""
+        self._share_buffers()
+        return self.parallel.whole_state(self.evaluated)
+
     def groups(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Tensors and plain values from which `restore` goes on."""
+        """Tensors and plain values from which `restore` goes on; all ranks must ask."""
+        self._share_buffers()
         tensors, plain = pack_optimizer(self.optimizer)
         groups = {"model": self.task.model.state_dict(), "optimizer": tensors}
         if self.ema is not None:
@@ -104,7 +160,7 @@ class Trainer:
         saved.load(self.task.model, "model")
         if self.ema is not None:
             saved.load(self.ema.model, "ema")
-        unpack_optimizer(self.optimizer, saved.tensors("optimizer"), saved.state["optimizer"])
+        restore_optimizer(self.optimizer, saved)
         self.scaler.load_state_dict(saved.state["scaler"])
         self.step = int(saved.state["step"])
 
@@ -114,54 +170,69 @@ class Trainer:
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             moment = Moment(self.step, epoch, self.world.rank * len(batches) + number)
-            placed = Batch(*(part.to(self.world.device, non_blocking=True) for part in batch))
-            with self._synchronised(last):
+            placed = batch.to(self.world.device)
+            with self.parallel.synchronised(self.model, last):
                 with autocast(self.world.device, self.config.runtime.amp):
                     losses = self.task.losses(self.model, placed, moment)
                 self.scaler.scale(losses["loss"] / len(batches)).backward()
+            losses["input"] = placed.images.sum()  # one pass; finite only if all of it is
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach()
         return sums
 
-    def _synchronised(self, last: bool) -> AbstractContextManager[object]:
-        if isinstance(self.model, DistributedDataParallel) and not last:
-            return self.model.no_sync()
-        return nullcontext()
-
-    def _refuse_if_not_finite(self, figures: dict[str, float], batches: Sequence[Batch]) -> None:
-        loss = bool(np.isfinite(figures["loss"]))
-        # in float16 a gradient may overflow: the scaler leaves the step out and scales less
-        gradient = self.scaler.is_enabled() or bool(np.isfinite(figures["grad_norm"]))
-        if not any(self.world.any(not loss, not gradient)):
-            return
-        self.optimizer.zero_grad(set_to_none=True)
-        names = [name for batch in batches for name in self.task.names(batch)]
-        told = self.world.gather(None if loss and gradient else (loss, names))
-        what, rank, files = "gradient", self.world.rank, names
-        for number, entry in enumerate(told):
-            if isinstance(entry, tuple):
-                what, rank, files = ("gradient" if entry[0] else "loss"), number, entry[1]
-                if not entry[0]:
-                    break
-        value = figures["loss"] if what == "loss" else figures["grad_norm"]
+    def _refuse(self, batches: Sequence[Batch], epoch: int, kept: Sequence[Tensor]) -> NoReturn:
+        faults = gather(self._diagnose(batches, epoch, kept))
+        self._undo(kept)
+        rank = next((number for number, fault in enumerate(faults) if fault is not None), self.world.rank)
+        what, place, files = faults[rank] or Fault("gradient", "nowhere when the step was repeated", [])
         where = f"step {self.step}" + (f", rank {rank}" if self.world.size > 1 else "")
-        raise TrainingError(
-            f"{where}: the {what} is not finite ({value}); weights are untouched. Images: {_some(files)}"
+        raise Refused(
+            f"{where}: the {what} is not finite, first at {place}; the step is refused, weights are as "
+            f"before it ({REMEDIES[what]}). Images: {_some(files)}"
         )
+
+    def _diagnose(self, batches: Sequence[Batch], epoch: int, kept: Sequence[Tensor]) -> Fault | None:
+        """Repeat the step on this rank alone, and look where it goes wrong."""
+        self._undo(kept)
+        self._seed()
+        model, found = self.task.model, None
+        for number, batch in enumerate(batches):
+            files = self.task.names(batch)
+            moment = Moment(self.step, epoch, self.world.rank * len(batches) + number)
+            bad = ~batch.images.flatten(1).isfinite().all(dim=1)
+            if found is None and bool(bad.any()):
+                own = [name for name, wrong in zip(files, bad.tolist(), strict=True) if wrong]
+                found = Fault("input", own[0], own)
+            with watched(model) as outputs, autocast(self.world.device, self.config.runtime.amp):
+                loss = self.task.losses(model, batch.to(self.world.device), moment)["loss"]
+            self.scaler.scale(loss / len(batches)).backward()  # FSDP's ranks do this together, to the end
+            if found is None and not bool(loss.isfinite()):
+                weight = bad_weight(model)
+                found = (
+                    Fault("weights", weight, files)
+                    if weight
+                    else Fault("loss", outputs.first or "the loss", files)
+                )
+        files = [name for batch in batches for name in self.task.names(batch)]
+        gradient = bad_gradient(model) if found is None else None
+        return Fault("gradient", gradient, files) if gradient else found
+
+    @torch.no_grad()
+    def _undo(self, kept: Sequence[Tensor]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.task.model.buffers(), kept, strict=True):
+            buffer.copy_(before)
+        if self.scaler.is_enabled():
+            self.scaler.update(self.scaler.get_scale())  # forget the gradients it looked at, keep the scale
+
+    def _share_buffers(self) -> None:
+        self.parallel.share_buffers(self.task.model, *([] if self.ema is None else [self.ema.model]))
 
     def _seed(self) -> None:
         seed = hash64(self.config.seed, self.step, self.world.rank)
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)
         torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
-
-
-def _wrapped(model: nn.Module, compile_: bool, world: World) -> nn.Module:
-    wrapped: nn.Module = torch.compile(model) if compile_ else model  # type: ignore[assignment]
-    if world.size > 1:
-        devices = [world.device.index] if world.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(wrapped, device_ids=devices)
-    return wrapped
 
 
 def _some(names: list[str], most: int = 8) -> str:

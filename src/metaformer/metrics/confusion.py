@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaformer.metrics.ranks import total
+from metaformer.ops.ranks import total
 
 
 @dataclass(frozen=True)

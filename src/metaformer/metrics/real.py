@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaformer.errors import DataError
-from metaformer.metrics.ranks import total
+from metaformer.ops.ranks import total
 
 IMAGENET_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 

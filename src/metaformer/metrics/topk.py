@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from metaformer.metrics.ranks import total
+from metaformer.ops.ranks import total
 
 
 class TopK:

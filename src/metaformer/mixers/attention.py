@@ -36,5 +36,5 @@ class Attention(nn.Module):
             2, 0, 3, 1, 4
         )  # each (B, heads, N, D)
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+        y = y.transpose(1, 2).reshape(batch, height, width, self.heads * self.head_dim).permute(0, 3, 1, 2)
         return self.proj(y)

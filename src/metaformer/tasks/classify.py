@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from metaformer.backbones.skeleton import MetaFormer
 from metaformer.data.dataset import Augmented
-from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Batch
 from metaformer.data.mix import Mix
 from metaformer.data.preprocess import Preprocess
@@ -80,7 +79,6 @@ class Classify:
     def names(self, batch: Batch) -> list[str]:
         """Files that a batch came from."""
         source = self.train.source
-        assert isinstance(source, ImageFolder)
         return [str(source.path(int(index))) for index in batch.indices]
 
     def evaluate(self, forward: Forward) -> EvalReport:

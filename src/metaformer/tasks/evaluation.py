@@ -1,7 +1,7 @@
 """Measuring a classifier: every picture once, by however many processes."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaformer.data.dataset import Augmented
-from metaformer.data.folder import ImageFolder
-from metaformer.data.loader import Batch, Loader
+from metaformer.data.loader import DATA_TIMEOUT, Batch, Loader, Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import EvalSampler
+from metaformer.data.split import Split
 from metaformer.errors import DataError, TrainingError
 from metaformer.metrics.confusion import Confusion, per_class
-from metaformer.metrics.ranks import collect, rank, total, world_size
 from metaformer.metrics.real import RealAccuracy, read_real_labels
 from metaformer.metrics.topk import TopK
+from metaformer.ops.ranks import collect, in_step, rank, total, world_size
 from metaformer.tasks.results import EvalReport, Example
 from metaformer.tasks.task import Forward
 from metaformer.tasks.views import average_views
@@ -38,11 +38,14 @@ class Evaluation:
         crops: 1, or 5 for centre and corners, averaged.
         real_labels: JSON file of accepted classes.
         class_subset: names of the classes that alone count; None for all.
+        pin_memory: keep batches in page-locked memory, for copies to CUDA.
+        timeout: seconds to wait for a worker before giving up.
+        stop: asked again and again; once it says so, the evaluation ends unfinished.
     """
 
     def __init__(
         self,
-        folder: ImageFolder,
+        folder: Split,
         preprocess: Preprocess,
         *,
         batch_size: int = 128,
@@ -52,6 +55,8 @@ class Evaluation:
         real_labels: str | Path | None = None,
         class_subset: Sequence[str] | None = None,
         pin_memory: bool = False,
+        timeout: float = DATA_TIMEOUT,
+        stop: Stop | None = None,
     ) -> None:
         self.folder, self.flip = folder, flip
         classes = folder.classes
@@ -60,11 +65,15 @@ class Evaluation:
             self.kept = sorted({classes.index(name) for name in class_subset})
         self.names = [classes[i] for i in self.kept]
         self.accepted = read_real_labels(real_labels, folder.paths, len(classes)) if real_labels else None
+        sampler = EvalSampler(len(folder), batch_size=batch_size, rank=rank(), world=world_size())
+        self.most = sampler.most
         self.loader = Loader(
             Augmented(folder, preprocess.transform(crops)),
-            EvalSampler(len(folder), batch_size=batch_size, rank=rank(), world=world_size()),
+            sampler,
             workers=workers,
             pin_memory=pin_memory,
+            timeout=timeout,
+            stop=stop,
         )
 
     @torch.inference_mode()
@@ -73,15 +82,20 @@ class Evaluation:
 
         Raises:
             TrainingError: logits that are not finite.
+            Interrupted: `stop` said so, on whatever rank.
         """
         count = _Count(self)
+        for logits, batch in in_step(self._looks(forward), self.most):
+            count.update(logits, batch)
+        return count.report()
+
+    def _looks(self, forward: Forward) -> Iterator[tuple[Tensor, Batch]]:
         for batch in self.loader:
             logits = average_views(forward, batch.images, self.flip).float().cpu()
             if not logits.isfinite().all():
                 bad = int(batch.indices[~logits.isfinite().all(dim=1)][0])
                 raise TrainingError(f"{self.folder.path(bad)}: the model's logits are not finite")
-            count.update(logits, batch)
-        return count.report()
+            yield logits, batch
 
     def close(self) -> None:
         """Stop the processes that read."""
@@ -124,7 +138,7 @@ class _Count:
         rows = (values.tolist() for values in (indices, labels, predicted, scores))
         for index, label, guess, score in zip(*rows, strict=True):
             name = self.of.names[label]
-            example = Example(str(self.of.folder.path(index)), name, self.of.names[guess], score)
+            example = Example(str(self.of.folder.path(index)), name, self.of.names[guess], score, index)
             if label != guess:
                 self.wrong.append(example)
             elif self.shown[name] < share:

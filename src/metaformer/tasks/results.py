@@ -51,6 +51,8 @@ class Example:
     predicted: str
     score: float
     """Probability of the predicted class."""
+    index: int = -1
+    """Its place in the data set, where `path` names no file."""
 
     @property
     def right(self) -> bool:

@@ -1,6 +1,6 @@
 import torch
 
-from metaformer.metrics.ranks import collect, rank, total, world_size
+from metaformer.ops.ranks import collect, rank, total, world_size
 
 
 def test_one_process_sums_nothing() -> None:

@@ -1,0 +1,41 @@
+"""`metaformer runs [DIR]`."""
+
+import json
+
+from metaformer.cli.parser import Parser
+from metaformer.cli.table import table
+
+HEADS = ("run", "model", "state", "step", "best", "last written")
+
+
+def run(argv: list[str]) -> int:
+    """List the runs in a folder; 1 where one is damaged."""
+    parser = Parser(
+        "runs",
+        "Runs in a folder: state, best figure, and how to go on with those that have stopped.",
+        "metaformer runs runs/",
+    )
+    parser.add_argument("dir", nargs="?", default="runs", metavar="DIR", help="where to look (default: runs)")
+    parser.add_argument("--verify", action="store_true", help="read the checkpoints and compare their hashes")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    words = parser.parse_args(argv)
+    from metaformer.engine.runs import find_runs
+
+    found = find_runs(words.dir, contents=words.verify)
+    if words.json:
+        print(json.dumps([one.to_dict() for one in found], indent=1))
+    elif not found:
+        print(f"no runs in {words.dir}")
+    else:
+        rows = []
+        for one in found:
+            step = f"{one.step}/{'?' if one.total is None else one.total}"
+            best = "-" if one.best is None else f"{one.metric} {one.best:.4f} at {one.best_step}"
+            rows.append((one.path, one.model, one.state, step, best, f"{one.age} ago"))
+        print(table(HEADS, rows))
+        for one in found:
+            for note in one.notes:
+                print(f"\ndamaged: {note}")
+            if one.resume:
+                print(f"\nto go on with {one.path}:\n  {one.resume}")
+    return int(any(one.state == "damaged" for one in found))

@@ -1,0 +1,42 @@
+"""One split of a data set, however it lies: an image folder, parquet files or tar files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from metaformer.data.address import is_remote
+from metaformer.data.folder import ImageFolder
+from metaformer.data.parquet import ParquetImages
+from metaformer.data.shards import find_shards
+from metaformer.data.tar import TarImages
+from metaformer.errors import DataError
+
+Split = ImageFolder | ParquetImages | TarImages
+
+
+def open_split(
+    root: str | Path, split: str, classes: Sequence[str] | None = None, *, allow_missing: bool = False
+) -> Split:
+    """Open the pictures of a split; any of them can be read at any time.
+
+    What `metaformer data shard` makes of an image folder holds the same pictures with the same labels: in
+    parquet under the same numbers, so that a run on it equals one on the folder bit for bit, in tar shuffled.
+
+    Args:
+        root: a folder, or for shards also an address of fsspec, such as `s3://bucket/data`.
+        split: its name, such as `train`.
+        classes: the class list of a checkpoint or of the training split; labels are positions in it.
+        allow_missing: take a split without pictures of some of `classes`.
+
+    Raises:
+        DataError: nothing of that kind is there, or it is damaged, or the classes do not match.
+        MissingPackage: reading shards needs a package that is not installed.
+    """
+    shards = find_shards(root, split)
+    if shards is None:
+        if is_remote(root):
+            raise DataError(
+                f"{root}: no parquet or tar files of split {split!r}; image folders must lie on this machine"
+            )
+        return ImageFolder(root, split, classes, allow_missing=allow_missing)
+    kind = ParquetImages if shards.kind == "parquet" else TarImages
+    return kind(shards, classes, allow_missing=allow_missing)

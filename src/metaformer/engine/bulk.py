@@ -1,0 +1,171 @@
+"""Predictions for a whole data set: one file from each process, written so that a stop loses nothing."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from metaformer.data.dataset import Source
+from metaformer.data.loader import Batch, Stop
+from metaformer.data.sampler import EvalSampler
+from metaformer.engine.distributed import World
+from metaformer.engine.predict import Predictor
+from metaformer.engine.progress import Progress
+from metaformer.engine.settings import differences
+from metaformer.engine.whole_file import whole_file
+from metaformer.errors import DataError, OutputError
+from metaformer.tasks.results import Classification
+
+JOB = "job.json"
+BAD_SHARE = 1e-3
+"""Share of a process's pictures that may be bad where they are to be told of and passed over."""
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """What predicting a data set came to, on this process."""
+
+    file: Path
+    pictures: int
+    bad: int
+    """Pictures that cannot be read; their lines say why."""
+    before: int
+    """Pictures that an earlier attempt had done."""
+
+
+def predict_all(
+    predictor: Predictor,
+    source: Source,
+    out: str | Path,
+    world: World,
+    *,
+    data: str = "",
+    skip_bad: bool = False,
+    stop: Stop | None = None,
+) -> Bulk:
+    """Classify a source's pictures, process `r` of `world` each `world`-th, into `out/part-r-of-world.jsonl`.
+
+    A part appears under its name when it is whole. What was done before a stop, a crash or a kill is kept
+    beside it and not done again. Each line is one picture: its result, or `path` and `error`.
+
+    Args:
+        predictor: the network.
+        source: the pictures.
+        out: folder of the parts; `job.json` in it says what they are predictions of.
+        world: this process among all; they do not talk to each other.
+        data: what to call the data set.
+        skip_bad: write a line for a picture that cannot be read, up to 0.1 % of them, rather than raise.
+        stop: asked again and again; once it says so, the work ends and can be gone on with.
+
+    Raises:
+        BadImage, DataError: a picture cannot be read; too many of them.
+        OutputError: the folder cannot be written to, or holds predictions of something else.
+        Interrupted: `stop` said so.
+    """
+    place = Path(out)
+    _claim(place, {"data": data, "pictures": len(source), "processes": world.size, **_settings(predictor)})
+    whole = place / f"part-{world.rank:05d}-of-{world.size:05d}.jsonl"
+    mine = len(range(world.rank, len(source), world.size))
+    if whole.exists():
+        return Bulk(whole, mine, _count_bad(whole), mine)
+    part = whole.with_name(f".{whole.name}")
+    before, bad = _mend(part), _count_bad(part)
+    sampler = EvalSampler(
+        len(source), batch_size=predictor.batch_size, rank=world.rank, world=world.size, start=before
+    )
+    progress = Progress(mine, before, 1, quiet=not world.main)
+    try:
+        with _appending(part) as stream:
+            for batch, results in predictor.batches(source, sampler, stop=stop, skip_bad=skip_bad):
+                bad += len(batch.bad)
+                _write(stream, _lines(source, batch, results))
+                progress.update({"bad": bad} if bad else {}, len(results) + len(batch.bad))
+                if bad > BAD_SHARE * mine:
+                    raise DataError(
+                        f"{bad} of {mine} pictures cannot be read, more than {BAD_SHARE:.1%}; see {part}"
+                    )
+    finally:
+        progress.close()
+    part.replace(whole)
+    return Bulk(whole, mine, bad, before)
+
+
+def _settings(predictor: Predictor) -> dict[str, Any]:
+    bundle = predictor.bundle
+    return {
+        "model": bundle.name,
+        "preprocess": bundle.preprocess.to_dict(),
+        "classes": len(predictor.classes),
+        "top_k": predictor.top_k,
+        "flip": predictor.flip,
+    }
+
+
+def _claim(place: Path, job: dict[str, Any]) -> None:
+    """Write down whose predictions the folder holds, or compare with what stands there."""
+    file = place / JOB
+    try:
+        there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{file}: cannot be read ({error}): choose another folder") from error
+    if there is None:
+        if place.is_dir() and any(not name.startswith(".") for name in os.listdir(place)):
+            raise OutputError(f"{place}: holds something else already: choose another folder")
+        own = place / f".job-{os.getpid()}.json"  # all processes write the same, each from a file of its own
+        with whole_file(own) as stream:
+            stream.write(json.dumps(job, indent=1) + "\n")
+        own.replace(file)
+    elif changed := differences(there, job):
+        raise OutputError(
+            f"{place}: holds predictions made in another way ({'; '.join(changed)}): go on as before, "
+            "or choose another folder"
+        )
+
+
+def _mend(part: Path) -> int:
+    """Cut off half a line that a killed process left; gives the number of whole ones."""
+    if not part.exists():
+        return 0
+    lines = size = 0
+    with part.open("rb+") as stream:
+        for line in stream:
+            if not line.endswith(b"\n"):
+                break
+            lines, size = lines + 1, size + len(line)
+        stream.truncate(size)
+    return lines
+
+
+def _count_bad(file: Path) -> int:
+    if not file.exists():
+        return 0
+    with file.open(encoding="utf-8") as stream:
+        return sum("error" in json.loads(line) for line in stream)
+
+
+@contextmanager
+def _appending(part: Path) -> Iterator[TextIO]:
+    try:
+        with part.open("a", encoding="utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{part}: cannot write ({error.strerror or error})") from error
+
+
+def _lines(source: Source, batch: Batch, results: list[Classification]) -> list[str]:
+    """A batch's pictures in the order of their numbers, so that counting lines tells where to go on."""
+    values = {int(i): result.to_dict() for i, result in zip(batch.indices, results, strict=True)}
+    values |= {bad.index: {"path": str(source.path(bad.index)), "error": bad.reason} for bad in batch.bad}
+    return [json.dumps(values[index], ensure_ascii=False) + "\n" for index in sorted(values)]
+
+
+def _write(stream: TextIO, lines: list[str]) -> None:
+    stream.writelines(lines)
+    stream.flush()  # what the system holds outlives this process; the disk is waited for at the end

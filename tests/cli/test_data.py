@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metaformer.cli import main
+
+
+@pytest.fixture
+def flowers(tmp_path: Path) -> Path:
+    """Two classes of three pictures, in train and val."""
+    draw = np.random.RandomState(0)
+    for split in ("train", "val"):
+        for name in ("daisy", "rose"):
+            (tmp_path / "flowers" / split / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = draw.randint(0, 256, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "flowers" / split / name / f"{i}.png")
+    return tmp_path / "flowers"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_shard_then_check(
+    kind: str,
+    flowers: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    out = str(tmp_path / "out")
+    assert main(["data", "shard", str(flowers), out, f"--to={kind}", "--workers=1"]) == 0
+    assert "train: 6 pictures in 1 files" in capsys.readouterr().out
+    assert main(["data", "check", out, "--workers=1", f"--json={tmp_path / 'found.json'}"]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["ok"]
+    assert main(["data", "shard", str(flowers), out]) == 1
+    assert "out: holds shards.json" in capsys.readouterr().err
+
+
+def test_faults_end_in_status_1(flowers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (flowers / "val/rose/1.png").write_bytes(b"junk")
+    assert main(["data", "check", str(flowers), "--workers=1"]) == 1
+    assert "val/rose/1.png" in capsys.readouterr().out
+    assert main(["data", "shard", str(flowers), str(tmp_path / "out"), "--split=val", "--workers=1"]) == 1
+    assert "val/rose/1.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["data", "shard", str(flowers), str(tmp_path / "out"), "--split=train", "--workers=1"]) == 0
+
+
+def test_help_tells_what_there_is_and_what_a_stream_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["data"], ["data", "--help"]):
+        assert main(words) == 0
+        text = capsys.readouterr().out
+        assert all(what in text for what in ("demo", "check", "shard"))
+    assert main(["data", "shard", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "an epoch may repeat or miss some, and a resumed run sees another order" in text
+    assert main(["data", "shrad", "x"]) == 2
+    assert "did you mean shard?" in capsys.readouterr().err
+    assert main(["data", "zzz"]) == 2
+    assert "known: demo, check, shard" in capsys.readouterr().err

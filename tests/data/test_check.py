@@ -1,0 +1,165 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metaformer.data.check import CheckReport, check_data_set
+from metaformer.data.demo import Demo
+from metaformer.data.sharding import write_shards
+
+
+@pytest.fixture
+def own(pets: Path) -> Path:
+    """The pets, with other pictures to validate on than to train on."""
+    draw = np.random.RandomState(1)
+    for file in sorted((pets / "val").rglob("*.png")):
+        Image.fromarray(draw.randint(0, 256, (30, 31, 3), dtype=np.uint8)).save(file)
+    draw = np.random.RandomState(2)
+    for number, file in enumerate(sorted((pets / "train").rglob("*.png"))):
+        Image.fromarray(draw.randint(0, 256, (40 + number, 50, 3), dtype=np.uint8)).save(file)
+    return pets
+
+
+def found(report: CheckReport, grade: str) -> list[tuple[str, str]]:
+    return [(finding.kind, finding.text) for finding in report.findings if finding.grade == grade]
+
+
+def check(root: Path) -> CheckReport:
+    return check_data_set(root, workers=1, progress=False)
+
+
+def test_a_good_data_set_has_no_findings(own: Path) -> None:
+    report = check(own)
+    assert report.ok and not report.findings
+    train, _ = report.splits
+    assert (train.pictures, train.unreadable, train.per_class) == (12, 0, {"ant": 4, "bee": 4, "cat": 4})
+    assert (train.narrowest, train.median, train.widest) == ((50, 40), (50, 46), (50, 51))
+    assert report.text().splitlines() == [
+        "train: 12 pictures in 3 classes of 4 to 4 (median 4); sizes 50x40 to 50x51, median 50x46",
+        "val: 12 pictures in 3 classes of 4 to 4 (median 4); sizes 31x30, median 31x30",
+        f"{own}: 0 error(s), 0 warning(s)",
+    ]
+    assert json.loads(json.dumps(report.to_dict()))["ok"] is True
+
+
+def test_all_that_is_wrong_is_told_at_once(own: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, val = own / "train", own / "val"
+    (train / "ant/0.png").write_bytes(b"")
+    (train / "bee/2.png").write_bytes(b"<html>")
+    (train / "bee/scan.tiff").write_bytes(b"")
+    (train / "wasp").mkdir()
+    (train / "notes.txt").write_text("x")
+    (train / "cat/LICENSE").write_text("x")
+    shutil.rmtree(val / "cat")
+    (val / "dog").mkdir()
+    shutil.copy(train / "bee/0.png", val / "dog/0.png")
+    shutil.copy(train / "ant/1.png", train / "cat/again.png")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
+    frames[0].save(val / "ant/moving.gif", save_all=True, append_images=frames[1:])
+    report = check(own)
+    assert not report.ok
+    assert found(report, "error") == [
+        ("layout", f"{train}/bee/scan.tiff: .tiff pictures are not read: convert it to PNG or JPEG"),
+        ("layout", f"{train}/wasp: no pictures in this class folder"),
+        ("unreadable", f"{train}/ant/0.png: the file is empty"),
+        (
+            "unreadable",
+            f"{train}/bee/2.png: not a JPEG, PNG, WebP, BMP or GIF picture, or its header is damaged",
+        ),
+        (
+            "layout",
+            f"{val}: 'dog' not among the 4 known classes ('ant', 'bee', 'cat', 'wasp')",
+        ),
+        ("layout", f"{val}: no folder for 'cat', 'wasp'; every class of the class list needs one"),
+    ]
+    copy = f"{train}/cat/again.png: the same picture as {train}/ant/1.png, which is of class 'ant', not 'cat'"
+    assert found(report, "warning") == [
+        ("ignored", f"{train}: 1 without extension file(s) are no pictures and not used"),
+        ("ignored", f"{train}: 1 file(s) lie in no class folder"),
+        ("contradiction", copy),
+        ("animated", f"{val}/ant/moving.gif: animated, only its first frame is used"),
+        ("leak", f"{val}/dog/0.png: the same picture as {train}/bee/0.png of the training split"),
+    ]
+    assert report.splits[0].unreadable == 2
+    assert report.text().endswith(f"{own}: 6 error(s), 5 warning(s)")
+    assert not caplog.text  # the report says it
+
+
+def test_uneven_classes_and_a_single_one(own: Path) -> None:
+    for number in range(40):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(own / f"train/ant/more{number}.png")
+    report = check(own)
+    assert report.ok
+    uneven = f"{own}/train: classes are uneven: 'bee' has 4 picture(s), 'ant' has 44"
+    assert found(report, "warning") == [("uneven", uneven)]
+    for split in ("train", "val"):
+        for name in ("bee", "cat"):
+            shutil.rmtree(own / split / name)
+    report = check(own)
+    assert found(report, "error") == [
+        ("one class", f"{own}/train: only one class: training needs at least two")
+    ]
+
+
+def test_missing_splits_and_places(own: Path) -> None:
+    shutil.rmtree(own / "val")
+    report = check(own)
+    assert found(report, "error") == [("layout", f"{own}: no folder 'val'; it holds train")]
+    assert report.splits[0].pictures == 12
+    report = check(own / "none")
+    assert found(report, "error") == [("layout", f"{own}/none: no such folder")]
+
+
+def test_links_in_a_circle_do_not_hide_the_rest(own: Path) -> None:
+    (own / "train/cat/again").symlink_to(own / "train/cat")
+    (own / "train/bee/gone.png").symlink_to(own / "nowhere.png")
+    report = check(own)
+    assert found(report, "error") == [
+        ("layout", f"{own}/train/cat/again: is a link to a folder that holds it"),
+        ("unreadable", f"{own}/train/bee/gone.png: no such file"),
+    ]
+
+
+def test_long_lists_are_cut_and_say_so(own: Path) -> None:
+    for file in (own / "train").rglob("*.png"):
+        file.write_bytes(b"")
+    told = check(own).text(limit=3).splitlines()
+    assert sum("the file is empty" in line for line in told) == 3
+    assert "error: … and 9 more such (unreadable); --json lists all" in told
+
+
+def test_the_demo_data_are_good(demo: Demo) -> None:
+    assert check_data_set(demo.classify, workers=2, progress=False).findings == ()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_shards_are_checked_as_the_folder_that_they_were_made_from(
+    own: Path, tmp_path: Path, kind: str
+) -> None:
+    pytest.importorskip("datasets")
+    shutil.copy(own / "train/bee/0.png", own / "val/bee/9.png")
+    shutil.copy(own / "train/ant/1.png", own / "train/cat/again.png")
+    folder, out = check(own), tmp_path / "shards"
+    write_shards(own, out, ("train", "val"), kind, workers=1, progress=False)
+    report = check(out)
+    assert report.splits == folder.splits and report.ok
+    assert [f.kind for f in report.findings] == [f.kind for f in folder.findings] == ["contradiction", "leak"]
+    assert "cat/again.png: the same picture as " in report.findings[0].text
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_damaged_shards_are_told_with_their_pictures(own: Path, tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("datasets")
+    out = tmp_path / "shards"
+    write_shards(own, out, ("train", "val"), kind, workers=1, progress=False)
+    (shard,) = (out / "train").glob(f"*.{kind}")
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"IDAT") + 40] ^= 0xFF
+    shard.write_bytes(content)
+    errors = found(check(out), "error")
+    assert [kind for kind, _ in errors] == ["damaged", "unreadable"]
+    assert str(shard) in errors[0][1] and "sha256" in errors[0][1]
+    assert "ant/0.png" in errors[1][1] and "damaged or truncated" in errors[1][1]
