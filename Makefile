@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow check format
+.PHONY: demo test test-slow faults check format
 .DEFAULT_GOAL := test
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,6 +16,9 @@ test: $(READY)
 
 test-slow: $(READY)  ## compilation and other tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+faults: $(READY)  ## break runs on purpose, as often as the README says: 20 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 2
 
 check: $(READY)
 	$(BIN)/ruff format --check .

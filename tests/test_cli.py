@@ -340,6 +340,7 @@ WRONG_WORDS: dict[str, tuple[Case, str]] = {
     "bench batch": (lambda data, tmp: ["bench", "poolformer_n", "--batch=0"], "batch"),
     "verify": (lambda data, tmp: ["verify", "caformer_s81", f"--data={data}"], "caformer_s18"),
     "data": (lambda data, tmp: ["data", "deom", str(tmp)], "demo"),
+    "runs": (lambda data, tmp: ["runs", str(tmp / "none")], "no such folder"),
     "list": (lambda data, tmp: ["list", "caformr"], "caformer"),
 }  # fmt: skip
 

@@ -118,7 +118,8 @@ def _add_workers(parser: Parser) -> None:
 
 def _overview() -> str:
     lines = ["usage: metaformer data WHAT … (metaformer data WHAT --help tells more)", ""]
-    return "\n".join([*lines, *(f"  {what:<6} {text}" for what, (text, _) in WHATS.items())])
+    lines += [f"  {what:<6} {text}" for what, (text, _) in WHATS.items()]
+    return "\n".join([*lines, "", "example:", "  metaformer data check flowers"])
 
 
 _SPLITS = ("train", "val")

@@ -49,11 +49,16 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
-        if self._board is not None:
-            self._board.close()
-        if self._tracker is not None:
-            self._tracker.close()
+        try:
+            self._stream.close()
+            if self._board is not None:
+                self._board.close()
+        except OSError as failed:
+            if error is None:  # else it has been told
+                raise self._unwritable(failed) from failed
+        finally:
+            if self._tracker is not None:
+                self._tracker.close()
 
     def write(
         self,
@@ -70,13 +75,16 @@ class MetricsLog:
         try:
             self._stream.write(json.dumps(line) + "\n")
             self._stream.flush()
+            if self._board is not None:
+                for name, value in (figures or {}).items():
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:
-            raise OutputError(f"{self._stream.name}: cannot write ({error.strerror})") from error
-        if self._board is not None:
-            for name, value in (figures or {}).items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            raise self._unwritable(error) from error
         if self._tracker is not None and figures:
             self._tracker.log(kind, step, epoch, figures)
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        return OutputError(f"{self._stream.name}: cannot write ({error.strerror})")
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

@@ -46,9 +46,12 @@ class RunDir:
 
         Raises:
             OutputError: the directory holds a run and `resume` is None, or it could not be written to.
+            WeightsError: the checkpoint that was named is not there.
         """
         if resume is None and (self.config.exists() or checkpoints(self.checkpoints)):
             raise OutputError(f"{self.path}: holds a run already: choose another place, or --resume auto")
+        if resume not in (None, "auto") and not Path(str(resume)).is_dir():
+            raise WeightsError(f"{resume}: no such checkpoint directory")
         there = next(place for place in (self.path, *self.path.absolute().parents) if os.path.lexists(place))
         if not there.is_dir():
             raise OutputError(f"{self.path}: cannot make this folder ({there} is no folder)")

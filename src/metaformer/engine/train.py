@@ -128,20 +128,24 @@ def _open(run: RunDir, resume: str | None, world: World, held: ExitStack) -> Sav
 
 
 def _train(loop: Loop, saved: Saved | None, command: str | None) -> bool:
-    world, run = loop.world, loop.run_dir
+    world, run, config = loop.world, loop.run_dir, to_dict(loop.config)
     progress = Progress(loop.total, loop.trainer.step, loop.sampler.batch_size, quiet=not world.main)
-    try:
-        if not world.main:
-            return loop.run(None, progress)
-        run.write_config(to_dict(loop.config))
-        if command is not None:
-            run.write_command(command)
-        with MetricsLog(run.path, progress.say, loop.config.runtime.wandb, to_dict(loop.config)) as log:
-            if saved is not None:
-                log.write("resume", loop.trainer.step, loop.epoch)
-            return loop.run(log, progress)
-    finally:
-        progress.close()
+    with ExitStack() as held:
+        held.callback(progress.close)
+        log, trouble = None, None
+        if world.main:
+            try:
+                run.write_config(config)
+                if command is not None:
+                    run.write_command(command)
+                log = MetricsLog(run.path, progress.say, loop.config.runtime.wandb, config)
+                held.enter_context(log)
+                if saved is not None:
+                    log.write("resume", loop.trainer.step, loop.epoch)
+            except MetaFormerError as error:
+                trouble = error
+        share_trouble(trouble)
+        return loop.run(log, progress)
 
 
 def _compare(saved: Saved, config: TrainConfig, world: World) -> None:

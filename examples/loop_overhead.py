@@ -1,0 +1,102 @@
+"""What surviving costs: an epoch of the training loop against a bare one, over the same network and pictures.
+
+The bare loop is forward, loss, backward, optimiser and evaluation. Ours adds the checks for numbers that are not
+finite, the gradient's norm, a seed for each step, the log, and checkpoints in the middle and at the end.
+Run it on an idle machine: python examples/loop_overhead.py
+"""
+
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from metaformer.data.demo import write_demo
+from metaformer.data.sampler import PureSampler
+from metaformer.engine.distributed import World
+from metaformer.engine.log import MetricsLog
+from metaformer.engine.loop import Loop
+from metaformer.engine.optim import build_optimizer
+from metaformer.engine.progress import Progress
+from metaformer.engine.run_dir import RunDir
+from metaformer.engine.setup import build_task
+from metaformer.engine.train import schedule
+from metaformer.engine.trainer import Trainer
+from metaformer.ops.process import keep_freed_memory, sleep_rather_than_spin
+from metaformer.recipes import RECIPES
+from metaformer.tasks.task import Moment
+
+ROUNDS = 5
+
+
+def main() -> None:
+    """Time both in turn, and print the ratio of each pair."""
+    keep_freed_memory()
+    sleep_rather_than_spin()
+    with tempfile.TemporaryDirectory() as place:
+        write_demo(f"{place}/data", per_class=100, copies=1)
+        plan = RECIPES["demo/classify"]()
+        config = replace(
+            plan,
+            data=replace(plan.data, root=f"{place}/data/classify"),
+            ema=replace(plan.ema, decay=None),  # the bare loop has none
+            schedule=replace(plan.schedule, epochs=1),
+            runtime=replace(plan.runtime, save_every=10),
+        )
+        torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
+        ratios = []
+        for number in range(ROUNDS + 1):
+            pair = [(bare, "bare"), (ours, "ours")][:: 1 if number % 2 else -1]
+            taken = {name: run(config, f"{place}/{number}") for run, name in pair}
+            if number:  # the first warms up
+                ratios.append(taken["bare"] / taken["ours"])
+                print(
+                    f"bare {taken['bare']:.2f} s  ours {taken['ours']:.2f} s  speed {ratios[-1]:.1%} of bare"
+                )
+        print(f"median: {statistics.median(ratios):.1%} of the bare loop's speed")
+
+
+def bare(config, place):
+    """Seconds for an epoch as one would write it on one page."""
+    task = build_task(config, World())
+    sampler = PureSampler(len(task.train), batch_size=config.data.batch_size, seed=config.seed)
+    loader = DataLoader(task.train, batch_sampler=sampler, num_workers=config.data.workers)
+    optimizer = build_optimizer(config.optim, task.model)
+    forward = Trainer(config, task, schedule(config, sampler.steps), World()).forward
+    began = time.perf_counter()
+    task.model.train()
+    for step, (images, labels, indices) in enumerate(loader):
+        loss = task.losses(task.model, Pictures(images, labels, indices), Moment(step, 0))["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    task.evaluate(forward)
+    taken = time.perf_counter() - began
+    task.close()
+    return taken
+
+
+def ours(config, place):
+    """Seconds for the same with all that a run of the library does."""
+    task, run = build_task(config, World()), RunDir(Path(place))
+    sampler = PureSampler(len(task.train), batch_size=config.data.batch_size, seed=config.seed)
+    trainer = Trainer(config, task, schedule(config, sampler.steps), World())
+    loop = Loop(config, task, trainer, sampler, run, World(), lambda: False)
+    began = time.perf_counter()
+    with run.writing(), MetricsLog(run.path, print) as log:
+        loop.run(log, Progress(loop.total, 0, sampler.batch_size, quiet=True))
+    return time.perf_counter() - began
+
+
+class Pictures:
+    """A batch, as a task reads it."""
+
+    def __init__(self, images, labels, indices):
+        self.images, self.labels, self.indices = images, labels, indices
+
+
+if __name__ == "__main__":
+    main()
