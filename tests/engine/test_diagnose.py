@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaformer.engine.diagnose import bad_gradient, bad_weight, finite, watched
+from metaformer.engine.diagnose import REMEDIES, Fault, bad_gradient, bad_weight, finite, watched
 
 
 class Log(nn.Module):
@@ -46,3 +46,10 @@ def test_the_gradient_that_goes_wrong_first_is_the_last_of_the_forward_pass() ->
 
 def test_whole_numbers_are_finite() -> None:
     assert finite(torch.tensor([1])) and not finite(torch.tensor([math.nan]))
+
+
+@pytest.mark.parametrize("what", REMEDIES)
+def test_a_fault_is_told_in_one_line_with_a_remedy(what: str) -> None:
+    told = Fault(what, "stem.conv", [f"{i}.png" for i in range(10)]).told(most=3)
+    assert f"the {what} is not finite, first at stem.conv" in told and REMEDIES[what] in told
+    assert told.endswith("Images: 0.png, 1.png, 2.png and 7 more") and "\n" not in told

@@ -98,15 +98,19 @@ def write_checkpoint(
     return write_directory(target, fill, together)
 
 
-def read_checkpoint(directory: Path) -> Saved:
+def read_checkpoint(directory: Path, verified: bool = False) -> Saved:
     """Verify a checkpoint and open it.
+
+    Args:
+        directory: where it lies.
+        verified: it has just been read whole by another process of this run.
 
     Raises:
         WeightsError: it is missing, unfinished, damaged, or of a later version of the format.
     """
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such checkpoint directory")
-    verify(directory)
+    verify(directory, contents=not verified)
     try:
         state = json.loads((directory / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -2,8 +2,35 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final, NamedTuple
 
 from torch import Tensor, nn
+
+REMEDIES: Final = {
+    "input": "look at these pictures and the augmentation",
+    "weights": "they were so before this step: go on from an earlier checkpoint, or another one",
+    "loss": "try a smaller optim.lr, optim.clip 1, or runtime.amp bf16 or none",
+    "gradient": "try a smaller optim.lr, or runtime.amp bf16 or none",
+}
+
+
+class Fault(NamedTuple):
+    """What was not finite in a step."""
+
+    what: str
+    """A key of REMEDIES."""
+    place: str
+    """The first module, parameter or picture."""
+    files: list[str]
+    """The pictures that were looked at."""
+
+    def told(self, most: int = 8) -> str:
+        """Say it in one line, with a remedy and so many of the pictures."""
+        rest = f" and {len(self.files) - most} more" if len(self.files) > most else ""
+        return (
+            f"the {self.what} is not finite, first at {self.place}; the step is refused, weights are as "
+            f"before it ({REMEDIES[self.what]}). Images: {', '.join(self.files[:most])}{rest}"
+        )
 
 
 class Outputs:

@@ -119,7 +119,7 @@ def _open(run: RunDir, resume: str | None, world: World, held: ExitStack) -> Sav
     share_trouble(trouble)
     found = gather(saved.directory if saved is not None else None)[0]
     if not world.main and found is not None:
-        saved = read_checkpoint(found)
+        saved = read_checkpoint(found, verified=True)
     if world.main:
         _say(f"run directory: {run.path}")
         if saved is not None:

@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from metaformer.data.loader import Batch
 from metaformer.data.sampler import hash64
 from metaformer.engine.checkpoint import Saved, pack_optimizer, restore_optimizer
 from metaformer.engine.config import TrainConfig
-from metaformer.engine.diagnose import bad_gradient, bad_weight, watched
+from metaformer.engine.diagnose import Fault, bad_gradient, bad_weight, watched
 from metaformer.engine.distributed import World
 from metaformer.engine.ema import Ema
 from metaformer.engine.optim import build_optimizer, set_learning_rate
@@ -25,26 +25,10 @@ from metaformer.ops.ranks import any_rank, gather
 from metaformer.tasks.task import Moment, Task
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-REMEDIES = {
-    "input": "look at these pictures and the augmentation",
-    "weights": "they were so before this step: go on from an earlier checkpoint, or another one",
-    "loss": "try a smaller optim.lr, optim.clip 1, or runtime.amp bf16 or none",
-    "gradient": "try a smaller optim.lr, or runtime.amp bf16 or none",
-}
 
 
 class Refused(TrainingError):
     """A step that is not finite: weights, buffers, average and optimiser are as before it."""
-
-
-class Fault(NamedTuple):
-    """What was not finite on a rank."""
-
-    what: str
-    """A key of REMEDIES."""
-    place: str
-    """The first module, parameter or value."""
-    files: list[str]
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
@@ -99,9 +83,8 @@ class Trainer:
         lr = self.schedule(self.step)
         set_learning_rate(self.optimizer, lr)
         self.model.train()
-        kept = [
-            buffer.clone() for buffer in self.task.model.buffers()
-        ]  # batch norm's move in the forward pass
+        # batch norm's statistics move in the forward pass
+        kept = [buffer.clone() for buffer in self.task.model.buffers()]
         sums = self._backward(batches, epoch)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -184,12 +167,9 @@ class Trainer:
         faults = gather(self._diagnose(batches, epoch, kept))
         self._undo(kept)
         rank = next((number for number, fault in enumerate(faults) if fault is not None), self.world.rank)
-        what, place, files = faults[rank] or Fault("gradient", "nowhere when the step was repeated", [])
+        fault = faults[rank] or Fault("gradient", "nowhere when the step was repeated", [])
         where = f"step {self.step}" + (f", rank {rank}" if self.world.size > 1 else "")
-        raise Refused(
-            f"{where}: the {what} is not finite, first at {place}; the step is refused, weights are as "
-            f"before it ({REMEDIES[what]}). Images: {_some(files)}"
-        )
+        raise Refused(f"{where}: {fault.told()}")
 
     def _diagnose(self, batches: Sequence[Batch], epoch: int, kept: Sequence[Tensor]) -> Fault | None:
         """Repeat the step on this rank alone, and look where it goes wrong."""
@@ -207,12 +187,8 @@ class Trainer:
                 loss = self.task.losses(model, batch.to(self.world.device), moment)["loss"]
             self.scaler.scale(loss / len(batches)).backward()  # FSDP's ranks do this together, to the end
             if found is None and not bool(loss.isfinite()):
-                weight = bad_weight(model)
-                found = (
-                    Fault("weights", weight, files)
-                    if weight
-                    else Fault("loss", outputs.first or "the loss", files)
-                )
+                weight, place = bad_weight(model), outputs.first or "the loss"
+                found = Fault("weights", weight, files) if weight else Fault("loss", place, files)
         files = [name for batch in batches for name in self.task.names(batch)]
         gradient = bad_gradient(model) if found is None else None
         return Fault("gradient", gradient, files) if gradient else found
@@ -233,8 +209,3 @@ class Trainer:
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)
         torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
