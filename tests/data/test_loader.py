@@ -165,10 +165,12 @@ def test_a_wish_to_stop_ends_the_wait(pets: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bugs_are_not_dressed_up(pets: Path, workers: int) -> None:
-    data = Augmented(Buggy(pets, "val"), eval_transform(32))
-    with pytest.raises(RuntimeError, match="a bug"):
-        list(Loader(data, EvalSampler(12, batch_size=4), workers=workers))
+def test_a_bug_is_told_with_its_picture_and_where_it_is(pets: Path, workers: int) -> None:
+    source = Buggy(pets, "val")
+    with pytest.raises(DataError, match="RuntimeError while it was read or transformed: a bug") as caught:
+        list(Loader(Augmented(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=workers))
+    assert str(source.path(0)) in str(caught.value) and "\n" not in str(caught.value)
+    assert "test_loader.py" in caught.value.__notes__[0]
 
 
 def test_workers_are_counted_from_zero_and_bounded_by_the_cores(pets: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from metaformer.data.folder import ImageFolder
 from metaformer.engine.bulk import predict_all
 from metaformer.engine.distributed import World
+from metaformer.engine.lock import lock
 from metaformer.engine.predict import Predictor
 from metaformer.errors import BadImage, DataError, Interrupted, OutputError
 from metaformer.models import create_model, save_pretrained
@@ -37,7 +38,10 @@ def test_every_picture_once_over_all_parts(predictor: Predictor, pets: Path, tmp
     assert sorted(str(line["path"]) for line in found) == sorted(expected)
     for line in found:
         assert line["labels"] == list(expected[str(line["path"])].labels)
-    assert {path.name for path in tmp_path.iterdir()} == {part.file.name for part in parts} | {"job.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(part.file.name for part in parts),
+        *("job.json", ".lock-00000", ".lock-00001"),
+    }
 
 
 def test_a_stop_loses_nothing_and_nothing_is_done_twice(
@@ -61,6 +65,38 @@ def test_a_stop_loses_nothing_and_nothing_is_done_twice(
     assert done.file.read_text() == whole.read_text() and not part.exists()
     again = predict_all(predictor, source, tmp_path / "cut", World())
     assert again.before == 15
+
+
+@pytest.mark.parametrize("harm", [b"\0" * 100 + b"\n", b"[1]\n", b'{"path": "half'])
+def test_lines_that_are_none_are_done_again_or_told(
+    predictor: Predictor, pets: Path, tmp_path: Path, harm: bytes
+) -> None:
+    source = ImageFolder(pets, "val")
+    whole = predict_all(predictor, source, tmp_path, World()).file
+    good = whole.read_bytes()
+    part = whole.with_name(f".{whole.name}")
+    part.write_bytes(good.splitlines(keepends=True)[0] + harm)
+    whole.unlink()
+    assert predict_all(predictor, source, tmp_path, World()).before == 1
+    assert whole.read_bytes() == good
+    whole.write_bytes(good[: len(good) // 2])
+    with pytest.raises(OutputError, match="damaged after 7 of 15 lines: delete it"):
+        predict_all(predictor, source, tmp_path, World())
+    whole.write_bytes(good + good)
+    with pytest.raises(OutputError, match="30 lines for 15 pictures"):
+        predict_all(predictor, source, tmp_path, World())
+
+
+def test_two_processes_do_not_write_the_same_part(
+    predictor: Predictor, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaformer.engine.lock.PATIENCE", 0.0)
+    source = ImageFolder(pets, "val")
+    with (
+        lock(tmp_path / "out" / ".lock-00000", "it"),
+        pytest.raises(OutputError, match="another process is writing it"),
+    ):
+        predict_all(predictor, source, tmp_path / "out", World())
 
 
 def test_bad_pictures(

@@ -32,14 +32,14 @@ def test_only_one_process_writes_a_run(tmp_path: Path) -> None:
     assert not run.running
     with run.writing():
         assert run.running
-        with pytest.raises(OutputError, match="another process is writing this run"), run.writing(patience=0):
+        with pytest.raises(OutputError, match="another process is writing it"), run.writing(patience=0):
             pass
         script = (
             "import sys; from metaformer.engine.run_dir import RunDir; from pathlib import Path\n"
             "with RunDir(Path(sys.argv[1])).writing(patience=0.5): pass"
         )
         other = subprocess.run([sys.executable, "-c", script, run.path], capture_output=True, text=True)
-        assert other.returncode != 0 and "another process is writing this run" in other.stderr
+        assert other.returncode != 0 and "another process is writing it" in other.stderr
     assert not run.running
     with run.writing():
         pass

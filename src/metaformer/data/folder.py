@@ -177,9 +177,25 @@ def _folders(folder: Path) -> list[str]:
 def _entries(folder: Path) -> list["os.DirEntry[str]"]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+            found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot list it: {error.strerror}") from error
+    for entry in found:
+        check_name(entry.path)
+    return found
+
+
+def check_name(path: str | Path) -> None:
+    """Refuse what no report, checkpoint or result could name.
+
+    Raises:
+        DataError: the name is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise DataError(f"{shown}: the name is not UTF-8: rename it") from None
 
 
 def _some(names: Sequence[str]) -> str:

@@ -4,8 +4,10 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -230,13 +232,17 @@ class Careful(Dataset[Made]):
                 return Bad(index, str(error)) if self.skip_bad else error
             except MetaFormerError as error:
                 return error
-            except (MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
-                    raise
-                name = self.dataset.source.path(index)
-                return DataError(
-                    f"{name}: not enough memory for it: fewer data.workers or a smaller batch need less"
-                )
+            except Exception as error:
+                return _named(error, self.dataset.source.path(index))
+
+
+def _named(error: Exception, name: str | Path) -> DataError:
+    """The error with the picture's name; where it came from is a note, which crosses between processes."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return DataError(f"{name}: not enough memory for it: fewer data.workers or a smaller batch need less")
+    told = DataError(f"{name}: {type(error).__name__} while it was read or transformed: {error}")
+    told.add_note("".join(traceback.format_exception(error)))
+    return told
 
 
 def collate(items: list[Made]) -> Batch | MetaFormerError:

@@ -14,7 +14,7 @@ from typing import Final
 from tqdm import tqdm
 
 from metaformer.data.dataset import Source
-from metaformer.errors import BadImage, DataError
+from metaformer.errors import BadImage, ConfigError, DataError
 
 CHUNK: Final = 32
 DEADLY: Final = "the process that read it died"
@@ -42,11 +42,16 @@ def survey(
 
     Args:
         source: the pictures; it must be one that can be sent to other processes.
-        workers: processes; one per core when not given.
+        workers: processes, at most one per core, which is the default.
         label: name of the progress bar on stderr.
         progress: show it.
+
+    Raises:
+        ConfigError: fewer than one process.
     """
-    count = workers or _cores()
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}: it must be at least 1")
+    count = min(workers or _cores(), _cores(), -(-len(source) // CHUNK) or 1)
     seen: dict[int, Seen] = {}
     with tqdm(total=len(source), desc=label, unit="picture", file=sys.stderr, disable=not progress) as bar:
 

@@ -12,6 +12,7 @@ from metaformer.data.dataset import Source
 from metaformer.data.loader import Batch, Stop
 from metaformer.data.sampler import EvalSampler
 from metaformer.engine.distributed import World
+from metaformer.engine.lock import lock
 from metaformer.engine.predict import Predictor
 from metaformer.engine.progress import Progress
 from metaformer.engine.settings import differences
@@ -68,15 +69,29 @@ def predict_all(
     place = Path(out)
     _claim(place, {"data": data, "pictures": len(source), "processes": world.size, **_settings(predictor)})
     whole = place / f"part-{world.rank:05d}-of-{world.size:05d}.jsonl"
+    with lock(place / f".lock-{world.rank:05d}", str(whole)):
+        return _predict(predictor, source, whole, world, skip_bad, stop)
+
+
+def _predict(
+    predictor: Predictor, source: Source, whole: Path, world: World, skip_bad: bool, stop: Stop | None
+) -> Bulk:
+    part = whole.with_name(f".{whole.name}")
     mine = len(range(world.rank, len(source), world.size))
     if whole.exists():
-        return Bulk(whole, mine, _count_bad(whole), mine)
-    part = whole.with_name(f".{whole.name}")
-    before, bad = _mend(part), _count_bad(part)
+        done = _Done(whole, mine)
+        if done.lines < mine or done.cut:
+            raise OutputError(
+                f"{whole}: damaged after {done.lines} of {mine} lines: delete it to make it anew"
+            )
+        return Bulk(whole, mine, done.bad, mine)
+    done = _Done(part, mine)
+    done.mend()
+    bad = done.bad
     sampler = EvalSampler(
-        len(source), batch_size=predictor.batch_size, rank=world.rank, world=world.size, start=before
+        len(source), batch_size=predictor.batch_size, rank=world.rank, world=world.size, start=done.lines
     )
-    progress = Progress(mine, before, 1, quiet=not world.main)
+    progress = Progress(mine, done.lines, 1, quiet=not world.main)
     try:
         with _appending(part) as stream:
             for batch, results in predictor.batches(source, sampler, stop=stop, skip_bad=skip_bad):
@@ -90,7 +105,7 @@ def predict_all(
     finally:
         progress.close()
     part.replace(whole)
-    return Bulk(whole, mine, bad, before)
+    return Bulk(whole, mine, bad, done.lines)
 
 
 def _settings(predictor: Predictor) -> dict[str, Any]:
@@ -111,6 +126,8 @@ def _claim(place: Path, job: dict[str, Any]) -> None:
         there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     except (OSError, ValueError) as error:
         raise OutputError(f"{file}: cannot be read ({error}): choose another folder") from error
+    if there is not None and not isinstance(there, dict):
+        raise OutputError(f"{file}: damaged: choose another folder, or delete it if you know what lies there")
     if there is None:
         if place.is_dir() and any(not name.startswith(".") for name in os.listdir(place)):
             raise OutputError(f"{place}: holds something else already: choose another folder")
@@ -125,25 +142,40 @@ def _claim(place: Path, job: dict[str, Any]) -> None:
         )
 
 
-def _mend(part: Path) -> int:
-    """Cut off half a line that a killed process left; gives the number of whole ones."""
-    if not part.exists():
-        return 0
-    lines = size = 0
-    with part.open("rb+") as stream:
-        for line in stream:
-            if not line.endswith(b"\n"):
-                break
-            lines, size = lines + 1, size + len(line)
-        stream.truncate(size)
-    return lines
+class _Done:
+    """What stands in a part: whole lines from its beginning, up to the first that is none."""
+
+    def __init__(self, file: Path, most: int) -> None:
+        self.file, self.lines, self.bad, self.size, self.cut = file, 0, 0, 0, False
+        try:
+            with file.open("rb") as stream:
+                for line in stream:
+                    values = _values(line)
+                    if values is None:
+                        self.cut = True
+                        break
+                    self.lines, self.size = self.lines + 1, self.size + len(line)
+                    self.bad += "error" in values
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OutputError(f"{file}: cannot be read ({error.strerror}): delete it") from error
+        if self.lines > most:
+            raise OutputError(f"{file}: {self.lines} lines for {most} pictures: delete it to make it anew")
+
+    def mend(self) -> None:
+        """Cut off what a killed process, or machine, left unfinished: it is done again."""
+        if self.cut:
+            os.truncate(self.file, self.size)
 
 
-def _count_bad(file: Path) -> int:
-    if not file.exists():
-        return 0
-    with file.open(encoding="utf-8") as stream:
-        return sum("error" in json.loads(line) for line in stream)
+def _values(line: bytes) -> dict[str, Any] | None:
+    """A line's object; None where it is half a line, or none of ours."""
+    try:
+        values = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and "path" in values else None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from metaformer.data.preprocess import Preprocess
 from metaformer.engine.checkpoint import STATE, Saved, read_checkpoint
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.manifest import MANIFEST
-from metaformer.engine.run_dir import find_checkpoint
+from metaformer.engine.run_dir import RunDir, find_checkpoint
 from metaformer.engine.settings import from_dict
 from metaformer.engine.trainer import autocast
 from metaformer.errors import ConfigError, DataError, WeightsError
@@ -132,6 +132,8 @@ def _published(directory: Path) -> Bundle:
     """A directory as `save_pretrained` writes it."""
     from metaformer.models import from_pretrained
 
+    if RunDir(directory).begun:
+        raise WeightsError(f"{directory}: this run has no checkpoint yet")
     if not (directory / "config.json").exists():
         raise WeightsError(
             f"{directory}: neither a run, a checkpoint, nor a model that save_pretrained wrote"

@@ -26,7 +26,7 @@ from metaformer.engine.random_state import random_state, set_random_state
 from metaformer.engine.run_dir import RunDir
 from metaformer.engine.settings import to_dict
 from metaformer.engine.trainer import Refused, Trainer
-from metaformer.errors import DataError, Interrupted, OutputError, TrainingError
+from metaformer.errors import DataError, Interrupted, MetaFormerError, OutputError, TrainingError
 from metaformer.ops.ranks import any_rank, gather, in_step, share_trouble, total
 from metaformer.tasks.task import Task
 
@@ -149,7 +149,7 @@ class Loop:
         parts = iter(lambda: list(islice(batches, self.sampler.accumulate)), [])
         try:
             yield from in_step(parts, self.total - self.trainer.step)
-        except (DataError, TrainingError):
+        except MetaFormerError:
             self._save_once()  # ranks stop here together: what was learned so far is kept
             raise
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from metaformer.data.folder import EXTENSIONS
+from metaformer.data.folder import EXTENSIONS, check_name
 from metaformer.data.image import read_image
 from metaformer.errors import DataError
 
@@ -70,4 +70,6 @@ def _files(place: str | Path) -> list[Path]:
         raise DataError(f"{place}: no such file or folder")
     if not found:
         raise DataError(f"{place}: no pictures in this {kind}")
+    for file in found:
+        check_name(file)
     return sorted(found)

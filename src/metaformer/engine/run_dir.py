@@ -1,16 +1,15 @@
 """The directory of a run: what lies where, and whether it may be written."""
 
-import fcntl
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from metaformer.engine.checkpoint import Saved, checkpoints, newest, read_checkpoint, recover_all
+from metaformer.engine.lock import is_held, lock
 from metaformer.engine.manifest import recover
 from metaformer.engine.whole_file import whole_file
 from metaformer.errors import OutputError, WeightsError
@@ -62,12 +61,8 @@ class RunDir:
             # what cannot be listed would look like a run without checkpoints, and begin anew
             raise OutputError(f"{steps}: is no folder that may be read and written")
 
-    @contextmanager
-    def writing(self, patience: float = 10.0) -> Iterator[None]:
+    def writing(self, patience: float | None = None) -> AbstractContextManager[None]:
         """Make the directory and keep it for this process, so that no two write the same run.
-
-        The lock is the operating system's: it ends with the process, however that ends. The data workers of
-        a killed process hold it some seconds longer, till they notice.
 
         Args:
             patience: seconds to wait for another process to end.
@@ -75,29 +70,17 @@ class RunDir:
         Raises:
             OutputError: another process writes this run, or the directory cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            stream = (self.path / LOCK).open("a")
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot make this folder ({error.strerror})") from error
-        with stream:
-            until = time.monotonic() + patience
-            while not (held := _lock(stream)) and time.monotonic() < until:
-                time.sleep(0.2)
-            if not held:
-                raise OutputError(
-                    f"{self.path}: another process is writing this run: wait for it, or stop it"
-                )
-            yield
+        return lock(self.path / LOCK, str(self.path), patience)
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether a run has begun here."""
+        return (self.path / LOCK).exists()
 
     @property
     def running(self) -> bool:
         """Tell whether some process is writing this run."""
-        try:
-            with (self.path / LOCK).open() as stream:  # which makes none where nothing ever ran
-                return not _lock(stream, fcntl.LOCK_SH)
-        except OSError:
-            return False
+        return is_held(self.path / LOCK)
 
     @property
     def command(self) -> str | None:
@@ -140,14 +123,6 @@ class RunDir:
         text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
         with whole_file(self.config) as stream:
             stream.write(text)
-
-
-def _lock(stream: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
-    try:
-        fcntl.flock(stream, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def find_checkpoint(source: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from metaformer.errors import MetaFormerError, OutputError
+from metaformer.weights.io import check_replaceable
 
 
 @contextmanager
@@ -16,6 +17,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
     Raises:
         OutputError: it cannot be written.
     """
+    check_replaceable(path)
     temporary = path.with_name(f".tmp-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +40,7 @@ def check_place(path: Path) -> None:
     Raises:
         OutputError: it could not.
     """
+    check_replaceable(path)
     probe = path.with_name(f".tmp-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

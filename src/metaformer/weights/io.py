@@ -139,6 +139,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OutputError: the place cannot be written to.
     """
+    check_replaceable(path)
     try:
         with _beside(path) as place:
             write(place)
@@ -148,6 +149,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         sync(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise OutputError(f"{path}: cannot be written ({error})") from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse a name that a whole file cannot be moved to; a device would be replaced by a file.
+
+    Raises:
+        OutputError: there is something there that is no ordinary file.
+    """
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: cannot be written (it is no ordinary file)")
 
 
 def unlock(path: Path) -> None:
