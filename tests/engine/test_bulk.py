@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -6,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from metaformer.data.folder import ImageFolder
 from metaformer.engine.bulk import predict_all
@@ -123,6 +125,13 @@ def test_predictions_of_something_else_are_not_mixed_in(
     predict_all(predictor, source, tmp_path / "out", World())
     with pytest.raises(OutputError, match=r"in another way \(processes: 1 → 2\)"):
         predict_all(predictor, source, tmp_path / "out", World(0, 0, 2))
+    with pytest.raises(OutputError, match="pictures_sha256"):
+        predict_all(predictor, ImageFolder(pets, "train"), tmp_path / "out", World())
+    other = copy.deepcopy(predictor)
+    with torch.no_grad():
+        other.bundle.model.head.fc.bias[0] += 1
+    with pytest.raises(OutputError, match="weights_sha256"):
+        predict_all(other, source, tmp_path / "out", World())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(OutputError, match="holds something else already"):

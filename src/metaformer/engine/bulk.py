@@ -1,5 +1,6 @@
 """Predictions for a whole data set: one file from each process, written so that a stop loses nothing."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+import torch
 
 from metaformer.data.dataset import Source
 from metaformer.data.loader import Batch, Stop
@@ -67,7 +70,7 @@ def predict_all(
         Interrupted: `stop` said so.
     """
     place = Path(out)
-    _claim(place, {"data": data, "pictures": len(source), "processes": world.size, **_settings(predictor)})
+    _claim(place, data, {**_pictures(source), "processes": world.size, **_network(predictor)})
     whole = place / f"part-{world.rank:05d}-of-{world.size:05d}.jsonl"
     with lock(place / f".lock-{world.rank:05d}", str(whole)):
         return _predict(predictor, source, whole, world, skip_bad, stop)
@@ -108,9 +111,23 @@ def _predict(
     return Bulk(whole, mine, bad, done.lines)
 
 
-def _settings(predictor: Predictor) -> dict[str, Any]:
-    bundle = predictor.bundle
+def _pictures(source: Source) -> dict[str, Any]:
+    """How many there are, and which in what order."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(f"{source.path(index)}\n".encode(errors="surrogateescape"))
+    return {"pictures": len(source), "pictures_sha256": digest.hexdigest()}
+
+
+def _network(predictor: Predictor) -> dict[str, Any]:
+    bundle, digest = predictor.bundle, hashlib.sha256()
+    for name, value in bundle.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return {
+        "weights_sha256": digest.hexdigest(),
+        "amp": bundle.amp,
+        "crops": predictor.crops,
         "model": bundle.name,
         "preprocess": bundle.preprocess.to_dict(),
         "classes": len(predictor.classes),
@@ -119,7 +136,7 @@ def _settings(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def _claim(place: Path, job: dict[str, Any]) -> None:
+def _claim(place: Path, data: str, job: dict[str, Any]) -> None:
     """Write down whose predictions the folder holds, or compare with what stands there."""
     file = place / JOB
     try:
@@ -133,9 +150,9 @@ def _claim(place: Path, job: dict[str, Any]) -> None:
             raise OutputError(f"{place}: holds something else already: choose another folder")
         own = place / f".job-{os.getpid()}.json"  # all processes write the same, each from a file of its own
         with whole_file(own) as stream:
-            stream.write(json.dumps(job, indent=1) + "\n")
+            stream.write(json.dumps({"data": data, **job}, indent=1) + "\n")
         own.replace(file)
-    elif changed := differences(there, job):
+    elif changed := differences({name: value for name, value in there.items() if name != "data"}, job):
         raise OutputError(
             f"{place}: holds predictions made in another way ({'; '.join(changed)}): go on as before, "
             "or choose another folder"

@@ -63,7 +63,7 @@ class Predictor:
         bundle = open_bundle(source, checkpoint, classes=classes).looking(image_size)
         self.bundle = bundle.placed(place, amp)
         self.classes = bundle.classes or _numbered(int(bundle.model.num_classes))  # type: ignore[arg-type]
-        self.top_k, self.flip = min(top_k, len(self.classes)), flip
+        self.top_k, self.flip, self.crops = min(top_k, len(self.classes)), flip, crops
         self.batch_size, self.workers = batch_size, workers
         self._transform = bundle.preprocess.transform(crops)
 
