@@ -23,7 +23,7 @@ def test_what_no_configuration_needs_is_refused(tmp_path: Path, text: str, told:
         check_yaml(file)
 
 
-@pytest.mark.parametrize("text", ["", "seed: 1", "a: {b: [1, [2, 3]], c: null}\nd: {b: 1}"])
+@pytest.mark.parametrize("text", ["", "seed: 1", "a: {b: [1, [2, 3]], c: null}\nd: {b: 1}", "? [a, b]\n: 1"])
 def test_plain_files_pass(tmp_path: Path, text: str) -> None:
     file = tmp_path / "own.yaml"
     file.write_text(text)

@@ -170,3 +170,22 @@ def test_a_shard_comes_back_as_it_was_written(tmp_path: Path) -> None:
         shard.add("a", label, data)
     shard.close()
     assert list(read_parquet(tmp_path / "x.parquet")) == rows
+
+
+def test_a_flipped_bit_never_gets_into_the_cache(shards: Path) -> None:
+    file = sorted((shards / "train").glob("*.parquet"))[0]
+    good = file.read_bytes()
+    bad = bytearray(good)
+    bad[len(bad) // 2] ^= 1
+    file.write_bytes(bad)
+    with pytest.raises(DataError, match=r"sha256.*copy it again"):
+        opened(shards)
+    file.write_bytes(good)
+    data = opened(shards)
+    assert all(data.image(i).size for i in range(len(data)))
+
+
+def test_an_empty_index_is_damage(shards: Path) -> None:
+    (shards / "shards.json").write_bytes(b"")
+    with pytest.raises(DataError, match="not an index of shards"):
+        opened(shards)

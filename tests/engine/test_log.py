@@ -51,3 +51,10 @@ def test_without_tensorboard_a_line_says_how_to_get_it(tmp_path: Path) -> None:
         sys.modules.update(kept)
     assert len(told) == 1 and "pip install 'metaformer[log]'" in told[0]
     assert read_log(tmp_path)[0]["loss"] == 1.0
+
+
+def test_a_line_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"kind": "train", "step": 1}\n\xff\xfe\n{"kind": "eval", "step": 2}\n'
+    )
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2]

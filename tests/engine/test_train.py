@@ -125,6 +125,14 @@ def test_a_changed_configuration_is_named(
     assert "schedule.epochs: 1 → 2" in told and "threads: 1 → 2" in told
 
 
+def test_a_best_that_was_removed_is_measured_anew(configure: Configure, tmp_path: Path) -> None:
+    result = train(configure(), tmp_path)
+    shutil.rmtree(tmp_path / "best")
+    again = train(configure(), tmp_path, resume="auto")
+    assert again.complete and again.best_step == 8 and (tmp_path / "best" / "state.json").is_file()
+    assert again.metrics == result.metrics
+
+
 def test_only_the_newest_checkpoints_are_kept(configure: Configure, tmp_path: Path) -> None:
     train(configure(runtime={"save_every": 1, "keep": 2}), tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_7", "step_8"]

@@ -45,9 +45,10 @@ def _repeated(node: yaml.Node | None) -> Iterator[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
-            if key.value in seen:
+            name = str(key.value)  # of a key that is no word, its parts: the parser has its say on those
+            if name in seen:
                 yield key
-            seen.add(str(key.value))
+            seen.add(name)
             yield from _repeated(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from metaformer.data.address import is_remote
 from metaformer.data.image import decode_image
-from metaformer.data.shards import Shards, label_numbers, tags
+from metaformer.data.shards import Shards, damaged_shards, label_numbers, tags
 from metaformer.errors import BadImage, DataError, MissingPackage
 
 ROW_GROUP: Final = 32 << 20
@@ -165,6 +165,7 @@ def _open(shards: Shards) -> Any:
     """Give the rows, from `datasets`' cache; it is filled where it does not hold these very contents."""
     datasets, _ = _packages()
     from datasets.data_files import DataFilesDict, DataFilesList
+    from datasets.io.parquet import ParquetDatasetReader
 
     files = DataFilesDict(
         rows=DataFilesList(
@@ -176,9 +177,15 @@ def _open(shards: Shards) -> Any:
     if quiet:
         datasets.disable_progress_bars()
     try:
-        return datasets.Dataset.from_parquet(
-            files, split="rows", cache_dir=os.environ.get("HF_DATASETS_CACHE")
+        reader = ParquetDatasetReader(
+            files, split=datasets.NamedSplit("rows"), cache_dir=os.environ.get("HF_DATASETS_CACHE")
         )
+        if not is_remote(shards.root) and not os.path.isdir(reader.builder.cache_dir):
+            for damage in damaged_shards(shards):  # once: what is in the cache is not looked at again
+                raise DataError(f"{damage}: copy it again, or shard the data again")
+        return reader.read()
+    except DataError:
+        raise
     except Exception as error:  # `datasets` wraps whatever pyarrow and file systems raise
         cause: BaseException = error
         while cause.__cause__ is not None:

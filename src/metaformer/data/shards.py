@@ -90,8 +90,8 @@ def read_index(root: str) -> dict[str, Any] | None:
     Raises:
         DataError: it is damaged.
     """
-    text = read_bytes(f"{root}/{INDEX}", missing=b"")
-    if not text:
+    text = read_bytes(f"{root}/{INDEX}", missing=b"null")
+    if text == b"null":
         return None
     try:
         values = json.loads(text)

@@ -91,7 +91,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """Lines of a run in order, without those that a resumed run took back and did again."""
     lines: list[dict[str, Any]] = []
     file = run / FILE
-    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
         try:
             line = json.loads(text)
         except ValueError:

@@ -96,6 +96,9 @@ class Loop:
         self.metrics = dict(state["metrics"])
         self.bad, self.refused, self.cut = set(state["bad_images"]), state["refused"], state["cut"]
         self.saved = self.trainer.step
+        if any_rank(self.world.main and self.best.step > 0 and not self.run_dir.best.is_dir())[0]:
+            # somebody has removed it: what comes next is the best, and at the end of an epoch that is this
+            self.best, self.cut = Best(), self.trainer.step % self.sampler.steps == 0
         if state["world_size"] == self.world.size:
             own, prefix = saved.tensors("random"), f"rank_{self.world.rank}."
             mine = {k.removeprefix(prefix): value for k, value in own.items() if k.startswith(prefix)}
