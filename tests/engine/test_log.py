@@ -54,7 +54,6 @@ def test_without_tensorboard_a_line_says_how_to_get_it(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_bytes(
-        b'{"kind": "train", "step": 1}\n\xff\xfe\n{"kind": "eval", "step": 2}\n'
-    )
+    lines = b'{"kind": "train", "step": 1}', b"\xff\xfe", b'{"kind": "eval", "step": 2}'
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2]

@@ -15,6 +15,7 @@ import torch
 
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.log import read_log
+from metaformer.engine.run_dir import RunDir
 from metaformer.engine.settings import to_dict
 from metaformer.engine.train import train
 from metaformer.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
@@ -94,6 +95,23 @@ def test_a_run_is_not_overwritten(configure: Configure, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"holds a run already.*--resume auto"):
         train(config, tmp_path)
     assert train(config, tmp_path, resume="auto").steps == 4
+
+
+def test_a_run_that_ended_while_another_waited_is_not_overwritten(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(schedule={"epochs": 1})
+    honest = RunDir.writing
+
+    def late(self: RunDir, patience: float | None = None) -> Any:
+        """Another process was first, and has finished."""
+        monkeypatch.setattr(RunDir, "writing", honest)
+        train(config, tmp_path)
+        return honest(self, patience)
+
+    monkeypatch.setattr(RunDir, "writing", late)
+    with pytest.raises(OutputError, match="holds a run already"):
+        train(config, tmp_path)
 
 
 def test_auto_passes_over_a_damaged_checkpoint_and_an_explicit_path_does_not(

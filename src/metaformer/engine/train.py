@@ -113,6 +113,7 @@ def _open(run: RunDir, resume: str | None, world: World, held: ExitStack) -> Sav
     if world.main:
         try:
             held.enter_context(run.writing())
+            run.check(resume)  # again: who wrote here just now may have finished
             saved = run.open(resume, _say)
         except MetaFormerError as error:
             trouble = error
