@@ -1,0 +1,77 @@
+"""The tasks that the suite is run for: a new task is one more entry of `TASKS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Plain = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a task's runs learn from, and how."""
+
+    task: str
+    recipe: str
+    """A recipe whose settings `config` replaces."""
+    write: Callable[[Path], None]
+    """Makes the data below a folder: 24 training pictures, so that a batch of 6 makes 4 steps an epoch."""
+    config: Plain
+    """Epochs of 4 steps, a checkpoint of more than 20 MB each 2, everything random switched on."""
+    picture: str
+    """The training picture that the faults of workers happen at; part of its path."""
+    index: int
+    """Its place in the data."""
+
+    def settings(self, data: Path, sections: Plain) -> Plain:
+        """The case's configuration with some fields changed, section by section."""
+        plain = {name: dict(fields) for name, fields in self.config.items()}
+        plain["data"]["root"] = str(data)
+        for name, fields in sections.items():
+            plain[name] = {**plain.get(name, {}), **fields}
+        return plain
+
+
+def coloured_squares(root: Path) -> None:
+    """Three classes of 8 pictures told apart by colour, faintly: the best weights come step by step."""
+    draw = np.random.RandomState(0)
+    for split in ("train", "val"):
+        for channel, name in enumerate(("ant", "bee", "cat")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(8):
+                pixels = draw.randint(0, 180, (36 + i, 40, 3), dtype=np.uint8)
+                pixels[..., channel] += 30 * (i + 1) // 8
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+CLASSIFY = Case(
+    "classify",
+    "demo/classify",
+    coloured_squares,
+    {
+        "model": {
+            "name": "poolformer_n",
+            "overrides": {"depths": [1, 1, 1, 1], "dims": [64, 128, 192, 256]},
+            "drop_path_rate": 0.2,
+            "head_dropout": 0.2,
+        },
+        "data": {"image_size": 32, "batch_size": 6, "eval_batch_size": 4, "workers": 0},
+        "augment": {"mixup": 0.8, "cutmix": 1.0, "erase": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1"},
+        "optim": {"lr": 1e-3, "accumulate": 1, "clip": 1.0},
+        "schedule": {"epochs": 15, "warmup_epochs": 1, "min_lr": 0.0, "cooldown_epochs": 0},
+        "ema": {"decay": 0.9},
+        "evaluate": {"every": 2},
+        "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "save_every": 2, "keep": 2},
+    },
+    "bee/3.png",
+    11,
+)
+
+TASKS = {case.task: case for case in (CLASSIFY,)}
+EPOCH = 4
+"""Steps of an epoch."""

@@ -1,0 +1,177 @@
+"""What breaks training runs, done to them on purpose: `make faults` prints what they survived."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from faults.case import TASKS, Case
+from faults.run import Run, torchrun
+
+HERE = Path(__file__).parent
+RECORD = "fault"
+Tally = Callable[[str, str, bool], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="faults: as often as the figures of the README say")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "often(short, whole): run so often, each time as another `attempt`")
+    config.pluginmanager.register(Table(), "fault-table")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "attempt" in metafunc.fixturenames:
+        metafunc.parametrize("attempt", range(max(_attempts(metafunc.definition), 1)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.faults)
+    config.hook.pytest_deselected(items=[item for item in items if not _attempts(item)])
+    items[:] = [item for item in items if _attempts(item)]
+
+
+def _attempts(item: pytest.Item) -> int:
+    """How often a test is asked for; 0 leaves it to the whole suite."""
+    marker = item.get_closest_marker("often")
+    if marker is None:
+        return 1
+    short, whole = marker.args
+    attempts: int = whole if item.config.getoption("full", default=False) else short
+    return attempts
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether the whole suite was asked for, not its short form."""
+    return bool(request.config.getoption("full", default=False))
+
+
+@pytest.fixture(scope="session")
+def often(full: bool) -> Callable[[int, int], int]:
+    """Choose how often to try: `often(short, whole)`."""
+    return lambda short, whole: whole if full else short
+
+
+@pytest.fixture(scope="session", params=TASKS.values(), ids=TASKS)
+def case(request: pytest.FixtureRequest) -> Case:
+    """Each task in turn."""
+    chosen: Case = request.param
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of pytest-xdist see."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "faults"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(case: Case, shared: Path) -> Path:
+    """The case's pictures."""
+    folder = shared / case.task
+    with FileLock(shared / f"{case.task}.lock"):
+        if not folder.exists():
+            case.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def epochs(often: Callable[[int, int], int]) -> int:
+    """Length of a run: 60 steps in the whole suite."""
+    return often(4, 15)
+
+
+@pytest.fixture(scope="session")
+def straight(case: Case, data: Path, shared: Path, epochs: int) -> Run:
+    """A run that nothing happens to; not to be changed."""
+    run = Run(case, data, shared / f"{case.task}-straight", epochs)
+    with FileLock(shared / f"{case.task}-straight.lock"):
+        if not run.path.exists():
+            run.finish()
+    return run
+
+
+@pytest.fixture(scope="session")
+def together(case: Case, data: Path, shared: Path, epochs: int) -> Run:
+    """A run of two processes that nothing happens to; not to be changed."""
+    run = Run(case, data, shared / f"{case.task}-together", epochs)
+    with FileLock(shared / f"{case.task}-together.lock"):
+        if not run.path.exists():
+            run.finish(launcher=torchrun())
+    return run
+
+
+@pytest.fixture
+def new_run(case: Case, data: Path, tmp_path: Path, epochs: int) -> Iterator[Callable[..., Run]]:
+    """Make runs of the case; their processes are ended with the test."""
+    runs: list[Run] = []
+
+    def make(name: str = "it", **sections: Any) -> Run:
+        runs.append(Run(case, data, tmp_path / name, epochs, **sections))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.clean_up()
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """Count one try for the table: `tally(item, what, survived)`; `item` is the acceptance suite's number.
+
+    Call it before the assertion, so that a try that was not survived is counted too.
+    """
+    node = request.node
+
+    def count(item: str, what: str, survived: bool) -> None:
+        node.user_properties.append((RECORD, [str(item), what, bool(survived)]))
+
+    return count
+
+
+class Table:
+    """Adds up the tallies of all tests, also those that ran in xdist's processes, and prints them."""
+
+    def __init__(self) -> None:
+        self.tried: Counter[tuple[str, str]] = Counter()
+        self.survived: Counter[tuple[str, str]] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "teardown":  # every phase's report carries the properties: count one of them
+            return
+        for name, value in report.user_properties:
+            if name == RECORD:
+                item, what, survived = value
+                self.tried[item, what] += 1
+                self.survived[item, what] += survived
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.tried:
+            return
+        write = terminalreporter.write_line
+        terminalreporter.section("faults: how often tried, how often survived")
+        width = max(len(what) for _, what in self.tried)
+        write(f"{'item':>4}  {'what':<{width}}  {'tries':>5}  {'survived':>8}")
+        for item, what in sorted(self.tried, key=_order):
+            tried, survived = self.tried[item, what], self.survived[item, what]
+            mark = "" if tried == survived else "  <-- NOT ALL"
+            write(f"{item:>4}  {what:<{width}}  {tried:>5}  {survived:>8}{mark}")
+        write(f"{'':>4}  {'together':<{width}}  {self.tried.total():>5}  {self.survived.total():>8}")
+
+
+def _order(key: tuple[str, str]) -> tuple[int, str, str]:
+    item, what = key
+    digits = "".join(letter for letter in item if letter.isdigit())
+    return int(digits or 999), item, what

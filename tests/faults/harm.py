@@ -1,0 +1,265 @@
+"""What is done to a run from inside its process: the library itself has no hook for any of it."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import get_worker_info
+
+from metaformer.data.folder import ImageFolder
+from metaformer.engine.trainer import Trainer
+
+Fault = dict[str, Any]
+RANK = int(os.environ.get("RANK", "0"))
+
+
+def arm(fault: Fault) -> None:
+    """Prepare one fault: `{"kind": …}` with what that kind needs; `rank` limits it to one process."""
+    if fault and fault.get("rank", RANK) == RANK and _is_due(fault):
+        KINDS[fault["kind"]](fault)
+
+
+def log_samples(path: str) -> None:
+    """Note for each step that was taken what it was taken on."""
+    honest = Trainer.take_step
+
+    def take_step(self: Trainer, batches: Any, epoch: int) -> Any:
+        step = self.step
+        indices = [int(index) for batch in batches for index in batch.indices]
+        pixels = hashlib.sha256()
+        for batch in batches:
+            pixels.update(batch.images.contiguous().numpy().tobytes())
+        figures = honest(self, batches, epoch)
+        line = {"step": step, "indices": indices, "pixels": pixels.hexdigest()}
+        with open(f"{path}.{RANK}", "a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        return figures
+
+    Trainer.take_step = take_step  # type: ignore[method-assign]
+
+
+def mark(**what: Any) -> None:
+    """Tell the test that the fault happens now."""
+    with open(os.environ["MF_MARK"], "a") as stream:
+        stream.write(json.dumps({"time": time.time(), "pid": os.getpid(), "rank": RANK, **what}) + "\n")
+
+
+def _is_due(fault: Fault) -> bool:
+    """A fault of the first start only is over once it has left its mark."""
+    return not (fault.get("once") and Path(os.environ["MF_MARK"]).exists())
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- between the operations of a save -------------------------------------------------------------
+
+
+def _point(fault: Fault) -> None:
+    """Kill this process at a named point of a save, at its `time`-th occurrence."""
+    reached, wanted = 0, int(fault.get("time", 1))
+    name = fault["point"]
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal reached
+        if event in EVENTS and POINTS[name](event, *map(_text, arguments[:2])):
+            reached += 1
+            if reached == wanted:
+                mark(point=name)
+                _die()
+
+    sys.addaudithook(hook)
+
+
+def _text(argument: object) -> str:
+    return os.fsdecode(argument) if isinstance(argument, (str, bytes, os.PathLike)) else ""
+
+
+EVENTS = ("open", "os.rename", "shutil.rmtree", "os.mkdir", "os.remove", "os.rmdir")
+POINTS: dict[str, Callable[[str, str, str], bool]] = {
+    "before_write": lambda event, path, _: event == "os.mkdir" and Path(path).name.startswith(".tmp-step_"),
+    "before_manifest": lambda event, path, mode: (
+        event == "open" and path.endswith("manifest.json") and ".tmp-step_" in path and "w" in mode
+    ),
+    "before_rename": lambda event, _, to: event == "os.rename" and Path(to).name.startswith("step_"),
+    "before_best": lambda event, _, to: event == "os.rename" and Path(to).name == ".old-best",
+    "between_renames": lambda event, old, to: (
+        event == "os.rename" and Path(to).name == "best" and Path(old).with_name(".old-best").exists()
+    ),
+    "before_retention": lambda event, old, _: event == "os.rename" and Path(old).name.startswith("step_"),
+    "during_retention": lambda event, path, _: (
+        event == "shutil.rmtree" and Path(path).name.startswith(".tmp-step_") and Path(path).exists()
+    ),
+}
+
+
+# --- workers --------------------------------------------------------------------------------------
+
+
+def _picture(fault: Fault) -> None:
+    """Let reading one picture of a split end in `how`, from the `after`-th step's time on."""
+    honest = ImageFolder.image
+
+    def image(self: ImageFolder, index: int) -> Any:
+        mine = self.folder.name == fault.get("split", "train") and fault.get("index", index) == index
+        if mine and (get_worker_info() is not None or fault.get("anywhere")) and _started(fault):
+            if not fault.get("quiet"):
+                mark(how=fault["how"], index=index)
+            ENDS[fault["how"]](fault)
+        return honest(self, index)
+
+    ImageFolder.image = image  # type: ignore[method-assign]
+
+
+def _started(fault: Fault) -> bool:
+    samples = Path(f"{os.environ['MF_SAMPLES']}.0")
+    return not fault.get("after") or (
+        samples.exists() and len(samples.read_text().splitlines()) >= fault["after"]
+    )
+
+
+def _raise(fault: Fault) -> None:
+    raise RuntimeError("a bug in somebody's transform")
+
+
+def _eat_memory(fault: Fault) -> None:
+    import resource
+
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**29, mapped + 2**29))
+    bytearray(2**30)  # as a large picture takes
+
+
+ENDS: dict[str, Callable[[Fault], object]] = {
+    "killed": lambda fault: _die(),
+    "raises": _raise,
+    "exits": lambda fault: os._exit(3),
+    "hangs": lambda fault: time.sleep(10**6),
+    "stopped": lambda fault: os.kill(os.getpid(), signal.SIGSTOP),
+    "memory": _eat_memory,
+    "slow": lambda fault: time.sleep(fault["seconds"]),
+}
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+def _step(fault: Fault) -> None:
+    """Let something happen as step `step` is taken."""
+    honest = Trainer.take_step
+
+    def take_step(self: Trainer, batches: Any, epoch: int) -> Any:
+        if self.step == fault["step"] and _is_due(fault):
+            mark(how=fault["how"], step=self.step)
+            STEP_ENDS[fault["how"]](fault)
+        return honest(self, batches, epoch)
+
+    Trainer.take_step = take_step  # type: ignore[method-assign]
+
+
+STEP_ENDS: dict[str, Callable[[Fault], object]] = {
+    "killed": lambda fault: _die(),
+    "raises": _raise,
+    "exits": lambda fault: os._exit(3),
+    "stopped": lambda fault: os.kill(os.getpid(), signal.SIGSTOP),
+    "slow": lambda fault: time.sleep(fault["seconds"]),
+    "waits": lambda fault: time.sleep(10**6),
+}
+
+
+def _poison(fault: Fault) -> None:
+    """Put a number that is none into `where` (input, loss, gradient, buffer) at some `steps`."""
+    honest = Trainer.take_step
+
+    def take_step(self: Trainer, batches: Any, epoch: int) -> Any:
+        if self.step + getattr(self, "refused", 0) not in fault["steps"]:
+            return honest(self, batches, epoch)
+        before = _digest(self)
+        undo = POISONS[fault["where"]](self, batches, float(fault.get("value", "nan")))
+        files = self.task.names(batches[0])
+        try:
+            return honest(self, batches, epoch)
+        finally:
+            undo()
+            mark(step=self.step, before=before, after=_digest(self), files=files)
+
+    Trainer.take_step = take_step  # type: ignore[method-assign]
+
+
+def _digest(trainer: Trainer) -> str:
+    """Weights, buffers, moments and average, to the bit."""
+    groups, _ = trainer.groups()
+    whole = hashlib.sha256()
+    for group in sorted(groups):
+        for name, tensor in sorted(groups[group].items()):
+            whole.update(name.encode() + tensor.detach().contiguous().cpu().numpy().tobytes())
+    return whole.hexdigest()
+
+
+def _poison_input(trainer: Trainer, batches: Any, value: float) -> Callable[[], object]:
+    batches[0].images[1, ..., 3, 5] = value
+    return lambda: None
+
+
+def _poison_loss(trainer: Trainer, batches: Any, value: float) -> Callable[[], object]:
+    honest = trainer.task.losses
+
+    def losses(*arguments: Any) -> Any:
+        return {name: loss * value for name, loss in honest(*arguments).items()}
+
+    trainer.task.losses = losses  # type: ignore[method-assign]
+    return lambda: vars(trainer.task).pop("losses")
+
+
+def _poison_gradient(trainer: Trainer, batches: Any, value: float) -> Callable[[], object]:
+    parameter = list(trainer.task.model.parameters())[3]
+    handle = parameter.register_hook(lambda gradient: torch.full_like(gradient, value))
+    return handle.remove
+
+
+def _poison_activation(trainer: Trainer, batches: Any, value: float) -> Callable[[], object]:
+    """What a layer gives, in the middle of the network."""
+    norms = [m for name, m in trainer.task.model.named_modules() if name.endswith("norm2")]
+    handle = norms[len(norms) // 2].register_forward_hook(lambda module, _, out: out * value)
+    return handle.remove
+
+
+POISONS: dict[str, Callable[[Trainer, Any, float], Callable[[], object]]] = {
+    "input": _poison_input,
+    "loss": _poison_loss,
+    "gradient": _poison_gradient,
+    "activation": _poison_activation,
+}
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+def _slow_evaluation(fault: Fault) -> None:
+    """Let each batch of an evaluation take `seconds`, from the first that comes after `after` steps on."""
+    honest = Trainer.forward
+
+    def forward(self: Trainer, images: Any) -> Any:
+        if self.step >= fault.get("after", 0):
+            mark(how="evaluating", step=self.step)
+            time.sleep(fault["seconds"])
+        return honest(self, images)
+
+    Trainer.forward = forward  # type: ignore[method-assign]
+
+
+KINDS: dict[str, Callable[[Fault], None]] = {
+    "point": _point,
+    "picture": _picture,
+    "step": _step,
+    "poison": _poison,
+    "slow_evaluation": _slow_evaluation,
+}

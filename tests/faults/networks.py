@@ -1,0 +1,30 @@
+"""Every registered network, and what is different in kind among them."""
+
+from dataclasses import replace
+
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.variants import VARIANTS
+from metaformer.models import list_models
+
+DIMS = (8, 8, 16, 16)
+
+
+def structures() -> dict[MetaFormerConfig, list[str]]:
+    """One narrow, shallow network of each kind, with the names of the networks that are of this kind."""
+    kinds: dict[MetaFormerConfig, list[str]] = {}
+    for name in list_models():
+        config = VARIANTS[name]
+        small = replace(
+            config,
+            depths=(1,) * config.stages,
+            dims=DIMS[: config.stages],
+            layer_scale=tuple(scale and 1.0 for scale in config.layer_scale),
+            num_classes=5,
+        )
+        kinds.setdefault(small, []).append(name)
+    return kinds
+
+
+def of_each_kind() -> list[str]:
+    """The first, which is the smallest, of each kind."""
+    return [names[0] for names in structures().values()]

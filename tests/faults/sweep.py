@@ -1,0 +1,116 @@
+"""Kill a process before each single file operation of a save, one after another, and look at what is left.
+
+Run by test_sweep.py in a process of its own, which forks one child per operation. Prints a JSON line.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metaformer.engine.checkpoint import newest, prune, read_checkpoint, step_directory, write_checkpoint
+from metaformer.engine.run_dir import RunDir
+
+OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.chmod")
+
+
+def save(run: RunDir, step: int) -> None:
+    """What the loop does after a step that gave a new best."""
+    tensors = {"weight": torch.full((64, 64), float(step)), "bias": torch.full((64,), -float(step))}
+    write_checkpoint(run.best, {"model": tensors}, {"step": step})
+    write_checkpoint(
+        step_directory(run.checkpoints, step), {"model": tensors, "optimizer": tensors}, {"step": step}
+    )
+    prune(run.checkpoints, 2)
+
+
+class Bomb:
+    """Ends this process before its `at`-th file operation below a folder, or only counts them."""
+
+    def __init__(self, folder: Path, at: int | None) -> None:
+        self.folder, self.at, self.count = str(folder), at, 0
+        sys.addaudithook(self)
+        fsync = os.fsync
+        os.fsync = lambda handle: (self("fsync", (self.folder,)), fsync(handle))[1]  # type: ignore[assignment]
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Count what changes or reads files of the run."""
+        inside = event == "fsync" or (
+            event in OPERATIONS
+            and (
+                any(self.folder in os.fsdecode(a) for a in arguments if isinstance(a, (str, bytes, Path)))
+                or event in ("os.remove", "os.rmdir")  # of rmtree, by names relative to a handle
+            )
+        )
+        if not inside:
+            return
+        self.count += 1
+        if self.count == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def child(run: RunDir, at: int | None, count: Path | None = None) -> int:
+    """Save step 6 in another process that dies at an operation; gives its status."""
+    pid = os.fork()
+    if pid == 0:
+        bomb = Bomb(run.path, at)
+        save(run, 6)
+        if count is not None:
+            bomb.folder = "-"
+            count.write_text(str(bomb.count))
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def look(run: RunDir) -> str:
+    """Resume as a new process would, and save once more; gives what is wrong, or nothing."""
+    said: list[str] = []
+    saved = run.open("auto", said.append)
+    if said:
+        return f"took a checkpoint for damaged: {said}"
+    if saved is None or saved.state["step"] not in (4, 6):
+        return f"went on from {saved and saved.state['step']}"
+    for directory, group in ((saved.directory, "optimizer"), (run.best, "model")):
+        held = read_checkpoint(directory)
+        if not bool((held.tensors(group)["weight"] == held.state["step"]).all()):
+            return f"{directory.name} mixes two steps"
+    if read_checkpoint(run.best).state["step"] not in (4, 6):
+        return "best is neither the old one nor the new"
+    save(run, 8)
+    again = newest(run.checkpoints, said.append)
+    if again is None or again.state["step"] != 8 or said:
+        return f"the next save failed: {said}"
+    left = [path.name for path in run.path.rglob(".*") if path.name not in (".lock",)]
+    return f"left {left}" if left else ""
+
+
+def main(folder: Path) -> None:
+    """Try each operation."""
+    torch.set_num_threads(1)
+    template = RunDir(folder / "template")
+    template.path.mkdir(parents=True)
+    for step in (2, 4):
+        save(template, step)
+    counted = folder / "count"
+    shutil.copytree(template.path, folder / "counting")
+    assert child(RunDir(folder / "counting"), None, counted) == 0
+    operations = int(counted.read_text())
+    wrong: list[str] = []
+    for at in range(1, operations + 1):
+        run = RunDir(folder / "it")
+        shutil.rmtree(run.path, ignore_errors=True)
+        shutil.copytree(template.path, run.path)
+        status = child(run, at)
+        problem = "was not killed" if status != -signal.SIGKILL else look(run)
+        if problem:
+            wrong.append(f"operation {at} of {operations}: {problem}")
+    print(json.dumps({"operations": operations, "wrong": wrong}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

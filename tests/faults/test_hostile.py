@@ -1,0 +1,132 @@
+"""Item 7: no file that is opened can run code, or take the machine's memory."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from faults import hostile
+from faults.case import Case
+from faults.run import Run
+
+Tally = Callable[[str, str, bool], None]
+MEMORY = 150.0
+"""Megabytes that opening a file may take, above what an honest command takes."""
+
+
+def opened(honest: list[str], commands: list[list[str]], folder: Path) -> list[dict[str, Any]]:
+    """Run commands one after another; the memory that an honest one takes is taken off."""
+    script = Path(__file__).with_name("open_hostile.py")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        input=json.dumps([honest, *commands]),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    first, *results = map(json.loads, done.stdout.splitlines())
+    assert first["status"] == 0 and len(results) == len(commands), first
+    return [{**result, "megabytes": result["megabytes"] - first["megabytes"]} for result in results]
+
+
+def expect_refusals(
+    honest: list[str],
+    commands: list[list[str]],
+    folder: Path,
+    canary: hostile.Canary,
+    what: str,
+    tally: Tally,
+    ignored: tuple[str, ...] = (),
+) -> None:
+    """Each command is refused in one line, without the file's code being run."""
+    failures = []
+    for command, result in zip(commands, opened(honest, commands, folder), strict=True):
+        lines = result["text"].strip().splitlines()
+        refused = result["status"] in (1, 2) and bool(lines) and "metaformer: error:" in lines[-1]
+        bounded = result["megabytes"] <= MEMORY and result["seconds"] < 15
+        ran = canary.path.exists()
+        canary.path.unlink(missing_ok=True)
+        passed_over = result["status"] == 0 and any(name in " ".join(command) for name in ignored)
+        well = (refused or passed_over) and bounded and not ran and "Traceback" not in result["text"]
+        tally("7", f"hostile {what} opened", well)
+        if not well:
+            figures = f"status {result['status']}, {result['megabytes']:.0f} MB, {result['seconds']:.1f} s"
+            failures.append(f"{command}: {figures}, code run: {ran}: {result['text'][-300:]!r}")
+    assert not failures, "\n".join(failures)
+
+
+def test_weights_run_nothing(tmp_path: Path, tally: Tally) -> None:
+    canary = hostile.Canary(tmp_path / "canary")
+    files = hostile.weights(tmp_path / "weights", canary)
+    commands = [["convert", str(file), str(tmp_path / "out.safetensors"), "--to", "timm"] for file in files]
+    expect_refusals(["--version"], commands, tmp_path, canary, "file of weights", tally)
+
+
+def test_checkpoints_run_nothing(case: Case, straight: Run, data: Path, tmp_path: Path, tally: Tally) -> None:
+    """Read to predict with, and to go on from."""
+    canary = hostile.Canary(tmp_path / "canary")
+    picture = str(next(data.rglob("*.png")))
+    made = hostile.checkpoints(tmp_path / "made", straight.last, canary)
+    honest, *commands = (
+        ["predict", str(path), picture, "--out", str(tmp_path / "found.csv")]
+        for path in (straight.last, *made)
+    )
+    # a prediction does not read these fields, which name code
+    ignored = ("state_import", "state_config", "state_name")
+    expect_refusals(honest, commands, tmp_path, canary, "checkpoint", tally, ignored)
+
+
+def test_configurations_run_nothing(case: Case, data: Path, tmp_path: Path, tally: Tally) -> None:
+    canary = hostile.Canary(tmp_path / "canary")
+    files = hostile.configurations(tmp_path / "configurations", canary)
+    commands = [
+        ["train", case.recipe, str(file), "--data.root", str(data), "--out", str(tmp_path / "run")]
+        for file in files
+    ]
+    expect_refusals(["--version"], commands, tmp_path, canary, "configuration", tally)
+
+
+FORBIDDEN = {
+    *("eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "yaml.full_load"),
+    *("pickle.load", "pickle.loads", "marshal.loads", "shelve.open", "os.system", "os.popen"),
+    *("torch.hub.load", "torch.distributed.checkpoint.FileSystemReader", "FileSystemReader"),
+}
+MODULES = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal", "runpy"}
+
+
+def test_the_source_has_no_way_to_run_what_it_reads(tally: Tally) -> None:
+    """Nor in what is added later."""
+    source = Path(hostile.write_directory.__code__.co_filename).parents[1]
+    found = []
+    for file in sorted(source.rglob("*.py")):
+        problems = [text for node in ast.walk(ast.parse(file.read_text())) for text in _problems(node)]
+        tally("7", "source file without a way to run what is read", not problems)
+        found += [f"{file.relative_to(source)}: {text}" for text in problems]
+    assert not found
+
+
+def _problems(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+        return [name for name in names if name.split(".")[0] in MODULES]
+    if not isinstance(node, ast.Call):
+        return []
+    called = ast.unparse(node.func)
+    words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+    return [
+        text
+        for text, wrong in (
+            (called, called in FORBIDDEN),
+            ("weights_only", words.get("weights_only", "True") != "True"),
+            (called, called == "torch.load" and "weights_only" not in words),
+            ("allow_pickle", words.get("allow_pickle", "False") != "False"),
+            ("trust_remote_code", words.get("trust_remote_code", "False") != "False"),
+            ("shell", words.get("shell", "False") != "False"),
+        )
+        if wrong
+    ]

@@ -1,0 +1,89 @@
+"""Item 8: weights of another model are told apart, name by name, and loaded in part on request alone."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from faults.case import Case
+from faults.run import Run
+from metaformer.errors import WeightsError
+from metaformer.models import create_model, load_weights
+
+Tally = Callable[[str, str, bool], None]
+NewRun = Callable[..., Run]
+SHAPES = re.compile(r"\d+(×\d+)* in the file, \d+(×\d+)* here")
+OTHERS: dict[str, dict[str, Any]] = {
+    "classes": {"num_classes": 7},
+    "channels": {"in_chans": 5},
+    "widths": {"dims": (8, 8, 16, 24)},
+    "depths": {"depths": (1, 1, 2, 1)},
+    "mixers": {"mixers": "sepconv"},
+    "norm": {"norm": "batch_norm"},
+}
+
+
+def network(**changes: Any) -> torch.nn.Module:
+    fields = {"num_classes": 3, "depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), **changes}
+    return create_model("poolformer_n", **fields)
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_file_of_another_model_is_told(what: str, tmp_path: Path, tally: Tally) -> None:
+    file, model = tmp_path / "other.safetensors", network()
+    save_file(network(**OTHERS[what]).state_dict(), file)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(WeightsError) as caught:
+        load_weights(model, file)
+    told = str(caught.value)
+    untouched = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    counts = [
+        int(n) for n in re.findall(r"(\d+) (?:missing in the file|unknown to the model|misshaped)", told)
+    ]
+    sized = bool(SHAPES.search(told)) or what in ("depths", "mixers", "norm")
+    named = all(len(re.findall(r"\b(?:stem|stages|head)\.", line)) <= 10 for line in told.splitlines())
+    well = bool(counts) and str(file) in told and untouched and sized and named
+    tally("8", "weights of another model told apart", well)
+    assert well, told
+    report = load_weights(model, file, partial=True)
+    shown = f"{report.fraction:.1%} of the model" in str(report) and 0 < report.fraction <= 1
+    tally("8", "weights of another model loaded in part, with the share", shown)
+    assert shown, str(report)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_no_other_model(prefix: str, tmp_path: Path, tally: Tally) -> None:
+    """DDP's and torch.compile's, as training scripts save them."""
+    file, model = tmp_path / "wrapped.safetensors", network()
+    save_file({prefix + name: value.clone() for name, value in network().state_dict().items()}, file)
+    report = load_weights(model, file)
+    whole = report.complete and report.fraction == 1
+    same = all(torch.equal(v, load_file(file)[prefix + name]) for name, v in model.state_dict().items())
+    tally("8", "weights with a wrapper's prefix", whole and same)
+    assert whole and same
+
+
+@pytest.mark.often(0, 3)
+def test_a_run_of_another_model_is_not_gone_on_with(
+    case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally
+) -> None:
+    overrides = case.config["model"]["overrides"]
+    model = (
+        {"overrides": {**overrides, "dims": [64, 128, 192, 128]}},
+        {"overrides": {**overrides, "depths": [1, 2, 1, 1]}},
+        {"mixers": "sepconv"},
+    )[attempt]
+    run = new_run()
+    shutil.copytree(straight.path, run.path)
+    end = run.go(model=model)
+    told = "another model" in end.error and (
+        "in the file" in end.error or "unknown to the model" in end.error
+    )
+    same = run.fingerprint() == straight.fingerprint()
+    tally("8", f"{case.task}: --resume into another model", end.status == 1 and told and same)
+    assert end.status == 1 and told and same, end.text

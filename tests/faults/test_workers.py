@@ -1,0 +1,70 @@
+"""Item 12: a data worker that dies, hangs or runs out of memory ends the run soon, with the picture named."""
+
+from collections.abc import Callable
+
+import pytest
+
+from faults.case import Case
+from faults.run import Run
+
+Tally = Callable[[str, str, bool], None]
+NewRun = Callable[..., Run]
+PATIENCE = 4.0
+"""`runtime.timeout` of these runs, in seconds: after it a worker that gives nothing is given up."""
+# How a worker ends; seconds the run may last after that.
+ENDS = {
+    "killed": 5.0,
+    "hangs": PATIENCE + 5,
+    "memory": 5.0,
+    "exits": 5.0,
+    "raises": 5.0,
+}
+
+
+@pytest.mark.often(1, 2 * len(ENDS))
+def test_a_worker_that_fails_is_told_with_its_picture(
+    case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally
+) -> None:
+    """Whether in the middle of an epoch or at the first batch; then the run goes on from what it saved."""
+    how, after = list(ENDS)[attempt % len(ENDS)], 0 if attempt >= len(ENDS) else 6
+    run = new_run(data={"workers": 2}, runtime={"timeout": PATIENCE})
+    victim = run.start(fault={"kind": "picture", "how": how, "index": case.index, "after": after})
+    victim.until(run.marks, "the fault")
+    victim.mark()
+    end = victim.wait()
+    named = case.picture in (end.error or end.text)
+    soon = end.seconds <= ENDS[how]
+    told = end.status == 1 and named and soon and (how == "raises" or "Traceback" not in end.text)
+    kept = run.steps[-1:] == [run.reached] or not run.reached
+    found = f"{run.steps} {run.reached} {end}"
+    run.finish(runtime={})
+    same = run.samples() == straight.samples()
+    tally("12", f"{case.task}: a data worker {WORDS[how]}", told and kept and same)
+    assert told and kept, found
+    assert same
+
+
+WORDS = {
+    "killed": "is killed",
+    "hangs": "hangs",
+    "memory": "runs out of memory",
+    "exits": "leaves",
+    "raises": "raises",
+}
+
+
+@pytest.mark.often(0, 1)
+def test_a_worker_that_fails_in_an_evaluation(
+    case: Case, straight: Run, new_run: NewRun, tally: Tally
+) -> None:
+    run = new_run(data={"workers": 2})
+    victim = run.start(fault={"kind": "picture", "how": "killed", "index": case.index, "split": "val"})
+    victim.until(run.marks, "the fault")
+    victim.mark()
+    end = victim.wait()
+    well = end.status == 1 and end.seconds <= 5 and case.picture in end.error and "val" in end.error
+    run.finish()
+    same = run.fingerprint() == straight.fingerprint()
+    tally("12", f"{case.task}: a data worker is killed in an evaluation", well and same)
+    assert well, str(end)
+    assert same
