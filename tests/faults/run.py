@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.case import EPOCH, Case
+from metaformer.engine.checkpoint import Saved
 
 HERE = Path(__file__).parent
 VICTIM = HERE / "victim.py"
@@ -226,17 +227,26 @@ class Run:
 
 
 def fingerprint(directory: Path) -> dict[str, str]:
-    """The sha256 of each file; a state without what may differ between two equal runs, the workers."""
+    """The sha256 of each file; a state without what may differ between two equal runs, the workers.
+
+    Of tensors that lie in parts, which process wrote a part of which is left to chance: they are compared as
+    they are read.
+    """
     found: dict[str, str] = {}
-    for file in sorted(directory.rglob("*")):
-        if not file.is_file() or file.name == "manifest.json":
+    for file in sorted(path for path in directory.iterdir() if path.is_file()):
+        if file.name == "manifest.json":
             continue
         content = file.read_bytes()
         if file.name == "state.json":
             state = json.loads(content)
             state["config"]["data"].pop("workers")
             content = json.dumps(state, sort_keys=True).encode()
-        found[str(file.relative_to(directory))] = hashlib.sha256(content).hexdigest()
+        found[file.name] = hashlib.sha256(content).hexdigest()
+    for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
+        whole = hashlib.sha256()
+        for name, tensor in sorted(Saved(directory, {}).tensors(folder.name).items()):
+            whole.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
+        found[folder.name] = whole.hexdigest()
     return found
 
 
