@@ -1,11 +1,12 @@
 """What surviving costs: an epoch of the training loop against a bare one, over the same network and pictures.
 
-The bare loop is forward, loss, backward, optimiser and evaluation. Ours adds the checks for numbers that are not
-finite, the gradient's norm, a seed for each step, the log, and checkpoints in the middle and at the end.
-Run it on an idle machine: python examples/loop_overhead.py
+The bare loop is forward, loss, backward, optimiser and evaluation. Ours adds the checks for numbers that are
+not finite, the gradient's norm, a seed for each step, the log, and checkpoints in the middle and at the end.
+On an idle machine, with as many pairs as it takes for a steady median: python examples/loop_overhead.py 15
 """
 
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -29,7 +30,7 @@ from metaformer.ops.process import keep_freed_memory, sleep_rather_than_spin
 from metaformer.recipes import RECIPES
 from metaformer.tasks.task import Moment
 
-ROUNDS = 5
+PAIRS = int(sys.argv[1]) if len(sys.argv) > 1 else 2
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
         )
         torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
         ratios = []
-        for number in range(ROUNDS + 1):
+        for number in range(PAIRS + 1):
             pair = [(bare, "bare"), (ours, "ours")][:: 1 if number % 2 else -1]
             taken = {name: run(config, f"{place}/{number}") for run, name in pair}
             if number:  # the first warms up

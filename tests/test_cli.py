@@ -280,6 +280,14 @@ def test_printed_configuration_reads_back(tell: Tell, tmp_path: Path) -> None:
     assert config == resolve(RECIPES["imagenet/cyclemlp_b2"], ["--optim.lr=0.25"])
 
 
+def test_the_line_that_goes_on_with_a_run_says_so_once() -> None:
+    from metaformer.cli.train import _command
+
+    going_on = "metaformer train finetune --out 'my run' --resume auto"
+    for resume in ([], ["--resume", "auto"], ["--resume=auto"], ["--resume", "a/step_1"]):
+        assert _command(["finetune", *resume, "--out", "my run"]) == going_on
+
+
 def test_help_of_a_recipe_shows_its_values_and_what_fields_mean(tell: Tell) -> None:
     status, out, _ = tell(["train", "imagenet/caformer_b36", "--help"])
     text = " ".join(out.split())
@@ -501,6 +509,8 @@ def test_a_closed_pipe_is_no_error() -> None:
         (b"\x89PNG\xff", "not a text file"),
         (b"optim: {lrr: 1}", "unknown field optim.lrr: did you mean --optim.lr"),
         (b"optim: {lr: fast}", "optim.lr: expected float, got fast"),
+        (b"data: 3", "data: 3 must be a mapping"),
+        (b"seed: 1\nseed: 2", "seed is given a second time"),
     ],
 )
 def test_what_is_wrong_in_a_yaml_file_is_said_of_that_file(
@@ -508,8 +518,10 @@ def test_what_is_wrong_in_a_yaml_file_is_said_of_that_file(
 ) -> None:
     file = tmp_path / "own.yaml"
     file.write_bytes(content)
-    line = complaint(tell(["train", "demo/classify", str(file), f"--out={tmp_path / 'run'}"]))
-    assert f"{file}: " in line and told in line and not (tmp_path / "run").exists()
+    line = complaint(
+        tell(["train", "demo/classify", str(file), "--data.root=x", f"--out={tmp_path / 'run'}"])
+    )
+    assert f"{file}" in line and told in line and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("word", "meant"), [("--lr", "--optim.lr"), ("--outt", "--out ")])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from metaformer.data.folder import ImageFolder
+from metaformer.data.split import need_two_classes
 from metaformer.errors import BadImage, DataError
 
 
@@ -15,7 +16,7 @@ def test_reads_classes_pictures_and_labels(pets: Path) -> None:
     assert train.labels == [0] * 4 + [1] * 4 + [2] * 4
     assert train.paths == sorted(train.paths) == [train.path(i) for i in range(12)]
     assert train.image(1).size == (50, 43)
-    train.need_two_classes()
+    need_two_classes(train)
 
 
 def test_nested_hidden_and_other_files(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -88,7 +89,7 @@ def test_one_class_is_enough_to_evaluate_but_not_to_train(pets: Path) -> None:
         shutil.rmtree(pets / "train" / name)
     train = ImageFolder(pets, "train")
     with pytest.raises(DataError, match="only one class, 'ant'"):
-        train.need_two_classes()
+        need_two_classes(train)
 
 
 def test_val_must_hold_the_classes_of_train(pets: Path) -> None:

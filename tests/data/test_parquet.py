@@ -14,6 +14,7 @@ from PIL import Image
 from metaformer.data.parquet import ParquetImages, ParquetShard, read_parquet
 from metaformer.data.sharding import write_shards
 from metaformer.data.shards import find_shards
+from metaformer.data.split import need_two_classes
 from metaformer.errors import BadImage, DataError
 
 
@@ -55,7 +56,7 @@ def test_pictures_have_names_classes_and_labels(shards: Path) -> None:
     assert train.path(0) == f"{shards}/train/00000.parquet: ant/0.png"
     assert str(train.paths[11]).endswith("/train/00002.parquet: cat/3.png")
     assert train.image(1).size == (50, 43) and train.image(1).mode == "RGB"
-    train.need_two_classes()
+    need_two_classes(train)
 
 
 def test_labels_follow_the_given_classes(shards: Path) -> None:

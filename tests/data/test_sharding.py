@@ -151,6 +151,11 @@ def test_values_that_cannot_be_are_told(pets: Path, tmp_path: Path) -> None:
     for options in ({"kind": "zip"}, {"on_bad_image": "ignore"}, {"splits": []}):
         with pytest.raises(ConfigError, match="choose parquet or tar"):
             shard(pets, tmp_path / "out", **options)
+    for size in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="shard_size is"):
+            write_shards(pets, tmp_path / "out", shard_size=size)
+    with pytest.raises(ConfigError, match="lies in the image folder itself"):
+        shard(pets, pets / "shards")
     with pytest.raises(ConfigError, match="copy them with your storage's own tool"):
         write_shards(pets, "s3://bucket/out")
     (pets / "val/dog").mkdir()

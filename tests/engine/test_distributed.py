@@ -1,8 +1,4 @@
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,56 +10,24 @@ from metaformer.engine.config import TrainConfig
 from metaformer.engine.distributed import World, find_device, join
 from metaformer.engine.evaluate import evaluate
 from metaformer.engine.log import read_log
-from metaformer.engine.settings import to_dict
+from metaformer.engine.settings import from_dict, to_dict
 from metaformer.engine.train import train
 from metaformer.errors import ConfigError
 
 Configure = Callable[..., TrainConfig]
 Digest = Callable[[Path], dict[str, Any]]
 
-SCRIPT = """
-import json, sys
-from metaformer.engine.evaluate import evaluate
-from metaformer.engine.settings import from_dict
-from metaformer.engine.train import train
-config, out, resume = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3] or None
-train(from_dict(config), out, resume)
-if resume is None:
-    report = evaluate(out, workers=0, batch_size=2)
-    print(json.dumps({"top1": report.top1, "loss": report.loss, "images": report.images}))
-"""
 
-
-def launched(config: TrainConfig, folder: Path, run: Path, resume: str = "") -> list[str]:
-    """Run two processes as torchrun would; gives what each printed."""
-    (folder / "config.json").write_text(json.dumps(to_dict(config)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-W", "error", "-c", SCRIPT, str(folder / "config.json"), str(run), resume]
-    whole = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **whole, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        ends = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0, 0], ends
-    return [out for out, _ in ends]
+def train_and_measure(config: str, out: str, resume: str = "") -> None:
+    """What each of two processes does."""
+    train(from_dict(json.loads(Path(config).read_text())), out, resume or None)
+    if not resume:
+        report = evaluate(out, workers=0, batch_size=2)
+        print(json.dumps({"top1": report.top1, "loss": report.loss, "images": report.images}))
 
 
 def test_two_processes_equal_one_and_go_on_bit_for_bit(
-    configure: Configure, tmp_path: Path, digest: Digest
+    configure: Configure, tmp_path: Path, digest: Digest, two_ranks: Callable[..., list[str]]
 ) -> None:
     config = configure(
         optim={"name": "sgd", "lr": 1e-2, "accumulate": 1},
@@ -72,7 +36,9 @@ def test_two_processes_equal_one_and_go_on_bit_for_bit(
         runtime={"save_every": 1},
     )
     train(config, tmp_path / "one")
-    told = launched(config, tmp_path, tmp_path / "two")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_dict(config)))
+    told = two_ranks(train_and_measure, str(file), str(tmp_path / "two"))
     one, two = (digest(tmp_path / name / "checkpoints" / "step_6") for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
@@ -91,7 +57,7 @@ def test_two_processes_equal_one_and_go_on_bit_for_bit(
 
     for step in (5, 6):
         (tmp_path / "two" / "checkpoints" / f"step_{step}" / "manifest.json").unlink()
-    launched(config, tmp_path, tmp_path / "two", resume="auto")
+    two_ranks(train_and_measure, str(file), str(tmp_path / "two"), "auto")
     again = digest(tmp_path / "two" / "checkpoints" / "step_6")
     assert all(torch.equal(again[name], value) for name, value in two.items())
 

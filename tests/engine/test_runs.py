@@ -162,3 +162,21 @@ def test_the_command_line_lists_them(run: Path, capsys: pytest.CaptureFixture[st
     (run.parent / "none").mkdir()
     assert main(["runs", str(run.parent / "none")]) == 0
     assert capsys.readouterr().out.startswith("no runs in ")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", b"[" * 100_000),
+        ("config.json", b'{"model": [1]}'),
+        ("command.txt", b"\xff\xfe"),
+        ("checkpoints/step_\xc2\xb2/state.json", b"{}"),
+    ],
+)
+def test_one_strange_folder_does_not_hide_the_others(run: Path, file: str, content: bytes) -> None:
+    strange = run.parent / "strange"
+    shutil.copytree(run, strange)
+    (strange / file).parent.mkdir(exist_ok=True)
+    (strange / file).write_bytes(content)
+    found = {Path(status.path).name: status for status in find_runs(run.parent)}
+    assert found.keys() == {"one", "strange"} and found["one"].state == "complete"

@@ -14,6 +14,7 @@ from yaml import YAMLError
 from metaformer.cli.parser import Parser, UsageError, explain
 from metaformer.cli.plain_yaml import check_yaml
 from metaformer.engine.config import TrainConfig
+from metaformer.errors import ConfigError
 from metaformer.recipes import RECIPES, Recipe, find
 
 USAGE = """usage: metaformer train RECIPE [CONFIG.yaml] --data.root DIR --out RUN [--FIELD VALUE …]
@@ -49,8 +50,13 @@ def run(argv: list[str]) -> int:
 
 def _command(argv: list[str]) -> str:
     """The shell's line that goes on with this run."""
-    place = argv.index("--resume") if "--resume" in argv else len(argv)
-    words = [*argv[:place], *argv[place + 2 :], "--resume", "auto"]
+    before = ["", *argv]
+    words = [
+        word
+        for word, last in zip(argv, before, strict=False)
+        if last != "--resume" and word.partition("=")[0] != "--resume"
+    ]
+    words += ["--resume", "auto"]
     nodes, processes = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return shlex.join(["metaformer", "train", *words])
@@ -73,7 +79,12 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
             check_yaml(file)
     parser = _parser(recipe, show_own=any(word in ("-h", "--help") for word in argv))
     if len(argv) > 1 and argv[0] == "--config":  # alone first, so that what is wrong in it is said of it
-        _read(parser, recipe, argv[:2], f"{argv[1]}: ")
+        alone = _read(parser, recipe, argv[:2], f"{argv[1]}: ")
+        alone.pop("config", None)
+        try:
+            from_dict(alone)
+        except ConfigError as error:
+            raise ConfigError(f"{argv[1]}: {error}") from error
     values = _read(parser, recipe, argv)
     values.pop("config", None)
     return from_dict(values)

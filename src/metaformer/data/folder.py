@@ -87,17 +87,6 @@ class ImageFolder:
         """
         return read_image(self.path(index))
 
-    def need_two_classes(self) -> None:
-        """Check that there is something to tell apart; training calls this.
-
-        Raises:
-            DataError: there is one class only.
-        """
-        if len(self.classes) < 2:
-            raise DataError(
-                f"{self.folder}: only one class, {self.classes[0]!r}: training needs at least two"
-            )
-
     def _read_class(self, name: str, label: int, tell: Tell) -> None:
         top = self.folder / name
         before = len(self._files)

@@ -167,7 +167,7 @@ class Loader:
         told = self.watch.tell(workers, self.dataset.source.path)
         what = f"no data for {self.timeout:.0f} s" if waiting else "a data worker ended"
         hint = (
-            "look at the picture and the disk"
+            "look at the picture, the disk, and the room in /dev/shm"
             if waiting
             else "data.workers 0 shows why, fewer need less memory"
         )

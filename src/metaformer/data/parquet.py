@@ -80,17 +80,6 @@ class ParquetImages:
             raise BadImage(self.path(index), "the row holds no bytes of a picture")
         return decode_image(data, self.path(index))
 
-    def need_two_classes(self) -> None:
-        """Check that there is something to tell apart.
-
-        Raises:
-            DataError: there is one class only.
-        """
-        if len(self.classes) < 2:
-            raise DataError(
-                f"{self.folder}: only one class, {self.classes[0]!r}: training needs at least two"
-            )
-
     def _field(self, index: int, name: str) -> Any:
         cells = self._rows[index].column(self._column).chunk(0)
         if cells.type.num_fields:

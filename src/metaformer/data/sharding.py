@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -88,16 +89,20 @@ def write_shards(
         MissingPackage: a package for this kind is not installed.
         OutputError: `root` holds something, or cannot be written to.
     """
-    if kind not in KINDS or on_bad_image not in ("error", "skip") or shard_size <= 0 or not splits:
+    if kind not in KINDS or on_bad_image not in ("error", "skip") or not splits:
         raise ConfigError(
-            f"kind {kind!r}, on_bad_image {on_bad_image!r}, shard_size {shard_size}, splits {list(splits)}: "
-            "choose parquet or tar, error or skip, more than 0 and at least one"
+            f"kind {kind!r}, on_bad_image {on_bad_image!r}, splits {list(splits)}: "
+            "choose parquet or tar, error or skip, and at least one"
         )
+    if not 0 < shard_size < math.inf:
+        raise ConfigError(f"shard_size is {shard_size}: it must be above 0")
     if is_remote(root):
         raise ConfigError(
             f"{root}: shards are written to this machine; copy them with your storage's own tool"
         )
     place = Path(root).expanduser()
+    if place.resolve().is_relative_to(Path(source).expanduser().resolve()):
+        raise ConfigError(f"{place}: lies in the image folder itself: choose a place beside it")
     _check_empty(place)
     folders: dict[str, ImageFolder] = {}
     for split in dict.fromkeys(splits):

@@ -40,3 +40,13 @@ def open_split(
         return ImageFolder(root, split, classes, allow_missing=allow_missing)
     kind = ParquetImages if shards.kind == "parquet" else TarImages
     return kind(shards, classes, allow_missing=allow_missing)
+
+
+def need_two_classes(split: Split) -> None:
+    """Check that there is something to tell apart; training calls this.
+
+    Raises:
+        DataError: there is one class only.
+    """
+    if len(split.classes) < 2:
+        raise DataError(f"{split.folder}: only one class, {split.classes[0]!r}: training needs at least two")

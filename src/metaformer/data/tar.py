@@ -120,17 +120,6 @@ class TarImages:
         data = read_bytes(address, member.offset, member.offset + member.size)
         return decode_image(data, f"{address}: {member.path}")
 
-    def need_two_classes(self) -> None:
-        """Check that there is something to tell apart.
-
-        Raises:
-            DataError: there is one class only.
-        """
-        if len(self.classes) < 2:
-            raise DataError(
-                f"{self.folder}: only one class, {self.classes[0]!r}: training needs at least two"
-            )
-
     def first(self, file: int) -> int:
         """Give the index of a file's first picture."""
         return self._ends[file] - self._counts[file]

@@ -124,7 +124,8 @@ def read_checkpoint(directory: Path, verified: bool = False) -> Saved:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Step directories of a run, newest first."""
-    found = [path for path in folder.glob(f"{STEP}*") if path.name[len(STEP) :].isdigit()]
+    named = [path for path in folder.glob(f"{STEP}*") if path.name.isascii()]
+    found = [path for path in named if path.name[len(STEP) :].isdigit()]
     return sorted(found, key=_step, reverse=True)
 
 

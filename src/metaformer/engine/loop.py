@@ -1,9 +1,6 @@
 """The loop: batches in, steps taken, figures logged, weights measured and saved; any task."""
 
-import resource
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -21,13 +18,14 @@ from metaformer.engine.config import TrainConfig
 from metaformer.engine.diagnose import bad_weight
 from metaformer.engine.distributed import World
 from metaformer.engine.log import MetricsLog
+from metaformer.engine.meter import Meter, peak_memory
 from metaformer.engine.progress import Progress
 from metaformer.engine.random_state import random_state, set_random_state
 from metaformer.engine.run_dir import RunDir
 from metaformer.engine.settings import to_dict
 from metaformer.engine.trainer import Refused, Trainer
 from metaformer.errors import DataError, Interrupted, MetaFormerError, OutputError, TrainingError
-from metaformer.ops.ranks import any_rank, gather, in_step, share_trouble, total
+from metaformer.ops.ranks import any_rank, gather, in_step, share_trouble
 from metaformer.tasks.task import Task
 
 BAD_SHARE = 1e-3
@@ -86,7 +84,7 @@ class Loop:
         self.cut = False
         """An evaluation that was due at this step has not been finished."""
         self.saved = -1
-        self.counts = Counts()
+        self.meter = Meter()
 
     def restore(self, saved: Saved) -> None:
         """Go on from a checkpoint."""
@@ -137,7 +135,7 @@ class Loop:
     def _steps(self, loader: Loader, log: MetricsLog | None, progress: Progress) -> None:
         every, began = self.config.runtime.log_every, time.perf_counter()
         for parts in self._fetch(loader):
-            self.counts.waited += time.perf_counter() - began
+            self.meter.waited += time.perf_counter() - began
             self._leave_out_bad(parts, log, progress)
             figures = self._take(parts, log, progress)
             progress.update({"loss": figures["loss"]} if "loss" in figures else {})
@@ -172,7 +170,7 @@ class Loop:
             self.trainer.leave_out()
             return {}
         self.refused = 0
-        self.counts.add(figures)
+        self.meter.add(figures)
         return figures
 
     def _leave_out_bad(self, parts: list[Batch], log: MetricsLog | None, progress: Progress) -> None:
@@ -289,51 +287,15 @@ class Loop:
         }
 
     def _log_steps(self, log: MetricsLog | None, progress: Progress) -> None:
-        counts, self.counts = self.counts, Counts()
-        if not counts.steps:
+        meter, self.meter = self.meter, Meter()
+        if not meter.steps:
             return
-        figures = counts.figures(self.world.size)
-        figures["images_per_second"] = counts.steps * self.sampler.batch_size / counts.seconds
+        figures = meter.figures(self.world.size)
+        figures["images_per_second"] = meter.steps * self.sampler.batch_size / meter.seconds
         figures["memory_gb"] = peak_memory(self.world.device)
         progress.note({name: figures[name] for name in ("data_wait", "memory_gb")})
         if log is not None:
             log.write("train", self.trainer.step, (self.trainer.step - 1) // self.sampler.steps, figures)
-
-
-class Counts:
-    """Sums of the steps since the last line of the log."""
-
-    def __init__(self) -> None:
-        self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
-        self.sums: dict[str, float] = {}
-        self.times: Counter[str] = Counter()
-
-    @property
-    def seconds(self) -> float:
-        """Time since the beginning."""
-        return time.perf_counter() - self.began
-
-    def add(self, figures: dict[str, float]) -> None:
-        """Count a step."""
-        self.steps += 1
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.times[name] += 1
-
-    def figures(self, ranks: int) -> dict[str, float]:
-        """Means over steps and ranks, with the share of time in which data was waited for."""
-        names = sorted(self.sums)
-        means = [self.sums[name] / self.times[name] for name in names]
-        shared = total(torch.tensor([*means, self.waited / self.seconds], dtype=torch.float64)) / ranks
-        return dict(zip([*names, "data_wait"], shared.tolist(), strict=True))
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most memory that was in use so far, in GiB: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def machine(world: World) -> dict[str, int]:

@@ -86,7 +86,7 @@ class RunDir:
     def command(self) -> str | None:
         """The shell's line that goes on with this run, where it is known."""
         file = self.path / COMMAND
-        return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+        return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
 
     def write_command(self, line: str) -> None:
         """Save the shell's line that goes on with this run."""

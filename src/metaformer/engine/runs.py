@@ -67,7 +67,7 @@ def find_runs(folder: str | Path, *, contents: bool = False) -> list[RunStatus]:
     place = Path(folder)
     if not place.is_dir():
         raise OutputError(f"{place}: no such folder")
-    found = [_look(RunDir(path), contents) for path in _search(place, DEPTH)]
+    found = [_look_or_tell(RunDir(path), contents) for path in _search(place, DEPTH)]
     return sorted(found, key=lambda run: (-run.updated, run.path))
 
 
@@ -91,6 +91,15 @@ def _folders(folder: Path) -> list[Path]:
             ]
     except OSError:  # not ours to look into
         return []
+
+
+def _look_or_tell(run: RunDir, contents: bool) -> RunStatus:
+    """One strange folder does not hide the others."""
+    try:
+        return _look(run, contents)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        why = f"{run.path}: its files are none of a run's ({type(error).__name__}: {error})"
+        return RunStatus(str(run.path), "?", "damaged", 0, None, None, None, None, 0.0, None, (why,))
 
 
 def _look(run: RunDir, contents: bool) -> RunStatus:
@@ -139,7 +148,7 @@ def _state(directory: Path, contents: bool, tell: Callable[[str], None]) -> dict
 def _read(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -12,7 +12,7 @@ from metaformer.data.dataset import Augmented
 from metaformer.data.loader import DATA_TIMEOUT, Stop
 from metaformer.data.mix import Mix
 from metaformer.data.preprocess import Preprocess
-from metaformer.data.split import open_split
+from metaformer.data.split import need_two_classes, open_split
 from metaformer.data.transforms import train_transform
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.distributed import World
@@ -32,7 +32,7 @@ def build_task(config: TrainConfig, world: World, stop: Stop | None = None) -> C
         WeightsError: a checkpoint does not fit.
     """
     train = open_split(config.data.root, config.data.train)
-    train.need_two_classes()
+    need_two_classes(train)
     subset = read_names(config.evaluate.class_subset, train.classes)
     val = open_split(config.data.root, config.data.val, train.classes, allow_missing=subset is not None)
     classes = len(train.classes)
