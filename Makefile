@@ -17,7 +17,7 @@ test: $(READY)
 test-slow: $(READY)  ## compilation and other tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-faults: $(READY)  ## break runs on purpose, as often as the README says: 20 minutes
+faults: $(READY)  ## break runs on purpose, as often as the README says: half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 2
 
 check: $(READY)

@@ -78,10 +78,6 @@ class RankError(TrainingError):
         super().__init__(reason if rank is None else f"rank {rank}: {reason}")
 
 
-class Interrupted(Exception):
-    """A wait that a wish to stop has ended; nobody is told, the run saves itself and leaves."""
-
-
 class MissingPackage(MetaFormerError, ImportError):
     """An optional package that is not installed."""
 

@@ -12,7 +12,7 @@ from metaformer.errors import DataError
 @pytest.fixture(params=["path", "file", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A folder that holds `a/one.bin`, by path, by address and in the memory of this process."""
-    root = {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": "memory://bucket"}[request.param]
+    root = {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": "memory://listed"}[request.param]
     if request.param == "memory":
         with fsspec.open(f"{root}/a/one.bin", "wb") as stream:
             stream.write(b"0123456789")

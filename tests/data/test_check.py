@@ -160,6 +160,9 @@ def test_damaged_shards_are_told_with_their_pictures(own: Path, tmp_path: Path, 
     content[content.index(b"IDAT") + 40] ^= 0xFF
     shard.write_bytes(content)
     errors = found(check(out), "error")
-    assert [kind for kind, _ in errors] == ["damaged", "unreadable"]
     assert str(shard) in errors[0][1] and "sha256" in errors[0][1]
-    assert "ant/0.png" in errors[1][1] and "damaged or truncated" in errors[1][1]
+    if kind == "parquet":  # its pictures would go through a cache, which takes whole files only
+        assert [kind for kind, _ in errors] == ["damaged", "layout"]
+    else:
+        assert [kind for kind, _ in errors] == ["damaged", "unreadable"]
+        assert "ant/0.png" in errors[1][1] and "damaged or truncated" in errors[1][1]

@@ -13,7 +13,8 @@ from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Batch, Loader
 from metaformer.data.sampler import EvalSampler, PureSampler
 from metaformer.data.transforms import eval_transform, train_transform
-from metaformer.errors import BadImage, ConfigError, DataError, Interrupted
+from metaformer.errors import BadImage, ConfigError, DataError
+from metaformer.ops.ranks import Interrupted
 
 
 def loader(pets: Path, workers: int, **options: object) -> Loader:

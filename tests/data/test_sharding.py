@@ -164,13 +164,15 @@ def test_values_that_cannot_be_are_told(pets: Path, tmp_path: Path) -> None:
         shard(pets, tmp_path / "out")
 
 
-def test_names_need_not_be_ascii_nor_even_text(pets: Path, tmp_path: Path) -> None:
+def test_names_need_not_be_ascii_but_text(pets: Path, tmp_path: Path) -> None:
     shutil.move(pets / "train/ant/0.png", pets / "train/ant/Ämeise 1.v2.PNG")
-    shutil.move(pets / "train/ant/1.png", os.fsencode(pets / "train/ant") + b"/\xff.png")
     for kind in ("parquet", "tar"):
         shard(pets, tmp_path / kind, kind)
         source = open_split(tmp_path / kind, "train")
         names = {str(source.path(i)).rpartition(": ")[2] for i in range(len(source))}
-        assert {"ant/Ämeise 1.v2.PNG", "ant/\\udcff.png"} < names
+        assert "ant/Ämeise 1.v2.PNG" in names
         heights = sorted(source.image(i).height for i in range(len(source)))
         assert heights == [40] * 3 + [43] * 3 + [46] * 3 + [49] * 3
+    shutil.move(pets / "train/ant/1.png", os.fsencode(pets / "train/ant") + b"/\xff.png")
+    with pytest.raises(DataError, match=r"ant/\\xff.png: the name is not UTF-8: rename it"):
+        shard(pets, tmp_path / "out")

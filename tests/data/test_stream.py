@@ -19,7 +19,8 @@ from metaformer.data.shards import find_shards
 from metaformer.data.stream import StreamLoader
 from metaformer.data.tar import TarImages
 from metaformer.data.transforms import train_transform
-from metaformer.errors import BadImage, ConfigError, DataError, Interrupted
+from metaformer.errors import BadImage, ConfigError, DataError
+from metaformer.ops.ranks import Interrupted
 
 pytestmark = pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
 

@@ -14,8 +14,9 @@ from metaformer.engine.bulk import predict_all
 from metaformer.engine.distributed import World
 from metaformer.engine.lock import lock
 from metaformer.engine.predict import Predictor
-from metaformer.errors import BadImage, DataError, Interrupted, OutputError
+from metaformer.errors import BadImage, DataError, OutputError
 from metaformer.models import create_model, save_pretrained
+from metaformer.ops.ranks import Interrupted
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metaformer.cli.parser import Parser
-from metaformer.errors import Interrupted
 
 if TYPE_CHECKING:
     from metaformer.engine.predict import Predictor
@@ -75,6 +74,7 @@ def _predict_all(predictor: "Predictor", words: Namespace) -> int:
     from metaformer.engine.bulk import predict_all
     from metaformer.engine.distributed import find_world
     from metaformer.engine.signals import StopSignals
+    from metaformer.ops.ranks import Interrupted
 
     source = open_split(words.data, words.split)
     skip_bad = words.on_bad_image == "skip"

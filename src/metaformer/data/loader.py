@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from metaformer.data.dataset import Augmented, Item
 from metaformer.data.sampler import Sample
 from metaformer.data.watch import Watch
-from metaformer.errors import BadImage, ConfigError, DataError, Interrupted, MetaFormerError
+from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError
+from metaformer.ops.ranks import Interrupted
 
 POLL = 1.0
 """Seconds between looks at whether a stop is wished for and the workers are alive, while no batch comes."""

@@ -24,8 +24,8 @@ from metaformer.engine.random_state import random_state, set_random_state
 from metaformer.engine.run_dir import RunDir
 from metaformer.engine.settings import to_dict
 from metaformer.engine.trainer import Refused, Trainer
-from metaformer.errors import DataError, Interrupted, MetaFormerError, OutputError, TrainingError
-from metaformer.ops.ranks import any_rank, gather, in_step, share_trouble
+from metaformer.errors import DataError, MetaFormerError, OutputError, TrainingError
+from metaformer.ops.ranks import Interrupted, any_rank, gather, in_step, share_trouble
 from metaformer.tasks.task import Task
 
 BAD_SHARE = 1e-3

@@ -6,9 +6,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from metaformer.errors import Interrupted, MetaFormerError, RankError
+from metaformer.errors import MetaFormerError, RankError
 
 T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """A wait that a wish to stop has ended; nobody is told of it, the run saves itself and leaves."""
 
 
 def world_size() -> int:
