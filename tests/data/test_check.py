@@ -139,7 +139,6 @@ def test_the_demo_data_are_good(demo: Demo) -> None:
 def test_shards_are_checked_as_the_folder_that_they_were_made_from(
     own: Path, tmp_path: Path, kind: str
 ) -> None:
-    pytest.importorskip("datasets")
     shutil.copy(own / "train/bee/0.png", own / "val/bee/9.png")
     shutil.copy(own / "train/ant/1.png", own / "train/cat/again.png")
     folder, out = check(own), tmp_path / "shards"
@@ -152,7 +151,6 @@ def test_shards_are_checked_as_the_folder_that_they_were_made_from(
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_damaged_shards_are_told_with_their_pictures(own: Path, tmp_path: Path, kind: str) -> None:
-    pytest.importorskip("datasets")
     out = tmp_path / "shards"
     write_shards(own, out, ("train", "val"), kind, workers=1, progress=False)
     (shard,) = (out / "train").glob(f"*.{kind}")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from metaformer.ops.process import keep_freed_memory, sleep_rather_than_spin
+from metaformer.ops.process import cores, keep_freed_memory, sleep_rather_than_spin
 
 SCRIPT = """
 import resource, torch
@@ -45,3 +45,12 @@ def test_the_environment_has_the_last_word(
         monkeypatch.setenv("OMP_WAIT_POLICY", before)
     sleep_rather_than_spin()
     assert os.environ["OMP_WAIT_POLICY"] == after
+
+
+def test_cores_are_those_that_this_process_may_use() -> None:
+    script = (
+        "import os; from metaformer.ops.process import cores; "
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(cores())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n" and cores() >= 1

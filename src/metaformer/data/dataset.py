@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 from metaformer.data.sampler import Sample, sample_seed
 
 Item = tuple[Tensor, int, int]
+BAD_SHARE: Final = 1e-3
+"""Share of the pictures that cannot be read up to which leaving them out, where asked for, is a remedy."""
 
 
 class Source(Protocol):

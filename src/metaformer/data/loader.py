@@ -1,6 +1,5 @@
 """Batches from worker processes, with errors that arrive as what they were."""
 
-import os
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ from metaformer.data.dataset import Augmented, Item
 from metaformer.data.sampler import Sample
 from metaformer.data.watch import Watch
 from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError
+from metaformer.ops.process import cores
 from metaformer.ops.ranks import Interrupted
 
 POLL = 1.0
@@ -89,7 +89,7 @@ class Loader:
             raise ConfigError(f"data.workers is {workers}: it must be 0 or more")
         self.dataset, self.sampler, self.timeout = dataset, sampler, timeout
         self.stop: Stop = stop or _never
-        workers = min(workers, _cores())
+        workers = min(workers, cores())
         self.watch = Watch(workers)
         self._loader: DataLoader[Made] = DataLoader(
             **self._parts(Careful(dataset, self.watch, None if workers else stop, skip_bad)),
@@ -207,10 +207,6 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
 
 def _never() -> bool:
     return False
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Careful(Dataset[Made]):

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from tqdm import tqdm
 
 from metaformer.data.address import is_remote
+from metaformer.data.dataset import BAD_SHARE
 from metaformer.data.folder import ImageFolder
 from metaformer.data.parquet import ParquetShard, read_parquet
 from metaformer.data.sampler import permutation
@@ -22,8 +23,6 @@ from metaformer.data.survey import survey
 from metaformer.data.tar import TarShard, contents_name, read_tar
 from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError, OutputError
 
-MOST_BAD: Final = 0.001
-"""Share of unreadable pictures up to which leaving them out is a remedy."""
 Answer = TypeVar("Answer")
 _log = logging.getLogger(__name__)
 _READ: Final[dict[str, Callable[[Path], Iterator[tuple[int, bytes]]]]] = {
@@ -143,9 +142,9 @@ def _bad_pictures(
         if len(reasons) == 1:
             raise first
         raise DataError(f"{first}; {len(reasons) - 1} more like it: `metaformer data check` lists them")
-    if len(reasons) > MOST_BAD * len(folder):
+    if len(reasons) > BAD_SHARE * len(folder):
         raise DataError(
-            f"{first}; {len(reasons)} of {len(folder)} pictures cannot be read, more than {MOST_BAD:.1%}: "
+            f"{first}; {len(reasons)} of {len(folder)} pictures cannot be read, more than {BAD_SHARE:.1%}: "
             "`metaformer data check` lists them"
         )
     for index, reason in reasons.items():
@@ -154,9 +153,8 @@ def _bad_pictures(
 
 
 def _name(folder: ImageFolder, index: int) -> str:
-    """The place of a picture below its split, in characters that every format takes."""
-    name = folder.path(index).relative_to(folder.folder).as_posix()
-    return name.encode("utf-8", "backslashreplace").decode()
+    """The place of a picture below its split."""
+    return folder.path(index).relative_to(folder.folder).as_posix()
 
 
 class _Job:

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from metaformer.data.dataset import Source
 from metaformer.errors import BadImage, ConfigError, DataError
+from metaformer.ops.process import cores
 
 CHUNK: Final = 32
 DEADLY: Final = "the process that read it died"
@@ -51,7 +51,7 @@ def survey(
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}: it must be at least 1")
-    count = min(workers or _cores(), _cores(), -(-len(source) // CHUNK) or 1)
+    count = min(workers or cores(), cores(), -(-len(source) // CHUNK) or 1)
     seen: dict[int, Seen] = {}
     with tqdm(total=len(source), desc=label, unit="picture", file=sys.stderr, disable=not progress) as bar:
 
@@ -118,7 +118,3 @@ def _see(index: int) -> Seen:
         return Seen(index, trouble=str(error))
     digest = hashlib.blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=16).digest()
     return Seen(index, *picture.size, digest, "animated" in picture.info)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import torch
 
-from metaformer.data.dataset import Source
+from metaformer.data.dataset import BAD_SHARE, Source
 from metaformer.data.loader import Batch, Stop
 from metaformer.data.sampler import EvalSampler
 from metaformer.engine.distributed import World
@@ -24,8 +24,6 @@ from metaformer.errors import DataError, OutputError
 from metaformer.tasks.results import Classification
 
 JOB = "job.json"
-BAD_SHARE = 1e-3
-"""Share of a process's pictures that may be bad where they are to be told of and passed over."""
 
 
 @dataclass(frozen=True)

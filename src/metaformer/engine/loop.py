@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from metaformer.data.dataset import BAD_SHARE
 from metaformer.data.loader import DATA_TIMEOUT, Batch, Loader, Stop
 from metaformer.data.sampler import PureSampler, Sample
 from metaformer.data.stream import StreamLoader
@@ -28,8 +29,6 @@ from metaformer.errors import DataError, MetaFormerError, OutputError, TrainingE
 from metaformer.ops.ranks import Interrupted, any_rank, gather, in_step, share_trouble
 from metaformer.tasks.task import Task
 
-BAD_SHARE = 1e-3
-"""Share of the training pictures that `data.on_bad_image skip` leaves out at most."""
 REFUSED_IN_A_ROW = 3
 """Steps that `runtime.on_not_finite skip` leaves out at most, one after another."""
 
