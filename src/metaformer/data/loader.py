@@ -127,9 +127,10 @@ class Loader:
         iterator, self._loader._iterator = self._loader._iterator, None
         stop = getattr(iterator, "_shutdown_workers", None)
         if stop is not None:
-            for worker in getattr(iterator, "_workers", []):
-                worker.kill()  # one that hangs would not hear anything gentler, and be waited for
-            stop()
+            with _deaths_told_in_time():
+                for worker in getattr(iterator, "_workers", []):
+                    worker.kill()  # one that hangs would not hear anything gentler, and be waited for
+                stop()
 
     def _parts(self, samples: "Careful") -> dict[str, Any]:
         """What `DataLoader` makes batches from."""
@@ -180,12 +181,12 @@ def _deaths_told_in_time() -> Iterator[None]:
     """Keep PyTorch's handler of SIGCHLD out.
 
     It raises in the main thread wherever that is, in the middle of a step or a checkpoint; our polls see the
-    death of a worker when its batch is waited for.
+    death of a worker when its batch is waited for. Another `DataLoader` of this process may have brought it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGCHLD)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield
     finally:

@@ -52,6 +52,7 @@ class Trainer:
         if self.ema is not None:
             self.parallel.place(self.ema.model)
         self.model = self.parallel.wrap(task.model)
+        self.buffers = list(task.model.buffers())
         self.optimizer = build_optimizer(config.optim, task.model)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.runtime.amp == "fp16")
 
@@ -82,9 +83,9 @@ class Trainer:
         self._seed()
         lr = self.schedule(self.step)
         set_learning_rate(self.optimizer, lr)
-        self.model.train()
-        # batch norm's statistics move in the forward pass
-        kept = [buffer.clone() for buffer in self.task.model.buffers()]
+        if not self.model.training:  # a walk over all modules
+            self.model.train()
+        kept = [buffer.clone() for buffer in self.buffers]  # statistics move in the forward pass
         sums = self._backward(batches, epoch)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -196,7 +197,7 @@ class Trainer:
     @torch.no_grad()
     def _undo(self, kept: Sequence[Tensor]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.task.model.buffers(), kept, strict=True):
+        for buffer, before in zip(self.buffers, kept, strict=True):
             buffer.copy_(before)
         if self.scaler.is_enabled():
             self.scaler.update(self.scaler.get_scale())  # forget the gradients it looked at, keep the scale
@@ -208,4 +209,7 @@ class Trainer:
         seed = hash64(self.config.seed, self.step, self.world.rank)
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)
-        torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+        # torch.manual_seed would note a stack trace for devices that are not in use
+        torch.default_generator.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+        if self.world.device.type == "cuda":
+            torch.cuda.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
