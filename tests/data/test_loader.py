@@ -2,11 +2,13 @@ import os
 import random
 import signal
 import time
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from metaformer.data.dataset import Augmented
 from metaformer.data.folder import ImageFolder
@@ -201,3 +203,50 @@ def test_closing_ends_workers_that_hang(pets: Path) -> None:
     batches.close()
     worker.join(5)
     assert not worker.is_alive()
+
+
+class Stopping(dict[int, object]):
+    """What a worker has to hand over: it is stopped as it is asked for it."""
+
+    def pop(self, *key: int) -> object:  # type: ignore[override]
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return super().pop(*key)
+
+
+class Held(ImageFolder):
+    """A folder whose reader is stopped in the middle of handing over its last batch."""
+
+    def image(self, index: int) -> Image.Image:
+        if index == len(self) - 1:
+            sharer = resource_sharer._resource_sharer  # type: ignore[attr-defined]
+            sharer._cache = Stopping(sharer._cache)
+        return super().image(index)
+
+
+def test_a_worker_held_while_it_hands_over_a_batch_ends_the_wait(pets: Path) -> None:
+    source = Held(pets, "val")
+    batches = Loader(
+        Augmented(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=1, timeout=1
+    )
+    with pytest.raises(DataError, match="is held by a signal") as caught:
+        list(batches)
+    assert str(source.path(11)) in str(caught.value)
+
+
+def test_closing_is_no_death_for_another_loader_of_the_process(pets: Path) -> None:
+    """PyTorch's own loader brings a handler that raises wherever the main thread is when a worker ends."""
+    list(DataLoader(torch.arange(4), num_workers=1))  # type: ignore[arg-type]
+    handler = signal.getsignal(signal.SIGCHLD)
+    assert callable(handler)
+    batches = loader(pets, 1)
+    next(iter(batches))
+    iterator = batches._loader._iterator
+    shut_down, during = iterator._shutdown_workers, []  # type: ignore[union-attr]
+
+    def watched() -> None:
+        during.append(signal.getsignal(signal.SIGCHLD))
+        shut_down()
+
+    iterator._shutdown_workers = watched  # type: ignore[union-attr]
+    batches.close()
+    assert during == [signal.SIG_DFL] and signal.getsignal(signal.SIGCHLD) is handler

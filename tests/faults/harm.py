@@ -138,12 +138,29 @@ def _eat_memory(fault: Fault) -> None:
     bytearray(2**30)  # as a large picture takes
 
 
+class _Stopping(dict[Any, Any]):
+    """What a worker has to hand over; it is stopped as it is asked for it."""
+
+    def pop(self, *key: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return super().pop(*key)
+
+
+def _stop_when_asked(fault: Fault) -> None:
+    """Stop this worker in the middle of handing over its next batch."""
+    from multiprocessing import resource_sharer
+
+    sharer = resource_sharer._resource_sharer  # type: ignore[attr-defined]
+    sharer._cache = _Stopping(sharer._cache)
+
+
 ENDS: dict[str, Callable[[Fault], object]] = {
     "killed": lambda fault: _die(),
     "raises": _raise,
     "exits": lambda fault: os._exit(3),
     "hangs": lambda fault: time.sleep(10**6),
     "stopped": lambda fault: os.kill(os.getpid(), signal.SIGSTOP),
+    "stopped late": _stop_when_asked,
     "memory": _eat_memory,
     "slow": lambda fault: time.sleep(fault["seconds"]),
 }

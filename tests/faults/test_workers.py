@@ -15,6 +15,8 @@ PATIENCE = 4.0
 ENDS = {
     "killed": 5.0,
     "hangs": PATIENCE + 5,
+    "stopped": PATIENCE + 5,
+    "stopped late": PATIENCE + 8,
     "memory": 5.0,
     "exits": 5.0,
     "raises": 5.0,
@@ -32,7 +34,8 @@ def test_a_worker_that_fails_is_told_with_its_picture(
     victim.until(run.marks, "the fault")
     victim.mark()
     end = victim.wait()
-    named = case.picture in (end.error or end.text)
+    # it hands over a batch while it reads the next: the picture it is at stands for the place
+    named = (case.picture if how != "stopped late" else "is held by a signal") in (end.error or end.text)
     soon = end.seconds <= ENDS[how]
     told = end.status == 1 and named and soon and (how == "raises" or "Traceback" not in end.text)
     kept = run.steps[-1:] == [run.reached] or not run.reached
@@ -47,6 +50,8 @@ def test_a_worker_that_fails_is_told_with_its_picture(
 WORDS = {
     "killed": "is killed",
     "hangs": "hangs",
+    "stopped": "is held by SIGSTOP",
+    "stopped late": "is held by SIGSTOP as it hands over a batch",
     "memory": "runs out of memory",
     "exits": "leaves",
     "raises": "raises",

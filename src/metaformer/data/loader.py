@@ -5,7 +5,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from metaformer.data.dataset import Augmented, Item
 from metaformer.data.sampler import Sample
-from metaformer.data.watch import Watch
+from metaformer.data.watch import Release, Watch
 from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError
 from metaformer.ops.process import cores
 from metaformer.ops.ranks import Interrupted
@@ -91,6 +92,7 @@ class Loader:
         self.stop: Stop = stop or _never
         workers = min(workers, cores())
         self.watch = Watch(workers)
+        self._release: Release | None = None
         self._loader: DataLoader[Made] = DataLoader(
             **self._parts(Careful(dataset, self.watch, None if workers else stop, skip_bad)),
             num_workers=workers,
@@ -124,6 +126,8 @@ class Loader:
 
     def close(self) -> None:
         """Stop the workers now; left to the garbage collector, that can take ten seconds."""
+        if self._release is not None:
+            self._release.close()
         iterator, self._loader._iterator = self._loader._iterator, None
         stop = getattr(iterator, "_shutdown_workers", None)
         if stop is not None:
@@ -139,11 +143,20 @@ class Loader:
     def _begin(self) -> Iterator[Any]:
         try:
             with _deaths_told_in_time():
-                return iter(self._loader)
+                batches = iter(self._loader)
         except RuntimeError:  # the workers of the last iteration did not answer in time: take new ones
             self.close()
             with _deaths_told_in_time():
-                return iter(self._loader)
+                batches = iter(self._loader)
+        if self._release is not None:
+            self._release.close()
+        tell = partial(self.watch.tell, self._workers, self.dataset.source.path)
+        self._release = Release(self._workers, self.timeout + 2 * POLL, tell) if self._workers else None
+        return batches
+
+    @property
+    def _workers(self) -> list[Any]:
+        return getattr(self._loader._iterator, "_workers", [])
 
     def _next(self, batches: Iterator[Any]) -> Batch | MetaFormerError | None:
         """The next batch, or None at the end; a wait is cut into pieces, to look up between them."""
@@ -152,7 +165,8 @@ class Loader:
             if self.stop():
                 raise Interrupted
             try:
-                return next(batches, None)
+                with nullcontext() if self._release is None else self._release.waiting():
+                    return next(batches, None)
             except (RuntimeError, OSError, EOFError, MemoryError) as error:
                 waiting = str(error).startswith("DataLoader timed out")
                 if not waiting or time.monotonic() - began >= self.timeout:
@@ -163,10 +177,11 @@ class Loader:
         # A dying worker shows as any of these; an exception in a living one begins with "Caught".
         if self._loader.num_workers == 0 or str(error).startswith("Caught"):
             return error
-        workers = getattr(self._loader._iterator, "_workers", [])
+        told = self._release.told if self._release is not None else None
+        waiting = waiting or told is not None
         if not waiting:
-            _wait_for_the_end_of_any(workers)
-        told = self.watch.tell(workers, self.dataset.source.path)
+            _wait_for_the_end_of_any(self._workers)
+        told = told or self.watch.tell(self._workers, self.dataset.source.path)
         what = f"no data for {self.timeout:.0f} s" if waiting else "a data worker ended"
         hint = (
             "look at the picture, the disk, and the room in /dev/shm"
