@@ -9,7 +9,11 @@ demo: $(READY)  ## make the data, train, evaluate, predict on real images
 	$(BIN)/metaformer train demo/classify --data.root data/demo/classify --out runs/demo --resume auto
 	$(BIN)/metaformer evaluate runs/demo --data data/demo/classify
 	$(BIN)/metaformer predict runs/demo data/demo/classify/val/7 --out runs/demo/predictions --pictures
-	@echo "Look at runs/demo/report.html"
+	$(BIN)/metaformer train demo/segment --data.root data/demo/segment --model.checkpoint runs/demo/best/model.safetensors --out runs/demo-segment --resume auto
+	$(BIN)/metaformer evaluate runs/demo-segment
+	$(BIN)/metaformer evaluate runs/demo-segment --scales 0.75,1,1.25 --flip
+	$(BIN)/metaformer predict runs/demo-segment data/demo/segment/images/validation --out runs/demo-segment/predictions --pictures
+	@echo "Look at runs/demo/report.html and runs/demo-segment/report.html"
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
@@ -17,8 +21,8 @@ test: $(READY)
 test-slow: $(READY)  ## compilation and other tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-faults: $(READY)  ## break runs on purpose, as often as the README says: half an hour
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 2
+faults: $(READY)  ## break runs on purpose, as often as the README says: twenty minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 3
 
 check: $(READY)
 	$(BIN)/ruff format --check .

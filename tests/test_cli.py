@@ -132,7 +132,9 @@ def test_list_recipes_and_mixers(tell: Tell) -> None:
     assert {row["recipe"] for row in json.loads(tell(["list", "--recipes", "--json"])[1])} == set(RECIPES)
     assert {row["mixer"] for row in json.loads(tell(["list", "--mixers", "--json"])[1])} == set(MIXERS)
     assert "size=3" in tell(["list", "--mixers", "pooling"])[1]
-    for what in ("--recipes", "--mixers"):
+    networks = json.loads(tell(["list", "--segmenters", "--json"])[1])
+    assert [row["miou"] for row in networks] == [37.07, 40.36, 41.81, 42.35, 42.76]
+    for what in ("--recipes", "--mixers", "--segmenters"):
         assert tell(["list", what, "nonsense"])[0] == 1
 
 

@@ -1,4 +1,4 @@
-"""The same numbers as transformers' PoolFormer, both ways."""
+"""The same numbers as transformers' PoolFormer and UperNet, both ways."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from metaformer.backbones.skeleton import MetaFormer
-from metaformer.models import convert, from_pretrained, load_weights
+from metaformer.models import convert, create_segmenter, from_pretrained, load_weights
 from metaformer.weights.hub import read_config
 from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours, to_ours
@@ -72,3 +72,69 @@ def test_their_base_model_is_recognised() -> None:
     assert renamed.format == "huggingface_base" and not renamed.unknown
     whole = to_ours(theirs.state_dict()).state
     assert renamed.state.keys() == {name for name in whole if not name.startswith("head.")}
+
+
+def upernet_of(backbone: str, **options: object) -> torch.nn.Module:
+    """Their UperNet on a backbone of timm, every number random."""
+    torch.manual_seed(0)
+    below = transformers.TimmBackboneConfig(
+        backbone=backbone, out_indices=(0, 1, 2, 3), use_pretrained_backbone=False
+    )
+    config = transformers.UperNetConfig(backbone_config=below, num_labels=7, hidden_size=16, **options)
+    model = transformers.UperNetForSemanticSegmentation(config).eval()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point() and "_backbone" not in name:
+                value.add_(torch.randn_like(value).abs() * 0.2)
+    return model
+
+
+@pytest.mark.parametrize("name", ["poolformerv2_s12", "caformer_s18"])
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_upernet_both_ways(name: str, auxiliary: bool) -> None:
+    theirs = upernet_of(name, auxiliary_in_channels=320, use_auxiliary_head=auxiliary)
+    options = {"num_classes": 7, "feature_norm": "none", "head_dim": 16, "auxiliary": auxiliary}
+    ours = create_segmenter("upernet", backbone=name, **options).eval()
+    report = load_weights(ours, theirs.state_dict())
+    assert report.format == "huggingface_upernet" and report.complete and report.fraction == 1.0
+    back = from_ours(ours.state_dict(), "huggingface_upernet")
+    assert back.keys() == theirs.state_dict().keys()
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(back[key], value), key
+    image = torch.randn(2, 3, 97, 131)
+    labels = torch.randint(0, 7, (2, 97, 131))
+    labels[:, :10] = 255
+    with torch.no_grad():
+        expected = theirs(image, labels=labels)
+        logits, losses = ours(image), ours(image, labels)
+        assert (logits - expected.logits).abs().max() <= 1e-5 * expected.logits.abs().max()
+        if not auxiliary:
+            assert losses["loss"].item() == pytest.approx(expected.loss.item(), rel=1e-5)
+
+
+def test_upernets_training_loss_is_theirs_too() -> None:
+    theirs = upernet_of("poolformerv2_s12", auxiliary_in_channels=320).train()
+    ours = create_segmenter(
+        "upernet",
+        backbone="poolformerv2_s12",
+        num_classes=7,
+        feature_norm="none",
+        head_dim=16,
+        dropout=0.0,
+        auxiliary=True,
+    ).train()
+    load_weights(ours, theirs.state_dict())
+    image, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 7, (2, 64, 64))
+    labels[0] = 255
+    expected = theirs(image, labels=labels).loss
+    loss = ours(image, labels)["loss"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    loss.backward()
+    pairs = (
+        (theirs.decode_head.psp_modules.get_submodule("0.1.conv"), ours.head.pools[0].conv),
+        (theirs.auxiliary_head.classifier, ours.auxiliary.classifier),
+        (theirs.backbone._backbone.stem.conv, ours.backbone.stem.conv),
+    )
+    for other, mine in pairs:
+        assert torch.allclose(mine.weight.grad, other.weight.grad, atol=1e-4 * other.weight.grad.abs().max())

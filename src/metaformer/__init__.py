@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from metaformer.backbones.config import MetaFormerConfig
     from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
+    from metaformer.dense.config import SegmenterConfig
+    from metaformer.dense.criterion import SegmentationLoss
+    from metaformer.dense.segmenter import Segmenter
     from metaformer.engine.config import TrainConfig
     from metaformer.engine.evaluate import evaluate
     from metaformer.engine.predict import Predictor
@@ -16,9 +19,12 @@ if TYPE_CHECKING:
         LoadReport,
         convert,
         create_model,
+        create_segmenter,
         from_pretrained,
         is_model,
+        is_segmenter,
         list_models,
+        list_segmenters,
         load_weights,
         push_to_hub,
         register_timm,
@@ -33,13 +39,19 @@ __all__ = [
     "MetaFormerError",
     "MetaFormerFeatures",
     "Predictor",
+    "SegmentationLoss",
+    "Segmenter",
+    "SegmenterConfig",
     "TrainConfig",
     "convert",
     "create_model",
+    "create_segmenter",
     "evaluate",
     "from_pretrained",
     "is_model",
+    "is_segmenter",
     "list_models",
+    "list_segmenters",
     "load_weights",
     "push_to_hub",
     "register_timm",
@@ -51,6 +63,9 @@ __all__ = [
 _HOMES = {
     "backbones.config": ("MetaFormerConfig",),
     "backbones.skeleton": ("MetaFormer", "MetaFormerFeatures"),
+    "dense.config": ("SegmenterConfig",),
+    "dense.criterion": ("SegmentationLoss",),
+    "dense.segmenter": ("Segmenter",),
     "engine.config": ("TrainConfig",),
     "engine.evaluate": ("evaluate",),
     "engine.predict": ("Predictor",),

@@ -1,4 +1,4 @@
-"""Models by name, as timm makes them: `create_model("poolformer_s12", pretrained=True)`."""
+"""Models by name: `create_model("poolformer_s12", pretrained=True)`, `create_segmenter("upernet", …)`."""
 
 import logging
 from collections.abc import Sequence
@@ -7,16 +7,23 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
 from metaformer.backbones.variants import UNAVAILABLE, VARIANTS
+from metaformer.dense.config import HEAD_DIMS, SegmenterConfig
+from metaformer.dense.criterion import SegmentationLoss
+from metaformer.dense.segmenter import Segmenter
 from metaformer.errors import ConfigError, UnknownName
-from metaformer.weights.card import pretrained_cfg
+from metaformer.weights.card import pretrained_cfg, segmenter_cfg
 from metaformer.weights.convert import convert
 from metaformer.weights.download import fetch
+from metaformer.weights.fit import Classifier
 from metaformer.weights.hub import from_pretrained, push_to_hub, save_pretrained
-from metaformer.weights.load import Classifier, load_weights
+from metaformer.weights.load import load_weights
 from metaformer.weights.report import LoadReport
+from metaformer.weights.segmentation_sources import SEGMENTATION_SOURCES, find_segmentation_source
 from metaformer.weights.sources import SOURCES, Source, find_source, split_name, tags
 from metaformer.weights.timm_registry import register_timm
 
@@ -24,14 +31,18 @@ __all__ = [
     "LoadReport",
     "convert",
     "create_model",
+    "create_segmenter",
     "from_pretrained",
     "is_model",
+    "is_segmenter",
     "list_models",
+    "list_segmenters",
     "load_weights",
     "model_config",
     "push_to_hub",
     "register_timm",
     "save_pretrained",
+    "split_segmenter",
 ]
 
 logger = logging.getLogger(__name__)
@@ -143,3 +154,144 @@ def is_model(name: str) -> bool:
 
 def _default_source(variant: str) -> Source | None:
     return find_source(variant) if tags(variant) else None
+
+
+def create_segmenter(
+    kind: str,
+    backbone: str | MetaFormerConfig | nn.Module | None = None,
+    num_classes: int = 150,
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    *,
+    feature_norm: str | None = "fresh",
+    fpn_dim: int = 256,
+    head_dim: int | None = None,
+    dropout: float = 0.1,
+    auxiliary: bool = False,
+    drop_path_rate: float | None = None,
+    in_chans: int | None = None,
+    backbone_pretrained: bool = False,
+    backbone_checkpoint: str | Path | None = None,
+    classifier: Classifier = "keep",
+    partial: bool = False,
+    criterion: SegmentationLoss | None = None,
+) -> Segmenter:
+    """Build a network that tells the class of every pixel: (B, 3, H, W) to logits (B, num_classes, H, W).
+
+    Args:
+        kind: `semantic_fpn` or `upernet`; or with backbone and perhaps tag, as `list_segmenters` names them.
+        backbone: a name, a configuration, or a module that gives a list of maps, finest first, and tells
+            their channels by `feature_info.channels()`; `poolformer_s24` when not given.
+        num_classes: outputs. Another number than published starts a fresh classifier with `pretrained`; with
+            `checkpoint_path` it is an error by default.
+        pretrained: download the published weights of the whole network once and load them.
+        checkpoint_path: load a file of any published format; one of a backbone leaves neck and head fresh.
+        feature_norm: norms on the backbone's maps: `fresh`, `none` or `head`; None as its configuration says.
+        fpn_dim: channels of the feature pyramid of `semantic_fpn`.
+        head_dim: channels of the head; 128 for `semantic_fpn` and 512 for `upernet` when not given.
+        dropout: share of channels left out before the classifier.
+        auxiliary: add a small head on the third map, which helps to train.
+        drop_path_rate: stochastic depth at the backbone's last block; None as its configuration says.
+        in_chans: channels of the input; None as the backbone's configuration says.
+        backbone_pretrained: download the published weights of the backbone once and load them.
+        backbone_checkpoint: load a file of any published format into the backbone alone.
+        classifier: what becomes of a file's classifier, see `load_weights`.
+        partial: load what fits; the log says what did not.
+        criterion: the loss; cross-entropy over the pixels that count when not given.
+
+    Raises:
+        UnknownName: no such kind, model or tag; the nearest names are offered.
+        ConfigError: a network that cannot be built, or a wrong value.
+        DownloadError: the published weights could not be fetched.
+        WeightsError: the weights do not fit the network.
+    """
+    named = (pretrained, backbone_pretrained, checkpoint_path is not None, backbone_checkpoint is not None)
+    if sum(named) > 1:
+        raise ConfigError(
+            "pretrained=True, backbone_pretrained=True, checkpoint_path= and backbone_checkpoint= all name "
+            "weights: choose one"
+        )
+    head, inside, tag = split_segmenter(kind)
+    if inside and backbone is not None and backbone != inside:
+        raise ConfigError(f"{kind}: has the backbone {inside} in its name, and backbone= names another")
+    below = backbone if backbone is not None else inside or "poolformer_s24"
+    changes = {"feature_norm": feature_norm, "drop_path_rate": drop_path_rate, "in_chans": in_chans}
+    config = SegmenterConfig(
+        kind=head,
+        backbone=_backbone_config(below, {k: v for k, v in changes.items() if v is not None}),
+        num_classes=num_classes,
+        fpn_dim=fpn_dim,
+        head_dim=head_dim,
+        dropout=dropout,
+        auxiliary=auxiliary,
+    )
+    model = Segmenter(config, criterion, below if isinstance(below, nn.Module) else None)
+    name = f"{head}_{split_name(below)[0]}" if isinstance(below, str) else head
+    source = find_segmentation_source(name, tag) if pretrained or tag else None
+    model.pretrained_cfg = segmenter_cfg(name, config, source)
+    weights, target = checkpoint_path or backbone_checkpoint, model if checkpoint_path else model.backbone
+    if pretrained and source is not None:
+        weights, target = fetch(source), model
+        if classifier == "keep" and num_classes != source.num_classes:
+            classifier = "fresh"
+    if backbone_pretrained:
+        if not isinstance(below, str):
+            raise ConfigError("backbone_pretrained=True: only a backbone given by its name has such weights")
+        weights = fetch(find_source(below))
+    if weights is not None:
+        logger.info("%s", load_weights(target, weights, partial, classifier=classifier))
+    return model
+
+
+def list_segmenters(filter: str = "", pretrained: bool = False) -> list[str]:
+    """Names of the segmentation networks, or with `pretrained` of their published weights (`name.tag`).
+
+    Args:
+        filter: a pattern with `*` and `?`, held against name and name.tag.
+        pretrained: list weights instead of networks.
+    """
+    names = list(SEGMENTATION_SOURCES) if pretrained else [f"{k}_{v}" for k in HEAD_DIMS for v in VARIANTS]
+    return [
+        name
+        for name in names
+        if not filter or fnmatch(name, filter) or fnmatch(name.partition(".")[0], filter)
+    ]
+
+
+def is_segmenter(name: str) -> bool:
+    """Tell whether `create_segmenter` knows a name of kind and backbone, with or without tag."""
+    model, _, tag = name.partition(".")
+    return name in SEGMENTATION_SOURCES or (not tag and model in list_segmenters())
+
+
+def split_segmenter(name: str) -> tuple[str, str, str]:
+    """Split a segmentation network's name into kind, backbone and tag; the latter two may be empty.
+
+    Raises:
+        UnknownName: no such kind or backbone; the nearest names are offered.
+    """
+    model, _, tag = name.partition(".")
+    for kind in HEAD_DIMS:
+        if model == kind or model.startswith(f"{kind}_"):
+            backbone = model[len(kind) + 1 :]
+            if not backbone or backbone in VARIANTS:
+                return kind, backbone, tag
+    raise UnknownName("segmenter", name, [*HEAD_DIMS, *list_segmenters(), *SEGMENTATION_SOURCES])
+
+
+def _backbone_config(
+    backbone: str | MetaFormerConfig | nn.Module, changes: dict[str, Any]
+) -> MetaFormerConfig | None:
+    """What is known of a backbone, with some fields changed; a named one works at any size."""
+    if isinstance(backbone, nn.Module):
+        for name in ("drop_path_rate", "in_chans"):
+            if name in changes:
+                raise ConfigError(
+                    f"{name}: of no use to a backbone that is a module: build the module with it"
+                )
+        return None
+    if isinstance(backbone, str):
+        return model_config(backbone, grid_mode="interpolate", **changes)
+    if not isinstance(backbone, MetaFormerConfig):
+        raise ConfigError(f"backbone: {backbone!r} is neither a name, a MetaFormerConfig nor a module")
+    return replace(backbone, **changes)

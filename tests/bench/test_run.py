@@ -127,3 +127,46 @@ runpy.run_module("metaformer.bench", run_name="__main__")
     assert done.returncode == 0 and model["image_size"] == [32, 32] and model["images_per_second"] > 0
     done = subprocess.run([*words, "--against=timm:resnet18"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "pip install" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_segmenters_by_name() -> None:
+    report = bench(["semantic_fpn_poolformer_n", "upernet_poolformer_n"], BenchConfig(size=64, rounds=1))
+    fpn, upernet = report.rows
+    assert fpn.image_size == (64, 64) and fpn.timing is not None and upernet.timing is not None
+    stages = fpn.counts.by("stage")
+    assert {"stem", "stages.0", "stages.3", "norms", "neck", "head"} <= set(stages)
+    assert {"Pooling", "mlp"} <= set(fpn.counts.by("mixer"))
+    assert fpn.counts.params == sum(row.get("params", 0) for row in stages.values())
+    (default,) = bench(["upernet_randformer_s12"], BenchConfig(speed=False), mixers=["identity"]).rows
+    assert default.image_size == (512, 512) and len(set(default.counts.mixers.values())) == 1
+
+
+def test_compares_with_segmentation_models_pytorch() -> None:
+    report = bench(
+        ["semantic_fpn_poolformer_n"],
+        BenchConfig(size=64, rounds=1, warmup=0),
+        against="smp:fpn/poolformer_s12",
+    )
+    _, theirs = report.rows
+    assert theirs.name == "smp:fpn/poolformer_s12" and theirs.image_size == (64, 64)
+    assert theirs.counts.params == 13_307_478, "150 classes"
+    assert list(report.ratios) == ["semantic_fpn_poolformer_n"]
+    (own,) = bench(["smp:unet/resnet18"], BenchConfig(speed=False)).rows
+    assert own.image_size == (512, 512)
+
+
+def test_unknown_networks_of_others() -> None:
+    with pytest.raises(ConfigError, match="smp:KIND/ENCODER"):
+        bench(["smp:fpn"], QUICK)
+    with pytest.raises(UnknownName, match="did you mean fpn"):
+        bench(["smp:fpm/poolformer_s12"], QUICK)
+    with pytest.raises(UnknownName, match="poolformer_s12"):
+        bench(["smp:fpn/poolformer_s13"], QUICK)
+
+
+@pytest.mark.parametrize("name", ["poolformer_n", "semantic_fpn_poolformer_n", "smp:fpn/resnet18"])
+def test_training_is_measured_too(name: str) -> None:
+    report = bench([name], BenchConfig(batch=2, size=64, rounds=1, warmup=0, train=True))
+    (row,) = report.rows
+    assert row.timing is not None and row.timing.seconds[0] > 0
+    assert "forward and backward" in report.text()

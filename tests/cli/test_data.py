@@ -61,3 +61,30 @@ def test_help_tells_what_there_is_and_what_a_stream_costs(capsys: pytest.Capture
     assert "did you mean shard?" in capsys.readouterr().err
     assert main(["data", "zzz"]) == 2
     assert "known: demo, check, shard" in capsys.readouterr().err
+
+
+def test_label_maps_are_recognised_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, draw = tmp_path / "scenes", np.random.RandomState(0)
+    for split in ("train", "val"):
+        for part in ("images", "masks"):
+            (root / part / split).mkdir(parents=True)
+        for i in range(2):
+            pixels = draw.randint(0, 256, (9, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"images/{split}/{i}.png")
+            Image.fromarray(pixels[..., 0] % 3).save(root / f"masks/{split}/{i}.png")
+    names = tmp_path / "names.txt"
+    names.write_text("sky\nsea\nsand\n")
+    words = ["data", "check", str(root), "--workers=1"]
+    assert main(words) == 1
+    assert "classes.txt: no such file: name the classes in it" in capsys.readouterr().out
+    assert main([*words, f"--classes={names}", f"--json={tmp_path / 'found.json'}"]) == 0
+    assert "train: 2 pictures with label maps of 3 of 3 classes" in capsys.readouterr().out
+    assert json.loads((tmp_path / "found.json").read_text())["splits"][0]["per_class"]["sea"]["pictures"] == 2
+    assert main([*words, f"--classes={names}", "--layout=folders", "--reduce-zero-label=yes"]) == 0
+    assert main([*words, "--layout=voc"]) == 1
+    assert f"{root}/JPEGImages: no such folder" in capsys.readouterr().out
+    assert main([*words, "--layout=folder"]) == 1
+    assert "did you mean folders?" in capsys.readouterr().err
+    Image.fromarray(np.full((9, 8), 3, dtype=np.uint8)).save(root / "masks/val/1.png")
+    assert main([*words, f"--classes={names}"]) == 1
+    assert f"error: {root}/masks/val/1.png: label 3 (72 pixels)" in capsys.readouterr().out

@@ -4,10 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from metaformer.data.dataset import Augmented, seeded
+from metaformer.data.dataset import Augmented, AugmentedPairs, seeded
 from metaformer.data.folder import ImageFolder
+from metaformer.data.joint import train_joint
 from metaformer.data.sampler import Sample
+from metaformer.data.segmentation import open_segmentation
 from metaformer.data.transforms import train_transform
 from metaformer.errors import BadImage
 
@@ -83,3 +86,38 @@ def test_a_bad_picture_is_named(pets: Path) -> None:
     bad.write_bytes(bad.read_bytes()[:300])
     with pytest.raises(BadImage, match=str(bad)):
         augmented(pets)[Sample(0, 5)]
+
+
+def pairs(labelled: Path, seed: int = 0) -> AugmentedPairs:
+    return AugmentedPairs(open_segmentation(labelled, "train"), train_joint(16, (40, 24)), seed)
+
+
+def test_a_pair_is_a_function_of_seed_and_place(labelled: Path) -> None:
+    data = pairs(labelled)
+    wanted = [Sample(epoch, index, repeat) for epoch in (0, 1) for index in (0, 3) for repeat in (0, 1)]
+    first = {sample: data[sample] for sample in wanted}
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    again = pairs(labelled)
+    for sample in reversed(wanted):
+        image, labels, index = again[sample]
+        assert torch.equal(image, first[sample][0]) and torch.equal(labels, first[sample][1])
+        assert index == sample.index and labels.dtype == torch.uint8
+    images = [image for image, _, _ in first.values()]
+    for i, one in enumerate(images):
+        assert not any(torch.equal(one, other) for other in images[:i])
+    assert not torch.equal(pairs(labelled, seed=1)[wanted[0]][0], images[0])
+
+
+def test_a_pair_leaves_the_runs_random_streams_alone(labelled: Path) -> None:
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    expected = random.random(), np.random.rand(), torch.rand(())
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    pairs(labelled)[Sample(0, 0)]
+    assert (random.random(), np.random.rand(), torch.rand(())) == expected
+
+
+def test_a_label_map_of_another_size_is_named(labelled: Path) -> None:
+    bad = labelled / "annotations/train/2.png"
+    Image.new("L", (24, 21)).save(bad)
+    with pytest.raises(BadImage, match=r"2\.png: is 24x21 and its picture .*images/train/2\.png 24x22"):
+        pairs(labelled)[Sample(0, 2)]

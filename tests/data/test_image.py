@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metaformer.data.image import FORMATS, decode_image, read_image
+from metaformer.data.image import FORMATS, decode_image, picture_size, read_image
 from metaformer.errors import BadImage, DataError
 
 
@@ -118,6 +118,27 @@ def test_orientation(tmp_path: Path, orientation: int, kind: str) -> None:
     read = read_image(path)
     assert read.size == ((16, 48) if orientation >= 5 else (48, 16)) == expected.size
     assert np.array_equal(np.asarray(read), np.asarray(expected))
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_the_size_is_known_from_the_header(tmp_path: Path, orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {} if kind in ("BMP", "GIF") else {"exif": exif}
+    Image.new("RGB", (7, 4)).save(tmp_path / "picture", kind, **options)
+    assert picture_size(tmp_path / "picture") == read_image(tmp_path / "picture").size
+
+
+def test_what_has_no_header_has_no_size(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no picture")
+    with pytest.raises(BadImage, match="text: not a JPEG"):
+        picture_size(tmp_path / "text")
+    with pytest.raises(BadImage, match="none: no such file"):
+        picture_size(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadImage, match="pipe: is no ordinary file"):
+        picture_size(tmp_path / "pipe")
 
 
 def test_damaged_exif_does_not_spoil_the_picture(tmp_path: Path) -> None:

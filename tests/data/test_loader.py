@@ -2,18 +2,23 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_sharer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from metaformer.data.dataset import Augmented
+from metaformer.data.dataset import Augmented, AugmentedPairs
 from metaformer.data.folder import ImageFolder
+from metaformer.data.joint import train_joint
 from metaformer.data.loader import Batch, Loader
 from metaformer.data.sampler import EvalSampler, PureSampler
+from metaformer.data.segmentation import open_segmentation
 from metaformer.data.transforms import eval_transform, train_transform
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.ops.ranks import Interrupted
@@ -210,6 +215,7 @@ class Stopping(dict[int, object]):
 
     def pop(self, *key: int) -> object:  # type: ignore[override]
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(5)  # another thread may be the first to stop, and this one run on for a moment
         return super().pop(*key)
 
 
@@ -233,11 +239,22 @@ def test_a_worker_held_while_it_hands_over_a_batch_ends_the_wait(pets: Path) -> 
     assert str(source.path(11)) in str(caught.value)
 
 
-def test_closing_is_no_death_for_another_loader_of_the_process(pets: Path) -> None:
-    """PyTorch's own loader brings a handler that raises wherever the main thread is when a worker ends."""
+@pytest.fixture
+def others_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., object]]:
+    """What PyTorch's own loader brings: it raises wherever the main thread is when a worker ends."""
+    before = signal.getsignal(signal.SIGCHLD)
+    # it comes once in a process, and an earlier test may have had that
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
     list(DataLoader(torch.arange(4), num_workers=1))  # type: ignore[arg-type]
     handler = signal.getsignal(signal.SIGCHLD)
     assert callable(handler)
+    yield handler
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_closing_is_no_death_for_another_loader_of_the_process(
+    pets: Path, others_handler: Callable[..., object]
+) -> None:
     batches = loader(pets, 1)
     next(iter(batches))
     iterator = batches._loader._iterator
@@ -249,4 +266,54 @@ def test_closing_is_no_death_for_another_loader_of_the_process(pets: Path) -> No
 
     iterator._shutdown_workers = watched  # type: ignore[union-attr]
     batches.close()
-    assert during == [signal.SIG_DFL] and signal.getsignal(signal.SIGCHLD) is handler
+    assert during == [signal.SIG_DFL] and signal.getsignal(signal.SIGCHLD) is others_handler
+
+
+def test_a_death_is_told_with_a_name_beside_another_loader_too(
+    pets: Path, others_handler: Callable[..., object]
+) -> None:
+    taking = iter(batches := loader(pets, 1))
+    next(taking)
+    os.kill(batches._loader._iterator._workers[0].pid, signal.SIGKILL)  # type: ignore[union-attr]
+    with pytest.raises(DataError, match=r"SIGKILL (at|after) .*\.png"):
+        list(taking)
+    assert signal.getsignal(signal.SIGCHLD) is others_handler
+
+
+def labelled_batches(labelled: Path, workers: int, skip_bad: bool = False) -> list[Batch]:
+    data = AugmentedPairs(open_segmentation(labelled, "train"), train_joint(16, (40, 24)), seed=3)
+    return list(Loader(data, EvalSampler(4, batch_size=2), workers=workers, skip_bad=skip_bad))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_label_maps_are_stacked(labelled: Path, workers: int) -> None:
+    first, second = labelled_batches(labelled, workers)
+    assert first.images.shape == (2, 3, 16, 16)
+    assert first.labels.shape == (2, 16, 16) and first.labels.dtype == torch.uint8
+    assert second.indices.tolist() == [2, 3]
+    assert torch.equal(second.labels, labelled_batches(labelled, 0)[1].labels)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("part", ["images", "annotations"])
+def test_a_bad_picture_or_label_map_is_raised_or_left_out(labelled: Path, workers: int, part: str) -> None:
+    bad = labelled / part / "train/1.png"
+    if part == "images":
+        bad.write_bytes(b"no picture")
+    else:
+        Image.new("L", (24, 21), 77).save(bad)
+    with pytest.raises(BadImage, match=str(bad)) as caught:
+        labelled_batches(labelled, workers)
+    assert caught.value.path == bad
+    first, second = labelled_batches(labelled, workers, skip_bad=True)
+    assert [(one.index, str(bad) in one.reason) for one in first.bad] == [(1, True)]
+    assert first.labels.shape == (1, 16, 16) and second.bad == ()
+
+
+def test_an_evaluation_takes_each_picture_in_its_own_size(labelled: Path) -> None:
+    def whole(picture: Image.Image, labels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(3, 32, 32), torch.from_numpy(labels)
+
+    data = AugmentedPairs(open_segmentation(labelled, "val"), whole)
+    shapes = [tuple(batch.labels.shape) for batch in Loader(data, EvalSampler(2, batch_size=1))]
+    assert shapes == [(1, 20, 24), (1, 21, 24)]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from metaformer.data.folder import ImageFolder
-from metaformer.data.survey import DEADLY, survey
+from metaformer.data.survey import DEADLY, Seen, survey
 
 
 class Deadly:
@@ -54,6 +54,17 @@ def test_pictures_that_kill_their_reader_are_named(killers: tuple[int, ...]) -> 
     seen = survey(Deadly(200, *killers), workers=2, progress=False)
     assert [one.index for one in seen] == list(range(200))
     assert {one.index: one.trouble for one in seen if one.trouble} == dict.fromkeys(killers, DEADLY)
+
+
+def _width(source: ImageFolder, index: int) -> Seen:
+    return Seen(index, source.image(index).width)
+
+
+def test_some_pictures_can_be_looked_at_otherwise() -> None:
+    seen = survey(Deadly(200, 5), workers=2, progress=False, look=_width, which=range(5, 200, 3))
+    assert [one.index for one in seen] == list(range(5, 200, 3))
+    assert seen[0].trouble == DEADLY
+    assert all((one.width, one.height) == (one.index + 1, 0) for one in seen[1:])
 
 
 def test_progress_is_shown(pets: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,4 @@
-import inspect
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +9,9 @@ import torch
 from PIL import Image
 
 from metaformer.engine.config import TrainConfig
+from metaformer.engine.output.sink import Seen
 from metaformer.engine.settings import from_dict
+from metaformer.tasks.segment_results import Segmentation
 
 Configure = Callable[..., TrainConfig]
 TINY = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
@@ -66,6 +63,50 @@ def configure(pets: Path) -> Configure:
     return make
 
 
+@pytest.fixture(scope="session")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures with a green or blue square on a third class, 12 and 5 of them; ADE20K's layout."""
+    root, draw = tmp_path_factory.mktemp("patches"), np.random.RandomState(1)
+    for split, count in (("training", 12), ("validation", 5)):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            pixels = draw.randint(0, 120, (36 + i, 44, 3), dtype=np.uint8)
+            labels = np.zeros((36 + i, 44), dtype=np.uint8)
+            top, left = draw.randint(0, 16, 2)
+            labels[top : top + 20, left : left + 24] = 1 + i % 2
+            pixels[..., 1 + i % 2] += (labels > 0).astype(np.uint8) * 130
+            Image.fromarray(pixels).save(root / "images" / split / f"{i:02d}.png")
+            Image.fromarray(labels).save(root / "annotations" / split / f"{i:02d}.png")
+    (root / "objectInfo150.txt").write_text("Idx\tRatio\tName\n1\t0.5\tgreen\n2\t0.5\tblue\n")
+    return root
+
+
+@pytest.fixture
+def configure_segment(patches: Path) -> Configure:
+    """Make a tiny segmentation run's configuration; keywords are sections with the fields that differ."""
+
+    def make(**sections: Any) -> TrainConfig:
+        plain: dict[str, Any] = {
+            "task": "segment",
+            "model": {"name": "poolformer_n", "overrides": TINY},
+            "data": {"root": str(patches), "image_size": 32, "batch_size": 6, "workers": 0},
+            "augment": {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0},
+            "segment": {"fpn_dim": 16, "head_dim": 16, "base": None, "reduce_zero_label": False},
+            "optim": {"lr": 3e-3},
+            "schedule": {"epochs": 2, "warmup_epochs": 0, "min_lr": 0.0},
+            "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "keep": 100},
+        }
+        for name, fields in sections.items():
+            if isinstance(fields, dict):
+                plain.setdefault(name, {}).update(fields)
+            else:
+                plain[name] = fields
+        return from_dict(plain)
+
+    return make
+
+
 @pytest.fixture
 def digest() -> Callable[[Path], dict[str, Any]]:
     """Every tensor of a checkpoint directory, by file and name."""
@@ -90,38 +131,17 @@ def bad_pets(pets: Path, tmp_path: Path) -> Path:
     return root
 
 
-RANK = "import runpy, sys; file, name, *rest = sys.argv[1:]; runpy.run_path(file)[name](*rest)"
-
-
 @pytest.fixture
-def two_ranks() -> Callable[..., list[str]]:
-    """Call a function of a test's file in two processes, as torchrun would; gives what each printed."""
+def seen(tmp_path: Path) -> Callable[..., Seen]:
+    """Make a picture file with three classes in it, left, middle and right, and its result."""
 
-    def start(function: Callable[..., None], *words: str) -> list[str]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        whole = {
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        file = inspect.getfile(function)
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", RANK, file, function.__name__, *words],
-                env={**os.environ, **whole, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(2)
-        ]
-        try:
-            ends = [process.communicate(timeout=120) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        assert [process.returncode for process in processes] == [0, 0], ends
-        return [out for out, _ in ends]
+    def make(name: str = "a/x.jpg", size: tuple[int, int] = (12, 8), grey: int = 120, **fields: Any) -> Seen:
+        file, (width, height) = tmp_path / "photos" / name, size
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.new("RGB", size, (grey, grey, grey))
+        picture.save(file)
+        label_map = np.repeat((np.arange(width) * 3 // width).astype(np.uint8)[None], height, axis=0)
+        colours = ((0, 0, 0), (200, 40, 40), (40, 40, 200))
+        return Seen(picture, Segmentation(str(file), label_map, ("sky", "é, b", "<i>"), colours), **fields)
 
-    return start
+    return make

@@ -28,6 +28,9 @@ def test_the_defaults_are_good() -> None:
         ("optim", "clip", -1.0, "optim.clip is -1.0"),
         ("optim", "layer_decay", 1.5, "optim.layer_decay is 1.5"),
         ("schedule", "epochs", 0, "schedule.epochs is 0"),
+        ("schedule", "steps", 0, "schedule.steps is 0"),
+        ("schedule", "power", 0.0, "schedule.power is 0.0"),
+        ("evaluate", "every_steps", -1, "evaluate.every_steps is -1"),
         ("schedule", "min_lr", 1.0, "schedule.min_lr 1.0 is above optim.lr"),
         ("ema", "decay", 1.0, "ema.decay is 1.0"),
         ("evaluate", "crop", 0.0, "evaluate.crop is 0.0"),
@@ -56,3 +59,35 @@ def test_the_world_takes_its_share_of_the_batch() -> None:
     check(config, world_size=4)
     with pytest.raises(ConfigError, match="3 device"):
         check(config, world_size=3)
+
+
+SEGMENT: dict[str, Any] = {
+    **GOOD,
+    "task": "segment",
+    "augment": {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "told"),
+    [
+        ("segment", "fpn_dim", 0, "segment.fpn_dim is 0"),
+        ("segment", "stride", 0, "segment.stride is 0"),
+        ("segment", "base", [0, 512], "segment.base is 0"),
+        ("segment", "scale", [2.0, 0.5], "segment.scale is .*a smaller and a larger"),
+        ("segment", "dropout", 1.0, "segment.dropout is 1.0"),
+        ("segment", "cat_max_ratio", 0.0, "segment.cat_max_ratio is 0.0"),
+        ("segment", "ohem", 1.5, "segment.ohem is 1.5"),
+        ("segment", "dice", -1.0, "segment.dice is -1.0"),
+        ("segment", "scales", [], "segment.scales is empty"),
+        ("segment", "scales", ["a"], "segment.scales is a"),
+        ("segment", "class_weights", [-1.0], "segment.class_weights is -1"),
+        ("augment", "mixup", 0.5, "augment.mixup: not for segmentation"),
+        ("augment", "splits", 3, "not for segmentation"),
+    ],
+)
+def test_each_wrong_value_of_segmentation_is_named(section: str, field: str, value: Any, told: str) -> None:
+    check(from_dict(SEGMENT))
+    values = {**SEGMENT, section: {**SEGMENT.get(section, {}), field: value}}
+    with pytest.raises(ConfigError, match=told):
+        check(from_dict(values))

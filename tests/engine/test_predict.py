@@ -1,6 +1,9 @@
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from metaformer.engine.predict import Predictor
@@ -8,6 +11,7 @@ from metaformer.engine.settings import from_dict
 from metaformer.engine.train import train
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.models import create_model
+from metaformer.tasks.segment_results import Segmentation
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +28,28 @@ def run(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     return train(config, tmp_path_factory.mktemp("predict") / "run").run
+
+
+@pytest.fixture(scope="module")
+def segment_run(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that finds green and blue squares."""
+    config = from_dict(
+        {
+            "task": "segment",
+            "model": {"name": "poolformer_n", "overrides": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
+            "data": {"root": str(patches), "image_size": 32, "batch_size": 6, "workers": 0},
+            "augment": {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0},
+            "segment": {
+                "fpn_dim": 16, "head_dim": 16, "dropout": 0.0, "base": None, "reduce_zero_label": False,
+                "photometric": False, "scale": [1.0, 1.5],
+            },
+            "optim": {"lr": 1e-2},
+            "schedule": {"steps": 40, "warmup_steps": 0, "min_lr": 0.0},
+            "evaluate": {"every_steps": 20},
+            "runtime": {"device": "cpu", "threads": 1},
+        }
+    )  # fmt: skip
+    return train(config, tmp_path_factory.mktemp("predict") / "segment").run
 
 
 def test_a_file_a_folder_a_glob_an_image_and_a_list(run: Path, pets: Path) -> None:
@@ -94,3 +120,62 @@ def test_wrong_options_are_told(run: Path) -> None:
         Predictor(run, top_k=0)
     with pytest.raises(ConfigError, match="amp: 'int8'"):
         Predictor(run, amp="int8")
+
+
+def labels(patches: Path, result: Segmentation) -> NDArray[np.uint8]:
+    file = patches / "annotations" / "validation" / Path(result.path).name
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+def test_pixels_are_told_at_the_pictures_own_size(segment_run: Path, patches: Path) -> None:
+    predictor = Predictor(segment_run, device="cpu")
+    folder = patches / "images" / "validation"
+    results = predictor(folder)
+    assert [result.path for result in results] == sorted(str(file) for file in folder.iterdir())
+    for result in results:
+        assert isinstance(result, Segmentation) and result.classes == ("background", "green", "blue")
+        assert result.label_map.shape == labels(patches, result).shape
+    right = [(one.label_map == labels(patches, one)).mean() for one in results]  # type: ignore[union-attr]
+    assert np.mean(right) > 0.85, right
+    with Image.open(results[0].path) as image:
+        (in_memory,) = predictor(image.convert("RGB"))
+    assert (in_memory.label_map == results[0].label_map).all() and in_memory.path == ""  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "options", [{"flip": True}, {"scales": (0.5, 1.0, 1.5), "flip": True}, {"slide": 32}]
+)
+def test_other_ways_to_look_find_the_same_but_not_pixel_for_pixel(
+    options: dict[str, Any], segment_run: Path, patches: Path
+) -> None:
+    folder = patches / "images" / "validation"
+    plain = Predictor(segment_run, device="cpu")(folder)
+    other = Predictor(segment_run, device="cpu", workers=2, **options)(folder)
+    same = np.mean([(a.label_map == b.label_map).mean() for a, b in zip(plain, other, strict=True)])  # type: ignore[union-attr]
+    assert 0.8 < same < 1
+
+
+def test_frames_of_an_animation_are_results(segment_run: Path, patches: Path, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (20, 12), colour) for colour in ((0, 200, 0), (0, 0, 200))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    found = list(Predictor(segment_run, device="cpu").segmented(tmp_path / "a.gif"))
+    assert [(one.frame, one.result.size) for one in found] == [(0, (20, 12)), (1, (20, 12))]
+
+
+def test_options_of_the_other_task_are_refused(run: Path, segment_run: Path, patches: Path) -> None:
+    wrong: list[tuple[Path, dict[str, Any], str]] = [
+        (segment_run, {"top_k": 5}, "top_k: .* classes of pixels"),
+        (segment_run, {"crops": 5}, "crops: .* classes of pixels"),
+        (segment_run, {"image_size": 64}, "image_size: .* classes of pixels"),
+        (run, {"scales": [1.0]}, "scales: .* classes of pictures"),
+        (run, {"slide": 0}, "slide: .* classes of pictures"),
+        (segment_run, {"scales": [0.0]}, "scales"),
+    ]
+    for place, options, told in wrong:
+        with pytest.raises(ConfigError, match=told):
+            Predictor(place, device="cpu", **options)
+    with pytest.raises(ConfigError, match="of another task, segment, not classify"):
+        list(Predictor(segment_run, device="cpu").classified(patches / "images"))
+    with pytest.raises(ConfigError, match="of another task, classify, not segment"):
+        list(Predictor(run, device="cpu").segmented(patches / "images"))

@@ -32,3 +32,11 @@ def test_constant_stays() -> None:
 def test_warm_up_may_be_a_part_of_a_step_or_longer_than_the_run() -> None:
     assert Schedule(lr=1.0, steps=4, warmup_steps=0.5, shape="constant")(0) == 0.0
     assert Schedule(lr=1.0, steps=4, warmup_steps=8)(3) == pytest.approx(3 / 8)
+
+
+def test_poly_falls_to_the_end_of_the_run() -> None:
+    plan = Schedule(lr=2.0, steps=40, warmup_steps=4, min_lr=0.5, shape="poly", power=0.9)
+    for step in (4, 20, 39):
+        assert plan(step) == pytest.approx(0.5 + 1.5 * (1 - step / 40) ** 0.9)
+    assert plan(40) == 0.5
+    assert plan(2) == pytest.approx(1.0)

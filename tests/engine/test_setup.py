@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from metaformer.data.loader import Batch
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.distributed import World
-from metaformer.engine.setup import build_task, read_names
+from metaformer.engine.setup import build_task
 from metaformer.engine.train import train
-from metaformer.errors import DataError
 from metaformer.tasks.classify import Classify
 from metaformer.tasks.task import Moment
 
@@ -57,16 +56,3 @@ def test_repeated_augmentation_shows_each_picture_that_often(
         assert len(seen) == 4  # an epoch is as long as the data
         for batch in seen:
             assert set(Counter(batch).values()) == {repeats}
-
-
-def test_a_class_subset_is_read_and_checked(tmp_path: Path) -> None:
-    file = tmp_path / "names.txt"
-    assert read_names(None, ("a",)) is None
-    file.write_text("b\n\n a \n")
-    assert read_names(str(file), ("a", "b")) == ["b", "a"]
-    file.write_text("c\n")
-    with pytest.raises(DataError, match="'c' is no class"):
-        read_names(str(file), ("a", "b"))
-    file.write_text("\n")
-    with pytest.raises(DataError, match="names no class"):
-        read_names(str(file), ("a",))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from metaformer.engine.whole_file import whole_file
+from metaformer.engine.whole_file import whole_bytes, whole_file
 from metaformer.errors import OutputError
 
 
@@ -26,3 +26,16 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"a\.txt: cannot write"), whole_file(tmp_path / "file" / "a.txt"):
         pass
+
+
+def test_bytes_appear_whole_too(tmp_path: Path) -> None:
+    with whole_bytes(tmp_path / "a.bin") as stream:
+        stream.write(b"1234")
+        stream.seek(0)
+        stream.write(b"5")
+        assert not (tmp_path / "a.bin").exists()
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.bin", b"5234")]
+    with pytest.raises(KeyError), whole_bytes(tmp_path / "a.bin") as stream:
+        stream.write(b"new")
+        raise KeyError
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.bin", b"5234")]

@@ -1,5 +1,6 @@
 """The tasks that the suite is run for: a new task is one more entry of `TASKS`."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class Case:
 
     def settings(self, data: Path, sections: Plain) -> Plain:
         """The case's configuration with some fields changed, section by section."""
-        plain = {name: dict(fields) for name, fields in self.config.items()}
+        plain = copy.deepcopy(self.config)
         plain["data"]["root"] = str(data)
         for name, fields in sections.items():
             plain[name] = {**plain.get(name, {}), **fields}
@@ -72,6 +73,49 @@ CLASSIFY = Case(
     11,
 )
 
-TASKS = {case.task: case for case in (CLASSIFY,)}
+
+def coloured_patches(root: Path) -> None:
+    """Pictures with a square of one of two colours on a third class, in ADE20K's layout."""
+    draw = np.random.RandomState(1)
+    for split, count in (("training", 24), ("validation", 6)):
+        folders = [root / kind / split for kind in ("images", "annotations")]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        for i in range(count):
+            size = 36 + i % 8
+            pixels = draw.randint(0, 180, (size, 40, 3), dtype=np.uint8)
+            labels = np.zeros((size, 40), dtype=np.uint8)
+            top, left = draw.randint(0, 16, 2)
+            labels[top : top + 18, left : left + 20] = 1 + i % 2
+            pixels[..., 1 + i % 2] += ((labels > 0) * 60).astype(np.uint8)
+            for folder, array in zip(folders, (pixels, labels), strict=True):
+                Image.fromarray(array).save(folder / f"{i:02d}.png")
+    (root / "objectInfo150.txt").write_text("Idx\tName\n1\tgreen\n2\tblue\n")
+
+
+SEGMENT = Case(
+    "segment",
+    "demo/segment",
+    coloured_patches,
+    {
+        "task": "segment",
+        "model": {
+            "name": "poolformer_n",
+            "overrides": {"depths": [1, 1, 1, 1], "dims": [64, 128, 192, 256]},
+            "drop_path_rate": 0.2,
+        },
+        "data": {"image_size": 32, "batch_size": 6, "workers": 0},
+        "segment": {"fpn_dim": 32, "head_dim": 32, "dropout": 0.2, "base": None, "multiple": 32},
+        "optim": {"lr": 1e-3, "accumulate": 1, "clip": 1.0},
+        "schedule": {"epochs": 15, "warmup_epochs": 1, "min_lr": 0.0, "cooldown_epochs": 0},
+        "ema": {"decay": 0.9},
+        "evaluate": {"every": 2},
+        "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "save_every": 2, "keep": 2},
+    },
+    "11.png",
+    11,
+)
+
+TASKS = {case.task: case for case in (CLASSIFY, SEGMENT)}
 EPOCH = 4
 """Steps of an epoch."""

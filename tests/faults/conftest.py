@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "often(short, whole): run so often, each time as another `attempt`")
+    config.addinivalue_line("markers", "every_task(short, whole): also for tasks after the first, so often")
     config.pluginmanager.register(Table(), "fault-table")
 
 
@@ -35,8 +36,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.faults)
-    config.hook.pytest_deselected(items=[item for item in items if not _attempts(item)])
-    items[:] = [item for item in items if _attempts(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not _wanted(item)])
+    items[:] = [item for item in items if _wanted(item)]
+
+
+def _wanted(item: pytest.Item) -> bool:
+    """What one task shows of the engine holds for all: of the others only some is run again."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if HERE not in item.path.parents or parameters.get("case") in (None, next(iter(TASKS.values()))):
+        return _attempts(item) > 0
+    marker = item.get_closest_marker("every_task")
+    if marker is None or not _attempts(item):
+        return False
+    short, whole = marker.args
+    most = whole if item.config.getoption("full", default=False) else short
+    return bool(parameters.get("attempt", 0) < most)
 
 
 def _attempts(item: pytest.Item) -> int:

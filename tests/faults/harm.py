@@ -35,7 +35,8 @@ def log_samples(path: str) -> None:
         indices = [int(index) for batch in batches for index in batch.indices]
         pixels = hashlib.sha256()
         for batch in batches:
-            pixels.update(batch.images.contiguous().numpy().tobytes())
+            for part in (batch.images, batch.labels):
+                pixels.update(part.contiguous().numpy().tobytes())
         figures = honest(self, batches, epoch)
         line = {"step": step, "indices": indices, "pixels": pixels.hexdigest()}
         with open(f"{path}.{RANK}", "a") as stream:

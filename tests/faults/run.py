@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.case import EPOCH, Case
+from faults.warm import Warm
 from metaformer.engine.checkpoint import Saved
 
 HERE = Path(__file__).parent
@@ -42,8 +43,15 @@ class End:
 class Victim:
     """A process that trains, in a process group of its own."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], run: "Run", output: Path) -> None:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], run: "Run", output: Path, warm: bool = False
+    ) -> None:
         self.run, self.output, self.began = run, output, time.monotonic()
+        self.process: subprocess.Popen[bytes] | Warm
+        if warm:
+            output.touch()
+            self.process = Warm(command[2:], environment, output)
+            return
         with output.open("wb") as stream:
             self.process = subprocess.Popen(
                 command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
@@ -82,7 +90,7 @@ class Victim:
         """Wait for the end."""
         try:
             status = self.process.wait(timeout=patience)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, TimeoutError):
             text = self.text
             self.destroy()
             raise AssertionError(f"still there after {patience} s:\n{text}") from None
@@ -153,9 +161,13 @@ class Run:
         fault: dict[str, Any] | None = None,
         launcher: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
+        warm: bool = False,
         **sections: Any,
     ) -> Victim:
-        """Start a process; `fault` is what `harm.arm` is told, `launcher` stands for `python`."""
+        """Start a process; `fault` is what `harm.arm` is told, `launcher` stands for `python`.
+
+        A `warm` one does not import anything first, which is most of a short run's time.
+        """
         own = {
             "OMP_NUM_THREADS": "1",
             "MF_SAMPLES": str(self.folder / "samples"),
@@ -164,7 +176,7 @@ class Run:
         }
         command = [*(launcher or (sys.executable,)), *self.command(resume, **sections)]
         output = self.folder / f"output-{len(self.victims)}.txt"
-        victim = Victim(command, {**os.environ, **own, **(environment or {})}, self, output)
+        victim = Victim(command, {**os.environ, **own, **(environment or {})}, self, output, warm)
         self.victims.append(victim)
         return victim
 
@@ -174,6 +186,7 @@ class Run:
 
     def finish(self, **how: Any) -> End:
         """Go on to the end of the run, which must be a good one."""
+        how.setdefault("warm", bool(self.victims) and "launcher" not in how)
         end = self.go(**how)
         assert end.status == 0, end.text
         return end

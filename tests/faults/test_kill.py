@@ -43,6 +43,7 @@ def strike(victim: Victim, moment: str, step: int, draw: np.random.RandomState) 
     return "while a checkpoint is written" if run.leftovers() else "between two checkpoints"
 
 
+@pytest.mark.every_task(1, 4)
 @pytest.mark.often(1, 20)
 def test_killed_at_random_moments(
     case: Case,
@@ -55,8 +56,9 @@ def test_killed_at_random_moments(
     draw = np.random.RandomState(attempt)
     run, places = new_run(), []
     for number, step in enumerate(sorted(draw.randint(0, straight.total - 4, often(2, 3)).tolist())):
-        victim = run.start(data={"workers": int(draw.randint(3))})
+        workers = int(draw.randint(3))
         moment = MOMENTS[0] if number == 0 and attempt % 3 == 0 else MOMENTS[1 + draw.randint(2)]
+        victim = run.start(data={"workers": workers}, warm=moment != MOMENTS[0])
         places.append(strike(victim, moment, step, draw))
     run.finish(data={"workers": attempt % 3})
     same = equal(run, straight)
@@ -81,13 +83,14 @@ POINTS = [
 ]
 
 
+@pytest.mark.every_task(0, 3)
 @pytest.mark.often(1, len(POINTS))
 def test_killed_at_a_point_of_a_save(
     case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally
 ) -> None:
     point, occurrence = POINTS[attempt]
     run = new_run()
-    end = run.go(fault={"kind": "point", "point": point, "time": occurrence})
+    end = run.go(fault={"kind": "point", "point": point, "time": occurrence}, warm=True)
     assert end.status == -signal.SIGKILL, f"{point} was never reached:\n{end.text}"
     run.finish()
     same = equal(run, straight)
@@ -95,6 +98,7 @@ def test_killed_at_a_point_of_a_save(
     assert same, point
 
 
+@pytest.mark.every_task(0, 1)
 @pytest.mark.often(0, 3)
 def test_a_run_does_not_depend_on_its_workers(
     case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally

@@ -36,6 +36,7 @@ def _finite(file: Path) -> bool:
     return all(not t.is_floating_point() or bool(t.isfinite().all()) for t in load_file(file).values())
 
 
+@pytest.mark.every_task(0, 4)
 @pytest.mark.often(1, len(PLACES))
 def test_a_step_that_is_not_finite_is_refused(
     case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally

@@ -35,6 +35,7 @@ def equal(run: Run, straight: Run) -> bool:
     return run.fingerprint() == straight.fingerprint() and run.samples() == straight.samples()
 
 
+@pytest.mark.every_task(0, 1)
 @pytest.mark.often(1, len(WHERE))
 def test_sigterm_stops_with_a_checkpoint(
     case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from metaformer.backbones.skeleton import MetaFormer
 from metaformer.backbones.variants import VARIANTS
+from metaformer.dense.config import SegmenterConfig
+from metaformer.dense.segmenter import Segmenter
 from metaformer.errors import OutputError, UnknownName, WeightsError
 from metaformer.models import load_weights
 from metaformer.weights.convert import convert
@@ -112,3 +114,19 @@ def test_the_file_read_is_not_written_over(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="is the file to read"):
             convert(source, target, "timm")
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["semantic_fpn", "upernet"])
+def test_segmenters_both_ways(tmp_path: Path, kind: str) -> None:
+    backbone = replace(VARIANTS["poolformer_s12"], feature_norm="fresh")
+    model = Segmenter(SegmenterConfig(kind=kind, backbone=backbone, fpn_dim=8, head_dim=8, num_classes=2))
+    write_state(tmp_path / "in.safetensors", model.state_dict())
+    there = convert(tmp_path / "in.safetensors", tmp_path / "there.pth", "mmsegmentation", "poolformer_s12")
+    assert there.model == "poolformer_s12" and there.source_format == "segmenter"
+    content = torch.load(there.target, weights_only=True)
+    assert list(content) == ["state_dict"] and "decode_head.conv_seg.weight" in content["state_dict"]
+    back = convert(there.target, tmp_path / "back.safetensors", "segmenter")
+    assert back.source_format == "mmsegmentation"
+    assert same(read_state(back.target).tensors, model.state_dict())
+    with pytest.raises(WeightsError, match="no place in the format 'timm'"):
+        convert(there.target, tmp_path / "no.pth", "timm")

@@ -10,8 +10,9 @@ from torch import nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
+from metaformer.dense.segmenter import Segmenter
 from metaformer.errors import ConfigError, DownloadError, OutputError, WeightsError
-from metaformer.models import create_model
+from metaformer.models import create_model, create_segmenter
 from metaformer.weights.hub import from_pretrained, push_to_hub, read_config, save_pretrained
 from metaformer.weights.io import write_state
 
@@ -116,3 +117,29 @@ def test_offline_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert "\n" not in str(caught.value)
     with pytest.raises(OutputError, match="owner/model: not uploaded"):
         push_to_hub(MetaFormer(TINY), "owner/model", token="none")
+
+
+@pytest.mark.parametrize("kind", ["semantic_fpn", "upernet"])
+def test_a_segmenter_comes_back_as_it_was(tmp_path: Path, kind: str) -> None:
+    model = create_segmenter(
+        kind, backbone=TINY, num_classes=7, fpn_dim=12, head_dim=6, dropout=0.2, auxiliary=True
+    ).eval()
+    save_pretrained(model, tmp_path)
+    card = json.loads((tmp_path / "config.json").read_text())
+    assert card["task"] == "segment" and card["architecture"] == kind and "out_indices" not in card
+    loaded = from_pretrained(tmp_path)
+    assert isinstance(loaded, Segmenter) and loaded.config == model.config and not loaded.training
+    assert loaded.pretrained_cfg == model.pretrained_cfg
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(image), model(image))
+
+
+def test_segmenters_that_cannot_be_saved_or_read(tmp_path: Path) -> None:
+    model = create_segmenter("upernet", backbone=MetaFormerFeatures(TINY), num_classes=7, head_dim=6)
+    with pytest.raises(ConfigError, match="cannot be saved"):
+        save_pretrained(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "config.json").write_text('{"task": "segment", "config": {"kind": "upernet"}}')
+    with pytest.raises(ConfigError, match=r"config\.json: backbone"):
+        from_pretrained(tmp_path)

@@ -12,6 +12,7 @@ from metaformer.registry import import_file
 from metaformer.weights.io import write_atomically
 
 EXAMPLE = """  metaformer bench poolformer_s12 cyclemlp_b1 --batch 8 --against timm:poolformer_s12
+  metaformer bench semantic_fpn_poolformer_s12 --size 512 --against smp:fpn/poolformer_s12
   metaformer bench caformer_s18 --size 384 --counts --by stage
   metaformer bench poolformer_s12 --import foo.py --mixers foo foo attention attention --json out.json"""
 
@@ -19,7 +20,12 @@ EXAMPLE = """  metaformer bench poolformer_s12 cyclemlp_b1 --batch 8 --against t
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what `run` reads."""
     add, conditions = parser.add_argument, BenchConfig()
-    add("models", nargs="+", metavar="MODEL", help="a name of `metaformer list`, or timm:NAME")
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a name of `metaformer list`, semantic_fpn_NAME, upernet_NAME, timm:NAME or smp:KIND/ENCODER",
+    )
     add("--against", metavar="MODEL", help="measure this model in the same rounds and print the ratio")
     add("--batch", type=int, default=conditions.batch, metavar="N", help="images at once (default 1)")
     add("--size", type=int, metavar="N", help="height and width of the images (default: the model's own)")
@@ -35,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     add("--rounds", type=int, default=conditions.rounds, metavar="N", help="measurements (default 10)")
     add("--warmup", type=int, default=conditions.warmup, metavar="N", help="passes before them (default 3)")
+    add("--train", action="store_true", help="measure forward and backward pass, and the memory of both")
     add("--counts", action="store_true", help="only count parameters and multiply-adds, measure no time")
     add("--by", choices=["stage", "mixer", "block"], help="break the counts down")
     add("--mixers", nargs="+", metavar="MIXER", help="other token mixers: one for all, or one per stage")
@@ -61,6 +68,7 @@ def run(words: argparse.Namespace) -> int:
         rounds=words.rounds,
         warmup=words.warmup,
         speed=not words.counts,
+        train=words.train,
     )
     report = bench(words.models, config, against=words.against, mixers=words.mixers)
     text = json.dumps(report.to_dict(), indent=1) + "\n"

@@ -57,8 +57,10 @@ class Counts:
         """Sum the parts up by stage, by block, or by kind of token mixer beside the other parts."""
         rows: dict[str, Counter[str]] = {}
         for name, figures in self.parts.items():
-            row = self.mixers.get(".".join(name.split(".")[:5])) if what == "mixer" else None
-            rows.setdefault(row or _group(name, what), Counter()).update(figures)
+            bare = name.removeprefix("backbone.")  # of a dense network's backbone
+            mixer = name.removesuffix(bare) + ".".join(bare.split(".")[:5])
+            row = self.mixers.get(mixer) if what == "mixer" else None
+            rows.setdefault(row or _group(bare, what), Counter()).update(figures)
         return {name: dict(row) for name, row in rows.items()}
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from metaformer.bench.counts import count
 from metaformer.bench.report import BenchReport, Row
@@ -14,6 +15,8 @@ from metaformer.bench.timing import Machine, measure, ratios
 from metaformer.errors import ConfigError, MissingPackage, UnknownName
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SMP_CLASSES = 150
+"""Outputs of another library's segmentation networks: as many as this library's have by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class BenchConfig:
     """Forward passes before the first measurement."""
     speed: bool = True
     """Measure time; otherwise only count."""
+    train: bool = False
+    """Measure forward and backward pass in training mode, cross-entropy between, instead of inference."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "size", "threads", "rounds"):
@@ -60,14 +65,15 @@ def bench(
     """Count and time models; `against` is measured in the same rounds, and the ratios taken pair by pair.
 
     Args:
-        models: names of this library's models, `timm:NAME` for timm's, or modules.
+        models: names of this library's models and segmenters, `timm:NAME` for timm's, `smp:KIND/ENCODER` for
+            those of segmentation_models_pytorch, or modules.
         config: the conditions.
         against: the model to compare with.
         mixers: other token mixers for the named models, one for all or one per stage.
 
     Raises:
         UnknownName: no such model.
-        MissingPackage: `timm:` without timm.
+        MissingPackage: `timm:` without timm, `smp:` without segmentation_models_pytorch.
         ConfigError: a device that is not there, or a batch that does not fit.
     """
     config = config or BenchConfig()
@@ -119,19 +125,54 @@ class _Entry:
             return cls(type(model).__name__, copy.deepcopy(model).eval(), (size, size) if size else own)
         if model.startswith("timm:"):
             return _from_timm(model, size)
+        if model.startswith("smp:"):
+            return _from_smp(model, size)
         return _from_here(model, size, mixers)
 
 
 def _from_here(name: str, size: int | None, mixers: Sequence[str] | None) -> _Entry:
-    from metaformer.models import create_model
+    from metaformer.models import create_model, is_segmenter
 
     overrides: dict[str, Any] = {}
     if size:
         overrides["image_size"] = (size, size)
     if mixers:
         overrides["mixers"] = mixers[0] if len(mixers) == 1 else tuple(mixers)
+    if is_segmenter(name):
+        return _segmenter(name, size, overrides)
     model = create_model(name, **overrides).eval()
     return _Entry(name, model, model.config.image_size, model.config.in_chans)
+
+
+def _segmenter(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry:
+    from metaformer.models import create_segmenter, model_config, split_segmenter
+
+    kind, backbone, _ = split_segmenter(name)
+    config = model_config(backbone, grid_mode="interpolate", **overrides)
+    model = create_segmenter(kind, config).eval()
+    _, height, width = model.pretrained_cfg["input_size"]
+    return _Entry(name, model, (size, size) if size else (height, width), config.in_chans)
+
+
+def _from_smp(name: str, size: int | None) -> _Entry:
+    """A network of segmentation_models_pytorch, its encoder one of its own or of timm."""
+    try:
+        import segmentation_models_pytorch as smp
+        import timm
+    except ImportError as error:
+        raise MissingPackage("segmentation-models-pytorch", "peers", f"{name!r}") from error
+    kind, slash, encoder = name.removeprefix("smp:").partition("/")
+    if not slash or not encoder:
+        raise ConfigError(f"{name}: write smp:KIND/ENCODER, as in smp:fpn/poolformer_s12")
+    if kind not in smp.MODEL_ARCHITECTURES_MAPPING:
+        raise UnknownName("smp architecture", kind, smp.MODEL_ARCHITECTURES_MAPPING)
+    own = smp.encoders.get_encoder_names()
+    if encoder not in own:
+        if not timm.is_model(encoder):
+            raise UnknownName("smp encoder", encoder, [*own, *timm.list_models()])
+        encoder = f"tu-{encoder}"
+    model = smp.create_model(kind, encoder_name=encoder, encoder_weights=None, classes=SMP_CLASSES).eval()
+    return _Entry(name, model, (size, size) if size else (512, 512))
 
 
 def _from_timm(name: str, size: int | None) -> _Entry:
@@ -155,14 +196,30 @@ def _timed(entries: Sequence[_Entry], config: BenchConfig, device: torch.device)
     images: list[torch.Tensor] = []
     try:
         for entry in entries:
-            model = entry.model.to(device, dtype).to(memory_format=layout)
-            models.append(cast(nn.Module, torch.compile(model)) if config.compile else model)
+            model = entry.model.to(device, dtype).to(memory_format=layout).train(config.train)
+            model = cast(nn.Module, torch.compile(model)) if config.compile else model
+            models.append(_TrainingStep(model) if config.train else model)
             shape = (config.batch, entry.in_chans, *entry.image_size)
             picture = torch.randn(shape, generator=generator)
             images.append(picture.to(device=device, dtype=dtype, memory_format=layout))
-        return list(measure(models, images, rounds=config.rounds, warmup=config.warmup))
+        return measure(models, images, rounds=config.rounds, warmup=config.warmup, gradients=config.train)
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"batch: {config.batch} images do not fit into the memory of {device}") from error
+
+
+class _TrainingStep(nn.Module):
+    """Forward and backward pass of a model that gives logits, of images or of pixels."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> None:
+        """Leave gradients behind."""
+        self.model.zero_grad(set_to_none=True)
+        logits = self.model(images)
+        labels = torch.zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.long, device=logits.device)
+        F.cross_entropy(logits.float(), labels).backward()
 
 
 def _device(name: str) -> torch.device:

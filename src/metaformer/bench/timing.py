@@ -59,13 +59,18 @@ class Machine:
 
 
 def measure(
-    models: Sequence[nn.Module], images: Sequence[Tensor], *, rounds: int = 10, warmup: int = 3
+    models: Sequence[nn.Module],
+    images: Sequence[Tensor],
+    *,
+    rounds: int = 10,
+    warmup: int = 3,
+    gradients: bool = False,
 ) -> list[Timing]:
     """Time `model(images)` for each pair, in every round one after the other, the order alternating."""
     runs = [_runner(model, batch) for model, batch in zip(models, images, strict=True)]
     device = images[0].device
     seconds: list[list[float]] = [[] for _ in runs]
-    with torch.inference_mode():
+    with torch.inference_mode(not gradients):
         for run in runs:
             for _ in range(warmup):
                 run(1)

@@ -34,7 +34,9 @@ VERBS: dict[str, Verb] = {
     "runs": Verb("trainings: state, best figure, how to go on", "metaformer runs runs/", "runs"),
     "evaluate": Verb("measure accuracy", "metaformer evaluate runs/demo-classify --flip", "evaluate"),
     "predict": Verb(
-        "classify pictures", "metaformer predict runs/demo-classify photos/ --out found.csv", "predict"
+        "classes of pictures, or of their pixels",
+        "metaformer predict runs/demo photos/ --out found",
+        "predict",
     ),
     "convert": Verb("rewrite a checkpoint", "metaformer convert in.pth out.safetensors --to timm", "convert"),
     "bench": Verb(

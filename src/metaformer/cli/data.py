@@ -1,9 +1,14 @@
 """`metaformer data WHAT …`: make, check and shard data sets."""
 
 import difflib
+from argparse import Namespace
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from metaformer.cli.parser import Parser, UsageError, write_json
+
+if TYPE_CHECKING:
+    from metaformer.data.check import CheckReport
 
 
 def run(argv: list[str]) -> int:
@@ -52,21 +57,50 @@ def _check(argv: list[str]) -> int:
     parser = Parser(
         "data check",
         "Read every picture of a data set and tell all that is wrong with it: what cannot be read, classes\n"
-        "that differ between splits, pictures that are in two of them, and more. Exit status 1 on an error.",
+        "that differ between splits, pictures that are in two of them, and more. Exit status 1 on an error.\n"
+        "\n"
+        "Pictures with label maps are recognised by their folders: ADE20K, Pascal VOC, Cityscapes,\n"
+        "COCO-Stuff, or images/SPLIT beside annotations/SPLIT with a classes.txt.",
         "metaformer data check flowers --json faults.json",
     )
-    parser.add_argument("data", metavar="DIR", help="image folder, or shards (also s3://… and the like)")
+    add = parser.add_argument
+    add("data", metavar="DIR", help="image folder, shards (also s3://… and the like), or with label maps")
     _add_splits(parser)
+    form = (
+        "how pictures and label maps lie (default: recognised): folders, ade20k, voc, cityscapes, coco_stuff"
+    )
+    add("--layout", metavar="NAME", help=form)
+    add("--classes", metavar="FILE", help="names of the label maps' classes, one per line")
+    zero = "whether 0 in label maps is no class (default: as the layout has it; yes in ade20k)"
+    add("--reduce-zero-label", choices=["yes", "no"], help=zero)
     _add_workers(parser)
     parser.add_json()
     words = parser.parse_args(argv)
-    from metaformer.data.check import check_data_set
-
-    report = check_data_set(words.data, words.split or _SPLITS, workers=words.workers)
+    report = _checked(words)
     if words.json:
         write_json(words.json, report.to_dict())
     print(report.text())
     return 0 if report.ok else 1
+
+
+def _checked(words: Namespace) -> "CheckReport":
+    from metaformer.data.address import is_remote
+    from metaformer.data.check import check_data_set
+    from metaformer.data.layouts import find_layout
+    from metaformer.data.segmentation_check import check_label_maps
+
+    splits, zero = words.split or _SPLITS, words.reduce_zero_label
+    said = (words.layout, words.classes, zero) != (None, None, None)
+    if not said and (is_remote(words.data) or find_layout(words.data) is None):
+        return check_data_set(words.data, splits, workers=words.workers)
+    return check_label_maps(
+        words.data,
+        splits,
+        layout=words.layout or "auto",
+        classes=words.classes,
+        reduce_zero_label=None if zero is None else zero == "yes",
+        workers=words.workers,
+    )
 
 
 def _shard(argv: list[str]) -> int:

@@ -2,13 +2,13 @@
 
 import os
 
-from metaformer.cli.parser import Parser
+from metaformer.cli.parser import Parser, numbers
 
 EXAMPLE = "metaformer evaluate caformer_s18.sail_in1k --data IMAGENET --real real.json"
 
 
 def run(argv: list[str]) -> int:
-    """Measure top-1, top-5, loss and the accuracy of each class."""
+    """Measure accuracy, whole and by class; in segmentation mean IoU and that of each class."""
     parser = Parser("evaluate", "Measure the accuracy of a run, a checkpoint or a published model.", EXAMPLE)
     parser.add_source()
     add = parser.add_argument
@@ -20,6 +20,9 @@ def run(argv: list[str]) -> int:
     add("--workers", type=int, default=4, metavar="N", help="processes that read pictures (default 4)")
     add("--real", metavar="FILE", help="ReaL labels: JSON list of accepted classes per image, in file order")
     add("--subset", metavar="FILE", help="class names, one per line: only these count")
+    add("--scales", metavar="F,F,…", help="segmentation: sizes to average over, such as 0.75,1,1.25")
+    add("--slide", type=int, metavar="PIXELS", help="segmentation: look through windows of this side (0: no)")
+    add("--layout", help="segmentation: ade20k, voc, cityscapes, coco_stuff or folders (default: found out)")
     add("--raw", action="store_true", help="the raw weights where the run kept an average too")
     parser.add_json()
     parser.add_import()
@@ -44,6 +47,9 @@ def run(argv: list[str]) -> int:
         crops=words.crops,
         real_labels=words.real,
         class_subset=words.subset,
+        scales=numbers(words.scales, "--scales") if words.scales else None,
+        slide=words.slide,
+        layout=words.layout,
         raw=words.raw,
     )
     if os.environ.get("RANK", "0") == "0":  # under torchrun every process measures, one tells

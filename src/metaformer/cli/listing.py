@@ -14,12 +14,14 @@ def run(argv: list[str]) -> int:
     add = parser.add_argument
     add("filter", nargs="?", default="", metavar="FILTER", help="part of a name, or a pattern with * and ?")
     add("--recipes", action="store_true", help="what `metaformer train` can follow")
+    add("--segmenters", action="store_true", help="published segmentation networks")
     add("--mixers", action="store_true", help="token mixers, with their options")
     add("--json", action="store_true", help="print JSON")
     parser.add_import()
     words = parser.parse_args(argv)
     parser.run_import(words)
-    rows = (_recipes if words.recipes else _mixers if words.mixers else _models)(words.filter)
+    kinds = {"recipes": _recipes, "segmenters": _segmenters, "mixers": _mixers}
+    rows = next((rows for kind, rows in kinds.items() if getattr(words, kind)), _models)(words.filter)
     print(json.dumps(rows, indent=1) if words.json else _table(rows))
     return 0
 
@@ -50,7 +52,37 @@ def _recipes(pattern: str) -> list[dict[str, Any]]:
     found = [recipe for name, recipe in RECIPES.items() if pattern in name]
     if not found:
         raise UnknownName("recipe", pattern, RECIPES)
-    return [{"recipe": r.name, "top1": r.top1, "epochs": r.epochs, "about": r.summary} for r in found]
+    return [
+        {
+            "recipe": r.name,
+            "top1": r.top1,
+            "miou": r.miou,
+            "epochs": None if r.config.schedule.steps else r.epochs,
+            "steps": r.config.schedule.steps,
+            "about": r.summary,
+        }
+        for r in found
+    ]
+
+
+def _segmenters(pattern: str) -> list[dict[str, Any]]:
+    import torch
+
+    from metaformer.bench.catalogue import matches
+    from metaformer.models import create_segmenter
+    from metaformer.weights.segmentation_sources import SEGMENTATION_SOURCES
+
+    found = [source for name, source in SEGMENTATION_SOURCES.items() if matches(name, pattern)]
+    if not found:
+        raise UnknownName("segmenter", pattern, SEGMENTATION_SOURCES)
+    rows = []
+    for source in found:
+        with torch.device("meta"):
+            model = create_segmenter(source.name, num_classes=source.num_classes)
+        params = sum(parameter.numel() for parameter in model.parameters())
+        row = {"segmenter": source.name, "params": params, "data": source.data, "classes": source.num_classes}
+        rows.append({**row, "miou": source.miou})
+    return rows
 
 
 def _mixers(pattern: str) -> list[dict[str, Any]]:

@@ -115,3 +115,17 @@ def _types(text: str) -> str:
         return f"expected {' or '.join(wanted) or 'another type'}, got {union[1]}"
     text = re.sub(r"^Expected an? (.+?)\. Got value: (.*)$", r"expected \1, got \2", text)
     return text[0].lower() + text[1:]
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """Numbers between commas.
+
+    Raises:
+        UsageError: something else.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"{option} {text!r}: write numbers with commas between, such as 0.75,1,1.25"
+        ) from error

@@ -2,23 +2,62 @@
 
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metaformer.cli.parser import Parser
+from metaformer.cli.parser import Parser, numbers
 
 if TYPE_CHECKING:
     from metaformer.engine.predict import Predictor
 
-EXAMPLE = "metaformer predict runs/demo photo.jpg folder/ 'more/*.png' --out predictions.csv --pictures"
+OUTPUTS = ("pictures", "panoptic", "rle", "submission", "fps")
+EXAMPLE = """metaformer predict runs/demo photo.jpg folder/ 'more/*.png' --out predictions.csv --pictures
+  metaformer predict runs/segment photos/ clip.gif --out found --pictures --scales 0.75,1,1.25 --flip"""
 
 
 def run(argv: list[str]) -> int:
-    """Classify pictures."""
-    parser = Parser("predict", "Classify pictures with a run, a checkpoint or a published model.", EXAMPLE)
+    """Tell the classes of pictures, or of their pixels."""
+    parser = _parser()
+    words = parser.parse_args(argv)
+    _check(parser, words)
+    parser.run_import(words)
+    from metaformer.engine.predict import Predictor
+
+    predictor = Predictor(
+        words.source,
+        words.checkpoint,
+        classes=words.classes,
+        image_size=words.image_size,
+        device=words.device,
+        amp=words.amp,
+        batch_size=words.batch_size,
+        top_k=words.top_k,
+        flip=words.flip,
+        crops=words.crops,
+        scales=numbers(words.scales, "--scales") if words.scales else None,
+        slide=words.slide,
+        workers=words.workers,
+    )
+    if words.data and predictor.task != "classify":
+        parser.error("--data is for classification: name the folder of pictures as INPUT")
+    if words.data:
+        return _predict_all(predictor, words)
+    for line in _written(predictor, words):
+        print(line)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "predict",
+        "Tell the classes of pictures, or of their pixels, with a run, a checkpoint or a published model.",
+        EXAMPLE,
+    )
     parser.add_source()
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="INPUT", help="picture, folder (with those inside it) or glob")
+    kinds = "picture, folder (with those inside it) or glob; in segmentation also an animation or a video"
+    add("inputs", nargs="*", metavar="INPUT", help=kinds)
     add(
         "--data",
         metavar="DIR|ADDRESS",
@@ -32,41 +71,65 @@ def run(argv: list[str]) -> int:
         default="error",
         help="with --data: stop at a picture that cannot be read, or write down why (up to 0.1 %% of all)",
     )
-    add("--workers", type=int, default=0, metavar="N", help="processes that read pictures (default 0)")
-    add("--out", metavar="DIR|FILE", help="FILE.jsonl, FILE.csv, or a folder (default: print JSON lines)")
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes, in segmentation threads, that read pictures (default 0)",
+    )
+    add(
+        "--out",
+        metavar="DIR|FILE",
+        help="FILE.jsonl, FILE.csv, or a folder (default: print JSON lines); in segmentation a folder, for "
+        "label maps as PNGs with a palette",
+    )
     add("--pictures", action="store_true", help="also draw the predictions on the pictures, beside --out")
-    add("--top-k", type=int, default=5, metavar="K", help="classes per picture (default 5)")
-    add("--batch-size", type=int, default=32, metavar="N", help="pictures at once (default 32)")
+    add(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="pictures at once (default 32); in segmentation one",
+    )
     parser.add_import()
-    words = parser.parse_args(argv)
-    if words.pictures and not words.out:
-        parser.error("--pictures needs --out: say where to")
+    add = parser.add_argument_group("classification").add_argument
+    add("--top-k", type=int, metavar="K", help="classes per picture (default 5)")
+    add = parser.add_argument_group("segmentation").add_argument
+    add("--scales", metavar="F,F,…", help="sizes to average over, such as 0.75,1,1.25")
+    add("--slide", type=int, metavar="PIXELS", help="look through windows of this side (0: no)")
+    add("--panoptic", action="store_true", help="also write COCO's panoptic PNGs and JSON")
+    add("--rle", action="store_true", help="also write COCO's run lengths as JSON")
+    add("--submission", choices=["ade20k"], help="also write the zip that a benchmark's server takes")
+    add("--fps", type=float, metavar="N", help="with --pictures: join all, as frames, to one animation")
+    return parser
+
+
+def _check(parser: Parser, words: Namespace) -> None:
+    asked = [f"--{name}" for name in OUTPUTS if getattr(words, name)]
+    if asked and not words.out:
+        parser.error(f"{asked[0]} needs --out: say where to")
     if bool(words.inputs) == bool(words.data):
         parser.error("name pictures to predict, or a whole data set with --data")
-    if words.data and (words.pictures or not words.out or Path(words.out).suffix):
-        parser.error("--data writes lines only: give a folder as --out, and no --pictures")
-    parser.run_import(words)
-    from metaformer.engine.predict import Predictor
-    from metaformer.engine.predictions import write_predictions
+    if words.data and (asked or not words.out or Path(words.out).suffix):
+        parser.error(
+            f"--data writes lines only: give a folder as --out, and no {asked[0] if asked else '--pictures'}"
+        )
 
-    predictor = Predictor(
-        words.source,
-        words.checkpoint,
-        classes=words.classes,
-        image_size=words.image_size,
-        device=words.device,
-        amp=words.amp,
-        batch_size=words.batch_size,
-        top_k=words.top_k,
-        flip=words.flip,
-        crops=words.crops,
-        workers=words.workers,
-    )
-    if words.data:
-        return _predict_all(predictor, words)
-    for line in write_predictions(predictor.stream(words.inputs), words.out, pictures=words.pictures):
-        print(line)
-    return 0
+
+def _written(predictor: "Predictor", words: Namespace) -> Iterator[str]:
+    """Write what was asked for; lines to print."""
+    from metaformer.engine.evaluate import refuse
+    from metaformer.engine.output.predictions import write_predictions
+    from metaformer.engine.output.segment_predictions import Outputs, write_segmentations
+
+    asked = {f"--{name}": bool(getattr(words, name)) for name in OUTPUTS if name != "pictures"}
+    refuse(predictor.bundle, "classify", asked)
+    if predictor.task == "classify":
+        found = predictor.classified(words.inputs)
+        return write_predictions(found, words.out, pictures=words.pictures)
+    outputs = Outputs(**{name: getattr(words, name) for name in OUTPUTS})
+    return write_segmentations(predictor.segmented(words.inputs), words.out, outputs)
 
 
 def _predict_all(predictor: "Predictor", words: Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from metaformer.data.address import is_remote
 from metaformer.data.folder import ImageFolder
+from metaformer.data.label_summary import LabelSummary
 from metaformer.data.shards import Shards, damaged_shards, find_shards
 from metaformer.data.split import Split, open_split
 from metaformer.data.survey import Seen, survey
@@ -26,8 +27,9 @@ class Finding:
 
     grade: Literal["error", "warning"]
     kind: str
-    """Errors: `layout`, `damaged`, `one class`, `unreadable`; warnings: `contradiction` (one picture, two
-    classes), `leak` (a picture to validate on that is trained on), `uneven`, `animated`, `ignored`."""
+    """Errors: `layout`, `damaged`, `one class`, `unreadable`, `label map`; warnings: `contradiction` (one
+    picture, two classes or label maps), `leak` (a picture to validate on that is trained on), `uneven`,
+    `absent` (a class of which there is no pixel), `unlabelled`, `animated`, `ignored`."""
     text: str
 
 
@@ -62,7 +64,7 @@ class CheckReport:
     """What a check found; `ok` where there is no error."""
 
     root: str
-    splits: tuple[SplitSummary, ...]
+    splits: tuple[SplitSummary | LabelSummary, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -113,7 +115,7 @@ def check_data_set(
         MissingPackage: reading shards needs a package that is not installed.
     """
     check = _Check(str(root), workers, progress)
-    with _quiet():
+    with quiet():
         for split in splits:
             check.split(split)
     return CheckReport(check.root, tuple(check.summaries), tuple(dict.fromkeys(check.findings)))
@@ -222,7 +224,7 @@ class _Check:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Let the report alone speak of what the readers would log."""
     logger = logging.getLogger("metaformer.data")
     kept = logger.level

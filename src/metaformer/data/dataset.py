@@ -12,9 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from metaformer.data.label_map import LabelMap
 from metaformer.data.sampler import Sample, sample_seed
+from metaformer.data.segmentation import SegmentationFolder
 
-Item = tuple[Tensor, int, int]
+Item = tuple[Tensor, int | Tensor, int]
+PairTransform = Callable[[Image.Image, LabelMap], tuple[Tensor, Tensor]]
 BAD_SHARE: Final = 1e-3
 """Share of the pictures that cannot be read up to which leaving them out, where asked for, is a remedy."""
 
@@ -62,6 +65,32 @@ class Augmented(Dataset[Item]):
         with seeded(sample_seed(self.seed, sample)):
             tensor = self.transform(picture)
         return tensor, label, sample.index
+
+
+class AugmentedPairs(Augmented):
+    """The same of pictures with their label maps, which are transformed together.
+
+    Args:
+        source: the pictures and label maps.
+        transform: RGB picture and label map (H, W) to two tensors; see `Augmented`.
+        seed: the run's seed.
+    """
+
+    transform: PairTransform  # type: ignore[assignment]  # takes both
+
+    def __init__(self, source: SegmentationFolder, transform: PairTransform, seed: int = 0) -> None:
+        super().__init__(source, transform, seed)  # type: ignore[arg-type]
+        self.pairs = source
+
+    def __getitem__(self, sample: Sample) -> Item:
+        """Make one sample: its picture (3, h, w), its label map (H, W) and its index.
+
+        Raises:
+            BadImage: picture or label map cannot be read, or they do not fit each other.
+        """
+        picture, labels = self.pairs.pair(sample.index)
+        with seeded(sample_seed(self.seed, sample)):
+            return *self.transform(picture, labels), sample.index
 
 
 @contextmanager

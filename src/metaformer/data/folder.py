@@ -91,7 +91,7 @@ class ImageFolder:
         top = self.folder / name
         before = len(self._files)
         skipped: Counter[str] = Counter()
-        for file in _files(top, f"{name}/", (), tell):
+        for file in files_below(top, f"{name}/", (), tell):
             kind = os.path.splitext(file)[1].lower()
             if kind in EXTENSIONS:
                 self._files.append(file)
@@ -142,7 +142,15 @@ def _compare(
         tell(DataError(f"{folder}: no folder for {_some(missing)}; {every}"))
 
 
-def _files(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], tell: Tell) -> Iterator[str]:
+def files_below(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], tell: Tell) -> Iterator[str]:
+    """Names of the files in a folder and those below it, sorted, each with `prefix` before it.
+
+    Args:
+        folder: where to look.
+        prefix: what is put before the names, such as `train/`.
+        above: device and number of each folder that holds it, so that links in a circle are told.
+        tell: is given each fault.
+    """
     try:
         status, entries = folder.stat(), _entries(folder)
     except DataError as fault:
@@ -154,7 +162,7 @@ def _files(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], tell: 
         return tell(DataError(f"{folder}: is a link to a folder that holds it"))
     for entry in entries:
         if entry.is_dir():
-            yield from _files(folder / entry.name, f"{prefix}{entry.name}/", (*above, here), tell)
+            yield from files_below(folder / entry.name, f"{prefix}{entry.name}/", (*above, here), tell)
         else:
             yield prefix + entry.name
 

@@ -42,13 +42,41 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         BadImage: the file is missing, empty, damaged, too large, or no JPEG, PNG, WebP, BMP or GIF.
         DataError: the machine is to blame: no memory, or too many open files.
     """
-    if not os.path.isfile(path):  # a pipe or a device would be waited for without end
-        raise BadImage(path, "is no ordinary file" if os.path.exists(path) else "no such file")
+    need_file(path)
     try:
         with open(path, "rb") as stream:
             return decode_image(stream, path, max_pixels)
     except OSError as error:
-        raise _explain(error, path, max_pixels) from error
+        raise explain(error, path, max_pixels) from error
+
+
+def need_file(path: str | Path) -> None:
+    """Refuse what is no ordinary file: a pipe or a device would be waited for without end.
+
+    Raises:
+        BadImage: it is none, or not there.
+    """
+    if not os.path.isfile(path):
+        raise BadImage(path, "is no ordinary file" if os.path.exists(path) else "no such file")
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Width and height that `read_image` would give, from the header alone.
+
+    Raises:
+        BadImage: the file is missing, empty or no picture.
+        DataError: the machine is to blame: no memory, or too many open files.
+    """
+    need_file(path)
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as picture:
+            warnings.simplefilter("ignore")
+            # Pillow reads all of a PNG to see whether an orientation comes behind the pixels
+            late = picture.format == "PNG" and "exif" not in picture.info
+            turned = not late and _orientation(picture) in range(5, 9)
+            return picture.size[::-1] if turned else picture.size
+    except Exception as error:
+        raise explain(error, path, MAX_PIXELS) from error
 
 
 def decode_image(data: bytes | BinaryIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -78,7 +106,7 @@ def decode_image(data: bytes | BinaryIO, name: str | Path, max_pixels: int = MAX
     except Exception as error:  # Pillow's decoders raise nearly every class there is on damaged files
         if isinstance(error, UnidentifiedImageError) and not stream.seek(0, io.SEEK_END):
             raise BadImage(name, "the file is empty") from error
-        raise _explain(error, name, max_pixels) from error
+        raise explain(error, name, max_pixels) from error
 
 
 def _decode(picture: Image.Image, name: str | Path, max_pixels: int) -> Image.Image:
@@ -118,8 +146,11 @@ def _orientation(picture: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _explain(error: Exception, name: str | Path, max_pixels: int) -> DataError:
-    """Blame the machine for what is the machine's, so that a policy for bad pictures never hides it."""
+def explain(error: Exception, name: str | Path, max_pixels: int) -> DataError:
+    """Say what an error of Pillow's means.
+
+    The machine is blamed for what is the machine's, so that a policy for bad pictures never hides it.
+    """
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, MemoryError) or number == errno.ENOMEM or str(error).startswith(_NO_MEMORY):
         return DataError(f"not enough memory to decode {name}: take fewer data.workers, or smaller pictures")

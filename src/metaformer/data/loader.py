@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     images: Tensor
     """(B, 3, H, W), or (B, views, 3, H, W); float32, normalised."""
     labels: Tensor
-    """(B,) int64."""
+    """(B,) int64, or label maps (B, H, W) of uint8 or int32."""
     indices: Tensor
     """(B,) int64: places in the source, to name pictures by."""
     bad: tuple[Bad, ...] = ()
@@ -170,7 +170,9 @@ class Loader:
             except (RuntimeError, OSError, EOFError, MemoryError) as error:
                 waiting = str(error).startswith("DataLoader timed out")
                 if not waiting or time.monotonic() - began >= self.timeout:
-                    raise self._explained(error, waiting) from error
+                    with _deaths_told_in_time():
+                        told = self._explained(error, waiting)
+                    raise told from error
 
     def _explained(self, error: Exception, waiting: bool) -> Exception:
         """The error with the name of the picture, where a worker's end is behind it."""
@@ -270,4 +272,5 @@ def collate(items: list[Made]) -> Batch | MetaFormerError:
             f"none of the {len(bad)} pictures of a batch can be read; the first: {bad[0].reason}"
         )
     images, labels, indices = zip(*good, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(indices), bad)
+    together = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels)
+    return Batch(torch.stack(images), together, torch.tensor(indices), bad)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from tqdm import tqdm
 
@@ -18,7 +18,8 @@ from metaformer.ops.process import cores
 
 CHUNK: Final = 32
 DEADLY: Final = "the process that read it died"
-_source: Source
+_source: Any
+_see: "Look"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,55 @@ class Seen:
     animated: bool = False
     trouble: str = ""
     """Why it cannot be used; empty for a good picture."""
+    labels: "SeenLabels | None" = None
+    """What its label map told, where it has one that can be read."""
+    label_trouble: str = ""
+    """Why the label map cannot be used; empty for a good one, and where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenLabels:
+    """What reading one label map told."""
+
+    digest: bytes
+    """The same for label maps with the same numbers."""
+    pixels: dict[int, int]
+    """How many pixels each class has; those that have any."""
+    ignored: int
+    """How many pixels do not count."""
+
+
+Look = Callable[[Any, int], Seen]
+"""Reads what a source has at an index."""
+
+
+def see(source: Source, index: int) -> Seen:
+    """Read a picture."""
+    try:
+        picture = source.image(index)
+    except DataError as error:
+        return Seen(index, trouble=reason(error))
+    return Seen(index, *picture.size, digest(picture.size, picture.tobytes()), "animated" in picture.info)
+
+
+def digest(size: tuple[int, int], pixels: bytes) -> bytes:
+    """Hash a picture's pixels."""
+    return hashlib.blake2b(repr(size).encode() + pixels, digest_size=16).digest()
+
+
+def reason(error: DataError) -> str:
+    """What is wrong, without the name of the file where the error has it apart."""
+    return error.reason if isinstance(error, BadImage) else str(error)
 
 
 def survey(
-    source: Source, *, workers: int | None = None, label: str = "pictures", progress: bool = True
+    source: Source,
+    *,
+    workers: int | None = None,
+    label: str = "pictures",
+    progress: bool = True,
+    look: Look = see,
+    which: range | None = None,
 ) -> list[Seen]:
     """Read all pictures, in order of index; what cannot be read is told, not raised.
 
@@ -45,76 +91,75 @@ def survey(
         workers: processes, at most one per core, which is the default.
         label: name of the progress bar on stderr.
         progress: show it.
+        look: what is done with each.
+        which: the indices; all when not given.
 
     Raises:
         ConfigError: fewer than one process.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}: it must be at least 1")
-    count = min(workers or cores(), cores(), -(-len(source) // CHUNK) or 1)
+    which = range(len(source)) if which is None else which
+    count = min(workers or cores(), cores(), -(-len(which) // CHUNK) or 1)
     seen: dict[int, Seen] = {}
-    with tqdm(total=len(source), desc=label, unit="picture", file=sys.stderr, disable=not progress) as bar:
+    readers = _Readers(source, look)
+    with tqdm(total=len(which), desc=label, unit="picture", file=sys.stderr, disable=not progress) as bar:
 
         def note(found: Sequence[Seen]) -> None:
             seen.update((one.index, one) for one in found)
             bar.update(len(found))
 
-        left = [range(first, min(first + CHUNK, len(source))) for first in range(0, len(source), CHUNK)]
+        left = [which[first : first + CHUNK] for first in range(0, len(which), CHUNK)]
         while left:
-            left = _read(source, left, count, note)
+            left = readers.read(left, count, note)
             # Tasks are handed out in order, one to each process and as many and one more in advance; what
             # killed a process is among these. If many at once had no memory, each alone may well have.
             suspects, left = left[: 2 * count + 1], left[2 * count + 1 :]
-            _read_singly(source, [range(i, i + 1) for part in suspects for i in part], note)
-    return [seen[index] for index in range(len(source))]
+            readers.read_singly([range(i, i + 1) for part in suspects for i in part], note)
+    return [seen[index] for index in which]
 
 
-def _read_singly(source: Source, parts: list[range], note: Callable[[Sequence[Seen]], None]) -> None:
-    """Read with one process, so that it is known at which picture one dies."""
-    while parts:
-        parts = _read(source, parts, 1, note)
-        if parts:
-            note([Seen(parts[0].start, trouble=DEADLY)])
-            parts = parts[1:]
+Note = Callable[[Sequence[Seen]], None]
 
 
-def _read(
-    source: Source, parts: Sequence[range], workers: int, note: Callable[[Sequence[Seen]], None]
-) -> list[range]:
-    """Read parts in processes; gives back those that are left, in order, when one has died."""
-    left = dict.fromkeys(parts)
-    with ProcessPoolExecutor(workers, initializer=_begin, initargs=(source,)) as pool:
-        try:
-            tasks = {pool.submit(_look, part): part for part in parts}
-            for task in as_completed(tasks):
-                note(task.result())
-                del left[tasks[task]]
-        except BrokenProcessPool:
-            # others may have ended between the death and its discovery: they are read again
-            return list(left)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return list(left)
+class _Readers:
+    """Processes that read."""
+
+    def __init__(self, source: Source, look: Look) -> None:
+        self.source, self.look = source, look
+
+    def read_singly(self, parts: list[range], note: Note) -> None:
+        """Read with one process, so that it is known at which picture one dies."""
+        while parts:
+            parts = self.read(parts, 1, note)
+            if parts:
+                note([Seen(parts[0].start, trouble=DEADLY)])
+                parts = parts[1:]
+
+    def read(self, parts: Sequence[range], workers: int, note: Note) -> list[range]:
+        """Read parts; gives back those that are left, in order, when a process has died."""
+        left = dict.fromkeys(parts)
+        with ProcessPoolExecutor(workers, initializer=_begin, initargs=(self.source, self.look)) as pool:
+            try:
+                tasks = {pool.submit(_look, part): part for part in parts}
+                for task in as_completed(tasks):
+                    note(task.result())
+                    del left[tasks[task]]
+            except BrokenProcessPool:
+                # others may have ended between the death and its discovery: they are read again
+                return list(left)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return list(left)
 
 
-def _begin(source: Source) -> None:
-    global _source
-    _source = source
+def _begin(source: Source, look: Look) -> None:
+    global _source, _see
+    _source, _see = source, look
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     logging.getLogger("metaformer").setLevel(logging.ERROR)
 
 
 def _look(part: range) -> list[Seen]:
-    return [_see(index) for index in part]
-
-
-def _see(index: int) -> Seen:
-    try:
-        picture = _source.image(index)
-    except BadImage as error:
-        return Seen(index, trouble=error.reason)
-    except DataError as error:
-        return Seen(index, trouble=str(error))
-    digest = hashlib.blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=16).digest()
-    return Seen(index, *picture.size, digest, "animated" in picture.info)
+    return [_see(_source, index) for index in part]

@@ -1,22 +1,29 @@
-"""A network with all that is needed to use it: classes and preprocessing."""
+"""A network with all that is needed to use it: task, classes and preprocessing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.skeleton import MetaFormer
+from metaformer.data.class_lists import class_list, palette, palette_for
+from metaformer.data.dense_preprocess import DensePreprocess
 from metaformer.data.preprocess import Preprocess
+from metaformer.dense.config import SegmenterConfig
+from metaformer.dense.segmenter import Segmenter
 from metaformer.engine.checkpoint import STATE, Saved, read_checkpoint
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.manifest import MANIFEST
 from metaformer.engine.run_dir import RunDir, find_checkpoint
 from metaformer.engine.settings import from_dict
-from metaformer.engine.trainer import autocast
+from metaformer.engine.trainer import autocast, looking
 from metaformer.errors import ConfigError, DataError, WeightsError
+
+Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -25,18 +32,22 @@ class Bundle:
 
     name: str
     model: nn.Module
-    preprocess: Preprocess
+    preprocess: Preprocess | DensePreprocess
     classes: tuple[str, ...] | None
     """Class names; None where nobody wrote them down."""
+    task: str = "classify"
+    """What it does: `classify`, or `segment`."""
+    palette: tuple[Colour, ...] = ()
+    """In segmentation a colour for each class."""
     config: TrainConfig | None = None
     """The run that it comes from."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is a value
     amp: str = "none"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, 3, H, W)."""
+        """Logits (B, K), in segmentation (B, K, H / 4, W / 4), of images (B, 3, H, W)."""
         with autocast(self.device, self.amp):
-            logits: Tensor = self.model(images.to(self.device, non_blocking=True))
+            logits: Tensor = looking(self.model)(images.to(self.device, non_blocking=True))
         return logits
 
     def placed(self, device: torch.device, amp: str) -> "Bundle":
@@ -47,9 +58,17 @@ class Bundle:
     def looking(
         self, image_size: int | None = None, crop: float | None = None, interpolation: str | None = None
     ) -> "Bundle":
-        """The same with other preprocessing; None leaves a value as it is."""
+        """The same with other preprocessing; None leaves a value as it is.
+
+        Raises:
+            ConfigError: a value that cannot be, or that the task has no use for.
+        """
         asked = {"image_size": image_size, "crop": crop, "interpolation": interpolation}
         given = {name: value for name, value in asked.items() if value is not None}
+        if given and self.task != "classify":
+            raise ConfigError(
+                f"{', '.join(given)}: for classification; {self.name} tells classes of pixels apart"
+            )
         return replace(self, preprocess=replace(self.preprocess, **given))  # type: ignore[arg-type]
 
 
@@ -118,14 +137,36 @@ def read_classes(classes: str | Path | Sequence[str] | None) -> tuple[str, ...] 
 def _saved(saved: Saved, raw: bool) -> Bundle:
     try:
         card, config = saved.state["card"], from_dict(saved.state["config"])
-        model = MetaFormer(MetaFormerConfig.from_dict(card["model"]))
-        preprocess = Preprocess.from_dict(card["preprocess"])
-        name, classes = str(card["name"]), tuple(card["classes"])
+        task, name, classes = str(card["task"]), str(card["name"]), tuple(card["classes"])
+        if task not in MODELS:
+            raise WeightsError(f"{saved.directory}: of a task that this version does not know, {task!r}")
+        model, preprocess = MODELS[task](card)
+        palette = tuple(_colour(colour) for colour in card.get("palette", ()))
     except KeyError as error:
         raise WeightsError(f"{saved.directory}: its state lacks {error}") from error
     average = saved.has("ema") and config.ema.evaluate and not raw
     saved.load(model, "ema" if average else "model")
-    return Bundle(name, model, preprocess, classes, config)
+    return Bundle(name, model, preprocess, classes, task, palette, config)
+
+
+def _classifier(card: Mapping[str, Any]) -> tuple[nn.Module, Preprocess]:
+    return MetaFormer(MetaFormerConfig.from_dict(card["model"])), Preprocess.from_dict(card["preprocess"])
+
+
+def _segmenter(card: Mapping[str, Any]) -> tuple[nn.Module, DensePreprocess]:
+    return Segmenter(SegmenterConfig.from_dict(card["model"])), DensePreprocess.from_dict(card["preprocess"])
+
+
+MODELS: dict[str, Callable[[Mapping[str, Any]], tuple[nn.Module, Preprocess | DensePreprocess]]] = {
+    "classify": _classifier,
+    "segment": _segmenter,
+}
+"""How a checkpoint's card of each task becomes a network, its weights still random, and preprocessing."""
+
+
+def _colour(values: Sequence[int]) -> Colour:
+    red, green, blue = values
+    return int(red), int(green), int(blue)
 
 
 def _published(directory: Path) -> Bundle:
@@ -139,18 +180,39 @@ def _published(directory: Path) -> Bundle:
             f"{directory}: neither a run, a checkpoint, nor a model that save_pretrained wrote"
         )
     model = from_pretrained(directory)
+    names = model.pretrained_cfg.get("label_names")
+    classes = tuple(names) if names else None
+    if isinstance(model, Segmenter):
+        return _segmenting(directory.name, model, classes)
     if not isinstance(model, MetaFormer):
         raise ConfigError(f"{directory}: gives feature maps, no classes")
-    names = model.pretrained_cfg.get("label_names")
+    return Bundle(directory.name, model, Preprocess.from_pretrained_cfg(model.pretrained_cfg), classes)
+
+
+def _segmenting(name: str, model: Segmenter, classes: tuple[str, ...] | None) -> Bundle:
+    """A segmenter with what its card says of it; a published one has its data set's names and colours."""
     card = model.pretrained_cfg
-    return Bundle(
-        directory.name, model, Preprocess.from_pretrained_cfg(card), tuple(names) if names else None
-    )
+    data = class_list(str(card["data"])) if "data" in card else None
+    if classes is None and data is not None and len(data.names) == model.num_classes:
+        classes = data.names
+    look = card.get("preprocess")
+    preprocess = DensePreprocess.from_dict(look) if look else DensePreprocess()
+    colours = palette_for(classes) if classes else palette(model.num_classes)
+    told = tuple(_colour(colour) for colour in card.get("palette", ()))
+    return Bundle(name, model, preprocess, classes, "segment", told or colours)
 
 
 def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) -> Bundle:
-    from metaformer.models import create_model, is_model
+    from metaformer.models import create_model, create_segmenter, is_model, is_segmenter
 
+    if is_segmenter(name):
+        segmenter = create_segmenter(
+            name,
+            num_classes=num_classes or 150,
+            pretrained=checkpoint is None,
+            checkpoint_path=checkpoint,
+        )
+        return _segmenting(name, segmenter, None)
     if not is_model(name) and ("/" in name or Path(name).exists()):
         file = Path(name).is_file()
         hint = f"; a file of weights goes beside a model's name: MODEL --checkpoint {name}" if file else ""

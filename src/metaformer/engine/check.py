@@ -23,6 +23,8 @@ def check(config: TrainConfig, world_size: int = 1) -> None:
     _check_shares(config)
     _check_positive(config)
     _check_together(config, world_size)
+    if config.task == "segment":
+        _check_segment(config)
     if config.runtime.wandb is not None and find_spec("wandb") is None:
         raise MissingPackage("wandb", "wandb", "runtime.wandb")
 
@@ -39,8 +41,11 @@ def _check_counts(config: TrainConfig) -> None:
         ("augment.mix_off_epoch", config.augment.mix_off_epoch, 0),
         ("optim.accumulate", config.optim.accumulate, 1),
         ("schedule.epochs", config.schedule.epochs, 1),
+        ("schedule.steps", 1 if config.schedule.steps is None else config.schedule.steps, 1),
+        ("schedule.warmup_steps", config.schedule.warmup_steps or 0, 0),
         ("schedule.cooldown_epochs", config.schedule.cooldown_epochs, 0),
         ("evaluate.every", config.evaluate.every, 1),
+        ("evaluate.every_steps", config.evaluate.every_steps, 0),
         ("runtime.save_every", runtime.save_every, 0),
         ("runtime.keep", runtime.keep, 1),
         ("runtime.log_every", runtime.log_every, 1),
@@ -76,6 +81,7 @@ def _check_positive(config: TrainConfig) -> None:
         ("optim.eps", optim.eps, False),
         ("optim.clip", 1.0 if optim.clip is None else optim.clip, False),
         ("optim.weight_decay", optim.weight_decay, True),
+        ("schedule.power", schedule.power, False),
         ("schedule.warmup_epochs", schedule.warmup_epochs, True),
         ("schedule.warmup_lr", schedule.warmup_lr, True),
         ("schedule.min_lr", schedule.min_lr, True),
@@ -91,10 +97,10 @@ def _check_together(config: TrainConfig, world_size: int) -> None:
             f"data.batch_size {config.data.batch_size} cannot be shared by {world_size} device(s) × "
             f"{config.optim.accumulate} accumulation step(s): choose a multiple of {shares}"
         )
-    if config.schedule.name == "cosine" and config.schedule.min_lr > config.optim.lr:
+    if config.schedule.name != "constant" and config.schedule.min_lr > config.optim.lr:
         raise ConfigError(
             f"schedule.min_lr {config.schedule.min_lr} is above optim.lr {config.optim.lr}: "
-            "the cosine would rise"
+            "the learning rate would rise"
         )
     mixed = config.augment.mixup > 0 or config.augment.cutmix > 0
     if config.augment.splits > 1 and mixed:
@@ -109,3 +115,39 @@ def _check_together(config: TrainConfig, world_size: int) -> None:
         )
     if not config.data.root:
         raise ConfigError("data.root is empty: give the folder that holds the data set")
+
+
+def _check_segment(config: TrainConfig) -> None:
+    plan = config.segment
+    for field, value, least in (
+        ("segment.fpn_dim", plan.fpn_dim, 1),
+        ("segment.head_dim", 1 if plan.head_dim is None else plan.head_dim, 1),
+        ("segment.multiple", plan.multiple, 1),
+        ("segment.window", plan.window, 1),
+        ("segment.stride", plan.stride, 1),
+        ("segment.base", 1 if plan.base is None else min(plan.base), 1),
+    ):
+        if value < least:
+            raise ConfigError(f"{field} is {value}: it must be at least {least}")
+    if not 0 < plan.scale[0] <= plan.scale[1] < math.inf:
+        raise ConfigError(f"segment.scale is {plan.scale}: a smaller and a larger factor, both above 0")
+    for field, number, low, high in (
+        ("segment.dropout", plan.dropout, 0.0, 0.999),
+        ("segment.cat_max_ratio", plan.cat_max_ratio, 1e-9, 1.0),
+        ("segment.ohem", 1.0 if plan.ohem is None else plan.ohem, 1e-9, 1.0),
+        ("segment.dice", plan.dice, 0.0, math.inf),
+        *(("segment.scales", scale, 1e-9, 100.0) for scale in plan.scales),
+        *(("segment.class_weights", weight, 0.0, 1e9) for weight in plan.class_weights or ()),
+    ):
+        if not (isinstance(number, int | float) and low <= number <= high):
+            raise ConfigError(f"{field} is {number}: it must lie between {low:g} and {high:g}")
+    if not plan.scales:
+        raise ConfigError("segment.scales is empty: give 1 for the pictures' own size")
+    unused = [
+        f"augment.{name}" for name in ("mixup", "cutmix", "erase", "vflip") if getattr(config.augment, name)
+    ]
+    if unused or config.augment.splits > 1 or config.loss.distill != "none":
+        raise ConfigError(
+            f"{', '.join(unused) or 'augment.splits or loss.distill'}: not for segmentation; start from "
+            "one of its recipes (metaformer list --recipes)"
+        )

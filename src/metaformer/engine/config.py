@@ -39,7 +39,7 @@ class DataConfig:
     val: str = "val"
     """Sub-folder to evaluate on."""
     image_size: int = 224
-    """Height and width of the network's input, in pixels."""
+    """Height and width of the network's input, in pixels; in segmentation those of training crops."""
     batch_size: int = 128
     """Images per optimiser step, over all devices and accumulation steps together."""
     eval_batch_size: int = 128
@@ -138,12 +138,18 @@ class OptimConfig:
 class ScheduleConfig:
     """How long, and the learning rate over time."""
 
-    name: Literal["cosine", "constant"] = "cosine"
+    name: Literal["cosine", "poly", "constant"] = "cosine"
     """Shape of the learning rate after warm-up."""
+    power: float = 0.9
+    """Exponent of `poly`: the rate falls as (1 - step / steps) to this power."""
     epochs: int = 300
     """Epochs of the schedule, warm-up included."""
+    steps: int | None = None
+    """Steps of the schedule, warm-up included, instead of epochs; dense tasks count so."""
     warmup_epochs: float = 5
     """Epochs of linear warm-up."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up, instead of epochs."""
     warmup_lr: float = 1e-6
     """Learning rate at the first step."""
     min_lr: float = 1e-5
@@ -172,6 +178,8 @@ class EvalConfig:
     """Resampling."""
     every: int = 1
     """Epochs between evaluations."""
+    every_steps: int = 0
+    """Steps between evaluations, instead of epochs; 0 for none."""
     real_labels: str | None = None
     """ReaL labels: a JSON list with the accepted classes of each validation image, in file order."""
     class_subset: str | None = None
@@ -213,15 +221,66 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True)
+class SegmentConfig:
+    """Semantic segmentation: what `task` `segment` takes beside, or instead of, the other sections."""
+
+    head: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
+    """What turns the backbone's four maps into classes of pixels."""
+    feature_norm: Literal["fresh", "none"] = "fresh"
+    """A new norm on each of the backbone's maps, as the published models have, or none."""
+    fpn_dim: int = 256
+    """Channels of the feature pyramid (`semantic_fpn`)."""
+    head_dim: int | None = None
+    """Channels of the head; 128 for `semantic_fpn` and 512 for `upernet` when not given."""
+    dropout: float = 0.1
+    """Dropout of whole channels before the classifier."""
+    auxiliary: bool = False
+    """A second head on the third map, in training only; its loss counts 0.4."""
+    layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders"] = "auto"
+    """How the data set lies; found out from its folders when not given."""
+    classes: str | None = None
+    """Text file with one class name per line, where the data set brings none."""
+    reduce_zero_label: bool | None = None
+    """Whether label 0 is no class but ignored (ADE20K); as the layout has it when not given."""
+    base: tuple[int, int] | None = (2048, 512)
+    """Longer and shorter side that pictures are fitted into, in pixels; null keeps their own size."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Random factor of that size in training."""
+    multiple: int = 32
+    """In evaluation both sides are rounded up to multiples of this; 1 leaves them."""
+    cat_max_ratio: float = 0.75
+    """A random crop with more than this share of one class is drawn anew, up to ten times."""
+    photometric: bool = True
+    """Distort brightness, contrast, saturation and hue in training."""
+    average: Literal["valid", "all"] = "valid"
+    """Divide the loss by the pixels that count, or by all, ignored ones too, as the published runs did."""
+    ohem: float | None = None
+    """Learn only from pixels whose right class has a probability below this; null for all."""
+    dice: float = 0.0
+    """Weight of the Dice loss beside cross-entropy."""
+    class_weights: list[float] | None = None
+    """A weight of the loss for each class."""
+    inference: Literal["whole", "slide"] = "whole"
+    """Evaluate whole pictures, or overlapping windows of them."""
+    window: int = 512
+    """Side of such a window, in pixels."""
+    stride: int = 341
+    """Pixels from one window to the next."""
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    """Sizes that evaluation averages over, as factors; `evaluate.flip` adds the mirrored pictures."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run, whole."""
 
-    task: Literal["classify"] = "classify"
-    """What is learned."""
+    task: Literal["classify", "segment"] = "classify"
+    """What is learned: classes of pictures, or of pixels."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)

@@ -1,15 +1,24 @@
 """Evaluate: how well a trained network does on a data set."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from metaformer.data.dense_preprocess import DensePreprocess
+from metaformer.data.preprocess import Preprocess
+from metaformer.data.segmentation import SegmentationFolder, open_segmentation
 from metaformer.data.split import Split, open_split
 from metaformer.engine.bundle import Bundle, open_bundle
-from metaformer.engine.distributed import join
-from metaformer.engine.setup import read_names
+from metaformer.engine.classifying import read_names
+from metaformer.engine.distributed import World, join
+from metaformer.engine.segmenting import inference
 from metaformer.errors import ConfigError
+from metaformer.models import is_segmenter
 from metaformer.tasks.evaluation import Evaluation
+from metaformer.tasks.inference import Inference
 from metaformer.tasks.results import EvalReport
+from metaformer.tasks.segment_evaluation import SegmentEvaluation
+from metaformer.tasks.segment_results import SegmentReport
 
 
 def evaluate(
@@ -26,13 +35,16 @@ def evaluate(
     crops: int = 1,
     real_labels: str | Path | None = None,
     class_subset: str | Path | None = None,
+    scales: Sequence[float] | None = None,
+    slide: int | None = None,
+    layout: str | None = None,
     raw: bool = False,
     batch_size: int = 128,
     workers: int = 4,
     device: str = "auto",
     amp: str = "none",
-) -> EvalReport:
-    """Measure a run, a checkpoint or a published model on an image folder; under torchrun, together.
+) -> EvalReport | SegmentReport:
+    """Measure a run, a checkpoint or a published model on a data set; under torchrun, together.
 
     Args:
         source: run directory (its best weights), checkpoint directory, or model name.
@@ -47,36 +59,51 @@ def evaluate(
         crops: 1, or 5 for centre and corners, averaged.
         real_labels: ReaL labels, a JSON list with the accepted classes of each picture, in file order.
         class_subset: text file of the class names that alone count.
+        scales: in segmentation, sizes to average over, as factors; the run's own when not given. So for:
+        slide: side of overlapping windows that pictures are looked at through, in pixels; 0 for whole ones.
+        layout: how the data set lies, a choice of `segment.layout`.
         raw: measure the raw weights of a checkpoint that also holds their average.
-        batch_size: pictures at once, per device.
+        batch_size: pictures at once, per device; in segmentation one.
         workers: processes that read, per device.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         amp: `none`, `bf16` or `fp16`.
 
     Raises:
-        ConfigError: a value that cannot be, or classes that do not match.
+        ConfigError: a value that cannot be, that is for another task, or classes that do not match.
         DataError: the data set is not laid out as it should be, or a picture cannot be read.
         WeightsError: the weights cannot be read or do not fit.
     """
     check_amp(amp)
     world = join(device)
-    folders = None
-    if checkpoint is not None and data is not None and not Path(source).is_dir():
+    folders = None  # as many classes as the data has, for a model name with a file of weights
+    named = not Path(source).is_dir() and not is_segmenter(str(source))
+    if data is not None and checkpoint is not None and classes is None and named:
         folders = len(open_split(data, split or "val").classes)
     bundle = open_bundle(source, checkpoint, classes=classes, num_classes=folders, raw=raw)
     bundle = bundle.looking(image_size, crop, interpolation).placed(world.device, amp)
-    folder = _folder(bundle, data, split, class_subset is not None)
-    evaluation = Evaluation(
-        folder,
-        bundle.preprocess,
-        batch_size=batch_size,
-        workers=workers,
-        flip=flip,
-        crops=crops,
-        real_labels=real_labels,
-        class_subset=read_names(str(class_subset) if class_subset else None, folder.classes),
-        pin_memory=world.device.type == "cuda",
+    refuse(
+        bundle,
+        "segment",
+        {"crops": crops != 1, "real_labels": bool(real_labels), "class_subset": bool(class_subset)},
     )
+    refuse(bundle, "classify", {"scales": bool(scales), "slide": slide is not None, "layout": bool(layout)})
+    evaluation: Evaluation | SegmentEvaluation
+    if bundle.task == "segment":
+        evaluation = _segment(bundle, world, data, split, layout, looks(bundle, scales, slide, flip), workers)
+    else:
+        folder = _folder(bundle, data, split, class_subset is not None)
+        assert isinstance(bundle.preprocess, Preprocess)
+        evaluation = Evaluation(
+            folder,
+            bundle.preprocess,
+            batch_size=batch_size,
+            workers=workers,
+            flip=flip,
+            crops=crops,
+            real_labels=real_labels,
+            class_subset=read_names(str(class_subset) if class_subset else None, folder.classes),
+            pin_memory=world.device.type == "cuda",
+        )
     try:
         return evaluation.run(bundle.forward)
     finally:
@@ -93,16 +120,81 @@ def check_amp(amp: str) -> None:
         raise ConfigError(f"amp: {amp!r} is none of none, bf16, fp16")
 
 
-def _folder(bundle: Bundle, data: str | Path | None, split: str | None, subset: bool) -> Split:
+def refuse(bundle: Bundle, task: str, given: dict[str, bool]) -> None:
+    """Refuse options that were given though a task has no use for them.
+
+    Raises:
+        ConfigError: it is this bundle's task.
+    """
+    named = [name for name, there in given.items() if there]
+    if bundle.task == task and named:
+        what = {"classify": "pictures", "segment": "pixels"}[task]
+        raise ConfigError(
+            f"{', '.join(named)}: {bundle.name} tells classes of {what} apart and cannot use it"
+        )
+
+
+def looks(bundle: Bundle, scales: Sequence[float] | None, slide: int | None, flip: bool) -> Inference:
+    """How to look at pictures: as the run did, but for what is asked."""
+    own = inference(bundle.config) if bundle.config is not None else Inference()
+    own = replace(own, flip=own.flip or flip, scales=tuple(scales) if scales else own.scales)
+    if slide is None:
+        return own
+    side = (slide, slide)
+    return (
+        replace(own, mode="slide", window=side, stride=(-(-slide * 2 // 3),) * 2)
+        if slide
+        else replace(own, mode="whole")
+    )
+
+
+def _segment(
+    bundle: Bundle,
+    world: World,
+    data: str | Path | None,
+    split: str | None,
+    layout: str | None,
+    inference: Inference,
+    workers: int,
+) -> SegmentEvaluation:
     run = bundle.config
-    root = data if data is not None else (run.data.root if run is not None else None)
+    plan = run.segment if run is not None else None
+    split = split or (run.data.val if run is not None else "val")
+    folder = open_segmentation(
+        _root(bundle, data),
+        split,
+        layout or (plan.layout if plan is not None else "auto"),
+        classes=list(bundle.classes) if bundle.classes else None,
+        reduce_zero_label=plan.reduce_zero_label if plan is not None else None,
+    )
+    _check_outputs(bundle, folder)
+    assert isinstance(bundle.preprocess, DensePreprocess)
+    return SegmentEvaluation(
+        folder,
+        bundle.preprocess,
+        inference=inference,
+        workers=workers,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def _root(bundle: Bundle, data: str | Path | None) -> str | Path:
+    root = data if data is not None else (bundle.config.data.root if bundle.config is not None else None)
     if root is None:
         raise ConfigError(f"data: give the folder to measure {bundle.name} on")
-    split = split or (run.data.val if run is not None else "val")
-    folder = open_split(root, split, bundle.classes, allow_missing=subset)
+    return root
+
+
+def _check_outputs(bundle: Bundle, folder: Split | SegmentationFolder) -> None:
     outputs = bundle.model.num_classes
     if len(folder.classes) != outputs:
         raise ConfigError(
             f"{folder.folder}: {len(folder.classes)} classes, but {bundle.name} tells {outputs} classes apart"
         )
+
+
+def _folder(bundle: Bundle, data: str | Path | None, split: str | None, subset: bool) -> Split:
+    split = split or (bundle.config.data.val if bundle.config is not None else "val")
+    folder = open_split(_root(bundle, data), split, bundle.classes, allow_missing=subset)
+    _check_outputs(bundle, folder)
     return folder

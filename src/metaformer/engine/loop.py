@@ -94,8 +94,8 @@ class Loop:
         self.bad, self.refused, self.cut = set(state["bad_images"]), state["refused"], state["cut"]
         self.saved = self.trainer.step
         if any_rank(self.world.main and self.best.step > 0 and not self.run_dir.best.is_dir())[0]:
-            # somebody has removed it: what comes next is the best, and at the end of an epoch that is this
-            self.best, self.cut = Best(), self.trainer.step % self.sampler.steps == 0
+            # somebody has removed it: what is measured next is the best, and where that is due it is this
+            self.best, self.cut = Best(), self._due()
         if state["world_size"] == self.world.size:
             own, prefix = saved.tensors("random"), f"rank_{self.world.rank}."
             mine = {k.removeprefix(prefix): value for k, value in own.items() if k.startswith(prefix)}
@@ -202,11 +202,20 @@ class Loop:
 
     def _end_of_step(self, log: MetricsLog | None, progress: Progress) -> None:
         step, every = self.trainer.step, self.config.runtime.save_every
-        ended = step % self.sampler.steps == 0
-        if ended and (self.epoch % self.config.evaluate.every == 0 or step >= self.total):
+        due = self._due()
+        if due:
             self._evaluate(log, progress)
-        if ended or (every and step % every == 0):
+        if due or step % self.sampler.steps == 0 or (every and step % every == 0):
             self._save()
+
+    def _due(self) -> bool:
+        """Whether the step that was just taken is to be followed by an evaluation."""
+        step, plan = self.trainer.step, self.config.evaluate
+        if step >= self.total:
+            return True
+        if plan.every_steps:
+            return step % plan.every_steps == 0
+        return step % self.sampler.steps == 0 and self.epoch % plan.every == 0
 
     def _evaluate(self, log: MetricsLog | None, progress: Progress) -> None:
         self.cut = True
@@ -218,7 +227,8 @@ class Loop:
         if log is not None:
             log.write("eval", self.trainer.step, self.epoch, self.metrics)
         words = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
-        progress.say(f"epoch {self.epoch}: {words}")
+        when = f"step {self.trainer.step}" if self.config.evaluate.every_steps else f"epoch {self.epoch}"
+        progress.say(f"{when}: {words}")
         progress.figures[self.task.metric] = f"{value:.4f}"
         if value > self.best.value:
             self.best = Best(value, self.trainer.step)

@@ -1,4 +1,4 @@
-"""Predict: pictures in, classes out."""
+"""Predict: pictures in, their classes or those of their pixels out."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,13 +7,17 @@ import torch
 
 from metaformer.data.dataset import Augmented, Source
 from metaformer.data.loader import Batch, Loader, Stop
+from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import EvalSampler
 from metaformer.engine.bundle import open_bundle
 from metaformer.engine.distributed import find_device
-from metaformer.engine.evaluate import check_amp
+from metaformer.engine.evaluate import check_amp, looks, refuse
+from metaformer.engine.output.sink import Seen
 from metaformer.engine.pictures import Picture, Pictures
+from metaformer.engine.segment_pictures import PictureSegmenter
 from metaformer.errors import ConfigError
 from metaformer.tasks.results import Classification
+from metaformer.tasks.segment_results import Segmentation
 from metaformer.tasks.views import average_views
 
 IMAGENET_CLASSES = 1000
@@ -26,18 +30,20 @@ class Predictor:
         source: run directory (its best weights), checkpoint directory, or model name.
         checkpoint: weights for a model name; its published ones when not given.
         classes: class names, or a file with one in each line, where the source does not know them; a
-            network of 1000 classes is taken to tell ImageNet's.
-        image_size: pixels of the network's input; as the source says when not given.
-        top_k: classes in each result.
+            classifier of 1000 classes is taken to tell ImageNet's.
+        image_size: pixels of a classifier's input; as the source says when not given.
+        top_k: classes in each result of classification; 5 when not given.
         flip: average with the mirrored picture.
-        crops: 1, or 5 for centre and corners, averaged.
-        batch_size: pictures at once.
-        workers: processes that read; 0 reads in this one.
+        crops: in classification 1, or 5 for centre and corners, averaged.
+        scales: in segmentation, sizes to average over, as factors; the run's own when not given.
+        slide: in segmentation, side of overlapping windows to look through, in pixels; 0 for none.
+        batch_size: pictures at once; in segmentation one.
+        workers: processes that read, in segmentation threads; 0 reads in this one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         amp: `none`, `bf16` or `fp16`.
 
     Raises:
-        ConfigError: a value that cannot be, or no such source.
+        ConfigError: a value that cannot be, that is for another task, or no such source.
         WeightsError: the weights cannot be read or do not fit.
     """
 
@@ -48,39 +54,70 @@ class Predictor:
         *,
         classes: str | Path | Sequence[str] | None = None,
         image_size: int | None = None,
-        top_k: int = 5,
+        top_k: int | None = None,
         flip: bool = False,
         crops: int = 1,
+        scales: Sequence[float] | None = None,
+        slide: int | None = None,
         batch_size: int = 32,
         workers: int = 0,
         device: str = "auto",
         amp: str = "none",
     ) -> None:
         check_amp(amp)
-        if top_k < 1 or batch_size < 1:
-            raise ConfigError(f"top_k is {top_k}, batch_size {batch_size}: both must be at least 1")
+        wanted = 5 if top_k is None else top_k
+        if wanted < 1 or batch_size < 1:
+            raise ConfigError(f"top_k is {wanted}, batch_size {batch_size}: both must be at least 1")
         place = find_device(device)
-        bundle = open_bundle(source, checkpoint, classes=classes).looking(image_size)
-        self.bundle = bundle.placed(place, amp)
-        self.classes = bundle.classes or _numbered(int(bundle.model.num_classes))  # type: ignore[arg-type]
-        self.top_k, self.flip, self.crops = min(top_k, len(self.classes)), flip, crops
+        bundle = open_bundle(source, checkpoint, classes=classes)
+        refuse(bundle, "segment", {"top_k": top_k is not None, "crops": crops != 1})
+        refuse(bundle, "classify", {"scales": bool(scales), "slide": slide is not None})
+        self.bundle = bundle.looking(image_size).placed(place, amp)
+        self.task = bundle.task
+        self.classes = bundle.classes or _numbered(int(bundle.model.num_classes), self.task)  # type: ignore[arg-type]
+        self.top_k, self.flip, self.crops = min(wanted, len(self.classes)), flip, crops
+        self.inference = looks(self.bundle, scales, slide, flip)
         self.batch_size, self.workers = batch_size, workers
-        self._transform = bundle.preprocess.transform(crops)
 
-    def __call__(self, pictures: Picture | Iterable[Picture]) -> list[Classification]:
-        """Classify a file, a folder, a glob, an image, or a list of these; in order, files sorted.
+    def __call__(self, pictures: Picture | Iterable[Picture]) -> list[Classification] | list[Segmentation]:
+        """Predict for a file, a folder, a glob, an image, or a list of these; in order, files sorted.
+
+        Gives `Classification`s, or of a network that tells classes of pixels apart `Segmentation`s at the
+        pictures' own size, one for each frame of an animation or a video.
 
         Raises:
             DataError: nothing found, or a picture that cannot be read.
         """
-        return list(self.stream(pictures))
+        return list(self.stream(pictures))  # type: ignore[return-value]
 
-    def stream(self, pictures: Picture | Iterable[Picture]) -> Iterator[Classification]:
+    def stream(
+        self, pictures: Picture | Iterable[Picture]
+    ) -> Iterator[Classification] | Iterator[Segmentation]:
         """Do the same one result after another, for more pictures than memory holds results of."""
+        if self.task == "segment":
+            return (seen.result for seen in self.segmented(pictures))
+        return self.classified(pictures)
+
+    def classified(self, pictures: Picture | Iterable[Picture]) -> Iterator[Classification]:
+        """Do the same with a classifier.
+
+        Raises:
+            ConfigError: this network tells classes of pixels apart.
+        """
         source = Pictures(pictures)
         sampler = EvalSampler(len(source), batch_size=self.batch_size)
         for _, results in self.batches(source, sampler):
             yield from results
+
+    def segmented(self, pictures: Picture | Iterable[Picture]) -> Iterator[Seen]:
+        """Do the same with a segmenter; each result comes with its picture.
+
+        Raises:
+            ConfigError: this network tells classes of pictures apart.
+        """
+        self._check_task("segment")
+        segmenter = PictureSegmenter(self.bundle, self.classes, self.inference, self.workers)
+        yield from segmenter.stream(Pictures(pictures))
 
     def batches(
         self, source: Source, sampler: EvalSampler, *, stop: Stop | None = None, skip_bad: bool = False
@@ -96,9 +133,12 @@ class Predictor:
         Raises:
             BadImage: a picture cannot be read.
             Interrupted: `stop` said so.
+            ConfigError: this network tells classes of pixels apart.
         """
+        self._check_task("classify")
+        assert isinstance(self.bundle.preprocess, Preprocess)
         loader = Loader(
-            Augmented(source, self._transform),
+            Augmented(source, self.bundle.preprocess.transform(self.crops)),
             sampler,
             workers=min(self.workers, len(source)),
             pin_memory=self.bundle.device.type == "cuda",
@@ -121,10 +161,14 @@ class Predictor:
             for i, scores, ks in rows
         ]
 
+    def _check_task(self, wanted: str) -> None:
+        if self.task != wanted:
+            raise ConfigError(f"{self.bundle.name} is a network of another task, {self.task}, not {wanted}")
 
-def _numbered(count: int) -> tuple[str, ...]:
-    """Names where none were written down: ImageNet's words for its 1000 classes, else numbers."""
-    if count != IMAGENET_CLASSES:
+
+def _numbered(count: int, task: str) -> tuple[str, ...]:
+    """Names where none were written down: ImageNet's words for a classifier's 1000 classes, else numbers."""
+    if count != IMAGENET_CLASSES or task != "classify":
         return tuple(str(i) for i in range(count))
     from timm.data import ImageNetInfo
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then cosine or constant, then cool-down; all lengths in steps.
+    """Linear warm-up, then cosine, polynomial or constant, then cool-down; all lengths in steps.
 
-    As in timm's recipes the cosine runs over the whole schedule, warm-up included, of which the warm-up
-    replaces the beginning.
+    As in timm's and mmsegmentation's recipes the shape runs over the whole schedule, warm-up included, of
+    which the warm-up replaces the beginning.
     """
 
     lr: float
@@ -23,7 +23,9 @@ class Schedule:
     """Learning rate at the end, and in the cool-down."""
     cooldown_steps: int = 0
     shape: str = "cosine"
-    """`cosine` or `constant`."""
+    """`cosine`, `poly` or `constant`."""
+    power: float = 0.9
+    """Exponent of `poly`."""
 
     @property
     def total(self) -> int:
@@ -38,4 +40,6 @@ class Schedule:
             return self.min_lr
         if self.shape == "constant":
             return self.lr
+        if self.shape == "poly":
+            return self.min_lr + (self.lr - self.min_lr) * (1 - step / self.steps) ** self.power
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * step / self.steps)) / 2

@@ -98,12 +98,13 @@ def schedule(config: TrainConfig, steps: int) -> Schedule:
     plan = config.schedule
     return Schedule(
         config.optim.lr,
-        plan.epochs * steps,
-        plan.warmup_epochs * steps,
+        plan.epochs * steps if plan.steps is None else plan.steps,
+        plan.warmup_epochs * steps if plan.warmup_steps is None else plan.warmup_steps,
         plan.warmup_lr,
         plan.min_lr,
         plan.cooldown_epochs * steps,
         plan.name,
+        plan.power,
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
@@ -37,6 +37,12 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
+def looking(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What gives a network's logits as they come, in dense tasks at a quarter of the input's size."""
+    raw: Callable[[Tensor], Tensor] = getattr(model, "raw", model)
+    return raw
+
+
 class Trainer:
     """The changing part of a run.
 
@@ -67,7 +73,7 @@ class Trainer:
         training = model.training
         model.eval()
         with autocast(self.world.device, self.config.runtime.amp):
-            logits: Tensor = model(images.to(self.world.device, non_blocking=True))
+            logits: Tensor = looking(model)(images.to(self.world.device, non_blocking=True))
         model.train(training)
         return logits
 

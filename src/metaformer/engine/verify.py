@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaformer.errors import DownloadError, MetaFormerError, UnknownName, WeightsError
+from metaformer.tasks.results import EvalReport
 from metaformer.weights.download import fetch
 from metaformer.weights.sources import SOURCES, Source, find_source
 
@@ -117,6 +118,7 @@ def _measured(
         device=device,
         amp=amp,
     )
+    assert isinstance(report, EvalReport)
     return 100 * report.top1
 
 

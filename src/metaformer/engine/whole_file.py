@@ -1,10 +1,10 @@
-"""A text file that appears under its name only when it is complete."""
+"""A file that appears under its name only when it is complete."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from metaformer.errors import MetaFormerError, OutputError
 from metaformer.weights.io import check_replaceable
@@ -17,18 +17,36 @@ def whole_file(path: Path) -> Iterator[TextIO]:
     Raises:
         OutputError: it cannot be written.
     """
+    with _draft(path) as draft, draft.open("w", encoding="utf-8", newline="") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def whole_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Do the same for a file of bytes, which can also be read and sought in.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with _draft(path) as draft, draft.open("w+b") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
     check_replaceable(path)
-    temporary = path.with_name(f".tmp-{path.name}")
+    draft = path.with_name(f".tmp-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        yield draft
+        draft.replace(path)
     except BaseException as error:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, MetaFormerError):
             raise OutputError(f"{path}: cannot write ({error.strerror or error})") from error
         raise

@@ -1,5 +1,7 @@
 """Small runs on the pictures that `metaformer data demo DIR` writes."""
 
+from dataclasses import replace
+
 from metaformer.engine.config import (
     AugmentConfig,
     DataConfig,
@@ -9,6 +11,7 @@ from metaformer.engine.config import (
     OptimConfig,
     RuntimeConfig,
     ScheduleConfig,
+    SegmentConfig,
     TrainConfig,
 )
 from metaformer.recipes.recipe import Recipe
@@ -42,4 +45,28 @@ CLASSIFY = Recipe(
     ),
 )
 
-RUNS = (CLASSIFY,)
+SEGMENT = Recipe(
+    name="demo/segment",
+    config=replace(
+        CLASSIFY.config,
+        task="segment",
+        data=DataConfig(image_size=128, batch_size=8, workers=1),
+        augment=replace(CLASSIFY.config.augment, hflip=0.5),  # so that averaging with mirrored ones helps
+        segment=SegmentConfig(
+            layout="ade20k",
+            reduce_zero_label=False,  # what is no digit is a class here
+            base=None,
+            scale=(0.8, 1.25),
+            photometric=False,
+            fpn_dim=64,
+            head_dim=64,
+        ),
+        optim=OptimConfig(lr=2e-3, weight_decay=0.01, clip=1.0),
+        schedule=ScheduleConfig(name="poly", epochs=30, warmup_epochs=1, min_lr=0.0),
+        evaluate=EvalConfig(every=6),
+    ),
+    summary="A small Semantic FPN on a pooling network finds the pixels of digits on two processor cores",
+    notes=("Begins best with the weights of demo/classify: --model.checkpoint RUN/best/model.safetensors.",),
+)
+
+RUNS = (CLASSIFY, SEGMENT)

@@ -27,6 +27,8 @@ class Recipe:
     """Where sources disagree or are silent, and what this recipe does then."""
     command: str = field(default="")
     """Further words of the command line."""
+    miou: float | None = None
+    """Published mean IoU in per cent, whole pictures at one size, on the data that the name begins with."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", "\n".join(self._lines()))
@@ -49,18 +51,24 @@ class Recipe:
     def _lines(self) -> Iterable[str]:
         yield f"{self.summary}."
         yield ""
-        if self.exaflops is not None:
+        if self.config.schedule.steps is not None:
+            plan, side = self.config.data, self.config.data.image_size
+            yield f"Cost: {self.config.schedule.steps:,} steps of {plan.batch_size} crops of {side}×{side}."
+        elif self.exaflops is not None:
             yield f"Cost: {self.epochs} epochs, about {self.exaflops:.2g} exaFLOP forward and backward."
         else:
             yield f"Cost: {self.epochs} epochs."
         if self.top1 is not None:
             yield f"Published: top-1 {self.top1} % on ImageNet-1K."
+        if self.miou is not None:
+            yield f"Published: mIoU {self.miou} %."
         yield f"Command: {self.full_command}"
         yield from (f"Note: {note}" for note in self.notes)
 
     @property
     def full_command(self) -> str:
         """The words to type."""
-        launcher = "torchrun --nproc-per-node 8 -m metaformer" if self.gmacs else "metaformer"
+        many = self.gmacs is not None or self.config.schedule.steps is not None
+        launcher = "torchrun --nproc-per-node 8 -m metaformer" if many else "metaformer"
         run = f"runs/{self.name.split('/')[-1]}"
         return f"{launcher} train {self.name} --data.root DIR --out {run} {self.command}".strip()

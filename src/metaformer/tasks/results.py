@@ -103,11 +103,7 @@ class EvalReport:
         values["examples"] = [asdict(example) for example in self.examples]
         if self.real is not None:
             values["real_images"] = self.real_images
-        if len(self.per_class) <= LARGEST_MATRIX:
-            return {**values, "confusion": self.confusion.tolist()}
-        rows, columns = self.confusion.nonzero(as_tuple=True)
-        entries = zip(rows.tolist(), columns.tolist(), self.confusion[rows, columns].tolist(), strict=True)
-        return {**values, "confusion_entries": [list(entry) for entry in entries]}
+        return {**values, **confusion_values(self.confusion)}
 
     def save(self, path: str | Path) -> Path:
         """Write `to_dict` as a JSON file.
@@ -115,13 +111,7 @@ class EvalReport:
         Raises:
             OutputError: it cannot be written.
         """
-        file = Path(path)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{file}: cannot write ({error.strerror})") from error
-        return file
+        return write_report(self.to_dict(), path)
 
     def text(self, rows: int = 20) -> str:
         """Make a page to read: the figures, then the table of classes, weakest first."""
@@ -144,3 +134,27 @@ class EvalReport:
         if len(weakest) > rows:
             lines.append(f"… and {len(weakest) - rows} classes that do better (all of them are in the JSON)")
         return "\n".join(lines)
+
+
+def confusion_values(confusion: Tensor) -> dict[str, Any]:
+    """A matrix (K, K) as a report's JSON holds it: rows, or of many classes the entries that are not zero."""
+    if len(confusion) <= LARGEST_MATRIX:
+        return {"confusion": confusion.tolist()}
+    rows, columns = confusion.nonzero(as_tuple=True)
+    entries = zip(rows.tolist(), columns.tolist(), confusion[rows, columns].tolist(), strict=True)
+    return {"confusion_entries": [list(entry) for entry in entries]}
+
+
+def write_report(values: dict[str, Any], path: str | Path) -> Path:
+    """Write a report's values as a JSON file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{file}: cannot write ({error.strerror})") from error
+    return file

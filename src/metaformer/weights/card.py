@@ -3,6 +3,8 @@
 from typing import Any
 
 from metaformer.backbones.config import MetaFormerConfig
+from metaformer.dense.config import SegmenterConfig
+from metaformer.weights.segmentation_sources import SegmentationSource
 from metaformer.weights.sources import IMAGENET_MEAN, IMAGENET_STD, Source
 
 
@@ -27,4 +29,24 @@ def pretrained_cfg(name: str, config: MetaFormerConfig, source: Source | None) -
     }
     if source is not None:
         card |= source.pretrained_cfg(classifier)
+    return card
+
+
+def segmenter_cfg(name: str, config: SegmenterConfig, source: SegmentationSource | None) -> dict[str, Any]:
+    """Describe a segmentation network, with these weights or none, in the same words."""
+    channels = 3 if config.backbone is None else config.backbone.in_chans
+    card: dict[str, Any] = {
+        "url": "",
+        "architecture": name,
+        "tag": "",
+        "num_classes": config.num_classes,
+        "input_size": (channels, 512, 512),
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "first_conv": "backbone.stem.conv",
+        "classifier": "head.classifier",
+        "license": "apache-2.0",
+    }
+    if source is not None:
+        card |= source.pretrained_cfg()
     return card

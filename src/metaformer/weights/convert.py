@@ -59,7 +59,7 @@ def convert(source: str | Path, target: str | Path, to: str, model: str | None =
         renamed = to_ours(file.tensors)
         if renamed.unknown:
             raise WeightsError(f"{', '.join(renamed.unknown[:10])}: not of the format {renamed.format!r}")
-        name = _model(candidates(renamed.state), model, renamed.format, to)
+        name = _model(candidates(renamed.backbone().state), model, renamed.format, to)
         state = from_ours(renamed.state, to)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error

@@ -9,16 +9,28 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from metaformer.errors import DownloadError
 from metaformer.weights.io import sync
-from metaformer.weights.sources import Source
 
 CHUNK = 1 << 20
 ATTEMPTS = 5
 TIMEOUT = 30.0
 USER_AGENT = "metaformer"
+
+
+class Published(Protocol):
+    """A file that somebody put on the network."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def file(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
 
 
 def cache_dir() -> Path:
@@ -29,7 +41,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "metaformer"
 
 
-def fetch(source: Source, progress: bool = True) -> Path:
+def fetch(source: Published, progress: bool = True) -> Path:
     """Return the local file of a source, downloaded where it is not there yet.
 
     Raises:

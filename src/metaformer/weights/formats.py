@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Rule = tuple[str, str | None]
-"""A template of theirs and the one of ours that it stands for; None for what is known and left out."""
+from metaformer.weights.heads import MMSEGMENTATION_HEADS, TRANSFORMERS_HEADS, Rule
 
 # Placeholders: {stage} and {block} count from 0. {net}, {down} and {pos} are positions in the originals' one
 # list of blocks, downsamplings and position embeddings: all give the stage. {last} is the last stage's {net}.
@@ -79,6 +78,11 @@ TIMM: tuple[Rule, ...] = (
     ("stages.{stage}.blocks.{block}.*", "stages.{stage}.blocks.{block}.*"),
     ("head.*", "head.*"),
 )
+TIMM_FEATURES: tuple[Rule, ...] = (
+    ("stem.*", "stem.*"),
+    ("stages_{stage}.downsample.*", "stages.{stage}.downsample.*"),
+    ("stages_{stage}.blocks.{block}.*", "stages.{stage}.blocks.{block}.*"),
+)
 OTHER_PARTS: tuple[Rule, ...] = tuple(
     (f"{part}.*", None)
     for part in (
@@ -130,10 +134,12 @@ class Format:
     """… only in stages that hold a name with this end."""
     wrapper: str = ""
     """The entry of the file that holds the tensors; empty when the file is nothing else."""
+    dense: bool = False
+    """Of a network with a backbone among its parts; its names are `backbone.…`, `neck.…`, `head.…` here."""
 
 
-def _under(prefix: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    return tuple((prefix + theirs, ours) for theirs, ours in rules)
+def _under(prefix: str, rules: Sequence[Rule], ours_under: str = "") -> tuple[Rule, ...]:
+    return tuple((prefix + theirs, ours and ours_under + ours) for theirs, ours in rules)
 
 
 FORMATS: dict[str, Format] = {
@@ -187,12 +193,29 @@ FORMATS: dict[str, Format] = {
         families=("poolformer_",),
         wrapper="state_dict",
     ),
+    "mmsegmentation": Format(
+        title="mmsegmentation",
+        signs=("decode_head.conv_seg.weight",),
+        rules=(*_under("backbone.", (*CYCLE, *NETWORK, *MIXER), "backbone."), *MMSEGMENTATION_HEADS),
+        families=("poolformer_", "cyclemlp"),
+        wrapper="state_dict",
+        dense=True,
+    ),
     "openmmlab": Format(
         title="mmsegmentation or mmdetection, backbone",
         signs=("backbone.patch_embed.proj.weight",),
         rules=(*_under("backbone.", (*CYCLE, *NETWORK, *MIXER)), *OTHER_PARTS),
         families=("poolformer_", "cyclemlp"),
         wrapper="state_dict",
+    ),
+    "huggingface_upernet": Format(
+        title="Hugging Face transformers, UperNet on a backbone of timm",
+        signs=("decode_head.classifier.weight", "decode_head.fpn_bottleneck.conv.weight"),
+        rules=(*_under("backbone._backbone.", TIMM_FEATURES, "backbone."), *TRANSFORMERS_HEADS),
+        families=("poolformer", "convformer", "caformer"),
+        matrices=(*MLP_POINTWISE, *ATTENTION_POINTWISE),
+        matrices_with="token_mixer.qkv.weight",
+        dense=True,
     ),
     "timm": Format(
         title="timm from 0.9",
@@ -201,6 +224,13 @@ FORMATS: dict[str, Format] = {
         families=("poolformer", "convformer", "caformer"),
         matrices=(*MLP_POINTWISE, *ATTENTION_POINTWISE),
         matrices_with="token_mixer.qkv.weight",
+    ),
+    "segmenter": Format(
+        title="this library, segmentation",
+        signs=("backbone.*", "head.classifier.weight"),
+        rules=(("*", "*"),),
+        families=(),
+        dense=True,
     ),
     "metaformer": Format(
         title="this library (timm's names)",

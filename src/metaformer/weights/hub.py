@@ -10,6 +10,8 @@ from typing import Any
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
 from metaformer.backbones.variants import VARIANTS
+from metaformer.dense.config import SegmenterConfig
+from metaformer.dense.segmenter import Segmenter
 from metaformer.errors import (
     ConfigError,
     DownloadError,
@@ -23,27 +25,30 @@ from metaformer.weights.load import load_weights
 
 CONFIG, WEIGHTS, PICKLED_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 HF_CONVOLUTIONS = {"patch_sizes": (7, 3, 3, 3), "strides": (4, 2, 2, 2), "padding": (2, 1, 1, 1)}
-Model = MetaFormer | MetaFormerFeatures
+Model = MetaFormer | MetaFormerFeatures | Segmenter
 
 
 def save_pretrained(model: Model, directory: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into a directory, as Hugging Face does.
 
     Raises:
-        ConfigError: the model has a mixer without a registered name.
+        ConfigError: the model has a mixer without a registered name, or a foreign backbone.
         OutputError: the directory cannot be written to.
     """
     directory = Path(directory)
-    config = model.config
+    config: MetaFormerConfig | SegmenterConfig = model.config
     if isinstance(model, MetaFormer):
-        config = replace(config, num_classes=model.num_classes, global_pool=model.head.global_pool)
+        config = replace(model.config, num_classes=model.num_classes, global_pool=model.head.global_pool)
     card = {
         "library_name": "metaformer",
         "architecture": model.pretrained_cfg.get("architecture", "metaformer"),
-        "out_indices": list(model.out_indices) if isinstance(model, MetaFormerFeatures) else None,
         "config": config.to_dict(),
         "pretrained_cfg": model.pretrained_cfg,
     }
+    if isinstance(model, Segmenter):
+        card["task"] = "segment"
+    else:
+        card["out_indices"] = list(model.out_indices) if isinstance(model, MetaFormerFeatures) else None
     text = json.dumps(card, indent=2) + "\n"
     write_state(directory / WEIGHTS, model.state_dict())
     write_atomically(directory / CONFIG, lambda place: place.write_text(text))
@@ -142,6 +147,8 @@ def _line(error: Exception) -> str:
 def _build(card: Mapping[str, Any], where: str) -> Model:
     """A network from our, timm's or transformers' configuration."""
     try:
+        if card.get("task") == "segment":
+            return Segmenter(SegmenterConfig.from_dict(dict(card.get("config") or {})))
         config = read_config(card)
     except MetaFormerError as error:
         raise ConfigError(f"{where}: {error}") from error

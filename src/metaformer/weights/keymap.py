@@ -11,6 +11,7 @@ from metaformer.ops.shift import staircase
 from metaformer.weights.formats import FORMATS, POINTWISE, Format
 
 State = dict[str, Tensor]
+BACKBONE = "backbone."
 WRAPPINGS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 
@@ -29,6 +30,23 @@ class Renamed:
     """Names in the file that are known and not needed: fixed offsets, other networks' parts."""
     unknown: list[str] = field(default_factory=list)
     """Names in the file that the format does not have."""
+
+    @property
+    def dense(self) -> bool:
+        """Tell whether it is of a network with a backbone among its parts."""
+        return FORMATS[self.format].dense
+
+    def backbone(self) -> "Renamed":
+        """The backbone alone, under the names that it has by itself; other parts are left out."""
+        if not self.dense:
+            return self
+        own = {name: name.removeprefix(BACKBONE) for name in self.state if name.startswith(BACKBONE)}
+        return Renamed(
+            self.format,
+            {bare: self.state[name] for name, bare in own.items()},
+            {bare: self.origin[name] for name, bare in own.items()},
+            self.ignored + [key for name, key in self.origin.items() if name not in own] + self.unknown,
+        )
 
 
 def recognise(keys: Iterable[str]) -> str:
@@ -67,6 +85,8 @@ def to_ours(state: Mapping[str, Tensor], format_name: str | None = None) -> Rena
     renamed = Renamed(format_name)
     for key, value in state.items():
         name = _translate(key, form, order)
+        if name is None and form.dense and key.startswith(BACKBONE):
+            name = key  # of a foreign backbone, whose names are its own
         if name is None:
             renamed.unknown.append(key)
         elif not name:
@@ -129,7 +149,7 @@ class _Order:
     @classmethod
     def of_foreign(cls, keys: Iterable[str]) -> "_Order":
         """Read it from keys such as `network.0.1.norm1.weight`: lists of blocks have a number next."""
-        entries = (key.removeprefix("backbone.").split(".") for key in keys)
+        entries = (key.removeprefix(BACKBONE).split(".") for key in keys)
         blocks = {
             int(e[1])
             for e in entries
@@ -140,7 +160,7 @@ class _Order:
     @classmethod
     def of_ours(cls, keys: Iterable[str]) -> "_Order":
         """Lay our stages out as the originals' list does."""
-        names = list(keys)
+        names = [key.removeprefix(BACKBONE) for key in keys]
         parts = {tuple(name.split(".")[1:3]) for name in names if name.startswith("stages.")}
         blocks, down, pos, place = [], {}, {}, 0
         for stage in range(1 + max((int(number) for number, _ in parts), default=-1)):
@@ -240,6 +260,7 @@ def _as_product(name: str, value: Tensor) -> Tensor:
 
 
 def _in_block(name: str, ends: tuple[str, ...]) -> bool:
+    name = name.removeprefix(BACKBONE)
     return name.startswith("stages.") and name.split(".", 4)[-1] in ends
 
 

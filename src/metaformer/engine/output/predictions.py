@@ -8,12 +8,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from metaformer.data.image import read_image
-from metaformer.engine.whole_file import check_place, whole_file
-from metaformer.errors import ConfigError, OutputError
+from metaformer.engine.output.file_names import FileNames
+from metaformer.engine.output.lettering import INK, drawable, fitted, magnification, on_panel
+from metaformer.engine.whole_file import check_place, whole_bytes, whole_file
+from metaformer.errors import ConfigError
 from metaformer.tasks.results import Classification
-
-SMALLEST_WIDTH = 320
-"""Annotated pictures are enlarged to this many pixels, so that the text can be read."""
 
 
 def write_predictions(
@@ -93,57 +92,38 @@ def write_pictures(results: Iterable[Classification], folder: str | Path) -> lis
         OutputError: the folder cannot be written to.
         ConfigError: a result of an image in memory, which has no file.
     """
-    place, written, taken = Path(folder), [], set[str]()
+    place, written, names = Path(folder), [], FileNames()
     for result in results:
         if not result.path:
             raise ConfigError("an image in memory has no file: use annotate(image, result)")
-        stem, number = Path(result.path).stem, 1
-        name = stem
-        while name in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name)
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            annotate(read_image(result.path), result).save(place / f"{name}.jpg", quality=92)
-        except OSError as error:
-            raise OutputError(f"{place / name}.jpg: cannot write ({error.strerror or error})") from error
-        written.append(place / f"{name}.jpg")
+        file = place / f"{names.of(result.path)}.jpg"
+        with whole_bytes(file) as stream:
+            annotate(read_image(result.path), result).save(stream, "JPEG", quality=92)
+        written.append(file)
     return written
 
 
 def annotate(image: Image.Image, result: Classification, rows: int = 3) -> Image.Image:
     """Draw the best classes, each with a bar for its probability, below a picture."""
-    scale = max(1, -(-SMALLEST_WIDTH // image.width))
-    nearest = Image.Resampling.NEAREST
-    image = image.convert("RGB").resize((image.width * scale, image.height * scale), nearest)
-    size = max(14, image.width // 24)
-    line, pad = round(size * 1.9), size // 2
+    image = image.convert("RGB")
+    if (size := drawable(image.size)) != image.size:
+        image = image.resize(size)
+    scale = magnification(image.size)
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     rows = min(rows, len(result.labels))
-    canvas = Image.new("RGB", (image.width, image.height + rows * line + pad), (24, 26, 32))
-    canvas.paste(image, (0, 0))
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+    letters = max(14, image.width // 24)
+    line, pad = round(letters * 1.9), letters // 2
+    canvas = on_panel(image, rows * line + pad)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(letters)
     for row, (label, score) in enumerate(zip(result.labels[:rows], result.scores, strict=False)):
         top = image.height + pad + row * line
-        full = image.width - 2 * pad
+        full = canvas.width - 2 * pad
         colour = (64, 140, 255) if row == 0 else (88, 96, 112)
         draw.rectangle((pad, top, pad + full, top + line - pad), fill=(40, 44, 52))
         draw.rectangle((pad, top, pad + round(full * score), top + line - pad), fill=colour)
         middle = top + (line - pad) / 2
         number = f"{score:.1%}"
         room = full - draw.textlength(number, font) - 3 * pad
-        draw.text((2 * pad, middle), _fitted(label, room, draw, font), (255, 255, 255), font, anchor="lm")
-        draw.text((pad + full - pad, middle), number, (255, 255, 255), font, anchor="rm")
+        draw.text((2 * pad, middle), fitted(label, room, draw, font), INK, font, anchor="lm")
+        draw.text((pad + full - pad, middle), number, INK, font, anchor="rm")
     return canvas
-
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def _fitted(label: str, room: float, draw: ImageDraw.ImageDraw, font: Font) -> str:
-    """The label, cut so that it takes no more than this many pixels."""
-    if draw.textlength(label, font) <= room:
-        return label
-    while label and draw.textlength(label + "…", font) > room:
-        label = label[:-1]
-    return label + "…"

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from metaformer.engine.predictions import annotate, write_csv, write_jsonl, write_pictures, write_predictions
+from metaformer.engine.output.predictions import (
+    annotate,
+    write_csv,
+    write_jsonl,
+    write_pictures,
+    write_predictions,
+)
 from metaformer.errors import ConfigError, OutputError
 from metaformer.tasks.results import Classification
 

@@ -1,0 +1,76 @@
+"""Names and colours of the classes of published data sets, and colours for any others."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+from metaformer.errors import UnknownName
+
+Colour = tuple[int, int, int]
+BACKGROUND: Final = "background"
+"""What class 0 is called where a list names the others only."""
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The classes of a data set, in order."""
+
+    names: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    """Red, green and blue of each."""
+
+
+def class_list(name: str) -> ClassList:
+    """Give a published list: `ade20k`, `voc`, `cityscapes` or `coco_stuff`.
+
+    Raises:
+        UnknownName: there is no such list.
+    """
+    known = _lists()
+    if name not in known:
+        raise UnknownName("class list", name, known)
+    return known[name]
+
+
+@cache
+def _lists() -> dict[str, ClassList]:
+    read = json.loads((files("metaformer.data") / "class_lists.json").read_text(encoding="utf-8"))
+    return {
+        name: ClassList(tuple(rows), tuple((red, green, blue) for red, green, blue in rows.values()))
+        for name, rows in read.items()
+    }
+
+
+def palette(count: int) -> tuple[Colour, ...]:
+    """Colours for any number of classes, the first of them black: those that Pascal VOC counts up."""
+    return tuple(_colour(index) for index in range(count))
+
+
+def palette_for(names: tuple[str, ...]) -> tuple[Colour, ...]:
+    """Colours of these classes: the published ones of a published list, else those of `palette`.
+
+    Black, which overlays leave out, goes to a first class `background` only.
+    """
+    published = next((known for known in _lists().values() if known.names == names), None)
+    if published is not None:
+        return published.palette
+    if names[:1] == (BACKGROUND,):
+        return palette(len(names))
+    return palette(len(names) + 1)[1:]
+
+
+def _colour(index: int) -> Colour:
+    """Deal the bits of a number out to red, green and blue, the lowest to the highest of each."""
+    channels = [0, 0, 0]
+    for place, bit in enumerate(_bits(index)):
+        channels[place % 3] |= bit << (7 - place // 3)
+    return channels[0], channels[1], channels[2]
+
+
+def _bits(number: int) -> Iterator[int]:
+    while number:
+        yield number & 1
+        number >>= 1

@@ -1,0 +1,1 @@
+"""Networks that say something about every pixel, on any backbone."""

@@ -1,0 +1,182 @@
+"""Backbone, neck and head: classes of pixels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from metaformer.backbones.skeleton import MetaFormerFeatures
+from metaformer.dense.config import SegmenterConfig
+from metaformer.dense.conv import resize
+from metaformer.dense.criterion import SegmentationLoss
+from metaformer.dense.fcn import FCNHead
+from metaformer.dense.fpn import FeaturePyramid
+from metaformer.dense.fused import FusedSemanticFPN, fits
+from metaformer.dense.semantic_fpn import SemanticFPNHead
+from metaformer.dense.upernet import UperNetHead
+from metaformer.errors import ConfigError
+
+Size = tuple[int, int]
+AUXILIARY_LEVEL, AUXILIARY_DIM = 2, 256
+"""The map that the auxiliary head looks at, and its channels."""
+
+
+class Segmenter(nn.Module):
+    """Tell the class of every pixel; everything about it is in `config`.
+
+    Args:
+        config: kind, backbone and sizes.
+        criterion: the loss; cross-entropy over the pixels that count when not given.
+        backbone: a module that gives a list of maps, finest first, and whose `feature_info.channels()` tells
+            their channels, in place of `config.backbone`.
+
+    Raises:
+        ConfigError: no backbone, or a module that does not say what it gives.
+    """
+
+    def __init__(
+        self,
+        config: SegmenterConfig,
+        criterion: SegmentationLoss | None = None,
+        backbone: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = config.num_classes
+        self.pretrained_cfg: dict[str, Any] = {}
+        self.criterion = criterion or SegmentationLoss()
+        if backbone is None:
+            if config.backbone is None:
+                raise ConfigError("backbone: neither a MetaFormerConfig nor a module was given")
+            backbone = MetaFormerFeatures(config.backbone)
+        self.backbone = backbone
+        channels, reductions = _levels(backbone)
+        dim, classes, dropout = config.head_channels, config.num_classes, config.dropout
+        self.neck: FeaturePyramid | None = None
+        self.head: SemanticFPNHead | UperNetHead
+        if config.kind == "semantic_fpn":
+            self.neck = FeaturePyramid(channels, config.fpn_dim)
+            self.head = SemanticFPNHead(config.fpn_dim, reductions, dim, classes, dropout)
+        else:
+            self.head = UperNetHead(channels, dim, classes, dropout)
+        self._fused: FusedSemanticFPN | None = None
+        self.auxiliary: FCNHead | None = None
+        if config.auxiliary:
+            level = min(AUXILIARY_LEVEL, len(channels) - 1)
+            self.auxiliary = FCNHead(channels[level], AUXILIARY_DIM, classes, dropout)
+
+    @property
+    def min_size(self) -> int:
+        """The smallest height and width of an image."""
+        return int(getattr(self.backbone, "min_size", 1))
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Any:
+        """Map images (B, 3, H, W) to logits (B, num_classes, H, W); with label maps (B, H, W) to losses."""
+        if targets is not None:
+            return self.losses(x, targets)
+        return resize(self.raw(x), (x.shape[2], x.shape[3]))
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to logits (B, num_classes, h, w) at the size of the finest map."""
+        return self._logits(self.backbone(x))
+
+    def losses(self, x: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Losses of images (B, 3, H, W) with label maps (B, H, W); `loss` is what is minimised.
+
+        Raises:
+            ConfigError: images and label maps do not fit each other.
+        """
+        if targets.ndim != 3 or targets.shape[0] != x.shape[0]:
+            raise ConfigError(
+                f"targets: {tuple(targets.shape)} are no label maps (B, H, W) of {len(x)} images"
+            )
+        maps, size = self.backbone(x), (targets.shape[1], targets.shape[2])
+        logits = resize(self._logits(maps).float(), size)
+        if self.auxiliary is None or not self.training:
+            return self.criterion(logits, targets)
+        beside = self.auxiliary(maps[min(AUXILIARY_LEVEL, len(maps) - 1)])
+        return self.criterion(logits, targets, resize(beside.float(), size))
+
+    def decode(
+        self,
+        raw: Tensor,
+        image_sizes: Sequence[Size],
+        original_sizes: Sequence[Size] | None = None,
+        *,
+        input_size: Size | None = None,
+    ) -> list[Tensor]:
+        """Turn logits into label maps (H, W), one per image.
+
+        Args:
+            raw: what `raw` gave.
+            image_sizes: height and width of each image inside the padded batch.
+            original_sizes: height and width of the label maps; those of the images when not given.
+            input_size: height and width of the padded batch; those of its largest image when not given.
+        """
+        padded = input_size or (
+            max(height for height, _ in image_sizes),
+            max(width for _, width in image_sizes),
+        )
+        maps = []
+        for logits, image, original in zip(raw, image_sizes, original_sizes or image_sizes, strict=True):
+            whole = resize(logits[None].float(), padded)[..., : image[0], : image[1]]
+            maps.append(resize(whole, original)[0].argmax(0))
+        return maps
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's blocks in the backward pass instead of keeping their activations.
+
+        Raises:
+            ConfigError: the backbone is a foreign module that cannot do so.
+        """
+        own: Any = getattr(self.backbone, "set_grad_checkpointing", None)
+        if own is None:
+            raise ConfigError(f"{type(self.backbone).__name__}: this backbone has no gradient checkpointing")
+        own(enable)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups by depth, as regular expressions for timm's layer-wise decay."""
+        own: Any = getattr(self.backbone, "group_matcher", None)
+        if own is None:
+            raise ConfigError(f"{type(self.backbone).__name__}: this backbone tells no groups by depth")
+        return _under_backbone(own(coarse=coarse))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names without weight decay beside vectors and biases: what the backbone says."""
+        own: Any = getattr(self.backbone, "no_weight_decay", set)
+        return {f"backbone.{name}" for name in own()}
+
+    def _logits(self, maps: Sequence[Tensor]) -> Tensor:
+        neck, head = self.neck, self.head
+        if neck is None or not isinstance(head, SemanticFPNHead):
+            return head(maps)
+        if not fits(neck, head, maps):
+            return head(neck(maps))
+        if self._fused is None or not self._fused.current(neck, head):
+            self._fused = FusedSemanticFPN(neck, head)
+        return head.classifier(self._fused.features(maps))
+
+
+def _levels(backbone: nn.Module) -> tuple[list[int], list[int]]:
+    """Channels of a backbone's maps, and input pixels per position."""
+    info: Any = getattr(backbone, "feature_info", None)
+    if info is None or not callable(getattr(info, "channels", None)):
+        raise ConfigError(
+            f"backbone: {type(backbone).__name__} does not say what maps it gives: it needs "
+            "feature_info.channels(), as timm's models with features_only=True have it"
+        )
+    channels = list(info.channels())
+    if callable(getattr(info, "reduction", None)):
+        return channels, list(info.reduction())
+    return channels, [4 << i for i in range(len(channels))]
+
+
+def _under_backbone(value: Any) -> Any:
+    """The same patterns for names that begin with `backbone.`."""
+    if isinstance(value, str):
+        return value.replace("^", r"^backbone\.", 1)
+    if isinstance(value, dict):
+        return {name: _under_backbone(pattern) for name, pattern in value.items()}
+    if isinstance(value, list):
+        return [(_under_backbone(pattern), order) for pattern, order in value]
+    return value

@@ -1,0 +1,1 @@
+"""What predictions become: files, pictures, animations."""

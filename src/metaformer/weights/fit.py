@@ -1,0 +1,209 @@
+"""One checkpoint on its way into one model: what is left out, fitted, compared and copied."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.errors import WeightsError
+from metaformer.weights.adapt import adapt_stem, map_21k_to_1k, resample_grid
+from metaformer.weights.infer import candidates
+from metaformer.weights.keymap import BACKBONE, Renamed, State
+from metaformer.weights.report import LoadReport
+
+Classifier = Literal["keep", "fresh", "map_21k"]
+GridPolicy = Literal["strict", "interpolate"]
+STEM, AUXILIARY = "stem.conv.weight", "auxiliary."
+LAST_LAYERS = ("head.fc.fc2", "head.fc", "head.classifier", "auxiliary.classifier")
+"""Where the number of classes shows: one of the first two, or the others."""
+RGB = 3
+
+
+@dataclass
+class Fit:
+    """One checkpoint on its way into one model."""
+
+    model: nn.Module
+    renamed: Renamed
+    report: LoadReport
+    target: Mapping[str, Tensor] = field(init=False)
+    state: State = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.target = self.model.state_dict()
+        self.state = dict(self.renamed.state)
+        self.report.dropped += self.renamed.ignored
+        self.report.unexpected += self.renamed.unknown
+
+    def drop(self, name: str) -> None:
+        """Leave one of the checkpoint's tensors out, on purpose."""
+        del self.state[name]
+        self.report.dropped.append(self.renamed.origin[name])
+
+    def leave_out(self) -> None:
+        """Heads do not go into a pyramid; its levels' norms are fresh or taken from the head."""
+        if self.has(BACKBONE):
+            self._leave_out_auxiliary()
+            return
+        if not self.has("head."):
+            self._take_final_norm()
+            for name in [name for name in self.state if name.startswith("head.")]:
+                self.drop(name)
+            self.report.fresh += [n for n in self.target if n.startswith("norms.") and n not in self.state]
+        elif not self.has("head.fc."):
+            for name in [name for name in self.state if name.startswith("head.fc.")]:
+                self.drop(name)
+        if self.has("head.") or self.has("norms."):  # a level that is not asked for needs no norm
+            for name in [n for n in self.state if n.startswith("norms.") and n not in self.target]:
+                self.drop(name)
+
+    def _leave_out_auxiliary(self) -> None:
+        """Only training needs the auxiliary head: file and model may each be without."""
+        theirs, ours = (
+            [name for name in names if name.startswith(AUXILIARY)] for names in (self.state, self.target)
+        )
+        if not ours:
+            for name in theirs:
+                self.drop(name)
+        elif not theirs:
+            self.report.fresh += ours
+
+    def has(self, prefix: str) -> bool:
+        """Tell whether the model has tensors under this name."""
+        return any(name.startswith(prefix) for name in self.target)
+
+    def _take_final_norm(self) -> None:
+        """With feature_norm="head" the last level goes on under the norm that it was trained with."""
+        config = getattr(self.model, "config", None)
+        if not isinstance(config, MetaFormerConfig) or config.feature_norm != "head":
+            return
+        for part in ("weight", "bias"):
+            name, level = f"head.norm.{part}", f"norms.{config.stages - 1}.{part}"
+            if name in self.state and level in self.target and level not in self.state:
+                self.state[level], self.renamed.origin[level] = (
+                    self.state.pop(name),
+                    self.renamed.origin[name],
+                )
+                self.report.adapted.append(f"{level}: the classifier's {self.renamed.origin[name]}")
+
+    def fit_stem(self) -> None:
+        """Fit an RGB stem to other input channels."""
+        for stem in (STEM, BACKBONE + STEM):
+            if stem in self.state and stem in self.target:
+                theirs, ours = self.state[stem].shape[1], self.target[stem].shape[1]
+                if theirs == RGB and ours != RGB:
+                    self.state[stem] = adapt_stem(self.state[stem], ours)
+                    self.report.adapted.append(f"{stem}: fitted from {theirs} input channels to {ours}")
+
+    def fit_classifier(self, choice: Classifier) -> None:
+        """Map or replace a classifier of other classes, where that was asked for."""
+        last = self._last_layers()
+        if choice == "keep" or not last:
+            return
+        theirs, ours = self.state[last[0]].shape[0], self.target[last[0]].shape[0]
+        if choice == "map_21k":
+            for name in last:
+                self.state[name] = map_21k_to_1k(self.state[name])
+            self.report.adapted.append(f"classifier: {theirs} classes mapped to 1000")
+        elif theirs != ours:
+            for name in last:
+                self.drop(name)
+            self.report.fresh += last
+            self.report.adapted.append(f"classifier: fresh, {ours} classes; the file's has {theirs}")
+
+    def fit_grids(self, policy: GridPolicy) -> None:
+        """Resample what belongs to another grid, or say which grid it belongs to."""
+        for name in [name for name in self.state if name in self.target]:
+            theirs, ours = self.state[name].shape, self.target[name].shape
+            grid = self._grid(name) if theirs != ours else None
+            if grid is None:
+                continue
+            if policy == "strict":
+                raise WeightsError(
+                    f"{self.report.source}: {name} belongs to another grid: {tuple(theirs)} in the file, "
+                    f"{tuple(ours)} for this model's {grid[0]}×{grid[1]} positions. Build the model with the "
+                    "image_size of the file (and grid_mode='interpolate' for other pictures), or pass "
+                    "grid='interpolate' to load_weights"
+                )
+            fitted = resample_grid(self.state[name], ours, grid)
+            if fitted is not None:
+                self.state[name] = fitted
+                self.report.adapted.append(f"{name}: resampled to {grid[0]}×{grid[1]} positions")
+
+    def load(self, partial: bool) -> LoadReport:
+        """Compare names and shapes, and copy.
+
+        Raises:
+            WeightsError: they differ, and not `partial`; or nothing fits.
+        """
+        report, fitting = self.report, State()
+        for name, value in self.state.items():
+            if name not in self.target:
+                report.unexpected.append(self.renamed.origin[name])
+                continue
+            value = _reshaped(value, self.target[name])
+            if self.target[name].is_floating_point() and not value.is_floating_point():
+                raise WeightsError(
+                    f"{report.source}: {self.renamed.origin[name]} holds {value.dtype}, where the model has "
+                    f"{self.target[name].dtype}: save it as floating-point numbers"
+                )
+            if value.shape == self.target[name].shape:
+                fitting[name] = value
+            else:
+                report.misshaped.append((name, tuple(value.shape), tuple(self.target[name].shape)))
+        report.missing += [
+            name for name in self.target if name not in self.state and name not in report.fresh
+        ]
+        report.loaded = list(fitting)
+        total = sum(value.numel() for value in self.target.values())
+        report.fraction = sum(value.numel() for value in fitting.values()) / max(1, total)
+        if not report.complete and not (partial and fitting):
+            raise WeightsError(self._explain())
+        self.model.load_state_dict(fitting, strict=False)
+        return report
+
+    def _explain(self) -> str:
+        report, last = self.report, self._last_layers()
+        if (
+            last
+            and not report.missing
+            and not report.unexpected
+            and {n for n, *_ in report.misshaped} == set(last)
+        ):
+            theirs, ours = self.state[last[0]].shape[0], self.target[last[0]].shape[0]
+            return (
+                f"{report.source}: its classifier has {theirs} classes, the model {ours}: build the model "
+                f"with num_classes={theirs}, or pass classifier='fresh' to train a new one "
+                f"({'; '.join(report.problems())})"
+            )
+        fits = candidates(self.renamed.backbone().state)
+        hint = f"; the file looks like {' or '.join(fits)}" if fits else ""
+        lines = "\n  ".join(report.problems())
+        return (
+            f"{report.source} ({report.format} format) does not fit the model{hint}\n  {lines}\n"
+            "  partial=True loads what fits"
+        )
+
+    def _last_layers(self) -> list[str]:
+        """Names of weight and bias of the classifiers, in both file and model."""
+        names = [f"{layer}.{part}" for layer in LAST_LAYERS for part in ("weight", "bias")]
+        return [name for name in names if name in self.state and name in self.target]
+
+    def _grid(self, name: str) -> tuple[int, int] | None:
+        """The grid of the module that a tensor belongs to, where it is made for one."""
+        parts = name.split(".")
+        for length in range(len(parts) - 1, 0, -1):
+            grid = getattr(self.model.get_submodule(".".join(parts[:length])), "grid", None)
+            if isinstance(grid, tuple):
+                return grid
+        return None
+
+
+def _reshaped(value: Tensor, target: Tensor) -> Tensor:
+    """Add or take trailing dimensions of one, by which the formats' products over channels differ."""
+    short, long = sorted((value.shape, target.shape), key=len)
+    if short != long and long[: len(short)] == short and set(long[len(short) :]) == {1}:
+        return value.reshape(target.shape)
+    return value

@@ -1,0 +1,134 @@
+"""Segmentation through the engine: it learns, stops and goes on as classification does."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metaformer.data.dense_preprocess import DensePreprocess
+from metaformer.engine.bundle import open_bundle
+from metaformer.engine.config import TrainConfig
+from metaformer.engine.distributed import World
+from metaformer.engine.evaluate import evaluate
+from metaformer.engine.log import read_log
+from metaformer.engine.setup import build_task
+from metaformer.engine.train import train
+from metaformer.errors import ConfigError, DataError
+from metaformer.tasks.segment_results import SegmentReport
+
+Configure = Callable[..., TrainConfig]
+Digest = Callable[[Path], dict[str, Any]]
+
+
+def test_a_run_learns_and_is_measured_again_the_same(configure_segment: Configure, tmp_path: Path) -> None:
+    config = configure_segment(schedule={"epochs": 12}, optim={"lr": 1e-2}, evaluate={"every": 4})
+    result = train(config, tmp_path / "run")
+    assert result.complete and result.metric == "miou" and result.best > 0.5, result
+    lines = [line for line in read_log(tmp_path / "run") if line["kind"] == "eval"]
+    assert [line["epoch"] for line in lines] == [4, 8, 12]
+    assert {"miou", "aacc", "macc"} <= lines[0].keys()
+    report = evaluate(tmp_path / "run", device="cpu", workers=0)
+    assert isinstance(report, SegmentReport)
+    assert report.metrics["miou"] == result.best and report.images == 5
+    assert report.classes == ["background", "green", "blue"]
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    configure_segment: Configure, tmp_path: Path, digest: Digest, workers: int
+) -> None:
+    everything: dict[str, Any] = {
+        "model": {"drop_path_rate": 0.2},
+        "segment": {"dropout": 0.3, "auxiliary": True, "dice": 0.5},
+        "optim": {"accumulate": 2, "clip": 1.0},
+        "ema": {"decay": 0.9},
+        "runtime": {"save_every": 1},
+        "schedule": {"name": "poly", "steps": 5, "warmup_steps": 1},
+        "evaluate": {"every_steps": 2},
+    }
+    config = configure_segment(**everything, data={"workers": workers})
+    result = train(config, tmp_path / "straight")
+    assert result.steps == 5
+    evals = [line["step"] for line in read_log(tmp_path / "straight") if line["kind"] == "eval"]
+    assert evals == [2, 4, 5]
+    train(config, tmp_path / "other")
+    for step in (4, 5):
+        for file in (tmp_path / "other" / "checkpoints" / f"step_{step}").iterdir():
+            file.unlink()
+        (tmp_path / "other" / "checkpoints" / f"step_{step}").rmdir()
+    again = replace(config, data=replace(config.data, workers=2 - workers))
+    assert train(again, tmp_path / "other", resume="auto").complete
+    for place in ("checkpoints/step_5", "best"):
+        one, other = (digest(tmp_path / name / place) for name in ("straight", "other"))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_checkpoint_is_all_that_use_needs(configure_segment: Configure, tmp_path: Path) -> None:
+    config = configure_segment(schedule={"epochs": 1}, segment={"head": "upernet"})
+    train(config, tmp_path / "run")
+    bundle = open_bundle(tmp_path / "run")
+    assert bundle.task == "segment" and bundle.classes == ("background", "green", "blue")
+    assert len(bundle.palette) == 3 and isinstance(bundle.preprocess, DensePreprocess)
+    with torch.inference_mode():
+        assert bundle.model.eval()(torch.zeros(1, 3, 40, 52)).shape == (1, 3, 40, 52)
+    with pytest.raises(ConfigError, match="image_size"):
+        bundle.looking(image_size=64)
+
+
+def test_a_label_out_of_range_stops_a_run_before_it_begins(
+    configure_segment: Configure, patches: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(patches, tmp_path / "data")
+    bad = tmp_path / "data" / "annotations" / "training" / "03.png"
+    labels = np.array(Image.open(bad))
+    labels[0, :2] = 77
+    Image.fromarray(labels).save(bad)
+    with pytest.raises(DataError, match=r"03\.png.*77"):
+        train(configure_segment(data={"root": str(tmp_path / "data")}), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_class_weights_must_be_as_many_as_classes(configure_segment: Configure) -> None:
+    with pytest.raises(ConfigError, match="class_weights has 2 numbers for 3 classes"):
+        build_task(configure_segment(segment={"class_weights": [1.0, 2.0]}), World())
+
+
+def test_options_of_the_other_task_are_refused(configure_segment: Configure, tmp_path: Path) -> None:
+    train(configure_segment(schedule={"epochs": 1}), tmp_path / "run")
+    with pytest.raises(ConfigError, match="crops: semantic_fpn_poolformer_n tells classes of pixels apart"):
+        evaluate(tmp_path / "run", crops=5, device="cpu")
+
+
+def test_backbone_weights_begin_a_segmenter(
+    configure: Configure, configure_segment: Configure, tmp_path: Path
+) -> None:
+    train(configure(schedule={"epochs": 1}), tmp_path / "classifier")
+    file = tmp_path / "classifier" / "best" / "model.safetensors"
+    task = build_task(configure_segment(model={"checkpoint": str(file)}), World())
+    classifier = open_bundle(tmp_path / "classifier").model
+    assert torch.equal(task.model.backbone.stem.conv.weight, classifier.stem.conv.weight)  # type: ignore[union-attr]
+
+
+def test_a_published_name_brings_its_data_sets_classes(patches: Path, tmp_path: Path) -> None:
+    from metaformer.models import create_segmenter, save_pretrained
+
+    model = create_segmenter("semantic_fpn_poolformer_n")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
+    bundle = open_bundle("semantic_fpn_poolformer_n", tmp_path / "weights.pth")
+    assert bundle.task == "segment" and len(bundle.palette) == 150
+    save_pretrained(create_segmenter("upernet_poolformer_n", num_classes=3), tmp_path / "saved")
+    saved = open_bundle(tmp_path / "saved", classes=["a", "b", "c"])
+    assert saved.classes == ("a", "b", "c") and isinstance(saved.preprocess, DensePreprocess)
+    (tmp_path / "names.txt").write_text("background\ngreen\nblue\n")
+    report = evaluate(
+        tmp_path / "saved", patches, classes=tmp_path / "names.txt", layout="ade20k", device="cpu", workers=0
+    )
+    assert isinstance(report, SegmentReport) and report.images == 5

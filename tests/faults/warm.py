@@ -1,0 +1,62 @@
+"""Processes that begin with the library imported already: most of a short run is that."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PRELOAD = ["metaformer.engine.train", "metaformer.cli.train", "timm.data", "torch.utils.tensorboard", "harm"]
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(PRELOAD)
+
+
+class Warm:
+    """What `subprocess.Popen` is to a command, to one that `victim.py` would run."""
+
+    def __init__(self, words: Sequence[str], environment: dict[str, str], output: Path) -> None:
+        here = str(Path(__file__).parent)
+        if here not in sys.path:  # the new process gets this one's path
+            sys.path.insert(0, here)
+        self._process = _forks.Process(target=_run, args=(list(words), environment, str(output)))
+        self._process.start()
+        self.pid: int = self._process.pid or 0
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, or minus the signal; None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The same."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end.
+
+        Raises:
+            TimeoutError: it takes longer.
+        """
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise TimeoutError
+        return self._process.exitcode
+
+
+def _run(words: list[str], environment: dict[str, str], output: str) -> None:
+    os.setsid()
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    import json
+
+    import harm
+
+    from metaformer.cli import main
+
+    harm.log_samples(os.environ["MF_SAMPLES"])
+    harm.arm(json.loads(os.environ.get("MF_FAULT", "{}")))
+    sys.exit(main(words))
