@@ -35,7 +35,7 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
     """
     train, val = (open_labelled(config, split) for split in (config.data.train, config.data.val))
     _check_classes(config, train, val)
-    _look_at_all(world, train, val)
+    _look_at_all(world, (train, config.data.on_bad_image == "skip"), (val, False))
     preprocess, plan = dense_preprocessing(config), config.segment
     torch.manual_seed(config.seed)
     augment = train_joint(
@@ -169,12 +169,13 @@ def _check_classes(config: TrainConfig, train: SegmentationFolder, val: Segmenta
         raise ConfigError(f"segment.class_weights has {len(weights)} numbers for {classes} classes")
 
 
-def _look_at_all(world: World, *folders: SegmentationFolder) -> None:
+def _look_at_all(world: World, *folders: tuple[SegmentationFolder, bool]) -> None:
     """Look at every label map, each process at its part, and fail together."""
     trouble: DataError | None = None
     try:
-        for folder in folders:
-            check_segmentation(folder, part=(world.rank, world.size), progress=world.main)
+        for folder, skip_bad in folders:
+            part = (world.rank, world.size)
+            check_segmentation(folder, part=part, skip_bad=skip_bad, progress=world.main)
     except DataError as error:
         trouble = error
     share_trouble(trouble)

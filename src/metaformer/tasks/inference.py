@@ -37,7 +37,7 @@ class Inference:
     """Test-time augmentation: each size also mirrored left to right."""
     tile_pixels: int = 1 << 22
     """Pixels of input up to which `whole` is done at once; what is larger is done in tiles."""
-    tile: int = 1024
+    tile: int = 768
     """Height and width of a tile."""
     overlap: int = 128
     """Pixels at least over which neighbouring tiles fade into each other."""
