@@ -165,7 +165,6 @@ from metaformer.ops.process import keep_freed_memory
 keep_freed_memory()
 import numpy as np, torch
 from PIL import Image
-from safetensors.torch import load_file
 from metaformer.data.dense_preprocess import DensePreprocess
 from metaformer.tasks.inference import Inference
 torch.set_num_threads(2)
