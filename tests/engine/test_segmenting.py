@@ -11,15 +11,17 @@ import torch
 from PIL import Image
 
 from metaformer.data.dense_preprocess import DensePreprocess
+from metaformer.data.layouts import LAYOUTS
 from metaformer.engine.bundle import open_bundle
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.distributed import World
 from metaformer.engine.evaluate import evaluate
 from metaformer.engine.log import read_log
+from metaformer.engine.predict import Predictor
 from metaformer.engine.setup import build_task
 from metaformer.engine.train import train
 from metaformer.errors import ConfigError, DataError
-from metaformer.tasks.segment_results import SegmentReport
+from metaformer.tasks.segment_results import Segmentation, SegmentReport
 
 Configure = Callable[..., TrainConfig]
 Digest = Callable[[Path], dict[str, Any]]
@@ -132,3 +134,60 @@ def test_a_published_name_brings_its_data_sets_classes(patches: Path, tmp_path: 
         tmp_path / "saved", patches, classes=tmp_path / "names.txt", layout="ade20k", device="cpu", workers=0
     )
     assert isinstance(report, SegmentReport) and report.images == 5
+
+
+# Where each layout wants the picture and the label map `i` of a split, and two of its class numbers.
+Places = tuple[str, str, tuple[int, int]]
+PLACES: dict[str, Callable[[str, int], Places]] = {
+    "ade20k": lambda split, i: (
+        f"images/{'training' if split == 'train' else 'validation'}/ADE_{i}.jpg",
+        f"annotations/{'training' if split == 'train' else 'validation'}/ADE_{i}.png",
+        (1, 150),
+    ),
+    "voc": lambda split, i: (
+        f"VOC2012/JPEGImages/{split}_{i}.jpg", f"VOC2012/SegmentationClass/{split}_{i}.png", (0, 20),
+    ),
+    "cityscapes": lambda split, i: (
+        f"leftImg8bit/{split}/ulm/ulm_{i}_leftImg8bit.png",
+        f"gtFine/{split}/ulm/ulm_{i}_gtFine_labelIds.png",
+        (7, 33),
+    ),
+    "coco_stuff": lambda split, i: (
+        f"images/{split}2017/{i:012d}.jpg", f"stuffthingmaps/{split}2017/{i:012d}.png", (0, 181),
+    ),
+    "folders": lambda split, i: (f"images/{split}/{i}.png", f"masks/{split}/{i}.png", (0, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_layout_is_trained_on_measured_and_predicted(
+    configure_segment: Configure, tmp_path: Path, layout: str
+) -> None:
+    root, draw = tmp_path / "data", np.random.RandomState(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for i in range(count):
+            picture, label_map, (one, other) = PLACES[layout](split, i)
+            for place in (root / picture, root / label_map):
+                place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.randint(0, 256, (40 + i, 48, 3), dtype=np.uint8)).save(root / picture)
+            labels = np.full((40 + i, 48), one, dtype=np.uint8)
+            labels[8:20, 8:30] = other
+            Image.fromarray(labels).save(root / label_map)
+    if layout == "folders":
+        (root / "classes.txt").write_text("ground\nthing\n")
+    if layout == "voc":
+        for split, count in (("train", 6), ("val", 2)):
+            file = root / f"VOC2012/ImageSets/Segmentation/{split}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("\n".join(f"{split}_{i}" for i in range(count)))
+    config = configure_segment(
+        data={"root": str(root)}, segment={"reduce_zero_label": None}, schedule={"epochs": 1}
+    )
+    assert train(config, tmp_path / "run").complete
+    report = evaluate(tmp_path / "run", scales=[0.75, 1.0], flip=True, device="cpu", workers=0)
+    assert isinstance(report, SegmentReport)
+    assert report.figures.pixels == 40 * 48 + 41 * 48
+    things = 2 * 12 * 22
+    assert {row.pixels for row in report.figures.per_class} - {0} == {things, 81 * 48 - things}
+    (found,) = Predictor(tmp_path / "run", device="cpu")(root / PLACES[layout]("val", 1)[0])
+    assert isinstance(found, Segmentation) and found.size == (48, 41)
