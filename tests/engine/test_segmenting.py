@@ -20,7 +20,8 @@ from metaformer.engine.log import read_log
 from metaformer.engine.predict import Predictor
 from metaformer.engine.setup import build_task
 from metaformer.engine.train import train
-from metaformer.errors import ConfigError, DataError
+from metaformer.engine.trainer import Trainer
+from metaformer.errors import ConfigError, DataError, TrainingError
 from metaformer.tasks.segment_results import Segmentation, SegmentReport
 
 Configure = Callable[..., TrainConfig]
@@ -191,3 +192,22 @@ def test_each_layout_is_trained_on_measured_and_predicted(
     assert {row.pixels for row in report.figures.per_class} - {0} == {things, 81 * 48 - things}
     (found,) = Predictor(tmp_path / "run", device="cpu")(root / PLACES[layout]("val", 1)[0])
     assert isinstance(found, Segmentation) and found.size == (48, 41)
+
+
+def test_an_activation_that_is_not_finite_is_no_fault_of_the_weights(
+    configure_segment: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Batch norm behind it takes the number into its statistics when the step is repeated."""
+    honest = Trainer.take_step
+
+    def take_step(self: Trainer, *arguments: Any) -> Any:
+        if self.step == 1:
+            norm = self.task.model.get_submodule("backbone.stages.2.blocks.0.norm2")
+            norm.register_forward_hook(lambda module, _, out: out * float("nan"))
+        return honest(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "take_step", take_step)
+    with pytest.raises(
+        TrainingError, match=r"step 1: the loss is not finite, first at .*stages\.2\.blocks\.0"
+    ):
+        train(configure_segment(), tmp_path / "run")

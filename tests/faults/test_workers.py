@@ -15,7 +15,7 @@ PATIENCE = 4.0
 ENDS = {
     "killed": 5.0,
     "hangs": PATIENCE + 5,
-    "stopped": PATIENCE + 5,
+    "stopped": PATIENCE + 8,
     "stopped late": PATIENCE + 8,
     "memory": 5.0,
     "exits": 5.0,

@@ -183,6 +183,7 @@ class Trainer:
         self._undo(kept)
         self._seed()
         model, found = self.task.model, None
+        weight = bad_weight(model)  # looked for before a forward pass brings it into batch norm's statistics
         for number, batch in enumerate(batches):
             files = self.task.names(batch)
             moment = Moment(self.step, epoch, self.world.rank * len(batches) + number)
@@ -194,7 +195,7 @@ class Trainer:
                 loss = self.task.losses(model, batch.to(self.world.device), moment)["loss"]
             self.scaler.scale(loss / len(batches)).backward()  # FSDP's ranks do this together, to the end
             if found is None and not bool(loss.isfinite()):
-                weight, place = bad_weight(model), outputs.first or "the loss"
+                place = outputs.first or "the loss"
                 found = Fault("weights", weight, files) if weight else Fault("loss", place, files)
         files = [name for batch in batches for name in self.task.names(batch)]
         gradient = bad_gradient(model) if found is None else None
