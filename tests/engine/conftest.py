@@ -17,6 +17,16 @@ Configure = Callable[..., TrainConfig]
 TINY = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
 
 
+def changed(plain: dict[str, Any], sections: dict[str, Any]) -> TrainConfig:
+    """A configuration with some fields changed, section by section."""
+    for name, fields in sections.items():
+        if isinstance(fields, dict):
+            plain.setdefault(name, {}).update(fields)
+        else:
+            plain[name] = fields
+    return from_dict(plain)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
@@ -53,12 +63,7 @@ def configure(pets: Path) -> Configure:
             "schedule": {"epochs": 2, "warmup_epochs": 0, "min_lr": 0.0},
             "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "keep": 100},
         }  # fmt: skip
-        for name, fields in sections.items():
-            if isinstance(fields, dict):
-                plain.setdefault(name, {}).update(fields)
-            else:
-                plain[name] = fields
-        return from_dict(plain)
+        return changed(plain, sections)
 
     return make
 
@@ -97,12 +102,7 @@ def configure_segment(patches: Path) -> Configure:
             "schedule": {"epochs": 2, "warmup_epochs": 0, "min_lr": 0.0},
             "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "keep": 100},
         }
-        for name, fields in sections.items():
-            if isinstance(fields, dict):
-                plain.setdefault(name, {}).update(fields)
-            else:
-                plain[name] = fields
-        return from_dict(plain)
+        return changed(plain, sections)
 
     return make
 

@@ -8,7 +8,13 @@ import harm
 
 from metaformer.cli import main
 
-if __name__ == "__main__":
+
+def run(words: list[str]) -> int:
+    """Do what the words say, and what the environment says is to happen to it."""
     harm.log_samples(os.environ["MF_SAMPLES"])
     harm.arm(json.loads(os.environ.get("MF_FAULT", "{}")))
-    sys.exit(main(sys.argv[1:]))
+    return main(words)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -51,12 +51,6 @@ def _run(words: list[str], environment: dict[str, str], output: str) -> None:
         os.dup2(handle, stream)
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    import json
+    import victim
 
-    import harm
-
-    from metaformer.cli import main
-
-    harm.log_samples(os.environ["MF_SAMPLES"])
-    harm.arm(json.loads(os.environ.get("MF_FAULT", "{}")))
-    sys.exit(main(words))
+    sys.exit(victim.run(words))

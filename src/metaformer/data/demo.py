@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from metaformer.data.run_lengths import run_lengths
 from metaformer.data.sampler import hash64
 from metaformer.data.scene import Digit, Material, Scene
 from metaformer.errors import ConfigError, OutputError
@@ -192,17 +192,9 @@ def _annotation(digit: Digit) -> dict[str, Any]:
         "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
         "area": int(digit.mask.sum()),
         "iscrowd": 0,
-        "segmentation": {"size": list(digit.mask.shape), "counts": _run_lengths(digit.mask)},
+        "segmentation": {"size": list(digit.mask.shape), "counts": dict(run_lengths(digit.mask))[True]},
         "source": digit.source,
     }
-
-
-def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:
-    """Give COCO's uncompressed run lengths: down the columns, starting with a run of zeros."""
-    flat = mask.ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs: list[int] = np.diff([0, *changes.tolist(), flat.size]).tolist()
-    return [0, *runs] if flat[0] else runs
 
 
 def _encode(image: Image.Image, kind: str) -> bytes:

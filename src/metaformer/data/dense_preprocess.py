@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Transform
+from metaformer.data.preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Channels,
+    Transform,
+    from_plain,
+    to_plain,
+)
 from metaformer.errors import ConfigError
 
 
@@ -81,7 +88,7 @@ class DensePreprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields, as JSON takes them."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DensePreprocess":
@@ -90,14 +97,7 @@ class DensePreprocess:
         Raises:
             ConfigError: an unknown field, or a value that cannot be.
         """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(f"preprocessing has unknown field(s) {', '.join(unknown)}")
-        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        try:
-            return cls(**given)
-        except TypeError as error:
-            raise ConfigError(f"preprocessing {dict(values)}: {error}") from error
+        return from_plain(cls, values)
 
 
 class _Transform:

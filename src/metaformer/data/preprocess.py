@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from PIL import Image
@@ -12,6 +12,7 @@ from torch import Tensor
 from metaformer.data.image import MAX_PIXELS
 from metaformer.errors import ConfigError
 
+T = TypeVar("T")
 Transform = Callable[[Image.Image], Tensor]
 Channels = tuple[float, float, float]
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -75,7 +76,7 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields, as JSON takes them."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
@@ -84,14 +85,7 @@ class Preprocess:
         Raises:
             ConfigError: an unknown field, or a value that cannot be.
         """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(f"preprocessing has unknown field(s) {', '.join(unknown)}")
-        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        try:
-            return cls(**given)
-        except TypeError as error:
-            raise ConfigError(f"preprocessing {dict(values)}: {error}") from error
+        return from_plain(cls, values)
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> "Preprocess":
@@ -104,6 +98,27 @@ class Preprocess:
             mean=tuple(cfg.get("mean", default.mean)),
             std=tuple(cfg.get("std", default.std)),
         )
+
+
+def to_plain(record: Any) -> dict[str, Any]:
+    """Fields of a preprocessing, as JSON takes them."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(record).items()}
+
+
+def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A preprocessing from `to_plain`'s fields.
+
+    Raises:
+        ConfigError: an unknown field, or a value that cannot be.
+    """
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(f"preprocessing has unknown field(s) {', '.join(unknown)}")
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise ConfigError(f"preprocessing {dict(values)}: {error}") from error
 
 
 class _Transform:

@@ -20,7 +20,7 @@ from metaformer.engine.config import TrainConfig
 from metaformer.engine.manifest import MANIFEST
 from metaformer.engine.run_dir import RunDir, find_checkpoint
 from metaformer.engine.settings import from_dict
-from metaformer.engine.trainer import autocast, looking
+from metaformer.engine.trainer import autocast, logits_of
 from metaformer.errors import ConfigError, DataError, WeightsError
 
 Colour = tuple[int, int, int]
@@ -47,7 +47,7 @@ class Bundle:
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K), in segmentation (B, K, H / 4, W / 4), of images (B, 3, H, W)."""
         with autocast(self.device, self.amp):
-            logits: Tensor = looking(self.model)(images.to(self.device, non_blocking=True))
+            logits: Tensor = logits_of(self.model)(images.to(self.device, non_blocking=True))
         return logits
 
     def placed(self, device: torch.device, amp: str) -> "Bundle":

@@ -37,7 +37,7 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def looking(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def logits_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """What gives a network's logits as they come, in dense tasks at a quarter of the input's size."""
     raw: Callable[[Tensor], Tensor] = getattr(model, "raw", model)
     return raw
@@ -73,7 +73,7 @@ class Trainer:
         training = model.training
         model.eval()
         with autocast(self.world.device, self.config.runtime.amp):
-            logits: Tensor = looking(model)(images.to(self.world.device, non_blocking=True))
+            logits: Tensor = logits_of(model)(images.to(self.world.device, non_blocking=True))
         model.train(training)
         return logits
 

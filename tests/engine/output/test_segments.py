@@ -1,7 +1,6 @@
 import numpy as np
-import pytest
 
-from metaformer.engine.output.segments import Segment, find_segments, run_lengths
+from metaformer.engine.output.segments import Segment, find_segments
 
 
 def test_areas_and_boxes() -> None:
@@ -9,15 +8,3 @@ def test_areas_and_boxes() -> None:
     label_map[590:595, 1:3] = 2
     label_map[300, 4] = 2
     assert find_segments(label_map, 4) == [Segment(0, 2989, (0, 0, 5, 600)), Segment(2, 11, (1, 300, 4, 295))]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_run_lengths_are_those_of_each_mask(seed: int) -> None:
-    draw = np.random.RandomState(seed)
-    label_map = draw.randint(0, 4, draw.randint(1, 9, 2)).astype(np.uint8)
-    found = dict(run_lengths(label_map))
-    assert sorted(found) == np.unique(label_map).tolist()
-    for index, counts in found.items():
-        turns = np.arange(len(counts)) % 2
-        mask = np.repeat(turns, counts).reshape(label_map.shape, order="F")
-        assert (mask == (label_map == index)).all() and 0 not in counts[1:]

@@ -6,8 +6,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from metaformer.data.run_lengths import run_lengths
 from metaformer.engine.output.coco import coco_file
-from metaformer.engine.output.segments import find_segments, run_lengths
+from metaformer.engine.output.segments import find_segments
 from metaformer.engine.output.sink import Seen, Sink
 from metaformer.tasks.segment_results import Segmentation
 
