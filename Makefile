@@ -1,19 +1,33 @@
-.PHONY: demo test test-slow faults check format
+.PHONY: demo demo-classify demo-segment demo-detect test test-slow faults check format
 .DEFAULT_GOAL := test
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TASK ?= classify segment detect
+CLASSIFIER := runs/demo-classify/report.html
+WEIGHTS := runs/demo-classify/best/model.safetensors
 
-demo: $(READY)  ## make the data, train, evaluate, predict on real images
-	$(BIN)/metaformer data demo data/demo
-	$(BIN)/metaformer train demo/classify --data.root data/demo/classify --out runs/demo --resume auto
-	$(BIN)/metaformer evaluate runs/demo --data data/demo/classify
-	$(BIN)/metaformer predict runs/demo data/demo/classify/val/7 --out runs/demo/predictions --pictures
-	$(BIN)/metaformer train demo/segment --data.root data/demo/segment --model.checkpoint runs/demo/best/model.safetensors --out runs/demo-segment --resume auto
+demo: $(TASK:%=demo-%)  ## make the data, train, evaluate, predict on real images; make demo TASK=detect does one
+	@echo "Look at $(TASK:%=runs/demo-%/report.html)"
+
+demo-classify: $(CLASSIFIER)
+	$(BIN)/metaformer evaluate runs/demo-classify
+	$(BIN)/metaformer predict runs/demo-classify data/demo/classify/val/7 --out runs/demo-classify/predictions --pictures
+
+demo-segment: $(CLASSIFIER)
+	$(BIN)/metaformer train demo/segment --data.root data/demo/segment --model.checkpoint $(WEIGHTS) --out runs/demo-segment --resume auto
 	$(BIN)/metaformer evaluate runs/demo-segment
 	$(BIN)/metaformer evaluate runs/demo-segment --scales 0.75,1,1.25 --flip
 	$(BIN)/metaformer predict runs/demo-segment data/demo/segment/images/validation --out runs/demo-segment/predictions --pictures
-	@echo "Look at runs/demo/report.html and runs/demo-segment/report.html"
+
+demo-detect: $(CLASSIFIER)
+	$(BIN)/metaformer train demo/detect --data.root data/demo/detect --model.checkpoint $(WEIGHTS) --out runs/demo-detect --resume auto
+	$(BIN)/metaformer evaluate runs/demo-detect
+	$(BIN)/metaformer predict runs/demo-detect data/demo/detect/val2017 --out runs/demo-detect/predictions --pictures --coco
+
+$(CLASSIFIER): | $(READY)  # the others begin with its weights; its report is written when it is done
+	$(BIN)/metaformer data demo data/demo
+	$(BIN)/metaformer train demo/classify --data.root data/demo/classify --out runs/demo-classify --resume auto
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile

@@ -28,7 +28,18 @@ HEAVY = (
 
 
 # Tests of a registry's contract or of the whole, beside those of one file.
-WHOLE = {"contract", "docs", "golden", "golden_dense", "layout", "timm", "transformers", "wheel"}
+WHOLE = {
+    "contract",
+    "docs",
+    "golden",
+    "golden_dense",
+    "golden_detection",
+    "golden_mask_rcnn",
+    "layout",
+    "timm",
+    "transformers",
+    "wheel",
+}
 
 
 def test_tests_mirror_the_source() -> None:

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from metaformer.dense.config import SegmenterConfig
     from metaformer.dense.criterion import SegmentationLoss
     from metaformer.dense.segmenter import Segmenter
+    from metaformer.detection.config import DetectorConfig
+    from metaformer.detection.detector import Detector
+    from metaformer.detection.results import Detections, Targets
     from metaformer.engine.config import TrainConfig
     from metaformer.engine.evaluate import evaluate
     from metaformer.engine.predict import Predictor
@@ -18,11 +21,14 @@ if TYPE_CHECKING:
     from metaformer.models import (
         LoadReport,
         convert,
+        create_detector,
         create_model,
         create_segmenter,
         from_pretrained,
+        is_detector,
         is_model,
         is_segmenter,
+        list_detectors,
         list_models,
         list_segmenters,
         load_weights,
@@ -33,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MIXERS",
+    "Detections",
+    "Detector",
+    "DetectorConfig",
     "LoadReport",
     "MetaFormer",
     "MetaFormerConfig",
@@ -42,14 +51,18 @@ __all__ = [
     "SegmentationLoss",
     "Segmenter",
     "SegmenterConfig",
+    "Targets",
     "TrainConfig",
     "convert",
+    "create_detector",
     "create_model",
     "create_segmenter",
     "evaluate",
     "from_pretrained",
+    "is_detector",
     "is_model",
     "is_segmenter",
+    "list_detectors",
     "list_models",
     "list_segmenters",
     "load_weights",
@@ -66,6 +79,9 @@ _HOMES = {
     "dense.config": ("SegmenterConfig",),
     "dense.criterion": ("SegmentationLoss",),
     "dense.segmenter": ("Segmenter",),
+    "detection.config": ("DetectorConfig",),
+    "detection.detector": ("Detector",),
+    "detection.results": ("Detections", "Targets"),
     "engine.config": ("TrainConfig",),
     "engine.evaluate": ("evaluate",),
     "engine.predict": ("Predictor",),

@@ -88,3 +88,32 @@ def test_label_maps_are_recognised_and_checked(tmp_path: Path, capsys: pytest.Ca
     Image.fromarray(np.full((9, 8), 3, dtype=np.uint8)).save(root / "masks/val/1.png")
     assert main([*words, f"--classes={names}"]) == 1
     assert f"error: {root}/masks/val/1.png: label 3 (72 pixels)" in capsys.readouterr().out
+
+
+def test_objects_are_recognised_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, draw = tmp_path / "scenes", np.random.RandomState(0)
+    for split in ("train", "val"):
+        for part in ("images", "labels"):
+            (root / part / split).mkdir(parents=True)
+        pixels = draw.randint(0, 256, (9, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"images/{split}/0.png")
+        (root / f"labels/{split}/0.txt").write_text("0 0.5 0.5 1 1\n")
+    words = ["data", "check", str(root), "--workers=1"]
+    assert main(words) == 1
+    assert "data.yaml: no such file: name the classes in it" in capsys.readouterr().out
+    (root / "classes.txt").write_text("cat\n")
+    assert main([*words, f"--json={tmp_path / 'found.json'}"]) == 0
+    assert "train: 1 pictures, 0 of them empty, with 1 objects" in capsys.readouterr().out
+    assert json.loads((tmp_path / "found.json").read_text())["splits"][0]["per_class"]["cat"]["objects"] == 1
+    assert main([*words, "--layout=coco"]) == 1
+    assert "no annotations of split 'train'" in capsys.readouterr().out
+    assert main([*words, "--task=detect", "--layout=voc"]) == 1
+    assert "Annotations is wanted" in capsys.readouterr().out
+    (root / "labels/train/0.txt").write_text("1 0.5 0.5 1 1\n")
+    assert main(words) == 1
+    assert f"error: {root}/labels/train/0.txt: line 1: class 1 is not among the 1" in capsys.readouterr().out
+    Image.new("L", (8, 9)).save(root / "labels/train/0.png")
+    assert main(words) == 2
+    assert "holds objects and label maps: say --task detect or segment" in capsys.readouterr().err
+    assert main([*words, "--task=segment", "--split=train"]) == 1
+    assert "only one class, 'cat'" in capsys.readouterr().out

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,4 +68,34 @@ def labelled(write: Write, tmp_path: Path) -> Path:
             labels[:3] = 255
             write(f"annotations/{split}/{i}.png", labels)
     write("classes.txt", "sky\ngrass\nroad\n")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def objects(write: Write, tmp_path: Path) -> Path:
+    """Five pictures of many sizes in COCO's layout; the third holds nothing, the fourth a crowd."""
+    draw = np.random.RandomState(0)
+    images, annotations = [], []
+    for number, (width, height) in enumerate([(24, 16), (16, 24), (20, 20), (40, 10), (30, 21)], start=1):
+        write(f"train2017/{number}.png", draw.randint(0, 256, (height, width, 3), dtype=np.uint8))
+        images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+        for left in (1, 8) if number != 3 else ():
+            crowd = number == 4 and left == 8
+            runs = [width * height - height, height]  # the last column
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 3 if left == 1 else 7,
+                    "bbox": [left, 2, 5, 6],
+                    "area": 30,
+                    "iscrowd": int(crowd),
+                    "segmentation": {"size": [height, width], "counts": runs}
+                    if crowd
+                    else [[left, 2, left + 5, 2, left + 5, 8, left, 8]],
+                }
+            )
+    categories = [{"id": 3, "name": "ant"}, {"id": 7, "name": "bee"}]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    write("annotations/instances_train2017.json", json.dumps(document))
     return tmp_path / "data"

@@ -1,6 +1,6 @@
 import pytest
 
-from metaformer.data.class_lists import class_list, palette, palette_for
+from metaformer.data.class_lists import category_ids, class_list, palette, palette_for
 from metaformer.errors import UnknownName
 
 
@@ -10,6 +10,7 @@ from metaformer.errors import UnknownName
         ("ade20k", 150, ("wall", (120, 120, 120)), ("flag", (92, 0, 255))),
         ("voc", 21, ("background", (0, 0, 0)), ("tvmonitor", (0, 64, 128))),
         ("cityscapes", 19, ("road", (128, 64, 128)), ("bicycle", (119, 11, 32))),
+        ("coco", 80, ("person", (220, 20, 60)), ("toothbrush", (191, 162, 208))),
         ("coco_stuff", 171, ("person", (0, 192, 64)), ("wood", (64, 64, 0))),
     ],
 )
@@ -23,6 +24,20 @@ def test_published_lists(
     assert all(name == name.strip() for name in published.names)
     assert all(0 <= channel <= 255 for colour in published.palette for channel in colour)
     assert palette_for(published.names) == published.palette
+
+
+def test_classes_have_cocos_numbers_where_they_are_its_80() -> None:
+    names = class_list("coco").names
+    numbers = dict(zip(names, category_ids(names), strict=True))
+    assert [numbers[name] for name in ("person", "stop sign", "umbrella", "tv", "toothbrush")] == [
+        1,
+        13,
+        28,
+        72,
+        90,
+    ]
+    assert set(names) - set(class_list("coco_stuff").names) == set()
+    assert category_ids(["cat", "person"]) == (1, 2)
 
 
 def test_an_unknown_list_names_the_known() -> None:

@@ -6,12 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from metaformer.data.dataset import Augmented, AugmentedPairs, seeded
+from metaformer.data.dataset import Augmented, AugmentedPairs, AugmentedScenes, seeded
+from metaformer.data.detection import open_detection
+from metaformer.data.detection_transforms import train_scene
 from metaformer.data.folder import ImageFolder
 from metaformer.data.joint import train_joint
 from metaformer.data.sampler import Sample
 from metaformer.data.segmentation import open_segmentation
 from metaformer.data.transforms import train_transform
+from metaformer.detection.results import Targets
 from metaformer.errors import BadImage
 
 PIPELINES = {
@@ -121,3 +124,43 @@ def test_a_label_map_of_another_size_is_named(labelled: Path) -> None:
     Image.new("L", (24, 21)).save(bad)
     with pytest.raises(BadImage, match=r"2\.png: is 24x21 and its picture .*images/train/2\.png 24x22"):
         pairs(labelled)[Sample(0, 2)]
+
+
+def scenes(objects: Path, seed: int = 0, masks: bool = True) -> AugmentedScenes:
+    transform = train_scene(jitter=(0.5, 2.0), crop=24, photometric=True)
+    return AugmentedScenes(open_detection(objects, "train", masks=masks), transform, seed, masks=masks)
+
+
+def test_a_scene_is_a_function_of_seed_and_place(objects: Path) -> None:
+    data = scenes(objects)
+    wanted = [Sample(epoch, index, repeat) for epoch in (0, 1) for index in (0, 3) for repeat in (0, 1)]
+    first = {sample: data[sample] for sample in wanted}
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    again = scenes(objects)
+    for sample in reversed(wanted):
+        image, targets, index = again[sample]
+        old = first[sample][1]
+        assert isinstance(targets, Targets) and isinstance(old, Targets)
+        assert torch.equal(image, first[sample][0]) and index == sample.index
+        for name in ("boxes", "labels", "masks", "crowd"):
+            assert torch.equal(getattr(targets, name), getattr(old, name))
+    images = [image for image, _, _ in first.values()]
+    for i, one in enumerate(images):
+        assert not any(torch.equal(one, other) for other in images[:i])
+    assert not torch.equal(scenes(objects, seed=1)[wanted[0]][0], images[0])
+
+
+def test_a_scene_leaves_the_runs_random_streams_alone_and_has_masks_where_wanted(objects: Path) -> None:
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    expected = random.random(), np.random.rand(), torch.rand(())
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    for masks in (False, True):
+        targets = scenes(objects, masks=masks)[Sample(0, 0)][1]
+        assert isinstance(targets, Targets) and (targets.masks is not None) == masks
+    assert (random.random(), np.random.rand(), torch.rand(())) == expected
+
+
+def test_a_scene_of_another_size_than_its_annotations_say_is_named(objects: Path) -> None:
+    Image.new("RGB", (24, 17)).save(objects / "train2017/1.png")
+    with pytest.raises(BadImage, match=r"1\.png"):
+        scenes(objects)[Sample(0, 0)]

@@ -60,7 +60,7 @@ def test_a_few_may_pass_where_they_are_left_out_anyway(
     Image.new("L", (24, 22), 9).save(labelled / "annotations/train/2.png")
     with pytest.raises(BadImage, match=r"2\.png"):
         check(labelled, skip_bad=True)  # one in four are not few
-    monkeypatch.setattr("metaformer.data.label_check.BAD_SHARE", 0.25)
+    monkeypatch.setattr("metaformer.data.survey.BAD_SHARE", 0.25)
     check(labelled, skip_bad=True)
     with pytest.raises(BadImage, match=r"2\.png"):
         check(labelled)

@@ -12,8 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from metaformer.data.dataset import Augmented, AugmentedPairs
+from metaformer.data.dataset import Augmented, AugmentedPairs, AugmentedScenes
+from metaformer.data.detection import open_detection
+from metaformer.data.detection_transforms import train_scene
 from metaformer.data.folder import ImageFolder
 from metaformer.data.joint import train_joint
 from metaformer.data.loader import Batch, Loader
@@ -317,3 +320,61 @@ def test_an_evaluation_takes_each_picture_in_its_own_size(labelled: Path) -> Non
     data = AugmentedPairs(open_segmentation(labelled, "val"), whole)
     shapes = [tuple(batch.labels.shape) for batch in Loader(data, EvalSampler(2, batch_size=1))]
     assert shapes == [(1, 20, 24), (1, 21, 24)]
+
+
+def scene_batches(objects: Path, workers: int, masks: bool = True, skip_bad: bool = False) -> list[Batch]:
+    source = open_detection(objects, "train", masks=masks)
+    data = AugmentedScenes(source, train_scene((20, 40), 60), seed=3, masks=masks)
+    return list(Loader(data, EvalSampler(5, batch_size=3), workers=workers, skip_bad=skip_bad))
+
+
+@pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("masks", [False, True])
+def test_scenes_of_many_sizes_are_filled_up_and_keep_their_objects(objects: Path, masks: bool) -> None:
+    batches = scene_batches(objects, 0, masks)
+    assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2], [3, 4]]
+    for batch in batches:
+        assert batch.labels.tolist() == [0] * len(batch.images)
+        assert batch.images.shape[2] % 32 == batch.images.shape[3] % 32 == 0
+        for image, targets, (height, width) in zip(batch.images, batch.targets, batch.sizes, strict=True):
+            assert not image[:, height:].any() and not image[:, :, width:].any()
+            assert image[:, height - 1, width - 1].any()
+            assert (targets.boxes <= torch.tensor([width, height, width, height])).all()
+            assert (targets.masks is not None) == masks
+            if targets.masks is not None:
+                assert targets.masks.shape == (len(targets), *batch.images.shape[2:])
+    assert [len(targets) for batch in batches for targets in batch.targets] == [2, 2, 0, 2, 2]
+    assert [bool(t.crowd.any()) for batch in batches for t in batch.targets] == [False] * 3 + [True, False]
+    for workers in (1, 2):
+        for one, other in zip(batches, scene_batches(objects, workers, masks), strict=True):
+            assert torch.equal(one.images, other.images) and one.sizes == other.sizes
+            for old, new in zip(one.targets, other.targets, strict=True):
+                for name, value in vars(old).items():
+                    assert (
+                        value is None
+                        if getattr(new, name) is None
+                        else torch.equal(getattr(new, name), value)
+                    )
+
+
+def test_a_batch_moves_as_a_whole_after_page_locking(objects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's thread makes lists of tuples."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    batch = scene_batches(objects, 0)[0]
+    moved = pin_memory(batch).to(torch.device("cpu"))
+    assert isinstance(moved, Batch) and moved.sizes == batch.sizes and isinstance(moved.targets, tuple)
+    for old, new in zip(batch.targets, moved.targets, strict=True):
+        assert torch.equal(old.boxes, new.boxes) and torch.equal(old.masks, new.masks)  # type: ignore[arg-type]
+    assert {targets.boxes.device.type for targets in batch.to(torch.device("meta")).targets} == {"meta"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_scene_is_raised_or_left_out(objects: Path, workers: int) -> None:
+    bad = objects / "train2017/2.png"
+    bad.write_bytes(b"no picture")
+    with pytest.raises(BadImage) as caught:
+        scene_batches(objects, workers)
+    assert caught.value.path == bad
+    first, _ = scene_batches(objects, workers, skip_bad=True)
+    assert first.indices.tolist() == [0, 2] and len(first.targets) == len(first.sizes) == 2
+    assert [one.index for one in first.bad] == [1]

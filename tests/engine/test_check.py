@@ -16,7 +16,7 @@ def test_the_defaults_are_good() -> None:
 @pytest.mark.parametrize(
     ("section", "field", "value", "told"),
     [
-        ("data", "batch_size", 0, "data.batch_size is 0: it must be at least 1"),
+        ("data", "batch_size", 0, "data.batch_size is 0: it must be a whole number of at least 1"),
         ("data", "eval_batch_size", 0, "data.eval_batch_size is 0"),
         ("data", "workers", -1, "data.workers is -1"),
         ("data", "repeats", 0, "data.repeats is 0"),
@@ -30,6 +30,8 @@ def test_the_defaults_are_good() -> None:
         ("schedule", "epochs", 0, "schedule.epochs is 0"),
         ("schedule", "steps", 0, "schedule.steps is 0"),
         ("schedule", "power", 0.0, "schedule.power is 0.0"),
+        ("schedule", "gamma", 0.0, "schedule.gamma is 0.0"),
+        ("schedule", "milestones", [8, "x"], "schedule.milestones is x: it must be a whole number"),
         ("evaluate", "every_steps", -1, "evaluate.every_steps is -1"),
         ("schedule", "min_lr", 1.0, "schedule.min_lr 1.0 is above optim.lr"),
         ("ema", "decay", 1.0, "ema.decay is 1.0"),
@@ -89,5 +91,30 @@ SEGMENT: dict[str, Any] = {
 def test_each_wrong_value_of_segmentation_is_named(section: str, field: str, value: Any, told: str) -> None:
     check(from_dict(SEGMENT))
     values = {**SEGMENT, section: {**SEGMENT.get(section, {}), field: value}}
+    with pytest.raises(ConfigError, match=told):
+        check(from_dict(values))
+
+
+DETECT: dict[str, Any] = {**SEGMENT, "task": "detect"}
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "told"),
+    [
+        ("detect", "fpn_dim", 0, "detect.fpn_dim is 0"),
+        ("detect", "long_side", 0, "detect.long_side is 0"),
+        ("detect", "short_sides", [], "detect.short_sides is empty"),
+        ("detect", "short_sides", [480, 0.5], "detect.short_sides is 0.5: it must be a whole number"),
+        ("detect", "jitter", [2.0, 0.1], "detect.jitter is .*a smaller and a larger"),
+        ("detect", "score_threshold", 1.5, "detect.score_threshold is 1.5"),
+        ("detect", "nms_threshold", -0.1, "detect.nms_threshold is -0.1"),
+        ("detect", "anchor_scale", 0.0, "detect.anchor_scale is 0.0"),
+        ("detect", "scales", [], "detect.scales is empty"),
+        ("augment", "cutmix", 0.5, "augment.cutmix: not for detection"),
+    ],
+)
+def test_each_wrong_value_of_detection_is_named(section: str, field: str, value: Any, told: str) -> None:
+    check(from_dict(DETECT))
+    values = {**DETECT, section: {**DETECT.get(section, {}), field: value}}
     with pytest.raises(ConfigError, match=told):
         check(from_dict(values))

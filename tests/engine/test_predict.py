@@ -159,7 +159,7 @@ def test_other_ways_to_look_find_the_same_but_not_pixel_for_pixel(
 def test_frames_of_an_animation_are_results(segment_run: Path, patches: Path, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (20, 12), colour) for colour in ((0, 200, 0), (0, 0, 200))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    found = list(Predictor(segment_run, device="cpu").segmented(tmp_path / "a.gif"))
+    found = list(Predictor(segment_run, device="cpu").seen(tmp_path / "a.gif"))
     assert [(one.frame, one.result.size) for one in found] == [(0, (20, 12)), (1, (20, 12))]
 
 
@@ -178,4 +178,4 @@ def test_options_of_the_other_task_are_refused(run: Path, segment_run: Path, pat
     with pytest.raises(ConfigError, match="of another task, segment, not classify"):
         list(Predictor(segment_run, device="cpu").classified(patches / "images"))
     with pytest.raises(ConfigError, match="of another task, classify, not segment"):
-        list(Predictor(run, device="cpu").segmented(patches / "images"))
+        list(Predictor(run, device="cpu").seen(patches / "images"))

@@ -40,3 +40,9 @@ def test_poly_falls_to_the_end_of_the_run() -> None:
         assert plan(step) == pytest.approx(0.5 + 1.5 * (1 - step / 40) ** 0.9)
     assert plan(40) == 0.5
     assert plan(2) == pytest.approx(1.0)
+
+
+def test_step_falls_at_its_milestones() -> None:
+    plan = Schedule(lr=1.0, steps=12, warmup_steps=2, shape="step", milestones=(8, 11), gamma=0.1)
+    assert [plan(step) for step in (0, 1, 2, 7)] == [0.0, 0.5, 1.0, 1.0]
+    assert [plan(step) for step in (8, 10, 11)] == pytest.approx([0.1, 0.1, 0.01])

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from metaformer.data.dense_preprocess import DensePreprocess
 from metaformer.engine.bundle import Bundle
 from metaformer.engine.pictures import Pictures
-from metaformer.engine.segment_pictures import PictureSegmenter, read_ahead
-from metaformer.errors import BadImage, TrainingError
+from metaformer.engine.segment_pictures import PictureSegmenter
+from metaformer.errors import TrainingError
 from metaformer.tasks.inference import Inference
 
 COLOURS = ("red", "green", "blue")
@@ -55,31 +55,6 @@ def test_results_have_the_pictures_own_size(
     assert (result.label_map == np.asarray(picture).argmax(axis=2)).mean() > 0.93
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_pictures_come_in_order_and_clips_frame_by_frame(
-    workers: int, segmenter: Callable[..., PictureSegmenter], tmp_path: Path
-) -> None:
-    for name in ("a.jpg", "z.png"):
-        stripes(40, 30).save(tmp_path / name)
-    stripes(24, 16).save(
-        tmp_path / "m.gif", save_all=True, append_images=[stripes(24, 16).rotate(180)], duration=30
-    )
-    found = list(segmenter(workers, flip=True).stream(Pictures(tmp_path)))
-    assert [(Path(one.result.path).name, one.frame, one.milliseconds) for one in found] == [
-        ("a.jpg", None, 0), ("m.gif", 0, 30), ("m.gif", 1, 30), ("z.png", None, 0),
-    ]  # fmt: skip
-    first, second = found[1].result.label_map, found[2].result.label_map
-    assert first.shape == (16, 24) and (first[:, 2], first[:, -2])[0].max() == 0 == second[:, -2].max()
-
-
-def test_a_broken_picture_is_named(segmenter: Callable[..., PictureSegmenter], tmp_path: Path) -> None:
-    stripes(9, 9).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
-    for workers in (0, 2):
-        with pytest.raises(BadImage, match=r"b\.png"):
-            list(segmenter(workers).stream(Pictures(tmp_path)))
-
-
 def test_logits_that_are_no_numbers_name_the_frame(
     segmenter: Callable[..., PictureSegmenter], tmp_path: Path
 ) -> None:
@@ -90,16 +65,3 @@ def test_logits_that_are_no_numbers_name_the_frame(
     stripes(24, 16).save(tmp_path / "m.gif", save_all=True, append_images=[stripes(24, 16).rotate(180)])
     with pytest.raises(TrainingError, match=r"m\.gif, frame 0"):
         list(segmenter(model=Broken()).stream(Pictures(tmp_path)))
-
-
-@pytest.mark.parametrize(("count", "workers"), [(0, 2), (1, 4), (7, 2), (7, 0)])
-def test_reading_ahead_changes_nothing(count: int, workers: int) -> None:
-    assert list(read_ahead(lambda index: index * index, count, workers)) == [i * i for i in range(count)]
-
-
-def test_no_more_is_read_ahead_than_there_are_threads() -> None:
-    read: list[int] = []
-    stream = read_ahead(lambda index: read.append(index) or index, 50, 2)  # type: ignore[func-returns-value]
-    assert next(stream) == 0
-    stream.close()  # type: ignore[attr-defined]
-    assert len(read) <= 3

@@ -1,6 +1,7 @@
 """The tasks that the suite is run for: a new task is one more entry of `TASKS`."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,70 @@ SEGMENT = Case(
     11,
 )
 
-TASKS = {case.task: case for case in (CLASSIFY, SEGMENT)}
+
+def coloured_boxes(root: Path) -> None:
+    """Pictures with a box of each of two colours, some of them crowds, in COCO's layout."""
+    draw = np.random.RandomState(2)
+    (root / "annotations").mkdir(parents=True)
+    for split, count in (("train", 24), ("val", 6)):
+        (root / f"{split}2017").mkdir()
+        images, annotations = [], []
+        for i in range(count):
+            height, width = 36 + i % 8, 40 if i % 3 else 33
+            pixels = draw.randint(0, 120, (height, width, 3), dtype=np.uint8)
+            images.append({"id": i + 1, "file_name": f"{i:02d}.png", "width": width, "height": height})
+            for label in range(2 if i % 4 else 1):
+                left, top = draw.randint(0, 10, 2).tolist()
+                box = [left + 2 * label, top + 6 * label, 18, 16]
+                pixels[box[1] : box[1] + 16, box[0] : box[0] + 18, 1 + label] += 100
+                corners = [(0, 0), (18, 0), (18, 16), (0, 16)]
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": i + 1,
+                        "category_id": label + 1,
+                        "bbox": box,
+                        "area": 288,
+                        "iscrowd": 0,
+                        "segmentation": [[side for x, y in corners for side in (box[0] + x, box[1] + y)]],
+                    }
+                )
+            Image.fromarray(pixels).save(root / f"{split}2017" / f"{i:02d}.png")
+        categories = [{"id": 1, "name": "green"}, {"id": 2, "name": "blue"}]
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(document))
+
+
+DETECT = Case(
+    "detect",
+    "demo/detect",
+    coloured_boxes,
+    {
+        "task": "detect",
+        "model": {
+            "name": "poolformer_n",
+            "overrides": {"depths": [1, 1, 1, 1], "dims": [64, 128, 192, 256]},
+            "drop_path_rate": 0.2,
+        },
+        "data": {"image_size": 64, "batch_size": 6, "workers": 0},
+        "detect": {
+            "head": "mask_rcnn",
+            "fpn_dim": 32,
+            "box_fc_dim": 64,
+            "long_side": 80,
+            "short_sides": [32, 48],
+            "photometric": True,
+        },
+        "optim": {"lr": 1e-3, "accumulate": 1, "clip": 1.0},
+        "schedule": {"name": "cosine", "epochs": 15, "warmup_epochs": 1, "min_lr": 0.0, "cooldown_epochs": 0},
+        "ema": {"decay": 0.9},
+        "evaluate": {"every": 2},
+        "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "save_every": 2, "keep": 2},
+    },
+    "11.png",
+    11,
+)
+
+TASKS = {case.task: case for case in (CLASSIFY, SEGMENT, DETECT)}
 EPOCH = 4
 """Steps of an epoch."""

@@ -57,7 +57,9 @@ def test_the_docstring_says_cost_and_command_and_result(run: str) -> None:
     assert f"train {run} --data.root" in text
     assert "Cost: " in text
     assert (recipe.top1 is not None) == run.startswith("imagenet/")
-    assert (recipe.top1 is not None or recipe.miou is not None) == ("Published: " in text)
+    figures = (recipe.top1, recipe.miou, recipe.box_ap, recipe.mask_ap)
+    assert any(figure is not None for figure in figures) == ("Published: " in text)
+    assert ("torchrun" in text) == run.startswith(("imagenet/", "ade20k/", "coco/"))
 
 
 def test_settings_are_frozen_all_the_way_down() -> None:
@@ -94,3 +96,31 @@ def test_dense_settings_are_the_published_ones(run: str) -> None:
     assert {key: look_up(recipe(), key) for key in settings} == settings
     assert run == f"ade20k/{recipe().segment.head}_{recipe().model.name}"
     check(replace(recipe(), data=replace(recipe().data, root="somewhere")), world_size=8)
+
+
+DETECTION = json.loads((Path(__file__).parent / "detection.json").read_text())
+
+
+def test_every_detection_run_has_a_recipe_and_no_other_claims_to_be_one() -> None:
+    assert {name for name in RECIPES if name.startswith("coco/")} == set(DETECTION["runs"])
+
+
+@pytest.mark.parametrize("run", DETECTION["runs"])
+def test_detection_settings_are_the_published_ones(run: str) -> None:
+    own = dict(DETECTION["runs"][run])
+    settings = {**DETECTION["groups"][own.pop("group")], **own}
+    recipe = RECIPES[run]
+    for figures in ("box_ap", "mask_ap"):
+        assert look_up(recipe, figures) == settings.pop(figures)
+    assert {key: look_up(recipe(), key) for key in settings} == settings
+    assert run.removesuffix("_1x").removesuffix("_3x") == f"coco/{recipe().detect.head}_{recipe().model.name}"
+    check(replace(recipe(), data=replace(recipe().data, root="somewhere")), world_size=8)
+
+
+def test_figures_of_detection_are_told_by_name() -> None:
+    text = RECIPES["coco/mask_rcnn_poolformer_s12_1x"].__doc__ or ""
+    assert "box AP 37.3, AP50 59.0, AP75 40.1," in text and "mask AP 34.6, AP50 55.8" in text
+    assert "small 20.8, medium 39.1, large 48.0" in (
+        RECIPES["coco/retinanet_poolformer_s12_1x"].__doc__ or ""
+    )
+    assert "paper gives a learning rate of 1e-4" in text

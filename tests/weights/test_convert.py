@@ -11,6 +11,8 @@ from metaformer.backbones.skeleton import MetaFormer
 from metaformer.backbones.variants import VARIANTS
 from metaformer.dense.config import SegmenterConfig
 from metaformer.dense.segmenter import Segmenter
+from metaformer.detection.config import KINDS, DetectorConfig
+from metaformer.detection.detector import build_detector
 from metaformer.errors import OutputError, UnknownName, WeightsError
 from metaformer.models import load_weights
 from metaformer.weights.convert import convert
@@ -130,3 +132,24 @@ def test_segmenters_both_ways(tmp_path: Path, kind: str) -> None:
     assert same(read_state(back.target).tensors, model.state_dict())
     with pytest.raises(WeightsError, match="no place in the format 'timm'"):
         convert(there.target, tmp_path / "no.pth", "timm")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_detectors_both_ways(tmp_path: Path, kind: str) -> None:
+    backbone = replace(VARIANTS["poolformer_s12"], feature_norm="fresh")
+    config = DetectorConfig(kind=kind, backbone=backbone, fpn_dim=8, box_fc_dim=8, num_classes=2)
+    model = build_detector(config)
+    write_state(tmp_path / "in.safetensors", model.state_dict())
+    there = convert(tmp_path / "in.safetensors", tmp_path / "there.pth", "mmdetection", "poolformer_s12")
+    assert there.model == "poolformer_s12" and there.source_format == "detector"
+    content = torch.load(there.target, weights_only=True)
+    assert list(content) == ["state_dict"] and "neck.fpn_convs.2.conv.weight" in content["state_dict"]
+    back = convert(there.target, tmp_path / "back.safetensors", "detector")
+    assert back.source_format == "mmdetection"
+    again = build_detector(config)
+    assert load_weights(again, back.target).fraction == 1.0
+    assert same(again.state_dict(), model.state_dict())
+    theirs = build_detector(replace(config, compat="torchvision"))
+    write_state(tmp_path / "tv.safetensors", theirs.state_dict())
+    with pytest.raises(WeightsError, match=r'tv\.safetensors: .*only one with compat="mmdet"'):
+        convert(tmp_path / "tv.safetensors", tmp_path / "no.pth", "mmdetection", "poolformer_s12")

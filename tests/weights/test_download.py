@@ -44,6 +44,12 @@ class Handler(BaseHTTPRequestHandler):
             self.server.errors -= 1
             self.send_error(503)
             return
+        if self.path == "/page":
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(b"<html>Are you sure?</html>")
+            return
         if self.path == "/nothing":
             self.send_error(404)
             return
@@ -180,3 +186,9 @@ def test_the_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert cache_dir() == tmp_path / "metaformer"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path.home() / ".cache" / "metaformer"
+
+
+def test_a_page_in_place_of_the_file_is_not_kept(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"a web page and not the file.*checkpoint_path"):
+        download(server.url.replace("weights.pth", "page"), tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists() and not (tmp_path / "x.pth.part").exists()

@@ -1,4 +1,4 @@
-"""Files of segmentation networks, backbones and classifiers in each other."""
+"""Files of segmentation networks, detectors, backbones and classifiers in each other."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -13,6 +13,8 @@ from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
 from metaformer.dense.config import SegmenterConfig
 from metaformer.dense.segmenter import Segmenter
+from metaformer.detection.config import KINDS, DetectorConfig
+from metaformer.detection.detector import build_detector
 from metaformer.errors import WeightsError
 from metaformer.weights.keymap import from_ours
 from metaformer.weights.load import load_weights
@@ -20,6 +22,16 @@ from metaformer.weights.load import load_weights
 TINY = MetaFormerConfig(depths=(1,) * 4, dims=(8, 16, 20, 28), num_classes=5, feature_norm="fresh")
 FPN = SegmenterConfig(backbone=TINY, num_classes=7, fpn_dim=12, head_dim=6)
 UPERNET = replace(FPN, kind="upernet", auxiliary=True)
+DETECTOR = DetectorConfig(backbone=TINY, num_classes=7, fpn_dim=12, box_fc_dim=10)
+CLASS_LAYERS = {
+    "retinanet": {"head.classification_head.cls_logits"},
+    "faster_rcnn": {"box_predictor.cls_score", "box_predictor.bbox_pred"},
+    "mask_rcnn": {
+        "box_predictor.cls_score",
+        "box_predictor.bbox_pred",
+        "mask_predictor.mask_fcn_logits",
+    },
+}
 
 
 def trained(model: nn.Module, seed: int = 0) -> Any:
@@ -47,8 +59,8 @@ class HistoryBuffer:
     __qualname__ = __name__ = "HistoryBuffer"
 
 
-def published(model: Segmenter, path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file as mmsegmentation writes one."""
+def published(model: nn.Module, form: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file as mmsegmentation or mmdetection writes one."""
     import sys
     from types import ModuleType
 
@@ -61,7 +73,7 @@ def published(model: Segmenter, path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         content = {
             "meta": {"env_info": "…", "CLASSES": ("wall",), "PALETTE": [[120, 120, 120]]},
             "message_hub": {"log": HistoryBuffer()},
-            "state_dict": OrderedDict(from_ours(model.state_dict(), "mmsegmentation")),
+            "state_dict": OrderedDict(from_ours(model.state_dict(), form)),
         }
         torch.save(content, path)
     return path
@@ -72,7 +84,7 @@ def test_a_file_with_foreign_objects_gives_the_same_logits(
     config: SegmenterConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, model = trained(Segmenter(config)), Segmenter(config).eval()
-    file = published(source, tmp_path / "fpn.pth", monkeypatch)
+    file = published(source, "mmsegmentation", tmp_path / "fpn.pth", monkeypatch)
     report = load_weights(model, file)
     assert report.format == "mmsegmentation" and report.complete and report.fraction == 1.0
     assert same(snapshot(model), snapshot(source))
@@ -197,3 +209,103 @@ def test_wrapped_models_and_states(wrap: Any) -> None:
     source, model = trained(Segmenter(FPN)), Segmenter(FPN)
     assert load_weights(wrap(model), wrap(source).state_dict()).fraction == 1.0
     assert same(snapshot(model), snapshot(source))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detectors_file_with_foreign_objects_gives_the_same_results(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(DETECTOR, kind=kind, score_threshold=0.1)
+    torch.manual_seed(0)
+    source, model = build_detector(config).eval(), build_detector(config).eval()
+    report = load_weights(model, published(source, "mmdetection", tmp_path / "x.pth", monkeypatch))
+    assert report.format == "mmdetection" and report.complete and report.fraction == 1.0
+    assert not report.dropped and not report.fresh
+    assert same(snapshot(model), snapshot(source))
+    image = torch.randn(1, 3, 70, 64)
+    with torch.no_grad():
+        for ours, theirs in zip(model.raw(image), source.raw(image), strict=True):
+            pairs = zip(ours, theirs, strict=True) if isinstance(ours, tuple) else [(ours, theirs)]
+            assert all(torch.equal(left, right) for left, right in pairs)
+
+
+def test_the_norm_that_retinanet_does_not_use_may_be_missing() -> None:
+    source, model = trained(build_detector(DETECTOR)), build_detector(DETECTOR)
+    state = from_ours(source.state_dict(), "mmdetection")
+    unused = {name: state.pop(name) for name in ("backbone.norm0.weight", "backbone.norm0.bias")}
+    report = load_weights(model, state)
+    assert report.complete and report.fresh == ["backbone.norms.0.weight", "backbone.norms.0.bias"]
+    with pytest.raises(WeightsError, match=r"missing in the file: backbone\.norms\.1\.weight"):
+        load_weights(model, {k: v for k, v in state.items() if k != "backbone.norm2.weight"} | unused)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["poolformer", "mmpretrain", "metaformer"])
+def test_classifiers_go_under_a_detector(kind: str, form: str) -> None:
+    source, model = trained(MetaFormer(TINY)), build_detector(replace(DETECTOR, kind=kind))
+    before = snapshot(model)
+    report = load_weights(model, from_ours(source.state_dict(), form))
+    after = snapshot(model)
+    assert report.complete and sorted([*report.loaded, *report.fresh]) == sorted(after)
+    assert all(name.startswith("backbone.") for name in report.loaded)
+    assert all(name.startswith("backbone.norms.") for name in report.fresh if name.startswith("backbone."))
+    assert all(torch.equal(after[name], before[name]) for name in report.fresh)
+    assert torch.equal(after["backbone.stem.conv.weight"], source.stem.conv.weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["mmdetection", "detector"])
+def test_a_detectors_file_gives_its_backbone(kind: str, form: str) -> None:
+    source = trained(build_detector(replace(DETECTOR, kind=kind)))
+    state, model = from_ours(source.state_dict(), form), MetaFormerFeatures(TINY)
+    report = load_weights(model, state)
+    assert torch.equal(model.norms["3"].weight, source.backbone.norms["3"].weight)
+    assert report.complete and not report.fresh
+    segmenter = Segmenter(FPN)
+    load_weights(segmenter.backbone, state)
+    assert torch.equal(segmenter.backbone.get_submodule("stem.conv").weight, model.stem.conv.weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["mmdetection", "detector"])
+def test_other_classes_of_objects_are_an_error_that_says_what_to_do(kind: str, form: str) -> None:
+    config = replace(DETECTOR, kind=kind)
+    state = from_ours(trained(build_detector(config)).state_dict(), form)
+    model = build_detector(replace(config, num_classes=4))
+    before = snapshot(model)
+    with pytest.raises(WeightsError, match=r"7 classes, the model 4.*num_classes=7.*classifier='fresh'"):
+        load_weights(model, state)
+    assert same(snapshot(model), before)
+    report = load_weights(model, state, classifier="fresh")
+    assert report.complete and {name.rpartition(".")[0] for name in report.fresh} == CLASS_LAYERS[kind]
+    after = snapshot(model)
+    assert all(torch.equal(after[name], before[name]) for name in report.fresh)
+    assert "classifier: fresh, 4 classes; the file's has 7" in report.adapted
+    again = load_weights(build_detector(config), state, classifier="fresh")
+    assert not again.fresh and again.fraction == 1.0
+
+
+def test_detectors_of_another_kind_load_in_part() -> None:
+    state = trained(build_detector(replace(DETECTOR, kind="faster_rcnn"))).state_dict()
+    model = build_detector(replace(DETECTOR, kind="mask_rcnn"))
+    with pytest.raises(WeightsError, match=r"missing in the file: mask_head\.0\.0\.weight"):
+        load_weights(model, state)
+    report = load_weights(model, state, partial=True)
+    assert {name.split(".")[0] for name in report.missing} == {"mask_head", "mask_predictor"}
+    assert torch.equal(model.get_submodule("box_head.fc6").weight, state["box_head.fc6.weight"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_classes_in_another_order_are_refused(kind: str) -> None:
+    config = replace(DETECTOR, kind=kind)
+    models = {compat: build_detector(replace(config, compat=compat)) for compat in ("mmdet", "torchvision")}
+    for ours, theirs in (("mmdet", "torchvision"), ("torchvision", "mmdet")):
+        before = snapshot(models[ours])
+        for partial in (False, True):
+            with pytest.raises(WeightsError, match=f"build it with compat='{theirs}'"):
+                load_weights(models[ours], models[theirs].state_dict(), partial)
+        assert same(snapshot(models[ours]), before)
+        assert load_weights(models[ours], models[ours].state_dict()).fraction == 1.0
+    with pytest.raises(WeightsError, match="build it with compat='mmdet'"):
+        load_weights(models["torchvision"], from_ours(models["mmdet"].state_dict(), "mmdetection"))
+    load_weights(models["torchvision"].backbone, from_ours(models["mmdet"].state_dict(), "mmdetection"))

@@ -8,6 +8,8 @@ import torch
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.dense.config import SegmenterConfig
 from metaformer.dense.segmenter import Segmenter
+from metaformer.detection.config import KINDS, DetectorConfig
+from metaformer.detection.detector import build_detector
 from metaformer.errors import WeightsError
 from metaformer.weights.keymap import from_ours, to_ours
 
@@ -15,6 +17,7 @@ TINY = MetaFormerConfig(depths=(1,) * 4, dims=(8, 16, 20, 28), feature_norm="fre
 CYCLE = replace(TINY, mixers="cycle_mlp", norm="layer_norm", layer_scale=(None,) * 4)
 FPN = SegmenterConfig(backbone=TINY, num_classes=7, fpn_dim=12, head_dim=6)
 UPERNET = replace(FPN, kind="upernet", auxiliary=True)
+DETECTOR = DetectorConfig(backbone=TINY, num_classes=7, fpn_dim=12, box_fc_dim=10)
 
 
 @pytest.mark.parametrize("config", [FPN, UPERNET, replace(FPN, backbone=CYCLE)], ids=str)
@@ -74,3 +77,75 @@ def test_the_backbone_alone() -> None:
     assert set(alone.state) == set(Segmenter(FPN).backbone.state_dict()) and not alone.unknown
     assert alone.origin["stem.conv.weight"] == "backbone.patch_embed.proj.weight"
     assert {"decode_head.strange", "neck.fpn_convs.0.conv.bias"} <= set(alone.ignored)
+
+
+@pytest.mark.parametrize("backbone", [TINY, CYCLE, replace(TINY, feature_norm="none")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_ways_through_mmdetection(kind: str, backbone: MetaFormerConfig) -> None:
+    state = build_detector(replace(DETECTOR, kind=kind, backbone=backbone)).state_dict()
+    theirs = from_ours(state, "mmdetection")
+    assert {key.split(".")[0] for key in theirs} <= {
+        *("backbone", "neck"),
+        *(("bbox_head",) if kind == "retinanet" else ("rpn_head", "roi_head")),
+    }
+    back = to_ours(theirs)
+    assert back.format == "mmdetection" and back.dense and not back.unknown
+    assert set(back.state) == set(state)
+    assert all(torch.equal(back.state[name].reshape(state[name].shape), state[name]) for name in state)
+    assert set(from_ours(back.state, "mmdetection")) == set(theirs)
+
+
+def test_names_of_detectors_are_theirs() -> None:
+    retinanet = from_ours(build_detector(DETECTOR).state_dict(), "mmdetection")
+    assert {
+        "backbone.norm6.weight",
+        "neck.lateral_convs.2.conv.bias",
+        "neck.fpn_convs.2.conv.weight",
+        "neck.fpn_convs.3.conv.weight",
+        "neck.fpn_convs.4.conv.bias",
+        "bbox_head.cls_convs.3.conv.weight",
+        "bbox_head.reg_convs.0.conv.bias",
+        "bbox_head.retina_cls.bias",
+        "bbox_head.retina_reg.weight",
+        "backbone.norm0.weight",
+    } <= set(retinanet)
+    assert retinanet["neck.fpn_convs.3.conv.weight"].shape == (12, 28, 3, 3)
+    rcnn = from_ours(build_detector(replace(DETECTOR, kind="mask_rcnn")).state_dict(), "mmdetection")
+    assert {
+        "neck.fpn_convs.3.conv.weight",
+        "rpn_head.rpn_conv.weight",
+        "rpn_head.rpn_cls.bias",
+        "rpn_head.rpn_reg.weight",
+        "roi_head.bbox_head.shared_fcs.0.weight",
+        "roi_head.bbox_head.shared_fcs.1.bias",
+        "roi_head.bbox_head.fc_cls.weight",
+        "roi_head.bbox_head.fc_reg.bias",
+        "roi_head.mask_head.convs.3.conv.weight",
+        "roi_head.mask_head.upsample.weight",
+        "roi_head.mask_head.conv_logits.bias",
+    } <= set(rcnn)
+    assert not any("neck.fpn_convs.4" in key for key in rcnn)
+
+
+def test_our_own_names_of_detectors_stay() -> None:
+    for kind in KINDS:
+        state = build_detector(replace(DETECTOR, kind=kind)).state_dict()
+        renamed = to_ours(state)
+        assert renamed.format == "detector" and renamed.dense
+        assert set(renamed.state) == set(state) == set(from_ours(state, "detector"))
+        assert set(renamed.backbone().state) == {
+            name.removeprefix("backbone.") for name in state if name.startswith("backbone.")
+        }
+
+
+def test_what_mmdetection_cannot_hold() -> None:
+    for form in ("mmsegmentation", "metaformer", "segmenter"):
+        with pytest.raises(WeightsError, match="no place in the format"):
+            from_ours(build_detector(DETECTOR).state_dict(), form)
+    for form in ("mmdetection", "detector"):
+        with pytest.raises(WeightsError, match="no place in the format"):
+            from_ours(Segmenter(FPN).state_dict(), form)
+    for kind in KINDS:
+        model = build_detector(replace(DETECTOR, kind=kind, compat="torchvision"))
+        with pytest.raises(WeightsError, match='only one with compat="mmdet" is converted'):
+            from_ours(model.state_dict(), "mmdetection")

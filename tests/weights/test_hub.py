@@ -11,8 +11,10 @@ from torch import nn
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
 from metaformer.dense.segmenter import Segmenter
+from metaformer.detection.config import KINDS
+from metaformer.detection.detector import Detector
 from metaformer.errors import ConfigError, DownloadError, OutputError, WeightsError
-from metaformer.models import create_model, create_segmenter
+from metaformer.models import create_detector, create_model, create_segmenter
 from metaformer.weights.hub import from_pretrained, push_to_hub, read_config, save_pretrained
 from metaformer.weights.io import write_state
 
@@ -141,5 +143,30 @@ def test_segmenters_that_cannot_be_saved_or_read(tmp_path: Path) -> None:
         save_pretrained(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     (tmp_path / "config.json").write_text('{"task": "segment", "config": {"kind": "upernet"}}')
+    with pytest.raises(ConfigError, match=r"config\.json: backbone"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("compat", ["mmdet", "torchvision"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detector_comes_back_as_it_was(tmp_path: Path, kind: str, compat: str) -> None:
+    model = create_detector(
+        kind, backbone=TINY, num_classes=3, fpn_dim=12, box_fc_dim=6, compat=compat, nms_threshold=0.6
+    ).eval()
+    save_pretrained(model, tmp_path)
+    card = json.loads((tmp_path / "config.json").read_text())
+    assert card["task"] == "detect" and card["architecture"] == kind and "out_indices" not in card
+    loaded = from_pretrained(tmp_path)
+    assert isinstance(loaded, Detector) and loaded.config == model.config and not loaded.training
+    assert loaded.pretrained_cfg == model.pretrained_cfg
+    ours, theirs = loaded.state_dict(), model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_detectors_that_cannot_be_saved_or_read(tmp_path: Path) -> None:
+    model = create_detector("retinanet", backbone=MetaFormerFeatures(TINY), num_classes=3, fpn_dim=8)
+    with pytest.raises(ConfigError, match="cannot be saved"):
+        save_pretrained(model, tmp_path / "new")
+    (tmp_path / "config.json").write_text('{"task": "detect", "config": {"kind": "retinanet"}}')
     with pytest.raises(ConfigError, match=r"config\.json: backbone"):
         from_pretrained(tmp_path)

@@ -60,17 +60,25 @@ def _check(argv: list[str]) -> int:
         "that differ between splits, pictures that are in two of them, and more. Exit status 1 on an error.\n"
         "\n"
         "Pictures with label maps are recognised by their folders: ADE20K, Pascal VOC, Cityscapes,\n"
-        "COCO-Stuff, or images/SPLIT beside annotations/SPLIT with a classes.txt.",
+        "COCO-Stuff, or images/SPLIT beside annotations/SPLIT with a classes.txt; and so are pictures with\n"
+        "objects: COCO's JSON, Pascal VOC's XML, or YOLO's text files.",
         "metaformer data check flowers --json faults.json",
     )
     add = parser.add_argument
-    add("data", metavar="DIR", help="image folder, shards (also s3://… and the like), or with label maps")
+    add(
+        "data",
+        metavar="DIR",
+        help="image folder, shards (also s3://… and the like), or with label maps or objects",
+    )
     _add_splits(parser)
+    task = "what is learned: classes of pictures, of pixels, or objects (default: recognised)"
+    add("--task", choices=["classify", "segment", "detect"], help=task)
     form = (
-        "how pictures and label maps lie (default: recognised): folders, ade20k, voc, cityscapes, coco_stuff"
+        "how the files lie (default: recognised): label maps as folders, ade20k, voc, cityscapes or "
+        "coco_stuff, objects as coco, voc or yolo"
     )
     add("--layout", metavar="NAME", help=form)
-    add("--classes", metavar="FILE", help="names of the label maps' classes, one per line")
+    add("--classes", metavar="FILE", help="names of the classes of label maps or objects, one per line")
     zero = "whether 0 in label maps is no class (default: as the layout has it; yes in ade20k)"
     add("--reduce-zero-label", choices=["yes", "no"], help=zero)
     _add_workers(parser)
@@ -84,15 +92,17 @@ def _check(argv: list[str]) -> int:
 
 
 def _checked(words: Namespace) -> "CheckReport":
-    from metaformer.data.address import is_remote
     from metaformer.data.check import check_data_set
-    from metaformer.data.layouts import find_layout
+    from metaformer.data.detection_check import check_objects
     from metaformer.data.segmentation_check import check_label_maps
 
-    splits, zero = words.split or _SPLITS, words.reduce_zero_label
-    said = (words.layout, words.classes, zero) != (None, None, None)
-    if not said and (is_remote(words.data) or find_layout(words.data) is None):
+    splits, zero, task = words.split or _SPLITS, words.reduce_zero_label, words.task or _task(words)
+    if task == "classify":
         return check_data_set(words.data, splits, workers=words.workers)
+    if task == "detect":
+        return check_objects(
+            words.data, splits, layout=words.layout or "auto", classes=words.classes, workers=words.workers
+        )
     return check_label_maps(
         words.data,
         splits,
@@ -101,6 +111,29 @@ def _checked(words: Namespace) -> "CheckReport":
         reduce_zero_label=None if zero is None else zero == "yes",
         workers=words.workers,
     )
+
+
+def _task(words: Namespace) -> str:
+    """What a data set is for: as other words tell, else as its files do."""
+    from metaformer.data.address import is_remote
+    from metaformer.data.detection_layouts import DETECTION_LAYOUTS, find_detection_layout
+    from metaformer.data.layouts import LAYOUTS, find_layout, has_label_maps
+
+    if words.layout in DETECTION_LAYOUTS and words.layout not in LAYOUTS:
+        return "detect"
+    if words.reduce_zero_label or words.layout not in (None, "voc"):
+        return "segment"
+    if is_remote(words.data):
+        return "classify"
+    objects, maps = find_detection_layout(words.data), find_layout(words.data)
+    if objects is not None:
+        if has_label_maps(words.data):
+            raise UsageError(
+                f"data check: {words.data} holds objects and label maps: say --task detect or segment"
+            )
+        return "detect"
+    said = (words.layout, words.classes) != (None, None)
+    return "segment" if said or maps is not None else "classify"
 
 
 def _shard(argv: list[str]) -> int:

@@ -8,7 +8,7 @@ EXAMPLE = "metaformer evaluate caformer_s18.sail_in1k --data IMAGENET --real rea
 
 
 def run(argv: list[str]) -> int:
-    """Measure accuracy, whole and by class; in segmentation mean IoU and that of each class."""
+    """Measure accuracy, mean IoU of pixels or average precision of objects, whole and by class."""
     parser = Parser("evaluate", "Measure the accuracy of a run, a checkpoint or a published model.", EXAMPLE)
     parser.add_source()
     add = parser.add_argument
@@ -20,9 +20,13 @@ def run(argv: list[str]) -> int:
     add("--workers", type=int, default=4, metavar="N", help="processes that read pictures (default 4)")
     add("--real", metavar="FILE", help="ReaL labels: JSON list of accepted classes per image, in file order")
     add("--subset", metavar="FILE", help="class names, one per line: only these count")
-    add("--scales", metavar="F,F,…", help="segmentation: sizes to average over, such as 0.75,1,1.25")
+    add("--scales", metavar="F,F,…", help="pixels and objects: sizes to look at, such as 0.75,1,1.25")
     add("--slide", type=int, metavar="PIXELS", help="segmentation: look through windows of this side (0: no)")
-    add("--layout", help="segmentation: ade20k, voc, cityscapes, coco_stuff or folders (default: found out)")
+    add(
+        "--layout",
+        help="segmentation: ade20k, voc, cityscapes, coco_stuff or folders; detection: coco, voc or yolo "
+        "(default: found out)",
+    )
     add("--raw", action="store_true", help="the raw weights where the run kept an average too")
     parser.add_json()
     parser.add_import()

@@ -1,6 +1,7 @@
 """`metaformer list [FILTER]`."""
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from metaformer.cli.parser import Parser
@@ -15,12 +16,18 @@ def run(argv: list[str]) -> int:
     add("filter", nargs="?", default="", metavar="FILTER", help="part of a name, or a pattern with * and ?")
     add("--recipes", action="store_true", help="what `metaformer train` can follow")
     add("--segmenters", action="store_true", help="published segmentation networks")
+    add("--detectors", action="store_true", help="published detectors")
     add("--mixers", action="store_true", help="token mixers, with their options")
     add("--json", action="store_true", help="print JSON")
     parser.add_import()
     words = parser.parse_args(argv)
     parser.run_import(words)
-    kinds = {"recipes": _recipes, "segmenters": _segmenters, "mixers": _mixers}
+    kinds = {
+        "recipes": _recipes,
+        "segmenters": _segmenters,
+        "detectors": _detectors,
+        "mixers": _mixers,
+    }
     rows = next((rows for kind, rows in kinds.items() if getattr(words, kind)), _models)(words.filter)
     print(json.dumps(rows, indent=1) if words.json else _table(rows))
     return 0
@@ -57,6 +64,7 @@ def _recipes(pattern: str) -> list[dict[str, Any]]:
             "recipe": r.name,
             "top1": r.top1,
             "miou": r.miou,
+            "box_ap": r.box_ap[0] if r.box_ap else None,
             "epochs": None if r.config.schedule.steps else r.epochs,
             "steps": r.config.schedule.steps,
             "about": r.summary,
@@ -66,22 +74,46 @@ def _recipes(pattern: str) -> list[dict[str, Any]]:
 
 
 def _segmenters(pattern: str) -> list[dict[str, Any]]:
-    import torch
-
-    from metaformer.bench.catalogue import matches
     from metaformer.models import create_segmenter
     from metaformer.weights.segmentation_sources import SEGMENTATION_SOURCES
 
-    found = [source for name, source in SEGMENTATION_SOURCES.items() if matches(name, pattern)]
+    figures = {name: {"miou": source.miou} for name, source in SEGMENTATION_SOURCES.items()}
+    return _dense("segmenter", pattern, SEGMENTATION_SOURCES, create_segmenter, figures)
+
+
+def _detectors(pattern: str) -> list[dict[str, Any]]:
+    from metaformer.models import create_detector
+    from metaformer.weights.detection_sources import DETECTION_SOURCES
+
+    figures = {
+        name: {"box_ap": source.box_ap[0], "mask_ap": source.mask_ap[0] if source.mask_ap else None}
+        for name, source in DETECTION_SOURCES.items()
+    }
+    return _dense("detector", pattern, DETECTION_SOURCES, create_detector, figures)
+
+
+def _dense(
+    kind: str,
+    pattern: str,
+    sources: Mapping[str, Any],
+    create: Callable[..., Any],
+    figures: Mapping[str, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """A row for each published network of a kind: what it is of, and its published figures."""
+    import torch
+
+    from metaformer.bench.catalogue import matches
+
+    found = {name: source for name, source in sources.items() if matches(name, pattern)}
     if not found:
-        raise UnknownName("segmenter", pattern, SEGMENTATION_SOURCES)
+        raise UnknownName(kind, pattern, sources)
     rows = []
-    for source in found:
+    for name, source in found.items():
         with torch.device("meta"):
-            model = create_segmenter(source.name, num_classes=source.num_classes)
+            model = create(name, num_classes=source.num_classes)
         params = sum(parameter.numel() for parameter in model.parameters())
-        row = {"segmenter": source.name, "params": params, "data": source.data, "classes": source.num_classes}
-        rows.append({**row, "miou": source.miou})
+        row = {kind: name, "params": params, "data": source.data, "classes": source.num_classes}
+        rows.append(row | figures[name])
     return rows
 
 

@@ -11,13 +11,22 @@ from metaformer.cli.parser import Parser, numbers
 if TYPE_CHECKING:
     from metaformer.engine.predict import Predictor
 
-OUTPUTS = ("pictures", "panoptic", "rle", "submission", "fps")
+OUTPUTS = {
+    "pictures": ("classify", "segment", "detect"),
+    "panoptic": ("segment",),
+    "rle": ("segment",),
+    "submission": ("segment",),
+    "coco": ("detect",),
+    "fps": ("segment", "detect"),
+}
+"""What is written only where it is asked for, and of which tasks."""
 EXAMPLE = """metaformer predict runs/demo photo.jpg folder/ 'more/*.png' --out predictions.csv --pictures
-  metaformer predict runs/segment photos/ clip.gif --out found --pictures --scales 0.75,1,1.25 --flip"""
+  metaformer predict runs/segment photos/ clip.gif --out found --pictures --scales 0.75,1,1.25 --flip
+  metaformer predict runs/detect photos/ --out found --pictures --coco --score 0.5 --only cat,dog"""
 
 
 def run(argv: list[str]) -> int:
-    """Tell the classes of pictures, or of their pixels."""
+    """Tell the classes of pictures or of their pixels, or find objects."""
     parser = _parser()
     words = parser.parse_args(argv)
     _check(parser, words)
@@ -37,6 +46,8 @@ def run(argv: list[str]) -> int:
         crops=words.crops,
         scales=numbers(words.scales, "--scales") if words.scales else None,
         slide=words.slide,
+        score=words.score,
+        only=words.only.split(",") if words.only else None,
         workers=words.workers,
     )
     if words.data and predictor.task != "classify":
@@ -51,12 +62,15 @@ def run(argv: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         "predict",
-        "Tell the classes of pictures, or of their pixels, with a run, a checkpoint or a published model.",
+        "Tell the classes of pictures or of their pixels, or find objects, with a run, a checkpoint or a "
+        "published model.",
         EXAMPLE,
     )
     parser.add_source()
     add = parser.add_argument
-    kinds = "picture, folder (with those inside it) or glob; in segmentation also an animation or a video"
+    kinds = (
+        "picture, folder (with those inside it) or glob; of pixels and objects also an animation or a video"
+    )
     add("inputs", nargs="*", metavar="INPUT", help=kinds)
     add(
         "--data",
@@ -76,13 +90,13 @@ def _parser() -> Parser:
         type=int,
         default=0,
         metavar="N",
-        help="processes, in segmentation threads, that read pictures (default 0)",
+        help="processes that read pictures, threads for pixels and objects (default 0)",
     )
     add(
         "--out",
         metavar="DIR|FILE",
         help="FILE.jsonl, FILE.csv, or a folder (default: print JSON lines); in segmentation a folder, for "
-        "label maps as PNGs with a palette",
+        "label maps as PNGs with a palette; in detection a folder",
     )
     add("--pictures", action="store_true", help="also draw the predictions on the pictures, beside --out")
     add(
@@ -90,18 +104,23 @@ def _parser() -> Parser:
         type=int,
         default=32,
         metavar="N",
-        help="pictures at once (default 32); in segmentation one",
+        help="pictures at once (default 32); one for pixels and objects",
     )
     parser.add_import()
     add = parser.add_argument_group("classification").add_argument
     add("--top-k", type=int, metavar="K", help="classes per picture (default 5)")
+    add = parser.add_argument_group("segmentation and detection").add_argument
+    add("--scales", metavar="F,F,…", help="sizes to look at, such as 0.75,1,1.25")
+    add("--fps", type=float, metavar="N", help="with --pictures: join all, as frames, to one animation")
+    add = parser.add_argument_group("detection").add_argument
+    add("--score", type=float, metavar="S", help="leave out objects with a lower score (default 0.3)")
+    add("--only", metavar="CLASS,CLASS,…", help="tell objects of these classes only")
+    add("--coco", action="store_true", help="also write all objects as COCO's results JSON")
     add = parser.add_argument_group("segmentation").add_argument
-    add("--scales", metavar="F,F,…", help="sizes to average over, such as 0.75,1,1.25")
     add("--slide", type=int, metavar="PIXELS", help="look through windows of this side (0: no)")
     add("--panoptic", action="store_true", help="also write COCO's panoptic PNGs and JSON")
     add("--rle", action="store_true", help="also write COCO's run lengths as JSON")
     add("--submission", choices=["ade20k"], help="also write the zip that a benchmark's server takes")
-    add("--fps", type=float, metavar="N", help="with --pictures: join all, as frames, to one animation")
     return parser
 
 
@@ -119,17 +138,21 @@ def _check(parser: Parser, words: Namespace) -> None:
 
 def _written(predictor: "Predictor", words: Namespace) -> Iterator[str]:
     """Write what was asked for; lines to print."""
-    from metaformer.engine.evaluate import refuse
+    from metaformer.engine.evaluate import only_for
+    from metaformer.engine.output.detect_predictions import DetectOutputs, write_detections
     from metaformer.engine.output.predictions import write_predictions
     from metaformer.engine.output.segment_predictions import Outputs, write_segmentations
 
-    asked = {f"--{name}": bool(getattr(words, name)) for name in OUTPUTS if name != "pictures"}
-    refuse(predictor.bundle, "classify", asked)
+    for name, tasks in OUTPUTS.items():
+        only_for(predictor.bundle, tasks, {f"--{name}": bool(getattr(words, name))})
+    asked = {name: getattr(words, name) for name, tasks in OUTPUTS.items() if predictor.task in tasks}
     if predictor.task == "classify":
         found = predictor.classified(words.inputs)
         return write_predictions(found, words.out, pictures=words.pictures)
-    outputs = Outputs(**{name: getattr(words, name) for name in OUTPUTS})
-    return write_segmentations(predictor.segmented(words.inputs), words.out, outputs)
+    if predictor.task == "detect":
+        ids = predictor.bundle.category_ids
+        return write_detections(predictor.seen(words.inputs), words.out, DetectOutputs(**asked), ids)
+    return write_segmentations(predictor.seen(words.inputs), words.out, Outputs(**asked))
 
 
 def _predict_all(predictor: "Predictor", words: Namespace) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from metaformer.data.address import is_remote
 from metaformer.data.folder import ImageFolder
@@ -16,6 +16,9 @@ from metaformer.data.shards import Shards, damaged_shards, find_shards
 from metaformer.data.split import Split, open_split
 from metaformer.data.survey import Seen, survey
 from metaformer.errors import DataError
+
+if TYPE_CHECKING:
+    from metaformer.data.detection_summary import DetectionSummary
 
 UNEVEN: Final = 10
 """How many times as many pictures the largest class may have as the smallest before it is mentioned."""
@@ -27,9 +30,11 @@ class Finding:
 
     grade: Literal["error", "warning"]
     kind: str
-    """Errors: `layout`, `damaged`, `one class`, `unreadable`, `label map`; warnings: `contradiction` (one
-    picture, two classes or label maps), `leak` (a picture to validate on that is trained on), `uneven`,
-    `absent` (a class of which there is no pixel), `unlabelled`, `animated`, `ignored`."""
+    """Errors: `layout`, `damaged`, `one class`, `unreadable`, `label map`, and of objects `picture`, `size`,
+    `id`, `category`, `box`, `segmentation`, `annotation`; warnings: `contradiction` (one picture, two
+    classes, label maps or lists of objects), `leak` (a picture to validate on that is trained on), `uneven`,
+    `absent` (a class of which there is no pixel or object; an error where that is so of all), `unlabelled`,
+    `tiny`, `animated`, `ignored`."""
     text: str
 
 
@@ -64,7 +69,7 @@ class CheckReport:
     """What a check found; `ok` where there is no error."""
 
     root: str
-    splits: tuple[SplitSummary | LabelSummary, ...]
+    splits: "tuple[SplitSummary | LabelSummary | DetectionSummary, ...]"
     findings: tuple[Finding, ...]
 
     @property

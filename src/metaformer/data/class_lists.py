@@ -1,7 +1,7 @@
 """Names and colours of the classes of published data sets, and colours for any others."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -12,6 +12,9 @@ from metaformer.errors import UnknownName
 Colour = tuple[int, int, int]
 BACKGROUND: Final = "background"
 """What class 0 is called where a list names the others only."""
+
+_COCO_MISSING: Final = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+"""Numbers up to 90 that COCO has no category of things for."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class ClassList:
 
 
 def class_list(name: str) -> ClassList:
-    """Give a published list: `ade20k`, `voc`, `cityscapes` or `coco_stuff`.
+    """Give a published list: `ade20k`, `voc`, `cityscapes`, `coco_stuff` or `coco`.
 
     Raises:
         UnknownName: there is no such list.
@@ -33,6 +36,13 @@ def class_list(name: str) -> ClassList:
     if name not in known:
         raise UnknownName("class list", name, known)
     return known[name]
+
+
+def category_ids(names: Sequence[str]) -> tuple[int, ...]:
+    """The numbers that these classes have in COCO's files: its own for its 80, else counted from 1."""
+    if tuple(names) == class_list("coco").names:
+        return tuple(number for number in range(1, 91) if number not in _COCO_MISSING)
+    return tuple(range(1, len(names) + 1))
 
 
 @cache

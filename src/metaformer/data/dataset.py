@@ -12,11 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from metaformer.data.detection import DetectionFolder
+from metaformer.data.detection_transforms import SceneTransform
 from metaformer.data.label_map import LabelMap
 from metaformer.data.sampler import Sample, sample_seed
 from metaformer.data.segmentation import SegmentationFolder
+from metaformer.detection.results import Targets
 
-Item = tuple[Tensor, int | Tensor, int]
+Item = tuple[Tensor, int | Tensor | Targets, int]
 PairTransform = Callable[[Image.Image, LabelMap], tuple[Tensor, Tensor]]
 BAD_SHARE: Final = 1e-3
 """Share of the pictures that cannot be read up to which leaving them out, where asked for, is a remedy."""
@@ -91,6 +94,35 @@ class AugmentedPairs(Augmented):
         picture, labels = self.pairs.pair(sample.index)
         with seeded(sample_seed(self.seed, sample)):
             return *self.transform(picture, labels), sample.index
+
+
+class AugmentedScenes(Augmented):
+    """The same of pictures with the objects on them, which are transformed together.
+
+    Args:
+        source: the pictures and objects.
+        transform: RGB picture and its objects to a tensor and the objects on that; see `Augmented`.
+        seed: the run's seed.
+        masks: make the objects' masks, for those who learn from them.
+    """
+
+    transform: SceneTransform  # type: ignore[assignment]  # takes both
+
+    def __init__(
+        self, source: DetectionFolder, transform: SceneTransform, seed: int = 0, *, masks: bool = False
+    ) -> None:
+        super().__init__(source, transform, seed)  # type: ignore[arg-type]
+        self.scenes, self.masks = source, masks
+
+    def __getitem__(self, sample: Sample) -> Item:
+        """Make one sample: its picture (3, h, w), its objects in pixels of that, and its index.
+
+        Raises:
+            BadImage: the picture cannot be read, or is of another size than its annotations say.
+        """
+        picture, targets = self.scenes.example(sample.index, self.masks)
+        with seeded(sample_seed(self.seed, sample)):
+            return *self.transform(picture, targets), sample.index
 
 
 @contextmanager

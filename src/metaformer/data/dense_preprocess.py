@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class DensePreprocess:
         across, down = (-(-side // self.multiple) * self.multiple for side in self.fitted(width, height))
         return across, down
 
-    def scaled(self, factor: float) -> "DensePreprocess":
+    def scaled(self, factor: float) -> Self:
         """The same for larger or smaller input, as multi-scale evaluation takes it."""
         return replace(self, scale=self.scale * factor)
 
@@ -91,7 +91,7 @@ class DensePreprocess:
         return to_plain(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "DensePreprocess":
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Make it from `to_dict`'s fields.
 
         Raises:

@@ -1,11 +1,10 @@
 """Looking at label maps without training on them: what is wrong, and how much of each class there is."""
 
-from metaformer.data.dataset import BAD_SHARE
 from metaformer.data.image import picture_size
 from metaformer.data.label_map import count, read_label_map
 from metaformer.data.segmentation import SegmentationFolder
-from metaformer.data.survey import Seen, SeenLabels, digest, reason, see, survey
-from metaformer.errors import BadImage, ConfigError, DataError
+from metaformer.data.survey import Seen, SeenLabels, bad_ones, digest, reason, see
+from metaformer.errors import BadImage, DataError
 
 
 def check_segmentation(
@@ -31,20 +30,11 @@ def check_segmentation(
         BadImage: the first that cannot be used; the message says how many more there are.
         ConfigError: fewer than one process.
     """
-    rank, world = part
-    if not 0 <= rank < world:
-        raise ConfigError(f"part is {part}: it must be a rank and a number of processes")
-    which = range(rank, len(folder), world)
-    seen = survey(
-        folder,
-        workers=workers,
-        label=f"label maps of {folder.split}",
-        progress=progress,
-        look=see_labels,
-        which=which,
+    label = f"label maps of {folder.split}"
+    bad = bad_ones(
+        folder, see_labels, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress
     )
-    bad = [one for one in seen if one.trouble or one.label_trouble]
-    if not bad or (skip_bad and len(bad) <= BAD_SHARE * len(which)):
+    if not bad:
         return
     first = bad[0]
     path = folder.path(first.index) if first.trouble else folder.label_path(first.index)

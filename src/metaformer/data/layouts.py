@@ -126,6 +126,16 @@ def find_layout(root: str | Path) -> tuple[Layout, Path] | None:
     return None
 
 
+def has_label_maps(root: str | Path) -> bool:
+    """Tell whether a layout is recognised, and has any label map where its label maps lie."""
+    found = find_layout(root)
+    if found is None:
+        return False
+    layout, home = found
+    folders = (folder for name in layout.labels for folder in home.glob(name.format(split="*")))
+    return any(folder.is_dir() and next(folder.rglob("*.png"), None) is not None for folder in folders)
+
+
 def choose_layout(root: str | Path, name: str) -> tuple[Layout, Path]:
     """Give the layout of this name, or with `auto` the one that is recognised, and the folder that has it.
 

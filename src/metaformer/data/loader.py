@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from metaformer.data.dataset import Augmented, Item
+from metaformer.data.detection_preprocess import stack, stack_targets
 from metaformer.data.sampler import Sample
 from metaformer.data.watch import Release, Watch
+from metaformer.detection.results import Size, Targets
 from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError
 from metaformer.ops.process import cores
 from metaformer.ops.ranks import Interrupted
@@ -44,16 +46,23 @@ class Batch(NamedTuple):
     images: Tensor
     """(B, 3, H, W), or (B, views, 3, H, W); float32, normalised."""
     labels: Tensor
-    """(B,) int64, or label maps (B, H, W) of uint8 or int32."""
+    """(B,) int64, or label maps (B, H, W) of uint8 or int32; zeros where there are targets."""
     indices: Tensor
     """(B,) int64: places in the source, to name pictures by."""
     bad: tuple[Bad, ...] = ()
     """Pictures that are left out."""
+    targets: tuple[Targets, ...] = ()
+    """The objects of each picture, in detection; masks are (N, H, W)."""
+    sizes: tuple[Size, ...] = ()
+    """Height and width of each picture's own part of `images`, in detection; the rest is filled up with 0."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same with its tensors on a device."""
         images, labels, indices = (part.to(device, non_blocking=True) for part in self[:3])
-        return self._replace(images=images, labels=labels, indices=indices)
+        # Page-locking makes lists of tuples.
+        targets = tuple(found.to(device, non_blocking=True) for found in self.targets)
+        sizes = tuple((height, width) for height, width in self.sizes)
+        return self._replace(images=images, labels=labels, indices=indices, targets=targets, sizes=sizes)
 
 
 Made = Item | Bad | MetaFormerError
@@ -272,5 +281,16 @@ def collate(items: list[Made]) -> Batch | MetaFormerError:
             f"none of the {len(bad)} pictures of a batch can be read; the first: {bad[0].reason}"
         )
     images, labels, indices = zip(*good, strict=True)
+    if isinstance(labels[0], Targets):
+        return _scenes(images, labels, torch.tensor(indices), bad)
     together = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels)
     return Batch(torch.stack(images), together, torch.tensor(indices), bad)
+
+
+def _scenes(
+    images: tuple[Tensor, ...], targets: tuple[Targets, ...], indices: Tensor, bad: tuple[Bad, ...]
+) -> Batch:
+    batch = stack(images)
+    sizes = tuple((image.shape[1], image.shape[2]) for image in images)
+    filled = stack_targets(targets, (batch.shape[2], batch.shape[3]))
+    return Batch(batch, torch.zeros(len(indices), dtype=torch.int64), indices, bad, filled, sizes)

@@ -9,6 +9,9 @@ from metaformer.data.label_map import WIDE_IGNORE, LabelTable, ignore_index
 from metaformer.data.layouts import Layout, Numbers
 from metaformer.errors import ConfigError, DataError
 
+Names = Sequence[str] | str | Path | None
+"""Names of classes, or a text file of them, one a line; None where none are given."""
+
 
 @dataclass(frozen=True)
 class Naming:
@@ -49,9 +52,7 @@ class _Own:
     """Whether others are wrong; a published list may be renamed."""
 
 
-def name_classes(
-    layout: Layout, home: Path, given: Sequence[str] | str | Path | None, zero: bool | None
-) -> Naming:
+def name_classes(layout: Layout, home: Path, given: Names, zero: bool | None) -> Naming:
     """Find out the classes of a data set.
 
     Args:
@@ -66,7 +67,7 @@ def name_classes(
     """
     if zero and layout.zero is None:
         raise ConfigError(f"reduce_zero_label is true: in the layout {layout.name} label 0 is a class")
-    own, (names, place) = _own(layout, home), _given(given)
+    own, (names, place) = _own(layout, home), given_names(given)
     if own is None:
         if names is None:
             text = home / (layout.names or "classes.txt")
@@ -104,7 +105,12 @@ def _own(layout: Layout, home: Path) -> _Own | None:
     return None
 
 
-def _given(given: Sequence[str] | str | Path | None) -> tuple[tuple[str, ...] | None, str]:
+def given_names(given: Names) -> tuple[tuple[str, ...] | None, str]:
+    """Take names of classes, or read them from a text file; gives them and what errors call their list.
+
+    Raises:
+        DataError: the file cannot be read, or a name is empty or there twice.
+    """
     if given is None:
         return None, ""
     if isinstance(given, str | Path):

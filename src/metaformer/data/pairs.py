@@ -44,7 +44,7 @@ def find_pairs(layout: Layout, home: Path, split: str) -> Pairs:
     pictures, unused = _pictures(layout, home, folder, faults)
     numbers, label_maps = _label_maps(layout, home, split, faults)
     if layout.listing is not None:
-        wanted = _listed(home / layout.listing.format(split=split))
+        wanted = listed_names(home / layout.listing.format(split=split))
         _tell_absent(wanted, pictures, folder, faults)
         pictures = {stem: pictures[stem] for stem in wanted if stem in pictures}
     else:
@@ -136,8 +136,12 @@ def _need(home: Path, folder: Path) -> None:
         raise DataError(f"{folder}: no such folder{holds}")
 
 
-def _listed(path: Path) -> list[str]:
-    """Names of a split's pictures: the first word of each line."""
+def listed_names(path: Path) -> list[str]:
+    """Read names of a split's pictures: the first word of each line.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

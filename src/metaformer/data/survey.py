@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from metaformer.data.dataset import Source
+from metaformer.data.dataset import BAD_SHARE, Source
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.ops.process import cores
 
@@ -117,6 +117,39 @@ def survey(
             suspects, left = left[: 2 * count + 1], left[2 * count + 1 :]
             readers.read_singly([range(i, i + 1) for part in suspects for i in part], note)
     return [seen[index] for index in which]
+
+
+def bad_ones(
+    source: Source,
+    look: Look,
+    label: str,
+    *,
+    part: tuple[int, int] = (0, 1),
+    skip_bad: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[Seen]:
+    """Look at a share of a source, and give what cannot be used.
+
+    Args:
+        source: what is looked at.
+        look: reads one.
+        label: name of the progress bar on stderr.
+        part: which share, and of how many: a process's rank and the number of processes.
+        skip_bad: give none where they are few, which a training that leaves them out will then name.
+        workers: processes that read; one per core when not given.
+        progress: show the bar.
+
+    Raises:
+        ConfigError: fewer than one process.
+    """
+    rank, world = part
+    if not 0 <= rank < world:
+        raise ConfigError(f"part is {part}: it must be a rank and a number of processes")
+    which = range(rank, len(source), world)
+    seen = survey(source, workers=workers, label=label, progress=progress, look=look, which=which)
+    bad = [one for one in seen if one.trouble or one.label_trouble]
+    return [] if skip_bad and len(bad) <= BAD_SHARE * len(which) else bad
 
 
 Note = Callable[[Sequence[Seen]], None]

@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from metaformer.backbones.skeleton import MetaFormerFeatures
 from metaformer.dense.config import SegmenterConfig
 from metaformer.dense.conv import resize
 from metaformer.dense.criterion import SegmentationLoss
 from metaformer.dense.fcn import FCNHead
 from metaformer.dense.fpn import FeaturePyramid
 from metaformer.dense.fused import FusedSemanticFPN, fits
+from metaformer.dense.network import DenseNetwork
 from metaformer.dense.semantic_fpn import SemanticFPNHead
 from metaformer.dense.upernet import UperNetHead
 from metaformer.errors import ConfigError
@@ -21,7 +21,7 @@ AUXILIARY_LEVEL, AUXILIARY_DIM = 2, 256
 """The map that the auxiliary head looks at, and its channels."""
 
 
-class Segmenter(nn.Module):
+class Segmenter(DenseNetwork):
     """Tell the class of every pixel; everything about it is in `config`.
 
     Args:
@@ -40,17 +40,11 @@ class Segmenter(nn.Module):
         criterion: SegmentationLoss | None = None,
         backbone: nn.Module | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(config.backbone, backbone)
         self.config = config
         self.num_classes = config.num_classes
-        self.pretrained_cfg: dict[str, Any] = {}
         self.criterion = criterion or SegmentationLoss()
-        if backbone is None:
-            if config.backbone is None:
-                raise ConfigError("backbone: neither a MetaFormerConfig nor a module was given")
-            backbone = MetaFormerFeatures(config.backbone)
-        self.backbone = backbone
-        channels, reductions = _levels(backbone)
+        channels, reductions = self.levels()
         dim, classes, dropout = config.head_channels, config.num_classes, config.dropout
         self.neck: FeaturePyramid | None = None
         self.head: SemanticFPNHead | UperNetHead
@@ -64,11 +58,6 @@ class Segmenter(nn.Module):
         if config.auxiliary:
             level = min(AUXILIARY_LEVEL, len(channels) - 1)
             self.auxiliary = FCNHead(channels[level], AUXILIARY_DIM, classes, dropout)
-
-    @property
-    def min_size(self) -> int:
-        """The smallest height and width of an image."""
-        return int(getattr(self.backbone, "min_size", 1))
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Any:
         """Map images (B, 3, H, W) to logits (B, num_classes, H, W); with label maps (B, H, W) to losses."""
@@ -123,29 +112,6 @@ class Segmenter(nn.Module):
             maps.append(resize(whole, original)[0].argmax(0))
         return maps
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's blocks in the backward pass instead of keeping their activations.
-
-        Raises:
-            ConfigError: the backbone is a foreign module that cannot do so.
-        """
-        own: Any = getattr(self.backbone, "set_grad_checkpointing", None)
-        if own is None:
-            raise ConfigError(f"{type(self.backbone).__name__}: this backbone has no gradient checkpointing")
-        own(enable)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups by depth, as regular expressions for timm's layer-wise decay."""
-        own: Any = getattr(self.backbone, "group_matcher", None)
-        if own is None:
-            raise ConfigError(f"{type(self.backbone).__name__}: this backbone tells no groups by depth")
-        return _under_backbone(own(coarse=coarse))
-
-    def no_weight_decay(self) -> set[str]:
-        """Names without weight decay beside vectors and biases: what the backbone says."""
-        own: Any = getattr(self.backbone, "no_weight_decay", set)
-        return {f"backbone.{name}" for name in own()}
-
     def _logits(self, maps: Sequence[Tensor]) -> Tensor:
         neck, head = self.neck, self.head
         if neck is None or not isinstance(head, SemanticFPNHead):
@@ -155,28 +121,3 @@ class Segmenter(nn.Module):
         if self._fused is None or not self._fused.current(neck, head):
             self._fused = FusedSemanticFPN(neck, head)
         return head.classifier(self._fused.features(maps))
-
-
-def _levels(backbone: nn.Module) -> tuple[list[int], list[int]]:
-    """Channels of a backbone's maps, and input pixels per position."""
-    info: Any = getattr(backbone, "feature_info", None)
-    if info is None or not callable(getattr(info, "channels", None)):
-        raise ConfigError(
-            f"backbone: {type(backbone).__name__} does not say what maps it gives: it needs "
-            "feature_info.channels(), as timm's models with features_only=True have it"
-        )
-    channels = list(info.channels())
-    if callable(getattr(info, "reduction", None)):
-        return channels, list(info.reduction())
-    return channels, [4 << i for i in range(len(channels))]
-
-
-def _under_backbone(value: Any) -> Any:
-    """The same patterns for names that begin with `backbone.`."""
-    if isinstance(value, str):
-        return value.replace("^", r"^backbone\.", 1)
-    if isinstance(value, dict):
-        return {name: _under_backbone(pattern) for name, pattern in value.items()}
-    if isinstance(value, list):
-        return [(_under_backbone(pattern), order) for pattern, order in value]
-    return value

@@ -12,18 +12,28 @@ from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.skeleton import MetaFormer
 from metaformer.data.class_lists import class_list, palette, palette_for
 from metaformer.data.dense_preprocess import DensePreprocess
+from metaformer.data.detection_preprocess import DetectionPreprocess
 from metaformer.data.preprocess import Preprocess
 from metaformer.dense.config import SegmenterConfig
 from metaformer.dense.segmenter import Segmenter
+from metaformer.detection.config import DetectorConfig
 from metaformer.engine.checkpoint import STATE, Saved, read_checkpoint
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.manifest import MANIFEST
 from metaformer.engine.run_dir import RunDir, find_checkpoint
 from metaformer.engine.settings import from_dict
-from metaformer.engine.trainer import autocast, logits_of
+from metaformer.engine.trainer import answer_of, autocast
 from metaformer.errors import ConfigError, DataError, WeightsError
 
 Colour = tuple[int, int, int]
+Look = Preprocess | DensePreprocess | DetectionPreprocess
+"""How pictures become input."""
+DOES = {
+    "classify": "tells classes of pictures apart",
+    "segment": "tells classes of pixels apart",
+    "detect": "finds objects",
+}
+"""What the networks of each task do, in errors."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +42,24 @@ class Bundle:
 
     name: str
     model: nn.Module
-    preprocess: Preprocess | DensePreprocess
+    preprocess: Look
     classes: tuple[str, ...] | None
     """Class names; None where nobody wrote them down."""
     task: str = "classify"
-    """What it does: `classify`, or `segment`."""
+    """What it does: `classify`, `segment` or `detect`."""
     palette: tuple[Colour, ...] = ()
-    """In segmentation a colour for each class."""
+    """In segmentation and detection a colour for each class."""
+    category_ids: tuple[int, ...] = ()
+    """In detection the number of each class in COCO's files."""
     config: TrainConfig | None = None
     """The run that it comes from."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is a value
     amp: str = "none"
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K), in segmentation (B, K, H / 4, W / 4), of images (B, 3, H, W)."""
+    def forward(self, images: Tensor, *sizes: Any) -> Any:
+        """Logits (B, K), in segmentation (B, K, H / 4, W / 4), or objects of images (B, 3, H, W)."""
         with autocast(self.device, self.amp):
-            logits: Tensor = logits_of(self.model)(images.to(self.device, non_blocking=True))
-        return logits
+            return answer_of(self.model)(images.to(self.device, non_blocking=True), *sizes)
 
     def placed(self, device: torch.device, amp: str) -> "Bundle":
         """The same on a device, in a precision, ready for use."""
@@ -66,9 +77,7 @@ class Bundle:
         asked = {"image_size": image_size, "crop": crop, "interpolation": interpolation}
         given = {name: value for name, value in asked.items() if value is not None}
         if given and self.task != "classify":
-            raise ConfigError(
-                f"{', '.join(given)}: for classification; {self.name} tells classes of pixels apart"
-            )
+            raise ConfigError(f"{', '.join(given)}: for classification; {self.name} {DOES[self.task]}")
         return replace(self, preprocess=replace(self.preprocess, **given))  # type: ignore[arg-type]
 
 
@@ -142,11 +151,14 @@ def _saved(saved: Saved, raw: bool) -> Bundle:
             raise WeightsError(f"{saved.directory}: of a task that this version does not know, {task!r}")
         model, preprocess = MODELS[task](card)
         palette = tuple(_colour(colour) for colour in card.get("palette", ()))
+        if task == "detect":
+            palette = palette_for(classes)
+        category_ids = tuple(int(number) for number in card.get("category_ids", ()))
     except KeyError as error:
         raise WeightsError(f"{saved.directory}: its state lacks {error}") from error
     average = saved.has("ema") and config.ema.evaluate and not raw
     saved.load(model, "ema" if average else "model")
-    return Bundle(name, model, preprocess, classes, task, palette, config)
+    return Bundle(name, model, preprocess, classes, task, palette, category_ids, config)
 
 
 def _classifier(card: Mapping[str, Any]) -> tuple[nn.Module, Preprocess]:
@@ -157,9 +169,17 @@ def _segmenter(card: Mapping[str, Any]) -> tuple[nn.Module, DensePreprocess]:
     return Segmenter(SegmenterConfig.from_dict(card["model"])), DensePreprocess.from_dict(card["preprocess"])
 
 
-MODELS: dict[str, Callable[[Mapping[str, Any]], tuple[nn.Module, Preprocess | DensePreprocess]]] = {
+def _detector(card: Mapping[str, Any]) -> tuple[nn.Module, DetectionPreprocess]:
+    from metaformer.detection.detector import build_detector
+
+    config = DetectorConfig.from_dict(card["model"])
+    return build_detector(config), DetectionPreprocess.from_dict(card["preprocess"])
+
+
+MODELS: dict[str, Callable[[Mapping[str, Any]], tuple[nn.Module, Look]]] = {
     "classify": _classifier,
     "segment": _segmenter,
+    "detect": _detector,
 }
 """How a checkpoint's card of each task becomes a network, its weights still random, and preprocessing."""
 
@@ -184,6 +204,8 @@ def _published(directory: Path) -> Bundle:
     classes = tuple(names) if names else None
     if isinstance(model, Segmenter):
         return _segmenting(directory.name, model, classes)
+    if isinstance(getattr(model, "config", None), DetectorConfig):
+        return _detecting(directory.name, model, classes)
     if not isinstance(model, MetaFormer):
         raise ConfigError(f"{directory}: gives feature maps, no classes")
     return Bundle(directory.name, model, Preprocess.from_pretrained_cfg(model.pretrained_cfg), classes)
@@ -202,8 +224,29 @@ def _segmenting(name: str, model: Segmenter, classes: tuple[str, ...] | None) ->
     return Bundle(name, model, preprocess, classes, "segment", told or colours)
 
 
+def _detecting(name: str, model: nn.Module, classes: tuple[str, ...] | None) -> Bundle:
+    """A detector with what its card says of it; a published one has its data set's names."""
+    card: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    count = int(model.num_classes)  # type: ignore[arg-type]
+    data = class_list(str(card["data"])) if "data" in card else None
+    if classes is None and data is not None and len(data.names) == count:
+        classes = data.names
+    look = card.get("preprocess")
+    preprocess = DetectionPreprocess.from_dict(look) if look else DetectionPreprocess()
+    colours = palette_for(classes) if classes else palette(count)
+    ids = tuple(int(number) for number in card.get("category_ids", ()))
+    return Bundle(name, model, preprocess, classes, "detect", colours, ids)
+
+
 def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) -> Bundle:
-    from metaformer.models import create_model, create_segmenter, is_model, is_segmenter
+    from metaformer.models import (
+        create_detector,
+        create_model,
+        create_segmenter,
+        is_detector,
+        is_model,
+        is_segmenter,
+    )
 
     if is_segmenter(name):
         segmenter = create_segmenter(
@@ -213,6 +256,14 @@ def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) ->
             checkpoint_path=checkpoint,
         )
         return _segmenting(name, segmenter, None)
+    if is_detector(name):
+        detector = create_detector(
+            name,
+            num_classes=num_classes or 80,
+            pretrained=checkpoint is None,
+            checkpoint_path=checkpoint,
+        )
+        return _detecting(name, detector, None)
     if not is_model(name) and ("/" in name or Path(name).exists()):
         file = Path(name).is_file()
         hint = f"; a file of weights goes beside a model's name: MODEL --checkpoint {name}" if file else ""

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from metaformer.engine.config import TrainConfig
 from metaformer.errors import ConfigError, MissingPackage
 
+TASKS = {"segment": "segmentation", "detect": "detection"}
 SEEDS = 2**63
 """PyTorch's generators take no larger numbers."""
 
@@ -23,8 +24,12 @@ def check(config: TrainConfig, world_size: int = 1) -> None:
     _check_shares(config)
     _check_positive(config)
     _check_together(config, world_size)
+    if config.task != "classify":
+        _check_unused(config)
     if config.task == "segment":
         _check_segment(config)
+    if config.task == "detect":
+        _check_detect(config)
     if config.runtime.wandb is not None and find_spec("wandb") is None:
         raise MissingPackage("wandb", "wandb", "runtime.wandb")
 
@@ -44,6 +49,7 @@ def _check_counts(config: TrainConfig) -> None:
         ("schedule.steps", 1 if config.schedule.steps is None else config.schedule.steps, 1),
         ("schedule.warmup_steps", config.schedule.warmup_steps or 0, 0),
         ("schedule.cooldown_epochs", config.schedule.cooldown_epochs, 0),
+        *(("schedule.milestones", epoch, 1) for epoch in config.schedule.milestones),
         ("evaluate.every", config.evaluate.every, 1),
         ("evaluate.every_steps", config.evaluate.every_steps, 0),
         ("runtime.save_every", runtime.save_every, 0),
@@ -51,8 +57,8 @@ def _check_counts(config: TrainConfig) -> None:
         ("runtime.log_every", runtime.log_every, 1),
         ("runtime.threads", 1 if runtime.threads is None else runtime.threads, 1),
     ):
-        if value < least:
-            raise ConfigError(f"{field} is {value}: it must be at least {least}")
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"{field} is {value}: it must be a whole number of at least {least}")
 
 
 def _check_shares(config: TrainConfig) -> None:
@@ -82,6 +88,7 @@ def _check_positive(config: TrainConfig) -> None:
         ("optim.clip", 1.0 if optim.clip is None else optim.clip, False),
         ("optim.weight_decay", optim.weight_decay, True),
         ("schedule.power", schedule.power, False),
+        ("schedule.gamma", schedule.gamma, False),
         ("schedule.warmup_epochs", schedule.warmup_epochs, True),
         ("schedule.warmup_lr", schedule.warmup_lr, True),
         ("schedule.min_lr", schedule.min_lr, True),
@@ -143,11 +150,44 @@ def _check_segment(config: TrainConfig) -> None:
             raise ConfigError(f"{field} is {number}: it must lie between {low:g} and {high:g}")
     if not plan.scales:
         raise ConfigError("segment.scales is empty: give 1 for the pictures' own size")
+
+
+def _check_detect(config: TrainConfig) -> None:
+    plan = config.detect
+    for field, value, least in (
+        ("detect.fpn_dim", plan.fpn_dim, 1),
+        ("detect.head_dim", 1 if plan.head_dim is None else plan.head_dim, 1),
+        ("detect.box_fc_dim", plan.box_fc_dim, 1),
+        ("detect.box_samples", plan.box_samples, 1),
+        ("detect.long_side", 1 if plan.long_side is None else plan.long_side, 1),
+        ("detect.max_detections", plan.max_detections, 1),
+        *(("detect.short_sides", side, 1) for side in plan.short_sides),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"{field} is {value}: it must be a whole number of at least {least}")
+    jitter = plan.jitter or (1.0, 1.0)
+    if not 0 < jitter[0] <= jitter[1] <= 100:
+        raise ConfigError(f"detect.jitter is {plan.jitter}: a smaller and a larger factor, both above 0")
+    for field, number, low, high in (
+        ("detect.anchor_scale", 1.0 if plan.anchor_scale is None else plan.anchor_scale, 1e-3, 1e3),
+        ("detect.score_threshold", plan.score_threshold, 0.0, 1.0),
+        ("detect.nms_threshold", plan.nms_threshold, 0.0, 1.0),
+        *(("detect.scales", scale, 1e-9, 100.0) for scale in plan.scales),
+    ):
+        if not (isinstance(number, int | float) and low <= number <= high):
+            raise ConfigError(f"{field} is {number}: it must lie between {low:g} and {high:g}")
+    if not plan.scales or not plan.short_sides:
+        field = "detect.short_sides" if plan.scales else "detect.scales"
+        raise ConfigError(f"{field} is empty: give at least one")
+
+
+def _check_unused(config: TrainConfig) -> None:
+    """Refuse what only classification does to pictures and losses."""
     unused = [
         f"augment.{name}" for name in ("mixup", "cutmix", "erase", "vflip") if getattr(config.augment, name)
     ]
     if unused or config.augment.splits > 1 or config.loss.distill != "none":
         raise ConfigError(
-            f"{', '.join(unused) or 'augment.splits or loss.distill'}: not for segmentation; start from "
-            "one of its recipes (metaformer list --recipes)"
+            f"{', '.join(unused) or 'augment.splits or loss.distill'}: not for {TASKS[config.task]}; start "
+            "from one of its recipes (metaformer list --recipes)"
         )

@@ -138,10 +138,14 @@ class OptimConfig:
 class ScheduleConfig:
     """How long, and the learning rate over time."""
 
-    name: Literal["cosine", "poly", "constant"] = "cosine"
+    name: Literal["cosine", "poly", "step", "constant"] = "cosine"
     """Shape of the learning rate after warm-up."""
     power: float = 0.9
     """Exponent of `poly`: the rate falls as (1 - step / steps) to this power."""
+    milestones: list[int] = field(default_factory=lambda: [8, 11])
+    """Epochs after which `step` lowers the rate."""
+    gamma: float = 0.1
+    """Factor by which `step` lowers it."""
     epochs: int = 300
     """Epochs of the schedule, warm-up included."""
     steps: int | None = None
@@ -271,16 +275,61 @@ class SegmentConfig:
 
 
 @dataclass(frozen=True)
+class DetectConfig:
+    """Object detection and instance segmentation: what `task` `detect` takes beside the other sections."""
+
+    head: Literal["retinanet", "faster_rcnn", "mask_rcnn"] = "retinanet"
+    """What turns the backbone's maps into objects; `mask_rcnn` gives masks too."""
+    compat: Literal["mmdet", "torchvision"] = "mmdet"
+    """Whose arithmetic it follows: mmdetection's, as the published models, or torchvision's."""
+    feature_norm: Literal["fresh", "none"] = "fresh"
+    """A new norm on each of the backbone's maps, as the published models have, or none."""
+    fpn_dim: int = 256
+    """Channels of the feature pyramid."""
+    head_dim: int | None = None
+    """Channels of towers and of the mask head; those of the pyramid when not given."""
+    box_fc_dim: int = 1024
+    """Channels of the two layers that look at a region (`faster_rcnn`, `mask_rcnn`)."""
+    box_samples: int = 512
+    """Regions of each picture that the second stage learns from; on a CPU their number decides its speed."""
+    anchor_scale: float | None = None
+    """Side of the smallest anchors in strides of their map; 4 for `retinanet` and 8 when not given."""
+    layout: Literal["auto", "coco", "voc", "yolo"] = "auto"
+    """How the data set lies; found out from its files when not given."""
+    classes: str | None = None
+    """Text file with one class name per line, where the data set brings none."""
+    long_side: int | None = 1333
+    """Longest side that pictures are fitted into, in pixels; null keeps their own size."""
+    short_sides: list[int] = field(default_factory=lambda: [800])
+    """Shorter side they are fitted into: the last in evaluation, one of them by chance in training."""
+    jitter: tuple[float, float] | None = None
+    """Large-scale jitter: random factor of a square of `data.image_size`, to which it is cut or filled up."""
+    photometric: bool = False
+    """Distort brightness, contrast, saturation and hue in training."""
+    group_by_aspect: bool = True
+    """Batches of pictures that are all wide or all tall, so that little is filled up."""
+    score_threshold: float = 0.05
+    """Objects with a lower score are left out."""
+    nms_threshold: float = 0.5
+    """Of two boxes of a class that overlap by more than this IoU the one of lower score is left out."""
+    max_detections: int = 100
+    """Most objects of a picture."""
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    """Sizes that evaluation looks at, as factors; `evaluate.flip` adds the mirrored pictures."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run, whole."""
 
-    task: Literal["classify", "segment"] = "classify"
-    """What is learned: classes of pictures, or of pixels."""
+    task: Literal["classify", "segment", "detect"] = "classify"
+    """What is learned: classes of pictures, of pixels, or objects with their places."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)

@@ -5,15 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from metaformer.data.dense_preprocess import DensePreprocess
+from metaformer.data.detection import DetectionFolder, open_detection
+from metaformer.data.detection_preprocess import DetectionPreprocess
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.segmentation import SegmentationFolder, open_segmentation
 from metaformer.data.split import Split, open_split
-from metaformer.engine.bundle import Bundle, open_bundle
+from metaformer.engine.bundle import DOES, Bundle, open_bundle
 from metaformer.engine.classifying import read_names
+from metaformer.engine.detecting import detect_inference
 from metaformer.engine.distributed import World, join
 from metaformer.engine.segmenting import inference
 from metaformer.errors import ConfigError
-from metaformer.models import is_segmenter
+from metaformer.models import is_detector, is_segmenter
+from metaformer.tasks.detect_evaluation import DetectEvaluation
+from metaformer.tasks.detect_inference import DetectInference
+from metaformer.tasks.detect_report import DetectReport
 from metaformer.tasks.evaluation import Evaluation
 from metaformer.tasks.inference import Inference
 from metaformer.tasks.results import EvalReport
@@ -43,7 +49,7 @@ def evaluate(
     workers: int = 4,
     device: str = "auto",
     amp: str = "none",
-) -> EvalReport | SegmentReport:
+) -> EvalReport | SegmentReport | DetectReport:
     """Measure a run, a checkpoint or a published model on a data set; under torchrun, together.
 
     Args:
@@ -59,11 +65,11 @@ def evaluate(
         crops: 1, or 5 for centre and corners, averaged.
         real_labels: ReaL labels, a JSON list with the accepted classes of each picture, in file order.
         class_subset: text file of the class names that alone count.
-        scales: in segmentation, sizes to average over, as factors; the run's own when not given. So for:
-        slide: side of overlapping windows that pictures are looked at through, in pixels; 0 for whole ones.
-        layout: how the data set lies, a choice of `segment.layout`.
+        scales: of pixels and objects, sizes to look at, as factors; the run's own when not given.
+        slide: of pixels, side of overlapping windows to look through, in pixels; 0 for whole pictures.
+        layout: how the data set lies, a choice of `segment.layout` or `detect.layout`.
         raw: measure the raw weights of a checkpoint that also holds their average.
-        batch_size: pictures at once, per device; in segmentation one.
+        batch_size: pictures at once, per device; one where pixels or objects are looked for.
         workers: processes that read, per device.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         amp: `none`, `bf16` or `fp16`.
@@ -76,20 +82,23 @@ def evaluate(
     check_amp(amp)
     world = join(device)
     folders = None  # as many classes as the data has, for a model name with a file of weights
-    named = not Path(source).is_dir() and not is_segmenter(str(source))
+    named = not (Path(source).is_dir() or is_segmenter(str(source)) or is_detector(str(source)))
     if data is not None and checkpoint is not None and classes is None and named:
         folders = len(open_split(data, split or "val").classes)
     bundle = open_bundle(source, checkpoint, classes=classes, num_classes=folders, raw=raw)
     bundle = bundle.looking(image_size, crop, interpolation).placed(world.device, amp)
-    refuse(
+    only_for(
         bundle,
-        "segment",
+        ("classify",),
         {"crops": crops != 1, "real_labels": bool(real_labels), "class_subset": bool(class_subset)},
     )
-    refuse(bundle, "classify", {"scales": bool(scales), "slide": slide is not None, "layout": bool(layout)})
-    evaluation: Evaluation | SegmentEvaluation
+    only_for(bundle, ("segment", "detect"), {"scales": bool(scales), "layout": bool(layout)})
+    only_for(bundle, ("segment",), {"slide": slide is not None})
+    evaluation: Evaluation | SegmentEvaluation | DetectEvaluation
     if bundle.task == "segment":
         evaluation = _segment(bundle, world, data, split, layout, looks(bundle, scales, slide, flip), workers)
+    elif bundle.task == "detect":
+        evaluation = _detect(bundle, world, data, split, layout, detect_looks(bundle, scales, flip), workers)
     else:
         folder = _folder(bundle, data, split, class_subset is not None)
         assert isinstance(bundle.preprocess, Preprocess)
@@ -120,18 +129,15 @@ def check_amp(amp: str) -> None:
         raise ConfigError(f"amp: {amp!r} is none of none, bf16, fp16")
 
 
-def refuse(bundle: Bundle, task: str, given: dict[str, bool]) -> None:
-    """Refuse options that were given though a task has no use for them.
+def only_for(bundle: Bundle, tasks: Sequence[str], given: dict[str, bool]) -> None:
+    """Refuse options that were given though this bundle's task has no use for them.
 
     Raises:
-        ConfigError: it is this bundle's task.
+        ConfigError: they are for other tasks.
     """
     named = [name for name, there in given.items() if there]
-    if bundle.task == task and named:
-        what = {"classify": "pictures", "segment": "pixels"}[task]
-        raise ConfigError(
-            f"{', '.join(named)}: {bundle.name} tells classes of {what} apart and cannot use it"
-        )
+    if named and bundle.task not in tasks:
+        raise ConfigError(f"{', '.join(named)}: {bundle.name} {DOES[bundle.task]} and cannot use it")
 
 
 def looks(bundle: Bundle, scales: Sequence[float] | None, slide: int | None, flip: bool) -> Inference:
@@ -146,6 +152,12 @@ def looks(bundle: Bundle, scales: Sequence[float] | None, slide: int | None, fli
         if slide
         else replace(own, mode="whole")
     )
+
+
+def detect_looks(bundle: Bundle, scales: Sequence[float] | None, flip: bool) -> DetectInference:
+    """How to look at pictures for objects: as the run did, but for what is asked."""
+    own = detect_inference(bundle.config) if bundle.config is not None else DetectInference()
+    return replace(own, flip=own.flip or flip, scales=tuple(scales) if scales else own.scales)
 
 
 def _segment(
@@ -178,6 +190,36 @@ def _segment(
     )
 
 
+def _detect(
+    bundle: Bundle,
+    world: World,
+    data: str | Path | None,
+    split: str | None,
+    layout: str | None,
+    inference: DetectInference,
+    workers: int,
+) -> DetectEvaluation:
+    run = bundle.config
+    masks = bool(getattr(bundle.model, "has_masks", False))
+    folder = open_detection(
+        _root(bundle, data),
+        split or (run.data.val if run is not None else "val"),
+        layout or (run.detect.layout if run is not None else "auto"),
+        classes=list(bundle.classes) if bundle.classes else None,
+        masks=masks,
+    )
+    _check_outputs(bundle, folder)
+    assert isinstance(bundle.preprocess, DetectionPreprocess)
+    return DetectEvaluation(
+        folder,
+        bundle.preprocess,
+        inference=inference,
+        masks=masks and folder.has_masks,
+        workers=workers,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
 def _root(bundle: Bundle, data: str | Path | None) -> str | Path:
     root = data if data is not None else (bundle.config.data.root if bundle.config is not None else None)
     if root is None:
@@ -185,7 +227,7 @@ def _root(bundle: Bundle, data: str | Path | None) -> str | Path:
     return root
 
 
-def _check_outputs(bundle: Bundle, folder: Split | SegmentationFolder) -> None:
+def _check_outputs(bundle: Bundle, folder: Split | SegmentationFolder | DetectionFolder) -> None:
     outputs = bundle.model.num_classes
     if len(folder.classes) != outputs:
         raise ConfigError(

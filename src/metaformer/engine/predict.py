@@ -1,4 +1,4 @@
-"""Predict: pictures in, their classes or those of their pixels out."""
+"""Predict: pictures in, their classes, those of their pixels, or the objects in them out."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,18 +9,23 @@ from metaformer.data.dataset import Augmented, Source
 from metaformer.data.loader import Batch, Loader, Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import EvalSampler
-from metaformer.engine.bundle import open_bundle
+from metaformer.engine.bundle import DOES, open_bundle
+from metaformer.engine.detect_pictures import PictureDetector
 from metaformer.engine.distributed import find_device
-from metaformer.engine.evaluate import check_amp, looks, refuse
+from metaformer.engine.evaluate import check_amp, detect_looks, looks, only_for
 from metaformer.engine.output.sink import Seen
+from metaformer.engine.picture_stream import PictureStream
 from metaformer.engine.pictures import Picture, Pictures
 from metaformer.engine.segment_pictures import PictureSegmenter
 from metaformer.errors import ConfigError
+from metaformer.tasks.detect_results import DetectedObjects
 from metaformer.tasks.results import Classification
 from metaformer.tasks.segment_results import Segmentation
 from metaformer.tasks.views import average_views
 
 IMAGENET_CLASSES = 1000
+SCORE = 0.3
+"""Objects with a lower score are not shown to people, unless they ask."""
 
 
 class Predictor:
@@ -35,10 +40,12 @@ class Predictor:
         top_k: classes in each result of classification; 5 when not given.
         flip: average with the mirrored picture.
         crops: in classification 1, or 5 for centre and corners, averaged.
-        scales: in segmentation, sizes to average over, as factors; the run's own when not given.
+        scales: in segmentation and detection, sizes to look at, as factors; the run's own when not given.
         slide: in segmentation, side of overlapping windows to look through, in pixels; 0 for none.
-        batch_size: pictures at once; in segmentation one.
-        workers: processes that read, in segmentation threads; 0 reads in this one.
+        score: in detection, objects with a lower score are left out; 0.3 when not given.
+        only: in detection, names of the classes that are told; all when not given.
+        batch_size: pictures at once; in segmentation and detection one.
+        workers: processes that read, in segmentation and detection threads; 0 reads in this one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         amp: `none`, `bf16` or `fp16`.
 
@@ -59,6 +66,8 @@ class Predictor:
         crops: int = 1,
         scales: Sequence[float] | None = None,
         slide: int | None = None,
+        score: float | None = None,
+        only: Sequence[str] | None = None,
         batch_size: int = 32,
         workers: int = 0,
         device: str = "auto",
@@ -70,20 +79,37 @@ class Predictor:
             raise ConfigError(f"top_k is {wanted}, batch_size {batch_size}: both must be at least 1")
         place = find_device(device)
         bundle = open_bundle(source, checkpoint, classes=classes)
-        refuse(bundle, "segment", {"top_k": top_k is not None, "crops": crops != 1})
-        refuse(bundle, "classify", {"scales": bool(scales), "slide": slide is not None})
+        only_for(bundle, ("classify",), {"top_k": top_k is not None, "crops": crops != 1})
+        only_for(bundle, ("segment", "detect"), {"scales": bool(scales)})
+        only_for(bundle, ("segment",), {"slide": slide is not None})
+        only_for(bundle, ("detect",), {"score": score is not None, "only": only is not None})
         self.bundle = bundle.looking(image_size).placed(place, amp)
         self.task = bundle.task
         self.classes = bundle.classes or _numbered(int(bundle.model.num_classes), self.task)  # type: ignore[arg-type]
         self.top_k, self.flip, self.crops = min(wanted, len(self.classes)), flip, crops
-        self.inference = looks(self.bundle, scales, slide, flip)
         self.batch_size, self.workers = batch_size, workers
+        self.stream_of: PictureStream | None = None
+        if self.task == "segment":
+            inference = looks(self.bundle, scales, slide, flip)
+            self.stream_of = PictureSegmenter(self.bundle, self.classes, inference, workers)
+        elif self.task == "detect":
+            self.stream_of = PictureDetector(
+                self.bundle,
+                self.classes,
+                detect_looks(self.bundle, scales, flip),
+                score=SCORE if score is None else score,
+                only=only,
+                workers=workers,
+            )
 
-    def __call__(self, pictures: Picture | Iterable[Picture]) -> list[Classification] | list[Segmentation]:
+    def __call__(
+        self, pictures: Picture | Iterable[Picture]
+    ) -> list[Classification] | list[Segmentation] | list[DetectedObjects]:
         """Predict for a file, a folder, a glob, an image, or a list of these; in order, files sorted.
 
-        Gives `Classification`s, or of a network that tells classes of pixels apart `Segmentation`s at the
-        pictures' own size, one for each frame of an animation or a video.
+        Gives `Classification`s; of a network that tells classes of pixels apart `Segmentation`s, of one that
+        finds objects `DetectedObjects`, both at the pictures' own size, one for each frame of an animation or
+        a video.
 
         Raises:
             DataError: nothing found, or a picture that cannot be read.
@@ -92,32 +118,32 @@ class Predictor:
 
     def stream(
         self, pictures: Picture | Iterable[Picture]
-    ) -> Iterator[Classification] | Iterator[Segmentation]:
+    ) -> Iterator[Classification] | Iterator[Segmentation | DetectedObjects]:
         """Do the same one result after another, for more pictures than memory holds results of."""
-        if self.task == "segment":
-            return (seen.result for seen in self.segmented(pictures))
-        return self.classified(pictures)
+        if self.task == "classify":
+            return self.classified(pictures)
+        return (seen.result for seen in self.seen(pictures))
 
     def classified(self, pictures: Picture | Iterable[Picture]) -> Iterator[Classification]:
         """Do the same with a classifier.
 
         Raises:
-            ConfigError: this network tells classes of pixels apart.
+            ConfigError: this network is for another task.
         """
         source = Pictures(pictures)
         sampler = EvalSampler(len(source), batch_size=self.batch_size)
         for _, results in self.batches(source, sampler):
             yield from results
 
-    def segmented(self, pictures: Picture | Iterable[Picture]) -> Iterator[Seen]:
-        """Do the same with a segmenter; each result comes with its picture.
+    def seen(self, pictures: Picture | Iterable[Picture]) -> Iterator[Seen]:
+        """Do the same with a segmenter or a detector; each result comes with its picture.
 
         Raises:
             ConfigError: this network tells classes of pictures apart.
         """
-        self._check_task("segment")
-        segmenter = PictureSegmenter(self.bundle, self.classes, self.inference, self.workers)
-        yield from segmenter.stream(Pictures(pictures))
+        if self.stream_of is None:
+            raise ConfigError(f"{self.bundle.name} {DOES[self.task]}: ask classified() for them")
+        yield from self.stream_of.stream(Pictures(pictures))
 
     def batches(
         self, source: Source, sampler: EvalSampler, *, stop: Stop | None = None, skip_bad: bool = False
@@ -133,9 +159,10 @@ class Predictor:
         Raises:
             BadImage: a picture cannot be read.
             Interrupted: `stop` said so.
-            ConfigError: this network tells classes of pixels apart.
+            ConfigError: this network is for another task.
         """
-        self._check_task("classify")
+        if self.task != "classify":
+            raise ConfigError(f"{self.bundle.name} {DOES[self.task]}, not classes of pictures")
         assert isinstance(self.bundle.preprocess, Preprocess)
         loader = Loader(
             Augmented(source, self.bundle.preprocess.transform(self.crops)),
@@ -160,10 +187,6 @@ class Predictor:
             Classification(str(source.path(i)), tuple(self.classes[k] for k in ks), tuple(scores), tuple(ks))
             for i, scores, ks in rows
         ]
-
-    def _check_task(self, wanted: str) -> None:
-        if self.task != wanted:
-            raise ConfigError(f"{self.bundle.name} is a network of another task, {self.task}, not {wanted}")
 
 
 def _numbered(count: int, task: str) -> tuple[str, ...]:

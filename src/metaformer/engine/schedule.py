@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then cosine, polynomial or constant, then cool-down; all lengths in steps.
+    """Linear warm-up, then cosine, polynomial, stepwise or constant, then cool-down; all lengths in steps.
 
-    As in timm's and mmsegmentation's recipes the shape runs over the whole schedule, warm-up included, of
+    As in timm's and OpenMMLab's recipes the shape runs over the whole schedule, warm-up included, of
     which the warm-up replaces the beginning.
     """
 
@@ -23,9 +23,13 @@ class Schedule:
     """Learning rate at the end, and in the cool-down."""
     cooldown_steps: int = 0
     shape: str = "cosine"
-    """`cosine`, `poly` or `constant`."""
+    """`cosine`, `poly`, `step` or `constant`."""
     power: float = 0.9
     """Exponent of `poly`."""
+    milestones: tuple[int, ...] = ()
+    """Steps at which `step` lowers the rate."""
+    gamma: float = 0.1
+    """Factor by which it does."""
 
     @property
     def total(self) -> int:
@@ -40,6 +44,8 @@ class Schedule:
             return self.min_lr
         if self.shape == "constant":
             return self.lr
+        if self.shape == "step":
+            return self.lr * self.gamma ** sum(step >= milestone for milestone in self.milestones)
         if self.shape == "poly":
             return self.min_lr + (self.lr - self.min_lr) * (1 - step / self.steps) ** self.power
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * step / self.steps)) / 2

@@ -16,8 +16,8 @@ from metaformer.dense.criterion import SegmentationLoss
 from metaformer.dense.segmenter import Segmenter
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.distributed import World
+from metaformer.engine.first_look import look_at_all
 from metaformer.errors import ConfigError, DataError
-from metaformer.ops.ranks import share_trouble
 from metaformer.tasks.inference import Inference
 from metaformer.tasks.segment import Segment
 from metaformer.tasks.segment_evaluation import SegmentEvaluation
@@ -35,7 +35,7 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
     """
     train, val = (open_labelled(config, split) for split in (config.data.train, config.data.val))
     _check_classes(config, train, val)
-    _look_at_all(world, (train, config.data.on_bad_image == "skip"), (val, False))
+    look_at_all(world, check_segmentation, (train, config.data.on_bad_image == "skip"), (val, False))
     preprocess, plan = dense_preprocessing(config), config.segment
     torch.manual_seed(config.seed)
     augment = train_joint(
@@ -167,15 +167,3 @@ def _check_classes(config: TrainConfig, train: SegmentationFolder, val: Segmenta
     weights = config.segment.class_weights
     if weights is not None and len(weights) != classes:
         raise ConfigError(f"segment.class_weights has {len(weights)} numbers for {classes} classes")
-
-
-def _look_at_all(world: World, *folders: tuple[SegmentationFolder, bool]) -> None:
-    """Look at every label map, each process at its part, and fail together."""
-    trouble: DataError | None = None
-    try:
-        for folder, skip_bad in folders:
-            part = (world.rank, world.size)
-            check_segmentation(folder, part=part, skip_bad=skip_bad, progress=world.main)
-    except DataError as error:
-        trouble = error
-    share_trouble(trouble)

@@ -5,18 +5,21 @@ from collections.abc import Callable
 from metaformer.data.loader import Stop
 from metaformer.engine.classifying import build_classify
 from metaformer.engine.config import TrainConfig
+from metaformer.engine.detecting import build_detect
 from metaformer.engine.distributed import World
 from metaformer.engine.segmenting import build_segment
 from metaformer.tasks.classify import Classify
+from metaformer.tasks.detect import Detect
 from metaformer.tasks.segment import Segment
 
-Build = Callable[[TrainConfig, World, Stop | None], Classify | Segment]
+AnyTask = Classify | Segment | Detect
+Build = Callable[[TrainConfig, World, Stop | None], AnyTask]
 
-BUILDERS: dict[str, Build] = {"classify": build_classify, "segment": build_segment}
+BUILDERS: dict[str, Build] = {"classify": build_classify, "segment": build_segment, "detect": build_detect}
 """What `task` stands for."""
 
 
-def build_task(config: TrainConfig, world: World, stop: Stop | None = None) -> Classify | Segment:
+def build_task(config: TrainConfig, world: World, stop: Stop | None = None) -> AnyTask:
     """Open the data and make model, loss and evaluation, all on the run's device; `stop` cuts evaluations.
 
     Raises:

@@ -5,9 +5,11 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from metaformer.data.group_sampler import GroupSampler
 from metaformer.data.sampler import PureSampler
 from metaformer.engine.check import check
 from metaformer.engine.checkpoint import Saved, read_checkpoint
@@ -24,6 +26,7 @@ from metaformer.engine.signals import StopSignals
 from metaformer.engine.trainer import Trainer
 from metaformer.errors import MetaFormerError
 from metaformer.ops.ranks import gather, share_trouble
+from metaformer.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,7 @@ def train(
     world = join(config.runtime.device, config.runtime.timeout)
     with StopSignals() as stop, losing_no_words(world):
         task = build_task(config, world, stop.asked)
-        sampler = PureSampler(
-            len(task.train),
-            batch_size=config.data.batch_size,
-            seed=config.seed,
-            rank=world.rank,
-            world=world.size,
-            repeats=config.data.repeats,
-            accumulate=config.optim.accumulate,
-        )
+        sampler = _sampler(config, task, world)
         trainer = Trainer(config, task, schedule(config, sampler.steps), world)
         loop = Loop(config, task, trainer, sampler, run, world, stop.asked)
         with ExitStack() as held:
@@ -93,6 +88,22 @@ def train(
     return result
 
 
+def _sampler(config: TrainConfig, task: Task, world: World) -> PureSampler:
+    """Which picture comes when; pictures of objects in batches of one orientation, if so asked."""
+    options: dict[str, Any] = {
+        "batch_size": config.data.batch_size,
+        "seed": config.seed,
+        "rank": world.rank,
+        "world": world.size,
+        "repeats": config.data.repeats,
+        "accumulate": config.optim.accumulate,
+    }
+    if config.task == "detect" and config.detect.group_by_aspect:
+        source: Any = task.train.source
+        return GroupSampler([source.aspect(index) > 1 for index in range(len(source))], **options)
+    return PureSampler(len(task.train), **options)
+
+
 def schedule(config: TrainConfig, steps: int) -> Schedule:
     """The learning rate of a run whose epochs have this many steps."""
     plan = config.schedule
@@ -105,6 +116,8 @@ def schedule(config: TrainConfig, steps: int) -> Schedule:
         plan.cooldown_epochs * steps,
         plan.name,
         plan.power,
+        tuple(epoch * steps for epoch in plan.milestones),
+        plan.gamma,
     )
 
 
@@ -163,7 +176,7 @@ def _compare(saved: Saved, config: TrainConfig, world: World) -> None:
 
 def _finish(result: TrainResult, world: World, stop: StopSignals) -> None:
     if world.main and result.complete:
-        from metaformer.engine.report import write_report
+        from metaformer.engine.report.write import write_report
 
         page = write_report(result.run)
         _say(f"best {result.metric} {result.best:.4f} at step {result.best_step}: {result.run / 'best'}")

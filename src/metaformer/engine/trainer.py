@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
@@ -37,10 +37,10 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def logits_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What gives a network's logits as they come, in dense tasks at a quarter of the input's size."""
-    raw: Callable[[Tensor], Tensor] = getattr(model, "raw", model)
-    return raw
+def answer_of(model: nn.Module) -> Any:
+    """What gives a network's answer: objects, or logits as they come, for pixels at a quarter of the size."""
+    answer: Any = getattr(model, "detect", None) or getattr(model, "raw", model)
+    return answer
 
 
 class Trainer:
@@ -67,15 +67,15 @@ class Trainer:
         """The weights that are measured and published."""
         return self.ema.model if self.ema is not None and self.config.ema.evaluate else self.task.model
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of the weights that are measured, in evaluation mode."""
+    def forward(self, images: Tensor, *sizes: Any) -> Any:
+        """Answer of the weights that are measured, in evaluation mode; see `answer_of`."""
         model = self.evaluated
         training = model.training
         model.eval()
         with autocast(self.world.device, self.config.runtime.amp):
-            logits: Tensor = logits_of(model)(images.to(self.world.device, non_blocking=True))
+            answer = answer_of(model)(images.to(self.world.device, non_blocking=True), *sizes)
         model.train(training)
-        return logits
+        return answer
 
     def take_step(self, batches: Sequence[Batch], epoch: int) -> dict[str, float]:
         """Learn from one step's micro-batches; gives this process's mean losses and the gradient's norm.

@@ -5,6 +5,7 @@ from dataclasses import replace
 from metaformer.engine.config import (
     AugmentConfig,
     DataConfig,
+    DetectConfig,
     EmaConfig,
     EvalConfig,
     ModelConfig,
@@ -73,4 +74,29 @@ SEGMENT = Recipe(
     ),
 )
 
-RUNS = (CLASSIFY, SEGMENT)
+DETECT = Recipe(
+    name="demo/detect",
+    config=replace(
+        SEGMENT.config,
+        task="detect",
+        data=DataConfig(image_size=128, batch_size=8, workers=1),
+        augment=replace(CLASSIFY.config.augment, hflip=0.0),  # a mirrored 2 is no 2
+        segment=SegmentConfig(),
+        detect=DetectConfig(
+            head="mask_rcnn",
+            layout="coco",
+            long_side=128,
+            short_sides=[128],
+            fpn_dim=64,
+            box_fc_dim=256,
+            box_samples=64,
+        ),
+        optim=OptimConfig(lr=2e-3, weight_decay=0.01, clip=1.0),
+        schedule=ScheduleConfig(name="cosine", epochs=12, warmup_epochs=1, min_lr=0.0),
+        evaluate=EvalConfig(every=3),
+    ),
+    summary="A small Mask R-CNN on a pooling network finds digits and their outlines on two processor cores",
+    notes=("Begins with the weights of demo/classify: --model.checkpoint RUN/best/model.safetensors.",),
+)
+
+RUNS = (CLASSIFY, SEGMENT, DETECT)

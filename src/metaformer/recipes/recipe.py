@@ -7,6 +7,9 @@ from metaformer.engine.config import TrainConfig
 
 IMAGENET_IMAGES = 1_281_167
 """Training images of ImageNet-1K."""
+PUBLISHED_ON = ("imagenet", "ade20k", "coco")
+"""Data whose runs take several devices; the names of their recipes begin so."""
+AP_NAMES = ("AP", "AP50", "AP75", "small", "medium", "large")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Recipe:
     """Further words of the command line."""
     miou: float | None = None
     """Published mean IoU in per cent, whole pictures at one size, on the data that the name begins with."""
+    box_ap: tuple[float, ...] | None = None
+    """Published AP of boxes in per cent on COCO's validation pictures: AP, AP50 and AP75, then S, M and L."""
+    mask_ap: tuple[float, ...] | None = None
+    """The same of masks."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", "\n".join(self._lines()))
@@ -62,13 +69,17 @@ class Recipe:
             yield f"Published: top-1 {self.top1} % on ImageNet-1K."
         if self.miou is not None:
             yield f"Published: mIoU {self.miou} %."
+        for what, figures in (("box", self.box_ap), ("mask", self.mask_ap)):
+            if figures is not None:
+                named = ", ".join(f"{name} {value}" for name, value in zip(AP_NAMES, figures, strict=False))
+                yield f"Published: {what} {named}, in per cent."
         yield f"Command: {self.full_command}"
         yield from (f"Note: {note}" for note in self.notes)
 
     @property
     def full_command(self) -> str:
         """The words to type."""
-        many = self.gmacs is not None or self.config.schedule.steps is not None
+        many = self.name.split("/")[0] in PUBLISHED_ON
         launcher = "torchrun --nproc-per-node 8 -m metaformer" if many else "metaformer"
         run = f"runs/{self.name.split('/')[-1]}"
         return f"{launcher} train {self.name} --data.root DIR --out {run} {self.command}".strip()

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from metaformer.data.dataset import Augmented
 from metaformer.data.loader import Batch
 
-Forward = Callable[[Tensor], Tensor]
-"""Images as the loader gives them to logits, on whatever device and in whatever precision the run uses."""
+Forward = Callable[..., Any]
+"""Images as the loader gives them to logits or objects, wherever and however precisely the run computes."""
 
 
 class Moment(NamedTuple):

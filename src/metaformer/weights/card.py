@@ -4,6 +4,8 @@ from typing import Any
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.dense.config import SegmenterConfig
+from metaformer.detection.config import DetectorConfig
+from metaformer.weights.detection_sources import DetectionSource
 from metaformer.weights.segmentation_sources import SegmentationSource
 from metaformer.weights.sources import IMAGENET_MEAN, IMAGENET_STD, Source
 
@@ -45,6 +47,27 @@ def segmenter_cfg(name: str, config: SegmenterConfig, source: SegmentationSource
         "std": IMAGENET_STD,
         "first_conv": "backbone.stem.conv",
         "classifier": "head.classifier",
+        "license": "apache-2.0",
+    }
+    if source is not None:
+        card |= source.pretrained_cfg()
+    return card
+
+
+def detector_cfg(name: str, config: DetectorConfig, source: DetectionSource | None) -> dict[str, Any]:
+    """Describe a detector, with these weights or none, in the same words."""
+    channels = 3 if config.backbone is None else config.backbone.in_chans
+    retina = config.kind == "retinanet"
+    card: dict[str, Any] = {
+        "url": "",
+        "architecture": name,
+        "tag": "",
+        "num_classes": config.num_classes,
+        "input_size": (channels, 800, 1333),
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "first_conv": "backbone.stem.conv",
+        "classifier": "head.classification_head.cls_logits" if retina else "box_predictor.cls_score",
         "license": "apache-2.0",
     }
     if source is not None:

@@ -123,6 +123,8 @@ def _fetch_rest(url: str, part: Path, progress: bool) -> bool:
     with urllib.request.build_opener().open(request, timeout=TIMEOUT) as response:
         if response.status != 206:  # the server sends the whole file, or another version of it
             done = 0
+        if response.headers.get_content_type() == "text/html":  # as hosts ask back or refuse
+            raise _failed(url, part, "the server sends a web page and not the file")
         total = _total(response, done)
         etag = response.headers.get("ETag") or ""
         if etag.startswith('"'):  # a weak one says nothing about bytes

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.errors import WeightsError
 from metaformer.weights.adapt import adapt_stem, map_21k_to_1k, resample_grid
+from metaformer.weights.class_layers import class_count, class_layers, compat_of
 from metaformer.weights.infer import candidates
-from metaformer.weights.keymap import BACKBONE, Renamed, State
+from metaformer.weights.keymap import Renamed, State
+from metaformer.weights.positions import BACKBONE
 from metaformer.weights.report import LoadReport
 
 Classifier = Literal["keep", "fresh", "map_21k"]
 GridPolicy = Literal["strict", "interpolate"]
 STEM, AUXILIARY = "stem.conv.weight", "auxiliary."
-LAST_LAYERS = ("head.fc.fc2", "head.fc", "head.classifier", "auxiliary.classifier")
-"""Where the number of classes shows: one of the first two, or the others."""
 RGB = 3
 
 
@@ -46,6 +46,7 @@ class Fit:
         """Heads do not go into a pyramid; its levels' norms are fresh or taken from the head."""
         if self.has(BACKBONE):
             self._leave_out_auxiliary()
+            self._leave_unused_norms()
             return
         if not self.has("head."):
             self._take_final_norm()
@@ -70,6 +71,12 @@ class Fit:
         elif not theirs:
             self.report.fresh += ours
 
+    def _leave_unused_norms(self) -> None:
+        """A norm of a map that RetinaNet does not look at may be missing, as in the published files."""
+        for level in range(getattr(self.model, "first_map", 0)):
+            unused = f"{BACKBONE}norms.{level}."
+            self.report.fresh += [n for n in self.target if n.startswith(unused) and n not in self.state]
+
     def has(self, prefix: str) -> bool:
         """Tell whether the model has tensors under this name."""
         return any(name.startswith(prefix) for name in self.target)
@@ -88,6 +95,21 @@ class Fit:
                 )
                 self.report.adapted.append(f"{level}: the classifier's {self.renamed.origin[name]}")
 
+    def check_compat(self) -> None:
+        """Refuse a detector's tensors that mean something else in the model than where they were trained.
+
+        Raises:
+            WeightsError: one of the two is mmdetection's, the other torchvision's.
+        """
+        ours = getattr(getattr(self.model, "config", None), "compat", None)
+        theirs = "mmdet" if self.report.format == "mmdetection" else compat_of(self.state)
+        if ours is not None and theirs is not None and theirs != ours:
+            raise WeightsError(
+                f"{self.report.source}: is of a detector with compat={theirs!r}, and the model has "
+                f"compat={ours!r}: build it with compat={theirs!r}, or load the file's backbone alone "
+                "(backbone_checkpoint=)"
+            )
+
     def fit_stem(self) -> None:
         """Fit an RGB stem to other input channels."""
         for stem in (STEM, BACKBONE + STEM):
@@ -99,10 +121,10 @@ class Fit:
 
     def fit_classifier(self, choice: Classifier) -> None:
         """Map or replace a classifier of other classes, where that was asked for."""
-        last = self._last_layers()
+        last = class_layers(self.state, self.target)
         if choice == "keep" or not last:
             return
-        theirs, ours = self.state[last[0]].shape[0], self.target[last[0]].shape[0]
+        theirs, ours = class_count(self.state), class_count(self.target)
         if choice == "map_21k":
             for name in last:
                 self.state[name] = map_21k_to_1k(self.state[name])
@@ -165,14 +187,14 @@ class Fit:
         return report
 
     def _explain(self) -> str:
-        report, last = self.report, self._last_layers()
+        report, last = self.report, class_layers(self.state, self.target)
         if (
             last
             and not report.missing
             and not report.unexpected
             and {n for n, *_ in report.misshaped} == set(last)
         ):
-            theirs, ours = self.state[last[0]].shape[0], self.target[last[0]].shape[0]
+            theirs, ours = class_count(self.state), class_count(self.target)
             return (
                 f"{report.source}: its classifier has {theirs} classes, the model {ours}: build the model "
                 f"with num_classes={theirs}, or pass classifier='fresh' to train a new one "
@@ -185,11 +207,6 @@ class Fit:
             f"{report.source} ({report.format} format) does not fit the model{hint}\n  {lines}\n"
             "  partial=True loads what fits"
         )
-
-    def _last_layers(self) -> list[str]:
-        """Names of weight and bias of the classifiers, in both file and model."""
-        names = [f"{layer}.{part}" for layer in LAST_LAYERS for part in ("weight", "bias")]
-        return [name for name in names if name in self.state and name in self.target]
 
     def _grid(self, name: str) -> tuple[int, int] | None:
         """The grid of the module that a tensor belongs to, where it is made for one."""

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metaformer.weights.heads import MMSEGMENTATION_HEADS, TRANSFORMERS_HEADS, Rule
+from metaformer.weights.heads import MMDETECTION_HEADS, MMSEGMENTATION_HEADS, TRANSFORMERS_HEADS, Rule
 
 # Placeholders: {stage} and {block} count from 0. {net}, {down} and {pos} are positions in the originals' one
 # list of blocks, downsamplings and position embeddings: all give the stage. {last} is the last stage's {net}.
+# {extra} counts a pyramid's outputs beyond its levels, whose {stage} is the 6 of P6 for the first.
 # A final * stands for the rest of the name. The first rule that fits is taken.
 BLOCK_PARTS = ("norm1.*", "norm2.*", "mlp.fc1.*", "mlp.fc2.*")
 
@@ -126,6 +127,8 @@ class Format:
     """Templates that a file of this format, and of none before it in the table, all has."""
     rules: tuple[Rule, ...]
     """Names, theirs to ours."""
+    any_sign: tuple[str, ...] = ()
+    """Templates of which such a file has one at least."""
     families: tuple[str, ...]
     """Beginnings of the names of the models that its own software can hold; empty for all."""
     matrices: tuple[str, ...] = ()
@@ -201,6 +204,15 @@ FORMATS: dict[str, Format] = {
         wrapper="state_dict",
         dense=True,
     ),
+    "mmdetection": Format(
+        title="mmdetection",
+        signs=("backbone.*", "neck.lateral_convs.{level}.conv.weight"),
+        any_sign=("bbox_head.*", "rpn_head.*", "roi_head.*"),
+        rules=(*_under("backbone.", (*CYCLE, *NETWORK, *MIXER), "backbone."), *MMDETECTION_HEADS),
+        families=("poolformer_", "cyclemlp"),
+        wrapper="state_dict",
+        dense=True,
+    ),
     "openmmlab": Format(
         title="mmsegmentation or mmdetection, backbone",
         signs=("backbone.patch_embed.proj.weight",),
@@ -228,6 +240,14 @@ FORMATS: dict[str, Format] = {
     "segmenter": Format(
         title="this library, segmentation",
         signs=("backbone.*", "head.classifier.weight"),
+        rules=(("*", "*"),),
+        families=(),
+        dense=True,
+    ),
+    "detector": Format(
+        title="this library, detection",
+        signs=("backbone.*", "neck.laterals.{level}.weight"),
+        any_sign=("head.classification_head.*", "rpn.head.*"),
         rules=(("*", "*"),),
         families=(),
         dense=True,

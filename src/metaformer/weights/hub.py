@@ -5,13 +5,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
 from metaformer.backbones.variants import VARIANTS
 from metaformer.dense.config import SegmenterConfig
 from metaformer.dense.segmenter import Segmenter
+from metaformer.detection.config import DetectorConfig
 from metaformer.errors import (
     ConfigError,
     DownloadError,
@@ -25,7 +26,13 @@ from metaformer.weights.load import load_weights
 
 CONFIG, WEIGHTS, PICKLED_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 HF_CONVOLUTIONS = {"patch_sizes": (7, 3, 3, 3), "strides": (4, 2, 2, 2), "padding": (2, 1, 1, 1)}
-Model = MetaFormer | MetaFormerFeatures | Segmenter
+TASKS: dict[type, str] = {SegmenterConfig: "segment", DetectorConfig: "detect"}
+"""What a network with such a configuration is for; others classify or give maps."""
+
+if TYPE_CHECKING:
+    from metaformer.detection.detector import Detector
+
+Model: TypeAlias = "MetaFormer | MetaFormerFeatures | Segmenter | Detector"
 
 
 def save_pretrained(model: Model, directory: str | Path) -> None:
@@ -36,7 +43,7 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
         OutputError: the directory cannot be written to.
     """
     directory = Path(directory)
-    config: MetaFormerConfig | SegmenterConfig = model.config
+    config: MetaFormerConfig | SegmenterConfig | DetectorConfig = model.config
     if isinstance(model, MetaFormer):
         config = replace(model.config, num_classes=model.num_classes, global_pool=model.head.global_pool)
     card = {
@@ -45,8 +52,8 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
         "config": config.to_dict(),
         "pretrained_cfg": model.pretrained_cfg,
     }
-    if isinstance(model, Segmenter):
-        card["task"] = "segment"
+    if type(config) in TASKS:
+        card["task"] = TASKS[type(config)]
     else:
         card["out_indices"] = list(model.out_indices) if isinstance(model, MetaFormerFeatures) else None
     text = json.dumps(card, indent=2) + "\n"
@@ -149,6 +156,10 @@ def _build(card: Mapping[str, Any], where: str) -> Model:
     try:
         if card.get("task") == "segment":
             return Segmenter(SegmenterConfig.from_dict(dict(card.get("config") or {})))
+        if card.get("task") == "detect":
+            from metaformer.detection.detector import build_detector  # which imports torchvision
+
+            return build_detector(DetectorConfig.from_dict(dict(card.get("config") or {})))
         config = read_config(card)
     except MetaFormerError as error:
         raise ConfigError(f"{where}: {error}") from error

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from metaformer.errors import UnknownName, WeightsError
 from metaformer.ops.shift import staircase
+from metaformer.weights.class_layers import compat_of
 from metaformer.weights.formats import FORMATS, POINTWISE, Format
+from metaformer.weights.positions import BACKBONE, KINDS, Positions
 
 State = dict[str, Tensor]
-BACKBONE = "backbone."
 WRAPPINGS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 
@@ -67,7 +68,11 @@ def recognise(keys: Iterable[str]) -> str:
 def _has(form: Format, keys: Iterable[str]) -> bool:
     """Tell whether keys hold all that a format is told by."""
     names = list(keys)
-    return all(any(_match(sign, key) is not None for key in names) for sign in form.signs)
+    needed, one_of = (
+        [any(_match(sign, key) is not None for key in names) for sign in signs]
+        for signs in (form.signs, form.any_sign)
+    )
+    return all(needed) and (any(one_of) or not one_of)
 
 
 def to_ours(state: Mapping[str, Tensor], format_name: str | None = None) -> Renamed:
@@ -81,10 +86,10 @@ def to_ours(state: Mapping[str, Tensor], format_name: str | None = None) -> Rena
         format_name = recognise(state)
         if format_name == "timm" and _is_ours(state):
             format_name = "metaformer"
-    form, order = FORMATS[format_name], _Order.of_foreign(state)
+    form, places = FORMATS[format_name], Positions.of_foreign(state)
     renamed = Renamed(format_name)
     for key, value in state.items():
-        name = _translate(key, form, order)
+        name = _translate(key, form, places)
         if name is None and form.dense and key.startswith(BACKBONE):
             name = key  # of a foreign backbone, whose names are its own
         if name is None:
@@ -112,10 +117,10 @@ def from_ours(state: Mapping[str, Tensor], format_name: str, *, kernel: int = 3)
     """
     if format_name not in FORMATS:
         raise UnknownName("checkpoint format", format_name, FORMATS)
-    form, order, out = FORMATS[format_name], _Order.of_ours(state), State()
+    form, places, out = FORMATS[format_name], Positions.of_ours(state), State()
     for name, value in state.items():
         key = next(
-            (key for theirs, ours in form.rules if ours and (key := _rewrite(ours, theirs, name, order))),
+            (key for theirs, ours in form.rules if ours and (key := _rewrite(ours, theirs, name, places))),
             None,
         )
         if key is None:
@@ -123,6 +128,11 @@ def from_ours(state: Mapping[str, Tensor], format_name: str, *, kernel: int = 3)
         out[key] = value.flatten(1) if _is_matrix(name, value, form, state) else value
         if any(theirs.endswith(".sfc_h.offset") for theirs, _ in form.rules):
             out |= _offset(key, value, kernel)
+    if format_name == "mmdetection" and compat_of(state) == "torchvision":
+        raise WeightsError(
+            'a detector with compat="torchvision" has its background first or P6 on P5, which means another '
+            'thing in mmdetection: only one with compat="mmdet" is converted'
+        )
     if not _has(form, out):
         raise WeightsError(f"such a network has no place in the format {format_name!r} ({form.title})")
     return out
@@ -136,62 +146,6 @@ def unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             break
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
-
-
-@dataclass(frozen=True)
-class _Order:
-    """Which positions of the originals' one list hold which stage's blocks, downsampling and embedding."""
-
-    blocks: tuple[int, ...]
-    down: Mapping[int, int] = field(default_factory=dict)
-    pos: Mapping[int, int] = field(default_factory=dict)
-
-    @classmethod
-    def of_foreign(cls, keys: Iterable[str]) -> "_Order":
-        """Read it from keys such as `network.0.1.norm1.weight`: lists of blocks have a number next."""
-        entries = (key.removeprefix(BACKBONE).split(".") for key in keys)
-        blocks = {
-            int(e[1])
-            for e in entries
-            if e[0] == "network" and len(e) > 2 and e[1].isdecimal() and e[2].isdecimal()
-        }
-        return cls(tuple(sorted(blocks)))
-
-    @classmethod
-    def of_ours(cls, keys: Iterable[str]) -> "_Order":
-        """Lay our stages out as the originals' list does."""
-        names = [key.removeprefix(BACKBONE) for key in keys]
-        parts = {tuple(name.split(".")[1:3]) for name in names if name.startswith("stages.")}
-        blocks, down, pos, place = [], {}, {}, 0
-        for stage in range(1 + max((int(number) for number, _ in parts), default=-1)):
-            if (str(stage), "downsample") in parts:
-                down[stage], place = place, place + 1
-            if (str(stage), "pos_embed") in parts:
-                pos[stage], place = place, place + 1
-            blocks.append(place)
-            place += 1
-        return cls(tuple(blocks), down, pos)
-
-    def stage(self, position: int) -> int:
-        """The stage that an entry of the list belongs to: as many lists of blocks stand before it."""
-        return sum(other < position for other in self.blocks)
-
-    def fits(self, kind: str, position: int) -> bool:
-        """Tell whether a placeholder may stand for this position."""
-        if kind == "last":
-            return position == max(self.blocks, default=-1)
-        return (position in self.blocks) == (kind == "net")
-
-    def position(self, kind: str, stage: int) -> int | None:
-        """The inverse of `stage`, for each kind of entry."""
-        if kind == "last":
-            return max(self.blocks, default=None)
-        if kind == "net":
-            return self.blocks[stage] if stage < len(self.blocks) else None
-        return (self.down if kind == "down" else self.pos).get(stage)
-
-
-POSITIONS = ("net", "down", "pos", "last")
 
 
 def _match(template: str, key: str) -> dict[str, str] | None:
@@ -225,29 +179,29 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
     return template
 
 
-def _translate(key: str, form: Format, order: _Order) -> str | None:
+def _translate(key: str, form: Format, places: Positions) -> str | None:
     """Our name of a foreign key; empty for what is left out, None for what the format does not have."""
     for theirs, ours in form.rules:
         values = _match(theirs, key)
         if values is None:
             continue
-        kind = next((kind for kind in POSITIONS if kind in values), None)
+        kind = next((kind for kind in KINDS if kind in values), None)
         if kind is not None:
-            if not order.fits(kind, int(values[kind])):
+            if not places.fits(kind, int(values[kind])):
                 continue
-            values["stage"] = str(order.stage(int(values[kind])))
+            values["stage"] = str(places.stage(kind, int(values[kind])))
         return "" if ours is None else _fill(ours, values)
     return None
 
 
-def _rewrite(ours: str, theirs: str, name: str, order: _Order) -> str | None:
+def _rewrite(ours: str, theirs: str, name: str, places: Positions) -> str | None:
     """The foreign key of our name by one rule, or None where the rule is not about it."""
     values = _match(ours, name)
     if values is None:
         return None
-    kind = next((kind for kind in POSITIONS if f"{{{kind}}}" in theirs), None)
+    kind = next((kind for kind in KINDS if f"{{{kind}}}" in theirs), None)
     if kind is not None:
-        position = order.position(kind, int(values.get("stage", -1)))
+        position = places.position(kind, int(values.get("stage", -1)))
         if position is None:
             return None
         values[kind] = str(position)

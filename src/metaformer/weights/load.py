@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.weights.fit import Classifier, Fit, GridPolicy
 from metaformer.weights.io import StateFile, read_state, unwrap
-from metaformer.weights.keymap import BACKBONE, Renamed, to_ours
+from metaformer.weights.keymap import Renamed, to_ours
+from metaformer.weights.positions import BACKBONE
 from metaformer.weights.report import LoadReport
 
 CLASSIFIERS, GRIDS = ("keep", "fresh", "map_21k"), ("strict", "interpolate")
@@ -25,11 +26,12 @@ def load_weights(
     """Fill a model of this library from a checkpoint of any published format, recognised by its keys.
 
     A stem for RGB is fitted to a model with other input channels; a model without classifier takes none. A
-    file of a backbone goes under a segmenter's neck and head, which stay fresh; a file of a segmenter gives
-    its backbone where a backbone is asked for.
+    file of a backbone goes under a segmenter's or detector's neck and heads, which stay fresh; a file of such
+    a network gives its backbone where a backbone is asked for.
 
     Args:
-        model: `MetaFormer`, `MetaFormerFeatures` or `Segmenter`; nothing in it changes unless all goes well.
+        model: `MetaFormer`, `MetaFormerFeatures`, `Segmenter` or `Detector`; nothing in it changes unless all
+            goes well.
         path_or_state: a file (or a directory with one), or tensors by name.
         partial: load what fits and report the rest, instead of raising.
         classifier: `keep` the file's; start `fresh` where the number of classes differs; `map_21k` takes the
@@ -70,6 +72,7 @@ def _fitted(
 ) -> LoadReport:
     """Fill a model from tensors by the names of its own kind."""
     fit = Fit(model, renamed, LoadReport(renamed.format, source))
+    fit.check_compat()
     fit.leave_out()
     fit.fit_stem()
     fit.fit_classifier(classifier)

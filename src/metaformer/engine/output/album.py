@@ -1,16 +1,19 @@
-"""Pictures with their segmentations drawn on them; those of clips also joined to animations."""
+"""Pictures with what was found drawn on them; those of clips also joined to animations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+
+from metaformer.engine.output import boxes, overlay
 from metaformer.engine.output.animation import write_animation
 from metaformer.engine.output.clip import is_video
 from metaformer.engine.output.file_names import FileNames
-from metaformer.engine.output.overlay import annotate
 from metaformer.engine.output.sink import Seen, Sink
 from metaformer.engine.whole_file import whole_bytes
+from metaformer.tasks.detect_results import DetectedObjects
 
 FOLDER = "pictures"
 QUALITY = 92
@@ -43,7 +46,7 @@ def album_sink(place: Path, fps: float | None = None) -> Iterator[Sink]:
         moving = seen.frame is not None or fps is not None
         file = folder / f"{name}.jpg"
         with whole_bytes(file) as stream:
-            annotate(seen.picture, seen.result, moving).save(stream, "JPEG", quality=QUALITY)
+            _drawn(seen, moving).save(stream, "JPEG", quality=QUALITY)
         if not moving:
             return
         source = seen.result.path if seen.frame is not None else "animation"
@@ -56,3 +59,9 @@ def album_sink(place: Path, fps: float | None = None) -> Iterator[Sink]:
     yield add
     for clip in clips.values():
         write_animation(clip.frames, clip.milliseconds, clip.file)
+
+
+def _drawn(seen: Seen, moving: bool) -> Image.Image:
+    if isinstance(seen.result, DetectedObjects):
+        return boxes.annotate(seen.picture, seen.result)
+    return overlay.annotate(seen.picture, seen.result, moving)

@@ -11,6 +11,23 @@ from metaformer.engine.whole_file import whole_file
 from metaformer.tasks.segment_results import Segmentation
 
 
+class ImageNumbers:
+    """Numbers of pictures: the one that a name is, as in COCO, else the next free."""
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+
+    def of(self, name: str) -> int:
+        """The number of one more picture."""
+        number = int(name) if name.isdecimal() else 0
+        if number < 1 or number in self._taken:
+            number = len(self._taken) + 1
+            while number in self._taken:
+                number += 1
+        self._taken.add(number)
+        return number
+
+
 @contextmanager
 def coco_file(path: Path) -> Iterator["CocoFile"]:
     """Open a file for annotations; it appears when all are in it.
@@ -29,21 +46,17 @@ class CocoFile:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._between = stream, "\n"
-        self._images: dict[int, dict[str, Any]] = {}
+        self._numbers, self._images = ImageNumbers(), list[dict[str, Any]]()
         self._categories: list[dict[str, Any]] = []
         stream.write('{"annotations": [')
 
     def add_image(self, name: str, seen: Seen) -> int:
-        """List a picture, and give its number: the one that its name is, as in COCO, else the next free."""
-        number = int(name) if name.isdecimal() else 0
-        if number < 1 or number in self._images:
-            number = len(self._images) + 1
-            while number in self._images:
-                number += 1
+        """List a picture, and give its number."""
+        number = self._numbers.of(name)
         width, height = seen.result.size
         entry = {"id": number, "file_name": seen.result.path, "width": width, "height": height}
-        self._images[number] = entry if seen.frame is None else {**entry, "frame": seen.frame}
-        self._categories = self._categories or categories(seen.result)
+        self._images.append(entry if seen.frame is None else {**entry, "frame": seen.frame})
+        self._categories = self._categories or categories(seen.segmentation)
         return number
 
     def add(self, annotations: Iterable[dict[str, Any]]) -> None:
@@ -54,7 +67,7 @@ class CocoFile:
 
     def finish(self) -> None:
         """Write the pictures and the classes, and close the object."""
-        rest = {"images": list(self._images.values()), "categories": self._categories}
+        rest = {"images": self._images, "categories": self._categories}
         self._stream.write("\n],\n" + json.dumps(rest, ensure_ascii=False)[1:] + "\n")
 
 

@@ -27,8 +27,8 @@ def panoptic_sink(place: Path) -> Iterator[Sink]:
         def add(name: str, seen: Seen) -> None:
             number = file.add_image(name, seen)
             with whole_bytes(place / "panoptic" / f"{name}.png") as stream:
-                segment_image(seen.result).save(stream, "PNG")
-            segments = segments_info(seen.result)
+                segment_image(seen.segmentation).save(stream, "PNG")
+            segments = segments_info(seen.segmentation)
             file.add([{"image_id": number, "file_name": f"{name}.png", "segments_info": segments}])
 
         yield add

@@ -25,7 +25,7 @@ def rle_sink(place: Path) -> Iterator[Sink]:
 
         def add(name: str, seen: Seen) -> None:
             image = file.add_image(name, seen)
-            file.add({"id": next(numbers), "image_id": image, **mask} for mask in masks(seen.result))
+            file.add({"id": next(numbers), "image_id": image, **mask} for mask in masks(seen.segmentation))
 
         yield add
 

@@ -2,21 +2,21 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from metaformer.engine.output import album, submission
-from metaformer.engine.output.file_names import FileNames
+from metaformer.engine.output.formats import Format, check_fps, json_line, write_formats
 from metaformer.engine.output.panoptic import panoptic_sink
 from metaformer.engine.output.rle import rle_sink
 from metaformer.engine.output.sink import Seen, Sink
 from metaformer.engine.whole_file import check_place, whole_bytes, whole_file
-from metaformer.errors import ConfigError, OutputError
+from metaformer.errors import ConfigError
 from metaformer.tasks.segment_results import Segmentation
 
 LINES = "predictions.jsonl"
@@ -41,15 +41,6 @@ class Outputs:
     """Pictures a second: all that is drawn is also joined to one animation."""
 
 
-class _Format(NamedTuple):
-    sink: AbstractContextManager[Sink]
-    what: str
-    """What to tell that was written."""
-    file: Path
-    folder: Path | None = None
-    """Where it puts a file for each picture."""
-
-
 def write_segmentations(
     found: Iterable[Seen], out: str | Path | None, outputs: Outputs | None = None
 ) -> Iterator[str]:
@@ -67,70 +58,33 @@ def write_segmentations(
         OutputError: the place cannot be written to, or pictures lie where results go.
     """
     outputs = outputs or Outputs()
-    _check(outputs)
+    check_fps(outputs.fps, outputs.pictures)
     if out is None:
         if outputs != Outputs():
             raise ConfigError("drawn pictures and COCO's files need a place: give the output folder")
-        yield from (json.dumps(_line(seen), ensure_ascii=False) for seen in found)
+        yield from (json.dumps(json_line(seen), ensure_ascii=False) for seen in found)
         return
     place = Path(out)
     if place.suffix.lower() in (".jsonl", ".csv"):
         raise ConfigError(f"{place}: label maps need a folder: leave out the ending")
     check_place(place / LINES)
-    formats, names, count = _formats(place, outputs), _Names(), 0
-    taken = {one.folder.resolve() for one in formats if one.folder is not None}
-    with ExitStack() as stack:
-        sinks = [stack.enter_context(one.sink) for one in formats]
-        for seen in found:
-            if seen.result.path and Path(seen.result.path).resolve().parent in taken:
-                raise OutputError(
-                    f"{seen.result.path}: lies where results are written to: choose another folder for them"
-                )
-            name = names.of(seen)
-            for sink in sinks:
-                sink(name, seen)
-            count += 1
-    yield from (f"{count} {one.what}: {one.folder or one.file}" for one in formats)
+    yield from write_formats(found, _formats(place, outputs))
 
 
-def _check(outputs: Outputs) -> None:
-    if outputs.fps is None:
-        return
-    if not outputs.pictures:
-        raise ConfigError("fps: joins drawn pictures to an animation: ask for pictures too")
-    if not 0 < outputs.fps <= 1000:
-        raise ConfigError(f"fps is {outputs.fps:g}: it must be above 0, and at most 1000")
-
-
-def _formats(place: Path, outputs: Outputs) -> list[_Format]:
-    formats = [_Format(mask_sink(place), "label maps", place / LINES, place / MASKS)]
+def _formats(place: Path, outputs: Outputs) -> list[Format]:
+    formats = [Format(mask_sink(place), "label maps", place / LINES, place / MASKS)]
     if outputs.pictures:
         drawn = place / album.FOLDER
-        formats.append(_Format(album.album_sink(place, outputs.fps), "annotated pictures", drawn, drawn))
+        formats.append(Format(album.album_sink(place, outputs.fps), "annotated pictures", drawn, drawn))
     if outputs.panoptic:
         file = place / "panoptic.json"
-        formats.append(_Format(panoptic_sink(place), "panoptic pictures", file, place / "panoptic"))
+        formats.append(Format(panoptic_sink(place), "panoptic pictures", file, place / "panoptic"))
     if outputs.rle:
-        formats.append(_Format(rle_sink(place), "pictures in run lengths", place / "rle.json"))
+        formats.append(Format(rle_sink(place), "pictures in run lengths", place / "rle.json"))
     if outputs.submission:
         file = place / submission.FILE
-        formats.append(_Format(submission.ade20k_sink(place), "pictures for ADE20K's server", file))
+        formats.append(Format(submission.ade20k_sink(place), "pictures for ADE20K's server", file))
     return formats
-
-
-class _Names:
-    """Names of what is written: of pictures their own, of frames their clip's with a number."""
-
-    def __init__(self) -> None:
-        self._names, self._clips = FileNames(), dict[str, str]()
-
-    def of(self, seen: Seen) -> str:
-        path = seen.result.path
-        if seen.frame is None:
-            return self._names.of(path)
-        if path not in self._clips:
-            self._clips[path] = self._names.of(path)
-        return self._names.unlike(f"{self._clips[path]}_{seen.frame:06d}")
 
 
 @contextmanager
@@ -144,8 +98,8 @@ def mask_sink(place: Path) -> Iterator[Sink]:
 
         def add(name: str, seen: Seen) -> None:
             with whole_bytes(place / MASKS / f"{name}.png") as stream:
-                mask_image(seen.result).save(stream, "PNG")
-            line = {**_line(seen), "mask": f"{MASKS}/{name}.png"}
+                mask_image(seen.segmentation).save(stream, "PNG")
+            line = {**json_line(seen), "mask": f"{MASKS}/{name}.png"}
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
         yield add
@@ -156,8 +110,3 @@ def mask_image(result: Segmentation) -> Image.Image:
     if len(result.classes) <= _PALETTE:
         return result.image()
     return Image.fromarray(result.label_map.astype(np.uint16))
-
-
-def _line(seen: Seen) -> dict[str, object]:
-    line = seen.result.to_dict()
-    return line if seen.frame is None else {**line, "frame": seen.frame}

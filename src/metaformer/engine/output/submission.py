@@ -36,15 +36,15 @@ def ade20k_sink(place: Path) -> Iterator[Sink]:
             own = f"{Path(seen.result.path).stem}.png"
             if not seen.result.path or seen.frame is not None:
                 raise ConfigError("submission: of picture files only, since the server goes by their names")
-            if not taken and len(seen.result.classes) != CLASSES:
-                known = len(seen.result.classes)
+            if not taken and len(seen.segmentation.classes) != CLASSES:
+                known = len(seen.segmentation.classes)
                 _log.warning("submission: the server knows ADE20K's %d classes, not %d", CLASSES, known)
             if own in taken:
                 raise ConfigError(f"submission: two pictures are called {own}, and the server goes by names")
             taken.add(own)
             entry = zipfile.ZipInfo(own)
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, _png(submission_image(seen.result)))
+            archive.writestr(entry, _png(submission_image(seen.segmentation)))
 
         yield add
 

@@ -1,0 +1,1 @@
+"""Networks that say which objects are in a picture, and where, on any backbone."""

@@ -1,0 +1,1 @@
+"""RUN/report.html: one self-contained page of a run."""
