@@ -16,9 +16,9 @@ from metaformer.recipes.recipe import Recipe
 
 RETINANET = TrainConfig(
     task="detect",
-    data=DataConfig(batch_size=16, workers=4),
+    data=DataConfig(batch_size=16, workers=4, on_bad_image="skip"),  # two boxes of train2017 are empty
     augment=PLAIN,
-    detect=DetectConfig(head="retinanet", layout="coco"),
+    detect=DetectConfig(head="retinanet"),
     optim=OptimConfig(lr=1e-4, weight_decay=1e-4),
     schedule=ScheduleConfig(
         name="step", epochs=12, milestones=[8, 11], warmup_steps=500, warmup_lr=1e-7, min_lr=0.0
