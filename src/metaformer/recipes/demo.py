@@ -92,7 +92,7 @@ DETECT = Recipe(
             box_samples=64,
         ),
         optim=OptimConfig(lr=2e-3, weight_decay=0.01, clip=1.0),
-        schedule=ScheduleConfig(name="cosine", epochs=12, warmup_epochs=1, min_lr=0.0),
+        schedule=ScheduleConfig(name="cosine", epochs=6, warmup_epochs=1, min_lr=0.0),
         evaluate=EvalConfig(every=3),
     ),
     summary="A small Mask R-CNN on a pooling network finds digits and their outlines on two processor cores",
