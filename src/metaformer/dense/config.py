@@ -1,9 +1,10 @@
 """A segmentation network as data."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from metaformer.backbones.config import MetaFormerConfig
+from metaformer.dense.dense_config import DenseConfig
 from metaformer.errors import ConfigError, UnknownName
 
 HEAD_DIMS = {"semantic_fpn": 128, "upernet": 512}
@@ -11,13 +12,11 @@ HEAD_DIMS = {"semantic_fpn": 128, "upernet": 512}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterConfig:
+class SegmenterConfig(DenseConfig):
     """Everything that defines a segmentation network."""
 
     kind: str = "semantic_fpn"
     """`semantic_fpn` (https://arxiv.org/abs/1901.02446) or `upernet` (https://arxiv.org/abs/1807.10221)."""
-    backbone: MetaFormerConfig | None = None
-    """The network that gives the maps; None for a module that is none of this library's."""
     num_classes: int = 150
     """Classes that a pixel may be of."""
     fpn_dim: int = 256
@@ -49,37 +48,6 @@ class SegmenterConfig:
     def head_channels(self) -> int:
         """Channels of the head, whether given or not."""
         return self.head_dim or HEAD_DIMS[self.kind]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as saved in JSON.
-
-        Raises:
-            ConfigError: the backbone is a foreign module, or has a mixer that is not a registered name.
-        """
-        if self.backbone is None:
-            raise ConfigError(
-                "backbone: a module that is none of this library's cannot be saved in a configuration: give "
-                "create_segmenter a name or a MetaFormerConfig, or save the weights alone (state_dict())"
-            )
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return own | {"backbone": self.backbone.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "SegmenterConfig":
-        """Read what `to_dict` gave.
-
-        Raises:
-            UnknownName: a field that this version does not know.
-            ConfigError: a value out of range, or no backbone.
-        """
-        known = {field.name for field in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise UnknownName("SegmenterConfig field", name, known)
-        backbone = values.get("backbone")
-        if not isinstance(backbone, dict):
-            raise ConfigError(f"backbone: {backbone!r} must hold the fields of a MetaFormerConfig")
-        return cls(**{**values, "backbone": MetaFormerConfig.from_dict(backbone)})
 
 
 def _counts(value: Any) -> bool:

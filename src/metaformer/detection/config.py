@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from metaformer.backbones.config import MetaFormerConfig
+from metaformer.dense.dense_config import DenseConfig
 from metaformer.errors import ConfigError, UnknownName
 
 KINDS = ("retinanet", "faster_rcnn", "mask_rcnn")
@@ -15,13 +16,11 @@ _OTHERS = ("kind", "backbone", "compat", "anchor_scale", *_SHARES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorConfig:
+class DetectorConfig(DenseConfig):
     """Everything that defines a detector."""
 
     kind: str = "retinanet"
     """`retinanet`, `faster_rcnn` or `mask_rcnn`."""
-    backbone: MetaFormerConfig | None = None
-    """The network that gives the maps; None for a module that is none of this library's."""
     num_classes: int = 80
     """Classes that an object may be of."""
     compat: str = "mmdet"
@@ -90,37 +89,6 @@ class DetectorConfig:
     def has_masks(self) -> bool:
         """Whether results come with masks."""
         return self.kind == "mask_rcnn"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as saved in JSON.
-
-        Raises:
-            ConfigError: the backbone is a foreign module, or has a mixer that is not a registered name.
-        """
-        if self.backbone is None:
-            raise ConfigError(
-                "backbone: a module that is none of this library's cannot be saved in a configuration: give "
-                "create_detector a name or a MetaFormerConfig, or save the weights alone (state_dict())"
-            )
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return own | {"backbone": self.backbone.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DetectorConfig":
-        """Read what `to_dict` gave.
-
-        Raises:
-            UnknownName: a field that this version does not know.
-            ConfigError: a value out of range, or no backbone.
-        """
-        known = {field.name for field in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise UnknownName("DetectorConfig field", name, known)
-        backbone = values.get("backbone")
-        if not isinstance(backbone, dict):
-            raise ConfigError(f"backbone: {backbone!r} must hold the fields of a MetaFormerConfig")
-        return cls(**{**values, "backbone": MetaFormerConfig.from_dict(backbone)})
 
 
 def _is_number(value: Any) -> bool:

@@ -11,7 +11,7 @@ from metaformer.dense.network import DenseNetwork
 from metaformer.detection.config import DetectorConfig
 from metaformer.detection.pyramid import DetectionPyramid
 from metaformer.detection.results import Detections, Size, Targets
-from metaformer.errors import ConfigError
+from metaformer.errors import ConfigError, TrainingError
 
 
 class Detector(DenseNetwork, ABC):
@@ -68,8 +68,15 @@ class Detector(DenseNetwork, ABC):
         image_sizes: Sequence[Size] | None = None,
         original_sizes: Sequence[Size] | None = None,
     ) -> list[Detections]:
-        """Map images (B, 3, H, W) to what is found in each; see `decode`."""
-        return self.decode(self.raw(x), _sizes(x, image_sizes), original_sizes)
+        """Map images (B, 3, H, W) to what is found in each; see `decode`.
+
+        Raises:
+            TrainingError: the network's answer is not finite.
+        """
+        raw = self.raw(x)
+        for part in ("logits", "objectness", "deltas"):
+            check_finite(*getattr(raw, part, ()))
+        return self.decode(raw, _sizes(x, image_sizes), original_sizes)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Map images (B, 3, H, W) to the pyramid's levels (B, fpn_dim, H_i, W_i)."""
@@ -136,6 +143,17 @@ def build_detector(config: DetectorConfig, backbone: nn.Module | None = None) ->
     from metaformer.detection.two_stage import TwoStage
 
     return TwoStage(config, backbone)
+
+
+def check_finite(*parts: Tensor) -> None:
+    """Refuse an answer that is no number: no score of it is above any threshold, as if nothing were there.
+
+    Raises:
+        TrainingError: one of these is not finite.
+    """
+    # one pass over each, and one wait for the device; finite only if all of it is
+    if parts and not torch.stack([part.sum(dtype=torch.float32) for part in parts]).isfinite().all():
+        raise TrainingError("the network's answer is not finite: its weights may be damaged")
 
 
 def _sizes(x: Tensor, image_sizes: Sequence[Size] | None) -> Sequence[Size]:

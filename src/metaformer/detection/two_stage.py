@@ -10,7 +10,7 @@ from metaformer.detection.anchors import Anchors
 from metaformer.detection.box_head import BoxHead, BoxPredictor, box_losses, candidates
 from metaformer.detection.coder import BoxCoder, rescale
 from metaformer.detection.config import DetectorConfig
-from metaformer.detection.detector import Detector
+from metaformer.detection.detector import Detector, check_finite
 from metaformer.detection.mask_head import MaskHead, MaskPredictor, mask_loss, mask_targets, masks_of
 from metaformer.detection.matcher import Matcher
 from metaformer.detection.results import Detections, Size, Targets
@@ -100,7 +100,9 @@ class TwoStage(Detector):
     ) -> list[Detections]:
         proposals = self._proposals(raw, image_sizes, self.config.nms_candidates)
         counts = [len(boxes) for boxes in proposals]
-        logits, deltas = (all_of.split(counts) for all_of in self._classify(raw.maps, proposals))
+        answer = self._classify(raw.maps, proposals)
+        check_finite(*answer)
+        logits, deltas = (all_of.split(counts) for all_of in answer)
         found = [
             self._choose(*picture) for picture in zip(proposals, logits, deltas, image_sizes, strict=True)
         ]

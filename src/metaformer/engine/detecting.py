@@ -1,8 +1,6 @@
 """From a configuration to the task of finding objects."""
 
-import logging
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -16,6 +14,7 @@ from metaformer.detection.detector import Detector
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.distributed import World
 from metaformer.engine.first_look import look_at_all
+from metaformer.engine.start import begin_with_weights, dense_backbone
 from metaformer.errors import ConfigError, DataError
 from metaformer.tasks.detect import Detect
 from metaformer.tasks.detect_evaluation import DetectEvaluation
@@ -111,16 +110,12 @@ def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
         ConfigError: an unknown model or field, or a value that does not fit.
         WeightsError: the checkpoint cannot be read or does not fit.
     """
-    from metaformer.models import create_detector, load_weights, model_config
+    from metaformer.models import create_detector
 
-    plan, network = config.detect, config.model
-    fields: dict[str, Any] = dict(network.overrides)
-    if network.mixers is not None:
-        fields["mixers"] = network.mixers if isinstance(network.mixers, str) else tuple(network.mixers)
-    fields.setdefault("grid_mode", "interpolate")
+    plan = config.detect
     model = create_detector(
         plan.head,
-        backbone=model_config(network.name, drop_path_rate=network.drop_path_rate, **fields),
+        backbone=dense_backbone(config.model, grid_mode="interpolate"),
         num_classes=len(data.classes),
         compat=plan.compat,
         fpn_dim=plan.fpn_dim,
@@ -134,17 +129,7 @@ def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
         max_detections=plan.max_detections,
         drop_path_rate=None,  # the configuration has it
     )
-    weights: str | Path | None = network.checkpoint
-    if network.pretrained and weights is None:
-        from metaformer.weights.download import fetch
-        from metaformer.weights.sources import find_source
-
-        weights = fetch(find_source(network.name))
-    if weights is not None:
-        report = load_weights(model, weights, classifier="fresh", grid="interpolate")
-        logging.getLogger(__name__).info("%s", report)
-    if network.grad_checkpointing:
-        model.set_grad_checkpointing()
+    begin_with_weights(model, config.model)
     return model
 
 

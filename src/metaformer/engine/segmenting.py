@@ -1,9 +1,5 @@
 """From a configuration to the task of telling classes of pixels apart."""
 
-import logging
-from pathlib import Path
-from typing import Any
-
 import torch
 
 from metaformer.data.dataset import AugmentedPairs
@@ -17,6 +13,7 @@ from metaformer.dense.segmenter import Segmenter
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.distributed import World
 from metaformer.engine.first_look import look_at_all
+from metaformer.engine.start import begin_with_weights, dense_backbone
 from metaformer.errors import ConfigError, DataError
 from metaformer.tasks.inference import Inference
 from metaformer.tasks.segment import Segment
@@ -113,17 +110,12 @@ def build_segmenter(config: TrainConfig, data: SegmentationFolder) -> Segmenter:
         ConfigError: an unknown model or field, or a value that does not fit.
         WeightsError: the checkpoint cannot be read or does not fit.
     """
-    from metaformer.models import create_segmenter, load_weights, model_config
+    from metaformer.models import create_segmenter
 
-    plan, network = config.segment, config.model
-    fields: dict[str, Any] = dict(network.overrides)
-    if network.mixers is not None:
-        fields["mixers"] = network.mixers if isinstance(network.mixers, str) else tuple(network.mixers)
-    fields.setdefault("image_size", (config.data.image_size,) * 2)
-    backbone = model_config(network.name, drop_path_rate=network.drop_path_rate, **fields)
+    plan = config.segment
     model = create_segmenter(
         plan.head,
-        backbone=backbone,
+        backbone=dense_backbone(config.model, image_size=(config.data.image_size,) * 2),
         num_classes=len(data.classes),
         fpn_dim=plan.fpn_dim,
         head_dim=plan.head_dim,
@@ -139,17 +131,7 @@ def build_segmenter(config: TrainConfig, data: SegmentationFolder) -> Segmenter:
         dice=plan.dice,
         class_weights=plan.class_weights,
     )
-    weights: str | Path | None = network.checkpoint
-    if network.pretrained and weights is None:
-        from metaformer.weights.download import fetch
-        from metaformer.weights.sources import find_source
-
-        weights = fetch(find_source(network.name))
-    if weights is not None:
-        report = load_weights(model, weights, classifier="fresh", grid="interpolate")
-        logging.getLogger(__name__).info("%s", report)
-    if network.grad_checkpointing:
-        model.set_grad_checkpointing()
+    begin_with_weights(model, config.model)
     return model
 
 

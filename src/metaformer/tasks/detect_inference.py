@@ -101,6 +101,8 @@ def _seen(forward: DetectForward, image: Tensor, size: Size, mirrored: bool, nam
         (found,) = forward(stack([image]), [inside], [size])
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
+    except TrainingError as error:
+        raise TrainingError(f"{name}: {error}") from error
     found = found.to(torch.device("cpu"))
     if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
         raise TrainingError(f"{name}: boxes or scores are not finite: the weights may be damaged")

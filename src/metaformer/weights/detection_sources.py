@@ -1,73 +1,30 @@
 """Every published checkpoint of a detector: address and average precision, as data."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from metaformer.errors import UnknownName, WeightsError
-from metaformer.weights.sources import IMAGENET_MEAN, IMAGENET_STD
+from metaformer.weights.dense_source import DenseSource, find_dense_source
 
 DRIVE = "https://drive.usercontent.google.com/download?id={id}&export=download&confirm=t"
-"""Where a file of Google Drive comes as it is, without a page in front of it."""
+"""Where a file of Google Drive comes as it is, without a page in front of it; no hashes were published."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionSource:
-    """One published file of a detector's weights."""
+class DetectionSource(DenseSource):
+    """One published file of a detector; kinds are those of `metaformer.detection.config`."""
 
-    kind: str
-    """What is on the backbone, one of `metaformer.detection.config.KINDS`."""
-    backbone: str
-    """The variant under it."""
-    tag: str
-    """What tells these weights from others of the same network."""
-    url: str
-    """Where the file is published."""
-    format: str
-    """Its key names, a key of `metaformer.weights.formats.FORMATS`."""
     box_ap: tuple[float, ...]
     """Published average precision of boxes in per cent: mean, at IoU .5, at IoU .75; for RetinaNet also of
     small, medium and large objects."""
     mask_ap: tuple[float, ...] = ()
     """… of masks: mean, at IoU .5, at IoU .75."""
-    sha256: str = ""
-    """First digits of the file's SHA-256; none was published."""
-    licence: str = "apache-2.0"
-    """SPDX name, in lower case."""
     data: str = "coco"
-    """The data set whose classes it tells apart."""
     num_classes: int = 80
-    """How many these are."""
     image_size: tuple[int, int] = (800, 1333)
-    """Shorter side of the pictures that it was trained on, and the longest that the other side may be."""
-
-    @property
-    def model(self) -> str:
-        """Kind and backbone, as `create_detector` takes them."""
-        return f"{self.kind}_{self.backbone}"
-
-    @property
-    def name(self) -> str:
-        """`model.tag`, as `create_detector` takes it."""
-        return f"{self.model}.{self.tag}"
 
     @property
     def file(self) -> str:
         """The name of the configuration that the file is of; its address has none."""
         return f"{self.model}_fpn_1x_coco.pth"
-
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """The same as a dictionary in timm's words, where it has some."""
-        return {
-            "url": self.url,
-            "architecture": self.model,
-            "tag": self.tag,
-            "num_classes": self.num_classes,
-            "data": self.data,
-            "input_size": (3, *self.image_size),
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-            "license": self.licence,
-        }
 
 
 # kind and size: the file (README of PoolFormer's detection), and average precision (paper, table 3)
@@ -101,20 +58,5 @@ DETECTION_SOURCES: dict[str, DetectionSource] = {
 
 
 def find_detection_source(model: str, tag: str = "") -> DetectionSource:
-    """The source that a network, with a tag or without, means.
-
-    Raises:
-        UnknownName: the tag is not one of the network's.
-        WeightsError: no weights were published for the network.
-    """
-    known = [source.tag for source in DETECTION_SOURCES.values() if source.model == model]
-    if not known:
-        published = ", ".join(dict.fromkeys(source.model for source in DETECTION_SOURCES.values()))
-        raise WeightsError(
-            f"{model}: no weights were published for it; train it, give a file of weights "
-            "(checkpoint_path=), or start from those of its backbone (backbone_pretrained=True). "
-            f"Published: {published}"
-        )
-    if tag and tag not in known:
-        raise UnknownName(f"weights of {model}", tag, known)
-    return DETECTION_SOURCES[f"{model}.{tag or known[0]}"]
+    """The source that a network, with a tag or without, means; see `find_dense_source`."""
+    return find_dense_source(DETECTION_SOURCES, model, tag)

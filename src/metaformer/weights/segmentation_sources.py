@@ -3,52 +3,24 @@
 from dataclasses import dataclass
 from typing import Any
 
-from metaformer.errors import UnknownName, WeightsError
-from metaformer.weights.sources import IMAGENET_MEAN, IMAGENET_STD
+from metaformer.weights.dense_source import DenseSource, find_dense_source
 
 MMSEGMENTATION_FILES = "https://download.openmmlab.com/mmsegmentation/v0.5/poolformer"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationSource:
-    """One published file of a segmentation network's weights."""
+class SegmentationSource(DenseSource):
+    """One published file of a segmentation network; kinds are those of `metaformer.dense.config`."""
 
-    kind: str
-    """What is on the backbone, a key of `metaformer.dense.config.HEAD_DIMS`."""
-    backbone: str
-    """The variant under it."""
-    tag: str
-    """What tells these weights from others of the same network."""
-    url: str
-    """Where the file is published."""
-    format: str
-    """Its key names, a key of `metaformer.weights.formats.FORMATS`."""
     miou: float
     """Published mIoU in per cent: whole pictures at one scale, both sides rounded up to multiples of 32."""
     miou_unrounded: float
     """… and without the rounding."""
     miou_paper: float
     """What the paper's authors report for their own training of the same network."""
-    sha256: str = ""
-    """First digits of the file's SHA-256, where its name carries them."""
-    licence: str = "apache-2.0"
-    """SPDX name, in lower case."""
     data: str = "ade20k"
-    """The data set whose classes it tells apart."""
     num_classes: int = 150
-    """How many these are."""
-    image_size: int = 512
-    """Height and width of the crops that it was trained on."""
-
-    @property
-    def model(self) -> str:
-        """Kind and backbone, as `create_segmenter` takes them."""
-        return f"{self.kind}_{self.backbone}"
-
-    @property
-    def name(self) -> str:
-        """`model.tag`, as `create_segmenter` takes it."""
-        return f"{self.model}.{self.tag}"
+    image_size: tuple[int, int] = (512, 512)
 
     @property
     def file(self) -> str:
@@ -57,18 +29,7 @@ class SegmentationSource:
 
     def pretrained_cfg(self) -> dict[str, Any]:
         """The same as a dictionary in timm's words, where it has some."""
-        return {
-            "url": self.url,
-            "architecture": self.model,
-            "tag": self.tag,
-            "num_classes": self.num_classes,
-            "data": self.data,
-            "input_size": (3, self.image_size, self.image_size),
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-            "classifier": "head.classifier",
-            "license": self.licence,
-        }
+        return super().pretrained_cfg() | {"classifier": "head.classifier"}
 
 
 # size: time and hash in the file's name, mIoU with and without rounding (mmsegmentation's README, 2022), and
@@ -105,20 +66,5 @@ SEGMENTATION_SOURCES: dict[str, SegmentationSource] = {
 
 
 def find_segmentation_source(model: str, tag: str = "") -> SegmentationSource:
-    """The source that a network, with a tag or without, means.
-
-    Raises:
-        UnknownName: the tag is not one of the network's.
-        WeightsError: no weights were published for the network.
-    """
-    known = [source.tag for source in SEGMENTATION_SOURCES.values() if source.model == model]
-    if not known:
-        published = ", ".join(dict.fromkeys(source.model for source in SEGMENTATION_SOURCES.values()))
-        raise WeightsError(
-            f"{model}: no weights were published for it; train it, give a file of weights "
-            "(checkpoint_path=), or start from those of its backbone (backbone_pretrained=True). "
-            f"Published: {published}"
-        )
-    if tag and tag not in known:
-        raise UnknownName(f"weights of {model}", tag, known)
-    return SEGMENTATION_SOURCES[f"{model}.{tag or known[0]}"]
+    """The source that a network, with a tag or without, means; see `find_dense_source`."""
+    return find_dense_source(SEGMENTATION_SOURCES, model, tag)

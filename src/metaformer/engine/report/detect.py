@@ -52,7 +52,9 @@ def detect_content(state: dict[str, Any], config: TrainConfig, log: Log) -> dict
 
 def _figures(state: dict[str, Any], evaluation: dict[str, Any], log: Log) -> list[tuple[str, str]]:
     metrics = state["metrics"]
-    figures = [(f"{metrics[name]:.2%}", f"held-out {told}") for name, told in NAMES.items() if name in metrics]
+    figures = [
+        (f"{metrics[name]:.2%}", f"held-out {told}") for name, told in NAMES.items() if name in metrics
+    ]
     counts = [(f"{evaluation[name]:,}", f"held-out {told}") for name, told in COUNTS.items()]
     return [*figures, *rate(log), *counts, (f"{state['step']:,}", "step of the best weights")]
 
