@@ -1,16 +1,19 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.output.sink import Seen
 from metaformer.engine.settings import from_dict
+from metaformer.engine.train import train
 from metaformer.tasks.segment_results import Segmentation
 
 Configure = Callable[..., TrainConfig]
@@ -105,6 +108,118 @@ def configure_segment(patches: Path) -> Configure:
         return changed(plain, sections)
 
     return make
+
+
+class Block(NamedTuple):
+    """An object of the pictures of detection."""
+
+    label: int
+    box: tuple[int, int, int, int]
+    """Left, top, width and height."""
+    crowd: bool = False
+
+
+Scene = tuple[NDArray[np.uint8], list[Block]]
+
+
+def scene(i: int, draw: np.random.RandomState) -> Scene:
+    """A picture with a green block, a blue one, both or neither; the wide ones' third has a crowd."""
+    height, width = (44, 36 + i) if i % 3 == 2 else (36 + i, 44)
+    pixels = draw.randint(0, 120, (height, width, 3), dtype=np.uint8)
+    blocks = []
+    for label in ((0,), (1,), (0, 1), ())[i % 4]:
+        left, top = (draw.randint(0, 4, 2) + (18 * label, 14 * label)).tolist()
+        pixels[top : top + 16, left : left + 14, 1 + label] += 130
+        blocks.append(Block(label, (left, top, 14, 16)))
+    return pixels, [*blocks, Block(0, (26, 0, 10, 10), crowd=True)] if i == 4 else blocks
+
+
+@pytest.fixture(scope="session")
+def scenes() -> dict[str, list[Scene]]:
+    """Pictures of green and blue blocks by split, 12 and 6 of them."""
+    draw = np.random.RandomState(2)
+    return {split: [scene(i, draw) for i in range(count)] for split, count in (("train", 12), ("val", 6))}
+
+
+def annotation(number: int, block: Block, height: int, width: int) -> dict[str, Any]:
+    """An object as COCO writes it; a crowd in run lengths, others as an outline."""
+    left, top, across, down = block.box
+    right, bottom = left + across, top + down
+    outline: Any = [[left, top, right, top, right, bottom, left, bottom]]
+    if block.crowd:
+        runs = [left * height + top, *[down, height - down] * across]
+        runs[-1] = height * width - sum(runs[:-1])
+        outline = {"size": [height, width], "counts": runs}
+    return {
+        "id": number,
+        "category_id": (3, 7)[block.label],
+        "bbox": list(block.box),
+        "area": across * down,
+        "iscrowd": int(block.crowd),
+        "segmentation": outline,
+    }
+
+
+@pytest.fixture(scope="session")
+def blocks(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """These in COCO's layout, with outlines."""
+    root = tmp_path_factory.mktemp("blocks")
+    (root / "annotations").mkdir()
+    for split, pictures in scenes.items():
+        (root / f"{split}2017").mkdir()
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for i, (pixels, there) in enumerate(pictures):
+            name, (height, width, _) = f"{i:02d}.png", pixels.shape
+            Image.fromarray(pixels).save(root / f"{split}2017" / name)
+            images.append({"id": 10 + i, "file_name": name, "width": width, "height": height})
+            for block in there:
+                one = annotation(len(annotations) + 1, block, height, width)
+                annotations.append({**one, "image_id": 10 + i})
+        categories = [{"id": 3, "name": "green"}, {"id": 7, "name": "blue"}]
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(document))
+    return root
+
+
+def detect_plain(root: Path) -> dict[str, Any]:
+    """A tiny detection run's configuration."""
+    return {
+        "task": "detect",
+        "model": {"name": "poolformer_n", "overrides": TINY},
+        "data": {"root": str(root), "batch_size": 6, "workers": 0},
+        "augment": {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0},
+        "detect": {
+            "head": "mask_rcnn",
+            "fpn_dim": 16,
+            "box_fc_dim": 32,
+            "box_samples": 32,
+            "anchor_scale": 4.0,
+            "long_side": None,
+        },
+        "optim": {"lr": 1e-2},
+        "schedule": {"steps": 2, "warmup_steps": 0, "min_lr": 0.0},
+        "evaluate": {"every_steps": 2},
+        "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "keep": 100},
+    }
+
+
+@pytest.fixture
+def configure_detect(blocks: Path) -> Configure:
+    """Make a tiny detection run's configuration; keywords are sections with the fields that differ."""
+
+    def make(**sections: Any) -> TrainConfig:
+        return changed(detect_plain(blocks), sections)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def detect_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of Mask R-CNN that finds green and blue blocks; not to be changed."""
+    plan = {"schedule": {"steps": 80}, "evaluate": {"every_steps": 40}}
+    torch.set_num_threads(1)
+    return train(changed(detect_plain(blocks), plan), tmp_path_factory.mktemp("detect") / "run").run
 
 
 @pytest.fixture

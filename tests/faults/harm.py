@@ -265,11 +265,11 @@ def _slow_evaluation(fault: Fault) -> None:
     """Let each batch of an evaluation take `seconds`, from the first that comes after `after` steps on."""
     honest = Trainer.forward
 
-    def forward(self: Trainer, images: Any) -> Any:
+    def forward(self: Trainer, images: Any, *sizes: Any) -> Any:
         if self.step >= fault.get("after", 0):
             mark(how="evaluating", step=self.step)
             time.sleep(fault["seconds"])
-        return honest(self, images)
+        return honest(self, images, *sizes)
 
     Trainer.forward = forward  # type: ignore[method-assign]
 
