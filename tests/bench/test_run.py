@@ -141,6 +141,14 @@ def test_segmenters_by_name() -> None:
     assert default.image_size == (512, 512) and len(set(default.counts.mixers.values())) == 1
 
 
+def test_detectors_by_name() -> None:
+    report = bench(["retinanet_poolformer_n", "mask_rcnn_poolformer_n"], BenchConfig(size=64, rounds=1))
+    for row in report.rows:
+        assert row.image_size == (64, 64) and row.timing is not None and row.counts.macs > 0
+    with pytest.raises(ConfigError, match="training step is not timed"):
+        bench(["retinanet_poolformer_n"], BenchConfig(size=64, rounds=1, train=True))
+
+
 def test_compares_with_segmentation_models_pytorch() -> None:
     report = bench(
         ["semantic_fpn_poolformer_n"],

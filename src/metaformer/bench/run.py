@@ -65,8 +65,8 @@ def bench(
     """Count and time models; `against` is measured in the same rounds, and the ratios taken pair by pair.
 
     Args:
-        models: names of this library's models and segmenters, `timm:NAME` for timm's, `smp:KIND/ENCODER` for
-            those of segmentation_models_pytorch, or modules.
+        models: names of this library's models, segmenters and detectors (of these `raw`), `timm:NAME` for
+            timm's, `smp:KIND/ENCODER` for those of segmentation_models_pytorch, or modules.
         config: the conditions.
         against: the model to compare with.
         mixers: other token mixers for the named models, one for all or one per stage.
@@ -131,7 +131,7 @@ class _Entry:
 
 
 def _from_here(name: str, size: int | None, mixers: Sequence[str] | None) -> _Entry:
-    from metaformer.models import create_model, is_segmenter
+    from metaformer.models import create_model, is_detector, is_segmenter
 
     overrides: dict[str, Any] = {}
     if size:
@@ -140,6 +140,8 @@ def _from_here(name: str, size: int | None, mixers: Sequence[str] | None) -> _En
         overrides["mixers"] = mixers[0] if len(mixers) == 1 else tuple(mixers)
     if is_segmenter(name):
         return _segmenter(name, size, overrides)
+    if is_detector(name):
+        return _detector(name, size, overrides)
     model = create_model(name, **overrides).eval()
     return _Entry(name, model, model.config.image_size, model.config.in_chans)
 
@@ -152,6 +154,27 @@ def _segmenter(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry
     model = create_segmenter(kind, config).eval()
     _, height, width = model.pretrained_cfg["input_size"]
     return _Entry(name, model, (size, size) if size else (height, width), config.in_chans)
+
+
+def _detector(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry:
+    """A detector's dense part, `raw`: what comes after it depends on what is in a picture."""
+    from metaformer.models import create_detector, model_config, split_detector
+
+    kind, backbone, _ = split_detector(name)
+    config = model_config(backbone, grid_mode="interpolate", **overrides)
+    model = create_detector(kind, config).eval()
+    return _Entry(name, _Raw(model), (size, size) if size else (800, 800), config.in_chans)
+
+
+class _Raw(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Any:
+        """What the network gives for images before any object is chosen."""
+        raw: Any = self.model.raw  # type: ignore[union-attr]
+        return raw(images)
 
 
 def _from_smp(name: str, size: int | None) -> _Entry:
@@ -196,6 +219,10 @@ def _timed(entries: Sequence[_Entry], config: BenchConfig, device: torch.device)
     images: list[torch.Tensor] = []
     try:
         for entry in entries:
+            if config.train and isinstance(entry.model, _Raw):
+                raise ConfigError(
+                    f"{entry.name}: a detector's training step is not timed here: leave --train out"
+                )
             model = entry.model.to(device, dtype).to(memory_format=layout).train(config.train)
             model = cast(nn.Module, torch.compile(model)) if config.compile else model
             models.append(_TrainingStep(model) if config.train else model)
