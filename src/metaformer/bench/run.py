@@ -173,7 +173,7 @@ class _Raw(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """What the network gives for images before any object is chosen."""
-        raw: Any = self.model.raw  # type: ignore[union-attr]
+        raw: Any = self.model.raw
         return raw(images)
 
 

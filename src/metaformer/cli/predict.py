@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
         scales=numbers(words.scales, "--scales") if words.scales else None,
         slide=words.slide,
         score=words.score,
-        only=words.only.split(",") if words.only else None,
+        only=[name.strip() for name in words.only.split(",")] if words.only else None,
         workers=words.workers,
     )
     if words.data and predictor.task != "classify":

@@ -157,7 +157,7 @@ def open_detection(
     layout: str = "auto",
     *,
     classes: Names = None,
-    masks: bool = False,
+    masks: bool | None = False,
     on_bad: Literal["error", "skip"] = "error",
 ) -> DetectionFolder:
     """Open the pictures and objects of a split; all annotations are read and checked, and no picture.
@@ -168,7 +168,7 @@ def open_detection(
         layout: `coco`, `voc`, `yolo`, or `auto` to recognise it.
         classes: names of the classes, or a text file of them, one a line, in the order of labels: those of a
             checkpoint, or where the data set brings none. The data set's own must be among them.
-        masks: keep the outlines; every object must have one.
+        masks: keep the outlines, of which every object must have one; None keeps those that there are.
         on_bad: what to do about objects that cannot be used: an error, or leave them out and log each, up to
             0.1 % of all. COCO's train2017 has two, of height 0.
 

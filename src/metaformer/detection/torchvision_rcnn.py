@@ -17,6 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from metaformer.detection.config import DetectorConfig
+from metaformer.detection.detector import check_finite
 from metaformer.detection.mask_head import masks_of
 from metaformer.detection.results import Detections, Size, Targets
 from metaformer.detection.torchvision_compat import RATIOS, TorchvisionDetector, in_float32, named, told
@@ -93,7 +94,8 @@ class TorchvisionRCNN(TorchvisionDetector):
         proposals, _ = self.rpn.filter_proposals(
             boxes.view(len(sizes), -1, 4), objectness, sizes, [len(level) for level in raw.anchors]
         )
-        found, _ = second(_by_name(raw.maps), proposals, sizes)
+        with self.box_predictor.register_forward_hook(lambda module, inputs, answer: check_finite(*answer)):
+            found, _ = second(_by_name(raw.maps), proposals, sizes)
         for one in found:
             one["labels"] = one["labels"] - 1  # the background is first there
         return told(found, sizes, original_sizes)

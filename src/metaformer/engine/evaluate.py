@@ -206,7 +206,7 @@ def _detect(
         split or (run.data.val if run is not None else "val"),
         layout or (run.detect.layout if run is not None else "auto"),
         classes=list(bundle.classes) if bundle.classes else None,
-        masks=masks,
+        masks=None if masks else False,  # boxes alone can be measured of both
     )
     _check_outputs(bundle, folder)
     assert isinstance(bundle.preprocess, DetectionPreprocess)
