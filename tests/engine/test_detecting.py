@@ -443,7 +443,7 @@ def test_a_published_name_brings_its_data_sets_classes(blocks: Path, tmp_path: P
 
 
 def test_a_network_with_masks_can_be_measured_on_boxes_alone(
-    detect_run: Path, scenes: Path, tmp_path: Path
+    detect_run: Path, blocks: Path, tmp_path: Path
 ) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(blocks, bare)
