@@ -294,3 +294,28 @@ def test_whatever_stands_in_a_field_is_used_or_an_error(
             json.dumps(folder.document())
     finally:
         place(objects).labels.write_bytes(kept)
+
+
+LONG = "y" * 100_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        first(id=LONG),
+        first(image_id=LONG),
+        first(category_id=LONG),
+        first(iscrowd=LONG),
+        first(area=LONG),
+        first(bbox=LONG),
+        first(segmentation=LONG),
+        image(width=LONG),
+        image(file_name=LONG),
+        image(id=LONG),
+    ],
+)
+def test_an_endless_value_does_not_make_an_endless_message(change: Change, objects: Path) -> None:
+    file = edit(objects, change)
+    with pytest.raises(DataError) as caught:
+        open_detection(objects, "train")
+    assert len(str(caught.value)) < 1000 and str(caught.value).startswith(str(file))

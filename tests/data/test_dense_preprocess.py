@@ -100,3 +100,10 @@ def test_it_is_kept_in_a_checkpoint() -> None:
 def test_impossible_values(fields: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         DensePreprocess(**fields)  # type: ignore[arg-type]
+
+
+def test_no_scale_asks_for_more_than_a_machine_has() -> None:
+    with pytest.raises(ConfigError, match=r"scale is 1000000000\.0: it must be above 0 and at most 100"):
+        DensePreprocess().scaled(1e9)
+    with pytest.raises(ConfigError, match=r"scale is 100\.0: 300x200 becomes 30000x20000 pixels, more than"):
+        DensePreprocess(None, None).scaled(100).resized(picture(300, 200))

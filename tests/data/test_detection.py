@@ -100,3 +100,16 @@ def test_a_folder_is_small_to_send(objects: Path) -> None:
     assert len(pickle.dumps(folder)) < 90_000 and len(folder.instances(0)) == 1000
     boxes = folder.example(0)[1].boxes
     assert np.array_equal(boxes[0].numpy(), [1, 2, 6, 8]) and len(boxes) == 1000
+
+
+@pytest.mark.parametrize(
+    ("crowd", "told"), [(None, "no object at all"), (1, "no object but crowds")], ids=["none", "crowds"]
+)
+def test_a_split_that_teaches_nothing_is_refused(objects: Path, crowd: int | None, told: str) -> None:
+    file = objects / "annotations/instances_train2017.json"
+    document = json.loads(file.read_text())
+    open_detection(objects, "train").check_any()
+    kept = [] if crowd is None else [{**one, "iscrowd": crowd} for one in document["annotations"]]
+    file.write_text(json.dumps({**document, "annotations": kept}))
+    with pytest.raises(DataError, match=f"instances_train2017.json: {told} in the split 'train2017'"):
+        open_detection(objects, "train").check_any()

@@ -78,3 +78,10 @@ def test_label_maps_are_no_text_files(write: Write, tmp_path: Path) -> None:
     write("labels/train/1.png", "")
     write("images/train/1.png", "")
     assert find_detection_layout(tmp_path / "data") is None
+
+
+def test_another_layout_is_named_where_it_is_what_there_is(write: Write, tmp_path: Path) -> None:
+    write("labels/train/a.txt", "")
+    root = tmp_path / "data"
+    with pytest.raises(DataError, match=r"no annotations of split 'train': .* it looks like the layout yolo"):
+        find_place(*choose_detection_layout(root, "coco"), "train")

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,3 +112,15 @@ def test_hostile_files_are_refused(text: str, told: str, tmp_path: Path) -> None
         file.write_text(text, encoding=encoding)
         with pytest.raises(DataError, match=told if len(text) < 10_000_000 else "is larger than"):
             read_xml(file)
+
+
+def test_a_missing_picture_is_told_with_the_list_that_names_it(voc: Path, write: Write) -> None:
+    write("ImageSets/Main/train.txt", "a\nnone\n")
+    with pytest.raises(DataError, match=r"train\.txt: none: no such picture .*none\.jpg"):
+        open_detection(voc, "train")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.xml")
+    with pytest.raises(DataError, match=r"a\.xml: is no file"):
+        read_xml(tmp_path / "a.xml")

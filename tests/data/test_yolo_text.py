@@ -48,7 +48,9 @@ def test_names_are_those_of_the_data_set_or_given(yolo: Path, write: Write) -> N
     with pytest.raises(DataError, match=r"its 2 classes are not the 2 of .*data\.yaml in their order"):
         open_detection(yolo, "train", classes=["dog", "cat"])
     for text, told in (
-        ("names: [cat, cat]", "'cat' stands in line 1 and in line 2"),
+        ("names: [cat, cat]", r"data\.yaml: names: .*'cat' stands in line 1 and in line 2"),
+        ("names: {0: cat, dog: dog}", "names is no list of classes, nor numbers from 0"),
+        ("names: [[cat, dog]]", "names is no list of classes, nor numbers from 0"),
         ("names: {1: cat}", "names is no list of classes, nor numbers from 0"),
         ("names: cat", "names is no list"),
         ("cat", "names is no list"),
@@ -124,3 +126,9 @@ def test_any_text_is_objects_or_an_error(yolo: Path, text: str) -> None:
         assert "a.txt" in str(error)
     else:
         folder.example(0)
+
+
+def test_two_pictures_of_a_name_are_not_told_apart(yolo: Path, write: Write) -> None:
+    write("images/train/a.jpg", np.zeros((10, 20, 3), dtype=np.uint8))
+    with pytest.raises(DataError, match=r"a\.png: .*a\.jpg has the same name.*: rename one"):
+        open_detection(yolo, "train")

@@ -118,3 +118,20 @@ def test_each_wrong_value_of_detection_is_named(section: str, field: str, value:
     values = {**DETECT, section: {**DETECT.get(section, {}), field: value}}
     with pytest.raises(ConfigError, match=told):
         check(from_dict(values))
+
+
+@pytest.mark.parametrize(
+    ("task", "section", "field", "value"),
+    [
+        ("classify", "segment", "head_dim", 7),
+        ("segment", "detect", "scales", [2.0]),
+        ("detect", "loss", "smoothing", 0.2),
+        ("detect", "evaluate", "crops", 5),
+        ("segment", "evaluate", "class_subset", "names.txt"),
+        ("detect", "model", "head_dropout", 0.1),
+    ],
+)
+def test_what_a_task_has_no_use_for_is_refused(task: str, section: str, field: str, value: Any) -> None:
+    plain = GOOD if task == "classify" else {**SEGMENT, "task": task}
+    with pytest.raises(ConfigError, match=rf"{section}\.{field}: not for "):
+        check(from_dict({**plain, section: {**plain.get(section, {}), field: value}}))

@@ -377,8 +377,19 @@ def test_data_that_do_not_fit_each_other_are_told(
     assert not build_task(boxes, World()).model.has_masks  # who needs no outline may lack it
     file = copied / "annotations" / "instances_val2017.json"
     file.write_text(file.read_text().replace('"blue"', '"red"'))
-    with pytest.raises(DataError, match=r"val2017: 2 classes, but .*train2017 has 2 others"):
+    with pytest.raises(DataError, match=r"instances_val2017\.json: category 'red' is not among the 2"):
         build_task(boxes, World())
+
+
+def test_validation_data_may_lack_a_class(configure_detect: Configure, copied: Path) -> None:
+    file = copied / "annotations" / "instances_val2017.json"
+    document = json.loads(file.read_text())
+    document["categories"] = [one for one in document["categories"] if one["name"] == "blue"]
+    kept = document["categories"][0]["id"]
+    document["annotations"] = [one for one in document["annotations"] if one["category_id"] == kept]
+    file.write_text(json.dumps(document))
+    task = build_task(configure_detect(data={"root": str(copied)}), World())
+    assert list(task.evaluation.source.classes) == NAMES
 
 
 def test_options_of_other_tasks_are_refused(detect_run: Path) -> None:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from metaformer.engine.picture_stream import PictureStream, read_ahead
 from metaformer.engine.pictures import Pictures
-from metaformer.errors import BadImage
+from metaformer.errors import BadImage, ConfigError
 from metaformer.tasks.segment_results import Segmentation
 
 
@@ -58,3 +58,8 @@ def test_no_more_is_read_ahead_than_there_are_threads() -> None:
     assert next(stream) == 0
     stream.close()  # type: ignore[attr-defined]
     assert len(read) <= 3
+
+
+def test_fewer_than_no_threads_are_refused() -> None:
+    with pytest.raises(ConfigError, match="workers is -1: it must be 0 or more"):
+        PictureStream(workers=-1)

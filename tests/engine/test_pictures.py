@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,10 @@ def test_a_glob_a_file_and_an_image_in_memory_in_the_order_given(album: Path) ->
 def test_nothing_found_is_told(album: Path, place: str | list[str], told: str) -> None:
     with pytest.raises(DataError, match=told):
         Pictures(str(album / place) if isinstance(place, str) else place)  # type: ignore[arg-type]
+
+
+def test_a_name_that_no_result_can_hold_is_refused(tmp_path: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.png"))
+    Image.new("RGB", (2, 2)).save(file)
+    with pytest.raises(DataError, match="the name is not UTF-8: rename it"):
+        Pictures(file)

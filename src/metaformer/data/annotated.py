@@ -104,12 +104,12 @@ class PictureFiles:
         """Say why a name below the folder is no picture's; empty where it is."""
         path = PurePosixPath(name)
         if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
-            return f"file_name {name!r} does not lie in {self.folder}"
+            return f"file_name {name!r:.200} does not lie in {self.folder}"
         above, base = os.path.split(str(path))
         if above not in self._listed:
             self._listed[above] = names_in(self.folder / above)
         if base not in self._listed[above]:
-            return f"no such picture {self.folder / name}"
+            return f"no such picture {self.folder / name!s:.400}"
         self._seen.add(str(path))
         return ""
 

@@ -10,6 +10,8 @@ SLACK: Final = 1
 """Pixels by which boxes and outlines may reach beyond their picture, as roundings do; boxes are cut."""
 LEAST: Final = 0.01
 """Pixels: what is narrower has no width."""
+BOXES_DO: Final = "detect.head retinanet or faster_rcnn learns from boxes alone"
+"""What to do where there are no outlines."""
 Box = tuple[float, float, float, float]
 
 
@@ -69,9 +71,9 @@ def check_size(width: Any, height: Any) -> tuple[int, int]:
         BadAnnotation: it is none, or more than is read.
     """
     if not (is_number(width) and is_number(height) and 0 < width < MAX_PIXELS and 0 < height < MAX_PIXELS):
-        raise BadAnnotation("picture", f"width {width!r} and height {height!r} must be above 0")
+        raise BadAnnotation("picture", f"width {width!r:.40} and height {height!r:.40} must be above 0")
     if int(width) != width or int(height) != height:
-        raise BadAnnotation("picture", f"width {width!r} and height {height!r} must be whole numbers")
+        raise BadAnnotation("picture", f"width {width!r:.40} and height {height!r:.40} must be whole numbers")
     if width * height > MAX_PIXELS:
         raise BadAnnotation("picture", f"{width}x{height} is more than the {MAX_PIXELS:,} pixels allowed")
     return int(width), int(height)

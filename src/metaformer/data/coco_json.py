@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from metaformer.data.annotated import Annotated, Collected, PictureFiles
 from metaformer.data.annotation_rules import (
+    BOXES_DO,
     BadAnnotation,
     Box,
     check_box,
@@ -96,7 +97,9 @@ class _Reader:
                 case _:
                     raise DataError(f"{self.file}: categories[{place}] has no whole number as id, or no name")
             if name in numbers or number in used:
-                raise DataError(f"{self.file}: categories[{place}] has the id or name of another: {category}")
+                raise DataError(
+                    f"{self.file}: categories[{place}] has the id or name of another: {category!s:.80}"
+                )
             numbers[name] = number
             used.add(number)
         if not numbers:
@@ -113,7 +116,9 @@ class _Reader:
         files = PictureFiles(self.place.pictures)
         for place, image in enumerate(images):
             number = image.get("id") if isinstance(image, dict) else None
-            where = f"{self.file}: images[{place}]" if number is None else f"{self.file}: image {number!r}"
+            where = (
+                f"{self.file}: images[{place}]" if number is None else f"{self.file}: image {number!r:.40}"
+            )
             if type(number) is not int or not _in_range(number):
                 self.found.fault("id", f"{where}: has no whole number as id")
             elif number in self.picture:
@@ -126,7 +131,7 @@ class _Reader:
         name = image.get("file_name")
         try:
             if not isinstance(name, str) or not _is_text(name):
-                raise BadAnnotation("picture", f"file_name is {name!r}")
+                raise BadAnnotation("picture", f"file_name is {name!r:.80}")
             if trouble := files.trouble(name):
                 raise BadAnnotation("picture", trouble)
             size = check_size(image.get("width"), image.get("height"))
@@ -145,18 +150,18 @@ class _Reader:
         size = self.found.sizes[picture]
         crowd = annotation.get("iscrowd", 0)
         if crowd not in (0, 1):
-            raise BadAnnotation("annotation", f"iscrowd is {crowd!r}, not 0 or 1")
+            raise BadAnnotation("annotation", f"iscrowd is {crowd!r:.40}, not 0 or 1")
         label, box = self._label(annotation), _box(annotation, size)
         polygons, runs = self._outline(annotation.get("segmentation"), size)
         area = annotation.get("area", box[2] * box[3])
         if not is_number(area) or not 0 <= area < math.inf:
-            raise BadAnnotation("annotation", f"area is {area!r}, not a number of square pixels")
+            raise BadAnnotation("annotation", f"area is {area!r:.40}, not a number of square pixels")
         self.found.rows.append(Row(picture, number, label, box, crowd == 1, float(area), polygons, runs))
 
     def _id(self, annotation: dict[str, Any]) -> int:
         number = annotation.get("id")
         if type(number) is not int or not _in_range(number):
-            raise BadAnnotation("id", f"id is {number!r}, not a whole number")
+            raise BadAnnotation("id", f"id is {number!r:.40}, not a whole number")
         if number in self.ids:
             raise BadAnnotation("id", "another annotation has this id")
         self.ids.add(number)
@@ -166,14 +171,14 @@ class _Reader:
         number = annotation.get("image_id")
         place = self.picture.get(number) if type(number) is int else None
         if place is None:
-            raise BadAnnotation("picture", f"image_id is {number!r}: no such image in the file")
+            raise BadAnnotation("picture", f"image_id is {number!r:.40}: no such image in the file")
         return place
 
     def _label(self, annotation: dict[str, Any]) -> int:
         number = annotation.get("category_id")
         label = self.label.get(number) if type(number) is int else None
         if label is None:
-            raise BadAnnotation("category", f"category_id is {number!r}: no such category in the file")
+            raise BadAnnotation("category", f"category_id is {number!r:.40}: no such category in the file")
         return label
 
     def _outline(self, found: Any, size: tuple[int, int]) -> tuple[list["array[float]"], Any]:
@@ -182,7 +187,9 @@ class _Reader:
         runs = None
         if found is None or found == []:
             if self.masks:
-                raise BadAnnotation("segmentation", "has no segmentation, which masks are made of")
+                raise BadAnnotation(
+                    "segmentation", f"has no segmentation, which masks are made of; {BOXES_DO}"
+                )
         elif isinstance(found, dict):
             runs = _runs(found, size)
         elif isinstance(found, list):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from metaformer.data.preprocess import (
     to_plain,
 )
 from metaformer.errors import ConfigError
+
+LARGEST_SCALE: Final = 100
+LARGEST_INPUT: Final = 200_000_000
+"""Pixels; Pillow and memory end soon after."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ class DensePreprocess:
                 raise ConfigError(f"{name} is {side}: it must lie between 1 and {2**15}")
         if not 1 <= self.multiple <= 2**12:
             raise ConfigError(f"multiple is {self.multiple}: it must lie between 1 and {2**12}")
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ConfigError(f"scale is {self.scale}: it must be above 0")
+        if not 0 < self.scale <= LARGEST_SCALE:
+            raise ConfigError(f"scale is {self.scale}: it must be above 0 and at most {LARGEST_SCALE}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
                 raise ConfigError(f"{name} is {values}: it must be three numbers")
@@ -74,6 +78,9 @@ class DensePreprocess:
     def resized(self, picture: Image.Image) -> Image.Image:
         """Resize a picture to the input's size."""
         for size in (self.fitted(*picture.size), self.size(*picture.size)):
+            if size[0] * size[1] > LARGEST_INPUT:
+                told = f"{picture.width}x{picture.height} becomes {size[0]}x{size[1]} pixels"
+                raise ConfigError(f"scale is {self.scale}: {told}, more than the {LARGEST_INPUT:,} allowed")
             if size != picture.size:
                 picture = picture.resize(size, Image.Resampling.BILINEAR)
         return picture

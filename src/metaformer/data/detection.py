@@ -112,6 +112,16 @@ class DetectionFolder:
             crowd=torch.from_numpy(self.objects.crowd[rows]),
         )
 
+    def check_any(self) -> None:
+        """Refuse a split that neither teaches nor measures anything.
+
+        Raises:
+            DataError: it has no object, or crowds alone.
+        """
+        if self.objects.crowd.all():
+            what = "no object but crowds" if len(self.objects) else "no object at all"
+            raise DataError(f"{self.annotations}: {what} in the split {self.split!r}: add annotations")
+
     def misfit(self, index: int, picture: tuple[int, int]) -> str:
         """Say how a picture's size differs from what the annotations say; empty where it does not."""
         said = self.size(index)

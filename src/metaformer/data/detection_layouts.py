@@ -139,4 +139,6 @@ def find_place(layout: DetectionLayout, home: Path, split: str) -> Place:
                 raise DataError(f"{labels}: no folder of its pictures, {' or '.join(map(str, folders))}")
             return Place(layout.name, name, home, labels, pictures)
     wanted = dict.fromkeys(form.labels.format(split=form.splits.get(split, split)) for form in layout.forms)
-    raise DataError(f"{home}: no annotations of split {split!r}: {' or '.join(wanted)} is wanted")
+    other = find_detection_layout(home)
+    hint = "" if other is None or other[0] is layout else f"; it looks like the layout {other[0].name}"
+    raise DataError(f"{home}: no annotations of split {split!r}: {' or '.join(wanted)} is wanted{hint}")

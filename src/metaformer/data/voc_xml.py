@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from metaformer.data.annotated import Annotated, Collected, PictureFiles, names_in
-from metaformer.data.annotation_rules import BadAnnotation, Box, check_box, check_size
+from metaformer.data.annotation_rules import BOXES_DO, BadAnnotation, Box, check_box, check_size
 from metaformer.data.class_lists import class_list
 from metaformer.data.detection_layouts import Place
 from metaformer.data.folder import EXTENSIONS
@@ -38,15 +38,18 @@ def read_voc(place: Place, classes: Names, masks: bool | None) -> Annotated:
         DataError: the list of pictures cannot be read, or masks are asked for.
     """
     if masks:
-        raise DataError(f"{place.labels}: the layout voc has boxes only: no masks can be learned from it")
+        raise DataError(
+            f"{place.labels}: the layout voc has boxes only: no masks can be learned from it; {BOXES_DO}"
+        )
     found = Collected(_classes(place, classes))
     labels = {name: label for label, name in enumerate(found.classes)}
     files = PictureFiles(place.pictures)
     pictures = _by_stem(place.pictures)
-    for stem in listed_names(place.home / f"ImageSets/Main/{place.split}.txt"):
+    listed = place.home / f"ImageSets/Main/{place.split}.txt"
+    for stem in listed_names(listed):
         name = pictures.get(stem, f"{stem}.jpg")
         if trouble := files.trouble(name):
-            found.fault("picture", trouble)
+            found.fault("picture", f"{listed}: {stem}: {trouble}")
             continue
         try:
             _read_one(found, place, stem, name, labels)
@@ -141,6 +144,8 @@ def read_xml(file: Path) -> Element:
     parser.CharacterDataHandler = builder.data
     parser.StartDoctypeDeclHandler = refuse
     try:
+        if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+            raise DataError(f"{file}: is no file")
         if file.stat().st_size > _LARGEST:
             raise DataError(f"{file}: is larger than the {_LARGEST:,} bytes allowed")
         parser.Parse(file.read_bytes(), True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from metaformer.data.annotated import Annotated, Collected
-from metaformer.data.annotation_rules import BadAnnotation, Box, check_box, check_polygon
+from metaformer.data.annotation_rules import BOXES_DO, BadAnnotation, Box, check_box, check_polygon
 from metaformer.data.detection_layouts import Place
 from metaformer.data.folder import EXTENSIONS, files_below
 from metaformer.data.image import picture_size
@@ -36,6 +36,7 @@ def read_yolo(place: Place, classes: Names, masks: bool | None) -> Annotated:
     """
     found = Collected(_classes(place, classes))
     faults: list[DataError] = []
+    stems: dict[str, str] = {}
     texts = dict.fromkeys(name for name in files_below(place.labels, "", (), faults.append) if _is_text(name))
     for name in files_below(place.pictures, "", (), faults.append):
         stem, extension = os.path.splitext(name)
@@ -46,6 +47,11 @@ def read_yolo(place: Place, classes: Names, masks: bool | None) -> Annotated:
         except DataError as error:
             found.fault("picture", str(error))
             continue
+        if stem in stems:
+            both = f"{place.pictures / stems[stem]} has the same name, so annotations cannot be told apart"
+            found.fault("picture", f"{place.pictures / name}: {both}: rename one")
+            continue
+        stems[stem] = name
         picture = found.add(name, size)
         if f"{stem}.txt" in texts:
             del texts[f"{stem}.txt"]
@@ -91,11 +97,14 @@ def _yaml_names(file: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as YAML ({error})") from error
     names = read.get("names") if isinstance(read, dict) else None
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    if isinstance(names, dict) and names.keys() == set(range(len(names))):
         names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list):
+    if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
         raise DataError(f"{file}: names is no list of classes, nor numbers from 0 with their names")
-    listed, _ = given_names([str(name) for name in names])
+    try:
+        listed, _ = given_names([str(name) for name in names])
+    except DataError as error:
+        raise DataError(f"{file}: names: {error}") from error
     assert listed is not None
     return listed
 
@@ -130,7 +139,7 @@ def _row(words: Sequence[str], found: Collected, picture: int, masks: bool | Non
     pixels = array("d", (number * size[place % 2] for place, number in enumerate(numbers)))
     if len(numbers) == 4:
         if masks:
-            raise BadAnnotation("segmentation", "is a box, and masks are made of outlines")
+            raise BadAnnotation("segmentation", f"is a box, and masks are made of outlines; {BOXES_DO}")
         x, y, width, height = pixels
         box, area = (x - width / 2, y - height / 2, width, height), width * height
         outline: list[array[float]] = []

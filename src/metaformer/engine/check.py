@@ -1,12 +1,15 @@
 """What can be known to be wrong before any work is done."""
 
 import math
+from dataclasses import fields
 from importlib.util import find_spec
 
 from metaformer.engine.config import TrainConfig
 from metaformer.errors import ConfigError, MissingPackage
 
-TASKS = {"segment": "segmentation", "detect": "detection"}
+TASKS = {"classify": "classification", "segment": "segmentation", "detect": "detection"}
+OTHERS = {"classify": ("segment", "detect"), "segment": ("loss", "detect"), "detect": ("loss", "segment")}
+"""Sections that are for other tasks."""
 SEEDS = 2**63
 """PyTorch's generators take no larger numbers."""
 
@@ -24,6 +27,7 @@ def check(config: TrainConfig, world_size: int = 1) -> None:
     _check_shares(config)
     _check_positive(config)
     _check_together(config, world_size)
+    _check_foreign(config)
     if config.task != "classify":
         _check_unused(config)
     if config.task == "segment":
@@ -167,7 +171,9 @@ def _check_detect(config: TrainConfig) -> None:
             raise ConfigError(f"{field} is {value}: it must be a whole number of at least {least}")
     jitter = plan.jitter or (1.0, 1.0)
     if not 0 < jitter[0] <= jitter[1] <= 100:
-        raise ConfigError(f"detect.jitter is {plan.jitter}: a smaller and a larger factor, both above 0")
+        raise ConfigError(
+            f"detect.jitter is {plan.jitter}: a smaller and a larger factor, above 0 and up to 100"
+        )
     for field, number, low, high in (
         ("detect.anchor_scale", 1.0 if plan.anchor_scale is None else plan.anchor_scale, 1e-3, 1e3),
         ("detect.score_threshold", plan.score_threshold, 0.0, 1.0),
@@ -181,13 +187,35 @@ def _check_detect(config: TrainConfig) -> None:
         raise ConfigError(f"{field} is empty: give at least one")
 
 
+def _check_foreign(config: TrainConfig) -> None:
+    """Refuse changed fields of sections that are for other tasks: they would do nothing."""
+    default = TrainConfig()
+    for section in OTHERS[config.task]:
+        ours, theirs = getattr(config, section), getattr(default, section)
+        changed = [
+            f"{section}.{f.name}" for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)
+        ]
+        if changed:
+            raise ConfigError(f"{', '.join(changed)}: not for {TASKS[config.task]}; leave it out")
+
+
 def _check_unused(config: TrainConfig) -> None:
-    """Refuse what only classification does to pictures and losses."""
+    """Refuse what only classification does to pictures and their measuring."""
+    named = {
+        "augment": ("mixup", "cutmix", "erase", "vflip"),
+        "evaluate": ("real_labels", "class_subset"),
+        "model": ("head_dropout",),
+    }
     unused = [
-        f"augment.{name}" for name in ("mixup", "cutmix", "erase", "vflip") if getattr(config.augment, name)
+        f"{section}.{name}"
+        for section, names in named.items()
+        for name in names
+        if getattr(getattr(config, section), name)
     ]
-    if unused or config.augment.splits > 1 or config.loss.distill != "none":
+    unused += ["augment.splits"] if config.augment.splits > 1 else []
+    unused += ["evaluate.crops"] if config.evaluate.crops > 1 else []
+    if unused:
         raise ConfigError(
-            f"{', '.join(unused) or 'augment.splits or loss.distill'}: not for {TASKS[config.task]}; start "
-            "from one of its recipes (metaformer list --recipes)"
+            f"{', '.join(unused)}: not for {TASKS[config.task]}; start from one of its recipes "
+            "(metaformer list --recipes)"
         )

@@ -1,5 +1,6 @@
 """From a configuration to the task of finding objects."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -32,8 +33,10 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
         WeightsError: a checkpoint does not fit.
     """
     train = open_annotated(config, config.data.train, config.data.on_bad_image)
-    val = open_annotated(config, config.data.val)
+    val = open_annotated(config, config.data.val, classes=train.classes)  # it may lack some
     _check_classes(config, train, val)
+    train.check_any()
+    val.check_any()
     look_at_all(world, check_sizes, (train, config.data.on_bad_image == "skip"), (val, False))
     preprocess, plan = detection_preprocessing(config), config.detect
     torch.manual_seed(config.seed)
@@ -65,9 +68,14 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
 
 
 def open_annotated(
-    config: TrainConfig, split: str, on_bad: Literal["error", "skip"] = "error"
+    config: TrainConfig,
+    split: str,
+    on_bad: Literal["error", "skip"] = "error",
+    classes: Sequence[str] | None = None,
 ) -> DetectionFolder:
     """Open a split of a run's data set; `on_bad` says what to do about objects that cannot be used.
+
+    Its classes are those of the file that the run names, or `classes`, or its own.
 
     Raises:
         DataError: it is not laid out as it should be.
@@ -77,7 +85,7 @@ def open_annotated(
         config.data.root,
         split,
         plan.layout,
-        classes=plan.classes,
+        classes=plan.classes or classes,
         masks=plan.head == "mask_rcnn",
         on_bad=on_bad,
     )

@@ -209,6 +209,7 @@ def _detect(
         masks=None if masks else False,  # boxes alone can be measured of both
     )
     _check_outputs(bundle, folder)
+    folder.check_any()
     assert isinstance(bundle.preprocess, DetectionPreprocess)
     return DetectEvaluation(
         folder,

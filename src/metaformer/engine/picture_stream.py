@@ -10,6 +10,7 @@ from PIL import Image
 from metaformer.engine.output.clip import frames, is_clip
 from metaformer.engine.output.sink import Result, Seen
 from metaformer.engine.pictures import Pictures
+from metaformer.errors import ConfigError
 
 Read = TypeVar("Read")
 
@@ -19,9 +20,14 @@ class PictureStream:
 
     Args:
         workers: threads that read pictures ahead; 0 reads each when it is due.
+
+    Raises:
+        ConfigError: fewer than no threads.
     """
 
     def __init__(self, workers: int = 0) -> None:
+        if workers < 0:
+            raise ConfigError(f"workers is {workers}: it must be 0 or more")
         self.workers = workers
 
     def see(self, picture: Image.Image, path: str, name: str) -> Result:

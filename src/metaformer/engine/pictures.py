@@ -56,6 +56,7 @@ class Pictures:
 def _files(place: str | Path) -> list[Path]:
     path = Path(place)
     if path.is_file():
+        check_name(path)
         return [path]
     if path.is_dir():
         found = [file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()]

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -94,3 +95,10 @@ def test_any_boxes_on_any_picture(size: tuple[int, int], corners: list[list[floa
 @pytest.mark.parametrize("colour", [(0, 0, 0), (64, 0, 0), (0, 0, 142), (255, 255, 255)])
 def test_dark_colours_are_made_brighter(colour: tuple[int, int, int]) -> None:
     assert max(vivid(colour)) >= 127 and (np.argsort(vivid(colour)) == np.argsort(colour)).all()
+
+
+def test_thousands_of_objects_are_drawn_in_time() -> None:
+    shapes = [Shape((k % 90, k // 90, k % 90 + 9, k // 90 + 9), "a", (0, 0, 200), None) for k in range(3000)]
+    before = time.process_time()
+    drawn(Image.new("RGB", (100, 100)), shapes)
+    assert time.process_time() - before < 10  # it took 20 s and more when places were compared one by one

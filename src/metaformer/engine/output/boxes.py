@@ -130,19 +130,21 @@ def _write(draw: ImageDraw.ImageDraw, shapes: Sequence[Shape], size: tuple[int, 
     """Put each text where it hides no other's, if there is such a place at its box."""
     letters = min(max(round((size[0] * size[1]) ** 0.5 / 40), 12), 64)
     font, pad = ImageFont.load_default(letters), max(2, letters // 5)
-    taken: list[Box] = []
-    tags = []
+    taken = np.zeros((len(shapes), 4))  # a scene may hold thousands of objects
+    tags: list[tuple[Box, str, Colour]] = []
     for one in shapes:
         if one.text:
             text = fitted(one.text, size[0] - 2 * pad, draw, font)
-            tag = _free(one.box, draw.textlength(text, font) + 2 * pad, letters * 1.25, size, taken)
-            taken.append(tag)
+            tag = _free(
+                one.box, draw.textlength(text, font) + 2 * pad, letters * 1.25, size, taken[: len(tags)]
+            )
+            taken[len(tags)] = tag
             tags.append((tag, text, one.colour))
     for tag, text, colour in reversed(tags):
         _tag(draw, tag, text, colour, font, pad)
 
 
-def _free(box: Box, width: float, height: float, size: tuple[int, int], taken: Sequence[Box]) -> Box:
+def _free(box: Box, width: float, height: float, size: tuple[int, int], taken: NDArray[np.float64]) -> Box:
     """Of the places at a box the first that covers nothing that is taken, or else the least."""
     left, top, right, bottom = box
     corners = [
@@ -153,13 +155,15 @@ def _free(box: Box, width: float, height: float, size: tuple[int, int], taken: S
     for x, y in corners:
         x, y = min(max(x, 0), max(0, size[0] - width)), min(max(y, 0), max(0, size[1] - height))
         places.append((x, y, x + width, y + height))
-    return min(places, key=lambda place: sum(_shared(place, other) for other in taken))
+    return places[int(_covered(np.array(places), taken).argmin())]
 
 
-def _shared(one: Box, other: Box) -> float:
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    down = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, across) * max(0.0, down)
+def _covered(places: NDArray[np.float64], taken: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much of each place (P, 4) is taken by boxes (N, 4): (P,)."""
+    low = np.maximum(places[:, None, :2], taken[:, :2])
+    high = np.minimum(places[:, None, 2:], taken[:, 2:])
+    shared: NDArray[np.float64] = (high - low).clip(0).prod(axis=2).sum(axis=1)
+    return shared
 
 
 def _tag(draw: ImageDraw.ImageDraw, tag: Box, text: str, colour: Colour, font: Font, pad: int) -> None:

@@ -7,13 +7,12 @@ from typing import Any
 
 from PIL import Image
 
+from metaformer.engine.check import OTHERS
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.report.chart import Line, line_chart
 from metaformer.engine.settings import to_dict
 
 Log = list[dict[str, Any]]
-OTHERS = {"classify": ("segment", "detect"), "segment": ("loss", "detect"), "detect": ("loss", "segment")}
-"""Sections that are for other tasks."""
 Chart = tuple[str, list[str], Any]
 """Its title, the names of its lines where there are several, and its drawing."""
 
