@@ -36,7 +36,7 @@ test-slow: $(READY)  ## compilation and other tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 faults: $(READY)  ## break runs on purpose, as often as the README says: 25 minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 3 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff format --check .
