@@ -9,6 +9,7 @@ from metaformer.engine.bundle import open_bundle, read_classes
 from metaformer.engine.config import TrainConfig
 from metaformer.engine.train import train
 from metaformer.errors import ConfigError, DataError, WeightsError
+from metaformer.models import create_detector, save_pretrained
 
 Configure = Callable[..., TrainConfig]
 
@@ -110,3 +111,13 @@ def test_a_checkpoint_without_its_manifest_is_damaged_not_published(run: Path) -
     (run / "best" / "manifest.json").unlink()
     with pytest.raises(WeightsError, match="manifest"):
         open_bundle(run)
+
+
+def test_a_published_detector_keeps_cocos_names_and_numbers(tmp_path: Path) -> None:
+    model = create_detector("retinanet", "poolformer_n", 80, fpn_dim=8)
+    model.pretrained_cfg["data"] = "coco"
+    save_pretrained(model, tmp_path)
+    bundle = open_bundle(tmp_path)
+    assert bundle.classes is not None and bundle.classes[0] == "person" and bundle.task == "detect"
+    assert (bundle.category_ids[0], bundle.category_ids[11], bundle.category_ids[-1]) == (1, 13, 90)
+    assert len(bundle.palette) == 80

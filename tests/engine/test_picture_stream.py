@@ -62,4 +62,4 @@ def test_no_more_is_read_ahead_than_there_are_threads() -> None:
 
 def test_fewer_than_no_threads_are_refused() -> None:
     with pytest.raises(ConfigError, match="workers is -1: it must be 0 or more"):
-        PictureStream(workers=-1)
+        Reds(workers=-1)

@@ -21,6 +21,8 @@ class DenseNetwork(nn.Module):
         ConfigError: no backbone, or a module that does not say what it gives.
     """
 
+    num_classes: int
+
     def __init__(self, config: MetaFormerConfig | None, backbone: nn.Module | None) -> None:
         super().__init__()
         self.pretrained_cfg: dict[str, Any] = {}

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.skeleton import MetaFormer
-from metaformer.data.class_lists import class_list, palette, palette_for
+from metaformer.data.class_lists import category_ids, class_list, palette, palette_for
 from metaformer.data.dense_preprocess import DensePreprocess
 from metaformer.data.detection_preprocess import DetectionPreprocess
 from metaformer.data.preprocess import Preprocess
 from metaformer.dense.config import SegmenterConfig
+from metaformer.dense.network import DenseNetwork
 from metaformer.dense.segmenter import Segmenter
 from metaformer.detection.config import DetectorConfig
 from metaformer.engine.checkpoint import STATE, Saved, read_checkpoint
@@ -151,8 +152,6 @@ def _saved(saved: Saved, raw: bool) -> Bundle:
             raise WeightsError(f"{saved.directory}: of a task that this version does not know, {task!r}")
         model, preprocess = MODELS[task](card)
         palette = tuple(_colour(colour) for colour in card.get("palette", ()))
-        if task == "detect":
-            palette = palette_for(classes)
         category_ids = tuple(int(number) for number in card.get("category_ids", ()))
     except KeyError as error:
         raise WeightsError(f"{saved.directory}: its state lacks {error}") from error
@@ -202,40 +201,26 @@ def _published(directory: Path) -> Bundle:
     model = from_pretrained(directory)
     names = model.pretrained_cfg.get("label_names")
     classes = tuple(names) if names else None
-    if isinstance(model, Segmenter):
-        return _segmenting(directory.name, model, classes)
-    if isinstance(getattr(model, "config", None), DetectorConfig):
-        return _detecting(directory.name, model, classes)
+    if isinstance(model, DenseNetwork):
+        return _dense(directory.name, model, classes)
     if not isinstance(model, MetaFormer):
         raise ConfigError(f"{directory}: gives feature maps, no classes")
     return Bundle(directory.name, model, Preprocess.from_pretrained_cfg(model.pretrained_cfg), classes)
 
 
-def _segmenting(name: str, model: Segmenter, classes: tuple[str, ...] | None) -> Bundle:
-    """A segmenter with what its card says of it; a published one has its data set's names and colours."""
-    card = model.pretrained_cfg
+def _dense(name: str, model: DenseNetwork, classes: tuple[str, ...] | None) -> Bundle:
+    """A dense network with what its card says of it; a published one has its data set's names and numbers."""
+    card, task = model.pretrained_cfg, "segment" if isinstance(model, Segmenter) else "detect"
     data = class_list(str(card["data"])) if "data" in card else None
     if classes is None and data is not None and len(data.names) == model.num_classes:
         classes = data.names
+    reader = DensePreprocess if task == "segment" else DetectionPreprocess
     look = card.get("preprocess")
-    preprocess = DensePreprocess.from_dict(look) if look else DensePreprocess()
     colours = palette_for(classes) if classes else palette(model.num_classes)
     told = tuple(_colour(colour) for colour in card.get("palette", ()))
-    return Bundle(name, model, preprocess, classes, "segment", told or colours)
-
-
-def _detecting(name: str, model: nn.Module, classes: tuple[str, ...] | None) -> Bundle:
-    """A detector with what its card says of it; a published one has its data set's names."""
-    card: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    count = int(model.num_classes)  # type: ignore[arg-type]
-    data = class_list(str(card["data"])) if "data" in card else None
-    if classes is None and data is not None and len(data.names) == count:
-        classes = data.names
-    look = card.get("preprocess")
-    preprocess = DetectionPreprocess.from_dict(look) if look else DetectionPreprocess()
-    colours = palette_for(classes) if classes else palette(count)
-    ids = tuple(int(number) for number in card.get("category_ids", ()))
-    return Bundle(name, model, preprocess, classes, "detect", colours, ids)
+    ids = tuple(int(number) for number in card.get("category_ids", category_ids(classes or ())))
+    preprocess = reader.from_dict(look) if look else reader()
+    return Bundle(name, model, preprocess, classes, task, told or colours, ids if task == "detect" else ())
 
 
 def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) -> Bundle:
@@ -255,7 +240,7 @@ def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) ->
             pretrained=checkpoint is None,
             checkpoint_path=checkpoint,
         )
-        return _segmenting(name, segmenter, None)
+        return _dense(name, segmenter, None)
     if is_detector(name):
         detector = create_detector(
             name,
@@ -263,7 +248,7 @@ def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) ->
             pretrained=checkpoint is None,
             checkpoint_path=checkpoint,
         )
-        return _detecting(name, detector, None)
+        return _dense(name, detector, None)
     if not is_model(name) and ("/" in name or Path(name).exists()):
         file = Path(name).is_file()
         hint = f"; a file of weights goes beside a model's name: MODEL --checkpoint {name}" if file else ""

@@ -1,5 +1,6 @@
 """Pictures and clips in, what a network sees in them out, one after another."""
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from metaformer.errors import ConfigError
 Read = TypeVar("Read")
 
 
-class PictureStream:
+class PictureStream(ABC):
     """A trained network as a function of pictures of any size; each task says what it sees in one.
 
     Args:
@@ -30,9 +31,9 @@ class PictureStream:
             raise ConfigError(f"workers is {workers}: it must be 0 or more")
         self.workers = workers
 
+    @abstractmethod
     def see(self, picture: Image.Image, path: str, name: str) -> Result:
         """Look at a picture; `path` goes into the result, `name` into errors."""
-        raise NotImplementedError
 
     def stream(self, source: Pictures) -> Iterator[Seen]:
         """Results at the pictures' own size, in order; each frame of a clip is one.

@@ -88,12 +88,12 @@ class Predictor:
         self.classes = bundle.classes or _numbered(int(bundle.model.num_classes), self.task)  # type: ignore[arg-type]
         self.top_k, self.flip, self.crops = min(wanted, len(self.classes)), flip, crops
         self.batch_size, self.workers = batch_size, workers
-        self.stream_of: PictureStream | None = None
+        self._stream: PictureStream | None = None
         if self.task == "segment":
             inference = looks(self.bundle, scales, slide, flip)
-            self.stream_of = PictureSegmenter(self.bundle, self.classes, inference, workers)
+            self._stream = PictureSegmenter(self.bundle, self.classes, inference, workers)
         elif self.task == "detect":
-            self.stream_of = PictureDetector(
+            self._stream = PictureDetector(
                 self.bundle,
                 self.classes,
                 detect_looks(self.bundle, scales, flip),
@@ -141,9 +141,9 @@ class Predictor:
         Raises:
             ConfigError: this network tells classes of pictures apart.
         """
-        if self.stream_of is None:
+        if self._stream is None:
             raise ConfigError(f"{self.bundle.name} {DOES[self.task]}: ask classified() for them")
-        yield from self.stream_of.stream(Pictures(pictures))
+        yield from self._stream.stream(Pictures(pictures))
 
     def batches(
         self, source: Source, sampler: EvalSampler, *, stop: Stop | None = None, skip_bad: bool = False

@@ -4,27 +4,21 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.errors import ConfigError
 from metaformer.models.classifiers import model_config
-from metaformer.weights.download import Published, fetch
+from metaformer.weights.dense_source import DenseSource
+from metaformer.weights.download import fetch
 from metaformer.weights.fit import Classifier
 from metaformer.weights.load import load_weights
 from metaformer.weights.sources import find_source
 
 logger = logging.getLogger(__name__)
 Backbone = str | MetaFormerConfig | nn.Module
-
-
-class DenseSource(Published, Protocol):
-    """A published file of a dense network's weights."""
-
-    @property
-    def num_classes(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)

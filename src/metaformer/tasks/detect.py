@@ -73,6 +73,7 @@ class Detect:
             "name": self.name,
             "model": self.model.config.to_dict(),
             "classes": list(self.data.classes),
+            "palette": [list(colour) for colour in self.data.palette],
             "category_ids": list(self.data.category_ids),
             "preprocess": self.preprocess.to_dict(),
         }
@@ -87,6 +88,7 @@ class Detect:
             "pretrained_cfg": {
                 "num_classes": len(self.data.classes),
                 "label_names": list(self.data.classes),
+                "palette": [list(colour) for colour in self.data.palette],
                 "category_ids": list(self.data.category_ids),
                 "preprocess": self.preprocess.to_dict(),
                 "mean": list(self.preprocess.mean),

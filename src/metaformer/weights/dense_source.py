@@ -45,6 +45,11 @@ class DenseSource:
         """`model.tag`, as they take it, too."""
         return f"{self.model}.{self.tag}"
 
+    @property
+    def file(self) -> str:
+        """The published file's name."""
+        return self.url.rpartition("/")[2]
+
     def pretrained_cfg(self) -> dict[str, Any]:
         """The same as a dictionary in timm's words, where it has some."""
         return {

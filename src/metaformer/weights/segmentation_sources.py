@@ -22,11 +22,6 @@ class SegmentationSource(DenseSource):
     num_classes: int = 150
     image_size: tuple[int, int] = (512, 512)
 
-    @property
-    def file(self) -> str:
-        """The published file's name."""
-        return self.url.rpartition("/")[2]
-
     def pretrained_cfg(self) -> dict[str, Any]:
         """The same as a dictionary in timm's words, where it has some."""
         return super().pretrained_cfg() | {"classifier": "head.classifier"}
