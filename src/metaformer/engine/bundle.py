@@ -152,6 +152,8 @@ def _saved(saved: Saved, raw: bool) -> Bundle:
             raise WeightsError(f"{saved.directory}: of a task that this version does not know, {task!r}")
         model, preprocess = MODELS[task](card)
         palette = tuple(_colour(colour) for colour in card.get("palette", ()))
+        if not palette and task != "classify":  # of a run before its card held them
+            palette = palette_for(classes)
         category_ids = tuple(int(number) for number in card.get("category_ids", ()))
     except KeyError as error:
         raise WeightsError(f"{saved.directory}: its state lacks {error}") from error
