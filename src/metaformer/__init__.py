@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from metaformer.dense.config import SegmenterConfig
     from metaformer.dense.criterion import SegmentationLoss
     from metaformer.dense.segmenter import Segmenter
+    from metaformer.deploy.optimize import optimize
     from metaformer.detection.config import DetectorConfig
     from metaformer.detection.detector import Detector
     from metaformer.detection.results import Detections, Targets
@@ -66,6 +67,7 @@ __all__ = [
     "list_models",
     "list_segmenters",
     "load_weights",
+    "optimize",
     "push_to_hub",
     "register_timm",
     "save_pretrained",
@@ -79,6 +81,7 @@ _HOMES = {
     "dense.config": ("SegmenterConfig",),
     "dense.criterion": ("SegmentationLoss",),
     "dense.segmenter": ("Segmenter",),
+    "deploy.optimize": ("optimize",),
     "detection.config": ("DetectorConfig",),
     "detection.detector": ("Detector",),
     "detection.results": ("Detections", "Targets"),

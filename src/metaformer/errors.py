@@ -38,6 +38,10 @@ class GridError(SizeError):
         )
 
 
+class OptimizeError(MetaFormerError, ValueError):
+    """A rewritten network that does not compute what the original does."""
+
+
 class WeightsError(MetaFormerError, ValueError):
     """A checkpoint that cannot be read, or does not fit the model."""
 

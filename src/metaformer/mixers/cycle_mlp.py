@@ -27,5 +27,6 @@ class CycleMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
         mean = h.mean((2, 3), keepdim=True) + w.mean((2, 3), keepdim=True) + c.mean((2, 3), keepdim=True)
-        of_h, of_w, of_c = self.reweight(mean).unflatten(1, (-1, 3)).softmax(2).unbind(2)  # each (B, C, 1, 1)
+        shares = self.reweight(mean).unflatten(1, (-1, 3)).softmax(2)
+        of_h, of_w, of_c = shares.movedim(2, 0).contiguous()  # each (B, C, 1, 1), its channels side by side
         return self.proj(torch.addcmul(torch.addcmul(h * of_h, w, of_w), c, of_c))

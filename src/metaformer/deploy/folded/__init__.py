@@ -1,0 +1,1 @@
+"""Parts of a block for inference alone: constants folded into the weights, tokens last (B, H, W, C)."""

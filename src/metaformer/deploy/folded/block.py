@@ -1,0 +1,72 @@
+"""A whole block for inference."""
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from metaformer.backbones.block import Block
+from metaformer.deploy.folded.attention import FoldedAttention
+from metaformer.deploy.folded.cycle_mlp import FoldedCycleMlp
+from metaformer.deploy.folded.mixer import FoldedMixer
+from metaformer.deploy.folded.mlp import FoldedMlp
+from metaformer.deploy.folded.pooling import FoldedPooling
+from metaformer.deploy.folded.sepconv import FoldedSepConv
+from metaformer.deploy.folded.shortcut import Shortcut
+from metaformer.layers.mlp import Mlp
+from metaformer.layers.scale import Scale
+from metaformer.mixers.attention import Attention
+from metaformer.mixers.cycle_mlp import CycleMLP
+from metaformer.mixers.pooling import Pooling
+from metaformer.mixers.sepconv import SepConv
+
+Fold = Callable[..., nn.Module]
+"""Made from mixer, norm, the branch's scale and the shortcut."""
+
+FOLDED: Final[dict[type[nn.Module], Fold]] = {
+    Attention: FoldedAttention,
+    CycleMLP: FoldedCycleMlp,
+    Pooling: FoldedPooling,
+    SepConv: FoldedSepConv,
+}
+"""Mixer -> its form here; others, and subclasses, stay as they are between norm and scale."""
+CACHED: Final = 1 << 22
+"""Elements of the widest map that are worked on at once on a CPU, so that it stays in the cache."""
+
+
+class FoldedBlock(nn.Module):
+    """What `Block` computes in evaluation, (B, C, H, W) to the same shape."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        fold = FOLDED.get(type(block.token_mixer), FoldedMixer)
+        shortcut = Shortcut(block.res_scale1, block.residual)
+        scale = _branch_scale(block.layer_scale1, block)
+        self.mixer = fold(block.token_mixer, block.norm1, scale, shortcut)
+        self.mlp: nn.Module = nn.Identity()
+        if isinstance(block.mlp, Mlp):
+            shortcut = Shortcut(block.res_scale2, block.residual)
+            self.mlp = FoldedMlp(block.norm2, block.mlp, _branch_scale(block.layer_scale2, block), shortcut)
+        self.width = max(getattr(part, "width", 0) for part in (self.mixer, self.mlp))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not len(x):
+            return x
+        tokens = x.permute(0, 2, 3, 1)
+        batch, height, width, channels = tokens.shape
+        samples = max(1, CACHED // max(1, height * width * max(self.width, channels)))
+        if samples >= batch or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.mlp(self.mixer(tokens)).permute(0, 3, 1, 2)
+        out = torch.empty_like(tokens)
+        for first in range(0, batch, samples):
+            out[first : first + samples] = self.mlp(self.mixer(tokens[first : first + samples]))
+        return out.permute(0, 3, 1, 2)
+
+
+def _branch_scale(scale: nn.Module, block: Block) -> Tensor | None:
+    """LayerScale and the branch's divisor as one factor, per channel or for all."""
+    factor = scale.scale.detach() if isinstance(scale, Scale) else None
+    if block.skip_lam == 1.0:
+        return factor
+    return (torch.ones(1) if factor is None else factor) / block.skip_lam

@@ -1,0 +1,43 @@
+"""CycleMLP's three products with their norm, scale and shortcut."""
+
+import torch
+from torch import Tensor, nn
+
+from metaformer.deploy.folded.norm import TokenNorm
+from metaformer.deploy.folded.product import folded
+from metaformer.deploy.folded.shift import Shift
+from metaformer.deploy.folded.shortcut import Shortcut
+from metaformer.mixers.cycle_mlp import CycleMLP
+
+
+class FoldedCycleMlp(nn.Module):
+    """Shifted maps, three products, their weighted sum, and one product more.
+
+    The mean of a product is the product of the mean, which is what the shares are made of. The norm stays
+    whole: zeros come in at the border after its bias. One product of all three maps, with weights of each
+    sample's own that hold `proj` too, was not faster on a CPU.
+    """
+
+    def __init__(self, mixer: CycleMLP, norm: nn.Module, scale: Tensor | None, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.norm, self.shortcut, self.reweight = TokenNorm(norm), shortcut, mixer.reweight
+        self.shifts = nn.ModuleList(Shift(layer) for layer in (mixer.sfc_h, mixer.sfc_w))
+        layers = (mixer.sfc_h, mixer.sfc_w, mixer.mlp_c)
+        self.products = nn.ModuleList(folded(layer.weight, layer.bias) for layer in layers)
+        self.proj = folded(mixer.proj.weight, mixer.proj.bias, scale=scale)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        n = self.norm(tokens)
+        maps = (*(shift(n) for shift in self.shifts), n)
+        h, w, c = (product(map_) for product, map_ in zip(self.products, maps, strict=True))
+        of_h, of_w, of_c = self._shares(maps)
+        y = torch.addcmul(torch.addcmul(h * of_h, w, of_w), c, of_c)
+        return self.proj(y, plus=self.shortcut(tokens))
+
+    def _shares(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """How much each branch counts, (3, B, 1, 1, C) with channels side by side."""
+        means = [product(map_.mean((1, 2))) for product, map_ in zip(self.products, maps, strict=True)]
+        mean = means[0] + means[1] + means[2]
+        shares = self.reweight(mean[:, :, None, None]).view(len(mean), -1, 3).softmax(-1)
+        return shares.movedim(-1, 0).contiguous()[:, :, None, None]

@@ -1,0 +1,48 @@
+"""Norm, channel MLP, scale and shortcut in two products."""
+
+import torch
+from torch import Tensor, nn
+
+from metaformer.deploy.folded.norm import take_apart
+from metaformer.deploy.folded.product import folded
+from metaformer.deploy.folded.shortcut import Shortcut
+from metaformer.layers.act import SquaredReLU, StarReLU
+from metaformer.layers.mlp import Mlp
+
+EPILOGUES = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}
+"""Activation -> what the first product does of it."""
+
+
+class FoldedMlp(nn.Module):
+    """The norm's constants are in the first product of an `Mlp`, StarReLU's and the scale in the second."""
+
+    def __init__(self, norm: nn.Module, mlp: Mlp, scale: Tensor | None, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.norm, gain, shift = take_apart(norm)
+        self.shortcut = shortcut
+        self.fc1 = folded(mlp.fc1.weight, mlp.fc1.bias, gain=gain, shift=shift)
+        act = mlp.act
+        self.epilogue = EPILOGUES.get(type(act), "none")
+        if getattr(act, "approximate", "none") != "none":
+            self.epilogue = "none"
+        self.square = isinstance(act, SquaredReLU | StarReLU)
+        self.act = act if self.epilogue == "none" else None
+        star: dict[str, Tensor] = {}
+        if isinstance(act, StarReLU):
+            hidden = mlp.fc2.in_channels
+            star = {"gain": act.scale.detach().expand(hidden), "shift": act.bias.detach().expand(hidden)}
+        self.fc2 = folded(mlp.fc2.weight, mlp.fc2.bias, scale=scale, **star)
+
+    @property
+    def width(self) -> int:
+        """Channels of the widest map."""
+        return self.fc2.weight.shape[1]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        h = self.fc1(self.norm(tokens), self.epilogue)
+        if self.act is not None:
+            h = self.act(h)
+        elif self.square:
+            h = torch.square(h)
+        return self.fc2(h, plus=self.shortcut(tokens))

@@ -1,0 +1,64 @@
+"""A norm taken apart: what is computed from the map, and the constants that the next product takes over."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaformer.layers.norm import BatchNorm, GroupNorm, LayerNorm, NoNorm
+
+
+class TokenNorm(nn.Module):
+    """A norm of maps, applied to tokens (B, H, W, C); without weight and bias where they were taken out."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class BareGroupNorm(nn.Module):
+    """Mean 0 and variance 1 over all of a sample."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.group_norm(tokens.permute(0, 3, 1, 2), 1, eps=self.eps).permute(0, 2, 3, 1)
+
+
+class BareLayerNorm(nn.Module):
+    """Mean 0 and variance 1 over the channels of each token."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.layer_norm(tokens, tokens.shape[-1:], eps=self.eps)
+
+
+def take_apart(norm: nn.Module) -> tuple[nn.Module, Tensor | None, Tensor | None]:
+    """Split a norm into a module of tokens and the gain and shift (C,) that follow it.
+
+    A norm that is not known stays whole.
+    """
+    if type(norm) is NoNorm:
+        return nn.Identity(), None, None
+    if isinstance(norm, BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+        dtype = norm.running_var.dtype
+        gain = torch.rsqrt(norm.running_var.double() + norm.eps)
+        gain = gain if norm.weight is None else gain * norm.weight.detach()
+        shift = -norm.running_mean * gain
+        shift = shift if norm.bias is None else shift + norm.bias.detach()
+        return nn.Identity(), gain.to(dtype), shift.to(dtype)
+    if isinstance(norm, GroupNorm | LayerNorm):
+        bare = BareGroupNorm(norm.eps) if isinstance(norm, GroupNorm) else BareLayerNorm(norm.eps)
+        return bare, _detached(norm.weight), _detached(norm.bias)
+    return TokenNorm(norm), None, None
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()

@@ -1,0 +1,23 @@
+"""What goes past a branch."""
+
+from torch import Tensor, nn
+
+from metaformer.layers.scale import Scale
+
+
+class Shortcut(nn.Module):
+    """The tokens (B, H, W, C) as they are, times ResScale, or none at all."""
+
+    def __init__(self, res_scale: nn.Module, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        self.scale = (
+            nn.Parameter(res_scale.scale.detach().clone(), requires_grad=False)
+            if isinstance(res_scale, Scale)
+            else None
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor | None:
+        if not self.residual:
+            return None
+        return tokens if self.scale is None else tokens * self.scale

@@ -1,0 +1,102 @@
+"""The exact form of a network that infers fastest."""
+
+import copy
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from metaformer.backbones.block import Block
+from metaformer.backbones.skeleton import Trunk
+from metaformer.deploy.folded.block import FoldedBlock
+from metaformer.errors import ConfigError, OptimizeError
+
+TOLERANCE: Final = 1e-4
+"""Largest difference of any output in float32, as a share of the largest output."""
+
+
+def optimize(
+    model: nn.Module,
+    *,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    sample: Tensor | None = None,
+) -> nn.Module:
+    """Copy a classifier, segmenter, detector or backbone into its inference form: the same function, faster.
+
+    Norms' constants, LayerScale and StarReLU are folded into the weights, dropout and stochastic depth are
+    left out, maps lie channels-last, and products on a CPU activate or add in their epilogue. The copy is
+    compared with the original on `sample`. An optimised network comes back as it is.
+
+    Args:
+        model: a network of this library, or one that holds its backbones, on the device where it will run.
+        dtype: type of weights and images of the copy; the model's own by default.
+        compile: hand the copy to `torch.compile`; the first call then takes a minute or more.
+        sample: images (B, in_chans, H, W) to compare on; two random ones of the model's size by default.
+
+    Raises:
+        ConfigError: there is nothing here to optimise.
+        OptimizeError: the copy does not compute what the original does.
+    """
+    network = model if getattr(model, "optimized", False) else _rewritten(model, dtype, sample)
+    if not compile or isinstance(network, torch._dynamo.OptimizedModule):
+        return network
+    return cast(nn.Module, torch.compile(network))
+
+
+def _rewritten(model: nn.Module, dtype: torch.dtype | None, sample: Tensor | None) -> nn.Module:
+    if not any(isinstance(module, Block) for module in model.modules()):
+        raise ConfigError(f"optimize: {type(model).__name__} has no MetaFormer block")
+    first = next(model.parameters())
+    original = copy.deepcopy(model).eval().requires_grad_(False).float()
+    network = copy.deepcopy(original)
+    _fold(network)
+    network = network.to(memory_format=torch.channels_last)
+    _compare(original, network, _sample(original) if sample is None else sample.float().to(first.device))
+    network = network.to(dtype or first.dtype)
+    network.optimized = True  # type: ignore[assignment]
+    return network
+
+
+def _fold(network: nn.Module) -> None:
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Block):
+                setattr(module, name, FoldedBlock(child))
+
+
+def _sample(network: nn.Module) -> Tensor:
+    """Two images of the size that the network's backbone is made for."""
+    trunk = next(module for module in network.modules() if isinstance(module, Trunk))
+    parameter = next(network.parameters())
+    shape = (2, trunk.config.in_chans, *trunk.config.image_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return images.to(parameter.device)
+
+
+def _compare(original: nn.Module, network: nn.Module, images: Tensor) -> None:
+    with torch.inference_mode():
+        wanted, found = _tensors(_run(original, images)), _tensors(_run(network, images))
+    for ours, theirs in zip(found, wanted, strict=True):
+        share = ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item()
+        if not share <= TOLERANCE:
+            raise OptimizeError(
+                f"the optimised {type(original).__name__} differs from the original by {share:.1e} of the "
+                f"largest output, more than {TOLERANCE:.0e}: please report the model; it is as it was"
+            )
+
+
+def _run(network: nn.Module, images: Tensor) -> Any:
+    """A network's outputs that are tensors whatever is in the images."""
+    raw = getattr(network, "raw", None)
+    return network(images) if raw is None else raw(images)
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    return (
+        [tensor for part in outputs for tensor in _tensors(part)] if isinstance(outputs, list | tuple) else []
+    )

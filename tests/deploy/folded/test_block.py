@@ -1,0 +1,120 @@
+"""A folded block is the block, whatever it is made of."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from metaformer.backbones.block import Block
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.deploy.folded import block as folded_block
+from metaformer.deploy.folded.block import FoldedBlock
+from metaformer.layers.act import ACTS
+from metaformer.layers.norm import NORMS
+from metaformer.mixers import MIXERS
+
+DIM, GRID = 12, (7, 6)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["onednn", "plain"])
+
+
+def made(**changes: object) -> Block:
+    """A block whose numbers are all its own: no weight is one, no bias zero."""
+    fields = {
+        "depths": (1,),
+        "dims": (DIM,),
+        "downsamples": (),
+        "pos_embed": (False,),
+        "mlp_ratios": (3,),
+        "mixers": ("pooling",),
+        "layer_scale": (None,),
+        "res_scale": (None,),
+        "grid_mode": "interpolate",
+        **changes,
+    }
+    torch.manual_seed(0)
+    block = Block(MetaFormerConfig(**fields), 0, fields["mixers"][0], 0.3)  # type: ignore[arg-type,index]
+    for value in (*block.parameters(), *block.buffers()):
+        if value.is_floating_point() and value.requires_grad:
+            nn.init.normal_(value.data, std=0.5)
+    for norm in block.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    return block.eval()
+
+
+def check(block: Block, dtype: torch.dtype, batch: int = 2, size: tuple[int, int] = GRID) -> None:
+    block = block.to(dtype)
+    x = torch.randn(batch, DIM, *size, dtype=dtype).to(memory_format=torch.channels_last)
+    before = x.clone()
+    with torch.inference_mode():
+        wanted = block(x)
+        found = FoldedBlock(copy.deepcopy(block)).eval()(x)
+    assert torch.equal(x, before)
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    largest = wanted.abs().max().item() if wanted.numel() else 0.0
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * max(1.0, largest))
+
+
+@DTYPES
+@pytest.mark.parametrize("norm", list(NORMS))
+@pytest.mark.parametrize("mixer", list(MIXERS))
+def test_every_mixer_behind_every_norm(mixer: str, norm: str, dtype: torch.dtype) -> None:
+    check(made(mixers=(mixer,), norm=norm), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("act", list(ACTS))
+def test_every_activation(act: str, dtype: torch.dtype) -> None:
+    check(made(act=act), dtype)
+    check(made(act=act, mlp_bias=False), dtype)
+    check(made(mixers=(f"sepconv(act='{act}')",)), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("mixer", list(MIXERS))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_scale": (0.5,)},
+        {"res_scale": (0.5,)},
+        {"skip_lam": 4.0},
+        {"layer_scale": (0.5,), "res_scale": (0.5,), "skip_lam": 2.0},
+        {"residual": False},
+        {"residual": False, "layer_scale": (0.5,), "skip_lam": 2.0},
+        {"mlp_ratios": (0,)},
+    ],
+    ids=str,
+)
+def test_every_scale_and_shortcut(mixer: str, changes: dict[str, object], dtype: torch.dtype) -> None:
+    check(made(mixers=(mixer,), **changes), dtype)
+
+
+@pytest.mark.parametrize("options", ["qkv_bias=True", "kernel=5", "kernel=1"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (13, 11)])
+def test_cycle_mlp_on_small_and_large_maps(options: str, size: tuple[int, int]) -> None:
+    check(made(mixers=(f"cycle_mlp({options})",), norm="layer_norm"), torch.float32, 3, size)
+    check(made(mixers=(f"cycle_mlp({options})",), layer_scale=(0.5,)), torch.float32, 3, size)
+
+
+@pytest.mark.parametrize("mixer", list(MIXERS))
+@pytest.mark.parametrize("batch", [0, 1, 5])
+def test_samples_in_parts(mixer: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folded_block, "CACHED", 2 * GRID[0] * GRID[1] * 3 * DIM)
+    check(made(mixers=(mixer,)), torch.float32, batch)
+
+
+class Shy(nn.Module):
+    """A mixer from outside that this library knows nothing about."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(dim, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flip(-1) * self.weight
+
+
+def test_a_mixer_from_outside() -> None:
+    check(made(mixers=(Shy,), layer_scale=(0.5,)), torch.float32)

@@ -1,0 +1,120 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import metaformer
+from metaformer.backbones.variants import VARIANTS
+from metaformer.deploy.folded.block import FoldedBlock
+from metaformer.deploy.optimize import optimize
+from metaformer.errors import ConfigError, OptimizeError
+from metaformer.ops import onednn
+
+TINY = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "image_size": (64, 64), "num_classes": 5}
+FAMILIES = sorted({name.partition("_")[0]: name for name in VARIANTS}.values())
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Weights that all count: at the start LayerScale hides most of a block."""
+    torch.manual_seed(1)
+    for value in model.parameters():
+        if value.requires_grad and value.ndim < 2:
+            nn.init.uniform_(value.data, 0.2, 1.0)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family(name: str) -> None:
+    model = lively(metaformer.create_model(name, **TINY))
+    before = copy.deepcopy(model.state_dict())
+    network = optimize(model)
+    assert not any(type(module).__name__ == "Block" for module in network.modules())
+    assert sum(isinstance(module, FoldedBlock) for module in network.modules()) == 4
+    x = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-5)
+        half = optimize(model, dtype=torch.bfloat16)
+        assert half(x.bfloat16()).dtype == torch.bfloat16
+        torch.testing.assert_close(half(x.bfloat16()).float(), model(x), rtol=0.1, atol=0.1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(value.requires_grad for value in network.parameters())
+
+
+def test_dense_networks_and_backbones() -> None:
+    sizes = {key: TINY[key] for key in ("depths", "dims")}
+    maps = lively(
+        metaformer.create_model("poolformer_s12", features_only=True, feature_norm="fresh", **sizes)
+    )
+    segmenter = lively(
+        metaformer.create_segmenter("semantic_fpn", maps, num_classes=3, fpn_dim=8, head_dim=8)
+    )
+    x = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        for ours, theirs in zip(optimize(maps)(x), maps(x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(optimize(segmenter)(x), segmenter(x), rtol=1e-4, atol=1e-5)
+        maps = lively(metaformer.create_model("poolformer_s12", features_only=True, **sizes))
+        detector = lively(metaformer.create_detector("retinanet", maps, num_classes=3, fpn_dim=8))
+        network = optimize(detector, sample=x)
+        assert len(network(x)) == 1
+        for ours, theirs in zip(network.raw(x), detector.raw(x), strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_optimised_stays_as_it_is() -> None:
+    network = optimize(metaformer.create_model("poolformer_s12", **TINY))
+    assert optimize(network) is network
+    other = copy.deepcopy(network)
+    assert optimize(other) is other
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(other(x), network(x))
+
+
+def test_the_image_may_be_of_any_size() -> None:
+    model = lively(metaformer.create_model("cyclemlp_b1", **TINY))
+    network = optimize(model)
+    with torch.inference_mode():
+        for size in ((33, 70), (224, 96)):
+            x = torch.randn(2, 3, *size)
+            torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively(metaformer.create_model("caformer_s18", **TINY))
+    network = optimize(model, compile=True)
+    assert optimize(network) is network
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_exported() -> None:
+    model = lively(metaformer.create_model("convformer_s18", **TINY))
+    x = torch.randn(2, 3, 64, 64)
+    program = torch.export.export(optimize(model), (x,))
+    assert not any("metaformer" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_reference_forms_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively(metaformer.create_model("poolformer_s12", **TINY))
+    monkeypatch.setenv("METAFORMER_OPS", "reference")
+    x = torch.randn(1, 3, 64, 64)
+    monkeypatch.setattr(onednn, "product", None)  # would fail if it were called
+    with torch.inference_mode():
+        torch.testing.assert_close(optimize(model)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mismatch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = FoldedBlock.forward
+    monkeypatch.setattr(FoldedBlock, "forward", lambda self, x: right(self, x) + 0.01)
+    with pytest.raises(OptimizeError, match="differs from the original by"):
+        optimize(metaformer.create_model("poolformer_s12", **TINY))
+
+
+def test_nothing_to_optimise() -> None:
+    with pytest.raises(ConfigError, match="Linear has no MetaFormer block"):
+        optimize(nn.Linear(2, 2))

@@ -1,0 +1,41 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metaformer.ops import onednn
+
+PLAIN = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("act", list(onednn.EPILOGUES))
+def test_product_then_activation(act: str, packed: bool) -> None:
+    x, weight, bias = torch.randn(2, 3, 5), torch.randn(4, 5), torch.randn(4)
+    found = onednn.product(x, onednn.pack(weight) if packed else weight, bias, act)
+    torch.testing.assert_close(found, PLAIN[act](F.linear(x, weight, bias)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_product_then_sum(dtype: torch.dtype) -> None:
+    x, weight, other = (torch.randn(*size, dtype=dtype) for size in ((6, 5), (4, 5), (6, 4)))
+    if not onednn.usable(x):
+        pytest.skip("this processor's oneDNN has no bfloat16")
+    torch.testing.assert_close(onednn.product(x, weight, None, plus=other), F.linear(x, weight) + other)
+
+
+def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3)
+    assert onednn.usable(x)
+    assert not onednn.usable(x.double()) and not onednn.usable(x.to("meta"))
+    assert not onednn.usable(x.clone().requires_grad_())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not onednn.usable(x)
+    monkeypatch.setenv("METAFORMER_OPS", "reference")
+    assert not onednn.usable(x)
+
+
+def test_as_a_registered_operation() -> None:
+    x, weight, bias, other = torch.randn(6, 5), torch.randn(4, 5), torch.randn(4), torch.randn(6, 4)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(onednn.compiled_product, (x, weight, bias, "gelu", None), test_utils=tests)
+    torch.library.opcheck(onednn.compiled_product, (x, weight, None, "none", other), test_utils=tests)
