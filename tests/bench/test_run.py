@@ -29,6 +29,7 @@ def test_times_and_counts_a_model_by_name() -> None:
     assert report.machine.threads == 1
     text = report.text("stage")
     assert "poolformer_n" in text and "stages.3" in text and torch.__version__ in text and "1 threads" in text
+    assert f"operations: {report.machine.operations}" in text
     json.dumps(report.to_dict())
 
 

@@ -246,3 +246,22 @@ def test_a_whole_data_set_is_for_classification(
     words = ["predict", place, "--data", str(photos), "--out", str(tmp_path / "out")]
     assert main(words) == 2
     assert "--data is for classification" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter", "detector"])
+def test_the_optimised_network_says_the_same(
+    kind: str, photos: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for options in ([], ["--optimize"]):
+        source = request.getfixturevalue(kind)
+        assert main(["predict", str(source), f"{photos}/a/x.png", "--device=cpu", *options]) == 0
+        found.append(json.loads(capsys.readouterr().out, parse_float=lambda number: round(float(number), 3)))
+    assert found[0] == found[1]
+
+
+def test_optimising_leaves_no_room_for_mixed_precision(
+    classifier: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(classifier), str(photos), "--optimize", "--amp", "bf16"]) != 0
+    assert "leave --amp out" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`python -m metaformer.bench MODEL…`: the benchmark without the rest of the command line's packages."""
+"""`python -m metaformer.bench MODEL…|suite`: benchmarks without the rest of the command line's packages."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from metaformer.bench.run import DTYPES, BenchConfig, bench
+from metaformer.bench.suite import command
 from metaformer.errors import MetaFormerError
 from metaformer.ops.process import keep_freed_memory
 from metaformer.registry import import_file
@@ -14,7 +15,8 @@ from metaformer.weights.io import write_atomically
 EXAMPLE = """  metaformer bench poolformer_s12 cyclemlp_b1 --batch 8 --against timm:poolformer_s12
   metaformer bench semantic_fpn_poolformer_s12 --size 512 --against smp:fpn/poolformer_s12
   metaformer bench caformer_s18 --size 384 --counts --by stage
-  metaformer bench poolformer_s12 --import foo.py --mixers foo foo attention attention --json out.json"""
+  metaformer bench poolformer_s12 --import foo.py --mixers foo foo attention attention --json out.json
+  metaformer bench suite --list"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -80,16 +82,18 @@ def run(words: argparse.Namespace) -> int:
 
 def main() -> int:
     """Run as a program."""
+    words = sys.argv[1:]
+    suite = words[:1] == ["suite"]
     parser = argparse.ArgumentParser(
-        "python -m metaformer.bench",
-        description=__doc__,
-        epilog=f"examples:\n{EXAMPLE}",
+        f"python -m metaformer.bench{' suite' if suite else ''}",
+        description=command.DESCRIPTION if suite else __doc__,
+        epilog=f"examples:\n{command.EXAMPLE if suite else EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_options(parser)
+    (command.add_options if suite else add_options)(parser)
     keep_freed_memory()
     try:
-        return run(parser.parse_args())
+        return command.run(parser.parse_args(words[1:])) if suite else run(parser.parse_args(words))
     except MetaFormerError as error:
         print(f"metaformer bench: error: {error}", file=sys.stderr)
         return 1

@@ -59,8 +59,9 @@ class BenchReport:
             how += ", forward and backward"
         machine = self.machine
         return (
-            f"{machine.device}; {machine.threads} threads; PyTorch {machine.pytorch}; batch "
-            f"{self.settings['batch']}; {self.settings['dtype']}, {self.settings['memory_format']}, {how}"
+            f"{machine.device}; {machine.threads} threads; PyTorch {machine.pytorch}; operations: "
+            f"{machine.operations}; batch {self.settings['batch']}; {self.settings['dtype']}, "
+            f"{self.settings['memory_format']}, {how}"
         )
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.bench.counts import count
 from metaformer.bench.report import BenchReport, Row
+from metaformer.bench.step import TrainingStep
 from metaformer.bench.timing import Machine, measure, ratios
 from metaformer.errors import ConfigError, MissingPackage, UnknownName
 
@@ -79,7 +79,7 @@ def bench(
     config = config or BenchConfig()
     if not models:
         raise ConfigError("bench: name at least one model")
-    device = _device(config.device)
+    device = pick_device(config.device)
     entries = [_Entry.of(model, config.size, mixers) for model in models]
     if against is not None:
         entries.append(_Entry.of(against, config.size or entries[0].image_size[0], None))
@@ -225,7 +225,7 @@ def _timed(entries: Sequence[_Entry], config: BenchConfig, device: torch.device)
                 )
             model = entry.model.to(device, dtype).to(memory_format=layout).train(config.train)
             model = cast(nn.Module, torch.compile(model)) if config.compile else model
-            models.append(_TrainingStep(model) if config.train else model)
+            models.append(TrainingStep(model) if config.train else model)
             shape = (config.batch, entry.in_chans, *entry.image_size)
             picture = torch.randn(shape, generator=generator)
             images.append(picture.to(device=device, dtype=dtype, memory_format=layout))
@@ -234,22 +234,12 @@ def _timed(entries: Sequence[_Entry], config: BenchConfig, device: torch.device)
         raise ConfigError(f"batch: {config.batch} images do not fit into the memory of {device}") from error
 
 
-class _TrainingStep(nn.Module):
-    """Forward and backward pass of a model that gives logits, of images or of pixels."""
+def pick_device(name: str) -> torch.device:
+    """The device of that name; with `auto` the GPU where there is one.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> None:
-        """Leave gradients behind."""
-        self.model.zero_grad(set_to_none=True)
-        logits = self.model(images)
-        labels = torch.zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.long, device=logits.device)
-        F.cross_entropy(logits.float(), labels).backward()
-
-
-def _device(name: str) -> torch.device:
+    Raises:
+        ConfigError: it is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -12,6 +12,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from metaformer.ops.backend import describe
+
 SAMPLE_SECONDS = 0.05
 """A measurement repeats a quick model until it lasts about this long."""
 
@@ -49,13 +51,18 @@ class Machine:
     threads: int
     pytorch: str
     python: str
+    operations: str
+    """Which forms of this library's operations run here, and why."""
 
     @classmethod
     def here(cls, device: torch.device) -> "Machine":
         """Describe this machine."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
         threads = torch.get_num_threads()
-        return cls(f"{device.type}: {name}", threads, torch.__version__, platform.python_version())
+        versions = torch.__version__, platform.python_version()
+        beside = device.type == "cpu" and torch.cuda.is_available()
+        operations = "plain PyTorch: measured on the CPU" if beside else describe()
+        return cls(f"{device.type}: {name}", threads, *versions, operations)
 
 
 def measure(
@@ -65,6 +72,7 @@ def measure(
     rounds: int = 10,
     warmup: int = 3,
     gradients: bool = False,
+    after_round: Callable[[int], object] = lambda turn: None,
 ) -> list[Timing]:
     """Time `model(images)` for each pair, in every round one after the other, the order alternating."""
     runs = [_runner(model, batch) for model, batch in zip(models, images, strict=True)]
@@ -80,6 +88,7 @@ def measure(
             order = range(len(runs)) if turn % 2 == 0 else range(len(runs) - 1, -1, -1)
             for i in order:
                 seconds[i].append(runs[i](repeats[i]))
+            after_round(turn)
     return [
         Timing(tuple(times), batch.shape[0], peak)
         for times, batch, peak in zip(seconds, images, peaks, strict=True)

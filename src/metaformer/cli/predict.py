@@ -31,6 +31,7 @@ def run(argv: list[str]) -> int:
     words = parser.parse_args(argv)
     _check(parser, words)
     parser.run_import(words)
+    from metaformer.deploy.optimize import optimize
     from metaformer.engine.predict import Predictor
 
     predictor = Predictor(
@@ -49,6 +50,7 @@ def run(argv: list[str]) -> int:
         score=words.score,
         only=[name.strip() for name in words.only.split(",")] if words.only else None,
         workers=words.workers,
+        rewrite=optimize if words.optimize else None,
     )
     if words.data and predictor.task != "classify":
         parser.error("--data is for classification: name the folder of pictures as INPUT")
@@ -106,6 +108,11 @@ def _parser() -> Parser:
         metavar="N",
         help="pictures at once (default 32); one for pixels and objects",
     )
+    add(
+        "--optimize",
+        action="store_true",
+        help="first fold the network into its fastest exact form and compare the two: for many pictures",
+    )
     parser.add_import()
     add = parser.add_argument_group("classification").add_argument
     add("--top-k", type=int, metavar="K", help="classes per picture (default 5)")
@@ -125,6 +132,8 @@ def _parser() -> Parser:
 
 
 def _check(parser: Parser, words: Namespace) -> None:
+    if words.optimize and words.amp != "none":
+        parser.error("--optimize computes in the weights' own type: leave --amp out")
     asked = [f"--{name}" for name in OUTPUTS if getattr(words, name)]
     if asked and not words.out:
         parser.error(f"{asked[0]} needs --out: say where to")

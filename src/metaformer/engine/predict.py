@@ -1,9 +1,11 @@
 """Predict: pictures in, their classes, those of their pixels, or the objects in them out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from metaformer.data.dataset import Augmented, Source
 from metaformer.data.loader import Batch, Loader, Stop
@@ -48,6 +50,7 @@ class Predictor:
         workers: processes that read, in segmentation and detection threads; 0 reads in this one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         amp: `none`, `bf16` or `fp16`.
+        rewrite: what is done with the network on its device, such as `metaformer.optimize`.
 
     Raises:
         ConfigError: a value that cannot be, that is for another task, or no such source.
@@ -72,6 +75,7 @@ class Predictor:
         workers: int = 0,
         device: str = "auto",
         amp: str = "none",
+        rewrite: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         check_amp(amp)
         wanted = 5 if top_k is None else top_k
@@ -84,6 +88,8 @@ class Predictor:
         only_for(bundle, ("segment",), {"slide": slide is not None})
         only_for(bundle, ("detect",), {"score": score is not None, "only": only is not None})
         self.bundle = bundle.looking(image_size).placed(place, amp)
+        if rewrite is not None:
+            self.bundle = replace(self.bundle, model=rewrite(self.bundle.model))
         self.task = bundle.task
         self.classes = bundle.classes or _numbered(int(bundle.model.num_classes), self.task)  # type: ignore[arg-type]
         self.top_k, self.flip, self.crops = min(wanted, len(self.classes)), flip, crops

@@ -1,0 +1,43 @@
+"""The page to read."""
+
+from metaformer.bench.suite.outcome import Outcome, RowResult
+from metaformer.bench.suite.page import page
+from metaformer.bench.suite.row import Claim, Row
+from metaformer.bench.suite.verdict import judge
+from metaformer.bench.timing import Machine, Timing
+
+CLAIMS = (
+    Claim("best by best", ("ours eager",), ("timm eager", "timm openvino"), 1.05),
+    Claim("peak memory", ("ours eager",), ("timm eager",), 0.5, "memory"),
+)
+ROW = Row(model="poolformer_n", device="cpu", mode="training", claims=CLAIMS)
+
+
+def test_claims_and_contenders() -> None:
+    result = RowResult(
+        ROW,
+        (
+            Outcome("ours eager", Timing((0.010, 0.011), 8), memory=2**20, work=1e9),
+            Outcome("timm eager", Timing((0.020, 0.022), 8), memory=2**22, work=1e9),
+            Outcome("timm openvino", failure="openvino is not installed"),
+            Outcome("ceiling product fp32", Timing((0.02,), 1), work=4e9),
+        ),
+        Machine("cpu: abacus", 2, "2.15", "3.13", "plain PyTorch: no CUDA device"),
+    )
+    broken = RowResult(Row(model="x", device="cpu", claims=()), (), failure="it was killed")
+    text = page([result, broken], [judge(claim, result) for claim in CLAIMS], rounds=2)
+    lines = text.splitlines()
+    (best,) = (line for line in lines if "best by best" in line)
+    assert best == (
+        "| cpu-poolformer_n-training-fp32-b8 | best by best | ≥ 1.05 × | 2.000 | 2.000 [2.000, 2.000] | "
+        "**ours eager 10.00** : **timm eager 20.00**, timm openvino – | reached, without timm openvino |"
+    )
+    (memory,) = (line for line in lines if "peak memory" in line)
+    assert "0.250 | 0.250 | **ours eager 1 MiB** : **timm eager 4 MiB** | reached |" in memory
+    assert any("openvino is not installed" in line for line in lines)
+    assert any("ours eager | 10.00 | 10.50 | 761.9 | 50% |" in line for line in lines)
+    assert any("200.0 GFLOP/s" in line for line in lines)
+    assert (
+        "cpu: abacus, 2 threads, PyTorch 2.15, Python 3.13, operations: plain PyTorch: no CUDA device" in text
+        and "it was killed" in text
+    )
