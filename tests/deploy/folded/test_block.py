@@ -1,6 +1,9 @@
 """A folded block is the block, whatever it is made of."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -118,3 +121,38 @@ class Shy(nn.Module):
 
 def test_a_mixer_from_outside() -> None:
     check(made(mixers=(Shy,), layer_scale=(0.5,)), torch.float32)
+
+
+BY_KERNELS = [
+    made_of
+    for mixer, norm, act in (
+        ("pooling", "group_norm", "gelu"),
+        ("sepconv", "layer_norm", "star_relu"),
+        ("cycle_mlp", "layer_norm", "squared_relu"),
+    )
+    for made_of in (
+        {"mixers": (mixer,), "norm": norm, "act": act, "layer_scale": (0.5,)},
+        {"mixers": (mixer,), "norm": norm, "act": act, "res_scale": (0.5,)},
+        {"mixers": (mixer,), "norm": norm, "act": act, "residual": False},
+    )
+]
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="started by the next one")
+@pytest.mark.parametrize("changes", BY_KERNELS, ids=str)
+def test_by_interpreted_kernels(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation's registered form is what ran: without it the block fails."""
+    check(made(**changes), torch.float32, 1, (3, 4))
+    monkeypatch.setattr(torch.ops, "metaformer", None)
+    with pytest.raises(AttributeError):
+        check(made(**changes), torch.float32, 1, (3, 4))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets on a machine without CUDA")
+def test_by_kernels() -> None:
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "METAFORMER_OPS": "auto", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
+    command += ["-k", test_by_interpreted_kernels.__name__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0 and f"{len(BY_KERNELS)} passed" in done.stdout, done.stdout[-8000:]

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.deploy.folded.norm import TokenNorm
-from metaformer.deploy.folded.product import folded
+from metaformer.deploy.folded.product import Product, folded
 from metaformer.deploy.folded.shift import Shift
 from metaformer.deploy.folded.shortcut import Shortcut
 from metaformer.mixers.cycle_mlp import CycleMLP
+from metaformer.ops.backend import triton_usable
+from metaformer.ops.cycle_mix import cycle_mean, cycle_mix
 
 
 class FoldedCycleMlp(nn.Module):
@@ -22,6 +24,7 @@ class FoldedCycleMlp(nn.Module):
         super().__init__()
         self.norm, self.shortcut, self.reweight = TokenNorm(norm), shortcut, mixer.reweight
         self.shifts = nn.ModuleList(Shift(layer) for layer in (mixer.sfc_h, mixer.sfc_w))
+        self.kernel = mixer.sfc_h.staircase
         layers = (mixer.sfc_h, mixer.sfc_w, mixer.mlp_c)
         self.products = nn.ModuleList(folded(layer.weight, layer.bias) for layer in layers)
         self.proj = folded(mixer.proj.weight, mixer.proj.bias, scale=scale)
@@ -29,15 +32,31 @@ class FoldedCycleMlp(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
         n = self.norm(tokens)
+        if triton_usable(n):
+            return self._by_kernels(n.permute(0, 3, 1, 2), tokens)
         maps = (*(shift(n) for shift in self.shifts), n)
         h, w, c = (product(map_) for product, map_ in zip(self.products, maps, strict=True))
         of_h, of_w, of_c = self._shares(maps)
         y = torch.addcmul(torch.addcmul(h * of_h, w, of_w), c, of_c)
         return self.proj(y, plus=self.shortcut(tokens))
 
+    def _by_kernels(self, x: Tensor, tokens: Tensor) -> Tensor:
+        layers = [layer for layer in self.products if isinstance(layer, Product)]
+        w_width, w_height, w_plain = (layer.weight for layer in layers)
+        zero = torch.zeros_like(w_plain[:, 0])
+        biases = torch.stack([zero if layer.bias is None else layer.bias for layer in layers])  # (3, C)
+        share = self._share(cycle_mean(x, w_width, w_height, w_plain, self.kernel) + biases.sum(0)).movedim(
+            -1, 1
+        )  # (B, 3, C)
+        y = cycle_mix(x, w_width, w_height, w_plain, share, self.kernel).permute(0, 2, 3, 1)
+        y = y + (share * biases).sum(1)[:, None, None]
+        return self.proj(y, plus=self.shortcut(tokens))
+
     def _shares(self, maps: tuple[Tensor, ...]) -> Tensor:
-        """How much each branch counts, (3, B, 1, 1, C) with channels side by side."""
+        """The same of three maps, (3, B, 1, 1, C) with channels side by side."""
         means = [product(map_.mean((1, 2))) for product, map_ in zip(self.products, maps, strict=True)]
-        mean = means[0] + means[1] + means[2]
-        shares = self.reweight(mean[:, :, None, None]).view(len(mean), -1, 3).softmax(-1)
-        return shares.movedim(-1, 0).contiguous()[:, :, None, None]
+        return self._share(means[0] + means[1] + means[2]).movedim(-1, 0).contiguous()[:, :, None, None]
+
+    def _share(self, mean: Tensor) -> Tensor:
+        """How much each branch counts, (B, C, 3), by the mean (B, C) of their sum."""
+        return self.reweight(mean[:, :, None, None]).view(len(mean), -1, 3).softmax(-1)

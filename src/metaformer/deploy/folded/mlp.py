@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from metaformer.deploy.folded.norm import take_apart
+from metaformer.deploy.folded.norm import kernel_options, take_apart
 from metaformer.deploy.folded.product import folded
 from metaformer.deploy.folded.shortcut import Shortcut
 from metaformer.layers.act import SquaredReLU, StarReLU
 from metaformer.layers.mlp import Mlp
+from metaformer.ops.backend import triton_usable
+from metaformer.ops.norm_mlp import norm_mlp
 
 EPILOGUES = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}
 """Activation -> what the first product does of it."""
@@ -40,6 +42,14 @@ class FoldedMlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
+        options = kernel_options(self.norm)
+        if options is not None and self.act is None and triton_usable(tokens):
+            weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+            act = "squared_relu" if self.square else self.epilogue
+            x = tokens.permute(0, 3, 1, 2)
+            return norm_mlp(x, *weights, **options, act=act, shortcut=self.shortcut.factor).permute(
+                0, 2, 3, 1
+            )
         h = self.fc1(self.norm(tokens), self.epilogue)
         if self.act is not None:
             h = self.act(h)

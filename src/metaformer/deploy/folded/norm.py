@@ -1,5 +1,7 @@
 """A norm taken apart: what is computed from the map, and the constants that the next product takes over."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,6 +40,13 @@ class BareLayerNorm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.layer_norm(tokens, tokens.shape[-1:], eps=self.eps)
+
+
+def kernel_options(norm: nn.Module) -> dict[str, Any] | None:
+    """What the operations of `ops` call the norm that `take_apart` gave; None where they do not have it."""
+    if isinstance(norm, BareGroupNorm | BareLayerNorm):
+        return {"norm": "group_norm" if isinstance(norm, BareGroupNorm) else "layer_norm", "eps": norm.eps}
+    return {"norm": "none"} if isinstance(norm, nn.Identity) else None
 
 
 def take_apart(norm: nn.Module) -> tuple[nn.Module, Tensor | None, Tensor | None]:

@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.deploy.folded.norm import take_apart
+from metaformer.deploy.folded.norm import BareGroupNorm, take_apart
 from metaformer.deploy.folded.shortcut import Shortcut
 from metaformer.mixers.pooling import Pooling
+from metaformer.ops.backend import triton_usable
+from metaformer.ops.pool_residual import pool_residual
 
 
 class FoldedPooling(nn.Module):
@@ -21,6 +23,17 @@ class FoldedPooling(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
+        if self.scale is not None and isinstance(self.norm, BareGroupNorm) and triton_usable(tokens):
+            factor = self.shortcut.factor
+            weight = self.scale.expand(tokens.shape[-1])
+            y = pool_residual(
+                tokens.permute(0, 3, 1, 2),
+                weight,
+                self.size,
+                self.norm.eps,
+                0.0 if factor is None else factor,
+            )
+            return y.permute(0, 2, 3, 1)
         n = self.norm(tokens)
         pooled = F.avg_pool2d(n.permute(0, 3, 1, 2), self.size, 1, self.size // 2, count_include_pad=False)
         branch = pooled.permute(0, 2, 3, 1) - n

@@ -1,14 +1,19 @@
 """The separable convolution with its norm, scale and shortcut."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from metaformer.deploy.folded.mlp import EPILOGUES
-from metaformer.deploy.folded.norm import take_apart
+from metaformer.deploy.folded.norm import kernel_options, take_apart
 from metaformer.deploy.folded.product import folded
 from metaformer.deploy.folded.shortcut import Shortcut
 from metaformer.layers.act import StarReLU
 from metaformer.mixers.sepconv import SepConv
+from metaformer.ops.backend import triton_usable
+from metaformer.ops.pointwise_act import pointwise_act
+from metaformer.ops.pointwise_residual import pointwise_residual
 
 
 class FoldedSepConv(nn.Module):
@@ -33,11 +38,22 @@ class FoldedSepConv(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
+        options = kernel_options(self.norm)
+        act = self.act1
+        if options is not None and isinstance(act, StarReLU) and triton_usable(tokens):
+            return self._by_kernels(tokens.permute(0, 3, 1, 2), options, act).permute(0, 2, 3, 1)
         h = self.norm(tokens)
-        if type(self.act1) is StarReLU:
+        if isinstance(act, StarReLU):
             h = self.pwconv1(h, EPILOGUES[StarReLU])
-            h = torch.addcmul(self.act1.bias, h * self.act1.scale, h)
+            h = torch.addcmul(act.bias, h * act.scale, h)
         else:
-            h = self.act1(self.pwconv1(h))
+            h = act(self.pwconv1(h))
         h = self.dwconv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.pwconv2(h, plus=self.shortcut(tokens))
+
+    def _by_kernels(self, x: Tensor, options: dict[str, Any], act: StarReLU) -> Tensor:
+        first, second = self.pwconv1, self.pwconv2
+        star: dict[str, Any] = {"act_scale": act.scale, "act_bias": act.bias}
+        h = pointwise_act(x, first.weight, first.bias, **options, act="star_relu", **star)
+        factor = self.shortcut.factor
+        return pointwise_residual(self.dwconv(h), second.weight, second.bias, x, shortcut=factor)

@@ -17,6 +17,11 @@ class Shortcut(nn.Module):
             else None
         )
 
+    @property
+    def factor(self) -> float | Tensor | None:
+        """What the tokens are multiplied with, as the operations of `ops` take it."""
+        return (1.0 if self.scale is None else self.scale) if self.residual else None
+
     def forward(self, tokens: Tensor) -> Tensor | None:
         if not self.residual:
             return None
