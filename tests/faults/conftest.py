@@ -24,6 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "often(short, whole): run so often, each time as another `attempt`")
     config.addinivalue_line("markers", "every_task(short, whole): also for tasks after the first, so often")
+    config.addinivalue_line("markers", "epochs(short, whole): how long its runs are, where not 4 of 4 steps")
+    config.addinivalue_line("markers", "waits: it mostly waits, and leaves its core to others")
     config.pluginmanager.register(Table(), "fault-table")
 
 
@@ -38,6 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.faults)
     config.hook.pytest_deselected(items=[item for item in items if not _wanted(item)])
     items[:] = [item for item in items if _wanted(item)]
+    if config.getoption("full", default=False):  # long waits begin early, beside what computes
+        items.sort(key=lambda item: item.get_closest_marker("waits") is None)
 
 
 def _wanted(item: pytest.Item) -> bool:
@@ -101,30 +105,37 @@ def data(case: Case, shared: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def epochs(often: Callable[[int, int], int]) -> int:
-    """Length of a run: 60 steps in the whole suite."""
-    return often(4, 15)
+@pytest.fixture
+def epochs(request: pytest.FixtureRequest, often: Callable[[int, int], int]) -> int:
+    """Length of the test's runs."""
+    marker = request.node.get_closest_marker("epochs")
+    return 4 if marker is None else often(*marker.args)
 
 
-@pytest.fixture(scope="session")
-def straight(case: Case, data: Path, shared: Path, epochs: int) -> Run:
+@pytest.fixture
+def quiet_run(case: Case, data: Path, shared: Path, epochs: int) -> Callable[..., Run]:
+    """Give a run that nothing happens to, of the test's length, made by the first test that asks for it."""
+
+    def make(name: str, launcher: tuple[str, ...] = (), **sections: Any) -> Run:
+        run = Run(case, data, shared / f"{case.task}-{name}-{epochs}", epochs, **sections)
+        with FileLock(f"{run.folder}.lock"):
+            if not run.path.exists():
+                run.finish(launcher=launcher)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def straight(quiet_run: Callable[..., Run]) -> Run:
     """A run that nothing happens to; not to be changed."""
-    run = Run(case, data, shared / f"{case.task}-straight", epochs)
-    with FileLock(shared / f"{case.task}-straight.lock"):
-        if not run.path.exists():
-            run.finish()
-    return run
+    return quiet_run("straight")
 
 
-@pytest.fixture(scope="session")
-def together(case: Case, data: Path, shared: Path, epochs: int) -> Run:
+@pytest.fixture
+def together(quiet_run: Callable[..., Run]) -> Run:
     """A run of two processes that nothing happens to; not to be changed."""
-    run = Run(case, data, shared / f"{case.task}-together", epochs)
-    with FileLock(shared / f"{case.task}-together.lock"):
-        if not run.path.exists():
-            run.finish(launcher=torchrun())
-    return run
+    return quiet_run("together", torchrun())
 
 
 @pytest.fixture

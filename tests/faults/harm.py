@@ -17,12 +17,11 @@ from metaformer.data.folder import ImageFolder
 from metaformer.engine.trainer import Trainer
 
 Fault = dict[str, Any]
-RANK = int(os.environ.get("RANK", "0"))
 
 
 def arm(fault: Fault) -> None:
     """Prepare one fault: `{"kind": …}` with what that kind needs; `rank` limits it to one process."""
-    if fault and fault.get("rank", RANK) == RANK and _is_due(fault):
+    if fault and fault.get("rank", rank()) == rank() and _is_due(fault):
         KINDS[fault["kind"]](fault)
 
 
@@ -39,17 +38,22 @@ def log_samples(path: str) -> None:
                 pixels.update(part.contiguous().numpy().tobytes())
         figures = honest(self, batches, epoch)
         line = {"step": step, "indices": indices, "pixels": pixels.hexdigest()}
-        with open(f"{path}.{RANK}", "a") as stream:
+        with open(f"{path}.{rank()}", "a") as stream:
             stream.write(json.dumps(line) + "\n")
         return figures
 
     Trainer.take_step = take_step  # type: ignore[method-assign]
 
 
+def rank() -> int:
+    """This process among the run's."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def mark(**what: Any) -> None:
     """Tell the test that the fault happens now."""
     with open(os.environ["MF_MARK"], "a") as stream:
-        stream.write(json.dumps({"time": time.time(), "pid": os.getpid(), "rank": RANK, **what}) + "\n")
+        stream.write(json.dumps({"time": time.time(), "pid": os.getpid(), "rank": rank(), **what}) + "\n")
 
 
 def _is_due(fault: Fault) -> bool:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ class Victim:
             if time.monotonic() > limit:
                 self.destroy()
                 raise AssertionError(f"no {what} within {PATIENCE} s:\n{self.text}")
-            time.sleep(0.002)
+            time.sleep(0.005)
 
     def until_step(self, step: int) -> None:
         """Wait until this many steps of the run are taken, by whichever process."""
@@ -184,12 +185,14 @@ class Run:
         """Start a process and wait for its end."""
         return self.start(**how).wait(patience)
 
-    def finish(self, **how: Any) -> End:
-        """Go on to the end of the run, which must be a good one."""
-        how.setdefault("warm", bool(self.victims) and "launcher" not in how)
-        end = self.go(**how)
-        assert end.status == 0, end.text
-        return end
+    def finish(self, ranks: int = 1, **how: Any) -> End:
+        """Go on to the end of the run, which must be a good one; more than one process need no launcher."""
+        how.setdefault("warm", bool(self.victims) and not how.get("launcher"))
+        victims = [self.start(environment=place, **how) for place in _places(ranks)]
+        ends = [victim.wait() for victim in victims]
+        for end in ends:
+            assert end.status == 0, end.text
+        return ends[0]
 
     def clean_up(self) -> None:
         """Leave no process behind."""
@@ -261,6 +264,17 @@ def fingerprint(directory: Path) -> dict[str, str]:
             whole.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
         found[folder.name] = whole.hexdigest()
     return found
+
+
+def _places(ranks: int) -> list[dict[str, str]]:
+    """What torchrun would put into the environments of so many processes."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def torchrun(ranks: int = 2, *words: str) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def place(file: Path, draw: np.random.RandomState) -> int:
 @pytest.fixture
 def victim(straight: Run, tmp_path: Path) -> Path:
     """A checkpoint to damage."""
-    target = tmp_path / "step_60"
+    target = tmp_path / straight.last.name
     shutil.copytree(straight.last, target)
     return target
 
@@ -122,7 +122,7 @@ def test_auto_takes_the_newest_that_is_whole(
     shutil.copytree(straight.path, run.path)
     broken = files(run.last)[attempt % len(files(run.last))]
     flip(broken, broken.stat().st_size // 2, 4)
-    named = run.go(resume=str(run.last))
+    named = run.go(resume=str(run.last), warm=True)
     refused = named.status == 1 and broken.name in named.error and "Traceback" not in named.text
     end = run.finish()
     older = straight.steps[-2]
@@ -139,7 +139,7 @@ def test_nothing_whole_is_an_error(case: Case, straight: Run, new_run: NewRun, t
     shutil.copytree(straight.path, run.path)
     for step in run.steps:
         (run.checkpoints / f"step_{step}" / "manifest.json").unlink()
-    end = run.go()
+    end = run.go(warm=True)
     well = end.status == 1 and "no checkpoint is whole" in end.error
     tally("6", f"{case.task}: no checkpoint is whole", well)
     assert well, str(end)

@@ -54,9 +54,9 @@ def test_a_full_disk(case: Case, straight: Run, new_run: NewRun, tally: Tally) -
         one = sum(file.stat().st_size for file in straight.last.iterdir())
         # room for all that is kept, and half of the checkpoint that is written beside it
         (run.path / "others").write_bytes(bytes(200 * 2**20 - kept - one // 2))
-        end = run.go()
+        end = run.go(warm=True)
         before = fingerprint(run.last)
-        again = run.go()  # still full: what is there is not touched
+        again = run.go(warm=True)  # still full: what is there is not touched
         untouched = fingerprint(run.last) == before
         told = told_well(end.text, run.path, "No space left on device") and again.status == 1
         clean = not run.leftovers()
@@ -76,7 +76,7 @@ def test_a_file_that_may_not_grow(
     largest = max(file.stat().st_size for file in straight.last.iterdir())
     limit = (largest - 1, largest // 3, 10**6)[attempt]
     run = new_run()
-    victim = run.start()
+    victim = run.start(warm=True)
     victim.until_step(5)
     victim.signal(15)
     victim.wait()
@@ -107,7 +107,7 @@ def test_a_log_that_cannot_be_written(case: Case, straight: Run, new_run: NewRun
     run = new_run()
     run.path.mkdir(parents=True)
     (run.path / "metrics.jsonl").symlink_to("/dev/full")
-    end = run.go()
+    end = run.go(warm=True)
     told = "metrics.jsonl" in end.error and "No space left on device" in end.error
     (run.path / "metrics.jsonl").unlink()
     run.finish()

@@ -1,6 +1,7 @@
 """Item 14: half precision gives what single precision gives, within the roundings of its format."""
 
 import contextlib
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -44,13 +45,14 @@ def test_half_precision_is_single_precision_rounded(
     hide what they round.
     """
     network = _network(network_name)
+    weights = copy.deepcopy(network.state_dict())
     prototypes, pictures = _pictures(often(2, 10))
     logits, nearest = _run(network, prototypes, pictures, "float32")
     assert nearest.equal(torch.arange(CLASSES).repeat(often(2, 10))), "the pictures are told apart at all"
     for form in FORMS:
         half, half_nearest = _run(network, prototypes, pictures, form)
         network.float()
-        network.load_state_dict(_network(network_name).state_dict())
+        network.load_state_dict(weights)
         allowed = sum(network.config.depths) / 12 * (0.01 if form == "float16" else 0.08)
         worst = float((half - logits).abs().max() / logits.abs().max())
         agreed = float((half_nearest == nearest).float().mean())

@@ -16,6 +16,7 @@ from faults.run import End, Run, Victim
 
 Tally = Callable[[str, str, bool], None]
 NewRun = Callable[..., Run]
+pytestmark = pytest.mark.waits
 
 
 class Hosts:
@@ -125,7 +126,8 @@ def test_a_host_that_is_lost(
     """
     what, lost = (("its cable is pulled", 1), ("it is killed", 1), ("it is killed", 0))[attempt]
     run = new_run()
-    victims = hosts.start(run, 29401, runtime={"timeout": 10})
+    pause = {"kind": "step", "how": "slow", "step": 6, "seconds": 1}  # the run must not be over before
+    victims = hosts.start(run, 29401, runtime={"timeout": 10}, fault=pause)
     victims[0].until_step(6)
     began = time.monotonic()
     if what == "it is killed":

@@ -43,6 +43,7 @@ def strike(victim: Victim, moment: str, step: int, draw: np.random.RandomState) 
     return "while a checkpoint is written" if run.leftovers() else "between two checkpoints"
 
 
+@pytest.mark.epochs(4, 15)
 @pytest.mark.every_task(1, 4)
 @pytest.mark.often(1, 20)
 def test_killed_at_random_moments(
@@ -76,10 +77,10 @@ POINTS = [
     ("before_write", 1),
     ("before_manifest", 1),
     ("before_rename", 1),
-    ("before_rename", 30),
+    ("before_rename", 8),
     ("before_best", 1),
     ("before_retention", 1),
-    ("during_retention", 28),
+    ("during_retention", 6),
 ]
 
 
@@ -105,7 +106,7 @@ def test_a_run_does_not_depend_on_its_workers(
 ) -> None:
     workers = (2, 1, 0)[attempt]
     run = new_run()
-    run.finish(data={"workers": workers})
+    run.finish(data={"workers": workers}, warm=True)
     same = equal(run, straight)
     tally("3", f"{case.task}: other workers, the same bits", same)
     assert same

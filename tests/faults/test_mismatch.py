@@ -80,7 +80,7 @@ def test_a_run_of_another_model_is_not_gone_on_with(
     )[attempt]
     run = new_run()
     shutil.copytree(straight.path, run.path)
-    end = run.go(model=model)
+    end = run.go(model=model, warm=True)
     told = "another model" in end.error and (
         "in the file" in end.error or "unknown to the model" in end.error
     )

@@ -45,7 +45,7 @@ def test_a_step_that_is_not_finite_is_refused(
     where, value, word = PLACES[attempt]
     step = 9
     run = new_run()
-    end = run.go(fault={"kind": "poison", "where": where, "value": value, "steps": [step]})
+    end = run.go(fault={"kind": "poison", "where": where, "value": value, "steps": [step]}, warm=True)
     (mark,) = run.marks()
     untouched = mark["before"] == mark["after"]
     files = mark["files"][1:2] if where == "input" else mark["files"]  # one picture is poisoned
@@ -70,11 +70,11 @@ def test_up_to_three_refused_steps_are_left_out_on_request(
     """The run goes on after them, and ends by itself at a fourth in a row."""
     where = ("loss", "gradient", "input")[attempt]
     run = new_run("three", runtime={"on_not_finite": "skip"})
-    three = run.go(fault={"kind": "poison", "where": where, "steps": [5, 6, 7, 11]})
+    three = run.go(fault={"kind": "poison", "where": where, "steps": [5, 6, 7, 11]}, warm=True)
     untouched = [mark["before"] == mark["after"] for mark in run.marks()]
     went_on = three.status == 0 and untouched == [True] * 4 and all_finite(run)
     four = new_run("four", runtime={"on_not_finite": "skip"})
-    end = four.go(fault={"kind": "poison", "where": where, "steps": [5, 6, 7, 8]})
+    end = four.go(fault={"kind": "poison", "where": where, "steps": [5, 6, 7, 8]}, warm=True)
     ended = end.status == 1 and "4 such steps in a row" in end.error and all_finite(four)
     tally("13", f"{case.task}: not finite three times: left out", went_on)
     tally("13", f"{case.task}: not finite four times: ended", ended)

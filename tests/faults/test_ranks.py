@@ -13,7 +13,7 @@ from faults.run import Run, torchrun
 
 Tally = Callable[[str, str, bool], None]
 NewRun = Callable[..., Run]
-ALONE = {"data": {"workers": 0}}
+pytestmark = pytest.mark.waits
 
 
 def blamed(text: str) -> list[int]:
@@ -52,7 +52,7 @@ def test_a_rank_that_fails_takes_the_job_down(
     right = blamed(end.text) == [rank] and re.search(word, end.text) is not None
     same = True
     if full:
-        run.finish(launcher=torchrun())
+        run.finish(ranks=2)
         same = equal(run, request.getfixturevalue("together"))
     well = end.status != 0 and soon and alone and right and same
     tally("17", f"{case.task}: one of two ranks {how}", well)
@@ -72,7 +72,7 @@ def test_a_data_worker_of_one_rank_is_killed(
     end = victim.wait()
     told = case.picture in end.text and end.status != 0 and end.seconds <= 30
     kept = run.steps[-1:] == [run.reached]
-    run.finish(launcher=torchrun())
+    run.finish(ranks=2)
     same = equal(run, together)
     tally("17", f"{case.task}: a data worker of one rank is killed", told and kept and same)
     assert told and kept and same, f"{end.seconds} s, kept {kept}, same {same}:\n{end.text}"
@@ -91,7 +91,7 @@ def test_a_rank_that_hangs_is_not_waited_for(
     end = victim.wait(90)
     alone = not run.processes()
     told = "lost contact with another process" in end.text
-    run.finish(launcher=torchrun(), runtime={})
+    run.finish(ranks=2, runtime={"timeout": 60})
     well = end.status != 0 and end.seconds <= 60 and alone and told
     same = all(run.samples(rank) == together.samples(rank) for rank in range(2))
     tally("18", f"{case.task}: one of two ranks hangs", well and same)
@@ -119,7 +119,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(
     once = [len(run.sample_log(rank)) for rank in range(2)]
     common = run.steps[-1:] == [run.reached] and once[0] == once[1] and run.reached < run.total
     told = end.status != 0 and "--resume auto goes on" in end.text and end.seconds <= 30
-    run.finish(launcher=torchrun())
+    run.finish(ranks=2)
     same = equal(run, together)
     tally("19", f"{case.task}: SIGTERM to one of two ranks", common and told and same)
     assert common and told and same, f"{whom}, {end.seconds} s, {run.steps} {once}, {same}:\n{end.text}"
@@ -154,7 +154,7 @@ def test_another_number_of_processes_is_said(
         run = new_run(name)
         shutil.copytree(together.path, run.path)
         shutil.rmtree(run.last)
-        end = run.go(**sections)
+        end = run.go(**sections, warm=True)
         told.append(end.status == 0 and f"not bit for bit the same run: {words}" in _warnings(end.text))
         tally("3", f"{case.task}: another {name} is said", told[-1])
     assert all(told), told

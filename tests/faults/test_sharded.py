@@ -5,11 +5,9 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from faults.case import Case
 from faults.run import Run, torchrun
@@ -17,16 +15,13 @@ from faults.run import Run, torchrun
 Tally = Callable[[str, str, bool], None]
 NewRun = Callable[..., Run]
 SHARED_OUT = {"runtime": {"parallel": "fsdp"}}
+pytestmark = pytest.mark.epochs(4, 8)
 
 
-@pytest.fixture(scope="module")
-def sharded(case: Case, data: Path, shared: Path, epochs: int) -> Run:
+@pytest.fixture
+def sharded(quiet_run: Callable[..., Run]) -> Run:
     """A run of two processes that share out the model, to which nothing happens; not to be changed."""
-    run = Run(case, data, shared / f"{case.task}-sharded", epochs, **SHARED_OUT)
-    with FileLock(shared / f"{case.task}-sharded.lock"):
-        if not run.path.exists():
-            run.finish(launcher=torchrun())
-    return run
+    return quiet_run("sharded", torchrun(), **SHARED_OUT)
 
 
 def equal(run: Run, sharded: Run) -> bool:
@@ -53,7 +48,7 @@ def test_a_sharded_run_killed_at_a_random_moment(
     for pid in doomed:
         os.kill(pid, signal.SIGKILL)
     victim.wait()
-    run.finish(launcher=torchrun())
+    run.finish(ranks=2)
     same = equal(run, sharded)
     tally("1", f"{case.task}: kill -9 of processes that share out a model", same)
     assert same
@@ -71,7 +66,7 @@ def test_a_sharded_checkpoint_that_is_damaged(
     shards[-1].write_bytes(shards[-1].read_bytes()[:-1])
     named = run.go(resume=str(run.last), launcher=torchrun())
     refused = named.status != 0 and f"{run.last.name}/{shards[-1].relative_to(run.last)}" in named.text
-    run.finish(launcher=torchrun())
+    run.finish(ranks=2)
     well = refused and run.fingerprint() == sharded.fingerprint() and not run.leftovers()
     tally("6", f"{case.task}: a sharded checkpoint with a part cut short", well)
     assert well, named.text

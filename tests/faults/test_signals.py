@@ -65,7 +65,7 @@ def test_sigint_stops_with_a_checkpoint(
     """As Ctrl-C does, to all processes of the terminal; workers leave it to the main process."""
     run = new_run(data={"workers": (2, 0)[attempt]})
     victim = run.start()
-    victim.until_step(9)
+    victim.until_step(7)
     victim.signal(signal.SIGINT, group=True)
     end = victim.wait()
     stopped = well_stopped(run, end, 130)

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-PRELOAD = ["metaformer.engine.train", "metaformer.cli.train", "timm.data", "torch.utils.tensorboard", "harm"]
+PRELOAD = [
+    *("metaformer.engine.train", "metaformer.cli.train", "timm.data", "torch.utils.tensorboard"),
+    *("jsonargparse", "docstring_parser", "jinja2"),
+]
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(PRELOAD)
 
@@ -46,6 +49,7 @@ class Warm:
 
 def _run(words: list[str], environment: dict[str, str], output: str) -> None:
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # else its data workers would import all again
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(handle, stream)
