@@ -13,7 +13,7 @@ from metaformer.registry import import_file
 from metaformer.weights.io import write_atomically
 
 EXAMPLE = """  metaformer bench poolformer_s12 cyclemlp_b1 --batch 8 --against timm:poolformer_s12
-  metaformer bench semantic_fpn_poolformer_s12 --size 512 --against smp:fpn/poolformer_s12
+  metaformer bench semantic_fpn_poolformer_s12 --size 512 --optimize --against smp:fpn/poolformer_s12
   metaformer bench caformer_s18 --size 384 --counts --by stage
   metaformer bench poolformer_s12 --import foo.py --mixers foo foo attention attention --json out.json
   metaformer bench suite --list"""
@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="layout of weights and images (default channels_last)",
     )
     add("--compile", action="store_true", help="run through torch.compile")
+    add("--optimize", action="store_true", help="this library's networks in their inference form")
     add("--device", default=conditions.device, help="auto, cpu, cuda or cuda:N")
     add("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     add("--rounds", type=int, default=conditions.rounds, metavar="N", help="measurements (default 10)")
@@ -65,6 +66,7 @@ def run(words: argparse.Namespace) -> int:
         dtype=words.dtype,
         memory_format=words.memory_format,
         compile=words.compile,
+        optimize=words.optimize,
         device=words.device,
         threads=words.threads,
         rounds=words.rounds,

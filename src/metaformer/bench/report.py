@@ -55,6 +55,8 @@ class BenchReport:
 
     def _conditions(self) -> str:
         how = "compiled" if self.settings["compile"] else "eager"
+        if self.settings["optimize"]:
+            how += ", ours optimised"
         if self.settings["train"]:
             how += ", forward and backward"
         machine = self.machine

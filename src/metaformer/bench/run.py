@@ -8,10 +8,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from metaformer.backbones.block import Block
 from metaformer.bench.counts import count
 from metaformer.bench.report import BenchReport, Row
 from metaformer.bench.step import TrainingStep
 from metaformer.bench.timing import Machine, measure, ratios
+from metaformer.deploy.optimize import optimize
 from metaformer.errors import ConfigError, MissingPackage, UnknownName
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,6 +35,8 @@ class BenchConfig:
     """Layout of weights and images."""
     compile: bool = False
     """Run through torch.compile; compilation is not timed."""
+    optimize: bool = False
+    """Measure this library's networks in their inference form; others as they are."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: int | None = None
@@ -53,6 +57,8 @@ class BenchConfig:
                 raise ConfigError(f"{name}: {value} must be at least 1")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype: {self.dtype!r} is none of {', '.join(DTYPES)}")
+        if self.optimize and self.train:
+            raise ConfigError("optimize: the inference form is not trained: leave train or optimize out")
 
 
 def bench(
@@ -223,7 +229,7 @@ def _timed(entries: Sequence[_Entry], config: BenchConfig, device: torch.device)
                 raise ConfigError(
                     f"{entry.name}: a detector's training step is not timed here: leave --train out"
                 )
-            model = entry.model.to(device, dtype).to(memory_format=layout).train(config.train)
+            model = _prepared(entry.model.to(device), config).to(memory_format=layout)
             model = cast(nn.Module, torch.compile(model)) if config.compile else model
             models.append(TrainingStep(model) if config.train else model)
             shape = (config.batch, entry.in_chans, *entry.image_size)
@@ -232,6 +238,13 @@ def _timed(entries: Sequence[_Entry], config: BenchConfig, device: torch.device)
         return measure(models, images, rounds=config.rounds, warmup=config.warmup, gradients=config.train)
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"batch: {config.batch} images do not fit into the memory of {device}") from error
+
+
+def _prepared(model: nn.Module, config: BenchConfig) -> nn.Module:
+    dtype = DTYPES[config.dtype]
+    if config.optimize and any(isinstance(module, Block) for module in model.modules()):
+        return optimize(model, dtype=dtype)
+    return model.to(dtype).train(config.train)
 
 
 def pick_device(name: str) -> torch.device:
