@@ -82,7 +82,8 @@ def test_the_image_may_be_of_any_size() -> None:
             torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_compiled() -> None:
     model = lively(metaformer.create_model("caformer_s18", **TINY))
     network = optimize(model, compile=True)
     assert optimize(network) is network

@@ -52,8 +52,12 @@ for dim in (64, 320):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there: they run beside this one")
-def test_kernels_in_the_interpreter() -> None:
+@pytest.mark.parametrize(
+    "chosen", ["not low and not compiles_whole", pytest.param("", marks=pytest.mark.slow, id="all")]
+)
+def test_kernels_in_the_interpreter(chosen: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(HERE / "kernels")]
+    command += ["-k", chosen]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "METAFORMER_OPS": "auto", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-8000:]
