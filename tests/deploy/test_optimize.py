@@ -116,6 +116,22 @@ def test_a_mismatch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         optimize(metaformer.create_model("poolformer_s12", **TINY))
 
 
+class Silent(nn.Module):
+    """A network that tells nothing in tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = metaformer.create_model("poolformer_s12", **TINY)
+
+    def forward(self, x: torch.Tensor) -> str:
+        return str(self.trunk(x).argmax())
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(OptimizeError, match="Silent gives no tensors"):
+        optimize(Silent())
+
+
 def test_nothing_to_optimise() -> None:
     with pytest.raises(ConfigError, match="Linear has no MetaFormer block"):
         optimize(nn.Linear(2, 2))

@@ -36,7 +36,7 @@ def optimize(
 
     Raises:
         ConfigError: there is nothing here to optimise.
-        OptimizeError: the copy does not compute what the original does.
+        OptimizeError: the copy does not compute what the original does, or nothing can be compared.
     """
     network = model if getattr(model, "optimized", False) else _rewritten(model, dtype, sample)
     if not compile or isinstance(network, torch._dynamo.OptimizedModule):
@@ -77,6 +77,8 @@ def _sample(network: nn.Module) -> Tensor:
 def _compare(original: nn.Module, network: nn.Module, images: Tensor) -> None:
     with torch.inference_mode():
         wanted, found = _tensors(_run(original, images)), _tensors(_run(network, images))
+    if not wanted:
+        raise OptimizeError(f"{type(original).__name__} gives no tensors that its copy could be compared by")
     for ours, theirs in zip(found, wanted, strict=True):
         share = ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item()
         if not share <= TOLERANCE:

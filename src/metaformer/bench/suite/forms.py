@@ -58,7 +58,8 @@ def autotuned(form: Form) -> Form:
 
 def frozen(form: Form) -> Form:
     """Compiled with the weights as constants, which Inductor folds and packs."""
-    config = _inductor_config()
+    from torch._inductor import config
+
     form = _compiled(form, options={"freezing": True})
     with config.patch(freezing=True), torch.inference_mode():
         form.network(form.images)
@@ -135,9 +136,3 @@ class _Call(nn.Module):
 
 def _compiled(form: Form, **how: Any) -> Form:
     return replace(form, network=cast(nn.Module, torch.compile(form.network, dynamic=False, **how)))
-
-
-def _inductor_config() -> Any:
-    import torch._inductor.config as config
-
-    return config

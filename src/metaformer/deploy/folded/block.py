@@ -31,8 +31,8 @@ FOLDED: Final[dict[type[nn.Module], Fold]] = {
     SepConv: FoldedSepConv,
 }
 """Mixer -> its form here; others, and subclasses, stay as they are between norm and scale."""
-CACHED: Final = 1 << 22
-"""Elements of the widest map that are worked on at once on a CPU, so that it stays in the cache."""
+AT_ONCE: Final = 1 << 22
+"""Elements of the widest map that are worked on at once on a CPU: they bound the memory of a large batch."""
 
 
 class FoldedBlock(nn.Module):
@@ -55,7 +55,7 @@ class FoldedBlock(nn.Module):
             return x
         tokens = x.permute(0, 2, 3, 1)
         batch, height, width, channels = tokens.shape
-        samples = max(1, CACHED // max(1, height * width * max(self.width, channels)))
+        samples = max(1, AT_ONCE // max(1, height * width * max(self.width, channels)))
         if samples >= batch or x.device.type != "cpu" or torch.compiler.is_compiling():
             return self.mlp(self.mixer(tokens)).permute(0, 3, 1, 2)
         out = torch.empty_like(tokens)

@@ -45,9 +45,8 @@ class FoldedCycleMlp(nn.Module):
         w_width, w_height, w_plain = (layer.weight for layer in layers)
         zero = torch.zeros_like(w_plain[:, 0])
         biases = torch.stack([zero if layer.bias is None else layer.bias for layer in layers])  # (3, C)
-        share = self._share(cycle_mean(x, w_width, w_height, w_plain, self.kernel) + biases.sum(0)).movedim(
-            -1, 1
-        )  # (B, 3, C)
+        mean = cycle_mean(x, w_width, w_height, w_plain, self.kernel) + biases.sum(0)
+        share = self._share(mean).movedim(-1, 1)  # (B, 3, C)
         y = cycle_mix(x, w_width, w_height, w_plain, share, self.kernel).permute(0, 2, 3, 1)
         y = y + (share * biases).sum(1)[:, None, None]
         return self.proj(y, plus=self.shortcut(tokens))

@@ -46,10 +46,8 @@ class FoldedMlp(nn.Module):
         if options is not None and self.act is None and triton_usable(tokens):
             weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
             act = "squared_relu" if self.square else self.epilogue
-            x = tokens.permute(0, 3, 1, 2)
-            return norm_mlp(x, *weights, **options, act=act, shortcut=self.shortcut.factor).permute(
-                0, 2, 3, 1
-            )
+            x, factor = tokens.permute(0, 3, 1, 2), self.shortcut.factor
+            return norm_mlp(x, *weights, **options, act=act, shortcut=factor).permute(0, 2, 3, 1)
         h = self.fc1(self.norm(tokens), self.epilogue)
         if self.act is not None:
             h = self.act(h)

@@ -10,7 +10,7 @@ from metaformer.layers.norm import BatchNorm, GroupNorm, LayerNorm, NoNorm
 
 
 class TokenNorm(nn.Module):
-    """A norm of maps, applied to tokens (B, H, W, C); without weight and bias where they were taken out."""
+    """A whole norm of maps, applied to tokens (B, H, W, C)."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()

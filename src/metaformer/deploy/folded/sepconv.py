@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaformer.deploy.folded.mlp import EPILOGUES
 from metaformer.deploy.folded.norm import kernel_options, take_apart
 from metaformer.deploy.folded.product import folded
 from metaformer.deploy.folded.shortcut import Shortcut
@@ -44,7 +43,7 @@ class FoldedSepConv(nn.Module):
             return self._by_kernels(tokens.permute(0, 3, 1, 2), options, act).permute(0, 2, 3, 1)
         h = self.norm(tokens)
         if isinstance(act, StarReLU):
-            h = self.pwconv1(h, EPILOGUES[StarReLU])
+            h = self.pwconv1(h, "relu")
             h = torch.addcmul(act.bias, h * act.scale, h)
         else:
             h = act(self.pwconv1(h))
