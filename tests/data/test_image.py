@@ -141,6 +141,23 @@ def test_what_has_no_header_has_no_size(tmp_path: Path) -> None:
         picture_size(tmp_path / "pipe")
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpegs_pixels_outlive_its_file(tmp_path: Path, orientation: int) -> None:
+    """They are handed on without a copy, and nothing else of the file is."""
+    path, exif = tmp_path / "picture.jpg", Image.Exif()
+    exif[0x0112] = orientation
+    original = Image.linear_gradient("L").convert("RGB").crop((0, 0, 60, 30))
+    original.save(path, exif=exif, dpi=(300, 300))
+    with Image.open(path) as opened:
+        wanted = np.asarray(opened.convert("RGB"))
+    picture = read_image(path)
+    path.unlink()
+    assert np.array_equal(np.asarray(picture), wanted if orientation == 1 else np.rot90(wanted, -1))
+    assert picture.info == {}
+    picture.putpixel((0, 0), (1, 2, 3))
+    assert picture.resize((5, 5)).size == (5, 5) and picture.copy().tobytes() == picture.tobytes()
+
+
 def test_damaged_exif_does_not_spoil_the_picture(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jpg", Image.fromarray(gradient()), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09junk"

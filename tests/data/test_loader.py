@@ -19,7 +19,7 @@ from metaformer.data.detection import open_detection
 from metaformer.data.detection_transforms import train_scene
 from metaformer.data.folder import ImageFolder
 from metaformer.data.joint import train_joint
-from metaformer.data.loader import Batch, Loader
+from metaformer.data.loader import Batch, Loader, Made, collate
 from metaformer.data.sampler import EvalSampler, PureSampler
 from metaformer.data.segmentation import open_segmentation
 from metaformer.data.transforms import eval_transform, train_transform
@@ -56,6 +56,23 @@ def test_batches_do_not_depend_on_the_workers(pets: Path) -> None:
             for one, other in zip(expected, got, strict=True)
             for a, b in zip(one[:3], other[:3], strict=True)
         )
+
+
+def _is_handed_over_uncopied(items: list[Made]) -> bool:
+    batch = collate(items)
+    return isinstance(batch, Batch) and batch.images.is_shared()
+
+
+def test_workers_write_batches_where_the_main_process_reads_them(pets: Path) -> None:
+    data = Augmented(ImageFolder(pets, "val"), eval_transform(32))
+    for workers in (0, 1):
+        shared = DataLoader(
+            data,
+            batch_sampler=EvalSampler(12, batch_size=4),
+            num_workers=workers,
+            collate_fn=_is_handed_over_uncopied,
+        )
+        assert list(shared) == [workers > 0] * 3
 
 
 def test_a_run_can_go_on_with_another_number_of_workers(pets: Path) -> None:
@@ -230,6 +247,16 @@ class Held(ImageFolder):
             sharer = resource_sharer._resource_sharer  # type: ignore[attr-defined]
             sharer._cache = Stopping(sharer._cache)
         return super().image(index)
+
+
+@pytest.mark.timeout(60)
+def test_closing_asks_nothing_of_a_lock_that_a_killed_worker_may_hold(pets: Path) -> None:
+    batches = loader(pets, 1)
+    next(iter(batches))
+    event = batches._loader._iterator._workers_done_event  # type: ignore[union-attr]
+    assert event._cond.acquire(timeout=10)  # a worker that asks whether it is done holds it for a moment
+    batches.close()
+    assert not batches._workers
 
 
 def test_a_worker_held_while_it_hands_over_a_batch_ends_the_wait(pets: Path) -> None:

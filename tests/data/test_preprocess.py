@@ -1,10 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from metaformer.data.preprocess import Preprocess
+from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalise, Preprocess
 from metaformer.data.transforms import eval_transform
 from metaformer.errors import ConfigError
 
@@ -55,3 +56,16 @@ def test_is_the_evaluation_transform() -> None:
 def test_damaged_records(values: dict[str, object], field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         Preprocess.from_dict(values)
+
+
+@pytest.mark.parametrize("mean", [IMAGENET_MEAN, (0, 0, 1)])
+def test_normalising_is_torchvisions_bit_for_bit(mean: tuple[float, float, float]) -> None:
+    from torchvision import transforms
+
+    values = np.arange(256, dtype=np.uint8)
+    every = np.stack([values, values[::-1], np.roll(values, 99)], axis=1).reshape(8, 32, 3)
+    theirs = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, IMAGENET_STD)])
+    picture = Image.fromarray(every)
+    ours = Normalise(mean, IMAGENET_STD)(picture)
+    assert ours.dtype == torch.float32 and ours.is_contiguous()
+    assert torch.equal(ours, theirs(picture))

@@ -31,13 +31,13 @@ class BenchReport:
 
     def text(self, by: By | None = None) -> str:
         """Make a page to read."""
-        lines = [*_table(COUNT_HEAD, [_count_cells(row) for row in self.rows])]
+        lines = [*table(COUNT_HEAD, [_count_cells(row) for row in self.rows])]
         if by:
             for row in self.rows:
-                lines += ["", f"{row.name} by {by}", *_table(PART_HEAD, _part_cells(row.counts, by))]
+                lines += ["", f"{row.name} by {by}", *table(PART_HEAD, _part_cells(row.counts, by))]
         timed = [row for row in self.rows if row.timing is not None]
         if timed:
-            lines += ["", self._conditions(), *_table(TIME_HEAD, [_time_cells(row) for row in timed])]
+            lines += ["", self._conditions(), *table(TIME_HEAD, [_time_cells(row) for row in timed])]
         for name, values in self.ratios.items():
             pairs = " ".join(f"{value:.2f}" for value in values)
             lines += ["", f"{name} is {median(values):.2f} times as fast as {self.settings['against']}"]
@@ -125,7 +125,7 @@ def _row_dict(row: Row) -> dict[str, Any]:
     return values
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns of even width; the first to the left, figures to the right."""
     widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
     return [

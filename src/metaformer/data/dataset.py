@@ -4,13 +4,13 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from metaformer.data.detection import DetectionFolder
 from metaformer.data.detection_transforms import SceneTransform
@@ -129,15 +129,21 @@ class AugmentedScenes(Augmented):
 def seeded(seed: int) -> Iterator[None]:
     """Seed `random`, `numpy.random` and torch's CPU generator for a while, then put them back.
 
-    Without workers the samples are made in the training process, whose dropout must not depend on that.
+    Without workers the samples are made in the training process, whose dropout must not depend on that. A
+    worker makes nothing but samples, each with its own seed, and saves the time.
     """
-    kept = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    kept = None if get_worker_info() else _states()
     random.seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF])
     torch.default_generator.manual_seed((seed ^ seed >> 32) & 0xFFFFFFFF)  # it would use the low half only
     try:
         yield
     finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
-        torch.default_generator.set_state(kept[2])
+        if kept is not None:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])
+            torch.default_generator.set_state(kept[2])
+
+
+def _states() -> tuple[Any, Any, Tensor]:
+    return random.getstate(), np.random.get_state(), torch.default_generator.get_state()

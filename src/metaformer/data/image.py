@@ -119,13 +119,15 @@ def _decode(picture: Image.Image, name: str | Path, max_pixels: int) -> Image.Im
         _log.warning("%s: animated, only its first frame is used", name)
         picture.seek(0)
     picture.load()
+    turn = _UPRIGHT.get(_orientation(picture))
     rgb = _rgb(picture)
     rgb.info = {"animated": True} if animated else {}
-    turn = _UPRIGHT.get(_orientation(picture))
     return rgb if turn is None else rgb.transpose(turn)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB" and picture.format == "JPEG":
+        return picture  # its pixels outlive its file, and a copy of them can take as long as decoding
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         # convert("RGB") clips at 255 here and turns nearly every 16-bit picture white
         grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)

@@ -1,5 +1,6 @@
 """Batches from worker processes, with errors that arrive as what they were."""
 
+import multiprocessing
 import signal
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from metaformer.data.dataset import Augmented, Item
 from metaformer.data.detection_preprocess import stack, stack_targets
@@ -20,7 +21,7 @@ from metaformer.data.sampler import Sample
 from metaformer.data.watch import Release, Watch
 from metaformer.detection.results import Size, Targets
 from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError
-from metaformer.ops.process import cores
+from metaformer.ops.process import cores, keep_freed_memory
 from metaformer.ops.ranks import Interrupted
 
 POLL = 1.0
@@ -108,7 +109,7 @@ class Loader:
             pin_memory=pin_memory,
             timeout=min(POLL, timeout) if workers else 0.0,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals_to_the_main_process if workers else None,
+            worker_init_fn=_begin_worker if workers else None,
             generator=torch.Generator(),  # else each iteration would draw from the run's own stream
         )
 
@@ -143,6 +144,8 @@ class Loader:
             with _deaths_told_in_time():
                 for worker in getattr(iterator, "_workers", []):
                     worker.kill()  # one that hangs would not hear anything gentler, and be waited for
+                # One killed while it asked whether it is done keeps that event's lock for ever.
+                vars(iterator)["_workers_done_event"] = multiprocessing.Event()
                 stop()
 
     def _parts(self, samples: "Careful") -> dict[str, Any]:
@@ -226,8 +229,12 @@ def _wait_for_the_end_of_any(workers: list[Any]) -> None:
         time.sleep(0.02)
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C and schedulers signal whole process groups; the main process decides, after its step."""
+def _begin_worker(worker: int) -> None:
+    """Leave signals to the main process, and keep the memory of one picture for the next.
+
+    Ctrl-C and schedulers signal whole process groups; the main process decides, after its step.
+    """
+    keep_freed_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -284,7 +291,8 @@ def collate(items: list[Made]) -> Batch | MetaFormerError:
     if isinstance(labels[0], Targets):
         return _scenes(images, labels, torch.tensor(indices), bad)
     together = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels)
-    return Batch(torch.stack(images), together, torch.tensor(indices), bad)
+    # writes a worker's batch where the main process reads it; `torch.stack` alone would have it copied there
+    return Batch(default_collate(list(images)), together, torch.tensor(indices), bad)
 
 
 def _scenes(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -71,8 +72,7 @@ class Preprocess:
         size = (self.image_size, self.image_size)
         crop = transforms.CenterCrop(size) if crops == 1 else transforms.FiveCrop(size)
         resize = transforms.Resize(self.resize, InterpolationMode(self.interpolation))
-        finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
-        return _Transform(transforms.Compose([resize, crop]), finish)
+        return _Transform(transforms.Compose([resize, crop]), Normalise(self.mean, self.std))
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields, as JSON takes them."""
@@ -121,13 +121,33 @@ def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
         raise ConfigError(f"preprocessing {dict(values)}: {error}") from error
 
 
+class Normalise:
+    """Make an 8-bit RGB picture the network's input (3, H, W), bit for bit as torchvision does.
+
+    torchvision's `ToTensor` and `Normalize` write four maps of floating point numbers; this writes one.
+
+    Args:
+        mean: what is subtracted, per channel, of values 0 … 1.
+        std: what is divided by.
+    """
+
+    def __init__(self, mean: Channels, std: Channels) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        planes = np.empty((3, picture.height, picture.width), dtype=np.uint8)
+        for plane, band in zip(planes, picture.split(), strict=True):
+            plane[...] = np.asarray(band)
+        return torch.from_numpy(planes).float().div_(255).sub_(self.mean).div_(self.std)
+
+
 class _Transform:
-    def __init__(self, crop: Any, finish: Any) -> None:
+    def __init__(self, crop: Any, finish: Normalise) -> None:
         self.crop, self.finish = crop, finish
 
     def __call__(self, picture: Image.Image) -> Tensor:
         cropped = self.crop(picture)
         if isinstance(cropped, tuple):
             return torch.stack([self.finish(part) for part in cropped])
-        tensor: Tensor = self.finish(cropped)
-        return tensor
+        return self.finish(cropped)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Preprocess, Transform
+from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Normalise, Preprocess, Transform
 from metaformer.errors import ConfigError
 
 
@@ -84,14 +84,14 @@ def _timm_pipeline(auto_augment: str | None, **options: Any) -> tuple[Any, Any, 
                 f"augment.auto_augment {auto_augment!r}: {section!r} lacks a number, as in 'm9'"
             )
     for step in augment.transforms:
-        _allow_no_bits(step)
-    options["re_prob"] = 0.0
-    clean = create_transform(is_training=True, separate=True, auto_augment=None, **options)[2]
-    return crop, augment, finish, clean
+        allow_no_bits(step)
+    normalise = Normalise(options["mean"], options["std"])
+    finish.transforms[:2] = [normalise]  # ToTensor and Normalize
+    return crop, augment, finish, normalise
 
 
-def _allow_no_bits(step: Any) -> None:
-    """Let the Posterize operations of an auto-augmentation keep no bits at all.
+def allow_no_bits(step: Any) -> None:
+    """Let the Posterize operations of one of timm's auto-augmentations keep no bits at all.
 
     rand-m9-mstd0.5-inc1 asks for that whenever its magnitude reaches 10, which Pillow 13 answers with an
     error and the Pillow of the published runs with a black picture.

@@ -57,7 +57,7 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
             grad_checkpointing=config.model.grad_checkpointing,
         ),
         config.model.name,
-        Augmented(train, _augmentation(config), config.seed),
+        Augmented(train, augmentation(config), config.seed),
         Evaluation(
             val,
             preprocess,
@@ -111,7 +111,12 @@ def read_names(path: str | None, classes: tuple[str, ...]) -> list[str] | None:
     return names
 
 
-def _augmentation(config: TrainConfig) -> Callable[[Image], Tensor]:
+def augmentation(config: TrainConfig) -> Callable[[Image], Tensor]:
+    """How a run's pictures become input in training, before they are mixed.
+
+    Raises:
+        ConfigError: a value of `augment` out of range.
+    """
     fields = asdict(config.augment)
     for mixing in ("mixup", "cutmix", "mix_probability", "mix_switch", "mix_off_epoch"):
         del fields[mixing]

@@ -1,0 +1,1 @@
+"""`metaformer bench data`: pictures that loaders make in a second, beside those that a model trains on."""
