@@ -60,6 +60,98 @@ def test_a_fused_form_is_used_where_the_mixer_has_one() -> None:
     assert fused.token_mixer.calls == 1 and plain.token_mixer.calls == 0
 
 
+LEAN = [
+    {},
+    {"layer_scale": (None,)},
+    {"res_scale": (0.5,)},
+    {"skip_lam": 2.0},
+    {"residual": False},
+    {"norm": "layer_norm", "act": "star_relu", "mlp_bias": False},
+    {"mixers": ("sepconv",), "norm": "layer_norm"},
+]
+
+
+def learned(b: Block, x: Tensor, **how: bool) -> list[Tensor]:
+    """Result and gradients of a block, with the same random numbers each time."""
+    torch.manual_seed(0)
+    b.zero_grad()
+    x = x.clone().requires_grad_()
+    y = b(x, **how)
+    y.float().pow(2).sum().backward()
+    gradients = [p.grad.clone() for p in b.parameters() if p.grad is not None]
+    assert x.grad is not None and len(gradients) == len(list(b.parameters()))
+    return [y.detach(), x.grad, *gradients]
+
+
+def kept(b: Block, x: Tensor, **how: bool) -> int:
+    """Numbers that a block keeps for its backward pass, weights aside."""
+    weights, found = {p.data_ptr() for p in b.parameters()}, {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in weights:
+            found[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = b(x.clone().requires_grad_(), **how)
+    assert y.requires_grad
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+@pytest.mark.parametrize("changes", LEAN, ids=str)
+def test_the_lean_form_learns_what_plain_pytorch_learns(
+    changes: dict[str, object], drop_path: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b, x = block(**changes).float().train(), torch.randn(4, 6, 5, 5)
+    b.drop_path1, b.drop_path2 = DropPath(drop_path), DropPath(drop_path)
+    found = learned(b, x, recompute_mlp=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("metaformer.backbones.block.lean_half", None)  # proves that it ran
+        with pytest.raises(TypeError):
+            b(x, recompute_mlp=True)
+    monkeypatch.setenv("METAFORMER_OPS", "reference")
+    for ours, theirs in zip(found, learned(b, x), strict=True):
+        largest = max(1.0, float(theirs.abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("changes", LEAN, ids=str)
+def test_recomputing_the_mlp_changes_nothing_but_memory(changes: dict[str, object], dropout: float) -> None:
+    b, x = block(dropout=dropout, **changes).train(), torch.randn(4, 6, 5, 5, dtype=torch.float64)
+    b.drop_path1, b.drop_path2 = DropPath(0.5), DropPath(0.5)
+    plain, spared = learned(b, x), learned(b, x, recompute_mlp=True)
+    for ours, theirs in zip(spared, plain, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_is_kept_for_the_backward_pass() -> None:
+    b, x = block(mlp_ratios=(4,)).train(), torch.randn(2, 6, 16, 16, dtype=torch.float64)
+    wide = kept(b, x)
+    lean, spared = kept(b.float(), x.float(), recompute_mlp=True), kept(b.double(), x, recompute_mlp=True)
+    assert wide > 11 * x.numel()
+    assert lean < 2.2 * x.numel() and spared < 2.2 * x.numel()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_small_scale_survives_float16(recompute: bool) -> None:
+    b, x = block(layer_scale=(1e-5,)).float().train(), torch.randn(2, 6, 5, 5)
+    exact = learned(b, x)
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = learned(b, x, recompute_mlp=recompute)
+    change, wanted = found[0] - x, exact[0] - x
+    assert (change - wanted).abs().max() <= 0.02 * wanted.abs().max()
+
+
+def test_hooks_are_told_of_every_part() -> None:
+    b, seen = block().float().train(), []
+    for name in ("norm1", "token_mixer", "layer_scale1", "norm2", "mlp.fc1", "mlp.act", "layer_scale2"):
+        b.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+    b(X.float(), recompute_mlp=True)
+    assert seen == ["norm1", "token_mixer", "layer_scale1", "norm2", "mlp.fc1", "mlp.act", "layer_scale2"]
+
+
 def test_drop_path_drops_both_branches() -> None:
     b = block().train()
     b.drop_path1, b.drop_path2 = DropPath(0.999999), DropPath(0.999999)

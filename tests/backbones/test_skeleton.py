@@ -84,6 +84,10 @@ def test_grad_checkpointing_reaches_every_stage() -> None:
     assert all(stage.grad_checkpointing for stage in model.stages)
     model.train()(X).sum().backward()
     assert model.stem.conv.weight.grad is not None
+    model.set_grad_checkpointing("mlp")
+    assert all(stage.grad_checkpointing == "mlp" for stage in model.stages)
+    with pytest.raises(ConfigError, match="'blocks' is none of True, False and 'mlp'"):
+        model.set_grad_checkpointing("blocks")  # type: ignore[arg-type]
 
 
 def test_group_matcher_orders_all_parameters() -> None:

@@ -40,3 +40,11 @@ def test_differences_are_named_with_both_values() -> None:
     old, new = to_dict(from_dict({})), to_dict(from_dict({"optim": {"lr": 0.5}, "seed": 7}))
     assert differences(old, new) == ["optim.lr: 0.001 → 0.5", "seed: 42 → 7"]
     assert differences(old, json.loads(json.dumps(old))) == []
+
+
+@pytest.mark.parametrize("mode", [True, False, "mlp"])
+def test_two_kinds_of_values(mode: object) -> None:
+    config = from_dict({"model": {"grad_checkpointing": mode}})
+    assert config.model.grad_checkpointing == mode and from_dict(to_dict(config)) == config
+    with pytest.raises(ConfigError, match=r"model\.grad_checkpointing: 'all' must be"):
+        from_dict({"model": {"grad_checkpointing": "all"}})

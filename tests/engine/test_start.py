@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from metaformer.backbones.stage import Stage
 from metaformer.engine.config import ModelConfig
 from metaformer.engine.start import begin_with_weights, dense_backbone
 from metaformer.errors import MetaFormerError, UnknownName
@@ -40,3 +42,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     model = create_segmenter("semantic_fpn", dense_backbone(ModelConfig("poolformer_n", overrides=TINY)), 2)
     with pytest.raises(MetaFormerError, match=r"gone\.safetensors"):
         begin_with_weights(model, ModelConfig(checkpoint=str(tmp_path / "gone.safetensors")))
+
+
+@pytest.mark.parametrize("mode", [False, True, "mlp"])
+def test_what_the_backbone_recomputes(mode: Any) -> None:
+    model = create_segmenter("semantic_fpn", dense_backbone(ModelConfig("poolformer_n", overrides=TINY)), 2)
+    begin_with_weights(model, ModelConfig(grad_checkpointing=mode))
+    assert [stage.grad_checkpointing for stage in model.modules() if isinstance(stage, Stage)] == [mode] * 4

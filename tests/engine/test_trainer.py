@@ -69,8 +69,9 @@ def test_each_setting_changes_what_is_learned(configure: Configure, sections: di
     assert not differ(learned(configure(**sections)), learned(configure(**sections)))
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(configure: Configure) -> None:
-    plain, spared = learned(configure()), learned(configure(model={"grad_checkpointing": True}))
+@pytest.mark.parametrize("mode", [True, "mlp"])
+def test_gradient_checkpointing_changes_nothing_but_memory(configure: Configure, mode: object) -> None:
+    plain, spared = learned(configure()), learned(configure(model={"grad_checkpointing": mode}))
     for name, value in plain.items():
         torch.testing.assert_close(spared[name], value)
 

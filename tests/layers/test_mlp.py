@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from metaformer.layers.mlp import Mlp
@@ -10,6 +11,13 @@ def test_mlp_is_two_products_per_position() -> None:
     hidden = (tokens @ mlp.fc1.weight[:, :, 0, 0].T + mlp.fc1.bias).relu()
     expected = hidden @ mlp.fc2.weight[:, :, 0, 0].T + mlp.fc2.bias
     torch.testing.assert_close(mlp(x).permute(0, 2, 3, 1), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_factor_per_channel_is_in_the_weights(bias: bool) -> None:
+    mlp = Mlp(4, 8, 6, bias=bias).double()
+    x, factor = torch.randn(2, 4, 3, 3).double(), torch.randn(6).double()
+    torch.testing.assert_close(mlp(x, factor), mlp(x) * factor[:, None, None])
 
 
 def test_dropout_and_bias_options() -> None:

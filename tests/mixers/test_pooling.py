@@ -1,7 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
 from metaformer.errors import ConfigError
+from metaformer.layers.norm import NORMS
+from metaformer.layers.scale import Scale
 from metaformer.mixers import MIXERS
 
 
@@ -26,3 +29,21 @@ def test_a_constant_map_gives_zero_at_the_border_too() -> None:
 def test_even_windows_are_refused(size: int) -> None:
     with pytest.raises(ConfigError, match="odd"):
         MIXERS.build(f"pooling(size={size})", 4)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("norm", list(NORMS))
+def test_fused_is_norm_pooling_and_scale(norm: str, scaled: bool) -> None:
+    torch.manual_seed(0)
+    pooling, before = MIXERS.build("pooling", 5), NORMS.build(norm, 5).double()
+    scale = Scale(5).double() if scaled else nn.Identity()
+    parameters = [*before.parameters(), *scale.parameters()]
+    for parameter in parameters:
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 5, 4, 7, dtype=torch.float64, requires_grad=True)
+    found, wanted = pooling.fused(x, before, scale), scale(pooling(before(x)))
+    torch.testing.assert_close(found, wanted)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(y.pow(3).sum(), (x, *parameters)) for y in (found, wanted)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-7)

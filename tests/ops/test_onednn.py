@@ -20,7 +20,9 @@ def test_product_then_sum(dtype: torch.dtype) -> None:
     x, weight, other = (torch.randn(*size, dtype=dtype) for size in ((6, 5), (4, 5), (6, 4)))
     if not onednn.usable(x):
         pytest.skip("this processor's oneDNN has no bfloat16")
-    torch.testing.assert_close(onednn.product(x, weight, None, plus=other), F.linear(x, weight) + other)
+    found, wanted = onednn.product(x, weight, None, plus=other), F.linear(x.double(), weight.double()) + other
+    rounding = torch.finfo(dtype).eps * 8
+    torch.testing.assert_close(found.double(), wanted, rtol=rounding, atol=rounding)
 
 
 def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,10 +34,3 @@ def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not onednn.usable(x)
     monkeypatch.setenv("METAFORMER_OPS", "reference")
     assert not onednn.usable(x)
-
-
-def test_as_a_registered_operation() -> None:
-    x, weight, bias, other = torch.randn(6, 5), torch.randn(4, 5), torch.randn(4), torch.randn(6, 4)
-    tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(onednn.compiled_product, (x, weight, bias, "gelu", None), test_utils=tests)
-    torch.library.opcheck(onednn.compiled_product, (x, weight, None, "none", other), test_utils=tests)

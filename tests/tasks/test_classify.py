@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,3 +99,9 @@ def test_fields_of_their_own_are_not_overridden() -> None:
         build_classifier("poolformer_n", 3, overrides={"num_classes": 4})
     with pytest.raises(ConfigError, match="dimms"):
         build_classifier("poolformer_n", 3, overrides={"dimms": 4})
+
+
+@pytest.mark.parametrize("mode", [False, True, "mlp"])
+def test_what_blocks_recompute(mode: Any) -> None:
+    model = build_classifier("poolformer_n", 3, overrides=dict(TINY), grad_checkpointing=mode)
+    assert [stage.grad_checkpointing for stage in model.stages] == [mode] * 4

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from metaformer.backbones.config import MetaFormerConfig, MixerSpec
 from metaformer.layers.drop_path import DropPath
+from metaformer.layers.lean import lean_half, runs_lean, watched
 from metaformer.layers.mlp import Mlp
 from metaformer.layers.norm import NORMS
 from metaformer.layers.scale import Scale
 from metaformer.mixers import MIXERS
+from metaformer.ops.backend import working_dtype
 from metaformer.registry import parse
 
 
@@ -34,17 +38,46 @@ class Block(nn.Module):
             self.layer_scale2 = _scale(dim, config.layer_scale[stage])
             self.res_scale2 = _scale(dim, config.res_scale[stage])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
+    def forward(self, x: Tensor, recompute_mlp: bool = False) -> Tensor:
+        """Map (B, C, H, W) to the same shape.
+
+        Args:
+            x: the map.
+            recompute_mlp: keep a narrow map for the backward pass, and make the MLP's wide ones again.
+        """
         fused: Callable[..., Tensor] | None = getattr(self.token_mixer, "fused", None)
-        if fused is not None:
+        if fused is not None and not watched(self.norm1, self.token_mixer, self.layer_scale1):
             branch = fused(x, self.norm1, self.layer_scale1)
         else:
             branch = self.layer_scale1(self.token_mixer(self.norm1(x)))
         x = self._add(self.res_scale1, x, self.drop_path1(branch))
-        if self.mlp is not None:
-            x = self._add(self.res_scale2, x, self.drop_path2(self.layer_scale2(self.mlp(self.norm2(x)))))
-        return x
+        return x if self.mlp is None else self._mix_channels(x, self.mlp, recompute_mlp)
+
+    def _mix_channels(self, x: Tensor, mlp: nn.Module, recompute: bool) -> Tensor:
+        free = not watched(self.norm2, mlp, self.layer_scale2, self.drop_path2, self.res_scale2)
+        if free and runs_lean(x, self.norm2, mlp, self.layer_scale2, recompute):
+            whole = self._has_bare_shortcut()
+            y = lean_half(x, self.norm2, mlp, self.layer_scale2, whole)
+            return y if whole else self._add(self.res_scale2, x, self.drop_path2(y))
+        if recompute:
+            branch = checkpoint(self._scaled_mlp, x, mlp, free, use_reentrant=False)
+        else:
+            branch = self._scaled_mlp(x, mlp, free and torch.is_grad_enabled())
+        return self._add(self.res_scale2, x, self.drop_path2(branch))
+
+    def _scaled_mlp(self, x: Tensor, mlp: nn.Module, fold: bool) -> Tensor:
+        """`fold`: the scale in the second product's weights, so that its result is neither kept nor made."""
+        # a LayerScale of 1e-5 times a weight is too small a number for float16
+        fold = fold and working_dtype(x) != torch.float16
+        if fold and type(mlp) is Mlp and type(self.layer_scale2) is Scale:
+            return mlp(self.norm2(x), self.layer_scale2.scale)
+        return self.layer_scale2(mlp(self.norm2(x)))
+
+    def _has_bare_shortcut(self) -> bool:
+        """Whether the second half is x + branch, and nothing else now."""
+        dropping = self.training and self.drop_path2.rate > 0
+        plain = type(self.drop_path2) is DropPath and type(self.res_scale2) is nn.Identity
+        return plain and not dropping and self.residual and self.skip_lam == 1.0
 
     def _add(self, res_scale: nn.Module, shortcut: Tensor, branch: Tensor) -> Tensor:
         if self.skip_lam != 1.0:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.feature_info import FeatureInfo
 from metaformer.backbones.head import Head
-from metaformer.backbones.stage import Stage
+from metaformer.backbones.stage import Recompute, Stage
 from metaformer.errors import ConfigError, SizeError
 from metaformer.layers.embed import Downsample, Stem
 from metaformer.layers.norm import NORMS
@@ -91,8 +91,18 @@ class Trunk(nn.Module):
                 maps.append(level.permute(0, 2, 3, 1) if output_fmt == "NHWC" else level)
         return maps if intermediates_only else (x, maps)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass instead of keeping their activations."""
+    def set_grad_checkpointing(self, enable: Recompute = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations.
+
+        Args:
+            enable: `"mlp"` recomputes the wide maps of the blocks' MLPs alone: most of the memory for little
+                time.
+
+        Raises:
+            ConfigError: `enable` is something else.
+        """
+        if enable not in (False, True, "mlp"):
+            raise ConfigError(f"set_grad_checkpointing: {enable!r} is none of True, False and 'mlp'")
         for module in self.modules():
             if isinstance(module, Stage):
                 module.grad_checkpointing = enable

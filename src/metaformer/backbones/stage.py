@@ -1,11 +1,16 @@
 """One resolution of the network: downsampling, position embedding, blocks."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from metaformer.backbones.block import Block
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.layers.embed import Downsample, PositionEmbedding
+
+Recompute = bool | Literal["mlp"]
+"""What is made again in the backward pass: nothing, blocks, or what is wide in their MLPs."""
 
 
 class Stage(nn.Module):
@@ -14,7 +19,7 @@ class Stage(nn.Module):
     def __init__(self, config: MetaFormerConfig, stage: int) -> None:
         super().__init__()
         dim = config.dims[stage]
-        self.grad_checkpointing = False
+        self.grad_checkpointing: Recompute = False
         self.downsample: nn.Module = nn.Identity()
         if stage > 0 and config.downsampled(stage):
             self.downsample = Downsample(
@@ -43,5 +48,8 @@ class Stage(nn.Module):
         if not self.grad_checkpointing or not self.training:
             return self.blocks(x)
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False)
+            if self.grad_checkpointing == "mlp":
+                x = block(x, recompute_mlp=True)
+            else:
+                x = checkpoint(block, x, use_reentrant=False)
         return x

@@ -6,6 +6,7 @@ from torch import nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.skeleton import MetaFormerFeatures
+from metaformer.backbones.stage import Recompute
 from metaformer.errors import ConfigError
 
 
@@ -50,11 +51,14 @@ class DenseNetwork(nn.Module):
             return channels, list(info.reduction())
         return channels, [4 << i for i in range(len(channels))]
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: Recompute = True) -> None:
         """Recompute the backbone's blocks in the backward pass instead of keeping their activations.
 
+        Args:
+            enable: `"mlp"` recomputes the wide maps of the blocks' MLPs alone.
+
         Raises:
-            ConfigError: the backbone is a foreign module that cannot do so.
+            ConfigError: the backbone is a foreign module that cannot do so, or `enable` is something else.
         """
         own: Any = getattr(self.backbone, "set_grad_checkpointing", None)
         if own is None:

@@ -43,4 +43,4 @@ def begin_with_weights(model: DenseNetwork, network: ModelConfig) -> None:
         report = load_weights(model, weights, classifier="fresh", grid="interpolate")
         logging.getLogger(__name__).info("%s", report)
     if network.grad_checkpointing:
-        model.set_grad_checkpointing()
+        model.set_grad_checkpointing(network.grad_checkpointing)

@@ -1,5 +1,6 @@
 """The channel MLP."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.layers.act import ACTS
@@ -25,5 +26,16 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.fc2 = Pointwise(hidden, dim if out is None else out, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """Map (B, C, H, W) to (B, out, H, W).
+
+        Args:
+            x: the map.
+            factor: (out,), what each channel of the result is multiplied by: in the weights, so that the
+                gradient needs no result without it.
+        """
+        hidden = self.drop(self.act(self.fc1(x)))
+        if factor is None:
+            return self.drop(self.fc2(hidden))
+        bias = None if self.fc2.bias is None else self.fc2.bias * factor
+        return self.drop(F.conv2d(hidden, self.fc2.weight * factor[:, None, None, None], bias))

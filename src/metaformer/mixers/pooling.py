@@ -4,7 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.errors import ConfigError
+from metaformer.layers.norm import GroupNorm
+from metaformer.layers.scale import Scale
 from metaformer.mixers import MIXERS
+from metaformer.ops.stencil import pool_minus_self
 
 
 @MIXERS.register("pooling")
@@ -21,7 +24,15 @@ class Pooling(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, self.size, 1, self.size // 2, count_include_pad=False) - x
+        return pool_minus_self(x, self.size)
+
+    def fused(self, x: Tensor, norm: nn.Module, scale: nn.Module) -> Tensor:
+        """Give scale(pool(norm(x)) − norm(x)); a group norm's constants take the scale over."""
+        if type(norm) is not GroupNorm or type(scale) is not Scale:
+            return scale(self(norm(x)))
+        weight = norm.weight * scale.scale
+        bias = None if norm.bias is None else norm.bias * scale.scale
+        return self(F.group_norm(x, 1, weight, bias, norm.eps))
 
     def extra_repr(self) -> str:
         return f"size={self.size}"

@@ -1,4 +1,4 @@
-"""oneDNN's product over channels with its epilogue, on CPUs: what Inductor's frozen graphs call, called here.
+"""oneDNN's product over channels with its epilogue, on CPUs, called as Inductor's frozen graphs call it.
 
 `F.linear` takes MKL, which is half as fast on AMD processors, and writes the wide map before an activation
 reads it again. Here weights are laid out once, and activation or sum happen while a tile is in the cache.
@@ -14,16 +14,18 @@ from metaformer.ops.backend import forced_reference
 EPILOGUES: Final = {"none": ("none", ""), "gelu": ("gelu", "none"), "relu": ("relu", "")}
 """Activation -> the names that oneDNN's operation takes for it and for its formula."""
 _OPS = torch.ops.mkldnn
+Geometry = tuple[list[int], list[int], list[int], int]
+"""A convolution's stride, padding, dilation and number of groups."""
 
 
 def usable(x: Tensor) -> bool:
-    """Say whether `product` runs on `x`: a CPU map without gradient, autocast or exporter around it."""
+    """Say whether `product` runs on `x`: a CPU map without gradient, autocast or compiler around it."""
     return (
         x.device.type == "cpu"
-        and not torch.compiler.is_exporting()
+        and not torch.compiler.is_compiling()
         and not (torch.is_grad_enabled() and x.requires_grad)
         and not torch.is_autocast_enabled("cpu")
-        and _there(x.dtype)
+        and supported(x.dtype)
         and not forced_reference()
     )
 
@@ -51,18 +53,28 @@ def product(
     return _OPS._linear_pointwise(x, weight, bias, name, [], formula)
 
 
-@torch.library.custom_op("metaformer::product", mutates_args=(), device_types="cpu")
-def compiled_product(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, plus: Tensor | None) -> Tensor:
-    """`product` of a plain weight, for graphs: Inductor takes MKL's for the same."""
-    return product(x, weight, bias, act, plus)
+def pack_convolution(weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+    """Lay a weight (out, in/groups, h, w) out as `convolution` reads it for this shape (B, C, H, W)."""
+    stride, padding, dilation, groups = geometry
+    return _OPS._reorder_convolution_weight(weight.detach(), padding, stride, dilation, groups, list(shape))
 
 
-@compiled_product.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, plus: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Convolve (B, C, H, W) with a weight of `pack_convolution`."""
+    stride, padding, dilation, groups = geometry
+    return _OPS._convolution_pointwise(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
 
 
-def _there(dtype: torch.dtype) -> bool:
+def convolution_onto(
+    out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Add `convolution` of x to `out` (B, out, h, w) where that lies."""
+    stride, padding, dilation, groups = geometry
+    there = padding, stride, dilation, groups
+    return _OPS._convolution_pointwise_.binary(out, x, weight, bias, *there, "add", None, None, [], None)
+
+
+def supported(dtype: torch.dtype) -> bool:
     """Builds of PyTorch without oneDNN lack the operations; oneDNN takes bfloat16 on processors that do."""
     if not torch.backends.mkldnn.enabled or not torch.backends.mkldnn.is_available():
         return False

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.stage import Recompute
 from metaformer.data.dataset import Augmented
 from metaformer.data.loader import Batch
 from metaformer.data.mix import Mix
@@ -133,7 +134,7 @@ def build_classifier(
     head_dropout: float = 0.0,
     image_size: int = 224,
     overrides: dict[str, Any] | None = None,
-    grad_checkpointing: bool = False,
+    grad_checkpointing: Recompute = False,
 ) -> MetaFormer:
     """Make the network for this many classes, from own or published weights where they are asked for.
 
@@ -162,5 +163,5 @@ def build_classifier(
         logging.getLogger(__name__).info("%s", report)
     assert isinstance(model, MetaFormer)
     if grad_checkpointing:
-        model.set_grad_checkpointing()
+        model.set_grad_checkpointing(grad_checkpointing)
     return model

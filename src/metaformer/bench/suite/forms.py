@@ -41,6 +41,13 @@ def optimized(form: Form) -> Form:
     return Form(optimize(form.network.eval(), dtype=images.dtype), images)
 
 
+def lean(form: Form) -> Form:
+    """This library's networks keeping no wide map of their MLPs for the backward pass."""
+    network: Any = form.network
+    network.set_grad_checkpointing("mlp")
+    return form
+
+
 def compiled(form: Form) -> Form:
     """By `torch.compile` as it comes; each shape for itself, whatever else this process compiles."""
     return _compiled(form)
@@ -111,6 +118,7 @@ FORMS: dict[str, Callable[[Form], Form]] = {
         eager,
         channels_last,
         optimized,
+        lean,
         compiled,
         graphs,
         autotuned,
