@@ -83,13 +83,34 @@ def test_the_image_may_be_of_any_size() -> None:
 
 
 @pytest.mark.slow
-def test_compiled() -> None:
-    model = lively(metaformer.create_model("caformer_s18", **TINY))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_compiled_in_one_piece(name: str) -> None:
+    model = lively(metaformer.create_model(name, **TINY))
     network = optimize(model, compile=True)
-    assert optimize(network) is network
-    x = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-5)
+    assert optimize(network, compile=True) is network
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["graph_break"].total()
+    for x in (torch.randn(1, 3, 64, 64), torch.randn(3, 3, 64, 64)):
+        torch.testing.assert_close(network(x), model(x).detach(), rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters["graph_break"].total() == before
+
+
+def test_it_is_traced_in_one_piece_and_compiled_on_the_same_modules() -> None:
+    network = optimize(lively(metaformer.create_model("poolformer_s12", **TINY)))
+    explained = torch._dynamo.explain(network)(torch.randn(1, 3, 64, 64))
+    assert explained.graph_count == 1 and not explained.break_reasons
+    again = optimize(network, compile=True)
+    assert again is not network and again.stages is network.stages
+
+
+@pytest.mark.slow
+def test_a_compiled_segmenter_is_a_segmenter() -> None:
+    sizes = {key: TINY[key] for key in ("depths", "dims")}
+    maps = lively(metaformer.create_model("poolformer_s12", features_only=True, **sizes))
+    model = lively(metaformer.create_segmenter("semantic_fpn", maps, num_classes=3, fpn_dim=8, head_dim=8))
+    network, x = optimize(model, compile=True), torch.randn(1, 3, 64, 96)
+    assert type(network) is type(model)
+    torch.testing.assert_close(network(x), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_exported() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from metaformer.errors import DownloadError
 from metaformer.weights import download as module
-from metaformer.weights.download import cache_dir, download, fetch
+from metaformer.weights.download import download, fetch
 from metaformer.weights.sources import Source
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
@@ -178,14 +178,6 @@ def test_the_cache_is_asked_first(server: Server, tmp_path: Path, monkeypatch: p
     first = fetch(source, progress=False)
     assert first == tmp_path / "home" / "weights" / "weights.pth" == fetch(source, progress=False)
     assert len(server.requests) == 1
-
-
-def test_the_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("METAFORMER_HOME", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_dir() == tmp_path / "metaformer"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_dir() == Path.home() / ".cache" / "metaformer"
 
 
 def test_a_page_in_place_of_the_file_is_not_kept(server: Server, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from metaformer.ops.backend import describe
+from metaformer.ops.backend import describe, forced_reference
+from metaformer.ops.native import library
 
 SAMPLE_SECONDS = 0.05
 """A measurement repeats a quick model until it lasts about this long."""
@@ -60,8 +61,7 @@ class Machine:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
         threads = torch.get_num_threads()
         versions = torch.__version__, platform.python_version()
-        beside = device.type == "cpu" and torch.cuda.is_available()
-        operations = "plain PyTorch: measured on the CPU" if beside else describe()
+        operations = library.describe() if device.type == "cpu" and not forced_reference() else describe()
         return cls(f"{device.type}: {name}", threads, *versions, operations)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from metaformer.errors import DownloadError
+from metaformer.ops.cache import cache_dir
 from metaformer.weights.io import sync
 
 CHUNK = 1 << 20
@@ -31,14 +32,6 @@ class Published(Protocol):
 
     @property
     def sha256(self) -> str: ...
-
-
-def cache_dir() -> Path:
-    """Where downloads lie: `$METAFORMER_HOME`, or `metaformer` in `$XDG_CACHE_HOME` or ~/.cache."""
-    home = os.environ.get("METAFORMER_HOME")
-    if home:
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "metaformer"
 
 
 def fetch(source: Published, progress: bool = True) -> Path:

@@ -25,4 +25,4 @@ class FoldedAttention(nn.Module):
         qkv = self.qkv(self.norm(tokens)).view(batch, height * width, 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.proj(y.reshape(batch, height, width, -1), plus=self.shortcut(tokens))
+        return self.shortcut.joined(self.proj, y.reshape(batch, height, width, -1), tokens)

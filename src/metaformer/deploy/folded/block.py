@@ -1,7 +1,7 @@
 """A whole block for inference."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from metaformer.deploy.folded.attention import FoldedAttention
 from metaformer.deploy.folded.cycle_mlp import FoldedCycleMlp
 from metaformer.deploy.folded.mixer import FoldedMixer
 from metaformer.deploy.folded.mlp import FoldedMlp
+from metaformer.deploy.folded.norm import BareGroupNorm
 from metaformer.deploy.folded.pooling import FoldedPooling
 from metaformer.deploy.folded.sepconv import FoldedSepConv
 from metaformer.deploy.folded.shortcut import Shortcut
@@ -20,6 +21,8 @@ from metaformer.mixers.attention import Attention
 from metaformer.mixers.cycle_mlp import CycleMLP
 from metaformer.mixers.pooling import Pooling
 from metaformer.mixers.sepconv import SepConv
+from metaformer.ops import onednn
+from metaformer.ops.backend import triton_usable
 
 Fold = Callable[..., nn.Module]
 """Made from mixer, norm, the branch's scale and the shortcut."""
@@ -31,7 +34,7 @@ FOLDED: Final[dict[type[nn.Module], Fold]] = {
     SepConv: FoldedSepConv,
 }
 """Mixer -> its form here; others, and subclasses, stay as they are between norm and scale."""
-AT_ONCE: Final = 1 << 22
+AT_ONCE: Final = 1 << 23
 """Elements of the widest map that are worked on at once on a CPU: they bound the memory of a large batch."""
 
 
@@ -44,24 +47,38 @@ class FoldedBlock(nn.Module):
         shortcut = Shortcut(block.res_scale1, block.residual)
         scale = _branch_scale(block.layer_scale1, block)
         self.mixer = fold(block.token_mixer, block.norm1, scale, shortcut)
-        self.mlp: nn.Module = nn.Identity()
+        self.mlp: FoldedMlp | None = None
+        self.fresh = fold is not FoldedMixer  # a mixer that stays whole may give back the very map it got
         if isinstance(block.mlp, Mlp):
             shortcut = Shortcut(block.res_scale2, block.residual)
             self.mlp = FoldedMlp(block.norm2, block.mlp, _branch_scale(block.layer_scale2, block), shortcut)
+        norms = [getattr(part, "norm", None) for part in (self.mixer, self.mlp)]
+        self.norms_at_once = fold is FoldedPooling and all(isinstance(norm, BareGroupNorm) for norm in norms)
         self.width = max(getattr(part, "width", 0) for part in (self.mixer, self.mlp))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not len(x):
-            return x
         tokens = x.permute(0, 2, 3, 1)
+        if torch.compiler.is_compiling():  # a traced batch is no number to compare
+            return self._mixed(tokens).permute(0, 3, 1, 2)
         batch, height, width, channels = tokens.shape
+        if not batch:
+            return x
         samples = max(1, AT_ONCE // max(1, height * width * max(self.width, channels)))
-        if samples >= batch or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.mlp(self.mixer(tokens)).permute(0, 3, 1, 2)
+        if samples >= batch or x.device.type != "cpu":
+            return self._mixed(tokens).permute(0, 3, 1, 2)
         out = torch.empty_like(tokens)
         for first in range(0, batch, samples):
-            out[first : first + samples] = self.mlp(self.mixer(tokens[first : first + samples]))
+            out[first : first + samples] = self._mixed(tokens[first : first + samples])
         return out.permute(0, 3, 1, 2)
+
+    def _mixed(self, tokens: Tensor) -> Tensor:
+        """The same of tokens (B, H, W, C)."""
+        if self.mlp is None:
+            return self.mixer(tokens)
+        if self.norms_at_once and not triton_usable(tokens) and onednn.usable(tokens):
+            mixer: Any = self.mixer
+            return self.mlp(*mixer.with_norm(tokens, self.mlp.norm.eps), overwrite=True)
+        return self.mlp(self.mixer(tokens), overwrite=self.fresh)
 
 
 def _branch_scale(scale: nn.Module, block: Block) -> Tensor | None:

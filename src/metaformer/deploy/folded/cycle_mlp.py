@@ -1,5 +1,7 @@
 """CycleMLP's three products with their norm, scale and shortcut."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,7 @@ from metaformer.deploy.folded.product import Product, folded
 from metaformer.deploy.folded.shift import Shift
 from metaformer.deploy.folded.shortcut import Shortcut
 from metaformer.mixers.cycle_mlp import CycleMLP
+from metaformer.ops import cycle_shift
 from metaformer.ops.backend import triton_usable
 from metaformer.ops.cycle_mix import cycle_mean, cycle_mix
 
@@ -22,11 +25,19 @@ class FoldedCycleMlp(nn.Module):
 
     def __init__(self, mixer: CycleMLP, norm: nn.Module, scale: Tensor | None, shortcut: Shortcut) -> None:
         super().__init__()
-        self.norm, self.shortcut, self.reweight = TokenNorm(norm), shortcut, mixer.reweight
+        self.norm, self.shortcut = TokenNorm(norm), shortcut
         self.shifts = nn.ModuleList(Shift(layer) for layer in (mixer.sfc_h, mixer.sfc_w))
         self.kernel = mixer.sfc_h.staircase
         layers = (mixer.sfc_h, mixer.sfc_w, mixer.mlp_c)
         self.products = nn.ModuleList(folded(layer.weight, layer.bias) for layer in layers)
+        self.of_means = folded(
+            torch.cat([layer.weight.flatten(1) for layer in layers], 1), _sum_of_biases(layers)
+        )
+        self.reweight = nn.Sequential(
+            folded(mixer.reweight.fc1.weight, mixer.reweight.fc1.bias),
+            mixer.reweight.act,
+            folded(mixer.reweight.fc2.weight, mixer.reweight.fc2.bias),
+        )
         self.proj = folded(mixer.proj.weight, mixer.proj.bias, scale=scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -34,11 +45,15 @@ class FoldedCycleMlp(nn.Module):
         n = self.norm(tokens)
         if triton_usable(n):
             return self._by_kernels(n.permute(0, 3, 1, 2), tokens)
-        maps = (*(shift(n) for shift in self.shifts), n)
-        h, w, c = (product(map_) for product, map_ in zip(self.products, maps, strict=True))
-        of_h, of_w, of_c = self._shares(maps)
-        y = torch.addcmul(torch.addcmul(h * of_h, w, of_w), c, of_c)
-        return self.proj(y, plus=self.shortcut(tokens))
+        if cycle_shift.usable(n):
+            wide, high, means = cycle_shift.cycle_shift(n, self.kernel)
+        else:
+            wide, high = (shift(n) for shift in self.shifts)
+            means = torch.stack([map_.mean((1, 2)) for map_ in (wide, high, n)], 1)
+        h, w, c = (product(map_) for product, map_ in zip(self.products, (wide, high, n), strict=True))
+        share = self._share(self.of_means(means.flatten(1)))
+        y = cycle_shift.cycle_weigh_(h, w, c, share.movedim(-1, 0).contiguous())
+        return self.shortcut.joined(self.proj, y, tokens)
 
     def _by_kernels(self, x: Tensor, tokens: Tensor) -> Tensor:
         layers = [layer for layer in self.products if isinstance(layer, Product)]
@@ -51,11 +66,11 @@ class FoldedCycleMlp(nn.Module):
         y = y + (share * biases).sum(1)[:, None, None]
         return self.proj(y, plus=self.shortcut(tokens))
 
-    def _shares(self, maps: tuple[Tensor, ...]) -> Tensor:
-        """The same of three maps, (3, B, 1, 1, C) with channels side by side."""
-        means = [product(map_.mean((1, 2))) for product, map_ in zip(self.products, maps, strict=True)]
-        return self._share(means[0] + means[1] + means[2]).movedim(-1, 0).contiguous()[:, :, None, None]
-
     def _share(self, mean: Tensor) -> Tensor:
         """How much each branch counts, (B, C, 3), by the mean (B, C) of their sum."""
-        return self.reweight(mean[:, :, None, None]).view(len(mean), -1, 3).softmax(-1)
+        return self.reweight(mean).view(len(mean), -1, 3).softmax(-1)
+
+
+def _sum_of_biases(layers: Iterable[nn.Module]) -> Tensor | None:
+    biases = [layer.bias.detach() for layer in layers if isinstance(layer.bias, Tensor)]
+    return torch.stack(biases).sum(0) if biases else None

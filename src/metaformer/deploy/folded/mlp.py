@@ -1,6 +1,5 @@
 """Norm, channel MLP, scale and shortcut in two products."""
 
-import torch
 from torch import Tensor, nn
 
 from metaformer.deploy.folded.norm import kernel_options, take_apart
@@ -10,6 +9,7 @@ from metaformer.layers.act import SquaredReLU, StarReLU
 from metaformer.layers.mlp import Mlp
 from metaformer.ops.backend import triton_usable
 from metaformer.ops.norm_mlp import norm_mlp
+from metaformer.ops.star_relu import star_relu_
 
 EPILOGUES = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}
 """Activation -> what the first product does of it."""
@@ -30,7 +30,7 @@ class FoldedMlp(nn.Module):
         self.square = isinstance(act, SquaredReLU | StarReLU)
         self.act = act if self.epilogue == "none" else None
         star: dict[str, Tensor] = {}
-        if isinstance(act, StarReLU):
+        if isinstance(act, StarReLU):  # its factor and bias are the second product's
             hidden = mlp.fc2.in_channels
             star = {"gain": act.scale.detach().expand(hidden), "shift": act.bias.detach().expand(hidden)}
         self.fc2 = folded(mlp.fc2.weight, mlp.fc2.bias, scale=scale, **star)
@@ -40,17 +40,23 @@ class FoldedMlp(nn.Module):
         """Channels of the widest map."""
         return self.fc2.weight.shape[1]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map (B, H, W, C) to the same shape."""
+    def forward(self, tokens: Tensor, normalised: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        """Map (B, H, W, C) to the same shape.
+
+        Args:
+            tokens: the map.
+            normalised: what the norm makes of it, where that is known.
+            overwrite: the result may take the place of the tokens.
+        """
         options = kernel_options(self.norm)
         if options is not None and self.act is None and triton_usable(tokens):
             weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
             act = "squared_relu" if self.square else self.epilogue
             x, factor = tokens.permute(0, 3, 1, 2), self.shortcut.factor
             return norm_mlp(x, *weights, **options, act=act, shortcut=factor).permute(0, 2, 3, 1)
-        h = self.fc1(self.norm(tokens), self.epilogue)
+        h = self.fc1(self.norm(tokens) if normalised is None else normalised, self.epilogue)
         if self.act is not None:
             h = self.act(h)
         elif self.square:
-            h = torch.square(h)
-        return self.fc2(h, plus=self.shortcut(tokens))
+            h = star_relu_(h)
+        return self.shortcut.joined(self.fc2, h, tokens, overwrite)

@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.layers.norm import BatchNorm, GroupNorm, LayerNorm, NoNorm
+from metaformer.ops.layer_norm import layer_norm
+from metaformer.ops.pool_norm import normalised
 
 
 class TokenNorm(nn.Module):
@@ -17,7 +18,10 @@ class TokenNorm(nn.Module):
         self.norm = norm
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        norm = self.norm
+        if isinstance(norm, LayerNorm) and (norm.bias is None or norm.weight is not None):
+            return layer_norm(tokens, norm.eps, norm.weight, norm.bias)
+        return norm(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class BareGroupNorm(nn.Module):
@@ -28,7 +32,7 @@ class BareGroupNorm(nn.Module):
         self.eps = eps
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.group_norm(tokens.permute(0, 3, 1, 2), 1, eps=self.eps).permute(0, 2, 3, 1)
+        return normalised(tokens, self.eps)
 
 
 class BareLayerNorm(nn.Module):
@@ -39,7 +43,7 @@ class BareLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.layer_norm(tokens, tokens.shape[-1:], eps=self.eps)
+        return layer_norm(tokens, self.eps)
 
 
 def kernel_options(norm: nn.Module) -> dict[str, Any] | None:

@@ -1,17 +1,21 @@
 """Pooling with its norm, scale and shortcut."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.deploy.folded.norm import BareGroupNorm, take_apart
+from metaformer.deploy.folded.prepared import Prepared
 from metaformer.deploy.folded.shortcut import Shortcut
 from metaformer.mixers.pooling import Pooling
 from metaformer.ops.backend import triton_usable
+from metaformer.ops.pool_norm import pool_norm
 from metaformer.ops.pool_residual import pool_residual
 
 
-class FoldedPooling(nn.Module):
+class FoldedPooling(Prepared):
     """shortcut + γ·s·(pool(n) − n): pooling keeps constants, so the norm's bias cancels out."""
 
     def __init__(self, mixer: Pooling, norm: nn.Module, scale: Tensor | None, shortcut: Shortcut) -> None:
@@ -41,3 +45,16 @@ class FoldedPooling(nn.Module):
         if past is None:
             return branch if self.scale is None else branch * self.scale
         return past + branch if self.scale is None else torch.addcmul(past, branch, self.scale)
+
+    def with_norm(self, tokens: Tensor, next_eps: float) -> tuple[Tensor, Tensor]:
+        """Give what `forward` gives, and that normalised over each sample; the own norm is of one group."""
+        weight, past = self.kept("constants", lambda: self._constants(tokens.shape[-1]))
+        eps: Any = self.norm.eps
+        return pool_norm(tokens, weight, past, self.size, eps, next_eps)
+
+    def _constants(self, dim: int) -> tuple[Tensor, Tensor]:
+        """The branch's and the shortcut's factors, (C,) in float32."""
+        branch = torch.ones(1) if self.scale is None else self.scale.float()
+        past = self.shortcut.factor
+        past = past.float() if isinstance(past, Tensor) else torch.tensor([past or 0.0])
+        return branch.expand(dim).contiguous(), past.expand(dim).contiguous()

@@ -1,17 +1,21 @@
 """The 1×1 product of a folded block."""
 
-from typing import Any
+from functools import partial
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metaformer.deploy.folded.prepared import Prepared
 from metaformer.ops import onednn
 
 PLAIN = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}
 
+POINTWISE: Final[onednn.Geometry] = [1, 1], [0, 0], [1, 1], 1
 
-class Product(nn.Module):
+
+class Product(Prepared):
     """A linear map of (…, in) to (…, out) that also activates, or adds another map.
 
     On a CPU the weight is laid out for oneDNN at the first call and kept beside the plain one.
@@ -21,33 +25,40 @@ class Product(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
-        self._packed: Tensor | None = None
 
     def forward(self, tokens: Tensor, act: str = "none", plus: Tensor | None = None) -> Tensor:
         """Map tokens; with `plus` (…, out) there is no activation."""
-        if not onednn.usable(tokens):
-            y = PLAIN[act](F.linear(tokens, self.weight, self.bias))
-            return y if plus is None else y + plus
-        if torch.compiler.is_compiling():
-            return onednn.compiled_product(tokens, self.weight, self.bias, act, plus)
-        if self._packed is None:
-            self._packed = onednn.pack(self.weight)
-        return onednn.product(tokens, self._packed, self.bias, act, plus)
+        if onednn.usable(tokens):
+            packed = self.kept("weight", lambda: onednn.pack(self.weight))
+            return onednn.product(tokens, packed, self.bias, act, plus)
+        if self._compiled_for_cpu(tokens):
+            return self._convolution(tokens, act, plus)
+        y = PLAIN[act](F.linear(tokens, self.weight, self.bias))
+        return y if plus is None else y + plus
+
+    def onto(self, out: Tensor, tokens: Tensor) -> Tensor:
+        """Add the product of tokens to `out` (B, H, W, out), which may be overwritten."""
+        x, packed = tokens.permute(0, 3, 1, 2), None
+        if onednn.usable(tokens):
+            weight = self.weight[:, :, None, None]
+            make = partial(onednn.pack_convolution, weight, x.shape, POINTWISE)
+            packed = self.kept_for(x.shape, make)
+        if packed is None:
+            return self(tokens, plus=out)
+        y = onednn.convolution_onto(out.permute(0, 3, 1, 2), x, packed, self.bias, POINTWISE)
+        return y.permute(0, 2, 3, 1)
+
+    def _compiled_for_cpu(self, tokens: Tensor) -> bool:
+        return torch.compiler.is_dynamo_compiling() and tokens.device.type == "cpu" and tokens.ndim == 4
+
+    def _convolution(self, tokens: Tensor, act: str, plus: Tensor | None) -> Tensor:
+        """The same as Inductor hands it to oneDNN, epilogue and all; a product would go to MKL."""
+        y = PLAIN[act](F.conv2d(tokens.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias))
+        y = y if plus is None else y + plus.permute(0, 3, 1, 2)
+        return y.permute(0, 2, 3, 1)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, bias={self.bias is not None}"
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "Product":
-        self._packed = None
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *words: Any) -> None:
-        self._packed = None
-        super()._load_from_state_dict(*words)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy lays its weight out anew: oneDNN's layout belongs to this process."""
-        return {**self.__dict__, "_packed": None}
 
 
 def folded(

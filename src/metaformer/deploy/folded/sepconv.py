@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from metaformer.deploy.folded.conv import FoldedConv
 from metaformer.deploy.folded.norm import kernel_options, take_apart
 from metaformer.deploy.folded.product import folded
 from metaformer.deploy.folded.shortcut import Shortcut
@@ -13,6 +13,7 @@ from metaformer.mixers.sepconv import SepConv
 from metaformer.ops.backend import triton_usable
 from metaformer.ops.pointwise_act import pointwise_act
 from metaformer.ops.pointwise_residual import pointwise_residual
+from metaformer.ops.star_relu import star_relu_
 
 
 class FoldedSepConv(nn.Module):
@@ -27,7 +28,9 @@ class FoldedSepConv(nn.Module):
         self.shortcut = shortcut
         self.pwconv1 = folded(mixer.pwconv1.weight, mixer.pwconv1.bias, gain=gain, shift=shift)
         self.act1 = mixer.act1
-        self.dwconv = mixer.dwconv
+        if isinstance(mixer.act1, StarReLU):
+            self.star = float(mixer.act1.scale), float(mixer.act1.bias)
+        self.dwconv = FoldedConv(mixer.dwconv)
         self.pwconv2 = folded(mixer.pwconv2.weight, mixer.pwconv2.bias, scale=scale)
 
     @property
@@ -43,12 +46,11 @@ class FoldedSepConv(nn.Module):
             return self._by_kernels(tokens.permute(0, 3, 1, 2), options, act).permute(0, 2, 3, 1)
         h = self.norm(tokens)
         if isinstance(act, StarReLU):
-            h = self.pwconv1(h, "relu")
-            h = torch.addcmul(act.bias, h * act.scale, h)
+            h = star_relu_(self.pwconv1(h, "relu"), *self.star)
         else:
             h = act(self.pwconv1(h))
         h = self.dwconv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.pwconv2(h, plus=self.shortcut(tokens))
+        return self.shortcut.joined(self.pwconv2, h, tokens)
 
     def _by_kernels(self, x: Tensor, options: dict[str, Any], act: StarReLU) -> Tensor:
         first, second = self.pwconv1, self.pwconv2

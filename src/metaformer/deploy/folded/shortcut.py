@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from metaformer.deploy.folded.product import Product
 from metaformer.layers.scale import Scale
 
 
@@ -26,3 +27,10 @@ class Shortcut(nn.Module):
         if not self.residual:
             return None
         return tokens if self.scale is None else tokens * self.scale
+
+    def joined(self, product: Product, branch: Tensor, tokens: Tensor, overwrite: bool = False) -> Tensor:
+        """Give the product of the branch plus what goes past it; `overwrite` allows it the tokens' place."""
+        past = self(tokens)
+        if past is None or (past is tokens and not overwrite):
+            return product(branch, plus=past)
+        return product.onto(past, branch)

@@ -1,0 +1,25 @@
+"""Compilation with the weights as constants, which Inductor folds and lays out for its operations."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+
+
+def frozen(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a network's method, once for each shape of its images; no gradient is kept.
+
+    A change of the weights after the first call is not seen.
+    """
+    from torch._inductor import config
+
+    compiled = torch.compile(function, dynamic=False)
+
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        # Both the tracer and Inductor ask for this, and again at each new shape.
+        with config.patch(freezing=True), torch.no_grad():
+            return compiled(*arguments, **options)
+
+    return call

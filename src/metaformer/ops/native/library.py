@@ -1,0 +1,141 @@
+"""The C++ kernels as a library: compiled where it is first needed, kept in the cache, called with tensors."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from metaformer.ops.cache import cache_dir
+
+SIGNATURES: Final = {
+    "pool_norm": "pppppllllffi",
+    "star_relu": "plffi",
+    "layer_norm": "ppppllfi",
+    "cycle_shift": "pppppllllli",
+    "cycle_weigh": "ppppllli",
+}
+"""Kernel -> its parameters: pointers, long and int numbers, floats. The last is the number of threads."""
+_TYPES: Final = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
+_SUFFIXES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_FLAGS: Final = (
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-shared",
+)
+_LONGEST: Final = 120
+"""Seconds that the compiler may take."""
+
+
+def usable(*maps: Tensor) -> bool:
+    """Say whether a kernel runs on these tensors: plain memory of one type on a CPU, outside any compiler.
+
+    Gradients, autocast and METAFORMER_OPS are the caller's matter: `onednn.usable` asks for all of them.
+    """
+    first = maps[0]
+    return (
+        first.dtype in _SUFFIXES
+        and first.numel() > 0
+        and all(map_.is_contiguous() and map_.dtype == first.dtype for map_ in maps)
+        and load() is not None
+    )
+
+
+def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+    """Call a kernel for maps of a type, with PyTorch's number of threads; None stands for no tensor."""
+    function = getattr(load(), f"{kernel}_{_SUFFIXES[dtype]}")
+    function(
+        *(word.data_ptr() if isinstance(word, Tensor) else word for word in arguments),
+        torch.get_num_threads(),
+    )
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The library, compiled by the first process of this machine that asks; None where that cannot be."""
+    if reason_against() is not None:
+        return None
+    try:
+        place = _built()
+        if not _own(place):
+            return None
+        library = ctypes.CDLL(str(place))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    for kernel, letters in SIGNATURES.items():
+        for suffix in _SUFFIXES.values():
+            function = getattr(library, f"{kernel}_{suffix}")
+            function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
+    return library
+
+
+def reason_against() -> str | None:
+    """Why there can be no library here, or None."""
+    if sys.platform != "linux":
+        return f"not tried on {sys.platform}"
+    return None if _compiler() else "no C++ compiler"
+
+
+def describe() -> str:
+    """Say in one line what runs between products on this machine's CPU, and why."""
+    if load() is not None:
+        return "C++ kernels"
+    return f"plain PyTorch: {reason_against() or 'the C++ kernels could not be compiled'}"
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
+
+
+def _built() -> Path:
+    """Path of the library for these sources, this compiler and this processor."""
+    folder = Path(__file__).parent
+    sources = sorted(folder.glob("*.cpp"))
+    compiler = str(_compiler())
+    place = (
+        cache_dir() / "native" / f"kernels-{_digest(compiler, [*sorted(folder.glob('*.h')), *sources])}.so"
+    )
+    if not place.exists():
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as work:
+            made = Path(work) / place.name
+            words = [compiler, *_FLAGS, *map(str, sources), "-o", str(made)]
+            subprocess.run(words, check=True, capture_output=True, timeout=_LONGEST)
+            made.chmod(0o755)
+            os.replace(made, place)
+    return place
+
+
+def _own(place: Path) -> bool:
+    """Say whether nobody else can have written it: what it holds is run."""
+    found = place.stat()
+    return found.st_uid in (0, os.getuid()) and not found.st_mode & 0o022
+
+
+def _digest(compiler: str, files: list[Path]) -> str:
+    digest = hashlib.sha256(f"{_FLAGS} {os.path.realpath(compiler)} {_processor()}".encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What `-march=native` depends on: machines of different kinds may share a home."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))

@@ -1,0 +1,44 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from metaformer.deploy.folded.conv import FoldedConv, packable
+
+CONVS = {
+    "strided": nn.Conv2d(3, 8, 7, 4, 2),
+    "depthwise": nn.Conv2d(8, 8, 7, 1, 3, groups=8, bias=False),
+    "dilated": nn.Conv2d(4, 6, 3, 1, (2, 1), (2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_is_the_convolution_whatever_came_before(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    conv = copy.deepcopy(CONVS[name])
+    folded = FoldedConv(conv).to(dtype)
+    conv = copy.deepcopy(conv).double()
+    with torch.inference_mode():
+        for size in (16, 16, 16, 20, 16, 20, 20, 0):
+            batch = 2 if size else 0
+            x = torch.randn(batch, conv.in_channels, size or 16, size or 16).to(dtype)
+            x = x.contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(folded(x).double(), conv(x.double()), rtol=tolerance, atol=tolerance)
+
+
+def test_only_the_last_layout_is_kept_and_new_weights_are_seen() -> None:
+    folded = FoldedConv(nn.Conv2d(3, 4, 3)).requires_grad_(False)
+    images = [torch.randn(1, 3, size, size) for size in (8, 8, 9, 9)]
+    for x in images:
+        folded(x)
+    assert len(folded._kept) == 1
+    folded.load_state_dict({"weight": torch.ones(4, 3, 3, 3), "bias": torch.zeros(4)})
+    torch.testing.assert_close(folded(images[-1])[0, 0, 0, 0], images[-1][0, :, :3, :3].sum())
+    assert copy.deepcopy(folded)._kept == {}
+
+
+def test_which_convolutions_it_stands_for() -> None:
+    assert packable(nn.Conv2d(3, 4, 3, padding=1)) and not packable(nn.ConvTranspose2d(3, 4, 3))
+    assert not packable(nn.Conv2d(3, 4, 3, padding="same"))
+    assert not packable(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))
