@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from metaformer.dense.criterion import SegmentationLoss
     from metaformer.dense.segmenter import Segmenter
     from metaformer.deploy.optimize import optimize
+    from metaformer.deploy.package import package
+    from metaformer.deploy.packaged import load_package
+    from metaformer.deploy.quantize import quantize
     from metaformer.detection.config import DetectorConfig
     from metaformer.detection.detector import Detector
     from metaformer.detection.results import Detections, Targets
@@ -66,9 +69,12 @@ __all__ = [
     "list_detectors",
     "list_models",
     "list_segmenters",
+    "load_package",
     "load_weights",
     "optimize",
+    "package",
     "push_to_hub",
+    "quantize",
     "register_timm",
     "save_pretrained",
     "train",
@@ -82,6 +88,9 @@ _HOMES = {
     "dense.criterion": ("SegmentationLoss",),
     "dense.segmenter": ("Segmenter",),
     "deploy.optimize": ("optimize",),
+    "deploy.package": ("package",),
+    "deploy.packaged": ("load_package",),
+    "deploy.quantize": ("quantize",),
     "detection.config": ("DetectorConfig",),
     "detection.detector": ("Detector",),
     "detection.results": ("Detections", "Targets"),

@@ -38,7 +38,13 @@ VERBS: dict[str, Verb] = {
         "metaformer predict runs/demo photos/ --out found",
         "predict",
     ),
+    "quantize": Verb(
+        "a classifier in int8, for CPUs",
+        "metaformer quantize runs/demo-classify --out runs/demo-int8",
+        "quantize",
+    ),
     "convert": Verb("rewrite a checkpoint", "metaformer convert in.pth out.safetensors --to timm", "convert"),
+    "export": Verb("compile a network to a file", "metaformer export runs/demo-classify net.pt2", "export"),
     "bench": Verb(
         "count and time models", "metaformer bench poolformer_s12 --against timm:poolformer_s12", "bench"
     ),

@@ -20,6 +20,7 @@ from metaformer.dense.segmenter import Segmenter
 from metaformer.detection.config import DetectorConfig
 from metaformer.engine.checkpoint import STATE, Saved, read_checkpoint
 from metaformer.engine.config import TrainConfig
+from metaformer.engine.int8_network import NETWORK, Int8Network
 from metaformer.engine.manifest import MANIFEST
 from metaformer.engine.run_dir import RunDir, find_checkpoint
 from metaformer.engine.settings import from_dict
@@ -146,7 +147,10 @@ def read_classes(classes: str | Path | Sequence[str] | None) -> tuple[str, ...] 
 
 def _saved(saved: Saved, raw: bool) -> Bundle:
     try:
-        card, config = saved.state["card"], from_dict(saved.state["config"])
+        card = saved.state["card"]
+        if "int8" in card:
+            return _quantized(saved)
+        config = from_dict(saved.state["config"])
         task, name, classes = str(card["task"]), str(card["name"]), tuple(card["classes"])
         if task not in MODELS:
             raise WeightsError(f"{saved.directory}: of a task that this version does not know, {task!r}")
@@ -160,6 +164,15 @@ def _saved(saved: Saved, raw: bool) -> Bundle:
     average = saved.has("ema") and config.ema.evaluate and not raw
     saved.load(model, "ema" if average else "model")
     return Bundle(name, model, preprocess, classes, task, palette, category_ids, config)
+
+
+def _quantized(saved: Saved) -> Bundle:
+    """A classifier as `metaformer.quantize` writes it."""
+    card, run = saved.state["card"], saved.state["config"]
+    classes = tuple(card["classes"]) if card["classes"] else None
+    network = Int8Network(saved.directory / NETWORK)
+    preprocess = Preprocess.from_dict(card["preprocess"])
+    return Bundle(str(card["name"]), network, preprocess, classes, config=from_dict(run) if run else None)
 
 
 def _classifier(card: Mapping[str, Any]) -> tuple[nn.Module, Preprocess]:

@@ -100,7 +100,7 @@ def evaluate(
     elif bundle.task == "detect":
         evaluation = _detect(bundle, world, data, split, layout, detect_looks(bundle, scales, flip), workers)
     else:
-        folder = _folder(bundle, data, split, class_subset is not None)
+        folder = open_pictures(bundle, data, split, class_subset is not None)
         assert isinstance(bundle.preprocess, Preprocess)
         evaluation = Evaluation(
             folder,
@@ -158,6 +158,19 @@ def detect_looks(bundle: Bundle, scales: Sequence[float] | None, flip: bool) -> 
     """How to look at pictures for objects: as the run did, but for what is asked."""
     own = detect_inference(bundle.config) if bundle.config is not None else DetectInference()
     return replace(own, flip=own.flip or flip, scales=tuple(scales) if scales else own.scales)
+
+
+def open_pictures(bundle: Bundle, data: str | Path | None, split: str | None, subset: bool) -> Split:
+    """A classifier's pictures: a split of `data`, each by default the run's own; `subset` lets classes lack.
+
+    Raises:
+        ConfigError: no data, or another number of classes than the network tells apart.
+        DataError: the data set is not laid out as it should be.
+    """
+    split = split or (bundle.config.data.val if bundle.config is not None else "val")
+    folder = open_split(_root(bundle, data), split, bundle.classes, allow_missing=subset)
+    _check_outputs(bundle, folder)
+    return folder
 
 
 def _segment(
@@ -234,10 +247,3 @@ def _check_outputs(bundle: Bundle, folder: Split | SegmentationFolder | Detectio
         raise ConfigError(
             f"{folder.folder}: {len(folder.classes)} classes, but {bundle.name} tells {outputs} classes apart"
         )
-
-
-def _folder(bundle: Bundle, data: str | Path | None, split: str | None, subset: bool) -> Split:
-    split = split or (bundle.config.data.val if bundle.config is not None else "val")
-    folder = open_split(_root(bundle, data), split, bundle.classes, allow_missing=subset)
-    _check_outputs(bundle, folder)
-    return folder

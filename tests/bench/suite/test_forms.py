@@ -30,6 +30,14 @@ def test_layouts(name: str) -> None:
     same(form)
 
 
+def test_lean_is_asked_of_our_networks() -> None:
+    from metaformer.models import create_model
+
+    made = create_model("poolformer_n", num_classes=3)
+    form = FORMS["lean"](Form(made, torch.randn(1, 3, 32, 32)))
+    assert [stage.grad_checkpointing for stage in form.network.stages] == ["mlp"] * 4  # type: ignore[union-attr]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["compiled", "frozen", "aoti"])
 def test_compilers(name: str) -> None:

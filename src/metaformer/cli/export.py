@@ -1,0 +1,85 @@
+"""`metaformer export RUN|CHECKPOINT|MODEL OUT.pt2`."""
+
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from metaformer.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from metaformer.engine.bundle import Bundle
+
+EXAMPLE = """metaformer export runs/demo-classify digits.pt2
+  metaformer export poolformer_s12 poolformer.pt2 --dtype bf16 --batch 1 64 --sizes 224 1024"""
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def run(argv: list[str]) -> int:
+    """Compile a network ahead of time into one file."""
+    parser = _parser()
+    words = parser.parse_args(argv)
+    if words.sizes and words.image_size:
+        parser.error("--sizes and --image-size both say how large images are: give one of them")
+    parser.run_import(words)
+    import torch
+
+    from metaformer.deploy.package import package
+    from metaformer.engine.bundle import open_bundle
+    from metaformer.engine.distributed import find_device
+
+    device = find_device(words.device)
+    bundle = open_bundle(words.source, words.checkpoint, classes=words.classes).looking(words.image_size)
+    written = package(
+        bundle.placed(device, "none").model,
+        words.out,
+        dtype=getattr(torch, DTYPES[words.dtype]) if words.dtype else None,
+        batch=tuple(words.batch),
+        size=_size(bundle, words),
+        notes=_notes(bundle),
+        tell=lambda step: print(f"export: {step}", file=sys.stderr, flush=True),
+    )
+    print(f"{written.path}: {bundle.name}, {written.limits}")
+    print(f"largest difference from the network: {written.difference:.1e} of the largest output")
+    print(f'load it with: metaformer.load_package("{written.path}", trusted=True)')
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "export",
+        "Compile a network's fastest form ahead of time into one file, which Python and C++ load without a "
+        "compiler. It takes a minute or so, and a C++ compiler.",
+        EXAMPLE,
+    )
+    add = parser.add_argument
+    kinds = "run, checkpoint or save_pretrained directory, or model name"
+    add("source", metavar="RUN|CHECKPOINT|MODEL", help=kinds)
+    add("out", metavar="OUT.pt2", help="file to write")
+    add("--checkpoint", metavar="FILE", help="weights for a model name, in any published format")
+    add("--classes", metavar="FILE", help="class names, one per line, where nothing else tells")
+    add("--dtype", choices=list(DTYPES), help="type of weights and images (default: the weights' own)")
+    least_most = ("MIN", "MAX")
+    numbers: dict[str, Any] = {"type": int, "nargs": 2, "metavar": least_most}
+    add("--batch", **numbers, default=(1, 64), help="fewest and most images at once (default 1 64)")
+    text = "smallest and largest height and width (default: the checkpoint's; pixels and objects: any)"
+    add("--sizes", **numbers, help=text)
+    add("--image-size", type=int, metavar="N", help="classification: one height and width")
+    add("--device", default="auto", help="where it will run: auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_import()
+    return parser
+
+
+def _size(bundle: "Bundle", words: Namespace) -> Any:
+    """What `package` takes as its size."""
+    from metaformer.data.preprocess import Preprocess
+
+    if words.sizes:
+        return tuple(words.sizes)
+    look = bundle.preprocess
+    return (look.image_size,) * 2 if isinstance(look, Preprocess) else "dynamic"
+
+
+def _notes(bundle: "Bundle") -> dict[str, Any]:
+    """What a user of the package needs beside it."""
+    notes = {"name": bundle.name, "task": bundle.task, "classes": bundle.classes}
+    return {**notes, "preprocess": bundle.preprocess.to_dict(), "category_ids": bundle.category_ids}

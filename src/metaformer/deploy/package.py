@@ -1,0 +1,178 @@
+"""A network compiled ahead of time, by AOTInductor, into one file that needs no compiler to run."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from metaformer.deploy.input_limits import InputLimits, Range, Sizes, limits_for
+from metaformer.deploy.optimize import optimize
+from metaformer.deploy.packaged import FORMAT, KEY, SUFFIX, load_package, machine_notes
+from metaformer.deploy.tensors import Tensors, network_outputs
+from metaformer.deploy.trial import compare, trial_images
+from metaformer.errors import ConfigError
+from metaformer.weights.io import check_replaceable, write_atomically
+
+TYPICAL_BATCH: Final = 8
+"""Images that the compiler lays its loops out for, where the limits let so many in."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A package that was written."""
+
+    path: Path
+    difference: float
+    """Largest difference from the network, as a share of the largest output."""
+    limits: InputLimits
+    """Which images it takes."""
+
+
+def package(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    batch: Range = (1, 64),
+    size: Sizes = None,
+    sample: Tensor | None = None,
+    notes: Mapping[str, Any] | None = None,
+    tell: Callable[[str], object] = lambda step: None,
+) -> Written:
+    """Compile a network's inference form into one file; it takes a minute or so, and a C++ compiler.
+
+    A classifier gives its logits, segmenters and detectors what `raw` gives: tensors, without `decode`. The
+    package is loaded and compared with the network on two batches, of two sizes where sizes may vary. It runs
+    on machines of the same kind, with the same version of PyTorch.
+
+    Args:
+        model: what `optimize` takes, on the device where the package will run.
+        path: the file to write, NAME.pt2.
+        dtype: type of weights and images; the model's own by default.
+        batch: fewest and most images at once.
+        size: smallest and largest height and width in pixels, `dynamic` for all up to 4096, or None for the
+            size of `sample`, which by default is what the backbone is made for.
+        sample: images (B, in_chans, H, W) to compare on; random ones by default.
+        notes: more to keep in the package's metadata, as JSON takes it: classes, preprocessing.
+        tell: is given a line before each step.
+
+    Raises:
+        ConfigError: no network for it, limits it cannot have, or no C++ compiler.
+        SizeError: an image size that the network does not take.
+        OptimizeError: what was compiled does not compute what the network does.
+        OutputError: the place cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise ConfigError(f"{path}: a package's name ends in {SUFFIX}")
+    check_replaceable(path)
+    _check_compiler()
+    tell("folding the network, and comparing the two")
+    network = _optimized(model, dtype, sample)
+    limits = limits_for(network, batch, size, sample)
+    tensors = Tensors(network)
+    tell(f"running it on {limits}")
+    with torch.no_grad():
+        trials = [
+            (images, network_outputs(network, images)) for images in trial_images(network, limits, sample)
+        ]
+        tell("tracing its graph")
+        program = _exported(tensors, limits)
+    card = _card(network, limits, list(trials[0][1]), notes or {})
+    with tempfile.TemporaryDirectory(prefix="metaformer-package-") as folder:
+        place = Path(folder) / f"network{SUFFIX}"
+        tell("compiling, which takes a minute or so")
+        _compile(program, place, card)
+        tell("loading the package, and comparing it with the network")
+        difference = compare(load_package(place, trusted=True), trials)
+        write_atomically(path, lambda beside: shutil.copyfile(place, beside))
+    return Written(path, difference, limits)
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "a package is compiled, and there is no C++ compiler here: install g++ (Debian, Ubuntu: apt "
+            "install g++), or name one in the environment as CXX; who loads the package needs none"
+        ) from error
+
+
+def _optimized(model: nn.Module, dtype: torch.dtype | None, sample: Tensor | None) -> nn.Module:
+    if getattr(model, "compiled", False) or isinstance(model, torch._dynamo.OptimizedModule):
+        raise ConfigError(f"{type(model).__name__} is compiled already: package it as it was before")
+    network = optimize(model, dtype=dtype, sample=sample)
+    own = next(network.parameters()).dtype
+    if dtype not in (None, own):
+        raise ConfigError(f"dtype is {dtype}, but the network was optimised in {own}: leave one of them out")
+    return network
+
+
+def _exported(tensors: nn.Module, limits: InputLimits) -> ExportedProgram:
+    named = {0: ("batch", limits.batch), 2: ("height", limits.height), 3: ("width", limits.width)}
+    varying = {axis: Dim(name, min=a, max=b) for axis, (name, (a, b)) in named.items() if a < b}
+    first = next(tensors.parameters())
+    # sizes that differ from each other, lest the graph takes them for one
+    count = max(limits.batch[0], min(limits.batch[1], TYPICAL_BATCH))
+    sides = min(limits.height[1], limits.height[0] + 64), min(limits.width[1], limits.width[0] + 96)
+    images = torch.zeros((count, limits.channels, *sides), dtype=first.dtype, device=first.device)
+    try:
+        return torch.export.export(tensors, (images,), dynamic_shapes=((varying or None),), strict=True)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise ConfigError(f"the network has no graph for {limits}: {_first_lines(error)}") from error
+
+
+def _compile(program: ExportedProgram, place: Path, card: dict[str, Any]) -> None:
+    from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import CppCompileError
+
+    options = {
+        "aot_inductor.metadata": {KEY: json.dumps(card)},
+        "freezing": card["inputs"]["device"]
+        == "cpu",  # weights laid out for oneDNN: MKL's products are slower
+    }
+    try:
+        aoti_compile_and_package(program, package_path=str(place), inductor_configs=options)
+    except (torch._dynamo.exc.TorchDynamoException, CppCompileError) as error:
+        raise ConfigError(f"the network's graph could not be compiled: {_first_lines(error)}") from error
+
+
+def _first_lines(error: Exception) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines()[:4] if line.strip())
+
+
+def _card(
+    network: nn.Module, limits: InputLimits, outputs: list[str], notes: Mapping[str, Any]
+) -> dict[str, Any]:
+    cfg: dict[str, Any] = getattr(network, "pretrained_cfg", {})
+    config: Any = getattr(network, "config", None)
+    try:
+        fields = None if config is None else config.to_dict()
+    except ConfigError:  # a mixer without a name: whoever reads the package does not need it
+        fields = None
+    return {
+        "format": FORMAT,
+        "name": cfg.get("architecture", type(network).__name__),
+        "network": type(network).__name__,
+        "config": fields,
+        "pretrained_cfg": cfg,
+        "num_classes": getattr(network, "num_classes", None),
+        "inputs": limits.to_dict(),
+        "outputs": outputs,
+        "metaformer": version("metaformer"),
+        "torch": torch.__version__,
+        **machine_notes(),
+        **notes,
+    }

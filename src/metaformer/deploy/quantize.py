@@ -1,0 +1,159 @@
+"""A trained classifier in int8, for CPUs, with a report of what that cost in accuracy."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metaformer.data.preprocess import Preprocess
+from metaformer.data.split import Split
+from metaformer.deploy.int8_calibrate import Images, calibrate, load_nncf
+from metaformer.deploy.int8_compare import compare
+from metaformer.deploy.int8_graph import float_products, make_graph
+from metaformer.deploy.quantize_report import QuantizeReport, Side
+from metaformer.engine.bundle import Bundle, open_bundle
+from metaformer.engine.checkpoint import FORMAT, STATE
+from metaformer.engine.evaluate import only_for, open_pictures
+from metaformer.engine.int8_network import NETWORK, Int8Network, load_openvino
+from metaformer.engine.manifest import write_directory
+from metaformer.engine.settings import to_dict
+from metaformer.errors import ConfigError, OutputError
+from metaformer.tasks.evaluation import Evaluation
+
+REPORT = "report.json"
+CPU = torch.device("cpu")
+
+
+def quantize(
+    source: str | Path,
+    data: str | Path | None,
+    out: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    classes: str | Path | Sequence[str] | None = None,
+    image_size: int | None = None,
+    images: int = 300,
+    calibrate_on: str | None = None,
+    split: str | None = None,
+    max_drop: float | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+) -> QuantizeReport:
+    """Quantise a classifier to int8 by NNCF, write it, and measure both networks on the validation split.
+
+    The directory `out` holds OpenVINO's graph and weights, classes and preprocessing; nothing in it is code.
+    `evaluate` and `predict` take it as they take a run.
+
+    Args:
+        source: run directory (its best weights), checkpoint directory, or model name.
+        data: folder that holds the data set; None takes the run's own.
+        out: directory to write; one that `quantize` wrote is replaced.
+        checkpoint: weights for a model name; its published ones when not given.
+        classes: the model's class names, or a file of them, where neither run nor folders tell.
+        image_size: pixels of the network's input, which is then fixed; as the source says when not given.
+        images: training pictures, spread evenly over the split, that tell the ranges of values.
+        calibrate_on: split that they come from; the run's training split, or `train`.
+        split: split to measure on; the run's own, or `val`.
+        max_drop: largest loss of top-1 on these pictures, such as 0.01; products that hurt most go back to
+            floating point until it is kept. A network that knows its training pictures by heart loses little
+            on them: name a held-out split in `calibrate_on`. None quantises all.
+        batch_size: pictures at once in the measurement.
+        workers: processes that read.
+
+    Raises:
+        ConfigError: a value that cannot be, or a source that is no classifier of floating-point weights.
+        DataError: the data set is not laid out as it should be, or a picture cannot be read.
+        MissingPackage: OpenVINO or NNCF is not installed.
+        OptimizeError: OpenVINO's form of the network does not compute the same.
+        OutputError: `out` holds something else, or cannot be written.
+        WeightsError: the weights cannot be read or do not fit.
+    """
+    if images < 2 or not (max_drop is None or 0 < max_drop < 1):
+        raise ConfigError("quantize: images must be at least 2, max_drop between 0 and 1")
+    target = Path(out)
+    _check_free(target)
+    load_nncf()  # it tells at once when it is missing
+    bundle = open_bundle(source, checkpoint, classes=classes).looking(image_size).placed(CPU, "none")
+    only_for(bundle, ("classify",), {"quantize": True})
+    if isinstance(bundle.model, Int8Network):
+        raise ConfigError(f"{source}: is in int8 already; quantise what it was made of")
+    run = bundle.config
+    known = open_pictures(bundle, data, calibrate_on or (run.data.train if run else "train"), subset=True)
+    val = open_pictures(bundle, data, split, subset=False)
+    pictures, labels = _read(bundle, known, images)
+    graph = make_graph(bundle.model, torch.from_numpy(np.concatenate(pictures[:2])))
+    small = calibrate(graph, pictures, labels, max_drop)
+    evaluation = Evaluation(val, _look(bundle), batch_size=batch_size, workers=workers)
+    reports: list[QuantizeReport] = []
+
+    def fill(directory: Path) -> None:
+        _write(directory, bundle, small)
+        network = Int8Network(directory / NETWORK)  # what was written is what is measured
+        found = compare(evaluation, bundle.forward, network)
+        products, left = float_products(small)
+        report = QuantizeReport(
+            name=bundle.name,
+            directory=str(target),
+            calibrated=len(pictures),
+            images=found.original.images,
+            float32=Side(found.original.top1, found.original.loss, _size(bundle)),
+            int8=Side(found.copy.top1, found.copy.loss, _stored(directory)),
+            agreement=found.agreement,
+            mean_difference=found.mean_difference,
+            largest_difference=found.largest_difference,
+            largest_logit=found.largest_logit,
+            products=len(products),
+            float_products=tuple(left),
+            rest=network.rest,
+        )
+        report.save(directory / REPORT)
+        reports.append(report)
+
+    try:
+        write_directory(target, fill)
+    finally:
+        evaluation.close()
+    return reports[0]
+
+
+def _check_free(target: Path) -> None:
+    ours = (target / NETWORK).is_file()
+    if target.exists() and not ours and not (target.is_dir() and not any(target.iterdir())):
+        raise OutputError(f"{target}: holds something else; name a new directory")
+
+
+def _look(bundle: Bundle) -> Preprocess:
+    assert isinstance(bundle.preprocess, Preprocess)
+    return bundle.preprocess
+
+
+def _read(bundle: Bundle, split: Split, count: int) -> tuple[Images, list[int]]:
+    """Pictures spread evenly over a split, as the network sees them, with their labels."""
+    transform = _look(bundle).transform()
+    count = min(count, len(split))
+    chosen = [i * len(split) // count for i in range(count)]
+    return [transform(split.image(i))[None].numpy() for i in chosen], [int(split.labels[i]) for i in chosen]
+
+
+def _write(directory: Path, bundle: Bundle, graph: Any) -> None:
+    load_openvino().save_model(graph, directory / NETWORK, compress_to_fp16=False)
+    card = {
+        "task": bundle.task,
+        "name": bundle.name,
+        "int8": NETWORK,
+        "classes": bundle.classes and list(bundle.classes),
+        "preprocess": _look(bundle).to_dict(),
+    }
+    state = {"format": FORMAT, "card": card, "config": bundle.config and to_dict(bundle.config)}
+    (directory / STATE).write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _size(bundle: Bundle) -> int:
+    return sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
+
+
+def _stored(directory: Path) -> int:
+    return sum((directory / NETWORK).with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin"))
