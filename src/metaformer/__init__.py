@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from metaformer.dense.config import SegmenterConfig
     from metaformer.dense.criterion import SegmentationLoss
     from metaformer.dense.segmenter import Segmenter
+    from metaformer.deploy.int8.quantize import quantize
     from metaformer.deploy.optimize import optimize
-    from metaformer.deploy.package import package
-    from metaformer.deploy.packaged import load_package
-    from metaformer.deploy.quantize import quantize
+    from metaformer.deploy.packaging.package import package
+    from metaformer.deploy.packaging.packaged import load_package
     from metaformer.detection.config import DetectorConfig
     from metaformer.detection.detector import Detector
     from metaformer.detection.results import Detections, Targets
@@ -88,9 +88,9 @@ _HOMES = {
     "dense.criterion": ("SegmentationLoss",),
     "dense.segmenter": ("Segmenter",),
     "deploy.optimize": ("optimize",),
-    "deploy.package": ("package",),
-    "deploy.packaged": ("load_package",),
-    "deploy.quantize": ("quantize",),
+    "deploy.packaging.package": ("package",),
+    "deploy.packaging.packaged": ("load_package",),
+    "deploy.int8.quantize": ("quantize",),
     "detection.config": ("DetectorConfig",),
     "detection.detector": ("Detector",),
     "detection.results": ("Detections", "Targets"),

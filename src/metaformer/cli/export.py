@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
     parser.run_import(words)
     import torch
 
-    from metaformer.deploy.package import package
+    from metaformer.deploy.packaging.package import package
     from metaformer.engine.bundle import open_bundle
     from metaformer.engine.distributed import find_device
 

@@ -15,7 +15,7 @@ def run(argv: list[str]) -> int:
     if words.rounds < 0:
         parser.error(f"--rounds {words.rounds}: must be 0 or more")
     parser.run_import(words)
-    from metaformer.deploy.quantize import quantize
+    from metaformer.deploy.int8.quantize import quantize
 
     report = quantize(
         words.source,

@@ -127,9 +127,8 @@ class _Sums:
     def __init__(self, w1: Tensor) -> None:
         self.dtype, wide = w1.dtype, torch.promote_types(w1.dtype, torch.float32)
         hidden, dim = w1.shape
-        self.of_w1 = w1.new_zeros(
-            (dim, hidden), dtype=wide
-        )  # as the product gives it; turned round at the end
+        # as the product gives it; turned round at the end
+        self.of_w1 = w1.new_zeros((dim, hidden), dtype=wide)
         self.of_b1 = w1.new_zeros(hidden, dtype=wide)
         self.of_w2 = w1.new_zeros((dim, hidden), dtype=wide)
 

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from metaformer.deploy.quantize_report import QuantizeReport, Side
+from metaformer.deploy.int8.report import QuantizeReport, Side
 
 REPORT = QuantizeReport(
     name="poolformer_n",

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from metaformer.deploy.input_limits import InputLimits, Range, Sizes, limits_for
 from metaformer.deploy.optimize import optimize
-from metaformer.deploy.packaged import FORMAT, KEY, SUFFIX, load_package, machine_notes
-from metaformer.deploy.tensors import Tensors, network_outputs
-from metaformer.deploy.trial import compare, trial_images
+from metaformer.deploy.packaging.input_limits import InputLimits, Range, Sizes, limits_for
+from metaformer.deploy.packaging.packaged import FORMAT, KEY, SUFFIX, load_package, machine_notes
+from metaformer.deploy.packaging.tensors import Tensors, network_outputs
+from metaformer.deploy.packaging.trial import compare, trial_images
 from metaformer.errors import ConfigError
 from metaformer.weights.io import check_replaceable, write_atomically
 
@@ -138,11 +138,9 @@ def _compile(program: ExportedProgram, place: Path, card: dict[str, Any]) -> Non
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import CppCompileError
 
-    options = {
-        "aot_inductor.metadata": {KEY: json.dumps(card)},
-        "freezing": card["inputs"]["device"]
-        == "cpu",  # weights laid out for oneDNN: MKL's products are slower
-    }
+    on_cpu = card["inputs"]["device"] == "cpu"
+    # frozen weights are laid out for oneDNN: MKL's products are slower
+    options = {"aot_inductor.metadata": {KEY: json.dumps(card)}, "freezing": on_cpu}
     try:
         aoti_compile_and_package(program, package_path=str(place), inductor_configs=options)
     except (torch._dynamo.exc.TorchDynamoException, CppCompileError) as error:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import metaformer
-from metaformer.deploy.int8_graph import float_products, make_graph
+from metaformer.deploy.int8.graph import float_products, make_graph
 from metaformer.engine.int8_network import load_openvino
 from metaformer.errors import OptimizeError
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import metaformer
-from metaformer.deploy.input_limits import InputLimits
-from metaformer.deploy.packaged import FORMAT, KEY, Packaged, machine_notes, read_metadata
+from metaformer.deploy.packaging.input_limits import InputLimits
+from metaformer.deploy.packaging.packaged import FORMAT, KEY, Packaged, machine_notes, read_metadata
 from metaformer.errors import ConfigError, SizeError, WeightsError
 
 INPUTS = InputLimits((1, 4), 3, (64, 64), (64, 64), "float32", "cpu").to_dict()

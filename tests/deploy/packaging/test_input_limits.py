@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import metaformer
-from metaformer.deploy.input_limits import InputLimits, limits_for
+from metaformer.deploy.packaging.input_limits import InputLimits, limits_for
 from metaformer.errors import ConfigError, SizeError
 
 LIMITS = InputLimits((2, 4), 3, (64, 96), (64, 64), "float32", "cpu")

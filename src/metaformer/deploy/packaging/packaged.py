@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from metaformer.deploy.input_limits import InputLimits
+from metaformer.deploy.packaging.input_limits import InputLimits
 from metaformer.errors import ConfigError, WeightsError
 
 KEY: Final = "metaformer"

@@ -5,10 +5,10 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from metaformer.deploy.input_limits import InputLimits
 from metaformer.deploy.optimize import TOLERANCE
-from metaformer.deploy.packaged import Packaged
-from metaformer.deploy.tensors import named_tensors
+from metaformer.deploy.packaging.input_limits import InputLimits
+from metaformer.deploy.packaging.packaged import Packaged
+from metaformer.deploy.packaging.tensors import named_tensors
 from metaformer.errors import OptimizeError
 
 Trial = tuple[Tensor, dict[str, Tensor]]

@@ -10,10 +10,10 @@ import torch
 
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import Split
-from metaformer.deploy.int8_calibrate import Images, calibrate, load_nncf
-from metaformer.deploy.int8_compare import compare
-from metaformer.deploy.int8_graph import float_products, make_graph
-from metaformer.deploy.quantize_report import QuantizeReport, Side
+from metaformer.deploy.int8.calibrate import Images, calibrate, load_nncf
+from metaformer.deploy.int8.compare import compare
+from metaformer.deploy.int8.graph import float_products, make_graph
+from metaformer.deploy.int8.report import QuantizeReport, Side
 from metaformer.engine.bundle import Bundle, open_bundle
 from metaformer.engine.checkpoint import FORMAT, STATE
 from metaformer.engine.evaluate import only_for, open_pictures

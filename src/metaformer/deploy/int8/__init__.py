@@ -1,0 +1,1 @@
+"""Classifiers in int8 for CPUs, by NNCF and OpenVINO."""

@@ -1,0 +1,1 @@
+"""Networks compiled ahead of time into one file, by AOTInductor."""
