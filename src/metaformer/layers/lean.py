@@ -60,7 +60,7 @@ def lean_half(x: Tensor, norm: nn.Module, mlp: Any, scale: nn.Module, shortcut: 
     LayerScale and StarReLU's two numbers are multiplied into the second product's weights.
     """
     dtype = working_dtype(x)
-    w1, b1, w2, b2 = mlp.fc1.weight.flatten(1), mlp.fc1.bias, mlp.fc2.weight.flatten(1), mlp.fc2.bias
+    w1, b1, w2, b2 = mlp.fc1.matrix(), mlp.fc1.bias, mlp.fc2.matrix(), mlp.fc2.bias
     if isinstance(mlp.act, StarReLU):
         shift = w2.sum(1) * mlp.act.bias
         b2 = shift if b2 is None else b2 + shift

@@ -1,6 +1,9 @@
 """The 1×1 product over channels that most of a MetaFormer's work consists of."""
 
-from torch import nn
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 
 class Pointwise(nn.Conv2d):
@@ -15,3 +18,29 @@ class Pointwise(nn.Conv2d):
         nn.init.trunc_normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def matrix(self) -> Tensor:
+        """The weight as (out, in), whose gradient lies in memory as the weight does: DDP copies others."""
+        return _Matrix.apply(self.weight)
+
+
+class _Matrix(torch.autograd.Function):
+    """(out, in, 1, 1) to (out, in) and back."""
+
+    @staticmethod
+    def forward(weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.shape, ctx.stride = inputs[0].shape, inputs[0].stride()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        # where a side is 1 its stride can be anything, and DDP compares it all the same
+        return (
+            grad.as_strided(ctx.shape, ctx.stride)
+            if ctx.stride[:2] == grad.stride()
+            else grad.view(ctx.shape)
+        )

@@ -1,5 +1,6 @@
 """PoolFormer's mixing: the average of the neighbours, https://arxiv.org/abs/2111.11418."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,8 +28,8 @@ class Pooling(nn.Module):
         return pool_minus_self(x, self.size)
 
     def fused(self, x: Tensor, norm: nn.Module, scale: nn.Module) -> Tensor:
-        """Give scale(pool(norm(x)) − norm(x)); a group norm's constants take the scale over."""
-        if type(norm) is not GroupNorm or type(scale) is not Scale:
+        """Give scale(pool(norm(x)) − norm(x)); in training a group norm's constants take the scale over."""
+        if not torch.is_grad_enabled() or type(norm) is not GroupNorm or type(scale) is not Scale:
             return scale(self(norm(x)))
         weight = norm.weight * scale.scale
         bias = None if norm.bias is None else norm.bias * scale.scale

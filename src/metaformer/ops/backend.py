@@ -43,7 +43,7 @@ def describe() -> str:
 def working_dtype(x: Tensor) -> torch.dtype:
     """The type an operation computes in: autocast's where that is on, else that of `x`; sums are float32."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return x.dtype
     return torch.get_autocast_dtype(kind)
 

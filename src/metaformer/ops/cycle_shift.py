@@ -9,6 +9,9 @@ from metaformer.ops import onednn
 from metaformer.ops.native import library
 from metaformer.ops.shift import shift_channels, staircase
 
+FARTHEST = 3
+"""The kernel's longest staircase, which is the published one; others take plain PyTorch."""
+
 
 def usable(tokens: Tensor) -> bool:
     """Say whether the kernels run on tokens (B, H, W, C)."""
@@ -20,13 +23,13 @@ def cycle_shift(tokens: Tensor, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Channel c is read at `staircase(kernel)[c % kernel]` away, zeros lie outside the map. Means are (B, 3, C).
     """
-    if not usable(tokens):
+    if kernel > FARTHEST or not usable(tokens):
         return reference(tokens, kernel)
     batch, height, width, channels = tokens.shape
     wide, high = torch.empty_like(tokens), torch.empty_like(tokens)
     sums = torch.empty(batch, height, 3, channels)
     maps = tokens, _offsets(kernel, channels), wide, high, sums
-    library.call("cycle_shift", tokens.dtype, *maps, *tokens.shape, kernel // 2)
+    library.call("cycle_shift", tokens.dtype, *maps, *tokens.shape)
     means = sums.sum(1).div_(height * width).to(tokens.dtype)
     return wide, high, means
 

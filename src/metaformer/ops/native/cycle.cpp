@@ -1,5 +1,5 @@
-// CycleMLP's two shifts of tokens (B, H, W, C) with the channel sums that its shares are made of, and the
-// weighted sum of its three products.
+// CycleMLP's two shifts of tokens (B, H, W, C) by one place at most, with the channel sums that its shares are
+// made of, and the weighted sum of its three products.
 #include <omp.h>
 
 #include <algorithm>
@@ -9,39 +9,38 @@
 
 namespace {
 
-// offset[c] says how far away channel c is read, at most `reach`; zeros lie outside the map. A run of equal
-// distances would be one copy, but they change from channel to channel: so all distances are read, and chosen.
+// One token, each channel of which is read offset[c] tokens away; `step` leads to the next. Zeros lie outside.
 template <class T>
-void choose(const T* here, long step, long index, long end, const int* offset, long reach, long channels, T* out,
-            float* sum) {
+void pick(const T* here, long step, long index, long end, const int* offset, long channels, const T* zeros, T* out,
+          float* sum) {
+  const T* before = index > 0 ? here - step : zeros;
+  const T* after = index + 1 < end ? here + step : zeros;
 #pragma omp simd
-  for (long c = 0; c < channels; ++c) out[c] = T{};
-  for (long d = -reach; d <= reach; ++d) {
-    if (index + d < 0 || index + d >= end) continue;
-    const T* there = here + d * step;
-#pragma omp simd
-    for (long c = 0; c < channels; ++c) out[c] = offset[c] == d ? there[c] : out[c];
+  for (long c = 0; c < channels; ++c) {
+    const T value = offset[c] == 0 ? here[c] : offset[c] > 0 ? after[c] : before[c];
+    out[c] = value;
+    sum[c] += load(&value);
   }
-#pragma omp simd
-  for (long c = 0; c < channels; ++c) sum[c] += load(out + c);
 }
 
 template <class T>
 void shift(const T* x, const int* offset, T* wide, T* high, float* sums, long batch, long height, long width,
-           long channels, long reach, int threads) {
+           long channels, int threads) {
   const long row = width * channels;
+  const std::vector<T> zeros(channels, T(0));
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (long line = 0; line < batch * height; ++line) {
-    const long h = line % height, start = line * row;
+    const long h = line % height;
     float* sum = sums + line * 3 * channels;  // (B, H, 3, C): along the width, the height, and none
     std::fill(sum, sum + 3 * channels, 0.0f);
     for (long w = 0; w < width; ++w) {
-      const long at = start + w * channels;
-      choose(x + at, channels, w, width, offset, reach, channels, wide + at, sum);
-      choose(x + at, row, h, height, offset, reach, channels, high + at, sum + channels);
+      const long at = line * row + w * channels;
       const T* token = x + at;
+      pick(token, channels, w, width, offset, channels, zeros.data(), wide + at, sum);
+      pick(token, row, h, height, offset, channels, zeros.data(), high + at, sum + channels);
+      float* plain = sum + 2 * channels;
 #pragma omp simd
-      for (long c = 0; c < channels; ++c) sum[2 * channels + c] += load(token + c);
+      for (long c = 0; c < channels; ++c) plain[c] += load(token + c);
     }
   }
 }
@@ -66,14 +65,14 @@ void weigh(T* h, const T* w, const T* c, const T* share, long batch, long positi
 
 }  // namespace
 
-#define CYCLE(T, suffix)                                                                                          \
-  extern "C" void cycle_shift_##suffix(const T* x, const int* offset, T* wide, T* high, float* sums, long batch,    \
-                                       long height, long width, long channels, long reach, int threads) {           \
-    shift(x, offset, wide, high, sums, batch, height, width, channels, reach, threads);                             \
-  }                                                                                                                 \
-  extern "C" void cycle_weigh_##suffix(T* h, const T* w, const T* c, const T* share, long batch, long positions,     \
-                                       long channels, int threads) {                                                \
-    weigh(h, w, c, share, batch, positions, channels, threads);                                                     \
+#define CYCLE(T, suffix) \
+  extern "C" void cycle_shift_##suffix(const T* x, const int* offset, T* wide, T* high, float* sums, long batch, \
+                                       long height, long width, long channels, int threads) { \
+    shift(x, offset, wide, high, sums, batch, height, width, channels, threads); \
+  } \
+  extern "C" void cycle_weigh_##suffix(T* h, const T* w, const T* c, const T* share, long batch, long positions, \
+                                       long channels, int threads) { \
+    weigh(h, w, c, share, batch, positions, channels, threads); \
   }
 CYCLE(float, float32)
 CYCLE(bfloat16, bfloat16)

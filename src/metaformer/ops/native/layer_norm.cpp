@@ -37,10 +37,10 @@ void run(const T* x, const float* weight, const float* bias, T* y, long tokens, 
 
 }  // namespace
 
-#define LAYER_NORM(T, suffix)                                                                                      \
-  extern "C" void layer_norm_##suffix(const T* x, const float* weight, const float* bias, T* y, long tokens,        \
-                                      long channels, float eps, int threads) {                                     \
-    run(x, weight, bias, y, tokens, channels, eps, threads);                                                       \
+#define LAYER_NORM(T, suffix) \
+  extern "C" void layer_norm_##suffix(const T* x, const float* weight, const float* bias, T* y, long tokens, \
+                                      long channels, float eps, int threads) { \
+    run(x, weight, bias, y, tokens, channels, eps, threads); \
   }
 LAYER_NORM(float, float32)
 LAYER_NORM(bfloat16, bfloat16)

@@ -21,7 +21,7 @@ SIGNATURES: Final = {
     "pool_norm": "pppppllllffi",
     "star_relu": "plffi",
     "layer_norm": "ppppllfi",
-    "cycle_shift": "pppppllllli",
+    "cycle_shift": "ppppplllli",
     "cycle_weigh": "ppppllli",
 }
 """Kernel -> its parameters: pointers, long and int numbers, floats. The last is the number of threads."""

@@ -3,9 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-struct bfloat16 {
-  uint16_t bits;
-};
+using bfloat16 = uint16_t;
 
 inline uint32_t bits_of(float value) {
   uint32_t bits;
@@ -20,7 +18,7 @@ inline float float_of(uint32_t bits) {
 }
 
 inline float load(const float* place) { return *place; }
-inline float load(const bfloat16* place) { return float_of(uint32_t(place->bits) << 16); }
+inline float load(const bfloat16* place) { return float_of(uint32_t(*place) << 16); }
 
 inline void store(float* place, float value) { *place = value; }
 
@@ -28,5 +26,5 @@ inline void store(float* place, float value) { *place = value; }
 inline void store(bfloat16* place, float value) {
   uint32_t bits = bits_of(value);
   uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  place->bits = uint16_t(value == value ? rounded : 0x7fc0u);
+  *place = uint16_t(value == value ? rounded : 0x7fc0u);
 }

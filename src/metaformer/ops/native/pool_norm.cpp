@@ -123,11 +123,11 @@ void run(const Map<T>& map, long batch, int wanted) {
 
 }  // namespace
 
-#define POOL_NORM(name, T)                                                                                   \
+#define POOL_NORM(name, T) \
   extern "C" void name(const T* x, const float* scale, const float* keep, T* y, T* z, long batch, long height, \
-                       long width, long channels, float eps, float next_eps, int threads) {                    \
-    float kept = std::accumulate(keep, keep + channels, 0.0f) / float(channels);                              \
-    run(Map<T>{x, scale, keep, y, z, height, width, channels, eps, next_eps, kept}, batch, threads);          \
+                       long width, long channels, float eps, float next_eps, int threads) { \
+    float kept = std::accumulate(keep, keep + channels, 0.0f) / float(channels); \
+    run(Map<T>{x, scale, keep, y, z, height, width, channels, eps, next_eps, kept}, batch, threads); \
   }
 POOL_NORM(pool_norm_float32, float)
 POOL_NORM(pool_norm_bfloat16, bfloat16)
