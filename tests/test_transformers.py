@@ -138,4 +138,4 @@ def test_upernets_training_loss_is_theirs_too() -> None:
         (theirs.backbone._backbone.stem.conv, ours.backbone.stem.conv),
     )
     for other, mine in pairs:
-        assert torch.allclose(mine.weight.grad, other.weight.grad, atol=1e-8 * other.weight.grad.abs().max())
+        assert torch.allclose(mine.weight.grad, other.weight.grad, atol=1e-5 * other.weight.grad.abs().max())
