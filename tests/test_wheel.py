@@ -78,3 +78,9 @@ def test_own_folder_and_published_checkpoint(installed: Path, tmp_path: Path) ->
     run(installed, tmp_path, "predict run own/val/light --out out.csv --pictures")
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_sources_of_the_kernels_are_in_it(installed: Path) -> None:
+    folder = "metaformer/ops/native"
+    there = {path.name for path in (ROOT / "src" / folder).iterdir() if path.suffix in (".cpp", ".h")}
+    assert there and there <= {path.name for path in (installed / folder).iterdir()}

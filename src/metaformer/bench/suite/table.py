@@ -46,6 +46,12 @@ ON_CPU = (
                 ("deformable compiled",),
                 8.0,
             ),
+            Claim("not compiled, by that form compiled", ("ours optimized",), ("deformable compiled",)),
+            Claim(
+                "not compiled in bf16, by that form compiled in fp32",
+                ("ours optimized bf16",),
+                ("deformable compiled",),
+            ),
         ),
     ),
     Row(
