@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaformer.cli.parser import Parser
@@ -23,10 +24,11 @@ def run(argv: list[str]) -> int:
     parser.run_import(words)
     import torch
 
-    from metaformer.deploy.packaging.package import package
+    from metaformer.deploy.packaging.package import check_possible, package
     from metaformer.engine.bundle import open_bundle
     from metaformer.engine.distributed import find_device
 
+    check_possible(Path(words.out))
     device = find_device(words.device)
     bundle = open_bundle(words.source, words.checkpoint, classes=words.classes).looking(words.image_size)
     written = package(

@@ -71,10 +71,7 @@ def package(
         OutputError: the place cannot be written to.
     """
     path = Path(path)
-    if path.suffix != SUFFIX:
-        raise ConfigError(f"{path}: a package's name ends in {SUFFIX}")
-    check_replaceable(path)
-    _check_compiler()
+    check_possible(path)
     tell("folding the network, and comparing the two")
     network = _optimized(model, dtype, sample)
     limits = limits_for(network, batch, size, sample)
@@ -97,7 +94,16 @@ def package(
     return Written(path, difference, limits)
 
 
-def _check_compiler() -> None:
+def check_possible(path: Path) -> None:
+    """See whether a package can be compiled here and written there, before anything takes long.
+
+    Raises:
+        ConfigError: another suffix than .pt2, or no C++ compiler.
+        OutputError: there is something there that is no ordinary file.
+    """
+    if path.suffix != SUFFIX:
+        raise ConfigError(f"{path}: a package's name ends in {SUFFIX}")
+    check_replaceable(path)
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
