@@ -5,7 +5,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from metaformer.ops import onednn
 from metaformer.ops.native import library
 from metaformer.ops.shift import shift_channels, staircase
 
@@ -15,7 +14,7 @@ FARTHEST = 3
 
 def usable(tokens: Tensor) -> bool:
     """Say whether the kernels run on tokens (B, H, W, C)."""
-    return onednn.usable(tokens) and library.usable(tokens)
+    return library.usable(tokens)
 
 
 def cycle_shift(tokens: Tensor, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +43,7 @@ def cycle_weigh_(h: Tensor, w: Tensor, c: Tensor, share: Tensor) -> Tensor:
         share: (3, B, C).
     """
     maps = h, w, c, share.contiguous()
-    if not usable(h) or not library.usable(*maps):
+    if not library.usable(*maps):
         of_h, of_w, of_c = share[:, :, None, None]
         return torch.addcmul(torch.addcmul(h * of_h, w, of_w), c, of_c)
     batch, height, width, channels = h.shape

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.ops import onednn
 from metaformer.ops.native import library
 
 SIZE = 3
@@ -24,7 +23,7 @@ def pool_norm(
         eps: added to the variance over each sample of x, whose root is σ.
         next_eps: the same of y.
     """
-    if size != SIZE or not onednn.usable(tokens) or not library.usable(tokens):
+    if size != SIZE or not library.usable(tokens):
         return reference(tokens, weight, shortcut, size, eps, next_eps)
     y, z = torch.empty_like(tokens), torch.empty_like(tokens)
     library.call("pool_norm", tokens.dtype, tokens, weight, shortcut, y, z, *tokens.shape, eps, next_eps)

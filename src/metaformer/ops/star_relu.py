@@ -2,13 +2,12 @@
 
 from torch import Tensor
 
-from metaformer.ops import onednn
 from metaformer.ops.native import library
 
 
 def star_relu_(x: Tensor, scale: float = 1.0, bias: float = 0.0) -> Tensor:
     """Replace x by scale · max(x, 0)² + bias, and return it."""
-    if onednn.usable(x) and library.usable(x):
+    if library.usable(x):
         library.call("star_relu", x.dtype, x, x.numel(), scale, bias)
         return x
     return reference(x, scale, bias)

@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from metaformer.ops import onednn
 from metaformer.ops.cache import cache_dir
 
 SIGNATURES: Final = {
@@ -41,13 +42,11 @@ _LONGEST: Final = 120
 
 
 def usable(*maps: Tensor) -> bool:
-    """Say whether a kernel runs on these tensors: plain memory of one type on a CPU, outside any compiler.
-
-    Gradients, autocast and METAFORMER_OPS are the caller's matter: `onednn.usable` asks for all of them.
-    """
+    """Say whether a kernel runs on these tensors: no gaps in memory, one type, where oneDNN would run."""
     first = maps[0]
     return (
-        first.dtype in _SUFFIXES
+        onednn.usable(first)
+        and first.dtype in _SUFFIXES
         and first.numel() > 0
         and all(map_.is_contiguous() and map_.dtype == first.dtype for map_ in maps)
         and load() is not None
@@ -93,7 +92,8 @@ def describe() -> str:
     """Say in one line what runs between products on this machine's CPU, and why."""
     if load() is not None:
         return "C++ kernels"
-    return f"plain PyTorch: {reason_against() or 'the C++ kernels could not be compiled'}"
+    why = reason_against() or "the C++ kernels could not be compiled, or others may have written them"
+    return f"plain PyTorch: {why}"
 
 
 def _compiler() -> str | None:
