@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,16 +7,19 @@ import pytest
 import torch
 from PIL import Image
 
+from metaformer.bench import int8_speed
 from metaformer.cli import main
 from metaformer.models import create_model, save_pretrained
 
 
-def test_from_a_classifier_to_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of two classes in `data`, and in `net` a tiny classifier of them."""
     pytest.importorskip("nncf")
     pytest.importorskip("openvino")
-    draw = np.random.RandomState(0)
-    for place in ("train/a", "train/b", "val/a", "val/b"):
-        folder = tmp_path / "data" / place
+    place, draw = tmp_path_factory.mktemp("place"), np.random.RandomState(0)
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        folder = place / "data" / name
         folder.mkdir(parents=True)
         for i in range(4):
             Image.fromarray(draw.randint(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
@@ -23,9 +27,15 @@ def test_from_a_classifier_to_predictions(tmp_path: Path, capsys: pytest.Capture
     tiny = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "image_size": (32, 32)}
     model = create_model("poolformer_s12", num_classes=2, **tiny)
     model.pretrained_cfg.update(label_names=["a", "b"], input_size=(3, 32, 32))
-    save_pretrained(model, tmp_path / "net")
-    data, out, told = str(tmp_path / "data"), str(tmp_path / "int8"), tmp_path / "told.json"
-    words = [str(tmp_path / "net"), "--data", data, "--out", out, "--json", str(told), "--rounds", "1"]
+    save_pretrained(model, place / "net")
+    return place
+
+
+def test_from_a_classifier_to_predictions(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out, told = str(place / "data"), str(tmp_path / "int8"), tmp_path / "told.json"
+    words = [str(place / "net"), "--data", data, "--out", out, "--json", str(told), "--rounds", "1"]
     assert main(["quantize", *words]) == 0
     shown = capsys.readouterr().out
     values = json.loads(told.read_text())
@@ -33,8 +43,24 @@ def test_from_a_classifier_to_predictions(tmp_path: Path, capsys: pytest.Capture
     assert values["calibrated"] == 8 and set(values["speed"]["seconds"]) == {"1", "8"}
     assert main(["evaluate", out, "--data", data, "--workers", "0", "--device", "cpu"]) == 0
     assert f"top-1    {values['int8']['top1']:.2%}" in capsys.readouterr().out
-    assert main(["predict", out, str(tmp_path / "data" / "val"), "--device", "cpu"]) == 0
+    assert main(["predict", out, str(place / "data" / "val"), "--device", "cpu"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 8
+
+
+def test_accuracy_is_kept_where_speed_cannot_be_measured(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_speed, "CHILD", (sys.executable, "-c", "raise SystemExit('no torch here')"))
+    out, told = tmp_path / "int8", tmp_path / "told.json"
+    words = [str(place / "net"), "--data", str(place / "data"), "--out", str(out), "--json", str(told)]
+    assert main(["quantize", *words]) == 1
+    shown = capsys.readouterr()
+    *_, last = shown.err.splitlines()
+    wanted = "metaformer: error: speed of float32: its process ended with status 1; no torch here"
+    assert last == wanted and "top-1" in shown.out
+    values = json.loads(told.read_text())
+    assert values["calibrated"] == 8 and "speed" not in values
+    assert main(["predict", str(out), str(place / "data" / "val"), "--device", "cpu"]) == 0
 
 
 def test_one_line_for_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,17 +1,34 @@
-"""Time of an int8 network beside the optimised network that it was made of."""
+"""Time of an int8 network beside the optimised network that it was made of, each in a process of its own.
 
-from collections.abc import Sequence
+In one process OpenVINO's threads and PyTorch's stand in each other's way, and small networks wait for that.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from metaformer.bench.timing import Machine, Timing, measure, ratios
+from metaformer.bench.timing import SAMPLE_SECONDS, Machine, Timing, measure, ratios
 from metaformer.deploy.optimize import optimize
+from metaformer.engine.bundle import open_bundle
+from metaformer.engine.int8_network import Int8Network
+from metaformer.errors import ConfigError, MetaFormerError
+from metaformer.ops.process import keep_freed_memory
+from metaformer.registry import import_file
 
 FORMS = ("float32", "bfloat16", "int8")
+CHILD = (sys.executable, "-m", "metaformer.bench.int8_speed")
 
 
 @dataclass(frozen=True)
@@ -49,19 +66,144 @@ class Int8Speed:
         return {"machine": asdict(self.machine), "seconds": rows}
 
 
-def measure_int8(network: nn.Module, small: nn.Module, batches: Sequence[int], rounds: int) -> Int8Speed:
-    """Time both on the CPU, on random images of the int8 network's size.
+def measure_int8(
+    source: str | Path,
+    small: str | Path,
+    batches: Sequence[int],
+    rounds: int,
+    *,
+    checkpoint: str | Path | None = None,
+    classes: str | Path | None = None,
+    file: str | Path | None = None,
+) -> Int8Speed:
+    """Time both on the CPU with as many threads as PyTorch has here, on random images of the int8 one's size.
 
     Args:
-        network: a classifier of this library.
-        small: the same in int8, with `in_chans` and `image_size`.
+        source: a classifier, with `checkpoint` and `classes` as `open_bundle` takes them.
+        small: directory of the same in int8.
         batches: images at once.
         rounds: measurements of each.
+        checkpoint: weights for a model name.
+        classes: file of class names.
+        file: Python file that registers the classifier's own mixers.
+
+    Raises:
+        ConfigError: `small` is not in int8.
+        MetaFormerError: a network could not be made ready or run; the other processes have ended too.
     """
-    networks = [optimize(network), optimize(network, dtype=torch.bfloat16), small]
-    timings = {}
-    for batch in batches:
-        images = torch.randn(batch, small.in_chans, *small.image_size)  # type: ignore[call-overload, misc]
-        laid = images.to(memory_format=torch.channels_last)
-        timings[batch] = tuple(measure(networks, [laid, laid.bfloat16(), images], rounds=rounds))
-    return Int8Speed(Machine.here(torch.device("cpu")), timings)
+    network = open_bundle(small).model
+    if not isinstance(network, Int8Network):
+        raise ConfigError(f"{small}: is not in int8")
+    machine = Machine.here(torch.device("cpu"))  # it compiles the C++ kernels, if need be, before all begin
+    original = {"source": source, "checkpoint": checkpoint, "classes": classes, "file": file}
+    order = {"shape": (network.in_chans, *network.image_size), "threads": machine.threads}
+    with ExitStack() as stack:
+        contenders = [stack.enter_context(started(form)) for form in FORMS]
+        for contender in contenders:
+            its = {"source": small} if contender.form == "int8" else original
+            contender.ask({**order, **its, "form": contender.form})
+        return Int8Speed(machine, {batch: _in_turn(contenders, batch, rounds) for batch in batches})
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A form of the network in a process of its own, which waits for a line when it is not its turn."""
+
+    form: str
+    process: "subprocess.Popen[bytes]"
+    log: IO[bytes]
+    """What it prints."""
+
+    def ask(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a line and wait for the answer.
+
+        Raises:
+            MetaFormerError: it could not do it, or has ended.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with suppress(BrokenPipeError):  # it has ended, and its status says why
+            self.process.stdin.write(json.dumps(values, default=str).encode() + b"\n")
+        line = self.process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": self._end()}
+        if "error" in answer:
+            raise MetaFormerError(f"speed of {self.form}: {answer['error']}")
+        return answer
+
+    def _end(self) -> str:
+        """Why the process is no more."""
+        status = self.process.wait()
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        what = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        return f"its process {what}; {last[:300]}"
+
+
+@contextmanager
+def started(form: str) -> Iterator[Contender]:
+    """A contender's process, ended with the block; it ends by itself when this process does."""
+    # Threads wait for each other as in any program that imports torch, not as our command line has them wait:
+    # they spin for some milliseconds, which small networks gain from, then sleep. Intel's and LLVM's OpenMP
+    # would spin for 200, all through the next one's turn.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment["KMP_BLOCKTIME"] = "10"
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(CHILD, bufsize=0, stdin=pipe, stdout=pipe, stderr=log, env=environment) as process,
+    ):
+        try:
+            yield Contender(form, process, log)
+        finally:
+            process.kill()
+
+
+def _in_turn(contenders: Sequence[Contender], batch: int, rounds: int) -> tuple[Timing, ...]:
+    """Round after round, the order alternating; one runs while the others wait."""
+    seconds: dict[str, list[float]] = {contender.form: [] for contender in contenders}
+    for turn in range(rounds + 1):
+        for contender in contenders if turn % 2 else reversed(contenders):
+            seconds[contender.form].append(contender.ask({"batch": batch})["seconds"])
+    return tuple(Timing(tuple(times[1:]), batch) for times in seconds.values())  # the first was to compile
+
+
+def serve() -> int:
+    """Answer on standard output, line by line: to the order when ready, then to a batch with its seconds."""
+    keep_freed_memory()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever libraries print goes where errors go
+    warmups: dict[int, int] = {}
+    try:
+        order = json.loads(sys.stdin.readline())
+        torch.set_num_threads(order["threads"])
+        network = _network(order)
+        print("{}", file=answers)
+        for line in sys.stdin:
+            batch = json.loads(line)["batch"]
+            # As long as a measurement: it wakes our threads, while those of the contender before fall asleep.
+            warmup = warmups.get(batch, 3)
+            (timing,) = measure([network], [_images(order, batch)], rounds=1, warmup=warmup)
+            warmups[batch] = math.ceil(SAMPLE_SECONDS / timing.minimum)
+            print(json.dumps({"seconds": timing.minimum}), file=answers)
+    except MetaFormerError as error:
+        print(json.dumps({"error": str(error)}), file=answers)
+        return 1
+    return 0
+
+
+def _network(order: Mapping[str, Any]) -> nn.Module:
+    if order.get("file"):
+        import_file(order["file"])
+    network = open_bundle(order["source"], order.get("checkpoint"), classes=order.get("classes")).model
+    return network if order["form"] == "int8" else optimize(network, dtype=getattr(torch, order["form"]))
+
+
+def _images(order: Mapping[str, Any], batch: int) -> Tensor:
+    images = torch.randn(batch, *order["shape"])
+    if order["form"] == "int8":
+        return images
+    return images.to(getattr(torch, order["form"]), memory_format=torch.channels_last)
+
+
+if __name__ == "__main__":
+    sys.exit(serve())

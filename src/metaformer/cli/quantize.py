@@ -33,16 +33,17 @@ def run(argv: list[str]) -> int:
     )
     print(report.text())
     values = report.to_dict()
-    if words.rounds:
-        from metaformer.bench.int8_speed import measure_int8
-        from metaformer.engine.bundle import open_bundle
+    try:
+        if words.rounds:
+            from metaformer.bench.int8_speed import measure_int8
 
-        network = open_bundle(words.source, words.checkpoint, classes=words.classes).model
-        speed = measure_int8(network, open_bundle(words.out).model, BATCHES, words.rounds)
-        print(f"\n{speed.text()}")
-        values["speed"] = speed.to_dict()
-    if words.json:
-        write_json(words.json, values)
+            whose = {"checkpoint": words.checkpoint, "classes": words.classes, "file": words.file}
+            speed = measure_int8(words.source, words.out, BATCHES, words.rounds, **whose)
+            print(f"\n{speed.text()}")
+            values["speed"] = speed.to_dict()
+    finally:  # what it lost holds also where the speed cannot be measured
+        if words.json:
+            write_json(words.json, values)
     return 0
 
 

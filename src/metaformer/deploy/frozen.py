@@ -14,7 +14,11 @@ def frozen(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     from torch._inductor import config
 
-    compiled = torch.compile(function, dynamic=False)
+    def own(*arguments: Any, **options: Any) -> Any:
+        """Code of its own: what Dynamo made of a network's method without freezing it would take again."""
+        return function(*arguments, **options)
+
+    compiled = torch.compile(own, dynamic=False)
 
     @wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from metaformer.bench.suite.forms import FORMS, Form
 from metaformer.errors import ConfigError
@@ -42,6 +43,40 @@ def test_lean_is_asked_of_our_networks() -> None:
 @pytest.mark.parametrize("name", ["compiled", "frozen", "aoti"])
 def test_compilers(name: str) -> None:
     same(FORMS[name](FORMS["channels_last"](Form(network(), IMAGES))))
+
+
+class Network(nn.Module):
+    """With a method of its own, which every object of this class shares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y
+
+
+def operations(form: Form) -> list[str]:
+    """What a second run calls; the networks' parameters want gradients, as timm's do."""
+    with torch.inference_mode():
+        form.network(form.images)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            form.network(form.images)
+    return [event.name for event in profiler.events() or ()]
+
+
+@pytest.mark.slow
+def test_frozen_takes_nothing_that_was_compiled_without_freezing() -> None:
+    first, second = (FORMS["channels_last"](Form(Network(), IMAGES)) for _ in range(2))
+    assert "aten::convolution" in operations(FORMS["compiled"](first))
+    assert "mkldnn::_convolution_pointwise" in operations(FORMS["frozen"](second))
+
+
+@pytest.mark.slow
+def test_ahead_of_time_weights_are_constants_too() -> None:
+    names = operations(FORMS["aoti"](Form(network(), IMAGES)))
+    assert names and not any("convolution" in name for name in names), "oneDNN's, on weights laid out"
 
 
 def test_openvino() -> None:

@@ -1,6 +1,7 @@
 """One row in this process."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ def test_failures_are_told_and_the_rest_goes_on() -> None:
     assert {"failed": "ours broken", "reason": broken.failure} in events
     assert events[-1] == {"round": 2, "of": 2}
     assert result.gemm_share(ours) and result.gemm_share(other) and result.copy_share(ours)
+    assert ours.profile is not None and ours.profile.rest is not None and other.profile is None
     assert result.machine is not None and result.machine.device.startswith("cpu")
 
 
@@ -47,6 +49,14 @@ def test_contenders_are_left_out_on_request() -> None:
     result = measure_row(ROW, 1, skip={"ours eager": "it crashed"}, ceilings=False)
     assert result["ours eager"].failure == "it crashed"
     assert {outcome.name for outcome in result.outcomes} == set(ROW.contenders)
+
+
+def test_the_quickest_of_each_claim_is_profiled() -> None:
+    claims = (Claim("a", ("ours eager", "ours eager 64"), ()), Claim("b", ("ours eager 64",), ()))
+    result = measure_row(replace(ROW, claims=claims), 2, ceilings=False)
+    assert all(outcome.profile is not None for outcome in result.outcomes)
+    result = measure_row(replace(ROW, claims=claims[:1]), 2, ceilings=False)
+    assert [outcome.name for outcome in result.outcomes if outcome.profile] == ["ours eager"], "the small one"
 
 
 def test_training_tells_memory_and_three_times_the_work() -> None:
@@ -60,6 +70,7 @@ def test_training_tells_memory_and_three_times_the_work() -> None:
         for mode in ("inference", "training")
     )
     assert training.memory and inference.memory and training.memory > 2 * inference.memory
+    assert training.profile and training.profile.products > 0
     assert training.work and inference.work and training.work == 3 * inference.work
 
 

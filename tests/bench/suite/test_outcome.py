@@ -1,11 +1,12 @@
 """Results go to JSON and back, and know the ceilings."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from metaformer.bench.suite.outcome import Outcome, RowResult
+from metaformer.bench.suite.profile import Profile
 from metaformer.bench.suite.row import Row
 from metaformer.bench.timing import Timing
 
@@ -15,6 +16,10 @@ ROW = Row(model="poolformer_n", device="cpu", claims=())
 def test_there_and_back() -> None:
     outcome = Outcome("ours eager", Timing((1.0, 2.0), 8), work=3.0, difference=0.1)
     assert Outcome.from_dict(json.loads(json.dumps(asdict(outcome)))) == outcome
+    profiled = replace(outcome, profile=Profile(0.5, 0.5, None, 1.0))
+    assert Outcome.from_dict(json.loads(json.dumps(asdict(profiled)))) == profiled
+    old = {name: value for name, value in asdict(outcome).items() if name != "profile"}
+    assert Outcome.from_dict(old) == outcome
     failed = Outcome("timm openvino", failure="openvino is not installed")
     assert Outcome.from_dict(json.loads(json.dumps(asdict(failed)))) == failed
 

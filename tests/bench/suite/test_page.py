@@ -2,6 +2,7 @@
 
 from metaformer.bench.suite.outcome import Outcome, RowResult
 from metaformer.bench.suite.page import page
+from metaformer.bench.suite.profile import Profile
 from metaformer.bench.suite.row import Claim, Row
 from metaformer.bench.suite.verdict import judge
 from metaformer.bench.timing import Machine, Timing
@@ -11,6 +12,25 @@ CLAIMS = (
     Claim("peak memory", ("ours eager",), ("timm eager",), 0.5, "memory"),
 )
 ROW = Row(model="poolformer_n", device="cpu", mode="training", claims=CLAIMS)
+
+
+def test_where_time_goes() -> None:
+    timing = Timing((0.010,), 8)
+    result = RowResult(
+        ROW,
+        (
+            Outcome("ours eager", timing, work=1e9, profile=Profile(0.61, 0.29, 0.1, 1.04)),
+            Outcome("ours compiled", timing, profile=Profile(0.7, 0.3, None, 0.98)),
+            Outcome("timm eager", timing),
+            Outcome("ceiling product fp32", Timing((0.02,), 1), work=4e9),
+        ),
+    )
+    text = page([result], [], rounds=1)
+    name = ROW.name
+    assert f"| {name} | ours eager | 61% | 29% | 10% | 50% | 1.04 |" in text
+    compiled = f"| {name} | ours compiled | ≥ 70% | ≤ 30%, generated code and the rest | – | – | 0.98 |"
+    assert compiled in text and f"| {name} | timm" not in text
+    assert "Where our time goes" not in page([RowResult(ROW, result.outcomes[2:])], [], rounds=1)
 
 
 def test_claims_and_contenders() -> None:

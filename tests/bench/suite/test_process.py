@@ -45,6 +45,7 @@ def test_whole(tmp_path: Path) -> None:
     result = run_row(ROW, order(tmp_path), tmp_path / "log", events.append)
     assert all(result[name].timing is not None for name in ROW.contenders), result.failure
     assert result["ceiling product fp32"].timing is not None
+    assert result["ours eager"].profile is not None
     assert result.machine is not None and result.machine.threads == 1
     assert events[-1] == {"round": 1, "of": 1}
 

@@ -9,6 +9,7 @@ import pytest
 
 from metaformer.bench.suite import run
 from metaformer.bench.suite.outcome import Outcome, RowResult
+from metaformer.bench.suite.profile import Profile
 from metaformer.bench.suite.row import Row
 from metaformer.bench.suite.run import SuiteConfig, choose, run_suite
 from metaformer.bench.timing import Machine, Timing
@@ -24,7 +25,13 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(row.name)
         tell({"prepared": "ours eager", "seconds": 1})
         outcomes = (
-            Outcome(n, Timing((1.0 if "ours" in n else 2.0,) * 3, 1), pixels=1) for n in row.contenders
+            Outcome(
+                n,
+                Timing((1.0 if "ours" in n else 2.0,) * 3, 1),
+                pixels=1,
+                profile=Profile(0.5, 0.3, 0.2, 1.0) if n == "ours eager" else None,
+            )
+            for n in row.contenders
         )
         return RowResult(row, tuple(outcomes), Machine("cpu: abacus", 2, "2.15", "3.13", "plain PyTorch"))
 
@@ -67,6 +74,8 @@ def test_files_agree(measured: list[str], tmp_path: Path) -> None:
     assert len(values["claims"]) == sum(len(row.claims) for row in choose(config))
     assert any("row 2 of 3" in line and "to go" in line for line in lines)
     assert any("ready after 1 s" in line for line in lines) and "2.000 by minima" in "".join(lines)
+    assert any("ours eager: products 50%, passes over memory 30%" in line for line in lines)
+    assert values["rows"][0]["contenders"][0]["profile"]["products"] == 0.5 and "Where our time goes" in page
 
 
 def test_a_place_that_cannot_be_written_to(measured: list[str], tmp_path: Path) -> None:

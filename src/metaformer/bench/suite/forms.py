@@ -64,22 +64,21 @@ def autotuned(form: Form) -> Form:
 
 
 def frozen(form: Form) -> Form:
-    """Compiled with the weights as constants, which Inductor folds and packs."""
-    from torch._inductor import config
+    """Compiled with the weights as constants, as this library's `optimize(compile=True)` does it."""
+    from metaformer.deploy.frozen import frozen as freeze
 
-    form = _compiled(form, options={"freezing": True})
-    with config.patch(freezing=True), torch.inference_mode():
-        form.network(form.images)
-    return form
+    return replace(form, network=_Call(freeze(form.network.forward)))
 
 
 def aoti(form: Form) -> Form:
-    """Compiled ahead of time into a package, and loaded from it."""
+    """Compiled ahead of time into a package, on CPUs with the weights as constants, and loaded from it."""
     import torch._inductor as inductor
 
-    program = torch.export.export(form.network, (form.images,))
     place = Path(tempfile.mkdtemp(prefix="aoti-")) / "network.pt2"
-    inductor.aoti_compile_and_package(program, package_path=str(place))
+    options = {"freezing": not form.images.is_cuda}
+    with torch.no_grad():  # where a gradient may be wanted Inductor freezes nothing, and does not say so
+        program = torch.export.export(form.network, (form.images,))
+        inductor.aoti_compile_and_package(program, package_path=str(place), inductor_configs=options)
     return replace(form, network=_Call(inductor.aoti_load_package(str(place))))
 
 
@@ -129,6 +128,9 @@ FORMS: dict[str, Callable[[Form], Form]] = {
         quickest_convolutions,
     )
 }
+
+COMPILERS = ("compiled", "graphs", "autotuned", "frozen", "aoti", "openvino")
+"""Forms of which a profiler sees little."""
 
 
 class _Call(nn.Module):

@@ -11,8 +11,10 @@ from metaformer.bench.counts import Counts, count
 from metaformer.bench.run import DTYPES
 from metaformer.bench.suite.ceilings import CEILINGS, Ceiling
 from metaformer.bench.suite.contender import Contender, Ready, prepare
+from metaformer.bench.suite.forms import COMPILERS
 from metaformer.bench.suite.memory import peak
 from metaformer.bench.suite.outcome import Outcome, RowResult
+from metaformer.bench.suite.profile import profile
 from metaformer.bench.suite.row import Row
 from metaformer.bench.suite.sides import build
 from metaformer.bench.timing import Machine, measure
@@ -33,6 +35,8 @@ def measure_row(
     tell: Tell = lambda event: None,
 ) -> RowResult:
     """Prepare and time a row's contenders in this process; one that fails is told, and the others go on.
+
+    Whoever of ours is the quickest of a claim is profiled at the end.
 
     Args:
         row: what to measure.
@@ -60,6 +64,7 @@ def measure_row(
         outcomes[name] = _described(name, row, ready[name], seconds)
         tell({"prepared": name, "seconds": round(seconds, 1)})
     outcomes.update(_timed(row, ready, outcomes, rounds, tell))
+    outcomes.update(_profiled(row, ready, outcomes))
     return RowResult(row, tuple(outcomes.values()), Machine.here(torch.device(row.device)))
 
 
@@ -119,3 +124,22 @@ def _timed(
         with torch.inference_mode(not training):
             memory = None if isinstance(each.module, Ceiling) else peak(each.module, each.images)
         yield name, replace(outcomes[name], timing=timing, memory=memory or None)
+
+
+def _profiled(
+    row: Row, ready: Mapping[str, Ready], outcomes: Mapping[str, Outcome]
+) -> Iterator[tuple[str, Outcome]]:
+    if row.device != "cpu":
+        return
+    for name in _best(row, outcomes):
+        generated = not set(COMPILERS).isdisjoint(Contender.read(name, row).forms)
+        with torch.inference_mode(row.mode != "training"):
+            found = profile(ready[name].module, ready[name].images, generated)
+        yield name, replace(outcomes[name], profile=found)
+
+
+def _best(row: Row, outcomes: Mapping[str, Outcome]) -> list[str]:
+    """Whose quickest round the claims compare, once each."""
+    quickest = {name: o.timing.minimum for name, o in outcomes.items() if o.timing is not None}
+    sides = ([name for name in claim.ours if name in quickest] for claim in row.claims)
+    return list(dict.fromkeys(min(names, key=quickest.__getitem__) for names in sides if names))

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from metaformer.bench.suite.ceilings import COPY, PRODUCTS
+from metaformer.bench.suite.profile import Profile
 from metaformer.bench.suite.row import Row
 from metaformer.bench.timing import Machine, Timing
 
@@ -30,14 +31,16 @@ class Outcome:
     dtype: str = "fp32"
     pixels: int = 0
     """Pixels of one image."""
+    profile: Profile | None = None
+    """How its time divides; None for who is not the best of ours, and on CUDA."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Outcome":
         """Undo `asdict`."""
-        timing = values["timing"]
+        timing, profile = values["timing"], values.get("profile")
         if timing is not None:
             timing = Timing(**{**timing, "seconds": tuple(timing["seconds"])})
-        return cls(**{**values, "timing": timing})
+        return cls(**{**values, "timing": timing, "profile": Profile(**profile) if profile else None})
 
 
 @dataclass(frozen=True)

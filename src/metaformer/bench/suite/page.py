@@ -19,12 +19,22 @@ CONTENDER_HEAD = (
     "ready after s",
     "told",
 )
+PROFILE_HEAD = (
+    "row",
+    "contender",
+    "products",
+    "passes over memory",
+    "the rest",
+    "of GEMM ceiling",
+    "profiled by plain run",
+)
 NONE = "–"
 
 
 def page(results: Sequence[RowResult], verdicts: Sequence[Verdict], rounds: int) -> str:
     """Write the whole page."""
     lines = ["# Benchmark", "", _conditions(results, rounds), "", *claims_table(results, verdicts)]
+    lines += _profiles(results)
     for result in results:
         lines += ["", f"## {result.row.name}", ""]
         lines += [result.failure] if result.failure else _contenders(result)
@@ -36,6 +46,37 @@ def claims_table(results: Sequence[RowResult], verdicts: Sequence[Verdict]) -> l
     by_name = {result.row.name: result for result in results}
     cells = [_claim_cells(verdict, by_name[verdict.row]) for verdict in verdicts]
     return _table(CLAIM_HEAD, cells)
+
+
+def _profiles(results: Sequence[RowResult]) -> list[str]:
+    """Where the time of our best goes, with a title; nothing where no one was profiled."""
+    cells = [_profile_cells(result, outcome) for result in results for outcome in result.outcomes]
+    cells = [line for line in cells if line]
+    told = (
+        "Parts of a run's time. *products*: convolutions, products and attention, with what is fused into "
+        "them; *passes over memory*: norms, pooling, elementwise operations, copies; *the rest*: Python, "
+        "dispatch, allocation, and what PyTorch's profiler costs. Of generated code only calls of libraries "
+        "can be seen (≥), and everything else counts as passes (≤)."
+    )
+    return ["", "## Where our time goes", "", told, "", *_table(PROFILE_HEAD, cells)] if cells else []
+
+
+def _profile_cells(result: RowResult, outcome: Outcome) -> list[str]:
+    found = outcome.profile
+    if found is None:
+        return []
+    at_least, at_most, also = (
+        ("≥ ", "≤ ", ", generated code and the rest") if found.rest is None else [""] * 3
+    )
+    return [
+        result.row.name,
+        outcome.name,
+        f"{at_least}{found.products:.0%}",
+        f"{at_most}{found.passes:.0%}{also}",
+        _percent(found.rest),
+        _percent(result.gemm_share(outcome)),
+        f"{found.slowdown:.2f}",
+    ]
 
 
 def _conditions(results: Sequence[RowResult], rounds: int) -> str:

@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,8 @@ def run_suite(
             _write(report, out)
             for verdict in report.verdicts[-len(row.claims) :]:
                 say(f"  {verdict.claim.title}: {_said(verdict)}")
+            for line in _divided(results[-1]):
+                say(line)
     say(plot(report.verdicts, out / "suite.png"))
     return report
 
@@ -162,6 +164,15 @@ def _said(verdict: Verdict) -> str:
         return verdict.word
     ratios = f"{verdict.minima:.3f} by minima, {verdict.median:.3f} by median"
     return f"{ratios} ({verdict.claim.goal}): {verdict.word}"
+
+
+def _divided(result: RowResult) -> Iterator[str]:
+    """Where the time of our best goes."""
+    for outcome in result.outcomes:
+        if outcome.profile is not None:
+            share = result.gemm_share(outcome)
+            ceiling = "" if share is None else f"; {share:.0%} of the product ceiling"
+            yield f"  {outcome.name}: {outcome.profile}{ceiling}"
 
 
 def _tell(event: Mapping[str, Any], say: Say) -> None:

@@ -1,5 +1,8 @@
 """A network as OpenVINO's graph, its products named after the network's modules."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -34,7 +37,7 @@ def make_graph(network: nn.Module, images: Tensor) -> Any:
         wanted = network(images)
     names = _prepare(program)
     try:
-        with uncounted():
+        with uncounted(), _log_level_kept():
             graph = openvino.convert_model(program)
     except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
         told = str(error).strip().splitlines()[-1]
@@ -50,6 +53,17 @@ def make_graph(network: nn.Module, images: Tensor) -> Any:
     graph.reshape([-1, *images.shape[1:]])  # the conversion leaves height and width open as well
     _name(graph, names)
     return graph
+
+
+@contextmanager
+def _log_level_kept() -> Iterator[None]:
+    """OpenVINO's converter changes the level of the program's log, and leaves it so where it fails."""
+    root = logging.getLogger()
+    level = root.level
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def float_products(graph: Any) -> tuple[list[str], list[str]]:

@@ -148,7 +148,8 @@ def _compile(program: ExportedProgram, place: Path, card: dict[str, Any]) -> Non
     # frozen weights are laid out for oneDNN: MKL's products are slower
     options = {"aot_inductor.metadata": {KEY: json.dumps(card)}, "freezing": on_cpu}
     try:
-        aoti_compile_and_package(program, package_path=str(place), inductor_configs=options)
+        with torch.no_grad():  # else Inductor freezes nothing, and does not say so
+            aoti_compile_and_package(program, package_path=str(place), inductor_configs=options)
     except (torch._dynamo.exc.TorchDynamoException, CppCompileError) as error:
         raise ConfigError(f"the network's graph could not be compiled: {_first_lines(error)}") from error
 
