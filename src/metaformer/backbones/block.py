@@ -57,7 +57,7 @@ class Block(nn.Module):
         free = not watched(self.norm2, mlp, self.layer_scale2, self.drop_path2, self.res_scale2)
         if free and runs_lean(x, self.norm2, mlp, self.layer_scale2, recompute):
             whole = self._has_bare_shortcut()
-            y = lean_half(x, self.norm2, mlp, self.layer_scale2, whole)
+            y = lean_half(x, self.norm2, mlp, self.layer_scale2, whole, keep=not recompute)
             return y if whole else self._add(self.res_scale2, x, self.drop_path2(y))
         if recompute:
             branch = checkpoint(self._scaled_mlp, x, mlp, free, use_reentrant=False)

@@ -11,7 +11,7 @@ from metaformer.layers.mlp import Mlp
 from metaformer.layers.norm import GroupNorm, LayerNorm, NoNorm
 from metaformer.layers.pointwise import Pointwise
 from metaformer.layers.scale import Scale
-from metaformer.ops import onednn
+from metaformer.ops import onednn, trained_mlp
 from metaformer.ops.backend import forced_reference, without_autocast, working_dtype
 from metaformer.ops.lean_mlp import lean_mlp
 
@@ -50,12 +50,14 @@ def runs_lean(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, aske
         and not forced_reference()
         and _known(norm, mlp, scale)
         and not _observed()
-        and (asked or _faster(x))
+        and (asked or _faster(x, mlp))
     )
 
 
-def lean_half(x: Tensor, norm: nn.Module, mlp: Any, scale: nn.Module, shortcut: bool) -> Tensor:
-    """Give scale(mlp(norm(x))), plus x with `shortcut`, of (B, C, H, W).
+def lean_half(
+    x: Tensor, norm: nn.Module, mlp: Any, scale: nn.Module, shortcut: bool, keep: bool = False
+) -> Tensor:
+    """Give scale(mlp(norm(x))), plus x with `shortcut`, of (B, C, H, W); `keep` the hidden map if faster.
 
     LayerScale and StarReLU's two numbers are multiplied into the second product's weights.
     """
@@ -73,7 +75,7 @@ def lean_half(x: Tensor, norm: nn.Module, mlp: Any, scale: nn.Module, shortcut: 
     eps = getattr(norm, "eps", 0.0)
     kind, act, past = NORMS[type(norm)], ACTS[type(mlp.act)], shortcut and x.dtype == dtype
     with without_autocast(x):
-        y = lean_mlp(x, w1, b1, w2, b2, gamma, beta, kind, eps, act, past)
+        y, _ = lean_mlp(x, w1, b1, w2, b2, gamma, beta, kind, eps, act, past, keep)
     return x + y if shortcut and not past else y
 
 
@@ -91,14 +93,11 @@ def _as_wide(constant: Tensor | None, x: Tensor) -> Tensor | None:
     return None if constant is None else constant.to(torch.promote_types(constant.dtype, x.dtype))
 
 
-def _faster(x: Tensor) -> bool:
-    """Where it saves time: on one thread, PyTorch's 1×1 convolution of few samples runs at half its speed."""
-    return (
-        not torch.compiler.is_compiling()
-        and working_dtype(x) == torch.float32
-        and len(x) < FEW
-        and torch.get_num_threads() == 1
-    )
+def _faster(x: Tensor, mlp: Any) -> bool:
+    """Where it saves time: by the C++ kernels, and on one thread, where PyTorch's 1×1 convolution is slow."""
+    if torch.compiler.is_compiling() or working_dtype(x) != torch.float32:
+        return False
+    return trained_mlp.usable(mlp.fc1.matrix()) or (len(x) < FEW and torch.get_num_threads() == 1)
 
 
 def _known(norm: nn.Module, mlp: nn.Module, scale: nn.Module) -> bool:

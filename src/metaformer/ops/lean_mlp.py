@@ -1,8 +1,8 @@
 """The channel MLP with its norm and shortcut as a CPU trains it, https://arxiv.org/abs/2111.11418.
 
-Only x is kept for the gradient: the hidden map is made again. Both passes go over some tokens after the
-other, so that their part of the hidden map stays in the cache, and products are oneDNN's: less time than
-checkpointing the same in plain PyTorch takes.
+Where little memory is asked for only x is kept for the gradient, and the hidden map is made again. Both
+passes go over some tokens after the other, so that their part of the hidden map stays in the cache. In
+float32 products are the C++ kernels' where these run, elsewhere oneDNN's.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from metaformer.ops import onednn
+from metaformer.ops import onednn, trained_mlp
 from metaformer.ops.token_norm import token_norm, token_norm_gradient
 
 AT_ONCE: Final = 1 << 20
@@ -35,8 +35,11 @@ def lean_mlp(
     eps: float,
     act: str,
     shortcut: bool,
-) -> Tensor:
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
     """Give w2 · act(w1 · norm(x) + b1) + b2 of (B, C, H, W), channels-last, in the type of the weights.
+
+    The second result is for the backward pass: the hidden map (B · H · W, M) before it is activated, if kept.
 
     Args:
         x: the map, of two numbers at least; channels-last is fastest.
@@ -50,23 +53,30 @@ def lean_mlp(
         eps: the norm's.
         act: a member of `ACTS`.
         shortcut: add x, which then has the type of the weights.
+        keep: keep the hidden map, where the kernels of `trained_mlp` run.
     """
     tokens = x.permute(0, 2, 3, 1).contiguous()  # (B, H, W, C)
     n = token_norm(tokens, gamma, beta, norm, eps)[0].to(w1.dtype).flatten(0, 2)
     past = tokens.flatten(0, 2) if shortcut else None
     y = _empty_map(x, w1.dtype)
     out = y.permute(0, 2, 3, 1).flatten(0, 2)
+    before = n.new_empty(len(n) if keep and trained_mlp.usable(w1) else 0, len(w1))
+    if trained_mlp.usable(w1):
+        kept = before if keep else None
+        trained_mlp.forward(n, w1, b1, w2, b2, act, past, out, kept)
+        return y, before
     for part in _parts(n, w1):
         hidden = _product(n[part], w1, b1, "gelu" if act == "gelu" else "relu")
         if act == "squared_relu":
             hidden.square_()
         out[part] = _product(hidden, w2, b2, plus=None if past is None else past[part])
-    return y
+    return y, before
 
 
 @custom_op("metaformer::lean_mlp_backward", mutates_args=(), device_types="cpu")
 def lean_mlp_backward(
     grad: Tensor,
+    before: Tensor,
     x: Tensor,
     w1: Tensor,
     b1: Tensor | None,
@@ -82,17 +92,18 @@ def lean_mlp_backward(
     tokens = x.permute(0, 2, 3, 1).contiguous()
     normed, *moments = token_norm(tokens, gamma, beta, norm, eps)
     n, given = normed.to(w1.dtype).flatten(0, 2), grad.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
-    of_n, sums = torch.empty_like(n), _Sums(w1)
-    for part in _parts(n, w1):
-        hidden, of_hidden = _product(n[part], w1, b1), _product(given[part], w2.t(), None)
-        hidden, of_hidden = _activated(hidden, of_hidden, act)
-        of_n[part] = _product(of_hidden, w1.t(), None)
-        sums.add(n[part], of_hidden, given[part], hidden)
+    if trained_mlp.usable(w1):
+        of_n, of_w1, of_b1, of_w2 = trained_mlp.backward(
+            n, given, w1, b1, w2, act, before if len(before) else None
+        )
+        of_weights = of_w1, of_b1, of_w2, given.sum(0)
+    else:
+        of_n, of_weights = _in_parts(n, given, w1, b1, w2, act)
     of_normed = of_n.view(tokens.shape).to(tokens.dtype)
     of_x, of_gamma, of_beta = token_norm_gradient(of_normed, tokens, moments, gamma, beta, norm)
     if shortcut:
         of_x += given.view(of_x.shape)
-    return of_x.permute(0, 3, 1, 2), *sums.as_weights(given), of_gamma, of_beta
+    return of_x.permute(0, 3, 1, 2), *of_weights, of_gamma, of_beta
 
 
 def plain(
@@ -119,6 +130,19 @@ def plain(
     hidden = hidden.square() if act == "squared_relu" else hidden
     y = F.conv2d(hidden, w2[:, :, None, None], b2)
     return y + x if shortcut else y
+
+
+def _in_parts(
+    n: Tensor, given: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, act: str
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Gradients for n (N, C), and for w1, b1, w2 and b2, by oneDNN's products."""
+    of_n, sums = torch.empty_like(n), _Sums(w1)
+    for part in _parts(n, w1):
+        hidden, of_hidden = _product(n[part], w1, b1), _product(given[part], w2.t(), None)
+        hidden, of_hidden = _activated(hidden, of_hidden, act)
+        of_n[part] = _product(of_hidden, w1.t(), None)
+        sums.add(n[part], of_hidden, given[part], hidden)
+    return of_n, sums.as_weights(given)
 
 
 class _Sums:
@@ -180,13 +204,22 @@ def _product(
 
 
 @lean_mlp.register_fake
-def _(x: Tensor, w1: Tensor, *rest: Any) -> Tensor:
-    return _empty_map(x, w1.dtype)
+def _(x: Tensor, w1: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    batch, _, height, width = x.shape
+    kept = rest[-1] and trained_mlp.usable(w1)
+    return _empty_map(x, w1.dtype), w1.new_empty(batch * height * width if kept else 0, len(w1))
 
 
 @lean_mlp_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, gamma: Tensor | None, *rest: Any
+    grad: Tensor,
+    before: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    gamma: Tensor | None,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
     batch, dim, height, width = x.shape
     of_x = x.new_empty((batch, height, width, dim)).permute(0, 3, 1, 2)
@@ -195,27 +228,30 @@ def _(
     return of_x, *map(torch.empty_like, (w1, w1[:, 0], w2, narrow, of_gamma, of_gamma))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w1, b1, w2, b2, gamma, beta, *ctx.how = inputs
-    ctx.save_for_backward(x, w1, b1, w2, b2, gamma, beta)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, w1, b1, w2, b2, gamma, beta, *ctx.how, _ = inputs
+    ctx.set_materialize_grads(False)  # zeros as large as the hidden map
+    ctx.save_for_backward(x, w1, b1, w2, b2, gamma, beta, output[1])
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, w1, b1, w2, b2, gamma, beta = ctx.saved_tensors
+def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 12
+    x, w1, b1, w2, b2, gamma, beta, before = ctx.saved_tensors
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _differentiable(ctx, grad)
-    found = lean_mlp_backward(grad, x, w1, b1, w2, gamma, beta, *ctx.how)
+    found = lean_mlp_backward(grad, before, x, w1, b1, w2, gamma, beta, *ctx.how)
     there = (True, True, b1 is not None, True, b2 is not None, gamma is not None, beta is not None)
-    return *(of if wanted else None for of, wanted in zip(found, there, strict=True)), *[None] * 4
+    return *(of if wanted else None for of, wanted in zip(found, there, strict=True)), *[None] * 5
 
 
 def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The same where gradients of gradients are asked for (`create_graph=True`), in plain PyTorch."""
-    inputs = ctx.saved_tensors
+    *inputs, _ = ctx.saved_tensors
     wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
     found = iter(torch.autograd.grad(plain(*inputs, *ctx.how), wanted, grad, create_graph=True))
     each = (None if tensor is None or not tensor.requires_grad else next(found) for tensor in inputs)
-    return *each, *[None] * 4
+    return *each, *[None] * 5
 
 
 lean_mlp.register_autograd(_gradients, setup_context=_keep)
