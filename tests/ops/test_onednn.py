@@ -25,6 +25,18 @@ def test_product_then_sum(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=rounding, atol=rounding)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("biased", [False, True])
+def test_convolution(biased: bool, groups: int) -> None:
+    x, weight = torch.randn(2, 8, 9, 7), torch.randn(12, 8 // groups, 3, 3)
+    bias = torch.randn(12) if biased else None
+    geometry = [2, 1], [1, 2], [1, 1], groups
+    packed = onednn.pack_convolution(weight, x.shape, geometry)
+    found = onednn.convolution(x, packed, bias, geometry)
+    wanted = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), *geometry)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 3)
     assert onednn.usable(x)

@@ -1,15 +1,18 @@
 """The exact form of a network that infers fastest."""
 
 import copy
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.block import Block
 from metaformer.backbones.skeleton import Trunk
+from metaformer.backbones.stage import Stage
 from metaformer.deploy.folded.block import FoldedBlock
-from metaformer.deploy.folded.conv import FoldedConv, packable
+from metaformer.deploy.folded.chain import Chain
+from metaformer.deploy.folded.conv import folded_conv, packable
 from metaformer.deploy.frozen import frozen
 from metaformer.errors import ConfigError, OptimizeError
 
@@ -55,6 +58,8 @@ def _rewritten(model: nn.Module, dtype: torch.dtype | None, sample: Tensor | Non
     network = network.to(memory_format=torch.channels_last)
     _compare(original, network, _sample(original) if sample is None else sample.float().to(first.device))
     network = network.to(dtype or first.dtype)
+    if first.device.type == "cpu":
+        _join_graphs(network)
     network.optimized = True  # type: ignore[assignment]
     return network
 
@@ -69,13 +74,27 @@ def _compiled(network: nn.Module) -> nn.Module:
     return network
 
 
+def _join_graphs(network: nn.Module) -> None:
+    """Let stages that call nothing but kernels on a CPU be single operations to a compiler."""
+    chains = [module for module in network.modules() if isinstance(module, Chain)]
+    hooks = [
+        chain.register_forward_pre_hook(lambda chain, maps: chain.join_graphs(*maps)) for chain in chains
+    ]
+    with torch.inference_mode():
+        _run(network, _sample(network).to(next(network.parameters()).dtype))
+    for hook in hooks:
+        hook.remove()
+
+
 def _fold(network: nn.Module) -> None:
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Block):
                 setattr(module, name, FoldedBlock(child))
+            elif isinstance(module, Stage) and name == "blocks":
+                setattr(module, name, Chain(map(FoldedBlock, cast(Iterable[Block], module.blocks))))
             elif packable(child):
-                setattr(module, name, FoldedConv(child))
+                setattr(module, name, folded_conv(child))
 
 
 def _sample(network: nn.Module) -> Tensor:

@@ -4,6 +4,7 @@
 reads it again. Here weights are laid out once, and activation or sum happen while a tile is in the cache.
 """
 
+from functools import cache
 from typing import Final
 
 import torch
@@ -65,19 +66,15 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
     return _OPS._convolution_pointwise(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
 
 
-def convolution_onto(
-    out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
-) -> Tensor:
-    """Add `convolution` of x to `out` (B, out, h, w) where that lies."""
-    stride, padding, dilation, groups = geometry
-    there = padding, stride, dilation, groups
-    return _OPS._convolution_pointwise_.binary(out, x, weight, bias, *there, "add", None, None, [], None)
-
-
 def supported(dtype: torch.dtype) -> bool:
     """Builds of PyTorch without oneDNN lack the operations; oneDNN takes bfloat16 on processors that do."""
     if not torch.backends.mkldnn.enabled or not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:
-        return bool(_OPS._is_mkldnn_bf16_supported())
+        return _takes_bfloat16()
     return dtype == torch.float32
+
+
+@cache
+def _takes_bfloat16() -> bool:
+    return bool(_OPS._is_mkldnn_bf16_supported())

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,14 +19,23 @@ from metaformer.layers.norm import NORMS
 from metaformer.mixers import MIXERS
 
 DIM, GRID = 12, (7, 6)
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["onednn", "plain"])
+KINDS = pytest.mark.parametrize(
+    ("dtype", "dim"),
+    [(torch.float32, 64), (torch.float32, DIM), (torch.float64, DIM)],
+    ids=["own products", "onednn", "plain"],
+)
 
 
-def made(**changes: object) -> Block:
+class Made(NamedTuple):
+    block: Block
+    dim: int
+
+
+def made(dim: int = DIM, **changes: object) -> Made:
     """A block whose numbers are all its own: no weight is one, no bias zero."""
     fields = {
         "depths": (1,),
-        "dims": (DIM,),
+        "dims": (dim,),
         "downsamples": (),
         "pos_embed": (False,),
         "mlp_ratios": (3,),
@@ -44,12 +54,12 @@ def made(**changes: object) -> Block:
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
-    return block.eval()
+    return Made(block.eval(), dim)
 
 
-def check(block: Block, dtype: torch.dtype, batch: int = 2, size: tuple[int, int] = GRID) -> None:
-    block = block.to(dtype)
-    x = torch.randn(batch, DIM, *size, dtype=dtype).to(memory_format=torch.channels_last)
+def check(of: Made, dtype: torch.dtype, batch: int = 2, size: tuple[int, int] = GRID) -> None:
+    block = of.block.to(dtype)
+    x = torch.randn(batch, of.dim, *size, dtype=dtype).to(memory_format=torch.channels_last)
     before = x.clone()
     with torch.inference_mode():
         wanted = block(x)
@@ -62,22 +72,22 @@ def check(block: Block, dtype: torch.dtype, batch: int = 2, size: tuple[int, int
         torch.testing.assert_close(tokens, wanted, rtol=0, atol=tolerance * max(1.0, largest))
 
 
-@DTYPES
+@KINDS
 @pytest.mark.parametrize("norm", list(NORMS))
 @pytest.mark.parametrize("mixer", list(MIXERS))
-def test_every_mixer_behind_every_norm(mixer: str, norm: str, dtype: torch.dtype) -> None:
-    check(made(mixers=(mixer,), norm=norm), dtype)
+def test_every_mixer_behind_every_norm(mixer: str, norm: str, dtype: torch.dtype, dim: int) -> None:
+    check(made(dim, mixers=(mixer,), norm=norm), dtype)
 
 
-@DTYPES
+@KINDS
 @pytest.mark.parametrize("act", list(ACTS))
-def test_every_activation(act: str, dtype: torch.dtype) -> None:
-    check(made(act=act), dtype)
-    check(made(act=act, mlp_bias=False), dtype)
-    check(made(mixers=(f"sepconv(act='{act}')",)), dtype)
+def test_every_activation(act: str, dtype: torch.dtype, dim: int) -> None:
+    check(made(dim, act=act), dtype)
+    check(made(dim, act=act, mlp_bias=False), dtype)
+    check(made(dim, mixers=(f"sepconv(act='{act}')",)), dtype)
 
 
-@DTYPES
+@KINDS
 @pytest.mark.parametrize("mixer", list(MIXERS))
 @pytest.mark.parametrize(
     "changes",
@@ -92,15 +102,18 @@ def test_every_activation(act: str, dtype: torch.dtype) -> None:
     ],
     ids=str,
 )
-def test_every_scale_and_shortcut(mixer: str, changes: dict[str, object], dtype: torch.dtype) -> None:
-    check(made(mixers=(mixer,), **changes), dtype)
+def test_every_scale_and_shortcut(
+    mixer: str, changes: dict[str, object], dtype: torch.dtype, dim: int
+) -> None:
+    check(made(dim, mixers=(mixer,), **changes), dtype)
 
 
 @pytest.mark.parametrize("options", ["qkv_bias=True", "kernel=5", "kernel=1"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (13, 11)])
 def test_cycle_mlp_on_small_and_large_maps(options: str, size: tuple[int, int]) -> None:
-    check(made(mixers=(f"cycle_mlp({options})",), norm="layer_norm"), torch.float32, 3, size)
-    check(made(mixers=(f"cycle_mlp({options})",), layer_scale=(0.5,)), torch.float32, 3, size)
+    for dim in (DIM, 64):
+        check(made(dim, mixers=(f"cycle_mlp({options})",), norm="layer_norm"), torch.float32, 3, size)
+        check(made(dim, mixers=(f"cycle_mlp({options})",), layer_scale=(0.5,)), torch.float32, 3, size)
 
 
 @pytest.mark.parametrize("mixer", list(MIXERS))

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer.deploy.folded.conv import FoldedConv, packable
+from metaformer.deploy.folded.conv import FoldedConv, FoldedDepthwise, folded_conv, packable
 
 CONVS = {
     "strided": nn.Conv2d(3, 8, 7, 4, 2),
     "depthwise": nn.Conv2d(8, 8, 7, 1, 3, groups=8, bias=False),
+    "wide depthwise": nn.Conv2d(16, 16, 7, 1, 3, groups=16),
     "dilated": nn.Conv2d(4, 6, 3, 1, (2, 1), (2, 1)),
 }
 
@@ -17,7 +18,7 @@ CONVS = {
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_is_the_convolution_whatever_came_before(name: str, dtype: torch.dtype, tolerance: float) -> None:
     conv = copy.deepcopy(CONVS[name])
-    folded = FoldedConv(conv).to(dtype)
+    folded = folded_conv(conv).to(dtype)
     conv = copy.deepcopy(conv).double()
     with torch.inference_mode():
         for size in (16, 16, 16, 20, 16, 20, 20, 0):
@@ -36,6 +37,27 @@ def test_only_the_last_layout_is_kept_and_new_weights_are_seen() -> None:
     folded.load_state_dict({"weight": torch.ones(4, 3, 3, 3), "bias": torch.zeros(4)})
     torch.testing.assert_close(folded(images[-1])[0, 0, 0, 0], images[-1][0, :, :3, :3].sum())
     assert copy.deepcopy(folded)._kept == {}
+
+
+def test_a_star_relu_before_it() -> None:
+    x = torch.randn(2, 16, 9, 5).contiguous(memory_format=torch.channels_last)
+    for conv in (nn.Conv2d(16, 16, 7, padding=3, groups=16), nn.Conv2d(16, 4, 3)):
+        with torch.inference_mode():
+            wanted = conv(0.8 * x.relu().square() - 0.4)
+            torch.testing.assert_close(folded_conv(conv)(x, (0.8, -0.4)), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_wide_ones_of_each_channel_have_a_form_of_their_own() -> None:
+    assert isinstance(folded_conv(nn.Conv2d(16, 16, 7, padding=3, groups=16)), FoldedDepthwise)
+    for other in (
+        nn.Conv2d(16, 16, 7, padding=2, groups=16),
+        nn.Conv2d(16, 16, 7, 2, padding=3, groups=16),
+        nn.Conv2d(16, 32, 7, padding=3, groups=16),
+        nn.Conv2d(16, 16, 7, padding=6, dilation=2, groups=16),
+        nn.Conv2d(16, 16, (7, 5), padding=(3, 2), groups=16),
+        nn.Conv2d(16, 16, 7, padding=3, groups=8),
+    ):
+        assert isinstance(folded_conv(other), FoldedConv)
 
 
 def test_which_convolutions_it_stands_for() -> None:

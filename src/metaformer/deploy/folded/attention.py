@@ -1,12 +1,12 @@
 """Self-attention with its norm, scale and shortcut."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.deploy.folded.norm import take_apart
 from metaformer.deploy.folded.product import folded
 from metaformer.deploy.folded.shortcut import Shortcut
 from metaformer.mixers.attention import Attention
+from metaformer.ops.attention import attention
 
 
 class FoldedAttention(nn.Module):
@@ -22,7 +22,5 @@ class FoldedAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
         batch, height, width, _ = tokens.shape
-        qkv = self.qkv(self.norm(tokens)).view(batch, height * width, 3, self.heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.shortcut.joined(self.proj, y.reshape(batch, height, width, -1), tokens)
+        qkv = self.qkv.after(self.norm, tokens).view(batch, height * width, 3, self.heads, self.head_dim)
+        return self.shortcut.joined(self.proj, attention(qkv).view(batch, height, width, -1), tokens)

@@ -54,22 +54,26 @@ class FoldedBlock(nn.Module):
             self.mlp = FoldedMlp(block.norm2, block.mlp, _branch_scale(block.layer_scale2, block), shortcut)
         norms = [getattr(part, "norm", None) for part in (self.mixer, self.mlp)]
         self.norms_at_once = fold is FoldedPooling and all(isinstance(norm, BareGroupNorm) for norm in norms)
-        self.width = max(getattr(part, "width", 0) for part in (self.mixer, self.mlp))
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.permute(0, 2, 3, 1)
         if torch.compiler.is_compiling():  # a traced batch is no number to compare
             return self._mixed(tokens).permute(0, 3, 1, 2)
-        batch, height, width, channels = tokens.shape
+        batch, height, width, _ = tokens.shape
         if not batch:
             return x
-        samples = max(1, AT_ONCE // max(1, height * width * max(self.width, channels)))
+        samples = max(1, AT_ONCE // max(1, height * width * self._width(tokens)))
         if samples >= batch or x.device.type != "cpu":
             return self._mixed(tokens).permute(0, 3, 1, 2)
         out = torch.empty_like(tokens)
         for first in range(0, batch, samples):
             out[first : first + samples] = self._mixed(tokens[first : first + samples])
         return out.permute(0, 3, 1, 2)
+
+    def _width(self, tokens: Tensor) -> int:
+        """Channels of the widest map."""
+        parts = (part for part in (self.mixer, self.mlp) if isinstance(part, FoldedSepConv | FoldedMlp))
+        return max([tokens.shape[-1], *(part.width(tokens) for part in parts)])
 
     def _mixed(self, tokens: Tensor) -> Tensor:
         """The same of tokens (B, H, W, C)."""

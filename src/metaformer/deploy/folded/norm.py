@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from metaformer.layers.norm import BatchNorm, GroupNorm, LayerNorm, NoNorm
 from metaformer.ops.layer_norm import layer_norm
-from metaformer.ops.pool_norm import normalised
+from metaformer.ops.pool_norm import group_norm
 
 
 class TokenNorm(nn.Module):
@@ -32,7 +32,7 @@ class BareGroupNorm(nn.Module):
         self.eps = eps
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return normalised(tokens, self.eps)
+        return group_norm(tokens, self.eps)
 
 
 class BareLayerNorm(nn.Module):

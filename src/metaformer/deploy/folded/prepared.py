@@ -39,13 +39,17 @@ class Prepared(nn.Module):
         return self.kept(shape, make)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._kept.clear()
+        self._forget()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *words: Any) -> None:
-        self._kept.clear()
+        self._forget()
         super()._load_from_state_dict(*words)
+
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._last = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes it anew: oneDNN's layouts belong to this process."""
-        return {**self.__dict__, "_kept": {}}
+        return {**self.__dict__, "_kept": {}, "_last": None}

@@ -1,24 +1,22 @@
 """The 1×1 product of a folded block."""
 
-from functools import partial
-from typing import Final
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metaformer.deploy.folded.norm import BareLayerNorm
 from metaformer.deploy.folded.prepared import Prepared
-from metaformer.ops import onednn
+from metaformer.ops import onednn, packed
+from metaformer.ops.packed import Packed
+from metaformer.ops.product import product
 
 PLAIN = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}
-
-POINTWISE: Final[onednn.Geometry] = [1, 1], [0, 0], [1, 1], 1
 
 
 class Product(Prepared):
     """A linear map of (…, in) to (…, out) that also activates, or adds another map.
 
-    On a CPU the weight is laid out for oneDNN at the first call and kept beside the plain one.
+    On a CPU the weight is laid out at the first call and kept beside the plain one.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -26,27 +24,32 @@ class Product(Prepared):
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
-    def forward(self, tokens: Tensor, act: str = "none", plus: Tensor | None = None) -> Tensor:
-        """Map tokens; with `plus` (…, out) there is no activation."""
+    def forward(
+        self, tokens: Tensor, act: str = "none", plus: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """Map tokens, then activate, or add `plus` (…, out), times `keep` (out,) in float32 where given."""
+        if packed.usable(self.weight, tokens, *(() if plus is None else (plus,))):
+            return product(tokens, self.packed, act=act, past=plus, keep=keep)
+        if plus is not None and keep is not None:
+            plus = plus * keep.to(plus.dtype)
         if onednn.usable(tokens):
-            packed = self.kept("weight", lambda: onednn.pack(self.weight))
-            return onednn.product(tokens, packed, self.bias, act, plus)
+            weight = self.kept("weight", lambda: onednn.pack(self.weight))
+            return onednn.product(tokens, weight, self.bias, act, plus)
         if self._compiled_for_cpu(tokens):
             return self._convolution(tokens, act, plus)
         y = PLAIN[act](F.linear(tokens, self.weight, self.bias))
         return y if plus is None else y + plus
 
-    def onto(self, out: Tensor, tokens: Tensor) -> Tensor:
-        """Add the product of tokens to `out` (B, H, W, out), which may be overwritten."""
-        x, packed = tokens.permute(0, 3, 1, 2), None
-        if onednn.usable(tokens):
-            weight = self.weight[:, :, None, None]
-            make = partial(onednn.pack_convolution, weight, x.shape, POINTWISE)
-            packed = self.kept_for(x.shape, make)
-        if packed is None:
-            return self(tokens, plus=out)
-        y = onednn.convolution_onto(out.permute(0, 3, 1, 2), x, packed, self.bias, POINTWISE)
-        return y.permute(0, 2, 3, 1)
+    def after(self, norm: nn.Module, tokens: Tensor, act: str = "none") -> Tensor:
+        """Map what a norm of `take_apart` makes of tokens."""
+        if isinstance(norm, BareLayerNorm) and packed.usable(self.weight, tokens):
+            return product(tokens, self.packed, norm="layer_norm", eps=norm.eps, act=act)
+        return self(norm(tokens), act)
+
+    @property
+    def packed(self) -> Packed:
+        """Weight and bias as the C++ kernels read them."""
+        return self.kept("packed", lambda: packed.pack(self.weight, self.bias))
 
     def _compiled_for_cpu(self, tokens: Tensor) -> bool:
         return torch.compiler.is_dynamo_compiling() and tokens.device.type == "cpu" and tokens.ndim == 4

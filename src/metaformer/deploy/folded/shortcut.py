@@ -2,11 +2,12 @@
 
 from torch import Tensor, nn
 
+from metaformer.deploy.folded.prepared import Prepared
 from metaformer.deploy.folded.product import Product
 from metaformer.layers.scale import Scale
 
 
-class Shortcut(nn.Module):
+class Shortcut(Prepared):
     """The tokens (B, H, W, C) as they are, times ResScale, or none at all."""
 
     def __init__(self, res_scale: nn.Module, residual: bool) -> None:
@@ -23,14 +24,17 @@ class Shortcut(nn.Module):
         """What the tokens are multiplied with, as the operations of `ops` take it."""
         return (1.0 if self.scale is None else self.scale) if self.residual else None
 
+    @property
+    def keep(self) -> Tensor | None:
+        """The tokens' factor (C,) in float32, as the C++ kernels take it."""
+        scale = self.scale
+        return None if scale is None else self.kept("keep", lambda: scale.float().contiguous())
+
     def forward(self, tokens: Tensor) -> Tensor | None:
         if not self.residual:
             return None
         return tokens if self.scale is None else tokens * self.scale
 
-    def joined(self, product: Product, branch: Tensor, tokens: Tensor, overwrite: bool = False) -> Tensor:
-        """Give the product of the branch plus what goes past it; `overwrite` allows it the tokens' place."""
-        past = self(tokens)
-        if past is None or (past is tokens and not overwrite):
-            return product(branch, plus=past)
-        return product.onto(past, branch)
+    def joined(self, product: Product, branch: Tensor, tokens: Tensor) -> Tensor:
+        """Give the product of the branch plus what goes past it."""
+        return product(branch, plus=tokens, keep=self.keep) if self.residual else product(branch)

@@ -8,6 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -19,13 +22,20 @@ from metaformer.ops import onednn
 from metaformer.ops.cache import cache_dir
 
 SIGNATURES: Final = {
+    "attention": "pplllli",
+    "depthwise": "pppplllliiffi",
+    "mlp": "pppppppppplllliifi",
+    "stencil": "ppllllii",
+    "product": "ppppppllliifi",
     "pool_norm": "pppppllllffi",
-    "star_relu": "plffi",
     "layer_norm": "ppppllfi",
-    "cycle_shift": "ppppplllli",
-    "cycle_weigh": "ppppllli",
+    "cycle_means": "ppplllli",
+    "cycle_shares": "pplli",
+    "cycle_mix": "pppppppppppppplllli",
 }
 """Kernel -> its parameters: pointers, long and int numbers, floats. The last is the number of threads."""
+FLOAT_SIGNATURES: Final = {"mlp_pack": "pplli", "mlp_backward": "pppppppppplllii"}
+"""The same of those for float32 alone."""
 _TYPES: Final = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
 _SUFFIXES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _FLAGS: Final = (
@@ -39,27 +49,51 @@ _FLAGS: Final = (
 )
 _LONGEST: Final = 120
 """Seconds that the compiler may take."""
+Argument = Tensor | int | float | None
+Call = tuple[Callable[..., None], tuple[Argument, ...]]
+_local = threading.local()
 
 
 def usable(*maps: Tensor) -> bool:
-    """Say whether a kernel runs on these tensors: no gaps in memory, one type, where oneDNN would run."""
+    """Say whether a kernel runs on these tensors: no gaps in memory, one type, where oneDNN would run.
+
+    Nor do they where PyTorch's tracer runs, which would not see them.
+    """
     first = maps[0]
     return (
-        onednn.usable(first)
+        all(onednn.usable(map_) for map_ in maps)
         and first.dtype in _SUFFIXES
         and first.numel() > 0
         and all(map_.is_contiguous() and map_.dtype == first.dtype for map_ in maps)
         and load() is not None
+        and torch._C._get_tracing_state() is None
     )
 
 
-def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+def call(kernel: str, dtype: torch.dtype, *arguments: Argument) -> None:
     """Call a kernel for maps of a type, with PyTorch's number of threads; None stands for no tensor."""
     function = getattr(load(), f"{kernel}_{_SUFFIXES[dtype]}")
+    notes: list[Call] | None = getattr(_local, "notes", None)
+    if notes is not None:
+        notes.append((function, arguments))
     function(
         *(word.data_ptr() if isinstance(word, Tensor) else word for word in arguments),
         torch.get_num_threads(),
     )
+
+
+@contextmanager
+def noted() -> Iterator[list[Call]]:
+    """Collect the calls that this thread makes: function, and arguments but for the number of threads."""
+    notes: list[Call] = []
+    before: list[Call] | None = getattr(_local, "notes", None)
+    _local.notes = notes
+    try:
+        yield notes
+    finally:
+        _local.notes = before
+        if before is not None:
+            before += notes
 
 
 @cache
@@ -74,11 +108,34 @@ def load() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(place))
     except (OSError, subprocess.SubprocessError):
         return None
-    for kernel, letters in SIGNATURES.items():
-        for suffix in _SUFFIXES.values():
+    tables = *((SIGNATURES, suffix) for suffix in _SUFFIXES.values()), (FLOAT_SIGNATURES, "float32")
+    for table, suffix in tables:
+        for kernel, letters in table.items():
             function = getattr(library, f"{kernel}_{suffix}")
             function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
     return library
+
+
+@cache
+def multiplies(dtype: torch.dtype) -> bool:
+    """Say whether the library's products are as quick as oneDNN's on this machine."""
+    library = load()
+    types = 0 if library is None else library.products()
+    return bool(types & {torch.float32: 1, torch.bfloat16: 2}.get(dtype, 0))
+
+
+@cache
+def lanes() -> int:
+    """Numbers of float32 in a register, as the kernels use it; there has to be a library."""
+    library = load()
+    return 1 if library is None else int(library.lanes_of_register())
+
+
+@cache
+def panel() -> int:
+    """Columns of a weight that the kernels sum at a time."""
+    library = load()
+    return 1 if library is None else int(library.columns_of_panel())
 
 
 def reason_against() -> str | None:

@@ -1,6 +1,6 @@
-// PoolFormer's token mixing with its norm, scale and shortcut, and the norm that follows: of tokens (B, H, W, C),
+// PoolFormer's token mixing with its norm, scale and shortcut, and what the next norm needs: of tokens (B, H, W, C),
 //   y = keep * x + scale / deviation(x) * (mean of the 3 by 3 neighbours inside the map - x)
-//   z = (y - mean(y)) / deviation(y)
+//   moments = mean(y), 1 / deviation(y)
 // A thread takes a sample as a whole, which its cache holds; samples that are too few are split by rows.
 #include <omp.h>
 
@@ -15,7 +15,8 @@ template <class T>
 struct Map {
   const T* x;
   const float *scale, *keep;
-  T *y, *z;
+  T* y;
+  float* moments;
   long height, width, channels;
   float eps, next_eps;
   float kept;  // mean of `keep`
@@ -73,20 +74,13 @@ Sums mix(const Map<T>& map, const T* x, T* y, long first, long last, float near,
   return total;
 }
 
-template <class T>
-void normalise(const T* y, T* z, long count, const Moments& of) {
-  const float mean = of.mean, factor = of.inverse_deviation;
-#pragma omp simd
-  for (long i = 0; i < count; ++i) store(z + i, (load(y + i) - mean) * factor);
-}
-
 // One sample by `threads` threads, of which this is number `thread`; `parts` holds what each has summed.
 template <class T>
 void mix_sample(const Map<T>& map, long b, int thread, int threads, Sums* parts, Room& room) {
   const long row = map.row(), sample = map.sample(), start = b * sample;
   const long first = map.height * thread / threads, last = map.height * (thread + 1) / threads;
   const T* x = map.x + start;
-  T *y = map.y + start, *z = map.z + start;
+  T* y = map.y + start;
 
   auto together = [&](const Sums& own, Sums* of) {
     if (threads == 1) return own;
@@ -102,7 +96,9 @@ void mix_sample(const Map<T>& map, long b, int thread, int threads, Sums* parts,
   for (long c = 0; c < map.channels; ++c) room.gain[c] = map.scale[c] * before.inverse_deviation;
   near = before.mean * map.kept;  // pooling keeps means
   total = together(mix(map, x, y, first, last, near, room), parts + threads);
-  normalise(y + first * row, z + first * row, (last - first) * row, Moments(total, double(sample), near, map.next_eps));
+  const Moments after(total, double(sample), near, map.next_eps);
+  map.moments[2 * b] = after.mean;
+  map.moments[2 * b + 1] = after.inverse_deviation;
 }
 
 template <class T>
@@ -124,10 +120,10 @@ void run(const Map<T>& map, long batch, int wanted) {
 }  // namespace
 
 #define POOL_NORM(name, T) \
-  extern "C" void name(const T* x, const float* scale, const float* keep, T* y, T* z, long batch, long height, \
-                       long width, long channels, float eps, float next_eps, int threads) { \
+  extern "C" void name(const T* x, const float* scale, const float* keep, T* y, float* moments, long batch, \
+                       long height, long width, long channels, float eps, float next_eps, int threads) { \
     float kept = std::accumulate(keep, keep + channels, 0.0f) / float(channels); \
-    run(Map<T>{x, scale, keep, y, z, height, width, channels, eps, next_eps, kept}, batch, threads); \
+    run(Map<T>{x, scale, keep, y, moments, height, width, channels, eps, next_eps, kept}, batch, threads); \
   }
 POOL_NORM(pool_norm_float32, float)
 POOL_NORM(pool_norm_bfloat16, bfloat16)
