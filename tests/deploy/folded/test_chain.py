@@ -15,10 +15,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def optimized(name: str = "poolformer_s12", **options: Any) -> tuple[nn.Module, nn.Module]:
+def optimized(
+    name: str = "poolformer_s12", dtype: torch.dtype = torch.float32, **options: Any
+) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     model = metaformer.create_model(name, depths=(2, 1, 1, 1), num_classes=7, **options).eval()
-    return model, metaformer.optimize(model)
+    return model, metaformer.optimize(model, dtype=dtype)
 
 
 def chains(network: nn.Module) -> list[Chain]:
@@ -40,6 +42,18 @@ def test_families_run_on_kernels_alone(name: str) -> None:
     for size in (64, 64, 64, 96, 64, 64):
         x = images(size)
         torch.testing.assert_close(network(x), model(x), rtol=0, atol=1e-4)
+    assert planned(network) == [True] * 4
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(not library.multiplies(torch.bfloat16), reason="no products of bfloat16 on this machine")
+@pytest.mark.parametrize("name", ["poolformer_s12", "convformer_s18", "caformer_s18", "cyclemlp_b1"])
+def test_so_they_do_in_bfloat16(name: str) -> None:
+    model, network = optimized(name, torch.bfloat16)
+    x = images().bfloat16()
+    found, wanted = [network(x).float() for _ in range(4)], model(x.float())
+    for logits in found:
+        assert (logits - wanted).abs().max() <= 0.05 * wanted.abs().max()
     assert planned(network) == [True] * 4
 
 

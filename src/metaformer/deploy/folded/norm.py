@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaformer.deploy.folded.prepared import Prepared
 from metaformer.layers.norm import BatchNorm, GroupNorm, LayerNorm, NoNorm
 from metaformer.ops.layer_norm import layer_norm
+from metaformer.ops.native import library
 from metaformer.ops.pool_norm import group_norm
 
 
-class TokenNorm(nn.Module):
+class TokenNorm(Prepared):
     """A whole norm of maps, applied to tokens (B, H, W, C)."""
 
     def __init__(self, norm: nn.Module) -> None:
@@ -20,7 +22,10 @@ class TokenNorm(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         norm = self.norm
         if isinstance(norm, LayerNorm) and (norm.bias is None or norm.weight is not None):
-            return layer_norm(tokens, norm.eps, norm.weight, norm.bias)
+            constants = norm.weight, norm.bias
+            if library.usable(tokens):
+                constants = self.kept("constants", lambda: (_wide(norm.weight), _wide(norm.bias)))
+            return layer_norm(tokens, norm.eps, *constants)
         return norm(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -71,6 +76,10 @@ def take_apart(norm: nn.Module) -> tuple[nn.Module, Tensor | None, Tensor | None
         bare = BareGroupNorm(norm.eps) if isinstance(norm, GroupNorm) else BareLayerNorm(norm.eps)
         return bare, _detached(norm.weight), _detached(norm.bias)
     return TokenNorm(norm), None, None
+
+
+def _wide(constant: Tensor | None) -> Tensor | None:
+    return None if constant is None else constant.detach().float().contiguous()
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:
