@@ -12,6 +12,10 @@ from metaformer.ops.native import library
 from metaformer.ops.pool_norm import group_norm
 
 
+Constants = tuple[Tensor | None, Tensor | None]
+"""A norm's weight and bias, (C,)."""
+
+
 class TokenNorm(Prepared):
     """A whole norm of maps, applied to tokens (B, H, W, C)."""
 
@@ -22,7 +26,7 @@ class TokenNorm(Prepared):
     def forward(self, tokens: Tensor) -> Tensor:
         norm = self.norm
         if isinstance(norm, LayerNorm) and (norm.bias is None or norm.weight is not None):
-            constants = norm.weight, norm.bias
+            constants: Constants = (norm.weight, norm.bias)
             if library.usable(tokens):
                 constants = self.kept("constants", lambda: (_wide(norm.weight), _wide(norm.bias)))
             return layer_norm(tokens, norm.eps, *constants)
