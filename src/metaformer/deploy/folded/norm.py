@@ -11,7 +11,6 @@ from metaformer.ops.layer_norm import layer_norm
 from metaformer.ops.native import library
 from metaformer.ops.pool_norm import group_norm
 
-
 Constants = tuple[Tensor | None, Tensor | None]
 """A norm's weight and bias, (C,)."""
 
