@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,6 +70,30 @@ def test_the_same_twice_with_as_many_threads() -> None:
         with threads(count):
             first, second = (trained_mlp.backward(n, given, w1, b1, w2, "gelu") for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_fewer_threads_than_were_asked_for() -> None:
+    """The same bits: what is summed with what depends on the number that PyTorch has, not on who comes."""
+    code = """if True:
+        import torch
+        from metaformer.ops import trained_mlp
+        torch.manual_seed(0)
+        torch.set_num_threads(4)
+        n, given, w1, w2 = (torch.randn(size) for size in ((90, 64), (90, 64), (192, 64), (64, 192)))
+        found = trained_mlp.backward(n, given, w1, None, w2, "gelu")
+        print([part.double().sum().item() for part in found])
+    """
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **limit},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for limit in ({}, {"OMP_THREAD_LIMIT": "1"}, {"OMP_THREAD_LIMIT": "3"})
+    }
+    assert len(said) == 1
 
 
 def test_what_it_runs_on() -> None:

@@ -171,14 +171,14 @@ void run(const float* n, const float* given, const Weights& w, const Gradients& 
   std::vector<std::unique_ptr<Share>> shares(sides);
   std::unique_ptr<float[]> other(sides > 1 ? new float[map] : nullptr);
   std::unique_ptr<float[]> sums(pairs > 1 ? new float[(pairs - 1) * (2 * weights + w.hidden)] : nullptr);
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num(), side = thread % sides, pair = thread / sides;
-    if (pair == 0) {
-      const long middle = sides > 1 ? half : w.hidden;
-      shares[side].reset(new Share(w, side ? middle : 0, side ? w.hidden : middle, zeros.data()));
-    }
-#pragma omp barrier
+#pragma omp parallel for num_threads(sides) schedule(static)
+  for (int side = 0; side < sides; ++side) {
+    const long middle = sides > 1 ? half : w.hidden;
+    shares[side].reset(new Share(w, side ? middle : 0, side ? w.hidden : middle, zeros.data()));
+  }
+#pragma omp parallel for num_threads(threads) schedule(static, 1)  // there may be fewer threads than were asked for
+  for (int part_of = 0; part_of < threads; ++part_of) {
+    const int side = part_of % sides, pair = part_of / sides;
     Gradients mine = out;
     if (side > 0) mine.of_n = other.get();
     if (pair > 0) {
