@@ -21,7 +21,7 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from metaformer.metrics.average_precision import Found, Kind, coco_figures
+from metaformer.tasks.detection.metrics import Found, Kind, coco_figures
 
 WIDTH, HEIGHT, CLASSES, DETECTIONS = 640, 480, 80, 100
 SIZE = np.array([WIDTH, HEIGHT])

@@ -1,20 +1,20 @@
 """CycleMLP-B1 here against the original's form: `python examples/cycle_fc_speed.py [batch] [rounds]`.
 
 The original computes CycleFC as a deformable convolution and products over channels as `nn.Linear`. Both
-forms run in turn, in one process, on the same weights and pictures. `metaformer bench suite --rows cyclemlp`
-compares more forms, and training.
+forms run in turn, in one process, on the same weights and pictures. `python -m
+benchmarks.suite --rows cyclemlp` compares more forms, and training.
 """
 
 import sys
 
-from metaformer.ops.process import keep_freed_memory
+from metaformer.process import keep_freed_memory
 
 keep_freed_memory()
 
 import torch
 
 import metaformer
-from metaformer.bench.original_cyclemlp import original
+from benchmarks.original_cyclemlp import original
 from metaformer.bench.timing import measure, ratios
 
 

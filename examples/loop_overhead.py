@@ -16,20 +16,20 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from metaformer.data.demo import write_demo
+from metaformer.checkpoint.run_dir import RunDir
+from metaformer.data.demo.write import write_demo
 from metaformer.data.sampler import PureSampler
-from metaformer.engine.distributed import World
-from metaformer.engine.log import MetricsLog
-from metaformer.engine.loop import Loop
-from metaformer.engine.optim import build_optimizer
-from metaformer.engine.progress import Progress
-from metaformer.engine.run_dir import RunDir
-from metaformer.engine.setup import build_task
-from metaformer.engine.train import schedule
-from metaformer.engine.trainer import Trainer
-from metaformer.ops.process import keep_freed_memory, sleep_rather_than_spin
+from metaformer.distributed import World
+from metaformer.process import keep_freed_memory, sleep_rather_than_spin
 from metaformer.recipes import RECIPES
-from metaformer.tasks.task import Moment
+from metaformer.tasks.base import Moment
+from metaformer.tasks.registry import build_task
+from metaformer.training.log import MetricsLog
+from metaformer.training.loop import Loop
+from metaformer.training.optim import build_optimizer
+from metaformer.training.progress import Progress
+from metaformer.training.train import schedule
+from metaformer.training.trainer import Trainer
 
 PAIRS = int(sys.argv[1]) if len(sys.argv) > 1 else 1
 WHOLE = len(sys.argv) > 1

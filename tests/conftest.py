@@ -8,13 +8,27 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from metaformer.ops.process import keep_freed_memory, sleep_rather_than_spin
+from metaformer.process import keep_freed_memory, sleep_rather_than_spin
 
 keep_freed_memory()  # as the command line does: training tests run far faster where memory is scarce
 sleep_rather_than_spin()
 
+pytest_plugins = ["toys"]
 RANK = "import runpy, sys; file, name, *rest = sys.argv[1:]; runpy.run_path(file)[name](*rest)"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Same bits wherever a test runs, and no contention beside others."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def arrow_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `datasets` keep what it prepares with the tests."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "arrow"))
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from PIL import Image
 from metaformer.bench.catalogue import catalogue
 from metaformer.cli import VERBS, main
 from metaformer.cli.train import resolve
+from metaformer.factory import create_model
 from metaformer.mixers import MIXERS
-from metaformer.models import create_model
 from metaformer.recipes import RECIPES
 
 TINY = "--model.overrides={depths: [1, 1, 1, 1], dims: [8, 8, 8, 8]}"

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
-from metaformer.models import load_weights
+from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
+from metaformer.weights.load import load_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())

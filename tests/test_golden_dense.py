@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.dense.criterion import SegmentationLoss
-from metaformer.dense.segmenter import Segmenter
-from metaformer.models import create_segmenter, load_weights
+from metaformer.factory import create_segmenter
+from metaformer.models.segmentation.loss import SegmentationLoss
+from metaformer.models.segmentation.segmenter import Segmenter
+from metaformer.weights.load import load_weights
 
 GOLDEN = Path(__file__).parent / "golden_dense"
 VECTORS = load_file(GOLDEN / "semfpn_tiny.safetensors")

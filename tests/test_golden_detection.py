@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.detection.anchors import Anchors
-from metaformer.detection.coder import BoxCoder
-from metaformer.detection.config import DetectorConfig
-from metaformer.detection.detector import build_detector
-from metaformer.detection.focal import focal_loss
-from metaformer.detection.matcher import IGNORED, Matcher, iou
-from metaformer.detection.results import Detections, Targets
-from metaformer.detection.retinanet import OCTAVE, RetinaNet
-from metaformer.detection.suppression import keep
+from metaformer.models.detection.anchors import Anchors
+from metaformer.models.detection.box_coder import BoxCoder
+from metaformer.models.detection.build import build_detector
+from metaformer.models.detection.config import DetectorConfig
+from metaformer.models.detection.focal import focal_loss
+from metaformer.models.detection.matcher import IGNORED, Matcher, iou
+from metaformer.models.detection.nms import keep
+from metaformer.models.detection.retinanet import OCTAVE, RetinaNet
+from metaformer.models.detection.structures import Detections, Targets
 from metaformer.weights.keymap import to_ours
 from metaformer.weights.load import load_weights
 

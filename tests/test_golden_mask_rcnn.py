@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.detection.mask_head import mask_targets
-from metaformer.detection.results import Targets
-from metaformer.detection.roi import levels_of, pool
-from metaformer.detection.sampling import Sampler
-from metaformer.detection.two_stage import BOX_SIDE, MASK_ROI_SIDE, PyramidMaps, TwoStage
-from metaformer.models import create_detector, load_weights
+from metaformer.factory import create_detector
+from metaformer.models.detection.mask_head import mask_targets
+from metaformer.models.detection.rcnn import BOX_SIDE, MASK_ROI_SIDE, PyramidMaps, TwoStage
+from metaformer.models.detection.roi_align import levels_of, pool
+from metaformer.models.detection.sampling import Sampler
+from metaformer.models.detection.structures import Targets
 from metaformer.weights.keymap import to_ours
+from metaformer.weights.load import load_weights
 
 GOLDEN = Path(__file__).parent / "golden_dense"
 VECTORS = load_file(GOLDEN / "maskrcnn_tiny.safetensors")

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 
 import metaformer
@@ -27,28 +28,24 @@ HEAVY = (
 )
 
 
-# Tests of a registry's contract or of the whole, beside those of one file.
-WHOLE = {
-    "contract",
-    "docs",
-    "golden",
-    "golden_dense",
-    "golden_detection",
-    "golden_mask_rcnn",
-    "layout",
-    "timm",
-    "transformers",
-    "wheel",
-}
+# Groups of tests of the whole.
+WHOLE = {"faults", "golden", "golden_dense"}
 
 
-def test_tests_mirror_the_source() -> None:
+def test_tests_mirror_the_folders() -> None:
+    """Each folder of tests is one of the source, of benchmarks, or a group of tests of the whole."""
     for test in (ROOT / "tests").rglob("test_*.py"):
-        if test.parent.name == "faults":  # of the whole, item by item of the acceptance suite
-            continue
-        name = test.stem.removeprefix("test_")
-        home = SOURCE / test.parent.relative_to(ROOT / "tests") / name
-        assert name in WHOLE or home.with_suffix(".py").is_file() or home.is_dir(), test
+        folder = test.parent.relative_to(ROOT / "tests")
+        home = ROOT if folder.parts[:1] == ("benchmarks",) else SOURCE
+        assert folder.name in WHOLE or (home / folder).is_dir(), test
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = grimp.build_graph("metaformer")
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    while leaves := {module for module, imported in imports.items() if not imported & imports.keys()}:
+        imports = {module: imported for module, imported in imports.items() if module not in leaves}
+    assert not imports, sorted(imports)
 
 
 def test_every_exported_name_is_there() -> None:

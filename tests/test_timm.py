@@ -7,9 +7,10 @@ import timm
 import torch
 from torch import nn
 
-from metaformer.models import create_model, load_weights
+from metaformer.factory import create_model
 from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours
+from metaformer.weights.load import load_weights
 
 EXACT = ("poolformerv2_s12", "convformer_s18", "caformer_s18")
 SIZE = (75, 96)

@@ -6,11 +6,13 @@ import pytest
 import torch
 import transformers
 
-from metaformer.backbones.skeleton import MetaFormer
-from metaformer.models import convert, create_segmenter, from_pretrained, load_weights
-from metaformer.weights.hub import read_config
+from metaformer.backbones.metaformer import MetaFormer
+from metaformer.factory import create_segmenter
+from metaformer.weights.convert import convert
+from metaformer.weights.hub import from_pretrained, read_config
 from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours, to_ours
+from metaformer.weights.load import load_weights
 
 OPTIONS = [
     {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 20, 28], "num_labels": 7},

@@ -5,41 +5,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metaformer.backbones.config import MetaFormerConfig
-    from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
-    from metaformer.dense.config import SegmenterConfig
-    from metaformer.dense.criterion import SegmentationLoss
-    from metaformer.dense.segmenter import Segmenter
+    from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
+    from metaformer.config import TrainConfig
     from metaformer.deploy.int8.quantize import quantize
     from metaformer.deploy.optimize import optimize
     from metaformer.deploy.packaging.package import package
     from metaformer.deploy.packaging.packaged import load_package
-    from metaformer.detection.config import DetectorConfig
-    from metaformer.detection.detector import Detector
-    from metaformer.detection.results import Detections, Targets
-    from metaformer.engine.config import TrainConfig
-    from metaformer.engine.evaluate import evaluate
-    from metaformer.engine.predict import Predictor
-    from metaformer.engine.train import train
     from metaformer.errors import MetaFormerError
-    from metaformer.mixers import MIXERS
-    from metaformer.models import (
-        LoadReport,
-        convert,
+    from metaformer.factory import (
         create_detector,
         create_model,
         create_segmenter,
-        from_pretrained,
         is_detector,
         is_model,
         is_segmenter,
         list_detectors,
         list_models,
         list_segmenters,
-        load_weights,
-        push_to_hub,
-        register_timm,
-        save_pretrained,
     )
+    from metaformer.inference.evaluate import evaluate
+    from metaformer.inference.predictor import Predictor
+    from metaformer.mixers import MIXERS
+    from metaformer.models.detection.config import DetectorConfig
+    from metaformer.models.detection.detector import Detector
+    from metaformer.models.detection.structures import Detections, Targets
+    from metaformer.models.segmentation.config import SegmenterConfig
+    from metaformer.models.segmentation.loss import SegmentationLoss
+    from metaformer.models.segmentation.segmenter import Segmenter
+    from metaformer.training.train import train
+    from metaformer.weights.convert import convert
+    from metaformer.weights.hub import from_pretrained, push_to_hub, save_pretrained
+    from metaformer.weights.load import load_weights
+    from metaformer.weights.report import LoadReport
+    from metaformer.weights.timm_registry import register_timm
 
 __all__ = [
     "MIXERS",
@@ -81,33 +79,49 @@ __all__ = [
 ]
 
 # Each name loads its module when it is asked for: `metaformer --help` needs no torch, a backbone no timm.
-_HOMES = {
+_MODULES = {
     "backbones.config": ("MetaFormerConfig",),
-    "backbones.skeleton": ("MetaFormer", "MetaFormerFeatures"),
-    "dense.config": ("SegmenterConfig",),
-    "dense.criterion": ("SegmentationLoss",),
-    "dense.segmenter": ("Segmenter",),
+    "backbones.metaformer": ("MetaFormer", "MetaFormerFeatures"),
+    "config": ("TrainConfig",),
+    "deploy.int8.quantize": ("quantize",),
     "deploy.optimize": ("optimize",),
     "deploy.packaging.package": ("package",),
     "deploy.packaging.packaged": ("load_package",),
-    "deploy.int8.quantize": ("quantize",),
-    "detection.config": ("DetectorConfig",),
-    "detection.detector": ("Detector",),
-    "detection.results": ("Detections", "Targets"),
-    "engine.config": ("TrainConfig",),
-    "engine.evaluate": ("evaluate",),
-    "engine.predict": ("Predictor",),
-    "engine.train": ("train",),
     "errors": ("MetaFormerError",),
+    "factory": (
+        "create_detector",
+        "create_model",
+        "create_segmenter",
+        "is_detector",
+        "is_model",
+        "is_segmenter",
+        "list_detectors",
+        "list_models",
+        "list_segmenters",
+    ),
+    "inference.evaluate": ("evaluate",),
+    "inference.predictor": ("Predictor",),
     "mixers": ("MIXERS",),
+    "models.detection.config": ("DetectorConfig",),
+    "models.detection.detector": ("Detector",),
+    "models.detection.structures": ("Detections", "Targets"),
+    "models.segmentation.config": ("SegmenterConfig",),
+    "models.segmentation.loss": ("SegmentationLoss",),
+    "models.segmentation.segmenter": ("Segmenter",),
+    "training.train": ("train",),
+    "weights.convert": ("convert",),
+    "weights.hub": ("from_pretrained", "push_to_hub", "save_pretrained"),
+    "weights.load": ("load_weights",),
+    "weights.report": ("LoadReport",),
+    "weights.timm_registry": ("register_timm",),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = next((home for home, names in _HOMES.items() if name in names), "models")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    module = next(module for module, names in _MODULES.items() if name in names)
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
 def __dir__() -> list[str]:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import POOLFORMER, UNAVAILABLE, VARIANTS
 
 # The official counts; RandFormer's include the frozen matrices.

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import VARIANTS
-from metaformer.bench import count
 from metaformer.bench.catalogue import catalogue, cost, counted, write_table
+from metaformer.bench.counts import count
 from metaformer.errors import UnknownName
 from metaformer.weights.sources import SOURCES
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import VARIANTS
-from metaformer.bench import count
+from metaformer.bench.counts import count
 
 TINY = MetaFormerConfig(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=10, image_size=(64, 64))
 

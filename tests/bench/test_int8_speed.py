@@ -15,12 +15,12 @@ import metaformer
 from metaformer.bench import int8_speed
 from metaformer.bench.int8_speed import FORMS, Int8Speed, measure_int8, started
 from metaformer.bench.timing import Machine, Timing
+from metaformer.checkpoint.checkpoint import FORMAT, STATE
+from metaformer.checkpoint.manifest import write_directory
 from metaformer.data.preprocess import Preprocess
-from metaformer.engine.checkpoint import FORMAT, STATE
-from metaformer.engine.int8_network import NETWORK, load_openvino
-from metaformer.engine.manifest import write_directory
 from metaformer.errors import ConfigError, MetaFormerError, WeightsError
-from metaformer.models import save_pretrained
+from metaformer.inference.int8_model import NETWORK, load_openvino
+from metaformer.weights.hub import save_pretrained
 
 MIXER = """
 from torch import nn

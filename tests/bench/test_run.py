@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.skeleton import MetaFormer
-from metaformer.bench import BenchConfig, bench
+from metaformer.backbones.metaformer import MetaFormer
+from metaformer.bench.run import BenchConfig, bench
 from metaformer.bench.timing import Timing, ratios
 from metaformer.errors import ConfigError, UnknownName
 

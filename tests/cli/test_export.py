@@ -5,7 +5,8 @@ import torch
 
 from metaformer.cli import main
 from metaformer.deploy.packaging.packaged import load_package
-from metaformer.models import create_model, save_pretrained
+from metaformer.factory import create_model
+from metaformer.weights.hub import save_pretrained
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "num_classes": 3, "image_size": (64, 64)}
 

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metaformer.checkpoint.checkpoint import write_checkpoint
 from metaformer.cli import main
-from metaformer.dense.config import SegmenterConfig
-from metaformer.engine.checkpoint import write_checkpoint
-from metaformer.engine.config import TrainConfig
-from metaformer.engine.settings import to_dict
-from metaformer.models import create_detector, create_model, create_segmenter, save_pretrained
+from metaformer.config import TrainConfig
+from metaformer.factory import create_detector, create_model, create_segmenter
+from metaformer.models.segmentation.config import SegmenterConfig
+from metaformer.serialize import to_dict
+from metaformer.weights.hub import save_pretrained
 
 CLASSES = ["sky", "sea", "land"]
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}

@@ -9,7 +9,8 @@ from PIL import Image
 
 from metaformer.bench import int8_speed
 from metaformer.cli import main
-from metaformer.models import create_model, save_pretrained
+from metaformer.factory import create_model
+from metaformer.weights.hub import save_pretrained
 
 
 @pytest.fixture(scope="module")

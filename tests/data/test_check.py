@@ -6,21 +6,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metaformer.data.check import CheckReport, check_data_set
-from metaformer.data.demo import Demo
-from metaformer.data.sharding import write_shards
+from metaformer.data.check_report import CheckReport
+from metaformer.data.demo.write import Demo
+from metaformer.data.shards.write import write_shards
+from metaformer.tasks.classification.check import check_data_set
 
 
 @pytest.fixture
-def own(pets: Path) -> Path:
-    """The pets, with other pictures to validate on than to train on."""
+def own(noise_pets: Path) -> Path:
+    """The noise_pets, with other pictures to validate on than to train on."""
     draw = np.random.RandomState(1)
-    for file in sorted((pets / "val").rglob("*.png")):
+    for file in sorted((noise_pets / "val").rglob("*.png")):
         Image.fromarray(draw.randint(0, 256, (30, 31, 3), dtype=np.uint8)).save(file)
     draw = np.random.RandomState(2)
-    for number, file in enumerate(sorted((pets / "train").rglob("*.png"))):
+    for number, file in enumerate(sorted((noise_pets / "train").rglob("*.png"))):
         Image.fromarray(draw.randint(0, 256, (40 + number, 50, 3), dtype=np.uint8)).save(file)
-    return pets
+    return noise_pets
 
 
 def found(report: CheckReport, grade: str) -> list[tuple[str, str]]:

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaformer.data.group_sampler import GroupSampler
-from metaformer.data.sampler import PureSampler, Sample
+from metaformer.data.sampler import GroupSampler, PureSampler, Sample
 from metaformer.errors import ConfigError, DataError
 
 

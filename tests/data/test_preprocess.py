@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalise, Preprocess
-from metaformer.data.transforms import eval_transform
 from metaformer.errors import ConfigError
+from metaformer.tasks.classification.transforms import eval_transform
 
 
 def test_survives_json() -> None:

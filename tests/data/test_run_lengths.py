@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metaformer.data.run_lengths import run_lengths
+from metaformer.data.rle import run_lengths
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -6,22 +6,22 @@ import torch
 from metaformer.data.dataset import Augmented
 from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Loader
-from metaformer.data.parquet import ParquetImages
 from metaformer.data.sampler import PureSampler
-from metaformer.data.sharding import write_shards
+from metaformer.data.shards.parquet import ParquetImages
+from metaformer.data.shards.tar import TarImages
+from metaformer.data.shards.write import write_shards
 from metaformer.data.split import open_split
-from metaformer.data.tar import TarImages
-from metaformer.data.transforms import train_transform
 from metaformer.errors import DataError
+from metaformer.tasks.classification.transforms import train_transform
 
 
-def test_each_kind_is_recognised(pets: Path, tmp_path: Path) -> None:
+def test_each_kind_is_recognised(noise_pets: Path, tmp_path: Path) -> None:
     for kind, made in (("parquet", ParquetImages), ("tar", TarImages)):
-        write_shards(pets, tmp_path / kind, kind=kind, workers=1, progress=False)
+        write_shards(noise_pets, tmp_path / kind, kind=kind, workers=1, progress=False)
         assert isinstance(open_split(tmp_path / kind, "train"), made)
         assert isinstance(open_split(f"file://{tmp_path / kind}", "train"), made)
-    assert isinstance(open_split(pets, "train"), ImageFolder)
-    assert open_split(pets, "train", ["cat", "bee", "ant"]).classes == ("cat", "bee", "ant")
+    assert isinstance(open_split(noise_pets, "train"), ImageFolder)
+    assert open_split(noise_pets, "train", ["cat", "bee", "ant"]).classes == ("cat", "bee", "ant")
 
 
 def test_places_without_data_are_told(tmp_path: Path) -> None:
@@ -33,8 +33,10 @@ def test_places_without_data_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_on_parquet_is_training_on_the_folder(workers: int, pets: Path, tmp_path: Path) -> None:
-    write_shards(pets, tmp_path / "out", shard_size=0.02, workers=1, progress=False)
+def test_training_on_parquet_is_training_on_the_folder(
+    workers: int, noise_pets: Path, tmp_path: Path
+) -> None:
+    write_shards(noise_pets, tmp_path / "out", shard_size=0.02, workers=1, progress=False)
 
     def batches(root: Path, workers: int) -> list[torch.Tensor]:
         data = Augmented(open_split(root, "train"), train_transform(32), seed=3)
@@ -45,5 +47,5 @@ def test_training_on_parquet_is_training_on_the_folder(workers: int, pets: Path,
             found += [part for batch in Loader(data, sampler, workers=workers) for part in batch[:3]]
         return found
 
-    expected, got = batches(pets, 0), batches(tmp_path / "out", workers)
+    expected, got = batches(noise_pets, 0), batches(tmp_path / "out", workers)
     assert len(expected) == 12 and all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))

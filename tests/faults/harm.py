@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from metaformer.data.folder import ImageFolder
-from metaformer.engine.trainer import Trainer
+from metaformer.training.trainer import Trainer
 
 Fault = dict[str, Any]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metaformer.engine.manifest import MANIFEST, write_directory
+from metaformer.checkpoint.manifest import MANIFEST, write_directory
 
 DEEP = "[" * 200_000
 BOMB = 2**28

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.variants import VARIANTS
-from metaformer.models import list_models
+from metaformer.factory import list_models
 
 DIMS = (8, 8, 16, 16)
 

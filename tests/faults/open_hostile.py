@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-import metaformer.engine.train
 import metaformer.models  # noqa: F401
 from metaformer.cli import main
 

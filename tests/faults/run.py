@@ -16,7 +16,7 @@ from typing import Any
 
 from faults.case import EPOCH, Case
 from faults.warm import Warm
-from metaformer.engine.checkpoint import Saved
+from metaformer.checkpoint.checkpoint import Saved
 
 HERE = Path(__file__).parent
 VICTIM = HERE / "victim.py"

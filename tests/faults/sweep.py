@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from metaformer.engine.checkpoint import newest, prune, read_checkpoint, step_directory, write_checkpoint
-from metaformer.engine.run_dir import RunDir
+from metaformer.checkpoint.checkpoint import newest, prune, read_checkpoint, step_directory, write_checkpoint
+from metaformer.checkpoint.run_dir import RunDir
 
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.chmod")
 

@@ -9,7 +9,7 @@ import pytest
 
 from faults.case import Case
 from faults.run import Run
-from metaformer.engine.checkpoint import read_checkpoint
+from metaformer.checkpoint.checkpoint import read_checkpoint
 from metaformer.errors import WeightsError
 
 Tally = Callable[[str, str, bool], None]

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faults.networks import of_each_kind
-from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import VARIANTS
+from metaformer.factory import list_models
 from metaformer.layers.norm import NORMS
-from metaformer.models import list_models
 
 Tally = Callable[[str, str, bool], None]
 SIZE = 32

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from faults.case import Case
 from faults.run import Run
 from metaformer.errors import WeightsError
-from metaformer.models import create_model, load_weights
+from metaformer.factory import create_model
+from metaformer.weights.load import load_weights
 
 Tally = Callable[[str, str, bool], None]
 NewRun = Callable[..., Run]

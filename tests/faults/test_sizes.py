@@ -11,9 +11,9 @@ from torch import Tensor
 
 from faults.networks import structures
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.errors import GridError, SizeError
-from metaformer.models import list_models
+from metaformer.factory import list_models
 
 Tally = Callable[[str, str, bool], None]
 WHAT = "sizes: any H, W ≤ 512, batch ≤ 4, channels give the shape or say what is needed"

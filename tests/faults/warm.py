@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PRELOAD = [
-    *("metaformer.engine.train", "metaformer.cli.train", "timm.data", "torch.utils.tensorboard"),
+    *("metaformer.training.train", "metaformer.cli.train", "timm.data", "torch.utils.tensorboard"),
     *("jsonargparse", "docstring_parser", "jinja2"),
 ]
 _forks = multiprocessing.get_context("forkserver")

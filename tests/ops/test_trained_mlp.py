@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.numerics import close, threads
 from torch import Tensor
 
 from metaformer.ops import trained_mlp
 from metaformer.ops.native import library
 from metaformer.ops.product import ACTS
+from tests.ops.numerics import close, threads
 
 pytestmark = pytest.mark.skipif(
     not library.multiplies(torch.float32), reason="the C++ products do not run on this machine"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from metaformer.engine.check import check
 from metaformer.errors import UnknownName
-from metaformer.models import create_model
+from metaformer.factory import create_model
 from metaformer.recipes import RECIPES, find
+from metaformer.training.check import check
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 

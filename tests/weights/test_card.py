@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from metaformer.backbones.variants import VARIANTS
-from metaformer.detection.config import KINDS, DetectorConfig
-from metaformer.detection.detector import build_detector
+from metaformer.models.detection.build import build_detector
+from metaformer.models.detection.config import KINDS, DetectorConfig
 from metaformer.weights.card import detector_cfg, pretrained_cfg
 from metaformer.weights.detection_sources import DETECTION_SOURCES
 from metaformer.weights.sources import SOURCES

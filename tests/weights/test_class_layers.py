@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.skeleton import MetaFormer
-from metaformer.models import create_detector, create_segmenter
+from metaformer.backbones.metaformer import MetaFormer
+from metaformer.factory import create_detector, create_segmenter
 from metaformer.weights.class_layers import class_count, class_layers, compat_of
 
 TINY = MetaFormerConfig(depths=(1,) * 4, dims=(8, 8, 8, 16), num_classes=5)

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import VARIANTS
-from metaformer.dense.config import SegmenterConfig
-from metaformer.dense.segmenter import Segmenter
-from metaformer.detection.config import KINDS, DetectorConfig
-from metaformer.detection.detector import build_detector
 from metaformer.errors import OutputError, UnknownName, WeightsError
-from metaformer.models import load_weights
+from metaformer.models.detection.build import build_detector
+from metaformer.models.detection.config import KINDS, DetectorConfig
+from metaformer.models.segmentation.config import SegmenterConfig
+from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.weights.convert import convert
 from metaformer.weights.io import read_metadata, read_state, write_state
+from metaformer.weights.load import load_weights
 
 ORIGINAL_FORMATS = {"poolformer": "poolformer", "metaformer": "poolformer", "cyclemlp": "cyclemlp"}
 OTHER_FORMATS = {

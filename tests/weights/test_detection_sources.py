@@ -3,8 +3,8 @@
 import pytest
 
 from metaformer.backbones.variants import VARIANTS
-from metaformer.detection.config import KINDS
 from metaformer.errors import UnknownName, WeightsError
+from metaformer.models.detection.config import KINDS
 from metaformer.weights.detection_sources import DETECTION_SOURCES, find_detection_source
 from metaformer.weights.formats import FORMATS
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
-from metaformer.dense.config import SegmenterConfig
-from metaformer.dense.segmenter import Segmenter
-from metaformer.detection.config import KINDS, DetectorConfig
-from metaformer.detection.detector import build_detector
+from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
 from metaformer.errors import WeightsError
+from metaformer.models.detection.build import build_detector
+from metaformer.models.detection.config import KINDS, DetectorConfig
+from metaformer.models.segmentation.config import SegmenterConfig
+from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.weights.keymap import from_ours
 from metaformer.weights.load import load_weights
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.dense.config import SegmenterConfig
-from metaformer.dense.segmenter import Segmenter
-from metaformer.detection.config import KINDS, DetectorConfig
-from metaformer.detection.detector import build_detector
 from metaformer.errors import WeightsError
+from metaformer.models.detection.build import build_detector
+from metaformer.models.detection.config import KINDS, DetectorConfig
+from metaformer.models.segmentation.config import SegmenterConfig
+from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.weights.keymap import from_ours, to_ours
 
 TINY = MetaFormerConfig(depths=(1,) * 4, dims=(8, 16, 20, 28), feature_norm="fresh")

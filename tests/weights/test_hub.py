@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
-from metaformer.dense.segmenter import Segmenter
-from metaformer.detection.config import KINDS
-from metaformer.detection.detector import Detector
+from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
 from metaformer.errors import ConfigError, DownloadError, OutputError, WeightsError
-from metaformer.models import create_detector, create_model, create_segmenter
+from metaformer.factory import create_detector, create_model, create_segmenter
+from metaformer.models.detection.config import KINDS
+from metaformer.models.detection.detector import Detector
+from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.weights.hub import from_pretrained, push_to_hub, read_config, save_pretrained
 from metaformer.weights.io import write_state
 

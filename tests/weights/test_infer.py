@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import VARIANTS
 from metaformer.weights.infer import candidates
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from metaformer.errors import OutputError, WeightsError
-from metaformer.weights.io import read_metadata, read_state, unwrap, write_atomically, write_state
+from metaformer.storage import write_atomically
+from metaformer.weights.io import read_metadata, read_state, unwrap, write_state
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.errors import UnknownName, WeightsError
-from metaformer.models import model_config
+from metaformer.factory import model_config
 from metaformer.weights.formats import FORMATS
 from metaformer.weights.keymap import from_ours, recognise, to_ours
 

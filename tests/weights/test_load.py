@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
+from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours

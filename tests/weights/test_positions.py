@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaformer.backbones.skeleton import MetaFormer
-from metaformer.models import model_config
+from metaformer.backbones.metaformer import MetaFormer
+from metaformer.factory import model_config
 from metaformer.weights.keymap import from_ours
 from metaformer.weights.positions import Positions
 

@@ -3,8 +3,8 @@
 import pytest
 
 from metaformer.backbones.variants import VARIANTS
-from metaformer.dense.config import HEAD_DIMS
 from metaformer.errors import UnknownName, WeightsError
+from metaformer.models.segmentation.config import HEAD_DIMS
 from metaformer.weights.formats import FORMATS
 from metaformer.weights.segmentation_sources import SEGMENTATION_SOURCES, find_segmentation_source
 

@@ -7,9 +7,10 @@ import timm
 import torch
 
 from metaformer.backbones.variants import VARIANTS
-from metaformer.models import create_model, register_timm
+from metaformer.factory import create_model
 from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours
+from metaformer.weights.timm_registry import register_timm
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,20 @@
-"""`python -m metaformer.bench MODEL…|suite|data`: benchmarks without the command line's packages."""
+"""`python -m metaformer.bench MODEL…`: the command without the command line's packages."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from metaformer.bench.loading import command as data
 from metaformer.bench.run import DTYPES, BenchConfig, bench
-from metaformer.bench.suite import command as suite
 from metaformer.errors import MetaFormerError
-from metaformer.ops.process import keep_freed_memory
+from metaformer.process import keep_freed_memory
 from metaformer.registry import import_file
-from metaformer.weights.io import write_atomically
+from metaformer.storage import write_atomically
 
 EXAMPLE = """  metaformer bench poolformer_s12 cyclemlp_b1 --batch 8 --against timm:poolformer_s12
   metaformer bench semantic_fpn_poolformer_s12 --size 512 --optimize --against smp:fpn/poolformer_s12
   metaformer bench caformer_s18 --size 384 --counts --by stage
-  metaformer bench poolformer_s12 --import foo.py --mixers foo foo attention attention --json out.json
-  metaformer bench suite --list
-  metaformer bench data --root imagenet/val"""
-
-COMMANDS = {"suite": suite, "data": data}
-"""What is no model's name, but says what else is measured."""
+  metaformer bench poolformer_s12 --import foo.py --mixers foo foo attention attention --json out.json"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -89,18 +82,16 @@ def run(words: argparse.Namespace) -> int:
 
 def main() -> int:
     """Run as a program."""
-    words = sys.argv[1:]
-    command = COMMANDS.get(words[0]) if words else None
     parser = argparse.ArgumentParser(
-        f"python -m metaformer.bench{f' {words[0]}' if command else ''}",
-        description=command.DESCRIPTION if command else __doc__,
-        epilog=f"examples:\n{command.EXAMPLE if command else EXAMPLE}",
+        "python -m metaformer.bench",
+        description=__doc__,
+        epilog=f"examples:\n{EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    (command.add_options if command else add_options)(parser)
+    add_options(parser)
     keep_freed_memory()
     try:
-        return command.run(parser.parse_args(words[1:])) if command else run(parser.parse_args(words))
+        return run(parser.parse_args())
     except MetaFormerError as error:
         print(f"metaformer bench: error: {error}", file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import UNAVAILABLE, VARIANTS
 from metaformer.bench.counts import count
 from metaformer.errors import UnknownName

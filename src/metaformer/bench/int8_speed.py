@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from metaformer.bench.timing import SAMPLE_SECONDS, Machine, Timing, measure, ratios
 from metaformer.deploy.optimize import optimize
-from metaformer.engine.bundle import open_bundle
-from metaformer.engine.int8_network import Int8Network
 from metaformer.errors import ConfigError, MetaFormerError
-from metaformer.ops.process import keep_freed_memory
+from metaformer.inference.int8_model import Int8Network
+from metaformer.inference.model import open_bundle
+from metaformer.process import keep_freed_memory
 from metaformer.registry import import_file
 
 FORMS = ("float32", "bfloat16", "int8")

@@ -137,7 +137,7 @@ class _Entry:
 
 
 def _from_here(name: str, size: int | None, mixers: Sequence[str] | None) -> _Entry:
-    from metaformer.models import create_model, is_detector, is_segmenter
+    from metaformer.factory import create_model, is_detector, is_segmenter
 
     overrides: dict[str, Any] = {}
     if size:
@@ -153,7 +153,7 @@ def _from_here(name: str, size: int | None, mixers: Sequence[str] | None) -> _En
 
 
 def _segmenter(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry:
-    from metaformer.models import create_segmenter, model_config, split_segmenter
+    from metaformer.factory import create_segmenter, model_config, split_segmenter
 
     kind, backbone, _ = split_segmenter(name)
     config = model_config(backbone, grid_mode="interpolate", **overrides)
@@ -164,7 +164,7 @@ def _segmenter(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry
 
 def _detector(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry:
     """A detector's dense part, `raw`: what comes after it depends on what is in a picture."""
-    from metaformer.models import create_detector, model_config, split_detector
+    from metaformer.factory import create_detector, model_config, split_detector
 
     kind, backbone, _ = split_detector(name)
     config = model_config(backbone, grid_mode="interpolate", **overrides)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from metaformer.cli.parser import UsageError
 from metaformer.errors import MetaFormerError, RankError, UnknownName
-from metaformer.ops.process import keep_freed_memory, sleep_rather_than_spin
+from metaformer.process import keep_freed_memory, sleep_rather_than_spin
 
 __all__ = ["VERBS", "main"]
 

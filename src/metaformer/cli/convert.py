@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("--model", metavar="NAME", help="the model, where the checkpoint does not tell")
     words = parser.parse_args(argv)
-    from metaformer.models import convert
+    from metaformer.weights.convert import convert
 
     print(convert(words.source, words.target, words.to, words.model))
     return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from metaformer.cli.parser import Parser, UsageError, write_json
 
 if TYPE_CHECKING:
-    from metaformer.data.check import CheckReport
+    from metaformer.data.check_report import CheckReport
 
 
 def run(argv: list[str]) -> int:
@@ -44,7 +44,7 @@ def _demo(argv: list[str]) -> int:
         help="scenes to learn from, and held out (default 600 150)",
     )
     words = parser.parse_args(argv)
-    from metaformer.data.demo import write_demo
+    from metaformer.data.demo.write import write_demo
 
     demo = write_demo(
         words.dir, words.seed, per_class=words.per_class, copies=words.copies, scenes=tuple(words.scenes)
@@ -92,9 +92,9 @@ def _check(argv: list[str]) -> int:
 
 
 def _checked(words: Namespace) -> "CheckReport":
-    from metaformer.data.check import check_data_set
-    from metaformer.data.detection_check import check_objects
-    from metaformer.data.segmentation_check import check_label_maps
+    from metaformer.tasks.classification.check import check_data_set
+    from metaformer.tasks.detection.check import check_objects
+    from metaformer.tasks.segmentation.check import check_label_maps
 
     splits, zero, task = words.split or _SPLITS, words.reduce_zero_label, words.task or _task(words)
     if task == "classify":
@@ -115,9 +115,9 @@ def _checked(words: Namespace) -> "CheckReport":
 
 def _task(words: Namespace) -> str:
     """What a data set is for: as other words tell, else as its files do."""
-    from metaformer.data.address import is_remote
-    from metaformer.data.detection_layouts import DETECTION_LAYOUTS, find_detection_layout
-    from metaformer.data.layouts import LAYOUTS, find_layout, has_label_maps
+    from metaformer.data.shards.remote import is_remote
+    from metaformer.tasks.detection.formats.layouts import DETECTION_LAYOUTS, find_detection_layout
+    from metaformer.tasks.segmentation.layouts import LAYOUTS, find_layout, has_label_maps
 
     if words.layout in DETECTION_LAYOUTS and words.layout not in LAYOUTS:
         return "detect"
@@ -158,7 +158,7 @@ def _shard(argv: list[str]) -> int:
     add("--on-bad-image", choices=["error", "skip"], default="error", help=bad)
     _add_workers(parser)
     words = parser.parse_args(argv)
-    from metaformer.data.sharding import write_shards
+    from metaformer.data.shards.write import write_shards
 
     done = write_shards(
         words.data,

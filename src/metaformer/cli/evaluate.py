@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
     parser.add_import()
     words = parser.parse_args(argv)
     parser.run_import(words)
-    from metaformer.engine.evaluate import evaluate
+    from metaformer.inference.evaluate import evaluate
 
     report = evaluate(
         words.source,

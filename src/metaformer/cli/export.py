@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metaformer.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from metaformer.engine.bundle import Bundle
+    from metaformer.inference.model import Bundle
 
 EXAMPLE = """metaformer export runs/demo-classify digits.pt2
   metaformer export poolformer_s12 poolformer.pt2 --dtype bf16 --batch 1 64 --sizes 224 1024"""
@@ -25,8 +25,8 @@ def run(argv: list[str]) -> int:
     import torch
 
     from metaformer.deploy.packaging.package import check_possible, package
-    from metaformer.engine.bundle import open_bundle
-    from metaformer.engine.distributed import find_device
+    from metaformer.distributed import find_device
+    from metaformer.inference.model import open_bundle
 
     check_possible(Path(words.out))
     device = find_device(words.device)

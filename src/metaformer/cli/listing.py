@@ -74,7 +74,7 @@ def _recipes(pattern: str) -> list[dict[str, Any]]:
 
 
 def _segmenters(pattern: str) -> list[dict[str, Any]]:
-    from metaformer.models import create_segmenter
+    from metaformer.factory import create_segmenter
     from metaformer.weights.segmentation_sources import SEGMENTATION_SOURCES
 
     figures = {name: {"miou": source.miou} for name, source in SEGMENTATION_SOURCES.items()}
@@ -82,7 +82,7 @@ def _segmenters(pattern: str) -> list[dict[str, Any]]:
 
 
 def _detectors(pattern: str) -> list[dict[str, Any]]:
-    from metaformer.models import create_detector
+    from metaformer.factory import create_detector
     from metaformer.weights.detection_sources import DETECTION_SOURCES
 
     figures = {

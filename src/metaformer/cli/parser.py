@@ -16,9 +16,11 @@ class UsageError(Exception):
 class Parser(argparse.ArgumentParser):
     """argparse, but an error is raised, in one line, with the nearest options where one is unknown."""
 
-    def __init__(self, verb: str, description: str, example: str, add_help: bool = True) -> None:
+    def __init__(
+        self, verb: str, description: str, example: str, add_help: bool = True, program: str = "metaformer"
+    ) -> None:
         super().__init__(
-            f"metaformer {verb}",
+            f"{program} {verb}",
             description=description,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -28,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing and leaving."""
-        verb = self.prog.removeprefix("metaformer ")
+        verb = self.prog.rpartition("metaformer ")[2]
         raise UsageError(f"{verb}: {explain(message, re.findall(r'--[a-z-]+', self.format_usage()))}")
 
     def add_source(self) -> None:
@@ -72,7 +74,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         OutputError: the place cannot be written to.
     """
-    from metaformer.weights.io import write_atomically
+    from metaformer.storage import write_atomically
 
     text = json.dumps(value, indent=1) + "\n"
     write_atomically(path, lambda place: place.write_text(text))

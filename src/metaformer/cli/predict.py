@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from metaformer.cli.parser import Parser, numbers
 
 if TYPE_CHECKING:
-    from metaformer.engine.predict import Predictor
+    from metaformer.inference.predictor import Predictor
 
 OUTPUTS = {
     "pictures": ("classify", "segment", "detect"),
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
     _check(parser, words)
     parser.run_import(words)
     from metaformer.deploy.optimize import optimize
-    from metaformer.engine.predict import Predictor
+    from metaformer.inference.predictor import Predictor
 
     predictor = Predictor(
         words.source,
@@ -147,10 +147,10 @@ def _check(parser: Parser, words: Namespace) -> None:
 
 def _written(predictor: "Predictor", words: Namespace) -> Iterator[str]:
     """Write what was asked for; lines to print."""
-    from metaformer.engine.evaluate import only_for
-    from metaformer.engine.output.detect_predictions import DetectOutputs, write_detections
-    from metaformer.engine.output.predictions import write_predictions
-    from metaformer.engine.output.segment_predictions import Outputs, write_segmentations
+    from metaformer.inference.evaluate import only_for
+    from metaformer.tasks.classification.write import write_predictions
+    from metaformer.tasks.detection.write import DetectOutputs, write_detections
+    from metaformer.tasks.segmentation.write import Outputs, write_segmentations
 
     for name, tasks in OUTPUTS.items():
         only_for(predictor.bundle, tasks, {f"--{name}": bool(getattr(words, name))})
@@ -166,10 +166,9 @@ def _written(predictor: "Predictor", words: Namespace) -> Iterator[str]:
 
 def _predict_all(predictor: "Predictor", words: Namespace) -> int:
     from metaformer.data.split import open_split
-    from metaformer.engine.bulk import predict_all
-    from metaformer.engine.distributed import find_world
-    from metaformer.engine.signals import StopSignals
-    from metaformer.ops.ranks import Interrupted
+    from metaformer.distributed import Interrupted, find_world
+    from metaformer.inference.batch import predict_all
+    from metaformer.training.signals import StopSignals
 
     source = open_split(words.data, words.split)
     skip_bad = words.on_bad_image == "skip"

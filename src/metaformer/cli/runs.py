@@ -19,7 +19,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--verify", action="store_true", help="read the checkpoints and compare their hashes")
     parser.add_argument("--json", action="store_true", help="print JSON")
     words = parser.parse_args(argv)
-    from metaformer.engine.runs import find_runs
+    from metaformer.checkpoint.runs import find_runs
 
     found = find_runs(words.dir, contents=words.verify)
     if words.json:

@@ -13,9 +13,10 @@ from yaml import YAMLError
 
 from metaformer.cli.parser import Parser, UsageError, explain
 from metaformer.cli.plain_yaml import check_yaml
-from metaformer.engine.config import TrainConfig
+from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
-from metaformer.recipes import RECIPES, Recipe, find
+from metaformer.recipes import RECIPES, find
+from metaformer.recipes.recipe import Recipe
 
 USAGE = """usage: metaformer train RECIPE [CONFIG.yaml] --data.root DIR --out RUN [--FIELD VALUE …]
 
@@ -42,7 +43,7 @@ def run(argv: list[str]) -> int:
     words, rest = own.parse_known_args(argv[1:])
     config = resolve(recipe, rest)
     own.run_import(words)
-    from metaformer.engine.train import train
+    from metaformer.training.train import train
 
     train(config, words.out, words.resume, _command(argv))
     return 0
@@ -70,7 +71,7 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     Raises:
         UsageError: an unknown field or a value of another type.
     """
-    from metaformer.engine.settings import from_dict
+    from metaformer.serialize import from_dict
 
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]

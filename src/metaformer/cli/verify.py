@@ -20,7 +20,7 @@ def run(argv: list[str]) -> int:
     add("--amp", choices=["none", "bf16", "fp16"], default="none", help="mixed precision")
     parser.add_json()
     words = parser.parse_args(argv)
-    from metaformer.engine.verify import verify
+    from metaformer.inference.verify import verify
 
     verdicts = []
     for verdict in verify(

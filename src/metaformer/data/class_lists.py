@@ -5,13 +5,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
-from metaformer.errors import UnknownName
+from metaformer.errors import DataError, UnknownName
 
 Colour = tuple[int, int, int]
+
+
+MAX_CLASSES: Final = 65535
+"""Classes of a 16-bit label map, whose last value stands for pixels that do not count."""
 BACKGROUND: Final = "background"
 """What class 0 is called where a list names the others only."""
+
 
 _COCO_MISSING: Final = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 """Numbers up to 90 that COCO has no category of things for."""
@@ -84,3 +90,56 @@ def _bits(number: int) -> Iterator[int]:
     while number:
         yield number & 1
         number >>= 1
+
+
+Names = Sequence[str] | str | Path | None
+"""Names of classes, or a text file of them, one a line; None where none are given."""
+
+
+def given_names(given: Names) -> tuple[tuple[str, ...] | None, str]:
+    """Take names of classes, or read them from a text file; gives them and what errors call their list.
+
+    Raises:
+        DataError: the file cannot be read, or a name is empty or there twice.
+    """
+    if given is None:
+        return None, ""
+    if isinstance(given, str | Path):
+        return read_class_list(given), str(given)
+    return _checked(given, "the class list"), "the class list"
+
+
+def read_class_list(path: str | Path) -> tuple[str, ...]:
+    """Read names of classes, one a line; the number of each is its place.
+
+    Raises:
+        DataError: the file cannot be read, is empty, has an empty line before the end, or a name twice.
+    """
+    return _checked([line.strip() for line in _lines(path)], path)
+
+
+def _checked(names: Sequence[str], place: str | Path) -> tuple[str, ...]:
+    if not names:
+        raise DataError(f"{place}: names no class; write one name a line")
+    if len(names) >= MAX_CLASSES:
+        raise DataError(f"{place}: names {len(names):,} classes; label maps hold fewer than {MAX_CLASSES:,}")
+    lines: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise DataError(
+                f"{place}: line {number} is empty; the classes behind it would have other numbers"
+            )
+        if name in lines:
+            raise DataError(f"{place}: {name!r} stands in line {lines[name]} and in line {number}")
+        lines[name] = number
+    return tuple(names)
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+Palette = tuple[tuple[int, int, int], ...]

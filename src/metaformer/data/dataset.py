@@ -10,17 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from metaformer.data.detection import DetectionFolder
-from metaformer.data.detection_transforms import SceneTransform
-from metaformer.data.label_map import LabelMap
+from metaformer.data.batch import Bad, Batch, Item, Made
 from metaformer.data.sampler import Sample, sample_seed
-from metaformer.data.segmentation import SegmentationFolder
-from metaformer.detection.results import Targets
+from metaformer.errors import DataError, MetaFormerError
 
-Item = tuple[Tensor, int | Tensor | Targets, int]
-PairTransform = Callable[[Image.Image, LabelMap], tuple[Tensor, Tensor]]
 BAD_SHARE: Final = 1e-3
 """Share of the pictures that cannot be read up to which leaving them out, where asked for, is a remedy."""
 
@@ -69,60 +64,27 @@ class Augmented(Dataset[Item]):
             tensor = self.transform(picture)
         return tensor, label, sample.index
 
+    def collate(self, items: list[Made]) -> Batch | MetaFormerError:
+        """Make a batch of samples; an error among them goes in its place."""
+        for item in items:
+            if isinstance(item, MetaFormerError):
+                return item
+        bad = tuple(item for item in items if isinstance(item, Bad))
+        good = [item for item in items if not isinstance(item, Bad | MetaFormerError)]
+        if not good:
+            return DataError(
+                f"none of the {len(bad)} pictures of a batch can be read; the first: {bad[0].reason}"
+            )
+        images, labels, indices = zip(*good, strict=True)
+        return self.stack(images, labels, torch.tensor(indices), bad)
 
-class AugmentedPairs(Augmented):
-    """The same of pictures with their label maps, which are transformed together.
-
-    Args:
-        source: the pictures and label maps.
-        transform: RGB picture and label map (H, W) to two tensors; see `Augmented`.
-        seed: the run's seed.
-    """
-
-    transform: PairTransform  # type: ignore[assignment]  # takes both
-
-    def __init__(self, source: SegmentationFolder, transform: PairTransform, seed: int = 0) -> None:
-        super().__init__(source, transform, seed)  # type: ignore[arg-type]
-        self.pairs = source
-
-    def __getitem__(self, sample: Sample) -> Item:
-        """Make one sample: its picture (3, h, w), its label map (H, W) and its index.
-
-        Raises:
-            BadImage: picture or label map cannot be read, or they do not fit each other.
-        """
-        picture, labels = self.pairs.pair(sample.index)
-        with seeded(sample_seed(self.seed, sample)):
-            return *self.transform(picture, labels), sample.index
-
-
-class AugmentedScenes(Augmented):
-    """The same of pictures with the objects on them, which are transformed together.
-
-    Args:
-        source: the pictures and objects.
-        transform: RGB picture and its objects to a tensor and the objects on that; see `Augmented`.
-        seed: the run's seed.
-        masks: make the objects' masks, for those who learn from them.
-    """
-
-    transform: SceneTransform  # type: ignore[assignment]  # takes both
-
-    def __init__(
-        self, source: DetectionFolder, transform: SceneTransform, seed: int = 0, *, masks: bool = False
-    ) -> None:
-        super().__init__(source, transform, seed)  # type: ignore[arg-type]
-        self.scenes, self.masks = source, masks
-
-    def __getitem__(self, sample: Sample) -> Item:
-        """Make one sample: its picture (3, h, w), its objects in pixels of that, and its index.
-
-        Raises:
-            BadImage: the picture cannot be read, or is of another size than its annotations say.
-        """
-        picture, targets = self.scenes.example(sample.index, self.masks)
-        with seeded(sample_seed(self.seed, sample)):
-            return *self.transform(picture, targets), sample.index
+    def stack(
+        self, images: tuple[Tensor, ...], labels: tuple[Any, ...], indices: Tensor, bad: tuple[Bad, ...]
+    ) -> Batch:
+        """Make a batch of the samples that could be read."""
+        together = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels)
+        # default_collate writes a worker's batch into shared memory; `torch.stack` would have it copied there
+        return Batch(default_collate(list(images)), together, indices, bad)
 
 
 @contextmanager

@@ -9,64 +9,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from metaformer.data.dataset import Augmented, Item
-from metaformer.data.detection_preprocess import stack, stack_targets
+from metaformer.data.batch import Bad, Batch, Item, Made
+from metaformer.data.dataset import Augmented
 from metaformer.data.sampler import Sample
-from metaformer.data.watch import Release, Watch
-from metaformer.detection.results import Size, Targets
+from metaformer.data.worker_monitor import Release, Watch
+from metaformer.distributed import Interrupted
 from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError
-from metaformer.ops.process import cores, keep_freed_memory
-from metaformer.ops.ranks import Interrupted
+from metaformer.process import cores, keep_freed_memory
 
 POLL = 1.0
 """Seconds between looks at whether a stop is wished for and the workers are alive, while no batch comes."""
+
+
 DATA_TIMEOUT = 120.0
 """Seconds without a batch after which a run gives up."""
 
+
 Stop = Callable[[], bool]
-
-
-class Bad(NamedTuple):
-    """A picture that cannot be read."""
-
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
-    """Its place in the source."""
-    reason: str
-    """Its name, and what is wrong with it."""
-
-
-class Batch(NamedTuple):
-    """What a step sees."""
-
-    images: Tensor
-    """(B, 3, H, W), or (B, views, 3, H, W); float32, normalised."""
-    labels: Tensor
-    """(B,) int64, or label maps (B, H, W) of uint8 or int32; zeros where there are targets."""
-    indices: Tensor
-    """(B,) int64: places in the source, to name pictures by."""
-    bad: tuple[Bad, ...] = ()
-    """Pictures that are left out."""
-    targets: tuple[Targets, ...] = ()
-    """The objects of each picture, in detection; masks are (N, H, W)."""
-    sizes: tuple[Size, ...] = ()
-    """Height and width of each picture's own part of `images`, in detection; the rest is filled up with 0."""
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same with its tensors on a device."""
-        images, labels, indices = (part.to(device, non_blocking=True) for part in self[:3])
-        # Page-locking makes lists of tuples.
-        targets = tuple(found.to(device, non_blocking=True) for found in self.targets)
-        sizes = tuple((height, width) for height, width in self.sizes)
-        return self._replace(images=images, labels=labels, indices=indices, targets=targets, sizes=sizes)
-
-
-Made = Item | Bad | MetaFormerError
 
 
 class Loader:
@@ -150,7 +114,7 @@ class Loader:
 
     def _parts(self, samples: "Careful") -> dict[str, Any]:
         """What `DataLoader` makes batches from."""
-        return {"dataset": samples, "batch_sampler": self.sampler, "collate_fn": collate}
+        return {"dataset": samples, "batch_sampler": self.sampler, "collate_fn": self.dataset.collate}
 
     def _begin(self) -> Iterator[Any]:
         try:
@@ -274,31 +238,3 @@ def _named(error: Exception, name: str | Path) -> DataError:
     told = DataError(f"{name}: {type(error).__name__} while it was read or transformed: {error}")
     told.add_note("".join(traceback.format_exception(error)))
     return told
-
-
-def collate(items: list[Made]) -> Batch | MetaFormerError:
-    """Make a batch of samples; an error among them goes in its place."""
-    for item in items:
-        if isinstance(item, MetaFormerError):
-            return item
-    bad = tuple(item for item in items if isinstance(item, Bad))
-    good = [item for item in items if not isinstance(item, Bad | MetaFormerError)]
-    if not good:
-        return DataError(
-            f"none of the {len(bad)} pictures of a batch can be read; the first: {bad[0].reason}"
-        )
-    images, labels, indices = zip(*good, strict=True)
-    if isinstance(labels[0], Targets):
-        return _scenes(images, labels, torch.tensor(indices), bad)
-    together = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels)
-    # writes a worker's batch where the main process reads it; `torch.stack` alone would have it copied there
-    return Batch(default_collate(list(images)), together, torch.tensor(indices), bad)
-
-
-def _scenes(
-    images: tuple[Tensor, ...], targets: tuple[Targets, ...], indices: Tensor, bad: tuple[Bad, ...]
-) -> Batch:
-    batch = stack(images)
-    sizes = tuple((image.shape[1], image.shape[2]) for image in images)
-    filled = stack_targets(targets, (batch.shape[2], batch.shape[3]))
-    return Batch(batch, torch.zeros(len(indices), dtype=torch.int64), indices, bad, filled, sizes)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from metaformer.data.address import is_remote
 from metaformer.data.folder import ImageFolder
-from metaformer.data.parquet import ParquetImages
-from metaformer.data.shards import find_shards
-from metaformer.data.tar import TarImages
+from metaformer.data.shards.index import find_shards
+from metaformer.data.shards.parquet import ParquetImages
+from metaformer.data.shards.remote import is_remote
+from metaformer.data.shards.tar import TarImages
 from metaformer.errors import DataError
 
 Split = ImageFolder | ParquetImages | TarImages

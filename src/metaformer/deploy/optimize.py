@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.block import Block
-from metaformer.backbones.skeleton import Trunk
+from metaformer.backbones.metaformer import Trunk
 from metaformer.backbones.stage import Stage
 from metaformer.deploy.folded.block import FoldedBlock
 from metaformer.deploy.folded.chain import Chain

@@ -2,14 +2,7 @@
 
 from dataclasses import replace
 
-from metaformer.engine.config import (
-    EmaConfig,
-    EvalConfig,
-    ModelConfig,
-    OptimConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from metaformer.config import EmaConfig, EvalConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from metaformer.recipes.poolformer import COMMON
 from metaformer.recipes.recipe import Recipe
 

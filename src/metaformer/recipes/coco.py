@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from metaformer.engine.config import (
+from metaformer.config import (
     DataConfig,
     DetectConfig,
     ModelConfig,

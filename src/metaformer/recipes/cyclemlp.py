@@ -1,6 +1,6 @@
 """CycleMLP, https://arxiv.org/abs/2107.10224, code at github.com/ShoufaChen/CycleMLP."""
 
-from metaformer.engine.config import (
+from metaformer.config import (
     AugmentConfig,
     DataConfig,
     EmaConfig,

@@ -1,6 +1,6 @@
 """Published weights on to the user's own image folder."""
 
-from metaformer.engine.config import (
+from metaformer.config import (
     AugmentConfig,
     DataConfig,
     EvalConfig,

@@ -2,14 +2,7 @@
 
 from dataclasses import replace
 
-from metaformer.engine.config import (
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    OptimConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from metaformer.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from metaformer.recipes.recipe import Recipe
 
 COMMON = TrainConfig(

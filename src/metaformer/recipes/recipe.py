@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from metaformer.engine.config import TrainConfig
+from metaformer.config import TrainConfig
 
 IMAGENET_IMAGES = 1_281_167
 """Training images of ImageNet-1K."""

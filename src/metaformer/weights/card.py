@@ -3,8 +3,8 @@
 from typing import Any
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.dense.config import SegmenterConfig
-from metaformer.detection.config import DetectorConfig
+from metaformer.models.detection.config import DetectorConfig
+from metaformer.models.segmentation.config import SegmenterConfig
 from metaformer.weights.detection_sources import DetectionSource
 from metaformer.weights.segmentation_sources import SegmentationSource
 from metaformer.weights.sources import IMAGENET_MEAN, IMAGENET_STD, Source

@@ -10,7 +10,7 @@ DRIVE = "https://drive.usercontent.google.com/download?id={id}&export=download&c
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionSource(DenseSource):
-    """One published file of a detector; kinds are those of `metaformer.detection.config`."""
+    """One published file of a detector; kinds are those of `metaformer.models.detection.config`."""
 
     box_ap: tuple[float, ...]
     """Published average precision of boxes in per cent: mean, at IoU .5, at IoU .75; for RetinaNet also of

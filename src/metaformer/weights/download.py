@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from metaformer.errors import DownloadError
-from metaformer.ops.cache import cache_dir
-from metaformer.weights.io import sync
+from metaformer.storage import cache_dir, sync
 
 CHUNK = 1 << 20
 ATTEMPTS = 5

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.skeleton import MetaFormer, MetaFormerFeatures
+from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
 from metaformer.backbones.variants import VARIANTS
-from metaformer.dense.config import SegmenterConfig
-from metaformer.dense.segmenter import Segmenter
-from metaformer.detection.config import DetectorConfig
 from metaformer.errors import (
     ConfigError,
     DownloadError,
@@ -21,7 +18,11 @@ from metaformer.errors import (
     OutputError,
     WeightsError,
 )
-from metaformer.weights.io import write_atomically, write_state
+from metaformer.models.detection.config import DetectorConfig
+from metaformer.models.segmentation.config import SegmenterConfig
+from metaformer.models.segmentation.segmenter import Segmenter
+from metaformer.storage import write_atomically
+from metaformer.weights.io import write_state
 from metaformer.weights.load import load_weights
 
 CONFIG, WEIGHTS, PICKLED_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -30,7 +31,7 @@ TASKS: dict[type, str] = {SegmenterConfig: "segment", DetectorConfig: "detect"}
 """What a network with such a configuration is for; others classify or give maps."""
 
 if TYPE_CHECKING:
-    from metaformer.detection.detector import Detector
+    from metaformer.models.detection.detector import Detector
 
 Model: TypeAlias = "MetaFormer | MetaFormerFeatures | Segmenter | Detector"
 
@@ -157,7 +158,7 @@ def _build(card: Mapping[str, Any], where: str) -> Model:
         if card.get("task") == "segment":
             return Segmenter(SegmenterConfig.from_dict(dict(card.get("config") or {})))
         if card.get("task") == "detect":
-            from metaformer.detection.detector import build_detector  # which imports torchvision
+            from metaformer.models.detection.build import build_detector  # which imports torchvision
 
             return build_detector(DetectorConfig.from_dict(dict(card.get("config") or {})))
         config = read_config(card)

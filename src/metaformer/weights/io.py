@@ -1,9 +1,6 @@
 """Read any published file of weights safely, and write files that are whole or not there."""
 
-import contextlib
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +10,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from metaformer.errors import OutputError, WeightsError
+from metaformer.errors import WeightsError
+from metaformer.storage import write_atomically
 from metaformer.weights.unpickle import load_pickled
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
 """Entries in which training files keep the tensors; raw weights before averaged ones, as published."""
+
+
 DIRECTORY_FILES = ("model.safetensors", "pytorch_model.bin")
 """What is read where a directory is given."""
+
+
 PICKLED_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+
+
 NO_CHECKPOINTS = (
     (b"<", "a web page, not weights: the download went to a page instead of the file"),
     (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves: run git lfs pull"),
@@ -131,62 +135,6 @@ def write_state(
         write_atomically(
             path, lambda place: save_file(plain, place, metadata={"format": "pt", **(metadata or {})})
         )
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path` and move it there, so that `path` is whole or as it was.
-
-    Raises:
-        OutputError: the place cannot be written to.
-    """
-    check_replaceable(path)
-    try:
-        with _beside(path) as place:
-            write(place)
-            unlock(place)
-            sync(place)
-            os.replace(place, path)
-        sync(path.parent)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise OutputError(f"{path}: cannot be written ({error})") from error
-
-
-def check_replaceable(path: Path) -> None:
-    """Refuse a name that a whole file cannot be moved to; a device would be replaced by a file.
-
-    Raises:
-        OutputError: there is something there that is no ordinary file.
-    """
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: cannot be written (it is no ordinary file)")
-
-
-def unlock(path: Path) -> None:
-    """Give a file that was made private, as mkstemp and safetensors do, the access of the user's own mask."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)
-
-
-def sync(path: Path) -> None:
-    """Make a file or directory reach the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A new file's name in the same directory; what is left of it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

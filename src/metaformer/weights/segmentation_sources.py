@@ -10,7 +10,7 @@ MMSEGMENTATION_FILES = "https://download.openmmlab.com/mmsegmentation/v0.5/poolf
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationSource(DenseSource):
-    """One published file of a segmentation network; kinds are those of `metaformer.dense.config`."""
+    """One published file of a segmentation network; kinds are those of `models.segmentation.config`."""
 
     miou: float
     """Published mIoU in per cent: whole pictures at one scale, both sides rounded up to multiples of 32."""

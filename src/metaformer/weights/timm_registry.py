@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.skeleton import MetaFormer
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import VARIANTS
 from metaformer.errors import MissingPackage
 from metaformer.weights.card import pretrained_cfg

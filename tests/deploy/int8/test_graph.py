@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 import metaformer
 from metaformer.deploy.int8.graph import float_products, make_graph
-from metaformer.engine.int8_network import load_openvino
 from metaformer.errors import OptimizeError
+from metaformer.inference.int8_model import load_openvino
 
 pytest.importorskip("openvino")
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "image_size": (32, 32), "num_classes": 5}

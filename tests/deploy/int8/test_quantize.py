@@ -10,10 +10,10 @@ from PIL import Image
 import metaformer
 from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
-from metaformer.engine.bundle import open_bundle
-from metaformer.engine.int8_network import Int8Network
 from metaformer.errors import ConfigError, OutputError, WeightsError
-from metaformer.models import save_pretrained
+from metaformer.inference.int8_model import Int8Network
+from metaformer.inference.model import open_bundle
+from metaformer.weights.hub import save_pretrained
 
 CLASSES = ("ant", "bee", "cat")
 

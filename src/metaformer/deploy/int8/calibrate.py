@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metaformer.engine.int8_network import uncounted
 from metaformer.errors import MissingPackage
+from metaformer.inference.int8_model import uncounted
 
 Images = list[NDArray[np.float32]]
 """Pictures one by one, each (1, C, H, W)."""

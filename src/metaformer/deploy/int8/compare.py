@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaformer.tasks.evaluation import Evaluation
-from metaformer.tasks.results import EvalReport
-from metaformer.tasks.task import Forward
+from metaformer.tasks.base import Forward
+from metaformer.tasks.classification.evaluate import Evaluation
+from metaformer.tasks.classification.results import EvalReport
 
 
 @dataclass(frozen=True)

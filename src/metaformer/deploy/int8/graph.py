@@ -8,8 +8,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from metaformer.engine.int8_network import load_openvino, settings, uncounted
 from metaformer.errors import OptimizeError
+from metaformer.inference.int8_model import load_openvino, settings, uncounted
 
 PRODUCTS: Final = ("Convolution", "GroupConvolution", "MatMul")
 """OpenVINO's words for what int8 makes faster."""

@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from metaformer.checkpoint.checkpoint import FORMAT, STATE
+from metaformer.checkpoint.manifest import write_directory
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import Split
 from metaformer.deploy.int8.calibrate import Images, calibrate, load_nncf
 from metaformer.deploy.int8.compare import compare
 from metaformer.deploy.int8.graph import float_products, make_graph
 from metaformer.deploy.int8.report import QuantizeReport, Side
-from metaformer.engine.bundle import Bundle, open_bundle
-from metaformer.engine.checkpoint import FORMAT, STATE
-from metaformer.engine.evaluate import only_for, open_pictures
-from metaformer.engine.int8_network import NETWORK, Int8Network, load_openvino
-from metaformer.engine.manifest import write_directory
-from metaformer.engine.settings import to_dict
 from metaformer.errors import ConfigError, OutputError
-from metaformer.tasks.evaluation import Evaluation
+from metaformer.inference.evaluate import only_for, open_pictures
+from metaformer.inference.int8_model import NETWORK, Int8Network, load_openvino
+from metaformer.inference.model import Bundle, open_bundle
+from metaformer.serialize import to_dict
+from metaformer.tasks.classification.evaluate import Evaluation
 
 REPORT = "report.json"
 CPU = torch.device("cpu")

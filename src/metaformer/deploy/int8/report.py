@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from metaformer.tasks.results import write_report
+from metaformer.tasks.outputs import write_report
 
 NAMED: Final = 6
 """Products whose names are printed; the JSON has all."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.feature_info import FeatureInfo
-from metaformer.backbones.skeleton import Trunk
+from metaformer.backbones.metaformer import Trunk
 from metaformer.errors import ConfigError, SizeError
 
 Range = tuple[int, int]

@@ -19,7 +19,7 @@ from metaformer.deploy.packaging.packaged import FORMAT, KEY, SUFFIX, load_packa
 from metaformer.deploy.packaging.tensors import Tensors, network_outputs
 from metaformer.deploy.packaging.trial import compare, trial_images
 from metaformer.errors import ConfigError
-from metaformer.weights.io import check_replaceable, write_atomically
+from metaformer.storage import check_replaceable, write_atomically
 
 TYPICAL_BATCH: Final = 8
 """Images that the compiler lays its loops out for, where the limits let so many in."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from metaformer.ops import onednn
-from metaformer.ops.cache import cache_dir
+from metaformer.storage import cache_dir
 
 SIGNATURES: Final = {
     "attention": "pplllli",

@@ -1,0 +1,1 @@
+"""Comparisons with other implementations: `python -m benchmarks.suite`, `python -m benchmarks.loading`."""

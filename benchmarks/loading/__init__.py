@@ -1,0 +1,1 @@
+"""`python -m benchmarks.loading`: images that loaders make in a second, and those that a model trains on."""

@@ -1,1 +1,0 @@
-"""`metaformer bench data`: pictures that loaders make in a second, beside those that a model trains on."""

@@ -1,0 +1,197 @@
+"""A directory that is either whole or not there: sha256 manifest written last, then renamed into place."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from metaformer.distributed import gather, rank, share_trouble
+from metaformer.errors import OutputError, WeightsError
+from metaformer.storage import sync, unlock
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"
+OLD = ".old-"
+READ = (".json", ".safetensors")
+"""Endings of the files that are read of a checkpoint, so that each must be listed."""
+PATIENCE = 60.0
+"""Seconds until what one machine writes on a shared disk has come in sight of the others."""
+
+
+def write_directory(target: Path, fill: Callable[[Path], None], together: bool = False) -> Path:
+    """Let `fill` write files into a new directory, and put it in place of `target` at one stroke.
+
+    The files are written beside the target and synchronised to the disk before the rename, so that a
+    process or machine that dies leaves the old directory or the new one.
+
+    Args:
+        target: the directory.
+        fill: writes into the directory that it is given, and into folders of that.
+        together: all ranks call this, and all fill one directory; the first does the rest.
+
+    Raises:
+        OutputError: it could not be written; what was there before is untouched.
+    """
+    temporary = target.with_name(f"{TEMPORARY}{target.name}")
+    leads = not together or rank() == 0
+
+    def attempt(work: Callable[[Path], None], mine: bool = True) -> None:
+        trouble: Exception | None = None
+        try:
+            if mine:
+                work(temporary)
+        except OSError as error:
+            trouble = OutputError(_explain(target, error, _size(temporary)))
+            trouble.__cause__ = error
+        except Exception as error:
+            trouble = error
+        if together:
+            share_trouble(trouble)
+        elif trouble is not None:
+            raise trouble
+
+    try:
+        attempt(_begin, leads)
+        attempt(fill)
+        if together:
+            attempt(_agree)
+        attempt(lambda place: _publish(place, target), leads)
+    except Exception:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+def recover(target: Path) -> None:
+    """Finish a replacement that was cut between its two renames."""
+    old = target.with_name(f"{OLD}{target.name}")
+    if old.is_dir() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(target.with_name(f"{TEMPORARY}{target.name}"), ignore_errors=True)
+
+
+def verify(directory: Path, *, contents: bool = True) -> None:
+    """Compare every file with the manifest.
+
+    Args:
+        directory: the checkpoint.
+        contents: read the files; without it their sizes alone are compared, which is quick.
+
+    Raises:
+        WeightsError: a file is missing, is not what was written, or was not written; the message names it.
+    """
+    expected = _read_manifest(directory)
+    for name, (size, digest) in expected.items():
+        file = directory / name
+        if not file.is_file():
+            raise WeightsError(f"{file}: missing, though the checkpoint's manifest lists it")
+        if file.stat().st_size != size:
+            raise WeightsError(f"{file}: damaged, {file.stat().st_size} bytes instead of {size}")
+        if contents and _digest(file) != digest:
+            raise WeightsError(f"{file}: damaged, its sha256 is not the manifest's")
+    for name in _files(directory):
+        if name != MANIFEST and name not in expected and name.endswith(READ):
+            raise WeightsError(f"{directory / name}: is no part of this checkpoint; remove it")
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a directory so that it is never seen half removed."""
+    doomed = directory.with_name(f"{TEMPORARY}{directory.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    directory.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _begin(temporary: Path) -> None:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+
+
+def _agree(temporary: Path) -> None:
+    """Make sure that the first rank sees what all have written."""
+    wanted = {name for names in gather(_files(temporary)) for name in names}
+    deadline = time.monotonic() + PATIENCE
+    while rank() == 0 and not wanted <= set(_files(temporary)):
+        if time.monotonic() > deadline:
+            raise OSError("other machines write elsewhere: the folder must lie on a disk that all share")
+        time.sleep(0.2)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    for name in _files(temporary):
+        unlock(temporary / name)
+    _write_manifest(temporary)
+    for folder in _folders(temporary):
+        sync(folder)
+    old = target.with_name(f"{OLD}{target.name}")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    temporary.rename(target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_manifest(directory: Path) -> None:
+    files = {}
+    for name in _files(directory):
+        sync(directory / name)
+        files[name] = ((directory / name).stat().st_size, _digest(directory / name))
+    manifest = directory / MANIFEST
+    manifest.write_text(_manifest_text(files), encoding="utf-8")
+    sync(manifest)
+
+
+def _manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
+    entries = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()}
+    return json.dumps({"files": entries}, indent=1) + "\n"
+
+
+def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
+    """Size and digest of each file by its name, which is a path for files in folders."""
+    try:
+        text = (directory / MANIFEST).read_text(encoding="utf-8")
+        listed = json.loads(text)["files"]
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listed.items()}
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{directory}: no checkpoint, or an unfinished one ({MANIFEST} is missing)"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise WeightsError(f"{directory / MANIFEST}: damaged ({error})") from error
+    if text != _manifest_text(expected):
+        raise WeightsError(f"{directory / MANIFEST}: damaged (not as it was written)")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in expected):
+        raise WeightsError(f"{directory / MANIFEST}: damaged (it names files outside of the checkpoint)")
+    return expected
+
+
+def _files(directory: Path) -> list[str]:
+    """Paths of all files in a directory and its folders, seen from there."""
+    return sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
+
+
+def _folders(directory: Path) -> list[Path]:
+    return [directory, *(folder for folder in directory.rglob("*") if folder.is_dir())]
+
+
+def _size(directory: Path) -> int:
+    return sum((directory / name).stat().st_size for name in _files(directory)) if directory.is_dir() else 0
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _explain(target: Path, error: OSError, needed: int) -> str:
+    reason = error.strerror or str(error)
+    place = target.parent if target.parent.is_dir() else target.parent.parent
+    free = f", {shutil.disk_usage(place).free:,} bytes are free" if place.is_dir() else ""
+    return (
+        f"{target}: cannot write ({reason}) after {needed:,} bytes{free}; earlier checkpoints are untouched"
+    )

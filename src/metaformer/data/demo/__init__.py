@@ -1,0 +1,1 @@
+"""Demo data made from real digits and photographs."""

@@ -1,0 +1,128 @@
+"""How a picture becomes the input of a dense network: the whole of it, in its own shape."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Transform, from_plain, to_plain
+from metaformer.errors import ConfigError
+
+LARGEST_SCALE: Final = 100
+LARGEST_INPUT: Final = 200_000_000
+"""Pixels; Pillow and memory end soon after."""
+
+
+@dataclass(frozen=True)
+class DensePreprocess:
+    """Fit into a box with the shape kept, round both sides up to a multiple, normalise."""
+
+    long_side: int | None = 2048
+    """Longer side of the box, in pixels; None keeps a picture's own size."""
+    short_side: int | None = 512
+    """Shorter side of the box, in pixels."""
+    multiple: int = 32
+    """Both sides are rounded up to multiples of this, by a second resize; 1 leaves them."""
+    mean: Channels = IMAGENET_MEAN
+    """Per-channel mean that is subtracted (RGB in 0 ... 1)."""
+    std: Channels = IMAGENET_STD
+    """Per-channel standard deviation that is divided by."""
+    scale: float = 1.0
+    """Factor of the box, or of a picture's own size: the scales of test-time augmentation."""
+
+    def __post_init__(self) -> None:
+        if (self.long_side is None) != (self.short_side is None):
+            raise ConfigError(
+                f"long_side is {self.long_side}, short_side {self.short_side}: give both, or neither"
+            )
+        for name, side in (("long_side", self.long_side), ("short_side", self.short_side)):
+            if side is not None and not 1 <= side <= 2**15:
+                raise ConfigError(f"{name} is {side}: it must lie between 1 and {2**15}")
+        if not 1 <= self.multiple <= 2**12:
+            raise ConfigError(f"multiple is {self.multiple}: it must lie between 1 and {2**12}")
+        if not 0 < self.scale <= LARGEST_SCALE:
+            raise ConfigError(f"scale is {self.scale}: it must be above 0 and at most {LARGEST_SCALE}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ConfigError(f"{name} is {values}: it must be three numbers")
+        if min(self.std) <= 0:
+            raise ConfigError(f"std is {self.std}: all three must be above 0")
+
+    def fitted(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after the first resize."""
+        if self.long_side is None or self.short_side is None:
+            return scaled_size(width, height, self.scale)
+        return fit(width, height, (int(self.long_side * self.scale), int(self.short_side * self.scale)))
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of a picture's input."""
+        across, down = (-(-side // self.multiple) * self.multiple for side in self.fitted(width, height))
+        return across, down
+
+    def scaled(self, factor: float) -> Self:
+        """The same for larger or smaller input, as multi-scale evaluation takes it."""
+        return replace(self, scale=self.scale * factor)
+
+    def resized(self, picture: Image.Image) -> Image.Image:
+        """Resize a picture to the input's size."""
+        for size in (self.fitted(*picture.size), self.size(*picture.size)):
+            if size[0] * size[1] > LARGEST_INPUT:
+                told = f"{picture.width}x{picture.height} becomes {size[0]}x{size[1]} pixels"
+                raise ConfigError(f"scale is {self.scale}: {told}, more than the {LARGEST_INPUT:,} allowed")
+            if size != picture.size:
+                picture = picture.resize(size, Image.Resampling.BILINEAR)
+        return picture
+
+    def tensor(self, picture: Image.Image) -> Tensor:
+        """Normalise a picture, or a part of one: (3, h, w) float32."""
+        return normalised(picture, self.mean, self.std)
+
+    def transform(self) -> Transform:
+        """Make the transform: RGB picture to (3, h, w)."""
+        return _Transform(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields, as JSON takes them."""
+        return to_plain(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make it from `to_dict`'s fields.
+
+        Raises:
+            ConfigError: an unknown field, or a value that cannot be.
+        """
+        return from_plain(cls, values)
+
+
+class _Transform:
+    def __init__(self, preprocess: DensePreprocess) -> None:
+        self.preprocess = preprocess
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        return self.preprocess.tensor(self.preprocess.resized(picture))
+
+
+def fit(width: int, height: int, box: tuple[int, int]) -> tuple[int, int]:
+    """Width and height with which a picture just fits into a box, given as its longer and shorter side."""
+    factor = min(max(box) / max(width, height), min(box) / min(width, height))
+    return scaled_size(width, height, factor)
+
+
+def scaled_size(width: int, height: int, factor: float) -> tuple[int, int]:
+    """Width and height times a factor, rounded to the nearest, at least 1."""
+    return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
+
+
+def normalised(picture: Image.Image, mean: Channels, std: Channels) -> Tensor:
+    """Give an RGB picture as (3, H, W), with mean and deviation of each channel taken out."""
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    tensor = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    scale = torch.tensor(std).mul(255).reciprocal()
+    shift = torch.tensor(mean) / torch.tensor(std)
+    return tensor.mul_(scale[:, None, None]).sub_(shift[:, None, None])

@@ -1,0 +1,1 @@
+"""Parquet and tar shards, local or remote."""

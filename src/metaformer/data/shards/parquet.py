@@ -1,0 +1,226 @@
+"""Pictures in parquet files, as Hugging Face's data sets hold them: any one at any time, in any order."""
+
+import os
+import sys
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from metaformer.data.image import decode_image
+from metaformer.data.shards.index import Shards, damaged_shards, label_numbers, tags
+from metaformer.data.shards.remote import is_remote
+from metaformer.errors import BadImage, DataError, MissingPackage
+
+ROW_GROUP: Final = 32 << 20
+"""Bytes of pictures that are written, and later read, at once."""
+_LABELS: Final = ("label", "labels", "fine_label", "class", "cls", "target")
+
+
+class ParquetImages:
+    """The pictures of one split; sample i is row i of its files, taken one after the other.
+
+    Files are read through Hugging Face's `datasets`, which lays their rows out once in its cache
+    (HF_DATASETS_CACHE; as much disk as the files take, for all processes of a machine) and maps that into
+    memory: a picture costs one read, wherever it lies. The bytes are decoded here, as those of files are.
+
+    Args:
+        shards: where the files lie.
+        classes: the class list of a checkpoint or of the training split; labels are positions in it.
+        allow_missing: take a split without pictures of some of `classes`.
+
+    Raises:
+        DataError: a file is damaged or holds no pictures with labels, or the classes do not match.
+        MissingPackage: `datasets` is not installed.
+    """
+
+    def __init__(
+        self, shards: Shards, classes: Sequence[str] | None = None, *, allow_missing: bool = False
+    ) -> None:
+        self.shards = shards
+        self.folder = shards.place
+        rows = _open(shards)
+        self._column, label = _columns(rows.features, self.folder)
+        self._rows = rows.with_format("arrow")
+        numbers, named = _numbers(self.folder, rows, label, shards.classes or classes)
+        self._ends = list(accumulate(shard.pictures for shard in shards.known or ()))
+        if self._ends and self._ends[-1] != len(numbers):
+            raise DataError(f"{self.folder}: {len(numbers)} pictures, the index says {self._ends[-1]}")
+        position = label_numbers(self.folder, named, sorted(set(numbers)), classes, allow_missing)
+        self.classes = tuple(named if classes is None else classes)
+        self.labels = array("q", (position[number] for number in numbers))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """Tell what a picture is called: its file, or its split where no index tells, and its name there."""
+        name = self._field(index, "path") or f"row {index}"
+        if not self._ends:
+            return f"{self.folder}: {name}"
+        return f"{self.shards.addresses[bisect_right(self._ends, index)]}: {name}"
+
+    @property
+    def paths(self) -> list[Path]:
+        """Names of all pictures, in order."""
+        return [Path(self.path(index)) for index in range(len(self))]
+
+    def image(self, index: int) -> Image.Image:
+        """Read a picture as RGB.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        data = self._field(index, "bytes")
+        if not isinstance(data, bytes):  # a path alone may name any file of this machine
+            raise BadImage(self.path(index), "the row holds no bytes of a picture")
+        return decode_image(data, self.path(index))
+
+    def _field(self, index: int, name: str) -> Any:
+        cells = self._rows[index].column(self._column).chunk(0)
+        if cells.type.num_fields:
+            known = {cells.type.field(i).name for i in range(cells.type.num_fields)}
+            return cells.field(name)[0].as_py() if name in known and cells[0].is_valid else None
+        return cells[0].as_py() if name == "bytes" else None
+
+
+class ParquetShard:
+    """A parquet file in the making, with the columns that `datasets` reads as pictures and classes.
+
+    Args:
+        file: where it is written.
+        classes: class names; labels are positions in it.
+    """
+
+    def __init__(self, file: Path, classes: Sequence[str]) -> None:
+        datasets, parquet = _packages()
+        features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
+        self.schema = datasets.Features(features).arrow_schema
+        self.file = file
+        # Pictures are compressed already, and there is nothing to find by their smallest and largest bytes.
+        self.writer = parquet.ParquetWriter(
+            file, self.schema, compression="none", use_dictionary=False, write_statistics=False
+        )
+        self.rows: list[tuple[dict[str, Any], int]] = []
+        self.waiting = 0
+
+    def add(self, path: str, label: int, data: bytes) -> None:
+        """Append a picture."""
+        self.rows.append(({"bytes": data, "path": path}, label))
+        self.waiting += len(data)
+        if self.waiting >= ROW_GROUP:
+            self._write()
+
+    def close(self) -> None:
+        """Write what is left and the file's end."""
+        try:
+            if self.rows:
+                self._write()
+        finally:
+            self.writer.close()
+
+    def _write(self) -> None:
+        import pyarrow
+
+        images, labels = zip(*self.rows, strict=True)
+        self.writer.write_table(pyarrow.table([list(images), list(labels)], schema=self.schema))
+        self.rows, self.waiting = [], 0
+
+
+def read_parquet(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield label and bytes of each picture that `ParquetShard` has written."""
+    _, parquet = _packages()
+    with parquet.ParquetFile(file) as opened:
+        for group in range(opened.num_row_groups):
+            table = opened.read_row_group(group)
+            for row in zip(table.column("label").to_pylist(), table.column("image").to_pylist(), strict=True):
+                yield row[0], row[1]["bytes"]
+
+
+def _packages() -> tuple[Any, Any]:
+    try:
+        import datasets
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingPackage("datasets", "shards", "parquet") from error
+    return datasets, pyarrow.parquet
+
+
+def _open(shards: Shards) -> Any:
+    """Give the rows, from `datasets`' cache; it is filled where it does not hold these very contents."""
+    datasets, _ = _packages()
+    from datasets.data_files import DataFilesDict, DataFilesList
+    from datasets.io.parquet import ParquetDatasetReader
+
+    files = DataFilesDict(
+        rows=DataFilesList(
+            [address if is_remote(address) else os.path.abspath(address) for address in shards.addresses],
+            [(tag,) for tag in tags(shards)],  # decides what of the cache is theirs
+        )
+    )
+    quiet = not sys.stderr.isatty() and not datasets.utils.are_progress_bars_disabled()
+    if quiet:
+        datasets.disable_progress_bars()
+    try:
+        reader = ParquetDatasetReader(
+            files, split=datasets.NamedSplit("rows"), cache_dir=os.environ.get("HF_DATASETS_CACHE")
+        )
+        if not is_remote(shards.root) and not os.path.isdir(reader.builder.cache_dir):
+            for damage in damaged_shards(shards):  # once: what is in the cache is not looked at again
+                raise DataError(f"{damage}: copy it again, or shard the data again")
+        return reader.read()
+    except DataError:
+        raise
+    except Exception as error:  # `datasets` wraps whatever pyarrow and file systems raise
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(cause) or type(cause).__name__
+        raise DataError(f"{shards.place}: cannot read the parquet files ({reason})") from error
+    finally:
+        if quiet:
+            datasets.enable_progress_bars()
+
+
+def _columns(features: Any, place: str) -> tuple[str, str]:
+    """Find the columns of pictures and of labels."""
+    import datasets
+
+    pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    pictures += [name for name, kind in features.items() if _holds_bytes(kind)]
+    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    labels += [name for name in _LABELS if name in features]
+    if not pictures or not labels:
+        what = "pictures" if not pictures else "labels"
+        raise DataError(f"{place}: no column of {what} among {', '.join(features)}")
+    return pictures[0], labels[0]
+
+
+def _holds_bytes(kind: Any) -> bool:
+    inner = kind.get("bytes") if isinstance(kind, dict) else kind
+    return getattr(inner, "dtype", None) in ("binary", "large_binary")
+
+
+def _numbers(
+    place: str, rows: Any, label: str, classes: Sequence[str] | None
+) -> tuple[list[int], Sequence[str]]:
+    """Give the number of each row's class and the names of the numbers."""
+    values = rows.data.column(label).to_pylist()
+    if not values:
+        raise DataError(f"{place}: no pictures")
+    strange = [row for row, value in enumerate(values) if type(value) is not type(values[0])]
+    if strange or not isinstance(values[0], int | str):
+        row = strange[0] if strange else 0
+        raise DataError(
+            f"{place}: row {row} has {label} {values[row]!r}: give each a number, or each a class name"
+        )
+    if isinstance(values[0], str):
+        names = sorted(set(values))
+        number = {name: i for i, name in enumerate(names)}
+        return [number[value] for value in values], names
+    named = getattr(rows.features[label], "names", None) or classes
+    return values, named or [str(number) for number in range(max(values) + 1)]

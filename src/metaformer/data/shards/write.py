@@ -1,0 +1,285 @@
+"""From an image folder to shards: a few large files in place of many small ones."""
+
+import hashlib
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from tqdm import tqdm
+
+from metaformer.data.dataset import BAD_SHARE
+from metaformer.data.folder import ImageFolder
+from metaformer.data.sampler import permutation
+from metaformer.data.scan import survey
+from metaformer.data.shards.index import INDEX, KINDS, Shard, index_text
+from metaformer.data.shards.parquet import ParquetShard, read_parquet
+from metaformer.data.shards.remote import is_remote
+from metaformer.data.shards.tar import TarShard, contents_name, read_tar
+from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError, OutputError
+
+Answer = TypeVar("Answer")
+_log = logging.getLogger(__name__)
+_READ: Final[dict[str, Callable[[Path], Iterator[tuple[int, bytes]]]]] = {
+    "parquet": read_parquet,
+    "tar": read_tar,
+}
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """What was written."""
+
+    root: Path
+    kind: str
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[Shard, ...]]
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    """Pictures that were left out, and why."""
+
+    def text(self) -> str:
+        """Make lines to read."""
+        lines = []
+        for split, shards in self.splits.items():
+            size = sum(shard.bytes for shard in shards) / 1e6
+            pictures = sum(shard.pictures for shard in shards)
+            left_out = f", {len(self.dropped[split])} left out" if self.dropped[split] else ""
+            lines.append(f"{split}: {pictures} pictures in {len(shards)} files, {size:.1f} MB{left_out}")
+        return "\n".join(
+            [*lines, f"{self.root}: give it where an image folder is wanted (--data.root, --data)"]
+        )
+
+
+def write_shards(
+    source: str | Path,
+    root: str | Path,
+    splits: Sequence[str] = ("train", "val"),
+    kind: str = "parquet",
+    *,
+    shard_size: float = 256.0,
+    on_bad_image: str = "error",
+    workers: int | None = None,
+    progress: bool = True,
+) -> Sharded:
+    """Write the pictures of an image folder, their bytes as they are, to shards.
+
+    Every picture is read first. Then each shard is written beside its place, read back and compared, and
+    moved there; the index, which lists them with their hashes, comes last. The same folder gives the same
+    bytes. Parquet holds the pictures in the order of `ImageFolder`, tar shuffled.
+
+    Args:
+        source: the image folder.
+        root: a new or empty folder.
+        splits: which splits; the first gives the class list.
+        kind: `parquet`, for random access, or `tar`, for streams.
+        shard_size: megabytes of pictures after which a file is full.
+        on_bad_image: `error`, or `skip`: leave out what cannot be read, up to 0.1 % of a split.
+        workers: processes that read; one per core when not given.
+        progress: show bars on stderr.
+
+    Raises:
+        ConfigError: a value that cannot be.
+        DataError: the folder is not laid out as it should be, or a picture cannot be read.
+        MissingPackage: a package for this kind is not installed.
+        OutputError: `root` holds something, or cannot be written to.
+    """
+    if kind not in KINDS or on_bad_image not in ("error", "skip") or not splits:
+        raise ConfigError(
+            f"kind {kind!r}, on_bad_image {on_bad_image!r}, splits {list(splits)}: "
+            "choose parquet or tar, error or skip, and at least one"
+        )
+    if not 0 < shard_size < math.inf:
+        raise ConfigError(f"shard_size is {shard_size}: it must be above 0")
+    if is_remote(root):
+        raise ConfigError(
+            f"{root}: shards are written to this machine; copy them with your storage's own tool"
+        )
+    place = Path(root).expanduser()
+    if place.resolve().is_relative_to(Path(source).expanduser().resolve()):
+        raise ConfigError(f"{place}: lies in the image folder itself: choose a place beside it")
+    _check_empty(place)
+    folders: dict[str, ImageFolder] = {}
+    for split in dict.fromkeys(splits):
+        known = next(iter(folders.values())).classes if folders else None
+        folders[split] = ImageFolder(source, split, known, allow_missing=True)
+    bad = {
+        split: _bad_pictures(folder, on_bad_image == "skip", split, workers, progress)
+        for split, folder in folders.items()
+    }
+    classes = next(iter(folders.values())).classes
+    job = _Job(place, kind, classes, shard_size * 1e6, progress)
+    with job.undone_on_failure():
+        done = {split: job.write(split, folder, bad[split]) for split, folder in folders.items()}
+        dropped = {split: list(reasons.values()) for split, reasons in bad.items()}
+        with job.whole(INDEX) as draft:
+            draft.write_text(index_text(kind, classes, done, dropped), encoding="utf-8")
+    return Sharded(place, kind, classes, done, dropped)
+
+
+def _check_empty(place: Path) -> None:
+    if place.exists() and not place.is_dir():
+        raise OutputError(f"{place}: is a file: choose another folder")
+    if place.is_dir() and (names := sorted(os.listdir(place))):
+        what = f"holds {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        raise OutputError(f"{place}: {what}: choose a new or empty folder, or delete it")
+
+
+def _bad_pictures(
+    folder: ImageFolder, skip: bool, split: str, workers: int | None, progress: bool
+) -> dict[int, str]:
+    """Read every picture; tell which cannot be, and why."""
+    seen = survey(folder, workers=workers, label=f"reading {split}", progress=progress)
+    reasons = {one.index: one.trouble for one in seen if one.trouble}
+    if not reasons:
+        return {}
+    first = BadImage(folder.path(next(iter(reasons))), next(iter(reasons.values())))
+    if not skip:
+        if len(reasons) == 1:
+            raise first
+        raise DataError(f"{first}; {len(reasons) - 1} more like it: `metaformer data check` lists them")
+    if len(reasons) > BAD_SHARE * len(folder):
+        raise DataError(
+            f"{first}; {len(reasons)} of {len(folder)} pictures cannot be read, more than {BAD_SHARE:.1%}: "
+            "`metaformer data check` lists them"
+        )
+    for index, reason in reasons.items():
+        _log.warning("%s: left out: %s", folder.path(index), reason)
+    return {index: f"{_name(folder, index)}: {reason}" for index, reason in reasons.items()}
+
+
+def _name(folder: ImageFolder, index: int) -> str:
+    """The place of a picture below its split."""
+    return folder.path(index).relative_to(folder.folder).as_posix()
+
+
+class _Job:
+    """Files of one data set, which appear whole or not at all."""
+
+    def __init__(self, root: Path, kind: str, classes: Sequence[str], full: float, progress: bool) -> None:
+        self.root, self.kind, self.classes, self.full, self.progress = root, kind, classes, full, progress
+        self.made: list[Path] = []
+
+    def write(self, split: str, folder: ImageFolder, bad: Container[int]) -> tuple[Shard, ...]:
+        """Write a split."""
+        # A stream shuffles only within its buffer: what it reads must not lie sorted by class.
+        order = permutation(len(folder), 0, 0).tolist() if self.kind == "tar" else range(len(folder))
+        kept = [index for index in order if index not in bad]
+        shards: list[Shard] = []
+        with tqdm(
+            total=len(kept),
+            desc=f"writing {split}",
+            unit="picture",
+            file=sys.stderr,
+            disable=not self.progress,
+        ) as bar:
+            first = 0
+            for part in _cut(folder, kept, self.full):
+                name = f"{split}/{len(shards):05d}.{self.kind}"
+                shards.append(self._shard(name, folder, part, first, bar))
+                first += len(part)
+        return tuple(shards)
+
+    def _shard(self, name: str, folder: ImageFolder, part: list[int], first: int, bar: Any) -> Shard:
+        with self.whole(name) as draft:
+            shard = (
+                ParquetShard(draft, self.classes)
+                if self.kind == "parquet"
+                else TarShard(draft, self.classes, first)
+            )
+            given = hashlib.sha256()
+            try:
+                for index in part:
+                    data = _told(folder.path(index), Path.read_bytes)
+                    shard.add(_name(folder, index), folder.labels[index], data)
+                    _note(given, folder.labels[index], data)
+                    bar.update()
+            finally:
+                shard.close()
+            found = hashlib.sha256()
+            for label, data in _READ[self.kind](draft):
+                _note(found, label, data)
+            if found.digest() != given.digest():
+                raise OutputError(
+                    f"{self.root / name}: what was read back is not what was written: check the disk"
+                )
+            with draft.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            size = draft.stat().st_size
+            if isinstance(shard, TarShard):
+                with self.whole(contents_name(name)) as contents:
+                    contents.write_text(shard.contents(), encoding="utf-8")
+        return Shard(name, len(part), size, digest)
+
+    @contextmanager
+    def whole(self, name: str) -> Iterator[Path]:
+        """Give a place to write a file to, and move it to its own when it is done."""
+        file = self.root / name
+        draft = file.with_name(f".{file.name}.tmp")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            yield draft
+            _sync(draft)
+            draft.replace(file)
+            self.made.append(file)
+            _sync(file.parent)
+        except OSError as error:
+            if isinstance(error, MetaFormerError):
+                raise
+            raise OutputError(f"{error.filename or file}: {error.strerror or error}") from error
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @contextmanager
+    def undone_on_failure(self) -> Iterator[None]:
+        """Take away again what was written, so that the same command can be given once more."""
+        there = self.root.is_dir()
+        try:
+            yield
+        except BaseException:
+            for file in self.made:
+                file.unlink(missing_ok=True)
+            for folder in [*self.root.glob("*/"), *([] if there else [self.root])]:
+                with suppress(OSError):  # it holds what others put there
+                    folder.rmdir()
+            raise
+
+
+def _cut(folder: ImageFolder, indices: list[int], full: float) -> Iterator[list[int]]:
+    """Cut pictures into shards, each ended by the one that fills it."""
+    part: list[int] = []
+    size = 0
+    for index in indices:
+        part.append(index)
+        size += _told(folder.path(index), Path.stat).st_size
+        if size >= full:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _told(path: Path, ask: Callable[[Path], Answer]) -> Answer:
+    """Ask something of a file of the folder, which may be gone since it was read."""
+    try:
+        return ask(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+
+
+def _note(digest: Any, label: int, data: bytes) -> None:
+    digest.update(f"{label} {len(data)} ".encode())
+    digest.update(data)
+
+
+def _sync(path: Path) -> None:
+    """Make a file or directory reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

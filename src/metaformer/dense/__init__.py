@@ -1,1 +1,0 @@
-"""Networks that say something about every pixel, on any backbone."""

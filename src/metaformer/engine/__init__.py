@@ -1,1 +1,0 @@
-"""The training engine: one configuration, one loop, any task."""

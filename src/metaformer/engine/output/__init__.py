@@ -1,1 +1,0 @@
-"""What predictions become: files, pictures, animations."""

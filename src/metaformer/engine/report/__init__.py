@@ -1,1 +1,0 @@
-"""RUN/report.html: one self-contained page of a run."""

@@ -1,1 +1,0 @@
-"""Measures that are exact: counts over images, summed over ranks."""

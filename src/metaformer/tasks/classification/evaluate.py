@@ -1,0 +1,171 @@
+"""Measuring a classifier: every picture once, by however many processes."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaformer.data.batch import Batch
+from metaformer.data.dataset import Augmented
+from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
+from metaformer.data.preprocess import Preprocess
+from metaformer.data.sampler import EvalSampler
+from metaformer.data.split import Split
+from metaformer.distributed import collect, in_step, rank, total, world_size
+from metaformer.errors import DataError, TrainingError
+from metaformer.tasks.base import Forward
+from metaformer.tasks.classification.metrics import RealAccuracy, TopK, read_real_labels
+from metaformer.tasks.classification.predict import average_views
+from metaformer.tasks.classification.results import EvalReport, Example
+from metaformer.tasks.confusion import Confusion, per_class
+
+EXAMPLES = 24
+"""Pictures of each kind, mistakes and right answers, that a report keeps."""
+
+
+class Evaluation:
+    """A validation set and the way it is looked at; `run` measures one network.
+
+    Args:
+        folder: the pictures.
+        preprocess: how they become input.
+        batch_size: pictures at once, per process.
+        workers: processes that read.
+        flip: average the logits with those of the mirrored picture.
+        crops: 1, or 5 for centre and corners, averaged.
+        real_labels: JSON file of accepted classes.
+        class_subset: names of the classes that alone count; None for all.
+        pin_memory: keep batches in page-locked memory, for copies to CUDA.
+        timeout: seconds to wait for a worker before giving up.
+        stop: asked again and again; once it says so, the evaluation ends unfinished.
+    """
+
+    def __init__(
+        self,
+        folder: Split,
+        preprocess: Preprocess,
+        *,
+        batch_size: int = 128,
+        workers: int = 0,
+        flip: bool = False,
+        crops: int = 1,
+        real_labels: str | Path | None = None,
+        class_subset: Sequence[str] | None = None,
+        pin_memory: bool = False,
+        timeout: float = DATA_TIMEOUT,
+        stop: Stop | None = None,
+    ) -> None:
+        self.folder, self.flip = folder, flip
+        classes = folder.classes
+        self.kept = list(range(len(classes)))
+        if class_subset is not None:
+            self.kept = sorted({classes.index(name) for name in class_subset})
+        self.names = [classes[i] for i in self.kept]
+        self.accepted = read_real_labels(real_labels, folder.paths, len(classes)) if real_labels else None
+        sampler = EvalSampler(len(folder), batch_size=batch_size, rank=rank(), world=world_size())
+        self.most = sampler.most
+        self.loader = Loader(
+            Augmented(folder, preprocess.transform(crops)),
+            sampler,
+            workers=workers,
+            pin_memory=pin_memory,
+            timeout=timeout,
+            stop=stop,
+        )
+
+    @torch.inference_mode()
+    def run(self, forward: Forward) -> EvalReport:
+        """Measure; `forward` gives logits (B, K) of images (B, 3, H, W).
+
+        Raises:
+            TrainingError: logits that are not finite.
+            Interrupted: `stop` said so, on whatever rank.
+        """
+        count = _Count(self)
+        for logits, batch in in_step(self._looks(forward), self.most):
+            count.update(logits, batch)
+        return count.report()
+
+    def _looks(self, forward: Forward) -> Iterator[tuple[Tensor, Batch]]:
+        for batch in self.loader:
+            logits = average_views(forward, batch.images, self.flip).float().cpu()
+            if not logits.isfinite().all():
+                bad = int(batch.indices[~logits.isfinite().all(dim=1)][0])
+                raise TrainingError(f"{self.folder.path(bad)}: the model's logits are not finite")
+            yield logits, batch
+
+    def close(self) -> None:
+        """Stop the processes that read."""
+        self.loader.close()
+
+
+class _Count:
+    """Running figures of one evaluation; its classes are those that count."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.of = evaluation
+        self.kept = torch.tensor(evaluation.kept)
+        self.place = torch.full((len(evaluation.folder.classes),), -1)
+        self.place[self.kept] = torch.arange(len(self.kept))
+        self.k = min(5, len(self.kept))
+        self.topk, self.confusion = TopK((1, self.k)), Confusion(len(self.kept))
+        self.real = RealAccuracy(evaluation.accepted) if evaluation.accepted is not None else None
+        self.loss = torch.zeros((), dtype=torch.float64)
+        self.wrong: list[Example] = []
+        self.right: list[Example] = []
+        self.shown: Counter[str] = Counter()
+
+    def update(self, logits: Tensor, batch: Batch) -> None:
+        labels = self.place[batch.labels]
+        counted = labels >= 0
+        logits, labels, indices = logits[counted][:, self.kept], labels[counted], batch.indices[counted]
+        if not len(labels):
+            return
+        predicted = logits.argmax(dim=1)
+        self.topk.update(logits, labels)
+        self.confusion.update(predicted, labels)
+        if self.real is not None:
+            self.real.update(self.kept[predicted], indices)
+        self.loss += F.cross_entropy(logits.double(), labels, reduction="sum")
+        self._remember(logits.softmax(dim=1).amax(dim=1), predicted, labels, indices)
+
+    def _remember(self, scores: Tensor, predicted: Tensor, labels: Tensor, indices: Tensor) -> None:
+        """Keep the surest mistakes, and of the right answers some of each class."""
+        share = -(-EXAMPLES // len(self.of.names))
+        rows = (values.tolist() for values in (indices, labels, predicted, scores))
+        for index, label, guess, score in zip(*rows, strict=True):
+            name = self.of.names[label]
+            example = Example(str(self.of.folder.path(index)), name, self.of.names[guess], score, index)
+            if label != guess:
+                self.wrong.append(example)
+            elif self.shown[name] < share:
+                self.shown[name] += 1
+                self.right.append(example)
+        self.wrong = _surest(self.wrong)
+
+    def report(self) -> EvalReport:
+        confusion, accuracy = self.confusion.result(), self.topk.result()
+        images = int(confusion.sum())
+        if not images:
+            raise DataError(f"{self.of.folder.folder}: no pictures of the classes that count")
+        real, real_images = self.real.result() if self.real is not None else (None, 0)
+        right = sorted(collect(self.right), key=lambda example: example.path)
+        return EvalReport(
+            images=images,
+            top1=accuracy[1],
+            top5=accuracy[self.k],
+            k=self.k,
+            loss=float(total(self.loss)) / images,
+            per_class=tuple(per_class(confusion, self.of.names)),
+            confusion=confusion,
+            real=real,
+            real_images=real_images,
+            examples=(*_surest(collect(self.wrong)), *right[:EXAMPLES]),
+        )
+
+
+def _surest(examples: list[Example]) -> list[Example]:
+    return sorted(examples, key=lambda example: (-example.score, example.path))[:EXAMPLES]

@@ -1,0 +1,132 @@
+"""What tasks hand out: predictions, and reports of an evaluation."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metaformer.tasks.confusion import ClassAccuracy
+from metaformer.tasks.outputs import confusion_values, write_report
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The best classes of one picture."""
+
+    path: str
+    """Where the picture came from; empty for one that was handed over."""
+    labels: tuple[str, ...]
+    """Class names, best first."""
+    scores: tuple[float, ...]
+    """Their probabilities."""
+    indices: tuple[int, ...]
+    """Their numbers."""
+
+    @property
+    def label(self) -> str:
+        """Name of the best class."""
+        return self.labels[0]
+
+    @property
+    def score(self) -> float:
+        """Probability of the best class."""
+        return self.scores[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One evaluated picture, for the report."""
+
+    path: str
+    label: str
+    predicted: str
+    score: float
+    """Probability of the predicted class."""
+    index: int = -1
+    """Its place in the data set, where `path` names no file."""
+
+    @property
+    def right(self) -> bool:
+        """Tell whether the prediction is the label."""
+        return self.label == self.predicted
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """How well a classifier does on a data set; every image counted once."""
+
+    images: int
+    top1: float
+    """Share of images whose class has the highest score."""
+    top5: float
+    """Share of images whose class is among the `k` highest."""
+    k: int
+    """5, or the number of classes where that is smaller."""
+    loss: float
+    """Mean cross-entropy."""
+    per_class: tuple[ClassAccuracy, ...]
+    confusion: Tensor
+    """Images by true class (row) and predicted class (column), (K, K) int64."""
+    real: float | None = None
+    """Accuracy against the ReaL labels, where they were given."""
+    real_images: int = 0
+    """Images that have ReaL labels."""
+    examples: tuple[Example, ...] = field(default=(), repr=False)
+    """Some pictures with their predictions: the surest mistakes, and some that are right."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of their numbers."""
+        return [row.name for row in self.per_class]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures that a log holds."""
+        figures = {"top1": self.top1, f"top{self.k}": self.top5, "loss": self.loss}
+        return figures if self.real is None else {**figures, "real": self.real}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        table = [
+            {**asdict(row), "accuracy": row.accuracy, "precision": row.precision} for row in self.per_class
+        ]
+        values: dict[str, Any] = {"images": self.images, **self.metrics, "per_class": table}
+        values["examples"] = [asdict(example) for example in self.examples]
+        if self.real is not None:
+            values["real_images"] = self.real_images
+        return {**values, **confusion_values(self.confusion)}
+
+    def save(self, path: str | Path) -> Path:
+        """Write `to_dict` as a JSON file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        return write_report(self.to_dict(), path)
+
+    def text(self, rows: int = 20) -> str:
+        """Make a page to read: the figures, then the table of classes, weakest first."""
+        lines = [
+            f"images   {self.images}",
+            f"top-1    {self.top1:.2%}",
+            f"top-{self.k}    {self.top5:.2%}",
+            f"loss     {self.loss:.4f}",
+        ]
+        if self.real is not None:
+            lines.append(f"ReaL     {self.real:.2%} ({self.real_images} images)")
+        weakest = sorted(self.per_class, key=lambda row: (row.accuracy, row.name))
+        width = max([5, *(len(row.name) for row in weakest[:rows])])
+        lines += ["", f"{'class':<{width}}  images  correct  accuracy  precision"]
+        lines += [
+            f"{row.name:<{width}}  {row.images:>6}  {row.correct:>7}  "
+            f"{row.accuracy:>8.2%}  {row.precision:>9.2%}"
+            for row in weakest[:rows]
+        ]
+        if len(weakest) > rows:
+            lines.append(f"… and {len(weakest) - rows} classes that do better (all of them are in the JSON)")
+        return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""From a picture to the objects in it: in one view or several."""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metaformer.data.class_lists import Palette
+from metaformer.errors import ConfigError, TrainingError, UnknownName
+from metaformer.models.detection.structures import Detections, Size
+from metaformer.tasks.base import Forward
+from metaformer.tasks.detection.preprocess import DetectionPreprocess, stack
+from metaformer.tasks.detection.results import DetectedObjects
+from metaformer.tasks.stream import PictureStream
+
+DetectForward = Callable[[Tensor, Sequence[Size], Sequence[Size]], list[Detections]]
+"""What finds objects: images (B, 3, H, W), their sizes in these, and the sizes that boxes are to refer to."""
+
+
+@dataclass(frozen=True)
+class DetectInference:
+    """How a picture is looked at; the default is once."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Test-time augmentation: sizes of the input, as factors."""
+    flip: bool = False
+    """Test-time augmentation: each size also mirrored left to right."""
+    nms_threshold: float = 0.5
+    """Of two boxes of a class from different views that overlap by more than this IoU one is kept."""
+    max_detections: int = 100
+    """Most objects of a picture."""
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
+            raise ConfigError(f"scales is {self.scales}: it must be numbers above 0, and at least one")
+
+    @torch.inference_mode()
+    def detections(
+        self,
+        forward: DetectForward,
+        picture: Image.Image | Tensor,
+        preprocess: DetectionPreprocess | None = None,
+        original_size: Size | None = None,
+        *,
+        name: str | Path = "the picture",
+    ) -> Detections:
+        """Objects of a picture, on the CPU, their boxes in the picture's own pixels, best first.
+
+        Args:
+            forward: the network.
+            picture: an RGB picture, or a normalised tensor (3, h, w) that is looked at as it is.
+            preprocess: how a picture becomes input; a tensor needs none.
+            original_size: height and width that boxes refer to; the picture's own when not given.
+            name: what errors call the picture.
+
+        Raises:
+            TrainingError: boxes or scores that are not finite.
+            ConfigError: several scales of a tensor, or a picture without preprocessing.
+        """
+        own = picture.shape[-2:] if isinstance(picture, Tensor) else (picture.height, picture.width)
+        size = (own[0], own[1]) if original_size is None else original_size
+        found = []
+        for image in self._sights(picture, preprocess):
+            for mirrored in (False, True)[: 1 + self.flip]:
+                found.append(_seen(forward, image.flip(-1) if mirrored else image, size, mirrored, name))
+        return found[0] if len(found) == 1 else self._merged(found)
+
+    def _sights(
+        self, picture: Image.Image | Tensor, preprocess: DetectionPreprocess | None
+    ) -> Iterator[Tensor]:
+        if isinstance(picture, Tensor):
+            if self.scales != (1.0,):
+                raise ConfigError(f"scales is {self.scales}: a tensor has one size only; give the picture")
+            yield picture
+            return
+        if preprocess is None:
+            raise ConfigError("preprocess: say how a picture becomes input")
+        for scale in self.scales:
+            yield preprocess.scaled(scale).transform()(picture)
+
+    def _merged(self, found: Sequence[Detections]) -> Detections:
+        """Join what views saw: of boxes on one object the best, with its own mask."""
+        from metaformer.models.detection.nms import keep
+
+        boxes, scores, labels = (
+            torch.cat([getattr(one, part) for one in found]) for part in ("boxes", "scores", "labels")
+        )
+        masks = (
+            None
+            if found[0].masks is None
+            else torch.cat([one.masks for one in found if one.masks is not None])
+        )
+        kept = keep(boxes, scores, labels, self.nms_threshold, self.max_detections)
+        return Detections(boxes[kept], scores[kept], labels[kept], None if masks is None else masks[kept])
+
+
+def _seen(forward: DetectForward, image: Tensor, size: Size, mirrored: bool, name: str | Path) -> Detections:
+    """What one view shows, in the frame of the picture."""
+    inside = (image.shape[-2], image.shape[-1])
+    try:
+        (found,) = forward(stack([image]), [inside], [size])
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except TrainingError as error:
+        raise TrainingError(f"{name}: {error}") from error
+    found = found.to(torch.device("cpu"))
+    if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
+        raise TrainingError(f"{name}: boxes or scores are not finite: the weights may be damaged")
+    if not mirrored:
+        return found
+    boxes = found.boxes.clone()
+    boxes[:, 0], boxes[:, 2] = size[1] - found.boxes[:, 2], size[1] - found.boxes[:, 0]
+    return Detections(
+        boxes, found.scores, found.labels, None if found.masks is None else found.masks.flip(-1)
+    )
+
+
+class PictureDetector(PictureStream[DetectedObjects]):
+    """A trained network that finds objects.
+
+    Args:
+        forward: gives the `Detections` of an image (1, 3, H, W).
+        preprocess: how images become input.
+        classes: class names.
+        palette: a color for each class.
+        inference: how pictures are looked at.
+        score: objects with a lower score are left out.
+        only: names of the classes that are told; all when not given.
+        workers: threads that read pictures ahead; 0 reads each when it is due.
+
+    Raises:
+        ConfigError: a score outside 0 to 1.
+        UnknownName: a class that the network does not know.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        preprocess: DetectionPreprocess,
+        classes: Sequence[str],
+        palette: Palette,
+        inference: DetectInference,
+        *,
+        score: float = 0.0,
+        only: Collection[str] | None = None,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(workers)
+        if not 0 <= score <= 1:
+            raise ConfigError(f"score is {score}: it must lie between 0 and 1")
+        for name in only or ():
+            if name not in classes:
+                raise UnknownName("class", name, classes)
+        self.forward, self.classes, self.inference = forward, tuple(classes), inference
+        self.score, self.only = score, None if only is None else tuple(only)
+        self._preprocess, self.palette = preprocess, palette
+
+    def see(self, picture: Image.Image, path: str, name: str) -> DetectedObjects:
+        """Find the objects in a picture."""
+        found = self.inference.detections(self.forward, picture, self._preprocess, name=name)
+        objects = DetectedObjects.from_detections(found, path, picture.size, self.classes, self.palette)
+        return objects.filtered(self.score, self.only)

@@ -1,0 +1,235 @@
+"""Object detection and instance segmentation."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metaformer.config import TrainConfig
+from metaformer.data.batch import Batch
+from metaformer.data.loader import DATA_TIMEOUT, Stop
+from metaformer.distributed import World
+from metaformer.errors import ConfigError, DataError
+from metaformer.models.detection.detector import Detector
+from metaformer.tasks.base import Moment
+from metaformer.tasks.detection.check import check_sizes
+from metaformer.tasks.detection.dataset import AugmentedScenes, DetectionFolder, open_detection
+from metaformer.tasks.detection.evaluate import DetectEvaluation
+from metaformer.tasks.detection.predict import DetectForward, DetectInference
+from metaformer.tasks.detection.preprocess import DetectionPreprocess
+from metaformer.tasks.detection.results import DetectReport
+from metaformer.tasks.detection.transforms import train_scene
+from metaformer.tasks.initial_weights import begin_with_weights, dense_backbone
+from metaformer.tasks.validate import look_at_all
+
+
+class Detect:
+    """Find objects: their classes, boxes and, where the model gives them, masks.
+
+    Args:
+        model: gives `Detections`, or losses where it is also given targets.
+        name: what the model is called.
+        train: augmented training pictures with their objects.
+        evaluation: the validation data.
+        preprocess: how pictures become input when the model is used.
+    """
+
+    metric = "ap"
+
+    def __init__(
+        self,
+        model: Detector,
+        name: str,
+        train: AugmentedScenes,
+        evaluation: DetectEvaluation,
+        preprocess: DetectionPreprocess,
+    ) -> None:
+        self.model, self.name, self.train = model, name, train
+        self.evaluation, self.preprocess = evaluation, preprocess
+
+    @property
+    def data(self) -> DetectionFolder:
+        """The training data, which names the classes."""
+        return self.train.scenes
+
+    def to(self, device: torch.device) -> None:
+        """Move the model."""
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        """Losses of a batch of pictures."""
+        losses: dict[str, Tensor] = model(batch.images, batch.targets, batch.sizes)
+        return losses
+
+    def names(self, batch: Batch) -> list[str]:
+        """Files that a batch came from."""
+        return [str(self.data.path(int(index))) for index in batch.indices]
+
+    def evaluate(self, forward: DetectForward) -> DetectReport:
+        """Measure on the validation data."""
+        return self.evaluation.run(forward)
+
+    def close(self) -> None:
+        """Stop the processes that read validation data."""
+        self.evaluation.close()
+
+    def card(self) -> dict[str, Any]:
+        """Architecture, classes with their numbers in COCO's files, and preprocessing."""
+        return {
+            "task": "detect",
+            "name": self.name,
+            "model": self.model.config.to_dict(),
+            "classes": list(self.data.classes),
+            "palette": [list(colour) for colour in self.data.palette],
+            "category_ids": list(self.data.category_ids),
+            "preprocess": self.preprocess.to_dict(),
+        }
+
+    def hub_card(self) -> dict[str, Any]:
+        """The same as `from_pretrained` reads it from `config.json`."""
+        return {
+            "library_name": "metaformer",
+            "task": "detect",
+            "architecture": self.name,
+            "config": self.model.config.to_dict(),
+            "pretrained_cfg": {
+                "num_classes": len(self.data.classes),
+                "label_names": list(self.data.classes),
+                "palette": [list(colour) for colour in self.data.palette],
+                "category_ids": list(self.data.category_ids),
+                "preprocess": self.preprocess.to_dict(),
+                "mean": list(self.preprocess.mean),
+                "std": list(self.preprocess.std),
+            },
+        }
+
+
+def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) -> Detect:
+    """Open the data and make model and evaluation, all on the run's device; `stop` cuts evaluations.
+
+    Every picture's size is looked at before anything is learned.
+
+    Raises:
+        ConfigError: values that do not fit each other, the data or the model.
+        DataError: the data set is not laid out as it should be, or an annotation cannot be used.
+        WeightsError: a checkpoint does not fit.
+    """
+    train = open_annotated(config, config.data.train, config.data.on_bad_image)
+    val = open_annotated(config, config.data.val, classes=train.classes)  # it may lack some
+    _check_classes(config, train, val)
+    train.check_any()
+    val.check_any()
+    look_at_all(world, check_sizes, (train, config.data.on_bad_image == "skip"), (val, False))
+    preprocess, plan = detection_preprocessing(config), config.detect
+    torch.manual_seed(config.seed)
+    augment = train_scene(
+        sides=tuple(plan.short_sides),
+        long_side=plan.long_side,
+        hflip=config.augment.hflip,
+        photometric=plan.photometric,
+        jitter=plan.jitter,
+        crop=config.data.image_size if plan.jitter is not None else None,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+    evaluation = DetectEvaluation(
+        val,
+        preprocess,
+        inference=detect_inference(config),
+        masks=plan.head == "mask_rcnn",
+        workers=config.data.workers,
+        pin_memory=world.device.type == "cuda",
+        timeout=min(DATA_TIMEOUT, config.runtime.timeout),
+        stop=stop,
+    )
+    scenes = AugmentedScenes(train, augment, config.seed, masks=plan.head == "mask_rcnn")
+    name = f"{plan.head}_{config.model.name}"
+    task = Detect(build_detector(config, train), name, scenes, evaluation, preprocess)
+    task.to(world.device)
+    return task
+
+
+def open_annotated(
+    config: TrainConfig,
+    split: str,
+    on_bad: Literal["error", "skip"] = "error",
+    classes: Sequence[str] | None = None,
+) -> DetectionFolder:
+    """Open a split of a run's data set; `on_bad` says what to do about objects that cannot be used.
+
+    Its classes are those of the file that the run names, or `classes`, or its own.
+
+    Raises:
+        DataError: it is not laid out as it should be.
+    """
+    plan = config.detect
+    return open_detection(
+        config.data.root,
+        split,
+        plan.layout,
+        classes=plan.classes or classes,
+        masks=plan.head == "mask_rcnn",
+        on_bad=on_bad,
+    )
+
+
+def detection_preprocessing(config: TrainConfig) -> DetectionPreprocess:
+    """How a run's pictures become input in evaluation."""
+    plan = config.detect
+    short = None if plan.long_side is None else plan.short_sides[-1]
+    return DetectionPreprocess(plan.long_side, short, mean=config.data.mean, std=config.data.std)
+
+
+def detect_inference(config: TrainConfig) -> DetectInference:
+    """How a run's pictures are looked at in evaluation."""
+    plan = config.detect
+    return DetectInference(
+        scales=tuple(plan.scales),
+        flip=config.evaluate.flip,
+        nms_threshold=plan.nms_threshold,
+        max_detections=plan.max_detections,
+    )
+
+
+def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
+    """Make the network for the classes of the data, from own or published weights where they are asked for.
+
+    A file of a backbone leaves neck and heads fresh; one of other classes gives all but the last layers.
+
+    Raises:
+        ConfigError: an unknown model or field, or a value that does not fit.
+        WeightsError: the checkpoint cannot be read or does not fit.
+    """
+    from metaformer.factory import create_detector
+
+    plan = config.detect
+    model = create_detector(
+        plan.head,
+        backbone=dense_backbone(config.model, grid_mode="interpolate"),
+        num_classes=len(data.classes),
+        compat=plan.compat,
+        fpn_dim=plan.fpn_dim,
+        head_dim=plan.head_dim,
+        box_fc_dim=plan.box_fc_dim,
+        box_samples=plan.box_samples,
+        anchor_scale=plan.anchor_scale,
+        feature_norm=plan.feature_norm,
+        score_threshold=plan.score_threshold,
+        nms_threshold=plan.nms_threshold,
+        max_detections=plan.max_detections,
+        drop_path_rate=None,  # the configuration has it
+    )
+    begin_with_weights(model, config.model)
+    return model
+
+
+def _check_classes(config: TrainConfig, train: DetectionFolder, val: DetectionFolder) -> None:
+    classes = len(train.classes)
+    if train.classes != val.classes:
+        raise DataError(f"{val.folder}: {len(val.classes)} classes, but {train.folder} has {classes} others")
+    if config.model.num_classes not in (None, classes):
+        raise ConfigError(
+            f"model.num_classes is {config.model.num_classes}, {train.folder} holds {classes} classes: "
+            "leave the field out"
+        )

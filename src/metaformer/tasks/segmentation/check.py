@@ -1,0 +1,259 @@
+"""`metaformer data check` where pictures have label maps."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from metaformer.data.check_report import CheckReport, Finding, quiet
+from metaformer.data.image import picture_size
+from metaformer.data.scan import Seen, SeenLabels, bad_ones, digest, reason, see, survey
+from metaformer.errors import BadImage, DataError
+from metaformer.tasks.segmentation.class_names import Naming, name_classes
+from metaformer.tasks.segmentation.dataset import SegmentationFolder
+from metaformer.tasks.segmentation.label_map import count, read_label_map
+from metaformer.tasks.segmentation.layouts import Layout, choose_layout
+from metaformer.tasks.segmentation.pairs import find_pairs
+
+
+def check_label_maps(
+    root: str | Path,
+    splits: Sequence[str] = ("train", "val"),
+    *,
+    layout: str = "auto",
+    classes: Sequence[str] | str | Path | None = None,
+    reduce_zero_label: bool | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> CheckReport:
+    """Read all pictures and label maps of a data set and report everything that is wrong with it.
+
+    Args:
+        root: the data set.
+        splits: their names; the first is the one to train on.
+        layout: how it lies; see `open_segmentation`.
+        classes: names of the classes, or a text file of them, where the data set brings none.
+        reduce_zero_label: whether 0 in the label maps is no class; as the layout has it when not given.
+        workers: processes that read; one per core when not given.
+        progress: show a bar on stderr.
+
+    Raises:
+        ConfigError: a layout that there is not, or a value that it does not have.
+    """
+    check = _Check(workers, progress)
+    with quiet():
+        try:
+            form, home = choose_layout(root, layout)
+            naming = name_classes(form, home, classes, reduce_zero_label)
+        except DataError as error:
+            check.add("error", "layout", str(error))
+            splits = ()
+        for split in splits:
+            check.split(form, home, naming, split)
+    return CheckReport(str(root), tuple(check.summaries), tuple(dict.fromkeys(check.findings)))
+
+
+@dataclass(frozen=True)
+class ClassSummary:
+    """How much there is of a class."""
+
+    pixels: int
+    pictures: int
+    """How many pictures show it."""
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """Pictures with label maps of one split."""
+
+    name: str
+    pictures: int
+    unreadable: int
+    """Pictures that cannot be used, or whose label map cannot."""
+    per_class: dict[str, ClassSummary]
+    ignored: float
+    """Share of the pixels that do not count."""
+    narrowest: tuple[int, int]
+    """Width and height of the picture with the fewest pixels."""
+    median: tuple[int, int]
+    widest: tuple[int, int]
+    """Width and height of the picture with the most pixels."""
+
+    def text(self) -> str:
+        """Give a line."""
+        sizes = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((self.narrowest, self.widest)))
+        bad = f" ({self.unreadable:,} unusable)" if self.unreadable else ""
+        shown = sum(one.pictures > 0 for one in self.per_class.values())
+        return (
+            f"{self.name}: {self.pictures:,} pictures{bad} with label maps of {shown:,} of "
+            f"{len(self.per_class):,} classes; {100 * self.ignored:.1f} % of the pixels ignored; "
+            f"sizes {sizes}, median {self.median[0]}x{self.median[1]}"
+        )
+
+
+class _Check:
+    def __init__(self, workers: int | None, progress: bool) -> None:
+        self.workers, self.progress = workers, progress
+        self.findings: list[Finding] = []
+        self.summaries: list[LabelSummary] = []
+        self.known: dict[bytes, str] | None = None
+        """Name of the training picture with these pixels, once training has been looked at."""
+
+    def add(self, grade: Literal["error", "warning"], kind: str, text: str) -> None:
+        self.findings.append(Finding(grade, kind, text))
+
+    def split(self, form: Layout, home: Path, naming: Naming, name: str) -> None:
+        """Look at a split; the first is the training's."""
+        try:
+            pairs = find_pairs(form, home, name)
+        except DataError as error:
+            return self.add("error", "layout", str(error))
+        for fault in pairs.faults:
+            self.add("error", "layout", fault)
+        for file in pairs.unused:
+            self.add("warning", "ignored", file)
+        folder = SegmentationFolder(pairs, naming.names, naming.table(pairs.numbers, None), form.name)
+        seen = survey(folder, workers=self.workers, label=name, progress=self.progress, look=see_pair)
+        for one in seen:
+            self._pair(folder, one)
+        self._copies(folder, seen)
+        summary = summarise(name, folder.classes, seen)
+        self.summaries.append(summary)
+        if len(self.summaries) == 1:
+            self._classes(folder, summary)
+
+    def _pair(self, folder: SegmentationFolder, seen: Seen) -> None:
+        picture, label_map = folder.path(seen.index), folder.label_path(seen.index)
+        if seen.trouble:
+            self.add("error", "unreadable", f"{picture}: {seen.trouble}")
+        elif seen.animated:
+            self.add("warning", "animated", f"{picture}: animated, only its first frame is used")
+        if seen.label_trouble:
+            self.add("error", "label map", f"{label_map}: {seen.label_trouble}")
+        elif seen.labels is not None and not seen.labels.pixels:
+            self.add(
+                "warning", "unlabelled", f"{label_map}: every pixel is ignored, nothing is learned from it"
+            )
+
+    def _copies(self, folder: SegmentationFolder, seen: Sequence[Seen]) -> None:
+        """Tell of the same pixels with two label maps, and in training and validation."""
+        here: dict[bytes, str] = {}
+        labels: dict[bytes, bytes] = {}
+        for one in seen:
+            if one.trouble or one.labels is None:
+                continue
+            name = str(folder.path(one.index))
+            other = here.setdefault(one.digest, name)
+            if labels.setdefault(one.digest, one.labels.digest) != one.labels.digest:
+                same = f"{name}: the same picture as {other}, with another label map"
+                self.add("warning", "contradiction", same)
+            if self.known is not None and one.digest in self.known:
+                same = f"{name}: the same picture as {self.known[one.digest]} of the training split"
+                self.add("warning", "leak", same)
+        if self.known is None:
+            self.known = here
+
+    def _classes(self, folder: SegmentationFolder, summary: LabelSummary) -> None:
+        """Tell of classes that cannot be learned."""
+        if len(folder.classes) < 2:
+            one = f"{folder.folder}: only one class, {folder.classes[0]!r}: training needs at least two"
+            self.add("error", "one class", one)
+        absent = [name for name, found in summary.per_class.items() if not found.pixels]
+        if absent:
+            names = ", ".join(repr(name) for name in absent[:10])
+            more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+            self.add("warning", "absent", f"{folder.folder}: no pixel of {names}{more}: never learned")
+
+
+def check_segmentation(
+    folder: SegmentationFolder,
+    *,
+    part: tuple[int, int] = (0, 1),
+    skip_bad: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Look at every label map: that it can be read, is as large as its picture, and holds known classes only.
+
+    Of the pictures themselves the headers alone are read.
+
+    Args:
+        folder: the data.
+        part: which share to look at, and of how many: a process's rank and the number of processes.
+        skip_bad: let a few bad ones pass, which a training that leaves out bad pictures will then name.
+        workers: processes that read; one per core when not given.
+        progress: show a bar on stderr.
+
+    Raises:
+        BadImage: the first that cannot be used; the message says how many more there are.
+        ConfigError: fewer than one process.
+    """
+    label = f"label maps of {folder.split}"
+    bad = bad_ones(
+        folder, see_labels, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress
+    )
+    if not bad:
+        return
+    first = bad[0]
+    path = folder.path(first.index) if first.trouble else folder.label_path(first.index)
+    more = f" (and {len(bad) - 1:,} more bad files; metaformer data check tells all)" if len(bad) > 1 else ""
+    raise BadImage(path, (first.trouble or first.label_trouble) + more)
+
+
+def see_labels(folder: SegmentationFolder, index: int) -> Seen:
+    """Read a label map, and of its picture the header."""
+    try:
+        size = picture_size(folder.path(index))
+    except DataError as error:
+        return Seen(index, trouble=reason(error))
+    _, trouble = _labels(folder, index, size, hashed=False)
+    return Seen(index, *size, label_trouble=trouble)
+
+
+def see_pair(folder: SegmentationFolder, index: int) -> Seen:
+    """Read a picture and its label map."""
+    seen = see(folder, index)
+    labels, trouble = _labels(folder, index, None if seen.trouble else (seen.width, seen.height))
+    return Seen(index, seen.width, seen.height, seen.digest, seen.animated, seen.trouble, labels, trouble)
+
+
+def _labels(
+    folder: SegmentationFolder, index: int, size: tuple[int, int] | None, hashed: bool = True
+) -> tuple[SeenLabels | None, str]:
+    """What a label map holds, and what is wrong with it."""
+    try:
+        numbers = read_label_map(folder.label_path(index))
+    except DataError as error:
+        return None, reason(error)
+    own = numbers.shape[1], numbers.shape[0]
+    counts = count(numbers)
+    faults = [folder.table.complaint(counts), folder.misfit(index, own, size) if size else ""]
+    pixels, ignored = folder.table.pixels(counts)
+    present = {label: many for label, many in enumerate(pixels) if many}
+    seen = SeenLabels(digest(own, numbers.tobytes()) if hashed else b"", present, ignored)
+    return seen, "; ".join(fault for fault in faults if fault)
+
+
+def summarise(name: str, classes: Sequence[str], seen: Sequence[Seen]) -> LabelSummary:
+    """Sum up what was seen of a split."""
+    pixels: Counter[int] = Counter()
+    pictures: Counter[int] = Counter()
+    ignored = 0
+    for one in seen:
+        if one.labels is not None:
+            pixels.update(one.labels.pixels)
+            pictures.update(one.labels.pixels.keys())
+            ignored += one.labels.ignored
+    good = [(one.width, one.height) for one in seen if not one.trouble]
+    sizes = sorted(good, key=lambda size: size[0] * size[1]) or [(0, 0)]
+    return LabelSummary(
+        name,
+        len(seen),
+        sum(bool(one.trouble or one.label_trouble) for one in seen),
+        {label: ClassSummary(pixels[place], pictures[place]) for place, label in enumerate(classes)},
+        ignored / max(1, ignored + pixels.total()),
+        sizes[0],
+        sizes[len(sizes) // 2],
+        sizes[-1],
+    )

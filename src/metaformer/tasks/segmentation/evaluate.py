@@ -1,0 +1,164 @@
+"""Measuring a segmenter: every picture once, at the size of its labels, by however many processes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
+from metaformer.data.resize_preprocess import DensePreprocess
+from metaformer.data.sampler import EvalSampler
+from metaformer.distributed import collect, in_step, rank, total, world_size
+from metaformer.errors import DataError
+from metaformer.tasks.segmentation.dataset import AugmentedPairs, SegmentationFolder
+from metaformer.tasks.segmentation.metrics import SegmentationCount, figures, mean_iou
+from metaformer.tasks.segmentation.predict import Inference
+from metaformer.tasks.segmentation.results import SegmentExample, SegmentReport, areas, thumbnail
+from metaformer.tasks.segmentation.tiled_inference import DenseForward
+
+EXAMPLES = 6
+"""Pictures of each kind, the worst and the best, that a report keeps."""
+
+
+class SegmentEvaluation:
+    """A validation set and the way it is looked at; `run` measures one network.
+
+    Args:
+        source: pictures and label maps.
+        preprocess: how pictures become input.
+        inference: whole or in windows, in one view or several; the official way when not given.
+        workers: processes that read.
+        pin_memory: keep batches in page-locked memory, for copies to CUDA.
+        timeout: seconds to wait for a worker before giving up.
+        stop: asked again and again; once it says so, the evaluation ends unfinished.
+    """
+
+    def __init__(
+        self,
+        source: SegmentationFolder,
+        preprocess: DensePreprocess,
+        *,
+        inference: Inference | None = None,
+        workers: int = 0,
+        pin_memory: bool = False,
+        timeout: float = DATA_TIMEOUT,
+        stop: Stop | None = None,
+    ) -> None:
+        self.source, self.preprocess, self.inference = source, preprocess, inference or Inference()
+        sampler = EvalSampler(len(source), batch_size=1, rank=rank(), world=world_size())
+        self.most = sampler.most
+        # Workers resize, where that gives the network all that it wants, and nothing huge.
+        self.resized = self.inference.scales == (1.0,) and preprocess.long_side is not None
+        self.loader = Loader(
+            AugmentedPairs(source, _Pair(preprocess if self.resized else None)),
+            sampler,
+            workers=workers,
+            pin_memory=pin_memory,
+            timeout=timeout,
+            stop=stop,
+        )
+
+    def run(self, forward: DenseForward) -> SegmentReport:
+        """Measure; `forward` gives logits (B, K, *, *) of images (B, 3, h, w), best at their own resolution.
+
+        Raises:
+            TrainingError: logits that are not finite; the message names the picture.
+            DataError: a label map that does not fit.
+            Interrupted: `stop` said so, on whatever rank.
+        """
+        count = _Count(self.source)
+        for _ in in_step(self._counted(forward, count), self.most):
+            pass
+        return count.report()
+
+    def _counted(self, forward: DenseForward, count: "_Count") -> Iterator[int]:
+        """Count picture after picture; all that can go wrong does so in here, where all ranks hear of it."""
+        for batch in self.loader:
+            index, image, labels = int(batch.indices[0]), batch.images[0], batch.labels[0]
+            picture = image if self.resized else Image.fromarray(image.numpy())
+            size, name = (labels.shape[0], labels.shape[1]), self.source.path(index)
+            count.update(
+                index, self.inference.label_map(forward, picture, self.preprocess, size, name=name), labels
+            )
+            yield index
+
+    def close(self) -> None:
+        """Stop the processes that read."""
+        self.loader.close()
+
+
+class _Pair:
+    """A picture as input, or as it is, and its labels; both tensors."""
+
+    def __init__(self, preprocess: DensePreprocess | None) -> None:
+        self.transform = None if preprocess is None else preprocess.transform()
+
+    def __call__(self, picture: Image.Image, labels: NDArray[np.integer[Any]]) -> tuple[Tensor, Tensor]:
+        if labels.dtype == np.uint16:
+            labels = labels.astype(np.int32)  # torch knows little of uint16
+        image = torch.from_numpy(np.array(picture)) if self.transform is None else self.transform(picture)
+        return image, torch.from_numpy(labels)
+
+
+class _Count:
+    """Running figures of one evaluation."""
+
+    def __init__(self, source: SegmentationFolder) -> None:
+        self.source = source
+        self.pixels = SegmentationCount(len(source.classes))
+        self.images = 0
+        self.worst: list[SegmentExample] = []
+        self.best: list[SegmentExample] = []
+
+    def update(self, index: int, predicted: Tensor, labels: Tensor) -> None:
+        try:
+            added = self.pixels.update(predicted, labels, self.source.ignore_index)
+        except DataError as error:
+            raise DataError(f"{self.source.label_path(index)}: {error}") from error
+        self.images += 1
+        miou = mean_iou(added)
+        if miou is not None:
+            self._remember(index, miou, predicted, labels)
+
+    def _remember(self, index: int, miou: float, predicted: Tensor, labels: Tensor) -> None:
+        rank = (miou, str(self.source.path(index)))
+        low = len(self.worst) < EXAMPLES or rank < _rank(self.worst[-1])
+        high = len(self.best) < EXAMPLES or rank > _rank(self.best[0])
+        if low or high:
+            example = self._example(index, miou, predicted.numpy(), labels.numpy())
+            self.worst = sorted([*self.worst, example], key=_rank)[:EXAMPLES]
+            self.best = sorted([*self.best, example], key=_rank)[-EXAMPLES:]
+
+    def _example(
+        self, index: int, miou: float, predicted: NDArray[Any], labels: NDArray[Any]
+    ) -> SegmentExample:
+        palette, both = self.source.palette, areas(np.concatenate([predicted, labels]))
+        return SegmentExample(
+            path=str(self.source.path(index)),
+            index=index,
+            miou=miou,
+            truth=thumbnail(labels, palette),
+            predicted=thumbnail(predicted, palette),
+            labels=tuple(label for label in both if label != self.source.ignore_index),
+        )
+
+    def report(self) -> SegmentReport:
+        confusion = self.pixels.result()
+        worst = sorted(collect(self.worst), key=_rank)[:EXAMPLES]
+        best = sorted(collect(self.best), key=_rank, reverse=True)[:EXAMPLES]
+        shown = {example.index for example in worst}
+        return SegmentReport(
+            images=int(total(torch.tensor(self.images))),
+            figures=figures(confusion, self.source.classes),
+            confusion=confusion,
+            palette=self.source.palette,
+            examples=(*worst, *(example for example in best if example.index not in shown)),
+        )
+
+
+def _rank(example: SegmentExample) -> tuple[float, str]:
+    return example.miou, example.path

@@ -1,0 +1,216 @@
+"""From a picture to the class of each of its pixels: whole, in windows or tiles, in one view or several."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metaformer.data.class_lists import Palette
+from metaformer.data.resize_preprocess import DensePreprocess
+from metaformer.errors import ConfigError
+from metaformer.tasks.base import Forward
+from metaformer.tasks.segmentation.resize_matrix import Span
+from metaformer.tasks.segmentation.results import Segmentation
+from metaformer.tasks.segmentation.tiled_inference import (
+    GRID,
+    DenseForward,
+    Look,
+    PictureSight,
+    Sight,
+    Strip,
+    TensorSight,
+    tiles,
+    whole,
+    windows,
+)
+from metaformer.tasks.stream import PictureStream
+
+BAND = 32
+"""Rows of the result that are made at once."""
+
+
+CACHE = 1 << 20
+"""Bytes of logits that are made at once on the CPU: they are used while they are in its cache."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a picture is looked at; the default is the official way, once and whole."""
+
+    mode: str = "whole"
+    """`whole`, or `slide`: windows that overlap, their logits averaged."""
+    window: tuple[int, int] = (512, 512)
+    """Height and width of a window of `slide`, in pixels of the network's input."""
+    stride: tuple[int, int] = (341, 341)
+    """Steps between windows, downwards and to the right."""
+    scales: tuple[float, ...] = (1.0,)
+    """Test-time augmentation: sizes of the input, as factors; probabilities are averaged over them."""
+    flip: bool = False
+    """Test-time augmentation: each size also mirrored left to right."""
+    tile_pixels: int = 1 << 22
+    """Pixels of input up to which `whole` is done at once; what is larger is done in tiles."""
+    tile: int = 768
+    """Height and width of a tile."""
+    overlap: int = 128
+    """Pixels at least over which neighbouring tiles fade into each other."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("whole", "slide"):
+            raise ConfigError(f"mode is {self.mode!r}: choose whole or slide")
+        for window, stride in zip(self.window, self.stride, strict=True):
+            if not 1 <= stride <= window:
+                raise ConfigError(
+                    f"stride is {self.stride}, window {self.window}: steps must be 1 or more and leave no gap"
+                )
+        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
+            raise ConfigError(f"scales is {self.scales}: it must be numbers above 0, and at least one")
+        if not 0 <= self.overlap < self.tile or self.tile % GRID or self.overlap % GRID:
+            raise ConfigError(
+                f"tile is {self.tile}, overlap {self.overlap}: both must be multiples of {GRID}, "
+                "the tile the larger"
+            )
+
+    @property
+    def views(self) -> int:
+        """How often the network sees a picture."""
+        return len(self.scales) * (1 + self.flip)
+
+    @torch.inference_mode()
+    def label_map(
+        self,
+        forward: DenseForward,
+        picture: Image.Image | Tensor,
+        preprocess: DensePreprocess | None = None,
+        original_size: tuple[int, int] | None = None,
+        *,
+        name: str | Path = "the picture",
+    ) -> Tensor:
+        """Class of each pixel (H, W), on the CPU: uint8, or int32 with more than 256 classes.
+
+        The logits are resized to the network's input, then to the result, bilinearly; that is done by bands
+        of rows, so that never more than one band of logits is there at the result's size.
+
+        Args:
+            forward: the network.
+            picture: an RGB picture, or a normalised tensor (3, h, w) that is looked at as it is.
+            preprocess: how a picture becomes input; a tensor needs none.
+            original_size: height and width of the result; the picture's own when not given.
+            name: what errors call the picture.
+
+        Raises:
+            TrainingError: logits that are not finite.
+            ConfigError: several scales of a tensor, or a picture without preprocessing.
+        """
+        own = picture.shape[-2:] if isinstance(picture, Tensor) else (picture.height, picture.width)
+        height, width = original_size or own
+        looks = [
+            Look(forward, sight, self.grid(*sight.size), (height, width), mirrored=mirrored, name=name)
+            for sight in self._sights(picture, preprocess)
+            for mirrored in (False, True)[: 1 + self.flip]
+        ]
+        label_map: Tensor | None = None
+        for start in range(0, height, BAND):
+            band = _best(looks, start, min(start + BAND, height))
+            if label_map is None:
+                label_map = band.new_empty(height, width)
+            label_map[start : start + BAND] = band
+        assert label_map is not None  # pictures have at least one row
+        return label_map
+
+    def grid(self, height: int, width: int) -> tuple[list[Span], list[Span]]:
+        """Windows along the height and the width of an input of this size."""
+        if self.mode == "slide":
+            return (
+                windows(height, self.window[0], self.stride[0]),
+                windows(width, self.window[1], self.stride[1]),
+            )
+        if height * width <= self.tile_pixels:
+            return whole(height), whole(width)
+        return tiles(height, self.tile, self.overlap), tiles(width, self.tile, self.overlap)
+
+    def _sights(self, picture: Image.Image | Tensor, preprocess: DensePreprocess | None) -> Iterator[Sight]:
+        if isinstance(picture, Tensor):
+            if self.scales != (1.0,):
+                raise ConfigError(
+                    f"scales is {self.scales}: a tensor is looked at as it is, give the picture"
+                )
+            yield TensorSight(picture)
+            return
+        if preprocess is None:
+            raise ConfigError("preprocess: a picture needs one; only tensors are looked at as they are")
+        for scale in self.scales:
+            scaled = preprocess.scaled(scale)
+            yield PictureSight(scaled.resized(picture), scaled.tensor)
+
+
+def _best(looks: list[Look], start: int, stop: int) -> Tensor:
+    """Classes of the result's rows from `start` to `stop`."""
+    strips = [look.band(start, stop) for look in looks]
+    logits = strips[0][0].logits
+    width, classes = looks[0].width, len(logits)
+    fitting = max(16, CACHE // (4 * classes * (stop - start)))
+    step = width if logits.is_cuda else min(width, fitting)
+    band = torch.empty(stop - start, width, dtype=torch.uint8 if classes <= 256 else torch.int32)
+    for left in range(0, width, step):
+        right = min(left + step, width)
+        band[:, left:right] = _scores(strips, left, right).max(dim=0).indices
+    return band
+
+
+def _scores(strips: list[list[Strip]], left: int, right: int) -> Tensor:
+    """Logits (K, rows, columns) of one look, or the sum of several looks' probabilities."""
+    if len(strips) == 1:
+        return _logits(strips[0], left, right)
+    scores = _logits(strips[0], left, right).softmax(dim=0)
+    for look in strips[1:]:
+        scores += _logits(look, left, right).softmax(dim=0)
+    return scores
+
+
+def _logits(strips: list[Strip], left: int, right: int) -> Tensor:
+    """Logits (K, rows, columns) of one look, where its windows overlap their weighted sum."""
+    logits: Tensor | None = None
+    for axis, strip in strips:
+        if axis.start < right and left < axis.stop:
+            cells, matrix = axis.part(left, right)
+            part = strip[:, :, cells] @ matrix.T
+            logits = part if logits is None else logits.add_(part)
+    assert logits is not None  # windows leave no gap
+    return logits
+
+
+class PictureSegmenter(PictureStream[Segmentation]):
+    """A trained network that tells the classes of pixels.
+
+    Args:
+        forward: gives logits of an image (1, 3, H, W).
+        preprocess: how images become input.
+        classes: class names.
+        palette: a color for each class.
+        inference: how pictures are looked at.
+        workers: threads that read pictures ahead; 0 reads each when it is due.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        preprocess: DensePreprocess,
+        classes: Sequence[str],
+        palette: Palette,
+        inference: Inference,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(workers)
+        self.forward, self.classes, self.inference = forward, tuple(classes), inference
+        self._preprocess, self.palette = preprocess, palette
+
+    def see(self, picture: Image.Image, path: str, name: str) -> Segmentation:
+        """Tell the class of each pixel."""
+        found = self.inference.label_map(self.forward, picture, self._preprocess, name=name).numpy()
+        kind = np.uint8 if len(self.classes) <= 256 else np.uint16
+        return Segmentation(path, found.astype(kind, copy=False), self.classes, self.palette)

@@ -1,0 +1,199 @@
+"""What segmentation hands out: label maps, and reports of an evaluation."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from metaformer.data.class_lists import Palette
+from metaformer.tasks.outputs import confusion_values, write_report
+from metaformer.tasks.segmentation.metrics import ClassIoU, SegmentationFigures
+
+THUMBNAIL = 256
+"""Longest side, in pixels, of the label maps that a report holds."""
+
+
+BLOCK = 1 << 20
+"""Pixels that are counted at once."""
+
+
+IGNORED = (224, 224, 192)
+"""Colour of pixels that do not count: Pascal VOC's of borders."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The classes of one picture's pixels."""
+
+    path: str
+    """Where the picture came from; empty for one that was handed over."""
+    label_map: NDArray[np.integer[Any]]
+    """Class of each pixel (H, W) at the picture's own size; uint8, or uint16 with more than 256 classes."""
+    classes: tuple[str, ...]
+    """Class names in the order of their numbers."""
+    palette: Palette
+    """Colour of each class, red, green and blue."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        height, width = self.label_map.shape
+        return width, height
+
+    @property
+    def shares(self) -> tuple[tuple[int, float], ...]:
+        """Number and share of the pixels of each class that is there, largest first."""
+        return tuple((label, area / self.label_map.size) for label, area in areas(self.label_map).items())
+
+    def image(self) -> Image.Image:
+        """The label map in the palette's colours; see `painted`."""
+        return painted(self.label_map, self.palette)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: path, size and the share of each class, largest first; no pixels."""
+        width, height = self.size
+        classes = {self.classes[label]: share for label, share in self.shares}
+        return {"path": self.path, "width": width, "height": height, "classes": classes}
+
+
+@dataclass(frozen=True)
+class SegmentExample:
+    """One evaluated picture, for the report."""
+
+    path: str
+    index: int
+    """Its place in the data set."""
+    miou: float
+    """Mean IoU over the classes that are in this picture or predicted there."""
+    truth: str
+    """Label map as a PNG in the palette's colours, longest side at most 256 pixels, base64."""
+    predicted: str
+    """The network's, in the same way."""
+    labels: tuple[int, ...]
+    """Numbers of the classes in both, by area, largest first."""
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentReport:
+    """How well a network does on a data set."""
+
+    images: int
+    figures: SegmentationFigures
+    confusion: Tensor
+    """Pixels by true class (row) and predicted class (column), int64."""
+    palette: Palette
+    """Colour of each class."""
+    examples: tuple[SegmentExample, ...] = ()
+    """The worst pictures, then the best, each by own mean IoU; none twice."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of their numbers."""
+        return [row.name for row in self.figures.per_class]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures that a log holds."""
+        return {"miou": self.figures.miou, "aacc": self.figures.aacc, "macc": self.figures.macc}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        table = [
+            {**asdict(row), "iou": row.iou, "accuracy": row.accuracy, "precision": row.precision}
+            for row in self.figures.per_class
+        ]
+        return {
+            "images": self.images,
+            "pixels": self.figures.pixels,
+            **self.metrics,
+            "classes": self.classes,
+            "per_class": table,
+            "palette": [list(colour) for colour in self.palette],
+            "examples": [asdict(example) for example in self.examples],
+            **confusion_values(self.confusion),
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write `to_dict` as a JSON file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        return write_report(self.to_dict(), path)
+
+    def text(self, rows: int = 20) -> str:
+        """Make a page to read: the figures, then the table of classes, weakest first."""
+        lines = [
+            f"images   {self.images}",
+            f"mIoU     {self.figures.miou:.2%}",
+            f"aAcc     {self.figures.aacc:.2%}",
+            f"mAcc     {self.figures.macc:.2%}",
+        ]
+        if not self.figures.pixels:
+            lines.append("no labelled pixel: there is nothing to measure")
+        return "\n".join([*lines, "", *_table(self.figures.per_class, rows)])
+
+
+def painted(label_map: NDArray[np.integer[Any]], palette: Palette) -> Image.Image:
+    """A label map in colours: mode P with classes as values, 255 what is ignored; RGB of over 255 classes."""
+    if len(palette) > 255:
+        colours = np.asarray([*palette, IGNORED], dtype=np.uint8)
+        return Image.fromarray(colours[np.minimum(label_map, len(palette))])
+    image = Image.fromarray(np.asarray(label_map, dtype=np.uint8))
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours[: len(palette)] = palette
+    colours[255] = IGNORED
+    image.putpalette(colours.tobytes())
+    return image
+
+
+def thumbnail(label_map: NDArray[np.integer[Any]], palette: Palette, longest: int = THUMBNAIL) -> str:
+    """A label map made small, as a PNG in the palette's colours, base64; each pixel is one of the map's."""
+    share = max(1.0, max(label_map.shape) / longest)
+    rows, columns = (_places(side, max(1, round(side / share))) for side in label_map.shape)
+    stream = io.BytesIO()
+    painted(label_map[rows[:, None], columns], palette).save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def areas(label_map: NDArray[np.integer[Any]]) -> dict[int, int]:
+    """Pixels of each value that is there, largest first, then by value."""
+    flat = label_map.reshape(-1)
+    counts = np.zeros(int(flat.max()) + 1, dtype=np.int64)
+    for first in range(0, len(flat), BLOCK):  # numpy makes eight bytes of each pixel
+        counts += np.bincount(flat[first : first + BLOCK], minlength=len(counts))
+    order = sorted(np.flatnonzero(counts).tolist(), key=lambda label: (-counts[label], label))
+    return {label: int(counts[label]) for label in order}
+
+
+def _places(side: int, fewer: int) -> NDArray[np.int64]:
+    return ((np.arange(fewer) * 2 + 1) * side) // (2 * fewer)
+
+
+def _table(per_class: Sequence[ClassIoU], rows: int) -> list[str]:
+    """The classes that are there or predicted, weakest first."""
+    there = [row for row in per_class if row.iou is not None]
+    weakest = sorted(there, key=lambda row: (row.iou or 0.0, row.name))
+    width = max([5, *(len(row.name) for row in weakest[:rows])])
+    lines = [f"{'class':<{width}}  {'pixels':>13}     IoU  accuracy  precision"]
+    lines += [
+        f"{row.name:<{width}}  {row.pixels:>13,}  {_percent(row.iou):>6}  "
+        f"{_percent(row.accuracy):>8}  {_percent(row.precision):>9}"
+        for row in weakest[:rows]
+    ]
+    if len(weakest) > rows:
+        lines.append(f"… and {len(weakest) - rows} classes that do better (all of them are in the JSON)")
+    if len(there) < len(per_class):
+        lines.append(f"{len(per_class) - len(there)} classes are neither there nor predicted: left out")
+    return lines
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2%}"

@@ -1,0 +1,182 @@
+"""Segmentations to files: label maps and JSON lines always, what else is asked for beside them."""
+
+import io
+import json
+import logging
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from metaformer.errors import ConfigError
+from metaformer.storage import check_place, whole_bytes, whole_file
+from metaformer.tasks.outputs import Format, Seen, Sink, check_fps, json_line, write_formats
+from metaformer.tasks.segmentation.draw import annotate
+from metaformer.tasks.segmentation.results import Segmentation
+from metaformer.tasks.segmentation.write_coco import panoptic_sink, rle_sink
+from metaformer.visualize import album
+
+LINES = "predictions.jsonl"
+
+
+MASKS = "masks"
+
+
+_PALETTE = 255
+"""Classes that a PNG with a palette can hold beside the value for none."""
+
+
+CLASSES = 150
+"""Classes that the benchmark tells apart."""
+
+
+FILE = "submission_ade20k.zip"
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written of segmentations beside label maps and JSON lines."""
+
+    pictures: bool = False
+    """The pictures with the classes drawn on them; clips also as animations."""
+    panoptic: bool = False
+    """COCO's panoptic PNGs and JSON."""
+    rle: bool = False
+    """COCO's run lengths."""
+    submission: Literal["ade20k"] | None = None
+    """The zip that a benchmark's server takes."""
+    fps: float | None = None
+    """Pictures a second: all that is drawn is also joined to one animation."""
+
+
+def write_segmentations(
+    found: Iterable[Seen[Segmentation]], out: str | Path | None, outputs: Outputs | None = None
+) -> Iterator[str]:
+    """Write results one by one, and yield what there is to print.
+
+    What is written of one picture appears when it is done; files of many when all are in them.
+
+    Args:
+        found: pictures with their segmentations.
+        out: a folder; None yields JSON lines with the share of each class, and writes nothing.
+        outputs: what else to write.
+
+    Raises:
+        ConfigError: outputs without a place for them, or that do not go together.
+        OutputError: the place cannot be written to, or pictures lie where results go.
+    """
+    outputs = outputs or Outputs()
+    check_fps(outputs.fps, outputs.pictures)
+    if out is None:
+        if outputs != Outputs():
+            raise ConfigError("drawn pictures and COCO's files need a place: give the output folder")
+        yield from (json.dumps(json_line(seen), ensure_ascii=False) for seen in found)
+        return
+    place = Path(out)
+    if place.suffix.lower() in (".jsonl", ".csv"):
+        raise ConfigError(f"{place}: label maps need a folder: leave out the ending")
+    check_place(place / LINES)
+    yield from write_formats(found, _formats(place, outputs))
+
+
+def _formats(place: Path, outputs: Outputs) -> list[Format]:
+    formats = [Format(mask_sink(place), "label maps", place / LINES, place / MASKS)]
+    if outputs.pictures:
+        drawn = place / album.FOLDER
+        formats.append(
+            Format(album.album_sink(place, draw_prediction, outputs.fps), "annotated pictures", drawn, drawn)
+        )
+    if outputs.panoptic:
+        file = place / "panoptic.json"
+        formats.append(Format(panoptic_sink(place), "panoptic pictures", file, place / "panoptic"))
+    if outputs.rle:
+        formats.append(Format(rle_sink(place), "pictures in run lengths", place / "rle.json"))
+    if outputs.submission:
+        file = place / FILE
+        formats.append(Format(ade20k_sink(place), "pictures for ADE20K's server", file))
+    return formats
+
+
+@contextmanager
+def mask_sink(place: Path) -> Iterator[Sink[Segmentation]]:
+    """Write PLACE/masks/NAME.png as results come, and PLACE/predictions.jsonl when all are in.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    with whole_file(place / LINES) as lines:
+
+        def add(name: str, seen: Seen[Segmentation]) -> None:
+            with whole_bytes(place / MASKS / f"{name}.png") as stream:
+                mask_image(seen.result).save(stream, "PNG")
+            line = {**json_line(seen), "mask": f"{MASKS}/{name}.png"}
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+        yield add
+
+
+def mask_image(result: Segmentation) -> Image.Image:
+    """Classes as values: with a palette of their colours, or 16-bit grey where they are too many for one."""
+    if len(result.classes) <= _PALETTE:
+        return result.image()
+    return Image.fromarray(result.label_map.astype(np.uint16))
+
+
+@contextmanager
+def ade20k_sink(place: Path) -> Iterator[Sink[Segmentation]]:
+    """Write PLACE/submission_ade20k.zip when all results are in.
+
+    Raises:
+        ConfigError: more classes than the server knows, or two pictures of one name, by which it goes.
+        OutputError: it cannot be written.
+    """
+    with whole_bytes(place / FILE) as stream, zipfile.ZipFile(stream, "w") as archive:
+        taken: set[str] = set()
+
+        def add(name: str, seen: Seen[Segmentation]) -> None:
+            own = f"{Path(seen.result.path).stem}.png"
+            if not seen.result.path or seen.frame is not None:
+                raise ConfigError("submission: of picture files only, since the server goes by their names")
+            if not taken and len(seen.result.classes) != CLASSES:
+                known = len(seen.result.classes)
+                _log.warning("submission: the server knows ADE20K's %d classes, not %d", CLASSES, known)
+            if own in taken:
+                raise ConfigError(f"submission: two pictures are called {own}, and the server goes by names")
+            taken.add(own)
+            entry = zipfile.ZipInfo(own)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, _png(submission_image(seen.result)))
+
+        yield add
+
+
+def submission_image(result: Segmentation) -> Image.Image:
+    """Class numbers from 1, as grey values, at the picture's size.
+
+    Raises:
+        ConfigError: more classes than the server knows.
+    """
+    if len(result.classes) > CLASSES:
+        raise ConfigError(
+            f"submission: ADE20K has {CLASSES} classes, but this network tells {len(result.classes)} apart"
+        )
+    return Image.fromarray((result.label_map + 1).astype(np.uint8))
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def draw_prediction(seen: Seen[Segmentation], moving: bool = False) -> Image.Image:
+    """A picture with its segmentation drawn on it."""
+    return annotate(seen.picture, seen.result, moving)

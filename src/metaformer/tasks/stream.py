@@ -1,0 +1,140 @@
+"""Pictures and clips in, what a network sees in them out, one after another."""
+
+import glob
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from PIL import Image
+
+from metaformer.data.folder import EXTENSIONS, check_name
+from metaformer.data.image import read_image
+from metaformer.errors import ConfigError, DataError
+from metaformer.tasks.outputs import R, Seen
+from metaformer.visualize.video import frames, is_clip
+
+Read = TypeVar("Read")
+
+
+Picture = str | Path | Image.Image
+"""A file, a folder (with all below it), a glob, or an image."""
+
+
+class Pictures:
+    """A list of pictures, read when they are needed; a data source without labels.
+
+    Raises:
+        DataError: a path that is not there, or nothing found.
+    """
+
+    def __init__(self, pictures: Picture | Iterable[Picture]) -> None:
+        single = isinstance(pictures, str | Path | Image.Image)
+        wanted: list[Picture] = [pictures] if single else list(pictures)  # type: ignore[list-item, arg-type]
+        self._found: list[Path | Image.Image] = []
+        for picture in wanted:
+            self._found += [picture] if isinstance(picture, Image.Image) else _files(picture)
+        if not self._found:
+            raise DataError("no pictures were given")
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Zeros: what the pictures show is to be found out."""
+        return [0] * len(self)
+
+    def path(self, index: int) -> str:
+        """Where a picture lies; empty for an image in memory."""
+        found = self._found[index]
+        return "" if isinstance(found, Image.Image) else str(found)
+
+    def image(self, index: int) -> Image.Image:
+        """The picture as RGB.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        found = self._found[index]
+        return found.convert("RGB") if isinstance(found, Image.Image) else read_image(found)
+
+
+class PictureStream(ABC, Generic[R]):
+    """A trained network as a function of pictures of any size; each task says what it sees in one.
+
+    Args:
+        workers: threads that read pictures ahead; 0 reads each when it is due.
+
+    Raises:
+        ConfigError: fewer than no threads.
+    """
+
+    def __init__(self, workers: int = 0) -> None:
+        if workers < 0:
+            raise ConfigError(f"workers is {workers}: it must be 0 or more")
+        self.workers = workers
+
+    @abstractmethod
+    def see(self, picture: Image.Image, path: str, name: str) -> R:
+        """Look at a picture; `path` goes into the result, `name` into errors."""
+
+    def stream(self, source: Pictures) -> Iterator[Seen[R]]:
+        """Results at the pictures' own size, in order; each frame of a clip is one.
+
+        Raises:
+            BadImage: a picture cannot be read.
+            TrainingError: figures that are not finite.
+        """
+
+        def read(index: int) -> Image.Image | None:
+            path = source.path(index)
+            return None if path and is_clip(path) else source.image(index)
+
+        for index, picture in enumerate(read_ahead(read, len(source), self.workers)):
+            path = source.path(index)
+            if picture is not None:
+                yield Seen(picture, self.see(picture, path, path or "the picture"))
+                continue
+            for number, frame in enumerate(frames(path)):
+                result = self.see(frame.picture, path, f"{path}, frame {number}")
+                yield Seen(frame.picture, result, number, frame.milliseconds)
+
+
+def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterator[Read]:
+    """`read(0)` to `read(count - 1)` in order, made by threads that keep as many ready as they are."""
+    if workers < 1:
+        yield from map(read, range(count))
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(read, index) for index in range(min(workers, count)))
+        for following in range(len(waiting), count + len(waiting)):
+            done = waiting.popleft().result()
+            if following < count:
+                waiting.append(pool.submit(read, following))
+            yield done
+
+
+def _files(place: str | Path) -> list[Path]:
+    path = Path(place)
+    if path.is_file():
+        check_name(path)
+        return [path]
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()]
+        found = [file for file in found if not file.name.startswith(".")]
+        kind = "folder"
+    elif glob.has_magic(str(place)):
+        found, kind = (
+            [Path(file) for file in glob.glob(str(place), recursive=True) if Path(file).is_file()],
+            "pattern",
+        )
+    else:
+        raise DataError(f"{place}: no such file or folder")
+    if not found:
+        raise DataError(f"{place}: no pictures in this {kind}")
+    for file in found:
+        check_name(file)
+    return sorted(found)

@@ -1,0 +1,63 @@
+"""The optimiser, and which parameters decay or learn more slowly."""
+
+from typing import Any
+
+from torch import nn, optim
+
+from metaformer.config import OptimConfig
+
+Group = dict[str, Any]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[Group]:
+    """Trainable parameters by weight decay and learning-rate scale, in the order of the model.
+
+    Vectors, biases and what `model.no_weight_decay()` names do not decay. With layer-wise decay the head
+    learns at the full rate and each block before it `layer_decay` times slower than the next
+    (https://arxiv.org/abs/2003.10555, section 3). Each group holds `params`, `names`, `weight_decay` and
+    `lr_scale`.
+    """
+    named: Any = getattr(model, "no_weight_decay", set)
+    plain = named()
+    scales = layer_scales(model, layer_decay)
+    groups: dict[tuple[float, float], Group] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        bare = parameter.ndim <= 1 or name.endswith(".bias") or name in plain
+        key = (0.0 if bare else weight_decay, scales.get(name, 1.0))
+        empty: Group = {"params": [], "names": [], "weight_decay": key[0], "lr_scale": key[1]}
+        group = groups.setdefault(key, empty)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Learning-rate factor of each parameter by its depth, from `model.group_matcher()`."""
+    if layer_decay == 1.0:
+        return {}
+    from timm.models import group_parameters
+
+    matcher: Any = model.group_matcher
+    depths = group_parameters(model, matcher(coarse=False), reverse=True)
+    last = max(depths.values())
+    return {name: layer_decay ** (last - depth) for name, depth in depths.items()}
+
+
+def build_optimizer(config: OptimConfig, model: nn.Module) -> optim.Optimizer:
+    """Make the optimiser that a configuration describes, over the groups of a model."""
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    if config.name == "sgd":
+        return optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+    if config.name == "lamb":
+        from timm.optim import Lamb
+
+        return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def set_learning_rate(optimizer: optim.Optimizer, lr: float) -> None:
+    """Give each group its share of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

@@ -1,0 +1,1 @@
+"""Drawing on images, and albums, animations and videos of them."""

@@ -1,0 +1,132 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from metaformer.checkpoint.checkpoint import (
+    STATE,
+    checkpoints,
+    newest,
+    pack_optimizer,
+    prune,
+    read_checkpoint,
+    restore_optimizer,
+    step_directory,
+    write_checkpoint,
+)
+from metaformer.checkpoint.manifest import write_directory
+from metaformer.config import OptimConfig
+from metaformer.errors import WeightsError
+from metaformer.training.optim import build_optimizer
+
+
+def saved(folder: Path, step: int) -> Path:
+    return write_checkpoint(
+        step_directory(folder, step), {"model": {"w": torch.full((64,), float(step))}}, {"step": step}
+    )
+
+
+def test_tensors_and_state_come_back_exactly(tmp_path: Path) -> None:
+    tensors = {
+        "half": torch.randn(3, 5).bfloat16(),
+        "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "count": torch.tensor(7),
+    }
+    target = write_checkpoint(tmp_path / "step_1", {"model": tensors}, {"step": 1, "text": "é", "x": 0.1})
+    opened = read_checkpoint(target)
+    assert opened.state == {"format": 1, "step": 1, "text": "é", "x": 0.1}
+    for name, tensor in opened.tensors("model").items():
+        assert torch.equal(tensor, tensors[name]) and tensor.dtype == tensors[name].dtype
+    assert not opened.has("ema")
+    with pytest.raises(WeightsError, match=r"no ema\.safetensors"):
+        opened.tensors("ema")
+
+
+def test_steps_are_ordered_by_number_and_the_oldest_are_removed(tmp_path: Path) -> None:
+    for step in (9, 10, 100):
+        saved(tmp_path, step)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_100", "step_10", "step_9"]
+    prune(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_100"]
+
+
+def test_the_newest_whole_one_is_taken_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        saved(tmp_path, step)
+    file = step_directory(tmp_path, 3) / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 4
+    file.write_bytes(data)
+    (step_directory(tmp_path, 2) / "manifest.json").unlink()
+    told: list[str] = []
+    found = newest(tmp_path, told.append)
+    assert found is not None and found.state["step"] == 1
+    assert len(told) == 2 and "step_3/model.safetensors" in told[0] and "step_2" in told[1]
+    with pytest.raises(WeightsError, match="damaged"):
+        read_checkpoint(step_directory(tmp_path, 3))
+
+
+def test_nothing_there_is_no_error_for_auto_only(tmp_path: Path) -> None:
+    assert newest(tmp_path, print) is None
+    with pytest.raises(WeightsError, match="no such checkpoint"):
+        read_checkpoint(tmp_path / "step_5")
+
+
+def test_leftovers_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    (tmp_path / ".tmp-step_2").mkdir()
+    step_directory(tmp_path, 1).rename(tmp_path / ".old-step_1")
+    found = newest(tmp_path, print)
+    assert found is not None and found.state["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
+
+
+def test_a_model_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    opened = read_checkpoint(saved(tmp_path, 1))
+    with pytest.raises(WeightsError, match=r"is of another model.*2 missing in the file: weight, bias"):
+        opened.load(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
+def test_an_optimiser_goes_on_exactly(tmp_path: Path, name: str) -> None:
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+        model.to(memory_format=torch.channels_last)
+        return model, build_optimizer(OptimConfig(name=name, lr=0.1), model)  # type: ignore[arg-type]
+
+    def learn(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            images = torch.randn(2, 3, 3, 3, generator=torch.Generator().manual_seed(step))
+            model(images).square().sum().backward()
+            optimizer.step()
+
+    straight, optimizer = make()
+    learn(straight, optimizer, range(3))
+    tensors, plain = pack_optimizer(optimizer)
+    target = write_checkpoint(
+        tmp_path / "step_3", {"model": straight.state_dict(), "optimizer": tensors}, {"optimizer": plain}
+    )
+    learn(straight, optimizer, range(3, 6))
+
+    opened = read_checkpoint(target)
+    again, fresh = make()
+    opened.load(again)
+    restore_optimizer(fresh, opened)
+    learn(again, fresh, range(3, 6))
+    for one, other in zip(straight.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(WeightsError, match="other parameter groups"):
+        restore_optimizer(build_optimizer(OptimConfig(), nn.Linear(2, 2)), opened)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", '{"format": 99}'])
+def test_a_state_that_is_damaged_under_a_sound_manifest_is_told(tmp_path: Path, text: str) -> None:
+    def fill(folder: Path) -> None:
+        (folder / STATE).write_text(text)
+
+    write_directory(tmp_path / "step_1", fill)
+    with pytest.raises(WeightsError, match=r"state\.json"):
+        read_checkpoint(tmp_path / "step_1")

@@ -1,0 +1,182 @@
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from metaformer.checkpoint.run_dir import RunDir
+from metaformer.checkpoint.runs import RunStatus, find_runs
+from metaformer.cli import main
+from metaformer.config import TrainConfig
+from metaformer.errors import OutputError
+from metaformer.training.train import train
+
+Configure = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One place for the run that the first test trains; the others copy it."""
+    return [tmp_path_factory.mktemp("runs") / "one"]
+
+
+@pytest.fixture
+def run(finished: list[Path], configure: Configure, tmp_path: Path) -> Path:
+    """A finished run of 8 steps, with all its checkpoints."""
+    if not finished[0].exists():
+        train(configure(runtime={"save_every": 2}), finished[0])
+    shutil.copytree(finished[0], tmp_path / "runs/one")
+    return tmp_path / "runs/one"
+
+
+def only(folder: Path, **options: bool) -> RunStatus:
+    (status,) = find_runs(folder, **options)
+    return status
+
+
+def test_a_finished_run(run: Path) -> None:
+    status = only(run.parent)
+    assert (status.path, status.model, status.state) == (str(run), "poolformer_n", "complete")
+    assert (status.step, status.total, status.metric, status.resume, status.notes) == (8, 8, "top1", None, ())
+    evaluations = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = max(line["top1"] for line in evaluations if line["kind"] == "eval")
+    assert status.best == best
+    assert status == only(run) == only(run.parent.parent, contents=True)
+
+
+def test_a_run_that_has_stopped_goes_on_by_the_line_that_is_told(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints/step_8")
+    status = only(run)
+    assert (status.state, status.step, status.total) == ("stopped", 6, 8)
+    assert status.resume is not None
+    words = shlex.split(status.resume)
+    assert words[:2] == ["metaformer", "train"]
+    assert main(words[1:]) == 0
+    assert only(run).state == "complete"
+
+
+def test_the_line_that_a_run_was_begun_with_is_told(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints/step_8")
+    RunDir(run).write_command("torchrun -m metaformer train demo/classify --resume auto")
+    assert only(run).resume == "torchrun -m metaformer train demo/classify --resume auto"
+
+
+def test_damage_is_told_and_passed_over_as_resuming_does(run: Path) -> None:
+    weights = run / "checkpoints/step_8/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    status = only(run)
+    assert (status.state, status.step) == ("stopped", 6)
+    (note,) = status.notes
+    assert str(weights) in note and "damaged" in note
+    for step in (2, 4, 6):
+        (run / f"checkpoints/step_{step}/manifest.json").unlink()
+    status = only(run)
+    assert status.state == "damaged" and status.resume is None and len(status.notes) == 4
+
+
+def test_flipped_bits_are_found_when_the_contents_are_read(run: Path) -> None:
+    weights = run / "best/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert only(run).notes == ()
+    (note,) = only(run, contents=True).notes
+    assert str(weights) in note and "sha256" in note
+
+
+RUNNING = """
+import sys, time
+from pathlib import Path
+from metaformer.checkpoint.run_dir import RunDir
+with RunDir(Path(sys.argv[1])).writing():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_that_is_being_written(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints/step_8")
+    words = [sys.executable, "-c", RUNNING, str(run)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        status = only(run)
+        process.kill()
+    assert (status.state, status.step, status.resume) == (
+        "running",
+        8,
+        None,
+    )  # by its log, not its checkpoints
+    assert only(run).state == "stopped"
+
+
+def test_before_its_first_checkpoint(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "best")
+    status = only(run)
+    assert (status.state, status.step, status.total, status.best) == ("stopped", 0, None, None)
+
+
+def test_the_one_last_written_to_comes_first_and_other_folders_are_none(run: Path) -> None:
+    old = run.parent / "deep/er/old"
+    shutil.copytree(run, old)
+    for file in [*old.rglob("*"), old]:
+        os.utime(file, (0, 0))
+    hub = run.parent / "hub"
+    hub.mkdir()
+    (hub / "config.json").write_text("{}")
+    (run.parent / ".hidden").mkdir()
+    shutil.copytree(run, run.parent / ".hidden/run")
+    assert [status.path for status in find_runs(run.parent)] == [str(run), str(old)]
+    with pytest.raises(OutputError, match="no such folder"):
+        find_runs(run / "none")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5, "5 s"), (90, "2 min"), (7200, "2 h"), (86400 * 3, "3 d"), (-5, "0 s")]
+)
+def test_age(run: Path, seconds: float, text: str) -> None:
+    for file in (run / "config.json", run / "metrics.jsonl", run / "checkpoints/step_8"):
+        os.utime(file, (time.time() - seconds,) * 2)
+    assert only(run).age == text
+
+
+def test_the_command_line_lists_them(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run, run.parent / "two")
+    shutil.rmtree(run.parent / "two/checkpoints/step_8")
+    assert main(["runs", str(run.parent)]) == 0
+    told = capsys.readouterr().out
+    assert f"{run}  " in told and "complete  8/8" in told and "stopped   6/8" in told and "top1" in told
+    assert f"to go on with {run.parent / 'two'}:\n  metaformer train" in told
+    assert main(["runs", str(run.parent), "--json"]) == 0
+    assert {one["state"] for one in json.loads(capsys.readouterr().out)} == {"complete", "stopped"}
+    for step in (2, 4, 6, 8):
+        (run / f"checkpoints/step_{step}/state.json").write_text("{")
+    assert main(["runs", str(run), "--verify"]) == 1
+    assert "damaged: " in capsys.readouterr().out
+    (run.parent / "none").mkdir()
+    assert main(["runs", str(run.parent / "none")]) == 0
+    assert capsys.readouterr().out.startswith("no runs in ")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", b"[" * 100_000),
+        ("config.json", b'{"model": [1]}'),
+        ("command.txt", b"\xff\xfe"),
+        ("checkpoints/step_\xc2\xb2/state.json", b"{}"),
+    ],
+)
+def test_one_strange_folder_does_not_hide_the_others(run: Path, file: str, content: bytes) -> None:
+    strange = run.parent / "strange"
+    shutil.copytree(run, strange)
+    (strange / file).parent.mkdir(exist_ok=True)
+    (strange / file).write_bytes(content)
+    found = {Path(status.path).name: status for status in find_runs(run.parent)}
+    assert found.keys() == {"one", "strange"} and found["one"].state == "complete"

@@ -1,0 +1,66 @@
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from metaformer.data.shards.remote import is_remote, list_names, open_address, read_bytes, size_and_tag
+from metaformer.errors import DataError
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A folder that holds `a/one.bin`, by path, by address and in the memory of this process."""
+    root = {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": "memory://listed"}[request.param]
+    if request.param == "memory":
+        with fsspec.open(f"{root}/a/one.bin", "wb") as stream:
+            stream.write(b"0123456789")
+    else:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a/one.bin").write_bytes(b"0123456789")
+    yield root
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_files_are_read_whole_and_in_part(place: str) -> None:
+    assert is_remote(place) == ("://" in place)
+    assert read_bytes(f"{place}/a/one.bin") == b"0123456789"
+    assert read_bytes(f"{place}/a/one.bin", 2, 5) == b"234"
+    assert read_bytes(f"{place}/a/one.bin", 7) == b"789"
+    with open_address(f"{place}/a/one.bin") as stream:
+        assert stream.read(3) == b"012" and stream.read() == b"3456789"
+    size, tag = size_and_tag(f"{place}/a/one.bin")
+    assert size == 10 and tag
+
+
+def test_folders_are_listed(place: str) -> None:
+    assert list_names(f"{place}/a") == ["one.bin"]
+    assert list_names(place) == ["a"]
+    assert list_names(f"{place}/none") == []
+
+
+def test_what_is_not_there_is_told_or_replaced(place: str) -> None:
+    assert read_bytes(f"{place}/none", missing=b"") == b""
+    for read in (read_bytes, size_and_tag):
+        with pytest.raises(DataError, match=r"none: (no such file|cannot be read)"):
+            read(f"{place}/none")
+    with pytest.raises(DataError, match="none: cannot be read"), open_address(f"{place}/none"):
+        pass
+
+
+@pytest.mark.parametrize("address", ["nonsense://bucket/x", "pipe://touch canary", "pipe:touch canary"])
+def test_addresses_that_nothing_opens_are_told_and_run_nothing(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"pipe|nonsense"):
+        read_bytes(address)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_storage_whose_package_is_missing_names_it() -> None:
+    if find_spec("s3fs") is not None:
+        pytest.skip("s3fs is installed")
+    with pytest.raises(DataError, match=r"s3://bucket/x: .*s3fs"):
+        read_bytes("s3://bucket/x")

@@ -1,0 +1,223 @@
+import io
+import os
+import signal
+import tarfile
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metaformer.data.batch import Batch
+from metaformer.data.dataset import Augmented
+from metaformer.data.sampler import PureSampler
+from metaformer.data.shards.index import find_shards
+from metaformer.data.shards.stream_loader import StreamLoader
+from metaformer.data.shards.tar import TarImages
+from metaformer.distributed import Interrupted
+from metaformer.errors import BadImage, ConfigError, DataError
+from metaformer.tasks.classification.transforms import train_transform
+
+pytestmark = pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
+
+
+def png(number: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((12, 12, 3), number, np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def shards(root: Path, *counts: int) -> Path:
+    """Tar files of so many pictures each; the classes are 0 and 1."""
+    number = 0
+    for place, count in enumerate(counts):
+        with tarfile.open(root / f"train-{place}.tar", "w") as out:
+            for _ in range(count):
+                for name, data in (
+                    (f"{number}.png", png(number)),
+                    (f"{number}.cls", b"01"[number % 2 :][:1]),
+                ):
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(data)
+                    out.addfile(entry, io.BytesIO(data))
+                number += 1
+    return root
+
+
+def source(root: Path) -> TarImages:
+    found = find_shards(root, "train")
+    assert found is not None
+    return TarImages(found)
+
+
+def loader(
+    root: Path,
+    epochs: float = 1,
+    *,
+    first: int = 0,
+    batch_size: int = 4,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    repeats: int = 1,
+    **options: object,
+) -> StreamLoader:
+    pictures = source(root)
+    sampler = PureSampler(
+        len(pictures),
+        batch_size=batch_size,
+        seed=3,
+        rank=rank,
+        world=world,
+        accumulate=accumulate,
+        repeats=repeats,
+    )
+    total = round(sampler.steps * epochs)
+    return StreamLoader(Augmented(pictures, train_transform(8), 3), sampler, first, total, **options)
+
+
+def taken(batches: StreamLoader) -> list[Batch]:
+    found = list(batches)
+    batches.close()
+    return found
+
+
+def indices(batches: list[Batch]) -> list[int]:
+    return [index for batch in batches for index in batch.indices.tolist()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_as_many_as_asked_and_hold_every_picture(workers: int, tmp_path: Path) -> None:
+    shards(tmp_path, 9, 3, 12)
+    batches = loader(tmp_path, 8, workers=workers)
+    assert len(batches) == 48
+    found = taken(batches)
+    assert len(found) == 48 and all(batch.images.shape == (4, 3, 8, 8) for batch in found)
+    counts = Counter(indices(found))
+    assert set(counts) == set(range(24)) and sum(counts.values()) == 8 * 24
+    if not workers:  # one reader: pictures of 8 rounds, but for what the buffer still holds
+        assert set(counts.values()) <= set(range(6, 10))
+    assert all(label == index % 2 for b in found for label, index in zip(b.labels, b.indices, strict=True))
+
+
+def test_the_order_is_shuffled_and_the_same_again(tmp_path: Path) -> None:
+    shards(tmp_path, 30, 30)
+    one, again = taken(loader(tmp_path, 2, workers=2)), taken(loader(tmp_path, 2, workers=2))
+    assert all(
+        torch.equal(a, b) for x, y in zip(one, again, strict=True) for a, b in zip(x[:3], y[:3], strict=True)
+    )
+    order = indices(one)
+    assert order[:60] != order[60:] and order[:60] != sorted(order[:60])
+    near = np.mean([abs(a - b) for a, b in pairwise(order)])
+    assert near > 10  # of a random order 20
+
+
+def test_the_augmentation_is_a_function_of_seed_round_and_index(tmp_path: Path) -> None:
+    shards(tmp_path, 10, 10)
+    images: dict[int, set[bytes]] = {}
+    for workers in (0, 1, 2):
+        for batch in taken(loader(tmp_path, 3, workers=workers)):
+            for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+                images.setdefault(index, set()).add(image.numpy().tobytes())
+    assert all(len(seen) <= 5 for seen in images.values())  # rounds 0 … 4 at most, by whomever they were read
+
+
+@pytest.mark.parametrize(
+    ("files", "workers", "world"), [((7,), 2, 2), ((1, 40), 2, 2), ((5, 5, 5, 5, 5), 1, 2)]
+)
+def test_uneven_files_keep_no_rank_waiting(
+    files: tuple[int, ...], workers: int, world: int, tmp_path: Path
+) -> None:
+    shards(tmp_path, *files)
+    found = [
+        taken(loader(tmp_path, 6, batch_size=2, rank=rank, world=world, workers=workers))
+        for rank in range(world)
+    ]
+    assert len({len(batches) for batches in found}) == 1 and len(found[0]) == sum(files) // 2 * 6
+    assert set(indices([batch for batches in found for batch in batches])) == set(range(sum(files)))
+
+
+def test_a_round_is_dealt_out_among_ranks(tmp_path: Path) -> None:
+    shards(tmp_path, 8, 8, 8, 8)
+    pictures = source(tmp_path)
+    rounds = []
+    for rank in range(2):
+        batches = loader(tmp_path, rank=rank, world=2, batch_size=8)
+        rounds.append({files for files, _, _ in batches._loader.dataset._shares(0, rank, 2)})
+    assert not rounds[0] & rounds[1] and rounds[0] | rounds[1] == {0, 1, 2, 3}
+    assert len(pictures) == 32
+
+
+def test_accumulation_cuts_the_batch(tmp_path: Path) -> None:
+    shards(tmp_path, 12)
+    found = taken(loader(tmp_path, 2, batch_size=4, accumulate=2))
+    assert len(found) == 12 and all(len(batch.labels) == 2 for batch in found)
+
+
+def test_a_resumed_run_takes_what_is_left(tmp_path: Path) -> None:
+    shards(tmp_path, 6, 6, 6, 6)
+    assert len(taken(loader(tmp_path, 2, first=9))) == 3
+    assert not taken(loader(tmp_path, 1, first=6))
+    dealt = loader(tmp_path)._loader.dataset._shares(0, 0, 1)
+    begun = loader(tmp_path, 1, first=3)._loader.dataset._read(0, 1)
+    epoch, read = next(begun)
+    assert epoch == 0 and read.place // 6 == dealt[2][0]  # half of the files lie behind it
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_pictures_follow_the_policy(workers: int, tmp_path: Path) -> None:
+    shards(tmp_path, 8)
+    data = (tmp_path / "train-0.tar").read_bytes()
+    (tmp_path / "train-0.tar").write_bytes(data.replace(png(5), b"x" * len(png(5))))
+    batches = loader(tmp_path, workers=workers)
+    with pytest.raises(BadImage, match=r"train-0\.tar: 5\.png: not a JPEG"):
+        list(batches)
+    found = taken(loader(tmp_path, 4, workers=workers, skip_bad=True))
+    bad = [one for batch in found for one in batch.bad]
+    assert bad and {one.index for one in bad} == {5} and "5.png" in bad[0].reason
+    assert all(len(batch.labels) + len(batch.bad) == 4 for batch in found)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_damaged_since_is_told(workers: int, tmp_path: Path) -> None:
+    shards(tmp_path, 8, 8)
+    batches = loader(tmp_path, 20, workers=workers)
+    data = (tmp_path / "train-1.tar").read_bytes()
+    (tmp_path / "train-1.tar").write_bytes(data[:3000])
+    with pytest.raises(DataError, match=r"train-1\.tar: (damaged|holds \d pictures)"):
+        list(batches)
+
+
+def test_a_killed_worker_is_told_with_a_name(tmp_path: Path) -> None:
+    shards(tmp_path, 8)
+    batches = loader(tmp_path, 500, workers=1)
+    taking = iter(batches)
+    next(taking)
+    began = time.monotonic()
+    os.kill(batches._loader._iterator._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"SIGKILL.*train-0\.tar: \d\.png"):
+        list(taking)
+    assert time.monotonic() - began < 10
+
+
+def test_a_wish_to_stop_ends_it(tmp_path: Path) -> None:
+    shards(tmp_path, 8)
+    wishes = iter([False, False, False])
+    with pytest.raises(Interrupted):
+        list(loader(tmp_path, 100, stop=lambda: next(wishes, True)))
+
+
+def test_more_workers_than_pictures_still_get_some(tmp_path: Path) -> None:
+    shards(tmp_path, 2)
+    for rank in range(2):
+        assert len(taken(loader(tmp_path, 9, batch_size=2, rank=rank, world=2, workers=2))) == 9
+
+
+def test_repeats_are_told(tmp_path: Path) -> None:
+    shards(tmp_path, 2)
+    with pytest.raises(ConfigError, match=r"data\.repeats is 3: .* use parquet"):
+        loader(tmp_path, repeats=3, batch_size=2)

@@ -1,0 +1,191 @@
+import io
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from PIL import Image
+
+from metaformer.data.shards.index import find_shards
+from metaformer.data.shards.tar import TarImages, TarShard, contents_name, look_through, read_tar
+from metaformer.data.shards.write import write_shards
+from metaformer.errors import BadImage, DataError
+
+
+def opened(root: Path | str, split: str = "train", *args: object, **options: bool) -> TarImages:
+    shards = find_shards(root, split)
+    assert shards is not None and shards.kind == "tar"
+    return TarImages(shards, *args, **options)
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def tar(file: Path, *members: tuple[str, bytes], mode: str = "w") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, mode) as out:
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            out.addfile(entry, io.BytesIO(data))
+    return file
+
+
+@pytest.fixture
+def shards(noise_pets: Path, tmp_path: Path) -> Path:
+    write_shards(noise_pets, tmp_path / "shards", kind="tar", shard_size=0.02, workers=1, progress=False)
+    return tmp_path / "shards"
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def place(request: pytest.FixtureRequest, shards: Path) -> Iterator[str]:
+    """The shards by path, by address and in the memory of this process."""
+    if request.param == "memory":
+        fsspec.filesystem("memory").put(f"{shards}/", "/bucket/", recursive=True)
+    yield {"path": str(shards), "file": f"file://{shards}", "memory": "memory://bucket"}[request.param]
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_pictures_are_read_in_any_order_and_as_a_stream(place: str, noise_pets: Path) -> None:
+    train = opened(place)
+    assert train.classes == ("ant", "bee", "cat") and len(train) == len(train.paths) == 12
+    streamed = [read for file in range(len(train.shards.files)) for read in train.stream(file)]
+    assert [read.place for read in streamed] == list(range(12))
+    for read in reversed(streamed):
+        name = read.name.rpartition(": ")[2]
+        assert read.name == train.path(read.place) and read.data == (noise_pets / "train" / name).read_bytes()
+        assert read.label == train.labels[read.place] == ("ant", "bee", "cat").index(name.partition("/")[0])
+        with Image.open(io.BytesIO(read.data)) as picture:
+            assert train.image(read.place).tobytes() == picture.tobytes()
+
+
+def test_without_index_and_contents_files_are_looked_through(shards: Path) -> None:
+    expected = opened(shards)
+    for file in [shards / "shards.json", *shards.rglob("*.contents.json")]:
+        file.unlink()
+    found = opened(shards)
+    assert found.classes == ("0", "1", "2") and list(found.labels) == list(expected.labels)
+    assert [found.path(i) for i in range(12)] == [expected.path(i) for i in range(12)]
+    assert found.image(5).tobytes() == expected.image(5).tobytes()
+    (shards / "classes.txt").write_text("ant\nbee\ncat\n")
+    assert opened(shards).classes == ("ant", "bee", "cat")
+
+
+def test_contents_say_the_same_as_the_file(shards: Path) -> None:
+    train = opened(shards)
+    for file, address in enumerate(train.shards.addresses):
+        assert look_through(address) == train._contents(file)
+
+
+def test_labels_follow_the_given_classes(shards: Path) -> None:
+    val, plain = opened(shards, "val", ["cat", "ant", "bee"]), opened(shards, "val")
+    assert [val.classes[label] for label in val.labels] == [plain.classes[label] for label in plain.labels]
+    assert [read.label for read in val.stream(0)] == list(val.labels)[: len(list(val.stream(0)))]
+    with pytest.raises(DataError, match="val: no pictures of 'dog'"):
+        opened(shards, "val", ["cat", "ant", "bee", "dog"])
+    assert opened(shards, "val", ["cat", "ant", "bee", "dog"], allow_missing=True).classes[3] == "dog"
+    with pytest.raises(DataError, match="'bee' not among the 2 known classes"):
+        opened(shards, "val", ["cat", "ant"])
+
+
+def test_files_of_others_are_read(tmp_path: Path) -> None:
+    tar(
+        tmp_path / "train-0.tar",
+        ("README", b"text"),
+        ("a/one.v2.PNG", png()),
+        ("a/one.cls", b" 1\n"),
+        ("a/one.json", b"[1]"),
+        ("b/two.cls", b"0"),
+        ("b/two.jpg", png()),
+    )
+    train = opened(tmp_path)
+    assert list(train.labels) == [1, 0] and train.path(0).endswith("train-0.tar: a/one.v2.PNG")
+    assert train.image(0).size == train.image(1).size == (8, 8)
+    assert [read.label for read in train.stream(0)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.png", b"x")], r"a\.cls is missing or holds no number"),
+        ([("a.png", b"x"), ("a.cls", b"ant")], r"a\.cls is missing or holds no number"),
+        ([("a.txt", b"x"), ("a.cls", b"0")], "a holds no picture that can be read, only txt, cls"),
+        ([("README", b"x")], "no pictures"),
+    ],
+)
+def test_tar_files_that_are_no_data_set_are_told(
+    members: list[tuple[str, bytes]], message: str, tmp_path: Path
+) -> None:
+    tar(tmp_path / "train-0.tar", *members)
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path)
+
+
+def test_numbers_without_names_are_told(tmp_path: Path) -> None:
+    tar(tmp_path / "train-0.tar", ("a.png", png()), ("a.cls", b"7"))
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    with pytest.raises(DataError, match="class 7 has no name"):
+        list(opened(tmp_path).labels)
+    with pytest.raises(DataError, match="label 7 has no name"):
+        opened(tmp_path, "train", ["ant", "bee"])
+
+
+def test_bad_pictures_are_told_by_name(tmp_path: Path) -> None:
+    tar(tmp_path / "train-0.tar", ("a.png", b"junk"), ("a.cls", b"0"), ("b.png", b""), ("b.cls", b"0"))
+    train = opened(tmp_path)
+    with pytest.raises(BadImage, match=r"train-0\.tar: a\.png: not a JPEG"):
+        train.image(0)
+    with pytest.raises(BadImage, match=r"train-0\.tar: b\.png: the file is empty"):
+        train.image(1)
+
+
+def test_compressed_tar_files_are_told(tmp_path: Path) -> None:
+    tar(tmp_path / "train-0.tar", ("a.png", png()), ("a.cls", b"0"), mode="w:gz")
+    with pytest.raises(DataError, match=r"train-0\.tar: damaged, or no uncompressed tar file"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 100, 512, 700, 5000, -11000])
+def test_damaged_files_are_told(length: int, shards: Path) -> None:
+    """Cut anywhere: in a header, in a picture, between members."""
+    file = shards / "train/00001.tar"
+    whole = opened(shards)
+    data = file.read_bytes()
+    file.write_bytes(data[:length])
+    with pytest.raises(DataError, match=r"00001\.tar: \d+ bytes, shards\.json says"):
+        opened(shards)
+    with pytest.raises(DataError, match=r"00001\.tar: (damaged|holds \d+ pictures)"):
+        list(whole.stream(1))
+    Path(contents_name(str(file))).unlink()
+    with pytest.raises(DataError, match=r"00001\.tar: (damaged|holds \d+ pictures|.* is missing)"):
+        whole._contents(1)
+
+
+def test_damaged_contents_are_told(shards: Path) -> None:
+    contents = Path(contents_name(str(shards / "train/00000.tar")))
+    text = contents.read_text()
+    for damaged in ("{", "[[1]]", '[["a"],["b"],[0],[1]]', text[:-5]):
+        contents.write_text(damaged)
+        with pytest.raises(DataError, match=r"contents\.json: damaged|holds 1 pictures"):
+            opened(shards).image(0)
+        assert opened(shards).path(0).endswith("00000.tar: picture 0")  # a name all the same
+
+
+def test_a_shard_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    shard = TarShard(tmp_path / "x.tar", ["ant", "bee"], first=7)
+    rows = [(i % 2, bytes([i]) * (500 + i)) for i in range(30)]
+    for label, data in rows:
+        shard.add(f"a/{label}.jpg", label, data)
+    shard.close()
+    assert list(read_tar(tmp_path / "x.tar")) == rows
+    with tarfile.open(tmp_path / "x.tar") as found:
+        assert found.getnames()[:3] == ["000000007.jpg", "000000007.cls", "000000007.json"]
+    shutil.copy(tmp_path / "x.tar", tmp_path / "train-0.tar")
+    data = (tmp_path / "x.tar").read_bytes()
+    members = shard.members
+    assert [data[m.offset : m.offset + m.size] for m in members] == [row[1] for row in rows]

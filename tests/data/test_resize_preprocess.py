@@ -1,0 +1,109 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from metaformer.data.resize_preprocess import DensePreprocess, fit
+from metaformer.errors import ConfigError
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted", "final"),
+    [
+        ((683, 512), (683, 512), (704, 512)),
+        ((512, 683), (512, 683), (512, 704)),
+        ((1024, 1024), (512, 512), (512, 512)),
+        ((4096, 512), (2048, 256), (2048, 256)),
+        ((300, 200), (768, 512), (768, 512)),
+        ((1, 1), (512, 512), (512, 512)),
+        ((1, 5000), (1, 2048), (32, 2048)),
+    ],
+)
+def test_sizes_are_those_of_the_published_test_pipeline(
+    size: tuple[int, int], fitted: tuple[int, int], final: tuple[int, int]
+) -> None:
+    preprocess = DensePreprocess()
+    assert preprocess.fitted(*size) == fitted
+    assert preprocess.size(*size) == final
+    assert DensePreprocess(multiple=1).size(*size) == fitted
+
+
+def test_the_tensor_is_the_normalised_picture() -> None:
+    preprocess = DensePreprocess(None, None, multiple=1)
+    given = picture(9, 7)
+    tensor = preprocess.transform()(given)
+    assert tensor.shape == (3, 7, 9) and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    pixels = torch.from_numpy(np.array(given)).permute(2, 0, 1).double() / 255
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (preprocess.mean, preprocess.std)
+    )
+    assert torch.allclose(tensor.double(), (pixels - mean) / std, atol=2e-6)
+    assert torch.equal(preprocess.tensor(preprocess.resized(given)), tensor)
+
+
+def test_both_resizes_happen_one_after_the_other() -> None:
+    given = picture(50, 37)
+    preprocess = DensePreprocess(96, 64)
+    once = given.resize(preprocess.fitted(50, 37), Image.Resampling.BILINEAR)
+    assert once.size == (86, 64)
+    twice = once.resize((96, 64), Image.Resampling.BILINEAR)
+    assert np.array_equal(np.array(preprocess.resized(given)), np.array(twice))
+    assert preprocess.transform()(given).shape == (3, 64, 96)
+
+
+def test_scales_change_the_box_or_the_picture() -> None:
+    assert DensePreprocess().scaled(1.75).size(683, 512) == (1216, 896)
+    assert DensePreprocess().scaled(0.5).scaled(2.0) == DensePreprocess()
+    assert DensePreprocess(None, None, multiple=1).scaled(0.5).size(101, 40) == (51, 20)
+    assert DensePreprocess(None, None, multiple=32).size(33, 32) == (64, 32)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 3000), st.integers(1, 3000))
+def test_a_fitted_picture_fits(width: int, height: int, one: int, other: int) -> None:
+    across, down = fit(width, height, (one, other))
+    assert 1 <= max(across, down) <= max(one, other)
+    assert 1 <= min(across, down) <= min(one, other)
+    assert max(across, down) == max(one, other) or min(across, down) == min(one, other)
+
+
+def test_it_is_kept_in_a_checkpoint() -> None:
+    for preprocess in (DensePreprocess(), DensePreprocess(None, None, 1, std=(1.0, 2.0, 3.0), scale=0.5)):
+        assert DensePreprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+    with pytest.raises(ConfigError, match=r"unknown field\(s\) crop"):
+        DensePreprocess.from_dict({"crop": 0.9})
+    with pytest.raises(ConfigError, match="preprocessing"):
+        DensePreprocess.from_dict({"multiple": "x"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"long_side": None}, "give both, or neither"),
+        ({"short_side": 0}, "short_side is 0"),
+        ({"long_side": 10**6}, "long_side is 1000000"),
+        ({"multiple": 0}, "multiple is 0"),
+        ({"scale": 0.0}, "scale is 0.0"),
+        ({"scale": float("nan")}, "scale is nan"),
+        ({"std": (0.0, 1.0, 1.0)}, "std is"),
+        ({"mean": (1.0, 2.0)}, "mean is"),
+    ],
+)
+def test_impossible_values(fields: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        DensePreprocess(**fields)  # type: ignore[arg-type]
+
+
+def test_no_scale_asks_for_more_than_a_machine_has() -> None:
+    with pytest.raises(ConfigError, match=r"scale is 1000000000\.0: it must be above 0 and at most 100"):
+        DensePreprocess().scaled(1e9)
+    with pytest.raises(ConfigError, match=r"scale is 100\.0: 300x200 becomes 30000x20000 pixels, more than"):
+        DensePreprocess(None, None).scaled(100).resized(picture(300, 200))

@@ -1,0 +1,103 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from metaformer.data.folder import ImageFolder
+from metaformer.data.scan import DEADLY, Seen, survey
+
+
+class Deadly:
+    """Pictures of which some kill the process that reads them, as a fault in a decoder would."""
+
+    def __init__(self, count: int, *killers: int) -> None:
+        self.labels, self.killers = [0] * count, killers
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        return f"picture {index}"
+
+    def image(self, index: int) -> Image.Image:
+        if index in self.killers:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Image.new("RGB", (index + 1, 3), (index % 256, 0, 0))
+
+
+def test_every_picture_is_seen_once_and_in_order(noise_pets: Path) -> None:
+    folder = ImageFolder(noise_pets, "train")
+    (noise_pets / "train/bee/1.png").write_bytes(b"junk")
+    Image.open(noise_pets / "train/ant/0.png").save(noise_pets / "train/cat/3.bmp")
+    for workers in (1, 3):
+        seen = survey(folder, workers=workers, progress=False)
+        assert [one.index for one in seen] == list(range(12))
+        assert [one.index for one in seen if one.trouble] == [5]
+        assert "not a JPEG" in seen[5].trouble
+        assert (seen[3].width, seen[3].height) == (50, 49)
+        assert len({one.digest for one in seen}) == 12
+
+
+def test_the_digest_is_that_of_the_pixels(noise_pets: Path) -> None:
+    Image.open(noise_pets / "train/ant/0.png").save(noise_pets / "train/cat/9.bmp")
+    seen = survey(ImageFolder(noise_pets, "train"), progress=False)
+    assert seen[0].digest == seen[12].digest
+
+
+@pytest.mark.parametrize("killers", [(0,), (70,), (3, 4, 150, 199)])
+def test_pictures_that_kill_their_reader_are_named(killers: tuple[int, ...]) -> None:
+    seen = survey(Deadly(200, *killers), workers=2, progress=False)
+    assert [one.index for one in seen] == list(range(200))
+    assert {one.index: one.trouble for one in seen if one.trouble} == dict.fromkeys(killers, DEADLY)
+
+
+def _width(source: ImageFolder, index: int) -> Seen:
+    return Seen(index, source.image(index).width)
+
+
+def test_some_pictures_can_be_looked_at_otherwise() -> None:
+    seen = survey(Deadly(200, 5), workers=2, progress=False, look=_width, which=range(5, 200, 3))
+    assert [one.index for one in seen] == list(range(5, 200, 3))
+    assert seen[0].trouble == DEADLY
+    assert all((one.width, one.height) == (one.index + 1, 0) for one in seen[1:])
+
+
+def test_progress_is_shown(noise_pets: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    survey(ImageFolder(noise_pets, "train"), workers=1, label="train")
+    assert "train: 100%" in capfd.readouterr().err
+
+
+SLOW = """
+import signal, time
+from PIL import Image
+from metaformer.data.scan import survey
+
+class Slow:
+    labels = [0] * 3000
+    def __len__(self): return 3000
+    def path(self, index): return str(index)
+    def image(self, index):
+        time.sleep(0.01)
+        return Image.new("RGB", (2, 2))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins without
+print("begun", flush=True)
+survey(Slow(), workers=2, progress=False)
+"""
+
+
+def test_an_interrupt_ends_it_soon() -> None:
+    words = [sys.executable, "-c", SLOW]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        time.sleep(0.5)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+        assert time.monotonic() - began < 5
+        assert told.count("KeyboardInterrupt") == 1, told  # of the main process, none of the workers

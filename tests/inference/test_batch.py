@@ -1,0 +1,175 @@
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from metaformer.data.folder import ImageFolder
+from metaformer.distributed import Interrupted, World
+from metaformer.errors import BadImage, DataError, OutputError
+from metaformer.factory import create_model
+from metaformer.inference.batch import predict_all
+from metaformer.inference.predictor import Predictor
+from metaformer.storage import lock
+from metaformer.weights.hub import save_pretrained
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    place = tmp_path_factory.mktemp("model")
+    model = create_model("poolformer_n", num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
+    save_pretrained(model, place)
+    return Predictor(place, classes=["ant", "bee", "cat"], image_size=32, device="cpu", batch_size=4)
+
+
+def lines(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_every_picture_once_over_all_parts(predictor: Predictor, pets: Path, tmp_path: Path) -> None:
+    source = ImageFolder(pets, "val")
+    parts = [predict_all(predictor, source, tmp_path, World(rank, rank, 2)) for rank in range(2)]
+    assert [part.file.name for part in parts] == ["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"]
+    assert [part.pictures for part in parts] == [8, 7]
+    found = [line for part in parts for line in lines(part.file)]
+    expected = {result.path: result for result in predictor(pets / "val")}
+    assert sorted(str(line["path"]) for line in found) == sorted(expected)
+    for line in found:
+        assert line["labels"] == list(expected[str(line["path"])].labels)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(part.file.name for part in parts),
+        *("job.json", ".lock-00000", ".lock-00001"),
+    }
+
+
+def test_a_stop_loses_nothing_and_nothing_is_done_twice(
+    predictor: Predictor, pets: Path, tmp_path: Path
+) -> None:
+    source, asked = ImageFolder(pets, "val"), []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 12
+
+    whole = predict_all(predictor, source, tmp_path / "whole", World()).file
+    with pytest.raises(Interrupted):
+        predict_all(predictor, source, tmp_path / "cut", World(), stop=stop)
+    (part,) = (tmp_path / "cut").glob(".part-*")
+    assert len(lines(part)) == 8
+    with part.open("a") as stream:
+        stream.write('{"path": "half a li')
+    done = predict_all(predictor, source, tmp_path / "cut", World())
+    assert (done.before, done.pictures) == (8, 15)
+    assert done.file.read_text() == whole.read_text() and not part.exists()
+    again = predict_all(predictor, source, tmp_path / "cut", World())
+    assert again.before == 15
+
+
+@pytest.mark.parametrize("harm", [b"\0" * 100 + b"\n", b"[1]\n", b'{"path": "half'])
+def test_lines_that_are_none_are_done_again_or_told(
+    predictor: Predictor, pets: Path, tmp_path: Path, harm: bytes
+) -> None:
+    source = ImageFolder(pets, "val")
+    whole = predict_all(predictor, source, tmp_path, World()).file
+    good = whole.read_bytes()
+    part = whole.with_name(f".{whole.name}")
+    part.write_bytes(good.splitlines(keepends=True)[0] + harm)
+    whole.unlink()
+    assert predict_all(predictor, source, tmp_path, World()).before == 1
+    assert whole.read_bytes() == good
+    whole.write_bytes(good[: len(good) // 2])
+    with pytest.raises(OutputError, match="damaged after 7 of 15 lines: delete it"):
+        predict_all(predictor, source, tmp_path, World())
+    whole.write_bytes(good + good)
+    with pytest.raises(OutputError, match="30 lines for 15 pictures"):
+        predict_all(predictor, source, tmp_path, World())
+
+
+def test_two_processes_do_not_write_the_same_part(
+    predictor: Predictor, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaformer.storage.PATIENCE", 0.0)
+    source = ImageFolder(pets, "val")
+    with (
+        lock(tmp_path / "out" / ".lock-00000", "it"),
+        pytest.raises(OutputError, match="another process is writing it"),
+    ):
+        predict_all(predictor, source, tmp_path / "out", World())
+
+
+def test_bad_pictures(
+    predictor: Predictor, bad_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ImageFolder(bad_pets, "val")
+    with pytest.raises(BadImage, match=r"bee/1\.png"):
+        predict_all(predictor, source, tmp_path / "error", World())
+    with pytest.raises(DataError, match=r"1 of 15 pictures cannot be read, more than 0\.1"):
+        predict_all(predictor, source, tmp_path / "many", World(), skip_bad=True)
+    monkeypatch.setattr("metaformer.inference.batch.BAD_SHARE", 0.1)
+    done = predict_all(predictor, source, tmp_path / "skip", World(), skip_bad=True)
+    found = lines(done.file)
+    assert done.bad == 1 and len(found) == 15
+    (bad,) = [line for line in found if "error" in line]
+    assert str(bad["path"]).endswith("bee/1.png") and "empty" in str(bad["error"])
+    assert [line["path"] for line in found] == [str(path) for path in source.paths]
+
+
+def test_predictions_of_something_else_are_not_mixed_in(
+    predictor: Predictor, pets: Path, tmp_path: Path
+) -> None:
+    source = ImageFolder(pets, "val")
+    predict_all(predictor, source, tmp_path / "out", World())
+    with pytest.raises(OutputError, match=r"in another way \(processes: 1 → 2\)"):
+        predict_all(predictor, source, tmp_path / "out", World(0, 0, 2))
+    with pytest.raises(OutputError, match="pictures_sha256"):
+        predict_all(predictor, ImageFolder(pets, "train"), tmp_path / "out", World())
+    other = copy.deepcopy(predictor)
+    with torch.no_grad():
+        other.bundle.model.head.fc.bias[0] += 1
+    with pytest.raises(OutputError, match="weights_sha256"):
+        predict_all(other, source, tmp_path / "out", World())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(OutputError, match="holds something else already"):
+        predict_all(predictor, source, tmp_path / "other", World())
+
+
+def test_two_killed_processes_go_on_from_the_command_line(
+    predictor: Predictor, pets: Path, tmp_path: Path
+) -> None:
+    model = create_model("poolformer_n", num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
+    save_pretrained(model, tmp_path / "model")
+    words = ["predict", str(tmp_path / "model"), "--data", str(pets), "--out", str(tmp_path / "out")]
+    words += ["--split", "train", "--batch-size", "1", "--device", "cpu", "--image-size", "32"]
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "metaformer", *words]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    victim = start(0)
+    part = tmp_path / "out" / ".part-00000-of-00002.jsonl"
+    while victim.poll() is None and not (part.exists() and part.stat().st_size):
+        pass
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    both = [start(rank) for rank in range(2)]
+    told = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    paths = [
+        line["path"]
+        for rank in range(2)
+        for line in lines(tmp_path / "out" / f"part-0000{rank}-of-00002.jsonl")
+    ]
+    assert sorted(map(str, paths)) == [str(path) for path in ImageFolder(pets, "train").paths]

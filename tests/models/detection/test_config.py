@@ -1,0 +1,54 @@
+"""A detector's configuration: refused values, JSON and back."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.errors import ConfigError
+from metaformer.models.detection.config import DetectorConfig
+
+CONFIG = DetectorConfig(kind="mask_rcnn", backbone=MetaFormerConfig(), num_classes=3, score_threshold=0.3)
+
+
+def test_what_is_not_given_depends_on_the_kind() -> None:
+    assert replace(CONFIG, kind="retinanet").anchor_size == 4 and CONFIG.anchor_size == 8
+    assert replace(CONFIG, anchor_scale=2).anchor_size == 2
+    assert CONFIG.head_channels == 256 and replace(CONFIG, head_dim=32).head_channels == 32
+    assert CONFIG.has_masks and not replace(CONFIG, kind="faster_rcnn").has_masks
+
+
+def test_json_and_back() -> None:
+    assert DetectorConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("kind", "yolo", "unknown kind of detector 'yolo'"),
+        ("compat", "mmdet2", "mmdet"),
+        ("backbone", "poolformer_s12", "must be a MetaFormerConfig"),
+        ("num_classes", 0, "num_classes: 0"),
+        ("fpn_dim", None, "fpn_dim: None"),
+        ("head_dim", True, "head_dim: True"),
+        ("proposals", 1.5, "proposals: 1.5"),
+        ("score_threshold", 1.1, "from 0 to 1"),
+        ("nms_threshold", "0.5", "from 0 to 1"),
+        ("anchor_scale", 0, "above 0"),
+        ("anchor_scale", float("nan"), "above 0"),
+    ],
+)
+def test_refused(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(CONFIG, **{field: value})
+
+
+def test_unknown_fields_and_no_backbone_are_told() -> None:
+    with pytest.raises(ConfigError, match="anchor_scale"):
+        DetectorConfig.from_dict({**CONFIG.to_dict(), "anchor_scales": 3})
+    with pytest.raises(ConfigError, match="must hold the fields"):
+        DetectorConfig.from_dict({"kind": "retinanet"})
+    with pytest.raises(ConfigError, match="cannot be saved"):
+        DetectorConfig().to_dict()

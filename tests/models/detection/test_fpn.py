@@ -1,0 +1,43 @@
+"""Pyramids of detectors: sizes, and what the added levels are made of."""
+
+import torch
+import torch.nn.functional as F
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from metaformer.models.detection.fpn import DetectionPyramid
+
+MAPS = [torch.randn(2, dim, side, side + 3) for dim, side in ((5, 13), (6, 7), (8, 4))]
+
+
+def test_every_other_position_of_the_last_level() -> None:
+    pyramid = DetectionPyramid((5, 6, 8), 12)
+    levels = pyramid(MAPS)
+    assert pyramid.added == 1 and [tuple(level.shape[1:]) for level in levels] == [
+        (12, 13, 16), (12, 7, 10), (12, 4, 7), (12, 2, 4),
+    ]  # fmt: skip
+    assert torch.equal(levels[-1], levels[-2][..., ::2, ::2])
+
+
+def test_convolutions_on_the_backbones_last_map() -> None:
+    pyramid = DetectionPyramid((5, 6, 8), 12, convs=True)
+    *_, p6, p7 = pyramid(MAPS)
+    assert pyramid.added == 2 and p6.shape == (2, 12, 2, 4) and p7.shape == (2, 12, 1, 2)
+    assert pyramid.extra is not None
+    assert torch.equal(p6, pyramid.extra.p6(MAPS[-1])) and torch.equal(p7, pyramid.extra.p7(p6))
+
+
+def test_torchvisions_levels() -> None:
+    pyramid = DetectionPyramid((5, 6, 8), 12, convs=True, on_output=True, relu=True)
+    assert pyramid.extra is not None
+    theirs = LastLevelP6P7(12, 12)
+    theirs.load_state_dict(pyramid.extra.state_dict())
+    *own, p6, p7 = pyramid(MAPS)
+    expected, _ = theirs([*own], MAPS, [])
+    assert torch.equal(p6, expected[-2]) and torch.equal(p7, expected[-1])
+    assert not torch.equal(p7, pyramid.extra.p7(p6)) and torch.equal(p7, pyramid.extra.p7(F.relu(p6)))
+
+
+def test_one_position_is_enough() -> None:
+    for convs in (False, True):
+        levels = DetectionPyramid((4,), 4, convs=convs)([torch.randn(1, 4, 1, 1)])
+        assert all(level.shape == (1, 4, 1, 1) for level in levels)

@@ -1,0 +1,75 @@
+"""Which object an anchor gets: a plain loop over the objects computes the same."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from metaformer.models.detection import matcher as module
+from metaformer.models.detection.matcher import IGNORED, NEGATIVE, Matcher, iou
+
+
+def random_boxes(count: int, seed: int) -> Tensor:
+    """On a coarse grid, so that many overlap equally."""
+    drawn = torch.randint(0, 8, (count, 4), generator=torch.Generator().manual_seed(seed)).float()
+    return torch.cat([drawn[:, :2], drawn[:, :2] + drawn[:, 2:] + 1], 1)
+
+
+def by_loop(matcher: Matcher, boxes: Tensor, anchors: Tensor) -> Tensor:
+    """As the published code tells it."""
+    matches = torch.full((len(anchors),), IGNORED)
+    if not len(boxes):
+        return matches.fill_(NEGATIVE)
+    overlap = iou(boxes, anchors)
+    best, owner = overlap.max(0)
+    matches[best < matcher.negative] = NEGATIVE
+    matches[best >= matcher.positive] = owner[best >= matcher.positive]
+    for i, own in enumerate(overlap):
+        if matcher.low_quality and own.max() >= matcher.min_positive:
+            matches[own == own.max()] = i
+    return matches
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 12),
+    st.integers(1, 40),
+    st.integers(0, 1000),
+    st.sampled_from([(0.5, 0.4, 0.0), (0.7, 0.3, 0.3), (0.5, 0.5, 0.5)]),
+    st.booleans(),
+    st.sampled_from([1, 60, 1 << 20]),
+)
+def test_any_boxes(
+    objects: int, count: int, seed: int, levels: tuple[float, ...], low_quality: bool, pairs: int
+) -> None:
+    matcher = Matcher(*levels, low_quality=low_quality)
+    boxes, anchors = random_boxes(objects, seed), random_boxes(count, seed + 1)
+    inside = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.7
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PAIRS", pairs)
+        assert torch.equal(matcher(boxes, anchors), by_loop(matcher, boxes, anchors))
+        some = matcher(boxes, anchors, inside)
+    assert (some[~inside] == IGNORED).all()
+    if inside.any():
+        assert torch.equal(some[inside], by_loop(matcher, boxes, anchors[inside]))
+
+
+def test_the_last_object_wins_even_anchors_that_it_does_not_touch() -> None:
+    anchors = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60]])
+    boxes = torch.tensor([[0.0, 0, 10, 9], [100, 100, 110, 110]])
+    assert Matcher(0.5, 0.4)(boxes, anchors).tolist() == [1, 1, 1]
+    assert Matcher(0.5, 0.4, 0.3)(boxes, anchors).tolist() == [0, NEGATIVE, NEGATIVE]
+
+
+def test_nothing_to_match() -> None:
+    none, some = torch.zeros(0, 4), torch.tensor([[0.0, 0, 4, 4]])
+    assert Matcher(0.5, 0.4)(some, none).tolist() == []
+    assert Matcher(0.5, 0.4)(none, some).tolist() == [NEGATIVE]
+
+
+def test_iou_is_torchvisions() -> None:
+    boxes, others = random_boxes(9, 0), random_boxes(30, 1)
+    assert torch.allclose(iou(boxes, others), box_iou(boxes, others))
+    assert iou(boxes, others[:0]).shape == (9, 0)

@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from metaformer.data.folder import ImageFolder
+from metaformer.data.preprocess import Preprocess
+from metaformer.errors import DataError, TrainingError
+from metaformer.tasks.classification.evaluate import Evaluation
+
+LOOK = Preprocess(image_size=8, crop=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def by_grey(images: Tensor) -> Tensor:
+    """Logits that are right but for one picture: bee0 (80) is taken for an ant."""
+    grey = images.mean(dim=(1, 2, 3)) * 255
+    bounds = torch.tensor([20.0, 100.0, 170.0])
+    return -(grey[:, None] - bounds).abs()
+
+
+def test_every_picture_counts_once(folder: ImageFolder) -> None:
+    def mistaken(images: Tensor) -> Tensor:
+        logits = by_grey(images)
+        logits[(images.mean(dim=(1, 2, 3)) * 255).round() == 80] = torch.tensor([5.0, 0.0, 0.0])
+        return logits
+
+    report = Evaluation(folder, LOOK, batch_size=3).run(mistaken)
+    assert report.images == 7 and report.top1 == 6 / 7 and report.k == 3
+    assert report.confusion.tolist() == [[3, 0, 0], [1, 1, 0], [0, 0, 2]]
+    assert [(e.label, e.predicted) for e in report.examples if not e.right] == [("bee", "ant")]
+    wrong = next(e for e in report.examples if not e.right)
+    assert wrong.path.endswith("bee0.png")
+    assert wrong.score == pytest.approx(math.exp(5) / (math.exp(5) + 2))
+
+
+def test_pictures_and_answers_outside_a_subset_do_not_count(folder: ImageFolder) -> None:
+    report = Evaluation(folder, LOOK, batch_size=3, class_subset=["cat", "ant"]).run(
+        lambda images: by_grey(images) + torch.tensor([0.0, 1e6, 0.0])  # bee, which is no answer here
+    )
+    assert report.classes == ["ant", "cat"] and report.images == 5 and report.top1 == 1.0
+
+
+def test_logits_that_are_not_finite_name_the_picture(folder: ImageFolder) -> None:
+    def broken(images: Tensor) -> Tensor:
+        logits = by_grey(images)
+        logits[(images.mean(dim=(1, 2, 3)) * 255).round() == 100] = float("nan")
+        return logits
+
+    with pytest.raises(TrainingError, match=r"bee1\.png: .*not finite"):
+        Evaluation(folder, LOOK, batch_size=3).run(broken)
+
+
+def test_an_evaluation_can_be_run_again(folder: ImageFolder) -> None:
+    evaluation = Evaluation(folder, LOOK, batch_size=3)
+    assert evaluation.run(by_grey).metrics == evaluation.run(by_grey).metrics
+
+
+def test_a_subset_without_pictures_is_told(folder: ImageFolder) -> None:
+    wider = ImageFolder(folder.folder.parent, "val", [*folder.classes, "dog"], allow_missing=True)
+    with pytest.raises(DataError, match="no pictures of the classes"):
+        Evaluation(wider, LOOK, class_subset=["dog"]).run(lambda images: torch.zeros(len(images), 4))

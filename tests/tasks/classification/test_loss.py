@@ -1,0 +1,57 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metaformer.errors import ConfigError
+from metaformer.tasks.classification.loss import build_criterion
+
+LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]])
+LABELS = torch.tensor([0, 2])
+SOFT = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]])
+
+
+def test_cross_entropy_with_smoothing_is_that_of_smoothed_targets() -> None:
+    smoothed = F.one_hot(LABELS, 3) * 0.7 + 0.1
+    expected = -(smoothed * LOGITS.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(build_criterion("cross_entropy", 0.3)(LOGITS, LABELS), expected)
+
+
+def test_soft_targets_are_not_smoothed_again() -> None:
+    expected = -(SOFT * LOGITS.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(build_criterion("cross_entropy", 0.3)(LOGITS, SOFT), expected)
+
+
+def test_bce_is_over_all_classes() -> None:
+    loss = build_criterion("bce", 0.0)
+    expected = F.binary_cross_entropy_with_logits(LOGITS, F.one_hot(LABELS, 3).float())
+    torch.testing.assert_close(loss(LOGITS, LABELS), expected)
+    torch.testing.assert_close(loss(LOGITS, SOFT), F.binary_cross_entropy_with_logits(LOGITS, SOFT))
+    smoothed = F.one_hot(LABELS, 3) * 0.7 + 0.1
+    torch.testing.assert_close(
+        build_criterion("bce", 0.3)(LOGITS, LABELS), F.binary_cross_entropy_with_logits(LOGITS, smoothed)
+    )
+
+
+def test_jsd_adds_the_divergence_of_the_views() -> None:
+    loss = build_criterion("jsd", 0.0, splits=3)
+    alike = loss(LOGITS.repeat(3, 1), LABELS.repeat(3))
+    torch.testing.assert_close(alike, F.cross_entropy(LOGITS, LABELS))
+    views = torch.cat([LOGITS, LOGITS.flip(1), LOGITS * 2])
+    shares = views.softmax(1).view(3, 2, 3)
+    middle = shares.mean(0).log()
+    divergence = sum(F.kl_div(middle, share, reduction="batchmean") for share in shares) / 3
+    expected = F.cross_entropy(LOGITS, LABELS) + 12 * divergence  # alpha of the paper
+    torch.testing.assert_close(loss(views, LABELS.repeat(3)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "smoothing", "splits", "told"),
+    [
+        ("mse", 0.0, 1, "'mse' is none of"),
+        ("jsd", 0.0, 1, "augment.splits is 1"),
+        ("bce", 1.0, 1, "smoothing is 1.0"),
+    ],
+)
+def test_what_there_is_not_is_told(name: str, smoothing: float, splits: int, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build_criterion(name, smoothing, splits)

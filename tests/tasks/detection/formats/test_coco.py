@@ -1,0 +1,321 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from metaformer.errors import DataError
+from metaformer.tasks.detection.check import check_objects
+from metaformer.tasks.detection.dataset import open_detection
+from metaformer.tasks.detection.formats.annotations import Annotated
+from metaformer.tasks.detection.formats.coco import read_coco
+from metaformer.tasks.detection.formats.layouts import Place, choose_detection_layout, find_place
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def edit(root: Path, change: Change) -> Path:
+    """Change the annotations; `change` may give a document in place of the one it was given."""
+    file = root / "annotations/instances_train2017.json"
+    document = json.loads(file.read_text())
+    new = change(document)
+    file.write_text(json.dumps(document if new is None else new))
+    return file
+
+
+def place(root: Path) -> Place:
+    return find_place(*choose_detection_layout(root, "coco"), "train")
+
+
+def read(root: Path, masks: bool | None = True) -> Annotated:
+    return read_coco(place(root), None, masks)
+
+
+def first(**fields: object) -> Change:
+    return lambda document: document["annotations"][0].update(fields)
+
+
+def image(**fields: object) -> Change:
+    return lambda document: document["images"][0].update(fields)
+
+
+BOX, SEGMENTATION = "box", "segmentation"
+BAD: dict[str, tuple[Change, str, str]] = {
+    "zero box": (first(bbox=[1, 2, 0, 6]), BOX, "bbox [1, 2, 0, 6] is 0 wide and 6 high"),
+    "negative box": (first(bbox=[1, 2, 5, -6]), BOX, "is 5 wide and -6 high: both must be above 0"),
+    "NaN box": (first(bbox=[1, math.nan, 5, 6]), BOX, "holds a number that is not finite"),
+    "endless box": (first(bbox=[1, 2, math.inf, 6]), BOX, "holds a number that is not finite"),
+    "outside box": (first(bbox=[20, 2, 9, 6]), BOX, "reaches outside its picture, which is 24x16"),
+    "string box": (first(bbox=["1", 2, 5, 6]), BOX, "left, top, width and height are wanted"),
+    "text for a box": (first(bbox="1 2 5 6"), BOX, "left, top, width and height are wanted"),
+    "no box": (first(bbox=None), BOX, "bbox is None"),
+    "huge box": (first(bbox=[10**400, 2, 5, 6]), BOX, "a number that is too large"),
+    "missing image": (first(image_id=77), "picture", "image_id is 77: no such image in the file"),
+    "image of no number": (first(image_id=[1]), "picture", "image_id is [1]"),
+    "unknown category": (first(category_id=4), "category", "category_id is 4: no such category in the file"),
+    "duplicate ids": (
+        lambda document: document["annotations"].append(dict(document["annotations"][0])),
+        "id",
+        "another annotation has this id",
+    ),
+    "2-point polygon": (
+        first(segmentation=[[1, 2, 3, 4]]), SEGMENTATION, "a polygon of 4 numbers: x and y of at least"
+    ),
+    "odd polygon": (first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), SEGMENTATION, "a polygon of 7 numbers"),
+    "empty polygon": (first(segmentation=[[]]), SEGMENTATION, "a polygon of 0 numbers"),
+    "no polygon": (first(segmentation=[]), SEGMENTATION, "has no segmentation, which"),
+    "flat polygon": (first(segmentation=[1, 2, 3, 4, 5, 6]), SEGMENTATION, "a polygon is 1"),
+    "polygon of text": (first(segmentation=[["1"] * 6]), SEGMENTATION, "a polygon is ['1', '1'"),
+    "NaN polygon": (first(segmentation=[[math.nan] * 6]), SEGMENTATION, "that is not finite"),
+    "outside polygon": (
+        first(segmentation=[[1, 2, 3, 4, 5e9, 6]]), SEGMENTATION, "a polygon reaches outside its picture"
+    ),
+    "bad RLE": (
+        first(segmentation={"size": [16, 24], "counts": "~~no~~"}), SEGMENTATION, "hold the character '~'"
+    ),
+    "negative RLE": (
+        first(segmentation={"size": [16, 24], "counts": [400, -16]}), SEGMENTATION, "lengths of -16 to 400"
+    ),
+    "RLE of wrong sum": (
+        first(segmentation={"size": [16, 24], "counts": [100, 20]}),
+        SEGMENTATION,
+        "run lengths add up to 120 pixels, but width 24 times height 16 is 384",
+    ),
+    "RLE-size mismatch": (
+        first(segmentation={"size": [24, 16], "counts": [384]}),
+        SEGMENTATION,
+        "run lengths are of size [24, 16], the picture of height and width [16, 24]",
+    ),
+    "text for a segmentation": (first(segmentation="none"), SEGMENTATION, "segmentation is 'none'"),
+    "half a crowd": (first(iscrowd=2), "annotation", "iscrowd is 2, not 0 or 1"),
+    "no area": (first(area="big"), "annotation", "area is 'big'"),
+}  # fmt: skip
+FAULTY_PICTURES: dict[str, tuple[Change, str, str]] = {
+    "missing file": (image(file_name="9.png"), "picture", "image 1: no such picture "),
+    "file elsewhere": (image(file_name="../train2017/1.png"), "picture", "'../train2017/1.png' does not lie"),
+    "absolute file": (image(file_name="/etc/passwd"), "picture", "'/etc/passwd' does not lie in"),
+    "unprintable file": (image(file_name="\ud800"), "picture", r"file_name is '\ud800'"),
+    "no file": (image(file_name=None), "picture", "file_name is None"),
+    "no width": (image(width=0), "picture", "width 0 and height 16 must be above 0"),
+    "text for a width": (image(width="24"), "picture", "width '24' and height 16 must be"),
+    "half a width": (image(width=23.5), "picture", "must be whole numbers"),
+    "too large": (image(width=10_000, height=10_000), "picture", "10000x10000 is more than the 50,000,000"),
+    "two of one id": (
+        lambda document: document["images"].append(dict(document["images"][0])),
+        "id",
+        "images[5] has an id that another has",
+    ),
+    "no id": (lambda document: document["images"].append({}), "id", "images[5]: has no whole number as id"),
+}  # fmt: skip
+USELESS: dict[str, tuple[Change, str]] = {
+    "list root": (lambda document: document["annotations"], "results of a detector are no annotations"),
+    "text root": (lambda document: "text", "holds no object with images, annotations and categories"),
+    "no categories": (lambda document: document.pop("categories") and None, "no categories; COCO's form has"),
+    "empty categories": (lambda document: document.update(categories=[]), "there is no class to learn"),
+    "no annotations": (
+        lambda document: document.pop("annotations") and None,
+        "no annotations; COCO's form has",
+    ),
+    "images by name": (lambda document: document.update(images={}), "images is no list"),
+    "nameless category": (
+        lambda document: document["categories"].append({"id": 1}),
+        "categories[2] has no whole",
+    ),
+    "two categories of a name": (
+        lambda document: document["categories"].append({"id": 9, "name": "ant"}),
+        "categories[2] has the id or name of another",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_annotation_is_named_before_training_and_by_the_check(case: str, objects: Path) -> None:
+    change, kind, told = BAD[case]
+    file = edit(objects, change)
+    with pytest.raises(DataError) as caught:
+        open_detection(objects, "train", masks=True)
+    assert str(caught.value).startswith(f"{file}: annotation 1") and told in str(caught.value)
+    report = check_objects(objects, ["train"], workers=1, progress=False)
+    assert not report.ok
+    assert any(
+        found.kind == kind and told in found.text and f"{file}: annotation 1" in found.text
+        for found in report.findings
+    )
+
+
+@pytest.mark.parametrize("case", FAULTY_PICTURES)
+def test_a_bad_picture_is_named_before_training_and_by_the_check(case: str, objects: Path) -> None:
+    change, kind, told = FAULTY_PICTURES[case]
+    file = edit(objects, change)
+    with pytest.raises(DataError) as caught:
+        open_detection(objects, "train")
+    assert str(caught.value).startswith(f"{file}: image") and told in str(caught.value)
+    (error, *others) = check_objects(objects, ["train"], workers=1, progress=False).findings
+    assert error.kind == kind and told in error.text
+    assert all(one.grade == "warning" for one in others), "what is on a bad picture is not told again"
+
+
+@pytest.mark.parametrize("case", USELESS)
+def test_a_useless_file_says_what_it_lacks(case: str, objects: Path) -> None:
+    change, told = USELESS[case]
+    file = edit(objects, change)
+    with pytest.raises(DataError) as caught:
+        open_detection(objects, "train")
+    assert str(caught.value).startswith(f"{file}: ") and told in str(caught.value)
+    (error,) = check_objects(objects, ["train"], workers=1, progress=False).findings
+    assert (error.grade, error.kind) == ("error", "layout") and told in error.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"images": 1' + "0" * 5000 + "}", "\x00"])
+def test_what_is_no_json_is_told(text: str, objects: Path) -> None:
+    place(objects).labels.write_text(text)
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        read(objects)
+
+
+def test_the_first_is_told_and_the_others_counted_and_a_few_can_be_left_out(
+    objects: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two(document: dict[str, Any]) -> None:
+        document["annotations"][1]["bbox"] = [0, 0, 0, 0]
+        document["annotations"][3] = 5
+
+    file = edit(objects, two)
+    told = r"annotation 2 of 1\.png: bbox \[0, 0, 0, 0\] .* \(1 more such; metaformer data check tells all\)"
+    with pytest.raises(DataError, match=told):
+        open_detection(objects, "train")
+    with pytest.raises(DataError, match=told):
+        open_detection(objects, "train", on_bad="skip")  # a quarter are not few
+    monkeypatch.setattr("metaformer.tasks.detection.dataset._FEW", 0.25)
+    folder = open_detection(objects, "train", on_bad="skip")
+    assert [len(folder.instances(index)) for index in range(5)] == [1, 1, 0, 2, 2]
+    assert f"left out: {file}: annotations[3]: is 5, no object" in caplog.text
+    assert "annotation 2 of 1.png" in caplog.text
+
+
+def test_crowds_and_what_may_be_left_out(objects: Path) -> None:
+    def bare(document: dict[str, Any]) -> None:
+        for annotation in document["annotations"]:
+            del annotation["area"], annotation["segmentation"]
+            if not annotation["iscrowd"]:
+                del annotation["iscrowd"]
+
+    table = read(objects).objects
+    assert table.crowd.tolist() == [False] * 5 + [True] + [False] * 2 and table.outlined.all()
+    assert table.masks(table.of(3), (10, 40)).sum(axis=(1, 2)).tolist() == [30, 10]
+    edit(objects, bare)
+    found = read(objects, masks=None)
+    assert not found.faults and not found.objects.outlined.any()
+    assert found.objects.instance(0).area == 30 and found.objects.crowd.sum() == 1
+
+
+def test_boxes_a_pixel_over_the_edge_are_cut_and_kept_as_they_are_for_measuring(objects: Path) -> None:
+    edit(objects, first(bbox=[-0.4, -1, 25.2, 17.5]))
+    folder = open_detection(objects, "train")
+    assert folder.instances(0)[0].box == (0, 0, 24, 16)
+    assert folder.document()["annotations"][0]["bbox"] == [-0.4, -1, 25.2, 17.5]
+
+
+def test_classes_go_by_number_or_in_the_order_that_is_given(objects: Path) -> None:
+    edit(objects, lambda document: document["categories"].reverse())
+    found = read(objects)
+    assert (found.classes, found.category_ids) == (("ant", "bee"), (3, 7))
+    found = read_coco(place(objects), ("cat", "bee", "ant"), False)
+    assert (found.classes, found.category_ids) == (("cat", "bee", "ant"), (8, 7, 3))
+    assert found.objects.labels.tolist()[:2] == [2, 1]
+    with pytest.raises(DataError, match="category 'bee' is not among the 1 of the class list"):
+        read_coco(place(objects), ["ant"], False)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    counts=st.one_of(
+        st.text(st.characters(min_codepoint=40, max_codepoint=115), max_size=300),
+        st.lists(st.integers(-1, 384), max_size=9),
+        st.lists(st.integers() | st.floats() | st.none() | st.text(max_size=2), max_size=5),
+    ),
+    size=st.sampled_from([[16, 24], [24, 16], [0, 0], [384, 1], [16], "16", None, [2**40, 2**40]]),
+)
+def test_random_run_lengths_are_masks_or_errors(objects: Path, counts: object, size: object) -> None:
+    edit(objects, first(segmentation={"size": size, "counts": counts}))
+    try:
+        folder = open_detection(objects, "train", masks=True)
+    except DataError as error:
+        assert "annotation 1 of 1.png: " in str(error)
+    else:
+        masks = folder.example(0, masks=True)[1].masks
+        assert masks is not None and masks.shape == (2, 16, 24)
+        assert np.array_equal(masks[0].numpy(), folder.objects.masks(np.array([0]), (16, 24))[0])
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    where=st.sampled_from(["images", "annotations", "categories"]),
+    key=st.sampled_from(
+        [
+            "id",
+            "image_id",
+            "category_id",
+            "bbox",
+            "segmentation",
+            "area",
+            "iscrowd",
+            "name",
+            "width",
+            "file_name",
+        ]
+    ),
+    value=VALUES,
+)
+def test_whatever_stands_in_a_field_is_used_or_an_error(
+    objects: Path, where: str, key: str, value: object
+) -> None:
+    kept = place(objects).labels.read_bytes()
+    try:
+        edit(objects, lambda document: document[where][1].update({key: value}))
+        try:
+            folder = open_detection(objects, "train", masks=True)
+        except DataError as error:
+            str(error).encode()
+        else:
+            folder.example(0, masks=True)
+            json.dumps(folder.document())
+    finally:
+        place(objects).labels.write_bytes(kept)
+
+
+LONG = "y" * 100_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        first(id=LONG),
+        first(image_id=LONG),
+        first(category_id=LONG),
+        first(iscrowd=LONG),
+        first(area=LONG),
+        first(bbox=LONG),
+        first(segmentation=LONG),
+        image(width=LONG),
+        image(file_name=LONG),
+        image(id=LONG),
+    ],
+)
+def test_an_endless_value_does_not_make_an_endless_message(change: Change, objects: Path) -> None:
+    file = edit(objects, change)
+    with pytest.raises(DataError) as caught:
+        open_detection(objects, "train")
+    assert len(str(caught.value)) < 1000 and str(caught.value).startswith(str(file))

@@ -1,0 +1,126 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metaformer.data.class_lists import class_list
+from metaformer.errors import DataError
+from metaformer.tasks.detection.check import check_objects
+from metaformer.tasks.detection.dataset import open_detection
+from metaformer.tasks.detection.formats.voc import read_xml
+
+Write = Callable[[str, object], Path]
+SIZE = "<size><width>20</width><height>10</height><depth>3</depth></size>"
+DOG = (
+    "<object><name>dog</name><difficult>0</difficult>"
+    "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>20</xmax><ymax>9.5</ymax></bndbox>"
+    "<part><name>head</name><bndbox><xmin>900</xmin></bndbox></part></object>"
+)
+HARD = DOG.replace("dog", "cat").replace("<difficult>0", "<difficult>1").replace(">20<", ">5<")
+
+
+@pytest.fixture
+def voc(write: Write, tmp_path: Path) -> Path:
+    """Two pictures: a dog and a cat that is hard to tell, and nothing."""
+    for stem in ("a", "b"):
+        write(f"JPEGImages/{stem}.jpg", np.zeros((10, 20, 3), dtype=np.uint8))
+    write("Annotations/a.xml", f"<annotation>{SIZE}{DOG}{HARD}</annotation>")
+    write("Annotations/b.xml", "<annotation/>")
+    write("ImageSets/Main/train.txt", "a\nb  1\n\n")
+    return tmp_path / "data"
+
+
+def test_boxes_are_counted_from_0_and_the_difficult_are_crowds(voc: Path) -> None:
+    folder = open_detection(voc, "train")
+    assert (folder.layout, len(folder), folder.classes) == ("voc", 2, class_list("voc").names[1:])
+    dog, cat = folder.instances(0)
+    assert (dog.box, dog.crowd, folder.classes[dog.label], dog.id) == ((0, 1, 20, 9.5), False, "dog", 1)
+    assert (cat.box, cat.crowd, folder.classes[cat.label], cat.id) == ((0, 1, 5, 9.5), True, "cat", 2)
+    assert folder.instances(1) == () and folder.size(1) == (20, 10)
+    picture, targets = folder.example(0)
+    assert picture.size == (20, 10) and targets.boxes.tolist() == [[0, 1, 20, 9.5], [0, 1, 5, 9.5]]
+    assert [image["id"] for image in folder.document()["images"]] == [1, 2]
+    assert not folder.has_masks
+    with pytest.raises(DataError, match="boxes only"):
+        open_detection(voc, "train", masks=True)
+
+
+def test_classes_may_be_others(voc: Path, write: Write) -> None:
+    write("classes.txt", "cat\ndog\n")
+    assert open_detection(voc, "train").classes == ("cat", "dog")
+    assert open_detection(voc, "train", classes=["dog", "emu", "cat"]).instances(0)[1].label == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("dog", "cactus", "object 1: name 'cactus' is not among the 20 classes: list the data set's own"),
+        (">20</xmax", ">0</xmax", "object 1: bndbox xmin 1 ymin 2 xmax 0 ymax 9.5 is 0 wide and 8.5 high"),
+        (">20</xmax", ">40</xmax", "reaches outside its picture, which is 20x10"),
+        (">20</xmax", ">nan</xmax", "holds a number that is not finite"),
+        (">20</xmax", ">wide</xmax", "bndbox xmin 1 ymin 2 xmax wide ymax 9.5: four numbers are wanted"),
+        ("<xmax>20</xmax>", "", "bndbox xmin 1 ymin 2 xmax ? ymax 9.5: four numbers are wanted"),
+        ("<width>20", "<width>-20", "a.xml: size is -20 x 10, not a picture's"),
+        ("<width>20", "<width>two", "a.xml: size is two x 10, not a picture's"),
+        ("</annotation>", "", "a.xml: cannot be read as XML (no element found"),
+        ("<annotation>", "<?xml version='1.0' encoding='klingon'?><annotation>", "cannot be read as XML"),
+    ],
+)
+def test_what_is_wrong_is_named_before_training_and_by_the_check(
+    old: str, new: str, told: str, voc: Path
+) -> None:
+    file = voc / "Annotations/a.xml"
+    file.write_text(file.read_text().replace(old, new, 1))
+    with pytest.raises(DataError) as caught:
+        open_detection(voc, "train")
+    assert str(caught.value).startswith(str(file)) and told in str(caught.value)
+    report = check_objects(voc, ["train"], workers=1, progress=False)
+    assert [told in finding.text for finding in report.findings].count(True) == 1 and not report.ok
+
+
+def test_missing_files_are_named(voc: Path, write: Write) -> None:
+    (voc / "Annotations/b.xml").unlink()
+    write("ImageSets/Main/val.txt", "a\nz\n")
+    with pytest.raises(DataError, match=r"Annotations/b\.xml: cannot be read as XML"):
+        open_detection(voc, "train")
+    with pytest.raises(DataError, match=r"no such picture .*JPEGImages/z\.jpg"):
+        open_detection(voc, "val")
+    with pytest.raises(DataError, match=r"Main/test\.txt: cannot be read .* must name the split's pictures"):
+        open_detection(voc, "test")
+
+
+LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f'<!DOCTYPE a [<!ENTITY l0 "ha">{LAUGHS}]><a>&l9;</a>', "declares a document type"),
+        ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a>&x;</a>', "declares a document type"),
+        ('<!DOCTYPE a SYSTEM "http://example.invalid/a.dtd"><a/>', "declares a document type"),
+        ("<a>&x;</a>", "cannot be read as XML"),
+        ("<a>" * 100_000 + "</a>" * 100_000, "nested more than 20 deep"),
+        ("<a>" + " " * 10_000_000 + "</a>", "is larger than"),
+        ("", "cannot be read as XML"),
+    ],
+)
+def test_hostile_files_are_refused(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.xml"
+    for encoding in ("utf-8", "utf-16"):
+        file.write_text(text, encoding=encoding)
+        with pytest.raises(DataError, match=told if len(text) < 10_000_000 else "is larger than"):
+            read_xml(file)
+
+
+def test_a_missing_picture_is_told_with_the_list_that_names_it(voc: Path, write: Write) -> None:
+    write("ImageSets/Main/train.txt", "a\nnone\n")
+    with pytest.raises(DataError, match=r"train\.txt: none: no such picture .*none\.jpg"):
+        open_detection(voc, "train")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.xml")
+    with pytest.raises(DataError, match=r"a\.xml: is no file"):
+        read_xml(tmp_path / "a.xml")

@@ -1,0 +1,134 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from metaformer.errors import DataError
+from metaformer.tasks.detection.check import check_objects
+from metaformer.tasks.detection.dataset import open_detection
+
+Write = Callable[[str, object], Path]
+
+
+@pytest.fixture
+def yolo(write: Write, tmp_path: Path) -> Path:
+    """Three pictures: two boxes, one outline, and nothing."""
+    for stem in ("a", "b", "deep/c"):
+        write(f"images/train/{stem}.png", np.zeros((10, 20, 3), dtype=np.uint8))
+    write("labels/train/a.txt", "1 0.5 0.5 1 1\n\n0 0.25 0.5 0.1 0.2\n")
+    write("labels/train/deep/c.txt", "0 0.1 0.2 0.6 0.2 0.6 0.8 0.1 0.8\n")
+    write("labels/train/classes.txt", "cat\ndog\n")
+    write("data.yaml", "path: elsewhere\nnames:\n  0: cat\n  1: dog\n")
+    return tmp_path / "data"
+
+
+def test_boxes_and_outlines_become_pixels(yolo: Path, write: Write) -> None:
+    folder = open_detection(yolo, "train")
+    assert (folder.layout, len(folder), folder.classes) == ("yolo", 3, ("cat", "dog"))
+    dog, cat = folder.instances(0)
+    assert (dog.box, dog.label, dog.area) == ((0, 0, 20, 10), 1, 200)
+    assert cat.box == pytest.approx((4, 4, 6, 6))
+    assert folder.instances(1) == ()
+    (outlined,) = folder.instances(2)
+    assert outlined.box == pytest.approx((2, 2, 12, 8)) and outlined.area == pytest.approx(60)
+    assert outlined.segmentation is None and not folder.has_masks
+    with pytest.raises(DataError, match=r"a\.txt: line 1: is a box, and masks are made of outlines"):
+        open_detection(yolo, "train", masks=True)
+    write("labels/train/a.txt", "")
+    folder = open_detection(yolo, "train", masks=True)
+    masks = folder.example(2, masks=True)[1].masks
+    assert folder.has_masks and masks is not None and masks.sum() == 60
+
+
+def test_names_are_those_of_the_data_set_or_given(yolo: Path, write: Write) -> None:
+    assert open_detection(yolo, "train", classes=["cat", "dog"]).classes == ("cat", "dog")
+    with pytest.raises(DataError, match=r"its 2 classes are not the 2 of .*data\.yaml in their order"):
+        open_detection(yolo, "train", classes=["dog", "cat"])
+    for text, told in (
+        ("names: [cat, cat]", r"data\.yaml: names: .*'cat' stands in line 1 and in line 2"),
+        ("names: {0: cat, dog: dog}", "names is no list of classes, nor numbers from 0"),
+        ("names: [[cat, dog]]", "names is no list of classes, nor numbers from 0"),
+        ("names: {1: cat}", "names is no list of classes, nor numbers from 0"),
+        ("names: cat", "names is no list"),
+        ("cat", "names is no list"),
+        ("names: [", "cannot be read as YAML"),
+        ("!!python/object/apply:os.system [true]", "cannot be read as YAML"),
+        ("a: " + "[" * 5000, "cannot be read as YAML"),
+        ("#" * 1_000_001, "is larger than"),
+    ):
+        write("data.yaml", text)
+        with pytest.raises(DataError, match=told):
+            open_detection(yolo, "train")
+    (yolo / "data.yaml").unlink()
+    with pytest.raises(DataError, match=r"data\.yaml: no such file: name the classes in it"):
+        open_detection(yolo, "train")
+    assert open_detection(yolo, "train", classes=["x", "y", "z"]).classes == ("x", "y", "z")
+    write("classes.txt", "emu\nant\n")
+    assert open_detection(yolo, "train").classes == ("emu", "ant")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("2 0.5 0.5 1 1", "class 2 is not among the 2, counted from 0"),
+        ("-1 0.5 0.5 1 1", "class -1 is not among the 2"),
+        ("0.5 0.5 0.5 1 1", "class 0.5 is not among the 2"),
+        ("nan 0.5 0.5 1 1", "class nan is not among the 2"),
+        ("0 0.5 0.5 0 1", "the box is 0 wide and 10 high: both must be above 0"),
+        ("0 0.5 0.5 -1 1", "the box is -20 wide"),
+        ("0 0.5 nan 1 1", "holds a number that is not finite"),
+        ("0 0.5 0.5 1.2 1", "reaches outside its picture, which is 20x10, in fractions 0 to 1 of it"),
+        ("0 9 4 5 5", "reaches outside its picture"),
+        ("0 0.5 0.5 1", "holds 4 numbers: class, x and y of the middle, width and height; or class and"),
+        ("0 0.5 0.5 1 1 0.9", "holds 6 numbers"),
+        ("0 0.1 0.1 0.2 0.1 0.2 7", "a polygon reaches outside its picture"),
+        ("0 0.1 0.1 0.2 0.1 0.3 0.1", "the box is 4 wide and 0 high"),
+        ("dog 0.5 0.5 1 1", "'dog 0.5 0.5 1 1' holds no numbers: class, x and y"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(line: str, told: str, yolo: Path, write: Write) -> None:
+    file = write("labels/train/a.txt", f"1 0.5 0.5 1 1\n{line}\n")
+    with pytest.raises(DataError) as caught:
+        open_detection(yolo, "train")
+    assert str(caught.value).startswith(f"{file}: line 2: ") and told in str(caught.value)
+    (error, *_) = check_objects(yolo, ["train"], workers=1, progress=False).findings
+    assert error.grade == "error" and error.text == str(caught.value)
+
+
+def test_files_that_do_not_fit_each_other(yolo: Path, write: Write) -> None:
+    write("labels/train/over.txt", "0 0.5 0.5 1 1")
+    write("labels/train/b.txt", b"\xff\xfe\xff")
+    findings = check_objects(yolo, ["train"], workers=1, progress=False).findings
+    assert any("b.txt: cannot be read" in one.text and one.grade == "error" for one in findings)
+    assert any(one.text == f"{yolo}/labels/train/over.txt: annotations without picture" for one in findings)
+    write("labels/val/over.txt", "0 0.5 0.5 1 1")
+    write("images/val/a.png", np.zeros((4, 4, 3), dtype=np.uint8))
+    with pytest.raises(DataError, match="labels/val: none of its 1 files has the name of a picture"):
+        open_detection(yolo, "val")
+    write("images/val/a.png", b"junk")
+    with pytest.raises(DataError, match=r"images/val/a\.png: not a JPEG"):
+        open_detection(yolo, "val")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.text(max_size=40)
+    | st.lists(st.floats() | st.integers(0, 2), max_size=9).map(lambda n: " ".join(map(str, n)))
+)
+def test_any_text_is_objects_or_an_error(yolo: Path, text: str) -> None:
+    (yolo / "labels/train/a.txt").write_text(text, encoding="utf-8", errors="replace", newline="")
+    try:
+        folder = open_detection(yolo, "train")
+    except DataError as error:
+        assert "a.txt" in str(error)
+    else:
+        folder.example(0)
+
+
+def test_two_pictures_of_a_name_are_not_told_apart(yolo: Path, write: Write) -> None:
+    write("images/train/a.jpg", np.zeros((10, 20, 3), dtype=np.uint8))
+    with pytest.raises(DataError, match=r"a\.png: .*a\.jpg has the same name.*: rename one"):
+        open_detection(yolo, "train")

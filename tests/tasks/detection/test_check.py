@@ -1,0 +1,132 @@
+import json
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from metaformer.data.check_report import CheckReport
+from metaformer.data.demo.write import Demo
+from metaformer.tasks.detection.check import check_objects
+
+
+def check(root: Path, **options: object) -> CheckReport:
+    return check_objects(root, workers=1, progress=False, **options)  # type: ignore[arg-type]
+
+
+def found(report: CheckReport, grade: str) -> list[tuple[str, str]]:
+    return [(finding.kind, finding.text) for finding in report.findings if finding.grade == grade]
+
+
+def held_out(root: Path) -> Path:
+    """Hold out the same scenes, mirrored."""
+    shutil.copytree(root / "train2017", root / "val2017")
+    for file in (root / "val2017").iterdir():
+        Image.open(file).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(file)
+    return Path(
+        shutil.copy(
+            root / "annotations/instances_train2017.json", root / "annotations/instances_val2017.json"
+        )
+    )
+
+
+def test_a_good_data_set_has_no_findings(objects: Path) -> None:
+    held_out(objects)
+    report = check(objects)
+    assert report.ok and not report.findings
+    told = report.text().splitlines()
+    assert told[0].startswith(
+        "train: 5 pictures, 1 of them empty, with 8 objects (8 with masks, 1 crowds) of 2 of 2"
+    )
+    written = json.loads(json.dumps(report.to_dict()))
+    assert written["ok"] and written["splits"][1]["per_class"]["bee"] == {"objects": 3, "pictures": 3}
+
+
+def test_all_that_is_wrong_is_told_at_once(objects: Path) -> None:
+    file = held_out(objects)
+    document = json.loads(file.read_text())
+    images, annotations = document["images"], document["annotations"]
+    annotations[0]["bbox"] = [1, 2, 0, 6]
+    annotations[1]["category_id"] = 5
+    annotations[2]["bbox"] = [1, 2, 0.5, 6]
+    annotations[3]["segmentation"] = []
+    annotations[4]["id"] = 4
+    images[2]["width"] = 21
+    images[3]["file_name"] = "none.png"
+    file.write_text(json.dumps(document))
+    (objects / "val2017/5.png").write_bytes(b"junk")
+    (objects / "val2017/more.png").write_bytes(b"junk")
+    report, pictures = check(objects), objects / "val2017"
+    assert found(report, "error") == [
+        ("picture", f"{file}: image 4: no such picture {pictures}/none.png"),
+        (
+            "box",
+            f"{file}: annotation 1 of 1.png: bbox [1, 2, 0, 6] is 0 wide and 6 high: both must be above 0",
+        ),
+        ("category", f"{file}: annotation 2 of 1.png: category_id is 5: no such category in the file"),
+        ("id", f"{file}: annotation 4: another annotation has this id"),
+        (
+            "size",
+            f"{pictures}/3.png: is 20x20, but 21x20 as {file} has it: "
+            "boxes are of another picture, or of another size of it",
+        ),
+        (
+            "unreadable",
+            f"{pictures}/5.png: not a JPEG, PNG, WebP, BMP or GIF picture, or its header is damaged",
+        ),
+        (
+            "segmentation",
+            f"{file}: annotation 4 of 2.png: has no segmentation, which others have and masks are made of",
+        ),
+    ]
+    assert found(report, "warning") == [
+        ("ignored", f"{pictures}: 2 picture(s) without annotations are not used"),
+        ("tiny", f"{file}: annotation 3 of 2.png: is narrower than a pixel: never learned"),
+    ]
+    assert report.splits[1].unreadable == 2 and report.text().endswith("7 error(s), 2 warning(s)")
+
+
+def test_copies_and_classes_that_nothing_shows(objects: Path) -> None:
+    file = held_out(objects)
+    document = json.loads(file.read_text())
+    document["categories"].append({"id": 9, "name": "cat"})
+    file.write_text(json.dumps(document))
+    report = check(objects)
+    assert found(report, "error") == [
+        ("layout", f"{file}: category 'cat' is not among the 2 of the class list")
+    ]
+    file.rename(objects / "annotations/instances_train2017.json")
+    shutil.copy(objects / "train2017/1.png", objects / "train2017/2.png")
+    shutil.rmtree(objects / "val2017")
+    for entry in document["images"][1:2]:
+        entry.update(width=24, height=16)
+        document["annotations"][3]["category_id"] = 3
+        document["annotations"][2]["segmentation"] = document["annotations"][0]["segmentation"]
+    (objects / "annotations/instances_train2017.json").write_text(json.dumps(document))
+    shutil.copytree(objects / "train2017", objects / "val2017")
+    shutil.copy(
+        objects / "annotations/instances_train2017.json", objects / "annotations/instances_val2017.json"
+    )
+    report = check(objects)
+    assert report.ok
+    warnings = found(report, "warning")
+    train, val = objects / "train2017", objects / "val2017"
+    same = f"{train}/2.png: the same picture as {train}/1.png, with other objects"
+    assert warnings[0] == ("contradiction", same)
+    absent = f"{objects}/annotations/instances_train2017.json: no object of 'cat': never learned"
+    assert warnings[1] == ("absent", absent)
+    leak = f"{val}/1.png: the same picture as {train}/1.png of the training split"
+    assert ("leak", leak) in warnings
+
+
+def test_what_hides_everything_else(objects: Path) -> None:
+    assert [kind for kind, _ in found(check(objects), "error")] == ["layout"]  # no val
+    file = objects / "annotations/instances_train2017.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
+    report = check(objects, splits=("train",))
+    assert found(report, "error") == [("absent", f"{file}: no object at all: there is nothing to learn")]
+    assert "no such folder" in found(check(objects / "none"), "error")[0][1]
+
+
+def test_the_demo_scenes_are_good(demo: Demo) -> None:
+    report = check(demo.detect)
+    assert report.ok and [split.objects for split in report.splits] == [20, 11]

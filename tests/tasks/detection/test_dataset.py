@@ -1,0 +1,115 @@
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from metaformer.data.demo.write import Demo
+from metaformer.data.rle import encode
+from metaformer.errors import BadImage, DataError
+from metaformer.tasks.detection.dataset import open_detection
+
+
+def test_what_a_folder_tells(objects: Path) -> None:
+    folder = pickle.loads(pickle.dumps(open_detection(objects, "train", masks=True)))
+    assert (len(folder), folder.layout, folder.split) == (5, "coco", "train2017")
+    assert (folder.classes, folder.category_ids, len(folder.palette)) == (("ant", "bee"), (3, 7), 2)
+    assert folder.labels == [0] * 5 and folder.has_masks
+    assert folder.path(3) == objects / "train2017/4.png" and folder.image_id(3) == 4
+    assert folder.size(3) == (40, 10) and folder.aspect(3) == 4.0
+    first, second = folder.instances(3)
+    assert (first.box, first.label, first.crowd, first.id, first.area) == ((1, 2, 6, 8), 0, False, 5, 30)
+    assert first.segmentation == [[1, 2, 6, 2, 6, 8, 1, 8]]
+    assert second.crowd and second.segmentation == {"size": [10, 40], "counts": [390, 10]}
+    assert folder.instances(2) == ()
+
+
+def test_an_example_is_picture_boxes_and_masks(objects: Path) -> None:
+    folder = open_detection(objects, "train", masks=True)
+    picture, targets = folder.example(3, masks=True)
+    assert picture.mode == "RGB" and picture.size == (40, 10)
+    assert targets.boxes.dtype == torch.float32 and targets.boxes.tolist() == [[1, 2, 6, 8], [8, 2, 13, 8]]
+    assert targets.labels.tolist() == [0, 1] and targets.crowd.tolist() == [False, True]
+    assert targets.masks is not None and targets.masks.shape == (2, 10, 40)
+    assert targets.masks[0, 2:8, 1:6].all() and targets.masks.sum() == 40
+    empty = folder.example(2, masks=True)[1]
+    assert len(empty) == 0 and empty.masks is not None and empty.masks.shape == (0, 20, 20)
+    assert folder.example(3)[1].masks is None
+    bare = open_detection(objects, "train")
+    assert not bare.has_masks and bare.instances(0)[0].segmentation is None
+    with pytest.raises(DataError, match="open the data with masks=True"):
+        bare.example(0, masks=True)
+
+
+def test_pictures_of_another_size_are_told(objects: Path) -> None:
+    folder = open_detection(objects, "train")
+    Image.new("RGB", (24, 17)).save(objects / "train2017/1.png")
+    Image.new("RGB", (24, 16)).save(objects / "train2017/2.png")
+    with pytest.raises(BadImage, match=r"1\.png: is 24x17, but 24x16 as .*json has it: boxes are of another"):
+        folder.example(0)
+    with pytest.raises(BadImage, match="EXIF"):
+        folder.example(1)
+    (objects / "train2017/3.png").write_bytes(b"")
+    with pytest.raises(BadImage, match="the file is empty"):
+        folder.example(2)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_demo_scenes_come_out_as_they_were_written(demo: Demo, split: str) -> None:
+    folder = open_detection(demo.detect, split, masks=True)
+    document = folder.document()
+    written = json.loads((demo.detect / f"annotations/instances_{split}2017.json").read_text())
+    for annotation in written["annotations"]:
+        del annotation["source"]
+    assert document["annotations"] == written["annotations"] and document["images"] == written["images"]
+    assert [category["name"] for category in document["categories"]] == list(folder.classes)
+
+
+def test_pycocotools_sees_the_same_masks(objects: Path, tmp_path: Path) -> None:
+    folder = open_detection(objects, "train", masks=True)
+    (tmp_path / "own.json").write_text(json.dumps(folder.document()))
+    theirs = COCO(tmp_path / "own.json")
+    for index in range(len(folder)):
+        masks = folder.example(index, masks=True)[1].masks
+        assert masks is not None
+        loaded = theirs.loadAnns(theirs.getAnnIds(folder.image_id(index)))
+        for mask, annotation in zip(masks.numpy(), loaded, strict=True):
+            counts = theirs.annToRLE(annotation)["counts"]
+            assert encode(mask)["counts"] == counts.decode()
+
+
+def test_a_split_without_pictures_is_told(objects: Path) -> None:
+    file = objects / "annotations/instances_train2017.json"
+    file.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]}))
+    with pytest.raises(DataError, match=r"instances_train2017\.json: no pictures"):
+        open_detection(objects, "train")
+
+
+def test_a_folder_is_small_to_send(objects: Path) -> None:
+    """A thousand objects take a few dozen bytes each, without masks."""
+    file = objects / "annotations/instances_train2017.json"
+    document = json.loads(file.read_text())
+    one = document["annotations"][0]
+    document["annotations"] = [{**one, "id": number} for number in range(1000)]
+    file.write_text(json.dumps(document))
+    folder = open_detection(objects, "train")
+    assert len(pickle.dumps(folder)) < 90_000 and len(folder.instances(0)) == 1000
+    boxes = folder.example(0)[1].boxes
+    assert np.array_equal(boxes[0].numpy(), [1, 2, 6, 8]) and len(boxes) == 1000
+
+
+@pytest.mark.parametrize(
+    ("crowd", "told"), [(None, "no object at all"), (1, "no object but crowds")], ids=["none", "crowds"]
+)
+def test_a_split_that_teaches_nothing_is_refused(objects: Path, crowd: int | None, told: str) -> None:
+    file = objects / "annotations/instances_train2017.json"
+    document = json.loads(file.read_text())
+    open_detection(objects, "train").check_any()
+    kept = [] if crowd is None else [{**one, "iscrowd": crowd} for one in document["annotations"]]
+    file.write_text(json.dumps({**document, "annotations": kept}))
+    with pytest.raises(DataError, match=f"instances_train2017.json: {told} in the split 'train2017'"):
+        open_detection(objects, "train").check_any()

@@ -1,0 +1,469 @@
+"""Detection through the engine: it learns, stops and goes on as the other tasks do."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from metaformer.checkpoint.run_dir import read_log
+from metaformer.config import TrainConfig
+from metaformer.distributed import World, barrier
+from metaformer.errors import BadImage, ConfigError, DataError
+from metaformer.factory import create_detector, create_model
+from metaformer.inference.evaluate import evaluate
+from metaformer.inference.model import open_bundle
+from metaformer.inference.predictor import Predictor
+from metaformer.models.detection.config import COMPATS, KINDS
+from metaformer.serialize import from_dict, to_dict
+from metaformer.tasks.detection.preprocess import DetectionPreprocess
+from metaformer.tasks.detection.results import DetectedObjects, DetectReport
+from metaformer.tasks.registry import build_task
+from metaformer.training.train import train
+from metaformer.training.trainer import Trainer
+from metaformer.weights.hub import from_pretrained, save_pretrained
+
+Configure = Callable[..., TrainConfig]
+Digest = Callable[[Path], dict[str, Any]]
+Scenes = dict[str, list[tuple[NDArray[np.uint8], list[Any]]]]
+FIGURES = {"ap", "ap50", "ap75", "ap_small", "ar_100", "mask_ap", "mask_ap50"}
+LOSSES = {"loss_cls", "loss_bbox", "loss_rpn_cls", "loss_rpn_bbox", "loss_mask"}
+NAMES = ["green", "blue"]
+
+
+def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_log(run) if line["kind"] == kind]
+
+
+def losses_of(run: Path) -> list[float]:
+    return [line["loss"] for line in lines_of(run, "train")]
+
+
+def without_checkpoints(run: Path, *steps: int) -> None:
+    """As if the run had been killed before these steps."""
+    for step in steps:
+        shutil.rmtree(run / "checkpoints" / f"step_{step}")
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_learns_and_is_measured_again_the_same(detect_run: Path) -> None:
+    first, *_, last = lines_of(detect_run, "train")
+    assert first.keys() >= LOSSES and first["loss"] == pytest.approx(sum(first[name] for name in LOSSES))
+    assert last["loss"] < first["loss"] / 2
+    *_, evaluated = lines_of(detect_run, "eval")
+    assert evaluated.keys() >= FIGURES and min(evaluated["ap50"], evaluated["mask_ap50"]) > 0.75
+    report = evaluate(detect_run, device="cpu", workers=0)
+    assert isinstance(report, DetectReport) and report.images == 6 and report.classes == NAMES
+    assert report.figures["segm"].objects == 6, "a crowd is none"
+    assert report.metrics == json.loads((detect_run / "best" / "state.json").read_text())["metrics"]
+    assert (detect_run / "report.html").stat().st_size > 10_000
+
+
+def test_more_views_find_the_same_objects(detect_run: Path) -> None:
+    best = json.loads((detect_run / "best" / "state.json").read_text())
+    shown = {json.dumps(best["evaluation"]["examples"])}
+    for options in ({"flip": True}, {"scales": [1.0, 1.25]}, {"amp": "bf16"}):
+        other = evaluate(detect_run, device="cpu", workers=0, **options)  # type: ignore[arg-type]
+        assert other.metrics["ap50"] == pytest.approx(best["metrics"]["ap50"], abs=0.25)
+        shown.add(json.dumps(other.to_dict()["examples"]))
+    assert len(shown) == 4, "but not box for box"
+
+
+@pytest.mark.parametrize("compat", COMPATS)
+@pytest.mark.parametrize("head", KINDS)
+def test_each_head_in_each_arithmetic(
+    configure_detect: Configure, blocks: Path, tmp_path: Path, head: str, compat: str
+) -> None:
+    config = configure_detect(detect={"head": head, "compat": compat, "score_threshold": 0.001})
+    result = train(config, tmp_path / "run")
+    assert result.complete and result.metric == "ap"
+    masks = head == "mask_rcnn"
+    report = evaluate(tmp_path / "run", device="cpu", workers=0)
+    assert set(report.figures) == ({"bbox", "segm"} if masks else {"bbox"})  # type: ignore[union-attr]
+    (found,) = Predictor(tmp_path / "run", score=0.0, device="cpu")(blocks / "val2017" / "02.png")
+    assert isinstance(found, DetectedObjects) and found.size == (38, 44) and len(found) > 0
+    assert (found.masks is not None) == masks and set(found.names) <= set(NAMES)
+    *_, best = read_log(tmp_path / "run")
+    assert ("mask_ap" in best) == masks
+    assert "held-out box AP" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_retinanet_learns(configure_detect: Configure, tmp_path: Path) -> None:
+    plan: dict[str, Any] = {"head": "retinanet", "anchor_scale": 2.0, "fpn_dim": 32}
+    optim, steps = {"lr": 3e-3, "clip": 1.0}, 40
+    config = configure_detect(
+        detect=plan, optim=optim, schedule={"steps": steps}, evaluate={"every_steps": steps}
+    )
+    train(config, tmp_path / "run")
+    losses = losses_of(tmp_path / "run")
+    assert np.mean(losses[-4:]) < losses[0] * 0.6, losses
+
+
+def write_pictures(root: Path, place: str, scenes: Scenes) -> None:
+    """Save all pictures, in PLACE with `{split}` replaced."""
+    for split, pictures in scenes.items():
+        folder = root / place.format(split=split)
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, (pixels, _) in enumerate(pictures):
+            Image.fromarray(pixels).save(folder / f"{split}_{i:02d}.png")
+
+
+def write_voc(root: Path, scenes: Scenes) -> None:
+    """Pascal VOC's XML counts pixels from 1, the last one included; what is difficult stands for crowds."""
+    write_pictures(root, "JPEGImages", scenes)
+    for folder in ("Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("\n".join(NAMES))
+    for split, pictures in scenes.items():
+        names = [f"{split}_{i:02d}" for i in range(len(pictures))]
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
+        for name, (pixels, there) in zip(names, pictures, strict=True):
+            size = f"<size><width>{pixels.shape[1]}</width><height>{pixels.shape[0]}</height></size>"
+            text = "".join(
+                f"<object><name>{NAMES[label]}</name><difficult>{int(crowd)}</difficult><bndbox>"
+                f"<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin>"
+                f"<xmax>{left + width}</xmax><ymax>{top + height}</ymax></bndbox></object>"
+                for label, (left, top, width, height), crowd in there
+            )
+            file = root / "Annotations" / f"{name}.xml"
+            file.write_text(f"<annotation><filename>{name}.png</filename>{size}{text}</annotation>")
+
+
+def write_yolo(root: Path, scenes: Scenes, outlines: bool = False) -> None:
+    """YOLO's text files, in fractions of the picture, without crowds; no file for what shows nothing."""
+    write_pictures(root, "images/{split}", scenes)
+    (root / "data.yaml").write_text(f"names: [{', '.join(NAMES)}]\n")
+    for split, pictures in scenes.items():
+        (root / "labels" / split).mkdir(parents=True)
+        for i, (pixels, there) in enumerate(pictures):
+            lines = []
+            for label, (left, top, width, height), crowd in there:
+                right, bottom = left + width, top + height
+                numbers = [left, top, right, top, right, bottom, left, bottom]
+                if not outlines:
+                    numbers = [left + width / 2, top + height / 2, width, height]
+                shares = [number / pixels.shape[1 - k % 2] for k, number in enumerate(numbers)]
+                lines += [] if crowd else [" ".join(map(str, [label, *shares]))]
+            if lines:
+                (root / "labels" / split / f"{split}_{i:02d}.txt").write_text("\n".join(lines))
+
+
+Layout = tuple[Callable[[Path, Scenes], None], str, str]
+LAYOUTS: dict[str, Layout] = {
+    "voc": (write_voc, "JPEGImages", "faster_rcnn"),
+    "yolo boxes": (write_yolo, "images/val", "retinanet"),
+    "yolo outlines": (lambda root, scenes: write_yolo(root, scenes, True), "images/val", "mask_rcnn"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_layout_teaches_the_same(
+    configure_detect: Configure, scenes: Scenes, blocks: Path, tmp_path: Path, layout: str
+) -> None:
+    write, folder, head = LAYOUTS[layout]
+    write(tmp_path / "data", scenes)
+    plan = {"head": head, "score_threshold": 0.001}
+    for name, root in (("coco", blocks), ("other", tmp_path / "data")):
+        assert train(configure_detect(data={"root": str(root)}, detect=plan), tmp_path / name).complete
+    assert losses_of(tmp_path / "other") == pytest.approx(losses_of(tmp_path / "coco"), rel=1e-6)
+    reports = [
+        evaluate(tmp_path / name, scales=[1.0, 1.5], flip=True, device="cpu", workers=0)
+        for name in ("coco", "other")
+    ]
+    assert [report.figures["bbox"].objects for report in reports] == [6, 6]  # type: ignore[union-attr]
+    assert reports[0].classes == reports[1].classes == NAMES
+    pictures = blocks / "val2017" / "02.png", tmp_path / "data" / folder / "val_02.png"
+    one, other = (
+        Predictor(tmp_path / name, score=0.0, device="cpu")(picture)[0]
+        for name, picture in zip(("coco", "other"), pictures, strict=True)
+    )
+    assert isinstance(one, DetectedObjects) and isinstance(other, DetectedObjects) and len(one) > 0
+    np.testing.assert_allclose(one.boxes, other.boxes, rtol=1e-4, atol=1e-3)
+
+
+EVERYTHING: dict[str, Any] = {
+    "model": {"drop_path_rate": 0.2},
+    "optim": {"accumulate": 2, "clip": 1.0},
+    "ema": {"decay": 0.9},
+    "runtime": {"save_every": 1},
+    "schedule": {"name": "step", "milestones": [1], "steps": 4, "warmup_steps": 1},
+    "evaluate": {"every_steps": 3, "flip": True},
+}
+SIDES = {"long_side": 80, "short_sides": [32, 48, 64], "photometric": True}
+JITTER = {"jitter": [0.5, 1.5], "group_by_aspect": False}
+
+
+@pytest.mark.parametrize(
+    ("workers", "plan"),
+    [(0, {"head": "mask_rcnn", **SIDES}), (2, {"head": "mask_rcnn", "compat": "torchvision", **JITTER})],
+)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    configure_detect: Configure, tmp_path: Path, digest: Digest, workers: int, plan: dict[str, Any]
+) -> None:
+    config = configure_detect(**EVERYTHING, detect=plan, data={"workers": workers, "image_size": 48})
+    assert train(config, tmp_path / "straight").steps == 4
+    assert [line["step"] for line in lines_of(tmp_path / "straight", "eval")] == [3, 4]
+    shutil.copytree(tmp_path / "straight", tmp_path / "other")
+    without_checkpoints(tmp_path / "other", 2, 3, 4)  # killed in the middle of an epoch
+    shutil.rmtree(tmp_path / "other" / "best")
+    again = replace(config, data=replace(config.data, workers=2 - workers))
+    assert train(again, tmp_path / "other", resume="auto").complete
+    for place in ("checkpoints/step_3", "checkpoints/step_4", "best"):
+        one, other = (digest(tmp_path / name / place) for name in ("straight", "other"))
+        assert same(one, other), place
+
+
+def test_an_evaluation_that_a_signal_cuts_is_done_again(
+    configure_detect: Configure, tmp_path: Path, digest: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure_detect(detect={"head": "faster_rcnn"})
+    train(config, tmp_path / "straight")
+    honest, calls = Trainer.forward, []
+
+    def interrupting(self: Trainer, *inputs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(self, *inputs)
+
+    monkeypatch.setattr(Trainer, "forward", interrupting)
+    with pytest.raises(SystemExit) as caught:
+        train(config, tmp_path / "cut")
+    assert caught.value.code == 143 and len(calls) == 2 and not (tmp_path / "cut" / "best").exists()
+    monkeypatch.setattr(Trainer, "forward", honest)
+    assert train(config, tmp_path / "cut", resume="auto").complete
+    for place in ("best", "checkpoints/step_2"):
+        assert same(digest(tmp_path / "straight" / place), digest(tmp_path / "cut" / place))
+    one, other = (lines_of(tmp_path / name, "eval") for name in ("straight", "cut"))
+    assert [line["ap"] for line in one] == [line["ap"] for line in other]
+
+
+def train_and_go_on(config: str, out: str) -> None:
+    """What each of two processes does: a run, a measurement, and a run that goes on from the middle."""
+    torch.set_num_threads(1)
+    settings = from_dict(json.loads(Path(config).read_text()))
+    train(settings, f"{out}/two")
+    report = evaluate(f"{out}/two", workers=0)
+    print(json.dumps({**report.metrics, "images": report.images}))
+    if os.environ["RANK"] == "0":
+        shutil.copytree(f"{out}/two", f"{out}/again")
+        without_checkpoints(Path(out) / "again", 3, 4)
+    barrier()
+    train(settings, f"{out}/again", "auto")
+
+
+def test_two_processes_equal_one_and_go_on_bit_for_bit(
+    configure_detect: Configure, tmp_path: Path, digest: Digest, two_ranks: Callable[..., list[str]]
+) -> None:
+    plan = {"head": "retinanet", "compat": "torchvision", "score_threshold": 0.001}
+    config = configure_detect(
+        detect=plan,  # whose loss is the mean over pictures
+        optim={"name": "sgd", "lr": 1e-2},
+        model={"overrides": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "layer_scale": [None] * 4}},
+        schedule={"steps": 4},
+        runtime={"save_every": 1},
+    )
+    train(config, tmp_path / "one")
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    told = two_ranks(train_and_go_on, str(tmp_path / "config.json"), str(tmp_path))
+    one, two, again = (digest(tmp_path / name / "checkpoints" / "step_4") for name in ("one", "two", "again"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-4)
+    alone = evaluate(tmp_path / "two", device="cpu", workers=0)
+    assert [json.loads(line) for line in told] == [{**alone.metrics, "images": 6}] * 2
+    assert same(two, again)
+
+
+@pytest.fixture
+def copied(blocks: Path, tmp_path: Path) -> Path:
+    """The blocks again, to be changed."""
+    return shutil.copytree(blocks, tmp_path / "copied")
+
+
+def changed_annotation(root: Path, split: str, place: int, **fields: Any) -> None:
+    file = root / "annotations" / f"instances_{split}2017.json"
+    document = json.loads(file.read_text())
+    document["annotations"][place].update(fields)
+    file.write_text(json.dumps(document))
+
+
+def test_few_objects_and_pictures_that_cannot_be_used_are_left_out(
+    configure_detect: Configure, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed_annotation(copied, "train", 1, bbox=[3, 4, 10, 0])
+    bad = copied / "train2017" / "06.png"
+    bad.write_bytes(b"")
+    config = configure_detect(data={"root": str(copied), "on_bad_image": "skip"})
+    with pytest.raises(DataError, match=r"annotation 2 of 01\.png: bbox .* is 10 wide and 0 high"):
+        train(config, tmp_path / "run")  # one of ten is more than 0.1 %
+    monkeypatch.setattr("metaformer.tasks.detection.dataset._FEW", 0.2)
+    with pytest.raises(BadImage, match=r"06\.png"):
+        train(config, tmp_path / "run")
+    for place in ("data.survey", "engine.loop"):
+        monkeypatch.setattr(f"metaformer.{place}.BAD_SHARE", 0.1)
+    assert train(config, tmp_path / "run").complete
+    (line,) = lines_of(tmp_path / "run", "bad_image")
+    assert str(bad) in line["note"]
+    wanted = replace(config, data=replace(config.data, on_bad_image="error"))
+    with pytest.raises(DataError, match="annotation 2"):
+        train(wanted, tmp_path / "other")
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "07.png"), ("val", "04.png")])
+def test_a_picture_of_another_size_stops_a_run_before_it_begins(
+    configure_detect: Configure, copied: Path, tmp_path: Path, split: str, name: str
+) -> None:
+    with Image.open(copied / f"{split}2017" / name) as picture:
+        half = picture.resize((22, 18))
+    half.save(copied / f"{split}2017" / name)
+    with pytest.raises(BadImage, match=rf"{name}: is 22x18, but 4\dx4\d as .*instances_{split}2017\.json"):
+        train(configure_detect(data={"root": str(copied)}), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "told"),
+    [
+        ({"data": {"batch_size": 13}}, DataError, "12 training pictures do not fill one batch of 13"),
+        ({"data": {"val": "test"}}, DataError, "instances_test"),
+        ({"model": {"num_classes": 7}}, ConfigError, "model.num_classes is 7.* holds 2 classes"),
+        ({"model": {"name": "poolformer_s13"}}, ConfigError, "did you mean"),
+        ({"detect": {"layout": "voc"}}, DataError, "Annotations"),
+        ({"detect": {"classes": "names.txt"}}, DataError, r"names\.txt"),
+        ({"detect": {"scales": [0.0]}}, ConfigError, r"detect\.scales"),
+        (
+            {"detect": {"head": "retinanet", "compat": "torchvision", "head_dim": 8}},
+            ConfigError,
+            "head_dim: 8 is not fpn_dim",
+        ),
+    ],
+)
+def test_wrong_settings_are_one_clear_line_before_any_work(
+    configure_detect: Configure,
+    tmp_path: Path,
+    sections: dict[str, Any],
+    error: type[Exception],
+    told: str,
+) -> None:
+    with pytest.raises(error, match=told):
+        train(configure_detect(**sections), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_data_that_do_not_fit_each_other_are_told(
+    configure_detect: Configure, scenes: Scenes, copied: Path, tmp_path: Path
+) -> None:
+    write_voc(tmp_path / "voc", scenes)
+    with pytest.raises(DataError, match="has boxes only: no masks can be learned"):
+        build_task(configure_detect(data={"root": str(tmp_path / "voc")}), World())
+    changed_annotation(copied, "train", 4, segmentation=[])
+    with pytest.raises(DataError, match=r"annotation 5 of 04\.png: has no segmentation"):
+        build_task(configure_detect(data={"root": str(copied)}), World())
+    boxes = configure_detect(data={"root": str(copied)}, detect={"head": "faster_rcnn"})
+    assert not build_task(boxes, World()).model.has_masks  # who needs no outline may lack it
+    file = copied / "annotations" / "instances_val2017.json"
+    file.write_text(file.read_text().replace('"blue"', '"red"'))
+    with pytest.raises(DataError, match=r"instances_val2017\.json: category 'red' is not among the 2"):
+        build_task(boxes, World())
+
+
+def test_validation_data_may_lack_a_class(configure_detect: Configure, copied: Path) -> None:
+    file = copied / "annotations" / "instances_val2017.json"
+    document = json.loads(file.read_text())
+    document["categories"] = [one for one in document["categories"] if one["name"] == "blue"]
+    kept = document["categories"][0]["id"]
+    document["annotations"] = [one for one in document["annotations"] if one["category_id"] == kept]
+    file.write_text(json.dumps(document))
+    task = build_task(configure_detect(data={"root": str(copied)}), World())
+    assert list(task.evaluation.source.classes) == NAMES
+
+
+def test_options_of_other_tasks_are_refused(detect_run: Path) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"crops": 5}, "crops: mask_rcnn_poolformer_n finds objects"),
+        ({"slide": 32}, "slide: mask_rcnn_poolformer_n finds objects"),
+        ({"image_size": 64}, "image_size: for classification; mask_rcnn_poolformer_n finds objects"),
+        ({"layout": "mosaic"}, "unknown layout 'mosaic'"),
+    ]
+    for options, told in wrong:
+        with pytest.raises(ConfigError, match=told):
+            evaluate(detect_run, device="cpu", workers=0, **options)
+
+
+def test_a_detector_is_measured_on_its_own_classes_only(detect_run: Path, copied: Path) -> None:
+    assert evaluate(detect_run, copied, split="train", device="cpu", workers=0).images == 12
+    file = copied / "annotations" / "instances_val2017.json"
+    file.write_text(file.read_text().replace('"blue"', '"red"'))
+    with pytest.raises(DataError, match="category 'red' is not among the 2"):
+        evaluate(detect_run, copied, device="cpu", workers=0)
+
+
+def test_a_checkpoint_is_all_that_use_needs(detect_run: Path) -> None:
+    bundle, image = open_bundle(detect_run), torch.rand(1, 3, 40, 52)
+    assert bundle.task == "detect" and bundle.classes == ("green", "blue") and bundle.category_ids == (3, 7)
+    assert len(bundle.palette) == 2 and bundle.preprocess == DetectionPreprocess(None, None)
+    with torch.inference_mode():
+        (found,) = bundle.model.eval()(image)
+        (again,) = from_pretrained(detect_run / "best").eval()(image)
+    assert torch.equal(found.boxes, again.boxes) and torch.equal(found.masks, again.masks)
+
+
+def test_weights_begin_a_detector(
+    configure_detect: Configure, detect_run: Path, scenes: Scenes, tmp_path: Path
+) -> None:
+    overrides: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
+    classifier = create_model("poolformer_n", num_classes=5, **overrides)
+    file = save_pretrained(classifier, tmp_path / "saved") or tmp_path / "saved" / "model.safetensors"
+    begun = build_task(configure_detect(model={"checkpoint": str(file)}), World()).model
+    assert torch.equal(begun.backbone.stem.conv.weight, classifier.stem.conv.weight)  # type: ignore[union-attr]
+    write_yolo(tmp_path / "three", scenes, outlines=True)
+    (tmp_path / "three" / "data.yaml").write_text("names: [green, blue, red]\n")
+    best = str(detect_run / "best" / "model.safetensors")
+    config = configure_detect(model={"checkpoint": best}, data={"root": str(tmp_path / "three")})
+    state, own = open_bundle(detect_run).model.state_dict(), build_task(config, World()).model.state_dict()
+    fresh = {name for name in own if own[name].shape != state[name].shape}
+    assert fresh and all(name.startswith(("box_predictor", "mask_predictor")) for name in fresh)
+    assert all(torch.equal(own[name], state[name]) for name in own if "predictor" not in name)
+
+
+def test_a_published_name_brings_its_data_sets_classes(blocks: Path, tmp_path: Path) -> None:
+    model = create_detector("retinanet_poolformer_n")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
+    bundle = open_bundle("retinanet_poolformer_n", tmp_path / "weights.pth")
+    assert bundle.task == "detect" and len(bundle.palette) == 80 and bundle.model.num_classes == 80  # type: ignore[comparison-overlap]
+    save_pretrained(create_detector("retinanet_poolformer_n", num_classes=2, fpn_dim=16), tmp_path / "saved")
+    saved = open_bundle(tmp_path / "saved", classes=NAMES)
+    assert saved.classes == ("green", "blue") and saved.preprocess == DetectionPreprocess()
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    report = evaluate(tmp_path / "saved", blocks, classes=tmp_path / "names.txt", device="cpu", workers=0)
+    assert report.images == 6 and report.classes == NAMES
+
+
+def test_a_network_with_masks_can_be_measured_on_boxes_alone(
+    detect_run: Path, blocks: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(blocks, bare)
+    for file in (bare / "annotations").glob("*.json"):
+        document = json.loads(file.read_text())
+        for one in document["annotations"]:
+            one.pop("segmentation", None)
+        file.write_text(json.dumps(document))
+    report = evaluate(detect_run, bare, device="cpu", workers=0)
+    assert set(report.figures) == {"bbox"}
+    assert report.metrics["ap50"] == pytest.approx(
+        evaluate(detect_run, device="cpu", workers=0).metrics["ap50"]
+    )

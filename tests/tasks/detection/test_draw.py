@@ -1,0 +1,104 @@
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from metaformer.data.rle import encode
+from metaformer.tasks.detection.draw import SMALLEST_WIDTH, Shape, annotate, drawn, vivid
+from metaformer.tasks.outputs import Seen
+
+RED, BLUE = (200, 40, 40), (40, 40, 200)
+
+
+def near(pixel: np.ndarray, colour: tuple[int, int, int]) -> bool:
+    return int(np.abs(pixel.astype(int) - colour).max()) <= 3
+
+
+def test_masks_are_blended_and_boxes_drawn(spotted: Callable[..., Seen]) -> None:
+    seen = spotted(size=(600, 450))
+    pixels = np.asarray(annotate(seen.picture, seen.result))
+    assert pixels.shape == (450, 600, 3)
+    left, top, _right, bottom = (int(side) for side in seen.result.boxes[1])
+    red = vivid(RED)
+    assert near(pixels[(top + bottom) // 2 + 60, left], red)  # the box
+    inside = pixels[top + 60, left + 60]
+    assert near(inside, tuple(round(55 + 0.45 * part) for part in red))  # type: ignore[arg-type]
+    assert near(pixels[bottom - 20, left + 60], (100, 100, 100))  # beside the mask
+    assert near(pixels[5, 300], (100, 100, 100))
+    assert (pixels[top - 12 : top, left : left + 60] == red).all(axis=2).mean() > 0.4  # the name's ground
+
+
+def test_boxes_alone(spotted: Callable[..., Seen]) -> None:
+    seen = spotted(size=(600, 450), masks=False)
+    pixels = np.asarray(annotate(seen.picture, seen.result))
+    left, top, *_ = (int(side) for side in seen.result.boxes[0])
+    assert near(pixels[top + 60, left + 60], (100, 100, 100)) and near(pixels[top + 60, left], vivid(BLUE))
+
+
+def test_small_pictures_are_enlarged(spotted: Callable[..., Seen]) -> None:
+    seen = spotted(size=(100, 80))
+    image = annotate(seen.picture, seen.result)
+    assert image.size == (400, 320) and image.width >= SMALLEST_WIDTH
+    pixels = np.asarray(image)
+    left, top, _, bottom = (4 * int(side) for side in seen.result.boxes[0])
+    assert near(pixels[bottom - 20, left], vivid(BLUE))
+    assert near(pixels[top + 40, left + 40], tuple(round(55 + 0.45 * p) for p in vivid(BLUE)))  # type: ignore[arg-type]
+
+
+def test_masks_of_another_size_are_fitted() -> None:
+    mask = np.zeros((30, 40), bool)
+    mask[10:20, 10:20] = True
+    image = drawn(Image.new("RGB", (800, 600)), [Shape((200, 200, 400, 400), "", RED, encode(mask))])
+    pixels = np.asarray(image)
+    assert (
+        pixels[300, 300].tolist() == [round(0.45 * part) for part in vivid(RED)] or pixels[300, 300, 0] > 80
+    )
+    assert not pixels[450, 300].any() and not pixels[300, 450].any()
+
+
+def test_the_first_lies_on_top() -> None:
+    shapes = [Shape((100, 100, 300, 300), "", RED), Shape((100, 100, 300, 300), "", BLUE)]
+    assert near(np.asarray(drawn(Image.new("RGB", (400, 400)), shapes))[200, 100], vivid(RED))
+
+
+def test_names_do_not_hide_each_other() -> None:
+    boxes = [(100, 100, 300, 300), (100, 102, 300, 298), (98, 100, 300, 300)]
+    colours = [RED, BLUE, (40, 200, 40)]
+    shapes = [Shape(box, "a name", colour) for box, colour in zip(boxes, colours, strict=True)]
+    pixels = np.asarray(drawn(Image.new("RGB", (400, 400)), shapes))
+    for colour in colours:
+        alone = np.asarray(
+            drawn(Image.new("RGB", (400, 400)), [Shape((100, 100, 300, 300), "a name", colour)])
+        )
+        seen = [int((image == vivid(colour)).all(axis=2)[:, 105:150].sum()) for image in (pixels, alone)]
+        assert seen[0] > 0.6 * seen[1]
+
+
+@given(
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    st.lists(st.lists(st.floats(-20, 120), min_size=4, max_size=4), max_size=4),
+    st.sampled_from(["", "a", "a very long name that does not fit anywhere 0.99"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_boxes_on_any_picture(size: tuple[int, int], corners: list[list[float]], text: str) -> None:
+    shapes = []
+    for one in corners:
+        (left, right), (top, bottom) = sorted(one[::2]), sorted(one[1::2])
+        shapes.append(Shape((left, top, right, bottom), text, RED, encode(np.ones(size[::-1], bool))))
+    assert drawn(Image.new("L", size), shapes, width=100).mode == "RGB"
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (64, 0, 0), (0, 0, 142), (255, 255, 255)])
+def test_dark_colours_are_made_brighter(colour: tuple[int, int, int]) -> None:
+    assert max(vivid(colour)) >= 127 and (np.argsort(vivid(colour)) == np.argsort(colour)).all()
+
+
+def test_thousands_of_objects_are_drawn_in_time() -> None:
+    shapes = [Shape((k % 90, k // 90, k % 90 + 9, k // 90 + 9), "a", (0, 0, 200), None) for k in range(3000)]
+    before = time.process_time()
+    drawn(Image.new("RGB", (100, 100)), shapes)
+    assert time.process_time() - before < 10  # it took 20 s and more when places were compared one by one

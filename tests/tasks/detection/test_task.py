@@ -1,0 +1,117 @@
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metaformer.data.batch import Batch
+from metaformer.data.loader import Loader
+from metaformer.data.sampler import EvalSampler
+from metaformer.factory import create_detector, model_config
+from metaformer.models.detection.config import DetectorConfig
+from metaformer.models.detection.structures import Size
+from metaformer.tasks.base import Moment
+from metaformer.tasks.detection.dataset import AugmentedScenes, DetectionFolder
+from metaformer.tasks.detection.evaluate import DetectEvaluation
+from metaformer.tasks.detection.preprocess import DetectionPreprocess
+from metaformer.tasks.detection.task import Detect
+from metaformer.tasks.detection.transforms import train_scene
+from metaformer.weights.hub import from_pretrained
+from metaformer.weights.io import write_state
+
+LOOK = DetectionPreprocess(long_side=96, short_side=48)
+LOSSES = {
+    "retinanet": {"loss", "loss_cls", "loss_bbox"},
+    "mask_rcnn": {"loss", "loss_cls", "loss_bbox", "loss_rpn_cls", "loss_rpn_bbox", "loss_mask"},
+}
+Make = Callable[..., Detect]
+
+
+@pytest.fixture
+def make(rectangles: Callable[..., DetectionFolder]) -> Make:
+    def build(kind: str = "mask_rcnn", **fields: Any) -> Detect:
+        folder = rectangles(**fields)
+        backbone = model_config("poolformer_n", depths=(1,) * 4, dims=(8, 8, 16, 16), grid_mode="interpolate")
+        torch.manual_seed(0)
+        sizes = {"fpn_dim": 8, "box_fc_dim": 16, "box_samples": 32, "num_classes": 2}
+        masks = kind == "mask_rcnn"
+        model = create_detector(kind, backbone=backbone, **sizes)
+        scenes = AugmentedScenes(folder, train_scene((48,), 96), seed=1, masks=masks)
+        return Detect(model, f"{kind}_tiny", scenes, DetectEvaluation(folder, LOOK, masks=masks), LOOK)
+
+    return build
+
+
+def batch_of(task: Detect) -> Batch:
+    return next(iter(Loader(task.train, EvalSampler(7, batch_size=7))))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_losses_of_a_batch_can_be_minimised(make: Make, kind: str) -> None:
+    task = make(kind)
+    task.to(torch.device("cpu"))
+    losses = task.losses(task.model, batch_of(task), Moment(0, 0))
+    assert losses.keys() == LOSSES[kind]
+    losses["loss"].backward()
+    stem = task.model.get_parameter("backbone.stem.conv.weight")
+    assert stem.grad is not None and stem.grad.isfinite().all() and stem.grad.any()
+    assert stem.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_pictures_without_objects_teach_what_is_none(make: Make) -> None:
+    task = make(nothing=range(7))
+    losses = task.losses(task.model, batch_of(task), Moment(0, 0))
+    assert losses["loss"].isfinite() and losses["loss_rpn_cls"] > 0
+    assert losses["loss_bbox"] == losses["loss_mask"] == 0
+
+
+def test_what_is_filled_up_does_not_count(make: Make) -> None:
+    """The network is told how much of the batch each picture takes."""
+    task, asked = make("retinanet"), []
+
+    def network(images: Tensor, targets: Any, sizes: Sequence[Size]) -> dict[str, Tensor]:
+        asked.append((images.shape[2:], sizes))
+        return {"loss": images.sum()}
+
+    task.losses(network, batch_of(task), Moment(0, 0))  # type: ignore[arg-type]
+    ((padded, sizes),) = asked
+    assert padded == (96, 96) and sizes[:2] == ((48, 64), (48, 48)) and sizes[3] == (96, 45)
+
+
+def test_a_batch_names_its_files(make: Make) -> None:
+    task = make()
+    assert [Path(name).name for name in task.names(batch_of(task))] == [f"{i}.png" for i in range(7)]
+
+
+def test_it_is_measured_on_its_own_data(make: Make) -> None:
+    task = make()
+    report = task.evaluate(task.model.eval().detect)
+    assert report.images == 7 and set(report.figures) == {"bbox", "segm"} and task.metric in report.metrics
+    task.close()
+
+
+def test_a_card_says_all_that_use_needs(make: Make) -> None:
+    task = make()
+    card = json.loads(json.dumps(task.card()))
+    assert DetectorConfig.from_dict(card["model"]) == task.model.config
+    assert DetectionPreprocess.from_dict(card["preprocess"]) == LOOK
+    assert (card["task"], card["name"]) == ("detect", "mask_rcnn_tiny")
+    assert (card["classes"], card["category_ids"]) == (["red", "green"], [5, 6])
+
+
+def test_what_is_published_is_read_again(make: Make, tmp_path: Path) -> None:
+    task = make()
+    (tmp_path / "out").mkdir()
+    write_state(tmp_path / "out" / "model.safetensors", task.model.state_dict())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(task.hub_card()))
+    model = from_pretrained(tmp_path / "out")
+    assert list(model.pretrained_cfg["label_names"]) == ["red", "green"]
+    assert list(model.pretrained_cfg["category_ids"]) == [5, 6]
+    image = LOOK.transform()(Image.new("RGB", (60, 40)))[None]
+    with torch.inference_mode():
+        one, other = (network.eval()(image)[0] for network in (task.model, model))
+    assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)

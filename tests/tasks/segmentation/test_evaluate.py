@@ -1,0 +1,171 @@
+import base64
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from metaformer.data.resize_preprocess import DensePreprocess
+from metaformer.distributed import join
+from metaformer.errors import BadImage, DataError, RankError, TrainingError
+from metaformer.tasks.segmentation.dataset import SegmentationFolder, open_segmentation
+from metaformer.tasks.segmentation.evaluate import SegmentEvaluation
+from metaformer.tasks.segmentation.predict import Inference
+
+CLASSES = ("sky", "sea", "sand")
+SIZES = [(40, 30), (64, 64), (1, 1), (33, 70), (50, 20), (31, 31), (90, 41)]
+NOTHING = 4
+"""The picture whose pixels all are ignored."""
+LOOK = DensePreprocess(long_side=128, short_side=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+OWN = DensePreprocess(None, None, multiple=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+@pytest.fixture
+def beach(tmp_path: Path) -> SegmentationFolder:
+    """Seven pictures, each class of one grey, some pixels ignored, with more and more noise."""
+    draw = np.random.default_rng(0)
+    for kind in ("images", "annotations"):
+        (tmp_path / kind / "val").mkdir(parents=True)
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    for i, (width, height) in enumerate(SIZES):
+        labels = np.repeat(np.arange(height) * 3 // height, width).reshape(height, width).astype(np.uint8)
+        grey = labels * 80 + 40 + draw.integers(-12 * i, 12 * i + 1, labels.shape)
+        labels[draw.random(labels.shape) < (0.1 if i != 2 else 0)] = 255
+        if i == NOTHING:
+            labels[:] = 255
+        picture = np.clip(grey, 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+        Image.fromarray(picture).save(tmp_path / "images" / "val" / f"{i}.png")
+        Image.fromarray(labels).save(tmp_path / "annotations" / "val" / f"{i}.png")
+    return open_segmentation(tmp_path, "val", "folders")
+
+
+def by_grey(images: Tensor) -> Tensor:
+    """Logits at the input's own resolution."""
+    bounds = torch.tensor([40.0, 120.0, 200.0]) / 255
+    return -(images.mean(dim=1, keepdim=True) - bounds[:, None, None]).abs()
+
+
+def coarse(images: Tensor) -> Tensor:
+    """Logits at stride 4."""
+    return by_grey(nn.functional.avg_pool2d(images, 4, ceil_mode=True))
+
+
+def counted(folder: SegmentationFolder, inference: Inference, look: DensePreprocess) -> np.ndarray:
+    """The confusion matrix, pixel by pixel."""
+    table = np.zeros((3, 3), dtype=np.int64)
+    for i in range(len(folder)):
+        guess = inference.label_map(coarse, folder.image(i), look).numpy()
+        labels = folder.label_map(i)
+        for truth, said in zip(labels[labels != 255], guess[labels != 255], strict=True):
+            table[truth, said] += 1
+    return table
+
+
+@pytest.mark.parametrize("look", [LOOK, OWN])
+@pytest.mark.parametrize(
+    "inference",
+    [
+        Inference(),
+        Inference("slide", window=(32, 32), stride=(16, 16)),
+        Inference(scales=(0.75, 1.0, 1.5), flip=True),
+    ],
+)
+def test_every_pixel_counts_once_at_its_own_size(
+    beach: SegmentationFolder, inference: Inference, look: DensePreprocess
+) -> None:
+    evaluation = SegmentEvaluation(beach, look, inference=inference)
+    report, table = evaluation.run(coarse), counted(beach, inference, look)
+    assert report.images == 7 and report.confusion.tolist() == table.tolist()
+    both = table.diagonal()
+    assert report.figures.miou == (both / (table.sum(0) + table.sum(1) - both)).mean()
+    assert report.metrics["aacc"] == both.sum() / table.sum()
+    assert report.metrics["macc"] == (both / table.sum(1)).mean()
+    assert evaluation.run(coarse).metrics == report.metrics  # it can be run again
+    evaluation.close()
+
+
+def test_workers_change_nothing(beach: SegmentationFolder) -> None:
+    for inference in (Inference(), Inference(scales=(0.5, 1.0))):
+        evaluation = SegmentEvaluation(beach, LOOK, inference=inference, workers=2)
+        alone = SegmentEvaluation(beach, LOOK, inference=inference).run(coarse)
+        assert evaluation.run(coarse).to_dict() == alone.to_dict()
+        evaluation.close()
+
+
+def test_the_worst_and_the_best_are_shown(beach: SegmentationFolder) -> None:
+    report = SegmentEvaluation(beach, OWN).run(by_grey)
+    names = [Path(example.path).stem for example in report.examples]
+    assert sorted(names) == ["0", "1", "2", "3", "5", "6"]  # what is all ignored has no mIoU
+    scores = [example.miou for example in report.examples]
+    assert scores == sorted(scores) and names[0] == "6"
+    worst = report.examples[0]
+    truth, predicted = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in (worst.truth, worst.predicted)
+    )
+    assert np.array_equal(truth, beach.label_map(6)) and predicted.shape == truth.shape
+    assert worst.index == 6 and set(worst.labels) == {0, 1, 2}
+
+
+def test_of_many_pictures_six_of_each_kind_are_kept(tmp_path: Path) -> None:
+    for kind in ("images", "annotations"):
+        (tmp_path / kind / "val").mkdir(parents=True)
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    for i in range(20):
+        labels = np.ones((20, 20), dtype=np.uint8)
+        labels[: (i * 7) % 20] = 0
+        Image.new("RGB", (20, 20), (40, 40, 40)).save(tmp_path / "images" / "val" / f"{i:02d}.png")
+        Image.fromarray(labels).save(tmp_path / "annotations" / "val" / f"{i:02d}.png")
+    report = SegmentEvaluation(open_segmentation(tmp_path, "val", "folders"), OWN).run(by_grey)
+    scores = [example.miou for example in report.examples]
+    assert scores == [i / 40 for i in (*range(6), *range(19, 13, -1))]
+
+
+def test_a_data_set_without_a_labelled_pixel_can_be_measured(beach: SegmentationFolder) -> None:
+    for file in (beach.folder.parent.parent / "annotations" / "val").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(file)), 255)).save(file)
+    report = SegmentEvaluation(beach, LOOK).run(coarse)
+    assert report.metrics == {"miou": 0.0, "aacc": 0.0, "macc": 0.0} and not report.examples
+    assert "no labelled pixel" in report.text() and json.loads(json.dumps(report.to_dict()))["pixels"] == 0
+
+
+def test_logits_that_are_not_finite_name_the_picture(beach: SegmentationFolder) -> None:
+    def broken(images: Tensor) -> Tensor:
+        return by_grey(images) / (images.shape[-1] != 33)
+
+    with pytest.raises(TrainingError, match=r"3\.png: .*not finite"):
+        SegmentEvaluation(beach, OWN).run(broken)
+
+
+def test_files_that_do_not_fit_are_named(beach: SegmentationFolder) -> None:
+    with pytest.raises(DataError, match=r"annotations.*0\.png: prediction: 4 is no class"):
+        SegmentEvaluation(beach, OWN).run(
+            lambda x: by_grey(x)[:, [0] * 4 + [1]] + torch.eye(5)[4][:, None, None]
+        )
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(beach.label_path(1))
+    with pytest.raises(BadImage, match=r"1\.png: .*5x5"):
+        SegmentEvaluation(beach, OWN).run(by_grey)
+
+
+def measure(root: str) -> None:
+    """What each of two ranks does."""
+    torch.set_num_threads(1)
+    join("cpu")
+    folder = open_segmentation(root, "val", "folders")
+    evaluation = SegmentEvaluation(folder, LOOK)
+    print(json.dumps(evaluation.run(coarse).to_dict()))
+    with pytest.raises((RankError, TrainingError), match=r"3\.png: .*not finite"):
+        SegmentEvaluation(folder, OWN).run(lambda images: coarse(images) / (images.shape[-1] != 33))
+    (Path(root) / "annotations" / "val" / "1.png").write_bytes(b"")
+    with pytest.raises((BadImage, RankError), match=r"1\.png: the file is empty"):
+        evaluation.run(coarse)
+
+
+def test_two_ranks_measure_the_same(beach: SegmentationFolder, two_ranks: Callable[..., list[str]]) -> None:
+    alone = json.loads(json.dumps(SegmentEvaluation(beach, LOOK).run(coarse).to_dict()))
+    told = two_ranks(measure, str(beach.folder.parent.parent))
+    assert [json.loads(out) for out in told] == [alone, alone]

@@ -1,0 +1,51 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaformer.backbones.stage import Stage
+from metaformer.config import ModelConfig
+from metaformer.errors import MetaFormerError, UnknownName
+from metaformer.factory import create_model, create_segmenter
+from metaformer.tasks.initial_weights import begin_with_weights, dense_backbone
+from metaformer.weights.io import write_state
+
+TINY = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
+
+
+def test_overrides_win_over_defaults() -> None:
+    network = ModelConfig(
+        "poolformer_n", mixers=["pooling", "pooling", "identity", "identity"], overrides=TINY
+    )
+    config = dense_backbone(network, grid_mode="interpolate", depths=(9, 9, 9, 9))
+    assert (list(config.depths), config.grid_mode) == ([1, 1, 1, 1], "interpolate")
+    assert config.mixers == ("pooling", "pooling", "identity", "identity")
+    with pytest.raises(UnknownName, match="dimms"):
+        dense_backbone(ModelConfig("poolformer_n", overrides={"dimms": 1}))
+
+
+def test_a_classifiers_file_fills_the_backbone(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    fields = {name: tuple(value) for name, value in TINY.items()}
+    classifier = create_model("poolformer_n", num_classes=3, **fields)
+    write_state(file, classifier.state_dict())
+    model = create_segmenter("semantic_fpn", dense_backbone(ModelConfig("poolformer_n", overrides=TINY)), 2)
+    begin_with_weights(model, ModelConfig(checkpoint=str(file)))
+    ours, theirs = (
+        model.state_dict()["backbone.stem.conv.weight"],
+        classifier.state_dict()["stem.conv.weight"],
+    )
+    assert ours.equal(theirs)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    model = create_segmenter("semantic_fpn", dense_backbone(ModelConfig("poolformer_n", overrides=TINY)), 2)
+    with pytest.raises(MetaFormerError, match=r"gone\.safetensors"):
+        begin_with_weights(model, ModelConfig(checkpoint=str(tmp_path / "gone.safetensors")))
+
+
+@pytest.mark.parametrize("mode", [False, True, "mlp"])
+def test_what_the_backbone_recomputes(mode: Any) -> None:
+    model = create_segmenter("semantic_fpn", dense_backbone(ModelConfig("poolformer_n", overrides=TINY)), 2)
+    begin_with_weights(model, ModelConfig(grad_checkpointing=mode))
+    assert [stage.grad_checkpointing for stage in model.modules() if isinstance(stage, Stage)] == [mode] * 4

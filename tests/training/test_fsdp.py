@@ -1,0 +1,256 @@
+import json
+import resource
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metaformer.checkpoint.checkpoint import (
+    pack_optimizer,
+    read_checkpoint,
+    restore_optimizer,
+    write_checkpoint,
+)
+from metaformer.checkpoint.run_dir import read_log
+from metaformer.config import OptimConfig, RuntimeConfig, TrainConfig
+from metaformer.distributed import World, is_part, join, local
+from metaformer.errors import OutputError
+from metaformer.factory import create_model
+from metaformer.inference.evaluate import evaluate
+from metaformer.serialize import from_dict, to_dict
+from metaformer.training.build_parallel import build_parallel
+from metaformer.training.ema import Ema
+from metaformer.training.optim import build_optimizer
+from metaformer.training.train import train
+
+Configure = Callable[..., TrainConfig]
+Ranks = Callable[..., list[str]]
+SHARDED = RuntimeConfig(device="cpu", parallel="fsdp")
+
+
+def net(norm: str = "group_norm") -> nn.Module:
+    """Four kinds of mixer, one with a frozen parameter, and a head of fewer rows than ranks have."""
+    torch.manual_seed(0)
+    return create_model(
+        "poolformer_n",
+        num_classes=1,
+        depths=(1, 1, 1, 1),
+        dims=(8, 8, 16, 16),
+        mixers=("pooling", "dwconv", "random", "attention(head_dim=8)"),
+        image_size=(32, 32),
+        norm=norm,
+    )
+
+
+def images(first: int, last: int) -> Tensor:
+    return torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(5))[first:last]
+
+
+def learn(model: nn.Module, optimizer: torch.optim.Optimizer, share: slice, steps: int, scale: float) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(images(0, 8)[share]).square().mean() * scale).backward()
+        optimizer.step()
+
+
+def pieces(folder: str) -> None:
+    torch.set_num_threads(1)
+    world = join("cpu")
+    share = slice(world.rank * 4, world.rank * 4 + 4)
+    for name in ("sgd", "adamw", "lamb"):
+        check_optimiser(name, world, share)
+    model, ema = check_state(world, share)
+    check_writing(Path(folder), world, model, ema)
+
+
+def check_optimiser(name: str, world: World, share: slice) -> None:
+    """A model in parts learns what a whole one does; with a loss so large that LAMB clips."""
+    # some gradients are rounding alone, which a small eps would take for more
+    config = OptimConfig(name=name, lr=1e-2, eps=1e-2)  # type: ignore[arg-type]
+    whole, parts, parallel = net(), net(), build_parallel(SHARDED, world)
+    learner = parallel.wrap(parts)
+    assert parallel.sharded and learner is parts and all(map(is_part, parts.parameters()))
+    learn(whole, one := build_optimizer(config, whole), slice(0, 8), 3, 100.0)
+    learn(learner, build_optimizer(config, parts), share, 3, 100.0)
+    norm = parallel.gradient_norm(parts.parameters())
+    assert norm > 1
+    torch.testing.assert_close(norm, torch.nn.utils.get_total_norm([
+        p.grad for g in one.param_groups for p in g["params"]
+    ]), rtol=1e-4, atol=0.0)  # fmt: skip
+    state = parallel.whole_state(parts)
+    assert bool(state) == world.main
+    for key, value in state.items():
+        torch.testing.assert_close(value, whole.state_dict()[key], rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+
+
+def check_state(world: World, share: slice) -> tuple[nn.Module, nn.Module]:
+    parallel, model = build_parallel(SHARDED, world), net("batch_norm")
+    ema = Ema(model, 0.5)
+    parallel.place(ema.model)
+    before = {name: value.clone() for name, value in parallel.whole_state(ema.model).items()}
+    learner = parallel.wrap(model)
+    optimizer = build_optimizer(OptimConfig(name="sgd", lr=0.1), model)
+
+    # micro-batches: nothing is exchanged before the last
+    for last in (False, True):
+        with parallel.synchronised(learner, last):
+            learner(images(0, 8)[share]).square().mean().backward()
+        assert all((p.grad is not None) == last for p in model.parameters() if p.requires_grad)
+    optimizer.step()
+    ema.update(model)
+    after, now = parallel.whole_state(ema.model), parallel.whole_state(model)
+    for name, value in before.items():
+        if value.is_floating_point() and world.main:
+            torch.testing.assert_close(after[name], (value + now[name]) / 2)
+
+    # each rank runs the whole model as often as it has batches, and then again all together
+    for one in (model, ema.model):
+        one.eval()
+        with parallel.gathered(one), torch.no_grad():
+            alone = [one(images(0, 2)) for _ in range(1 + 3 * world.rank)]
+        assert torch.equal(alone[0], alone[-1])
+        assert all(map(is_part, one.parameters()))
+        torch.testing.assert_close(one(images(0, 2)), alone[0])
+    return model, ema.model
+
+
+def check_writing(folder: Path, world: World, model: nn.Module, average: nn.Module) -> None:
+    optimizer = build_optimizer(OptimConfig(lr=0.1), model)
+    model.train()
+    learn(model, optimizer, slice(0, 4), 2, 1.0)
+    build_parallel(SHARDED, world).share_buffers(model, average)
+    tensors, plain = pack_optimizer(optimizer)
+    groups = {"plain": {"x": torch.arange(3)}, "model": model.state_dict(), "optimizer": tensors}
+    target = write_checkpoint(folder / "step_1", groups, {"optimizer": plain})
+
+    # back into parts, of a model and an optimiser that have moved on
+    kept = {name: local(value).clone() for name, value in model.state_dict().items()}
+    moments = {name: local(value).clone() for name, value in tensors.items()}
+    learn(model, optimizer, slice(0, 4), 1, 1.0)
+    saved = read_checkpoint(target)
+    saved.load(model)
+    restore_optimizer(optimizer, saved)
+    assert all(torch.equal(local(value), kept[name]) for name, value in model.state_dict().items())
+    again, _ = pack_optimizer(optimizer)
+    assert all(torch.equal(local(value), moments[name]) for name, value in again.items())
+    assert torch.equal(saved.tensors("plain")["x"], torch.arange(3))
+
+    # the disk of the last rank is full
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with ExitStack() as after:
+        if world.rank == 1:
+            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, most))
+            after.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
+        after.enter_context(
+            pytest.raises(OutputError, match=r"step_2: cannot write \(File too large, rank 1")
+        )
+        write_checkpoint(folder / "step_2", groups, {})
+
+
+def test_a_model_in_parts_learns_and_is_saved_as_the_whole(two_ranks: Ranks, tmp_path: Path) -> None:
+    two_ranks(pieces, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
+    saved, model = read_checkpoint(tmp_path / "step_1"), net("batch_norm")
+    saved.load(model)
+    whole = saved.tensors("model")
+    assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
+    optimizer = build_optimizer(OptimConfig(lr=0.1), model)
+    restore_optimizer(optimizer, saved)
+    again, _ = pack_optimizer(optimizer)
+    assert all(torch.equal(value, saved.tensors("optimizer")[name]) for name, value in again.items())
+
+
+def runs(jobs: str) -> None:
+    torch.set_num_threads(1)
+    for job in json.loads(jobs):
+        train(from_dict(job["config"]), job["out"], job["resume"])
+
+
+def job(config: TrainConfig, out: Path, resume: str | None = None) -> dict[str, Any]:
+    return {"config": to_dict(config), "out": str(out), "resume": resume}
+
+
+def cut_back(run: Path, to: int) -> None:
+    """Take a run back to the checkpoint of a step."""
+    for folder in (run / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step_")) > to:
+            shutil.rmtree(folder)
+
+
+def digest(run: Path, step: int = 6) -> dict[str, Tensor]:
+    saved = read_checkpoint(run / "checkpoints" / f"step_{step}")
+    return {
+        f"{name}:{key}": value
+        for name in ("model", "ema", "optimizer")
+        for key, value in saved.tensors(name).items()
+    }
+
+
+def test_a_run_in_parts_equals_one_process_and_goes_on_exactly(
+    configure: Configure, tmp_path: Path, two_ranks: Ranks
+) -> None:
+    def config(**runtime: Any) -> TrainConfig:
+        return configure(
+            optim={"name": "sgd", "lr": 1e-2, "accumulate": 2, "clip": 0.5},
+            data={"batch_size": 8, "eval_batch_size": 2},  # 15 pictures: one rank has a batch more
+            model={"overrides": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "layer_scale": [None] * 4}},
+            ema={"decay": 0.8},
+            runtime={"save_every": 1, **runtime},
+        )
+
+    one, two, again, back, over = (tmp_path / name for name in ("one", "two", "again", "back", "over"))
+    train(config(), one)
+    two_ranks(runs, json.dumps([job(config(parallel="fsdp"), two)]))
+    expected, straight = digest(one), digest(two)
+    for name, value in expected.items():
+        torch.testing.assert_close(straight[name], value, rtol=1e-4, atol=1e-5)
+    losses = [[line["loss"] for line in read_log(run) if line["kind"] != "resume"] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    step = two / "checkpoints" / "step_6"
+    assert len(list(step.glob("model/*.safetensors"))) == 2
+    # what is published is whole, and a checkpoint in parts is as good a source
+    assert {path.name for path in (two / "best").iterdir() if path.suffix == ".safetensors"} == {
+        "model.safetensors"
+    }
+    last = read_log(two)[-1]
+    measured = evaluate(step, workers=0, device="cpu")
+    assert measured.top1 == last["top1"] and measured.loss == pytest.approx(last["loss"], rel=1e-5)
+
+    # goes on in new processes; from the checkpoint of one process; and in one process from that of two
+    for source, target in ((two, again), (two, back), (one, over)):
+        shutil.copytree(source, target)
+        cut_back(target, 4)
+    jobs = [job(config(parallel="fsdp"), run, "auto") for run in (again, over)]
+    two_ranks(runs, json.dumps(jobs))
+    resumed = digest(again)
+    assert all(torch.equal(resumed[name], value) for name, value in straight.items())
+    train(config(), back, "auto")
+    for other in (digest(over), digest(back)):
+        for name, value in expected.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_what_autocast_keeps_is_gathered_as_it_is(amp: str) -> None:
+    from metaformer.training.fsdp import Parts
+
+    parts = Parts.__new__(Parts)
+    parts.runtime = RuntimeConfig(amp=amp)  # type: ignore[arg-type]
+    model = net()
+    policy = parts._policy(model)
+    assert not policy.cast_forward_inputs
+    kept = getattr(policy, "param_dtype_override_fn", None)
+    if kept is None:  # PyTorch before 2.15
+        assert policy.param_dtype is None
+        return
+    assert policy.reduce_dtype == torch.float32
+    low = {name for name, value in model.named_parameters() if kept(value) is None}
+    assert "stages.0.blocks.0.mlp.fc1.weight" in low and "stages.0.blocks.0.norm1.weight" not in low
+    assert not any("scale" in name or "norm" in name for name in low)

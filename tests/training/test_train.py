@@ -1,0 +1,375 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaformer.checkpoint.run_dir import RunDir, read_log
+from metaformer.config import TrainConfig
+from metaformer.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
+from metaformer.serialize import to_dict
+from metaformer.training.train import train
+
+Configure = Callable[..., TrainConfig]
+Digest = Callable[[Path], dict[str, Any]]
+
+EVERYTHING: dict[str, Any] = {
+    "model": {"drop_path_rate": 0.2, "head_dropout": 0.2},
+    "augment": {"mixup": 0.8, "cutmix": 1.0, "erase": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1"},
+    "optim": {"accumulate": 2, "clip": 1.0},
+    "ema": {"decay": 0.9},
+    "runtime": {"save_every": 1},
+}
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_learns_and_leaves_what_the_design_names(configure: Configure, tmp_path: Path) -> None:
+    config = configure(schedule={"epochs": 6}, optim={"lr": 1e-2}, evaluate={"crop": 1.0})
+    result = train(config, tmp_path / "run")
+    assert result.complete and result.steps == 6 * 4
+    assert result.best >= 0.8, result
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        ".lock",
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "best",
+        "report.html",
+    }
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["schedule"]["epochs"] == 6
+    lines = read_log(tmp_path / "run")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 25))
+    evals = [line for line in lines if line["kind"] == "eval"]
+    assert [line["epoch"] for line in evals] == [1, 2, 3, 4, 5, 6]
+    assert max(line["top1"] for line in evals) == result.best
+
+
+@pytest.mark.parametrize(("workers", "then"), [(0, 0), (2, 0), (0, 2)])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    configure: Configure, tmp_path: Path, digest: Digest, workers: int, then: int
+) -> None:
+    config = configure(**{**EVERYTHING, "data": {"workers": workers}})
+    train(config, tmp_path / "straight")
+    last = tmp_path / "straight" / "checkpoints" / "step_8"
+    train(config, tmp_path / "other")
+    for step in (6, 7, 8):  # as if killed after step 5, in the middle of an epoch
+        for file in (tmp_path / "other" / "checkpoints" / f"step_{step}").iterdir():
+            file.unlink()
+        (tmp_path / "other" / "checkpoints" / f"step_{step}").rmdir()
+    again = replace(config, data=replace(config.data, workers=then))
+    assert train(again, tmp_path / "other", resume="auto").complete
+    assert equal(digest(last), digest(tmp_path / "other" / "checkpoints" / "step_8"))
+    assert equal(digest(tmp_path / "straight" / "best"), digest(tmp_path / "other" / "best"))
+    straight, other = (
+        [(line["step"], line["loss"]) for line in read_log(tmp_path / name) if line["kind"] == "train"]
+        for name in ("straight", "other")
+    )
+    assert straight == other
+
+
+def test_a_run_from_another_seed_is_another(configure: Configure, tmp_path: Path, digest: Digest) -> None:
+    for seed in (1, 2):
+        train(configure(seed=seed, schedule={"epochs": 1}), tmp_path / str(seed))
+    one, other = (digest(tmp_path / name / "checkpoints" / "step_4") for name in ("1", "2"))
+    assert not equal(one, other)
+
+
+def test_a_run_is_not_overwritten(configure: Configure, tmp_path: Path) -> None:
+    config = configure(schedule={"epochs": 1})
+    train(config, tmp_path)
+    with pytest.raises(OutputError, match=r"holds a run already.*--resume auto"):
+        train(config, tmp_path)
+    assert train(config, tmp_path, resume="auto").steps == 4
+
+
+def test_a_run_that_ended_while_another_waited_is_not_overwritten(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(schedule={"epochs": 1})
+    honest = RunDir.writing
+
+    def late(self: RunDir, patience: float | None = None) -> Any:
+        """Another process was first, and has finished."""
+        monkeypatch.setattr(RunDir, "writing", honest)
+        train(config, tmp_path)
+        return honest(self, patience)
+
+    monkeypatch.setattr(RunDir, "writing", late)
+    with pytest.raises(OutputError, match="holds a run already"):
+        train(config, tmp_path)
+
+
+def test_auto_passes_over_a_damaged_checkpoint_and_an_explicit_path_does_not(
+    configure: Configure, tmp_path: Path, digest: Digest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(runtime={"save_every": 1})
+    train(config, tmp_path)
+    good = digest(tmp_path / "checkpoints" / "step_8")
+    file = tmp_path / "checkpoints" / "step_8" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="step_8"):
+        train(config, tmp_path, resume=str(file.parent))
+    capfd.readouterr()
+    train(config, tmp_path, resume="auto")
+    told = capfd.readouterr().err
+    assert "passed over a damaged checkpoint" in told and "step_8/model.safetensors" in told
+    assert "going on from" in told and "step_7" in told
+    assert equal(good, digest(tmp_path / "checkpoints" / "step_8"))
+
+
+def test_a_changed_configuration_is_named(
+    configure: Configure, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(configure(schedule={"epochs": 1}), tmp_path)
+    torch.set_num_threads(2)
+    config = configure(schedule={"epochs": 2}, runtime={"threads": 2})
+    train(config, tmp_path, resume="auto")
+    told = capfd.readouterr().err
+    assert "schedule.epochs: 1 → 2" in told and "threads: 1 → 2" in told
+
+
+def test_a_best_that_was_removed_is_measured_anew(configure: Configure, tmp_path: Path) -> None:
+    result = train(configure(), tmp_path)
+    shutil.rmtree(tmp_path / "best")
+    again = train(configure(), tmp_path, resume="auto")
+    assert again.complete and again.best_step == 8 and (tmp_path / "best" / "state.json").is_file()
+    assert again.metrics == result.metrics
+
+
+def test_only_the_newest_checkpoints_are_kept(configure: Configure, tmp_path: Path) -> None:
+    train(configure(runtime={"save_every": 1, "keep": 2}), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_7", "step_8"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_after_the_step_with_a_checkpoint(
+    configure: Configure, tmp_path: Path, digest: Digest, number: signal.Signals, status: int
+) -> None:
+    config = configure(schedule={"epochs": 500}, evaluate={"every": 1000}, data={"workers": 2})
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    script = (
+        "import json, sys; from metaformer.serialize import from_dict; "
+        "from metaformer.training.train import train; "
+        "train(from_dict(json.load(open(sys.argv[1]))), sys.argv[2])"
+    )
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", script, str(tmp_path / "config.json"), str(run)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(1200):
+        if len(read_log(run)) >= 3:
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == status, told
+    assert "--resume auto" in told
+    newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))
+    assert int(newest.name[5:]) == read_log(run)[-1]["step"]
+
+
+BATCH_NORM: dict[str, Any] = {
+    "model": {"overrides": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "norm": "batch_norm"}},
+    "ema": {"decay": 0.9},
+    "runtime": {"save_every": 1},
+}
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, what: str, steps: set[int]) -> dict[int, list[str]]:
+    """Let input, loss or gradient be NaN in these steps; gives the pictures of each step."""
+    from metaformer.tasks.classification.task import Classify
+
+    honest, seen = Classify.losses, {}
+
+    def poisoned(self: Classify, model: Any, batch: Any, moment: Any) -> Any:
+        seen[moment.step] = self.names(batch)
+        if moment.step in steps and what == "input":
+            batch.images[1] = float("nan")
+        losses = honest(self, model, batch, moment)
+        if moment.step in steps and what == "loss":
+            losses["loss"] = losses["loss"] * float("inf")
+        if moment.step in steps and what == "gradient":
+            losses["loss"].register_hook(lambda grad: grad * float("nan"))
+        return losses
+
+    monkeypatch.setattr(Classify, "losses", poisoned)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("what", "place"), [("input", "png"), ("loss", "the loss"), ("gradient", "head.fc.bias")]
+)
+def test_what_is_not_finite_stops_the_run_before_the_weights(
+    configure: Configure,
+    tmp_path: Path,
+    digest: Digest,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    place: str,
+) -> None:
+    config = configure(**BATCH_NORM)
+    train(config, tmp_path / "good")
+    seen = poison(monkeypatch, what, {2})
+    with pytest.raises(
+        TrainingError, match=rf"step 2: the {what} is not finite, first at .*{place}"
+    ) as caught:
+        train(config, tmp_path / "bad")
+    told = str(caught.value)
+    assert (seen[2][1] if what == "input" else ", ".join(seen[2])) in told and "\n" not in told
+    good, bad = (digest(tmp_path / name / "checkpoints" / "step_2") for name in ("good", "bad"))
+    assert equal(good, bad)
+    assert not (tmp_path / "bad" / "checkpoints" / "step_3").exists()
+
+
+def test_steps_that_are_not_finite_can_be_left_out(
+    configure: Configure, tmp_path: Path, digest: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = {**BATCH_NORM, "runtime": {"on_not_finite": "skip", "save_every": 1}}
+    poison(monkeypatch, "input", {2, 3, 4})
+    assert train(configure(**plan), tmp_path / "skip").steps == 8
+    kept = [digest(tmp_path / "skip" / "checkpoints" / f"step_{step}") for step in (2, 5)]
+    numbers = [{k: v for k, v in one.items() if not k.startswith("random")} for one in kept]
+    assert equal(*numbers)  # batch norm's statistics and the average too
+    lines = [line for line in read_log(tmp_path / "skip") if line["kind"] == "refused"]
+    assert [line["step"] for line in lines] == [2, 3, 4] and "the input is not finite" in lines[0]["note"]
+    poison(monkeypatch, "input", {2, 3, 4, 5})
+    with pytest.raises(TrainingError, match=r"step 5: .* 4 such steps in a row"):
+        train(configure(**plan), tmp_path / "many")
+
+
+def test_weights_that_are_not_finite_are_never_saved(configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"weights .*not finite.*optim\.lr"):
+        train(
+            configure(optim={"name": "sgd", "lr": 3e38, "weight_decay": 100.0}, runtime={"save_every": 1}),
+            tmp_path,
+        )
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_float16_gradients_that_overflow_lower_the_scale_and_are_no_fault(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, "gradient", {1})
+    train(configure(runtime={"amp": "fp16"}, schedule={"epochs": 1}), tmp_path / "once")
+    lines = [line for line in read_log(tmp_path / "once") if line["kind"] == "train"]
+    assert [line["overflow"] for line in lines] == [0.0, 1.0, 0.0, 0.0]
+    assert [("grad_norm" in line) for line in lines] == [True, False, True, True]
+    poison(monkeypatch, "gradient", set(range(100)))
+    with pytest.raises(TrainingError, match="the gradient is not finite"):
+        train(configure(runtime={"amp": "fp16"}, schedule={"epochs": 8}), tmp_path / "always")
+
+
+def test_bad_pictures_are_an_error_or_left_out_up_to_a_share(
+    configure: Configure, tmp_path: Path, pets: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    root = tmp_path / "pets"
+    shutil.copytree(pets, root)
+    bad = root / "train" / "bee" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    for how in ("error", "skip"):  # one of 24 is more than 0.1 %
+        config = configure(data={"root": str(root), "on_bad_image": how})
+        told = "bee/3.png" if how == "error" else r"1 of 24 training pictures cannot be read.*data check"
+        with pytest.raises(DataError, match=told):
+            train(config, tmp_path / how)
+        # what was learned before is not lost
+        assert len(list((tmp_path / how / "checkpoints").iterdir())) == 1
+    monkeypatch.setattr("metaformer.training.loop.BAD_SHARE", 0.05)
+    assert train(config, tmp_path / "run").complete
+    (line,) = [line for line in read_log(tmp_path / "run") if line["kind"] == "bad_image"]
+    assert str(bad) in line["note"] and str(bad) in capfd.readouterr().err
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step_8" / "state.json").read_text())
+    assert len(state["bad_images"]) == 1
+    val = root / "val" / "cat" / "1.png"
+    val.write_bytes(b"")
+    with pytest.raises(DataError, match=r"val/cat/1\.png: the file is empty"):
+        train(config, tmp_path / "val")
+
+
+def test_an_evaluation_that_a_signal_cuts_is_done_again(
+    configure: Configure, tmp_path: Path, digest: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metaformer.training.trainer import Trainer
+
+    config = configure()
+    train(config, tmp_path / "straight")
+    honest, calls = Trainer.forward, []
+
+    def interrupting(self: Trainer, images: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(self, images)
+
+    monkeypatch.setattr(Trainer, "forward", interrupting)
+    with pytest.raises(SystemExit) as caught:
+        train(config, tmp_path / "cut")
+    assert caught.value.code == 143 and len(calls) == 2
+    saved = tmp_path / "cut" / "checkpoints" / "step_4"
+    assert json.loads((saved / "state.json").read_text())["cut"] and not (tmp_path / "cut" / "best").exists()
+    monkeypatch.setattr(Trainer, "forward", honest)
+    assert train(config, tmp_path / "cut", resume="auto").complete
+    for place in ("best", "checkpoints/step_4", "checkpoints/step_8"):
+        assert equal(digest(tmp_path / "straight" / place), digest(tmp_path / "cut" / place))
+    evals = [
+        [(x["step"], x["top1"]) for x in read_log(tmp_path / n) if x["kind"] == "eval"]
+        for n in ("straight", "cut")
+    ]
+    assert evals[0] == evals[1]
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "told"),
+    [
+        ({"data": {"batch_size": 0}}, ConfigError, "data.batch_size is 0"),
+        ({"data": {"batch_size": 60}}, DataError, "24 training pictures do not fill one batch of 60"),
+        ({"data": {"val": "test"}}, DataError, "no folder 'test'"),
+        ({"model": {"name": "poolformer_s13"}}, ConfigError, "did you mean"),
+        ({"model": {"num_classes": 7}}, ConfigError, "model.num_classes is 7.* holds 3 classes"),
+        ({"model": {"overrides": {"drop_path_rate": 0.1}}}, ConfigError, "model.drop_path_rate"),
+        ({"runtime": {"device": "tpu"}}, ConfigError, "device: 'tpu' is none of"),
+        ({"runtime": {"device": "cuda:99"}}, ConfigError, "device: 'cuda:99' is not there"),
+        ({"augment": {"auto_augment": "rand-m99-x"}}, ConfigError, "augment.auto_augment"),
+        ({"evaluate": {"class_subset": "no.txt"}}, DataError, r"no\.txt"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line_before_any_work(
+    configure: Configure, tmp_path: Path, sections: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        train(configure(**sections), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_is_told(configure: Configure, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match=r"no permission|cannot make"):
+        train(configure(), tmp_path)
+
+
+def test_a_file_in_the_place_of_the_run_is_told(configure: Configure, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(OutputError, match="cannot make this folder"):
+        train(configure(), tmp_path / "run")
+
+
+def test_epoch_numbers_of_the_loop_are_those_of_the_step(configure: Configure, tmp_path: Path) -> None:
+    train(configure(evaluate={"every": 2}, schedule={"epochs": 3}), tmp_path)
+    evals = [line["epoch"] for line in read_log(tmp_path) if line["kind"] == "eval"]
+    assert evals == [2, 3]

@@ -1,0 +1,247 @@
+"""Each feature of a step changes what is learned; each of these fails when its feature is off."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metaformer.config import TrainConfig
+from metaformer.data.batch import Batch
+from metaformer.distributed import World
+from metaformer.errors import ConfigError, WeightsError
+from metaformer.tasks.registry import build_task
+from metaformer.training.schedule import Schedule
+from metaformer.training.trainer import Trainer
+
+Configure = Callable[..., TrainConfig]
+PLAIN: dict[str, Any] = {"augment": {"erase": 0.0, "hflip": 0.0, "color_jitter": 0.0}}
+
+
+def trainer(config: TrainConfig, lr: float = 1e-2) -> Trainer:
+    return Trainer(config, build_task(config, World()), Schedule(lr, 100, shape="constant"), World())
+
+
+def batch(count: int = 6, views: int = 0, seed: int = 0) -> Batch:
+    torch.manual_seed(seed)
+    shape = (count, views, 3, 32, 32) if views else (count, 3, 32, 32)
+    return Batch(torch.randn(shape), torch.arange(count) % 3, torch.arange(count))
+
+
+def learned(config: TrainConfig, steps: int = 2, **options: Any) -> dict[str, Tensor]:
+    one = trainer(config)
+    for step in range(steps):
+        one.take_step([batch(seed=step, **options)], 0)
+    return {name: value.clone() for name, value in one.task.model.state_dict().items()}
+
+
+def differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    assert one.keys() == other.keys()
+    return any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"head_dropout": 0.5}},
+        {"model": {"drop_path_rate": 0.5}},
+        {"augment": {"mixup": 0.8}},
+        {"augment": {"cutmix": 1.0}},
+        {"loss": {"smoothing": 0.1}},
+        {"loss": {"name": "bce"}},
+        {"optim": {"name": "lamb"}},
+        {"optim": {"name": "sgd"}},
+        {"optim": {"clip": 1e-3}},
+        {"optim": {"layer_decay": 0.5}},
+        {"optim": {"weight_decay": 0.5}},
+        {"optim": {"eps": 1e-2}},
+        {"optim": {"betas": [0.5, 0.6]}},
+        {"runtime": {"amp": "bf16"}},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_each_setting_changes_what_is_learned(configure: Configure, sections: dict[str, Any]) -> None:
+    plain = learned(configure())
+    assert not differ(plain, learned(configure()))
+    assert differ(plain, learned(configure(**sections)))
+    assert not differ(learned(configure(**sections)), learned(configure(**sections)))
+
+
+@pytest.mark.parametrize("mode", [True, "mlp"])
+def test_gradient_checkpointing_changes_nothing_but_memory(configure: Configure, mode: object) -> None:
+    plain, spared = learned(configure()), learned(configure(model={"grad_checkpointing": mode}))
+    for name, value in plain.items():
+        torch.testing.assert_close(spared[name], value)
+
+
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+def test_accumulation_equals_one_big_batch(configure: Configure, amp: str) -> None:
+    config = configure(runtime={"amp": amp})
+    whole, parts, big = trainer(config), trainer(config), batch(12)
+    pieces = [Batch(*(part[i : i + 4] for part in big)) for i in (0, 4, 8)]
+    one, other = whole.take_step([big], 0), parts.take_step(pieces, 0)
+    assert other["loss"] == pytest.approx(one["loss"], rel=1e-5 if amp == "none" else 1e-2)
+    assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4 if amp == "none" else 5e-2)
+    if amp == "none":
+        for name, value in whole.optimizer.state.items():
+            index = [id(p) for p in whole.optimizer.state].index(id(name))
+            theirs = list(parts.optimizer.state.values())[index]
+            torch.testing.assert_close(theirs["exp_avg"], value["exp_avg"], rtol=1e-3, atol=1e-6)
+
+
+def test_clipping_bounds_the_step_of_sgd(configure: Configure) -> None:
+    config = configure(optim={"name": "sgd", "clip": 0.01, "weight_decay": 0.0})
+    one = trainer(config, lr=1.0)
+    before = torch.cat([p.detach().flatten() for p in one.task.model.parameters()])
+    norm = one.take_step([batch()], 0)["grad_norm"]
+    after = torch.cat([p.detach().flatten() for p in one.task.model.parameters()])
+    assert norm > 0.1
+    # nesterov's first step is the gradient times 1 + momentum
+    assert float((after - before).norm()) == pytest.approx(0.01 * 1.9, rel=1e-3)
+
+
+def test_mixing_ends_at_its_epoch(configure: Configure) -> None:
+    mixed = trainer(configure(augment={"mixup": 0.8, "mix_off_epoch": 3}))
+    plain = trainer(configure())
+    early, late = (mixed.task.losses(mixed.model, batch(), _moment(epoch))["loss"].item() for epoch in (2, 3))
+    straight = plain.task.losses(plain.model, batch(), _moment(3))["loss"].item()
+    assert late == pytest.approx(straight, rel=1e-6) and early != pytest.approx(straight, rel=1e-5)
+
+
+def test_the_average_is_what_is_measured_and_published(configure: Configure) -> None:
+    averaged = trainer(configure(ema={"decay": 0.5}))
+    raw = trainer(configure(ema={"decay": 0.5, "evaluate": False}))
+    start = averaged.task.model.head.fc.weight.detach().clone()
+    for one in (averaged, raw):
+        one.take_step([batch()], 0)
+    images = batch().images
+    model = raw.task.model
+    assert raw.evaluated is model and averaged.evaluated is not averaged.task.model
+    torch.testing.assert_close(averaged.evaluated.head.fc.weight, (start + model.head.fc.weight) / 2)
+    assert not torch.equal(averaged.forward(images), raw.forward(images))
+    torch.testing.assert_close(raw.forward(images), model.eval()(images))
+
+
+def test_evaluation_has_no_dropout_and_leaves_the_mode(configure: Configure) -> None:
+    one = trainer(configure(model={"head_dropout": 0.9, "drop_path_rate": 0.9}))
+    one.task.model.train()
+    assert torch.equal(one.forward(batch().images), one.forward(batch().images))
+    assert one.task.model.training
+
+
+def test_jsd_compares_views(configure: Configure) -> None:
+    config = configure(loss={"name": "jsd"}, augment={"splits": 3})
+    one, views = trainer(config), batch(4, views=3)
+    views.images[:, 1:] = views.images[:, :1]
+    same = one.task.losses(one.model, views, _moment(0))["loss"].item()
+    clean = trainer(configure()).task.criterion(one.model(views.images[:, 0]), views.labels).item()
+    assert same == pytest.approx(clean, rel=1e-4)  # no divergence between equal views
+    assert differ(learned(config, views=3), learned(configure(augment={"splits": 3}), views=3))
+
+
+def test_half_precision_scales_its_loss_and_steps(configure: Configure) -> None:
+    one = trainer(configure(runtime={"amp": "fp16"}))
+    before = one.task.model.head.fc.weight.detach().clone()
+    figures = one.take_step([batch()], 0)
+    assert one.scaler.is_enabled() and figures["grad_norm"] < 1e3
+    assert not torch.equal(before, one.task.model.head.fc.weight)
+
+
+def test_an_overflow_of_half_precision_leaves_the_step_out(configure: Configure) -> None:
+    one = trainer(configure(runtime={"amp": "fp16"}))
+    one.scaler.load_state_dict({**one.scaler.state_dict(), "scale": 3e38})
+    before = {name: value.clone() for name, value in one.task.model.state_dict().items()}
+    figures = one.take_step([batch()], 0)
+    assert figures["overflow"] == 1 and "grad_norm" not in figures
+    assert not differ(before, one.task.model.state_dict())
+    assert one.scaler.get_scale() < 3e38
+
+
+def test_dropout_is_a_function_of_the_step_whatever_was_drawn_before(configure: Configure) -> None:
+    config = configure(model={"head_dropout": 0.5})
+    one, other = trainer(config), trainer(config)
+    one.take_step([batch()], 0)
+    prepared = batch()
+    torch.rand(100)
+    other.take_step([prepared], 0)
+    assert not differ(one.task.model.state_dict(), other.task.model.state_dict())
+
+
+@pytest.mark.slow
+def test_compilation_changes_nothing_but_speed(configure: Configure) -> None:
+    plain = learned(configure())
+    compiled = learned(configure(runtime={"compile": True}))
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_distillation_follows_the_teacher(configure: Configure, tmp_path: Any, kind: str) -> None:
+    from safetensors.torch import save_file
+
+    from metaformer.factory import create_model
+
+    torch.manual_seed(3)
+    teacher = create_model("poolformer_n", num_classes=3)
+    teacher.head.fc.bias.data += torch.tensor([0.0, 0.0, 9.0])  # always the third class
+    save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
+    fields = {
+        "distill": kind,
+        "teacher": "poolformer_n",
+        "teacher_checkpoint": str(tmp_path / "teacher.safetensors"),
+    }
+    one = trainer(configure(loss={**fields, "distill_alpha": 1.0}))
+    for _ in range(10):
+        figures = one.take_step([batch()], 0)
+    assert one.forward(batch().images).argmax(dim=1).tolist() == [2] * 6
+    assert figures["distill"] == pytest.approx(figures["loss"])
+    half = learned(configure(loss=fields))
+    assert differ(half, learned(configure()))
+    assert differ(half, learned(configure(loss={**fields, "distill": "hard" if kind == "soft" else "soft"})))
+
+
+def test_a_teacher_of_timm_is_taken_and_one_of_other_classes_refused(
+    configure: Configure, tmp_path: Any
+) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    teacher = timm.create_model("resnet10t", num_classes=3)
+    save_file(teacher.state_dict(), tmp_path / "t.safetensors")
+    fields = {
+        "distill": "hard",
+        "teacher": "timm:resnet10t",
+        "teacher_checkpoint": str(tmp_path / "t.safetensors"),
+    }
+    task = build_task(configure(loss=fields), World())
+    assert task.distillation is not None and not task.distillation.teacher.training
+    images = batch().images
+    expected = teacher.eval()(images)
+    torch.testing.assert_close(task.distillation.teacher(images), expected)
+    save_file(create(7), tmp_path / "seven.safetensors")
+    with pytest.raises(WeightsError, match="seven"):
+        build_task(
+            configure(loss={**fields, "teacher_checkpoint": str(tmp_path / "seven.safetensors")}), World()
+        )
+
+
+def test_an_unknown_teacher_is_told(configure: Configure) -> None:
+    for name in ("timm:resnet10x", "poolformer_s13"):
+        with pytest.raises(ConfigError, match=name.removeprefix("timm:")):
+            build_task(configure(loss={"distill": "soft", "teacher": name}), World())
+
+
+def create(classes: int) -> dict[str, Tensor]:
+    import timm
+
+    state: dict[str, Tensor] = timm.create_model("resnet10t", num_classes=classes).state_dict()
+    return state
+
+
+def _moment(epoch: int) -> Any:
+    from metaformer.tasks.base import Moment
+
+    return Moment(5, epoch)
