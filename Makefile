@@ -12,18 +12,18 @@ demo: $(TASK:%=demo-%)  ## make the data, train, evaluate, predict on real image
 
 demo-classify: $(CLASSIFIER)
 	$(BIN)/metaformer evaluate runs/demo-classify
-	$(BIN)/metaformer predict runs/demo-classify data/demo/classify/val/7 --out runs/demo-classify/predictions --pictures
+	$(BIN)/metaformer predict runs/demo-classify data/demo/classify/val/7 --out runs/demo-classify/predictions --images
 
 demo-segment: $(CLASSIFIER)
 	$(BIN)/metaformer train demo/segment --data.root data/demo/segment --model.checkpoint $(WEIGHTS) --out runs/demo-segment --resume auto
 	$(BIN)/metaformer evaluate runs/demo-segment
 	$(BIN)/metaformer evaluate runs/demo-segment --scales 0.75,1,1.25 --flip
-	$(BIN)/metaformer predict runs/demo-segment data/demo/segment/images/validation --out runs/demo-segment/predictions --pictures
+	$(BIN)/metaformer predict runs/demo-segment data/demo/segment/images/validation --out runs/demo-segment/predictions --images
 
 demo-detect: $(CLASSIFIER)
 	$(BIN)/metaformer train demo/detect --data.root data/demo/detect --model.checkpoint $(WEIGHTS) --out runs/demo-detect --resume auto
 	$(BIN)/metaformer evaluate runs/demo-detect
-	$(BIN)/metaformer predict runs/demo-detect data/demo/detect/val2017 --out runs/demo-detect/predictions --pictures --coco
+	$(BIN)/metaformer predict runs/demo-detect data/demo/detect/val2017 --out runs/demo-detect/predictions --images --coco
 
 $(CLASSIFIER): | $(READY)  # the others begin with its weights; its report is written when it is done
 	$(BIN)/metaformer data demo data/demo

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/answers.md from the library itself: `python docs/figures.py`."""
+"""Draw the images of docs/answers.md from the library itself: `python docs/figures.py`."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from metaformer.layers.scale import Scale
 from metaformer.ops.shift import shift_channels
 
 IMAGES = Path(__file__).parent / "img"
-BLUE, ORANGE, GREY = "#2f6db5", "#e08a2c", "#dcdfe4"
+BLUE, ORANGE, GRAY = "#2f6db5", "#e08a2c", "#dcdfe4"
 
 
 def cycle_fc() -> None:
-    """Which position each channel is read at, found by shifting a picture of positions."""
+    """Which position each channel is read at, found by shifting a image of positions."""
     channels, reach = 9, 4
     rows = [("kernel 3", 3), ("kernel 5", 5)]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
@@ -28,9 +28,9 @@ def cycle_fc() -> None:
         read = shift_channels(positions.contiguous(), kernel, 3)[0, :, 0, reach].int().tolist()
         for channel in range(channels):
             for offset in range(-reach, reach + 1):
-                colour = BLUE if offset == read[channel] else "white"
+                color = BLUE if offset == read[channel] else "white"
                 axis.add_patch(
-                    Rectangle((offset - 0.5, channel - 0.5), 1, 1, facecolor=colour, edgecolor=GREY)
+                    Rectangle((offset - 0.5, channel - 0.5), 1, 1, facecolor=color, edgecolor=GRAY)
                 )
             axis.text(read[channel], channel, f"{read[channel]:+d}" if read[channel] else "0", **LABEL)
         axis.axvline(-0.5, color=ORANGE, lw=2)
@@ -40,7 +40,7 @@ def cycle_fc() -> None:
         axis.set_yticks(range(channels))
     axes[0].set_ylabel("input channel")
     figure.suptitle(
-        "sfc_h reads along the width (and sfc_w along the height): the stairs start at the centre"
+        "sfc_h reads along the width (and sfc_w along the height): the stairs start at the center"
     )
     save(figure, "cycle_fc")
 
@@ -95,7 +95,7 @@ def table(axis: Axes, values: torch.Tensor, title: str, form: str, vmin: float =
 
 
 def save(figure: plt.Figure, name: str) -> None:
-    """Write a picture under docs/img."""
+    """Write a image under docs/img."""
     figure.tight_layout()
     figure.savefig(IMAGES / f"{name}.png", dpi=110)
     plt.close(figure)

@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 
 from metaformer.backbones.variants import UNAVAILABLE
-from metaformer.bench.catalogue import catalogue
+from metaformer.bench.catalog import catalog
 from metaformer.weights.sources import SOURCES
 
 PAGE = Path(__file__).parent / "models.md"
@@ -15,18 +15,18 @@ BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 def tables() -> str:
     """One table a family, then what is not available."""
     text = []
-    for family, entries in groupby(catalogue(), key=lambda entry: entry.family):
+    for family, entries in groupby(catalog(), key=lambda entry: entry.family):
         text += [
             f"### {family}",
             "",
-            "| name | params | MACs | input | top-1 | licence |",
+            "| name | params | MACs | input | top-1 | license |",
             "|---|---|---|---|---|---|",
         ]
         for e in entries:
             top1 = "–" if e.top1 is None else f"{e.top1:.1f}"
-            licence = SOURCES[e.name].licence if e.tag else "–"
+            license = SOURCES[e.name].license if e.tag else "–"
             size = f"{e.params / 1e6:.1f} M | {e.macs / 1e9:.2f} G | {e.image_size}"
-            text.append(f"| `{e.name}` | {size} | {top1} | {licence} |")
+            text.append(f"| `{e.name}` | {size} | {top1} | {license} |")
         text.append("")
     text += ["### Not available", "", *(f"- `{name}`: {reason}." for name, reason in UNAVAILABLE.items())]
     return "\n".join(text)

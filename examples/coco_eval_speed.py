@@ -2,7 +2,7 @@
 
 `python examples/coco_eval_speed.py [images] [objects] [kind] [rounds]`
 
-Both measure the same made-up detections, 100 in each picture, in turn in one process; `kind` is bbox or segm.
+Both measure the same made-up detections, 100 in each image, in turn in one process; `kind` is bbox or segm.
 Time is the processor's, so that other work on the machine does not count.
 """
 

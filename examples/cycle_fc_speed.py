@@ -1,7 +1,7 @@
 """CycleMLP-B1 here against the original's form: `python examples/cycle_fc_speed.py [batch] [rounds]`.
 
 The original computes CycleFC as a deformable convolution and products over channels as `nn.Linear`. Both
-forms run in turn, in one process, on the same weights and pictures. `python -m
+forms run in turn, in one process, on the same weights and images. `python -m
 benchmarks.suite --rows cyclemlp` compares more forms, and training.
 """
 

@@ -1,6 +1,6 @@
-"""What surviving costs: an epoch of the training loop against a bare one, over the same network and pictures.
+"""What surviving costs: an epoch of the training loop against a bare one, over the same network and images.
 
-The bare loop is forward, loss, backward, clipped gradients as the recipe has them, optimiser and evaluation.
+The bare loop is forward, loss, backward, clipped gradients as the recipe has them, optimizer and evaluation.
 Ours adds the checks for numbers that are not finite, a seed for each step, statistics that a refused step can
 go back to, the log, and at the end of the epoch a checkpoint and the best weights.
 On an idle machine, over all the demo data, in as many pairs as you like: python examples/loop_overhead.py 9
@@ -73,7 +73,7 @@ def bare(config, place):
     began = time.perf_counter()
     task.model.train()
     for step, (images, labels, indices) in enumerate(loader):
-        loss = task.losses(task.model, Pictures(images, labels, indices), Moment(step, 0))["loss"]
+        loss = task.losses(task.model, ImageList(images, labels, indices), Moment(step, 0))["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip)
         optimizer.step()
@@ -96,7 +96,7 @@ def ours(config, place):
         return time.perf_counter() - began
 
 
-class Pictures:
+class ImageList:
     """A batch, as a task reads it."""
 
     def __init__(self, images, labels, indices):

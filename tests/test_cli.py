@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metaformer.bench.catalogue import catalogue
+from metaformer.bench.catalog import catalog
 from metaformer.cli import VERBS, main
 from metaformer.cli.train import resolve
 from metaformer.factory import create_model
@@ -28,31 +28,31 @@ QUICK = [
     "--schedule.epochs=1",
     "--runtime.threads=1",
 ]
-COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (220, 40, 20)}
+COLORS = {"blue": (20, 40, 220), "green": (30, 200, 40), "red": (220, 40, 20)}
 
 
-def write_pictures(root: Path, split: str, count: int, classes: tuple[str, ...] = tuple(COLOURS)) -> None:
+def write_images(root: Path, split: str, count: int, classes: tuple[str, ...] = tuple(COLORS)) -> None:
     rng = np.random.default_rng(len(split))
     for name in classes:
         folder = root / split / name
         folder.mkdir(parents=True)
         for i in range(count):
-            noise = rng.integers(0, 30, (40, 40, 3)) + np.array(COLOURS[name])
+            noise = rng.integers(0, 30, (40, 40, 3)) + np.array(COLORS[name])
             Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    write_pictures(root, "train", 8)
-    write_pictures(root, "val", 4)
+    write_images(root, "train", 8)
+    write_images(root, "val", 4)
     return root
 
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
-    out = tmp_path_factory.mktemp("runs") / "colours"
+    out = tmp_path_factory.mktemp("runs") / "colors"
     words = ["train", "demo/classify", f"--data.root={data}", f"--out={out}", TINY, *QUICK]
     assert main([*words, "--schedule.epochs=3", "--seed=3", "--optim.lr=0.01"]) == 0
     return out
@@ -120,7 +120,7 @@ def test_examples_can_be_parsed() -> None:
 
 def test_list(tell: Tell) -> None:
     _, out, _ = tell(["list"])
-    for entry in catalogue():
+    for entry in catalog():
         assert entry.name in out
     assert "cyclemlp_t: weights were published without code" in out
     rows = json.loads(tell(["list", "caformer_b36", "--json"])[1])
@@ -170,7 +170,7 @@ def test_evaluate(run: Path, tell: Tell, tmp_path: Path) -> None:
     status, out, _ = tell(["evaluate", str(run), "--workers=0", f"--json={tmp_path / 'report.json'}"])
     assert status == 0 and "top-1" in out and "green" in out
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["images"] == 12 and report["top1"] > 0.6, "three plain colours are learned in a few steps"
+    assert report["images"] == 12 and report["top1"] > 0.6, "three plain colors are learned in a few steps"
     status, more, _ = tell(["evaluate", str(run), "--workers=0", "--flip", "--crops=5", "--image-size=64"])
     assert status == 0 and more != out
 
@@ -188,13 +188,13 @@ def test_predict(run: Path, data: Path, tell: Tell, tmp_path: Path) -> None:
     inputs = [str(data / "val" / "red"), str(data / "val" / "blue" / "*.png")]
     status, out, _ = tell(["predict", str(run), *inputs])
     lines = [json.loads(line) for line in out.splitlines()]
-    assert status == 0 and len(lines) == 8 and set(lines[0]["labels"]) == set(COLOURS)
+    assert status == 0 and len(lines) == 8 and set(lines[0]["labels"]) == set(COLORS)
     for name in ("found.csv", "found.jsonl", "folder"):
         assert main(["predict", str(run), *inputs, f"--out={tmp_path / name}", "--top-k=1"]) == 0
         assert (tmp_path / name).exists()
     assert (tmp_path / "found.csv").read_text().count("\n") == 9
-    assert main(["predict", str(run), inputs[0], f"--out={tmp_path / 'drawn'}", "--pictures"]) == 0
-    assert len(list((tmp_path / "drawn" / "pictures").iterdir())) == 4
+    assert main(["predict", str(run), inputs[0], f"--out={tmp_path / 'drawn'}", "--images"]) == 0
+    assert len(list((tmp_path / "drawn" / "images").iterdir())) == 4
 
 
 def test_objects_from_the_demo_data_to_results(tell: Tell, tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ WRONG_WORDS: dict[str, tuple[Case, str]] = {
     "device": (training("--runtime.device=abacus"), "abacus"),
     "source": (lambda data, tmp: ["evaluate", "poolformer_s13", f"--data={data}"], "poolformer_s12"),
     "no weights": (lambda data, tmp: ["predict", "poolformer_n", str(data)], "no weights were published"),
-    "pictures nowhere": (lambda data, tmp: ["predict", "poolformer_n", str(data), "--pictures"], "--out"),
+    "images nowhere": (lambda data, tmp: ["predict", "poolformer_n", str(data), "--images"], "--out"),
     "format": (lambda data, tmp: ["convert", "a", "b", "--to=time"], "timm"),
     "bench model": (lambda data, tmp: ["bench", "timm:resnet5O"], "resnet50"),
     "bench batch": (lambda data, tmp: ["bench", "poolformer_n", "--batch=0"], "batch"),
@@ -447,18 +447,18 @@ def empty(root: Path) -> None:
 
 
 def one_class(root: Path) -> None:
-    write_pictures(root, "train", 2, ("red",))
-    write_pictures(root, "val", 2, ("red",))
+    write_images(root, "train", 2, ("red",))
+    write_images(root, "val", 2, ("red",))
 
 
 def missing_in_val(root: Path) -> None:
-    write_pictures(root, "train", 2)
-    write_pictures(root, "val", 2, ("red", "green"))
+    write_images(root, "train", 2)
+    write_images(root, "val", 2, ("red", "green"))
 
 
 def broken_image(root: Path) -> None:
-    write_pictures(root, "train", 8)
-    write_pictures(root, "val", 2)
+    write_images(root, "train", 8)
+    write_images(root, "val", 2)
     for broken in (root / "train" / "red").iterdir():
         broken.write_bytes(broken.read_bytes()[:60])
 
@@ -574,4 +574,4 @@ def test_too_little_memory(error: Exception, monkeypatch: pytest.MonkeyPatch, te
         raise error
 
     monkeypatch.setattr(verb, "run", exhausted)
-    assert "memory: take smaller pictures or batches" in complaint(tell(["list"]))
+    assert "memory: take smaller images or batches" in complaint(tell(["list"]))

@@ -48,7 +48,7 @@ def test_two_processes_equal_one_and_go_on_bit_for_bit(
     )
     assert [step for step, _ in straight] == [step for step, _ in shared]
     assert [loss for _, loss in shared] == pytest.approx([loss for _, loss in straight], rel=1e-4)
-    # measured together: every picture once, and the same figures on both
+    # measured together: every image once, and the same figures on both
     alone = evaluate(tmp_path / "two", workers=0)
     for line in told:
         figures = json.loads(line)

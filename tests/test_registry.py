@@ -42,8 +42,8 @@ def test_build_and_its_errors() -> None:
     assert list(registry) == ["box"] and registry.fixed_grid("box") and "box" in registry
     with pytest.raises(UnknownName, match="unknown thing 'bex': did you mean box"):
         registry.build("bex", 1)
-    with pytest.raises(ConfigError, match="colour"):
-        registry.build("box(colour=1)", 1)
+    with pytest.raises(ConfigError, match="color"):
+        registry.build("box(color=1)", 1)
     registry.register("box")(Box)  # the same class again, as when a user's file is read twice
     with pytest.raises(ConfigError, match="registered already"):
         registry.register("box")(nn.Identity)

@@ -15,7 +15,7 @@ from metaformer.weights.load import load_weights
 EXACT = ("poolformerv2_s12", "convformer_s18", "caformer_s18")
 SIZE = (75, 96)
 HEADS = {"poolformer_s12": {"head": "pool_norm_fc", "head_norm_eps": 1e-6}}
-"""What timm does: pool, then normalise; the original PoolFormer and this library normalise first."""
+"""What timm does: pool, then normalize; the original PoolFormer and this library normalize first."""
 
 
 def theirs_of(name: str, seed: int = 0, **options: object) -> nn.Module:

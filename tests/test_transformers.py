@@ -68,7 +68,7 @@ def test_their_saved_directory_is_read_and_ours_by_them(tmp_path: Path) -> None:
         assert torch.allclose(again(image).logits, expected, atol=1e-6)
 
 
-def test_their_base_model_is_recognised() -> None:
+def test_their_base_model_is_recognized() -> None:
     theirs = theirs_of(OPTIONS[0])
     renamed = to_ours(theirs.poolformer.state_dict())
     assert renamed.format == "huggingface_base" and not renamed.unknown

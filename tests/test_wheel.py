@@ -57,7 +57,7 @@ def run(installed: Path, folder: Path, command: str) -> str:
 def test_own_folder_and_published_checkpoint(installed: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):
-        for level, name in enumerate(("dark", "grey", "light")):
+        for level, name in enumerate(("dark", "gray", "light")):
             (tmp_path / "own" / split / name).mkdir(parents=True)
             for i in range(count):
                 pixels = random.integers(0, 40, (40, 48, 3)) + 90 * level
@@ -74,8 +74,8 @@ def test_own_folder_and_published_checkpoint(installed: Path, tmp_path: Path) ->
     run(installed, tmp_path, f"train finetune --data.root own --out run {model} {small}")
     assert "top-1" in run(installed, tmp_path, "evaluate run --json report.json")
     per_class = json.loads((tmp_path / "report.json").read_text())["per_class"]
-    assert [row["name"] for row in per_class] == ["dark", "grey", "light"]
-    run(installed, tmp_path, "predict run own/val/light --out out.csv --pictures")
+    assert [row["name"] for row in per_class] == ["dark", "gray", "light"]
+    run(installed, tmp_path, "predict run own/val/light --out out.csv --images")
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
     assert (tmp_path / "run" / "report.html").is_file()
 

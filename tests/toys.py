@@ -41,7 +41,7 @@ def changed(plain: dict[str, Any], sections: dict[str, Any]) -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes told apart by colour: 8 training and 5 validation pictures each."""
+    """Three classes told apart by color: 8 training and 5 validation images each."""
     root, draw = tmp_path_factory.mktemp("pets"), np.random.RandomState(0)
     for split, count in (("train", 8), ("val", 5)):
         for channel, name in enumerate(("ant", "bee", "cat")):
@@ -77,7 +77,7 @@ def configure(pets: Path) -> Configure:
 
 @pytest.fixture(scope="session")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures with a green or blue square on a third class, 12 and 5 of them; ADE20K's layout."""
+    """Images with a green or blue square on a third class, 12 and 5 of them; ADE20K's layout."""
     root, draw = tmp_path_factory.mktemp("patches"), np.random.RandomState(1)
     for split, count in (("training", 12), ("validation", 5)):
         for kind in ("images", "annotations"):
@@ -115,7 +115,7 @@ def configure_segment(patches: Path) -> Configure:
 
 
 class Block(NamedTuple):
-    """An object of the pictures of detection."""
+    """An object of the images of detection."""
 
     label: int
     box: tuple[int, int, int, int]
@@ -127,7 +127,7 @@ Scene = tuple[NDArray[np.uint8], list[Block]]
 
 
 def scene(i: int, draw: np.random.RandomState) -> Scene:
-    """A picture with a green block, a blue one, both or neither; the wide ones' third has a crowd."""
+    """A image with a green block, a blue one, both or neither; the wide ones' third has a crowd."""
     height, width = (44, 36 + i) if i % 3 == 2 else (36 + i, 44)
     pixels = draw.randint(0, 120, (height, width, 3), dtype=np.uint8)
     blocks = []
@@ -140,7 +140,7 @@ def scene(i: int, draw: np.random.RandomState) -> Scene:
 
 @pytest.fixture(scope="session")
 def scenes() -> dict[str, list[Scene]]:
-    """Pictures of green and blue blocks by split, 12 and 6 of them."""
+    """Images of green and blue blocks by split, 12 and 6 of them."""
     draw = np.random.RandomState(2)
     return {split: [scene(i, draw) for i in range(count)] for split, count in (("train", 12), ("val", 6))}
 
@@ -169,11 +169,11 @@ def blocks(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFact
     """These in COCO's layout, with outlines."""
     root = tmp_path_factory.mktemp("blocks")
     (root / "annotations").mkdir()
-    for split, pictures in scenes.items():
+    for split, scenes_of_split in scenes.items():
         (root / f"{split}2017").mkdir()
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for i, (pixels, there) in enumerate(pictures):
+        for i, (pixels, there) in enumerate(scenes_of_split):
             name, (height, width, _) = f"{i:02d}.png", pixels.shape
             Image.fromarray(pixels).save(root / f"{split}2017" / name)
             images.append({"id": 10 + i, "file_name": name, "width": width, "height": height})
@@ -248,7 +248,7 @@ def digest() -> Callable[[Path], dict[str, Any]]:
 
 @pytest.fixture
 def bad_pets(pets: Path, tmp_path: Path) -> Path:
-    """The same with one empty file among the validation pictures."""
+    """The same with one empty file among the validation images."""
     root = tmp_path / "pets"
     shutil.copytree(pets, root)
     (root / "val" / "bee" / "1.png").write_bytes(b"")
@@ -257,16 +257,16 @@ def bad_pets(pets: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def seen(tmp_path: Path) -> Callable[..., Seen]:
-    """Make a picture file with three classes in it, left, middle and right, and its result."""
+    """Make a image file with three classes in it, left, middle and right, and its result."""
 
-    def make(name: str = "a/x.jpg", size: tuple[int, int] = (12, 8), grey: int = 120, **fields: Any) -> Seen:
+    def make(name: str = "a/x.jpg", size: tuple[int, int] = (12, 8), gray: int = 120, **fields: Any) -> Seen:
         file, (width, height) = tmp_path / "photos" / name, size
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.new("RGB", size, (grey, grey, grey))
-        picture.save(file)
+        image = Image.new("RGB", size, (gray, gray, gray))
+        image.save(file)
         label_map = np.repeat((np.arange(width) * 3 // width).astype(np.uint8)[None], height, axis=0)
-        colours = ((0, 0, 0), (200, 40, 40), (40, 40, 200))
-        return Seen(picture, Segmentation(str(file), label_map, ("sky", "é, b", "<i>"), colours), **fields)
+        colors = ((0, 0, 0), (200, 40, 40), (40, 40, 200))
+        return Seen(image, Segmentation(str(file), label_map, ("sky", "é, b", "<i>"), colors), **fields)
 
     return make
 
@@ -279,7 +279,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 @pytest.fixture
 def noise_pets(tmp_path: Path) -> Path:
-    """Three classes of four pictures, in train and val."""
+    """Three classes of four images, in train and val."""
     draw = np.random.RandomState(0)
     for split in ("train", "val"):
         for name in ("ant", "bee", "cat"):
@@ -314,8 +314,8 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.fixture
-def labelled(write: Write, tmp_path: Path) -> Path:
-    """Four pictures to learn from and two held out, of sky, grass and road, in plain folders."""
+def labeled(write: Write, tmp_path: Path) -> Path:
+    """Four images to learn from and two held out, of sky, grass and road, in plain folders."""
     draw = np.random.RandomState(0)
     for split, count in (("train", 4), ("val", 2)):
         for i in range(count):
@@ -329,7 +329,7 @@ def labelled(write: Write, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def objects(write: Write, tmp_path: Path) -> Path:
-    """Five pictures of many sizes in COCO's layout; the third holds nothing, the fourth a crowd."""
+    """Five images of many sizes in COCO's layout; the third holds nothing, the fourth a crowd."""
     draw = np.random.RandomState(0)
     images, annotations = [], []
     for number, (width, height) in enumerate([(24, 16), (16, 24), (20, 20), (40, 10), (30, 21)], start=1):
@@ -359,15 +359,15 @@ def objects(write: Write, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def spotted(tmp_path: Path) -> Callable[..., Seen]:
-    """Make a grey picture file with two objects in it, left and right, masks their upper halves."""
+    """Make a gray image file with two objects in it, left and right, masks their upper halves."""
 
     def make(
         name: str = "a/x.jpg", size: tuple[int, int] = (400, 300), masks: bool = True, **fields: Any
     ) -> Seen:
         file, (width, height) = tmp_path / "photos" / name, size
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.new("RGB", size, (100, 100, 100))
-        picture.save(file)
+        image = Image.new("RGB", size, (100, 100, 100))
+        image.save(file)
         boxes = (
             np.array([[0.1, 0.2, 0.4, 0.8], [0.6, 0.2, 0.9, 0.8]]) * [width, height, width, height]
         ).round()
@@ -384,7 +384,7 @@ def spotted(tmp_path: Path) -> Callable[..., Seen]:
             ((200, 40, 40), (40, 40, 200)),
             tuple(encode(place) for place in drawn) if masks else None,
         )
-        return Seen(picture, objects, **fields)
+        return Seen(image, objects, **fields)
 
     return make
 
@@ -396,17 +396,17 @@ SIZES = [(40, 30), (64, 64), (1, 1), (33, 70), (50, 20), (31, 31), (90, 41)]
 
 
 NOTHING = (3, 5)
-"""Pictures without objects."""
+"""Images without objects."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> ImageFolder:
-    """Seven pictures of three classes, each of one grey that tells its class and number."""
+    """Seven images of three classes, each of one gray that tells its class and number."""
     for label, (name, count) in enumerate((("ant", 3), ("bee", 2), ("cat", 2))):
         (tmp_path / "val" / name).mkdir(parents=True)
         for i in range(count):
-            grey = np.full((8, 8, 3), 80 * label + 20 * i, dtype=np.uint8)
-            Image.fromarray(grey).save(tmp_path / "val" / name / f"{name}{i}.png")
+            gray = np.full((8, 8, 3), 80 * label + 20 * i, dtype=np.uint8)
+            Image.fromarray(gray).save(tmp_path / "val" / name / f"{name}{i}.png")
     return ImageFolder(tmp_path, "val")
 
 
@@ -423,7 +423,7 @@ def boxes_of(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
 
 @pytest.fixture
 def rectangles(tmp_path: Path) -> Rectangles:
-    """Write pictures with a red and a green rectangle, some with none, one of one pixel."""
+    """Write images with a red and a green rectangle, some with none, one of one pixel."""
 
     def put(classes: int = 2, nothing: Sequence[int] = NOTHING, **fields: Any) -> DetectionFolder:
         images: list[dict[str, Any]] = []

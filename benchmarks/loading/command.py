@@ -9,7 +9,7 @@ from benchmarks.loading.settings import PIPELINES, LoadingConfig
 from metaformer.storage import write_atomically
 
 DESCRIPTION = (
-    "Pictures per second of our loader, timm's and torchvision's in turn, and whether a model waits for them."
+    "Images per second of our loader, timm's and torchvision's in turn, and whether a model waits for them."
 )
 EXAMPLE = """  python -m benchmarks.loading
   python -m benchmarks.loading --root imagenet/val --workers 8 --batch 128
@@ -19,8 +19,8 @@ EXAMPLE = """  python -m benchmarks.loading
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what `run` reads."""
     add, config = parser.add_argument, LoadingConfig()
-    add("--root", type=Path, metavar="DIR", help="pictures in it and below (default: some are made)")
-    add("--pictures", type=int, default=config.pictures, metavar="N", help="read in a round (default 512)")
+    add("--root", type=Path, metavar="DIR", help="images in it and below (default: some are made)")
+    add("--images", type=int, default=config.images, metavar="N", help="read in a round (default 512)")
     add(
         "--pipelines",
         nargs="+",
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="; ".join(f"{name}: {what}" for name, what in PIPELINES.items()),
     )
-    add("--batch", type=int, default=config.batch, metavar="N", help="pictures in a batch (default 64)")
+    add("--batch", type=int, default=config.batch, metavar="N", help="images in a batch (default 64)")
     add("--size", type=int, default=config.size, metavar="N", help="height and width (default 224)")
     add("--workers", type=int, metavar="N", help="processes that make them (default: one for each core)")
     add("--rounds", type=int, default=config.rounds, metavar="N", help="measurements (default 10)")
@@ -48,7 +48,7 @@ def run(words: argparse.Namespace) -> int:
     report = measure_loading(
         LoadingConfig(
             root=words.root,
-            pictures=words.pictures,
+            images=words.images,
             pipelines=tuple(words.pipelines),
             batch=words.batch,
             size=words.size,

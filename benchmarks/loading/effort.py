@@ -1,4 +1,4 @@
-"""What making pictures costs in processor time, which a busy machine changes less than speed."""
+"""What making images costs in processor time, which a busy machine changes less than speed."""
 
 import multiprocessing
 import os

@@ -17,7 +17,7 @@ class Feed:
 
     Args:
         loader: batches; each iteration is an epoch.
-        images: takes a batch's images to the device, normalised.
+        images: takes a batch's images to the device, normalized.
         begin: is told the number of each epoch before it.
     """
 
@@ -68,7 +68,7 @@ def _ours(pipeline: str, folder: Path, config: LoadingConfig, device: torch.devi
 
 
 def _timm(pipeline: str, folder: Path, config: LoadingConfig, device: torch.device) -> Feed:
-    """Timm's loader as its training script builds it: normalised and erased on the device."""
+    """Timm's loader as its training script builds it: normalized and erased on the device."""
     from timm.data import ImageDataset, create_loader
 
     from metaformer.tasks.classification.transforms import allow_no_bits
@@ -123,7 +123,7 @@ def _torchvision_tensors(pipeline: str, folder: Path, config: LoadingConfig, dev
 
 
 def _changes(pipeline: str, size: int, kit: Any) -> list[Any]:
-    """What a pipeline does to the bytes of pictures, of either of torchvision's kits of transforms."""
+    """What a pipeline does to the bytes of images, of either of torchvision's kits of transforms."""
     from torchvision.transforms import InterpolationMode
 
     settings = training(pipeline, size)

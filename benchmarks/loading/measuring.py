@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.loading.effort import core_seconds
 from benchmarks.loading.feed import FEEDS, OURS, Feed
-from benchmarks.loading.pictures import lay_out
+from benchmarks.loading.images import lay_out
 from benchmarks.loading.report import LoadingReport, Measured
 from benchmarks.loading.settings import LoadingConfig
 from benchmarks.suite.measuring import one_line
@@ -26,8 +26,8 @@ def measure_loading(config: LoadingConfig) -> LoadingReport:
 
     Raises:
         ConfigError: a device that is not there, or a model that is unknown.
-        DataError: too few pictures, or one that cannot be read.
-        MissingPackage: pictures cannot be read or made without it.
+        DataError: too few images, or one that cannot be read.
+        MissingPackage: images cannot be read or made without it.
     """
     device = pick_device(config.device)
     try:
@@ -37,10 +37,10 @@ def measure_loading(config: LoadingConfig) -> LoadingReport:
         raise MissingPackage("timm and torchvision", "demo", "`python -m benchmarks.loading`") from error
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wanted = config.pictures // config.batch * config.batch
+        wanted = config.images // config.batch * config.batch
         count = lay_out(folder, wanted, config.root)
         if count < wanted:
-            raise DataError(f"{config.root}: {count} pictures: ask for no more (pictures), now {wanted}")
+            raise DataError(f"{config.root}: {count} images: ask for no more (images), now {wanted}")
         loaders = {pipeline: _pipeline(pipeline, folder, config, device) for pipeline in config.pipelines}
     return LoadingReport(loaders, _speed(config, device), config, Machine.here(device))
 

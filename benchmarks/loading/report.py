@@ -49,7 +49,7 @@ class LoadingReport:
     def text(self) -> str:
         """Make a page to read."""
         config, machine = self.config, self.machine
-        what = "made pictures of 500×375" if config.root is None else str(config.root)
+        what = "made images of 500×375" if config.root is None else str(config.root)
         lines = [
             f"{machine.device}; PyTorch {machine.pytorch}; {config.processes} workers; {config.size}×"
             f"{config.size}; batch {config.batch}; {what}",
@@ -103,7 +103,7 @@ class LoadingReport:
         return {
             "seconds_per_epoch": list(timing.seconds),
             "core_seconds_per_epoch": list(loaders[name].effort),
-            "pictures": timing.batch,
+            "images": timing.batch,
             "images_per_second": timing.images_per_second,
             "best_images_per_second": timing.batch / timing.minimum,
             "ours_by_it": {"best": timing.minimum / ours.minimum, "median": median(pairs), "pairs": pairs},

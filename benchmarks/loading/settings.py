@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 PIPELINES: Final = {
     "train": "the ImageNet recipes' augmentation: random crop, flip, RandAugment, erasing",
     "plain": "random crop and flip alone, the same work in each library",
-    "evaluation": "resize, centre crop",
+    "evaluation": "resize, center crop",
 }
-"""What is done to pictures before they are normalised."""
+"""What is done to images before they are normalized."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class LoadingConfig:
     """Under which conditions loaders and a model are measured."""
 
     root: Path | None = None
-    """Folder with pictures in it or below; made pictures of ImageNet's size when not given."""
-    pictures: int = 512
+    """Folder with images in it or below; made images of ImageNet's size when not given."""
+    images: int = 512
     """How many are read in a round, cut to whole batches; of more, some at even distances are taken."""
     pipelines: tuple[str, ...] = tuple(PIPELINES)
     """Which of `PIPELINES` are measured."""
     batch: int = 64
-    """Pictures in a batch."""
+    """Images in a batch."""
     size: int = 224
     """Height and width that they are given."""
     workers: int | None = None
@@ -46,7 +46,7 @@ class LoadingConfig:
     """Images of a training step; 8 on a CPU and `batch` elsewhere when not given."""
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "batch", "size", "rounds", "step_batch"):
+        for name in ("images", "batch", "size", "rounds", "step_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} must be at least 1")
@@ -57,8 +57,8 @@ class LoadingConfig:
         for pipeline in self.pipelines:
             if pipeline not in PIPELINES:
                 raise UnknownName("pipeline", pipeline, PIPELINES)
-        if self.pictures < self.batch:
-            raise ConfigError(f"pictures: {self.pictures} do not fill one batch of {self.batch}")
+        if self.images < self.batch:
+            raise ConfigError(f"images: {self.images} do not fill one batch of {self.batch}")
 
     @property
     def processes(self) -> int:

@@ -24,7 +24,7 @@ def grid(device: Device) -> tuple[Row, ...]:
 
 
 def _claims(model: str, mode: Mode) -> tuple[Claim, ...]:
-    """The same form on both sides; in inference our eager form may be the optimised one."""
+    """The same form on both sides; in inference our eager form may be the optimized one."""
     optimized = ("ours optimized",) if mode == "inference" else ()
     compiled = ("ours optimized compiled",) if mode == "inference" else ()
     eager_rivals, compiled_rivals = _rivals(model)

@@ -1,4 +1,4 @@
-"""The findings as a picture."""
+"""The findings as a image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ def plot(verdicts: Sequence[Verdict], place: Path) -> str:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return "no picture: matplotlib is not installed: pip install matplotlib"
+        return "no image: matplotlib is not installed: pip install matplotlib"
     drawn = [verdict for verdict in verdicts if verdict.median is not None]
     if not drawn:
-        return "no picture: nothing was compared"
+        return "no image: nothing was compared"
     figure: Any = Figure(figsize=(10, 1.2 + 0.45 * len(drawn)), layout="constrained")
     axes = figure.add_subplot(
         xscale="log", xlabel="ratio: bar median with quartiles, dot minima, line target"
@@ -32,15 +32,15 @@ def plot(verdicts: Sequence[Verdict], place: Path) -> str:
     axes.set_yticks(range(len(drawn)), [f"{v.row}\n{v.claim.title}" for v in reversed(drawn)], fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
     write_atomically(place, lambda file: figure.savefig(file, format="png", dpi=150))
-    return f"picture: {place}"
+    return f"image: {place}"
 
 
 def _bar(axes: Any, height: int, verdict: Verdict) -> None:
     middle, target = verdict.median or 0.0, verdict.claim.target
     low, high = verdict.quartiles or (middle, middle)
     reached = verdict.word.startswith("reached")
-    colour = TOLD if target is None else REACHED if reached else MISSED
-    axes.barh(height, middle - 1, left=1, color=colour, height=0.6)
+    color = TOLD if target is None else REACHED if reached else MISSED
+    axes.barh(height, middle - 1, left=1, color=color, height=0.6)
     axes.hlines(height, low, high, color="black", linewidth=1.5)
     axes.plot(verdict.minima, height, "o", color="black", markersize=3)
     if target is not None:

@@ -17,7 +17,7 @@ from benchmarks.suite.process import Order, run_row
 from benchmarks.suite.row import Device, Row
 from benchmarks.suite.table import TABLE
 from benchmarks.suite.verdict import Verdict, judge
-from metaformer.bench.catalogue import matches
+from metaformer.bench.catalog import matches
 from metaformer.bench.run import pick_device
 from metaformer.errors import ConfigError, OutputError, UnknownName
 from metaformer.storage import write_atomically

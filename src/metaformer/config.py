@@ -31,7 +31,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures are and how they are grouped."""
+    """Where the images are and how they are grouped."""
 
     root: str = ""
     """Folder that holds the data set."""
@@ -42,13 +42,13 @@ class DataConfig:
     image_size: int = 224
     """Height and width of the network's input, in pixels; in segmentation those of training crops."""
     batch_size: int = 128
-    """Images per optimiser step, over all devices and accumulation steps together."""
+    """Images per optimizer step, over all devices and accumulation steps together."""
     eval_batch_size: int = 128
     """Images per device in evaluation."""
     workers: int = 4
     """Processes that read and augment, per device; 0 reads in the main process."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A training picture that cannot be read: an error, or logged and left out (up to 0.1 % of all)."""
+    """A training image that cannot be read: an error, or logged and left out (up to 0.1 % of all)."""
     repeats: int = 1
     """Repeated augmentation: how many augmented copies of an image an epoch holds (CycleMLP: 3)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -59,10 +59,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to training pictures."""
+    """What is done to training images."""
 
     scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the picture's area that a random crop takes."""
+    """Share of the image's area that a random crop takes."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Aspect ratio of a random crop."""
     hflip: float = 0.5
@@ -95,7 +95,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised."""
+    """What is minimized."""
 
     name: Literal["cross_entropy", "bce", "jsd"] = "cross_entropy"
     """Cross-entropy, binary cross-entropy over classes, or Jensen-Shannon divergence between views."""
@@ -115,7 +115,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser."""
+    """The optimizer."""
 
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
     """AdamW, LAMB (CAFormer) or SGD with momentum 0.9."""
@@ -178,7 +178,7 @@ class EvalConfig:
     """How accuracy is measured."""
 
     crop: float = 0.9
-    """Share of the resized picture that the centre crop keeps."""
+    """Share of the resized image that the center crop keeps."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Resampling."""
     every: int = 1
@@ -188,11 +188,11 @@ class EvalConfig:
     real_labels: str | None = None
     """ReaL labels: a JSON list with the accepted classes of each validation image, in file order."""
     class_subset: str | None = None
-    """Text file with one class name per line: only their logits and pictures count (ImageNet-A, -R)."""
+    """Text file with one class name per line: only their logits and images count (ImageNet-A, -R)."""
     flip: bool = False
-    """Average with the mirrored picture."""
+    """Average with the mirrored image."""
     crops: Literal[1, 5] = 1
-    """Centre crop, or centre and corners averaged."""
+    """Center crop, or center and corners averaged."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class SegmentConfig:
     reduce_zero_label: bool | None = None
     """Whether label 0 is no class but ignored (ADE20K); as the layout has it when not given."""
     base: tuple[int, int] | None = (2048, 512)
-    """Longer and shorter side that pictures are fitted into, in pixels; null keeps their own size."""
+    """Longer and shorter side that images are fitted into, in pixels; null keeps their own size."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Random factor of that size in training."""
     multiple: int = 32
@@ -266,13 +266,13 @@ class SegmentConfig:
     class_weights: list[float] | None = None
     """A weight of the loss for each class."""
     inference: Literal["whole", "slide"] = "whole"
-    """Evaluate whole pictures, or overlapping windows of them."""
+    """Evaluate whole images, or overlapping windows of them."""
     window: int = 512
     """Side of such a window, in pixels."""
     stride: int = 341
     """Pixels from one window to the next."""
     scales: list[float] = field(default_factory=lambda: [1.0])
-    """Sizes that evaluation averages over, as factors; `evaluate.flip` adds the mirrored pictures."""
+    """Sizes that evaluation averages over, as factors; `evaluate.flip` adds the mirrored images."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ class DetectConfig:
     box_fc_dim: int = 1024
     """Channels of the two layers that look at a region (`faster_rcnn`, `mask_rcnn`)."""
     box_samples: int = 512
-    """Regions of each picture that the second stage learns from; on a CPU their number decides its speed."""
+    """Regions of each image that the second stage learns from; on a CPU their number decides its speed."""
     anchor_scale: float | None = None
     """Side of the smallest anchors in strides of their map; 4 for `retinanet` and 8 when not given."""
     layout: Literal["auto", "coco", "voc", "yolo"] = "auto"
@@ -300,7 +300,7 @@ class DetectConfig:
     classes: str | None = None
     """Text file with one class name per line, where the data set brings none."""
     long_side: int | None = 1333
-    """Longest side that pictures are fitted into, in pixels; null keeps their own size."""
+    """Longest side that images are fitted into, in pixels; null keeps their own size."""
     short_sides: list[int] = field(default_factory=lambda: [800])
     """Shorter side they are fitted into: the last in evaluation, one of them by chance in training."""
     jitter: tuple[float, float] | None = None
@@ -308,15 +308,15 @@ class DetectConfig:
     photometric: bool = False
     """Distort brightness, contrast, saturation and hue in training."""
     group_by_aspect: bool = True
-    """Batches of pictures that are all wide or all tall, so that little is filled up."""
+    """Batches of images that are all wide or all tall, so that little is filled up."""
     score_threshold: float = 0.05
     """Objects with a lower score are left out."""
     nms_threshold: float = 0.5
     """Of two boxes of a class that overlap by more than this IoU the one of lower score is left out."""
     max_detections: int = 100
-    """Most objects of a picture."""
+    """Most objects of a image."""
     scales: list[float] = field(default_factory=lambda: [1.0])
-    """Sizes that evaluation looks at, as factors; `evaluate.flip` adds the mirrored pictures."""
+    """Sizes that evaluation looks at, as factors; `evaluate.flip` adds the mirrored images."""
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ class TrainConfig:
     """One training run, whole."""
 
     task: Literal["classify", "segment", "detect"] = "classify"
-    """What is learned: classes of pictures, of pixels, or objects with their places."""
+    """What is learned: classes of images, of pixels, or objects with their places."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

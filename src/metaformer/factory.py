@@ -157,7 +157,7 @@ def create_detector(
     partial: bool = False,
     **config_overrides: Any,
 ) -> "Detector":
-    """Build a network that tells which objects are in a picture, where, and with `mask_rcnn` their masks.
+    """Build a network that tells which objects are in a image, where, and with `mask_rcnn` their masks.
 
     Args:
         kind: `retinanet`, `faster_rcnn` or `mask_rcnn`; or with backbone and perhaps tag, as `list_detectors`

@@ -1,4 +1,4 @@
-"""How a program's process deals with memory and with its neighbours; for programs to call, not libraries."""
+"""How a program's process deals with memory and with its neighbors; for programs to call, not libraries."""
 
 import ctypes
 import os

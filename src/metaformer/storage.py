@@ -185,7 +185,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 class FileNames:
-    """Give each picture the name of its own file without ending, numbered where two would be the same.
+    """Give each image the name of its own file without ending, numbered where two would be the same.
 
     Names that differ in capitals only count as the same: some file systems think so.
     """
@@ -194,8 +194,8 @@ class FileNames:
         self._taken: set[str] = set()
 
     def of(self, path: str | Path) -> str:
-        """A name that was not given before; `picture` for an image in memory, whose path is empty."""
-        return self.unlike(Path(path).stem or "picture")
+        """A name that was not given before; `image` for an image in memory, whose path is empty."""
+        return self.unlike(Path(path).stem or "image")
 
     def unlike(self, wanted: str) -> str:
         """This name, or with the first number that makes it one that was not given before."""

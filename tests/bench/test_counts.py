@@ -1,4 +1,4 @@
-"""Counted against arithmetic by hand; published sizes are in test_catalogue.py."""
+"""Counted against arithmetic by hand; published sizes are in test_catalog.py."""
 
 from dataclasses import replace
 from typing import Any

@@ -52,7 +52,7 @@ def test_compares_pair_by_pair() -> None:
 def test_the_inference_form_is_measured_for_what_has_one() -> None:
     config = BenchConfig(size=64, rounds=1, warmup=0, optimize=True)
     report = bench(["poolformer_n", "semantic_fpn_poolformer_n"], config, against="timm:poolformer_s12")
-    assert len(report.ratios) == 2 and "eager, ours optimised" in report.text()
+    assert len(report.ratios) == 2 and "eager, ours optimized" in report.text()
     with pytest.raises(ConfigError, match="the inference form is not trained"):
         BenchConfig(optimize=True, train=True)
 

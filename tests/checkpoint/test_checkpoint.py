@@ -89,7 +89,7 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
-def test_an_optimiser_goes_on_exactly(tmp_path: Path, name: str) -> None:
+def test_an_optimizer_goes_on_exactly(tmp_path: Path, name: str) -> None:
     def make() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))

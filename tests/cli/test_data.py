@@ -10,7 +10,7 @@ from metaformer.cli import main
 
 @pytest.fixture
 def flowers(tmp_path: Path) -> Path:
-    """Two classes of three pictures, in train and val."""
+    """Two classes of three images, in train and val."""
     draw = np.random.RandomState(0)
     for split in ("train", "val"):
         for name in ("daisy", "rose"):
@@ -32,7 +32,7 @@ def test_shard_then_check(
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     out = str(tmp_path / "out")
     assert main(["data", "shard", str(flowers), out, f"--to={kind}", "--workers=1"]) == 0
-    assert "train: 6 pictures in 1 files" in capsys.readouterr().out
+    assert "train: 6 images in 1 files" in capsys.readouterr().out
     assert main(["data", "check", out, "--workers=1", f"--json={tmp_path / 'found.json'}"]) == 0
     assert json.loads((tmp_path / "found.json").read_text())["ok"]
     assert main(["data", "shard", str(flowers), out]) == 1
@@ -63,7 +63,7 @@ def test_help_tells_what_there_is_and_what_a_stream_costs(capsys: pytest.Capture
     assert "known: demo, check, shard" in capsys.readouterr().err
 
 
-def test_label_maps_are_recognised_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_label_maps_are_recognized_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, draw = tmp_path / "scenes", np.random.RandomState(0)
     for split in ("train", "val"):
         for part in ("images", "masks"):
@@ -78,8 +78,8 @@ def test_label_maps_are_recognised_and_checked(tmp_path: Path, capsys: pytest.Ca
     assert main(words) == 1
     assert "classes.txt: no such file: name the classes in it" in capsys.readouterr().out
     assert main([*words, f"--classes={names}", f"--json={tmp_path / 'found.json'}"]) == 0
-    assert "train: 2 pictures with label maps of 3 of 3 classes" in capsys.readouterr().out
-    assert json.loads((tmp_path / "found.json").read_text())["splits"][0]["per_class"]["sea"]["pictures"] == 2
+    assert "train: 2 images with label maps of 3 of 3 classes" in capsys.readouterr().out
+    assert json.loads((tmp_path / "found.json").read_text())["splits"][0]["per_class"]["sea"]["images"] == 2
     assert main([*words, f"--classes={names}", "--layout=folders", "--reduce-zero-label=yes"]) == 0
     assert main([*words, "--layout=voc"]) == 1
     assert f"{root}/JPEGImages: no such folder" in capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_label_maps_are_recognised_and_checked(tmp_path: Path, capsys: pytest.Ca
     assert f"error: {root}/masks/val/1.png: label 3 (72 pixels)" in capsys.readouterr().out
 
 
-def test_objects_are_recognised_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_objects_are_recognized_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, draw = tmp_path / "scenes", np.random.RandomState(0)
     for split in ("train", "val"):
         for part in ("images", "labels"):
@@ -103,7 +103,7 @@ def test_objects_are_recognised_and_checked(tmp_path: Path, capsys: pytest.Captu
     assert "data.yaml: no such file: name the classes in it" in capsys.readouterr().out
     (root / "classes.txt").write_text("cat\n")
     assert main([*words, f"--json={tmp_path / 'found.json'}"]) == 0
-    assert "train: 1 pictures, 0 of them empty, with 1 objects" in capsys.readouterr().out
+    assert "train: 1 images, 0 of them empty, with 1 objects" in capsys.readouterr().out
     assert json.loads((tmp_path / "found.json").read_text())["splits"][0]["per_class"]["cat"]["objects"] == 1
     assert main([*words, "--layout=coco"]) == 1
     assert "no annotations of split 'train'" in capsys.readouterr().out

@@ -68,7 +68,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures of one name, and an animation."""
+    """Two images of one name, and an animation."""
     root, draw = tmp_path_factory.mktemp("photos"), np.random.RandomState(0)
     for name, size in (("a/x.png", (40, 30)), ("b/x.jpg", (33, 65))):
         (root / name).parent.mkdir()
@@ -81,11 +81,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_label_maps_and_all_beside_them(
     segmenter: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--device", "cpu", "--pictures", "--panoptic", "--rle", "--scales", "0.5,1", "--flip"]
+    options = ["--device", "cpu", "--images", "--panoptic", "--rle", "--scales", "0.5,1", "--flip"]
     assert main(["predict", str(segmenter), str(photos), "--out", str(tmp_path / "out"), *options]) == 0
     told = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in told] == [
-        "5 label maps", "5 annotated pictures", "5 panoptic pictures", "5 pictures in run lengths",
+        "5 label maps", "5 annotated images", "5 panoptic images", "5 images in run lengths",
     ]  # fmt: skip
     names = ["x", "x_2", "clip_000000", "clip_000001", "clip_000002"]
     assert sorted(file.stem for file in (tmp_path / "out" / "masks").iterdir()) == sorted(names)
@@ -95,7 +95,7 @@ def test_label_maps_and_all_beside_them(
     ]  # fmt: skip
     with Image.open(tmp_path / "out" / "masks" / "x_2.png") as mask:
         assert mask.mode == "P" and mask.size == (33, 65) and np.asarray(mask).max() < 3
-    with Image.open(tmp_path / "out" / "pictures" / "clip.webp") as clip:
+    with Image.open(tmp_path / "out" / "images" / "clip.webp") as clip:
         assert clip.n_frames == 3  # type: ignore[attr-defined]
 
 
@@ -110,7 +110,7 @@ def test_without_out_lines_are_printed(
 def test_a_submission_is_a_zip(segmenter: Path, photos: Path, tmp_path: Path) -> None:
     words = ["predict", str(segmenter), f"{photos}/a", "--out", str(tmp_path), "--submission", "ade20k"]
     assert main(words) == 0 and (tmp_path / "submission_ade20k.zip").is_file()
-    assert main([*words[:2], str(photos), *words[3:]]) == 1  # two pictures of one name
+    assert main([*words[:2], str(photos), *words[3:]]) == 1  # two images of one name
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_a_submission_is_a_zip(segmenter: Path, photos: Path, tmp_path: Path) ->
         ("--image-size 64", "image_size: "),
         ("--scales 1,x", "--scales '1,x': write numbers"),
         ("--scales 0", "scales"),
-        ("--pictures", "--pictures needs --out"),
+        ("--images", "--images needs --out"),
         ("--rle", "--rle needs --out"),
         ("--out OUT.csv", "label maps need a folder"),
-        ("--out OUT --fps 5", "fps: joins drawn pictures"),
+        ("--out OUT --fps 5", "fps: joins drawn images"),
         ("--out OUT --submission voc", "invalid choice: 'voc'"),
     ],
 )
@@ -141,11 +141,11 @@ def test_what_does_not_fit_segmentation_is_told(
 def test_objects_and_all_beside_them(
     detector: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--device", "cpu", "--pictures", "--coco", "--score", "0", "--scales", "0.5,1", "--flip"]
+    options = ["--device", "cpu", "--images", "--coco", "--score", "0", "--scales", "0.5,1", "--flip"]
     assert main(["predict", str(detector), str(photos), "--out", str(tmp_path / "out"), *options]) == 0
     told = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in told] == [
-        "5 pictures", "5 annotated pictures", "5 pictures for COCO",
+        "5 images", "5 annotated images", "5 images for COCO",
     ]  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [(line["width"], line["height"], line.get("frame")) for line in lines] == [
@@ -156,7 +156,7 @@ def test_objects_and_all_beside_them(
     sizes = {line["image_id"]: [line["height"], line["width"]] for line in lines}
     assert len(sizes) == 5 and {row["category_id"] for row in rows} <= {1, 17, 90}
     assert all(row["segmentation"]["size"] == sizes[row["image_id"]] for row in rows)
-    drawn = {file.name for file in (tmp_path / "out" / "pictures").iterdir()}
+    drawn = {file.name for file in (tmp_path / "out" / "images").iterdir()}
     assert {"x.jpg", "x_2.jpg", "clip.webp"} <= drawn
 
 
@@ -188,7 +188,7 @@ def test_objects_are_printed_without_out_and_chosen_by_score_and_class(
         ("--only sky,see", "unknown class 'see': did you mean sea"),
         ("--coco", "--coco needs --out"),
         ("--out OUT.json", "objects are written to a folder"),
-        ("--out OUT --fps 5", "fps: joins drawn pictures"),
+        ("--out OUT --fps 5", "fps: joins drawn images"),
     ],
 )
 def test_what_does_not_fit_detection_is_told(
@@ -231,7 +231,7 @@ def test_what_does_not_fit_classification_is_told(
     words = ["predict", str(classifier), f"{photos}/a", "--out", str(tmp_path / "out"), option]
     assert main(words) == 1
     error = capsys.readouterr().err
-    assert option.partition("=")[0].lstrip("-") in error and "classes of pictures apart" in error
+    assert option.partition("=")[0].lstrip("-") in error and "classes of images apart" in error
     assert error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
@@ -250,7 +250,7 @@ def test_a_whole_data_set_is_for_classification(
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter", "detector"])
-def test_the_optimised_network_says_the_same(
+def test_the_optimized_network_says_the_same(
     kind: str, photos: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
@@ -261,7 +261,7 @@ def test_the_optimised_network_says_the_same(
     assert found[0] == found[1]
 
 
-def test_optimising_leaves_no_room_for_mixed_precision(
+def test_optimizing_leaves_no_room_for_mixed_precision(
     classifier: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", str(classifier), str(photos), "--optimize", "--amp", "bf16"]) != 0

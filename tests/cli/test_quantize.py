@@ -15,7 +15,7 @@ from metaformer.weights.hub import save_pretrained
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of two classes in `data`, and in `net` a tiny classifier of them."""
+    """Images of two classes in `data`, and in `net` a tiny classifier of them."""
     pytest.importorskip("nncf")
     pytest.importorskip("openvino")
     place, draw = tmp_path_factory.mktemp("place"), np.random.RandomState(0)

@@ -14,7 +14,7 @@ from metaformer.tasks.classification.check import check_data_set
 
 @pytest.fixture
 def own(noise_pets: Path) -> Path:
-    """The noise_pets, with other pictures to validate on than to train on."""
+    """The noise_pets, with other images to validate on than to train on."""
     draw = np.random.RandomState(1)
     for file in sorted((noise_pets / "val").rglob("*.png")):
         Image.fromarray(draw.randint(0, 256, (30, 31, 3), dtype=np.uint8)).save(file)
@@ -36,11 +36,11 @@ def test_a_good_data_set_has_no_findings(own: Path) -> None:
     report = check(own)
     assert report.ok and not report.findings
     train, _ = report.splits
-    assert (train.pictures, train.unreadable, train.per_class) == (12, 0, {"ant": 4, "bee": 4, "cat": 4})
+    assert (train.images, train.unreadable, train.per_class) == (12, 0, {"ant": 4, "bee": 4, "cat": 4})
     assert (train.narrowest, train.median, train.widest) == ((50, 40), (50, 46), (50, 51))
     assert report.text().splitlines() == [
-        "train: 12 pictures in 3 classes of 4 to 4 (median 4); sizes 50x40 to 50x51, median 50x46",
-        "val: 12 pictures in 3 classes of 4 to 4 (median 4); sizes 31x30, median 31x30",
+        "train: 12 images in 3 classes of 4 to 4 (median 4); sizes 50x40 to 50x51, median 50x46",
+        "val: 12 images in 3 classes of 4 to 4 (median 4); sizes 31x30, median 31x30",
         f"{own}: 0 error(s), 0 warning(s)",
     ]
     assert json.loads(json.dumps(report.to_dict()))["ok"] is True
@@ -58,17 +58,17 @@ def test_all_that_is_wrong_is_told_at_once(own: Path, caplog: pytest.LogCaptureF
     (val / "dog").mkdir()
     shutil.copy(train / "bee/0.png", val / "dog/0.png")
     shutil.copy(train / "ant/1.png", train / "cat/again.png")
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "green")]
     frames[0].save(val / "ant/moving.gif", save_all=True, append_images=frames[1:])
     report = check(own)
     assert not report.ok
     assert found(report, "error") == [
-        ("layout", f"{train}/bee/scan.tiff: .tiff pictures are not read: convert it to PNG or JPEG"),
-        ("layout", f"{train}/wasp: no pictures in this class folder"),
+        ("layout", f"{train}/bee/scan.tiff: .tiff images are not read: convert it to PNG or JPEG"),
+        ("layout", f"{train}/wasp: no images in this class folder"),
         ("unreadable", f"{train}/ant/0.png: the file is empty"),
         (
             "unreadable",
-            f"{train}/bee/2.png: not a JPEG, PNG, WebP, BMP or GIF picture, or its header is damaged",
+            f"{train}/bee/2.png: not a JPEG, PNG, WebP, BMP or GIF image, or its header is damaged",
         ),
         (
             "layout",
@@ -76,13 +76,13 @@ def test_all_that_is_wrong_is_told_at_once(own: Path, caplog: pytest.LogCaptureF
         ),
         ("layout", f"{val}: no folder for 'cat', 'wasp'; every class of the class list needs one"),
     ]
-    copy = f"{train}/cat/again.png: the same picture as {train}/ant/1.png, which is of class 'ant', not 'cat'"
+    copy = f"{train}/cat/again.png: the same image as {train}/ant/1.png, which is of class 'ant', not 'cat'"
     assert found(report, "warning") == [
-        ("ignored", f"{train}: 1 without extension file(s) are no pictures and not used"),
+        ("ignored", f"{train}: 1 without extension file(s) are no images and not used"),
         ("ignored", f"{train}: 1 file(s) lie in no class folder"),
         ("contradiction", copy),
         ("animated", f"{val}/ant/moving.gif: animated, only its first frame is used"),
-        ("leak", f"{val}/dog/0.png: the same picture as {train}/bee/0.png of the training split"),
+        ("leak", f"{val}/dog/0.png: the same image as {train}/bee/0.png of the training split"),
     ]
     assert report.splits[0].unreadable == 2
     assert report.text().endswith(f"{own}: 6 error(s), 5 warning(s)")
@@ -94,7 +94,7 @@ def test_uneven_classes_and_a_single_one(own: Path) -> None:
         Image.new("RGB", (9, 9), (number, 0, 0)).save(own / f"train/ant/more{number}.png")
     report = check(own)
     assert report.ok
-    uneven = f"{own}/train: classes are uneven: 'bee' has 4 picture(s), 'ant' has 44"
+    uneven = f"{own}/train: classes are uneven: 'bee' has 4 image(s), 'ant' has 44"
     assert found(report, "warning") == [("uneven", uneven)]
     for split in ("train", "val"):
         for name in ("bee", "cat"):
@@ -109,7 +109,7 @@ def test_missing_splits_and_places(own: Path) -> None:
     shutil.rmtree(own / "val")
     report = check(own)
     assert found(report, "error") == [("layout", f"{own}: no folder 'val'; it holds train")]
-    assert report.splits[0].pictures == 12
+    assert report.splits[0].images == 12
     report = check(own / "none")
     assert found(report, "error") == [("layout", f"{own}/none: no such folder")]
 
@@ -147,11 +147,11 @@ def test_shards_are_checked_as_the_folder_that_they_were_made_from(
     report = check(out)
     assert report.splits == folder.splits and report.ok
     assert [f.kind for f in report.findings] == [f.kind for f in folder.findings] == ["contradiction", "leak"]
-    assert "cat/again.png: the same picture as " in report.findings[0].text
+    assert "cat/again.png: the same image as " in report.findings[0].text
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_damaged_shards_are_told_with_their_pictures(own: Path, tmp_path: Path, kind: str) -> None:
+def test_damaged_shards_are_told_with_their_images(own: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "shards"
     write_shards(own, out, ("train", "val"), kind, workers=1, progress=False)
     (shard,) = (out / "train").glob(f"*.{kind}")
@@ -160,7 +160,7 @@ def test_damaged_shards_are_told_with_their_pictures(own: Path, tmp_path: Path, 
     shard.write_bytes(content)
     errors = found(check(out), "error")
     assert str(shard) in errors[0][1] and "sha256" in errors[0][1]
-    if kind == "parquet":  # its pictures would go through a cache, which takes whole files only
+    if kind == "parquet":  # its images would go through a cache, which takes whole files only
         assert [kind for kind, _ in errors] == ["damaged", "layout"]
     else:
         assert [kind for kind, _ in errors] == ["damaged", "unreadable"]

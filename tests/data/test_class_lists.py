@@ -22,7 +22,7 @@ def test_published_lists(
     rows = list(zip(published.names, published.palette, strict=True))
     assert (rows[0], rows[-1]) == (first, last)
     assert all(name == name.strip() for name in published.names)
-    assert all(0 <= channel <= 255 for colour in published.palette for channel in colour)
+    assert all(0 <= channel <= 255 for color in published.palette for channel in color)
     assert palette_for(published.names) == published.palette
 
 
@@ -45,7 +45,7 @@ def test_an_unknown_list_names_the_known() -> None:
         class_list("ade")
 
 
-def test_colours_for_any_classes_are_vocs_all_different_and_black_the_background() -> None:
+def test_colors_for_any_classes_are_vocs_all_different_and_black_the_background() -> None:
     assert palette(21) == class_list("voc").palette
     assert palette_for(("background", "dog")) == ((0, 0, 0), (128, 0, 0))
     assert palette_for(("cat", "dog")) == ((128, 0, 0), (0, 128, 0))

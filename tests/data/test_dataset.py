@@ -84,23 +84,23 @@ def test_streams_come_back_after_an_error(noise_pets: Path) -> None:
     assert torch.equal(torch.rand(()), expected)
 
 
-def test_a_bad_picture_is_named(noise_pets: Path) -> None:
+def test_a_bad_image_is_named(noise_pets: Path) -> None:
     bad = noise_pets / "train/bee/1.png"
     bad.write_bytes(bad.read_bytes()[:300])
     with pytest.raises(BadImage, match=str(bad)):
         augmented(noise_pets)[Sample(0, 5)]
 
 
-def pairs(labelled: Path, seed: int = 0) -> AugmentedPairs:
-    return AugmentedPairs(open_segmentation(labelled, "train"), train_joint(16, (40, 24)), seed)
+def pairs(labeled: Path, seed: int = 0) -> AugmentedPairs:
+    return AugmentedPairs(open_segmentation(labeled, "train"), train_joint(16, (40, 24)), seed)
 
 
-def test_a_pair_is_a_function_of_seed_and_place(labelled: Path) -> None:
-    data = pairs(labelled)
+def test_a_pair_is_a_function_of_seed_and_place(labeled: Path) -> None:
+    data = pairs(labeled)
     wanted = [Sample(epoch, index, repeat) for epoch in (0, 1) for index in (0, 3) for repeat in (0, 1)]
     first = {sample: data[sample] for sample in wanted}
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
-    again = pairs(labelled)
+    again = pairs(labeled)
     for sample in reversed(wanted):
         image, labels, index = again[sample]
         assert torch.equal(image, first[sample][0]) and torch.equal(labels, first[sample][1])
@@ -108,22 +108,22 @@ def test_a_pair_is_a_function_of_seed_and_place(labelled: Path) -> None:
     images = [image for image, _, _ in first.values()]
     for i, one in enumerate(images):
         assert not any(torch.equal(one, other) for other in images[:i])
-    assert not torch.equal(pairs(labelled, seed=1)[wanted[0]][0], images[0])
+    assert not torch.equal(pairs(labeled, seed=1)[wanted[0]][0], images[0])
 
 
-def test_a_pair_leaves_the_runs_random_streams_alone(labelled: Path) -> None:
+def test_a_pair_leaves_the_runs_random_streams_alone(labeled: Path) -> None:
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     expected = random.random(), np.random.rand(), torch.rand(())
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    pairs(labelled)[Sample(0, 0)]
+    pairs(labeled)[Sample(0, 0)]
     assert (random.random(), np.random.rand(), torch.rand(())) == expected
 
 
-def test_a_label_map_of_another_size_is_named(labelled: Path) -> None:
-    bad = labelled / "annotations/train/2.png"
+def test_a_label_map_of_another_size_is_named(labeled: Path) -> None:
+    bad = labeled / "annotations/train/2.png"
     Image.new("L", (24, 21)).save(bad)
-    with pytest.raises(BadImage, match=r"2\.png: is 24x21 and its picture .*images/train/2\.png 24x22"):
-        pairs(labelled)[Sample(0, 2)]
+    with pytest.raises(BadImage, match=r"2\.png: is 24x21 and its image .*images/train/2\.png 24x22"):
+        pairs(labeled)[Sample(0, 2)]
 
 
 def scenes(objects: Path, seed: int = 0, masks: bool = True) -> AugmentedScenes:

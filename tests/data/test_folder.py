@@ -9,7 +9,7 @@ from metaformer.data.split import need_two_classes
 from metaformer.errors import BadImage, DataError
 
 
-def test_reads_classes_pictures_and_labels(noise_pets: Path) -> None:
+def test_reads_classes_images_and_labels(noise_pets: Path) -> None:
     train = ImageFolder(noise_pets, "train")
     assert train.classes == ("ant", "bee", "cat")
     assert len(train) == 12
@@ -80,7 +80,7 @@ def test_empty_class(noise_pets: Path) -> None:
     shutil.rmtree(noise_pets / "train/bee")
     (noise_pets / "train/bee").mkdir()
     (noise_pets / "train/bee/list.txt").write_text("")
-    with pytest.raises(DataError, match=r"bee: no pictures in this class folder \(it holds 1 other"):
+    with pytest.raises(DataError, match=r"bee: no images in this class folder \(it holds 1 other"):
         ImageFolder(noise_pets, "train")
 
 
@@ -107,14 +107,14 @@ def test_val_must_hold_the_classes_of_train(noise_pets: Path) -> None:
         ImageFolder(noise_pets, "val", ["ant", "ant", "bee"])
 
 
-def test_pictures_that_cannot_be_read_are_errors(noise_pets: Path) -> None:
+def test_images_that_cannot_be_read_are_errors(noise_pets: Path) -> None:
     (noise_pets / "train/ant/0.png").write_bytes(b"junk")
     train = ImageFolder(noise_pets, "train")
     assert len(train) == 12
     with pytest.raises(BadImage, match=r"ant/0\.png"):
         train.image(0)
     (noise_pets / "train/ant/scan.tiff").write_bytes(b"")
-    with pytest.raises(DataError, match=r"scan\.tiff: \.tiff pictures are not read"):
+    with pytest.raises(DataError, match=r"scan\.tiff: \.tiff images are not read"):
         ImageFolder(noise_pets, "train")
 
 
@@ -138,8 +138,8 @@ def test_all_faults_can_be_told_at_once(noise_pets: Path) -> None:
     assert [str(fault).removeprefix(f"{noise_pets}/train").partition(";")[0] for fault in told] == [
         ": 'dog' not among the 4 known classes ('ant', 'bee', 'cat', 'wasp')",
         ": no folder for 'wasp'",
-        "/ant/scan.heic: .heic pictures are not read: convert it to PNG or JPEG",
-        "/bee: no pictures in this class folder",
+        "/ant/scan.heic: .heic images are not read: convert it to PNG or JPEG",
+        "/bee: no images in this class folder",
         "/cat/again: is a link to a folder that holds it",
     ]
     assert folder.classes == ("ant", "bee", "cat", "wasp", "dog")

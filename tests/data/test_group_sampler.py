@@ -106,5 +106,5 @@ def test_the_order_is_pinned() -> None:
 def test_impossible_layouts() -> None:
     with pytest.raises(ConfigError, match="multiple of 3"):
         GroupSampler([0] * 100, batch_size=4, world=3)
-    with pytest.raises(DataError, match="2 training pictures do not fill one batch of 8"):
+    with pytest.raises(DataError, match="2 training images do not fill one batch of 8"):
         GroupSampler([0, 1], batch_size=8)

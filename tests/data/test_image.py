@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metaformer.data.image import FORMATS, decode_image, picture_size, read_image
+from metaformer.data.image import FORMATS, decode_image, image_size, read_image
 from metaformer.errors import BadImage, DataError
 
 
@@ -47,7 +47,7 @@ def png(width: int, height: int, rest: bytes = b"") -> bytes:
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("extension", ["", ".jpg", ".png", ".txt"])
 def test_format_is_found_by_content(tmp_path: Path, kind: str, extension: str) -> None:
-    path = tmp_path / f"picture{extension}"
+    path = tmp_path / f"image{extension}"
     path.write_bytes(encoded(kind))
     image = read_image(path)
     assert (image.mode, image.size) == ("RGB", (32, 24))
@@ -57,7 +57,7 @@ def test_format_is_found_by_content(tmp_path: Path, kind: str, extension: str) -
 
 def test_other_formats_stay_closed(tmp_path: Path) -> None:
     for kind in ("TIFF", "PPM", "ICO", "TGA", "PCX"):
-        path = tmp_path / "picture.png"
+        path = tmp_path / "image.png"
         path.write_bytes(encoded(kind))
         with pytest.raises(BadImage, match="not a JPEG, PNG, WebP, BMP or GIF"):
             read_image(path)
@@ -65,20 +65,20 @@ def test_other_formats_stay_closed(tmp_path: Path) -> None:
 
 def test_modes(tmp_path: Path) -> None:
     rgb = Image.fromarray(gradient())
-    grey = np.asarray(rgb.convert("L"))
-    alpha = Image.fromarray(np.full(grey.shape, 70, np.uint8))
-    as_grey = np.stack([grey] * 3, -1)
+    gray = np.asarray(rgb.convert("L"))
+    alpha = Image.fromarray(np.full(gray.shape, 70, np.uint8))
+    as_gray = np.stack([gray] * 3, -1)
     bits = np.stack([np.asarray(rgb.convert("1")).astype(np.uint8) * 255] * 3, -1)
     palette = rgb.quantize(64)
     with_alpha = rgb.copy()
     with_alpha.putalpha(alpha)
-    grey_alpha = rgb.convert("L")
-    grey_alpha.putalpha(alpha)
-    path = tmp_path / "picture"
-    # transparency is dropped: the colours below it come out, as in torchvision and timm
+    gray_alpha = rgb.convert("L")
+    gray_alpha.putalpha(alpha)
+    path = tmp_path / "image"
+    # transparency is dropped: the colors below it come out, as in torchvision and timm
     for image, expected, options in [
-        (rgb.convert("L"), as_grey, {}),
-        (grey_alpha, as_grey, {}),
+        (rgb.convert("L"), as_gray, {}),
+        (gray_alpha, as_gray, {}),
         (rgb.convert("1"), bits, {}),
         (with_alpha, gradient(), {}),
         (palette, np.asarray(palette.convert("RGB")), {}),
@@ -126,39 +126,39 @@ def test_the_size_is_known_from_the_header(tmp_path: Path, orientation: int, kin
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {} if kind in ("BMP", "GIF") else {"exif": exif}
-    Image.new("RGB", (7, 4)).save(tmp_path / "picture", kind, **options)
-    assert picture_size(tmp_path / "picture") == read_image(tmp_path / "picture").size
+    Image.new("RGB", (7, 4)).save(tmp_path / "image", kind, **options)
+    assert image_size(tmp_path / "image") == read_image(tmp_path / "image").size
 
 
 def test_what_has_no_header_has_no_size(tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("no picture")
+    (tmp_path / "text").write_text("no image")
     with pytest.raises(BadImage, match="text: not a JPEG"):
-        picture_size(tmp_path / "text")
+        image_size(tmp_path / "text")
     with pytest.raises(BadImage, match="none: no such file"):
-        picture_size(tmp_path / "none")
+        image_size(tmp_path / "none")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BadImage, match="pipe: is no ordinary file"):
-        picture_size(tmp_path / "pipe")
+        image_size(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_jpegs_pixels_outlive_its_file(tmp_path: Path, orientation: int) -> None:
     """They are handed on without a copy, and nothing else of the file is."""
-    path, exif = tmp_path / "picture.jpg", Image.Exif()
+    path, exif = tmp_path / "image.jpg", Image.Exif()
     exif[0x0112] = orientation
     original = Image.linear_gradient("L").convert("RGB").crop((0, 0, 60, 30))
     original.save(path, exif=exif, dpi=(300, 300))
     with Image.open(path) as opened:
         wanted = np.asarray(opened.convert("RGB"))
-    picture = read_image(path)
+    image = read_image(path)
     path.unlink()
-    assert np.array_equal(np.asarray(picture), wanted if orientation == 1 else np.rot90(wanted, -1))
-    assert picture.info == {}
-    picture.putpixel((0, 0), (1, 2, 3))
-    assert picture.resize((5, 5)).size == (5, 5) and picture.copy().tobytes() == picture.tobytes()
+    assert np.array_equal(np.asarray(image), wanted if orientation == 1 else np.rot90(wanted, -1))
+    assert image.info == {}
+    image.putpixel((0, 0), (1, 2, 3))
+    assert image.resize((5, 5)).size == (5, 5) and image.copy().tobytes() == image.tobytes()
 
 
-def test_damaged_exif_does_not_spoil_the_picture(tmp_path: Path) -> None:
+def test_damaged_exif_does_not_spoil_the_image(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jpg", Image.fromarray(gradient()), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09junk"
     )
@@ -169,14 +169,14 @@ def test_damaged_exif_does_not_spoil_the_picture(tmp_path: Path) -> None:
 def test_animation_gives_its_first_frame_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
     path = write(tmp_path / "a", frames[0], kind, save_all=True, append_images=frames[1:])
     red, green, blue = np.asarray(read_image(path)).astype(int)[4, 4]
     assert red > 240 and green < 15 and blue < 15
     assert "first frame" in caplog.text and str(path) in caplog.text
 
 
-def test_still_pictures_are_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_still_images_are_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for kind in FORMATS:
         read_image(write(tmp_path / "a", Image.fromarray(gradient()), kind))
     assert not caplog.text
@@ -262,7 +262,7 @@ def test_bad_bytes_are_called_by_their_name(content: bytes, reason: str) -> None
 
 
 def test_animation_is_noted(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "green")]
     path = write(tmp_path / "a.gif", frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert read_image(path).info == {"animated": True}
     assert decode_image(encoded("PNG"), "a").info == {}
@@ -283,7 +283,7 @@ except DataError as error:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
-def test_want_of_memory_is_not_the_pictures_fault(tmp_path: Path) -> None:
+def test_want_of_memory_is_not_the_images_fault(tmp_path: Path) -> None:
     large = write(tmp_path / "large.png", Image.new("1", (7000, 7000)))
     small = write(tmp_path / "small.png", Image.new("1", (8, 8)))
     words = [sys.executable, "-c", NO_MEMORY, str(large), str(small)]
@@ -291,7 +291,7 @@ def test_want_of_memory_is_not_the_pictures_fault(tmp_path: Path) -> None:
     assert told.startswith(f"DataError not enough memory to decode {large}: "), told
 
 
-def test_too_many_open_files_are_not_the_pictures_fault(tmp_path: Path) -> None:
+def test_too_many_open_files_are_not_the_images_fault(tmp_path: Path) -> None:
     path = write(tmp_path / "a.png", Image.fromarray(gradient()))
     opened = []
     try:

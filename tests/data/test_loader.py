@@ -101,9 +101,9 @@ def test_views_stay_together(noise_pets: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_bad_picture_arrives_as_what_it_is(noise_pets: Path, workers: int) -> None:
+def test_a_bad_image_arrives_as_what_it_is(noise_pets: Path, workers: int) -> None:
     bad = noise_pets / "val/bee/2.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     data = Augmented(ImageFolder(noise_pets, "val"), eval_transform(32))
     batches = Loader(data, EvalSampler(12, batch_size=5), workers=workers)
     with pytest.raises(BadImage) as caught:
@@ -113,7 +113,7 @@ def test_a_bad_picture_arrives_as_what_it_is(noise_pets: Path, workers: int) -> 
 
 
 class Faulty(ImageFolder):
-    """A folder whose eighth picture is the end of the worker that reads it."""
+    """A folder whose eighth image is the end of the worker that reads it."""
 
     def __init__(self, root: Path, how: str) -> None:
         super().__init__(root, "val")
@@ -145,7 +145,7 @@ class Buggy(ImageFolder):
 @pytest.mark.parametrize(
     "how", ["killed", "status 3", "status 0", "reads", "not enough memory", "not enough memory for it"]
 )
-def test_the_end_of_a_worker_is_told_with_its_picture_in_bounded_time(noise_pets: Path, how: str) -> None:
+def test_the_end_of_a_worker_is_told_with_its_image_in_bounded_time(noise_pets: Path, how: str) -> None:
     source = Faulty(noise_pets, how)
     batches = Loader(
         Augmented(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=1, timeout=2
@@ -158,9 +158,9 @@ def test_the_end_of_a_worker_is_told_with_its_picture_in_bounded_time(noise_pets
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_pictures_are_left_out_where_that_is_wanted(noise_pets: Path, workers: int) -> None:
+def test_bad_images_are_left_out_where_that_is_wanted(noise_pets: Path, workers: int) -> None:
     bad = noise_pets / "val/bee/2.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     source = ImageFolder(noise_pets, "val")
     place = source.paths.index(bad)
     data = Augmented(source, eval_transform(32))
@@ -171,11 +171,11 @@ def test_bad_pictures_are_left_out_where_that_is_wanted(noise_pets: Path, worker
     assert left_out.index == place and left_out.reason.startswith(str(bad))
 
 
-def test_a_batch_of_bad_pictures_only_is_an_error(noise_pets: Path) -> None:
+def test_a_batch_of_bad_images_only_is_an_error(noise_pets: Path) -> None:
     for file in (noise_pets / "val/bee").iterdir():
         file.write_bytes(b"")
     data = Augmented(ImageFolder(noise_pets, "val"), eval_transform(32))
-    with pytest.raises(DataError, match=r"none of the 2 pictures of a batch can be read; the first: .*bee"):
+    with pytest.raises(DataError, match=r"none of the 2 images of a batch can be read; the first: .*bee"):
         list(Loader(data, EvalSampler(12, batch_size=2), skip_bad=True))
 
 
@@ -194,7 +194,7 @@ def test_a_wish_to_stop_ends_the_wait(noise_pets: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bug_is_told_with_its_picture_and_where_it_is(noise_pets: Path, workers: int) -> None:
+def test_a_bug_is_told_with_its_image_and_where_it_is(noise_pets: Path, workers: int) -> None:
     source = Buggy(noise_pets, "val")
     with pytest.raises(DataError, match="RuntimeError while it was read or transformed: a bug") as caught:
         list(Loader(Augmented(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=workers))
@@ -311,41 +311,41 @@ def test_a_death_is_told_with_a_name_beside_another_loader_too(
     assert signal.getsignal(signal.SIGCHLD) is others_handler
 
 
-def labelled_batches(labelled: Path, workers: int, skip_bad: bool = False) -> list[Batch]:
-    data = AugmentedPairs(open_segmentation(labelled, "train"), train_joint(16, (40, 24)), seed=3)
+def labeled_batches(labeled: Path, workers: int, skip_bad: bool = False) -> list[Batch]:
+    data = AugmentedPairs(open_segmentation(labeled, "train"), train_joint(16, (40, 24)), seed=3)
     return list(Loader(data, EvalSampler(4, batch_size=2), workers=workers, skip_bad=skip_bad))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_label_maps_are_stacked(labelled: Path, workers: int) -> None:
-    first, second = labelled_batches(labelled, workers)
+def test_label_maps_are_stacked(labeled: Path, workers: int) -> None:
+    first, second = labeled_batches(labeled, workers)
     assert first.images.shape == (2, 3, 16, 16)
     assert first.labels.shape == (2, 16, 16) and first.labels.dtype == torch.uint8
     assert second.indices.tolist() == [2, 3]
-    assert torch.equal(second.labels, labelled_batches(labelled, 0)[1].labels)
+    assert torch.equal(second.labels, labeled_batches(labeled, 0)[1].labels)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("part", ["images", "annotations"])
-def test_a_bad_picture_or_label_map_is_raised_or_left_out(labelled: Path, workers: int, part: str) -> None:
-    bad = labelled / part / "train/1.png"
+def test_a_bad_image_or_label_map_is_raised_or_left_out(labeled: Path, workers: int, part: str) -> None:
+    bad = labeled / part / "train/1.png"
     if part == "images":
-        bad.write_bytes(b"no picture")
+        bad.write_bytes(b"no image")
     else:
         Image.new("L", (24, 21), 77).save(bad)
     with pytest.raises(BadImage, match=str(bad)) as caught:
-        labelled_batches(labelled, workers)
+        labeled_batches(labeled, workers)
     assert caught.value.path == bad
-    first, second = labelled_batches(labelled, workers, skip_bad=True)
+    first, second = labeled_batches(labeled, workers, skip_bad=True)
     assert [(one.index, str(bad) in one.reason) for one in first.bad] == [(1, True)]
     assert first.labels.shape == (1, 16, 16) and second.bad == ()
 
 
-def test_an_evaluation_takes_each_picture_in_its_own_size(labelled: Path) -> None:
-    def whole(picture: Image.Image, labels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+def test_an_evaluation_takes_each_image_in_its_own_size(labeled: Path) -> None:
+    def whole(image: Image.Image, labels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(3, 32, 32), torch.from_numpy(labels)
 
-    data = AugmentedPairs(open_segmentation(labelled, "val"), whole)
+    data = AugmentedPairs(open_segmentation(labeled, "val"), whole)
     shapes = [tuple(batch.labels.shape) for batch in Loader(data, EvalSampler(2, batch_size=1))]
     assert shapes == [(1, 20, 24), (1, 21, 24)]
 
@@ -399,7 +399,7 @@ def test_a_batch_moves_as_a_whole_after_page_locking(objects: Path, monkeypatch:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_scene_is_raised_or_left_out(objects: Path, workers: int) -> None:
     bad = objects / "train2017/2.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     with pytest.raises(BadImage) as caught:
         scene_batches(objects, workers)
     assert caught.value.path == bad

@@ -51,7 +51,7 @@ GOOD = {"size": [4, 5], "counts": "0d0"}
         ({"size": [4, 5], "counts": "0é"}, "characters"),
         ({"size": [4, 5], "counts": b"0\xff"}, "characters"),
         ({"size": [4, 5], "counts": "0P"}, "ends within a number"),
-        ({"size": [4, 5], "counts": "0ooooooo0"}, "beyond any picture"),
+        ({"size": [4, 5], "counts": "0ooooooo0"}, "beyond any image"),
         ({"size": [4, 5], "counts": "1"}, "not the run lengths of 5×4 pixels"),
         ({"size": [4, 5], "counts": "OO1e0"}, "below 0"),
     ],

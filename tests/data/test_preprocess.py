@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalise, Preprocess
+from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalize, Preprocess
 from metaformer.errors import ConfigError
 from metaformer.tasks.classification.transforms import eval_transform
 
@@ -59,13 +59,13 @@ def test_damaged_records(values: dict[str, object], field: str) -> None:
 
 
 @pytest.mark.parametrize("mean", [IMAGENET_MEAN, (0, 0, 1)])
-def test_normalising_is_torchvisions_bit_for_bit(mean: tuple[float, float, float]) -> None:
+def test_normalizing_is_torchvisions_bit_for_bit(mean: tuple[float, float, float]) -> None:
     from torchvision import transforms
 
     values = np.arange(256, dtype=np.uint8)
     every = np.stack([values, values[::-1], np.roll(values, 99)], axis=1).reshape(8, 32, 3)
     theirs = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, IMAGENET_STD)])
-    picture = Image.fromarray(every)
-    ours = Normalise(mean, IMAGENET_STD)(picture)
+    image = Image.fromarray(every)
+    ours = Normalize(mean, IMAGENET_STD)(image)
     assert ours.dtype == torch.float32 and ours.is_contiguous()
-    assert torch.equal(ours, theirs(picture))
+    assert torch.equal(ours, theirs(image))

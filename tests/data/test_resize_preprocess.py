@@ -11,7 +11,7 @@ from metaformer.data.resize_preprocess import DensePreprocess, fit
 from metaformer.errors import ConfigError
 
 
-def picture(width: int, height: int) -> Image.Image:
+def image(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -36,9 +36,9 @@ def test_sizes_are_those_of_the_published_test_pipeline(
     assert DensePreprocess(multiple=1).size(*size) == fitted
 
 
-def test_the_tensor_is_the_normalised_picture() -> None:
+def test_the_tensor_is_the_normalized_image() -> None:
     preprocess = DensePreprocess(None, None, multiple=1)
-    given = picture(9, 7)
+    given = image(9, 7)
     tensor = preprocess.transform()(given)
     assert tensor.shape == (3, 7, 9) and tensor.dtype == torch.float32 and tensor.is_contiguous()
     pixels = torch.from_numpy(np.array(given)).permute(2, 0, 1).double() / 255
@@ -50,7 +50,7 @@ def test_the_tensor_is_the_normalised_picture() -> None:
 
 
 def test_both_resizes_happen_one_after_the_other() -> None:
-    given = picture(50, 37)
+    given = image(50, 37)
     preprocess = DensePreprocess(96, 64)
     once = given.resize(preprocess.fitted(50, 37), Image.Resampling.BILINEAR)
     assert once.size == (86, 64)
@@ -59,7 +59,7 @@ def test_both_resizes_happen_one_after_the_other() -> None:
     assert preprocess.transform()(given).shape == (3, 64, 96)
 
 
-def test_scales_change_the_box_or_the_picture() -> None:
+def test_scales_change_the_box_or_the_image() -> None:
     assert DensePreprocess().scaled(1.75).size(683, 512) == (1216, 896)
     assert DensePreprocess().scaled(0.5).scaled(2.0) == DensePreprocess()
     assert DensePreprocess(None, None, multiple=1).scaled(0.5).size(101, 40) == (51, 20)
@@ -68,7 +68,7 @@ def test_scales_change_the_box_or_the_picture() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 3000), st.integers(1, 3000))
-def test_a_fitted_picture_fits(width: int, height: int, one: int, other: int) -> None:
+def test_a_fitted_image_fits(width: int, height: int, one: int, other: int) -> None:
     across, down = fit(width, height, (one, other))
     assert 1 <= max(across, down) <= max(one, other)
     assert 1 <= min(across, down) <= min(one, other)
@@ -106,4 +106,4 @@ def test_no_scale_asks_for_more_than_a_machine_has() -> None:
     with pytest.raises(ConfigError, match=r"scale is 1000000000\.0: it must be above 0 and at most 100"):
         DensePreprocess().scaled(1e9)
     with pytest.raises(ConfigError, match=r"scale is 100\.0: 300x200 becomes 30000x20000 pixels, more than"):
-        DensePreprocess(None, None).scaled(100).resized(picture(300, 200))
+        DensePreprocess(None, None).scaled(100).resized(image(300, 200))

@@ -129,8 +129,8 @@ def test_impossible_layouts(options: dict[str, int], field: str) -> None:
         PureSampler(100, **options)
 
 
-def test_too_few_pictures_and_steps_out_of_range() -> None:
-    with pytest.raises(DataError, match="5 training pictures do not fill one batch of 8"):
+def test_too_few_images_and_steps_out_of_range() -> None:
+    with pytest.raises(DataError, match="5 training images do not fill one batch of 8"):
         PureSampler(5, batch_size=8)
     sampler = PureSampler(20, batch_size=8)
     sampler.seek(4, 2)
@@ -140,7 +140,7 @@ def test_too_few_pictures_and_steps_out_of_range() -> None:
 
 
 @given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 5))
-def test_evaluation_sees_each_picture_once(length: int, batch_size: int, world: int) -> None:
+def test_evaluation_sees_each_image_once(length: int, batch_size: int, world: int) -> None:
     seen = []
     for rank in range(world):
         sampler = EvalSampler(length, batch_size=batch_size, rank=rank, world=world)

@@ -13,7 +13,7 @@ from metaformer.data.scan import DEADLY, Seen, survey
 
 
 class Deadly:
-    """Pictures of which some kill the process that reads them, as a fault in a decoder would."""
+    """Images of which some kill the process that reads them, as a fault in a decoder would."""
 
     def __init__(self, count: int, *killers: int) -> None:
         self.labels, self.killers = [0] * count, killers
@@ -22,7 +22,7 @@ class Deadly:
         return len(self.labels)
 
     def path(self, index: int) -> str:
-        return f"picture {index}"
+        return f"image {index}"
 
     def image(self, index: int) -> Image.Image:
         if index in self.killers:
@@ -30,7 +30,7 @@ class Deadly:
         return Image.new("RGB", (index + 1, 3), (index % 256, 0, 0))
 
 
-def test_every_picture_is_seen_once_and_in_order(noise_pets: Path) -> None:
+def test_every_image_is_seen_once_and_in_order(noise_pets: Path) -> None:
     folder = ImageFolder(noise_pets, "train")
     (noise_pets / "train/bee/1.png").write_bytes(b"junk")
     Image.open(noise_pets / "train/ant/0.png").save(noise_pets / "train/cat/3.bmp")
@@ -50,7 +50,7 @@ def test_the_digest_is_that_of_the_pixels(noise_pets: Path) -> None:
 
 
 @pytest.mark.parametrize("killers", [(0,), (70,), (3, 4, 150, 199)])
-def test_pictures_that_kill_their_reader_are_named(killers: tuple[int, ...]) -> None:
+def test_images_that_kill_their_reader_are_named(killers: tuple[int, ...]) -> None:
     seen = survey(Deadly(200, *killers), workers=2, progress=False)
     assert [one.index for one in seen] == list(range(200))
     assert {one.index: one.trouble for one in seen if one.trouble} == dict.fromkeys(killers, DEADLY)
@@ -60,7 +60,7 @@ def _width(source: ImageFolder, index: int) -> Seen:
     return Seen(index, source.image(index).width)
 
 
-def test_some_pictures_can_be_looked_at_otherwise() -> None:
+def test_some_images_can_be_looked_at_otherwise() -> None:
     seen = survey(Deadly(200, 5), workers=2, progress=False, look=_width, which=range(5, 200, 3))
     assert [one.index for one in seen] == list(range(5, 200, 3))
     assert seen[0].trouble == DEADLY

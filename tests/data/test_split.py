@@ -15,7 +15,7 @@ from metaformer.errors import DataError
 from metaformer.tasks.classification.transforms import train_transform
 
 
-def test_each_kind_is_recognised(noise_pets: Path, tmp_path: Path) -> None:
+def test_each_kind_is_recognized(noise_pets: Path, tmp_path: Path) -> None:
     for kind, made in (("parquet", ParquetImages), ("tar", TarImages)):
         write_shards(noise_pets, tmp_path / kind, kind=kind, workers=1, progress=False)
         assert isinstance(open_split(tmp_path / kind, "train"), made)

@@ -63,7 +63,7 @@ def test_dense_networks_and_backbones() -> None:
                 torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_optimised_stays_as_it_is() -> None:
+def test_what_is_optimized_stays_as_it_is() -> None:
     network = optimize(metaformer.create_model("poolformer_s12", **TINY))
     assert optimize(network) is network
     other = copy.deepcopy(network)
@@ -153,6 +153,6 @@ def test_what_cannot_be_compared_is_refused() -> None:
         optimize(Silent())
 
 
-def test_nothing_to_optimise() -> None:
+def test_nothing_to_optimize() -> None:
     with pytest.raises(ConfigError, match="Linear has no MetaFormer block"):
         optimize(nn.Linear(2, 2))

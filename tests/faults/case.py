@@ -21,11 +21,11 @@ class Case:
     recipe: str
     """A recipe whose settings `config` replaces."""
     write: Callable[[Path], None]
-    """Makes the data below a folder: 24 training pictures, so that a batch of 6 makes 4 steps an epoch."""
+    """Makes the data below a folder: 24 training images, so that a batch of 6 makes 4 steps an epoch."""
     config: Plain
     """Epochs of 4 steps, a checkpoint of more than 20 MB each 2, everything random switched on."""
-    picture: str
-    """The training picture that the faults of workers happen at; part of its path."""
+    image: str
+    """The training image that the faults of workers happen at; part of its path."""
     index: int
     """Its place in the data."""
 
@@ -38,8 +38,8 @@ class Case:
         return plain
 
 
-def coloured_squares(root: Path) -> None:
-    """Three classes of 8 pictures told apart by colour, faintly: the best weights come step by step."""
+def colored_squares(root: Path) -> None:
+    """Three classes of 8 images told apart by color, faintly: the best weights come step by step."""
     draw = np.random.RandomState(0)
     for split in ("train", "val"):
         for channel, name in enumerate(("ant", "bee", "cat")):
@@ -54,7 +54,7 @@ def coloured_squares(root: Path) -> None:
 CLASSIFY = Case(
     "classify",
     "demo/classify",
-    coloured_squares,
+    colored_squares,
     {
         "model": {
             "name": "poolformer_n",
@@ -75,8 +75,8 @@ CLASSIFY = Case(
 )
 
 
-def coloured_patches(root: Path) -> None:
-    """Pictures with a square of one of two colours on a third class, in ADE20K's layout."""
+def colored_patches(root: Path) -> None:
+    """Images with a square of one of two colors on a third class, in ADE20K's layout."""
     draw = np.random.RandomState(1)
     for split, count in (("training", 24), ("validation", 6)):
         folders = [root / kind / split for kind in ("images", "annotations")]
@@ -97,7 +97,7 @@ def coloured_patches(root: Path) -> None:
 SEGMENT = Case(
     "segment",
     "demo/segment",
-    coloured_patches,
+    colored_patches,
     {
         "task": "segment",
         "model": {
@@ -118,8 +118,8 @@ SEGMENT = Case(
 )
 
 
-def coloured_boxes(root: Path) -> None:
-    """Pictures with a box of each of two colours, some of them crowds, in COCO's layout."""
+def colored_boxes(root: Path) -> None:
+    """Images with a box of each of two colors, some of them crowds, in COCO's layout."""
     draw = np.random.RandomState(2)
     (root / "annotations").mkdir(parents=True)
     for split, count in (("train", 24), ("val", 6)):
@@ -154,7 +154,7 @@ def coloured_boxes(root: Path) -> None:
 DETECT = Case(
     "detect",
     "demo/detect",
-    coloured_boxes,
+    colored_boxes,
     {
         "task": "detect",
         "model": {

@@ -97,7 +97,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(case: Case, shared: Path) -> Path:
-    """The case's pictures."""
+    """The case's images."""
     folder = shared / case.task
     with FileLock(shared / f"{case.task}.lock"):
         if not folder.exists():

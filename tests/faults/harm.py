@@ -109,8 +109,8 @@ POINTS: dict[str, Callable[[str, str, str], bool]] = {
 # --- workers --------------------------------------------------------------------------------------
 
 
-def _picture(fault: Fault) -> None:
-    """Let reading one picture of a split end in `how`, from the `after`-th step's time on."""
+def _image(fault: Fault) -> None:
+    """Let reading one image of a split end in `how`, from the `after`-th step's time on."""
     honest = ImageFolder.image
 
     def image(self: ImageFolder, index: int) -> Any:
@@ -140,7 +140,7 @@ def _eat_memory(fault: Fault) -> None:
 
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**29, mapped + 2**29))
-    bytearray(2**30)  # as a large picture takes
+    bytearray(2**30)  # as a large image takes
 
 
 class _Stopping(dict[Any, Any]):
@@ -280,7 +280,7 @@ def _slow_evaluation(fault: Fault) -> None:
 
 KINDS: dict[str, Callable[[Fault], None]] = {
     "point": _point,
-    "picture": _picture,
+    "image": _image,
     "step": _step,
     "poison": _poison,
     "slow_evaluation": _slow_evaluation,

@@ -112,14 +112,14 @@ class Run:
 
     Args:
         case: the task.
-        pictures: what it learns from.
+        images: what it learns from.
         folder: where run, configuration and logs are put.
         epochs: how long it is.
         sections: fields that differ from the case's.
     """
 
-    def __init__(self, case: Case, pictures: Path, folder: Path, epochs: int, **sections: Any) -> None:
-        self.case, self.pictures, self.folder, self.sections = case, pictures, folder, sections
+    def __init__(self, case: Case, images: Path, folder: Path, epochs: int, **sections: Any) -> None:
+        self.case, self.images, self.folder, self.sections = case, images, folder, sections
         self.epochs, self.total = epochs, epochs * EPOCH
         self.path = folder / "run"
         self.victims: list[Victim] = []
@@ -145,7 +145,7 @@ class Run:
 
     def command(self, resume: str | None = "auto", **sections: Any) -> list[str]:
         """What a user would type, but for the program that things go wrong in."""
-        settings = self.case.settings(self.pictures, {"schedule": {"epochs": self.epochs}})
+        settings = self.case.settings(self.images, {"schedule": {"epochs": self.epochs}})
         for changes in (self.sections, sections):
             for name, fields in changes.items():
                 settings[name] = {**settings.get(name, {}), **fields}

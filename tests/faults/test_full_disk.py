@@ -72,7 +72,7 @@ def test_a_full_disk(case: Case, straight: Run, new_run: NewRun, tally: Tally) -
 def test_a_file_that_may_not_grow(
     case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally
 ) -> None:
-    """`ulimit -f`, which says what a full disk says to one file: model, optimiser or average."""
+    """`ulimit -f`, which says what a full disk says to one file: model, optimizer or average."""
     largest = max(file.stat().st_size for file in straight.last.iterdir())
     limit = (largest - 1, largest // 3, 10**6)[attempt]
     run = new_run()

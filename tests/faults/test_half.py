@@ -46,11 +46,11 @@ def test_half_precision_is_single_precision_rounded(
     """
     network = _network(network_name)
     weights = copy.deepcopy(network.state_dict())
-    prototypes, pictures = _pictures(often(2, 10))
-    logits, nearest = _run(network, prototypes, pictures, "float32")
-    assert nearest.equal(torch.arange(CLASSES).repeat(often(2, 10))), "the pictures are told apart at all"
+    prototypes, images = _images(often(2, 10))
+    logits, nearest = _run(network, prototypes, images, "float32")
+    assert nearest.equal(torch.arange(CLASSES).repeat(often(2, 10))), "the images are told apart at all"
     for form in FORMS:
-        half, half_nearest = _run(network, prototypes, pictures, form)
+        half, half_nearest = _run(network, prototypes, images, form)
         network.float()
         network.load_state_dict(weights)
         allowed = sum(network.config.depths) / 12 * (0.01 if form == "float16" else 0.08)
@@ -92,8 +92,8 @@ def _network(name: str) -> MetaFormer:
     return MetaFormer(replace(config, image_size=(SIZE, SIZE), layer_scale=scales)).eval()
 
 
-def _pictures(each: int) -> tuple[Tensor, Tensor]:
-    """A prototype of each class, and pictures that are noisy copies of them."""
+def _images(each: int) -> tuple[Tensor, Tensor]:
+    """A prototype of each class, and images that are noisy copies of them."""
     draw = torch.Generator().manual_seed(1)
     coarse = torch.randn(CLASSES, 3, 4, 4, generator=draw)
     prototypes = F.interpolate(coarse, (SIZE, SIZE), mode="bilinear", align_corners=False)
@@ -102,16 +102,16 @@ def _pictures(each: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def _run(network: MetaFormer, prototypes: Tensor, pictures: Tensor, form: str) -> tuple[Tensor, Tensor]:
-    """Logits of the pictures, and the class whose prototype's features are nearest to each one's."""
+def _run(network: MetaFormer, prototypes: Tensor, images: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    """Logits of the images, and the class whose prototype's features are nearest to each one's."""
     kind = torch.float32 if form == "autocast" else getattr(torch, form)
     network.to(kind)
     cast = torch.autocast("cpu", torch.bfloat16) if form == "autocast" else contextlib.nullcontext()
     with cast:
         known = network.forward_head(network.forward_features(prototypes.to(kind)), pre_logits=True).float()
-        maps = network.forward_features(pictures.to(kind))
+        maps = network.forward_features(images.to(kind))
         seen = network.forward_head(maps, pre_logits=True).float()
         logits = network.forward_head(maps).float()
-    centre = known.mean(0)
-    likeness = F.normalize(seen - centre) @ F.normalize(known - centre).T
+    center = known.mean(0)
+    likeness = F.normalize(seen - center) @ F.normalize(known - center).T
     return logits, likeness.argmax(dim=1)

@@ -70,11 +70,10 @@ def test_weights_run_nothing(tmp_path: Path, tally: Tally) -> None:
 def test_checkpoints_run_nothing(case: Case, straight: Run, data: Path, tmp_path: Path, tally: Tally) -> None:
     """Read to predict with, and to go on from."""
     canary = hostile.Canary(tmp_path / "canary")
-    picture = str(next(data.rglob("*.png")))
+    image = str(next(data.rglob("*.png")))
     made = hostile.checkpoints(tmp_path / "made", straight.last, canary)
     honest, *commands = (
-        ["predict", str(path), picture, "--out", str(tmp_path / "found.csv")]
-        for path in (straight.last, *made)
+        ["predict", str(path), image, "--out", str(tmp_path / "found.csv")] for path in (straight.last, *made)
     )
     # a prediction does not read these fields, which name code
     ignored = ("state_import", "state_config", "state_name")

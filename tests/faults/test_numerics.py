@@ -48,7 +48,7 @@ def test_a_step_that_is_not_finite_is_refused(
     end = run.go(fault={"kind": "poison", "where": where, "value": value, "steps": [step]}, warm=True)
     (mark,) = run.marks()
     untouched = mark["before"] == mark["after"]
-    files = mark["files"][1:2] if where == "input" else mark["files"]  # one picture is poisoned
+    files = mark["files"][1:2] if where == "input" else mark["files"]  # one image is poisoned
     told = (
         end.status == 1
         and f"step {step}" in end.error

@@ -65,12 +65,12 @@ def test_a_data_worker_of_one_rank_is_killed(
 ) -> None:
     """All ranks stop together, with a checkpoint, and the file's name is what is read."""
     run = new_run()
-    fault = {"kind": "picture", "how": "killed", "index": case.index, "after": 6}
+    fault = {"kind": "image", "how": "killed", "index": case.index, "after": 6}
     victim = run.start(fault=fault, launcher=torchrun(), data={"workers": 2})
     victim.until(run.marks, "the fault")
     victim.mark()
     end = victim.wait()
-    told = case.picture in end.text and end.status != 0 and end.seconds <= 30
+    told = case.image in end.text and end.status != 0 and end.seconds <= 30
     kept = run.steps[-1:] == [run.reached]
     run.finish(ranks=2)
     same = equal(run, together)

@@ -14,7 +14,7 @@ Tally = Callable[[str, str, bool], None]
 NewRun = Callable[..., Run]
 SOON = 10.0
 """Seconds within which a run has to be gone."""
-SLOW = {"kind": "picture", "how": "slow", "seconds": 60, "after": 5}
+SLOW = {"kind": "image", "how": "slow", "seconds": 60, "after": 5}
 WHERE: dict[str, tuple[int, dict[str, Any]]] = {
     "in an evaluation": (2, {"kind": "slow_evaluation", "seconds": 3, "after": 7}),
     "in training": (0, {}),

@@ -1,4 +1,4 @@
-"""Item 12: a data worker that dies, hangs or runs out of memory ends the run soon, with the picture named."""
+"""Item 12: a data worker that dies, hangs or runs out of memory ends the run soon, with the image named."""
 
 from collections.abc import Callable
 
@@ -24,19 +24,19 @@ ENDS = {
 
 
 @pytest.mark.often(1, 2 * len(ENDS))
-def test_a_worker_that_fails_is_told_with_its_picture(
+def test_a_worker_that_fails_is_told_with_its_image(
     case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally
 ) -> None:
     """Whether in the middle of an epoch or at the first batch; then the run goes on from what it saved."""
     how, after = list(ENDS)[attempt % len(ENDS)], 0 if attempt >= len(ENDS) else 6
     run = new_run(data={"workers": 2}, runtime={"timeout": PATIENCE})
-    fault = {"kind": "picture", "how": how, "index": case.index, "after": after}
+    fault = {"kind": "image", "how": how, "index": case.index, "after": after}
     victim = run.start(fault=fault, warm=attempt > 0)  # the first counts the interpreter's own end too
     victim.until(run.marks, "the fault")
     victim.mark()
     end = victim.wait()
-    # it hands over a batch while it reads the next: the picture it is at stands for the place
-    named = (case.picture if how != "stopped late" else "is held by a signal") in (end.error or end.text)
+    # it hands over a batch while it reads the next: the image it is at stands for the place
+    named = (case.image if how != "stopped late" else "is held by a signal") in (end.error or end.text)
     soon = end.seconds <= ENDS[how]
     told = end.status == 1 and named and soon and (how == "raises" or "Traceback" not in end.text)
     kept = run.steps[-1:] == [run.reached] or not run.reached
@@ -64,12 +64,12 @@ def test_a_worker_that_fails_in_an_evaluation(
     case: Case, straight: Run, new_run: NewRun, tally: Tally
 ) -> None:
     run = new_run(data={"workers": 2})
-    fault = {"kind": "picture", "how": "killed", "index": case.index, "split": "val"}
+    fault = {"kind": "image", "how": "killed", "index": case.index, "split": "val"}
     victim = run.start(fault=fault, warm=True)
     victim.until(run.marks, "the fault")
     victim.mark()
     end = victim.wait()
-    well = end.status == 1 and end.seconds <= 5 and case.picture in end.error and "val" in end.error
+    well = end.status == 1 and end.seconds <= 5 and case.image in end.error and "val" in end.error
     run.finish()
     same = run.fingerprint() == straight.fingerprint()
     tally("12", f"{case.task}: a data worker is killed in an evaluation", well and same)

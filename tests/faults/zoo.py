@@ -1,4 +1,4 @@
-"""Pictures as they come in real data sets, each with what the decoder is documented to make of it."""
+"""Images as they come in real data sets, each with what the decoder is documented to make of it."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ from PIL import Image
 
 Pixels = NDArray[np.uint8]
 
-NOT_READ = "not a JPEG, PNG, WebP, BMP or GIF picture"
+NOT_READ = "not a JPEG, PNG, WebP, BMP or GIF image"
 BROKEN = "damaged or truncated"
 TOO_LARGE = "pixels allowed"
 
@@ -59,26 +59,26 @@ def _formats() -> Iterator[Animal]:
 
 def _modes() -> Iterator[Animal]:
     rgb = _gradient()
-    grey = rgb[..., 0]
-    as_grey = np.stack([grey] * 3, -1)
-    alpha = np.full_like(grey, 70)
+    gray = rgb[..., 0]
+    as_gray = np.stack([gray] * 3, -1)
+    alpha = np.full_like(gray, 70)
     alpha[:4] = 0
-    bits = (grey > 99).astype(np.uint8)
+    bits = (gray > 99).astype(np.uint8)
     palette = Image.fromarray(rgb).quantize(16)
-    colours = np.array(palette.getpalette(), np.uint8).reshape(-1, 3)[np.asarray(palette)]
-    yield Animal("grey.png", _save(grey, "PNG"), as_grey)
-    yield Animal("grey.jpg", _save(np.full_like(grey, 77), "JPEG"), np.full_like(rgb, 77), within=1)
+    colors = np.array(palette.getpalette(), np.uint8).reshape(-1, 3)[np.asarray(palette)]
+    yield Animal("gray.png", _save(gray, "PNG"), as_gray)
+    yield Animal("gray.jpg", _save(np.full_like(gray, 77), "JPEG"), np.full_like(rgb, 77), within=1)
     yield Animal("one-bit.png", _save(Image.fromarray(bits * 255).convert("1"), "PNG"), _thrice(bits * 255))
-    # transparency is dropped: the colours below it come out
-    yield Animal("grey-alpha.png", _save(np.stack([grey, alpha], -1), "PNG"), as_grey)
+    # transparency is dropped: the colors below it come out
+    yield Animal("gray-alpha.png", _save(np.stack([gray, alpha], -1), "PNG"), as_gray)
     yield Animal("alpha.png", _save(np.concatenate([rgb, alpha[..., None]], -1), "PNG"), rgb)
-    yield Animal("palette.png", _save(palette, "PNG"), colours)
-    yield Animal("palette-one-clear.png", _save(palette, "PNG", transparency=3), colours)
-    yield Animal("palette-alpha.png", _save(palette, "PNG", transparency=bytes(range(16))), colours)
-    yield Animal("colour-key.png", _save(rgb, "PNG", transparency=(0, 0, 90)), rgb)
+    yield Animal("palette.png", _save(palette, "PNG"), colors)
+    yield Animal("palette-one-clear.png", _save(palette, "PNG", transparency=3), colors)
+    yield Animal("palette-alpha.png", _save(palette, "PNG", transparency=bytes(range(16))), colors)
+    yield Animal("color-key.png", _save(rgb, "PNG", transparency=(0, 0, 90)), rgb)
     # 16 bits are scaled to 8, not clipped
     deep = np.linspace(0, 65535, 24 * 32).astype(np.uint16).reshape(24, 32)
-    yield Animal("sixteen-bit-grey.png", _save(deep, "PNG"), _thrice(np.rint(deep / 257)), within=1)
+    yield Animal("sixteen-bit-gray.png", _save(deep, "PNG"), _thrice(np.rint(deep / 257)), within=1)
     wide = np.stack([deep, deep[::-1], deep[:, ::-1]], -1)
     yield Animal("sixteen-bit-rgb.png", _deep_png(wide), np.rint(wide / 257).astype(np.uint8), within=1)
     ink = Image.new("CMYK", (32, 24), (55, 195, 235, 0))
@@ -88,7 +88,7 @@ def _modes() -> Iterator[Animal]:
 
 
 def _turned() -> Iterator[Animal]:
-    """A picture stored in each of EXIF's eight ways comes out upright, always the same."""
+    """A image stored in each of EXIF's eight ways comes out upright, always the same."""
     upright = _gradient(16, 48)
     stored = [
         upright,
@@ -107,15 +107,15 @@ def _turned() -> Iterator[Animal]:
 
 
 def _moving() -> Iterator[Animal]:
-    colours = [_flat(250, 0, 0), _flat(0, 250, 0), _flat(0, 0, 250)]
-    frames = [Image.fromarray(colour) for colour in colours]
+    colors = [_flat(250, 0, 0), _flat(0, 250, 0), _flat(0, 0, 250)]
+    frames = [Image.fromarray(color) for color in colors]
     for kind, name in (("GIF", "moving.gif"), ("WEBP", "moving.webp"), ("PNG", "moving.png")):
         options = {"lossless": True} if kind == "WEBP" else {}
         content = _save(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-        yield Animal(name, content, colours[0], warns=True)
-    # several pictures of one moment, as telephones write them: the first is the picture
+        yield Animal(name, content, colors[0], warns=True)
+    # several images of one moment, as telephones write them: the first is the image
     content = _save(frames[0], "MPO", save_all=True, append_images=frames[1:], quality=100)
-    yield Animal("telephone.jpg", content, colours[0], within=1)
+    yield Animal("telephone.jpg", content, colors[0], within=1)
 
 
 def _odd_but_whole() -> Iterator[Animal]:
@@ -128,7 +128,7 @@ def _odd_but_whole() -> Iterator[Animal]:
     yield Animal("words-after-the-end.jpg", jpeg + b"<?php ?>" * 99, flat, within=1)
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09junk"
     yield Animal("damaged-exif.jpg", _save(flat, "JPEG", quality=100, exif=exif), flat, within=1)
-    yield Animal("damaged-colour-profile.png", _save(rgb, "PNG", icc_profile=b"junk"), rgb)
+    yield Animal("damaged-color-profile.png", _save(rgb, "PNG", icc_profile=b"junk"), rgb)
 
 
 def _broken() -> Iterator[Animal]:
@@ -144,7 +144,7 @@ def _broken() -> Iterator[Animal]:
     yield Animal("zeros-after-the-header.jpg", whole["JPEG"][:300] + bytes(2000), reason=BROKEN)
     yield Animal("nothing.jpg", b"", reason="the file is empty")
     yield Animal("zeros.jpg", bytes(4096), reason=NOT_READ)
-    yield Animal("words.jpg", b"This is no picture.\n", reason=NOT_READ)
+    yield Animal("words.jpg", b"This is no image.\n", reason=NOT_READ)
     yield Animal("not-found.jpg", b"<!DOCTYPE html><html><body>404 Not Found</body></html>", reason=NOT_READ)
     yield Animal("drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', reason=NOT_READ)
     for kind in ("TIFF", "PPM", "ICO", "TGA", "JPEG2000"):  # whole, but of formats that stay closed
@@ -189,12 +189,12 @@ def _gradient(height: int = 24, width: int = 32) -> Pixels:
     return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), 0 * x + 90], -1).astype(np.uint8)
 
 
-def _flat(*colour: int) -> Pixels:
-    return np.full((24, 32, 3), colour, np.uint8)
+def _flat(*color: int) -> Pixels:
+    return np.full((24, 32, 3), color, np.uint8)
 
 
-def _thrice(grey: NDArray[Any]) -> Pixels:
-    return np.stack([grey.astype(np.uint8)] * 3, -1)
+def _thrice(gray: NDArray[Any]) -> Pixels:
+    return np.stack([gray.astype(np.uint8)] * 3, -1)
 
 
 def _save(pixels: NDArray[Any] | Image.Image, kind: str, **options: Any) -> bytes:

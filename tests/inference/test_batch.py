@@ -31,11 +31,11 @@ def lines(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_every_picture_once_over_all_parts(predictor: Predictor, pets: Path, tmp_path: Path) -> None:
+def test_every_image_once_over_all_parts(predictor: Predictor, pets: Path, tmp_path: Path) -> None:
     source = ImageFolder(pets, "val")
     parts = [predict_all(predictor, source, tmp_path, World(rank, rank, 2)) for rank in range(2)]
     assert [part.file.name for part in parts] == ["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"]
-    assert [part.pictures for part in parts] == [8, 7]
+    assert [part.images for part in parts] == [8, 7]
     found = [line for part in parts for line in lines(part.file)]
     expected = {result.path: result for result in predictor(pets / "val")}
     assert sorted(str(line["path"]) for line in found) == sorted(expected)
@@ -64,7 +64,7 @@ def test_a_stop_loses_nothing_and_nothing_is_done_twice(
     with part.open("a") as stream:
         stream.write('{"path": "half a li')
     done = predict_all(predictor, source, tmp_path / "cut", World())
-    assert (done.before, done.pictures) == (8, 15)
+    assert (done.before, done.images) == (8, 15)
     assert done.file.read_text() == whole.read_text() and not part.exists()
     again = predict_all(predictor, source, tmp_path / "cut", World())
     assert again.before == 15
@@ -86,7 +86,7 @@ def test_lines_that_are_none_are_done_again_or_told(
     with pytest.raises(OutputError, match="damaged after 7 of 15 lines: delete it"):
         predict_all(predictor, source, tmp_path, World())
     whole.write_bytes(good + good)
-    with pytest.raises(OutputError, match="30 lines for 15 pictures"):
+    with pytest.raises(OutputError, match="30 lines for 15 images"):
         predict_all(predictor, source, tmp_path, World())
 
 
@@ -102,13 +102,13 @@ def test_two_processes_do_not_write_the_same_part(
         predict_all(predictor, source, tmp_path / "out", World())
 
 
-def test_bad_pictures(
+def test_bad_images(
     predictor: Predictor, bad_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = ImageFolder(bad_pets, "val")
     with pytest.raises(BadImage, match=r"bee/1\.png"):
         predict_all(predictor, source, tmp_path / "error", World())
-    with pytest.raises(DataError, match=r"1 of 15 pictures cannot be read, more than 0\.1"):
+    with pytest.raises(DataError, match=r"1 of 15 images cannot be read, more than 0\.1"):
         predict_all(predictor, source, tmp_path / "many", World(), skip_bad=True)
     monkeypatch.setattr("metaformer.inference.batch.BAD_SHARE", 0.1)
     done = predict_all(predictor, source, tmp_path / "skip", World(), skip_bad=True)
@@ -126,7 +126,7 @@ def test_predictions_of_something_else_are_not_mixed_in(
     predict_all(predictor, source, tmp_path / "out", World())
     with pytest.raises(OutputError, match=r"in another way \(processes: 1 → 2\)"):
         predict_all(predictor, source, tmp_path / "out", World(0, 0, 2))
-    with pytest.raises(OutputError, match="pictures_sha256"):
+    with pytest.raises(OutputError, match="images_sha256"):
         predict_all(predictor, ImageFolder(pets, "train"), tmp_path / "out", World())
     other = copy.deepcopy(predictor)
     with torch.no_grad():

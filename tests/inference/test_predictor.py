@@ -18,7 +18,7 @@ from metaformer.training.train import train
 
 @pytest.fixture(scope="module")
 def run(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that knows the three colours."""
+    """A run that knows the three colors."""
     config = from_dict(
         {
             "model": {"name": "poolformer_n", "overrides": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}},
@@ -94,24 +94,22 @@ def test_a_model_without_names_numbers_its_classes(pets: Path, tmp_path: Path) -
     from safetensors.torch import save_file
 
     save_file(create_model("poolformer_n").state_dict(), tmp_path / "w.safetensors")
-    picture = pets / "val" / "ant" / "0.png"
-    result = Predictor("poolformer_n", tmp_path / "w.safetensors", image_size=32)(picture)[0]
+    image = pets / "val" / "ant" / "0.png"
+    result = Predictor("poolformer_n", tmp_path / "w.safetensors", image_size=32)(image)[0]
     assert len(result.labels) == 5 and not any(label.isdigit() for label in result.labels)  # ImageNet's words
     named = Predictor(
         "poolformer_n", tmp_path / "w.safetensors", image_size=32, classes=[f"c{i}" for i in range(1000)]
     )
-    assert named(picture)[0].label == f"c{result.indices[0]}"
+    assert named(image)[0].label == f"c{result.indices[0]}"
 
 
-def test_a_broken_picture_is_named(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_text("no picture")
+def test_a_broken_image_is_named(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(BadImage, match=r"broken\.png"):
         Predictor(run, device="cpu")(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("place", "told"), [("nowhere", "no such file"), (".", "no pictures in this folder")]
-)
+@pytest.mark.parametrize(("place", "told"), [("nowhere", "no such file"), (".", "no images in this folder")])
 def test_nothing_to_predict_is_told(run: Path, tmp_path: Path, place: str, told: str) -> None:
     with pytest.raises(DataError, match=told):
         Predictor(run, device="cpu")(tmp_path / place)
@@ -130,7 +128,7 @@ def labels(patches: Path, result: Segmentation) -> NDArray[np.uint8]:
         return np.asarray(image)
 
 
-def test_pixels_are_told_at_the_pictures_own_size(segment_run: Path, patches: Path) -> None:
+def test_pixels_are_told_at_the_images_own_size(segment_run: Path, patches: Path) -> None:
     predictor = Predictor(segment_run, device="cpu")
     folder = patches / "images" / "validation"
     results = predictor(folder)
@@ -159,19 +157,19 @@ def test_other_ways_to_look_find_the_same_but_not_pixel_for_pixel(
 
 
 def test_frames_of_an_animation_are_results(segment_run: Path, patches: Path, tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (20, 12), colour) for colour in ((0, 200, 0), (0, 0, 200))]
+    frames = [Image.new("RGB", (20, 12), color) for color in ((0, 200, 0), (0, 0, 200))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     found = list(Predictor(segment_run, device="cpu").seen(tmp_path / "a.gif"))
     assert [(one.frame, one.result.size) for one in found] == [(0, (20, 12)), (1, (20, 12))]
 
 
-def found_in(run: Path, pictures: Any, **options: Any) -> list[DetectedObjects]:
-    found = Predictor(run, device="cpu", **options)(pictures)
+def found_in(run: Path, images: Any, **options: Any) -> list[DetectedObjects]:
+    found = Predictor(run, device="cpu", **options)(images)
     assert all(isinstance(one, DetectedObjects) for one in found)
     return found  # type: ignore[return-value]
 
 
-def test_objects_are_found_in_the_pictures_own_pixels(detect_run: Path, blocks: Path) -> None:
+def test_objects_are_found_in_the_images_own_pixels(detect_run: Path, blocks: Path) -> None:
     folder = blocks / "val2017"
     results = found_in(detect_run, folder)
     assert [result.path for result in results] == sorted(str(file) for file in folder.iterdir())
@@ -230,20 +228,20 @@ def test_options_of_the_other_task_are_refused(
         (detect_run, {"scales": [-1.0]}, "scales"),
         (detect_run, {"score": 2.0}, "score is 2.0"),
         (segment_run, {"score": 0.5}, "score: .* classes of pixels"),
-        (run, {"only": ["ant"]}, "only: .* classes of pictures"),
+        (run, {"only": ["ant"]}, "only: .* classes of images"),
         (segment_run, {"top_k": 5}, "top_k: .* classes of pixels"),
         (segment_run, {"crops": 5}, "crops: .* classes of pixels"),
         (segment_run, {"image_size": 64}, "image_size: .* classes of pixels"),
-        (run, {"scales": [1.0]}, "scales: .* classes of pictures"),
-        (run, {"slide": 0}, "slide: .* classes of pictures"),
+        (run, {"scales": [1.0]}, "scales: .* classes of images"),
+        (run, {"slide": 0}, "slide: .* classes of images"),
         (segment_run, {"scales": [0.0]}, "scales"),
     ]
     for place, options, told in wrong:
         with pytest.raises(ConfigError, match=told):
             Predictor(place, device="cpu", **options)
-    with pytest.raises(ConfigError, match="classes of pixels apart, not classes of pictures"):
+    with pytest.raises(ConfigError, match="classes of pixels apart, not classes of images"):
         list(Predictor(segment_run, device="cpu").classified(patches / "images"))
-    with pytest.raises(ConfigError, match=r"classes of pictures apart: ask classified\(\) for them"):
+    with pytest.raises(ConfigError, match=r"classes of images apart: ask classified\(\) for them"):
         list(Predictor(run, device="cpu").seen(patches / "images"))
-    with pytest.raises(ConfigError, match="finds objects, not classes of pictures"):
+    with pytest.raises(ConfigError, match="finds objects, not classes of images"):
         list(Predictor(detect_run, device="cpu").classified(patches / "images"))

@@ -148,7 +148,7 @@ def test_lines_single_tokens_and_maps_larger_than_the_cache(height: int, width: 
 
 @multiplying
 @pytest.mark.parametrize("worker", range(1, 6))
-def test_what_is_no_number_reaches_its_neighbours_only(worker: int) -> None:
+def test_what_is_no_number_reaches_its_neighbors_only(worker: int) -> None:
     torch.manual_seed(0)
     x, share, of = (
         torch.randn(2, 6, 7, 3 * LANES),

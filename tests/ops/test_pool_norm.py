@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metaformer.ops.native import library
-from metaformer.ops.pool_norm import group_norm, normalised, pool_norm, reference
+from metaformer.ops.pool_norm import group_norm, normalized, pool_norm, reference
 from ops.numerics import close, threads
 
 compiled = pytest.mark.skipif(library.load() is None, reason=library.describe())
@@ -43,11 +43,11 @@ def test_is_what_float64_gives(
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), sides, sides, st.integers(2, 40))
-def test_moments_normalise_as_the_next_norm_does(batch: int, height: int, width: int, dim: int) -> None:
+def test_moments_normalize_as_the_next_norm_does(batch: int, height: int, width: int, dim: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(batch, height, width, dim) * 2 + 5
     y, found = pool_norm(x, torch.randn(dim), torch.randn(dim), 3, 1e-2, 1e-2)
-    close(normalised(y, found), group_norm(y.double(), 1e-2), 1e-5)
+    close(normalized(y, found), group_norm(y.double(), 1e-2), 1e-5)
 
 
 @compiled

@@ -20,7 +20,7 @@ def one_by_one(x: torch.Tensor, kernel: int, axis: int) -> torch.Tensor:
     return out
 
 
-def test_the_stairs_start_at_the_centre() -> None:
+def test_the_stairs_start_at_the_center() -> None:
     assert staircase(3) == [0, 1, -1]
     assert staircase(5) == [0, 1, 2, -2, -1]
     assert staircase(1) == [0]

@@ -27,7 +27,7 @@ def test_the_middle_rate_is_told() -> None:
     assert rate(LOG) == [("1,500", "training images a second")] and rate([]) == []
 
 
-def test_pictures_lie_in_the_page() -> None:
+def test_images_lie_in_the_page() -> None:
     kind, data = address(Image.new("RGB", (5, 4))).split(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (5, 4) and rgb((1, 2, 3)) == "rgb(1 2 3)"

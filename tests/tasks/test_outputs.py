@@ -19,17 +19,17 @@ def test_every_format_gets_every_result_under_one_name(seen: Callable[..., Seen]
     second: list[str] = []
     formats = [
         Format(names_into(first), "lines", tmp_path / "lines"),
-        Format(names_into(second), "pictures", tmp_path / "drawn", tmp_path / "drawn"),
+        Format(names_into(second), "images", tmp_path / "drawn", tmp_path / "drawn"),
     ]
     found = [seen("a/x.jpg"), seen("b/x.jpg"), seen("c.gif", frame=0), seen("c.gif", frame=1)]
     told = list(write_formats(found, formats))
     assert first == second == ["x", "x_2", "c_000000", "c_000001", "end"]
-    assert told == [f"4 lines: {tmp_path / 'lines'}", f"4 pictures: {tmp_path / 'drawn'}"]
+    assert told == [f"4 lines: {tmp_path / 'lines'}", f"4 images: {tmp_path / 'drawn'}"]
 
 
-def test_pictures_in_a_folder_of_results_are_refused(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_images_in_a_folder_of_results_are_refused(seen: Callable[..., Seen], tmp_path: Path) -> None:
     one = seen("a/x.jpg")
-    formats = [Format(names_into([]), "pictures", tmp_path, Path(one.result.path).parent)]
+    formats = [Format(names_into([]), "images", tmp_path, Path(one.result.path).parent)]
     with pytest.raises(OutputError, match="choose another folder"):
         list(write_formats([one], formats))
 
@@ -38,13 +38,13 @@ def test_a_frame_tells_its_place(seen: Callable[..., Seen]) -> None:
     assert json_line(seen(frame=3))["frame"] == 3 and "frame" not in json_line(seen())
 
 
-def test_an_animation_needs_pictures_and_speed() -> None:
+def test_an_animation_needs_images_and_speed() -> None:
     check_fps(None, False)
     check_fps(25, True)
-    for fps, pictures, told in (
-        (25, False, "ask for pictures"),
+    for fps, images, told in (
+        (25, False, "ask for images"),
         (0, True, "above 0"),
         (2000, True, "at most"),
     ):
         with pytest.raises(ConfigError, match=told):
-            check_fps(fps, pictures)
+            check_fps(fps, images)

@@ -40,7 +40,7 @@ def test_the_first_weights_are_a_function_of_the_seed(configure: Configure) -> N
     assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
 
 
-def test_repeated_augmentation_shows_each_picture_that_often(
+def test_repeated_augmentation_shows_each_image_that_often(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest, seen = Classify.losses, list[list[int]]()

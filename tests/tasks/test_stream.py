@@ -6,14 +6,14 @@ from PIL import Image
 
 from metaformer.errors import BadImage, ConfigError
 from metaformer.tasks.segmentation.results import Segmentation
-from metaformer.tasks.stream import Pictures, PictureStream, read_ahead
+from metaformer.tasks.stream import ImageList, ImageStream, read_ahead
 
 
-class Reds(PictureStream):
+class Reds(ImageStream):
     """Says which pixels are red."""
 
-    def see(self, picture: Image.Image, path: str, name: str) -> Segmentation:
-        red = (np.asarray(picture)[..., 0] > 100).astype(np.uint8)
+    def see(self, image: Image.Image, path: str, name: str) -> Segmentation:
+        red = (np.asarray(image)[..., 0] > 100).astype(np.uint8)
         return Segmentation(path, red, ("other", "red"), ((0, 0, 0), (255, 0, 0)))
 
 
@@ -25,25 +25,25 @@ def halves(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_pictures_come_in_order_and_clips_frame_by_frame(workers: int, tmp_path: Path) -> None:
+def test_images_come_in_order_and_clips_frame_by_frame(workers: int, tmp_path: Path) -> None:
     for name in ("a.jpg", "z.png"):
         halves(40, 30).save(tmp_path / name)
     halves(24, 16).save(
         tmp_path / "m.gif", save_all=True, append_images=[halves(24, 16).rotate(180)], duration=30
     )
-    found = list(Reds(workers).stream(Pictures(tmp_path)))
+    found = list(Reds(workers).stream(ImageList(tmp_path)))
     assert [(Path(one.result.path).name, one.frame, one.milliseconds) for one in found] == [
         ("a.jpg", None, 0), ("m.gif", 0, 30), ("m.gif", 1, 30), ("z.png", None, 0),
     ]  # fmt: skip
     assert [one.result.label_map[8, 2] for one in found] == [1, 1, 0, 1]
 
 
-def test_a_broken_picture_is_named(tmp_path: Path) -> None:
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
     halves(9, 9).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     for workers in (0, 2):
         with pytest.raises(BadImage, match=r"b\.png"):
-            list(Reds(workers).stream(Pictures(tmp_path)))
+            list(Reds(workers).stream(ImageList(tmp_path)))
 
 
 @pytest.mark.parametrize(("count", "workers"), [(0, 2), (1, 4), (7, 2), (7, 0)])

@@ -24,7 +24,7 @@ def test_one_device_has_the_whole_model(parallel: str) -> None:
     alone, model = build_parallel(runtime, World()), net()
     assert type(alone) is Copies and not alone.sharded
     assert alone.wrap(model) is model and type(model[1]) is nn.BatchNorm1d  # type: ignore[index]
-    assert isinstance(alone.synchronised(model, last=False), nullcontext)
+    assert isinstance(alone.synchronized(model, last=False), nullcontext)
     model(torch.ones(2, 4)).sum().backward()
     parameters = list(model.parameters())
     grads = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
@@ -46,13 +46,13 @@ def two_copies() -> None:
 
     # gradients are exchanged with the last micro-batch, once
     batches = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(world.rank))
-    with copies.synchronised(wrapped, last=False):
+    with copies.synchronized(wrapped, last=False):
         wrapped(batches[0]).square().sum().backward()
     own = model[0].weight.grad.clone()  # type: ignore[index]
     told: list[torch.Tensor] = [torch.empty_like(own) for _ in range(2)]
     torch.distributed.all_gather(told, own)
     assert not torch.equal(*told)
-    with copies.synchronised(wrapped, last=True):
+    with copies.synchronized(wrapped, last=True):
         wrapped(batches[1]).square().sum().backward()
     torch.distributed.all_gather(told, model[0].weight.grad)  # type: ignore[index]
     assert torch.equal(*told)
@@ -79,7 +79,7 @@ def test_batch_norm_that_stays_apart_is_said_aloud(
     with caplog.at_level(logging.WARNING):
         copies = Copies(RuntimeConfig(sync_batch_norm=True), World(rank, rank, 2))
         copies._convert_batch_norm(net(norm))
-    assert ("on the CPU each of the 2 processes normalises by its own images" in caplog.text) == said
+    assert ("on the CPU each of the 2 processes normalizes by its own images" in caplog.text) == said
 
 
 def test_batch_norm_is_converted_for_cuda() -> None:

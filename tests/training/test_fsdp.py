@@ -64,12 +64,12 @@ def pieces(folder: str) -> None:
     world = join("cpu")
     share = slice(world.rank * 4, world.rank * 4 + 4)
     for name in ("sgd", "adamw", "lamb"):
-        check_optimiser(name, world, share)
+        check_optimizer(name, world, share)
     model, ema = check_state(world, share)
     check_writing(Path(folder), world, model, ema)
 
 
-def check_optimiser(name: str, world: World, share: slice) -> None:
+def check_optimizer(name: str, world: World, share: slice) -> None:
     """A model in parts learns what a whole one does; with a loss so large that LAMB clips."""
     # some gradients are rounding alone, which a small eps would take for more
     config = OptimConfig(name=name, lr=1e-2, eps=1e-2)  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def check_state(world: World, share: slice) -> tuple[nn.Module, nn.Module]:
 
     # micro-batches: nothing is exchanged before the last
     for last in (False, True):
-        with parallel.synchronised(learner, last):
+        with parallel.synchronized(learner, last):
             learner(images(0, 8)[share]).square().mean().backward()
         assert all((p.grad is not None) == last for p in model.parameters() if p.requires_grad)
     optimizer.step()
@@ -129,7 +129,7 @@ def check_writing(folder: Path, world: World, model: nn.Module, average: nn.Modu
     groups = {"plain": {"x": torch.arange(3)}, "model": model.state_dict(), "optimizer": tensors}
     target = write_checkpoint(folder / "step_1", groups, {"optimizer": plain})
 
-    # back into parts, of a model and an optimiser that have moved on
+    # back into parts, of a model and an optimizer that have moved on
     kept = {name: local(value).clone() for name, value in model.state_dict().items()}
     moments = {name: local(value).clone() for name, value in tensors.items()}
     learn(model, optimizer, slice(0, 4), 1, 1.0)
@@ -199,7 +199,7 @@ def test_a_run_in_parts_equals_one_process_and_goes_on_exactly(
     def config(**runtime: Any) -> TrainConfig:
         return configure(
             optim={"name": "sgd", "lr": 1e-2, "accumulate": 2, "clip": 0.5},
-            data={"batch_size": 8, "eval_batch_size": 2},  # 15 pictures: one rank has a batch more
+            data={"batch_size": 8, "eval_batch_size": 2},  # 15 images: one rank has a batch more
             model={"overrides": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "layer_scale": [None] * 4}},
             ema={"decay": 0.8},
             runtime={"save_every": 1, **runtime},

@@ -66,7 +66,7 @@ def test_the_learning_rate_reaches_each_group_with_its_scale() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_optimiser_steps_as_its_own_kind(name: str) -> None:
+def test_each_optimizer_steps_as_its_own_kind(name: str) -> None:
     config = OptimConfig(name=name, lr=0.01, weight_decay=0.0)  # type: ignore[arg-type]
     ours = stepped(config)
     for other in NAMES:

@@ -40,7 +40,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_shows_curves_pictures_confusions_and_settings(configure: Configure, tmp_path: Path) -> None:
+def test_the_page_shows_curves_images_confusions_and_settings(configure: Configure, tmp_path: Path) -> None:
     train(configure(), tmp_path / "run")
     text = (tmp_path / "run" / "report.html").read_text()
     page = Page(text)
@@ -57,7 +57,7 @@ def test_the_page_shows_curves_pictures_confusions_and_settings(configure: Confi
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_pictures_of_shards_are_shown(
+def test_images_of_shards_are_shown(
     kind: str, configure: Configure, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

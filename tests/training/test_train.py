@@ -192,7 +192,7 @@ BATCH_NORM: dict[str, Any] = {
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, what: str, steps: set[int]) -> dict[int, list[str]]:
-    """Let input, loss or gradient be NaN in these steps; gives the pictures of each step."""
+    """Let input, loss or gradient be NaN in these steps; gives the images of each step."""
     from metaformer.tasks.classification.task import Classify
 
     honest, seen = Classify.losses, {}
@@ -275,7 +275,7 @@ def test_float16_gradients_that_overflow_lower_the_scale_and_are_no_fault(
         train(configure(runtime={"amp": "fp16"}, schedule={"epochs": 8}), tmp_path / "always")
 
 
-def test_bad_pictures_are_an_error_or_left_out_up_to_a_share(
+def test_bad_images_are_an_error_or_left_out_up_to_a_share(
     configure: Configure, tmp_path: Path, pets: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     root = tmp_path / "pets"
@@ -284,7 +284,7 @@ def test_bad_pictures_are_an_error_or_left_out_up_to_a_share(
     bad.write_bytes(bad.read_bytes()[:60])
     for how in ("error", "skip"):  # one of 24 is more than 0.1 %
         config = configure(data={"root": str(root), "on_bad_image": how})
-        told = "bee/3.png" if how == "error" else r"1 of 24 training pictures cannot be read.*data check"
+        told = "bee/3.png" if how == "error" else r"1 of 24 training images cannot be read.*data check"
         with pytest.raises(DataError, match=told):
             train(config, tmp_path / how)
         # what was learned before is not lost
@@ -337,7 +337,7 @@ def test_an_evaluation_that_a_signal_cuts_is_done_again(
     ("sections", "error", "told"),
     [
         ({"data": {"batch_size": 0}}, ConfigError, "data.batch_size is 0"),
-        ({"data": {"batch_size": 60}}, DataError, "24 training pictures do not fill one batch of 60"),
+        ({"data": {"batch_size": 60}}, DataError, "24 training images do not fill one batch of 60"),
         ({"data": {"val": "test"}}, DataError, "no folder 'test'"),
         ({"model": {"name": "poolformer_s13"}}, ConfigError, "did you mean"),
         ({"model": {"num_classes": 7}}, ConfigError, "model.num_classes is 7.* holds 3 classes"),

@@ -10,12 +10,12 @@ from metaformer.tasks.segmentation.write import draw_prediction
 from metaformer.visualize.album import album_sink
 
 
-def test_pictures_are_drawn_with_their_legend(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_images_are_drawn_with_their_legend(seen: Callable[..., Seen], tmp_path: Path) -> None:
     with album_sink(tmp_path, draw_prediction) as add:
         add("x", seen("x.jpg"))
         add("y", seen("y.jpg", size=(400, 300)))
-    assert sorted(file.name for file in (tmp_path / "pictures").iterdir()) == ["x.jpg", "y.jpg"]
-    with Image.open(tmp_path / "pictures" / "y.jpg") as image:
+    assert sorted(file.name for file in (tmp_path / "images").iterdir()) == ["x.jpg", "y.jpg"]
+    with Image.open(tmp_path / "images" / "y.jpg") as image:
         assert image.width == 400 and image.height > 320
 
 
@@ -23,9 +23,9 @@ def test_frames_of_each_clip_are_joined(seen: Callable[..., Seen], tmp_path: Pat
     with album_sink(tmp_path, draw_prediction) as add:
         for clip in ("a/c.gif", "b/c.gif"):
             for number in range(2):
-                add(f"{clip[0]}_{number}", seen(clip, grey=9 * number, frame=number, milliseconds=40))
+                add(f"{clip[0]}_{number}", seen(clip, gray=9 * number, frame=number, milliseconds=40))
         add("alone", seen("alone.jpg"))
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     assert {file.name for file in folder.glob("*.webp")} == {"c.webp", "c_2.webp"}
     with Image.open(folder / "c_2.webp") as image, Image.open(folder / "b_1.jpg") as frame:
         assert image.n_frames == 2 and image.size == frame.size  # type: ignore[attr-defined]
@@ -34,8 +34,8 @@ def test_frames_of_each_clip_are_joined(seen: Callable[..., Seen], tmp_path: Pat
 def test_a_folder_of_frames_becomes_an_animation(seen: Callable[..., Seen], tmp_path: Path) -> None:
     with album_sink(tmp_path, draw_prediction, fps=20) as add:
         for number in range(3):
-            add(str(number), seen(f"{number}.jpg", grey=9 * number))
-    with Image.open(tmp_path / "pictures" / "animation.webp") as image:
+            add(str(number), seen(f"{number}.jpg", gray=9 * number))
+    with Image.open(tmp_path / "images" / "animation.webp") as image:
         assert image.n_frames == 3  # type: ignore[attr-defined]
         image.load()
         assert image.info["duration"] == 50

@@ -16,7 +16,7 @@ def files(tmp_path: Path) -> list[Path]:
     return made
 
 
-def test_pictures_follow_each_other_for_as_long_as_asked(files: list[Path], tmp_path: Path) -> None:
+def test_images_follow_each_other_for_as_long_as_asked(files: list[Path], tmp_path: Path) -> None:
     path = write_animation(files, [40, 100, 500], tmp_path / "new" / "a.webp")
     with Image.open(path) as image:
         assert image.n_frames == 3 and image.size == (33, 20)  # type: ignore[attr-defined]
@@ -27,12 +27,12 @@ def test_pictures_follow_each_other_for_as_long_as_asked(files: list[Path], tmp_
             assert abs(np.asarray(image.convert("RGB")).mean(axis=(0, 1))[0] - 80 * i) < 8
 
 
-def test_one_picture_is_an_animation_too(files: list[Path], tmp_path: Path) -> None:
+def test_one_image_is_an_animation_too(files: list[Path], tmp_path: Path) -> None:
     with Image.open(write_animation(files[:1], [40], tmp_path / "a.webp")) as image:
         assert image.size == (33, 20)
 
 
-def test_pictures_of_two_sizes_are_told(files: list[Path], tmp_path: Path) -> None:
+def test_images_of_two_sizes_are_told(files: list[Path], tmp_path: Path) -> None:
     Image.new("RGB", (20, 33)).save(files[1])
     with pytest.raises(ConfigError, match=r"0\.jpg is 33×20 and 1\.jpg 20×33"):
         write_animation(files, [40] * 3, tmp_path / "a.webp")

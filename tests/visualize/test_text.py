@@ -15,11 +15,11 @@ def test_words_are_cut_to_the_room_there_is() -> None:
 @pytest.mark.parametrize(
     ("size", "times"), [((128, 128), 3), ((320, 9), 1), ((1, 1), 320), ((1, 3000), 1), ((40, 1000), 4)]
 )
-def test_small_pictures_are_enlarged_within_reason(size: tuple[int, int], times: int) -> None:
+def test_small_images_are_enlarged_within_reason(size: tuple[int, int], times: int) -> None:
     assert magnification(size) == times
 
 
-def test_a_narrow_picture_lies_in_the_middle_of_its_panel() -> None:
+def test_a_narrow_image_lies_in_the_middle_of_its_panel() -> None:
     canvas = on_panel(Image.new("RGB", (20, 10), (255, 0, 0)), 5, 100)
     assert canvas.size == (100, 15)
     assert canvas.getpixel((50, 5)) == (255, 0, 0) and canvas.getpixel((5, 5)) == PANEL == canvas.getpixel(
@@ -27,6 +27,6 @@ def test_a_narrow_picture_lies_in_the_middle_of_its_panel() -> None:
     )
 
 
-def test_pictures_longer_than_jpeg_holds_are_reduced() -> None:
+def test_images_longer_than_jpeg_holds_are_reduced() -> None:
     assert drawable((1, 90_000)) == (1, 30_000) and drawable((60_000, 100)) == (30_000, 50)
     assert drawable((8000, 6000)) == (8000, 6000)

@@ -10,33 +10,33 @@ from metaformer.visualize.video import frames, is_clip
 
 
 @pytest.fixture
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     return [Image.new("RGB", (16, 10), (70 * i, 40, 200)) for i in range(3)]
 
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "png"])
 def test_an_animation_gives_its_frames_and_their_times(
-    ending: str, pictures: list[Image.Image], tmp_path: Path
+    ending: str, images: list[Image.Image], tmp_path: Path
 ) -> None:
     path = tmp_path / f"a.{ending}"
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[50, 200, 70])
+    images[0].save(path, save_all=True, append_images=images[1:], duration=[50, 200, 70])
     assert is_clip(path)
     found = list(frames(path))
     assert [frame.milliseconds for frame in found] == [50, 200, 70]
     for i, frame in enumerate(found):
-        assert frame.picture.mode == "RGB" and frame.picture.size == (16, 10)
-        assert abs(np.asarray(frame.picture)[..., 0].mean() - 70 * i) < 8
+        assert frame.image.mode == "RGB" and frame.image.size == (16, 10)
+        assert abs(np.asarray(frame.image)[..., 0].mean() - 70 * i) < 8
 
 
-def test_a_picture_is_no_clip(pictures: list[Image.Image], tmp_path: Path) -> None:
+def test_a_image_is_no_clip(images: list[Image.Image], tmp_path: Path) -> None:
     for name in ("a.gif", "a.png", "a.jpg"):
-        pictures[0].save(tmp_path / name)
+        images[0].save(tmp_path / name)
         assert not is_clip(tmp_path / name)
-    (tmp_path / "b.gif").write_bytes(b"no picture")
+    (tmp_path / "b.gif").write_bytes(b"no image")
     assert not is_clip(tmp_path / "b.gif") and is_clip("anything.MP4")
 
 
-def test_a_damaged_animation_is_named_with_the_frame(pictures: list[Image.Image], tmp_path: Path) -> None:
+def test_a_damaged_animation_is_named_with_the_frame(images: list[Image.Image], tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     noise = [
         Image.fromarray(np.random.RandomState(i).randint(0, 255, (40, 40, 3), np.uint8)) for i in range(3)
@@ -48,9 +48,9 @@ def test_a_damaged_animation_is_named_with_the_frame(pictures: list[Image.Image]
 
 
 def test_a_frame_can_be_too_large(
-    pictures: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:])
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:])
     monkeypatch.setattr("metaformer.visualize.video.MAX_PIXELS", 100)
     with pytest.raises(BadImage, match="more than the 100 pixels"):
         next(frames(tmp_path / "a.gif"))
@@ -62,17 +62,17 @@ def test_a_video_needs_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         next(frames(tmp_path / "a.mp4"))
 
 
-def test_a_video_gives_its_frames(pictures: list[Image.Image], tmp_path: Path) -> None:
+def test_a_video_gives_its_frames(images: list[Image.Image], tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=20)
         stream.width, stream.height, stream.pix_fmt = 16, 10, "yuv420p"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
     found = list(frames(tmp_path / "a.mp4"))
     assert [frame.milliseconds for frame in found] == [50] * 3
-    assert [frame.picture.size for frame in found] == [(16, 10)] * 3
+    assert [frame.image.size for frame in found] == [(16, 10)] * 3
     (tmp_path / "b.mp4").write_bytes(b"no video")
     with pytest.raises(BadImage, match=r"b\.mp4: cannot be read beyond frame 0"):
         list(frames(tmp_path / "b.mp4"))

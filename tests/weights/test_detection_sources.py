@@ -16,7 +16,7 @@ PUBLISHED = {
     "mask_rcnn_poolformer_s24": (40.1, 37.0),
     "mask_rcnn_poolformer_s36": (41.0, 37.7),
 }
-"""AP of boxes and masks on COCO's validation pictures, as the README of PoolFormer's detection prints it."""
+"""AP of boxes and masks on COCO's validation images, as the README of PoolFormer's detection prints it."""
 
 
 def test_the_six_published_files() -> None:

@@ -15,7 +15,7 @@ TWINS = [
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_is_recognised(name: str) -> None:
+def test_every_variant_is_recognized(name: str) -> None:
     with torch.device("meta"):
         state = MetaFormer(VARIANTS[name]).state_dict()
     assert set(candidates(state)) == next((twins for twins in TWINS if name in twins), {name})

@@ -11,7 +11,7 @@ from metaformer.backbones.metaformer import MetaFormer
 from metaformer.errors import UnknownName, WeightsError
 from metaformer.factory import model_config
 from metaformer.weights.formats import FORMATS
-from metaformer.weights.keymap import from_ours, recognise, to_ours
+from metaformer.weights.keymap import from_ours, recognize, to_ours
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.safetensors"))
 ORIGINAL = {
@@ -54,7 +54,7 @@ def test_every_format_either_holds_all_or_refuses(path: Path, name: str) -> None
         return
     back = to_ours(theirs, name)
     assert equal(back.state, ours) and not back.unknown
-    assert recognise(theirs) in (name, "timm")
+    assert recognize(theirs) in (name, "timm")
 
 
 def test_poolformer_fits_all_its_formats() -> None:

@@ -133,9 +133,9 @@ def test_rgb_stems_fit_other_channels(channels: int) -> None:
     source, model = trained(TINY), MetaFormer(replace(TINY, in_chans=channels)).eval()
     report = load_weights(model, source.state_dict())
     assert report.adapted == [f"stem.conv.weight: fitted from 3 input channels to {channels}"]
-    grey = torch.randn(1, 1, 64, 64)
+    gray = torch.randn(1, 1, 64, 64)
     # as many equal channels as there are give the response to three of them
-    ours, theirs = model.stem(grey.expand(-1, channels, -1, -1)), source.stem(grey.expand(-1, 3, -1, -1))
+    ours, theirs = model.stem(gray.expand(-1, channels, -1, -1)), source.stem(gray.expand(-1, 3, -1, -1))
     if channels in (1, 3):
         assert torch.allclose(ours, theirs, atol=1e-4)
     weight = source.stem.conv.weight.detach()

@@ -9,7 +9,7 @@ from metaformer.weights.formats import FORMATS
 from metaformer.weights.segmentation_sources import SEGMENTATION_SOURCES, find_segmentation_source
 
 PUBLISHED_MIOU = {"s12": 37.07, "s24": 40.36, "s36": 41.81, "m36": 42.35, "m48": 42.76}
-"""mmsegmentation's README, both sides of the picture rounded up to multiples of 32."""
+"""mmsegmentation's README, both sides of the image rounded up to multiples of 32."""
 
 
 def test_the_five_published_files() -> None:

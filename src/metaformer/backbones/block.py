@@ -18,7 +18,7 @@ from metaformer.registry import parse
 
 
 class Block(nn.Module):
-    """Mix tokens, then channels; each on a normalised, scaled branch beside a shortcut."""
+    """Mix tokens, then channels; each on a normalized, scaled branch beside a shortcut."""
 
     def __init__(self, config: MetaFormerConfig, stage: int, mixer: MixerSpec, drop_path: float) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ class MetaFormerConfig:
     mixers: tuple[MixerSpec | tuple[MixerSpec, ...], ...] = ("pooling",) * 4
     """Token mixer of each stage, or of each of its blocks; one name alone is used everywhere."""
     norm: str = "group_norm"
-    """Normalisation before mixer and MLP (`layer_norm(bias=False)`, `batch_norm`, `none`, …)."""
+    """Normalization before mixer and MLP (`layer_norm(bias=False)`, `batch_norm`, `none`, …)."""
     norm_eps: float = 1e-5
     """Added to the variance."""
     act: str = "gelu"
@@ -75,7 +75,7 @@ class MetaFormerConfig:
     downsamples: tuple[bool, ...] = (True, True, True)
     """Whether a convolution stands before stage 2, 3, …; one does wherever the dim changes."""
     embed_norm: str = "none"
-    """Normalisation after the stem and before each downsampling."""
+    """Normalization after the stem and before each downsampling."""
     conv_init: str = "kaiming"
     """First values of stem and downsampling: PyTorch's own, or a normal of std 0.02 cut at 2."""
     drop_path_rate: float = 0.0
@@ -85,7 +85,7 @@ class MetaFormerConfig:
     num_classes: int = 1000
     """Outputs of the classifier; 0 leaves it out."""
     head: str = "norm_pool_fc"
-    """Order of the head: normalise the map, average it, classify (`norm_pool_fc`: PoolFormer, CycleMLP);
+    """Order of the head: normalize the map, average it, classify (`norm_pool_fc`: PoolFormer, CycleMLP);
     or average first (`pool_norm_fc`: the baselines and timm), with an MLP (`pool_norm_mlp`)."""
     head_norm_eps: float | None = None
     """Epsilon of the final norm, where it differs from `norm_eps`."""

@@ -72,7 +72,7 @@ class Trunk(nn.Module):
         Args:
             x: images (B, in_chans, H, W).
             indices: stages to return; a number means the last so many; all by default.
-            norm: normalise the last stage's map with the final norm, where it is a norm of maps.
+            norm: normalize the last stage's map with the final norm, where it is a norm of maps.
             stop_early: run no stage after the last one asked for.
             output_fmt: `NCHW` or `NHWC`.
             intermediates_only: leave the last map out.

@@ -40,7 +40,7 @@ class Counts:
     pooling: int
     """Additions in averages and comparisons in maxima; not part of `macs`."""
     norms: int
-    """Elements that are normalised; not part of `macs`."""
+    """Elements that are normalized; not part of `macs`."""
     activations: int
     """Elements that convolutions, products and attention put out."""
     parts: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)

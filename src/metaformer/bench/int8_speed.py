@@ -1,4 +1,4 @@
-"""Time of an int8 network beside the optimised network that it was made of, each in a process of its own.
+"""Time of an int8 network beside the optimized network that it was made of, each in a process of its own.
 
 In one process OpenVINO's threads and PyTorch's stand in each other's way, and small networks wait for that.
 """
@@ -33,7 +33,7 @@ CHILD = (sys.executable, "-m", "metaformer.bench.int8_speed")
 
 @dataclass(frozen=True)
 class Int8Speed:
-    """Rounds in which float32, bfloat16 (both optimised) and int8 came in turn."""
+    """Rounds in which float32, bfloat16 (both optimized) and int8 came in turn."""
 
     machine: Machine
     timings: dict[int, tuple[Timing, ...]]

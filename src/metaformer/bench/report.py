@@ -56,7 +56,7 @@ class BenchReport:
     def _conditions(self) -> str:
         how = "compiled" if self.settings["compile"] else "eager"
         if self.settings["optimize"]:
-            how += ", ours optimised"
+            how += ", ours optimized"
         if self.settings["train"]:
             how += ", forward and backward"
         machine = self.machine

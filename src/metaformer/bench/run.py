@@ -163,7 +163,7 @@ def _segmenter(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry
 
 
 def _detector(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry:
-    """A detector's dense part, `raw`: what comes after it depends on what is in a picture."""
+    """A detector's dense part, `raw`: what comes after it depends on what is in a image."""
     from metaformer.factory import create_detector, model_config, split_detector
 
     kind, backbone, _ = split_detector(name)
@@ -233,8 +233,8 @@ def _timed(entries: Sequence[_Entry], config: BenchConfig, device: torch.device)
             model = cast(nn.Module, torch.compile(model)) if config.compile else model
             models.append(TrainingStep(model) if config.train else model)
             shape = (config.batch, entry.in_chans, *entry.image_size)
-            picture = torch.randn(shape, generator=generator)
-            images.append(picture.to(device=device, dtype=dtype, memory_format=layout))
+            image = torch.randn(shape, generator=generator)
+            images.append(image.to(device=device, dtype=dtype, memory_format=layout))
         return measure(models, images, rounds=config.rounds, warmup=config.warmup, gradients=config.train)
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"batch: {config.batch} images do not fit into the memory of {device}") from error

@@ -1,4 +1,4 @@
-"""A training step without an optimiser: what is timed and whose memory is measured."""
+"""A training step without an optimizer: what is timed and whose memory is measured."""
 
 import torch
 import torch.nn.functional as F

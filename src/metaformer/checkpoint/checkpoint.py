@@ -158,7 +158,7 @@ def step_directory(folder: Path, step: int) -> Path:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimiser's state into tensors, named after parameters, and plain values."""
+    """Split an optimizer's state into tensors, named after parameters, and plain values."""
     tensors: dict[str, Tensor] = {}
     groups: list[dict[str, Any]] = []
     for number, group in enumerate(optimizer.param_groups):
@@ -182,13 +182,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Saved) -> None:
     """Put back what `pack_optimizer` took; each moment lies in memory as its parameter does.
 
     Raises:
-        WeightsError: the optimiser has other groups than the saved one.
+        WeightsError: the optimizer has other groups than the saved one.
     """
     plain, group = saved.state["optimizer"], Group(saved.directory, "optimizer")
     names = [group["names"] for group in optimizer.param_groups]
     if names != [group["names"] for group in plain["groups"]]:
         raise WeightsError(
-            "the checkpoint's optimiser holds other parameter groups: resume with the run's own settings"
+            "the checkpoint's optimizer holds other parameter groups: resume with the run's own settings"
         )
     parameters = {n: p for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
     fused = {n for g in optimizer.param_groups if g.get("fused") for n in g["names"]}

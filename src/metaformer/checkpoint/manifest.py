@@ -23,7 +23,7 @@ PATIENCE = 60.0
 def write_directory(target: Path, fill: Callable[[Path], None], together: bool = False) -> Path:
     """Let `fill` write files into a new directory, and put it in place of `target` at one stroke.
 
-    The files are written beside the target and synchronised to the disk before the rename, so that a
+    The files are written beside the target and synchronized to the disk before the rename, so that a
     process or machine that dies leaves the old directory or the new one.
 
     Args:

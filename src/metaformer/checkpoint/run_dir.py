@@ -35,7 +35,7 @@ class RunDir:
 
     @property
     def best(self) -> Path:
-        """The best weights so far: a checkpoint without optimiser."""
+        """The best weights so far: a checkpoint without optimizer."""
         return self.path / "best"
 
     @property

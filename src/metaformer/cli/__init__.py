@@ -34,7 +34,7 @@ VERBS: dict[str, Verb] = {
     "runs": Verb("trainings: state, best figure, how to go on", "metaformer runs runs/", "runs"),
     "evaluate": Verb("measure accuracy", "metaformer evaluate runs/demo-classify --flip", "evaluate"),
     "predict": Verb(
-        "classes of pictures, or of their pixels",
+        "classes of images, or of their pixels",
         "metaformer predict runs/demo photos/ --out found",
         "predict",
     ),
@@ -115,7 +115,7 @@ def _of_the_machine(error: Exception) -> str:
     full = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or full:
         told = str(error).partition(". ")[0] or "not enough memory"
-        return f"{told}: take smaller pictures or batches; in training, --optim.accumulate keeps the batch"
+        return f"{told}: take smaller images or batches; in training, --optim.accumulate keeps the batch"
     return ""
 
 

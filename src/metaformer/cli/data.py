@@ -34,7 +34,7 @@ def _demo(argv: list[str]) -> int:
     add("dir", metavar="DIR", help="where to: a new or empty folder")
     add("--seed", type=int, default=0, help="everything random is a function of it (default 0)")
     add("--per-class", type=int, metavar="N", help="digits of each class (default: all, about 180)")
-    add("--copies", type=int, default=4, metavar="N", help="pictures per training digit (default 4)")
+    add("--copies", type=int, default=4, metavar="N", help="images per training digit (default 4)")
     add(
         "--scenes",
         type=int,
@@ -49,18 +49,18 @@ def _demo(argv: list[str]) -> int:
     demo = write_demo(
         words.dir, words.seed, per_class=words.per_class, copies=words.copies, scenes=tuple(words.scenes)
     )
-    print(f"{demo.pictures} pictures:\n  {demo.classify}\n  {demo.segment}\n  {demo.detect}")
+    print(f"{demo.images} images:\n  {demo.classify}\n  {demo.segment}\n  {demo.detect}")
     return 0
 
 
 def _check(argv: list[str]) -> int:
     parser = Parser(
         "data check",
-        "Read every picture of a data set and tell all that is wrong with it: what cannot be read, classes\n"
-        "that differ between splits, pictures that are in two of them, and more. Exit status 1 on an error.\n"
+        "Read every image of a data set and tell all that is wrong with it: what cannot be read, classes\n"
+        "that differ between splits, images that are in two of them, and more. Exit status 1 on an error.\n"
         "\n"
-        "Pictures with label maps are recognised by their folders: ADE20K, Pascal VOC, Cityscapes,\n"
-        "COCO-Stuff, or images/SPLIT beside annotations/SPLIT with a classes.txt; and so are pictures with\n"
+        "Images with label maps are recognized by their folders: ADE20K, Pascal VOC, Cityscapes,\n"
+        "COCO-Stuff, or images/SPLIT beside annotations/SPLIT with a classes.txt; and so are images with\n"
         "objects: COCO's JSON, Pascal VOC's XML, or YOLO's text files.",
         "metaformer data check flowers --json faults.json",
     )
@@ -71,10 +71,10 @@ def _check(argv: list[str]) -> int:
         help="image folder, shards (also s3://… and the like), or with label maps or objects",
     )
     _add_splits(parser)
-    task = "what is learned: classes of pictures, of pixels, or objects (default: recognised)"
+    task = "what is learned: classes of images, of pixels, or objects (default: recognized)"
     add("--task", choices=["classify", "segment", "detect"], help=task)
     form = (
-        "how the files lie (default: recognised): label maps as folders, ade20k, voc, cityscapes or "
+        "how the files lie (default: recognized): label maps as folders, ade20k, voc, cityscapes or "
         "coco_stuff, objects as coco, voc or yolo"
     )
     add("--layout", metavar="NAME", help=form)
@@ -141,10 +141,10 @@ def _shard(argv: list[str]) -> int:
         "data shard",
         "Write an image folder as a few large files, which are read where an image folder is.\n\n"
         "parquet  read through Hugging Face's datasets, in any order: training is shuffled, an epoch holds\n"
-        "         every picture once, and a stopped run goes on exactly, as on the folder itself. Needs as\n"
+        "         every image once, and a stopped run goes on exactly, as on the folder itself. Needs as\n"
         "         much local disk again, for its cache.\n"
         "tar      webdataset's form, read from beginning to end; nothing is kept on the machine. The weaker\n"
-        "         guarantee: pictures are shuffled within a buffer, an epoch may repeat or miss some, and a\n"
+        "         guarantee: images are shuffled within a buffer, an epoch may repeat or miss some, and a\n"
         "         resumed run sees another order than one that was never stopped. Evaluation stays exact.",
         "metaformer data shard imagenet imagenet-shards --to parquet",
     )
@@ -153,8 +153,8 @@ def _shard(argv: list[str]) -> int:
     add("out", metavar="OUT", help="where to: a new or empty folder")
     _add_splits(parser)
     add("--to", choices=["parquet", "tar"], default="parquet", help="what to write (default parquet)")
-    add("--shard-size", type=float, default=256, metavar="MB", help="pictures per file (default 256 MB)")
-    bad = "a picture that cannot be read: an error, or left out and logged, up to 0.1 %% (default error)"
+    add("--shard-size", type=float, default=256, metavar="MB", help="images per file (default 256 MB)")
+    bad = "a image that cannot be read: an error, or left out and logged, up to 0.1 %% (default error)"
     add("--on-bad-image", choices=["error", "skip"], default="error", help=bad)
     _add_workers(parser)
     words = parser.parse_args(argv)

@@ -14,10 +14,10 @@ def run(argv: list[str]) -> int:
     add = parser.add_argument
     add("--data", metavar="DIR", help="folder with the data set (default: the run's own)")
     add("--split", metavar="NAME", help="sub-folder to evaluate on (default: the run's own, or val)")
-    add("--crop", type=float, metavar="SHARE", help="share of the picture that the crop keeps")
+    add("--crop", type=float, metavar="SHARE", help="share of the image that the crop keeps")
     add("--interpolation", choices=["bicubic", "bilinear"], help="resampling")
     add("--batch-size", type=int, default=128, metavar="N", help="images at once (default 128)")
-    add("--workers", type=int, default=4, metavar="N", help="processes that read pictures (default 4)")
+    add("--workers", type=int, default=4, metavar="N", help="processes that read images (default 4)")
     add("--real", metavar="FILE", help="ReaL labels: JSON list of accepted classes per image, in file order")
     add("--subset", metavar="FILE", help="class names, one per line: only these count")
     add("--scales", metavar="F,F,…", help="pixels and objects: sizes to look at, such as 0.75,1,1.25")

@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
 
 def _models(pattern: str) -> list[dict[str, Any]]:
     from metaformer.backbones.variants import UNAVAILABLE
-    from metaformer.bench.catalogue import catalogue, matches
+    from metaformer.bench.catalog import catalog, matches
 
     rows: list[dict[str, Any]] = [
         {
@@ -47,7 +47,7 @@ def _models(pattern: str) -> list[dict[str, Any]]:
             "top1": entry.top1,
             "classes": entry.num_classes,
         }
-        for entry in catalogue(pattern)
+        for entry in catalog(pattern)
     ]
     unavailable = {name: why for name, why in UNAVAILABLE.items() if matches(name, pattern)}
     return rows + [{"name": name, "unavailable": why} for name, why in unavailable.items()]
@@ -102,7 +102,7 @@ def _dense(
     """A row for each published network of a kind: what it is of, and its published figures."""
     import torch
 
-    from metaformer.bench.catalogue import matches
+    from metaformer.bench.catalog import matches
 
     found = {name: source for name, source in sources.items() if matches(name, pattern)}
     if not found:

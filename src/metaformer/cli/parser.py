@@ -43,8 +43,8 @@ class Parser(argparse.ArgumentParser):
         add("--classes", metavar="FILE", help="class names, one per line, where nothing else tells")
         add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
         add("--amp", choices=["none", "bf16", "fp16"], default="none", help="mixed precision")
-        add("--flip", action="store_true", help="average with the mirrored picture")
-        crops = "centre crop, or centre and corners averaged"
+        add("--flip", action="store_true", help="average with the mirrored image")
+        crops = "center crop, or center and corners averaged"
         add("--crops", type=int, choices=[1, 5], default=1, help=crops)
 
     def add_import(self) -> None:

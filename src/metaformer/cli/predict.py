@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from metaformer.inference.predictor import Predictor
 
 OUTPUTS = {
-    "pictures": ("classify", "segment", "detect"),
+    "images": ("classify", "segment", "detect"),
     "panoptic": ("segment",),
     "rle": ("segment",),
     "submission": ("segment",),
@@ -20,13 +20,13 @@ OUTPUTS = {
     "fps": ("segment", "detect"),
 }
 """What is written only where it is asked for, and of which tasks."""
-EXAMPLE = """metaformer predict runs/demo photo.jpg folder/ 'more/*.png' --out predictions.csv --pictures
-  metaformer predict runs/segment photos/ clip.gif --out found --pictures --scales 0.75,1,1.25 --flip
-  metaformer predict runs/detect photos/ --out found --pictures --coco --score 0.5 --only cat,dog"""
+EXAMPLE = """metaformer predict runs/demo photo.jpg folder/ 'more/*.png' --out predictions.csv --images
+  metaformer predict runs/segment photos/ clip.gif --out found --images --scales 0.75,1,1.25 --flip
+  metaformer predict runs/detect photos/ --out found --images --coco --score 0.5 --only cat,dog"""
 
 
 def run(argv: list[str]) -> int:
-    """Tell the classes of pictures or of their pixels, or find objects."""
+    """Tell the classes of images or of their pixels, or find objects."""
     parser = _parser()
     words = parser.parse_args(argv)
     _check(parser, words)
@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
         rewrite=optimize if words.optimize else None,
     )
     if words.data and predictor.task != "classify":
-        parser.error("--data is for classification: name the folder of pictures as INPUT")
+        parser.error("--data is for classification: name the folder of images as INPUT")
     if words.data:
         return _predict_all(predictor, words)
     for line in _written(predictor, words):
@@ -64,15 +64,13 @@ def run(argv: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         "predict",
-        "Tell the classes of pictures or of their pixels, or find objects, with a run, a checkpoint or a "
+        "Tell the classes of images or of their pixels, or find objects, with a run, a checkpoint or a "
         "published model.",
         EXAMPLE,
     )
     parser.add_source()
     add = parser.add_argument
-    kinds = (
-        "picture, folder (with those inside it) or glob; of pixels and objects also an animation or a video"
-    )
+    kinds = "image, folder (with those inside it) or glob; of pixels and objects also an animation or a video"
     add("inputs", nargs="*", metavar="INPUT", help=kinds)
     add(
         "--data",
@@ -85,14 +83,14 @@ def _parser() -> Parser:
         "--on-bad-image",
         choices=["error", "skip"],
         default="error",
-        help="with --data: stop at a picture that cannot be read, or write down why (up to 0.1 %% of all)",
+        help="with --data: stop at a image that cannot be read, or write down why (up to 0.1 %% of all)",
     )
     add(
         "--workers",
         type=int,
         default=0,
         metavar="N",
-        help="processes that read pictures, threads for pixels and objects (default 0)",
+        help="processes that read images, threads for pixels and objects (default 0)",
     )
     add(
         "--out",
@@ -100,25 +98,25 @@ def _parser() -> Parser:
         help="FILE.jsonl, FILE.csv, or a folder (default: print JSON lines); in segmentation a folder, for "
         "label maps as PNGs with a palette; in detection a folder",
     )
-    add("--pictures", action="store_true", help="also draw the predictions on the pictures, beside --out")
+    add("--images", action="store_true", help="also draw the predictions on the images, beside --out")
     add(
         "--batch-size",
         type=int,
         default=32,
         metavar="N",
-        help="pictures at once (default 32); one for pixels and objects",
+        help="images at once (default 32); one for pixels and objects",
     )
     add(
         "--optimize",
         action="store_true",
-        help="first fold the network into its fastest exact form and compare the two: for many pictures",
+        help="first fold the network into its fastest exact form and compare the two: for many images",
     )
     parser.add_import()
     add = parser.add_argument_group("classification").add_argument
-    add("--top-k", type=int, metavar="K", help="classes per picture (default 5)")
+    add("--top-k", type=int, metavar="K", help="classes per image (default 5)")
     add = parser.add_argument_group("segmentation and detection").add_argument
     add("--scales", metavar="F,F,…", help="sizes to look at, such as 0.75,1,1.25")
-    add("--fps", type=float, metavar="N", help="with --pictures: join all, as frames, to one animation")
+    add("--fps", type=float, metavar="N", help="with --images: join all, as frames, to one animation")
     add = parser.add_argument_group("detection").add_argument
     add("--score", type=float, metavar="S", help="leave out objects with a lower score (default 0.3)")
     add("--only", metavar="CLASS,CLASS,…", help="tell objects of these classes only")
@@ -138,10 +136,10 @@ def _check(parser: Parser, words: Namespace) -> None:
     if asked and not words.out:
         parser.error(f"{asked[0]} needs --out: say where to")
     if bool(words.inputs) == bool(words.data):
-        parser.error("name pictures to predict, or a whole data set with --data")
+        parser.error("name images to predict, or a whole data set with --data")
     if words.data and (asked or not words.out or Path(words.out).suffix):
         parser.error(
-            f"--data writes lines only: give a folder as --out, and no {asked[0] if asked else '--pictures'}"
+            f"--data writes lines only: give a folder as --out, and no {asked[0] if asked else '--images'}"
         )
 
 
@@ -157,7 +155,7 @@ def _written(predictor: "Predictor", words: Namespace) -> Iterator[str]:
     asked = {name: getattr(words, name) for name, tasks in OUTPUTS.items() if predictor.task in tasks}
     if predictor.task == "classify":
         found = predictor.classified(words.inputs)
-        return write_predictions(found, words.out, pictures=words.pictures)
+        return write_predictions(found, words.out, images=words.images)
     if predictor.task == "detect":
         ids = predictor.bundle.category_ids
         return write_detections(predictor.seen(words.inputs), words.out, DetectOutputs(**asked), ids)
@@ -182,5 +180,5 @@ def _predict_all(predictor: "Predictor", words: Namespace) -> int:
         except Interrupted:
             print("stopped by a signal; the same command goes on from here", file=sys.stderr)
             return stop.exit_status
-    print(f"{done.pictures} pictures ({done.before} of them before, {done.bad} bad): {done.file}")
+    print(f"{done.images} images ({done.before} of them before, {done.bad} bad): {done.file}")
     return 0

@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         "quantize",
-        "Write a classifier in int8, for CPUs: NNCF finds the ranges of values on training pictures, "
+        "Write a classifier in int8, for CPUs: NNCF finds the ranges of values on training images, "
         "OpenVINO runs it; evaluate and predict take the directory. Tells accuracy and speed of both.",
         EXAMPLE,
     )
@@ -62,7 +62,7 @@ def _parser() -> Parser:
     add("--checkpoint", metavar="FILE", help="weights for a model name, in any published format")
     add("--classes", metavar="FILE", help="class names, one per line, where nothing else tells")
     add("--image-size", type=int, metavar="N", help="input height and width (default: the checkpoint's)")
-    add("--images", type=int, default=300, metavar="N", help="pictures to calibrate on (default 300)")
+    add("--images", type=int, default=300, metavar="N", help="images to calibrate on (default 300)")
     add(
         "--calibrate-on",
         metavar="NAME",
@@ -73,11 +73,11 @@ def _parser() -> Parser:
         "--max-drop",
         type=float,
         metavar="SHARE",
-        help="largest loss of top-1 on the pictures to calibrate on, such as 0.01: products that hurt most "
+        help="largest loss of top-1 on the images to calibrate on, such as 0.01: products that hurt most "
         "go back to floating point; takes minutes (default: all in int8)",
     )
     add("--batch-size", type=int, default=32, metavar="N", help="images at once (default 32)")
-    add("--workers", type=int, default=0, metavar="N", help="processes that read pictures (default 0)")
+    add("--workers", type=int, default=0, metavar="N", help="processes that read images (default 0)")
     add("--rounds", type=int, default=10, metavar="N", help="measurements of speed (default 10; 0: none)")
     parser.add_json()
     parser.add_import()

@@ -15,7 +15,7 @@ def run(argv: list[str]) -> int:
     add("--data", required=True, metavar="IMAGENET", help="folder that holds ImageNet")
     add("--split", default="val", metavar="NAME", help="sub-folder to evaluate on (default val)")
     add("--batch-size", type=int, default=128, metavar="N", help="images at once (default 128)")
-    add("--workers", type=int, default=4, metavar="N", help="processes that read pictures (default 4)")
+    add("--workers", type=int, default=4, metavar="N", help="processes that read images (default 4)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--amp", choices=["none", "bf16", "fp16"], default="none", help="mixed precision")
     parser.add_json()

@@ -1,1 +1,1 @@
-"""Pictures on disk, the order and augmentation in which a run sees them, and demo data."""
+"""Images on disk, the order and augmentation in which a run sees them, and demo data."""

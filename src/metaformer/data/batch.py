@@ -13,7 +13,7 @@ Item = tuple[Tensor, int | Tensor | Targets, int]
 
 
 class Bad(NamedTuple):
-    """A picture that cannot be read."""
+    """A image that cannot be read."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
     """Its place in the source."""
@@ -25,17 +25,17 @@ class Batch(NamedTuple):
     """What a step sees."""
 
     images: Tensor
-    """(B, 3, H, W), or (B, views, 3, H, W); float32, normalised."""
+    """(B, 3, H, W), or (B, views, 3, H, W); float32, normalized."""
     labels: Tensor
     """(B,) int64, or label maps (B, H, W) of uint8 or int32; zeros where there are targets."""
     indices: Tensor
-    """(B,) int64: places in the source, to name pictures by."""
+    """(B,) int64: places in the source, to name images by."""
     bad: tuple[Bad, ...] = ()
-    """Pictures that are left out."""
+    """Images that are left out."""
     targets: tuple[Targets, ...] = ()
-    """The objects of each picture, in detection; masks are (N, H, W)."""
+    """The objects of each image, in detection; masks are (N, H, W)."""
     sizes: tuple[Size, ...] = ()
-    """Height and width of each picture's own part of `images`, in detection; the rest is filled up with 0."""
+    """Height and width of each image's own part of `images`, in detection; the rest is filled up with 0."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same with its tensors on a device."""

@@ -14,10 +14,10 @@ class Finding:
 
     grade: Literal["error", "warning"]
     kind: str
-    """Errors: `layout`, `damaged`, `one class`, `unreadable`, `label map`, and of objects `picture`, `size`,
-    `id`, `category`, `box`, `segmentation`, `annotation`; warnings: `contradiction` (one picture, two
-    classes, label maps or lists of objects), `leak` (a picture to validate on that is trained on), `uneven`,
-    `absent` (a class of which there is no pixel or object; an error where that is so of all), `unlabelled`,
+    """Errors: `layout`, `damaged`, `one class`, `unreadable`, `label map`, and of objects `image`, `size`,
+    `id`, `category`, `box`, `segmentation`, `annotation`; warnings: `contradiction` (one image, two
+    classes, label maps or lists of objects), `leak` (a image to validate on that is trained on), `uneven`,
+    `absent` (a class of which there is no pixel or object; an error where that is so of all), `unlabeled`,
     `tiny`, `animated`, `ignored`."""
     text: str
 
@@ -27,14 +27,14 @@ class SplitSummary:
     """What a split holds."""
 
     name: str
-    pictures: int
+    images: int
     unreadable: int
     per_class: dict[str, int]
     narrowest: tuple[int, int]
-    """Width and height of the picture with the fewest pixels."""
+    """Width and height of the image with the fewest pixels."""
     median: tuple[int, int]
     widest: tuple[int, int]
-    """Width and height of the picture with the most pixels."""
+    """Width and height of the image with the most pixels."""
 
     def text(self) -> str:
         """Give a line."""
@@ -43,7 +43,7 @@ class SplitSummary:
         bad = f" ({self.unreadable:,} unreadable)" if self.unreadable else ""
         spread = f"{counts[0]:,} to {counts[-1]:,} (median {statistics.median_high(counts):,})"
         return (
-            f"{self.name}: {self.pictures:,} pictures{bad} in {len(self.per_class):,} classes of {spread}; "
+            f"{self.name}: {self.images:,} images{bad} in {len(self.per_class):,} classes of {spread}; "
             f"sizes {sizes}, median {self.median[0]}x{self.median[1]}"
         )
 

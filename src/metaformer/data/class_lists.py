@@ -1,4 +1,4 @@
-"""Names and colours of the classes of published data sets, and colours for any others."""
+"""Names and colors of the classes of published data sets, and colors for any others."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import Final
 
 from metaformer.errors import DataError, UnknownName
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 MAX_CLASSES: Final = 65535
@@ -28,7 +28,7 @@ class ClassList:
     """The classes of a data set, in order."""
 
     names: tuple[str, ...]
-    palette: tuple[Colour, ...]
+    palette: tuple[Color, ...]
     """Red, green and blue of each."""
 
 
@@ -60,13 +60,13 @@ def _lists() -> dict[str, ClassList]:
     }
 
 
-def palette(count: int) -> tuple[Colour, ...]:
-    """Colours for any number of classes, the first of them black: those that Pascal VOC counts up."""
-    return tuple(_colour(index) for index in range(count))
+def palette(count: int) -> tuple[Color, ...]:
+    """Colors for any number of classes, the first of them black: those that Pascal VOC counts up."""
+    return tuple(_color(index) for index in range(count))
 
 
-def palette_for(names: tuple[str, ...]) -> tuple[Colour, ...]:
-    """Colours of these classes: the published ones of a published list, else those of `palette`.
+def palette_for(names: tuple[str, ...]) -> tuple[Color, ...]:
+    """Colors of these classes: the published ones of a published list, else those of `palette`.
 
     Black, which overlays leave out, goes to a first class `background` only.
     """
@@ -78,7 +78,7 @@ def palette_for(names: tuple[str, ...]) -> tuple[Colour, ...]:
     return palette(len(names) + 1)[1:]
 
 
-def _colour(index: int) -> Colour:
+def _color(index: int) -> Color:
     """Deal the bits of a number out to red, green and blue, the lowest to the highest of each."""
     channels = [0, 0, 0]
     for place, bit in enumerate(_bits(index)):

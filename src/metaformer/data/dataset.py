@@ -1,4 +1,4 @@
-"""Pictures with their augmentation; each sample is a pure function of seed and `Sample`."""
+"""Images with their augmentation; each sample is a pure function of seed and `Sample`."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +17,11 @@ from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import DataError, MetaFormerError
 
 BAD_SHARE: Final = 1e-3
-"""Share of the pictures that cannot be read up to which leaving them out, where asked for, is a remedy."""
+"""Share of the images that cannot be read up to which leaving them out, where asked for, is a remedy."""
 
 
 class Source(Protocol):
-    """Pictures by index, such as `ImageFolder`."""
+    """Images by index, such as `ImageFolder`."""
 
     @property
     def labels(self) -> Sequence[int]: ...
@@ -31,15 +31,15 @@ class Source(Protocol):
     def image(self, index: int) -> Image.Image: ...
 
     def path(self, index: int) -> str | Path:
-        """What a picture is called in errors and reports."""
+        """What a image is called in errors and reports."""
 
 
 class Augmented(Dataset[Item]):
-    """Transformed pictures by `Sample`, bit-identical whatever process or order they are made in.
+    """Transformed images by `Sample`, bit-identical whatever process or order they are made in.
 
     Args:
-        source: the pictures.
-        transform: RGB picture to tensor; whatever it draws from `random`, `numpy.random` or `torch`
+        source: the images.
+        transform: RGB image to tensor; whatever it draws from `random`, `numpy.random` or `torch`
             is a function of `seed` and the sample.
         seed: the run's seed.
     """
@@ -54,14 +54,14 @@ class Augmented(Dataset[Item]):
         """Make one sample: its tensor (3, H, W), or (views, 3, H, W), its label and its index.
 
         Raises:
-            BadImage: the picture cannot be read.
+            BadImage: the image cannot be read.
         """
         return self.augment(self.source.image(sample.index), self.source.labels[sample.index], sample)
 
-    def augment(self, picture: Image.Image, label: int, sample: Sample) -> Item:
-        """Make a sample of its picture, wherever that came from."""
+    def augment(self, image: Image.Image, label: int, sample: Sample) -> Item:
+        """Make a sample of its image, wherever that came from."""
         with seeded(sample_seed(self.seed, sample)):
-            tensor = self.transform(picture)
+            tensor = self.transform(image)
         return tensor, label, sample.index
 
     def collate(self, items: list[Made]) -> Batch | MetaFormerError:
@@ -73,7 +73,7 @@ class Augmented(Dataset[Item]):
         good = [item for item in items if not isinstance(item, Bad | MetaFormerError)]
         if not good:
             return DataError(
-                f"none of the {len(bad)} pictures of a batch can be read; the first: {bad[0].reason}"
+                f"none of the {len(bad)} images of a batch can be read; the first: {bad[0].reason}"
             )
         images, labels, indices = zip(*good, strict=True)
         return self.stack(images, labels, torch.tensor(indices), bad)

@@ -1,4 +1,4 @@
-"""A data set as ImageNet lies on disk: root/split/class/pictures."""
+"""A data set as ImageNet lies on disk: root/split/class/images."""
 
 import logging
 import os
@@ -25,10 +25,10 @@ def _give_up(fault: DataError) -> None:
 
 
 class ImageFolder:
-    """The pictures of one split with the folder each lies in as its class.
+    """The images of one split with the folder each lies in as its class.
 
-    Classes are the folders' names, sorted; within a class pictures are sorted by path, and may lie in
-    sub-folders. Hidden files are passed over; files whose extension is no picture's are counted in
+    Classes are the folders' names, sorted; within a class images are sorted by path, and may lie in
+    sub-folders. Hidden files are passed over; files whose extension is no image's are counted in
     `ignored` and named in the log.
 
     Args:
@@ -65,22 +65,22 @@ class ImageFolder:
             self._read_class(name, label[name], tell)
         if self.ignored:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.ignored.items()))
-            _log.warning("%s: ignored files that are no pictures: %s", self.folder, kinds)
+            _log.warning("%s: ignored files that are no images: %s", self.folder, kinds)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def path(self, index: int) -> Path:
-        """Tell where a picture lies."""
+        """Tell where a image lies."""
         return self.folder / self._files[index]
 
     @property
     def paths(self) -> list[Path]:
-        """All pictures, in order."""
+        """All images, in order."""
         return [self.folder / file for file in self._files]
 
     def image(self, index: int) -> Image.Image:
-        """Read a picture as RGB.
+        """Read a image as RGB.
 
         Raises:
             BadImage: it cannot be read.
@@ -97,12 +97,12 @@ class ImageFolder:
                 self._files.append(file)
                 self.labels.append(label)
             elif kind in _UNREADABLE:
-                what = f"{kind} pictures are not read: convert it to PNG or JPEG"
+                what = f"{kind} images are not read: convert it to PNG or JPEG"
                 tell(DataError(f"{self.folder / file}: {what}"))
             else:
                 skipped[kind or "without extension"] += 1
         if len(self._files) == before:
-            tell(DataError(f"{top}: no pictures in this class folder{_instead(skipped.total())}"))
+            tell(DataError(f"{top}: no images in this class folder{_instead(skipped.total())}"))
         self.ignored += skipped
 
 
@@ -121,7 +121,7 @@ def _class_folders(folder: Path) -> tuple[list[str], int]:
     names = _folders(folder)
     loose = sum(1 for entry in _entries(folder) if not entry.is_dir())
     if not names:
-        raise DataError(f"{folder}: no class folders; each class needs a folder of pictures{_instead(loose)}")
+        raise DataError(f"{folder}: no class folders; each class needs a folder of images{_instead(loose)}")
     if loose:
         _log.warning("%s: ignored %d file(s) that lie in no class folder", folder, loose)
     return names, loose

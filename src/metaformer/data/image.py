@@ -1,4 +1,4 @@
-"""One picture to RGB, safely: whatever its bytes are, only `BadImage` comes out."""
+"""One image to RGB, safely: whatever its bytes are, only `BadImage` comes out."""
 
 import errno
 import io
@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from metaformer.errors import BadImage, DataError
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""What is decoded, recognised by content; Pillow's rarer decoders stay closed to hostile files."""
+"""What is decoded, recognized by content; Pillow's rarer decoders stay closed to hostile files."""
 
 MAX_PIXELS: Final = 50_000_000
 _ORIENTATION_TAG: Final = 0x0112
@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a picture file as 8-bit RGB, turned upright by its EXIF orientation; see `decode_image`.
+    """Read a image file as 8-bit RGB, turned upright by its EXIF orientation; see `decode_image`.
 
     Args:
         path: the file; its format is found by content, not by extension.
-        max_pixels: larger pictures are refused from their header, before anything is decoded.
+        max_pixels: larger images are refused from their header, before anything is decoded.
 
     Raises:
         BadImage: the file is missing, empty, damaged, too large, or no JPEG, PNG, WebP, BMP or GIF.
@@ -60,35 +60,35 @@ def need_file(path: str | Path) -> None:
         raise BadImage(path, "is no ordinary file" if os.path.exists(path) else "no such file")
 
 
-def picture_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height that `read_image` would give, from the header alone.
 
     Raises:
-        BadImage: the file is missing, empty or no picture.
+        BadImage: the file is missing, empty or no image.
         DataError: the machine is to blame: no memory, or too many open files.
     """
     need_file(path)
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as picture:
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
             warnings.simplefilter("ignore")
             # Pillow reads all of a PNG to see whether an orientation comes behind the pixels
-            late = picture.format == "PNG" and "exif" not in picture.info
-            turned = not late and _orientation(picture) in range(5, 9)
-            return picture.size[::-1] if turned else picture.size
+            late = image.format == "PNG" and "exif" not in image.info
+            turned = not late and _orientation(image) in range(5, 9)
+            return image.size[::-1] if turned else image.size
     except Exception as error:
         raise explain(error, path, MAX_PIXELS) from error
 
 
 def decode_image(data: bytes | BinaryIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture to 8-bit RGB, turned upright by its EXIF orientation.
+    """Decode a image to 8-bit RGB, turned upright by its EXIF orientation.
 
-    Transparency is dropped, not blended, as in torchvision and timm (`convert("RGB")`); 16-bit grey is
+    Transparency is dropped, not blended, as in torchvision and timm (`convert("RGB")`); 16-bit gray is
     scaled to 8 bits; of an animation the first frame is taken, a warning logged, and `info["animated"]` set.
 
     Args:
-        data: the encoded picture, or an open file that can be sought.
+        data: the encoded image, or an open file that can be sought.
         name: what errors call it.
-        max_pixels: larger pictures are refused from their header, before anything is decoded.
+        max_pixels: larger images are refused from their header, before anything is decoded.
 
     Raises:
         BadImage: empty, damaged, too large, or no JPEG, PNG, WebP, BMP or GIF.
@@ -99,8 +99,8 @@ def decode_image(data: bytes | BinaryIO, name: str | Path, max_pixels: int = MAX
         with warnings.catch_warnings():
             # Pillow warns about odd metadata and about sizes; sizes are checked here, and as an error.
             warnings.simplefilter("ignore")
-            with Image.open(stream, formats=FORMATS) as picture:
-                return _decode(picture, name, max_pixels)
+            with Image.open(stream, formats=FORMATS) as image:
+                return _decode(image, name, max_pixels)
     except BadImage:
         raise
     except Exception as error:  # Pillow's decoders raise nearly every class there is on damaged files
@@ -109,38 +109,38 @@ def decode_image(data: bytes | BinaryIO, name: str | Path, max_pixels: int = MAX
         raise explain(error, name, max_pixels) from error
 
 
-def _decode(picture: Image.Image, name: str | Path, max_pixels: int) -> Image.Image:
-    width, height = picture.size
+def _decode(image: Image.Image, name: str | Path, max_pixels: int) -> Image.Image:
+    width, height = image.size
     if width * height > max_pixels:
         raise BadImage(name, f"{width}x{height} is more than the {max_pixels:,} pixels allowed")
-    # the further pictures of a telephone's MPO are previews and depths of the first, no animation
-    animated = picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
+    # the further images of a telephone's MPO are previews and depths of the first, no animation
+    animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
     if animated:
         _log.warning("%s: animated, only its first frame is used", name)
-        picture.seek(0)
-    picture.load()
-    turn = _UPRIGHT.get(_orientation(picture))
-    rgb = _rgb(picture)
+        image.seek(0)
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    rgb = _rgb(image)
     rgb.info = {"animated": True} if animated else {}
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB" and picture.format == "JPEG":
-        return picture  # its pixels outlive its file, and a copy of them can take as long as decoding
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        # convert("RGB") clips at 255 here and turns nearly every 16-bit picture white
-        grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
-        picture = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    rgb = picture.convert("RGB")
-    if rgb is picture:
-        rgb = picture.copy()  # the opened picture is closed on the way out
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and image.format == "JPEG":
+        return image  # its pixels outlive its file, and a copy of them can take as long as decoding
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # convert("RGB") clips at 255 here and turns nearly every 16-bit image white
+        gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+    rgb = image.convert("RGB")
+    if rgb is image:
+        rgb = image.copy()  # the opened image is closed on the way out
     return rgb
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
-        value = picture.getexif().get(_ORIENTATION_TAG, 1)
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
     except MemoryError:
         raise
     except Exception:  # damaged metadata does not make the pixels unusable
@@ -151,11 +151,11 @@ def _orientation(picture: Image.Image) -> int:
 def explain(error: Exception, name: str | Path, max_pixels: int) -> DataError:
     """Say what an error of Pillow's means.
 
-    The machine is blamed for what is the machine's, so that a policy for bad pictures never hides it.
+    The machine is blamed for what is the machine's, so that a policy for bad images never hides it.
     """
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, MemoryError) or number == errno.ENOMEM or str(error).startswith(_NO_MEMORY):
-        return DataError(f"not enough memory to decode {name}: take fewer data.workers, or smaller pictures")
+        return DataError(f"not enough memory to decode {name}: take fewer data.workers, or smaller images")
     if number in (errno.EMFILE, errno.ENFILE):
         return DataError(f"too many open files to read {name}: raise the limit (ulimit -n)")
     match error:
@@ -164,7 +164,7 @@ def explain(error: Exception, name: str | Path, max_pixels: int) -> DataError:
         case Image.DecompressionBombError():
             reason = f"more than the {max_pixels:,} pixels allowed"
         case UnidentifiedImageError():
-            reason = "not a JPEG, PNG, WebP, BMP or GIF picture, or its header is damaged"
+            reason = "not a JPEG, PNG, WebP, BMP or GIF image, or its header is damaged"
         case OSError(strerror=str(words)):
             reason = f"cannot be read ({words})"
         case _:

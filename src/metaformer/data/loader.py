@@ -46,7 +46,7 @@ class Loader:
         pin_memory: keep batches in page-locked memory, for copies to CUDA.
         timeout: seconds to wait for a worker before giving up.
         stop: asked again and again; once it says so, waiting ends.
-        skip_bad: leave out pictures that cannot be read, and say so in the batch, rather than raise.
+        skip_bad: leave out images that cannot be read, and say so in the batch, rather than raise.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Loader:
         """Yield batches.
 
         Raises:
-            BadImage: a picture cannot be read.
-            DataError: a worker died, hung or ran out of memory; the message names its picture.
+            BadImage: a image cannot be read.
+            DataError: a worker died, hung or ran out of memory; the message names its image.
             Interrupted: `stop` said so.
         """
         try:
@@ -151,7 +151,7 @@ class Loader:
                     raise told from error
 
     def _explained(self, error: Exception, waiting: bool) -> Exception:
-        """The error with the name of the picture, where a worker's end is behind it."""
+        """The error with the name of the image, where a worker's end is behind it."""
         # A dying worker shows as any of these; an exception in a living one begins with "Caught".
         if self._loader.num_workers == 0 or str(error).startswith("Caught"):
             return error
@@ -162,7 +162,7 @@ class Loader:
         told = told or self.watch.tell(self._workers, self.dataset.source.path)
         what = f"no data for {self.timeout:.0f} s" if waiting else "a data worker ended"
         hint = (
-            "look at the picture, the disk, and the room in /dev/shm"
+            "look at the image, the disk, and the room in /dev/shm"
             if waiting
             else "data.workers 0 shows why, fewer need less memory"
         )
@@ -194,7 +194,7 @@ def _wait_for_the_end_of_any(workers: list[Any]) -> None:
 
 
 def _begin_worker(worker: int) -> None:
-    """Leave signals to the main process, and keep the memory of one picture for the next.
+    """Leave signals to the main process, and keep the memory of one image for the next.
 
     Ctrl-C and schedulers signal whole process groups; the main process decides, after its step.
     """
@@ -217,7 +217,7 @@ class Careful(Dataset[Made]):
         return self.made(sample.index, lambda: self.dataset[sample])
 
     def made(self, index: int, make: Callable[[], Item]) -> Made:
-        """Make a sample of the picture at this index."""
+        """Make a sample of the image at this index."""
         if self.stop is not None and self.stop():
             raise Interrupted
         with self.watch.reading(index):
@@ -232,7 +232,7 @@ class Careful(Dataset[Made]):
 
 
 def _named(error: Exception, name: str | Path) -> DataError:
-    """The error with the picture's name; where it came from is a note, which crosses between processes."""
+    """The error with the image's name; where it came from is a note, which crosses between processes."""
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return DataError(f"{name}: not enough memory for it: fewer data.workers or a smaller batch need less")
     told = DataError(f"{name}: {type(error).__name__} while it was read or transformed: {error}")

@@ -1,4 +1,4 @@
-"""How a picture becomes the network's input: one record for evaluation, prediction and checkpoints."""
+"""How a image becomes the network's input: one record for evaluation, prediction and checkpoints."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -22,12 +22,12 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, centre crop and normalise, as timm and the original repositories evaluate."""
+    """Resize, center crop and normalize, as timm and the original repositories evaluate."""
 
     image_size: int = 224
     """Height and width of the input, in pixels."""
     crop: float = 0.9
-    """Share of the resized picture that the centre crop keeps."""
+    """Share of the resized image that the center crop keeps."""
     interpolation: str = "bicubic"
     """Resampling: bicubic or bilinear."""
     mean: Channels = IMAGENET_MEAN
@@ -42,7 +42,7 @@ class Preprocess:
             raise ConfigError(f"crop is {self.crop}: it must be above 0 and at most 1")
         if self.image_size / self.crop > math.isqrt(MAX_PIXELS):
             raise ConfigError(
-                f"image_size is {self.image_size}, crop {self.crop}: pictures would be resized to more than "
+                f"image_size is {self.image_size}, crop {self.crop}: images would be resized to more than "
                 f"{math.isqrt(MAX_PIXELS)} pixels a side"
             )
         if self.interpolation not in ("bicubic", "bilinear"):
@@ -59,7 +59,7 @@ class Preprocess:
         return math.floor(self.image_size / self.crop)
 
     def transform(self, crops: int = 1) -> Transform:
-        """Make the transform: RGB picture to (3, H, W); with `crops=5`, corners and centre, to (5, 3, H, W).
+        """Make the transform: RGB image to (3, H, W); with `crops=5`, corners and center, to (5, 3, H, W).
 
         Raises:
             ConfigError: another number of crops.
@@ -72,7 +72,7 @@ class Preprocess:
         size = (self.image_size, self.image_size)
         crop = transforms.CenterCrop(size) if crops == 1 else transforms.FiveCrop(size)
         resize = transforms.Resize(self.resize, InterpolationMode(self.interpolation))
-        return _Transform(transforms.Compose([resize, crop]), Normalise(self.mean, self.std))
+        return _Transform(transforms.Compose([resize, crop]), Normalize(self.mean, self.std))
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields, as JSON takes them."""
@@ -121,8 +121,8 @@ def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
         raise ConfigError(f"preprocessing {dict(values)}: {error}") from error
 
 
-class Normalise:
-    """Make an 8-bit RGB picture the network's input (3, H, W), bit for bit as torchvision does.
+class Normalize:
+    """Make an 8-bit RGB image the network's input (3, H, W), bit for bit as torchvision does.
 
     torchvision's `ToTensor` and `Normalize` write four maps of floating point numbers; this writes one.
 
@@ -135,19 +135,19 @@ class Normalise:
         self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        planes = np.empty((3, picture.height, picture.width), dtype=np.uint8)
-        for plane, band in zip(planes, picture.split(), strict=True):
+    def __call__(self, image: Image.Image) -> Tensor:
+        planes = np.empty((3, image.height, image.width), dtype=np.uint8)
+        for plane, band in zip(planes, image.split(), strict=True):
             plane[...] = np.asarray(band)
         return torch.from_numpy(planes).float().div_(255).sub_(self.mean).div_(self.std)
 
 
 class _Transform:
-    def __init__(self, crop: Any, finish: Normalise) -> None:
+    def __init__(self, crop: Any, finish: Normalize) -> None:
         self.crop, self.finish = crop, finish
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        cropped = self.crop(picture)
+    def __call__(self, image: Image.Image) -> Tensor:
+        cropped = self.crop(image)
         if isinstance(cropped, tuple):
             return torch.stack([self.finish(part) for part in cropped])
         return self.finish(cropped)

@@ -1,4 +1,4 @@
-"""How a picture becomes the input of a dense network: the whole of it, in its own shape."""
+"""How a image becomes the input of a dense network: the whole of it, in its own shape."""
 
 import math
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ LARGEST_INPUT: Final = 200_000_000
 
 @dataclass(frozen=True)
 class DensePreprocess:
-    """Fit into a box with the shape kept, round both sides up to a multiple, normalise."""
+    """Fit into a box with the shape kept, round both sides up to a multiple, normalize."""
 
     long_side: int | None = 2048
-    """Longer side of the box, in pixels; None keeps a picture's own size."""
+    """Longer side of the box, in pixels; None keeps a image's own size."""
     short_side: int | None = 512
     """Shorter side of the box, in pixels."""
     multiple: int = 32
@@ -33,7 +33,7 @@ class DensePreprocess:
     std: Channels = IMAGENET_STD
     """Per-channel standard deviation that is divided by."""
     scale: float = 1.0
-    """Factor of the box, or of a picture's own size: the scales of test-time augmentation."""
+    """Factor of the box, or of a image's own size: the scales of test-time augmentation."""
 
     def __post_init__(self) -> None:
         if (self.long_side is None) != (self.short_side is None):
@@ -60,7 +60,7 @@ class DensePreprocess:
         return fit(width, height, (int(self.long_side * self.scale), int(self.short_side * self.scale)))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of a picture's input."""
+        """Width and height of a image's input."""
         across, down = (-(-side // self.multiple) * self.multiple for side in self.fitted(width, height))
         return across, down
 
@@ -68,22 +68,22 @@ class DensePreprocess:
         """The same for larger or smaller input, as multi-scale evaluation takes it."""
         return replace(self, scale=self.scale * factor)
 
-    def resized(self, picture: Image.Image) -> Image.Image:
-        """Resize a picture to the input's size."""
-        for size in (self.fitted(*picture.size), self.size(*picture.size)):
+    def resized(self, image: Image.Image) -> Image.Image:
+        """Resize a image to the input's size."""
+        for size in (self.fitted(*image.size), self.size(*image.size)):
             if size[0] * size[1] > LARGEST_INPUT:
-                told = f"{picture.width}x{picture.height} becomes {size[0]}x{size[1]} pixels"
+                told = f"{image.width}x{image.height} becomes {size[0]}x{size[1]} pixels"
                 raise ConfigError(f"scale is {self.scale}: {told}, more than the {LARGEST_INPUT:,} allowed")
-            if size != picture.size:
-                picture = picture.resize(size, Image.Resampling.BILINEAR)
-        return picture
+            if size != image.size:
+                image = image.resize(size, Image.Resampling.BILINEAR)
+        return image
 
-    def tensor(self, picture: Image.Image) -> Tensor:
-        """Normalise a picture, or a part of one: (3, h, w) float32."""
-        return normalised(picture, self.mean, self.std)
+    def tensor(self, image: Image.Image) -> Tensor:
+        """Normalize a image, or a part of one: (3, h, w) float32."""
+        return normalized(image, self.mean, self.std)
 
     def transform(self) -> Transform:
-        """Make the transform: RGB picture to (3, h, w)."""
+        """Make the transform: RGB image to (3, h, w)."""
         return _Transform(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,12 +104,12 @@ class _Transform:
     def __init__(self, preprocess: DensePreprocess) -> None:
         self.preprocess = preprocess
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        return self.preprocess.tensor(self.preprocess.resized(picture))
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.preprocess.tensor(self.preprocess.resized(image))
 
 
 def fit(width: int, height: int, box: tuple[int, int]) -> tuple[int, int]:
-    """Width and height with which a picture just fits into a box, given as its longer and shorter side."""
+    """Width and height with which a image just fits into a box, given as its longer and shorter side."""
     factor = min(max(box) / max(width, height), min(box) / min(width, height))
     return scaled_size(width, height, factor)
 
@@ -119,9 +119,9 @@ def scaled_size(width: int, height: int, factor: float) -> tuple[int, int]:
     return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
 
 
-def normalised(picture: Image.Image, mean: Channels, std: Channels) -> Tensor:
-    """Give an RGB picture as (3, H, W), with mean and deviation of each channel taken out."""
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def normalized(image: Image.Image, mean: Channels, std: Channels) -> Tensor:
+    """Give an RGB image as (3, H, W), with mean and deviation of each channel taken out."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     tensor = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     scale = torch.tensor(std).mul(255).reciprocal()
     shift = torch.tensor(mean) / torch.tensor(std)

@@ -152,15 +152,15 @@ Mask = dict[str, Any]
 
 
 _LONGEST_RUN = 6
-"""Characters of the longest run length that is read: 29 bits and a sign, more than any picture needs."""
+"""Characters of the longest run length that is read: 29 bits and a sign, more than any image needs."""
 
 
 def mask_areas(masks: Sequence[Mask], size: tuple[int, int]) -> NDArray[np.int64]:
-    """Count the pixels of the masks of one picture, all at once: a data set has half a million.
+    """Count the pixels of the masks of one image, all at once: a data set has half a million.
 
     Args:
         masks: `counts` may be text or bytes.
-        size: height and width of the picture.
+        size: height and width of the image.
 
     Raises:
         DataError: a mask is damaged, or not of this size; the message tells its place, from 0.
@@ -184,7 +184,7 @@ def _text(mask: Mask, number: int, size: tuple[int, int]) -> bytes:
     if not isinstance(counts, str | bytes) or not isinstance(own, list | tuple):
         raise DataError(f"mask {number}: no compressed run lengths with a size")
     if tuple(own) != size:
-        raise DataError(f"mask {number}: its height and width are {list(own)}, the picture's {list(size)}")
+        raise DataError(f"mask {number}: its height and width are {list(own)}, the image's {list(size)}")
     return counts if isinstance(counts, bytes) else counts.encode("utf-8", "surrogatepass")
 
 
@@ -204,7 +204,7 @@ def _numbers(texts: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int6
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends + 1])[:-1].astype(np.int64)
     long = ends - starts + 1
-    _refuse(of[ends[long > _LONGEST_RUN]], "a run length beyond any picture")
+    _refuse(of[ends[long > _LONGEST_RUN]], "a run length beyond any image")
     shifted = (bits & 31) << 5 * (np.arange(len(bits)) - starts.repeat(long))
     numbers = np.add.reduceat(shifted, starts) if len(starts) else starts
     return of[ends], numbers - np.where(bits[ends] & 16, 1 << 5 * long, 0)

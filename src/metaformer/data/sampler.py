@@ -1,4 +1,4 @@
-"""Which picture comes when: a pure function of seed, epoch and position, on any number of ranks."""
+"""Which image comes when: a pure function of seed, epoch and position, on any number of ranks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
@@ -16,7 +16,7 @@ _GOLDEN: Final = 0x9E3779B97F4A7C15
 
 
 class Sample(NamedTuple):
-    """One use of one picture; with the seed it decides the augmentation."""
+    """One use of one image; with the seed it decides the augmentation."""
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
@@ -57,25 +57,25 @@ class PureSampler(Sampler[list[Sample]]):
 
     The global order of an epoch depends on (length, seed, epoch, repeats) alone. Step `s` takes positions
     `s * batch_size` and following; of these, rank `r` takes every `world`-th from `r` on and cuts them into
-    `accumulate` micro-batches. So a step sees the same pictures on any number of ranks. Pictures left over
+    `accumulate` micro-batches. So a step sees the same images on any number of ranks. Images left over
     at the end, fewer than a batch, wait for another epoch's order.
 
-    Repeated augmentation is DeiT's (https://arxiv.org/abs/2012.12877): each picture stands `repeats` times
+    Repeated augmentation is DeiT's (https://arxiv.org/abs/2012.12877): each image stands `repeats` times
     in a row, so that its copies go to different ranks, and the epoch is cut to the length it has without
-    repeats: it shows one picture in `repeats`, that often. DeiT cuts to multiples of 256, this to batches.
+    repeats: it shows one image in `repeats`, that often. DeiT cuts to multiples of 256, this to batches.
 
     Args:
-        length: number of pictures.
-        batch_size: pictures per optimiser step, over all ranks and micro-batches.
+        length: number of images.
+        batch_size: images per optimizer step, over all ranks and micro-batches.
         seed: what the order is a function of, with the epoch.
         rank: this process.
         world: number of processes.
-        repeats: copies of a picture in an epoch.
-        accumulate: micro-batches per optimiser step.
+        repeats: copies of a image in an epoch.
+        accumulate: micro-batches per optimizer step.
 
     Raises:
         ConfigError: a batch that cannot be shared out evenly, or a number out of range.
-        DataError: fewer pictures than one batch.
+        DataError: fewer images than one batch.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class PureSampler(Sampler[list[Sample]]):
             )
         if length < batch_size:
             raise DataError(
-                f"{length} training pictures do not fill one batch of {batch_size}: "
+                f"{length} training images do not fill one batch of {batch_size}: "
                 f"choose a data.batch_size of at most {length}"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
@@ -114,7 +114,7 @@ class PureSampler(Sampler[list[Sample]]):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in an epoch."""
+        """Optimizer steps in an epoch."""
         return self.length // self.batch_size
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ class PureSampler(Sampler[list[Sample]]):
         return (self.steps - self.start) * self.accumulate
 
     def seek(self, epoch: int, start: int = 0) -> None:
-        """Let the next iteration begin at optimiser step `start` of `epoch`.
+        """Let the next iteration begin at optimizer step `start` of `epoch`.
 
         Raises:
             ConfigError: the epoch has fewer steps.
@@ -144,14 +144,14 @@ class PureSampler(Sampler[list[Sample]]):
 
 
 class EvalSampler(Sampler[list[Sample]]):
-    """Every picture once, in order; rank `r` of `world` takes every `world`-th, and none is padded.
+    """Every image once, in order; rank `r` of `world` takes every `world`-th, and none is padded.
 
     Args:
-        length: number of pictures.
-        batch_size: pictures at once, per rank.
+        length: number of images.
+        batch_size: images at once, per rank.
         rank: this process.
         world: number of processes.
-        start: how many of this rank's pictures are left out because they were done before.
+        start: how many of this rank's images are left out because they were done before.
 
     Raises:
         ConfigError: a number out of range.
@@ -184,26 +184,26 @@ def _check_rank(rank: int, world: int) -> None:
 class GroupSampler(PureSampler):
     """Shuffled training batches of one group where possible; steps, resuming and sharing as `PureSampler`.
 
-    An epoch shows the same pictures as `PureSampler`'s, in another order that depends on (groups, seed,
+    An epoch shows the same images as `PureSampler`'s, in another order that depends on (groups, seed,
     epoch, repeats, batch size) alone. They are dealt out, in its order, to one heap per group; a heap that
     holds a batch is the next step. What the heaps hold in the end, less than a batch each, makes the last
-    steps: these lie side by side, group after group, and are cut into batches. Within a step neighbours go
+    steps: these lie side by side, group after group, and are cut into batches. Within a step neighbors go
     to one rank and one micro-batch, so that of a mixed step only the micro-batches on a border are mixed.
-    So a group smaller than a batch is seen as often as others, and a step holds the same pictures on any
+    So a group smaller than a batch is seen as often as others, and a step holds the same images on any
     number of ranks.
 
     Args:
-        groups: a number for each picture, the same for those that belong together.
-        batch_size: pictures per optimiser step, over all ranks and micro-batches.
+        groups: a number for each image, the same for those that belong together.
+        batch_size: images per optimizer step, over all ranks and micro-batches.
         seed: what the order is a function of, with the epoch.
         rank: this process.
         world: number of processes.
-        repeats: copies of a picture in an epoch.
-        accumulate: micro-batches per optimiser step.
+        repeats: copies of a image in an epoch.
+        accumulate: micro-batches per optimizer step.
 
     Raises:
         ConfigError: a batch that cannot be shared out evenly, or a number out of range.
-        DataError: fewer pictures than one batch.
+        DataError: fewer images than one batch.
     """
 
     def __init__(

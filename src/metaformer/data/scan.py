@@ -1,4 +1,4 @@
-"""Reading every picture of a source once, in parallel, whatever the pictures do to those who read them."""
+"""Reading every image of a source once, in parallel, whatever the images do to those who read them."""
 
 import hashlib
 import logging
@@ -24,16 +24,16 @@ _see: "Look"
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What reading one picture told."""
+    """What reading one image told."""
 
     index: int
     width: int = 0
     height: int = 0
     digest: bytes = b""
-    """The same for pictures with the same pixels."""
+    """The same for images with the same pixels."""
     animated: bool = False
     trouble: str = ""
-    """Why it cannot be used; empty for a good picture."""
+    """Why it cannot be used; empty for a good image."""
     labels: "SeenLabels | None" = None
     """What its label map told, where it has one that can be read."""
     label_trouble: str = ""
@@ -57,16 +57,16 @@ Look = Callable[[Any, int], Seen]
 
 
 def see(source: Source, index: int) -> Seen:
-    """Read a picture."""
+    """Read a image."""
     try:
-        picture = source.image(index)
+        image = source.image(index)
     except DataError as error:
         return Seen(index, trouble=reason(error))
-    return Seen(index, *picture.size, digest(picture.size, picture.tobytes()), "animated" in picture.info)
+    return Seen(index, *image.size, digest(image.size, image.tobytes()), "animated" in image.info)
 
 
 def digest(size: tuple[int, int], pixels: bytes) -> bytes:
-    """Hash a picture's pixels."""
+    """Hash a image's pixels."""
     return hashlib.blake2b(repr(size).encode() + pixels, digest_size=16).digest()
 
 
@@ -79,15 +79,15 @@ def survey(
     source: Source,
     *,
     workers: int | None = None,
-    label: str = "pictures",
+    label: str = "images",
     progress: bool = True,
     look: Look = see,
     which: range | None = None,
 ) -> list[Seen]:
-    """Read all pictures, in order of index; what cannot be read is told, not raised.
+    """Read all images, in order of index; what cannot be read is told, not raised.
 
     Args:
-        source: the pictures; it must be one that can be sent to other processes.
+        source: the images; it must be one that can be sent to other processes.
         workers: processes, at most one per core, which is the default.
         label: name of the progress bar on stderr.
         progress: show it.
@@ -103,7 +103,7 @@ def survey(
     count = min(workers or cores(), cores(), -(-len(which) // CHUNK) or 1)
     seen: dict[int, Seen] = {}
     readers = _Readers(source, look)
-    with tqdm(total=len(which), desc=label, unit="picture", file=sys.stderr, disable=not progress) as bar:
+    with tqdm(total=len(which), desc=label, unit="image", file=sys.stderr, disable=not progress) as bar:
 
         def note(found: Sequence[Seen]) -> None:
             seen.update((one.index, one) for one in found)
@@ -162,7 +162,7 @@ class _Readers:
         self.source, self.look = source, look
 
     def read_singly(self, parts: list[range], note: Note) -> None:
-        """Read with one process, so that it is known at which picture one dies."""
+        """Read with one process, so that it is known at which image one dies."""
         while parts:
             parts = self.read(parts, 1, note)
             if parts:

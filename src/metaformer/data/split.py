@@ -16,16 +16,16 @@ Split = ImageFolder | ParquetImages | TarImages
 def open_split(
     root: str | Path, split: str, classes: Sequence[str] | None = None, *, allow_missing: bool = False
 ) -> Split:
-    """Open the pictures of a split; any of them can be read at any time.
+    """Open the images of a split; any of them can be read at any time.
 
-    What `metaformer data shard` makes of an image folder holds the same pictures with the same labels: in
+    What `metaformer data shard` makes of an image folder holds the same images with the same labels: in
     parquet under the same numbers, so that a run on it equals one on the folder bit for bit, in tar shuffled.
 
     Args:
         root: a folder, or for shards also an address of fsspec, such as `s3://bucket/data`.
         split: its name, such as `train`.
         classes: the class list of a checkpoint or of the training split; labels are positions in it.
-        allow_missing: take a split without pictures of some of `classes`.
+        allow_missing: take a split without images of some of `classes`.
 
     Raises:
         DataError: nothing of that kind is there, or it is damaged, or the classes do not match.

@@ -17,7 +17,7 @@ Name = Callable[[int], str | Path]
 
 
 class Watch:
-    """A note of each worker in shared memory: which picture, and since when.
+    """A note of each worker in shared memory: which image, and since when.
 
     Args:
         workers: how many there are.
@@ -29,7 +29,7 @@ class Watch:
 
     @contextmanager
     def reading(self, index: int) -> Iterator[None]:
-        """Note that this worker reads a picture, for as long as it does."""
+        """Note that this worker reads a image, for as long as it does."""
         info = get_worker_info()
         worker = 0 if info is None else info.id
         self._index[worker] = index
@@ -62,7 +62,7 @@ class Watch:
     def _at(self, number: int, name: Name) -> str:
         index = int(self._index[number])
         if index < 0:
-            return "before its first picture"
+            return "before its first image"
         return f"{'at' if float(self._since[number]) else 'after'} {name(index)}"
 
 

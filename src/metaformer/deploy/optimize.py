@@ -31,7 +31,7 @@ def optimize(
 
     Norms' constants, LayerScale and StarReLU are folded into the weights, dropout and stochastic depth are
     left out, maps lie channels-last, and products on a CPU activate or add in their epilogue. The copy is
-    compared with the original on `sample`. An optimised network comes back as it is.
+    compared with the original on `sample`. An optimized network comes back as it is.
 
     Args:
         model: a network of this library, or one that holds its backbones, on the device where it will run.
@@ -41,7 +41,7 @@ def optimize(
         sample: images (B, in_chans, H, W) to compare on; two random ones of the model's size by default.
 
     Raises:
-        ConfigError: there is nothing here to optimise.
+        ConfigError: there is nothing here to optimize.
         OptimizeError: the copy does not compute what the original does, or nothing can be compared.
     """
     network = model if getattr(model, "optimized", False) else _rewritten(model, dtype, sample)
@@ -115,7 +115,7 @@ def _compare(original: nn.Module, network: nn.Module, images: Tensor) -> None:
         share = ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item()
         if not share <= TOLERANCE:
             raise OptimizeError(
-                f"the optimised {type(original).__name__} differs from the original by {share:.1e} of the "
+                f"the optimized {type(original).__name__} differs from the original by {share:.1e} of the "
                 f"largest output, more than {TOLERANCE:.0e}: please report the model; it is as it was"
             )
 

@@ -31,11 +31,11 @@ class Bulk:
     """What predicting a data set came to, on this process."""
 
     file: Path
-    pictures: int
+    images: int
     bad: int
-    """Pictures that cannot be read; their lines say why."""
+    """Images that cannot be read; their lines say why."""
     before: int
-    """Pictures that an earlier attempt had done."""
+    """Images that an earlier attempt had done."""
 
 
 def predict_all(
@@ -48,27 +48,27 @@ def predict_all(
     skip_bad: bool = False,
     stop: Stop | None = None,
 ) -> Bulk:
-    """Classify a source's pictures, process `r` of `world` each `world`-th, into `out/part-r-of-world.jsonl`.
+    """Classify a source's images, process `r` of `world` each `world`-th, into `out/part-r-of-world.jsonl`.
 
     A part appears under its name when it is whole. What was done before a stop, a crash or a kill is kept
-    beside it and not done again. Each line is one picture: its result, or `path` and `error`.
+    beside it and not done again. Each line is one image: its result, or `path` and `error`.
 
     Args:
         predictor: the network.
-        source: the pictures.
+        source: the images.
         out: folder of the parts; `job.json` in it says what they are predictions of.
         world: this process among all; they do not talk to each other.
         data: what to call the data set.
-        skip_bad: write a line for a picture that cannot be read, up to 0.1 % of them, rather than raise.
+        skip_bad: write a line for a image that cannot be read, up to 0.1 % of them, rather than raise.
         stop: asked again and again; once it says so, the work ends and can be gone on with.
 
     Raises:
-        BadImage, DataError: a picture cannot be read; too many of them.
+        BadImage, DataError: a image cannot be read; too many of them.
         OutputError: the folder cannot be written to, or holds predictions of something else.
         Interrupted: `stop` said so.
     """
     place = Path(out)
-    _claim(place, data, {**_pictures(source), "processes": world.size, **_network(predictor)})
+    _claim(place, data, {**_images(source), "processes": world.size, **_network(predictor)})
     whole = place / f"part-{world.rank:05d}-of-{world.size:05d}.jsonl"
     with lock(place / f".lock-{world.rank:05d}", str(whole)):
         return _predict(predictor, source, whole, world, skip_bad, stop)
@@ -101,7 +101,7 @@ def _predict(
                 progress.update({"bad": bad} if bad else {}, len(results) + len(batch.bad))
                 if bad > BAD_SHARE * mine:
                     raise DataError(
-                        f"{bad} of {mine} pictures cannot be read, more than {BAD_SHARE:.1%}; see {part}"
+                        f"{bad} of {mine} images cannot be read, more than {BAD_SHARE:.1%}; see {part}"
                     )
     finally:
         progress.close()
@@ -109,12 +109,12 @@ def _predict(
     return Bulk(whole, mine, bad, done.lines)
 
 
-def _pictures(source: Source) -> dict[str, Any]:
+def _images(source: Source) -> dict[str, Any]:
     """How many there are, and which in what order."""
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(f"{source.path(index)}\n".encode(errors="surrogateescape"))
-    return {"pictures": len(source), "pictures_sha256": digest.hexdigest()}
+    return {"images": len(source), "images_sha256": digest.hexdigest()}
 
 
 def _network(predictor: Predictor) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class _Done:
         except OSError as error:
             raise OutputError(f"{file}: cannot be read ({error.strerror}): delete it") from error
         if self.lines > most:
-            raise OutputError(f"{file}: {self.lines} lines for {most} pictures: delete it to make it anew")
+            raise OutputError(f"{file}: {self.lines} lines for {most} images: delete it to make it anew")
 
     def mend(self) -> None:
         """Cut off what a killed process, or machine, left unfinished: it is done again."""
@@ -207,7 +207,7 @@ def _appending(part: Path) -> Iterator[TextIO]:
 
 
 def _lines(source: Source, batch: Batch, results: list[Classification]) -> list[str]:
-    """A batch's pictures in the order of their numbers, so that counting lines tells where to go on."""
+    """A batch's images in the order of their numbers, so that counting lines tells where to go on."""
     values = {int(i): result.to_dict() for i, result in zip(batch.indices, results, strict=True)}
     values |= {bad.index: {"path": str(source.path(bad.index)), "error": bad.reason} for bad in batch.bad}
     return [json.dumps(values[index], ensure_ascii=False) + "\n" for index in sorted(values)]

@@ -59,24 +59,24 @@ def evaluate(
         split: sub-folder; the run's own, or `val`.
         classes: the model's class names, or a file of them, where neither run nor folders tell.
         image_size: pixels of the network's input; as the source says when not given. So for:
-        crop: share of the resized picture that the centre crop keeps.
+        crop: share of the resized image that the center crop keeps.
         interpolation: bicubic or bilinear.
-        flip: average with the mirrored picture.
-        crops: 1, or 5 for centre and corners, averaged.
-        real_labels: ReaL labels, a JSON list with the accepted classes of each picture, in file order.
+        flip: average with the mirrored image.
+        crops: 1, or 5 for center and corners, averaged.
+        real_labels: ReaL labels, a JSON list with the accepted classes of each image, in file order.
         class_subset: text file of the class names that alone count.
         scales: of pixels and objects, sizes to look at, as factors; the run's own when not given.
-        slide: of pixels, side of overlapping windows to look through, in pixels; 0 for whole pictures.
+        slide: of pixels, side of overlapping windows to look through, in pixels; 0 for whole images.
         layout: how the data set lies, a choice of `segment.layout` or `detect.layout`.
         raw: measure the raw weights of a checkpoint that also holds their average.
-        batch_size: pictures at once, per device; one where pixels or objects are looked for.
+        batch_size: images at once, per device; one where pixels or objects are looked for.
         workers: processes that read, per device.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         amp: `none`, `bf16` or `fp16`.
 
     Raises:
         ConfigError: a value that cannot be, that is for another task, or classes that do not match.
-        DataError: the data set is not laid out as it should be, or a picture cannot be read.
+        DataError: the data set is not laid out as it should be, or a image cannot be read.
         WeightsError: the weights cannot be read or do not fit.
     """
     check_amp(amp)
@@ -100,7 +100,7 @@ def evaluate(
     elif bundle.task == "detect":
         evaluation = _detect(bundle, world, data, split, layout, detect_looks(bundle, scales, flip), workers)
     else:
-        folder = open_pictures(bundle, data, split, class_subset is not None)
+        folder = open_images(bundle, data, split, class_subset is not None)
         assert isinstance(bundle.preprocess, Preprocess)
         evaluation = Evaluation(
             folder,
@@ -141,7 +141,7 @@ def only_for(bundle: Bundle, tasks: Sequence[str], given: dict[str, bool]) -> No
 
 
 def looks(bundle: Bundle, scales: Sequence[float] | None, slide: int | None, flip: bool) -> Inference:
-    """How to look at pictures: as the run did, but for what is asked."""
+    """How to look at images: as the run did, but for what is asked."""
     own = inference(bundle.config) if bundle.config is not None else Inference()
     own = replace(own, flip=own.flip or flip, scales=tuple(scales) if scales else own.scales)
     if slide is None:
@@ -155,13 +155,13 @@ def looks(bundle: Bundle, scales: Sequence[float] | None, slide: int | None, fli
 
 
 def detect_looks(bundle: Bundle, scales: Sequence[float] | None, flip: bool) -> DetectInference:
-    """How to look at pictures for objects: as the run did, but for what is asked."""
+    """How to look at images for objects: as the run did, but for what is asked."""
     own = detect_inference(bundle.config) if bundle.config is not None else DetectInference()
     return replace(own, flip=own.flip or flip, scales=tuple(scales) if scales else own.scales)
 
 
-def open_pictures(bundle: Bundle, data: str | Path | None, split: str | None, subset: bool) -> Split:
-    """A classifier's pictures: a split of `data`, each by default the run's own; `subset` lets classes lack.
+def open_images(bundle: Bundle, data: str | Path | None, split: str | None, subset: bool) -> Split:
+    """A classifier's images: a split of `data`, each by default the run's own; `subset` lets classes lack.
 
     Raises:
         ConfigError: no data, or another number of classes than the network tells apart.

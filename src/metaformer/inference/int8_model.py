@@ -19,7 +19,7 @@ SHAPES: Final = 4
 
 
 class Int8Network(nn.Module):
-    """A quantised classifier: images (B, in_chans, H, W) to logits (B, K), float32, where the images are.
+    """A quantized classifier: images (B, in_chans, H, W) to logits (B, K), float32, where the images are.
 
     OpenVINO compiles it, in a second or so, for each size of batch. What is not in int8 it computes in bf16
     where the processor has that, else in float32. PyTorch's number of threads holds for it too.
@@ -49,7 +49,7 @@ class Int8Network(nn.Module):
         """Compute logits.
 
         Raises:
-            SizeError: images of another size than it was quantised for.
+            SizeError: images of another size than it was quantized for.
             ConfigError: mixed precision is on, of which it would take no notice.
         """
         if torch.is_autocast_enabled(images.device.type):
@@ -58,7 +58,7 @@ class Int8Network(nn.Module):
         if tuple(images.shape[1:]) != wanted:
             raise SizeError(
                 f"images are {tuple(images.shape[1:])}, this int8 network was made for {wanted}: "
-                "quantise the network again with image_size, or leave image_size out"
+                "quantize the network again with image_size, or leave image_size out"
             )
         if not len(images):
             return images.new_zeros(0, self.num_classes, dtype=torch.float32)

@@ -26,11 +26,11 @@ from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.serialize import from_dict
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Look = Preprocess | DensePreprocess | DetectionPreprocess
-"""How pictures become input."""
+"""How images become input."""
 DOES = {
-    "classify": "tells classes of pictures apart",
+    "classify": "tells classes of images apart",
     "segment": "tells classes of pixels apart",
     "detect": "finds objects",
 }
@@ -48,8 +48,8 @@ class Bundle:
     """Class names; None where nobody wrote them down."""
     task: str = "classify"
     """What it does: `classify`, `segment` or `detect`."""
-    palette: tuple[Colour, ...] = ()
-    """In segmentation and detection a colour for each class."""
+    palette: tuple[Color, ...] = ()
+    """In segmentation and detection a color for each class."""
     category_ids: tuple[int, ...] = ()
     """In detection the number of each class in COCO's files."""
     config: TrainConfig | None = None
@@ -154,7 +154,7 @@ def _saved(saved: Saved, raw: bool) -> Bundle:
         if task not in MODELS:
             raise WeightsError(f"{saved.directory}: of a task that this version does not know, {task!r}")
         model, preprocess = MODELS[task](card)
-        palette = tuple(_colour(colour) for colour in card.get("palette", ()))
+        palette = tuple(_color(color) for color in card.get("palette", ()))
         if not palette and task != "classify":  # of a run before its card held them
             palette = palette_for(classes)
         category_ids = tuple(int(number) for number in card.get("category_ids", ()))
@@ -197,7 +197,7 @@ MODELS: dict[str, Callable[[Mapping[str, Any]], tuple[nn.Module, Look]]] = {
 """How a checkpoint's card of each task becomes a network, its weights still random, and preprocessing."""
 
 
-def _colour(values: Sequence[int]) -> Colour:
+def _color(values: Sequence[int]) -> Color:
     red, green, blue = values
     return int(red), int(green), int(blue)
 
@@ -230,11 +230,11 @@ def _dense(name: str, model: DenseNetwork, classes: tuple[str, ...] | None) -> B
         classes = data.names
     reader = DensePreprocess if task == "segment" else DetectionPreprocess
     look = card.get("preprocess")
-    colours = palette_for(classes) if classes else palette(model.num_classes)
-    told = tuple(_colour(colour) for colour in card.get("palette", ()))
+    colors = palette_for(classes) if classes else palette(model.num_classes)
+    told = tuple(_color(color) for color in card.get("palette", ()))
     ids = tuple(int(number) for number in card.get("category_ids", category_ids(classes or ())))
     preprocess = reader.from_dict(look) if look else reader()
-    return Bundle(name, model, preprocess, classes, task, told or colours, ids if task == "detect" else ())
+    return Bundle(name, model, preprocess, classes, task, told or colors, ids if task == "detect" else ())
 
 
 def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) -> Bundle:

@@ -1,4 +1,4 @@
-"""Predict: pictures in, their classes, those of their pixels, or the objects in them out."""
+"""Predict: images in, their classes, those of their pixels, or the objects in them out."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -20,13 +20,13 @@ from metaformer.inference.evaluate import check_amp, detect_looks, looks, only_f
 from metaformer.inference.model import DOES, open_bundle
 from metaformer.tasks.classification.predict import average_views
 from metaformer.tasks.classification.results import Classification
-from metaformer.tasks.detection.predict import PictureDetector
+from metaformer.tasks.detection.predict import ImageDetector
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.outputs import Seen
-from metaformer.tasks.segmentation.predict import PictureSegmenter
+from metaformer.tasks.segmentation.predict import ImageSegmenter
 from metaformer.tasks.segmentation.results import Segmentation
-from metaformer.tasks.stream import Picture, Pictures, PictureStream
+from metaformer.tasks.stream import ImageInput, ImageList, ImageStream
 
 IMAGENET_CLASSES = 1000
 SCORE = 0.3
@@ -34,7 +34,7 @@ SCORE = 0.3
 
 
 class Predictor:
-    """A trained network as a function of pictures.
+    """A trained network as a function of images.
 
     Args:
         source: run directory (its best weights), checkpoint directory, or model name.
@@ -43,13 +43,13 @@ class Predictor:
             classifier of 1000 classes is taken to tell ImageNet's.
         image_size: pixels of a classifier's input; as the source says when not given.
         top_k: classes in each result of classification; 5 when not given.
-        flip: average with the mirrored picture.
-        crops: in classification 1, or 5 for centre and corners, averaged.
+        flip: average with the mirrored image.
+        crops: in classification 1, or 5 for center and corners, averaged.
         scales: in segmentation and detection, sizes to look at, as factors; the run's own when not given.
         slide: in segmentation, side of overlapping windows to look through, in pixels; 0 for none.
         score: in detection, objects with a lower score are left out; 0.3 when not given.
         only: in detection, names of the classes that are told; all when not given.
-        batch_size: pictures at once; in segmentation and detection one.
+        batch_size: images at once; in segmentation and detection one.
         workers: processes that read, in segmentation and detection threads; 0 reads in this one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         amp: `none`, `bf16` or `fp16`.
@@ -97,11 +97,11 @@ class Predictor:
         self.classes = bundle.classes or _numbered(int(bundle.model.num_classes), self.task)  # type: ignore[arg-type]
         self.top_k, self.flip, self.crops = min(wanted, len(self.classes)), flip, crops
         self.batch_size, self.workers = batch_size, workers
-        self._stream: PictureStream[Any] | None = None
+        self._stream: ImageStream[Any] | None = None
         if self.task == "segment":
             assert isinstance(self.bundle.preprocess, DensePreprocess)
             inference = looks(self.bundle, scales, slide, flip)
-            self._stream = PictureSegmenter(
+            self._stream = ImageSegmenter(
                 self.bundle.forward,
                 self.bundle.preprocess,
                 self.classes,
@@ -111,7 +111,7 @@ class Predictor:
             )
         elif self.task == "detect":
             assert isinstance(self.bundle.preprocess, DetectionPreprocess)
-            self._stream = PictureDetector(
+            self._stream = ImageDetector(
                 self.bundle.forward,
                 self.bundle.preprocess,
                 self.classes,
@@ -123,66 +123,66 @@ class Predictor:
             )
 
     def __call__(
-        self, pictures: Picture | Iterable[Picture]
+        self, images: ImageInput | Iterable[ImageInput]
     ) -> list[Classification] | list[Segmentation] | list[DetectedObjects]:
         """Predict for a file, a folder, a glob, an image, or a list of these; in order, files sorted.
 
         Gives `Classification`s; of a network that tells classes of pixels apart `Segmentation`s, of one that
-        finds objects `DetectedObjects`, both at the pictures' own size, one for each frame of an animation or
+        finds objects `DetectedObjects`, both at the images' own size, one for each frame of an animation or
         a video.
 
         Raises:
-            DataError: nothing found, or a picture that cannot be read.
+            DataError: nothing found, or a image that cannot be read.
         """
-        return list(self.stream(pictures))  # type: ignore[return-value]
+        return list(self.stream(images))  # type: ignore[return-value]
 
     def stream(
-        self, pictures: Picture | Iterable[Picture]
+        self, images: ImageInput | Iterable[ImageInput]
     ) -> Iterator[Classification] | Iterator[Segmentation | DetectedObjects]:
-        """Do the same one result after another, for more pictures than memory holds results of."""
+        """Do the same one result after another, for more images than memory holds results of."""
         if self.task == "classify":
-            return self.classified(pictures)
-        return (seen.result for seen in self.seen(pictures))
+            return self.classified(images)
+        return (seen.result for seen in self.seen(images))
 
-    def classified(self, pictures: Picture | Iterable[Picture]) -> Iterator[Classification]:
+    def classified(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Classification]:
         """Do the same with a classifier.
 
         Raises:
             ConfigError: this network is for another task.
         """
-        source = Pictures(pictures)
+        source = ImageList(images)
         sampler = EvalSampler(len(source), batch_size=self.batch_size)
         for _, results in self.batches(source, sampler):
             yield from results
 
-    def seen(self, pictures: Picture | Iterable[Picture]) -> Iterator[Seen[Any]]:
-        """Do the same with a segmenter or a detector; each result comes with its picture.
+    def seen(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Seen[Any]]:
+        """Do the same with a segmenter or a detector; each result comes with its image.
 
         Raises:
-            ConfigError: this network tells classes of pictures apart.
+            ConfigError: this network tells classes of images apart.
         """
         if self._stream is None:
             raise ConfigError(f"{self.bundle.name} {DOES[self.task]}: ask classified() for them")
-        yield from self._stream.stream(Pictures(pictures))
+        yield from self._stream.stream(ImageList(images))
 
     def batches(
         self, source: Source, sampler: EvalSampler, *, stop: Stop | None = None, skip_bad: bool = False
     ) -> Iterator[tuple[Batch, list[Classification]]]:
-        """Classify those pictures of a source that a sampler names, batch by batch.
+        """Classify those images of a source that a sampler names, batch by batch.
 
         Args:
-            source: the pictures.
+            source: the images.
             sampler: which of them, in which order.
             stop: asked again and again; once it says so, waiting for data ends.
-            skip_bad: leave out pictures that cannot be read, and say so in the batch.
+            skip_bad: leave out images that cannot be read, and say so in the batch.
 
         Raises:
-            BadImage: a picture cannot be read.
+            BadImage: a image cannot be read.
             Interrupted: `stop` said so.
             ConfigError: this network is for another task.
         """
         if self.task != "classify":
-            raise ConfigError(f"{self.bundle.name} {DOES[self.task]}, not classes of pictures")
+            raise ConfigError(f"{self.bundle.name} {DOES[self.task]}, not classes of images")
         assert isinstance(self.bundle.preprocess, Preprocess)
         loader = Loader(
             Augmented(source, self.bundle.preprocess.transform(self.crops)),

@@ -66,7 +66,7 @@ def verify(
         data: ImageNet's folder; `split` inside holds the 1,000 class folders.
         split: sub-folder to evaluate on.
         batch_size: images at once.
-        workers: processes that read pictures.
+        workers: processes that read images.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         amp: `none`, `bf16` or `fp16`.
 

@@ -1,4 +1,4 @@
-"""Normalisations of a (B, C, H, W) map."""
+"""Normalizations of a (B, C, H, W) map."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(dim, eps, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); channels-last maps are read in place."""
+        """Normalize (B, C, H, W); channels-last maps are read in place."""
         x = x.permute(0, 2, 3, 1)
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 

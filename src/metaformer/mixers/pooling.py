@@ -1,4 +1,4 @@
-"""PoolFormer's mixing: the average of the neighbours, https://arxiv.org/abs/2111.11418."""
+"""PoolFormer's mixing: the average of the neighbors, https://arxiv.org/abs/2111.11418."""
 
 import torch
 import torch.nn.functional as F

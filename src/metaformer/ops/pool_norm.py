@@ -50,7 +50,7 @@ def group_norm(tokens: Tensor, eps: float) -> Tensor:
     return F.group_norm(tokens.permute(0, 3, 1, 2), 1, eps=eps).permute(0, 2, 3, 1)
 
 
-def normalised(tokens: Tensor, moments: Tensor) -> Tensor:
+def normalized(tokens: Tensor, moments: Tensor) -> Tensor:
     """The same by moments (B, 2) that are known."""
     mean, factor = moments.to(tokens.dtype)[:, :, None, None, None].unbind(1)
     return (tokens - mean) * factor

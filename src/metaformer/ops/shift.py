@@ -9,7 +9,7 @@ from torch import Tensor
 def staircase(kernel: int) -> list[int]:
     """The offsets that channels 0 … kernel−1 sample at; further channels repeat them.
 
-    The stairs start at the centre, 0, +1, …, as in the original code (the paper's figure starts at the left).
+    The stairs start at the center, 0, +1, …, as in the original code (the paper's figure starts at the left).
     """
     return [(i + kernel // 2) % kernel - kernel // 2 for i in range(kernel)]
 

@@ -1,4 +1,4 @@
-"""The average of a token's neighbours less the token, which keeps nothing for its gradient."""
+"""The average of a token's neighbors less the token, which keeps nothing for its gradient."""
 
 from typing import Any
 

@@ -11,7 +11,7 @@ _ATEN = torch.ops.aten
 def token_norm(
     tokens: Tensor, gamma: Tensor | None, beta: Tensor | None, norm: str, eps: float
 ) -> tuple[Tensor, ...]:
-    """Normalise tokens (B, H, W, C); gives the result, and the mean and 1/σ that the gradient needs.
+    """Normalize tokens (B, H, W, C); gives the result, and the mean and 1/σ that the gradient needs.
 
     Args:
         tokens: without gaps.

@@ -16,7 +16,7 @@ from metaformer.config import (
 from metaformer.recipes.recipe import Recipe
 
 PLAIN = AugmentConfig(color_jitter=0.0, auto_augment=None, erase=0.0, mixup=0.0, cutmix=0.0)
-"""Nothing of what classification does to pictures but the flip: `segment` has the rest."""
+"""Nothing of what classification does to images but the flip: `segment` has the rest."""
 
 SEMANTIC_FPN = TrainConfig(
     task="segment",

@@ -34,7 +34,7 @@ MASK_RCNN = replace(
     schedule=replace(RETINANET.schedule, warmup_lr=2e-7),
 )
 
-EMPTY_NOTE = "Pictures without objects are learned from as well; mmdetection left them out of training."
+EMPTY_NOTE = "Images without objects are learned from as well; mmdetection left them out of training."
 DECAY_NOTE = "Vectors and biases have no weight decay here; mmdetection's configuration decays all."
 LR_NOTE = "The paper gives a learning rate of 1e-4 for both heads; the configuration of Mask R-CNN says 2e-4."
 CYCLE_LR_NOTE = "For Mask R-CNN that issue gives a learning rate of 1e-4 or 2e-4."

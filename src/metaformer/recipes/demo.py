@@ -1,4 +1,4 @@
-"""Small runs on the pictures that `metaformer data demo DIR` writes."""
+"""Small runs on the images that `metaformer data demo DIR` writes."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ CLASSIFY = Recipe(
         schedule=ScheduleConfig(epochs=8, warmup_epochs=1),
         ema=EmaConfig(decay=0.98),
         evaluate=EvalConfig(crop=1.0),
-        runtime=RuntimeConfig(threads=1),  # one core computes, the other makes pictures
+        runtime=RuntimeConfig(threads=1),  # one core computes, the other makes images
         seed=0,
     ),
     summary="A pooling network of two million weights learns to read digits on two processor cores",

@@ -31,9 +31,9 @@ class Recipe:
     command: str = field(default="")
     """Further words of the command line."""
     miou: float | None = None
-    """Published mean IoU in per cent, whole pictures at one size, on the data that the name begins with."""
+    """Published mean IoU in per cent, whole images at one size, on the data that the name begins with."""
     box_ap: tuple[float, ...] | None = None
-    """Published AP of boxes in per cent on COCO's validation pictures: AP, AP50 and AP75, then S, M and L."""
+    """Published AP of boxes in per cent on COCO's validation images: AP, AP50 and AP75, then S, M and L."""
     mask_ap: tuple[float, ...] | None = None
     """The same of masks."""
 

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, coloured by the page's own style."""
+"""Line charts as inline SVG, colored by the page's own style."""
 
 import math
 from collections.abc import Sequence

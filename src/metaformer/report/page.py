@@ -1,4 +1,4 @@
-"""Pieces of a run's page: charts, pictures, settings."""
+"""Pieces of a run's page: charts, images, settings."""
 
 import base64
 import io
@@ -47,15 +47,15 @@ def rate(log: Log) -> list[tuple[str, str]]:
 
 
 def address(image: Image.Image, quality: int = 88) -> str:
-    """A picture as a data address, which needs no file beside the page."""
+    """A image as a data address, which needs no file beside the page."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def rgb(colour: Sequence[int]) -> str:
-    """A colour as the page's style wants it."""
-    return f"rgb({colour[0]} {colour[1]} {colour[2]})"
+def rgb(color: Sequence[int]) -> str:
+    """A color as the page's style wants it."""
+    return f"rgb({color[0]} {color[1]} {color[2]})"
 
 
 def settings(

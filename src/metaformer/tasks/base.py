@@ -16,7 +16,7 @@ class Moment(NamedTuple):
     """Where in a run a batch stands: all that its randomness may depend on, with the seed."""
 
     step: int
-    """Optimiser step since the start of the run."""
+    """Optimizer step since the start of the run."""
     epoch: int
     part: int = 0
     """Which of the step's batches, over ranks and micro-batches."""
@@ -47,7 +47,7 @@ class Task(Protocol):
         """The figure of the report by which the best weights are chosen; higher is better."""
 
     def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        """Losses of a batch on the model's device; `loss` is what is minimised, the others are logged."""
+        """Losses of a batch on the model's device; `loss` is what is minimized, the others are logged."""
 
     def names(self, batch: Batch) -> list[str]:
         """Files that a batch came from."""

@@ -16,13 +16,13 @@ class ClassAccuracy:
     images: int
     """Images of the class."""
     correct: int
-    """Those of them that were recognised."""
+    """Those of them that were recognized."""
     predicted: int
     """Images that were taken for the class."""
 
     @property
     def accuracy(self) -> float:
-        """Recall: the share of the class's images that were recognised; 0 of no images."""
+        """Recall: the share of the class's images that were recognized; 0 of no images."""
         return self.correct / max(self.images, 1)
 
     @property

@@ -14,11 +14,11 @@ from metaformer.storage import FileNames
 
 
 class Result(Protocol):
-    """What was found in one picture."""
+    """What was found in one image."""
 
     @property
     def path(self) -> str:
-        """The picture's file; empty for an image in memory."""
+        """The image's file; empty for an image in memory."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, a line of predictions.jsonl."""
@@ -28,18 +28,18 @@ R = TypeVar("R", bound=Result)
 
 
 class Seen(NamedTuple, Generic[R]):
-    """A picture and what was found in it."""
+    """A image and what was found in it."""
 
-    picture: Image.Image
+    image: Image.Image
     result: R
     frame: int | None = None
-    """Its place in the clip that `result.path` names, from 0; None for a picture of its own."""
+    """Its place in the clip that `result.path` names, from 0; None for a image of its own."""
     milliseconds: int = 0
     """How long a frame is shown."""
 
     @property
     def path(self) -> str:
-        """The file of the picture or clip."""
+        """The file of the image or clip."""
         return self.result.path
 
 
@@ -59,14 +59,14 @@ class Format(NamedTuple):
     """What to tell that was written."""
     file: Path
     folder: Path | None = None
-    """Where it puts a file for each picture."""
+    """Where it puts a file for each image."""
 
 
 def write_formats(found: Iterable[Seen[Any]], formats: Sequence[Format]) -> Iterator[str]:
     """Write each result in every format, then tell what was written.
 
     Raises:
-        OutputError: they cannot be written, or pictures lie where results go.
+        OutputError: they cannot be written, or images lie where results go.
     """
     names, count = _Names(), 0
     taken = {one.folder.resolve() for one in formats if one.folder is not None}
@@ -84,16 +84,16 @@ def write_formats(found: Iterable[Seen[Any]], formats: Sequence[Format]) -> Iter
     yield from (f"{count} {one.what}: {one.folder or one.file}" for one in formats)
 
 
-def check_fps(fps: float | None, pictures: bool) -> None:
-    """Refuse an animation without pictures, or of no speed.
+def check_fps(fps: float | None, images: bool) -> None:
+    """Refuse an animation without images, or of no speed.
 
     Raises:
         ConfigError: the message tells which.
     """
     if fps is None:
         return
-    if not pictures:
-        raise ConfigError("fps: joins drawn pictures to an animation: ask for pictures too")
+    if not images:
+        raise ConfigError("fps: joins drawn images to an animation: ask for images too")
     if not 0 < fps <= 1000:
         raise ConfigError(f"fps is {fps:g}: it must be above 0, and at most 1000")
 
@@ -105,7 +105,7 @@ def json_line(seen: Seen[Any]) -> dict[str, Any]:
 
 
 class _Names:
-    """Names of what is written: of pictures their own, of frames their clip's with a number."""
+    """Names of what is written: of images their own, of frames their clip's with a number."""
 
     def __init__(self) -> None:
         self._names, self._clips = FileNames(), dict[str, str]()
@@ -120,13 +120,13 @@ class _Names:
 
 
 class ImageNumbers:
-    """Numbers of pictures: the one that a name is, as in COCO, else the next free."""
+    """Numbers of images: the one that a name is, as in COCO, else the next free."""
 
     def __init__(self) -> None:
         self._taken: set[int] = set()
 
     def of(self, name: str) -> int:
-        """The number of one more picture."""
+        """The number of one more image."""
         number = int(name) if name.isdecimal() else 0
         if number < 1 or number in self._taken:
             number = len(self._taken) + 1

@@ -1,4 +1,4 @@
-"""Pictures and clips in, what a network sees in them out, one after another."""
+"""Images and clips in, what a network sees in them out, one after another."""
 
 import glob
 from abc import ABC, abstractmethod
@@ -19,41 +19,41 @@ from metaformer.visualize.video import frames, is_clip
 Read = TypeVar("Read")
 
 
-Picture = str | Path | Image.Image
+ImageInput = str | Path | Image.Image
 """A file, a folder (with all below it), a glob, or an image."""
 
 
-class Pictures:
-    """A list of pictures, read when they are needed; a data source without labels.
+class ImageList:
+    """A list of images, read when they are needed; a data source without labels.
 
     Raises:
         DataError: a path that is not there, or nothing found.
     """
 
-    def __init__(self, pictures: Picture | Iterable[Picture]) -> None:
-        single = isinstance(pictures, str | Path | Image.Image)
-        wanted: list[Picture] = [pictures] if single else list(pictures)  # type: ignore[list-item, arg-type]
+    def __init__(self, images: ImageInput | Iterable[ImageInput]) -> None:
+        single = isinstance(images, str | Path | Image.Image)
+        wanted: list[ImageInput] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
         self._found: list[Path | Image.Image] = []
-        for picture in wanted:
-            self._found += [picture] if isinstance(picture, Image.Image) else _files(picture)
+        for image in wanted:
+            self._found += [image] if isinstance(image, Image.Image) else _files(image)
         if not self._found:
-            raise DataError("no pictures were given")
+            raise DataError("no images were given")
 
     def __len__(self) -> int:
         return len(self._found)
 
     @property
     def labels(self) -> Sequence[int]:
-        """Zeros: what the pictures show is to be found out."""
+        """Zeros: what the images show is to be found out."""
         return [0] * len(self)
 
     def path(self, index: int) -> str:
-        """Where a picture lies; empty for an image in memory."""
+        """Where a image lies; empty for an image in memory."""
         found = self._found[index]
         return "" if isinstance(found, Image.Image) else str(found)
 
     def image(self, index: int) -> Image.Image:
-        """The picture as RGB.
+        """The image as RGB.
 
         Raises:
             BadImage: it cannot be read.
@@ -62,11 +62,11 @@ class Pictures:
         return found.convert("RGB") if isinstance(found, Image.Image) else read_image(found)
 
 
-class PictureStream(ABC, Generic[R]):
-    """A trained network as a function of pictures of any size; each task says what it sees in one.
+class ImageStream(ABC, Generic[R]):
+    """A trained network as a function of images of any size; each task says what it sees in one.
 
     Args:
-        workers: threads that read pictures ahead; 0 reads each when it is due.
+        workers: threads that read images ahead; 0 reads each when it is due.
 
     Raises:
         ConfigError: fewer than no threads.
@@ -78,14 +78,14 @@ class PictureStream(ABC, Generic[R]):
         self.workers = workers
 
     @abstractmethod
-    def see(self, picture: Image.Image, path: str, name: str) -> R:
-        """Look at a picture; `path` goes into the result, `name` into errors."""
+    def see(self, image: Image.Image, path: str, name: str) -> R:
+        """Look at a image; `path` goes into the result, `name` into errors."""
 
-    def stream(self, source: Pictures) -> Iterator[Seen[R]]:
-        """Results at the pictures' own size, in order; each frame of a clip is one.
+    def stream(self, source: ImageList) -> Iterator[Seen[R]]:
+        """Results at the images' own size, in order; each frame of a clip is one.
 
         Raises:
-            BadImage: a picture cannot be read.
+            BadImage: a image cannot be read.
             TrainingError: figures that are not finite.
         """
 
@@ -93,14 +93,14 @@ class PictureStream(ABC, Generic[R]):
             path = source.path(index)
             return None if path and is_clip(path) else source.image(index)
 
-        for index, picture in enumerate(read_ahead(read, len(source), self.workers)):
+        for index, image in enumerate(read_ahead(read, len(source), self.workers)):
             path = source.path(index)
-            if picture is not None:
-                yield Seen(picture, self.see(picture, path, path or "the picture"))
+            if image is not None:
+                yield Seen(image, self.see(image, path, path or "the image"))
                 continue
             for number, frame in enumerate(frames(path)):
-                result = self.see(frame.picture, path, f"{path}, frame {number}")
-                yield Seen(frame.picture, result, number, frame.milliseconds)
+                result = self.see(frame.image, path, f"{path}, frame {number}")
+                yield Seen(frame.image, result, number, frame.milliseconds)
 
 
 def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterator[Read]:
@@ -134,7 +134,7 @@ def _files(place: str | Path) -> list[Path]:
     else:
         raise DataError(f"{place}: no such file or folder")
     if not found:
-        raise DataError(f"{place}: no pictures in this {kind}")
+        raise DataError(f"{place}: no images in this {kind}")
     for file in found:
         check_name(file)
     return sorted(found)

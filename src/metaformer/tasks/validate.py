@@ -13,7 +13,7 @@ def look_at_all(world: World, check: Callable[..., None], *folders: tuple[Any, b
     Args:
         world: the processes.
         check: called with a folder, `part` (rank and size), `skip_bad` and `progress`.
-        folders: data, and whether a few bad pictures of it are left to the training to leave out.
+        folders: data, and whether a few bad images of it are left to the training to leave out.
 
     Raises:
         DataError: what the check found; on the ranks that found nothing a RankError says so.

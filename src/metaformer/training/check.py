@@ -153,7 +153,7 @@ def _check_segment(config: TrainConfig) -> None:
         if not (isinstance(number, int | float) and low <= number <= high):
             raise ConfigError(f"{field} is {number}: it must lie between {low:g} and {high:g}")
     if not plan.scales:
-        raise ConfigError("segment.scales is empty: give 1 for the pictures' own size")
+        raise ConfigError("segment.scales is empty: give 1 for the images' own size")
 
 
 def _check_detect(config: TrainConfig) -> None:
@@ -200,7 +200,7 @@ def _check_foreign(config: TrainConfig) -> None:
 
 
 def _check_unused(config: TrainConfig) -> None:
-    """Refuse what only classification does to pictures and their measuring."""
+    """Refuse what only classification does to images and their measuring."""
     named = {
         "augment": ("mixup", "cutmix", "erase", "vflip"),
         "evaluate": ("real_labels", "class_subset"),

@@ -24,7 +24,7 @@ class Copies:
         self.runtime, self.world = runtime, world
 
     def place(self, model: nn.Module) -> None:
-        """Lay a model out on the devices; before an optimiser is made for it."""
+        """Lay a model out on the devices; before an optimizer is made for it."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Place the model that learns, and give what its losses are computed with."""
@@ -35,7 +35,7 @@ class Copies:
             wrapped = DistributedDataParallel(wrapped, device_ids=devices)
         return wrapped
 
-    def synchronised(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
+    def synchronized(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
         """Around a micro-batch's two passes: devices exchange gradients with the last one only."""
         if isinstance(model, DistributedDataParallel) and not last:
             return model.no_sync()
@@ -77,6 +77,6 @@ class Copies:
         elif self.world.main and any(isinstance(module, _BatchNorm) for module in model.modules()):
             logging.getLogger(__name__).warning(
                 "runtime.sync_batch_norm works on CUDA devices only: on the CPU each of the %d processes "
-                "normalises by its own images, and the first one's running statistics are kept",
+                "normalizes by its own images, and the first one's running statistics are kept",
                 self.world.size,
             )

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from torch import Tensor, nn
 
 REMEDIES: Final = {
-    "input": "look at these pictures and the augmentation",
+    "input": "look at these images and the augmentation",
     "weights": "they were so before this step: go on from an earlier checkpoint, or another one",
     "loss": "try a smaller optim.lr, optim.clip 1, or runtime.amp bf16 or none",
     "gradient": "try a smaller optim.lr, or runtime.amp bf16 or none",
@@ -20,12 +20,12 @@ class Fault(NamedTuple):
     what: str
     """A key of REMEDIES."""
     place: str
-    """The first module, parameter or picture."""
+    """The first module, parameter or image."""
     files: list[str]
-    """The pictures that were looked at."""
+    """The images that were looked at."""
 
     def told(self, most: int = 8) -> str:
-        """Say it in one line, with a remedy and so many of the pictures."""
+        """Say it in one line, with a remedy and so many of the images."""
         rest = f" and {len(self.files) - most} more" if len(self.files) > most else ""
         return (
             f"the {self.what} is not finite, first at {self.place}; the step is refused, weights are as "

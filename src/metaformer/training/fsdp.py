@@ -19,7 +19,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Parts(Copies):
-    """Parameters, gradients and optimiser state are shared out (fully sharded data parallel)."""
+    """Parameters, gradients and optimizer state are shared out (fully sharded data parallel)."""
 
     sharded = True
 
@@ -47,7 +47,7 @@ class Parts(Copies):
         self.place(model)
         return model
 
-    def synchronised(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
+    def synchronized(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
         """Around a micro-batch's two passes: devices exchange gradients with the last one only."""
         assert isinstance(model, FSDPModule)
         model.set_requires_gradient_sync(last)

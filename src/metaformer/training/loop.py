@@ -173,7 +173,7 @@ class Loop:
         return figures
 
     def _leave_out_bad(self, parts: list[Batch], log: MetricsLog | None, progress: Progress) -> None:
-        """Tell of pictures that no rank met before, and give up where they are too many."""
+        """Tell of images that no rank met before, and give up where they are too many."""
         if self.config.data.on_bad_image != "skip":
             return
         new = {bad.index: bad.reason for batch in parts for bad in batch.bad if bad.index not in self.bad}
@@ -182,11 +182,11 @@ class Loop:
         for index, reason in sorted({k: v for told in gather(new) for k, v in told.items()}.items()):
             self.bad.add(index)
             self._note("bad_image", f"left out: {reason}", log, progress)
-        pictures = len(self.task.train)
-        if len(self.bad) > BAD_SHARE * pictures:
+        images = len(self.task.train)
+        if len(self.bad) > BAD_SHARE * images:
             self._save_once()
             raise DataError(
-                f"{self.config.data.root}: {len(self.bad)} of {pictures} training pictures cannot be read, "
+                f"{self.config.data.root}: {len(self.bad)} of {images} training images cannot be read, "
                 f"more than {BAD_SHARE:.1%}: metaformer data check names them all"
             )
 

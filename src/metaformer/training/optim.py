@@ -1,4 +1,4 @@
-"""The optimiser, and which parameters decay or learn more slowly."""
+"""The optimizer, and which parameters decay or learn more slowly."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> optim.Optimizer:
-    """Make the optimiser that a configuration describes, over the groups of a model."""
+    """Make the optimizer that a configuration describes, over the groups of a model."""
     groups = parameter_groups(model, config.weight_decay, config.layer_decay)
     if config.name == "sgd":
         return optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)

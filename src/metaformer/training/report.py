@@ -1,4 +1,4 @@
-"""RUN/report.html: curves, pictures, confusions and settings of a run on one self-contained page."""
+"""RUN/report.html: curves, images, confusions and settings of a run on one self-contained page."""
 
 from collections.abc import Callable
 from importlib import metadata

@@ -56,7 +56,7 @@ def train(
 
     Raises:
         ConfigError: a value that cannot be, or does not fit the others.
-        DataError: the data set is not laid out as it should be, or a picture cannot be read.
+        DataError: the data set is not laid out as it should be, or a image cannot be read.
         OutputError: the directory holds a run or cannot be written to.
         TrainingError: an input, loss or gradient is not finite.
         RankError: another process of the run failed.
@@ -87,7 +87,7 @@ def train(
 
 
 def _sampler(config: TrainConfig, task: Task, world: World) -> PureSampler:
-    """Which picture comes when; pictures of objects in batches of one orientation, if so asked."""
+    """Which image comes when; images of objects in batches of one orientation, if so asked."""
     options: dict[str, Any] = {
         "batch_size": config.data.batch_size,
         "seed": config.seed,

@@ -1,4 +1,4 @@
-"""One optimiser step after another: weights, average, optimiser and scaler, and what is random in them."""
+"""One optimizer step after another: weights, average, optimizer and scaler, and what is random in them."""
 
 import math
 import random
@@ -26,7 +26,7 @@ from metaformer.training.schedule import Schedule
 
 
 class Refused(TrainingError):
-    """A step that is not finite: weights, buffers, average and optimiser are as before it."""
+    """A step that is not finite: weights, buffers, average and optimizer are as before it."""
 
 
 class Trainer:
@@ -131,7 +131,7 @@ class Trainer:
         """Take over a checkpoint.
 
         Raises:
-            WeightsError: it is of another model, optimiser or average.
+            WeightsError: it is of another model, optimizer or average.
         """
         saved.load(self.task.model, "model")
         if self.ema is not None:
@@ -147,7 +147,7 @@ class Trainer:
             last = number == len(batches) - 1
             moment = Moment(self.step, epoch, self.world.rank * len(batches) + number)
             placed = batch.to(self.world.device)
-            with self.parallel.synchronised(self.model, last):
+            with self.parallel.synchronized(self.model, last):
                 with autocast(self.world.device, self.config.runtime.amp):
                     losses = self.task.losses(self.model, placed, moment)
                 self.scaler.scale(losses["loss"] / len(batches)).backward()

@@ -1,4 +1,4 @@
-"""Pictures with what was found drawn on them; those of clips also joined to animations."""
+"""Images with what was found drawn on them; those of clips also joined to animations."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from metaformer.storage import FileNames, whole_bytes
 from metaformer.visualize.animation import write_animation
 from metaformer.visualize.video import is_video
 
-FOLDER = "pictures"
+FOLDER = "images"
 QUALITY = 92
 
 
@@ -26,7 +26,7 @@ class _Clip:
 
 
 class Shown(Protocol):
-    """A prediction, of a picture or of a clip's frame."""
+    """A prediction, of a image or of a clip's frame."""
 
     @property
     def path(self) -> str: ...
@@ -42,15 +42,15 @@ class Shown(Protocol):
 def album_sink(
     place: Path, draw: Callable[[Any, bool], Image.Image], fps: float | None = None
 ) -> Iterator[Callable[[str, Shown], None]]:
-    """Write PLACE/pictures/NAME.jpg as results come, and an animation of each clip at the end.
+    """Write PLACE/images/NAME.jpg as results come, and an animation of each clip at the end.
 
     Args:
         place: where to.
-        draw: draws a prediction on its picture; told whether it is a frame of many.
-        fps: pictures a second, where all pictures together are one clip.
+        draw: draws a prediction on its image; told whether it is a frame of many.
+        fps: images a second, where all images together are one clip.
 
     Raises:
-        ConfigError: pictures of different sizes that are to be one clip.
+        ConfigError: images of different sizes that are to be one clip.
         OutputError: they cannot be written.
     """
     folder, clips, names = place / FOLDER, dict[str, _Clip](), FileNames()

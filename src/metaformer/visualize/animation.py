@@ -1,4 +1,4 @@
-"""Pictures in files joined to an animation: WebP, or MP4 through PyAV."""
+"""Images in files joined to an animation: WebP, or MP4 through PyAV."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,15 +15,15 @@ _LARGEST: Final = 16383
 
 
 def write_animation(files: Sequence[Path], milliseconds: Sequence[int], path: Path) -> Path:
-    """Join pictures of one size; of them one at a time is in memory.
+    """Join images of one size; of them one at a time is in memory.
 
     Args:
-        files: the pictures, in order.
+        files: the images, in order.
         milliseconds: for each how long it is shown.
         path: ends in .webp or .mp4; in the second all are shown for as long as the middle one.
 
     Raises:
-        ConfigError: the pictures are of different sizes, or too large.
+        ConfigError: the images are of different sizes, or too large.
         OutputError: the file cannot be written.
         MissingPackage: MP4 is wanted, and PyAV is not installed.
     """
@@ -39,7 +39,7 @@ def write_animation(files: Sequence[Path], milliseconds: Sequence[int], path: Pa
 
 
 class _Reel(Image.Image):
-    """Pictures in files as the frames of one image, as Pillow's writers take them."""
+    """Images in files as the frames of one image, as Pillow's writers take them."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         super().__init__()
@@ -47,8 +47,8 @@ class _Reel(Image.Image):
         self.seek(0)
 
     def seek(self, frame: int) -> None:
-        with Image.open(self._files[frame]) as picture:
-            rgb = picture.convert("RGB")
+        with Image.open(self._files[frame]) as image:
+            rgb = image.convert("RGB")
         if frame and rgb.size != self.size:
             first, other = self._files[0].name, self._files[frame].name
             raise ConfigError(

@@ -1,20 +1,20 @@
-"""Words drawn on pictures."""
+"""Words drawn on images."""
 
 from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-PANEL: Colour = (24, 26, 32)
-"""What is written on below a picture."""
-INK: Colour = (255, 255, 255)
-SOFT: Colour = (168, 176, 190)
+PANEL: Color = (24, 26, 32)
+"""What is written on below a image."""
+INK: Color = (255, 255, 255)
+SOFT: Color = (168, 176, 190)
 SMALLEST_WIDTH = 320
-"""Annotated pictures are enlarged to this many pixels, so that the text can be read."""
+"""Annotated images are enlarged to this many pixels, so that the text can be read."""
 LONGEST = 30_000
-"""Pictures of a longer side are reduced to this: JPEG holds no more than twice as much."""
+"""Images of a longer side are reduced to this: JPEG holds no more than twice as much."""
 _HIGHEST = 4096
-"""Narrow pictures are not enlarged beyond this height."""
+"""Narrow images are not enlarged beyond this height."""
 
 
 def fitted(text: str, room: float, draw: ImageDraw.ImageDraw, font: Font) -> str:
@@ -27,18 +27,18 @@ def fitted(text: str, room: float, draw: ImageDraw.ImageDraw, font: Font) -> str
 
 
 def drawable(size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height that a picture is drawn at, before it is enlarged."""
+    """Width and height that a image is drawn at, before it is enlarged."""
     share = min(1.0, LONGEST / max(size))
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
 
 
 def magnification(size: tuple[int, int], width: int = SMALLEST_WIDTH) -> int:
-    """How many times larger a picture (width, height) is drawn, so that it is at least `width` wide."""
+    """How many times larger a image (width, height) is drawn, so that it is at least `width` wide."""
     return max(1, min(-(-width // size[0]), _HIGHEST // size[1]))
 
 
 def on_panel(image: Image.Image, below: int, width: int = SMALLEST_WIDTH) -> Image.Image:
-    """A canvas with the picture at its top, and that many rows of panel below it."""
+    """A canvas with the image at its top, and that many rows of panel below it."""
     canvas = Image.new("RGB", (max(image.width, width), image.height + below), PANEL)
     canvas.paste(image, ((canvas.width - image.width) // 2, 0))
     return canvas

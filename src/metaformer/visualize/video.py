@@ -1,4 +1,4 @@
-"""Clips: the pictures of an animated GIF, WebP or PNG, or of a video, one after another."""
+"""Clips: the images of an animated GIF, WebP or PNG, or of a video, one after another."""
 
 import warnings
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ _UNTOLD: Final = 100
 
 
 class Frame(NamedTuple):
-    """One picture of a clip."""
+    """One image of a clip."""
 
-    picture: Image.Image
+    image: Image.Image
     milliseconds: int
     """How long it is shown."""
 
@@ -32,29 +32,29 @@ def is_video(path: str | Path) -> bool:
 
 
 def is_clip(path: str | Path) -> bool:
-    """Tell whether a file holds more than one picture to be shown in turn; not whether it can be read."""
+    """Tell whether a file holds more than one image to be shown in turn; not whether it can be read."""
     if is_video(path):
         return True
     if Path(path).suffix.lower() not in _ANIMATED:
         return False
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as picture:
-            return bool(getattr(picture, "is_animated", False))
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+            return bool(getattr(image, "is_animated", False))
     except Exception:  # whoever reads it says what is wrong with it
         return False
 
 
 def frames(path: str | Path) -> Iterator[Frame]:
-    """Read the pictures of a clip as RGB, one by one.
+    """Read the images of a clip as RGB, one by one.
 
     Raises:
-        BadImage: damaged, or a picture in it too large; the message tells which.
+        BadImage: damaged, or a image in it too large; the message tells which.
         MissingPackage: a video, and nothing is installed that reads it.
     """
     number = 0
     try:
         for frame in _video(path) if is_video(path) else _animation(path):
-            if frame.picture.width * frame.picture.height > MAX_PIXELS:
+            if frame.image.width * frame.image.height > MAX_PIXELS:
                 raise BadImage(path, f"more than the {MAX_PIXELS:,} pixels allowed in a frame")
             yield frame
             number += 1
@@ -64,17 +64,17 @@ def frames(path: str | Path) -> Iterator[Frame]:
         words = str(error) or type(error).__name__
         raise BadImage(path, f"cannot be read beyond frame {number} ({words})") from error
     if not number:
-        raise BadImage(path, "holds no picture")
+        raise BadImage(path, "holds no image")
 
 
 def _animation(path: str | Path) -> Iterator[Frame]:
-    with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
+    with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
             raise BadImage(path, f"more than the {MAX_PIXELS:,} pixels allowed in a frame")
-        for number in range(getattr(picture, "n_frames", 1)):
-            picture.seek(number)
-            picture.load()
-            yield Frame(picture.convert("RGB"), round(picture.info.get("duration", 0)) or _UNTOLD)
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            image.load()
+            yield Frame(image.convert("RGB"), round(image.info.get("duration", 0)) or _UNTOLD)
 
 
 def _video(path: str | Path) -> Iterator[Frame]:

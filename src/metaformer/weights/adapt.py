@@ -83,5 +83,5 @@ def resample_grid(value: Tensor, shape: torch.Size, grid: Grid) -> Tensor | None
 def _resampling(source: Grid, target: Grid, like: Tensor) -> Tensor:
     """The matrix (target positions, source positions) of bilinear resampling."""
     count = source[0] * source[1]
-    pictures = torch.eye(count, dtype=like.dtype).reshape(count, 1, *source)
-    return F.interpolate(pictures, target, mode="bilinear", align_corners=False).reshape(count, -1).T
+    images = torch.eye(count, dtype=like.dtype).reshape(count, 1, *source)
+    return F.interpolate(images, target, mode="bilinear", align_corners=False).reshape(count, -1).T

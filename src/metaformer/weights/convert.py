@@ -21,7 +21,7 @@ class Conversion:
     target: Path
     """The file written."""
     source_format: str
-    """Its format, as recognised."""
+    """Its format, as recognized."""
     target_format: str
     """The format asked for."""
     model: str

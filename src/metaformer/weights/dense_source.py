@@ -32,7 +32,7 @@ class DenseSource:
     """Height and width of what it was trained on; a detector's shorter side, and the longest of the other."""
     sha256: str = ""
     """First digits of the file's SHA-256, where its name carries them."""
-    licence: str = "apache-2.0"
+    license: str = "apache-2.0"
     """SPDX name, in lower case."""
 
     @property
@@ -61,7 +61,7 @@ class DenseSource:
             "input_size": (3, *self.image_size),
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
-            "license": self.licence,
+            "license": self.license,
         }
 
 

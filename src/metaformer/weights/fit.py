@@ -146,7 +146,7 @@ class Fit:
                 raise WeightsError(
                     f"{self.report.source}: {name} belongs to another grid: {tuple(theirs)} in the file, "
                     f"{tuple(ours)} for this model's {grid[0]}×{grid[1]} positions. Build the model with the "
-                    "image_size of the file (and grid_mode='interpolate' for other pictures), or pass "
+                    "image_size of the file (and grid_mode='interpolate' for other images), or pass "
                     "grid='interpolate' to load_weights"
                 )
             fitted = resample_grid(self.state[name], ours, grid)

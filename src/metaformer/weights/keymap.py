@@ -1,4 +1,4 @@
-"""Recognise a checkpoint's format by its keys, and rename and reshape its tensors, both ways."""
+"""Recognize a checkpoint's format by its keys, and rename and reshape its tensors, both ways."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class Renamed:
     """A foreign state in our names."""
 
     format: str
-    """Key of the format that it was recognised as."""
+    """Key of the format that it was recognized as."""
     state: State = field(default_factory=dict)
     """Tensors by our names; products over channels are (out, in, 1, 1)."""
     origin: dict[str, str] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Renamed:
         )
 
 
-def recognise(keys: Iterable[str]) -> str:
+def recognize(keys: Iterable[str]) -> str:
     """Tell the format of a checkpoint from its keys.
 
     Raises:
@@ -76,14 +76,14 @@ def _has(form: Format, keys: Iterable[str]) -> bool:
 
 
 def to_ours(state: Mapping[str, Tensor], format_name: str | None = None) -> Renamed:
-    """Rename a checkpoint's tensors to ours, its format recognised by its keys.
+    """Rename a checkpoint's tensors to ours, its format recognized by its keys.
 
     Raises:
         WeightsError: no format has such keys, or two keys mean the same tensor.
     """
     state = unwrapped(state)
     if format_name is None:
-        format_name = recognise(state)
+        format_name = recognize(state)
         if format_name == "timm" and _is_ours(state):
             format_name = "metaformer"
     form, places = FORMATS[format_name], Positions.of_foreign(state)

@@ -23,7 +23,7 @@ def load_weights(
     classifier: Classifier = "keep",
     grid: GridPolicy = "strict",
 ) -> LoadReport:
-    """Fill a model of this library from a checkpoint of any published format, recognised by its keys.
+    """Fill a model of this library from a checkpoint of any published format, recognized by its keys.
 
     A stem for RGB is fitted to a model with other input channels; a model without classifier takes none. A
     file of a backbone goes under a segmenter's or detector's neck and heads, which stay fresh; a file of such

@@ -24,7 +24,7 @@ class LoadReport:
     misshaped: list[tuple[str, Shape, Shape]] = field(default_factory=list)
     """Name in the model, shape in the checkpoint, shape in the model; these stay as they were."""
     fresh: list[str] = field(default_factory=list)
-    """The model's tensors that were to stay as initialised: a new classifier, fresh pyramid norms."""
+    """The model's tensors that were to stay as initialized: a new classifier, fresh pyramid norms."""
     dropped: list[str] = field(default_factory=list)
     """The checkpoint's tensors that were to be left out: a replaced classifier, a head, fixed offsets."""
     adapted: list[str] = field(default_factory=list)

@@ -13,7 +13,7 @@ class SegmentationSource(DenseSource):
     """One published file of a segmentation network; kinds are those of `models.segmentation.config`."""
 
     miou: float
-    """Published mIoU in per cent: whole pictures at one scale, both sides rounded up to multiples of 32."""
+    """Published mIoU in per cent: whole images at one scale, both sides rounded up to multiples of 32."""
     miou_unrounded: float
     """… and without the rounding."""
     miou_paper: float

@@ -1,4 +1,4 @@
-"""Every published checkpoint: address, hash, licence, preprocessing and accuracy, as data."""
+"""Every published checkpoint: address, hash, license, preprocessing and accuracy, as data."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,14 +33,14 @@ class Source:
     """Published top-5 accuracy in per cent, where one is given."""
     sha256: str = ""
     """First digits of the file's SHA-256, where its name carries them."""
-    licence: str = "apache-2.0"
+    license: str = "apache-2.0"
     """SPDX name, in lower case."""
     num_classes: int = 1000
     """Outputs of its classifier."""
     image_size: int = 224
     """Height and width that it was evaluated at."""
     crop_pct: float = 1.0
-    """Share of the resized image that the centre crop keeps; the shorter edge is image_size / crop_pct."""
+    """Share of the resized image that the center crop keeps; the shorter edge is image_size / crop_pct."""
     interpolation: str = "bicubic"
     """Resampling before the crop."""
     notes: str = ""
@@ -77,7 +77,7 @@ class Source:
             "std": IMAGENET_STD,
             "first_conv": "stem.conv",
             "classifier": classifier,
-            "license": self.licence,
+            "license": self.license,
         }
 
 
@@ -176,7 +176,7 @@ def _cyclemlp() -> Iterator[Source]:
             url=f"{CYCLEMLP_RELEASE}/CycleMLP_{size.upper()}.pth",
             format="cyclemlp",
             top1=top1,
-            licence="mit",
+            license="mit",
             crop_pct=0.875,
             notes="evaluated after a resize to 256 pixels, whatever the code's default_cfg says",
         )

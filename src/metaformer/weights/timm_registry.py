@@ -39,7 +39,7 @@ class TimmMetaFormer(MetaFormer):
         self.to(memory_format=torch.channels_last)
 
     def load_pretrained(self, path: str, prefix: str = "") -> None:
-        """Fill it from a published file; a classifier of other classes stays as initialised."""
+        """Fill it from a published file; a classifier of other classes stays as initialized."""
         load_weights(self, path, classifier="fresh")
 
 

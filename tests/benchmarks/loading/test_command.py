@@ -10,7 +10,7 @@ import pytest
 from benchmarks.loading import command
 from benchmarks.program import run_program
 
-FEW = ["--pictures=4", "--batch=4", "--size=32", "--workers=0", "--rounds=1", "--device=cpu"]
+FEW = ["--images=4", "--batch=4", "--size=32", "--workers=0", "--rounds=1", "--device=cpu"]
 ONE = [*FEW, "--pipelines", "evaluation", "--model-speed", "5"]
 
 # timm leaves files open, and torchvision's decoder is to leave for another package
@@ -20,11 +20,11 @@ pytestmark = [
 ]
 
 
-def test_page_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--root", str(pictures), *ONE]
+def test_page_and_json(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--root", str(images), *ONE]
     assert run_program("benchmarks.loading", command, [*words, "--json", str(tmp_path / "data.json")]) == 0
     text = capsys.readouterr().out
-    assert "evaluation: resize" in text and "torchvision tensors" in text and str(pictures) in text
+    assert "evaluation: resize" in text and "torchvision tensors" in text and str(images) in text
     values = json.loads((tmp_path / "data.json").read_text())
     assert values["model_images_per_second"] == 5
     assert run_program("benchmarks.loading", command, [*words, "--json", "-"]) == 0
@@ -35,7 +35,7 @@ def test_page_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFix
     ("words", "status", "told"),
     [
         (["--pipelines", "trian"], 1, "unknown pipeline 'trian': did you mean train"),
-        (["--pictures", "7"], 1, "7 do not fill one batch of 64"),
+        (["--images", "7"], 1, "7 do not fill one batch of 64"),
         (["--worker", "3"], 2, "did you mean --workers"),
         (["--root", "nowhere"], 1, "nowhere"),
     ],

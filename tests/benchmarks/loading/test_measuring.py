@@ -1,4 +1,4 @@
-"""Measuring: real loaders, very few pictures."""
+"""Measuring: real loaders, very few images."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ pytestmark = [
 ]
 
 
-def test_measures_every_loader_in_turn(pictures: Path) -> None:
+def test_measures_every_loader_in_turn(images: Path) -> None:
     config = LoadingConfig(
-        root=pictures,
-        pictures=9,
+        root=images,
+        images=9,
         batch=4,
         size=32,
         workers=1,
@@ -38,10 +38,10 @@ def test_measures_every_loader_in_turn(pictures: Path) -> None:
         assert len(found.timing.seconds) == len(found.effort) == 2 and found.timing.minimum > 0
 
 
-def test_measures_a_models_step(pictures: Path) -> None:
+def test_measures_a_models_step(images: Path) -> None:
     config = LoadingConfig(
-        root=pictures,
-        pictures=4,
+        root=images,
+        images=4,
         batch=4,
         size=32,
         workers=0,
@@ -55,12 +55,12 @@ def test_measures_a_models_step(pictures: Path) -> None:
     assert report.model_speed > 0 and "poolformer_n trains on" in report.verdict()
 
 
-def test_what_the_user_can_mend(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="8 pictures: ask for no more"):
-        measure_loading(LoadingConfig(root=pictures, pictures=12, batch=4, device="cpu"))
+def test_what_the_user_can_mend(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="8 images: ask for no more"):
+        measure_loading(LoadingConfig(root=images, images=12, batch=4, device="cpu"))
     with pytest.raises(UnknownName, match="unknown model 'resnet_s12'"):
         config = LoadingConfig(
-            root=pictures, pictures=4, batch=4, workers=0, rounds=1, device="cpu", model="resnet_s12"
+            root=images, images=4, batch=4, workers=0, rounds=1, device="cpu", model="resnet_s12"
         )
         measure_loading(config)
 
@@ -70,7 +70,7 @@ def test_a_loader_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> Non
     for number in range(4):
         Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.bmp")
     config = LoadingConfig(
-        root=tmp_path, pictures=4, batch=4, size=32, workers=0, rounds=1, device="cpu", model_speed=1
+        root=tmp_path, images=4, batch=4, size=32, workers=0, rounds=1, device="cpu", model_speed=1
     )
     report = measure_loading(config)
     failed = report.loaders["train"]["torchvision tensors"]
@@ -79,9 +79,9 @@ def test_a_loader_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> Non
     assert f"torchvision tensors: {failed.failure}" in report.text()
 
 
-def test_a_damaged_picture_ends_it(tmp_path: Path) -> None:
+def test_a_damaged_image_ends_it(tmp_path: Path) -> None:
     for number in range(4):
-        (tmp_path / f"{number}.jpg").write_bytes(b"no picture")
-    config = LoadingConfig(root=tmp_path, pictures=4, batch=4, workers=0, device="cpu", model_speed=1)
+        (tmp_path / f"{number}.jpg").write_bytes(b"no image")
+    config = LoadingConfig(root=tmp_path, images=4, batch=4, workers=0, device="cpu", model_speed=1)
     with pytest.raises(BadImage, match=r"\.jpg"):
         measure_loading(config)

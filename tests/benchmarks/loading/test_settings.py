@@ -14,7 +14,7 @@ from metaformer.recipes.poolformer import COMMON
     [
         ({"rounds": 0}, "rounds: 0 must be at least 1"),
         ({"workers": 10_000}, "workers: 10000 must lie between 0 and"),
-        ({"pictures": 63}, "63 do not fill one batch of 64"),
+        ({"images": 63}, "63 do not fill one batch of 64"),
         ({"model_speed": 0.0}, "model_speed: 0.0 must be above 0"),
         ({"pipelines": ("trian",)}, "did you mean train"),
     ],

@@ -24,9 +24,9 @@ def test_digits_are_bright_on_dark(material: Material) -> None:
         scene = material.scene([source], 64, (40, 60), np.random.RandomState(source))
         (digit,) = scene.digits
         assert (digit.label, digit.source) == (material.labels[source], source)
-        grey = np.asarray(scene.image.convert("L")).astype(float)
+        gray = np.asarray(scene.image.convert("L")).astype(float)
         # the middle of the strokes against the photograph
-        assert np.quantile(grey[digit.mask], 0.75) - np.quantile(grey[~digit.mask], 0.75) > 40
+        assert np.quantile(gray[digit.mask], 0.75) - np.quantile(gray[~digit.mask], 0.75) > 40
         rows = np.flatnonzero(digit.mask.any(1))
         assert 30 <= rows[-1] - rows[0] + 1 <= 60
 

@@ -76,9 +76,9 @@ def test_segment_is_an_ade20k_tree(demo: Demo) -> None:
         maps = sorted((demo.segment / "annotations" / folder).iterdir())
         assert [p.stem for p in images] == [p.stem for p in maps] and len(images) == count
         assert {p.suffix for p in images} == {".jpg"} and {p.suffix for p in maps} == {".png"}
-        for picture, annotation in zip(images, maps, strict=True):
-            with Image.open(picture) as image, Image.open(annotation) as label:
-                assert (image.mode, label.mode, image.size, label.size) == (
+        for image, annotation in zip(images, maps, strict=True):
+            with Image.open(image) as opened, Image.open(annotation) as label:
+                assert (opened.mode, label.mode, opened.size, label.size) == (
                     "RGB",
                     "L",
                     (128, 128),
@@ -125,17 +125,17 @@ def test_masks_lie_on_the_digits(demo: Demo) -> None:
     document = coco(demo, "train")
     for annotation in document["annotations"]:
         with Image.open(demo.detect / "train2017" / f"{annotation['image_id']:012d}.jpg") as opened:
-            grey = np.asarray(opened.convert("L")).astype(float)
+            gray = np.asarray(opened.convert("L")).astype(float)
         x, y, width, height = annotation["bbox"]
         inside = decode(annotation["segmentation"]["counts"], [128, 128])[y : y + height, x : x + width]
-        box = grey[y : y + height, x : x + width]
+        box = gray[y : y + height, x : x + width]
         assert np.quantile(box[inside], 0.75) > np.median(box[~inside]) + 20
 
 
 def test_writing_again_mends_and_changes_nothing_else(demo: Demo, tmp_path: Path) -> None:
     root = demo.classify.parent
     before = contents(root)
-    assert demo.pictures == sum("annotations" not in n and n.endswith((".png", ".jpg")) for n in before)
+    assert demo.images == sum("annotations" not in n and n.endswith((".png", ".jpg")) for n in before)
     victim = demo.classify / "val/3"
     lost = sorted(victim.iterdir())
     lost[0].unlink()

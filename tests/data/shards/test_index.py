@@ -96,7 +96,7 @@ def test_numbers_become_labels_by_their_names() -> None:
     assert label_numbers("x", named, [0, 1, 2], ["cat", "ant", "bee"], False) == {0: 1, 1: 2, 2: 0}
     assert label_numbers("x", named, [2], None, False) == {2: 2}
     assert label_numbers("x", named, [2], ["cat", "ant"], True) == {2: 0}
-    with pytest.raises(DataError, match="no pictures of 'ant' and 1 more"):
+    with pytest.raises(DataError, match="no images of 'ant' and 1 more"):
         label_numbers("x", named, [2], named, False)
     with pytest.raises(DataError, match="'cat' not among the 2 known classes"):
         label_numbers("x", named, [0, 1, 2], ["ant", "bee"], True)

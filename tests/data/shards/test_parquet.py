@@ -49,7 +49,7 @@ def memory() -> Iterator[str]:
     fsspec.filesystem("memory").store.clear()
 
 
-def test_pictures_have_names_classes_and_labels(shards: Path) -> None:
+def test_images_have_names_classes_and_labels(shards: Path) -> None:
     train = opened(shards)
     assert train.classes == ("ant", "bee", "cat") and len(train) == 12
     assert list(train.labels) == [0] * 4 + [1] * 4 + [2] * 4
@@ -62,7 +62,7 @@ def test_pictures_have_names_classes_and_labels(shards: Path) -> None:
 def test_labels_follow_the_given_classes(shards: Path) -> None:
     val = opened(shards, "val", ["cat", "ant", "bee"])
     assert val.classes == ("cat", "ant", "bee") and list(val.labels) == [1] * 4 + [2] * 4 + [0] * 4
-    with pytest.raises(DataError, match="val: no pictures of 'dog'"):
+    with pytest.raises(DataError, match="val: no images of 'dog'"):
         opened(shards, "val", ["cat", "ant", "bee", "dog"])
     assert opened(shards, "val", ["cat", "ant", "bee", "dog"], allow_missing=True).classes[3] == "dog"
     with pytest.raises(DataError, match="'bee' not among the 2 known classes"):
@@ -120,7 +120,7 @@ def test_numbers_without_names_are_named_by_a_checkpoint(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": ["a.png"], "label": [0]}, "no column of pictures among image, label"),
+        ({"image": ["a.png"], "label": [0]}, "no column of images among image, label"),
         ({"image": [png()], "caption": ["a"]}, "no column of labels among image, caption"),
         ({"image": [png(), png()], "label": [0, None]}, "row 1 has label None"),
         ({"image": [png()], "label": [0.5]}, "row 0 has label 0.5"),
@@ -134,7 +134,7 @@ def test_tables_that_are_no_data_set_are_told(
         opened(table(tmp_path / "data", **columns))
 
 
-def test_bad_pictures_are_told_by_name_and_no_file_is_opened_for_them(tmp_path: Path) -> None:
+def test_bad_images_are_told_by_name_and_no_file_is_opened_for_them(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "canary.png")
     images = [
         {"bytes": b"junk", "path": "ant/0.png"},
@@ -143,7 +143,7 @@ def test_bad_pictures_are_told_by_name_and_no_file_is_opened_for_them(tmp_path: 
         None,
     ]
     train = opened(table(tmp_path / "data", image=images, label=[0, 0, 1, 1]))
-    for index, reason in enumerate(("not a JPEG", "no bytes of a picture", "empty", "no bytes of a picture")):
+    for index, reason in enumerate(("not a JPEG", "no bytes of a image", "empty", "no bytes of a image")):
         with pytest.raises(BadImage, match=reason) as caught:
             train.image(index)
         assert str(caught.value).startswith(f"{tmp_path}/data/train: ")

@@ -32,7 +32,7 @@ def png(number: int) -> bytes:
 
 
 def shards(root: Path, *counts: int) -> Path:
-    """Tar files of so many pictures each; the classes are 0 and 1."""
+    """Tar files of so many images each; the classes are 0 and 1."""
     number = 0
     for place, count in enumerate(counts):
         with tarfile.open(root / f"train-{place}.tar", "w") as out:
@@ -66,9 +66,9 @@ def loader(
     repeats: int = 1,
     **options: object,
 ) -> StreamLoader:
-    pictures = source(root)
+    images = source(root)
     sampler = PureSampler(
-        len(pictures),
+        len(images),
         batch_size=batch_size,
         seed=3,
         rank=rank,
@@ -77,7 +77,7 @@ def loader(
         repeats=repeats,
     )
     total = round(sampler.steps * epochs)
-    return StreamLoader(Augmented(pictures, train_transform(8), 3), sampler, first, total, **options)
+    return StreamLoader(Augmented(images, train_transform(8), 3), sampler, first, total, **options)
 
 
 def taken(batches: StreamLoader) -> list[Batch]:
@@ -91,7 +91,7 @@ def indices(batches: list[Batch]) -> list[int]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_as_many_as_asked_and_hold_every_picture(workers: int, tmp_path: Path) -> None:
+def test_batches_are_as_many_as_asked_and_hold_every_image(workers: int, tmp_path: Path) -> None:
     shards(tmp_path, 9, 3, 12)
     batches = loader(tmp_path, 8, workers=workers)
     assert len(batches) == 48
@@ -99,7 +99,7 @@ def test_batches_are_as_many_as_asked_and_hold_every_picture(workers: int, tmp_p
     assert len(found) == 48 and all(batch.images.shape == (4, 3, 8, 8) for batch in found)
     counts = Counter(indices(found))
     assert set(counts) == set(range(24)) and sum(counts.values()) == 8 * 24
-    if not workers:  # one reader: pictures of 8 rounds, but for what the buffer still holds
+    if not workers:  # one reader: images of 8 rounds, but for what the buffer still holds
         assert set(counts.values()) <= set(range(6, 10))
     assert all(label == index % 2 for b in found for label, index in zip(b.labels, b.indices, strict=True))
 
@@ -143,13 +143,13 @@ def test_uneven_files_keep_no_rank_waiting(
 
 def test_a_round_is_dealt_out_among_ranks(tmp_path: Path) -> None:
     shards(tmp_path, 8, 8, 8, 8)
-    pictures = source(tmp_path)
+    images = source(tmp_path)
     rounds = []
     for rank in range(2):
         batches = loader(tmp_path, rank=rank, world=2, batch_size=8)
         rounds.append({files for files, _, _ in batches._loader.dataset._shares(0, rank, 2)})
     assert not rounds[0] & rounds[1] and rounds[0] | rounds[1] == {0, 1, 2, 3}
-    assert len(pictures) == 32
+    assert len(images) == 32
 
 
 def test_accumulation_cuts_the_batch(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_resumed_run_takes_what_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_pictures_follow_the_policy(workers: int, tmp_path: Path) -> None:
+def test_bad_images_follow_the_policy(workers: int, tmp_path: Path) -> None:
     shards(tmp_path, 8)
     data = (tmp_path / "train-0.tar").read_bytes()
     (tmp_path / "train-0.tar").write_bytes(data.replace(png(5), b"x" * len(png(5))))
@@ -188,7 +188,7 @@ def test_a_file_damaged_since_is_told(workers: int, tmp_path: Path) -> None:
     batches = loader(tmp_path, 20, workers=workers)
     data = (tmp_path / "train-1.tar").read_bytes()
     (tmp_path / "train-1.tar").write_bytes(data[:3000])
-    with pytest.raises(DataError, match=r"train-1\.tar: (damaged|holds \d pictures)"):
+    with pytest.raises(DataError, match=r"train-1\.tar: (damaged|holds \d images)"):
         list(batches)
 
 
@@ -211,7 +211,7 @@ def test_a_wish_to_stop_ends_it(tmp_path: Path) -> None:
         list(loader(tmp_path, 100, stop=lambda: next(wishes, True)))
 
 
-def test_more_workers_than_pictures_still_get_some(tmp_path: Path) -> None:
+def test_more_workers_than_images_still_get_some(tmp_path: Path) -> None:
     shards(tmp_path, 2)
     for rank in range(2):
         assert len(taken(loader(tmp_path, 9, batch_size=2, rank=rank, world=2, workers=2))) == 9

@@ -51,7 +51,7 @@ def place(request: pytest.FixtureRequest, shards: Path) -> Iterator[str]:
     fsspec.filesystem("memory").store.clear()
 
 
-def test_pictures_are_read_in_any_order_and_as_a_stream(place: str, noise_pets: Path) -> None:
+def test_images_are_read_in_any_order_and_as_a_stream(place: str, noise_pets: Path) -> None:
     train = opened(place)
     assert train.classes == ("ant", "bee", "cat") and len(train) == len(train.paths) == 12
     streamed = [read for file in range(len(train.shards.files)) for read in train.stream(file)]
@@ -60,8 +60,8 @@ def test_pictures_are_read_in_any_order_and_as_a_stream(place: str, noise_pets: 
         name = read.name.rpartition(": ")[2]
         assert read.name == train.path(read.place) and read.data == (noise_pets / "train" / name).read_bytes()
         assert read.label == train.labels[read.place] == ("ant", "bee", "cat").index(name.partition("/")[0])
-        with Image.open(io.BytesIO(read.data)) as picture:
-            assert train.image(read.place).tobytes() == picture.tobytes()
+        with Image.open(io.BytesIO(read.data)) as image:
+            assert train.image(read.place).tobytes() == image.tobytes()
 
 
 def test_without_index_and_contents_files_are_looked_through(shards: Path) -> None:
@@ -86,7 +86,7 @@ def test_labels_follow_the_given_classes(shards: Path) -> None:
     val, plain = opened(shards, "val", ["cat", "ant", "bee"]), opened(shards, "val")
     assert [val.classes[label] for label in val.labels] == [plain.classes[label] for label in plain.labels]
     assert [read.label for read in val.stream(0)] == list(val.labels)[: len(list(val.stream(0)))]
-    with pytest.raises(DataError, match="val: no pictures of 'dog'"):
+    with pytest.raises(DataError, match="val: no images of 'dog'"):
         opened(shards, "val", ["cat", "ant", "bee", "dog"])
     assert opened(shards, "val", ["cat", "ant", "bee", "dog"], allow_missing=True).classes[3] == "dog"
     with pytest.raises(DataError, match="'bee' not among the 2 known classes"):
@@ -114,8 +114,8 @@ def test_files_of_others_are_read(tmp_path: Path) -> None:
     [
         ([("a.png", b"x")], r"a\.cls is missing or holds no number"),
         ([("a.png", b"x"), ("a.cls", b"ant")], r"a\.cls is missing or holds no number"),
-        ([("a.txt", b"x"), ("a.cls", b"0")], "a holds no picture that can be read, only txt, cls"),
-        ([("README", b"x")], "no pictures"),
+        ([("a.txt", b"x"), ("a.cls", b"0")], "a holds no image that can be read, only txt, cls"),
+        ([("README", b"x")], "no images"),
     ],
 )
 def test_tar_files_that_are_no_data_set_are_told(
@@ -135,7 +135,7 @@ def test_numbers_without_names_are_told(tmp_path: Path) -> None:
         opened(tmp_path, "train", ["ant", "bee"])
 
 
-def test_bad_pictures_are_told_by_name(tmp_path: Path) -> None:
+def test_bad_images_are_told_by_name(tmp_path: Path) -> None:
     tar(tmp_path / "train-0.tar", ("a.png", b"junk"), ("a.cls", b"0"), ("b.png", b""), ("b.cls", b"0"))
     train = opened(tmp_path)
     with pytest.raises(BadImage, match=r"train-0\.tar: a\.png: not a JPEG"):
@@ -152,17 +152,17 @@ def test_compressed_tar_files_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [0, 100, 512, 700, 5000, -11000])
 def test_damaged_files_are_told(length: int, shards: Path) -> None:
-    """Cut anywhere: in a header, in a picture, between members."""
+    """Cut anywhere: in a header, in a image, between members."""
     file = shards / "train/00001.tar"
     whole = opened(shards)
     data = file.read_bytes()
     file.write_bytes(data[:length])
     with pytest.raises(DataError, match=r"00001\.tar: \d+ bytes, shards\.json says"):
         opened(shards)
-    with pytest.raises(DataError, match=r"00001\.tar: (damaged|holds \d+ pictures)"):
+    with pytest.raises(DataError, match=r"00001\.tar: (damaged|holds \d+ images)"):
         list(whole.stream(1))
     Path(contents_name(str(file))).unlink()
-    with pytest.raises(DataError, match=r"00001\.tar: (damaged|holds \d+ pictures|.* is missing)"):
+    with pytest.raises(DataError, match=r"00001\.tar: (damaged|holds \d+ images|.* is missing)"):
         whole._contents(1)
 
 
@@ -171,9 +171,9 @@ def test_damaged_contents_are_told(shards: Path) -> None:
     text = contents.read_text()
     for damaged in ("{", "[[1]]", '[["a"],["b"],[0],[1]]', text[:-5]):
         contents.write_text(damaged)
-        with pytest.raises(DataError, match=r"contents\.json: damaged|holds 1 pictures"):
+        with pytest.raises(DataError, match=r"contents\.json: damaged|holds 1 images"):
             opened(shards).image(0)
-        assert opened(shards).path(0).endswith("00000.tar: picture 0")  # a name all the same
+        assert opened(shards).path(0).endswith("00000.tar: image 0")  # a name all the same
 
 
 def test_a_shard_comes_back_as_it_was_written(tmp_path: Path) -> None:

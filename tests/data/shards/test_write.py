@@ -14,7 +14,7 @@ from metaformer.data.split import open_split
 from metaformer.errors import BadImage, ConfigError, DataError, OutputError
 
 SMALL = 0.02
-"""Megabytes: a few pictures to a file."""
+"""Megabytes: a few images to a file."""
 
 
 def shard(noise_pets: Path, out: Path, kind: str = "parquet", **options: object) -> Sharded:
@@ -32,23 +32,23 @@ def contents(root: Path) -> dict[str, str]:
 def test_shards_hold_the_folder(kind: str, noise_pets: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = shard(noise_pets, out, kind)
-    assert len(done.splits["train"]) > 2 and sum(s.pictures for s in done.splits["train"]) == 12
-    assert "train: 12 pictures in" in done.text()
+    assert len(done.splits["train"]) > 2 and sum(s.images for s in done.splits["train"]) == 12
+    assert "train: 12 images in" in done.text()
     names = contents(out)
     for shards in done.splits.values():
         assert all(names[s.file] == s.sha256 and (out / s.file).stat().st_size == s.bytes for s in shards)
     assert not [name for name in names if "tmp" in name]
     folder = ImageFolder(noise_pets, "val")
     source = open_split(out, "val")
-    pictures = {name: folder.image(i) for i, name in enumerate(str(p) for p in folder.paths)}
+    images = {name: folder.image(i) for i, name in enumerate(str(p) for p in folder.paths)}
     labels = dict(zip(map(str, folder.paths), folder.labels, strict=True))
     found = set()
     for i in range(len(source)):
         name = str(noise_pets / "val" / str(source.path(i)).rpartition(": ")[2])
-        assert source.image(i).tobytes() == pictures[name].tobytes()
+        assert source.image(i).tobytes() == images[name].tobytes()
         assert source.labels[i] == labels[name]
         found.add(name)
-    assert found == set(pictures)
+    assert found == set(images)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
@@ -58,7 +58,7 @@ def test_the_same_folder_gives_the_same_bytes(kind: str, noise_pets: Path, tmp_p
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_hugging_face_reads_them_as_pictures_and_classes(noise_pets: Path, tmp_path: Path) -> None:
+def test_hugging_face_reads_them_as_images_and_classes(noise_pets: Path, tmp_path: Path) -> None:
     import datasets
 
     (tmp_path / "elsewhere").mkdir()
@@ -102,19 +102,19 @@ def test_what_is_there_is_not_overwritten(noise_pets: Path, tmp_path: Path) -> N
         shard(noise_pets, tmp_path / "out/shards.json")
 
 
-def test_a_bad_picture_is_an_error_before_anything_is_written(noise_pets: Path, tmp_path: Path) -> None:
+def test_a_bad_image_is_an_error_before_anything_is_written(noise_pets: Path, tmp_path: Path) -> None:
     (noise_pets / "train/bee/2.png").write_bytes(b"junk")
     with pytest.raises(BadImage, match=r"train/bee/2\.png"):
         shard(noise_pets, tmp_path / "out")
     (noise_pets / "train/cat/0.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"bee/2\.png: .*; 1 more like it: `metaformer data check` lists"):
         shard(noise_pets, tmp_path / "out")
-    with pytest.raises(DataError, match=r"2 of 12 pictures cannot be read, more than 0\.1%"):
+    with pytest.raises(DataError, match=r"2 of 12 images cannot be read, more than 0\.1%"):
         shard(noise_pets, tmp_path / "out", on_bad_image="skip")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_few_bad_pictures_can_be_left_out(
+def test_a_few_bad_images_can_be_left_out(
     noise_pets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for i in range(1000):
@@ -123,9 +123,7 @@ def test_a_few_bad_pictures_can_be_left_out(
     done = shard(noise_pets, tmp_path / "out", splits=["train"], on_bad_image="skip")
     assert [line.partition(": ")[0] for line in done.dropped["train"]] == ["bee/2.png"]
     assert (
-        "bee/2.png: left out" in caplog.text
-        and "1011 pictures" in done.text()
-        and "1 left out" in done.text()
+        "bee/2.png: left out" in caplog.text and "1011 images" in done.text() and "1 left out" in done.text()
     )
     assert json.loads((tmp_path / "out" / INDEX).read_text())["dropped"] == done.dropped
     source = open_split(tmp_path / "out", "train")

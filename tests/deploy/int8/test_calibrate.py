@@ -11,7 +11,7 @@ from metaformer.deploy.int8.graph import float_products, make_graph
 from metaformer.errors import MissingPackage
 
 IMAGES = torch.randn(60, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-PICTURES = list(IMAGES.unsqueeze(1).numpy())
+INPUTS = list(IMAGES.unsqueeze(1).numpy())
 
 
 def graph_of(model: nn.Module) -> tuple[Any, list[int]]:
@@ -25,7 +25,7 @@ def test_all_but_depthwise_convolutions() -> None:
     torch.manual_seed(0)
     tiny = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "image_size": (32, 32)}
     graph, labels = graph_of(metaformer.create_model("convformer_s18", num_classes=5, **tiny).eval())
-    products, left = float_products(calibrate(graph, PICTURES, labels, None))
+    products, left = float_products(calibrate(graph, INPUTS, labels, None))
     assert left == [f"stages.{i}.blocks.0.token_mixer.dwconv" for i in range(4)] and len(products) > 20
     assert float_products(graph)[1] == products  # the graph itself is as it was
 
@@ -47,11 +47,11 @@ def test_a_limit_gives_products_back() -> None:
     pytest.importorskip("nncf")
     torch.manual_seed(0)
     graph, labels = graph_of(Fragile().eval())
-    assert not float_products(calibrate(graph, PICTURES, labels, None))[1]
-    assert float_products(calibrate(graph, PICTURES, labels, 0.001))[1]
+    assert not float_products(calibrate(graph, INPUTS, labels, None))[1]
+    assert float_products(calibrate(graph, INPUTS, labels, 0.001))[1]
 
 
 def test_nncf_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(MissingPackage, match=r"quantising needs nncf: pip install 'metaformer\[int8\]'"):
+    with pytest.raises(MissingPackage, match=r"quantizing needs nncf: pip install 'metaformer\[int8\]'"):
         load_nncf()

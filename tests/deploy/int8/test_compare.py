@@ -14,12 +14,12 @@ from metaformer.tasks.classification.evaluate import Evaluation
 
 @pytest.fixture
 def evaluation(tmp_path: Path) -> Evaluation:
-    """Five pictures of two classes, in batches of two: grey ones, from dark to bright."""
-    for name, greys in (("dark", (0, 60, 100)), ("light", (160, 255))):
+    """Five images of two classes, in batches of two: gray ones, from dark to bright."""
+    for name, grays in (("dark", (0, 60, 100)), ("light", (160, 255))):
         (tmp_path / "val" / name).mkdir(parents=True)
-        for grey in greys:
-            pixels = np.full((8, 8, 3), grey, dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "val" / name / f"{grey}.png")
+        for gray in grays:
+            pixels = np.full((8, 8, 3), gray, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "val" / name / f"{gray}.png")
     look = Preprocess(8, 1.0, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
     return Evaluation(ImageFolder(tmp_path, "val"), look, batch_size=2)
 
@@ -30,7 +30,7 @@ def original(images: Tensor) -> Tensor:
 
 
 def copy(images: Tensor) -> Tensor:
-    """The same, but what is nearly grey is light."""
+    """The same, but what is nearly gray is light."""
     return original(images) + torch.tensor([0.0, 0.25])
 
 

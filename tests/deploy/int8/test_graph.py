@@ -41,7 +41,7 @@ def test_families(name: str) -> None:
         wanted = model(images)
     torch.testing.assert_close(torch.from_numpy(network(images.numpy())[0]), wanted, rtol=1e-3, atol=1e-3)
     products, left = float_products(graph)
-    assert products == left  # nothing is quantised yet
+    assert products == left  # nothing is quantized yet
     own = {path for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     assert {"stem.conv", "stages.0.blocks.0.mlp.fc1", "stages.3.blocks.0.mlp.fc2"} <= own
     assert own <= set(products)

@@ -20,7 +20,7 @@ CLASSES = ("ant", "bee", "cat")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes told apart by colour: 8 training and 5 validation pictures each."""
+    """Three classes told apart by color: 8 training and 5 validation images each."""
     root, draw = tmp_path_factory.mktemp("pets"), np.random.RandomState(0)
     for split, count in (("train", 8), ("val", 5)):
         for channel, name in enumerate(CLASSES):
@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny classifier as `save_pretrained` writes it, its last layer fitted to the training pictures."""
+    """A tiny classifier as `save_pretrained` writes it, its last layer fitted to the training images."""
     torch.manual_seed(0)
     tiny = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "image_size": (32, 32)}
     model = metaformer.create_model("poolformer_s12", num_classes=3, **tiny)
@@ -84,8 +84,8 @@ def test_it_is_used_as_a_run_is(source: Path, data: Path, out: Path) -> None:
     bundle = open_bundle(out)
     assert isinstance(bundle.model, Int8Network) and bundle.classes == CLASSES and bundle.config is None
     assert bundle.preprocess == open_bundle(source).preprocess
-    pictures = data / "val"
-    small, large = (metaformer.Predictor(place, device="cpu")(pictures) for place in (out, source))
+    images = data / "val"
+    small, large = (metaformer.Predictor(place, device="cpu")(images) for place in (out, source))
     assert [found.path for found in small] == [found.path for found in large]
     assert [found.label for found in small] == [found.label for found in large]
 
@@ -102,7 +102,7 @@ def test_a_changed_file_is_seen(out: Path, tmp_path: Path) -> None:
         open_bundle(place)
 
 
-def test_int8_is_not_quantised_again(out: Path, data: Path, tmp_path: Path) -> None:
+def test_int8_is_not_quantized_again(out: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is in int8 already"):
         metaformer.quantize(out, data, tmp_path / "again")
 

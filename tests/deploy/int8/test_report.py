@@ -25,7 +25,7 @@ def test_text() -> None:
     assert lines[1].split() == ["top-1", "98.03%", "97.75%"]
     assert lines[2].split() == ["loss", "0.1770", "0.1857"]
     assert lines[3].split() == ["megabytes", "8.28", "2.49"]
-    assert "99.72% of 355 pictures" in REPORT.text()
+    assert "99.72% of 355 images" in REPORT.text()
     products = next(line for line in lines if line.startswith("int8 "))
     assert "22 of 30 products; not stages.0.blocks.0.token_mixer, " in products
     assert products.endswith("stages.0.blocks.5.token_mixer and 2 more (all in the JSON)")

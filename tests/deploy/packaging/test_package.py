@@ -52,7 +52,7 @@ def test_what_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="MetaFormer is compiled already"):
         package(metaformer.optimize(model, compile=True), path)
     with pytest.raises(
-        ConfigError, match=r"dtype is torch.bfloat16, but the network was optimised in torch.float32"
+        ConfigError, match=r"dtype is torch.bfloat16, but the network was optimized in torch.float32"
     ):
         package(metaformer.optimize(model), path, dtype=torch.bfloat16)
     with pytest.raises(SizeError, match="got"):

@@ -1,4 +1,4 @@
-"""Anchors: shared, ordered, and those outside a picture; `test_golden_detection` has the numbers."""
+"""Anchors: shared, ordered, and those outside a image; `test_golden_detection` has the numbers."""
 
 import torch
 
@@ -12,8 +12,8 @@ def test_order_and_sharing() -> None:
     assert ANCHORS.count == 6 and first.shape == (90, 4) and second.shape == (6, 4)
     assert ANCHORS.per_level([(3, 5), (2, 1)])[0] is first
     cells = first.view(3, 5, 6, 4)
-    centres = (cells[..., :2] + cells[..., 2:]) / 2
-    assert torch.equal(centres[1, 2], torch.tensor([[16.0, 8]]).expand(6, 2))
+    centers = (cells[..., :2] + cells[..., 2:]) / 2
+    assert torch.equal(centers[1, 2], torch.tensor([[16.0, 8]]).expand(6, 2))
     width, height = (cells[0, 0, :, 2:] - cells[0, 0, :, :2]).unbind(1)
     assert torch.allclose(height / width, torch.tensor([0.5, 0.5, 1, 1, 2, 2]))
     assert torch.allclose((height * width).sqrt(), torch.tensor([32.0, 64] * 3))
@@ -25,7 +25,7 @@ def test_anchors_made_for_inference_can_be_learned_from() -> None:
     assert not level.is_inference()
 
 
-def test_cells_outside_a_pictures_own_padding() -> None:
+def test_cells_outside_a_images_own_padding() -> None:
     shapes = [(16, 24), (2, 3)]
     assert ANCHORS.inside(shapes, (128, 161)).all()  # padded to 192
     fine, coarse = ANCHORS.inside(shapes, (65, 33)).split([16 * 24 * 6, 36])

@@ -1,4 +1,4 @@
-"""Differences of boxes: there and back, limits, and other pictures' pixels."""
+"""Differences of boxes: there and back, limits, and other images' pixels."""
 
 import torch
 from hypothesis import given, settings
@@ -35,6 +35,6 @@ def test_clipping() -> None:
 
 
 @given(*(st.tuples(st.integers(1, 1333), st.integers(1, 1333)) for _ in range(2)))
-def test_the_whole_picture_stays_the_whole_picture(size: tuple[int, int], other: tuple[int, int]) -> None:
+def test_the_whole_image_stays_the_whole_image(size: tuple[int, int], other: tuple[int, int]) -> None:
     whole = torch.tensor([[0.0, 0, size[1], size[0]]])
     assert rescale(whole, size, other).tolist() == [[0, 0, other[1], other[0]]]

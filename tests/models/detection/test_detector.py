@@ -70,7 +70,7 @@ def test_images_with_nothing_in_them(model: Detector) -> None:
 
 def test_arguments_that_do_not_fit_are_told(model: Detector) -> None:
     image = torch.zeros(2, 3, 64, 64)
-    with pytest.raises(ConfigError, match="of 1 pictures for a batch of 2"):
+    with pytest.raises(ConfigError, match="of 1 images for a batch of 2"):
         model(image, targets_of(model, TARGETS))
     with pytest.raises(ConfigError, match="for a batch of 0"):
         model(image[:0], [])

@@ -42,7 +42,7 @@ NONE = objects([])
 
 
 @pytest.mark.parametrize("kind", TWO_STAGE)
-def test_results_are_boxes_in_the_pictures_with_masks_if_learned(kind: str) -> None:
+def test_results_are_boxes_in_the_images_with_masks_if_learned(kind: str) -> None:
     model = tiny(kind, max_detections=7).eval()
     found = model(images(), image_sizes=[(80, 128), SIZE])
     for one, (height, width) in zip(found, [(80, 128), SIZE], strict=True):
@@ -54,7 +54,7 @@ def test_results_are_boxes_in_the_pictures_with_masks_if_learned(kind: str) -> N
         assert found[0].masks.shape == (7, 28, 28) and found[0].paste((80, 128)).any()
 
 
-def test_a_picture_is_read_alike_alone_and_in_a_batch() -> None:
+def test_a_image_is_read_alike_alone_and_in_a_batch() -> None:
     model = tiny().eval()
     together = model(images())
     for i, one in enumerate(together):
@@ -64,7 +64,7 @@ def test_a_picture_is_read_alike_alone_and_in_a_batch() -> None:
         assert torch.allclose(one.masks, alone.masks, atol=1e-4)
 
 
-def test_boxes_are_told_in_the_original_pictures_pixels_and_masks_stay() -> None:
+def test_boxes_are_told_in_the_original_images_pixels_and_masks_stay() -> None:
     model = tiny().eval()
     raw = model.raw(images(1))
     (here,), (there,) = model.decode(raw, [SIZE]), model.decode(raw, [SIZE], [(48, 256)])
@@ -73,9 +73,7 @@ def test_boxes_are_told_in_the_original_pictures_pixels_and_masks_stay() -> None
 
 
 @pytest.mark.parametrize("kind", TWO_STAGE)
-@pytest.mark.parametrize(
-    "targets", [[TWO, NONE], [NONE, NONE]], ids=["a picture without objects", "no object"]
-)
+@pytest.mark.parametrize("targets", [[TWO, NONE], [NONE, NONE]], ids=["a image without objects", "no object"])
 def test_every_parameter_has_a_finite_gradient(kind: str, targets: list[Targets]) -> None:
     model = tiny(kind).train()
     losses = model(images(), targets)

@@ -63,7 +63,7 @@ def test_a_batchs_results_are_those_of_its_images() -> None:
 
 
 @torch.no_grad()
-def test_boxes_in_the_pictures_pixels() -> None:
+def test_boxes_in_the_images_pixels() -> None:
     model, image = build().eval(), torch.randn(1, 3, 64, 96)
     (found,) = model.detect(image)
     (double,) = model.detect(image, original_sizes=[(128, 192)])
@@ -82,7 +82,7 @@ def test_numbers_that_are_not_finite_are_no_results() -> None:
     assert len(model.decode(lost, [(64, 96)])[0]) == 0
 
 
-def test_anchors_outside_a_pictures_padding_teach_nothing() -> None:
+def test_anchors_outside_a_images_padding_teach_nothing() -> None:
     model = build()
     raw = model.raw(torch.randn(2, 3, 64, 96))
     shapes = [(level.shape[2], level.shape[3]) for level in raw.logits]

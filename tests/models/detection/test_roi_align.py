@@ -14,9 +14,9 @@ UNITS = load_file(Path(__file__).parents[2] / "golden_dense" / "units.safetensor
 STRIDES = (4, 8, 16, 32)
 
 
-def pyramid(pictures: int = 2, dim: int = 3, side: int = 64) -> list[torch.Tensor]:
+def pyramid(images: int = 2, dim: int = 3, side: int = 64) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    return [torch.randn(pictures, dim, side >> i, side >> i, requires_grad=True) for i in range(4)]
+    return [torch.randn(images, dim, side >> i, side >> i, requires_grad=True) for i in range(4)]
 
 
 def test_levels_are_mmdetections() -> None:
@@ -37,7 +37,7 @@ def test_pooling_is_mmdetections(side: int) -> None:
     assert torch.equal(ours, UNITS[f"roialign.out{side}.scale0.25"][order])
 
 
-def test_each_box_is_pooled_from_its_own_picture_and_level() -> None:
+def test_each_box_is_pooled_from_its_own_image_and_level() -> None:
     maps = pyramid()
     torch.manual_seed(1)
     corner, size = torch.rand(20, 2) * 100, torch.rand(20, 2) * 500 + 1
@@ -61,7 +61,7 @@ def test_torchvisions_pooling_with_its_settings_is_another() -> None:
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (2, 0)])
-def test_pictures_without_a_box(counts: tuple[int, int]) -> None:
+def test_images_without_a_box(counts: tuple[int, int]) -> None:
     maps = pyramid()
     found = pool(maps, [torch.tensor([[0.0, 0, 9, 9]]).expand(n, 4) for n in counts], STRIDES, 7)
     assert found.shape == (sum(counts), 3, 7, 7)

@@ -22,9 +22,9 @@ def rpn(size: int = 1_000_000) -> RPN:
     return RPN(DIM, Anchors(STRIDES, [8]), Sampler(size, 0.5))
 
 
-def said(pictures: int = 1, side: int = 128) -> tuple[list[Tensor], list[Tensor]]:
+def said(images: int = 1, side: int = 128) -> tuple[list[Tensor], list[Tensor]]:
     """Random logits and deltas."""
-    shapes = [(pictures, side // stride, side // stride) for stride in STRIDES]
+    shapes = [(images, side // stride, side // stride) for stride in STRIDES]
     return (
         [torch.randn(b, 3, h, w, requires_grad=True) for b, h, w in shapes],
         [torch.randn(b, 12, h, w, requires_grad=True) for b, h, w in shapes],
@@ -45,7 +45,7 @@ def test_parameters_are_torchvisions() -> None:
     candidates=st.integers(1, 300),
     most=st.integers(1, 200),
 )
-def test_proposals_lie_in_their_picture_and_have_area(
+def test_proposals_lie_in_their_image_and_have_area(
     seed: int, sizes: list[tuple[int, int]], candidates: int, most: int
 ) -> None:
     torch.manual_seed(seed)
@@ -73,16 +73,16 @@ def test_the_best_come_first_and_levels_do_not_suppress_each_other() -> None:
 
 
 def test_losses_are_divided_by_all_sampled_anchors_of_the_batch() -> None:
-    """Fact 20: with nothing learned, each anchor costs log 2, and a picture without objects divides too."""
+    """Fact 20: with nothing learned, each anchor costs log 2, and a image without objects divides too."""
     objectness, deltas = ([torch.zeros_like(level) for level in levels] for levels in said(2))
     classes, boxes = rpn(256).losses(objectness, deltas, [BOXES, NONE], [(128, 128)] * 2)
-    negatives, divisor = 256, 256 + 256 + 1  # the picture without objects counts one for its positives
+    negatives, divisor = 256, 256 + 256 + 1  # the image without objects counts one for its positives
     assert classes.item() == pytest.approx(log(2) * (256 + negatives) / divisor, rel=1e-5)
     assert boxes.item() > 0
 
 
 def test_what_lies_in_the_padding_does_not_count() -> None:
-    """Fact 13: a picture of 40 pixels is thought to be padded to 64, in a batch of 128."""
+    """Fact 13: a image of 40 pixels is thought to be padded to 64, in a batch of 128."""
     torch.manual_seed(1)
     (objectness, deltas), sizes = said(), [(40, 64)]
     before = rpn().losses(objectness, deltas, [BOXES], sizes)

@@ -100,7 +100,7 @@ SIDES = st.floats(-20, 60, width=32)
 def test_pasting_in_parts_is_pasting(
     corners: list[tuple[float, ...]], size: tuple[int, int], block: int
 ) -> None:
-    """Every pixel by the rule itself, on the whole picture."""
+    """Every pixel by the rule itself, on the whole image."""
     boxes = torch.tensor(corners).reshape(-1, 4)
     boxes = torch.cat([boxes[:, :2].minimum(boxes[:, 2:]), boxes[:, :2].maximum(boxes[:, 2:])], 1)
     masks = torch.rand(len(boxes), 28, 28, generator=torch.Generator().manual_seed(0))

@@ -98,7 +98,7 @@ def test_taken_only_where_it_may_be() -> None:
         assert short_way(Segmenter(CONFIG).eval(), image)
 
 
-def test_not_worth_it_for_small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_worth_it_for_small_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metaformer.models.segmentation.fused_fpn.WORTHWHILE", 16 * 16 * 2)
     with torch.no_grad():
         model = trained().float()

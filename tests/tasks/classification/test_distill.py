@@ -50,7 +50,7 @@ def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
     assert all(not p.requires_grad and p.grad is None for p in distillation.teacher.parameters())
 
 
-def test_the_teacher_sees_images_normalised_as_it_was_taught() -> None:
+def test_the_teacher_sees_images_normalized_as_it_was_taught() -> None:
     student = Preprocess(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     taught = Preprocess(mean=(0.4, 0.4, 0.4), std=(0.2, 0.3, 0.4))
     raw = torch.rand(5, 3, 4, 4)

@@ -12,16 +12,16 @@ from metaformer.tasks.classification.evaluate import Evaluation
 LOOK = Preprocess(image_size=8, crop=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def by_grey(images: Tensor) -> Tensor:
-    """Logits that are right but for one picture: bee0 (80) is taken for an ant."""
-    grey = images.mean(dim=(1, 2, 3)) * 255
+def by_gray(images: Tensor) -> Tensor:
+    """Logits that are right but for one image: bee0 (80) is taken for an ant."""
+    gray = images.mean(dim=(1, 2, 3)) * 255
     bounds = torch.tensor([20.0, 100.0, 170.0])
-    return -(grey[:, None] - bounds).abs()
+    return -(gray[:, None] - bounds).abs()
 
 
-def test_every_picture_counts_once(folder: ImageFolder) -> None:
+def test_every_image_counts_once(folder: ImageFolder) -> None:
     def mistaken(images: Tensor) -> Tensor:
-        logits = by_grey(images)
+        logits = by_gray(images)
         logits[(images.mean(dim=(1, 2, 3)) * 255).round() == 80] = torch.tensor([5.0, 0.0, 0.0])
         return logits
 
@@ -34,16 +34,16 @@ def test_every_picture_counts_once(folder: ImageFolder) -> None:
     assert wrong.score == pytest.approx(math.exp(5) / (math.exp(5) + 2))
 
 
-def test_pictures_and_answers_outside_a_subset_do_not_count(folder: ImageFolder) -> None:
+def test_images_and_answers_outside_a_subset_do_not_count(folder: ImageFolder) -> None:
     report = Evaluation(folder, LOOK, batch_size=3, class_subset=["cat", "ant"]).run(
-        lambda images: by_grey(images) + torch.tensor([0.0, 1e6, 0.0])  # bee, which is no answer here
+        lambda images: by_gray(images) + torch.tensor([0.0, 1e6, 0.0])  # bee, which is no answer here
     )
     assert report.classes == ["ant", "cat"] and report.images == 5 and report.top1 == 1.0
 
 
-def test_logits_that_are_not_finite_name_the_picture(folder: ImageFolder) -> None:
+def test_logits_that_are_not_finite_name_the_image(folder: ImageFolder) -> None:
     def broken(images: Tensor) -> Tensor:
-        logits = by_grey(images)
+        logits = by_gray(images)
         logits[(images.mean(dim=(1, 2, 3)) * 255).round() == 100] = float("nan")
         return logits
 
@@ -53,10 +53,10 @@ def test_logits_that_are_not_finite_name_the_picture(folder: ImageFolder) -> Non
 
 def test_an_evaluation_can_be_run_again(folder: ImageFolder) -> None:
     evaluation = Evaluation(folder, LOOK, batch_size=3)
-    assert evaluation.run(by_grey).metrics == evaluation.run(by_grey).metrics
+    assert evaluation.run(by_gray).metrics == evaluation.run(by_gray).metrics
 
 
-def test_a_subset_without_pictures_is_told(folder: ImageFolder) -> None:
+def test_a_subset_without_images_is_told(folder: ImageFolder) -> None:
     wider = ImageFolder(folder.folder.parent, "val", [*folder.classes, "dog"], allow_missing=True)
-    with pytest.raises(DataError, match="no pictures of the classes"):
+    with pytest.raises(DataError, match="no images of the classes"):
         Evaluation(wider, LOOK, class_subset=["dog"]).run(lambda images: torch.zeros(len(images), 4))

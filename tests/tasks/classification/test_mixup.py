@@ -69,18 +69,18 @@ def test_leaves_the_runs_random_streams_alone() -> None:
     cutmix=st.sampled_from([0.0, 1.0]),
     smoothing=st.sampled_from([0.0, 0.1]),
 )
-def test_targets_say_what_the_pictures_hold(
+def test_targets_say_what_the_images_hold(
     size: int, side: int, step: int, mixup: float, cutmix: float, smoothing: float
 ) -> None:
     labels = torch.arange(size)
     images = torch.nn.functional.one_hot(labels, size).float()[:, :, None, None].expand(-1, -1, side, side)
     mixed, targets = Mix(size, mixup=mixup, cutmix=cutmix, smoothing=smoothing)(images, labels, step)
-    share = mixed.mean((2, 3))  # of each class's picture, since picture i is 1 in channel i alone
+    share = mixed.mean((2, 3))  # of each class's image, since image i is 1 in channel i alone
     assert torch.allclose(targets, share * (1 - smoothing) + smoothing / size, atol=1e-5)
     assert torch.allclose(targets.sum(1), torch.ones(size), atol=1e-5)
 
 
-def test_off_gives_the_pictures_and_smoothed_targets() -> None:
+def test_off_gives_the_images_and_smoothed_targets() -> None:
     images, labels = batch()
     expected = torch.nn.functional.one_hot(labels, 5) * 0.9 + 0.02
     for mix, active in [(Mix(5, mixup=0, cutmix=0), True), (Mix(5), False), (Mix(5, probability=0), True)]:

@@ -21,7 +21,7 @@ def test_flip_averages_with_the_mirror() -> None:
     )
 
 
-def test_crops_are_averaged_by_picture() -> None:
+def test_crops_are_averaged_by_image() -> None:
     images = torch.randn(2, 5, 3, 4, 5)
     expected = torch.stack([left(images[i]).mean(0) for i in range(2)])
     torch.testing.assert_close(average_views(left, images), expected)

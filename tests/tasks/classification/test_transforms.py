@@ -11,7 +11,7 @@ from metaformer.errors import ConfigError
 from metaformer.tasks.classification.transforms import eval_transform, train_transform
 
 
-def picture(width: int = 100, height: int = 80, seed: int = 0) -> Image.Image:
+def image(width: int = 100, height: int = 80, seed: int = 0) -> Image.Image:
     coarse = np.random.RandomState(seed).randint(0, 256, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -31,32 +31,32 @@ def test_evaluation_is_timms(size: int, crop: float, interpolation: str) -> None
         std=IMAGENET_STD,
     )
     ours = eval_transform(size, crop, interpolation)
-    for image in (picture(500, 375), picture(64, 64), picture(97, 300), picture(30, 31)):
-        assert torch.equal(ours(image), theirs(image))
+    for x in (image(500, 375), image(64, 64), image(97, 300), image(30, 31)):
+        assert torch.equal(ours(x), theirs(x))
 
 
-def test_small_pictures_pass_unchanged() -> None:
-    image = picture(64, 64)
-    tensor = eval_transform(64, crop=1.0, mean=(0, 0, 0), std=(1, 1, 1))(image)
-    assert np.array_equal((tensor * 255).round().permute(1, 2, 0).numpy(), np.asarray(image))
+def test_small_images_pass_unchanged() -> None:
+    x = image(64, 64)
+    tensor = eval_transform(64, crop=1.0, mean=(0, 0, 0), std=(1, 1, 1))(x)
+    assert np.array_equal((tensor * 255).round().permute(1, 2, 0).numpy(), np.asarray(x))
 
 
-def test_normalisation_in_numbers() -> None:
+def test_normalization_in_numbers() -> None:
     tensor = eval_transform(8, crop=1.0)(Image.new("RGB", (8, 8), (255, 0, 51)))
     assert tensor[:, 0, 0].tolist() == pytest.approx(
         [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
     )
 
 
-def test_five_crops_are_corners_and_centre() -> None:
-    image = picture(80, 64)
-    stack = eval_transform(32, crop=0.5, crops=5)(image)
-    whole = eval_transform(64, crop=1.0)  # of the picture's height; its width is cut
+def test_five_crops_are_corners_and_center() -> None:
+    x = image(80, 64)
+    stack = eval_transform(32, crop=0.5, crops=5)(x)
+    whole = eval_transform(64, crop=1.0)  # of the image's height; its width is cut
     assert stack.shape == (5, 3, 32, 32)
-    left, right = (whole(image.crop((x, 0, x + 64, 64))) for x in (0, 16))
+    left, right = (whole(x.crop((x, 0, x + 64, 64))) for x in (0, 16))
     assert torch.equal(stack[0], left[:, :32, :32]) and torch.equal(stack[1], right[:, :32, 32:])
     assert torch.equal(stack[2], left[:, 32:, :32]) and torch.equal(stack[3], right[:, 32:, 32:])
-    assert torch.equal(stack[4], eval_transform(32, crop=0.5)(image))
+    assert torch.equal(stack[4], eval_transform(32, crop=0.5)(x))
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,11 @@ def test_training_is_timms_pipeline() -> None:
     for seed in range(60):
         with seeded(seed):
             try:
-                expected = theirs(picture())
+                expected = theirs(image())
             except ValueError:  # timm 1.0.31 with Pillow 13: see the next test
                 continue
         with seeded(seed):
-            assert torch.equal(ours(picture()), expected)
+            assert torch.equal(ours(image()), expected)
         compared += 1
     assert compared > 50
 
@@ -106,7 +106,7 @@ def test_policies_run_at_every_magnitude(policy: str) -> None:
     transform = train_transform(32, **without(auto_augment=policy))
     for seed in range(150):
         with seeded(seed):
-            assert transform(picture(40, 40)).shape == (3, 32, 32)
+            assert transform(image(40, 40)).shape == (3, 32, 32)
 
 
 def test_posterizing_to_no_bits_is_black() -> None:
@@ -117,7 +117,7 @@ def test_posterizing_to_no_bits_is_black() -> None:
         black = train_transform(
             32, **without(auto_augment="rand-m10-n1-p1.0-inc1", mean=(0, 0, 0), std=(1, 1, 1))
         )
-    assert black(picture()).max() == 0
+    assert black(image()).max() == 0
 
 
 def without(**options: Any) -> dict[str, Any]:
@@ -150,14 +150,14 @@ def without(**options: Any) -> dict[str, Any]:
     ],
 )
 def test_each_option_has_an_effect(option: dict[str, Any]) -> None:
-    image = picture(64, 64)
+    x = image(64, 64)
 
     def outcomes(options: dict[str, Any]) -> set[bytes]:
         transform = train_transform(48, **options)
         found = set()
         for seed in range(12):
             with seeded(seed):
-                found.add(transform(image).numpy().tobytes())
+                found.add(transform(x).numpy().tobytes())
         return found
 
     assert len(outcomes(without())) == 1
@@ -175,12 +175,12 @@ def test_erasing_fills_by_mode(mode: str, values: int) -> None:
 
 
 def test_the_first_view_is_clean() -> None:
-    image = picture(64, 64)
+    x = image(64, 64)
     transform = train_transform(64, **without(auto_augment="rand-m9-inc1", erase=1.0, splits=3))
     with seeded(1):
-        views = transform(image)
+        views = transform(x)
     assert views.shape == (3, 3, 64, 64)
-    assert torch.equal(views[0], eval_transform(64, crop=1.0)(image))
+    assert torch.equal(views[0], eval_transform(64, crop=1.0)(x))
     assert not torch.equal(views[1], views[0]) and not torch.equal(views[1], views[2])
 
 
@@ -204,9 +204,9 @@ def test_impossible_trainings(options: dict[str, Any], field: str) -> None:
         train_transform(32, **options)
 
 
-def test_other_sizes_and_grey_extremes() -> None:
+def test_other_sizes_and_gray_extremes() -> None:
     transform = train_transform(64)
-    for image in (picture(1, 1), picture(1, 300), picture(640, 3), picture(64, 64)):
+    for x in (image(1, 1), image(1, 300), image(640, 3), image(64, 64)):
         with seeded(0):
-            assert transform(image).shape == (3, 64, 64)
-        assert eval_transform(64, 1.0)(image).shape == (3, 64, 64)
+            assert transform(x).shape == (3, 64, 64)
+        assert eval_transform(64, 1.0)(x).shape == (3, 64, 64)

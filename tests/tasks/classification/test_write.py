@@ -11,8 +11,8 @@ from metaformer.tasks.classification.results import Classification
 from metaformer.tasks.classification.write import (
     annotate,
     write_csv,
+    write_images,
     write_jsonl,
-    write_pictures,
     write_predictions,
 )
 
@@ -48,7 +48,7 @@ def test_csv_quotes_what_needs_it(results: list[Classification], tmp_path: Path)
 def test_a_file_appears_only_when_it_is_whole(results: list[Classification], tmp_path: Path) -> None:
     def broken() -> Iterator[Classification]:
         yield results[0]
-        raise RuntimeError("a bad picture")
+        raise RuntimeError("a bad image")
 
     with pytest.raises(RuntimeError):
         write_jsonl(broken(), tmp_path / "p.jsonl")
@@ -60,13 +60,13 @@ def test_a_place_that_cannot_be_written_is_told(results: list[Classification], t
         write_csv(results, tmp_path / "a" / "x.png" / "p.csv")
 
 
-def test_annotated_pictures_keep_every_result(results: list[Classification], tmp_path: Path) -> None:
-    files = write_pictures(results, tmp_path / "out")
+def test_annotated_images_keep_every_result(results: list[Classification], tmp_path: Path) -> None:
+    files = write_images(results, tmp_path / "out")
     assert [file.name for file in files] == ["x.jpg", "x_2.jpg"]
     with Image.open(files[0]) as image:
         assert image.width >= 320 and image.height > image.width * 40 / 50
     with pytest.raises(ConfigError, match="has no file"):
-        write_pictures([Classification("", ("a",), (1.0,), (0,))], tmp_path / "out")
+        write_images([Classification("", ("a",), (1.0,), (0,))], tmp_path / "out")
 
 
 def test_the_bar_is_as_long_as_the_score_and_long_names_are_cut() -> None:
@@ -82,13 +82,13 @@ def test_out_says_where_and_as_what(results: list[Classification], tmp_path: Pat
     assert [json.loads(line)["path"] for line in write_predictions(results, None)] == [
         r.path for r in results
     ]
-    lone = list(write_predictions(results, tmp_path / "o" / "p.csv", pictures=True))
-    assert (tmp_path / "o" / "p.csv").is_file() and len(list((tmp_path / "o" / "pictures").iterdir())) == 2
+    lone = list(write_predictions(results, tmp_path / "o" / "p.csv", images=True))
+    assert (tmp_path / "o" / "p.csv").is_file() and len(list((tmp_path / "o" / "images").iterdir())) == 2
     assert lone[0] == f"2 predictions: {tmp_path / 'o' / 'p.csv'}"
     list(write_predictions(results, tmp_path / "folder"))
     assert {file.name for file in (tmp_path / "folder").iterdir()} == {"predictions.jsonl", "predictions.csv"}
     with pytest.raises(ConfigError, match="need a place"):
-        list(write_predictions(results, None, pictures=True))
+        list(write_predictions(results, None, images=True))
 
 
 def test_a_bad_place_is_told_before_the_work(tmp_path: Path) -> None:

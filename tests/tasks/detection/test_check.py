@@ -35,29 +35,29 @@ def test_a_good_data_set_has_no_findings(objects: Path) -> None:
     assert report.ok and not report.findings
     told = report.text().splitlines()
     assert told[0].startswith(
-        "train: 5 pictures, 1 of them empty, with 8 objects (8 with masks, 1 crowds) of 2 of 2"
+        "train: 5 images, 1 of them empty, with 8 objects (8 with masks, 1 crowds) of 2 of 2"
     )
     written = json.loads(json.dumps(report.to_dict()))
-    assert written["ok"] and written["splits"][1]["per_class"]["bee"] == {"objects": 3, "pictures": 3}
+    assert written["ok"] and written["splits"][1]["per_class"]["bee"] == {"objects": 3, "images": 3}
 
 
 def test_all_that_is_wrong_is_told_at_once(objects: Path) -> None:
     file = held_out(objects)
     document = json.loads(file.read_text())
-    images, annotations = document["images"], document["annotations"]
+    rows, annotations = document["images"], document["annotations"]
     annotations[0]["bbox"] = [1, 2, 0, 6]
     annotations[1]["category_id"] = 5
     annotations[2]["bbox"] = [1, 2, 0.5, 6]
     annotations[3]["segmentation"] = []
     annotations[4]["id"] = 4
-    images[2]["width"] = 21
-    images[3]["file_name"] = "none.png"
+    rows[2]["width"] = 21
+    rows[3]["file_name"] = "none.png"
     file.write_text(json.dumps(document))
     (objects / "val2017/5.png").write_bytes(b"junk")
     (objects / "val2017/more.png").write_bytes(b"junk")
-    report, pictures = check(objects), objects / "val2017"
+    report, images = check(objects), objects / "val2017"
     assert found(report, "error") == [
-        ("picture", f"{file}: image 4: no such picture {pictures}/none.png"),
+        ("image", f"{file}: image 4: no such image {images}/none.png"),
         (
             "box",
             f"{file}: annotation 1 of 1.png: bbox [1, 2, 0, 6] is 0 wide and 6 high: both must be above 0",
@@ -66,12 +66,12 @@ def test_all_that_is_wrong_is_told_at_once(objects: Path) -> None:
         ("id", f"{file}: annotation 4: another annotation has this id"),
         (
             "size",
-            f"{pictures}/3.png: is 20x20, but 21x20 as {file} has it: "
-            "boxes are of another picture, or of another size of it",
+            f"{images}/3.png: is 20x20, but 21x20 as {file} has it: "
+            "boxes are of another image, or of another size of it",
         ),
         (
             "unreadable",
-            f"{pictures}/5.png: not a JPEG, PNG, WebP, BMP or GIF picture, or its header is damaged",
+            f"{images}/5.png: not a JPEG, PNG, WebP, BMP or GIF image, or its header is damaged",
         ),
         (
             "segmentation",
@@ -79,7 +79,7 @@ def test_all_that_is_wrong_is_told_at_once(objects: Path) -> None:
         ),
     ]
     assert found(report, "warning") == [
-        ("ignored", f"{pictures}: 2 picture(s) without annotations are not used"),
+        ("ignored", f"{images}: 2 image(s) without annotations are not used"),
         ("tiny", f"{file}: annotation 3 of 2.png: is narrower than a pixel: never learned"),
     ]
     assert report.splits[1].unreadable == 2 and report.text().endswith("7 error(s), 2 warning(s)")
@@ -110,11 +110,11 @@ def test_copies_and_classes_that_nothing_shows(objects: Path) -> None:
     assert report.ok
     warnings = found(report, "warning")
     train, val = objects / "train2017", objects / "val2017"
-    same = f"{train}/2.png: the same picture as {train}/1.png, with other objects"
+    same = f"{train}/2.png: the same image as {train}/1.png, with other objects"
     assert warnings[0] == ("contradiction", same)
     absent = f"{objects}/annotations/instances_train2017.json: no object of 'cat': never learned"
     assert warnings[1] == ("absent", absent)
-    leak = f"{val}/1.png: the same picture as {train}/1.png of the training split"
+    leak = f"{val}/1.png: the same image as {train}/1.png of the training split"
     assert ("leak", leak) in warnings
 
 

@@ -28,10 +28,10 @@ def test_what_a_folder_tells(objects: Path) -> None:
     assert folder.instances(2) == ()
 
 
-def test_an_example_is_picture_boxes_and_masks(objects: Path) -> None:
+def test_an_example_is_image_boxes_and_masks(objects: Path) -> None:
     folder = open_detection(objects, "train", masks=True)
-    picture, targets = folder.example(3, masks=True)
-    assert picture.mode == "RGB" and picture.size == (40, 10)
+    image, targets = folder.example(3, masks=True)
+    assert image.mode == "RGB" and image.size == (40, 10)
     assert targets.boxes.dtype == torch.float32 and targets.boxes.tolist() == [[1, 2, 6, 8], [8, 2, 13, 8]]
     assert targets.labels.tolist() == [0, 1] and targets.crowd.tolist() == [False, True]
     assert targets.masks is not None and targets.masks.shape == (2, 10, 40)
@@ -45,7 +45,7 @@ def test_an_example_is_picture_boxes_and_masks(objects: Path) -> None:
         bare.example(0, masks=True)
 
 
-def test_pictures_of_another_size_are_told(objects: Path) -> None:
+def test_images_of_another_size_are_told(objects: Path) -> None:
     folder = open_detection(objects, "train")
     Image.new("RGB", (24, 17)).save(objects / "train2017/1.png")
     Image.new("RGB", (24, 16)).save(objects / "train2017/2.png")
@@ -82,10 +82,10 @@ def test_pycocotools_sees_the_same_masks(objects: Path, tmp_path: Path) -> None:
             assert encode(mask)["counts"] == counts.decode()
 
 
-def test_a_split_without_pictures_is_told(objects: Path) -> None:
+def test_a_split_without_images_is_told(objects: Path) -> None:
     file = objects / "annotations/instances_train2017.json"
     file.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]}))
-    with pytest.raises(DataError, match=r"instances_train2017\.json: no pictures"):
+    with pytest.raises(DataError, match=r"instances_train2017\.json: no images"):
         open_detection(objects, "train")
 
 

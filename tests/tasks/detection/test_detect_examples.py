@@ -59,7 +59,7 @@ def test_the_worst_and_the_best_are_kept() -> None:
     assert chosen[EXAMPLES].f1 == 1 and len(chosen[0].truth) == 20 and len(chosen[0].predicted) == 1
 
 
-def test_few_pictures_are_shown_once() -> None:
+def test_few_images_are_shown_once() -> None:
     examples = Examples()
     for index in range(3):
         examples.update(index, found((LEFT, 0, 0.9), (RIGHT, 0, 0.1)), [there(LEFT)])

@@ -111,25 +111,25 @@ def test_a_retinanet_learns(configure_detect: Configure, tmp_path: Path) -> None
     assert np.mean(losses[-4:]) < losses[0] * 0.6, losses
 
 
-def write_pictures(root: Path, place: str, scenes: Scenes) -> None:
-    """Save all pictures, in PLACE with `{split}` replaced."""
-    for split, pictures in scenes.items():
+def write_images(root: Path, place: str, scenes: Scenes) -> None:
+    """Save all images, in PLACE with `{split}` replaced."""
+    for split, images in scenes.items():
         folder = root / place.format(split=split)
         folder.mkdir(parents=True, exist_ok=True)
-        for i, (pixels, _) in enumerate(pictures):
+        for i, (pixels, _) in enumerate(images):
             Image.fromarray(pixels).save(folder / f"{split}_{i:02d}.png")
 
 
 def write_voc(root: Path, scenes: Scenes) -> None:
     """Pascal VOC's XML counts pixels from 1, the last one included; what is difficult stands for crowds."""
-    write_pictures(root, "JPEGImages", scenes)
+    write_images(root, "JPEGImages", scenes)
     for folder in ("Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     (root / "classes.txt").write_text("\n".join(NAMES))
-    for split, pictures in scenes.items():
-        names = [f"{split}_{i:02d}" for i in range(len(pictures))]
+    for split, images in scenes.items():
+        names = [f"{split}_{i:02d}" for i in range(len(images))]
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
-        for name, (pixels, there) in zip(names, pictures, strict=True):
+        for name, (pixels, there) in zip(names, images, strict=True):
             size = f"<size><width>{pixels.shape[1]}</width><height>{pixels.shape[0]}</height></size>"
             text = "".join(
                 f"<object><name>{NAMES[label]}</name><difficult>{int(crowd)}</difficult><bndbox>"
@@ -142,12 +142,12 @@ def write_voc(root: Path, scenes: Scenes) -> None:
 
 
 def write_yolo(root: Path, scenes: Scenes, outlines: bool = False) -> None:
-    """YOLO's text files, in fractions of the picture, without crowds; no file for what shows nothing."""
-    write_pictures(root, "images/{split}", scenes)
+    """YOLO's text files, in fractions of the image, without crowds; no file for what shows nothing."""
+    write_images(root, "images/{split}", scenes)
     (root / "data.yaml").write_text(f"names: [{', '.join(NAMES)}]\n")
-    for split, pictures in scenes.items():
+    for split, images in scenes.items():
         (root / "labels" / split).mkdir(parents=True)
-        for i, (pixels, there) in enumerate(pictures):
+        for i, (pixels, there) in enumerate(images):
             lines = []
             for label, (left, top, width, height), crowd in there:
                 right, bottom = left + width, top + height
@@ -184,10 +184,10 @@ def test_each_layout_teaches_the_same(
     ]
     assert [report.figures["bbox"].objects for report in reports] == [6, 6]  # type: ignore[union-attr]
     assert reports[0].classes == reports[1].classes == NAMES
-    pictures = blocks / "val2017" / "02.png", tmp_path / "data" / folder / "val_02.png"
+    images = blocks / "val2017" / "02.png", tmp_path / "data" / folder / "val_02.png"
     one, other = (
-        Predictor(tmp_path / name, score=0.0, device="cpu")(picture)[0]
-        for name, picture in zip(("coco", "other"), pictures, strict=True)
+        Predictor(tmp_path / name, score=0.0, device="cpu")(image)[0]
+        for name, image in zip(("coco", "other"), images, strict=True)
     )
     assert isinstance(one, DetectedObjects) and isinstance(other, DetectedObjects) and len(one) > 0
     np.testing.assert_allclose(one.boxes, other.boxes, rtol=1e-4, atol=1e-3)
@@ -269,7 +269,7 @@ def test_two_processes_equal_one_and_go_on_bit_for_bit(
 ) -> None:
     plan = {"head": "retinanet", "compat": "torchvision", "score_threshold": 0.001}
     config = configure_detect(
-        detect=plan,  # whose loss is the mean over pictures
+        detect=plan,  # whose loss is the mean over images
         optim={"name": "sgd", "lr": 1e-2},
         model={"overrides": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "layer_scale": [None] * 4}},
         schedule={"steps": 4},
@@ -300,7 +300,7 @@ def changed_annotation(root: Path, split: str, place: int, **fields: Any) -> Non
     file.write_text(json.dumps(document))
 
 
-def test_few_objects_and_pictures_that_cannot_be_used_are_left_out(
+def test_few_objects_and_images_that_cannot_be_used_are_left_out(
     configure_detect: Configure, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed_annotation(copied, "train", 1, bbox=[3, 4, 10, 0])
@@ -323,11 +323,11 @@ def test_few_objects_and_pictures_that_cannot_be_used_are_left_out(
 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "07.png"), ("val", "04.png")])
-def test_a_picture_of_another_size_stops_a_run_before_it_begins(
+def test_a_image_of_another_size_stops_a_run_before_it_begins(
     configure_detect: Configure, copied: Path, tmp_path: Path, split: str, name: str
 ) -> None:
-    with Image.open(copied / f"{split}2017" / name) as picture:
-        half = picture.resize((22, 18))
+    with Image.open(copied / f"{split}2017" / name) as image:
+        half = image.resize((22, 18))
     half.save(copied / f"{split}2017" / name)
     with pytest.raises(BadImage, match=rf"{name}: is 22x18, but 4\dx4\d as .*instances_{split}2017\.json"):
         train(configure_detect(data={"root": str(copied)}), tmp_path / "run")
@@ -337,7 +337,7 @@ def test_a_picture_of_another_size_stops_a_run_before_it_begins(
 @pytest.mark.parametrize(
     ("sections", "error", "told"),
     [
-        ({"data": {"batch_size": 13}}, DataError, "12 training pictures do not fill one batch of 13"),
+        ({"data": {"batch_size": 13}}, DataError, "12 training images do not fill one batch of 13"),
         ({"data": {"val": "test"}}, DataError, "instances_test"),
         ({"model": {"num_classes": 7}}, ConfigError, "model.num_classes is 7.* holds 2 classes"),
         ({"model": {"name": "poolformer_s13"}}, ConfigError, "did you mean"),

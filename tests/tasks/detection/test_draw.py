@@ -14,13 +14,13 @@ from metaformer.tasks.outputs import Seen
 RED, BLUE = (200, 40, 40), (40, 40, 200)
 
 
-def near(pixel: np.ndarray, colour: tuple[int, int, int]) -> bool:
-    return int(np.abs(pixel.astype(int) - colour).max()) <= 3
+def near(pixel: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return int(np.abs(pixel.astype(int) - color).max()) <= 3
 
 
 def test_masks_are_blended_and_boxes_drawn(spotted: Callable[..., Seen]) -> None:
     seen = spotted(size=(600, 450))
-    pixels = np.asarray(annotate(seen.picture, seen.result))
+    pixels = np.asarray(annotate(seen.image, seen.result))
     assert pixels.shape == (450, 600, 3)
     left, top, _right, bottom = (int(side) for side in seen.result.boxes[1])
     red = vivid(RED)
@@ -34,14 +34,14 @@ def test_masks_are_blended_and_boxes_drawn(spotted: Callable[..., Seen]) -> None
 
 def test_boxes_alone(spotted: Callable[..., Seen]) -> None:
     seen = spotted(size=(600, 450), masks=False)
-    pixels = np.asarray(annotate(seen.picture, seen.result))
+    pixels = np.asarray(annotate(seen.image, seen.result))
     left, top, *_ = (int(side) for side in seen.result.boxes[0])
     assert near(pixels[top + 60, left + 60], (100, 100, 100)) and near(pixels[top + 60, left], vivid(BLUE))
 
 
-def test_small_pictures_are_enlarged(spotted: Callable[..., Seen]) -> None:
+def test_small_images_are_enlarged(spotted: Callable[..., Seen]) -> None:
     seen = spotted(size=(100, 80))
-    image = annotate(seen.picture, seen.result)
+    image = annotate(seen.image, seen.result)
     assert image.size == (400, 320) and image.width >= SMALLEST_WIDTH
     pixels = np.asarray(image)
     left, top, _, bottom = (4 * int(side) for side in seen.result.boxes[0])
@@ -67,14 +67,14 @@ def test_the_first_lies_on_top() -> None:
 
 def test_names_do_not_hide_each_other() -> None:
     boxes = [(100, 100, 300, 300), (100, 102, 300, 298), (98, 100, 300, 300)]
-    colours = [RED, BLUE, (40, 200, 40)]
-    shapes = [Shape(box, "a name", colour) for box, colour in zip(boxes, colours, strict=True)]
+    colors = [RED, BLUE, (40, 200, 40)]
+    shapes = [Shape(box, "a name", color) for box, color in zip(boxes, colors, strict=True)]
     pixels = np.asarray(drawn(Image.new("RGB", (400, 400)), shapes))
-    for colour in colours:
+    for color in colors:
         alone = np.asarray(
-            drawn(Image.new("RGB", (400, 400)), [Shape((100, 100, 300, 300), "a name", colour)])
+            drawn(Image.new("RGB", (400, 400)), [Shape((100, 100, 300, 300), "a name", color)])
         )
-        seen = [int((image == vivid(colour)).all(axis=2)[:, 105:150].sum()) for image in (pixels, alone)]
+        seen = [int((image == vivid(color)).all(axis=2)[:, 105:150].sum()) for image in (pixels, alone)]
         assert seen[0] > 0.6 * seen[1]
 
 
@@ -84,7 +84,7 @@ def test_names_do_not_hide_each_other() -> None:
     st.sampled_from(["", "a", "a very long name that does not fit anywhere 0.99"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_boxes_on_any_picture(size: tuple[int, int], corners: list[list[float]], text: str) -> None:
+def test_any_boxes_on_any_image(size: tuple[int, int], corners: list[list[float]], text: str) -> None:
     shapes = []
     for one in corners:
         (left, right), (top, bottom) = sorted(one[::2]), sorted(one[1::2])
@@ -92,9 +92,9 @@ def test_any_boxes_on_any_picture(size: tuple[int, int], corners: list[list[floa
     assert drawn(Image.new("L", size), shapes, width=100).mode == "RGB"
 
 
-@pytest.mark.parametrize("colour", [(0, 0, 0), (64, 0, 0), (0, 0, 142), (255, 255, 255)])
-def test_dark_colours_are_made_brighter(colour: tuple[int, int, int]) -> None:
-    assert max(vivid(colour)) >= 127 and (np.argsort(vivid(colour)) == np.argsort(colour)).all()
+@pytest.mark.parametrize("color", [(0, 0, 0), (64, 0, 0), (0, 0, 142), (255, 255, 255)])
+def test_dark_colors_are_made_brighter(color: tuple[int, int, int]) -> None:
+    assert max(vivid(color)) >= 127 and (np.argsort(vivid(color)) == np.argsort(color)).all()
 
 
 def test_thousands_of_objects_are_drawn_in_time() -> None:

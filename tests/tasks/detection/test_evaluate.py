@@ -69,7 +69,7 @@ def test_who_finds_all_has_all(rectangles: Rectangles, flip: bool) -> None:
     evaluation.close()
 
 
-def test_resized_pictures_are_measured_in_their_own_pixels(rectangles: Rectangles) -> None:
+def test_resized_images_are_measured_in_their_own_pixels(rectangles: Rectangles) -> None:
     folder = rectangles()
     for inference in (DetectInference(), DetectInference(scales=(0.5, 1.0, 2.0), flip=True)):
         metrics = DetectEvaluation(folder, LOOK, inference=inference, masks=True).run(finder()).metrics
@@ -117,7 +117,7 @@ def test_a_data_set_without_objects_can_be_measured(rectangles: Rectangles, forw
 
 def test_crowds_neither_help_nor_harm(rectangles: Rectangles) -> None:
     runs = {"size": [1, 1], "counts": [0, 1]}
-    folder = rectangles(nothing=(0, 1, 3, 4, 5, 6), iscrowd=1, segmentation=runs)  # the picture of one pixel
+    folder = rectangles(nothing=(0, 1, 3, 4, 5, 6), iscrowd=1, segmentation=runs)  # the image of one pixel
     for forward in (finder(), nothing):
         report = DetectEvaluation(folder, OWN, masks=True).run(forward)
         assert report.metrics["ap"] == 0 and report.figures["bbox"].objects == 0 and not report.examples
@@ -134,7 +134,7 @@ def test_a_worker_changes_nothing(rectangles: Rectangles, inference: DetectInfer
 
 def test_the_worst_and_the_best_are_shown(rectangles: Rectangles) -> None:
     def forgetful(images: Tensor, *sizes: Any) -> list[Detections]:
-        """Overlooks the green object of wide pictures."""
+        """Overlooks the green object of wide images."""
         (found,) = finder()(images, *sizes)
         return [found[:1] if sizes[1][0][1] == 50 else found]
 
@@ -160,7 +160,7 @@ def test_a_wish_to_stop_ends_it_unfinished(rectangles: Rectangles, workers: int)
     assert len(seen) == 3
 
 
-def test_what_is_not_finite_names_the_picture(rectangles: Rectangles) -> None:
+def test_what_is_not_finite_names_the_image(rectangles: Rectangles) -> None:
     def broken(images: Tensor, *sizes: Any) -> list[Detections]:
         if sizes[0] == [(70, 33)]:
             raise TrainingError("the network's answer is not finite")
@@ -170,7 +170,7 @@ def test_what_is_not_finite_names_the_picture(rectangles: Rectangles) -> None:
         DetectEvaluation(rectangles(), OWN).run(broken)
 
 
-def test_a_picture_that_is_not_the_annotated_one_is_named(rectangles: Rectangles) -> None:
+def test_a_image_that_is_not_the_annotated_one_is_named(rectangles: Rectangles) -> None:
     folder = rectangles()
     Image.new("RGB", (5, 5)).save(folder.path(1))
     with pytest.raises(BadImage, match=r"1\.png: is 5x5, but 64x64"):

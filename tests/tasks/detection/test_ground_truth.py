@@ -40,7 +40,7 @@ def test_outlines_are_kept_where_they_are_needed() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"image_id": 9}, "there is no picture 9"),
+        ({"image_id": 9}, "there is no image 9"),
         ({"category_id": 2}, "there is no class 2"),
         ({"bbox": [1, 2, 3]}, "bbox is .* left, top, width and height"),
         ({"bbox": [1, 2, -3, 4]}, "bbox"),
@@ -52,7 +52,7 @@ def test_outlines_are_kept_where_they_are_needed() -> None:
         ({"segmentation": [[1, 1, 2, 2]]}, "three corners"),
         ({"segmentation": [[1, 1, 2, 2, 3, 1e9]]}, "three corners"),
         ({"segmentation": [[1, 1, 2, 2, 3, float("inf")]]}, "three corners"),
-        ({"segmentation": {"size": [8, 9], "counts": [72]}}, "run lengths of the picture's size"),
+        ({"segmentation": {"size": [8, 9], "counts": [72]}}, "run lengths of the image's size"),
         ({"segmentation": {"size": [8, 10], "counts": [79]}}, "segmentation: .*79"),
         ({"segmentation": {"size": [8, 10], "counts": [-1, 81]}}, "segmentation: "),
         ({"segmentation": {"size": [8, 10], "counts": "P"}}, "segmentation: "),
@@ -64,10 +64,10 @@ def test_what_cannot_be_is_told_with_its_id(fields: dict[str, Any], told: str) -
 
 
 def test_ids_are_given_once() -> None:
-    pictures = [{"id": 70, "width": 10, "height": 8}] * 2
-    with pytest.raises(DataError, match="two pictures"):
-        GroundTruth({**document(), "images": pictures})
+    images = [{"id": 70, "width": 10, "height": 8}] * 2
+    with pytest.raises(DataError, match="two images"):
+        GroundTruth({**document(), "images": images})
     with pytest.raises(DataError, match="two classes"):
         GroundTruth({**document(), "categories": [{"id": 5, "name": "a"}] * 2})
-    with pytest.raises(DataError, match="picture 70: height None"):
+    with pytest.raises(DataError, match="image 70: height None"):
         GroundTruth({**document(), "images": [{"id": 70, "width": 10}]})

@@ -13,22 +13,22 @@ SQUARE = array("d", [1, 1, 3, 1, 3, 3, 1, 3])
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["", "polygons", "runs"]), st.booleans())))
-def test_what_goes_in_comes_out_by_picture_in_order(given_rows: list[tuple[int, str, bool]]) -> None:
+def test_what_goes_in_comes_out_by_image_in_order(given_rows: list[tuple[int, str, bool]]) -> None:
     rows: list[Row | None] = []
-    for number, (picture, form, crowd) in enumerate(given_rows):
-        width, height = SIZES[picture].tolist()
+    for number, (image, form, crowd) in enumerate(given_rows):
+        width, height = SIZES[image].tolist()
         polygons = [SQUARE, SQUARE[2:]] if form == "polygons" else ()
         runs = np.array([width * height - 1, 1]) if form == "runs" else None
         box = (0.5, 1.0, 2.0, 2.5)
-        rows.append(Row(picture, 100 + number, number % 4, box, crowd, 1.5, polygons, runs))
+        rows.append(Row(image, 100 + number, number % 4, box, crowd, 1.5, polygons, runs))
     whole = InstanceTable(list(rows), SIZES)
     table = pickle.loads(pickle.dumps(whole))
     assert len(table) == len(rows)
     assert table.outlined.tolist() == [bool(form) for _, form, _ in given_rows]
-    for picture, (width, height) in enumerate(SIZES.tolist()):
-        mine = [number for number, row in enumerate(given_rows) if row[0] == picture]
-        assert table.of(picture).tolist() == mine
-        masks = table.masks(table.of(picture), (height, width))
+    for image, (width, height) in enumerate(SIZES.tolist()):
+        mine = [number for number, row in enumerate(given_rows) if row[0] == image]
+        assert table.of(image).tolist() == mine
+        masks = table.masks(table.of(image), (height, width))
         assert masks.shape == (len(mine), height, width)
         for number, mask in zip(mine, masks, strict=True):
             instance = table.instance(number)

@@ -129,7 +129,7 @@ def test_all_figures_are_pycocotools(case: tuple[Document, list[Found]]) -> None
 
 
 def crowded(seed: int) -> tuple[Document, list[Found]]:
-    """Boxes of any fractions in some pictures, and up to 150 detections near them, in ties of scores."""
+    """Boxes of any fractions in some images, and up to 150 detections near them, in ties of scores."""
     draw = np.random.default_rng(seed)
     annotations: list[dict[str, Any]] = []
     found = []
@@ -202,8 +202,8 @@ def test_tensors_are_taken() -> None:
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (Found(8, [], [], []), "picture 8: the data set has no such picture"),
-        (Found(7, [[0, 0, 1, 1]], [1.0], [2]), "picture 7: a label is no class: there are 2, from 0"),
+        (Found(8, [], [], []), "image 8: the data set has no such image"),
+        (Found(7, [[0, 0, 1, 1]], [1.0], [2]), "image 7: a label is no class: there are 2, from 0"),
         (Found(7, [[0, 0, 1, 1]], [1.0], [-1]), "no class"),
         (Found(7, [[0, 0, 1, 1]], [1.0], [0.0]), "no class"),
         (Found(7, [[0, 0, 1, 1]], [1.0, 2.0], [0]), "do not fit"),
@@ -220,8 +220,8 @@ def test_what_cannot_be_is_told(found: Found, told: str) -> None:
         coco_figures(document, [found], ("bbox", "segm"))
 
 
-def test_a_picture_counts_once() -> None:
-    with pytest.raises(DataError, match="picture 7: was counted before"):
+def test_a_image_counts_once() -> None:
+    with pytest.raises(DataError, match="image 7: was counted before"):
         coco_figures(one(), [Found(7, [], [], [])] * 2)
 
 

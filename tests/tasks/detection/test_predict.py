@@ -1,4 +1,4 @@
-"""Views of a picture: what each shows comes back into the picture's own frame, and is told once."""
+"""Views of a image: what each shows comes back into the image's own frame, and is told once."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def brightest(
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """40 pixels wide and 30 tall, with a bright box on the left."""
     pixels = np.zeros((30, 40, 3), np.uint8)
     pixels[6:18, 4:20] = 255
@@ -43,28 +43,26 @@ def picture() -> Image.Image:
 
 @pytest.mark.parametrize("scales", [(1.0,), (2.0,), (0.5,)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_boxes_are_in_the_pictures_pixels(
-    scales: tuple[float, ...], flip: bool, picture: Image.Image
-) -> None:
-    found = DetectInference(scales=scales, flip=flip).detections(brightest, picture, PLAIN)
+def test_boxes_are_in_the_images_pixels(scales: tuple[float, ...], flip: bool, image: Image.Image) -> None:
+    found = DetectInference(scales=scales, flip=flip).detections(brightest, image, PLAIN)
     assert found.labels.tolist() == [2]
     assert found.boxes[0].tolist() == pytest.approx([4, 6, 20, 18], abs=1.5)
 
 
-def test_masks_of_a_mirrored_view_are_turned_back(picture: Image.Image) -> None:
-    found = DetectInference(flip=True, nms_threshold=1.0).detections(brightest, picture, PLAIN)
+def test_masks_of_a_mirrored_view_are_turned_back(image: Image.Image) -> None:
+    found = DetectInference(flip=True, nms_threshold=1.0).detections(brightest, image, PLAIN)
     assert found.masks is not None and len(found) == 2
     assert torch.equal(found.masks[0], found.masks[1].flip(-1))
 
 
-def test_an_object_that_all_views_show_is_told_once(picture: Image.Image) -> None:
-    found = DetectInference(scales=(1.0, 2.0, 3.0), flip=True).detections(brightest, picture, PLAIN)
+def test_an_object_that_all_views_show_is_told_once(image: Image.Image) -> None:
+    found = DetectInference(scales=(1.0, 2.0, 3.0), flip=True).detections(brightest, image, PLAIN)
     assert len(found) == 1
 
 
-def test_no_more_are_told_than_asked_for(picture: Image.Image) -> None:
+def test_no_more_are_told_than_asked_for(image: Image.Image) -> None:
     many = DetectInference(scales=(1.0, 2.0), flip=True, nms_threshold=1.0, max_detections=3)
-    assert len(many.detections(brightest, picture, PLAIN)) == 3
+    assert len(many.detections(brightest, image, PLAIN)) == 3
 
 
 def test_a_tensor_is_looked_at_as_it_is() -> None:
@@ -76,12 +74,12 @@ def test_a_tensor_is_looked_at_as_it_is() -> None:
         DetectInference(scales=(1.0, 2.0)).detections(brightest, image)
 
 
-def test_what_is_not_finite_names_the_picture(picture: Image.Image) -> None:
+def test_what_is_not_finite_names_the_image(image: Image.Image) -> None:
     def broken(images: Tensor, *sizes: Sequence[Size]) -> list[Detections]:
         return [Detections(torch.zeros(1, 4), torch.tensor([torch.nan]), torch.tensor([0]))]
 
     with pytest.raises(MetaFormerError, match=r"a\.jpg: .*finite"):
-        DetectInference().detections(broken, picture, PLAIN, name="a.jpg")
+        DetectInference().detections(broken, image, PLAIN, name="a.jpg")
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (float("nan"),)])

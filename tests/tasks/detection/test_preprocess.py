@@ -11,7 +11,7 @@ from metaformer.models.detection.structures import Targets
 from metaformer.tasks.detection.preprocess import DetectionPreprocess, stack, stack_targets
 
 
-def picture(width: int, height: int) -> Image.Image:
+def image(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -34,9 +34,9 @@ def test_sizes_are_those_of_the_published_test_pipeline(
     assert DetectionPreprocess().size(*size) == fitted
 
 
-def test_the_tensor_is_the_picture_resized_once_and_normalised() -> None:
+def test_the_tensor_is_the_image_resized_once_and_normalized() -> None:
     preprocess = DetectionPreprocess(133, 80)
-    given = picture(50, 37)
+    given = image(50, 37)
     tensor = preprocess.transform()(given)
     assert tensor.shape == (3, 80, 108)
     assert torch.equal(tensor, preprocess.tensor(given.resize((108, 80), Image.Resampling.BILINEAR)))

@@ -15,14 +15,14 @@ from metaformer.tasks.detection.report import ROWS, detect_content
 from metaformer.tasks.detection.results import DetectExample, DetectReport, ExampleObject
 from metaformer.training.report import write_report
 
-PICTURES = ("truth", "prediction")
+IMAGES = ("truth", "prediction")
 
 
 def shown(text: str) -> list[int]:
-    return [text.count(f'alt="{word}"') for word in PICTURES]
+    return [text.count(f'alt="{word}"') for word in IMAGES]
 
 
-def test_the_page_shows_pictures_with_truth_and_predictions(detect_run: Path) -> None:
+def test_the_page_shows_images_with_truth_and_predictions(detect_run: Path) -> None:
     text = (detect_run / "report.html").read_text()
     state = json.loads((detect_run / "best" / "state.json").read_text())
     count = len(state["evaluation"]["examples"])
@@ -32,7 +32,7 @@ def test_the_page_shows_pictures_with_truth_and_predictions(detect_run: Path) ->
     )  # nothing from elsewhere
     for name, told in (("ap", "box AP"), ("ap50", "box AP50"), ("mask_ap", "mask AP")):
         assert f"{state['metrics'][name]:.2%}" in text and f"held-out {told}<" in text
-    assert "<script" not in text and "pictures at their own size" in text
+    assert "<script" not in text and "images at their own size" in text
     assert "metaformer predict" in text and "box_samples" in text and "cat_max_ratio" not in text
 
 
@@ -47,7 +47,7 @@ def edited(run: Path, to: Path, change: Any) -> Path:
     return to
 
 
-def test_pictures_that_are_gone_are_grey(detect_run: Path, tmp_path: Path) -> None:
+def test_images_that_are_gone_are_gray(detect_run: Path, tmp_path: Path) -> None:
     def move(values: dict[str, Any]) -> None:
         for example in values["evaluation"]["examples"]:
             example["path"] = "gone/" + Path(example["path"]).name
@@ -109,15 +109,15 @@ def test_few_classes_are_listed_weakest_first() -> None:
         ("class 1", "0.0%"), ("class 2", "0.0%"), ("class 0", "100.0%"), ("class 3", "100.0%"),
     ]  # fmt: skip
     assert few["absent"] == 1 and not few["folded"] and not few["masks"]
-    assert few["classes"][2]["colour"] == "rgb(0 7 9)" and few["classes"][0]["objects"] == "1"
-    assert few["preprocess"] == "pictures fitted into 1333×800 pixels"
+    assert few["classes"][2]["color"] == "rgb(0 7 9)" and few["classes"][0]["objects"] == "1"
+    assert few["preprocess"] == "images fitted into 1333×800 pixels"
     assert {("50.00%", "held-out box AP"), ("1,200", "step of the best weights")} <= set(few["figures"])
 
 
 def test_many_classes_are_folded_away() -> None:
     many = content(state(3 * ROWS, look=None))
     assert (len(many["classes"]), len(many["folded"])) == (ROWS, 2 * ROWS - 1)
-    assert many["preprocess"] == "pictures at their own size"
+    assert many["preprocess"] == "images at their own size"
 
 
 def test_masks_have_columns_of_their_own() -> None:

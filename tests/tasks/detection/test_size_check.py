@@ -8,7 +8,7 @@ from metaformer.tasks.detection.check import check_sizes
 from metaformer.tasks.detection.dataset import open_detection
 
 
-def test_pictures_that_are_not_what_was_annotated_are_told(objects: Path) -> None:
+def test_images_that_are_not_what_was_annotated_are_told(objects: Path) -> None:
     folder = open_detection(objects, "train")
     check_sizes(folder, workers=1, progress=False)
     Image.new("RGB", (12, 8)).save(objects / "train2017/1.png")

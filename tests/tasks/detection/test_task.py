@@ -51,7 +51,7 @@ def batch_of(task: Detect) -> Batch:
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_losses_of_a_batch_can_be_minimised(make: Make, kind: str) -> None:
+def test_losses_of_a_batch_can_be_minimized(make: Make, kind: str) -> None:
     task = make(kind)
     task.to(torch.device("cpu"))
     losses = task.losses(task.model, batch_of(task), Moment(0, 0))
@@ -62,7 +62,7 @@ def test_losses_of_a_batch_can_be_minimised(make: Make, kind: str) -> None:
     assert stem.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_pictures_without_objects_teach_what_is_none(make: Make) -> None:
+def test_images_without_objects_teach_what_is_none(make: Make) -> None:
     task = make(nothing=range(7))
     losses = task.losses(task.model, batch_of(task), Moment(0, 0))
     assert losses["loss"].isfinite() and losses["loss_rpn_cls"] > 0
@@ -70,7 +70,7 @@ def test_pictures_without_objects_teach_what_is_none(make: Make) -> None:
 
 
 def test_what_is_filled_up_does_not_count(make: Make) -> None:
-    """The network is told how much of the batch each picture takes."""
+    """The network is told how much of the batch each image takes."""
     task, asked = make("retinanet"), []
 
     def network(images: Tensor, targets: Any, sizes: Sequence[Size]) -> dict[str, Tensor]:

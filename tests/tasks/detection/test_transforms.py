@@ -52,16 +52,16 @@ def scenes(draw: st.DrawFn) -> tuple[int, int, list[Box]]:
 
 @settings(deadline=None)
 @given(scenes(), st.integers(1, 48), st.integers(0, 2**32))
-def test_colours_masks_and_boxes_stay_together_in_crop_and_flip(
+def test_colors_masks_and_boxes_stay_together_in_crop_and_flip(
     made: tuple[int, int, list[Box]], crop: int, seed: int
 ) -> None:
-    picture, targets = scene(*made)
-    size = max(picture.size)
+    image, targets = scene(*made)
+    size = max(image.size)
     transform = train_scene(jitter=(size / crop, size / crop), crop=crop, **PLAIN)  # its own size
     random.seed(seed)
-    image, found = transform(picture, targets)
-    assert image.shape == (3, crop, crop) and found.masks is not None
-    red = (image[0] * 255).round()
+    x, found = transform(image, targets)
+    assert x.shape == (3, crop, crop) and found.masks is not None
+    red = (x[0] * 255).round()
     for box, label, mask, crowd in zip(found.boxes, found.labels, found.masks, found.crowd, strict=True):
         assert torch.equal(mask, red == 10 * label + 10)
         assert bool(crowd) == (int(label) % 3 == 2)
@@ -76,7 +76,7 @@ def test_colours_masks_and_boxes_stay_together_in_crop_and_flip(
 
 
 def test_a_box_that_the_crop_cuts_shrinks_to_what_is_seen_of_its_mask() -> None:
-    picture, targets = scene(20, 10, [(0, 0, 20, 10)])
+    image, targets = scene(20, 10, [(0, 0, 20, 10)])
     assert targets.masks is not None
     targets.masks[0, :, 2:] = False
     targets.masks[0, 5:, :18] = True  # an L, of which the right part reaches down only
@@ -85,9 +85,9 @@ def test_a_box_that_the_crop_cuts_shrinks_to_what_is_seen_of_its_mask() -> None:
     tight = set()
     for seed in range(60):
         random.seed(seed)
-        _, found = transform(picture, targets)
+        _, found = transform(image, targets)
         random.seed(seed)
-        _, loose = transform(picture, without)
+        _, loose = transform(image, without)
         assert found.masks is not None
         assert loose.boxes.tolist() == [[0, 0, 10, 10]]
         assert found.boxes.tolist() == [bounds(found.masks[0])]
@@ -100,72 +100,72 @@ def test_a_box_that_the_crop_cuts_shrinks_to_what_is_seen_of_its_mask() -> None:
 def test_boxes_and_masks_follow_any_size(
     made: tuple[int, int, list[Box]], side: int, long: int, seed: int
 ) -> None:
-    picture, targets = scene(*made)
+    image, targets = scene(*made)
     random.seed(seed)
-    image, found = train_scene((side,), long, hflip=0.0, **PLAIN)(picture, targets)
-    _, height, width = image.shape
-    assert (width, height) == DetectionPreprocess(long, side).size(*picture.size)
+    x, found = train_scene((side,), long, hflip=0.0, **PLAIN)(image, targets)
+    _, height, width = x.shape
+    assert (width, height) == DetectionPreprocess(long, side).size(*image.size)
     assert found.masks is not None and found.masks.shape[1:] == (height, width)
-    across, down = width / picture.width, height / picture.height
+    across, down = width / image.width, height / image.height
     for box, label, mask in zip(found.boxes, found.labels, found.masks, strict=True):
         wanted = targets.boxes[label] * torch.tensor([across, down, across, down])
         assert torch.allclose(box, wanted, atol=1e-4)
         seen = torch.tensor(bounds(mask))
         assert (seen[:2] >= box[:2] - 0.51).all() and (seen[2:] <= box[2:] + 0.51).all()
-        rows, columns = mask.nonzero().unbind(1)  # the old pixel under the new one's centre is the object's
+        rows, columns = mask.nonzero().unbind(1)  # the old pixel under the new one's center is the object's
         old = (
-            (2 * rows + 1) * picture.height // (2 * height),
-            (2 * columns + 1) * picture.width // (2 * width),
+            (2 * rows + 1) * image.height // (2 * height),
+            (2 * columns + 1) * image.width // (2 * width),
         )
         assert targets.masks is not None and targets.masks[label][old].all()
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (1, 1), (2000, 100), (33, 500)])
-def test_the_picture_is_that_of_evaluation(size: tuple[int, int]) -> None:
-    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (*size[::-1], 3), dtype=np.uint8))
+def test_the_image_is_that_of_evaluation(size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (*size[::-1], 3), dtype=np.uint8))
     nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    image, found = train_scene((80,), 133, hflip=0.0)(picture, nothing)
-    assert torch.equal(image, DetectionPreprocess(133, 80).transform()(picture)) and len(found) == 0
-    own, _ = train_scene((80,), None, hflip=0.0)(picture, nothing)
+    x, found = train_scene((80,), 133, hflip=0.0)(image, nothing)
+    assert torch.equal(x, DetectionPreprocess(133, 80).transform()(image)) and len(found) == 0
+    own, _ = train_scene((80,), None, hflip=0.0)(image, nothing)
     assert own.shape[1:] == size[::-1]
-    mirrored, _ = train_scene((80,), None, hflip=1.0)(picture, nothing)
+    mirrored, _ = train_scene((80,), None, hflip=1.0)(image, nothing)
     assert torch.equal(mirrored, own.flip(2))
 
 
 def test_sides_flips_and_factors_are_drawn_by_chance() -> None:
-    picture, targets = scene(64, 48, [(4, 8, 20, 40)], masks=False)
+    image, targets = scene(64, 48, [(4, 8, 20, 40)], masks=False)
     random.seed(0)
     transform = train_scene((24, 48, 96), 1333)
-    results = [transform(picture, targets) for _ in range(60)]
-    assert {image.shape[1] for image, _ in results} == {24, 48, 96}
-    places = {tuple((found.boxes[0] * 48 / image.shape[1]).tolist()) for image, found in results}
+    results = [transform(image, targets) for _ in range(60)]
+    assert {x.shape[1] for x, _ in results} == {24, 48, 96}
+    places = {tuple((found.boxes[0] * 48 / x.shape[1]).tolist()) for x, found in results}
     assert places == {(4.0, 8.0, 20.0, 40.0), (44.0, 8.0, 60.0, 40.0)}
     transform = train_scene(jitter=(0.1, 2.0), crop=64)
-    results = [transform(picture, targets) for _ in range(60)]
-    assert all(image.shape == (3, 64, 64) for image, _ in results)
+    results = [transform(image, targets) for _ in range(60)]
+    assert all(x.shape == (3, 64, 64) for x, _ in results)
     sides = [float(found.boxes[0, 2] - found.boxes[0, 0]) for _, found in results if len(found)]
     assert min(sides) < 4 and max(sides) > 28
 
 
 def test_what_is_left_of_no_object_is_left_out() -> None:
-    picture, targets = scene(100, 50, [(0, 0, 60, 40), (50, 10, 52, 40), (70, 10, 90, 13)])
+    image, targets = scene(100, 50, [(0, 0, 60, 40), (50, 10, 52, 40), (70, 10, 90, 13)])
     random.seed(0)
-    _, found = train_scene((25,), 50, hflip=0.0)(picture, targets)
+    _, found = train_scene((25,), 50, hflip=0.0)(image, targets)
     assert found.labels.tolist() == [0, 1, 2]
-    _, found = train_scene((25,), 50, hflip=0.0, min_box=1.2)(picture, targets)
+    _, found = train_scene((25,), 50, hflip=0.0, min_box=1.2)(image, targets)
     assert found.labels.tolist() == [0, 2] and found.crowd.tolist() == [False, True]
     assert found.masks is not None and len(found.masks) == 2
-    _, found = train_scene((10,), 20, hflip=0.0)(picture, targets)
+    _, found = train_scene((10,), 20, hflip=0.0)(image, targets)
     assert found.labels.tolist() == [0]
     assert targets.masks is not None
     targets.masks[0] = False
-    _, found = train_scene((25,), 50, hflip=0.0)(picture, targets)
+    _, found = train_scene((25,), 50, hflip=0.0)(image, targets)
     assert found.labels.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("options", [{}, {"jitter": (0.1, 2.0), "crop": 32}, {"photometric": True}])
-def test_pictures_without_objects_and_of_one_pixel(options: dict[str, Any], masks: bool) -> None:
+def test_images_without_objects_and_of_one_pixel(options: dict[str, Any], masks: bool) -> None:
     for size in ((40, 30), (1, 1), (1, 50)):
         image, found = train_scene((64,), 96, **options)(*scene(*size, [], masks=masks))
         assert image.isfinite().all() and len(found) == 0
@@ -176,12 +176,12 @@ def test_pictures_without_objects_and_of_one_pixel(options: dict[str, Any], mask
     assert image.shape == (3, 64, 64) and found.boxes.tolist() == [[0, 0, 64, 64]]
 
 
-def test_colours_change_and_objects_do_not() -> None:
-    picture, targets = scene(40, 30, [(3, 4, 20, 22)])
+def test_colors_change_and_objects_do_not() -> None:
+    image, targets = scene(40, 30, [(3, 4, 20, 22)])
     random.seed(3)
-    plain, _ = train_scene((30,), 40, hflip=0.0)(picture, targets)
-    image, found = train_scene((30,), 40, hflip=0.0, photometric=True)(picture, targets)
-    assert not torch.equal(image, plain)
+    plain, _ = train_scene((30,), 40, hflip=0.0)(image, targets)
+    x, found = train_scene((30,), 40, hflip=0.0, photometric=True)(image, targets)
+    assert not torch.equal(x, plain)
     assert torch.equal(found.boxes, targets.boxes) and targets.masks is not None and found.masks is not None
     assert torch.equal(found.masks, targets.masks)
 

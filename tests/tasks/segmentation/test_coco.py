@@ -8,7 +8,7 @@ from metaformer.tasks.outputs import Seen
 from metaformer.tasks.segmentation.write_coco import coco_file
 
 
-def test_pictures_keep_cocos_numbers_and_others_get_free_ones(
+def test_images_keep_cocos_numbers_and_others_get_free_ones(
     seen: Callable[..., Seen], tmp_path: Path
 ) -> None:
     names = ["x", "000000000002", "y", "2", "0"]

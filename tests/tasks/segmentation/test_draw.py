@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from metaformer.tasks.outputs import Seen
-from metaformer.tasks.segmentation.draw import annotate, boundaries, coloured, legend, overlay
+from metaformer.tasks.segmentation.draw import annotate, boundaries, colored, legend, overlay
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.visualize.text import PANEL, magnification
 
@@ -13,7 +13,7 @@ RED, BLUE = (200, 0, 0), (0, 0, 200)
 PALETTE = ((0, 0, 0), RED, BLUE)
 
 
-def test_colours_are_blended_in_and_classes_have_boundaries() -> None:
+def test_colors_are_blended_in_and_classes_have_boundaries() -> None:
     image = Image.new("RGB", (6, 2), (100, 100, 100))
     drawn = np.asarray(overlay(image, np.array([[1, 1, 1, 2, 2, 2]] * 2, np.uint8), PALETTE, strength=0.5))
     assert drawn[0, 0].tolist() == [150, 50, 50] and drawn[0, 5].tolist() == [50, 50, 150]
@@ -21,7 +21,7 @@ def test_colours_are_blended_in_and_classes_have_boundaries() -> None:
     assert drawn[:, 3].tolist() == [[50, 50, 150]] * 2
 
 
-def test_what_has_no_class_and_black_backgrounds_show_the_picture() -> None:
+def test_what_has_no_class_and_black_backgrounds_show_the_image() -> None:
     image = Image.new("RGB", (40, 1), (100, 110, 120))
     label_map = np.repeat(np.array([0, 255, 1, 3], np.uint8), 10)[None]
     drawn = np.asarray(overlay(image, label_map, PALETTE))
@@ -29,8 +29,8 @@ def test_what_has_no_class_and_black_backgrounds_show_the_picture() -> None:
     assert drawn[0, 25].tolist() == [150, 55, 60]
 
 
-def test_a_map_alone_is_painted_with_grey_for_no_class() -> None:
-    painted = np.asarray(coloured(np.array([[0, 1, 255]], np.uint8), PALETTE))
+def test_a_map_alone_is_painted_with_gray_for_no_class() -> None:
+    painted = np.asarray(colored(np.array([[0, 1, 255]], np.uint8), PALETTE))
     assert painted[0].tolist() == [[0, 0, 0], list(RED), [128, 128, 128]]
 
 
@@ -42,11 +42,11 @@ def test_lines_are_as_thick_as_asked() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (128, 128), (31, 500), (2000, 300)])
-def test_pictures_of_any_size_have_a_legend_that_can_be_read(
+def test_images_of_any_size_have_a_legend_that_can_be_read(
     size: tuple[int, int], seen: Callable[..., Seen]
 ) -> None:
-    picture, result, *_ = seen(size=size)
-    drawn = annotate(picture, result)
+    image, result, *_ = seen(size=size)
+    drawn = annotate(image, result)
     times = magnification(size, 384)
     assert drawn.width == max(384, size[0] * times)
     below = np.asarray(drawn)[size[1] * times :]
@@ -82,7 +82,7 @@ def test_many_classes_are_summed_up_and_frames_keep_their_size() -> None:
     assert frames[0] == frames[1]
 
 
-def test_a_picture_longer_than_jpeg_holds_is_drawn_smaller() -> None:
+def test_a_image_longer_than_jpeg_holds_is_drawn_smaller() -> None:
     label_map = np.zeros((2, 70_000), np.uint8)
     label_map[:, 35_000:] = 1
     result = Segmentation("", label_map, ("a", "b"), PALETTE)

@@ -20,31 +20,31 @@ from metaformer.tasks.segmentation.predict import Inference
 CLASSES = ("sky", "sea", "sand")
 SIZES = [(40, 30), (64, 64), (1, 1), (33, 70), (50, 20), (31, 31), (90, 41)]
 NOTHING = 4
-"""The picture whose pixels all are ignored."""
+"""The image whose pixels all are ignored."""
 LOOK = DensePreprocess(long_side=128, short_side=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 OWN = DensePreprocess(None, None, multiple=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 @pytest.fixture
 def beach(tmp_path: Path) -> SegmentationFolder:
-    """Seven pictures, each class of one grey, some pixels ignored, with more and more noise."""
+    """Seven images, each class of one gray, some pixels ignored, with more and more noise."""
     draw = np.random.default_rng(0)
     for kind in ("images", "annotations"):
         (tmp_path / kind / "val").mkdir(parents=True)
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
     for i, (width, height) in enumerate(SIZES):
         labels = np.repeat(np.arange(height) * 3 // height, width).reshape(height, width).astype(np.uint8)
-        grey = labels * 80 + 40 + draw.integers(-12 * i, 12 * i + 1, labels.shape)
+        gray = labels * 80 + 40 + draw.integers(-12 * i, 12 * i + 1, labels.shape)
         labels[draw.random(labels.shape) < (0.1 if i != 2 else 0)] = 255
         if i == NOTHING:
             labels[:] = 255
-        picture = np.clip(grey, 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
-        Image.fromarray(picture).save(tmp_path / "images" / "val" / f"{i}.png")
+        image = np.clip(gray, 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+        Image.fromarray(image).save(tmp_path / "images" / "val" / f"{i}.png")
         Image.fromarray(labels).save(tmp_path / "annotations" / "val" / f"{i}.png")
     return open_segmentation(tmp_path, "val", "folders")
 
 
-def by_grey(images: Tensor) -> Tensor:
+def by_gray(images: Tensor) -> Tensor:
     """Logits at the input's own resolution."""
     bounds = torch.tensor([40.0, 120.0, 200.0]) / 255
     return -(images.mean(dim=1, keepdim=True) - bounds[:, None, None]).abs()
@@ -52,7 +52,7 @@ def by_grey(images: Tensor) -> Tensor:
 
 def coarse(images: Tensor) -> Tensor:
     """Logits at stride 4."""
-    return by_grey(nn.functional.avg_pool2d(images, 4, ceil_mode=True))
+    return by_gray(nn.functional.avg_pool2d(images, 4, ceil_mode=True))
 
 
 def counted(folder: SegmentationFolder, inference: Inference, look: DensePreprocess) -> np.ndarray:
@@ -98,7 +98,7 @@ def test_workers_change_nothing(beach: SegmentationFolder) -> None:
 
 
 def test_the_worst_and_the_best_are_shown(beach: SegmentationFolder) -> None:
-    report = SegmentEvaluation(beach, OWN).run(by_grey)
+    report = SegmentEvaluation(beach, OWN).run(by_gray)
     names = [Path(example.path).stem for example in report.examples]
     assert sorted(names) == ["0", "1", "2", "3", "5", "6"]  # what is all ignored has no mIoU
     scores = [example.miou for example in report.examples]
@@ -111,7 +111,7 @@ def test_the_worst_and_the_best_are_shown(beach: SegmentationFolder) -> None:
     assert worst.index == 6 and set(worst.labels) == {0, 1, 2}
 
 
-def test_of_many_pictures_six_of_each_kind_are_kept(tmp_path: Path) -> None:
+def test_of_many_images_six_of_each_kind_are_kept(tmp_path: Path) -> None:
     for kind in ("images", "annotations"):
         (tmp_path / kind / "val").mkdir(parents=True)
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
@@ -120,22 +120,22 @@ def test_of_many_pictures_six_of_each_kind_are_kept(tmp_path: Path) -> None:
         labels[: (i * 7) % 20] = 0
         Image.new("RGB", (20, 20), (40, 40, 40)).save(tmp_path / "images" / "val" / f"{i:02d}.png")
         Image.fromarray(labels).save(tmp_path / "annotations" / "val" / f"{i:02d}.png")
-    report = SegmentEvaluation(open_segmentation(tmp_path, "val", "folders"), OWN).run(by_grey)
+    report = SegmentEvaluation(open_segmentation(tmp_path, "val", "folders"), OWN).run(by_gray)
     scores = [example.miou for example in report.examples]
     assert scores == [i / 40 for i in (*range(6), *range(19, 13, -1))]
 
 
-def test_a_data_set_without_a_labelled_pixel_can_be_measured(beach: SegmentationFolder) -> None:
+def test_a_data_set_without_a_labeled_pixel_can_be_measured(beach: SegmentationFolder) -> None:
     for file in (beach.folder.parent.parent / "annotations" / "val").iterdir():
         Image.fromarray(np.full_like(np.asarray(Image.open(file)), 255)).save(file)
     report = SegmentEvaluation(beach, LOOK).run(coarse)
     assert report.metrics == {"miou": 0.0, "aacc": 0.0, "macc": 0.0} and not report.examples
-    assert "no labelled pixel" in report.text() and json.loads(json.dumps(report.to_dict()))["pixels"] == 0
+    assert "no labeled pixel" in report.text() and json.loads(json.dumps(report.to_dict()))["pixels"] == 0
 
 
-def test_logits_that_are_not_finite_name_the_picture(beach: SegmentationFolder) -> None:
+def test_logits_that_are_not_finite_name_the_image(beach: SegmentationFolder) -> None:
     def broken(images: Tensor) -> Tensor:
-        return by_grey(images) / (images.shape[-1] != 33)
+        return by_gray(images) / (images.shape[-1] != 33)
 
     with pytest.raises(TrainingError, match=r"3\.png: .*not finite"):
         SegmentEvaluation(beach, OWN).run(broken)
@@ -144,11 +144,11 @@ def test_logits_that_are_not_finite_name_the_picture(beach: SegmentationFolder) 
 def test_files_that_do_not_fit_are_named(beach: SegmentationFolder) -> None:
     with pytest.raises(DataError, match=r"annotations.*0\.png: prediction: 4 is no class"):
         SegmentEvaluation(beach, OWN).run(
-            lambda x: by_grey(x)[:, [0] * 4 + [1]] + torch.eye(5)[4][:, None, None]
+            lambda x: by_gray(x)[:, [0] * 4 + [1]] + torch.eye(5)[4][:, None, None]
         )
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(beach.label_path(1))
     with pytest.raises(BadImage, match=r"1\.png: .*5x5"):
-        SegmentEvaluation(beach, OWN).run(by_grey)
+        SegmentEvaluation(beach, OWN).run(by_gray)
 
 
 def measure(root: str) -> None:

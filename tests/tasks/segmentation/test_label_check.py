@@ -14,68 +14,66 @@ def check(root: Path, **options: object) -> None:
     check_segmentation(open_segmentation(root, "train"), workers=1, progress=False, **options)  # type: ignore[arg-type]
 
 
-def test_good_label_maps_pass(labelled: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    check(labelled)
+def test_good_label_maps_pass(labeled: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    check(labeled)
     assert not capfd.readouterr().err
-    check_segmentation(open_segmentation(labelled, "val"), workers=1)
+    check_segmentation(open_segmentation(labeled, "val"), workers=1)
     assert "label maps of val: 100%" in capfd.readouterr().err
 
 
-def test_the_first_bad_one_is_named_and_the_others_counted(labelled: Path) -> None:
-    folder = labelled / "annotations/train"
+def test_the_first_bad_one_is_named_and_the_others_counted(labeled: Path) -> None:
+    folder = labeled / "annotations/train"
     Image.new("L", (24, 21), 77).save(folder / "1.png")
     Image.new("L", (30, 22)).save(folder / "2.png")
     Image.new("RGB", (24, 23)).save(folder / "3.png")
     with pytest.raises(BadImage) as caught:
-        check(labelled)
+        check(labeled)
     told = f"{folder}/1.png: label 77 (504 pixels): classes are 0 to 2, ignored 255"
     assert str(caught.value) == f"{told} (and 2 more bad files; metaformer data check tells all)"
     (folder / "1.png").unlink()
-    (labelled / "images/train/1.png").unlink()
-    with pytest.raises(
-        BadImage, match=r"2\.png: is 30x22 and its picture .*2\.png 24x22: both must have one"
-    ):
-        check(labelled)
+    (labeled / "images/train/1.png").unlink()
+    with pytest.raises(BadImage, match=r"2\.png: is 30x22 and its image .*2\.png 24x22: both must have one"):
+        check(labeled)
 
 
-def test_a_picture_without_a_header_is_told_too(labelled: Path) -> None:
-    (labelled / "images/train/2.png").write_bytes(b"no picture")
+def test_a_image_without_a_header_is_told_too(labeled: Path) -> None:
+    (labeled / "images/train/2.png").write_bytes(b"no image")
     with pytest.raises(BadImage, match=r"images/train/2\.png: not a JPEG"):
-        check(labelled)
+        check(labeled)
 
 
-def test_each_process_looks_at_its_share(labelled: Path) -> None:
-    Image.new("L", (24, 22), 9).save(labelled / "annotations/train/2.png")
-    check(labelled, part=(1, 2))
+def test_each_process_looks_at_its_share(labeled: Path) -> None:
+    Image.new("L", (24, 22), 9).save(labeled / "annotations/train/2.png")
+    check(labeled, part=(1, 2))
     with pytest.raises(BadImage, match=r"2\.png: label 9"):
-        check(labelled, part=(0, 2))
-    check(labelled, part=(5, 6))
+        check(labeled, part=(0, 2))
+    check(labeled, part=(5, 6))
     with pytest.raises(ConfigError, match="part is"):
-        check(labelled, part=(2, 2))
+        check(labeled, part=(2, 2))
 
 
 def test_a_few_may_pass_where_they_are_left_out_anyway(
-    labelled: Path, monkeypatch: pytest.MonkeyPatch
+    labeled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Image.new("L", (24, 22), 9).save(labelled / "annotations/train/2.png")
+    Image.new("L", (24, 22), 9).save(labeled / "annotations/train/2.png")
     with pytest.raises(BadImage, match=r"2\.png"):
-        check(labelled, skip_bad=True)  # one in four are not few
+        check(labeled, skip_bad=True)  # one in four are not few
     monkeypatch.setattr("metaformer.data.scan.BAD_SHARE", 0.25)
-    check(labelled, skip_bad=True)
+    check(labeled, skip_bad=True)
     with pytest.raises(BadImage, match=r"2\.png"):
-        check(labelled)
+        check(labeled)
 
 
-def test_what_is_seen_of_a_pair(labelled: Path) -> None:
+def test_what_is_seen_of_a_pair(labeled: Path) -> None:
     numbers = np.zeros((20, 24), dtype=np.uint8)
     numbers[0], numbers[1, :4] = 2, 255
-    Image.fromarray(numbers).save(labelled / "annotations/train/0.png")
-    folder = open_segmentation(labelled, "train")
+    Image.fromarray(numbers).save(labeled / "annotations/train/0.png")
+    folder = open_segmentation(labeled, "train")
     seen = see_pair(folder, 0)
     assert (seen.width, seen.height, seen.trouble, seen.label_trouble) == (24, 20, "", "")
     assert isinstance(seen.labels, SeenLabels)
     assert (seen.labels.pixels, seen.labels.ignored) == ({0: 480 - 28, 2: 24}, 4)
     assert see_labels(folder, 0).labels is None
-    Image.fromarray(np.full((5, 5), 7, dtype=np.uint8)).save(labelled / "annotations/train/0.png")
+    Image.fromarray(np.full((5, 5), 7, dtype=np.uint8)).save(labeled / "annotations/train/0.png")
     told = see_pair(folder, 0).label_trouble
-    assert told.startswith("label 7 (25 pixels): ") and "; is 5x5 and its picture" in told
+    assert told.startswith("label 7 (25 pixels): ") and "; is 5x5 and its image" in told

@@ -16,31 +16,31 @@ from metaformer.tasks.segmentation.label_map import LabelTable, count, ignore_in
 NUMBERS = np.array([[0, 1, 2], [7, 200, 255]], dtype=np.uint8)
 
 
-def saved(path: Path, picture: Image.Image, **options: object) -> Path:
-    picture.save(path, "PNG", **options)
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, "PNG", **options)
     return path
 
 
-def palette_picture(numbers: np.ndarray) -> Image.Image:
-    picture = Image.fromarray(numbers).convert("L")
-    picture = Image.frombytes("P", picture.size, picture.tobytes())
-    picture.putpalette([channel for i in range(256) for channel in (255 - i, i, 9)])
-    return picture
+def palette_image(numbers: np.ndarray) -> Image.Image:
+    image = Image.fromarray(numbers).convert("L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette([channel for i in range(256) for channel in (255 - i, i, 9)])
+    return image
 
 
-def test_grey_and_palette_give_the_numbers_in_the_file(tmp_path: Path) -> None:
-    for name, picture in (("grey", Image.fromarray(NUMBERS)), ("palette", palette_picture(NUMBERS))):
-        numbers = read_label_map(saved(tmp_path / name, picture))
+def test_gray_and_palette_give_the_numbers_in_the_file(tmp_path: Path) -> None:
+    for name, image in (("gray", Image.fromarray(NUMBERS)), ("palette", palette_image(NUMBERS))):
+        numbers = read_label_map(saved(tmp_path / name, image))
         assert numbers.dtype == np.uint8
         assert np.array_equal(numbers, NUMBERS)
-    with_transparency = saved(tmp_path / "transparent", palette_picture(NUMBERS), transparency=7)
+    with_transparency = saved(tmp_path / "transparent", palette_image(NUMBERS), transparency=7)
     assert np.array_equal(read_label_map(with_transparency), NUMBERS)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_small_palettes_are_places_in_them(tmp_path: Path, bits: int) -> None:
     numbers = (np.arange(12, dtype=np.uint8) % 2**bits).reshape(3, 4)
-    path = saved(tmp_path / "small", palette_picture(numbers), bits=bits)
+    path = saved(tmp_path / "small", palette_image(numbers), bits=bits)
     assert np.array_equal(read_label_map(path), numbers)
 
 
@@ -58,27 +58,27 @@ def test_sixteen_bits_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_colours_are_no_numbers(tmp_path: Path, mode: str) -> None:
-    path = saved(tmp_path / "colours.png", Image.new(mode, (4, 3)))
-    with pytest.raises(BadImage, match=rf"colours\.png: is an {mode} picture, no label map"):
+def test_colors_are_no_numbers(tmp_path: Path, mode: str) -> None:
+    path = saved(tmp_path / "colors.png", Image.new(mode, (4, 3)))
+    with pytest.raises(BadImage, match=rf"colors\.png: is an {mode} image, no label map"):
         read_label_map(path)
 
 
-def grey_of_few_bits(bits: int) -> bytes:
-    """A grey PNG of 2 or 4 bits, which Pillow does not write."""
+def gray_of_few_bits(bits: int) -> bytes:
+    """A gray PNG of 2 or 4 bits, which Pillow does not write."""
     stream = io.BytesIO()
-    palette_picture(np.zeros((2, 8), np.uint8)).save(stream, "PNG", bits=bits)
+    palette_image(np.zeros((2, 8), np.uint8)).save(stream, "PNG", bits=bits)
     content = bytearray(stream.getvalue())
     at = content.index(b"IHDR")
-    content[at + 13] = 0  # the colour type: grey
+    content[at + 13] = 0  # the color type: gray
     content[at + 17 : at + 21] = zlib.crc32(content[at : at + 17]).to_bytes(4, "big")
     return bytes(content)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_grey_that_would_be_stretched_is_refused(tmp_path: Path, bits: int) -> None:
-    (tmp_path / "few.png").write_bytes(grey_of_few_bits(bits))
-    with pytest.raises(BadImage, match=rf"few\.png: is grey of {bits} bits.*save 8 bits"):
+def test_gray_that_would_be_stretched_is_refused(tmp_path: Path, bits: int) -> None:
+    (tmp_path / "few.png").write_bytes(gray_of_few_bits(bits))
+    with pytest.raises(BadImage, match=rf"few\.png: is gray of {bits} bits.*save 8 bits"):
         read_label_map(tmp_path / "few.png")
 
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     Image.new("L", (8, 8)).save(tmp_path / "photo.jpg")
     (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:700])
     for name, reason in (
         ("none.png", "no such file"),

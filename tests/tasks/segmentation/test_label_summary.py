@@ -1,5 +1,5 @@
 from metaformer.data.scan import Seen, SeenLabels
-from metaformer.tasks.segmentation.check import ClassSummary, summarise
+from metaformer.tasks.segmentation.check import ClassSummary, summarize
 
 
 def test_a_split_is_summed_up() -> None:
@@ -7,22 +7,22 @@ def test_a_split_is_summed_up() -> None:
         Seen(0, 10, 20, labels=SeenLabels(b"", {0: 150, 2: 30}, 20)),
         Seen(1, 30, 10, labels=SeenLabels(b"", {2: 300}, 0)),
         Seen(2, 5, 5, label_trouble="is empty"),
-        Seen(3, trouble="no picture"),
+        Seen(3, trouble="no image"),
     ]
-    summary = summarise("train", ("sky", "sea", "road"), seen)
+    summary = summarize("train", ("sky", "sea", "road"), seen)
     assert summary.per_class == {
         "sky": ClassSummary(150, 1),
         "sea": ClassSummary(0, 0),
         "road": ClassSummary(330, 2),
     }
-    assert (summary.pictures, summary.unreadable, summary.ignored) == (4, 2, 0.04)
+    assert (summary.images, summary.unreadable, summary.ignored) == (4, 2, 0.04)
     assert (summary.narrowest, summary.median, summary.widest) == ((5, 5), (10, 20), (30, 10))
     assert summary.text() == (
-        "train: 4 pictures (2 unusable) with label maps of 2 of 3 classes; 4.0 % of the pixels ignored; "
+        "train: 4 images (2 unusable) with label maps of 2 of 3 classes; 4.0 % of the pixels ignored; "
         "sizes 5x5 to 30x10, median 10x20"
     )
 
 
 def test_nothing_can_be_summed_up() -> None:
-    summary = summarise("val", ("sky",), [Seen(0, trouble="no picture")])
+    summary = summarize("val", ("sky",), [Seen(0, trouble="no image")])
     assert (summary.ignored, summary.widest) == (0.0, (0, 0))

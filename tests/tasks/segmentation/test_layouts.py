@@ -38,7 +38,7 @@ def made(root: Path, *folders: str) -> Path:
         (("images/train2017", "classes.txt"), "folders", ""),
     ],
 )
-def test_layouts_are_recognised(tmp_path: Path, folders: tuple[str, ...], name: str, home: str) -> None:
+def test_layouts_are_recognized(tmp_path: Path, folders: tuple[str, ...], name: str, home: str) -> None:
     root = made(tmp_path, *folders)
     found = find_layout(root)
     assert found is not None
@@ -47,7 +47,7 @@ def test_layouts_are_recognised(tmp_path: Path, folders: tuple[str, ...], name: 
     assert choose_layout(root, name)[1] == root / home
 
 
-def test_what_is_none_is_not_recognised(tmp_path: Path, pets: Path, demo: Demo) -> None:
+def test_what_is_none_is_not_recognized(tmp_path: Path, pets: Path, demo: Demo) -> None:
     for root in (pets, demo.classify, demo.detect, tmp_path / "nowhere"):
         assert find_layout(root) is None
     with pytest.raises(DataError, match=r"pets: no layout .* it holds train, val; say segment\.layout"):

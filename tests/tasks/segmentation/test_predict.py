@@ -28,7 +28,7 @@ def network(classes: int = 5) -> nn.Module:
     return model
 
 
-def picture(width: int, height: int) -> Image.Image:
+def image(width: int, height: int) -> Image.Image:
     random = np.random.default_rng(width)
     small = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     return small.resize((width, height), Image.Resampling.BICUBIC)
@@ -51,10 +51,10 @@ def assert_best(label_map: Tensor, scores: Tensor) -> None:
 @pytest.mark.parametrize("size", [(100, 75), (75, 100), (333, 41), (1, 1), (1, 60), (700, 500)])
 @torch.inference_mode()
 def test_the_official_way(size: tuple[int, int]) -> None:
-    image, model = picture(*size), network()
-    tensor = LOOK.transform()(image)
+    x, model = image(*size), network()
+    tensor = LOOK.transform()(x)
     expected = resized(model(tensor[None]), tuple(tensor.shape[1:]), (size[1], size[0]))
-    assert_best(Inference().label_map(model, image, LOOK), expected)
+    assert_best(Inference().label_map(model, x, LOOK), expected)
     assert_best(Inference().label_map(model, tensor, original_size=(size[1], size[0])), expected)
 
 
@@ -68,10 +68,10 @@ def test_recorded_logits_give_the_recorded_classes(size: tuple[int, int]) -> Non
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 @pytest.mark.parametrize("size", [(64, 64), (90, 70), (96, 33)])
 def test_one_window_is_the_whole_bit_for_bit(mode: str, size: tuple[int, int]) -> None:
-    image, model = picture(*size), network()
-    whole = Inference().label_map(model, image, OWN)
-    slide = Inference("slide", window=(96, 96), stride=(64, 64)).label_map(model, image, OWN)
-    tiled = Inference(tile_pixels=0, tile=96, overlap=32).label_map(model, image, OWN)
+    x, model = image(*size), network()
+    whole = Inference().label_map(model, x, OWN)
+    slide = Inference("slide", window=(96, 96), stride=(64, 64)).label_map(model, x, OWN)
+    tiled = Inference(tile_pixels=0, tile=96, overlap=32).label_map(model, x, OWN)
     assert torch.equal(whole, slide) and torch.equal(whole, tiled)
 
 
@@ -86,25 +86,25 @@ def test_windows_and_tiles_are_laid_over_what_is_larger() -> None:
 
 @torch.inference_mode()
 def test_views_average_probabilities() -> None:
-    image, model = picture(100, 75), network()
+    x, model = image(100, 75), network()
     total = torch.zeros(5, 75, 100)
     for scale in (0.5, 1.0, 1.75):
-        tensor = DensePreprocess(long_side=int(256 * scale), short_side=int(64 * scale)).transform()(image)
+        tensor = DensePreprocess(long_side=int(256 * scale), short_side=int(64 * scale)).transform()(x)
         for flip in (False, True):
             logits = model(tensor.flip(-1)[None]).flip(-1) if flip else model(tensor[None])
             total += resized(logits, tuple(tensor.shape[1:]), (75, 100)).softmax(dim=0)
     inference = Inference(scales=(0.5, 1.0, 1.75), flip=True)
     assert inference.views == 6
-    assert_best(inference.label_map(model, image, LOOK), total / 6)
+    assert_best(inference.label_map(model, x, LOOK), total / 6)
 
 
 @torch.inference_mode()
-def test_a_mirrored_picture_gives_the_mirrored_classes() -> None:
-    image, model = picture(96, 64), network()
+def test_a_mirrored_image_gives_the_mirrored_classes() -> None:
+    x, model = image(96, 64), network()
     for mode in ("whole", "slide"):
         inference = Inference(mode, window=(64, 64), stride=(16, 16), flip=True)
-        found = inference.label_map(model, image, OWN)
-        mirror = inference.label_map(model, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), OWN)
+        found = inference.label_map(model, x, OWN)
+        mirror = inference.label_map(model, x.transpose(Image.Transpose.FLIP_LEFT_RIGHT), OWN)
         assert (found == mirror.flip(-1)).float().mean() > 0.999
 
 
@@ -128,7 +128,7 @@ def test_of_equal_classes_the_first_is_taken() -> None:
     assert not Inference().label_map(lambda _: torch.ones(1, 9, 4, 4), torch.zeros(3, 16, 16)).any()
 
 
-def test_logits_that_are_not_finite_name_the_picture() -> None:
+def test_logits_that_are_not_finite_name_the_image() -> None:
     with pytest.raises(TrainingError, match=r"a/b\.png: the model's logits are not finite"):
         Inference().label_map(lambda x: x * float("nan"), torch.zeros(3, 8, 8), name="a/b.png")
 
@@ -150,15 +150,15 @@ def test_options_that_cannot_be_are_told(options: dict[str, Any], words: str) ->
         Inference(**options)
 
 
-def test_a_picture_needs_preprocessing_and_a_tensor_has_one_scale() -> None:
+def test_a_image_needs_preprocessing_and_a_tensor_has_one_scale() -> None:
     with pytest.raises(ConfigError, match="preprocess"):
-        Inference().label_map(network(), picture(8, 8))
+        Inference().label_map(network(), image(8, 8))
     with pytest.raises(ConfigError, match="scales"):
         Inference(scales=(1.0, 2.0)).label_map(network(), torch.zeros(3, 8, 8))
 
 
 def resident(width: int, height: int, model: str, **options: int) -> tuple[int, int]:
-    """MiB that a picture of 150 classes takes above model and libraries, and at the end of it."""
+    """MiB that a image of 150 classes takes above model and libraries, and at the end of it."""
     script = f"""
 import resource
 from metaformer.process import keep_freed_memory
@@ -172,9 +172,9 @@ torch.set_num_threads(2)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
-picture = small.resize(({width}, {height}), Image.Resampling.BILINEAR)
+image = small.resize(({width}, {height}), Image.Resampling.BILINEAR)
 inference = Inference(**{options})
-found = inference.label_map(model, picture, DensePreprocess(long_side=None, short_side=None))
+found = inference.label_map(model, image, DensePreprocess(long_side=None, short_side=None))
 assert found.shape == ({height}, {width}) and found.max() > found.min()
 print(before, peak())
 """
@@ -183,7 +183,7 @@ print(before, peak())
     return after - before, after
 
 
-def test_a_large_picture_is_done_in_little_memory() -> None:
+def test_a_large_image_is_done_in_little_memory() -> None:
     model = "torch.manual_seed(0); model = torch.nn.Conv2d(3, 150, 9, stride=4, padding=4)"
     taken, _ = resident(2000, 1500, model, tile=256, overlap=32, tile_pixels=0)
     assert taken < 200  # all logits at stride 4 would be 107 MiB, all of full size 1,717 MiB

@@ -20,14 +20,14 @@ from metaformer.training.train import train
 Configure = Callable[..., TrainConfig]
 
 
-def test_the_page_shows_pictures_truth_and_predictions(
+def test_the_page_shows_images_truth_and_predictions(
     configure_segment: Configure, patches: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "patches"
     shutil.copytree(patches, root)
     run = train(configure_segment(data={"root": str(root)}), tmp_path / "run").run
     text = (run / "report.html").read_text()
-    assert [text.count(f'alt="{word}"') for word in ("picture", "truth", "prediction")] == [5, 5, 5]
+    assert [text.count(f'alt="{word}"') for word in ("image", "truth", "prediction")] == [5, 5, 5]
     assert text.count("<svg") == 3 and "held out</" not in text  # the losses have one line only
     assert not re.search(r"(src|href)=\"(?!data:)", text) and "<script" not in text  # nothing from elsewhere
     state = json.loads((run / "best" / "state.json").read_text())
@@ -35,7 +35,7 @@ def test_the_page_shows_pictures_truth_and_predictions(
     assert "metaformer predict" in text and "cat_max_ratio" in text and "distill" not in text
     shutil.rmtree(root)  # without the data truth and predictions are shown alone
     text = write_report(run).read_text()
-    assert [text.count(f'alt="{word}"') for word in ("picture", "truth", "prediction")] == [0, 5, 5]
+    assert [text.count(f'alt="{word}"') for word in ("image", "truth", "prediction")] == [0, 5, 5]
     assert text.count(">gone<") == 5
 
 
@@ -56,7 +56,7 @@ def test_few_classes_have_a_matrix_and_many_a_list() -> None:
     few = segment_content(state(3, confusion), TrainConfig(task="segment"), [])
     assert [cell["count"] for cell in few["matrix"]["rows"][1][1]] == ["60", "40", ""]
     assert few["pairs"][0] == {"true": "class 1", "said": "<b>", "pixels": "60", "share": "60.0%"}
-    assert few["absent"] == 1 and few["preprocess"].startswith("pictures fitted into 2048×512")
+    assert few["absent"] == 1 and few["preprocess"].startswith("images fitted into 2048×512")
     assert [(row["name"], row["iou"]) for row in few["classes"]] == [("class 1", "36.4%"), ("<b>", "56.2%")]
     many = torch.eye(300, dtype=torch.int64) * 50
     many[7, 9] = 5
@@ -81,7 +81,7 @@ def test_examples_are_the_worst_and_the_best(classes: int, tmp_path: Path) -> No
     shown = [(title, [one["miou"] for one in chosen]) for title, chosen in content["triples"]]
     assert shown == [("Worst", ["0.0%", "10.0%", "20.0%"]), ("Best", ["40.0%", "30.0%"])]
     first = content["triples"][0][1][0]
-    assert first["picture"] is None and first["truth"].startswith("data:image/jpeg;base64,")
+    assert first["image"] is None and first["truth"].startswith("data:image/jpeg;base64,")
     assert len(first["legend"]) == min(classes, 10) and first["more"] == (2 if classes > 10 else 0)
 
 

@@ -17,7 +17,7 @@ def dense(index: Tensor, share: Tensor, source: int) -> Tensor:
 
 @given(SIDES, SIDES)
 @settings(max_examples=200, deadline=None)
-def test_two_neighbours_make_a_pixel_as_torch_has_it(source: int, target: int) -> None:
+def test_two_neighbors_make_a_pixel_as_torch_has_it(source: int, target: int) -> None:
     ours = dense(*bilinear(source, target), source)
     torchs = F.interpolate(torch.eye(source)[None, :, :, None], (target, 1), mode="bilinear")[0, :, :, 0].T
     torch.testing.assert_close(ours, torchs, rtol=0, atol=2e-7)
@@ -49,7 +49,7 @@ def test_bands_of_two_resizes_are_those_of_the_whole(
 def test_a_window_reaches_where_it_has_part() -> None:
     span = Span(4, torch.ones(4))
     assert reach(span, 12, 12) == (4, 8)
-    assert reach(span, 12, 24) == (7, 17)  # the neighbours on both sides are blends
+    assert reach(span, 12, 24) == (7, 17)  # the neighbors on both sides are blends
     assert reach(span, 12, 1) == (0, 1) and reach(Span(0, torch.ones(4)), 12, 1) == (0, 0)
 
 

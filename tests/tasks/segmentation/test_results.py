@@ -18,7 +18,7 @@ from metaformer.tasks.segmentation.results import (
     thumbnail,
 )
 
-COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 MAP = np.array([[0, 0, 0, 2], [2, 2, 2, 2]], dtype=np.uint8)
 
 
@@ -31,7 +31,7 @@ def report(classes: int = 3) -> SegmentReport:
 
 
 def test_a_result_knows_its_classes() -> None:
-    result = Segmentation("x.png", MAP, ("ant", "bee", "cat"), COLOURS)
+    result = Segmentation("x.png", MAP, ("ant", "bee", "cat"), COLORS)
     assert result.size == (4, 2) and result.shares == ((2, 5 / 8), (0, 3 / 8))
     assert result.to_dict() == {
         "path": "x.png", "width": 4, "height": 2, "classes": {"cat": 5 / 8, "ant": 3 / 8}
@@ -48,13 +48,13 @@ def test_areas_are_counted_largest_first() -> None:
 
 
 def test_a_label_map_is_painted_with_classes_as_values() -> None:
-    image = painted(np.array([[0, 2], [255, 1]], dtype=np.uint8), COLOURS)
+    image = painted(np.array([[0, 2], [255, 1]], dtype=np.uint8), COLORS)
     assert image.mode == "P" and np.asarray(image).tolist() == [[0, 2], [255, 1]]
-    colours = np.asarray(image.convert("RGB"))
-    assert colours.tolist() == [[[255, 0, 0], [0, 0, 255]], [list(IGNORED), [0, 255, 0]]]
+    colors = np.asarray(image.convert("RGB"))
+    assert colors.tolist() == [[[255, 0, 0], [0, 0, 255]], [list(IGNORED), [0, 255, 0]]]
 
 
-def test_more_classes_than_a_palette_holds_are_painted_in_colours() -> None:
+def test_more_classes_than_a_palette_holds_are_painted_in_colors() -> None:
     palette = tuple((i % 256, i // 256, 7) for i in range(300))
     image = painted(np.array([[299, 65535]], dtype=np.uint16), palette)
     assert image.mode == "RGB" and np.asarray(image).tolist() == [[[43, 1, 7], list(IGNORED)]]
@@ -62,12 +62,12 @@ def test_more_classes_than_a_palette_holds_are_painted_in_colours() -> None:
 
 def test_a_thumbnail_holds_pixels_of_the_map() -> None:
     label_map = np.repeat(np.array([[0, 1, 2, 255]], dtype=np.uint8), 300, axis=1).repeat(40, axis=0)
-    small = Image.open(io.BytesIO(base64.b64decode(thumbnail(label_map, COLOURS))))
+    small = Image.open(io.BytesIO(base64.b64decode(thumbnail(label_map, COLORS))))
     assert small.size == (256, 9) and small.mode == "P"
     assert np.asarray(small)[4, 32::64].tolist() == [0, 1, 2, 255]
-    whole = Image.open(io.BytesIO(base64.b64decode(thumbnail(MAP, COLOURS))))
+    whole = Image.open(io.BytesIO(base64.b64decode(thumbnail(MAP, COLORS))))
     assert np.array_equal(np.asarray(whole), MAP)
-    assert Image.open(io.BytesIO(base64.b64decode(thumbnail(np.zeros((1, 5000), int), COLOURS)))).size == (
+    assert Image.open(io.BytesIO(base64.b64decode(thumbnail(np.zeros((1, 5000), int), COLORS)))).size == (
         256,
         1,
     )

@@ -138,7 +138,7 @@ def test_a_published_name_brings_its_data_sets_classes(patches: Path, tmp_path: 
     assert isinstance(report, SegmentReport) and report.images == 5
 
 
-# Where each layout wants the picture and the label map `i` of a split, and two of its class numbers.
+# Where each layout wants the image and the label map `i` of a split, and two of its class numbers.
 Places = tuple[str, str, tuple[int, int]]
 PLACES: dict[str, Callable[[str, int], Places]] = {
     "ade20k": lambda split, i: (
@@ -168,10 +168,10 @@ def test_each_layout_is_trained_on_measured_and_predicted(
     root, draw = tmp_path / "data", np.random.RandomState(0)
     for split, count in (("train", 6), ("val", 2)):
         for i in range(count):
-            picture, label_map, (one, other) = PLACES[layout](split, i)
-            for place in (root / picture, root / label_map):
+            image, label_map, (one, other) = PLACES[layout](split, i)
+            for place in (root / image, root / label_map):
                 place.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(draw.randint(0, 256, (40 + i, 48, 3), dtype=np.uint8)).save(root / picture)
+            Image.fromarray(draw.randint(0, 256, (40 + i, 48, 3), dtype=np.uint8)).save(root / image)
             labels = np.full((40 + i, 48), one, dtype=np.uint8)
             labels[8:20, 8:30] = other
             Image.fromarray(labels).save(root / label_map)

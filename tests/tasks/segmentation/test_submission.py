@@ -13,7 +13,7 @@ from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.segmentation.write import ade20k_sink, submission_image
 
 
-def test_the_zip_holds_class_numbers_from_1_at_the_pictures_size(
+def test_the_zip_holds_class_numbers_from_1_at_the_images_size(
     seen: Callable[..., Seen], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ade20k_sink(tmp_path / "out") as add:
@@ -32,7 +32,7 @@ def test_names_that_the_server_cannot_tell_apart_are_refused(
     seen: Callable[..., Seen], tmp_path: Path
 ) -> None:
     with (
-        pytest.raises(ConfigError, match=r"two pictures are called x\.png"),
+        pytest.raises(ConfigError, match=r"two images are called x\.png"),
         ade20k_sink(tmp_path / "out") as add,
     ):
         add("x", seen("a/x.jpg"))

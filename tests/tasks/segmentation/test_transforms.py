@@ -15,14 +15,14 @@ from metaformer.tasks.segmentation.transforms import distorted, train_joint
 PLAIN: dict[str, Any] = {"base": None, "photometric": False, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
-def run(transform: Callable[..., Any], picture: Image.Image, labels: np.ndarray, seed: int = 0) -> Any:
+def run(transform: Callable[..., Any], image: Image.Image, labels: np.ndarray, seed: int = 0) -> Any:
     random.seed(seed)
-    image, target = transform(picture, labels)
-    return image, target
+    x, target = transform(image, labels)
+    return x, target
 
 
-def coloured_by_label(labels: np.ndarray) -> Image.Image:
-    """A picture whose red says the label."""
+def colored_by_label(labels: np.ndarray) -> Image.Image:
+    """A image whose red says the label."""
     return Image.fromarray(np.stack([labels, labels // 2, 255 - labels], axis=-1).astype(np.uint8))
 
 
@@ -34,12 +34,12 @@ def coloured_by_label(labels: np.ndarray) -> Image.Image:
     st.integers(0, 2**32),
     st.floats(0, 1),
 )
-def test_picture_and_labels_stay_together_and_only_ignored_is_added(
+def test_image_and_labels_stay_together_and_only_ignored_is_added(
     width: int, height: int, crop: int, seed: int, ratio: float
 ) -> None:
     labels = np.random.RandomState(seed % 97).randint(0, 9, (height, width)).astype(np.uint8)
     transform = train_joint(crop, scale=(1.0, 1.0), cat_max_ratio=ratio, hflip=0.5, **PLAIN)
-    image, target = run(transform, coloured_by_label(labels), labels, seed)
+    image, target = run(transform, colored_by_label(labels), labels, seed)
     assert image.shape == (3, crop, crop) and target.shape == (crop, crop)
     inside = target != 255
     assert inside.sum() == min(crop, width) * min(crop, height)
@@ -66,32 +66,32 @@ def test_no_label_is_invented_at_any_size(
 ) -> None:
     draw = np.random.RandomState(seed % 89)
     labels = draw.choice([3, 70, 149, 255], (height, width)).astype(np.uint8)
-    picture = coloured_by_label(labels)
+    image = colored_by_label(labels)
     transform = train_joint(32, base, (min(scale), max(scale)))
-    image, target = run(transform, picture, labels, seed)
+    x, target = run(transform, image, labels, seed)
     assert set(target.unique().tolist()) <= {*np.unique(labels).tolist(), 255}
-    assert image.isfinite().all() and image.dtype == torch.float32
+    assert x.isfinite().all() and x.dtype == torch.float32
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0.3, 3.0), st.integers(0, 2**32))
 def test_edges_lie_at_the_same_place_in_both_after_a_resize(scale: float, seed: int) -> None:
-    """Left of an edge black and class 0, right of it white and class 1; bilinear greys straddle the edge."""
+    """Left of an edge black and class 0, right of it white and class 1; bilinear grays straddle the edge."""
     labels = np.zeros((40, 60), dtype=np.uint8)
     labels[:, 23:] = 1
-    picture = Image.fromarray(np.repeat(labels[..., None] * np.uint8(255), 3, axis=-1))
+    image = Image.fromarray(np.repeat(labels[..., None] * np.uint8(255), 3, axis=-1))
     transform = train_joint(200, scale=(scale, scale), cat_max_ratio=1.0, hflip=0.5, **PLAIN)
-    image, target = run(transform, picture, labels, seed)
+    x, target = run(transform, image, labels, seed)
     inside = target != 255
-    disagree = ((image[0] > 0.5) != (target == 1)) & inside
+    disagree = ((x[0] > 0.5) != (target == 1)) & inside
     assert int(disagree.any(dim=0).sum()) <= 1
-    for sure, label in ((image[0] < 0.02, 0), (image[0] > 0.98, 1)):
+    for sure, label in ((x[0] < 0.02, 0), (x[0] > 0.98, 1)):
         assert (target[sure & inside] == label).all()
 
 
-def test_a_crop_of_the_resized_picture_is_what_a_resize_and_then_a_crop_would_give() -> None:
+def test_a_crop_of_the_resized_image_is_what_a_resize_and_then_a_crop_would_give() -> None:
     draw = np.random.RandomState(0)
-    picture = Image.fromarray(draw.randint(0, 256, (90, 120, 3), dtype=np.uint8))
+    image = Image.fromarray(draw.randint(0, 256, (90, 120, 3), dtype=np.uint8))
     labels = draw.randint(0, 9, (90, 120)).astype(np.uint8)
     for seed in range(12):
         small = train_joint(
@@ -100,8 +100,8 @@ def test_a_crop_of_the_resized_picture_is_what_a_resize_and_then_a_crop_would_gi
         large = train_joint(
             999, (200, 100), (0.5, 2.0), cat_max_ratio=1.0, hflip=0.0, **without(PLAIN, "base")
         )
-        image, target = run(small, picture, labels, seed)
-        whole, everything = run(large, picture, labels, seed)
+        x, target = run(small, image, labels, seed)
+        whole, everything = run(large, image, labels, seed)
         found = [
             (top, left)
             for top in range(260)
@@ -110,7 +110,7 @@ def test_a_crop_of_the_resized_picture_is_what_a_resize_and_then_a_crop_would_gi
         ]
         assert len(found) == 1
         top, left = found[0]
-        difference = (whole[:, top : top + 32, left : left + 32] - image).abs().max()
+        difference = (whole[:, top : top + 32, left : left + 32] - x).abs().max()
         assert difference < 3 / 255  # the box is rounded otherwise
 
 
@@ -121,11 +121,11 @@ def without(options: dict[str, Any], name: str) -> dict[str, Any]:
 def test_crops_of_one_class_are_drawn_anew() -> None:
     labels = np.zeros((40, 400), dtype=np.uint8)
     labels[:, 180:220] = np.arange(40)[None] % 2 + 1
-    picture = coloured_by_label(labels)
+    image = colored_by_label(labels)
 
     def monotonous(ratio: float) -> int:
         transform = train_joint(40, scale=(1.0, 1.0), cat_max_ratio=ratio, hflip=0.0, **PLAIN)
-        return sum(len(run(transform, picture, labels, seed)[1].unique()) == 1 for seed in range(100))
+        return sum(len(run(transform, image, labels, seed)[1].unique()) == 1 for seed in range(100))
 
     assert monotonous(1.0) > 60
     assert 5 < monotonous(0.75) < 50  # ten more tries of which each finds the middle one time in seven
@@ -141,7 +141,7 @@ def test_the_share_is_of_the_pixels_that_count(
     monkeypatch.setattr(
         "metaformer.tasks.segmentation.transforms.random.randint", lambda low, high: drawn.append(1) or low
     )
-    run(train_joint(20, scale=(1.0, 1.0), cat_max_ratio=0.75, **PLAIN), coloured_by_label(labels), labels)
+    run(train_joint(20, scale=(1.0, 1.0), cat_max_ratio=0.75, **PLAIN), colored_by_label(labels), labels)
     assert len(drawn) == 2 * crops
 
 
@@ -171,7 +171,7 @@ def test_sizes_are_drawn_between_the_factors_and_mirroring_happens() -> None:
     sizes, mirrored = [], 0
     for seed in range(60):
         transform = train_joint(500, (200, 100), (0.5, 2.0), **without(PLAIN, "base"))
-        _, target = run(transform, coloured_by_label(labels), labels, seed)
+        _, target = run(transform, colored_by_label(labels), labels, seed)
         rows = target[:, 0] != 255
         sizes.append(int(rows.sum()))
         mirrored += bool(target[0, 0] > target[0, 5])
@@ -179,11 +179,11 @@ def test_sizes_are_drawn_between_the_factors_and_mirroring_happens() -> None:
     assert 15 < mirrored < 45
 
 
-def test_colours_are_distorted_within_bounds() -> None:
-    grey = Image.new("RGB", (4, 4), (128, 128, 128))
+def test_colors_are_distorted_within_bounds() -> None:
+    gray = Image.new("RGB", (4, 4), (128, 128, 128))
     random.seed(0)
-    values = [np.array(distorted(grey))[0, 0] for _ in range(400)]
-    assert all(value.max() - value.min() <= 1 for value in values)  # grey stays grey
+    values = [np.array(distorted(gray))[0, 0] for _ in range(400)]
+    assert all(value.max() - value.min() <= 1 for value in values)  # gray stays gray
     levels = [int(value[0]) for value in values]
     assert 40 <= min(levels) < 80 and 200 < max(levels) <= 245
     assert 0.15 < np.mean([level == 128 for level in levels]) < 0.35  # neither brightness nor contrast
@@ -195,9 +195,9 @@ def test_colours_are_distorted_within_bounds() -> None:
 
 def test_distortion_leaves_black_and_labels_alone() -> None:
     labels = np.random.RandomState(0).randint(0, 5, (30, 30)).astype(np.uint8)
-    picture = coloured_by_label(labels)
-    one = run(train_joint(30, None, photometric=True), picture, labels, 5)
-    other = run(train_joint(30, None, photometric=False), picture, labels, 5)
+    image = colored_by_label(labels)
+    one = run(train_joint(30, None, photometric=True), image, labels, 5)
+    other = run(train_joint(30, None, photometric=False), image, labels, 5)
     assert torch.equal(one[1], other[1])
     assert not torch.equal(one[0], other[0])
 

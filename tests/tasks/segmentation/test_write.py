@@ -26,13 +26,13 @@ def test_label_maps_and_lines_are_written(seen: Callable[..., Seen], tmp_path: P
 
 
 def test_everything_at_once(seen: Callable[..., Seen], tmp_path: Path) -> None:
-    outputs = Outputs(pictures=True, panoptic=True, rle=True, submission="ade20k", fps=10)
+    outputs = Outputs(images=True, panoptic=True, rle=True, submission="ade20k", fps=10)
     told = list(write_segmentations([seen("x.jpg"), seen("y.jpg")], tmp_path / "out", outputs))
     assert len(told) == 5 and all(line.startswith("2 ") for line in told)
     names = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.*")}
     assert names == {
-        "predictions.jsonl", "masks/x.png", "masks/y.png", "pictures/x.jpg", "pictures/y.jpg",
-        "pictures/animation.webp", "panoptic.json", "panoptic/x.png", "panoptic/y.png", "rle.json",
+        "predictions.jsonl", "masks/x.png", "masks/y.png", "images/x.jpg", "images/y.jpg",
+        "images/animation.webp", "panoptic.json", "panoptic/x.png", "panoptic/y.png", "rle.json",
         "submission_ade20k.zip",
     }  # fmt: skip
 
@@ -43,7 +43,7 @@ def test_without_a_place_lines_are_printed(seen: Callable[..., Seen]) -> None:
     assert "é" in line
 
 
-def test_many_classes_are_16_bit_grey() -> None:
+def test_many_classes_are_16_bit_gray() -> None:
     result = Segmentation("", np.array([[299, 0]], np.uint16), ("a",) * 300, ((0, 0, 0),) * 300)
     assert np.asarray(mask_image(result)).tolist() == [[299, 0]]
     assert mask_image(result).mode == "I;16"
@@ -52,10 +52,10 @@ def test_many_classes_are_16_bit_grey() -> None:
 @pytest.mark.parametrize(
     ("out", "outputs", "told"),
     [
-        (None, Outputs(pictures=True), "need a place"),
+        (None, Outputs(images=True), "need a place"),
         ("found.csv", Outputs(), "need a folder"),
-        ("out", Outputs(fps=5), "fps: joins drawn pictures"),
-        ("out", Outputs(pictures=True, fps=0), "fps is 0: .* above 0"),
+        ("out", Outputs(fps=5), "fps: joins drawn images"),
+        ("out", Outputs(images=True, fps=0), "fps is 0: .* above 0"),
     ],
 )
 def test_what_cannot_be_is_told_before_the_work(
@@ -82,16 +82,16 @@ def test_an_error_leaves_no_half_of_what_is_written_of_many(
 ) -> None:
     def broken() -> Iterator[Seen]:
         yield seen("x.jpg")
-        raise RuntimeError("a bad picture")
+        raise RuntimeError("a bad image")
 
     outputs = Outputs(panoptic=True, rle=True, submission="ade20k")
     with pytest.raises(RuntimeError):
         list(write_segmentations(broken(), tmp_path / "out", outputs))
     files = {file.name for file in (tmp_path / "out").rglob("*") if file.is_file()}
-    assert files == {"x.png"}  # whole ones of the picture that was done
+    assert files == {"x.png"}  # whole ones of the image that was done
 
 
-def test_pictures_are_not_written_over(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_images_are_not_written_over(seen: Callable[..., Seen], tmp_path: Path) -> None:
     inside = seen("masks/x.png")
     before = Path(inside.result.path).read_bytes()
     with pytest.raises(OutputError, match=r"masks/x\.png: lies where results are written to"):

@@ -1,4 +1,4 @@
-"""Made pictures from real material: scikit-learn's handwritten digits on its two photographs."""
+"""Made images from real material: scikit-learn's handwritten digits on its two photographs."""
 
 import colorsys
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Digit:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is in it."""
+    """A image and what is in it."""
 
     image: Image.Image
     digits: list[Digit]
@@ -82,10 +82,10 @@ class Material:
                 continue
             boxes.append(box)
             cover = self._cover(source, box, size)
-            colour = 255 * np.array(
+            color = 255 * np.array(
                 colorsys.hsv_to_rgb(draw.rand(), 0.45 * draw.rand(), 0.9 + 0.1 * draw.rand())
             )
-            canvas += cover[..., None] * (colour - canvas)
+            canvas += cover[..., None] * (color - canvas)
             digits.append(Digit(self.labels[source], source, cover > 0.4))
         return Scene(Image.fromarray(np.round(canvas).astype(np.uint8)), _visible(digits))
 

@@ -36,8 +36,8 @@ class Demo:
     """ADE20K's layout: images and annotations; 0 is background, digit d has number d + 1."""
     detect: Path
     """COCO's layout: train2017, val2017, annotations."""
-    pictures: int
-    """How many pictures the three hold."""
+    images: int
+    """How many images the three hold."""
 
 
 def write_demo(
@@ -58,8 +58,8 @@ def write_demo(
         root: a new or empty folder, or one that this function wrote with the same arguments.
         seed: what everything random is a function of.
         per_class: source digits of each class, at least 5; all, about 180, when not given.
-        copies: pictures per training digit in `classify`; validation digits are used once.
-        scenes: training and validation pictures of `segment`, and of `detect`.
+        copies: images per training digit in `classify`; validation digits are used once.
+        scenes: training and validation images of `segment`, and of `detect`.
         progress: show a bar on stderr.
 
     Raises:
@@ -73,12 +73,10 @@ def write_demo(
     root = Path(root).expanduser()
     settings = {"format": 1, "seed": seed, "per_class": per_class, "copies": copies, "scenes": list(scenes)}
     material = Material(seed, per_class)
-    pictures = copies * len(material.sources["train"]) + len(material.sources["val"]) + 2 * sum(scenes)
+    images = copies * len(material.sources["train"]) + len(material.sources["val"]) + 2 * sum(scenes)
     try:
         _claim(root, settings)
-        with tqdm(
-            total=pictures, desc="demo data", unit="picture", file=sys.stderr, disable=not progress
-        ) as bar:
+        with tqdm(total=images, desc="demo data", unit="image", file=sys.stderr, disable=not progress) as bar:
             for name, data in chain(
                 _classify(material, seed, copies),
                 _segment(material, seed, scenes),
@@ -90,7 +88,7 @@ def write_demo(
         raise
     except OSError as error:
         raise OutputError(f"{error.filename or root}: cannot write demo data: {error.strerror}") from error
-    return Demo(root / "classify", root / "segment", root / "detect", pictures)
+    return Demo(root / "classify", root / "segment", root / "detect", images)
 
 
 def _claim(root: Path, settings: dict[str, Any]) -> None:

@@ -23,11 +23,11 @@ _FORMAT: Final = "metaformer shards 1"
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of pictures."""
+    """One file of images."""
 
     file: str
     """Its place below the root."""
-    pictures: int
+    images: int
     bytes: int
     sha256: str
 
@@ -106,7 +106,7 @@ def read_index(root: str) -> dict[str, Any] | None:
 def index_text(
     kind: str, classes: Sequence[str], splits: Mapping[str, Sequence[Shard]], dropped: Mapping[str, list[str]]
 ) -> str:
-    """Write what `read_index` reads, with the pictures that were left out."""
+    """Write what `read_index` reads, with the images that were left out."""
     rows = {name: [asdict(shard) for shard in shards] for name, shards in splits.items()}
     values = {"format": _FORMAT, "kind": kind, "classes": list(classes), "splits": rows}
     return json.dumps({**values, "dropped": dict(dropped)}, indent=1, ensure_ascii=False) + "\n"
@@ -147,7 +147,7 @@ def label_numbers(
         allow_missing: take a split that lacks some of `classes`.
 
     Raises:
-        DataError: a number without a name, a class that is not listed, or one without pictures.
+        DataError: a number without a name, a class that is not listed, or one without images.
     """
     if strange := [number for number in present if not 0 <= number < len(named)]:
         raise DataError(f"{place}: label {strange[0]} has no name; there are {len(named)} classes, from 0")
@@ -162,7 +162,7 @@ def label_numbers(
     if classes is not None and missing and not allow_missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(
-            f"{place}: no pictures of {missing[0]!r}{more}; every class of the class list needs some"
+            f"{place}: no images of {missing[0]!r}{more}; every class of the class list needs some"
         )
     return {number: label[named[number]] for number in present}
 

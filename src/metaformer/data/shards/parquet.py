@@ -1,4 +1,4 @@
-"""Pictures in parquet files, as Hugging Face's data sets hold them: any one at any time, in any order."""
+"""Images in parquet files, as Hugging Face's data sets hold them: any one at any time, in any order."""
 
 import os
 import sys
@@ -17,24 +17,24 @@ from metaformer.data.shards.remote import is_remote
 from metaformer.errors import BadImage, DataError, MissingPackage
 
 ROW_GROUP: Final = 32 << 20
-"""Bytes of pictures that are written, and later read, at once."""
+"""Bytes of images that are written, and later read, at once."""
 _LABELS: Final = ("label", "labels", "fine_label", "class", "cls", "target")
 
 
 class ParquetImages:
-    """The pictures of one split; sample i is row i of its files, taken one after the other.
+    """The images of one split; sample i is row i of its files, taken one after the other.
 
     Files are read through Hugging Face's `datasets`, which lays their rows out once in its cache
     (HF_DATASETS_CACHE; as much disk as the files take, for all processes of a machine) and maps that into
-    memory: a picture costs one read, wherever it lies. The bytes are decoded here, as those of files are.
+    memory: a image costs one read, wherever it lies. The bytes are decoded here, as those of files are.
 
     Args:
         shards: where the files lie.
         classes: the class list of a checkpoint or of the training split; labels are positions in it.
-        allow_missing: take a split without pictures of some of `classes`.
+        allow_missing: take a split without images of some of `classes`.
 
     Raises:
-        DataError: a file is damaged or holds no pictures with labels, or the classes do not match.
+        DataError: a file is damaged or holds no images with labels, or the classes do not match.
         MissingPackage: `datasets` is not installed.
     """
 
@@ -47,9 +47,9 @@ class ParquetImages:
         self._column, label = _columns(rows.features, self.folder)
         self._rows = rows.with_format("arrow")
         numbers, named = _numbers(self.folder, rows, label, shards.classes or classes)
-        self._ends = list(accumulate(shard.pictures for shard in shards.known or ()))
+        self._ends = list(accumulate(shard.images for shard in shards.known or ()))
         if self._ends and self._ends[-1] != len(numbers):
-            raise DataError(f"{self.folder}: {len(numbers)} pictures, the index says {self._ends[-1]}")
+            raise DataError(f"{self.folder}: {len(numbers)} images, the index says {self._ends[-1]}")
         position = label_numbers(self.folder, named, sorted(set(numbers)), classes, allow_missing)
         self.classes = tuple(named if classes is None else classes)
         self.labels = array("q", (position[number] for number in numbers))
@@ -58,7 +58,7 @@ class ParquetImages:
         return len(self.labels)
 
     def path(self, index: int) -> str:
-        """Tell what a picture is called: its file, or its split where no index tells, and its name there."""
+        """Tell what a image is called: its file, or its split where no index tells, and its name there."""
         name = self._field(index, "path") or f"row {index}"
         if not self._ends:
             return f"{self.folder}: {name}"
@@ -66,18 +66,18 @@ class ParquetImages:
 
     @property
     def paths(self) -> list[Path]:
-        """Names of all pictures, in order."""
+        """Names of all images, in order."""
         return [Path(self.path(index)) for index in range(len(self))]
 
     def image(self, index: int) -> Image.Image:
-        """Read a picture as RGB.
+        """Read a image as RGB.
 
         Raises:
             BadImage: it cannot be read.
         """
         data = self._field(index, "bytes")
         if not isinstance(data, bytes):  # a path alone may name any file of this machine
-            raise BadImage(self.path(index), "the row holds no bytes of a picture")
+            raise BadImage(self.path(index), "the row holds no bytes of a image")
         return decode_image(data, self.path(index))
 
     def _field(self, index: int, name: str) -> Any:
@@ -89,7 +89,7 @@ class ParquetImages:
 
 
 class ParquetShard:
-    """A parquet file in the making, with the columns that `datasets` reads as pictures and classes.
+    """A parquet file in the making, with the columns that `datasets` reads as images and classes.
 
     Args:
         file: where it is written.
@@ -101,7 +101,7 @@ class ParquetShard:
         features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
         self.schema = datasets.Features(features).arrow_schema
         self.file = file
-        # Pictures are compressed already, and there is nothing to find by their smallest and largest bytes.
+        # Images are compressed already, and there is nothing to find by their smallest and largest bytes.
         self.writer = parquet.ParquetWriter(
             file, self.schema, compression="none", use_dictionary=False, write_statistics=False
         )
@@ -109,7 +109,7 @@ class ParquetShard:
         self.waiting = 0
 
     def add(self, path: str, label: int, data: bytes) -> None:
-        """Append a picture."""
+        """Append a image."""
         self.rows.append(({"bytes": data, "path": path}, label))
         self.waiting += len(data)
         if self.waiting >= ROW_GROUP:
@@ -132,7 +132,7 @@ class ParquetShard:
 
 
 def read_parquet(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield label and bytes of each picture that `ParquetShard` has written."""
+    """Yield label and bytes of each image that `ParquetShard` has written."""
     _, parquet = _packages()
     with parquet.ParquetFile(file) as opened:
         for group in range(opened.num_row_groups):
@@ -187,17 +187,17 @@ def _open(shards: Shards) -> Any:
 
 
 def _columns(features: Any, place: str) -> tuple[str, str]:
-    """Find the columns of pictures and of labels."""
+    """Find the columns of images and of labels."""
     import datasets
 
-    pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    pictures += [name for name, kind in features.items() if _holds_bytes(kind)]
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    images += [name for name, kind in features.items() if _holds_bytes(kind)]
     labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     labels += [name for name in _LABELS if name in features]
-    if not pictures or not labels:
-        what = "pictures" if not pictures else "labels"
+    if not images or not labels:
+        what = "images" if not images else "labels"
         raise DataError(f"{place}: no column of {what} among {', '.join(features)}")
-    return pictures[0], labels[0]
+    return images[0], labels[0]
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -211,7 +211,7 @@ def _numbers(
     """Give the number of each row's class and the names of the numbers."""
     values = rows.data.column(label).to_pylist()
     if not values:
-        raise DataError(f"{place}: no pictures")
+        raise DataError(f"{place}: no images")
     strange = [row for row, value in enumerate(values) if type(value) is not type(values[0])]
     if strange or not isinstance(values[0], int | str):
         row = strange[0] if strange else 0

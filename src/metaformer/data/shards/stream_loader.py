@@ -14,10 +14,10 @@ from metaformer.data.shards.tar import Read, TarImages
 from metaformer.errors import ConfigError, DataError, MetaFormerError
 
 Drawn = tuple[int, Read]
-"""A round and a picture of it."""
+"""A round and a image of it."""
 
 BUFFER = 1000
-"""Encoded pictures, at most, of which each worker draws the next one."""
+"""Encoded images, at most, of which each worker draws the next one."""
 _FRUITLESS = 100
 """Rounds through the files that may give a worker nothing before it gives up."""
 
@@ -26,16 +26,16 @@ class StreamLoader(Loader):
     """The batches of a run from a step on; what `Loader` is to sources that can be sought in.
 
     The files are dealt out anew in each round, to all workers of all ranks; where there are fewer files than
-    workers, several read the same one and each takes its part of the pictures. Each worker goes through its
+    workers, several read the same one and each takes its part of the images. Each worker goes through its
     files and begins its next round when they end, so that none waits for another and every rank takes as
-    many batches as asked, however uneven the files are. Pictures come out in an order that a buffer shuffles.
+    many batches as asked, however uneven the files are. Images come out in an order that a buffer shuffles.
 
-    What that costs: within an epoch, which is as many steps as the data set has batches, a picture may come
+    What that costs: within an epoch, which is as many steps as the data set has batches, a image may come
     twice or not at all; and the order depends on the numbers of ranks and workers and on the step that a run
-    is resumed at. The augmentation of a picture is a function of seed, round and index.
+    is resumed at. The augmentation of a image is a function of seed, round and index.
 
     Args:
-        dataset: pictures of a `TarImages`, and their augmentation.
+        dataset: images of a `TarImages`, and their augmentation.
         sampler: batch size, seed, rank and world; its order is not used.
         first: step to begin with.
         total: step to end before.
@@ -43,11 +43,11 @@ class StreamLoader(Loader):
         pin_memory: keep batches in page-locked memory, for copies to CUDA.
         timeout: seconds to wait for a worker before giving up.
         stop: asked again and again; once it says so, waiting ends.
-        skip_bad: leave out pictures that cannot be read, and say so in the batch, rather than raise.
-        buffer: pictures from which each worker draws.
+        skip_bad: leave out images that cannot be read, and say so in the batch, rather than raise.
+        buffer: images from which each worker draws.
 
     Raises:
-        ConfigError: repeated augmentation, which needs pictures in any order.
+        ConfigError: repeated augmentation, which needs images in any order.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class StreamLoader(Loader):
     ) -> None:
         if sampler.repeats > 1:
             raise ConfigError(
-                f"data.repeats is {sampler.repeats}: a stream of tar files gives each picture once a round; "
+                f"data.repeats is {sampler.repeats}: a stream of tar files gives each image once a round; "
                 "use parquet shards"
             )
         self.batches = max(0, total - first) * sampler.accumulate
@@ -113,20 +113,20 @@ class _Batches(IterableDataset[Batch | MetaFormerError]):
 
     def _made(self, epoch: int, read: Read) -> Made:
         def make() -> Item:
-            picture = decode_image(read.data, read.name)
-            return self.samples.dataset.augment(picture, read.label, Sample(epoch, read.place))
+            image = decode_image(read.data, read.name)
+            return self.samples.dataset.augment(image, read.label, Sample(epoch, read.place))
 
         return self.samples.made(read.place, make)
 
-    def _shuffled(self, consumer: int, room: int, pictures: Iterator[Drawn]) -> Iterator[Drawn]:
-        """Fill a buffer, then for each picture that comes yield one of it."""
+    def _shuffled(self, consumer: int, room: int, images: Iterator[Drawn]) -> Iterator[Drawn]:
+        """Fill a buffer, then for each image that comes yield one of it."""
         held: list[Drawn] = []
-        for number, picture in enumerate(pictures):
+        for number, image in enumerate(images):
             if len(held) < room:
-                held.append(picture)
+                held.append(image)
                 continue
             place = hash64(self.sampler.seed, consumer, self.first, number) % room
-            drawn, held[place] = held[place], picture
+            drawn, held[place] = held[place], image
             yield drawn
 
     def _read(self, consumer: int, consumers: int) -> Iterator[Drawn]:
@@ -143,7 +143,7 @@ class _Batches(IterableDataset[Batch | MetaFormerError]):
                         yield epoch, read
             epoch, begin = epoch + 1, 0.0
         raise DataError(
-            f"{self.source.folder}: too few pictures for {consumers} workers: take fewer data.workers"
+            f"{self.source.folder}: too few images for {consumers} workers: take fewer data.workers"
         )
 
     def _file(self, file: int) -> Iterator[Read]:

@@ -1,4 +1,4 @@
-"""Pictures in tar files, as webdataset holds them: KEY.jpg with KEY.cls beside it, the class's number."""
+"""Images in tar files, as webdataset holds them: KEY.jpg with KEY.cls beside it, the class's number."""
 
 import contextlib
 import io
@@ -20,12 +20,12 @@ from metaformer.data.shards.remote import open_address, read_bytes, size_and_tag
 from metaformer.errors import DataError, MissingPackage
 
 CONTENTS: Final = ".contents.json"
-"""Ending of the file beside a shard that says where in it each picture lies."""
-_PICTURES: Final = tuple(sorted(EXTENSIONS))
+"""Ending of the file beside a shard that says where in it each image lies."""
+_IMAGES: Final = tuple(sorted(EXTENSIONS))
 
 
 class Member(NamedTuple):
-    """One picture of a tar file."""
+    """One image of a tar file."""
 
     path: str
     """Its name in the folder that it came from, or in the tar file."""
@@ -37,7 +37,7 @@ class Member(NamedTuple):
 
 
 class Read(NamedTuple):
-    """One picture as it comes out of a stream."""
+    """One image as it comes out of a stream."""
 
     place: int
     """Its index in the source."""
@@ -48,15 +48,15 @@ class Read(NamedTuple):
 
 
 class TarImages:
-    """The pictures of one split; sample i is the i-th of its files, taken one after the other.
+    """The images of one split; sample i is the i-th of its files, taken one after the other.
 
-    A file can be read from its beginning, which is how training does it, or picture by picture, which is
+    A file can be read from its beginning, which is how training does it, or image by image, which is
     how evaluation does. Where nothing tells what a file holds it is looked through once.
 
     Args:
         shards: where the files lie.
         classes: the class list of a checkpoint or of the training split; labels are positions in it.
-        allow_missing: take a split without pictures of some of `classes`.
+        allow_missing: take a split without images of some of `classes`.
 
     Raises:
         DataError: a file is damaged or holds something else, or the classes do not match.
@@ -73,10 +73,10 @@ class TarImages:
             self._counts = [len(self._contents(file)) for file in range(len(shards.files))]
         else:
             tags(shards)  # all are there, whole
-            self._counts = [shard.pictures for shard in shards.known]
+            self._counts = [shard.images for shard in shards.known]
         self._ends = list(accumulate(self._counts))
         if not self._ends[-1]:
-            raise DataError(f"{self.folder}: no pictures")
+            raise DataError(f"{self.folder}: no images")
         named = shards.classes or classes
         if named is None:
             named = [str(number) for number in range(max(self._numbers()) + 1)]
@@ -91,26 +91,26 @@ class TarImages:
 
     @property
     def labels(self) -> Sequence[int]:
-        """Labels of all pictures."""
+        """Labels of all images."""
         if self._labels is None:
             self._labels = array("q", (self._label_of(number, self.folder) for number in self._numbers()))
         return self._labels
 
     @property
     def paths(self) -> list[Path]:
-        """Names of all pictures, in order."""
+        """Names of all images, in order."""
         return [Path(self.path(index)) for index in range(len(self))]
 
     def path(self, index: int) -> str:
-        """Tell what a picture is called: its file, and its name there."""
+        """Tell what a image is called: its file, and its name there."""
         file = bisect_right(self._ends, index)
         try:
             return f"{self.shards.addresses[file]}: {self._find(index).path}"
         except DataError:  # what is wrong with the file must not hide the error that this name is for
-            return f"{self.shards.addresses[file]}: picture {index - self.first(file)}"
+            return f"{self.shards.addresses[file]}: image {index - self.first(file)}"
 
     def image(self, index: int) -> Image.Image:
-        """Read a picture as RGB.
+        """Read a image as RGB.
 
         Raises:
             BadImage: it cannot be read.
@@ -121,7 +121,7 @@ class TarImages:
         return decode_image(data, f"{address}: {member.path}")
 
     def first(self, file: int) -> int:
-        """Give the index of a file's first picture."""
+        """Give the index of a file's first image."""
         return self._ends[file] - self._counts[file]
 
     def stream(self, file: int) -> Iterator[Read]:
@@ -136,12 +136,12 @@ class TarImages:
             for sample in _samples(opened, address):
                 if place < self._counts[file]:
                     label = self._label_of(_number(sample, address), address)
-                    kind = _picture(sample, address)
+                    kind = _image(sample, address)
                     name = _path(sample, f"{sample['__key__']}.{kind}")
                     yield Read(first + place, f"{address}: {name}", label, sample[kind])
                 place += 1
         if place != self._counts[file]:
-            raise DataError(f"{address}: holds {place} pictures, not {self._counts[file]}: copy it again")
+            raise DataError(f"{address}: holds {place} images, not {self._counts[file]}: copy it again")
 
     def _find(self, index: int) -> Member:
         file = bisect_right(self._ends, index)
@@ -161,22 +161,20 @@ class TarImages:
             address, known = self.shards.addresses[file], self.shards.known
             text = read_bytes(contents_name(address), missing=b"") if known else b""
             found = _parse(text, address) if text else look_through(address)
-            if known and len(found) != known[file].pictures:
-                count = known[file].pictures
-                raise DataError(
-                    f"{address}: holds {len(found)} pictures, {INDEX} says {count}: copy it again"
-                )
+            if known and len(found) != known[file].images:
+                count = known[file].images
+                raise DataError(f"{address}: holds {len(found)} images, {INDEX} says {count}: copy it again")
             self._members[file] = found
         return self._members[file]
 
 
 class TarShard:
-    """A tar file in the making: per picture its bytes, its class's number, and a name in JSON.
+    """A tar file in the making: per image its bytes, its class's number, and a name in JSON.
 
     Args:
         file: where it is written.
         classes: class names; labels are positions in it.
-        first: number of its first picture; keys are numbers, over all files of a split.
+        first: number of its first image; keys are numbers, over all files of a split.
     """
 
     def __init__(self, file: Path, classes: Sequence[str], first: int) -> None:
@@ -185,7 +183,7 @@ class TarShard:
         self.tar = tarfile.open(file, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
     def add(self, path: str, label: int, data: bytes) -> None:
-        """Append a picture."""
+        """Append a image."""
         key = f"{self.first + len(self.members):09d}"
         about = json.dumps({"path": path, "class": self.classes[label]})
         self._put(f"{key}{Path(path).suffix.lower()}", data)
@@ -198,7 +196,7 @@ class TarShard:
         self.tar.close()
 
     def contents(self) -> str:
-        """Make the text that says where in it each picture lies."""
+        """Make the text that says where in it each image lies."""
         return json.dumps([list(column) for column in zip(*self.members, strict=True)], ensure_ascii=False)
 
     def _put(self, name: str, data: bytes) -> None:
@@ -213,14 +211,14 @@ def contents_name(address: str) -> str:
 
 
 def read_tar(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield label and bytes of each picture that `TarShard` has written."""
+    """Yield label and bytes of each image that `TarShard` has written."""
     with open_address(str(file)) as opened:
         for sample in _samples(opened, str(file)):
-            yield _number(sample, str(file)), sample[_picture(sample, str(file))]
+            yield _number(sample, str(file)), sample[_image(sample, str(file))]
 
 
 def look_through(address: str) -> list[Member]:
-    """Find the pictures of a tar file by its headers; of their bytes nothing is read.
+    """Find the images of a tar file by its headers; of their bytes nothing is read.
 
     Raises:
         DataError: it is damaged, compressed, or no tar file.
@@ -248,14 +246,14 @@ def look_through(address: str) -> list[Member]:
 
 
 def _check_end(found: list[Member], sample: dict[str, Any], address: str) -> None:
-    """Refuse a file that ends within its last picture, which headers alone do not tell."""
+    """Refuse a file that ends within its last image, which headers alone do not tell."""
     last = found[-1:] + ([_member(sample, address)] if sample else [])
     if last and last[-1].offset + last[-1].size > size_and_tag(address)[0]:
         raise DataError(f"{address}: damaged: it ends within {last[-1].path}")
 
 
 def _member(sample: dict[str, Any], address: str) -> Member:
-    entry = sample[_picture(sample, address)]
+    entry = sample[_image(sample, address)]
     return Member(_path(sample, entry.name), _number(sample, address), entry.offset_data, entry.size)
 
 
@@ -290,13 +288,13 @@ def _split_or_none(name: str) -> tuple[str | None, str | None]:
     return _split(name) or (None, None)
 
 
-def _picture(sample: dict[str, Any], address: str) -> str:
-    """Find the kind under which a sample has its picture."""
+def _image(sample: dict[str, Any], address: str) -> str:
+    """Find the kind under which a sample has its image."""
     for kind in sample:
-        if not kind.startswith("__") and f".{kind}".endswith(_PICTURES):
+        if not kind.startswith("__") and f".{kind}".endswith(_IMAGES):
             return kind
     kinds = ", ".join(kind for kind in sample if not kind.startswith("__"))
-    raise DataError(f"{address}: {sample['__key__']} holds no picture that can be read, only {kinds}")
+    raise DataError(f"{address}: {sample['__key__']} holds no image that can be read, only {kinds}")
 
 
 def _number(sample: dict[str, Any], address: str) -> int:

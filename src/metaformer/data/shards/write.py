@@ -40,16 +40,16 @@ class Sharded:
     classes: tuple[str, ...]
     splits: dict[str, tuple[Shard, ...]]
     dropped: dict[str, list[str]] = field(default_factory=dict)
-    """Pictures that were left out, and why."""
+    """Images that were left out, and why."""
 
     def text(self) -> str:
         """Make lines to read."""
         lines = []
         for split, shards in self.splits.items():
             size = sum(shard.bytes for shard in shards) / 1e6
-            pictures = sum(shard.pictures for shard in shards)
+            images = sum(shard.images for shard in shards)
             left_out = f", {len(self.dropped[split])} left out" if self.dropped[split] else ""
-            lines.append(f"{split}: {pictures} pictures in {len(shards)} files, {size:.1f} MB{left_out}")
+            lines.append(f"{split}: {images} images in {len(shards)} files, {size:.1f} MB{left_out}")
         return "\n".join(
             [*lines, f"{self.root}: give it where an image folder is wanted (--data.root, --data)"]
         )
@@ -66,25 +66,25 @@ def write_shards(
     workers: int | None = None,
     progress: bool = True,
 ) -> Sharded:
-    """Write the pictures of an image folder, their bytes as they are, to shards.
+    """Write the images of an image folder, their bytes as they are, to shards.
 
-    Every picture is read first. Then each shard is written beside its place, read back and compared, and
+    Every image is read first. Then each shard is written beside its place, read back and compared, and
     moved there; the index, which lists them with their hashes, comes last. The same folder gives the same
-    bytes. Parquet holds the pictures in the order of `ImageFolder`, tar shuffled.
+    bytes. Parquet holds the images in the order of `ImageFolder`, tar shuffled.
 
     Args:
         source: the image folder.
         root: a new or empty folder.
         splits: which splits; the first gives the class list.
         kind: `parquet`, for random access, or `tar`, for streams.
-        shard_size: megabytes of pictures after which a file is full.
+        shard_size: megabytes of images after which a file is full.
         on_bad_image: `error`, or `skip`: leave out what cannot be read, up to 0.1 % of a split.
         workers: processes that read; one per core when not given.
         progress: show bars on stderr.
 
     Raises:
         ConfigError: a value that cannot be.
-        DataError: the folder is not laid out as it should be, or a picture cannot be read.
+        DataError: the folder is not laid out as it should be, or a image cannot be read.
         MissingPackage: a package for this kind is not installed.
         OutputError: `root` holds something, or cannot be written to.
     """
@@ -108,7 +108,7 @@ def write_shards(
         known = next(iter(folders.values())).classes if folders else None
         folders[split] = ImageFolder(source, split, known, allow_missing=True)
     bad = {
-        split: _bad_pictures(folder, on_bad_image == "skip", split, workers, progress)
+        split: _bad_images(folder, on_bad_image == "skip", split, workers, progress)
         for split, folder in folders.items()
     }
     classes = next(iter(folders.values())).classes
@@ -129,10 +129,10 @@ def _check_empty(place: Path) -> None:
         raise OutputError(f"{place}: {what}: choose a new or empty folder, or delete it")
 
 
-def _bad_pictures(
+def _bad_images(
     folder: ImageFolder, skip: bool, split: str, workers: int | None, progress: bool
 ) -> dict[int, str]:
-    """Read every picture; tell which cannot be, and why."""
+    """Read every image; tell which cannot be, and why."""
     seen = survey(folder, workers=workers, label=f"reading {split}", progress=progress)
     reasons = {one.index: one.trouble for one in seen if one.trouble}
     if not reasons:
@@ -144,7 +144,7 @@ def _bad_pictures(
         raise DataError(f"{first}; {len(reasons) - 1} more like it: `metaformer data check` lists them")
     if len(reasons) > BAD_SHARE * len(folder):
         raise DataError(
-            f"{first}; {len(reasons)} of {len(folder)} pictures cannot be read, more than {BAD_SHARE:.1%}: "
+            f"{first}; {len(reasons)} of {len(folder)} images cannot be read, more than {BAD_SHARE:.1%}: "
             "`metaformer data check` lists them"
         )
     for index, reason in reasons.items():
@@ -153,7 +153,7 @@ def _bad_pictures(
 
 
 def _name(folder: ImageFolder, index: int) -> str:
-    """The place of a picture below its split."""
+    """The place of a image below its split."""
     return folder.path(index).relative_to(folder.folder).as_posix()
 
 
@@ -173,7 +173,7 @@ class _Job:
         with tqdm(
             total=len(kept),
             desc=f"writing {split}",
-            unit="picture",
+            unit="image",
             file=sys.stderr,
             disable=not self.progress,
         ) as bar:
@@ -250,7 +250,7 @@ class _Job:
 
 
 def _cut(folder: ImageFolder, indices: list[int], full: float) -> Iterator[list[int]]:
-    """Cut pictures into shards, each ended by the one that fills it."""
+    """Cut images into shards, each ended by the one that fills it."""
     part: list[int] = []
     size = 0
     for index in indices:

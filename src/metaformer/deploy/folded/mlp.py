@@ -12,7 +12,7 @@ from metaformer.layers.mlp import Mlp
 from metaformer.ops import packed
 from metaformer.ops.backend import triton_usable
 from metaformer.ops.norm_mlp import norm_mlp
-from metaformer.ops.pool_norm import normalised
+from metaformer.ops.pool_norm import normalized
 from metaformer.ops.product import mlp
 
 EPILOGUES = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}
@@ -62,7 +62,7 @@ class FoldedMlp(nn.Module):
             return norm_mlp(x, *weights, **options, act=self.whole_act, shortcut=factor).permute(0, 2, 3, 1)
         if self._in_one_piece(tokens):
             return self._in_one(tokens, moments, overwrite)
-        h = self.fc1(self.norm(tokens) if moments is None else normalised(tokens, moments), self.epilogue)
+        h = self.fc1(self.norm(tokens) if moments is None else normalized(tokens, moments), self.epilogue)
         if self.act is not None:
             h = self.act(h)
         elif self.square:

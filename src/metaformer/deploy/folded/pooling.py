@@ -47,7 +47,7 @@ class FoldedPooling(Prepared):
         return past + branch if self.scale is None else torch.addcmul(past, branch, self.scale)
 
     def with_norm(self, tokens: Tensor, next_eps: float) -> tuple[Tensor, Tensor]:
-        """Give what `forward` gives, and that normalised over each sample; the own norm is of one group."""
+        """Give what `forward` gives, and that normalized over each sample; the own norm is of one group."""
         weight, past = self.kept("constants", lambda: self._constants(tokens.shape[-1]))
         eps: Any = self.norm.eps
         return pool_norm(tokens, weight, past, self.size, eps, next_eps)

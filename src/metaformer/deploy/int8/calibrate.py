@@ -1,4 +1,4 @@
-"""Post-training quantisation of a graph by NNCF: which values int8 stands for, told by some pictures."""
+"""Post-training quantization of a graph by NNCF: which values int8 stands for, told by some images."""
 
 import contextlib
 import importlib
@@ -14,23 +14,23 @@ from metaformer.errors import MissingPackage
 from metaformer.inference.int8_model import uncounted
 
 Images = list[NDArray[np.float32]]
-"""Pictures one by one, each (1, C, H, W)."""
+"""Images one by one, each (1, C, H, W)."""
 
 
 def calibrate(graph: Any, images: Images, labels: list[int], max_drop: float | None) -> Any:
-    """Quantise an `openvino.Model`; the given one stays as it is.
+    """Quantize an `openvino.Model`; the given one stays as it is.
 
-    Convolutions and matrix products are quantised: their weights with a scale for each channel, what they
+    Convolutions and matrix products are quantized: their weights with a scale for each channel, what they
     read with a scale and an offset. Sums, pooling and norms stay as they are: in int8 they made PoolFormer a
     sixth faster and doubled the error of its logits. So do depthwise convolutions: they wait for memory, and
     int8 made ConvFormer and CAFormer 4 to 9 % slower.
 
     Args:
         graph: a classifier.
-        images: pictures as its network sees them.
+        images: images as its network sees them.
         labels: their classes.
         max_drop: give back products to floating point, those that hurt most first, until the share of these
-            pictures that is classified rightly is at most so much lower; None quantises all.
+            images that is classified rightly is at most so much lower; None quantizes all.
 
     Raises:
         MissingPackage: NNCF is not installed.
@@ -62,7 +62,7 @@ def calibrate(graph: Any, images: Images, labels: list[int], max_drop: float | N
 
 
 def _accuracy(network: Any, pairs: Iterable[tuple[NDArray[np.float32], int]]) -> tuple[float, list[float]]:
-    """Share of pictures whose class a compiled model finds, and 0 or 1 for each."""
+    """Share of images whose class a compiled model finds, and 0 or 1 for each."""
     right = [float(network(image)[0].argmax() == label) for image, label in pairs]
     return sum(right) / len(right), right
 
@@ -77,6 +77,6 @@ def load_nncf() -> Any:
         with uncounted():
             nncf = importlib.import_module("nncf")
     except ImportError as error:
-        raise MissingPackage("nncf", "int8", "quantising") from error
+        raise MissingPackage("nncf", "int8", "quantizing") from error
     nncf.set_log_level(logging.ERROR)
     return nncf

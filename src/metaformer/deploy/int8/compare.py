@@ -1,4 +1,4 @@
-"""Two classifiers on the same pictures, logit by logit."""
+"""Two classifiers on the same images, logit by logit."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Comparison:
     original: EvalReport
     copy: EvalReport
     agreement: float
-    """Share of the pictures on which both find the same class."""
+    """Share of the images on which both find the same class."""
     mean_difference: float
     """Mean distance of their logits."""
     largest_difference: float

@@ -17,7 +17,7 @@ TOLERANCE: Final = 1e-3
 """Largest difference of a float32 graph's logits, as a share of the largest logit."""
 _WEIGHTED: Final = (torch.ops.aten.conv2d, torch.ops.aten.convolution, torch.ops.aten.linear)
 _PATH: Final = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose")
-"""What lies between stored or quantised values and a product; it is computed within that, or beforehand."""
+"""What lies between stored or quantized values and a product; it is computed within that, or beforehand."""
 
 
 def make_graph(network: nn.Module, images: Tensor) -> Any:
@@ -100,7 +100,7 @@ def _products(graph: Any) -> list[Any]:
 
 
 def _is_int8(value: Any) -> bool:
-    """Tell whether a product's input comes from stored int8 values, or from values that were quantised."""
+    """Tell whether a product's input comes from stored int8 values, or from values that were quantized."""
     node = value.get_source_output().get_node()
     while node.get_type_name() in _PATH:
         node = node.input_value(0).get_node()

@@ -17,7 +17,7 @@ from metaformer.deploy.int8.compare import compare
 from metaformer.deploy.int8.graph import float_products, make_graph
 from metaformer.deploy.int8.report import QuantizeReport, Side
 from metaformer.errors import ConfigError, OutputError
-from metaformer.inference.evaluate import only_for, open_pictures
+from metaformer.inference.evaluate import only_for, open_images
 from metaformer.inference.int8_model import NETWORK, Int8Network, load_openvino
 from metaformer.inference.model import Bundle, open_bundle
 from metaformer.serialize import to_dict
@@ -42,7 +42,7 @@ def quantize(
     batch_size: int = 32,
     workers: int = 0,
 ) -> QuantizeReport:
-    """Quantise a classifier to int8 by NNCF, write it, and measure both networks on the validation split.
+    """Quantize a classifier to int8 by NNCF, write it, and measure both networks on the validation split.
 
     The directory `out` holds OpenVINO's graph and weights, classes and preprocessing; nothing in it is code.
     `evaluate` and `predict` take it as they take a run.
@@ -54,18 +54,18 @@ def quantize(
         checkpoint: weights for a model name; its published ones when not given.
         classes: the model's class names, or a file of them, where neither run nor folders tell.
         image_size: pixels of the network's input, which is then fixed; as the source says when not given.
-        images: training pictures, spread evenly over the split, that tell the ranges of values.
+        images: training images, spread evenly over the split, that tell the ranges of values.
         calibrate_on: split that they come from; the run's training split, or `train`.
         split: split to measure on; the run's own, or `val`.
-        max_drop: largest loss of top-1 on these pictures, such as 0.01; products that hurt most go back to
-            floating point until it is kept. A network that knows its training pictures by heart loses little
-            on them: name a held-out split in `calibrate_on`. None quantises all.
-        batch_size: pictures at once in the measurement.
+        max_drop: largest loss of top-1 on these images, such as 0.01; products that hurt most go back to
+            floating point until it is kept. A network that knows its training images by heart loses little
+            on them: name a held-out split in `calibrate_on`. None quantizes all.
+        batch_size: images at once in the measurement.
         workers: processes that read.
 
     Raises:
         ConfigError: a value that cannot be, or a source that is no classifier of floating-point weights.
-        DataError: the data set is not laid out as it should be, or a picture cannot be read.
+        DataError: the data set is not laid out as it should be, or a image cannot be read.
         MissingPackage: OpenVINO or NNCF is not installed.
         OptimizeError: OpenVINO's form of the network does not compute the same.
         OutputError: `out` holds something else, or cannot be written.
@@ -79,13 +79,13 @@ def quantize(
     bundle = open_bundle(source, checkpoint, classes=classes).looking(image_size).placed(CPU, "none")
     only_for(bundle, ("classify",), {"quantize": True})
     if isinstance(bundle.model, Int8Network):
-        raise ConfigError(f"{source}: is in int8 already; quantise what it was made of")
+        raise ConfigError(f"{source}: is in int8 already; quantize what it was made of")
     run = bundle.config
-    known = open_pictures(bundle, data, calibrate_on or (run.data.train if run else "train"), subset=True)
-    val = open_pictures(bundle, data, split, subset=False)
-    pictures, labels = _read(bundle, known, images)
-    graph = make_graph(bundle.model, torch.from_numpy(np.concatenate(pictures[:2])))
-    small = calibrate(graph, pictures, labels, max_drop)
+    known = open_images(bundle, data, calibrate_on or (run.data.train if run else "train"), subset=True)
+    val = open_images(bundle, data, split, subset=False)
+    calibration, labels = _read(bundle, known, images)
+    graph = make_graph(bundle.model, torch.from_numpy(np.concatenate(calibration[:2])))
+    small = calibrate(graph, calibration, labels, max_drop)
     evaluation = Evaluation(val, _look(bundle), batch_size=batch_size, workers=workers)
     reports: list[QuantizeReport] = []
 
@@ -97,7 +97,7 @@ def quantize(
         report = QuantizeReport(
             name=bundle.name,
             directory=str(target),
-            calibrated=len(pictures),
+            calibrated=len(calibration),
             images=found.original.images,
             float32=Side(found.original.top1, found.original.loss, _size(bundle)),
             int8=Side(found.copy.top1, found.copy.loss, _stored(directory)),
@@ -131,7 +131,7 @@ def _look(bundle: Bundle) -> Preprocess:
 
 
 def _read(bundle: Bundle, split: Split, count: int) -> tuple[Images, list[int]]:
-    """Pictures spread evenly over a split, as the network sees them, with their labels."""
+    """Images spread evenly over a split, as the network sees them, with their labels."""
     transform = _look(bundle).transform()
     count = min(count, len(split))
     chosen = [i * len(split) // count for i in range(count)]

@@ -1,4 +1,4 @@
-"""What a quantised network has lost and won."""
+"""What a quantized network has lost and won."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ class Side:
     """One of the two networks that are compared."""
 
     top1: float
-    """Share of the validation pictures whose class has the highest score."""
+    """Share of the validation images whose class has the highest score."""
     loss: float
     """Mean cross-entropy on them."""
     bytes: int
@@ -30,13 +30,13 @@ class QuantizeReport:
     directory: str
     """Where the int8 network lies."""
     calibrated: int
-    """Training pictures that told the ranges of values."""
+    """Training images that told the ranges of values."""
     images: int
-    """Validation pictures that both were measured on."""
+    """Validation images that both were measured on."""
     float32: Side
     int8: Side
     agreement: float
-    """Share of the validation pictures on which both find the same class."""
+    """Share of the validation images on which both find the same class."""
     mean_difference: float
     """Mean distance of their logits."""
     largest_difference: float
@@ -75,12 +75,12 @@ class QuantizeReport:
             [
                 *lines,
                 "",
-                f"same class   {self.agreement:.2%} of {self.images} pictures",
+                f"same class   {self.agreement:.2%} of {self.images} images",
                 f"logits       differ by {self.mean_difference:.3f} on average, "
                 f"{self.largest_difference:.3f} at most; the largest is {self.largest_logit:.3f}",
                 f"int8         {self.products - len(self.float_products)} of {self.products} products{left}",
                 f"the rest     {self.rest} on this machine",
-                f"calibrated   on {self.calibrated} training pictures",
+                f"calibrated   on {self.calibrated} training images",
                 f"written      {self.directory}",
             ]
         )

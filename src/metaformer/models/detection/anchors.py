@@ -9,13 +9,13 @@ from torch import Tensor
 from metaformer.models.detection.structures import Size
 
 MULTIPLE = 32
-"""Each picture is thought to be padded to a multiple of so many pixels: anchors beyond that teach nothing."""
+"""Each image is thought to be padded to a multiple of so many pixels: anchors beyond that teach nothing."""
 
 
 class Anchors:
     """Boxes of several sizes and shapes around the corner of every position's cell, not rounded.
 
-    torchvision's class rounds them, and puts them where the picture's size divided by the map's says.
+    torchvision's class rounds them, and puts them where the image's size divided by the map's says.
 
     Args:
         strides: pixels between the positions of each level.
@@ -45,7 +45,7 @@ class Anchors:
         ]
 
     def inside(self, shapes: Sequence[Size], size: Size, device: torch.device | str | None = None) -> Tensor:
-        """Which of all levels' boxes, bool (N,), belong to cells that touch a picture of this size."""
+        """Which of all levels' boxes, bool (N,), belong to cells that touch a image of this size."""
         flags = []
         for stride, (height, width) in zip(self.strides, shapes, strict=True):
             rows, columns = (-(-(-(-side // MULTIPLE) * MULTIPLE) // stride) for side in size)

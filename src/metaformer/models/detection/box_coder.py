@@ -13,7 +13,7 @@ LIMIT = log(1000 / 16)
 
 
 class BoxCoder:
-    """Tell a box by where its centre lies in another one, and by the logarithm of how much larger it is.
+    """Tell a box by where its center lies in another one, and by the logarithm of how much larger it is.
 
     torchvision's class does not limit how small a box becomes.
 
@@ -26,29 +26,29 @@ class BoxCoder:
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Differences (N, 4) of boxes (N, 4) from anchors (N, 4)."""
-        (centre, size), (anchor_centre, anchor_size) = _centred(boxes.float()), _centred(anchors)
-        deltas = torch.cat([(centre - anchor_centre) / anchor_size, (size / anchor_size).log()], -1)
+        (center, size), (anchor_center, anchor_size) = _centerd(boxes.float()), _centerd(anchors)
+        deltas = torch.cat([(center - anchor_center) / anchor_size, (size / anchor_size).log()], -1)
         return deltas / deltas.new_tensor(self.stds)
 
     def decode(self, deltas: Tensor, anchors: Tensor, size: Size | None = None) -> Tensor:
-        """Boxes (…, 4), in float32, of differences from anchors (…, 4), cut off at a picture's border."""
+        """Boxes (…, 4), in float32, of differences from anchors (…, 4), cut off at a image's border."""
         deltas = deltas.float() * torch.tensor(self.stds, device=deltas.device)
-        anchor_centre, anchor_size = _centred(anchors)
-        centre = anchor_centre + anchor_size * deltas[..., :2]
+        anchor_center, anchor_size = _centerd(anchors)
+        center = anchor_center + anchor_size * deltas[..., :2]
         half = anchor_size * deltas[..., 2:].clamp(-LIMIT, LIMIT).exp() * 0.5
-        boxes = torch.cat([centre - half, centre + half], -1)
+        boxes = torch.cat([center - half, center + half], -1)
         return boxes if size is None else clip(boxes, size)
 
 
 def clip(boxes: Tensor, size: Size) -> Tensor:
-    """Cut boxes (…, 4) off at the border of a picture of a height and width."""
+    """Cut boxes (…, 4) off at the border of a image of a height and width."""
     height, width = size
     x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)
 
 
 def rescale(boxes: Tensor, size: Size, other: Size) -> Tensor:
-    """Boxes (…, 4) in a picture of a height and width, told in pixels of one of another size."""
+    """Boxes (…, 4) in a image of a height and width, told in pixels of one of another size."""
     (height, width), (other_height, other_width) = size, other
     if size == other:
         return boxes
@@ -56,6 +56,6 @@ def rescale(boxes: Tensor, size: Size, other: Size) -> Tensor:
     return boxes * factor / boxes.new_tensor([width, height, width, height])
 
 
-def _centred(boxes: Tensor) -> tuple[Tensor, Tensor]:
+def _centerd(boxes: Tensor) -> tuple[Tensor, Tensor]:
     low, high = boxes[..., :2], boxes[..., 2:]
     return (low + high) * 0.5, high - low

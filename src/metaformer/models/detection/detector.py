@@ -15,7 +15,7 @@ from metaformer.models.detection.structures import Detections, Size, Targets
 
 
 class Detector(DenseNetwork, ABC):
-    """Tell which objects are in a picture, and where; everything about it is in `config`.
+    """Tell which objects are in a image, and where; everything about it is in `config`.
 
     Args:
         config: kind, backbone and sizes.
@@ -95,14 +95,14 @@ class Detector(DenseNetwork, ABC):
         Args:
             raw: what `raw` gave.
             image_sizes: height and width of each image inside the padded batch.
-            original_sizes: height and width of the pictures in whose pixels boxes are told; those of the
+            original_sizes: height and width of the images in whose pixels boxes are told; those of the
                 images when not given.
         """
 
     def losses(
         self, x: Tensor, targets: Sequence[Targets], image_sizes: Sequence[Size] | None = None
     ) -> dict[str, Tensor]:
-        """Losses of images (B, 3, H, W); `loss`, the sum of the others, is what is minimised.
+        """Losses of images (B, 3, H, W); `loss`, the sum of the others, is what is minimized.
 
         Boxes of many objects that nobody told apart teach nothing.
 
@@ -115,7 +115,7 @@ class Detector(DenseNetwork, ABC):
             ConfigError: images and targets do not fit each other, or there are none.
         """
         if not len(x) or len(targets) != len(x):
-            raise ConfigError(f"targets: of {len(targets)} pictures for a batch of {len(x)}")
+            raise ConfigError(f"targets: of {len(targets)} images for a batch of {len(x)}")
         for one in targets:
             if one.labels.is_cpu and (one.labels >= self.num_classes).any():
                 raise ConfigError(f"targets: a label is not below {self.num_classes}, the number of classes")

@@ -36,7 +36,7 @@ class PyramidMaps(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """Boxes of one picture that the second stage learns from, those of objects first."""
+    """Boxes of one image that the second stage learns from, those of objects first."""
 
     boxes: Tensor
     """(N, 4)."""
@@ -103,9 +103,7 @@ class TwoStage(Detector):
         answer = self._classify(raw.maps, proposals)
         check_finite(*answer)
         logits, deltas = (all_of.split(counts) for all_of in answer)
-        found = [
-            self._choose(*picture) for picture in zip(proposals, logits, deltas, image_sizes, strict=True)
-        ]
+        found = [self._choose(*image) for image in zip(proposals, logits, deltas, image_sizes, strict=True)]
         boxes, scores, labels = zip(*found, strict=True)
         masks = self._masks(raw.maps, boxes, labels)
         # masks are found where the network saw the boxes
@@ -121,7 +119,7 @@ class TwoStage(Detector):
     def _choose(
         self, proposals: Tensor, logits: Tensor, deltas: Tensor, size: Size
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and labels of one picture, best first."""
+        """Boxes, scores and labels of one image, best first."""
         regions, labels, scores = candidates(logits, self.config.score_threshold)
         boxes = self.coder.decode(deltas[regions, labels], proposals[regions], size)
         best = keep(boxes, scores, labels, self.config.nms_threshold, self.config.max_detections)

@@ -17,9 +17,9 @@ def levels_of(boxes: Tensor, count: int) -> Tensor:
 
 
 def rows_of(boxes: Sequence[Tensor]) -> Tensor:
-    """Boxes (N_i, 4) of each picture as one (N, 5), with the picture's index first."""
-    pictures = torch.cat([one.new_full((len(one), 1), i) for i, one in enumerate(boxes)])
-    return torch.cat([pictures, torch.cat(list(boxes))], dim=1)
+    """Boxes (N_i, 4) of each image as one (N, 5), with the image's index first."""
+    images = torch.cat([one.new_full((len(one), 1), i) for i, one in enumerate(boxes)])
+    return torch.cat([images, torch.cat(list(boxes))], dim=1)
 
 
 def pool(maps: Sequence[Tensor], boxes: Sequence[Tensor], strides: Sequence[int], side: int) -> Tensor:
@@ -27,7 +27,7 @@ def pool(maps: Sequence[Tensor], boxes: Sequence[Tensor], strides: Sequence[int]
 
     Args:
         maps: levels of the pyramid (B, C, H_i, W_i), finest first.
-        boxes: (N_i, 4) of each picture, in pixels of the input.
+        boxes: (N_i, 4) of each image, in pixels of the input.
         strides: input pixels per position of each level.
         side: positions on each side of the grid.
 

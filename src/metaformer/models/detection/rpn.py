@@ -47,22 +47,22 @@ class RPN(nn.Module):
         most: int,
         threshold: float,
     ) -> list[Tensor]:
-        """Choose boxes (N_i, 4) of each picture, best first, in pixels of the input.
+        """Choose boxes (N_i, 4) of each image, best first, in pixels of the input.
 
         Args:
             objectness: logits of each level.
             deltas: deltas of each level.
-            sizes: height and width of each picture, which its boxes are clipped to.
+            sizes: height and width of each image, which its boxes are clipped to.
             candidates: boxes of each level that go into suppression, at most.
-            most: boxes of each picture, at most.
+            most: boxes of each image, at most.
             threshold: IoU above which the worse of two boxes of a level is left out.
         """
-        pictures = len(sizes)
+        images = len(sizes)
         anchors = self.anchors.per_level(_shapes(objectness), objectness[0].device)
         logits, moves, places, levels = [], [], [], []
         for i, (scores, shifts) in enumerate(zip(objectness, deltas, strict=True)):
             # the order of the logits is that of the probabilities, with fewer ties
-            flat_scores, flat_shifts = _flat([scores], [shifts], pictures)
+            flat_scores, flat_shifts = _flat([scores], [shifts], images)
             best, index = flat_scores.topk(min(candidates, flat_scores.shape[1]), dim=1)
             logits.append(best)
             moves.append(flat_shifts.gather(1, index[..., None].expand(-1, -1, 4)))
@@ -90,8 +90,8 @@ class RPN(nn.Module):
         Args:
             objectness: logits of each level.
             deltas: deltas of each level.
-            wanted: boxes (G_i, 4) of each picture's objects.
-            sizes: height and width of each picture; anchors beyond it, in the batch's padding, do not count.
+            wanted: boxes (G_i, 4) of each image's objects.
+            sizes: height and width of each image; anchors beyond it, in the batch's padding, do not count.
         """
         shapes, device = _shapes(objectness), objectness[0].device
         anchors = torch.cat(self.anchors.per_level(shapes, device))
@@ -112,7 +112,7 @@ def _shapes(levels: Sequence[Tensor]) -> list[Size]:
     return [(level.shape[2], level.shape[3]) for level in levels]
 
 
-def _flat(objectness: Sequence[Tensor], deltas: Sequence[Tensor], pictures: int) -> tuple[Tensor, Tensor]:
+def _flat(objectness: Sequence[Tensor], deltas: Sequence[Tensor], images: int) -> tuple[Tensor, Tensor]:
     """Logits (B, N) and deltas (B, N, 4) in float32, in the order of the anchors."""
     logits, moves = concat_box_prediction_layers(list(objectness), list(deltas))
-    return logits.view(pictures, -1).float(), moves.view(pictures, -1, 4).float()
+    return logits.view(images, -1).float(), moves.view(images, -1, 4).float()

@@ -11,7 +11,7 @@ class Sampler:
     """Choose positives and negatives at random."""
 
     size: int
-    """Boxes per picture, at most."""
+    """Boxes per image, at most."""
     share: float
     """Positives among them, at most; negatives fill what is left."""
 

@@ -1,4 +1,4 @@
-"""What a detector finds in a picture, and what it should have found."""
+"""What a detector finds in a image, and what it should have found."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ BLOCK = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """The objects found in one picture, best first.
+    """The objects found in one image, best first.
 
     Values are checked where they lie on the CPU: to look at them elsewhere is to wait for the device.
 
@@ -28,7 +28,7 @@ class Detections:
     """
 
     boxes: Tensor
-    """Left, top, right and bottom (N, 4), float32, in pixels of the network's input or of the picture."""
+    """Left, top, right and bottom (N, 4), float32, in pixels of the network's input or of the image."""
     scores: Tensor
     """How sure the network is (N,), float32, 0 … 1."""
     labels: Tensor
@@ -58,9 +58,9 @@ class Detections:
         return type(self)(**{name: value.to(device) for name, value in _tensors(self)})
 
     def paste(self, size: Size) -> Tensor:
-        """Draw the masks, bool (N, H, W), in a picture of this size and of the boxes' frame.
+        """Draw the masks, bool (N, H, W), in a image of this size and of the boxes' frame.
 
-        A pixel is the object's where the mask is at least one half at its centre; a box without area has
+        A pixel is the object's where the mask is at least one half at its center; a box without area has
         no pixels.
 
         Raises:
@@ -77,7 +77,7 @@ class Detections:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """The objects that are in one picture.
+    """The objects that are in one image.
 
     Values are checked where they lie on the CPU: to look at them elsewhere is to wait for the device.
 
@@ -90,7 +90,7 @@ class Targets:
     labels: Tensor
     """Classes (N,), int64, from 0."""
     masks: Tensor | None = None
-    """Which pixels are the object's (N, H, W), bool, in a picture of the input's size."""
+    """Which pixels are the object's (N, H, W), bool, in a image of the input's size."""
     crowd: Tensor = None  # type: ignore[assignment]
     """Which boxes hold many objects that nobody told apart (N,), bool; none when not given."""
 
@@ -166,12 +166,12 @@ def _regions(boxes: Tensor, size: Size) -> Iterator[tuple[range, range, slice]]:
 
 
 def _sampled(masks: Tensor, boxes: Tensor, rows: range, columns: range) -> Tensor:
-    """Interpolate masks (N, 28, 28) at the centres of pixels."""
+    """Interpolate masks (N, 28, 28) at the centers of pixels."""
     left, top, right, bottom = (side[:, None] for side in boxes.unbind(1))
     places = []
     for span, low, high in ((columns, left, right), (rows, top, bottom)):
-        centres = torch.arange(span.start, span.stop, dtype=torch.float32, device=boxes.device) + 0.5
-        place = (centres - low) / (high - low) * 2 - 1
+        centers = torch.arange(span.start, span.stop, dtype=torch.float32, device=boxes.device) + 0.5
+        place = (centers - low) / (high - low) * 2 - 1
         places.append(torch.where(high > low, place, 2.0))  # outside
     x, y = places
     shape = (len(masks), len(rows), len(columns))

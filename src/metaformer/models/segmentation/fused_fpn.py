@@ -55,7 +55,7 @@ class FusedSemanticFPN:
     def current(self, neck: FeaturePyramid, head: SemanticFPNHead) -> bool:
         """Tell whether the weights are still those that were multiplied out; it takes a millisecond or two.
 
-        PyTorch's counters of changes would be quicker to read, but its fused optimisers do not count.
+        PyTorch's counters of changes would be quicker to read, but its fused optimizers do not count.
         """
         now = _tensors(neck, head)
         return len(now) == len(self._copies) and all(map(torch.equal, self._copies, now))
@@ -177,7 +177,7 @@ def _on_doubled(weight: Tensor) -> tuple[Tensor, ...]:
     """5×5 kernels for a doubled map as four smaller ones: for the map, and for its differences.
 
     Along one axis the right of two places sees the map by (a, b + c, d + e); the left one differs from it by
-    (b, d) of the differences between neighbours. So 5 × 5 products do where 3 × 3 for four places are 36.
+    (b, d) of the differences between neighbors. So 5 × 5 products do where 3 × 3 for four places are 36.
     """
 
     def right(weight: Tensor, dim: int) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU."""
+    """Convolution without bias, batch normalization, ReLU."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int) -> None:
         super().__init__()

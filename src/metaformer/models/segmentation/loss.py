@@ -1,4 +1,4 @@
-"""What is minimised when classes of pixels are learned."""
+"""What is minimized when classes of pixels are learned."""
 
 from collections.abc import Sequence
 from math import log
@@ -66,7 +66,7 @@ class SegmentationLoss(nn.Module):
         """Losses of logits (B, K, H, W) against label maps (B, H, W) of any integer type.
 
         Returns:
-            `loss`, which is minimised, and where it has several parts these too.
+            `loss`, which is minimized, and where it has several parts these too.
 
         Raises:
             ConfigError: class weights for another number of classes.

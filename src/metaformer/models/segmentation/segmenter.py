@@ -70,7 +70,7 @@ class Segmenter(DenseNetwork):
         return self._logits(self.backbone(x))
 
     def losses(self, x: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Losses of images (B, 3, H, W) with label maps (B, H, W); `loss` is what is minimised.
+        """Losses of images (B, 3, H, W) with label maps (B, H, W); `loss` is what is minimized.
 
         Raises:
             ConfigError: images and label maps do not fit each other.

@@ -19,7 +19,7 @@ def normed(
     value, inside, row, channel, gamma, beta, moments, per_sample, eps,
     DIM: tl.constexpr, NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr,
 ):  # fmt: skip
-    """Normalise a float32 tile (rows, all channels), with zeros outside."""
+    """Normalize a float32 tile (rows, all channels), with zeros outside."""
     if NORM != "none":
         if NORM == "group_norm":
             of = row // per_sample * 2
@@ -132,6 +132,6 @@ def _blocks(rows: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
     block = power_of_two(dim)
     if dtype == torch.float32:
         return {"ROWS": 32, "BLOCK": block, "CHUNK": 32, "num_warps": 4, "num_stages": 1}
-    if rows < 16384:  # a picture alone: more programs, each of them smaller
+    if rows < 16384:  # a image alone: more programs, each of them smaller
         return {"ROWS": 64, "BLOCK": block, "CHUNK": 64, "num_warps": 4, "num_stages": 2}
     return {"ROWS": 128, "BLOCK": block, "CHUNK": 64, "num_warps": 8, "num_stages": 2}

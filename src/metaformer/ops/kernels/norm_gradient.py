@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""The normalised map, and the norm's gradients, with those of the shortcut beside it."""
+"""The normalized map, and the norm's gradients, with those of the shortcut beside it."""
 
 import torch
 import triton
@@ -110,7 +110,7 @@ def _gradient_kernel(
     tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
 
 
-def normalised(
+def normalized(
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, moments: Tensor, norm: str, eps: float
 ) -> Tensor:
     """norm(x) of rows (B, H, W, C)."""

@@ -9,7 +9,7 @@ from metaformer.ops.kernels.launch import as_map, backward_op, empty_map, forwar
 from metaformer.ops.kernels.matrix_gradient import fit, like, mlp_gradient
 from metaformer.ops.kernels.moments import moments, position_moments
 from metaformer.ops.kernels.narrow_mlp import WIDEST, narrow_mlp
-from metaformer.ops.kernels.norm_gradient import norm_gradient, normalised
+from metaformer.ops.kernels.norm_gradient import norm_gradient, normalized
 from metaformer.ops.kernels.product import fold, product
 
 
@@ -81,7 +81,7 @@ def norm_mlp_backward(
     """Gradients for x and the ten tensors after it, empty for those that are not there."""
     y, given = rows(x), rows(grad)
     found = position_moments(y, eps) if norm == "layer_norm" else of_samples
-    inner = normalised(y, gamma, beta, found, norm, eps)
+    inner = normalized(y, gamma, beta, found, norm, eps)
     scaled = w2 if scale is None else (w2.float() * scale.float()[:, None]).to(w2.dtype)
     of_inner, of_w1, of_b1, crossed, of_stars = mlp_gradient(
         inner.flatten(0, 2), given.flatten(0, 2), w1, b1, scaled, act, star, offset

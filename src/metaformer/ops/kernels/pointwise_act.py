@@ -8,7 +8,7 @@ from torch import Tensor
 from metaformer.ops.kernels.launch import as_map, backward_op, empty_map, forward_op, rows
 from metaformer.ops.kernels.matrix_gradient import activated_gradient, fit, like
 from metaformer.ops.kernels.moments import moments, position_moments
-from metaformer.ops.kernels.norm_gradient import norm_gradient, normalised
+from metaformer.ops.kernels.norm_gradient import norm_gradient, normalized
 from metaformer.ops.kernels.product import fold, product
 
 
@@ -58,7 +58,7 @@ def pointwise_act_backward(
     """Gradients for x and the six tensors after it, empty for those that are not there."""
     y, given = rows(x), rows(grad)
     found = position_moments(y, eps) if norm == "layer_norm" else of_samples
-    inner = normalised(y, gamma, beta, found, norm, eps)
+    inner = normalized(y, gamma, beta, found, norm, eps)
     of_inner, of_w, of_bias, of_stars = activated_gradient(
         inner.flatten(0, 2), given.flatten(0, 2), w, bias, act, star, offset
     )

@@ -62,7 +62,7 @@ def _window_sum(
     x, row, column, channel, height, width, above, here, below,
     DIM: tl.constexpr, SIZE: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Sum of a window; a 3 × 3 one from the sums of three rows that its neighbours share."""
+    """Sum of a window; a 3 × 3 one from the sums of three rows that its neighbors share."""
     if SIZE == 3:
         total = above + here + below
     else:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 UNEVEN: Final = 10
-"""How many times as many pictures the largest class may have as the smallest before it is mentioned."""
+"""How many times as many images the largest class may have as the smallest before it is mentioned."""
 
 
 def check_data_set(
@@ -53,7 +53,7 @@ class _Check:
         self.summaries: list[SplitSummary] = []
         self.classes: tuple[str, ...] | None = None
         self.known: dict[bytes, tuple[str, str]] = {}
-        """Name and class of the training picture with these pixels."""
+        """Name and class of the training image with these pixels."""
 
     def error(self, kind: str, text: str) -> None:
         self.findings.append(Finding("error", kind, text))
@@ -72,7 +72,7 @@ class _Check:
             if len(self.classes) < 2:
                 self.error("one class", f"{source.folder}: only one class: training needs at least two")
         seen = survey(source, workers=self.workers, label=name, progress=self.progress)
-        self._pictures(source, seen)
+        self._images(source, seen)
         self._copies(source, seen, training)
         self.summaries.append(self._summary(name, source, seen))
 
@@ -91,7 +91,7 @@ class _Check:
             self.error("layout", str(error))
             return None
         for kind, count in sorted(folder.ignored.items()):
-            self.warn("ignored", f"{folder.folder}: {count:,} {kind} file(s) are no pictures and not used")
+            self.warn("ignored", f"{folder.folder}: {count:,} {kind} file(s) are no images and not used")
         if folder.loose:
             self.warn("ignored", f"{folder.folder}: {folder.loose:,} file(s) lie in no class folder")
         return folder
@@ -104,11 +104,11 @@ class _Check:
         except DataError as error:
             if self.classes is None:
                 raise
-            source = open_split(self.root, name)  # classes differ: the pictures are looked at all the same
+            source = open_split(self.root, name)  # classes differ: the images are looked at all the same
             self.error("layout", str(error))
             return source
 
-    def _pictures(self, source: Split, seen: Sequence[Seen]) -> None:
+    def _images(self, source: Split, seen: Sequence[Seen]) -> None:
         for one in seen:
             if one.trouble:
                 self.error("unreadable", f"{source.path(one.index)}: {one.trouble}")
@@ -124,11 +124,11 @@ class _Check:
             name, label = str(source.path(one.index)), source.classes[source.labels[one.index]]
             other, other_label = here.setdefault(one.digest, (name, label))
             if other_label != label:
-                same = f"{name}: the same picture as {other}"
+                same = f"{name}: the same image as {other}"
                 self.warn("contradiction", f"{same}, which is of class {other_label!r}, not {label!r}")
             if not training and one.digest in self.known:
                 other, _ = self.known[one.digest]
-                self.warn("leak", f"{name}: the same picture as {other} of the training split")
+                self.warn("leak", f"{name}: the same image as {other} of the training split")
         if training:
             self.known = here
 
@@ -138,7 +138,7 @@ class _Check:
         order = sorted((label for label in per_class if per_class[label]), key=per_class.__getitem__)
         if order and per_class[order[-1]] >= UNEVEN * per_class[order[0]]:
             least, most = (f"{label!r} has {per_class[label]:,}" for label in (order[0], order[-1]))
-            self.warn("uneven", f"{source.folder}: classes are uneven: {least} picture(s), {most}")
+            self.warn("uneven", f"{source.folder}: classes are uneven: {least} image(s), {most}")
         sizes = sorted(
             ((s.width, s.height) for s in seen if not s.trouble), key=lambda size: size[0] * size[1]
         )

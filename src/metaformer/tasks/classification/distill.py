@@ -21,7 +21,7 @@ class Distillation:
         kind: `soft` compares distributions at temperature `tau`, `hard` takes the teacher's decision.
         alpha: share of this loss in the whole.
         tau: temperature.
-        student, taught: how the student's images are normalised, and how the teacher's were.
+        student, taught: how the student's images are normalized, and how the teacher's were.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Distillation:
             raise ConfigError(f"loss.distill_alpha {alpha} must lie in 0 … 1, loss.distill_tau {tau} above 0")
         self.teacher = teacher.eval().requires_grad_(False)
         self.kind, self.alpha, self.tau = kind, alpha, tau
-        self._scale, self._shift = _renormalise(student or Preprocess(), taught or student or Preprocess())
+        self._scale, self._shift = _renormalize(student or Preprocess(), taught or student or Preprocess())
 
     def to(self, device: torch.device) -> None:
         """Move the teacher."""
@@ -59,7 +59,7 @@ class Distillation:
 
 
 def load_teacher(name: str, checkpoint: str | None, classes: int) -> tuple[nn.Module, Preprocess]:
-    """Load a network of this library, or of timm (`timm:NAME`), and say how its images are normalised.
+    """Load a network of this library, or of timm (`timm:NAME`), and say how its images are normalized.
 
     Raises:
         ConfigError: it tells another number of classes apart.
@@ -97,8 +97,8 @@ def _timm_teacher(name: str, checkpoint: str | None, classes: int) -> Any:
         ) from error
 
 
-def _renormalise(here: Preprocess, there: Preprocess) -> tuple[Tensor, Tensor]:
-    """Factor and offset (3, 1, 1) that turn images normalised here into images normalised there."""
+def _renormalize(here: Preprocess, there: Preprocess) -> tuple[Tensor, Tensor]:
+    """Factor and offset (3, 1, 1) that turn images normalized here into images normalized there."""
     mean, std = _column(here.mean), _column(here.std)
     mean_there, std_there = _column(there.mean), _column(there.std)
     return std / std_there, (mean - mean_there) / std_there

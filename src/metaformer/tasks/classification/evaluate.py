@@ -1,4 +1,4 @@
-"""Measuring a classifier: every picture once, by however many processes."""
+"""Measuring a classifier: every image once, by however many processes."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,19 +23,19 @@ from metaformer.tasks.classification.results import EvalReport, Example
 from metaformer.tasks.confusion import Confusion, per_class
 
 EXAMPLES = 24
-"""Pictures of each kind, mistakes and right answers, that a report keeps."""
+"""Images of each kind, mistakes and right answers, that a report keeps."""
 
 
 class Evaluation:
     """A validation set and the way it is looked at; `run` measures one network.
 
     Args:
-        folder: the pictures.
+        folder: the images.
         preprocess: how they become input.
-        batch_size: pictures at once, per process.
+        batch_size: images at once, per process.
         workers: processes that read.
-        flip: average the logits with those of the mirrored picture.
-        crops: 1, or 5 for centre and corners, averaged.
+        flip: average the logits with those of the mirrored image.
+        crops: 1, or 5 for center and corners, averaged.
         real_labels: JSON file of accepted classes.
         class_subset: names of the classes that alone count; None for all.
         pin_memory: keep batches in page-locked memory, for copies to CUDA.
@@ -150,7 +150,7 @@ class _Count:
         confusion, accuracy = self.confusion.result(), self.topk.result()
         images = int(confusion.sum())
         if not images:
-            raise DataError(f"{self.of.folder.folder}: no pictures of the classes that count")
+            raise DataError(f"{self.of.folder.folder}: no images of the classes that count")
         real, real_images = self.real.result() if self.real is not None else (None, 0)
         right = sorted(collect(self.right), key=lambda example: example.path)
         return EvalReport(

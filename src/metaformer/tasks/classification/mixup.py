@@ -11,10 +11,10 @@ from metaformer.errors import ConfigError
 
 
 class Mix:
-    """Mix each picture of a batch with the one opposite (`flip(0)`), by one draw per batch, as timm does.
+    """Mix each image of a batch with the one opposite (`flip(0)`), by one draw per batch, as timm does.
 
     Targets are soft and carry label smoothing whether anything is mixed or not, so that a loss on soft
-    targets must not smooth again. In a batch of odd size the middle picture stays as it is.
+    targets must not smooth again. In a batch of odd size the middle image stays as it is.
 
     Args:
         num_classes: width of the targets.
@@ -58,11 +58,11 @@ class Mix:
         """Mix images (B, C, H, W) with labels (B,); give new images and targets (B, num_classes), float32.
 
         Args:
-            images: normalised floating point pictures; left unchanged.
+            images: normalized floating point images; left unchanged.
             labels: class numbers.
-            step: optimiser step since the start of the run.
+            step: optimizer step since the start of the run.
             part: which of the step's batches this is, over ranks and micro-batches.
-            active: False passes pictures through (after `augment.mix_off_epoch`).
+            active: False passes images through (after `augment.mix_off_epoch`).
         """
         targets = self._smooth(labels)
         if not active or not (self.mixup or self.cutmix):
@@ -87,7 +87,7 @@ class Mix:
 
 
 def _cut(images: Tensor, share: float, draw: np.random.RandomState) -> tuple[Tensor, float]:
-    """Paste a box of the opposite picture; give the share that stays, counted after clipping the box."""
+    """Paste a box of the opposite image; give the share that stays, counted after clipping the box."""
     height, width = images.shape[-2:]
     side = math.sqrt(1 - share)
     box_height, box_width = int(height * side), int(width * side)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean over several looks at a picture."""
+"""Test-time augmentation: the mean over several looks at a image."""
 
 from torch import Tensor
 

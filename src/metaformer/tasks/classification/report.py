@@ -1,4 +1,4 @@
-"""What a run's page shows of classification: pictures with their classes, confusions, the weakest classes."""
+"""What a run's page shows of classification: images with their classes, confusions, the weakest classes."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,13 +14,13 @@ from metaformer.errors import MetaFormerError
 from metaformer.report.page import Log, address, charts, rate
 
 THUMBNAIL = 128
-"""Pixels of the larger side of a picture on the page."""
+"""Pixels of the larger side of a image on the page."""
 LARGEST_MATRIX = 30
 """Classes up to which the confusion matrix is drawn; beyond, a list of the commonest confusions."""
 ROWS = 30
 """Rows of the class table and of the list of confusions."""
-PICTURES = 12
-"""Pictures of each kind."""
+IMAGES = 12
+"""Images of each kind."""
 
 
 def classify_content(state: dict[str, Any], config: TrainConfig, log: Log) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def classify_content(state: dict[str, Any], config: TrainConfig, log: Log) -> di
         f"{look['image_size']}×{look['image_size']} pixels",
         "figures": _figures(state, evaluation, log),
         "charts": charts(log, state["metric"], state["metric"]),
-        "groups": _pictures(evaluation.get("examples", []), config),
+        "groups": _images(evaluation.get("examples", []), config),
         "matrix": _matrix(evaluation),
         "confused": _confused(evaluation),
         "classes": [_row(row) for row in classes[:ROWS]],
@@ -47,12 +47,12 @@ def _figures(state: dict[str, Any], evaluation: dict[str, Any], log: Log) -> lis
         (f"{value:.4f}" if name == "loss" else f"{value:.2%}", f"held-out {name}")
         for name, value in state["metrics"].items()
     ]
-    pictures = f"{evaluation['images']:,}"
+    images = f"{evaluation['images']:,}"
     epoch = (f"{state['epoch']}", "epoch of the best weights")
-    return [*figures, *rate(log), (pictures, "held-out pictures"), epoch]
+    return [*figures, *rate(log), (images, "held-out images"), epoch]
 
 
-def _pictures(
+def _images(
     examples: Sequence[dict[str, Any]], config: TrainConfig
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     data = _Data(config, any(not Path(example["path"]).is_file() for example in examples))
@@ -62,7 +62,7 @@ def _pictures(
     for name, chosen in (("Surest mistakes", wrong), ("Right", _spread(right))):
         shown = [
             {**example, "source": source, "score": f"{example['score']:.0%}", "right": chosen is not wrong}
-            for example in chosen[:PICTURES]
+            for example in chosen[:IMAGES]
             if (source := data.thumbnail(example))
         ]
         if shown:
@@ -81,16 +81,16 @@ def _spread(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _Data:
-    """The pictures of an evaluation: files, or what lies in shards."""
+    """The images of an evaluation: files, or what lies in shards."""
 
     def __init__(self, config: TrainConfig, shards: bool) -> None:
         self.split: Split | None = None
         if shards:
-            with suppress(MetaFormerError):  # gone since the evaluation: a report needs no pictures
+            with suppress(MetaFormerError):  # gone since the evaluation: a report needs no images
                 self.split = open_split(config.data.root, config.data.val)
 
     def thumbnail(self, example: dict[str, Any]) -> str | None:
-        """A picture as a data address; None where it is gone since the evaluation."""
+        """A image as a data address; None where it is gone since the evaluation."""
         try:
             image = self._read(example["path"], example.get("index", -1))
         except MetaFormerError:

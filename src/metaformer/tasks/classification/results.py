@@ -12,10 +12,10 @@ from metaformer.tasks.outputs import confusion_values, write_report
 
 @dataclass(frozen=True)
 class Classification:
-    """The best classes of one picture."""
+    """The best classes of one image."""
 
     path: str
-    """Where the picture came from; empty for one that was handed over."""
+    """Where the image came from; empty for one that was handed over."""
     labels: tuple[str, ...]
     """Class names, best first."""
     scores: tuple[float, ...]
@@ -40,7 +40,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class Example:
-    """One evaluated picture, for the report."""
+    """One evaluated image, for the report."""
 
     path: str
     label: str
@@ -77,7 +77,7 @@ class EvalReport:
     real_images: int = 0
     """Images that have ReaL labels."""
     examples: tuple[Example, ...] = field(default=(), repr=False)
-    """Some pictures with their predictions: the surest mistakes, and some that are right."""
+    """Some images with their predictions: the surest mistakes, and some that are right."""
 
     @property
     def classes(self) -> list[str]:

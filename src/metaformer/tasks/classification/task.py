@@ -35,9 +35,9 @@ class Classify:
     Args:
         model: gives logits (B, K).
         name: what the model is called.
-        train: augmented training pictures; labels are the model's classes.
+        train: augmented training images; labels are the model's classes.
         evaluation: the validation data.
-        preprocess: how pictures become input when the model is used.
+        preprocess: how images become input when the model is used.
         criterion: the loss.
         mix: Mixup and CutMix; their targets replace the classes.
         mix_off_epoch: epoch from which nothing is mixed; 0 for never.
@@ -235,7 +235,7 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
 
 
 def preprocessing(config: TrainConfig) -> Preprocess:
-    """How a run's pictures become input in evaluation."""
+    """How a run's images become input in evaluation."""
     return Preprocess(
         config.data.image_size,
         config.evaluate.crop,
@@ -265,7 +265,7 @@ def read_names(path: str | None, classes: tuple[str, ...]) -> list[str] | None:
 
 
 def augmentation(config: TrainConfig) -> Callable[[Image], Tensor]:
-    """How a run's pictures become input in training, before they are mixed.
+    """How a run's images become input in training, before they are mixed.
 
     Raises:
         ConfigError: a value of `augment` out of range.

@@ -1,4 +1,4 @@
-"""Picture to tensor: the training pipelines of the papers, and the evaluation they are measured with."""
+"""Image to tensor: the training pipelines of the papers, and the evaluation they are measured with."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Normalise, Preprocess, Transform
+from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Normalize, Preprocess, Transform
 from metaformer.errors import ConfigError
 
 
@@ -27,9 +27,9 @@ def train_transform(
     std: Channels = IMAGENET_STD,
     splits: int = 1,
 ) -> Transform:
-    """Make timm's training pipeline: random crop, flips, auto-augmentation or jitter, normalise, erase.
+    """Make timm's training pipeline: random crop, flips, auto-augmentation or jitter, normalize, erase.
 
-    The keywords are the fields of the run's `augment` section. The result maps an RGB picture to
+    The keywords are the fields of the run's `augment` section. The result maps an RGB image to
     (3, H, W), or with `splits` views to (splits, 3, H, W): one random crop, first clean, then augmented.
 
     Raises:
@@ -85,16 +85,16 @@ def _timm_pipeline(auto_augment: str | None, **options: Any) -> tuple[Any, Any, 
             )
     for step in augment.transforms:
         allow_no_bits(step)
-    normalise = Normalise(options["mean"], options["std"])
-    finish.transforms[:2] = [normalise]  # ToTensor and Normalize
-    return crop, augment, finish, normalise
+    normalize = Normalize(options["mean"], options["std"])
+    finish.transforms[:2] = [normalize]  # ToTensor and Normalize
+    return crop, augment, finish, normalize
 
 
 def allow_no_bits(step: Any) -> None:
     """Let the Posterize operations of one of timm's auto-augmentations keep no bits at all.
 
     rand-m9-mstd0.5-inc1 asks for that whenever its magnitude reaches 10, which Pillow 13 answers with an
-    error and the Pillow of the published runs with a black picture.
+    error and the Pillow of the published runs with a black image.
     """
     from timm.data.auto_augment import posterize
 
@@ -115,15 +115,15 @@ class _Train:
         self.crop, self.augment, self.finish, self.clean = crop, augment, finish, clean
         self.splits = splits
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        cropped = self.crop(picture)
+    def __call__(self, image: Image.Image) -> Tensor:
+        cropped = self.crop(image)
         if self.splits == 1:
             return self._augmented(cropped)
         views = [self.clean(cropped)] + [self._augmented(cropped) for _ in range(self.splits - 1)]
         return torch.stack(views)
 
-    def _augmented(self, picture: Image.Image) -> Tensor:
-        tensor: Tensor = self.finish(self.augment(picture))
+    def _augmented(self, image: Image.Image) -> Tensor:
+        tensor: Tensor = self.finish(self.augment(image))
         return tensor
 
 
@@ -135,10 +135,10 @@ def eval_transform(
     std: Channels = IMAGENET_STD,
     crops: int = 1,
 ) -> Transform:
-    """Make the evaluation pipeline: shorter edge to floor(image_size / crop), centre crop, normalise.
+    """Make the evaluation pipeline: shorter edge to floor(image_size / crop), center crop, normalize.
 
-    Pillow resizes, since published accuracies were measured so. The result maps an RGB picture to
-    (3, H, W); with `crops=5`, the four corners and the centre, to (5, 3, H, W).
+    Pillow resizes, since published accuracies were measured so. The result maps an RGB image to
+    (3, H, W); with `crops=5`, the four corners and the center, to (5, 3, H, W).
 
     Raises:
         ConfigError: a value out of range.

@@ -1,4 +1,4 @@
-"""Predictions to files: JSON lines, CSV, annotated pictures."""
+"""Predictions to files: JSON lines, CSV, annotated images."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from metaformer.visualize.text import INK, drawable, fitted, magnification, on_p
 
 
 def write_predictions(
-    results: Iterable[Classification], out: str | Path | None, pictures: bool = False
+    results: Iterable[Classification], out: str | Path | None, images: bool = False
 ) -> Iterator[str]:
     """Write results where and as `out` says, and yield what there is to print.
 
@@ -23,15 +23,15 @@ def write_predictions(
         results: the predictions.
         out: None yields the JSON lines themselves; a name ending in .jsonl or .csv is that file; another
             is a folder for both.
-        pictures: also write annotated pictures, to the folder `pictures` there.
+        images: also write annotated images, to the folder `images` there.
 
     Raises:
         OutputError: a place that cannot be written to.
-        ConfigError: pictures without a place for them.
+        ConfigError: images without a place for them.
     """
     if out is None:
-        if pictures:
-            raise ConfigError("annotated pictures need a place: give the output file or folder")
+        if images:
+            raise ConfigError("annotated images need a place: give the output file or folder")
         yield from (json.dumps(result.to_dict(), ensure_ascii=False) for result in results)
         return
     place = Path(out)
@@ -43,14 +43,14 @@ def write_predictions(
     else:
         yield f"{len(found)} predictions: {write_jsonl(found, place / 'predictions.jsonl')}"
         yield f"{len(found)} predictions: {write_csv(found, place / 'predictions.csv')}"
-    if pictures:
-        folder = (place.parent if lone is not None else place) / "pictures"
-        write_pictures(found, folder)
-        yield f"{len(found)} annotated pictures: {folder}"
+    if images:
+        folder = (place.parent if lone is not None else place) / "images"
+        write_images(found, folder)
+        yield f"{len(found)} annotated images: {folder}"
 
 
 def write_jsonl(results: Iterable[Classification], path: str | Path) -> Path:
-    """Write one JSON object per picture and line: path, labels, scores, indices.
+    """Write one JSON object per image and line: path, labels, scores, indices.
 
     Raises:
         OutputError: the file cannot be written.
@@ -62,7 +62,7 @@ def write_jsonl(results: Iterable[Classification], path: str | Path) -> Path:
 
 
 def write_csv(results: Iterable[Classification], path: str | Path) -> Path:
-    """Write one row per picture: path, label, score, then the further classes with theirs.
+    """Write one row per image: path, label, score, then the further classes with theirs.
 
     Raises:
         OutputError: the file cannot be written.
@@ -84,8 +84,8 @@ def write_csv(results: Iterable[Classification], path: str | Path) -> Path:
     return Path(path)
 
 
-def write_pictures(results: Iterable[Classification], folder: str | Path) -> list[Path]:
-    """Write each picture with its classes drawn below, as JPEG files in a folder.
+def write_images(results: Iterable[Classification], folder: str | Path) -> list[Path]:
+    """Write each image with its classes drawn below, as JPEG files in a folder.
 
     Raises:
         OutputError: the folder cannot be written to.
@@ -103,7 +103,7 @@ def write_pictures(results: Iterable[Classification], folder: str | Path) -> lis
 
 
 def annotate(image: Image.Image, result: Classification, rows: int = 3) -> Image.Image:
-    """Draw the best classes, each with a bar for its probability, below a picture."""
+    """Draw the best classes, each with a bar for its probability, below a image."""
     image = image.convert("RGB")
     if (size := drawable(image.size)) != image.size:
         image = image.resize(size)
@@ -117,9 +117,9 @@ def annotate(image: Image.Image, result: Classification, rows: int = 3) -> Image
     for row, (label, score) in enumerate(zip(result.labels[:rows], result.scores, strict=False)):
         top = image.height + pad + row * line
         full = canvas.width - 2 * pad
-        colour = (64, 140, 255) if row == 0 else (88, 96, 112)
+        color = (64, 140, 255) if row == 0 else (88, 96, 112)
         draw.rectangle((pad, top, pad + full, top + line - pad), fill=(40, 44, 52))
-        draw.rectangle((pad, top, pad + round(full * score), top + line - pad), fill=colour)
+        draw.rectangle((pad, top, pad + round(full * score), top + line - pad), fill=color)
         middle = top + (line - pad) / 2
         number = f"{score:.1%}"
         room = full - draw.textlength(number, font) - 3 * pad

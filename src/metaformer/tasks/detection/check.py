@@ -1,4 +1,4 @@
-"""`metaformer data check` where pictures have objects."""
+"""`metaformer data check` where images have objects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 from metaformer.data.check_report import CheckReport, Finding, quiet
 from metaformer.data.class_lists import Names
-from metaformer.data.image import picture_size
+from metaformer.data.image import image_size
 from metaformer.data.scan import Seen, bad_ones, reason, survey
 from metaformer.errors import BadImage, DataError
 from metaformer.tasks.detection.dataset import READERS, DetectionFolder
@@ -25,7 +25,7 @@ def check_objects(
     workers: int | None = None,
     progress: bool = True,
 ) -> CheckReport:
-    """Read all pictures and annotations of a data set and report everything that is wrong with it.
+    """Read all images and annotations of a data set and report everything that is wrong with it.
 
     Args:
         root: the data set.
@@ -56,7 +56,7 @@ class _Check:
         self.findings: list[Finding] = []
         self.summaries: list[DetectionSummary] = []
         self.known: dict[bytes, str] | None = None
-        """Name of the training picture with these pixels, once training has been looked at."""
+        """Name of the training image with these pixels, once training has been looked at."""
 
     def add(self, grade: Literal["error", "warning"], kind: str, text: str) -> None:
         self.findings.append(Finding(grade, kind, text))
@@ -75,15 +75,15 @@ class _Check:
         folder = DetectionFolder(place, annotated)
         seen = survey(folder, workers=self.workers, label=name, progress=self.progress)
         for one in seen:
-            self._picture(folder, one)
+            self._image(folder, one)
         self._objects(folder)
         self._copies(folder, seen)
-        self.summaries.append(summarise(name, folder, seen))
+        self.summaries.append(summarize(name, folder, seen))
         if len(self.summaries) == 1:
             self.classes = folder.classes
             self._classes(folder)
 
-    def _picture(self, folder: DetectionFolder, seen: Seen) -> None:
+    def _image(self, folder: DetectionFolder, seen: Seen) -> None:
         path = folder.path(seen.index)
         if seen.trouble:
             self.add("error", "unreadable", f"{path}: {seen.trouble}")
@@ -103,8 +103,8 @@ class _Check:
             self.add("warning", "tiny", f"{self._name(folder, row)}: is narrower than a pixel: never learned")
 
     def _name(self, folder: DetectionFolder, row: int) -> str:
-        picture = folder.path(int(folder.objects.pictures[row]))
-        return f"{folder.annotations}: annotation {folder.objects.instance(row).id} of {picture.name}"
+        image = folder.path(int(folder.objects.images[row]))
+        return f"{folder.annotations}: annotation {folder.objects.instance(row).id} of {image.name}"
 
     def _copies(self, folder: DetectionFolder, seen: Sequence[Seen]) -> None:
         """Tell of the same pixels with other objects, and in training and validation."""
@@ -117,11 +117,9 @@ class _Check:
             what = folder.objects.labels[rows].tobytes() + folder.objects.boxes[rows].tobytes()
             other = here.setdefault(one.digest, name)
             if objects.setdefault(one.digest, what) != what:
-                self.add(
-                    "warning", "contradiction", f"{name}: the same picture as {other}, with other objects"
-                )
+                self.add("warning", "contradiction", f"{name}: the same image as {other}, with other objects")
             if self.known is not None and one.digest in self.known:
-                same = f"{name}: the same picture as {self.known[one.digest]} of the training split"
+                same = f"{name}: the same image as {self.known[one.digest]} of the training split"
                 self.add("warning", "leak", same)
         if self.known is None:
             self.known = here
@@ -143,20 +141,20 @@ class ObjectCount:
 
     objects: int
     """Crowds not counted."""
-    pictures: int
-    """How many pictures show it."""
+    images: int
+    """How many images show it."""
 
 
 @dataclass(frozen=True)
 class DetectionSummary:
-    """Pictures with objects of one split."""
+    """Images with objects of one split."""
 
     name: str
-    pictures: int
+    images: int
     unreadable: int
-    """Pictures that cannot be used."""
+    """Images that cannot be used."""
     empty: int
-    """Pictures without object."""
+    """Images without object."""
     objects: int
     crowds: int
     """How many of the objects are crowds, or too hard to tell."""
@@ -164,10 +162,10 @@ class DetectionSummary:
     """How many of the objects have an outline."""
     per_class: dict[str, ObjectCount]
     narrowest: tuple[int, int]
-    """Width and height of the picture with the fewest pixels."""
+    """Width and height of the image with the fewest pixels."""
     median: tuple[int, int]
     widest: tuple[int, int]
-    """Width and height of the picture with the most pixels."""
+    """Width and height of the image with the most pixels."""
 
     def text(self) -> str:
         """Give a line."""
@@ -176,19 +174,19 @@ class DetectionSummary:
         shown = sum(one.objects > 0 for one in self.per_class.values())
         crowds = f", {self.crowds:,} crowds" if self.crowds else ""
         return (
-            f"{self.name}: {self.pictures:,} pictures{bad}, {self.empty:,} of them empty, with "
+            f"{self.name}: {self.images:,} images{bad}, {self.empty:,} of them empty, with "
             f"{self.objects:,} objects ({self.outlined:,} with masks{crowds}) of {shown:,} of "
             f"{len(self.per_class):,} classes; sizes {sizes}, median {self.median[0]}x{self.median[1]}"
         )
 
 
-def summarise(name: str, folder: DetectionFolder, seen: Sequence[Seen]) -> DetectionSummary:
+def summarize(name: str, folder: DetectionFolder, seen: Sequence[Seen]) -> DetectionSummary:
     """Sum up what was seen of a split."""
     table = folder.objects
     single = ~table.crowd
     objects = np.bincount(table.labels[single], minlength=len(folder.classes)).tolist()
-    pairs = np.unique(np.stack([table.labels[single], table.pictures[single]]), axis=1)
-    pictures = np.bincount(pairs[0], minlength=len(folder.classes)).tolist()
+    pairs = np.unique(np.stack([table.labels[single], table.images[single]]), axis=1)
+    images = np.bincount(pairs[0], minlength=len(folder.classes)).tolist()
     good = [(one.width, one.height) for one in seen if not one.trouble]
     sizes = sorted(good, key=lambda size: size[0] * size[1]) or [(0, 0)]
     bad = [one.trouble or folder.misfit(one.index, (one.width, one.height)) for one in seen]
@@ -196,11 +194,11 @@ def summarise(name: str, folder: DetectionFolder, seen: Sequence[Seen]) -> Detec
         name,
         len(seen),
         sum(map(bool, bad)),
-        len(folder) - len(np.unique(table.pictures)),
+        len(folder) - len(np.unique(table.images)),
         len(table),
         int(table.crowd.sum()),
         int(table.outlined.sum()),
-        {label: ObjectCount(objects[place], pictures[place]) for place, label in enumerate(folder.classes)},
+        {label: ObjectCount(objects[place], images[place]) for place, label in enumerate(folder.classes)},
         sizes[0],
         sizes[len(sizes) // 2],
         sizes[-1],
@@ -215,12 +213,12 @@ def check_sizes(
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Look at the header of every picture: that it is one, of the size that its annotations have.
+    """Look at the header of every image: that it is one, of the size that its annotations have.
 
     Args:
         folder: the data.
         part: which share to look at, and of how many: a process's rank and the number of processes.
-        skip_bad: let a few bad ones pass, which a training that leaves out bad pictures will then name.
+        skip_bad: let a few bad ones pass, which a training that leaves out bad images will then name.
         workers: processes that read; one per core when not given.
         progress: show a bar on stderr.
 
@@ -228,7 +226,7 @@ def check_sizes(
         BadImage: the first that cannot be used; the message says how many more there are.
         ConfigError: fewer than one process.
     """
-    label = f"pictures of {folder.split}"
+    label = f"images of {folder.split}"
     bad = bad_ones(folder, see_size, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress)
     if bad:
         more = f" (and {len(bad) - 1:,} more bad files; metaformer data check tells all)"
@@ -236,9 +234,9 @@ def check_sizes(
 
 
 def see_size(folder: DetectionFolder, index: int) -> Seen:
-    """Read the header of a picture."""
+    """Read the header of a image."""
     try:
-        size = picture_size(folder.path(index))
+        size = image_size(folder.path(index))
     except DataError as error:
         return Seen(index, trouble=reason(error))
     return Seen(index, *size, trouble=folder.misfit(index, size))

@@ -1,4 +1,4 @@
-"""A data set whose pictures have objects: boxes with classes, and their outlines."""
+"""A data set whose images have objects: boxes with classes, and their outlines."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.data.batch import Bad, Batch, Item
-from metaformer.data.class_lists import Colour, Names, palette_for
+from metaformer.data.class_lists import Color, Names, palette_for
 from metaformer.data.dataset import Augmented, seeded
 from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class DetectionFolder:
-    """Pictures of one split with their objects; `open_detection` makes it.
+    """Images of one split with their objects; `open_detection` makes it.
 
     Args:
         place: where the files lie.
@@ -47,11 +47,11 @@ class DetectionFolder:
     """
 
     def __init__(self, place: Place, annotated: Annotated) -> None:
-        self.folder, self.split, self.layout = place.pictures, place.split, place.layout
+        self.folder, self.split, self.layout = place.images, place.split, place.layout
         self.annotations = place.labels
         """The file of annotations, or their folder."""
         self.classes, self.category_ids = annotated.classes, annotated.category_ids
-        self.palette: tuple[Colour, ...] = palette_for(self.classes)
+        self.palette: tuple[Color, ...] = palette_for(self.classes)
         """Red, green and blue of each class."""
         self.objects = annotated.objects
         """All objects, packed."""
@@ -62,7 +62,7 @@ class DetectionFolder:
 
     @property
     def labels(self) -> Sequence[int]:
-        """One label per picture, as `Source` wants it; all are 0, since classes are those of objects."""
+        """One label per image, as `Source` wants it; all are 0, since classes are those of objects."""
         return [0] * len(self)
 
     @property
@@ -71,25 +71,25 @@ class DetectionFolder:
         return bool(self.objects.outlined.all())
 
     def path(self, index: int) -> Path:
-        """Tell where a picture lies."""
+        """Tell where a image lies."""
         return self.folder / self._files[index]
 
     def image_id(self, index: int) -> int:
-        """Tell the number of a picture: COCO's, or its place counted from 1."""
+        """Tell the number of a image: COCO's, or its place counted from 1."""
         return int(self._ids[index])
 
     def size(self, index: int) -> tuple[int, int]:
-        """Tell the width and height of a picture, as its annotations have it."""
+        """Tell the width and height of a image, as its annotations have it."""
         width, height = self._sizes[index].tolist()
         return width, height
 
     def aspect(self, index: int) -> float:
-        """Tell the width of a picture over its height."""
+        """Tell the width of a image over its height."""
         width, height = self.size(index)
         return width / height
 
     def image(self, index: int) -> Image.Image:
-        """Read a picture as RGB.
+        """Read a image as RGB.
 
         Raises:
             BadImage: it cannot be read.
@@ -97,26 +97,26 @@ class DetectionFolder:
         return read_image(self.path(index))
 
     def instances(self, index: int) -> tuple[Instance, ...]:
-        """Tell of a picture's objects."""
+        """Tell of a image's objects."""
         return tuple(self.objects.instance(row) for row in self.objects.of(index).tolist())
 
     def example(self, index: int, masks: bool = False) -> tuple[Image.Image, Targets]:
-        """Read a picture, and give its objects, with masks (N, H, W) where they are asked for.
+        """Read a image, and give its objects, with masks (N, H, W) where they are asked for.
 
         Raises:
-            BadImage: the picture cannot be read, or has another size than its annotations say.
+            BadImage: the image cannot be read, or has another size than its annotations say.
             DataError: masks of a data set that was opened without, or has none.
         """
-        picture = self.image(index)
-        if trouble := self.misfit(index, picture.size):
+        image = self.image(index)
+        if trouble := self.misfit(index, image.size):
             raise BadImage(self.path(index), trouble)
         rows = self.objects.of(index)
         drawn = None
         if masks:
             if not self.objects.outlined[rows].all():
                 raise DataError(f"{self.path(index)}: objects without masks: open the data with masks=True")
-            drawn = torch.from_numpy(self.objects.masks(rows, (picture.height, picture.width)))
-        return picture, Targets(
+            drawn = torch.from_numpy(self.objects.masks(rows, (image.height, image.width)))
+        return image, Targets(
             boxes=torch.from_numpy(self.objects.corners(rows)).float(),
             labels=torch.from_numpy(self.objects.labels[rows]).long(),
             masks=drawn,
@@ -133,15 +133,15 @@ class DetectionFolder:
             what = "no object but crowds" if len(self.objects) else "no object at all"
             raise DataError(f"{self.annotations}: {what} in the split {self.split!r}: add annotations")
 
-    def misfit(self, index: int, picture: tuple[int, int]) -> str:
-        """Say how a picture's size differs from what the annotations say; empty where it does not."""
+    def misfit(self, index: int, image: tuple[int, int]) -> str:
+        """Say how a image's size differs from what the annotations say; empty where it does not."""
         said = self.size(index)
-        if said == picture:
+        if said == image:
             return ""
-        told = f"is {picture[0]}x{picture[1]}, but {said[0]}x{said[1]} as {self.annotations} has it"
-        if said == picture[::-1]:
-            return f"{told}: pictures are turned as their EXIF orientation says, and boxes must be of that"
-        return f"{told}: boxes are of another picture, or of another size of it"
+        told = f"is {image[0]}x{image[1]}, but {said[0]}x{said[1]} as {self.annotations} has it"
+        if said == image[::-1]:
+            return f"{told}: images are turned as their EXIF orientation says, and boxes must be of that"
+        return f"{told}: boxes are of another image, or of another size of it"
 
     def document(self) -> dict[str, Any]:
         """Give all annotations in COCO's form: boxes as in the file, classes in the order of labels."""
@@ -181,12 +181,12 @@ def open_detection(
     masks: bool | None = False,
     on_bad: Literal["error", "skip"] = "error",
 ) -> DetectionFolder:
-    """Open the pictures and objects of a split; all annotations are read and checked, and no picture.
+    """Open the images and objects of a split; all annotations are read and checked, and no image.
 
     Args:
         root: the data set.
         split: its name; `train` and `val` are translated to what the layout calls them.
-        layout: `coco`, `voc`, `yolo`, or `auto` to recognise it.
+        layout: `coco`, `voc`, `yolo`, or `auto` to recognize it.
         classes: names of the classes, or a text file of them, one a line, in the order of labels: those of a
             checkpoint, or where the data set brings none. The data set's own must be among them.
         masks: keep the outlines, of which every object must have one; None keeps those that there are.
@@ -194,7 +194,7 @@ def open_detection(
             0.1 % of all. COCO's train2017 has two, of height 0.
 
     Raises:
-        DataError: the layout is another one, a picture is missing, or an annotation cannot be used; the
+        DataError: the layout is another one, a image is missing, or an annotation cannot be used; the
             message names the first and says how many more there are.
         UnknownName: there is no such layout.
     """
@@ -211,16 +211,16 @@ def open_detection(
         more = f" ({len(faults) - 1:,} more such; metaformer data check tells all)"
         raise DataError(faults[0].text + (more if len(faults) > 1 else ""))
     if not annotated.files:
-        raise DataError(f"{place.labels}: no pictures")
+        raise DataError(f"{place.labels}: no images")
     return DetectionFolder(place, annotated)
 
 
 class AugmentedScenes(Augmented):
-    """The same of pictures with the objects on them, which are transformed together.
+    """The same of images with the objects on them, which are transformed together.
 
     Args:
-        source: the pictures and objects.
-        transform: RGB picture and its objects to a tensor and the objects on that; see `Augmented`.
+        source: the images and objects.
+        transform: RGB image and its objects to a tensor and the objects on that; see `Augmented`.
         seed: the run's seed.
         masks: make the objects' masks, for those who learn from them.
     """
@@ -243,11 +243,11 @@ class AugmentedScenes(Augmented):
         return Batch(batch, torch.zeros(len(indices), dtype=torch.int64), indices, bad, filled, sizes)
 
     def __getitem__(self, sample: Sample) -> Item:
-        """Make one sample: its picture (3, h, w), its objects in pixels of that, and its index.
+        """Make one sample: its image (3, h, w), its objects in pixels of that, and its index.
 
         Raises:
-            BadImage: the picture cannot be read, or is of another size than its annotations say.
+            BadImage: the image cannot be read, or is of another size than its annotations say.
         """
-        picture, targets = self.scenes.example(sample.index, self.masks)
+        image, targets = self.scenes.example(sample.index, self.masks)
         with seeded(sample_seed(self.seed, sample)):
-            return *self.transform(picture, targets), sample.index
+            return *self.transform(image, targets), sample.index

@@ -1,4 +1,4 @@
-"""Objects drawn on their picture: boxes and masks in class colours, with names and scores."""
+"""Objects drawn on their image: boxes and masks in class colors, with names and scores."""
 
 import colorsys
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from metaformer.data.rle import Mask, decode
 from metaformer.tasks.detection.results import DetectedObjects
-from metaformer.visualize.text import INK, PANEL, Colour, Font, drawable, fitted, magnification
+from metaformer.visualize.text import INK, PANEL, Color, Font, drawable, fitted, magnification
 
 SMALLEST_WIDTH = 384
-"""Smaller pictures are enlarged, so that names can be read."""
+"""Smaller images are enlarged, so that names can be read."""
 STRENGTH = 0.45
-"""Share of the class colour in an object's pixels."""
+"""Share of the class color in an object's pixels."""
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom."""
 
@@ -25,20 +25,20 @@ class Shape(NamedTuple):
     """One object as it is drawn."""
 
     box: Box
-    """In the picture's pixels."""
+    """In the image's pixels."""
     text: str
     """What stands at the box; nothing where it is empty."""
-    colour: Colour
+    color: Color
     mask: Mask | None = None
-    """Run lengths of its pixels; the whole of it is stretched over the whole picture."""
+    """Run lengths of its pixels; the whole of it is stretched over the whole image."""
 
 
-def annotate(picture: Image.Image, objects: DetectedObjects) -> Image.Image:
-    """Draw the objects of a picture, with class and score of each; small pictures are enlarged."""
+def annotate(image: Image.Image, objects: DetectedObjects) -> Image.Image:
+    """Draw the objects of a image, with class and score of each; small images are enlarged."""
     masks = objects.masks or (None,) * len(objects)
     rows = zip(objects.boxes.tolist(), objects.labels.tolist(), objects.scores.tolist(), masks, strict=True)
     return drawn(
-        picture,
+        image,
         [
             Shape(tuple(box), f"{objects.classes[label]} {score:.2f}", objects.palette[label], mask)
             for box, label, score, mask in rows
@@ -46,23 +46,23 @@ def annotate(picture: Image.Image, objects: DetectedObjects) -> Image.Image:
     )
 
 
-def drawn(picture: Image.Image, shapes: Sequence[Shape], width: int = SMALLEST_WIDTH) -> Image.Image:
-    """Draw objects over a picture, the first on top of the others.
+def drawn(image: Image.Image, shapes: Sequence[Shape], width: int = SMALLEST_WIDTH) -> Image.Image:
+    """Draw objects over a image, the first on top of the others.
 
     Args:
-        picture: of any size.
+        image: of any size.
         shapes: the objects, the most important first.
         width: pixels that the drawing is at least wide.
     """
-    size = drawable(picture.size)
+    size = drawable(image.size)
     magnify = magnification(size, width)
-    canvas = picture.convert("RGB").resize((size[0] * magnify, size[1] * magnify), Image.Resampling.BICUBIC)
-    across, down = canvas.width / picture.width, canvas.height / picture.height
+    canvas = image.convert("RGB").resize((size[0] * magnify, size[1] * magnify), Image.Resampling.BICUBIC)
+    across, down = canvas.width / image.width, canvas.height / image.height
     thick = max(2, round(min(canvas.size) / 250))
     placed = [
         one._replace(
             box=(one.box[0] * across, one.box[1] * down, one.box[2] * across, one.box[3] * down),
-            colour=vivid(one.colour),
+            color=vivid(one.color),
         )
         for one in shapes
     ]
@@ -72,20 +72,20 @@ def drawn(picture: Image.Image, shapes: Sequence[Shape], width: int = SMALLEST_W
         left, top, right, bottom = one.box
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
         draw.rectangle(tuple(np.add(corners, (-1, -1, 1, 1))), outline=PANEL, width=thick + 2)
-        draw.rectangle(corners, outline=one.colour, width=thick)
+        draw.rectangle(corners, outline=one.color, width=thick)
     _write(draw, placed, canvas.size)
     return canvas
 
 
-def vivid(colour: Colour) -> Colour:
-    """A class colour made so bright that a line of it is seen; which it is stays as it was."""
-    hue, saturation, value = colorsys.rgb_to_hsv(*(part / 255 for part in colour))
+def vivid(color: Color) -> Color:
+    """A class color made so bright that a line of it is seen; which it is stays as it was."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(part / 255 for part in color))
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, 0.5 + value / 2)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def _masked(canvas: Image.Image, shapes: Sequence[Shape], thick: int) -> Image.Image:
-    """Blend the masks' colours in, each with a line around it."""
+    """Blend the masks' colors in, each with a line around it."""
     if all(one.mask is None for one in shapes):
         return canvas
     pixels = np.array(canvas)
@@ -93,9 +93,9 @@ def _masked(canvas: Image.Image, shapes: Sequence[Shape], thick: int) -> Image.I
         if one.mask is None:
             continue
         region, inside = _part(decode(one.mask), one.box, canvas.size)
-        under, colour = pixels[region], np.array(one.colour)
-        under[inside] = under[inside] * (1 - STRENGTH) + colour * STRENGTH
-        under[_edge(inside, thick // 2)] = colour
+        under, color = pixels[region], np.array(one.color)
+        under[inside] = under[inside] * (1 - STRENGTH) + color * STRENGTH
+        under[_edge(inside, thick // 2)] = color
     return Image.fromarray(pixels)
 
 
@@ -130,7 +130,7 @@ def _write(draw: ImageDraw.ImageDraw, shapes: Sequence[Shape], size: tuple[int, 
     letters = min(max(round((size[0] * size[1]) ** 0.5 / 40), 12), 64)
     font, pad = ImageFont.load_default(letters), max(2, letters // 5)
     taken = np.zeros((len(shapes), 4))  # a scene may hold thousands of objects
-    tags: list[tuple[Box, str, Colour]] = []
+    tags: list[tuple[Box, str, Color]] = []
     for one in shapes:
         if one.text:
             text = fitted(one.text, size[0] - 2 * pad, draw, font)
@@ -138,9 +138,9 @@ def _write(draw: ImageDraw.ImageDraw, shapes: Sequence[Shape], size: tuple[int, 
                 one.box, draw.textlength(text, font) + 2 * pad, letters * 1.25, size, taken[: len(tags)]
             )
             taken[len(tags)] = tag
-            tags.append((tag, text, one.colour))
-    for tag, text, colour in reversed(tags):
-        _tag(draw, tag, text, colour, font, pad)
+            tags.append((tag, text, one.color))
+    for tag, text, color in reversed(tags):
+        _tag(draw, tag, text, color, font, pad)
 
 
 def _free(box: Box, width: float, height: float, size: tuple[int, int], taken: NDArray[np.float64]) -> Box:
@@ -165,7 +165,7 @@ def _covered(places: NDArray[np.float64], taken: NDArray[np.float64]) -> NDArray
     return shared
 
 
-def _tag(draw: ImageDraw.ImageDraw, tag: Box, text: str, colour: Colour, font: Font, pad: int) -> None:
-    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    draw.rectangle(tag, fill=colour)
+def _tag(draw: ImageDraw.ImageDraw, tag: Box, text: str, color: Color, font: Font, pad: int) -> None:
+    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    draw.rectangle(tag, fill=color)
     draw.text((tag[0] + pad, (tag[1] + tag[3]) / 2), text, PANEL if bright > 130 else INK, font, anchor="lm")

@@ -1,4 +1,4 @@
-"""Measuring a detector: every picture once, in its own pixels, by however many processes."""
+"""Measuring a detector: every image once, in its own pixels, by however many processes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +28,8 @@ class DetectEvaluation:
     """A validation set and the way it is looked at; `run` measures one network.
 
     Args:
-        source: pictures and their objects.
-        preprocess: how pictures become input.
+        source: images and their objects.
+        preprocess: how images become input.
         inference: in one view or several; one when not given.
         masks: measure masks, too.
         workers: processes that read.
@@ -62,7 +62,7 @@ class DetectEvaluation:
         # Workers resize, where one size is all that the network wants.
         self.resized = self.inference.scales == (1.0,)
         self.loader = Loader(
-            AugmentedScenes(source, _Picture(preprocess if self.resized else None), masks=False),
+            AugmentedScenes(source, _Image(preprocess if self.resized else None), masks=False),
             sampler,
             workers=workers,
             pin_memory=pin_memory,
@@ -79,7 +79,7 @@ class DetectEvaluation:
         """Measure; `forward` finds objects in images (B, 3, h, w).
 
         Raises:
-            TrainingError: boxes or scores that are not finite; the message names the picture.
+            TrainingError: boxes or scores that are not finite; the message names the image.
             Interrupted: `stop` said so, on whatever rank.
         """
         precision = AveragePrecision(self.document, self.kinds)
@@ -97,15 +97,13 @@ class DetectEvaluation:
         )
 
     def _found(self, forward: DetectForward) -> Iterator[tuple[int, DetectedObjects]]:
-        """Look at picture after picture; what can go wrong does so in here, where all ranks hear of it."""
+        """Look at image after image; what can go wrong does so in here, where all ranks hear of it."""
         for batch in self.loader:
             index, (height, width) = int(batch.indices[0]), batch.sizes[0]
-            image = batch.images[0, :, :height, :width]
-            picture = image if self.resized else Image.fromarray(image.permute(1, 2, 0).numpy())
+            x = batch.images[0, :, :height, :width]
+            image = x if self.resized else Image.fromarray(x.permute(1, 2, 0).numpy())
             size, name = self.source.size(index), self.source.path(index)
-            found = self.inference.detections(
-                forward, picture, self.preprocess, (size[1], size[0]), name=name
-            )
+            found = self.inference.detections(forward, image, self.preprocess, (size[1], size[0]), name=name)
             yield (
                 index,
                 DetectedObjects.from_detections(
@@ -118,21 +116,21 @@ class DetectEvaluation:
         self.loader.close()
 
 
-class _Picture:
-    """A picture as input, or as it is, (3, h, w); its objects are those of the document."""
+class _Image:
+    """A image as input, or as it is, (3, h, w); its objects are those of the document."""
 
     def __init__(self, preprocess: DetectionPreprocess | None) -> None:
         self.transform = None if preprocess is None else preprocess.transform()
 
-    def __call__(self, picture: Image.Image, targets: Targets) -> tuple[Tensor, Targets]:
+    def __call__(self, image: Image.Image, targets: Targets) -> tuple[Tensor, Targets]:
         none = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
         if self.transform is not None:
-            return self.transform(picture), none
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1), none
+            return self.transform(image), none
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1), none
 
 
 EXAMPLES = 6
-"""Pictures of each kind, the worst and the best, that a report keeps."""
+"""Images of each kind, the worst and the best, that a report keeps."""
 
 
 SCORE = 0.3
@@ -149,13 +147,13 @@ THUMBNAIL = 256
 
 @dataclass
 class Examples:
-    """The worst and the best pictures so far."""
+    """The worst and the best images so far."""
 
     worst: list[DetectExample] = field(default_factory=list)
     best: list[DetectExample] = field(default_factory=list)
 
     def update(self, index: int, found: DetectedObjects, truth: Sequence[Instance]) -> None:
-        """Look at a picture: its place in the data set, what was found, what is annotated."""
+        """Look at a image: its place in the data set, what was found, what is annotated."""
         sure = found.filtered(SCORE)
         f1 = agreement(sure, truth)
         if f1 is None:
@@ -178,7 +176,7 @@ class Examples:
 
 
 def agreement(found: DetectedObjects, truth: Sequence[Instance]) -> float | None:
-    """F1 of the boxes of one picture, each taken for the one it covers best; crowds neither help nor harm.
+    """F1 of the boxes of one image, each taken for the one it covers best; crowds neither help nor harm.
 
     None where there is nothing to find, and nothing was found.
     """

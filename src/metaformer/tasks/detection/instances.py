@@ -1,4 +1,4 @@
-"""The objects of all pictures of a split, packed: a COCO-sized set is a few arrays, which workers share."""
+"""The objects of all images of a split, packed: a COCO-sized set is a few arrays, which workers share."""
 
 from array import array
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ Segmentation = list[list[float]] | RunLengths
 class Row(NamedTuple):
     """One object, checked."""
 
-    picture: int
-    """Place of its picture in the split."""
+    image: int
+    """Place of its image in the split."""
     id: int
     label: int
     box: tuple[float, float, float, float]
@@ -53,7 +53,7 @@ class Instance:
     """An object: where it is and what."""
 
     box: tuple[float, float, float, float]
-    """Left, top, right and bottom in pixels, within the picture."""
+    """Left, top, right and bottom in pixels, within the image."""
     label: int
     """Its class, 0 to K − 1."""
     crowd: bool
@@ -67,23 +67,23 @@ class Instance:
 
 
 class InstanceTable:
-    """Objects by picture, in the order of their file.
+    """Objects by image, in the order of their file.
 
     Args:
-        rows: the objects, of any picture in any order; they are let go one after another.
-        sizes: width and height of each picture (N, 2).
+        rows: the objects, of any image in any order; they are let go one after another.
+        sizes: width and height of each image (N, 2).
     """
 
     def __init__(self, rows: list[Row | None], sizes: NDArray[np.int32]) -> None:
         self._sizes = sizes
-        pictures, ids, labels = array("i"), array("q"), array("i")
+        images, ids, labels = array("i"), array("q"), array("i")
         boxes, areas, numbers = array("d"), array("d"), array(_NUMBERS)
         crowd, forms = bytearray(), bytearray()
         rings, ends = array("q", [0]), array("q", [0])  # rings of each object; end of each in `numbers`
         for place, row in enumerate(rows):
             assert row is not None
             rows[place] = None
-            pictures.append(row.picture)
+            images.append(row.image)
             ids.append(row.id)
             labels.append(row.label)
             boxes.extend(row.box)
@@ -98,8 +98,8 @@ class InstanceTable:
                 ends.append(len(numbers))
             rings.append(len(ends) - 1)
         self.labels: NDArray[np.int32] = np.frombuffer(labels, dtype=np.int32)
-        self.pictures: NDArray[np.int32] = np.frombuffer(pictures, dtype=np.int32)
-        """The picture of each object."""
+        self.images: NDArray[np.int32] = np.frombuffer(images, dtype=np.int32)
+        """The image of each object."""
         self.crowd: NDArray[np.bool_] = np.frombuffer(crowd, dtype=np.bool_)
         self.boxes: NDArray[np.float64] = np.frombuffer(boxes, dtype=np.float64).reshape(-1, 4)
         """Left, top, width and height of each, as they are in the file."""
@@ -107,8 +107,8 @@ class InstanceTable:
         self._forms = np.frombuffer(forms, dtype=np.uint8)
         self._numbers = np.frombuffer(numbers, dtype=np.float64)
         self._rings, self._ends = np.frombuffer(rings, dtype=np.int64), np.frombuffer(ends, dtype=np.int64)
-        self._order = np.argsort(self.pictures, kind="stable")
-        self._starts = np.searchsorted(self.pictures[self._order], np.arange(len(sizes) + 1))
+        self._order = np.argsort(self.images, kind="stable")
+        self._starts = np.searchsorted(self.images[self._order], np.arange(len(sizes) + 1))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -118,17 +118,17 @@ class InstanceTable:
         """Which objects have an outline."""
         return self._forms != _NONE
 
-    def of(self, picture: int) -> NDArray[np.int64]:
-        """Places in the table of a picture's objects."""
-        return self._order[self._starts[picture] : self._starts[picture + 1]]
+    def of(self, image: int) -> NDArray[np.int64]:
+        """Places in the table of a image's objects."""
+        return self._order[self._starts[image] : self._starts[image + 1]]
 
     def corners(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Left, top, right and bottom of boxes, cut at the edges of their pictures: (N, 4)."""
-        boxes, limits = self.boxes[rows], np.tile(self._sizes[self.pictures[rows]], 2)
+        """Left, top, right and bottom of boxes, cut at the edges of their images: (N, 4)."""
+        boxes, limits = self.boxes[rows], np.tile(self._sizes[self.images[rows]], 2)
         return np.clip(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), 0, limits)
 
     def masks(self, rows: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Draw the outlines of one picture's objects: (N, H, W)."""
+        """Draw the outlines of one image's objects: (N, H, W)."""
         masks = np.zeros((len(rows), *size), dtype=np.bool_)
         for mask, row in zip(masks, rows.tolist(), strict=True):
             parts = self._parts(row)
@@ -155,7 +155,7 @@ class InstanceTable:
         if self._forms[row] == _POLYGONS:
             return [part.tolist() for part in parts]
         if self._forms[row] == _RUNS:
-            width, height = self._sizes[self.pictures[row]].tolist()
+            width, height = self._sizes[self.images[row]].tolist()
             return {"size": [height, width], "counts": parts[0].astype(np.int64).tolist()}
         return None
 

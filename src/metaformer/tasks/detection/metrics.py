@@ -35,12 +35,12 @@ Size = tuple[int, int]  # height, width
 
 
 class Found(NamedTuple):
-    """What was found in one picture."""
+    """What was found in one image."""
 
     image_id: int
-    """The picture's id in the document."""
+    """The image's id in the document."""
     boxes: ArrayLike
-    """Left, top, right and bottom (N, 4), in the picture's own pixels."""
+    """Left, top, right and bottom (N, 4), in the image's own pixels."""
     scores: ArrayLike
     """How sure each is (N,)."""
     labels: ArrayLike
@@ -84,7 +84,7 @@ class DetectionFigures:
     ap_large: float | None
     """Of objects of more than 96² pixels."""
     ar_1: float | None
-    """Share of the objects that the surest detection of each class and picture finds."""
+    """Share of the objects that the surest detection of each class and image finds."""
     ar_10: float | None
     ar_100: float | None
     ar_small: float | None
@@ -102,10 +102,10 @@ class DetectionFigures:
 
 
 class AveragePrecision:
-    """Detections of a data set, picture by picture, and what they come to.
+    """Detections of a data set, image by image, and what they come to.
 
     Args:
-        document: the data set's pictures, classes and objects in COCO's format.
+        document: the data set's images, classes and objects in COCO's format.
         kinds: what to measure; for `segm` all objects and detections need masks.
 
     Raises:
@@ -120,33 +120,33 @@ class AveragePrecision:
         self._found: dict[int, _Objects] = {}
 
     def update(self, found: Found) -> None:
-        """Take in one picture's detections; in pictures that are never given there are none.
+        """Take in one image's detections; in images that are never given there are none.
 
         Raises:
-            DataError: no such picture, or given before; values that cannot be.
+            DataError: no such image, or given before; values that cannot be.
         """
         number = found.image_id
         if number in self._found:
-            raise DataError(f"picture {number}: was counted before")
+            raise DataError(f"image {number}: was counted before")
         if number not in self.truth.sizes:
-            raise DataError(f"picture {number}: the data set has no such picture")
+            raise DataError(f"image {number}: the data set has no such image")
         try:
             objects = _objects(found, len(self.truth.names))
             if "segm" in self.kinds:
                 objects.add_masks(found.masks, self.truth.sizes[number])
         except DataError as error:
-            raise DataError(f"picture {number}: {error}") from error
+            raise DataError(f"image {number}: {error}") from error
         self._found[number] = objects
 
     def result(self) -> dict[Kind, DetectionFigures]:
         """The figures over all ranks; every rank works them out.
 
         Raises:
-            DataError: two ranks were given the same picture.
+            DataError: two ranks were given the same image.
         """
         everything = dict(parts := collect(list(self._found.items())))
         if len(everything) < len(parts):
-            raise DataError("a picture was counted by two ranks")
+            raise DataError("a image was counted by two ranks")
         with _no_collection():
             return {kind: _figures(self.truth, everything, kind) for kind in self.kinds}
 
@@ -163,7 +163,7 @@ def coco_figures(
 
 @dataclass(eq=False)
 class _Objects:
-    """Detections of a picture that native code may have."""
+    """Detections of a image that native code may have."""
 
     boxes: NDArray[np.float64]
     """Left, top, width and height."""
@@ -204,9 +204,9 @@ def _objects(found: Found, classes: int) -> _Objects:
 
 
 class GroundTruth:
-    """Pictures, classes and objects of a document in COCO's format.
+    """Images, classes and objects of a document in COCO's format.
 
-    Pictures are numbered from 1 in the order of their ids, classes in the order in which they stand, objects
+    Images are numbered from 1 in the order of their ids, classes in the order in which they stand, objects
     as they come: evaluators hold ids as floating-point numbers, and take 0 for none.
 
     Args:
@@ -219,13 +219,13 @@ class GroundTruth:
 
     def __init__(self, document: Mapping[str, Any], masks: bool = False) -> None:
         self.sizes = {int(image["id"]): _size(image) for image in document["images"]}
-        """Height and width of each picture, by its id."""
+        """Height and width of each image, by its id."""
         self.numbers = {own: number for number, own in enumerate(sorted(self.sizes), start=1)}
-        """The number that each picture gets, by its id."""
+        """The number that each image gets, by its id."""
         self.names = tuple(str(category["name"]) for category in document["categories"])
         """Names of the classes in the order of their labels."""
         if len(self.sizes) < len(document["images"]):
-            raise DataError("two pictures have the same id")
+            raise DataError("two images have the same id")
         self._labels = {category["id"]: label for label, category in enumerate(document["categories"])}
         if len(self._labels) < len(self.names):
             raise DataError("two classes have the same id")
@@ -241,7 +241,7 @@ class GroundTruth:
         return self.with_objects({**found, "id": place} for place, found in enumerate(self.objects, start=1))
 
     def with_objects(self, objects: Any) -> dict[str, Any]:
-        """The same pictures and classes with other objects."""
+        """The same images and classes with other objects."""
         sizes = ((self.numbers[own], *size) for own, size in self.sizes.items())
         return {
             "images": [{"id": number, "height": height, "width": width} for number, height, width in sizes],
@@ -252,7 +252,7 @@ class GroundTruth:
     def _object(self, annotation: Mapping[str, Any], masks: bool) -> dict[str, Any]:
         where = f"annotation {annotation.get('id')}"
         if annotation.get("image_id") not in self.sizes:
-            raise DataError(f"{where}: there is no picture {annotation.get('image_id')!r}")
+            raise DataError(f"{where}: there is no image {annotation.get('image_id')!r}")
         if annotation.get("category_id") not in self._labels:
             raise DataError(f"{where}: there is no class {annotation.get('category_id')!r}")
         box, area = annotation.get("bbox"), annotation.get("area")
@@ -373,7 +373,7 @@ def _mean(values: NDArray[Any]) -> float | None:
 def _size(image: Mapping[str, Any]) -> Size:
     height, width = image.get("height"), image.get("width")
     if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
-        raise DataError(f"picture {image.get('id')}: height {height!r}, width {width!r}: both must be pixels")
+        raise DataError(f"image {image.get('id')}: height {height!r}, width {width!r}: both must be pixels")
     return height, width
 
 
@@ -386,7 +386,7 @@ def _outline(annotation: Mapping[str, Any], size: Size, where: str) -> Any:
             raise DataError(f"{where}: segmentation: a polygon needs three corners, as numbers x, y, x, y …")
         return outline
     if not isinstance(outline, dict) or tuple(outline.get("size", ())) != size:
-        raise DataError(f"{where}: segmentation: neither polygons nor run lengths of the picture's size")
+        raise DataError(f"{where}: segmentation: neither polygons nor run lengths of the image's size")
     try:
         return {"size": list(size), "counts": compress(counts_of(outline))}
     except DataError as error:

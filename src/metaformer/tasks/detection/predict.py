@@ -1,4 +1,4 @@
-"""From a picture to the objects in it: in one view or several."""
+"""From a image to the objects in it: in one view or several."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,7 +15,7 @@ from metaformer.models.detection.structures import Detections, Size
 from metaformer.tasks.base import Forward
 from metaformer.tasks.detection.preprocess import DetectionPreprocess, stack
 from metaformer.tasks.detection.results import DetectedObjects
-from metaformer.tasks.stream import PictureStream
+from metaformer.tasks.stream import ImageStream
 
 DetectForward = Callable[[Tensor, Sequence[Size], Sequence[Size]], list[Detections]]
 """What finds objects: images (B, 3, H, W), their sizes in these, and the sizes that boxes are to refer to."""
@@ -23,7 +23,7 @@ DetectForward = Callable[[Tensor, Sequence[Size], Sequence[Size]], list[Detectio
 
 @dataclass(frozen=True)
 class DetectInference:
-    """How a picture is looked at; the default is once."""
+    """How a image is looked at; the default is once."""
 
     scales: tuple[float, ...] = (1.0,)
     """Test-time augmentation: sizes of the input, as factors."""
@@ -32,7 +32,7 @@ class DetectInference:
     nms_threshold: float = 0.5
     """Of two boxes of a class from different views that overlap by more than this IoU one is kept."""
     max_detections: int = 100
-    """Most objects of a picture."""
+    """Most objects of a image."""
 
     def __post_init__(self) -> None:
         if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
@@ -42,45 +42,45 @@ class DetectInference:
     def detections(
         self,
         forward: DetectForward,
-        picture: Image.Image | Tensor,
+        image: Image.Image | Tensor,
         preprocess: DetectionPreprocess | None = None,
         original_size: Size | None = None,
         *,
-        name: str | Path = "the picture",
+        name: str | Path = "the image",
     ) -> Detections:
-        """Objects of a picture, on the CPU, their boxes in the picture's own pixels, best first.
+        """Objects of a image, on the CPU, their boxes in the image's own pixels, best first.
 
         Args:
             forward: the network.
-            picture: an RGB picture, or a normalised tensor (3, h, w) that is looked at as it is.
-            preprocess: how a picture becomes input; a tensor needs none.
-            original_size: height and width that boxes refer to; the picture's own when not given.
-            name: what errors call the picture.
+            image: an RGB image, or a normalized tensor (3, h, w) that is looked at as it is.
+            preprocess: how a image becomes input; a tensor needs none.
+            original_size: height and width that boxes refer to; the image's own when not given.
+            name: what errors call the image.
 
         Raises:
             TrainingError: boxes or scores that are not finite.
-            ConfigError: several scales of a tensor, or a picture without preprocessing.
+            ConfigError: several scales of a tensor, or a image without preprocessing.
         """
-        own = picture.shape[-2:] if isinstance(picture, Tensor) else (picture.height, picture.width)
+        own = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
         size = (own[0], own[1]) if original_size is None else original_size
         found = []
-        for image in self._sights(picture, preprocess):
+        for x in self._sights(image, preprocess):
             for mirrored in (False, True)[: 1 + self.flip]:
-                found.append(_seen(forward, image.flip(-1) if mirrored else image, size, mirrored, name))
+                found.append(_seen(forward, x.flip(-1) if mirrored else x, size, mirrored, name))
         return found[0] if len(found) == 1 else self._merged(found)
 
     def _sights(
-        self, picture: Image.Image | Tensor, preprocess: DetectionPreprocess | None
+        self, image: Image.Image | Tensor, preprocess: DetectionPreprocess | None
     ) -> Iterator[Tensor]:
-        if isinstance(picture, Tensor):
+        if isinstance(image, Tensor):
             if self.scales != (1.0,):
-                raise ConfigError(f"scales is {self.scales}: a tensor has one size only; give the picture")
-            yield picture
+                raise ConfigError(f"scales is {self.scales}: a tensor has one size only; give the image")
+            yield image
             return
         if preprocess is None:
-            raise ConfigError("preprocess: say how a picture becomes input")
+            raise ConfigError("preprocess: say how a image becomes input")
         for scale in self.scales:
-            yield preprocess.scaled(scale).transform()(picture)
+            yield preprocess.scaled(scale).transform()(image)
 
     def _merged(self, found: Sequence[Detections]) -> Detections:
         """Join what views saw: of boxes on one object the best, with its own mask."""
@@ -99,7 +99,7 @@ class DetectInference:
 
 
 def _seen(forward: DetectForward, image: Tensor, size: Size, mirrored: bool, name: str | Path) -> Detections:
-    """What one view shows, in the frame of the picture."""
+    """What one view shows, in the frame of the image."""
     inside = (image.shape[-2], image.shape[-1])
     try:
         (found,) = forward(stack([image]), [inside], [size])
@@ -119,7 +119,7 @@ def _seen(forward: DetectForward, image: Tensor, size: Size, mirrored: bool, nam
     )
 
 
-class PictureDetector(PictureStream[DetectedObjects]):
+class ImageDetector(ImageStream[DetectedObjects]):
     """A trained network that finds objects.
 
     Args:
@@ -127,10 +127,10 @@ class PictureDetector(PictureStream[DetectedObjects]):
         preprocess: how images become input.
         classes: class names.
         palette: a color for each class.
-        inference: how pictures are looked at.
+        inference: how images are looked at.
         score: objects with a lower score are left out.
         only: names of the classes that are told; all when not given.
-        workers: threads that read pictures ahead; 0 reads each when it is due.
+        workers: threads that read images ahead; 0 reads each when it is due.
 
     Raises:
         ConfigError: a score outside 0 to 1.
@@ -159,8 +159,8 @@ class PictureDetector(PictureStream[DetectedObjects]):
         self.score, self.only = score, None if only is None else tuple(only)
         self._preprocess, self.palette = preprocess, palette
 
-    def see(self, picture: Image.Image, path: str, name: str) -> DetectedObjects:
-        """Find the objects in a picture."""
-        found = self.inference.detections(self.forward, picture, self._preprocess, name=name)
-        objects = DetectedObjects.from_detections(found, path, picture.size, self.classes, self.palette)
+    def see(self, image: Image.Image, path: str, name: str) -> DetectedObjects:
+        """Find the objects in a image."""
+        found = self.inference.detections(self.forward, image, self._preprocess, name=name)
+        objects = DetectedObjects.from_detections(found, path, image.size, self.classes, self.palette)
         return objects.filtered(self.score, self.only)

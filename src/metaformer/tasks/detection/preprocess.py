@@ -1,4 +1,4 @@
-"""How a picture becomes the input of a detector: the whole of it, in its own shape, filled up in batches."""
+"""How a image becomes the input of a detector: the whole of it, in its own shape, filled up in batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ MULTIPLE: Final = 32
 
 @dataclass(frozen=True)
 class DetectionPreprocess(DensePreprocess):
-    """Fit into a box with the shape kept, in one resize, and normalise; `stack` fills up to the multiple."""
+    """Fit into a box with the shape kept, in one resize, and normalize; `stack` fills up to the multiple."""
 
     long_side: int | None = 1333
-    """Longer side of the box, in pixels; None keeps a picture's own size."""
+    """Longer side of the box, in pixels; None keeps a image's own size."""
     short_side: int | None = 800
     """Shorter side of the box, in pixels."""
     multiple: int = MULTIPLE
     """A batch is filled up with 0, at the right and at the bottom, to multiples of this."""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of a picture's part of the input: what is filled up does not count."""
+        """Width and height of a image's part of the input: what is filled up does not count."""
         return self.fitted(width, height)
 
 
 def stack(images: Sequence[Tensor], multiple: int = MULTIPLE) -> Tensor:
-    """Make a batch (B, 3, H, W) of pictures (3, h, w) of any size, filled up with 0 at the right and bottom.
+    """Make a batch (B, 3, H, W) of images (3, h, w) of any size, filled up with 0 at the right and bottom.
 
     H and W are those of the largest, rounded up to the multiple.
     """
@@ -43,9 +43,9 @@ def stack(images: Sequence[Tensor], multiple: int = MULTIPLE) -> Tensor:
 
 
 def stack_targets(targets: Sequence[Targets], size: Size) -> tuple[Targets, ...]:
-    """Fill the masks of a batch's pictures up to the size (height, width) of the batch.
+    """Fill the masks of a batch's images up to the size (height, width) of the batch.
 
-    What all have is one tensor, of which each picture's objects are a part: a worker hands over every tensor
+    What all have is one tensor, of which each image's objects are a part: a worker hands over every tensor
     of its own as an open file, of which a process may have a thousand.
     """
     counts = [len(found) for found in targets]

@@ -1,4 +1,4 @@
-"""What a run's page shows of detection: pictures with truth and prediction, and classes."""
+"""What a run's page shows of detection: images with truth and prediction, and classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from metaformer.errors import BadImage
 from metaformer.report.page import Log, address, charts, rate, rgb
 from metaformer.tasks.detection.draw import Shape, drawn
 from metaformer.tasks.detection.evaluate import SCORE
-from metaformer.visualize.text import Colour
+from metaformer.visualize.text import Color
 
 ROWS = 30
 """Classes of the table, the weakest first, that are not folded away."""
 WIDTH = 320
-"""Pixels that pictures on the page are at least wide."""
+"""Pixels that images on the page are at least wide."""
 NAMES = {
     "ap": "box AP",
     "ap50": "box AP50",
@@ -27,7 +27,7 @@ NAMES = {
 }
 """What people call the figures that stand at the top."""
 
-COUNTS = {"images": "pictures", "objects": "objects"}
+COUNTS = {"images": "images", "objects": "objects"}
 
 
 def detect_content(state: dict[str, Any], config: TrainConfig, log: Log) -> dict[str, Any]:
@@ -59,8 +59,8 @@ def _figures(state: dict[str, Any], evaluation: dict[str, Any], log: Log) -> lis
     return [*figures, *rate(log), *counts, (f"{state['step']:,}", "step of the best weights")]
 
 
-def _pairs(evaluation: dict[str, Any], palette: Sequence[Colour]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The worst pictures and the best, each with truth and prediction."""
+def _pairs(evaluation: dict[str, Any], palette: Sequence[Color]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The worst images and the best, each with truth and prediction."""
     names = evaluation["classes"]
     examples = sorted(evaluation["examples"], key=lambda example: example["f1"])
     worst, best = examples[: -(-len(examples) // 2)], examples[-(-len(examples) // 2) :][::-1]
@@ -71,26 +71,26 @@ def _pairs(evaluation: dict[str, Any], palette: Sequence[Colour]) -> list[tuple[
     ]
 
 
-def _pair(example: dict[str, Any], names: Sequence[str], palette: Sequence[Colour]) -> dict[str, Any]:
+def _pair(example: dict[str, Any], names: Sequence[str], palette: Sequence[Color]) -> dict[str, Any]:
     try:
-        picture = read_image(example["path"])
+        image = read_image(example["path"])
     except BadImage:  # gone since the evaluation
-        picture = Image.new("RGB", tuple(example["size"]), (128, 128, 128))
+        image = Image.new("RGB", tuple(example["size"]), (128, 128, 128))
     sides = {
-        side: address(drawn(picture, [_shape(one, names, palette) for one in example[side]], WIDTH))
+        side: address(drawn(image, [_shape(one, names, palette) for one in example[side]], WIDTH))
         for side in ("truth", "predicted")
     }
     return {"path": example["path"], "f1": f"{example['f1']:.0%}", **sides}
 
 
-def _shape(one: dict[str, Any], names: Sequence[str], palette: Sequence[Colour]) -> Shape:
+def _shape(one: dict[str, Any], names: Sequence[str], palette: Sequence[Color]) -> Shape:
     left, top, right, bottom = one["box"]
     score = "" if one["score"] is None else f" {one['score']:.2f}"
     text = f"{'crowd ' if one['crowd'] else ''}{names[one['label']]}{score}"
     return Shape((left, top, right, bottom), text, palette[one["label"]], one["mask"])
 
 
-def _rows(figures: dict[str, Any], palette: Sequence[Colour]) -> list[dict[str, Any]]:
+def _rows(figures: dict[str, Any], palette: Sequence[Color]) -> list[dict[str, Any]]:
     """The classes of which there are objects, weakest first."""
     boxes = figures["bbox"]["per_class"]
     masks = figures.get("segm", {}).get("per_class", boxes)
@@ -98,12 +98,12 @@ def _rows(figures: dict[str, Any], palette: Sequence[Colour]) -> list[dict[str, 
     return [
         {
             "name": box["name"],
-            "colour": rgb(colour),
+            "color": rgb(color),
             "objects": f"{box['objects']:,}",
             **{key: _percent(box[key]) for key in ("ap", "ap50", "ap75", "ar")},
             **{f"mask_{key}": _percent(mask[key]) for key in ("ap", "ap50")},
         }
-        for box, mask, colour in sorted(there, key=lambda row: (row[0]["ap"], row[0]["name"]))
+        for box, mask, color in sorted(there, key=lambda row: (row[0]["ap"], row[0]["name"]))
     ]
 
 
@@ -113,5 +113,5 @@ def _percent(share: float | None) -> str:
 
 def _look(preprocess: dict[str, Any]) -> str:
     if preprocess["long_side"] is None:
-        return "pictures at their own size"
-    return f"pictures fitted into {preprocess['long_side']}×{preprocess['short_side']} pixels"
+        return "images at their own size"
+    return f"images fitted into {preprocess['long_side']}×{preprocess['short_side']} pixels"

@@ -1,4 +1,4 @@
-"""What detection hands out: the objects of pictures."""
+"""What detection hands out: the objects of images."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,18 +26,18 @@ BLOCK = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class DetectedObjects:
-    """The objects of one picture, best first.
+    """The objects of one image, best first.
 
     Raises:
         DataError: values that do not fit each other, or cannot be.
     """
 
     path: str
-    """Where the picture came from; empty for one that was handed over."""
+    """Where the image came from; empty for one that was handed over."""
     size: tuple[int, int]
-    """Width and height of the picture."""
+    """Width and height of the image."""
     boxes: NDArray[np.float32]
-    """Left, top, right and bottom (N, 4), in the picture's pixels."""
+    """Left, top, right and bottom (N, 4), in the image's pixels."""
     scores: NDArray[np.float32]
     """How sure the network is (N,), 0 … 1."""
     labels: NDArray[np.int64]
@@ -45,7 +45,7 @@ class DetectedObjects:
     classes: tuple[str, ...]
     """Class names in the order of their numbers."""
     palette: Palette
-    """Colour of each class, red, green and blue."""
+    """Color of each class, red, green and blue."""
     masks: tuple[Mask, ...] | None = None
     """Each object's pixels in COCO's compressed run lengths; None of boxes alone."""
 
@@ -53,7 +53,7 @@ class DetectedObjects:
         try:
             self._check()
         except DataError as error:
-            raise DataError(f"{self.path or 'the picture'}: {error}") from error
+            raise DataError(f"{self.path or 'the image'}: {error}") from error
 
     def _check(self) -> None:
         count = len(self.scores)
@@ -80,7 +80,7 @@ class DetectedObjects:
         classes: Sequence[str],
         palette: Palette,
     ) -> Self:
-        """Take over what a detector gave for a picture of this width and height, boxes in its pixels."""
+        """Take over what a detector gave for a image of this width and height, boxes in its pixels."""
         found = found.to("cpu")
         boxes, scores, labels = (part.numpy() for part in (found.boxes, found.scores, found.labels))
         masks = None if found.masks is None else tuple(_pasted(found, size))
@@ -101,7 +101,7 @@ class DetectedObjects:
             DataError: there are only boxes.
         """
         if self.masks is None:
-            raise DataError(f"{self.path or 'the picture'}: there are boxes alone, no masks")
+            raise DataError(f"{self.path or 'the image'}: there are boxes alone, no masks")
         return decode(self.masks[index])
 
     def filtered(self, score: float = 0.0, only: Collection[str] | None = None) -> Self:
@@ -144,7 +144,7 @@ class DetectedObjects:
         """Rows of a results file as COCO's servers and pycocotools take them.
 
         Args:
-            image_id: the number of the picture.
+            image_id: the number of the image.
             category_ids: the number of each class; counted from 1 when not given.
         """
         results: list[dict[str, Any]] = [
@@ -188,7 +188,7 @@ class DetectedObjects:
 
 
 def _pasted(found: "Detections", size: tuple[int, int]) -> Iterator[Mask]:
-    """The masks in a picture of this width and height, a few at a time."""
+    """The masks in a image of this width and height, a few at a time."""
     width, height = size
     many = max(1, BLOCK // (width * height))
     for first in range(0, len(found), many):
@@ -198,7 +198,7 @@ def _pasted(found: "Detections", size: tuple[int, int]) -> Iterator[Mask]:
 
 
 def _run_lengths(mask: NDArray[np.bool_], left: int, right: int) -> Mask:
-    """Encode a mask (H, W) of which only these columns have pixels: of a large picture that is quicker."""
+    """Encode a mask (H, W) of which only these columns have pixels: of a large image that is quicker."""
     height, width = mask.shape
     if left >= right:
         left, right = 0, width
@@ -225,22 +225,22 @@ HEADS = {
 
 @dataclass(frozen=True)
 class ExampleObject:
-    """An object of an evaluated picture."""
+    """An object of an evaluated image."""
 
     label: int
     box: tuple[float, float, float, float]
-    """Left, top, right and bottom, in the picture's pixels."""
+    """Left, top, right and bottom, in the image's pixels."""
     score: float | None = None
     """How sure the network is; None of one that is annotated."""
     crowd: bool = False
     """Many annotated objects in one box."""
     mask: Mask | None = None
-    """Its pixels, in the picture made small."""
+    """Its pixels, in the image made small."""
 
 
 @dataclass(frozen=True)
 class DetectExample:
-    """One evaluated picture, for the report."""
+    """One evaluated image, for the report."""
 
     path: str
     index: int
@@ -261,9 +261,9 @@ class DetectReport:
     figures: Mapping[Kind, DetectionFigures]
     """Of boxes, and of masks where they were measured."""
     palette: Palette
-    """Colour of each class."""
+    """Color of each class."""
     examples: tuple[DetectExample, ...] = ()
-    """The worst pictures, then the best; none twice."""
+    """The worst images, then the best; none twice."""
 
     @property
     def classes(self) -> list[str]:
@@ -292,7 +292,7 @@ class DetectReport:
             **self.metrics,
             "figures": {kind: asdict(figures) for kind, figures in self.figures.items()},
             "classes": self.classes,
-            "palette": [list(colour) for colour in self.palette],
+            "palette": [list(color) for color in self.palette],
             "examples": [asdict(example) for example in self.examples],
         }
 

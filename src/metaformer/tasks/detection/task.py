@@ -30,9 +30,9 @@ class Detect:
     Args:
         model: gives `Detections`, or losses where it is also given targets.
         name: what the model is called.
-        train: augmented training pictures with their objects.
+        train: augmented training images with their objects.
         evaluation: the validation data.
-        preprocess: how pictures become input when the model is used.
+        preprocess: how images become input when the model is used.
     """
 
     metric = "ap"
@@ -58,7 +58,7 @@ class Detect:
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        """Losses of a batch of pictures."""
+        """Losses of a batch of images."""
         losses: dict[str, Tensor] = model(batch.images, batch.targets, batch.sizes)
         return losses
 
@@ -81,7 +81,7 @@ class Detect:
             "name": self.name,
             "model": self.model.config.to_dict(),
             "classes": list(self.data.classes),
-            "palette": [list(colour) for colour in self.data.palette],
+            "palette": [list(color) for color in self.data.palette],
             "category_ids": list(self.data.category_ids),
             "preprocess": self.preprocess.to_dict(),
         }
@@ -96,7 +96,7 @@ class Detect:
             "pretrained_cfg": {
                 "num_classes": len(self.data.classes),
                 "label_names": list(self.data.classes),
-                "palette": [list(colour) for colour in self.data.palette],
+                "palette": [list(color) for color in self.data.palette],
                 "category_ids": list(self.data.category_ids),
                 "preprocess": self.preprocess.to_dict(),
                 "mean": list(self.preprocess.mean),
@@ -108,7 +108,7 @@ class Detect:
 def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) -> Detect:
     """Open the data and make model and evaluation, all on the run's device; `stop` cuts evaluations.
 
-    Every picture's size is looked at before anything is learned.
+    Every image's size is looked at before anything is learned.
 
     Raises:
         ConfigError: values that do not fit each other, the data or the model.
@@ -175,14 +175,14 @@ def open_annotated(
 
 
 def detection_preprocessing(config: TrainConfig) -> DetectionPreprocess:
-    """How a run's pictures become input in evaluation."""
+    """How a run's images become input in evaluation."""
     plan = config.detect
     short = None if plan.long_side is None else plan.short_sides[-1]
     return DetectionPreprocess(plan.long_side, short, mean=config.data.mean, std=config.data.std)
 
 
 def detect_inference(config: TrainConfig) -> DetectInference:
-    """How a run's pictures are looked at in evaluation."""
+    """How a run's images are looked at in evaluation."""
     plan = config.detect
     return DetectInference(
         scales=tuple(plan.scales),

@@ -1,4 +1,4 @@
-"""Picture and objects transformed together: the training pipeline of the published detection runs."""
+"""Image and objects transformed together: the training pipeline of the published detection runs."""
 
 import math
 import random
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels
-from metaformer.data.resize_preprocess import fit, normalised, scaled_size
+from metaformer.data.resize_preprocess import fit, normalized, scaled_size
 from metaformer.errors import ConfigError
 from metaformer.models.detection.structures import Targets
 from metaformer.tasks.segmentation.transforms import distorted
 
 SceneTransform = Callable[[Image.Image, Targets], tuple[Tensor, Targets]]
 Parts = list[Any]
-"""A picture, its boxes and, where there are any, its masks, as torchvision's transforms tell them apart."""
+"""A image, its boxes and, where there are any, its masks, as torchvision's transforms tell them apart."""
 
 
 def train_scene(
@@ -33,17 +33,17 @@ def train_scene(
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
 ) -> SceneTransform:
-    """Make mmdetection's training pipeline: size, large-scale jitter, flip, colours, normalise.
+    """Make mmdetection's training pipeline: size, large-scale jitter, flip, colors, normalize.
 
-    The result maps an RGB picture and its objects to (3, h, w) float32 and the objects in its pixels.
+    The result maps an RGB image and its objects to (3, h, w) float32 and the objects in its pixels.
     Everything random comes from `random`.
 
     Args:
-        sides: shorter side of the box that a picture is fitted into, its shape kept; one of them by chance.
-        long_side: longer side of that box; None for a picture's own size.
+        sides: shorter side of the box that a image is fitted into, its shape kept; one of them by chance.
+        long_side: longer side of that box; None for a image's own size.
         hflip: probability of mirroring.
         photometric: distort brightness, contrast, saturation and hue, each with probability 0.5.
-        jitter: smallest and largest random factor of the size with which a picture just fits into a square
+        jitter: smallest and largest random factor of the size with which a image just fits into a square
             of `crop`, to which it is then cut, or filled up with 0; takes the place of `sides`.
         crop: side of that square.
         min_box: objects whose box has become narrower or lower than this, in pixels, are left out, as are
@@ -87,19 +87,19 @@ class _Train:
         self.sides, self.long_side, self.hflip, self.photometric = sides, long_side, hflip, photometric
         self.jitter, self.crop, self.min_box, self.mean, self.std = jitter, crop, min_box, mean, std
 
-    def __call__(self, picture: Image.Image, targets: Targets) -> tuple[Tensor, Targets]:
+    def __call__(self, image: Image.Image, targets: Targets) -> tuple[Tensor, Targets]:
         from torchvision.transforms.v2 import functional as tv
 
-        parts = _resized(_parts(picture, targets), self._size(*picture.size))
+        parts = _resized(_parts(image, targets), self._size(*image.size))
         if self.crop is not None:
             parts = _cut(parts, self.crop)
         if random.random() < self.hflip:
             parts = [tv.horizontal_flip(part) for part in parts]
-        picture, found = parts[0], self._kept(parts, targets)
+        image, found = parts[0], self._kept(parts, targets)
         if self.photometric:
-            picture = distorted(picture)
-        image = normalised(picture, self.mean, self.std)
-        return (image, found) if self.crop is None else _filled(image, found, self.crop)
+            image = distorted(image)
+        x = normalized(image, self.mean, self.std)
+        return (x, found) if self.crop is None else _filled(x, found, self.crop)
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
         if self.jitter is not None and self.crop is not None:
@@ -121,28 +121,28 @@ class _Train:
         return Targets(boxes[keep], targets.labels[keep], masks, targets.crowd[keep])
 
 
-def _parts(picture: Image.Image, targets: Targets) -> Parts:
+def _parts(image: Image.Image, targets: Targets) -> Parts:
     from torchvision.tv_tensors import BoundingBoxes, Mask
 
-    boxes = BoundingBoxes(targets.boxes, format="XYXY", canvas_size=(picture.height, picture.width))
+    boxes = BoundingBoxes(targets.boxes, format="XYXY", canvas_size=(image.height, image.width))
     if targets.masks is None:
-        return [picture, boxes]
-    return [picture, boxes, Mask(targets.masks.view(torch.uint8))]  # torchvision resizes bool as float32
+        return [image, boxes]
+    return [image, boxes, Mask(targets.masks.view(torch.uint8))]  # torchvision resizes bool as float32
 
 
 def _resized(parts: Parts, size: tuple[int, int]) -> Parts:
-    """Give the picture a size (width, height), as evaluation does, and what lies on it the same."""
+    """Give the image a size (width, height), as evaluation does, and what lies on it the same."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as tv
     from torchvision.tv_tensors import Mask
 
-    picture, boxes, *masks = parts
-    if size == picture.size:
+    image, boxes, *masks = parts
+    if size == image.size:
         return parts
     shape = [size[1], size[0]]
-    # Under the centres of the new pixels; plain `nearest` looks at their upper left corners.
+    # Under the centers of the new pixels; plain `nearest` looks at their upper left corners.
     nearest = (Mask(tv.resize_image(mask, shape, InterpolationMode.NEAREST_EXACT)) for mask in masks)
-    return [picture.resize(size, Image.Resampling.BILINEAR), tv.resize(boxes, shape), *nearest]
+    return [image.resize(size, Image.Resampling.BILINEAR), tv.resize(boxes, shape), *nearest]
 
 
 def _cut(parts: Parts, side: int) -> Parts:
@@ -171,7 +171,7 @@ def _tighten(boxes: Tensor, masks: Tensor, which: Tensor) -> None:
 
 
 def _filled(image: Tensor, targets: Targets, side: int) -> tuple[Tensor, Targets]:
-    """Fill picture and masks up to a square of this side."""
+    """Fill image and masks up to a square of this side."""
     rest = (0, side - image.shape[2], 0, side - image.shape[1])
     masks = None if targets.masks is None else pad(targets.masks, rest)
     return pad(image, rest), Targets(targets.boxes, targets.labels, masks, targets.crowd)

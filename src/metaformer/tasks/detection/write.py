@@ -25,12 +25,12 @@ FILE = "coco.json"
 class DetectOutputs:
     """What is written of found objects beside JSON lines."""
 
-    pictures: bool = False
-    """The pictures with boxes, masks and names drawn on them; clips also as animations."""
+    images: bool = False
+    """The images with boxes, masks and names drawn on them; clips also as animations."""
     coco: bool = False
-    """COCO's results, with masks; the lines then tell the number that each picture has there."""
+    """COCO's results, with masks; the lines then tell the number that each image has there."""
     fps: float | None = None
-    """Pictures a second: all that is drawn is also joined to one animation."""
+    """Images a second: all that is drawn is also joined to one animation."""
 
 
 def write_detections(
@@ -41,38 +41,38 @@ def write_detections(
 ) -> Iterator[str]:
     """Write results one by one, and yield what there is to print.
 
-    What is written of one picture appears when it is done; files of many when all are in them.
+    What is written of one image appears when it is done; files of many when all are in them.
 
     Args:
-        found: pictures with their objects.
+        found: images with their objects.
         out: a folder; None yields JSON lines and writes nothing.
         outputs: what else to write.
         category_ids: the number of each class in COCO's files; counted from 1 when not given.
 
     Raises:
         ConfigError: outputs without a place for them, or that do not go together.
-        OutputError: the place cannot be written to, or pictures lie where results go.
+        OutputError: the place cannot be written to, or images lie where results go.
     """
     outputs = outputs or DetectOutputs()
-    check_fps(outputs.fps, outputs.pictures)
+    check_fps(outputs.fps, outputs.images)
     if out is None:
         if outputs != DetectOutputs():
-            raise ConfigError("drawn pictures and COCO's files need a place: give the output folder")
+            raise ConfigError("drawn images and COCO's files need a place: give the output folder")
         yield from (json.dumps(json_line(seen), ensure_ascii=False) for seen in found)
         return
     place = Path(out)
     if place.suffix.lower() in (".json", ".jsonl", ".csv"):
         raise ConfigError(f"{place}: objects are written to a folder: leave out the ending")
     check_place(place / LINES)
-    formats = [Format(line_sink(place, numbered=outputs.coco), "pictures", place / LINES)]
-    if outputs.pictures:
+    formats = [Format(line_sink(place, numbered=outputs.coco), "images", place / LINES)]
+    if outputs.images:
         drawn = place / album.FOLDER
         formats.append(
-            Format(album.album_sink(place, draw_prediction, outputs.fps), "annotated pictures", drawn, drawn)
+            Format(album.album_sink(place, draw_prediction, outputs.fps), "annotated images", drawn, drawn)
         )
     if outputs.coco:
         file = place / FILE
-        formats.append(Format(coco_sink(place, category_ids), "pictures for COCO", file))
+        formats.append(Format(coco_sink(place, category_ids), "images for COCO", file))
     yield from write_formats(found, formats)
 
 
@@ -82,7 +82,7 @@ def line_sink(place: Path, numbered: bool = False) -> Iterator[Sink[DetectedObje
 
     Args:
         place: where to.
-        numbered: tell the number of each picture, as it is in COCO's results.
+        numbered: tell the number of each image, as it is in COCO's results.
 
     Raises:
         OutputError: it cannot be written.
@@ -123,5 +123,5 @@ def coco_sink(place: Path, category_ids: Sequence[int] | None = None) -> Iterato
 
 
 def draw_prediction(seen: Seen[DetectedObjects], moving: bool = False) -> Image.Image:
-    """A picture with its objects drawn on it."""
-    return annotate(seen.picture, seen.result)
+    """A image with its objects drawn on it."""
+    return annotate(seen.image, seen.result)

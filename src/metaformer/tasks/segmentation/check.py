@@ -1,4 +1,4 @@
-"""`metaformer data check` where pictures have label maps."""
+"""`metaformer data check` where images have label maps."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from metaformer.data.check_report import CheckReport, Finding, quiet
-from metaformer.data.image import picture_size
+from metaformer.data.image import image_size
 from metaformer.data.scan import Seen, SeenLabels, bad_ones, digest, reason, see, survey
 from metaformer.errors import BadImage, DataError
 from metaformer.tasks.segmentation.class_names import Naming, name_classes
@@ -27,7 +27,7 @@ def check_label_maps(
     workers: int | None = None,
     progress: bool = True,
 ) -> CheckReport:
-    """Read all pictures and label maps of a data set and report everything that is wrong with it.
+    """Read all images and label maps of a data set and report everything that is wrong with it.
 
     Args:
         root: the data set.
@@ -59,34 +59,34 @@ class ClassSummary:
     """How much there is of a class."""
 
     pixels: int
-    pictures: int
-    """How many pictures show it."""
+    images: int
+    """How many images show it."""
 
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """Pictures with label maps of one split."""
+    """Images with label maps of one split."""
 
     name: str
-    pictures: int
+    images: int
     unreadable: int
-    """Pictures that cannot be used, or whose label map cannot."""
+    """Images that cannot be used, or whose label map cannot."""
     per_class: dict[str, ClassSummary]
     ignored: float
     """Share of the pixels that do not count."""
     narrowest: tuple[int, int]
-    """Width and height of the picture with the fewest pixels."""
+    """Width and height of the image with the fewest pixels."""
     median: tuple[int, int]
     widest: tuple[int, int]
-    """Width and height of the picture with the most pixels."""
+    """Width and height of the image with the most pixels."""
 
     def text(self) -> str:
         """Give a line."""
         sizes = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((self.narrowest, self.widest)))
         bad = f" ({self.unreadable:,} unusable)" if self.unreadable else ""
-        shown = sum(one.pictures > 0 for one in self.per_class.values())
+        shown = sum(one.images > 0 for one in self.per_class.values())
         return (
-            f"{self.name}: {self.pictures:,} pictures{bad} with label maps of {shown:,} of "
+            f"{self.name}: {self.images:,} images{bad} with label maps of {shown:,} of "
             f"{len(self.per_class):,} classes; {100 * self.ignored:.1f} % of the pixels ignored; "
             f"sizes {sizes}, median {self.median[0]}x{self.median[1]}"
         )
@@ -98,7 +98,7 @@ class _Check:
         self.findings: list[Finding] = []
         self.summaries: list[LabelSummary] = []
         self.known: dict[bytes, str] | None = None
-        """Name of the training picture with these pixels, once training has been looked at."""
+        """Name of the training image with these pixels, once training has been looked at."""
 
     def add(self, grade: Literal["error", "warning"], kind: str, text: str) -> None:
         self.findings.append(Finding(grade, kind, text))
@@ -118,22 +118,22 @@ class _Check:
         for one in seen:
             self._pair(folder, one)
         self._copies(folder, seen)
-        summary = summarise(name, folder.classes, seen)
+        summary = summarize(name, folder.classes, seen)
         self.summaries.append(summary)
         if len(self.summaries) == 1:
             self._classes(folder, summary)
 
     def _pair(self, folder: SegmentationFolder, seen: Seen) -> None:
-        picture, label_map = folder.path(seen.index), folder.label_path(seen.index)
+        image, label_map = folder.path(seen.index), folder.label_path(seen.index)
         if seen.trouble:
-            self.add("error", "unreadable", f"{picture}: {seen.trouble}")
+            self.add("error", "unreadable", f"{image}: {seen.trouble}")
         elif seen.animated:
-            self.add("warning", "animated", f"{picture}: animated, only its first frame is used")
+            self.add("warning", "animated", f"{image}: animated, only its first frame is used")
         if seen.label_trouble:
             self.add("error", "label map", f"{label_map}: {seen.label_trouble}")
         elif seen.labels is not None and not seen.labels.pixels:
             self.add(
-                "warning", "unlabelled", f"{label_map}: every pixel is ignored, nothing is learned from it"
+                "warning", "unlabeled", f"{label_map}: every pixel is ignored, nothing is learned from it"
             )
 
     def _copies(self, folder: SegmentationFolder, seen: Sequence[Seen]) -> None:
@@ -146,10 +146,10 @@ class _Check:
             name = str(folder.path(one.index))
             other = here.setdefault(one.digest, name)
             if labels.setdefault(one.digest, one.labels.digest) != one.labels.digest:
-                same = f"{name}: the same picture as {other}, with another label map"
+                same = f"{name}: the same image as {other}, with another label map"
                 self.add("warning", "contradiction", same)
             if self.known is not None and one.digest in self.known:
-                same = f"{name}: the same picture as {self.known[one.digest]} of the training split"
+                same = f"{name}: the same image as {self.known[one.digest]} of the training split"
                 self.add("warning", "leak", same)
         if self.known is None:
             self.known = here
@@ -174,14 +174,14 @@ def check_segmentation(
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Look at every label map: that it can be read, is as large as its picture, and holds known classes only.
+    """Look at every label map: that it can be read, is as large as its image, and holds known classes only.
 
-    Of the pictures themselves the headers alone are read.
+    Of the images themselves the headers alone are read.
 
     Args:
         folder: the data.
         part: which share to look at, and of how many: a process's rank and the number of processes.
-        skip_bad: let a few bad ones pass, which a training that leaves out bad pictures will then name.
+        skip_bad: let a few bad ones pass, which a training that leaves out bad images will then name.
         workers: processes that read; one per core when not given.
         progress: show a bar on stderr.
 
@@ -202,9 +202,9 @@ def check_segmentation(
 
 
 def see_labels(folder: SegmentationFolder, index: int) -> Seen:
-    """Read a label map, and of its picture the header."""
+    """Read a label map, and of its image the header."""
     try:
-        size = picture_size(folder.path(index))
+        size = image_size(folder.path(index))
     except DataError as error:
         return Seen(index, trouble=reason(error))
     _, trouble = _labels(folder, index, size, hashed=False)
@@ -212,7 +212,7 @@ def see_labels(folder: SegmentationFolder, index: int) -> Seen:
 
 
 def see_pair(folder: SegmentationFolder, index: int) -> Seen:
-    """Read a picture and its label map."""
+    """Read a image and its label map."""
     seen = see(folder, index)
     labels, trouble = _labels(folder, index, None if seen.trouble else (seen.width, seen.height))
     return Seen(index, seen.width, seen.height, seen.digest, seen.animated, seen.trouble, labels, trouble)
@@ -235,15 +235,15 @@ def _labels(
     return seen, "; ".join(fault for fault in faults if fault)
 
 
-def summarise(name: str, classes: Sequence[str], seen: Sequence[Seen]) -> LabelSummary:
+def summarize(name: str, classes: Sequence[str], seen: Sequence[Seen]) -> LabelSummary:
     """Sum up what was seen of a split."""
     pixels: Counter[int] = Counter()
-    pictures: Counter[int] = Counter()
+    images: Counter[int] = Counter()
     ignored = 0
     for one in seen:
         if one.labels is not None:
             pixels.update(one.labels.pixels)
-            pictures.update(one.labels.pixels.keys())
+            images.update(one.labels.pixels.keys())
             ignored += one.labels.ignored
     good = [(one.width, one.height) for one in seen if not one.trouble]
     sizes = sorted(good, key=lambda size: size[0] * size[1]) or [(0, 0)]
@@ -251,7 +251,7 @@ def summarise(name: str, classes: Sequence[str], seen: Sequence[Seen]) -> LabelS
         name,
         len(seen),
         sum(bool(one.trouble or one.label_trouble) for one in seen),
-        {label: ClassSummary(pixels[place], pictures[place]) for place, label in enumerate(classes)},
+        {label: ClassSummary(pixels[place], images[place]) for place, label in enumerate(classes)},
         ignored / max(1, ignored + pixels.total()),
         sizes[0],
         sizes[len(sizes) // 2],

@@ -1,4 +1,4 @@
-"""A data set whose every picture has a label map: a class for each pixel."""
+"""A data set whose every image has a label map: a class for each pixel."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.data.batch import Item
-from metaformer.data.class_lists import Colour, palette_for
+from metaformer.data.class_lists import Color, palette_for
 from metaformer.data.dataset import Augmented, seeded
 from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
@@ -19,7 +19,7 @@ from metaformer.tasks.segmentation.pairs import Pairs, find_pairs
 
 
 class SegmentationFolder:
-    """Pictures and label maps of one split; `open_segmentation` makes it.
+    """Images and label maps of one split; `open_segmentation` makes it.
 
     Args:
         pairs: which files they are.
@@ -31,30 +31,30 @@ class SegmentationFolder:
     def __init__(self, pairs: Pairs, classes: Sequence[str], table: LabelTable, layout: str) -> None:
         self.folder, self.split, self.layout, self.table = pairs.folder, pairs.split, layout, table
         self.classes: tuple[str, ...] = tuple(classes)
-        self.palette: tuple[Colour, ...] = palette_for(self.classes)
+        self.palette: tuple[Color, ...] = palette_for(self.classes)
         """Red, green and blue of each class."""
         self.ignore_index: int = table.ignore_index
         """What `label_map` gives for pixels that do not count: 255, or 65535 above 255 classes."""
         self._pairs = pairs
 
     def __len__(self) -> int:
-        return len(self._pairs.pictures)
+        return len(self._pairs.images)
 
     @property
     def labels(self) -> Sequence[int]:
-        """One label per picture, as `Source` wants it; all are 0, since classes are those of pixels."""
+        """One label per image, as `Source` wants it; all are 0, since classes are those of pixels."""
         return [0] * len(self)
 
     def path(self, index: int) -> Path:
-        """Tell where a picture lies."""
-        return self._pairs.root / self._pairs.pictures[index]
+        """Tell where a image lies."""
+        return self._pairs.root / self._pairs.images[index]
 
     def label_path(self, index: int) -> Path:
-        """Tell where a picture's label map lies."""
+        """Tell where a image's label map lies."""
         return self._pairs.root / self._pairs.label_maps[index]
 
     def image(self, index: int) -> Image.Image:
-        """Read a picture as RGB.
+        """Read a image as RGB.
 
         Raises:
             BadImage: it cannot be read.
@@ -71,24 +71,24 @@ class SegmentationFolder:
         return self.table.translate(read_label_map(path), path)
 
     def pair(self, index: int) -> tuple[Image.Image, LabelMap]:
-        """Read a picture and its label map.
+        """Read a image and its label map.
 
         Raises:
             BadImage: one cannot be used, or they differ in size.
         """
-        picture, labels = self.image(index), self.label_map(index)
-        if trouble := self.misfit(index, (labels.shape[1], labels.shape[0]), picture.size):
+        image, labels = self.image(index), self.label_map(index)
+        if trouble := self.misfit(index, (labels.shape[1], labels.shape[0]), image.size):
             raise BadImage(self.label_path(index), trouble)
-        return picture, labels
+        return image, labels
 
-    def misfit(self, index: int, labels: tuple[int, int], picture: tuple[int, int]) -> str:
-        """Say how the sizes of a label map and its picture differ; empty where they do not."""
-        if labels == picture:
+    def misfit(self, index: int, labels: tuple[int, int], image: tuple[int, int]) -> str:
+        """Say how the sizes of a label map and its image differ; empty where they do not."""
+        if labels == image:
             return ""
-        sizes = f"is {labels[0]}x{labels[1]} and its picture {self.path(index)} {picture[0]}x{picture[1]}"
-        if labels == picture[::-1]:
+        sizes = f"is {labels[0]}x{labels[1]} and its image {self.path(index)} {image[0]}x{image[1]}"
+        if labels == image[::-1]:
             return (
-                f"{sizes}: pictures are turned as their EXIF orientation says, label maps are not; "
+                f"{sizes}: images are turned as their EXIF orientation says, label maps are not; "
                 "save both upright, without orientation"
             )
         return f"{sizes}: both must have one size"
@@ -103,12 +103,12 @@ def open_segmentation(
     reduce_zero_label: bool | None = None,
     ignore_index: int | None = None,
 ) -> SegmentationFolder:
-    """Open the pictures and label maps of a split; nothing is read but their names.
+    """Open the images and label maps of a split; nothing is read but their names.
 
     Args:
         root: the data set.
         split: its name; `train` and `val` are translated to what the layout calls them.
-        layout: `ade20k`, `voc`, `cityscapes`, `coco_stuff`, `folders`, or `auto` to recognise it.
+        layout: `ade20k`, `voc`, `cityscapes`, `coco_stuff`, `folders`, or `auto` to recognize it.
         classes: names of the classes, or a text file of them, one a line: those of a checkpoint, or where
             the data set brings none. The data set's own must be the same.
         reduce_zero_label: whether 0 in the files is no class, and 1 the first; only `ade20k` (where that is
@@ -134,11 +134,11 @@ PairTransform = Callable[[Image.Image, LabelMap], tuple[Tensor, Tensor]]
 
 
 class AugmentedPairs(Augmented):
-    """The same of pictures with their label maps, which are transformed together.
+    """The same of images with their label maps, which are transformed together.
 
     Args:
-        source: the pictures and label maps.
-        transform: RGB picture and label map (H, W) to two tensors; see `Augmented`.
+        source: the images and label maps.
+        transform: RGB image and label map (H, W) to two tensors; see `Augmented`.
         seed: the run's seed.
     """
 
@@ -149,11 +149,11 @@ class AugmentedPairs(Augmented):
         self.pairs = source
 
     def __getitem__(self, sample: Sample) -> Item:
-        """Make one sample: its picture (3, h, w), its label map (H, W) and its index.
+        """Make one sample: its image (3, h, w), its label map (H, W) and its index.
 
         Raises:
-            BadImage: picture or label map cannot be read, or they do not fit each other.
+            BadImage: image or label map cannot be read, or they do not fit each other.
         """
-        picture, labels = self.pairs.pair(sample.index)
+        image, labels = self.pairs.pair(sample.index)
         with seeded(sample_seed(self.seed, sample)):
-            return *self.transform(picture, labels), sample.index
+            return *self.transform(image, labels), sample.index

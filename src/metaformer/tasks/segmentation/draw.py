@@ -1,4 +1,4 @@
-"""A segmentation drawn on its picture: class colours, thin boundaries, and a legend below."""
+"""A segmentation drawn on its image: class colors, thin boundaries, and a legend below."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,28 +8,28 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from metaformer.tasks.segmentation.results import Segmentation
-from metaformer.visualize.text import INK, PANEL, SOFT, Colour, drawable, fitted, magnification, on_panel
+from metaformer.visualize.text import INK, PANEL, SOFT, Color, drawable, fitted, magnification, on_panel
 
 NEAREST = Image.Resampling.NEAREST
 SMALLEST_WIDTH = 384
-"""Smaller pictures are enlarged, so that boundaries are thin and the legend can be read."""
+"""Smaller images are enlarged, so that boundaries are thin and the legend can be read."""
 STRENGTH = 0.5
-"""Share of the class colour in a pixel."""
+"""Share of the class color in a pixel."""
 MOST_ENTRIES = 40
 """Classes of a legend; the smallest beyond are told by their number."""
 
 MOVING_ENTRIES = 12
 """The same of frames."""
 
-Entry = tuple[str, Colour, float]
-"""A class in a legend: its name, its colour and the share of the picture that it covers."""
+Entry = tuple[str, Color, float]
+"""A class in a legend: its name, its color and the share of the image that it covers."""
 
 
 def annotate(image: Image.Image, result: Segmentation, moving: bool = False) -> Image.Image:
-    """Draw a segmentation over its picture, with the classes it holds below, largest first.
+    """Draw a segmentation over its image, with the classes it holds below, largest first.
 
     Args:
-        image: the picture, of the label map's size.
+        image: the image, of the label map's size.
         result: what was found in it.
         moving: it is a frame of many: the legend keeps its size and, of few classes, each its place.
     """
@@ -51,18 +51,18 @@ def annotate(image: Image.Image, result: Segmentation, moving: bool = False) -> 
 def overlay(
     image: Image.Image,
     label_map: NDArray[np.integer[Any]],
-    palette: Sequence[Colour],
+    palette: Sequence[Color],
     *,
     strength: float = STRENGTH,
     magnify: int = 1,
 ) -> Image.Image:
-    """Blend class colours into a picture and draw the boundaries between classes.
+    """Blend class colors into a image and draw the boundaries between classes.
 
     Args:
-        image: the picture, of the label map's size.
+        image: the image, of the label map's size.
         label_map: class of each pixel; what is of no class, or of a black one, is not painted.
-        palette: colour of each class.
-        strength: share of the class colour, 0 to 1.
+        palette: color of each class.
+        strength: share of the class color, 0 to 1.
         magnify: how many times larger to draw.
     """
     if magnify > 1:
@@ -70,21 +70,21 @@ def overlay(
         image = image.resize(larger, Image.Resampling.BICUBIC)
         label_map = label_map.repeat(magnify, axis=0).repeat(magnify, axis=1)
     image = image.convert("RGB")
-    drawn = Image.blend(image, coloured(label_map, palette, image), strength)
+    drawn = Image.blend(image, colored(label_map, palette, image), strength)
     line = Image.fromarray(boundaries(label_map, max(1, min(image.size) // 700)))
     drawn.paste(INK, mask=line)
     return drawn
 
 
-def coloured(
-    label_map: NDArray[np.integer[Any]], palette: Sequence[Colour], under: Image.Image | None = None
+def colored(
+    label_map: NDArray[np.integer[Any]], palette: Sequence[Color], under: Image.Image | None = None
 ) -> Image.Image:
-    """Paint a label map in class colours, and grey where it is of no class.
+    """Paint a label map in class colors, and gray where it is of no class.
 
     Args:
         label_map: class of each pixel; numbers beyond the palette are no class.
-        palette: colour of each class.
-        under: a picture to leave as it is where there is no class, or a black one: that is for backgrounds.
+        palette: color of each class.
+        under: a image to leave as it is where there is no class, or a black one: that is for backgrounds.
     """
     table = np.full((int(label_map.max(initial=0)) + 1, 3), 128, dtype=np.uint8)
     count = min(len(palette), len(table))
@@ -99,7 +99,7 @@ def coloured(
 
 
 def boundaries(label_map: NDArray[np.integer[Any]], thickness: int = 1) -> NDArray[np.uint8]:
-    """Mark pixels, with how opaque a line on them is, whose right or lower neighbour is of another class."""
+    """Mark pixels, with how opaque a line on them is, whose right or lower neighbor is of another class."""
     edge = np.zeros(label_map.shape, dtype=bool)
     edge[:, :-1] |= label_map[:, 1:] != label_map[:, :-1]
     edge[:-1] |= label_map[1:] != label_map[:-1]
@@ -110,7 +110,7 @@ def boundaries(label_map: NDArray[np.integer[Any]], thickness: int = 1) -> NDArr
 
 
 def legend(entries: Sequence[Entry], width: int, places: int | None = None) -> Image.Image:
-    """Draw a panel of classes in columns: colour, name, share.
+    """Draw a panel of classes in columns: color, name, share.
 
     Args:
         entries: the classes, the most important first.
@@ -128,10 +128,10 @@ def legend(entries: Sequence[Entry], width: int, places: int | None = None) -> I
     def place(number: int) -> tuple[int, float]:
         return pad + number % columns * room, pad / 2 + (number // columns + 0.5) * line
 
-    for number, (name, colour, share) in enumerate(kept):
+    for number, (name, color, share) in enumerate(kept):
         left, middle = place(number)
         box = (left, middle - size * 0.45, left + size * 0.9, middle + size * 0.45)
-        draw.rounded_rectangle(box, size // 5, fill=colour, outline=SOFT)
+        draw.rounded_rectangle(box, size // 5, fill=color, outline=SOFT)
         told = f"{share:.1%}" if share >= 0.001 else "<0.1%" if share else "0%"
         right = left + room - pad
         space = right - left - 1.8 * size - draw.textlength(told, font)

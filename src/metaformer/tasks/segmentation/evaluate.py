@@ -1,4 +1,4 @@
-"""Measuring a segmenter: every picture once, at the size of its labels, by however many processes."""
+"""Measuring a segmenter: every image once, at the size of its labels, by however many processes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,15 +21,15 @@ from metaformer.tasks.segmentation.results import SegmentExample, SegmentReport,
 from metaformer.tasks.segmentation.tiled_inference import DenseForward
 
 EXAMPLES = 6
-"""Pictures of each kind, the worst and the best, that a report keeps."""
+"""Images of each kind, the worst and the best, that a report keeps."""
 
 
 class SegmentEvaluation:
     """A validation set and the way it is looked at; `run` measures one network.
 
     Args:
-        source: pictures and label maps.
-        preprocess: how pictures become input.
+        source: images and label maps.
+        preprocess: how images become input.
         inference: whole or in windows, in one view or several; the official way when not given.
         workers: processes that read.
         pin_memory: keep batches in page-locked memory, for copies to CUDA.
@@ -66,7 +66,7 @@ class SegmentEvaluation:
         """Measure; `forward` gives logits (B, K, *, *) of images (B, 3, h, w), best at their own resolution.
 
         Raises:
-            TrainingError: logits that are not finite; the message names the picture.
+            TrainingError: logits that are not finite; the message names the image.
             DataError: a label map that does not fit.
             Interrupted: `stop` said so, on whatever rank.
         """
@@ -76,13 +76,13 @@ class SegmentEvaluation:
         return count.report()
 
     def _counted(self, forward: DenseForward, count: "_Count") -> Iterator[int]:
-        """Count picture after picture; all that can go wrong does so in here, where all ranks hear of it."""
+        """Count image after image; all that can go wrong does so in here, where all ranks hear of it."""
         for batch in self.loader:
-            index, image, labels = int(batch.indices[0]), batch.images[0], batch.labels[0]
-            picture = image if self.resized else Image.fromarray(image.numpy())
+            index, x, labels = int(batch.indices[0]), batch.images[0], batch.labels[0]
+            image = x if self.resized else Image.fromarray(x.numpy())
             size, name = (labels.shape[0], labels.shape[1]), self.source.path(index)
             count.update(
-                index, self.inference.label_map(forward, picture, self.preprocess, size, name=name), labels
+                index, self.inference.label_map(forward, image, self.preprocess, size, name=name), labels
             )
             yield index
 
@@ -92,16 +92,16 @@ class SegmentEvaluation:
 
 
 class _Pair:
-    """A picture as input, or as it is, and its labels; both tensors."""
+    """A image as input, or as it is, and its labels; both tensors."""
 
     def __init__(self, preprocess: DensePreprocess | None) -> None:
         self.transform = None if preprocess is None else preprocess.transform()
 
-    def __call__(self, picture: Image.Image, labels: NDArray[np.integer[Any]]) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Image.Image, labels: NDArray[np.integer[Any]]) -> tuple[Tensor, Tensor]:
         if labels.dtype == np.uint16:
             labels = labels.astype(np.int32)  # torch knows little of uint16
-        image = torch.from_numpy(np.array(picture)) if self.transform is None else self.transform(picture)
-        return image, torch.from_numpy(labels)
+        x = torch.from_numpy(np.array(image)) if self.transform is None else self.transform(image)
+        return x, torch.from_numpy(labels)
 
 
 class _Count:

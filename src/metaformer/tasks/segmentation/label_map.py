@@ -19,7 +19,7 @@ IGNORE: Final = 255
 WIDE_IGNORE: Final = 65535
 _NUMBERS: Final = 65536
 _SHOWN: Final = 5
-_HINT: Final = "save one number a pixel, as a grey or palette PNG"
+_HINT: Final = "save one number a pixel, as a gray or palette PNG"
 _UNKNOWN: Final = -1
 
 
@@ -29,17 +29,17 @@ def ignore_index(classes: int) -> int:
 
 
 def read_label_map(path: str | Path) -> LabelMap:
-    """Read the numbers of a label map as they are in the file: grey, or places in the palette.
+    """Read the numbers of a label map as they are in the file: gray, or places in the palette.
 
     Raises:
-        BadImage: the file is missing, empty, damaged, too large, no PNG, or holds colours and no numbers.
+        BadImage: the file is missing, empty, damaged, too large, no PNG, or holds colors and no numbers.
         DataError: the machine is to blame: no memory, or too many open files.
     """
     need_file(path)
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=("PNG",)) as picture:
+        with warnings.catch_warnings(), Image.open(path, formats=("PNG",)) as image:
             warnings.simplefilter("ignore")
-            return _numbers(picture, path)
+            return _numbers(image, path)
     except BadImage:
         raise
     except UnidentifiedImageError as error:
@@ -52,26 +52,26 @@ def read_label_map(path: str | Path) -> LabelMap:
         raise explain(error, path, MAX_PIXELS) from error
 
 
-def _numbers(picture: Image.Image, path: str | Path) -> LabelMap:
-    if picture.width * picture.height > MAX_PIXELS:
-        size = f"{picture.width}x{picture.height}"
+def _numbers(image: Image.Image, path: str | Path) -> LabelMap:
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width}x{image.height}"
         raise BadImage(path, f"{size} is more than the {MAX_PIXELS:,} pixels allowed")
-    if picture.mode in ("RGB", "RGBA", "LA", "PA"):
-        raise BadImage(path, f"is an {picture.mode} picture, no label map: {_HINT}")
-    depth = _few_bits(picture)
+    if image.mode in ("RGB", "RGBA", "LA", "PA"):
+        raise BadImage(path, f"is an {image.mode} image, no label map: {_HINT}")
+    depth = _few_bits(image)
     if depth:
         raise BadImage(
-            path, f"is grey of {depth} bits, which programs read as different numbers: save 8 bits"
+            path, f"is gray of {depth} bits, which programs read as different numbers: save 8 bits"
         )
-    numbers = np.asarray(picture)
+    numbers = np.asarray(image)
     if numbers.dtype == np.bool_:
         return numbers.astype(np.uint8)
     return numbers if numbers.dtype == np.uint8 else numbers.astype(np.uint16)
 
 
-def _few_bits(picture: Image.Image) -> int:
-    """Bits of a grey picture that Pillow stretches to 8: 2 or 4, else 0."""
-    tiles = getattr(picture, "tile", ())
+def _few_bits(image: Image.Image) -> int:
+    """Bits of a gray image that Pillow stretches to 8: 2 or 4, else 0."""
+    tiles = getattr(image, "tile", ())
     return {"L;2": 2, "L;4": 4}.get(str(tiles[0].args), 0) if tiles else 0
 
 

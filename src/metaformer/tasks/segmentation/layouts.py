@@ -10,7 +10,7 @@ from metaformer.errors import DataError, UnknownName
 _CITYSCAPES: Final = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """The label ids that count, in the order of their train ids; ids go up to 33."""
 _COCO_MISSING: Final = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
-"""Of COCO's 182 categories, counted from 0, those that no picture was annotated with."""
+"""Of COCO's 182 categories, counted from 0, those that no image was annotated with."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Numbers:
     """The numbers in label maps whose names end in a certain way."""
 
     ending: str
-    """What follows the picture's name, before `.png`."""
+    """What follows the image's name, before `.png`."""
     classes: tuple[int, ...] | None = None
     """The number of each class; None for 0, 1, 2 and so on."""
     ignored: tuple[int, ...] = ()
@@ -27,13 +27,13 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where pictures and label maps of a split lie, below the root."""
+    """Where images and label maps of a split lie, below the root."""
 
     name: str
     signs: tuple[tuple[str, ...], ...]
-    """It is recognised where all of any of these are there."""
-    pictures: str
-    """Folder of pictures, in which `{split}` is replaced."""
+    """It is recognized where all of any of these are there."""
+    images: str
+    """Folder of images, in which `{split}` is replaced."""
     labels: tuple[str, ...]
     """Folders of label maps; those that exist are looked through in this order."""
     home: tuple[str, ...] = ()
@@ -41,11 +41,11 @@ class Layout:
     splits: Mapping[str, str] = field(default_factory=dict)
     """What this layout calls `train` and `val`, where it calls them otherwise."""
     ending: str = ""
-    """What the names of pictures end in, before the extension."""
+    """What the names of images end in, before the extension."""
     numbers: tuple[Numbers, ...] = (Numbers(""),)
     """Kinds of label maps; the first of which there is any is taken."""
     listing: str | None = None
-    """Text file with the names of a split's pictures."""
+    """Text file with the names of a split's images."""
     names: str | None = None
     """File that names the classes."""
     published: str | None = None
@@ -60,7 +60,7 @@ LAYOUTS: Final = {
         Layout(
             "folders",
             signs=(("images", "classes.txt"),),
-            pictures="images/{split}",
+            images="images/{split}",
             labels=("annotations/{split}", "labels/{split}", "masks/{split}"),
             names="classes.txt",
             zero=False,
@@ -68,7 +68,7 @@ LAYOUTS: Final = {
         Layout(
             "ade20k",
             signs=(("images/training", "annotations"), ("images/validation", "annotations")),
-            pictures="images/{split}",
+            images="images/{split}",
             labels=("annotations/{split}",),
             home=("ADEChallengeData2016",),
             splits={"train": "training", "val": "validation"},
@@ -79,7 +79,7 @@ LAYOUTS: Final = {
         Layout(
             "voc",
             signs=(("JPEGImages", "SegmentationClass"),),
-            pictures="JPEGImages",
+            images="JPEGImages",
             labels=("SegmentationClass", "SegmentationClassAug"),
             home=("VOC2012", "VOCdevkit/VOC2012"),
             listing="ImageSets/Segmentation/{split}.txt",
@@ -88,7 +88,7 @@ LAYOUTS: Final = {
         Layout(
             "cityscapes",
             signs=(("leftImg8bit", "gtFine"),),
-            pictures="leftImg8bit/{split}",
+            images="leftImg8bit/{split}",
             labels=("gtFine/{split}",),
             ending="_leftImg8bit",
             numbers=(
@@ -100,7 +100,7 @@ LAYOUTS: Final = {
         Layout(
             "coco_stuff",
             signs=(("images/train2017",), ("images/val2017",)),
-            pictures="images/{split}",
+            images="images/{split}",
             labels=("annotations/{split}", "stuffthingmaps/{split}"),
             splits={"train": "train2017", "val": "val2017"},
             numbers=(
@@ -115,7 +115,7 @@ _PLAIN_LABELS: Final = ("annotations", "labels", "masks")
 
 
 def find_layout(root: str | Path) -> tuple[Layout, Path] | None:
-    """Recognise a data set with label maps; gives its layout and the folder that has it, or None."""
+    """Recognize a data set with label maps; gives its layout and the folder that has it, or None."""
     root = Path(root).expanduser()
     for layout in LAYOUTS.values():
         for home in ("", *layout.home):
@@ -127,7 +127,7 @@ def find_layout(root: str | Path) -> tuple[Layout, Path] | None:
 
 
 def has_label_maps(root: str | Path) -> bool:
-    """Tell whether a layout is recognised, and has any label map where its label maps lie."""
+    """Tell whether a layout is recognized, and has any label map where its label maps lie."""
     found = find_layout(root)
     if found is None:
         return False
@@ -137,10 +137,10 @@ def has_label_maps(root: str | Path) -> bool:
 
 
 def choose_layout(root: str | Path, name: str) -> tuple[Layout, Path]:
-    """Give the layout of this name, or with `auto` the one that is recognised, and the folder that has it.
+    """Give the layout of this name, or with `auto` the one that is recognized, and the folder that has it.
 
     Raises:
-        DataError: none is recognised.
+        DataError: none is recognized.
         UnknownName: there is no such layout.
     """
     root = Path(root).expanduser()
@@ -152,7 +152,7 @@ def choose_layout(root: str | Path, name: str) -> tuple[Layout, Path]:
     if name not in LAYOUTS:
         raise UnknownName("layout", name, [*LAYOUTS, "auto"])
     layout = LAYOUTS[name]
-    first = layout.pictures.split("/")[0]
+    first = layout.images.split("/")[0]
     return layout, next((root / home for home in layout.home if (root / home / first).is_dir()), root)
 
 
@@ -160,4 +160,4 @@ def _what_there_is(root: Path) -> str:
     if not root.is_dir():
         return "is a file, not a folder" if root.is_file() else "no such folder"
     there = ", ".join(sorted(entry.name for entry in root.iterdir())[:10]) or "nothing"
-    return f"no layout of pictures and label maps that is known; it holds {there}"
+    return f"no layout of images and label maps that is known; it holds {there}"

@@ -21,11 +21,11 @@ class ClassIoU:
 
     name: str
     pixels: int
-    """Labelled pixels of the class."""
+    """Labeled pixels of the class."""
     correct: int
-    """Those of them that were recognised: the intersection."""
+    """Those of them that were recognized: the intersection."""
     predicted: int
-    """Labelled pixels that were taken for the class."""
+    """Labeled pixels that were taken for the class."""
 
     @property
     def union(self) -> int:
@@ -39,7 +39,7 @@ class ClassIoU:
 
     @property
     def accuracy(self) -> float | None:
-        """The share of the class's pixels that were recognised; None of no pixels."""
+        """The share of the class's pixels that were recognized; None of no pixels."""
         return self.correct / self.pixels if self.pixels else None
 
     @property
@@ -55,11 +55,11 @@ class SegmentationFigures:
     miou: float
     """Mean IoU of the classes that are there or predicted."""
     aacc: float
-    """Share of the labelled pixels whose class is right."""
+    """Share of the labeled pixels whose class is right."""
     macc: float
-    """Mean over the classes that are there of the share of their pixels that is recognised."""
+    """Mean over the classes that are there of the share of their pixels that is recognized."""
     pixels: int
-    """Labelled pixels."""
+    """Labeled pixels."""
     per_class: tuple[ClassIoU, ...]
 
 

@@ -1,4 +1,4 @@
-"""Which picture belongs to which label map: found by their names."""
+"""Which image belongs to which label map: found by their names."""
 
 import os
 from collections import Counter
@@ -19,50 +19,50 @@ class Pairs:
     """As the layout calls it."""
     root: Path
     folder: Path
-    """Where the pictures lie."""
-    pictures: tuple[str, ...]
+    """Where the images lie."""
+    images: tuple[str, ...]
     """Below the root, in order of their names."""
     label_maps: tuple[str, ...]
     """The label map of each, below the root."""
     numbers: Numbers
     """What the label maps hold."""
     faults: tuple[str, ...]
-    """What must be mended, such as pictures without label map; these pictures are left out above."""
+    """What must be mended, such as images without label map; these images are left out above."""
     unused: tuple[str, ...]
     """What is there and not used."""
 
 
 def find_pairs(layout: Layout, home: Path, split: str) -> Pairs:
-    """Look for the pictures of a split and their label maps.
+    """Look for the images of a split and their label maps.
 
     Raises:
-        DataError: there are no pictures, or no label maps at all.
+        DataError: there are no images, or no label maps at all.
     """
     split = layout.splits.get(split, split)
-    folder = home / layout.pictures.format(split=split)
+    folder = home / layout.images.format(split=split)
     faults: list[DataError] = []
-    pictures, unused = _pictures(layout, home, folder, faults)
+    images, unused = _images(layout, home, folder, faults)
     numbers, label_maps = _label_maps(layout, home, split, faults)
     if layout.listing is not None:
         wanted = listed_names(home / layout.listing.format(split=split))
-        _tell_absent(wanted, pictures, folder, faults)
-        pictures = {stem: pictures[stem] for stem in wanted if stem in pictures}
+        _tell_absent(wanted, images, folder, faults)
+        images = {stem: images[stem] for stem in wanted if stem in images}
     else:
-        over = [name for stem, name in label_maps.items() if stem not in pictures]
-        unused += [f"{home / name}: label map without picture" for name in over]
-    if not pictures:
-        raise DataError(f"{folder}: no pictures")
+        over = [name for stem, name in label_maps.items() if stem not in images]
+        unused += [f"{home / name}: label map without image" for name in over]
+    if not images:
+        raise DataError(f"{folder}: no images")
     expected = home / layout.labels[0].format(split=split)
-    for stem in pictures:
+    for stem in images:
         if stem not in label_maps:
             missing = expected / f"{stem}{numbers.ending}.png"
-            faults.append(DataError(f"{home / pictures[stem]}: no label map {missing}"))
-    stems = sorted(pictures.keys() & label_maps.keys())
+            faults.append(DataError(f"{home / images[stem]}: no label map {missing}"))
+    stems = sorted(images.keys() & label_maps.keys())
     return Pairs(
         split,
         home,
         folder,
-        tuple(pictures[stem] for stem in stems),
+        tuple(images[stem] for stem in stems),
         tuple(label_maps[stem] for stem in stems),
         numbers,
         tuple(str(fault) for fault in faults),
@@ -70,30 +70,30 @@ def find_pairs(layout: Layout, home: Path, split: str) -> Pairs:
     )
 
 
-def _pictures(
+def _images(
     layout: Layout, home: Path, folder: Path, faults: list[DataError]
 ) -> tuple[dict[str, str], list[str]]:
-    """Pictures by their names without ending and extension; and what is no picture."""
+    """Images by their names without ending and extension; and what is no image."""
     _need(home, folder)
-    pictures: dict[str, str] = {}
+    images: dict[str, str] = {}
     others: Counter[str] = Counter()
     for stem, extension, name in _below(home, folder, faults):
         if extension not in EXTENSIONS or not stem.endswith(layout.ending):
             others[extension or "without extension"] += 1
             continue
         stem = stem.removesuffix(layout.ending)
-        if stem in pictures:
-            same = f"{home / name}: has the name of {home / pictures[stem]}, so both would have one label map"
+        if stem in images:
+            same = f"{home / name}: has the name of {home / images[stem]}, so both would have one label map"
             faults.append(DataError(same))
         else:
-            pictures[stem] = name
-    return pictures, [f"{folder}: {many:,} {kind} file(s) are not used" for kind, many in others.items()]
+            images[stem] = name
+    return images, [f"{folder}: {many:,} {kind} file(s) are not used" for kind, many in others.items()]
 
 
 def _label_maps(
     layout: Layout, home: Path, split: str, faults: list[DataError]
 ) -> tuple[Numbers, dict[str, str]]:
-    """Label maps by the names of their pictures, and what numbers they hold."""
+    """Label maps by the names of their images, and what numbers they hold."""
     folders = [home / name.format(split=split) for name in layout.labels]
     there = [folder for folder in folders if folder.is_dir()]
     if not there:
@@ -137,7 +137,7 @@ def _need(home: Path, folder: Path) -> None:
 
 
 def listed_names(path: Path) -> list[str]:
-    """Read names of a split's pictures: the first word of each line.
+    """Read names of a split's images: the first word of each line.
 
     Raises:
         DataError: the file cannot be read.
@@ -145,9 +145,9 @@ def listed_names(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); it must name the split's pictures") from error
+        raise DataError(f"{path}: cannot be read ({error}); it must name the split's images") from error
     return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
 
 
-def _tell_absent(wanted: list[str], pictures: dict[str, str], folder: Path, faults: list[DataError]) -> None:
-    faults += [DataError(f"{folder / stem}.jpg: no such picture") for stem in wanted if stem not in pictures]
+def _tell_absent(wanted: list[str], images: dict[str, str], folder: Path, faults: list[DataError]) -> None:
+    faults += [DataError(f"{folder / stem}.jpg: no such image") for stem in wanted if stem not in images]

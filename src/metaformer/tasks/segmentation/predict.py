@@ -1,4 +1,4 @@
-"""From a picture to the class of each of its pixels: whole, in windows or tiles, in one view or several."""
+"""From a image to the class of each of its pixels: whole, in windows or tiles, in one view or several."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,8 @@ from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.segmentation.tiled_inference import (
     GRID,
     DenseForward,
+    ImageSight,
     Look,
-    PictureSight,
     Sight,
     Strip,
     TensorSight,
@@ -28,7 +28,7 @@ from metaformer.tasks.segmentation.tiled_inference import (
     whole,
     windows,
 )
-from metaformer.tasks.stream import PictureStream
+from metaformer.tasks.stream import ImageStream
 
 BAND = 32
 """Rows of the result that are made at once."""
@@ -40,7 +40,7 @@ CACHE = 1 << 20
 
 @dataclass(frozen=True)
 class Inference:
-    """How a picture is looked at; the default is the official way, once and whole."""
+    """How a image is looked at; the default is the official way, once and whole."""
 
     mode: str = "whole"
     """`whole`, or `slide`: windows that overlap, their logits averaged."""
@@ -57,7 +57,7 @@ class Inference:
     tile: int = 768
     """Height and width of a tile."""
     overlap: int = 128
-    """Pixels at least over which neighbouring tiles fade into each other."""
+    """Pixels at least over which neighboring tiles fade into each other."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("whole", "slide"):
@@ -77,18 +77,18 @@ class Inference:
 
     @property
     def views(self) -> int:
-        """How often the network sees a picture."""
+        """How often the network sees a image."""
         return len(self.scales) * (1 + self.flip)
 
     @torch.inference_mode()
     def label_map(
         self,
         forward: DenseForward,
-        picture: Image.Image | Tensor,
+        image: Image.Image | Tensor,
         preprocess: DensePreprocess | None = None,
         original_size: tuple[int, int] | None = None,
         *,
-        name: str | Path = "the picture",
+        name: str | Path = "the image",
     ) -> Tensor:
         """Class of each pixel (H, W), on the CPU: uint8, or int32 with more than 256 classes.
 
@@ -97,20 +97,20 @@ class Inference:
 
         Args:
             forward: the network.
-            picture: an RGB picture, or a normalised tensor (3, h, w) that is looked at as it is.
-            preprocess: how a picture becomes input; a tensor needs none.
-            original_size: height and width of the result; the picture's own when not given.
-            name: what errors call the picture.
+            image: an RGB image, or a normalized tensor (3, h, w) that is looked at as it is.
+            preprocess: how a image becomes input; a tensor needs none.
+            original_size: height and width of the result; the image's own when not given.
+            name: what errors call the image.
 
         Raises:
             TrainingError: logits that are not finite.
-            ConfigError: several scales of a tensor, or a picture without preprocessing.
+            ConfigError: several scales of a tensor, or a image without preprocessing.
         """
-        own = picture.shape[-2:] if isinstance(picture, Tensor) else (picture.height, picture.width)
+        own = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
         height, width = original_size or own
         looks = [
             Look(forward, sight, self.grid(*sight.size), (height, width), mirrored=mirrored, name=name)
-            for sight in self._sights(picture, preprocess)
+            for sight in self._sights(image, preprocess)
             for mirrored in (False, True)[: 1 + self.flip]
         ]
         label_map: Tensor | None = None
@@ -119,7 +119,7 @@ class Inference:
             if label_map is None:
                 label_map = band.new_empty(height, width)
             label_map[start : start + BAND] = band
-        assert label_map is not None  # pictures have at least one row
+        assert label_map is not None  # images have at least one row
         return label_map
 
     def grid(self, height: int, width: int) -> tuple[list[Span], list[Span]]:
@@ -133,19 +133,17 @@ class Inference:
             return whole(height), whole(width)
         return tiles(height, self.tile, self.overlap), tiles(width, self.tile, self.overlap)
 
-    def _sights(self, picture: Image.Image | Tensor, preprocess: DensePreprocess | None) -> Iterator[Sight]:
-        if isinstance(picture, Tensor):
+    def _sights(self, image: Image.Image | Tensor, preprocess: DensePreprocess | None) -> Iterator[Sight]:
+        if isinstance(image, Tensor):
             if self.scales != (1.0,):
-                raise ConfigError(
-                    f"scales is {self.scales}: a tensor is looked at as it is, give the picture"
-                )
-            yield TensorSight(picture)
+                raise ConfigError(f"scales is {self.scales}: a tensor is looked at as it is, give the image")
+            yield TensorSight(image)
             return
         if preprocess is None:
-            raise ConfigError("preprocess: a picture needs one; only tensors are looked at as they are")
+            raise ConfigError("preprocess: a image needs one; only tensors are looked at as they are")
         for scale in self.scales:
             scaled = preprocess.scaled(scale)
-            yield PictureSight(scaled.resized(picture), scaled.tensor)
+            yield ImageSight(scaled.resized(image), scaled.tensor)
 
 
 def _best(looks: list[Look], start: int, stop: int) -> Tensor:
@@ -184,7 +182,7 @@ def _logits(strips: list[Strip], left: int, right: int) -> Tensor:
     return logits
 
 
-class PictureSegmenter(PictureStream[Segmentation]):
+class ImageSegmenter(ImageStream[Segmentation]):
     """A trained network that tells the classes of pixels.
 
     Args:
@@ -192,8 +190,8 @@ class PictureSegmenter(PictureStream[Segmentation]):
         preprocess: how images become input.
         classes: class names.
         palette: a color for each class.
-        inference: how pictures are looked at.
-        workers: threads that read pictures ahead; 0 reads each when it is due.
+        inference: how images are looked at.
+        workers: threads that read images ahead; 0 reads each when it is due.
     """
 
     def __init__(
@@ -209,8 +207,8 @@ class PictureSegmenter(PictureStream[Segmentation]):
         self.forward, self.classes, self.inference = forward, tuple(classes), inference
         self._preprocess, self.palette = preprocess, palette
 
-    def see(self, picture: Image.Image, path: str, name: str) -> Segmentation:
+    def see(self, image: Image.Image, path: str, name: str) -> Segmentation:
         """Tell the class of each pixel."""
-        found = self.inference.label_map(self.forward, picture, self._preprocess, name=name).numpy()
+        found = self.inference.label_map(self.forward, image, self._preprocess, name=name).numpy()
         kind = np.uint8 if len(self.classes) <= 256 else np.uint16
         return Segmentation(path, found.astype(kind, copy=False), self.classes, self.palette)

@@ -1,4 +1,4 @@
-"""What a run's page shows of segmentation: pictures, truth and prediction, classes, confusions."""
+"""What a run's page shows of segmentation: images, truth and prediction, classes, confusions."""
 
 import base64
 import io
@@ -12,8 +12,8 @@ from metaformer.config import TrainConfig
 from metaformer.data.image import read_image
 from metaformer.errors import BadImage
 from metaformer.report.page import Log, address, charts, rate, rgb
-from metaformer.tasks.segmentation.draw import coloured, overlay
-from metaformer.visualize.text import Colour, magnification
+from metaformer.tasks.segmentation.draw import colored, overlay
+from metaformer.visualize.text import Color, magnification
 
 LARGEST_MATRIX = 24
 """Classes up to which the confusion matrix is drawn."""
@@ -22,11 +22,11 @@ ROWS = 30
 PAIRS = 12
 """Confusions in the list."""
 ENTRIES = 10
-"""Classes in a picture's legend."""
+"""Classes in a image's legend."""
 WIDTH = 256
-"""Pixels that pictures on the page are at least wide."""
+"""Pixels that images on the page are at least wide."""
 STRENGTH = 0.65
-"""Share of the class colour in a pixel."""
+"""Share of the class color in a pixel."""
 NAMES = {"miou": "mIoU", "aacc": "pixel accuracy", "macc": "mean class accuracy"}
 """What people call the figures."""
 
@@ -57,11 +57,11 @@ def _figures(state: dict[str, Any], evaluation: dict[str, Any], log: Log) -> lis
         (f"{value:.2%}", f"held-out {NAMES.get(name, name)}") for name, value in state["metrics"].items()
     ]
     step = (f"{state['step']:,}", "step of the best weights")
-    return [*figures, *rate(log), (f"{evaluation['images']:,}", "held-out pictures"), step]
+    return [*figures, *rate(log), (f"{evaluation['images']:,}", "held-out images"), step]
 
 
-def _triples(evaluation: dict[str, Any], palette: Sequence[Colour]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The worst pictures and the best, each with truth and prediction."""
+def _triples(evaluation: dict[str, Any], palette: Sequence[Color]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The worst images and the best, each with truth and prediction."""
     names = [row["name"] for row in evaluation["per_class"]]
     examples = sorted(evaluation["examples"], key=lambda example: example["miou"])
     worst, best = examples[: -(-len(examples) // 2)], examples[-(-len(examples) // 2) :][::-1]
@@ -72,18 +72,18 @@ def _triples(evaluation: dict[str, Any], palette: Sequence[Colour]) -> list[tupl
     ]
 
 
-def _triple(example: dict[str, Any], names: list[str], palette: Sequence[Colour]) -> dict[str, Any]:
+def _triple(example: dict[str, Any], names: list[str], palette: Sequence[Color]) -> dict[str, Any]:
     truth, predicted = (
         Image.open(io.BytesIO(base64.b64decode(example[key]))) for key in ("truth", "predicted")
     )
     magnify = magnification(truth.size, WIDTH)
     larger = (truth.width * magnify, truth.height * magnify)
-    picture = _picture(example["path"], larger)
-    maps = [_drawn(labels, picture, palette, larger) for labels in (truth, predicted)]
+    image = _image(example["path"], larger)
+    maps = [_drawn(labels, image, palette, larger) for labels in (truth, predicted)]
     return {
         "path": example["path"],
         "miou": f"{example['miou']:.1%}",
-        "picture": None if picture is None else address(picture),
+        "image": None if image is None else address(image),
         "truth": address(maps[0], 92),
         "predicted": address(maps[1], 92),
         "legend": [(names[label], rgb(palette[label])) for label in example["labels"][:ENTRIES]],
@@ -91,8 +91,8 @@ def _triple(example: dict[str, Any], names: list[str], palette: Sequence[Colour]
     }
 
 
-def _picture(path: str, size: tuple[int, int]) -> Image.Image | None:
-    """A picture made as large as its label map is drawn; None where it is gone since the evaluation."""
+def _image(path: str, size: tuple[int, int]) -> Image.Image | None:
+    """A image made as large as its label map is drawn; None where it is gone since the evaluation."""
     try:
         return read_image(path).resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     except BadImage:
@@ -100,16 +100,16 @@ def _picture(path: str, size: tuple[int, int]) -> Image.Image | None:
 
 
 def _drawn(
-    labels: Image.Image, picture: Image.Image | None, palette: Sequence[Colour], size: tuple[int, int]
+    labels: Image.Image, image: Image.Image | None, palette: Sequence[Color], size: tuple[int, int]
 ) -> Image.Image:
-    """A label map over its picture, or alone where that is gone, or where only its colours were kept."""
+    """A label map over its image, or alone where that is gone, or where only its colors were kept."""
     larger = labels.resize(size, Image.Resampling.NEAREST)
     if labels.mode != "P":
         return larger.convert("RGB")
     label_map = np.asarray(larger)
-    if picture is None:
-        return coloured(label_map, palette)
-    return overlay(picture, label_map, palette, strength=STRENGTH)
+    if image is None:
+        return colored(label_map, palette)
+    return overlay(image, label_map, palette, strength=STRENGTH)
 
 
 def _matrix(evaluation: dict[str, Any]) -> dict[str, Any] | None:
@@ -154,18 +154,18 @@ def _pairs(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _rows(table: Sequence[dict[str, Any]], palette: Sequence[Colour]) -> list[dict[str, Any]]:
+def _rows(table: Sequence[dict[str, Any]], palette: Sequence[Color]) -> list[dict[str, Any]]:
     """The classes that are there or predicted, weakest first."""
     whole = max(sum(row["pixels"] for row in table), 1)
-    there = [(row, colour) for row, colour in zip(table, palette, strict=True) if row["iou"] is not None]
+    there = [(row, color) for row, color in zip(table, palette, strict=True) if row["iou"] is not None]
     return [
         {
             "name": row["name"],
-            "colour": rgb(colour),
+            "color": rgb(color),
             "pixels": f"{row['pixels'] / whole:.1%}",
             **{key: _percent(row[key]) for key in ("iou", "accuracy", "precision")},
         }
-        for row, colour in sorted(there, key=lambda pair: (pair[0]["iou"], pair[0]["name"]))
+        for row, color in sorted(there, key=lambda pair: (pair[0]["iou"], pair[0]["name"]))
     ]
 
 
@@ -179,4 +179,4 @@ def _look(preprocess: dict[str, Any]) -> str:
         if preprocess["long_side"] is None
         else f"fitted into {preprocess['long_side']}×{preprocess['short_side']} pixels"
     )
-    return f"pictures {size}, sides multiples of {preprocess['multiple']}"
+    return f"images {size}, sides multiples of {preprocess['multiple']}"

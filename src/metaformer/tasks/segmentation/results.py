@@ -25,21 +25,21 @@ BLOCK = 1 << 20
 
 
 IGNORED = (224, 224, 192)
-"""Colour of pixels that do not count: Pascal VOC's of borders."""
+"""Color of pixels that do not count: Pascal VOC's of borders."""
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The classes of one picture's pixels."""
+    """The classes of one image's pixels."""
 
     path: str
-    """Where the picture came from; empty for one that was handed over."""
+    """Where the image came from; empty for one that was handed over."""
     label_map: NDArray[np.integer[Any]]
-    """Class of each pixel (H, W) at the picture's own size; uint8, or uint16 with more than 256 classes."""
+    """Class of each pixel (H, W) at the image's own size; uint8, or uint16 with more than 256 classes."""
     classes: tuple[str, ...]
     """Class names in the order of their numbers."""
     palette: Palette
-    """Colour of each class, red, green and blue."""
+    """Color of each class, red, green and blue."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -53,7 +53,7 @@ class Segmentation:
         return tuple((label, area / self.label_map.size) for label, area in areas(self.label_map).items())
 
     def image(self) -> Image.Image:
-        """The label map in the palette's colours; see `painted`."""
+        """The label map in the palette's colors; see `painted`."""
         return painted(self.label_map, self.palette)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,15 +65,15 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class SegmentExample:
-    """One evaluated picture, for the report."""
+    """One evaluated image, for the report."""
 
     path: str
     index: int
     """Its place in the data set."""
     miou: float
-    """Mean IoU over the classes that are in this picture or predicted there."""
+    """Mean IoU over the classes that are in this image or predicted there."""
     truth: str
-    """Label map as a PNG in the palette's colours, longest side at most 256 pixels, base64."""
+    """Label map as a PNG in the palette's colors, longest side at most 256 pixels, base64."""
     predicted: str
     """The network's, in the same way."""
     labels: tuple[int, ...]
@@ -89,9 +89,9 @@ class SegmentReport:
     confusion: Tensor
     """Pixels by true class (row) and predicted class (column), int64."""
     palette: Palette
-    """Colour of each class."""
+    """Color of each class."""
     examples: tuple[SegmentExample, ...] = ()
-    """The worst pictures, then the best, each by own mean IoU; none twice."""
+    """The worst images, then the best, each by own mean IoU; none twice."""
 
     @property
     def classes(self) -> list[str]:
@@ -115,7 +115,7 @@ class SegmentReport:
             **self.metrics,
             "classes": self.classes,
             "per_class": table,
-            "palette": [list(colour) for colour in self.palette],
+            "palette": [list(color) for color in self.palette],
             "examples": [asdict(example) for example in self.examples],
             **confusion_values(self.confusion),
         }
@@ -137,25 +137,25 @@ class SegmentReport:
             f"mAcc     {self.figures.macc:.2%}",
         ]
         if not self.figures.pixels:
-            lines.append("no labelled pixel: there is nothing to measure")
+            lines.append("no labeled pixel: there is nothing to measure")
         return "\n".join([*lines, "", *_table(self.figures.per_class, rows)])
 
 
 def painted(label_map: NDArray[np.integer[Any]], palette: Palette) -> Image.Image:
-    """A label map in colours: mode P with classes as values, 255 what is ignored; RGB of over 255 classes."""
+    """A label map in colors: mode P with classes as values, 255 what is ignored; RGB of over 255 classes."""
     if len(palette) > 255:
-        colours = np.asarray([*palette, IGNORED], dtype=np.uint8)
-        return Image.fromarray(colours[np.minimum(label_map, len(palette))])
+        colors = np.asarray([*palette, IGNORED], dtype=np.uint8)
+        return Image.fromarray(colors[np.minimum(label_map, len(palette))])
     image = Image.fromarray(np.asarray(label_map, dtype=np.uint8))
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    colours[: len(palette)] = palette
-    colours[255] = IGNORED
-    image.putpalette(colours.tobytes())
+    colors = np.zeros((256, 3), dtype=np.uint8)
+    colors[: len(palette)] = palette
+    colors[255] = IGNORED
+    image.putpalette(colors.tobytes())
     return image
 
 
 def thumbnail(label_map: NDArray[np.integer[Any]], palette: Palette, longest: int = THUMBNAIL) -> str:
-    """A label map made small, as a PNG in the palette's colours, base64; each pixel is one of the map's."""
+    """A label map made small, as a PNG in the palette's colors, base64; each pixel is one of the map's."""
     share = max(1.0, max(label_map.shape) / longest)
     rows, columns = (_places(side, max(1, round(side / share))) for side in label_map.shape)
     stream = io.BytesIO()

@@ -30,9 +30,9 @@ class Segment:
     Args:
         model: gives logits (B, K, H, W), or losses where it is also given label maps.
         name: what the model is called.
-        train: augmented training pictures with their label maps.
+        train: augmented training images with their label maps.
         evaluation: the validation data.
-        preprocess: how pictures become input when the model is used.
+        preprocess: how images become input when the model is used.
     """
 
     metric = "miou"
@@ -75,13 +75,13 @@ class Segment:
         self.evaluation.close()
 
     def card(self) -> dict[str, Any]:
-        """Architecture, classes with their colours, and preprocessing."""
+        """Architecture, classes with their colors, and preprocessing."""
         return {
             "task": "segment",
             "name": self.name,
             "model": self.model.config.to_dict(),
             "classes": list(self.data.classes),
-            "palette": [list(colour) for colour in self.data.palette],
+            "palette": [list(color) for color in self.data.palette],
             "preprocess": self.preprocess.to_dict(),
         }
 
@@ -95,7 +95,7 @@ class Segment:
             "pretrained_cfg": {
                 "num_classes": len(self.data.classes),
                 "label_names": list(self.data.classes),
-                "palette": [list(colour) for colour in self.data.palette],
+                "palette": [list(color) for color in self.data.palette],
                 "preprocess": self.preprocess.to_dict(),
                 "mean": list(self.preprocess.mean),
                 "std": list(self.preprocess.std),
@@ -113,7 +113,7 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
         DataError: the data set is not laid out as it should be, or a label map cannot be used.
         WeightsError: a checkpoint does not fit.
     """
-    train, val = (open_labelled(config, split) for split in (config.data.train, config.data.val))
+    train, val = (open_labeled(config, split) for split in (config.data.train, config.data.val))
     _check_classes(config, train, val)
     look_at_all(world, check_segmentation, (train, config.data.on_bad_image == "skip"), (val, False))
     preprocess, plan = dense_preprocessing(config), config.segment
@@ -150,7 +150,7 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
     return task
 
 
-def open_labelled(config: TrainConfig, split: str) -> SegmentationFolder:
+def open_labeled(config: TrainConfig, split: str) -> SegmentationFolder:
     """Open a split of a run's data set.
 
     Raises:
@@ -167,13 +167,13 @@ def open_labelled(config: TrainConfig, split: str) -> SegmentationFolder:
 
 
 def dense_preprocessing(config: TrainConfig) -> DensePreprocess:
-    """How a run's pictures become input in evaluation."""
+    """How a run's images become input in evaluation."""
     longer, shorter = config.segment.base or (None, None)
     return DensePreprocess(longer, shorter, config.segment.multiple, config.data.mean, config.data.std)
 
 
 def inference(config: TrainConfig) -> Inference:
-    """How a run's pictures are looked at in evaluation."""
+    """How a run's images are looked at in evaluation."""
     plan = config.segment
     return Inference(
         mode=plan.inference,

@@ -1,4 +1,4 @@
-"""One look of a network at a picture: in windows, row by row, as bands of the result need them."""
+"""One look of a network at a image: in windows, row by row, as bands of the result need them."""
 
 from collections import deque
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from metaformer.errors import TrainingError
 from metaformer.tasks.segmentation.resize_matrix import Axis, Span, reach
 
 DenseForward = Callable[[Tensor], Tensor]
-"""Normalised images (B, 3, h, w) to logits (B, K, *, *) at any resolution; the coarser, the less memory."""
+"""Normalized images (B, 3, h, w) to logits (B, K, *, *) at any resolution; the coarser, the less memory."""
 
 
 class Sight(Protocol):
-    """A picture at the size that the network sees it in."""
+    """A image at the size that the network sees it in."""
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
 
     def cut(self, rows: slice, columns: slice) -> Tensor:
-        """A part of it, normalised (1, 3, h, w)."""
+        """A part of it, normalized (1, 3, h, w)."""
 
 
 class TensorSight:
-    """A normalised tensor (3, h, w)."""
+    """A normalized tensor (3, h, w)."""
 
     def __init__(self, image: Tensor) -> None:
         self.image = image
@@ -43,25 +43,25 @@ class TensorSight:
         return self.image[None, :, rows, columns]
 
 
-class PictureSight:
-    """A resized picture; its parts become tensors when they are wanted, which take four times the room.
+class ImageSight:
+    """A resized image; its parts become tensors when they are wanted, which take four times the room.
 
     Args:
-        picture: RGB.
-        finish: makes an RGB picture a normalised tensor (3, h, w).
+        image: RGB.
+        finish: makes an RGB image a normalized tensor (3, h, w).
     """
 
-    def __init__(self, picture: Image.Image, finish: Callable[[Image.Image], Tensor]) -> None:
-        self.picture, self.finish = picture, finish
+    def __init__(self, image: Image.Image, finish: Callable[[Image.Image], Tensor]) -> None:
+        self.image, self.finish = image, finish
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
-        return self.picture.height, self.picture.width
+        return self.image.height, self.image.width
 
     def cut(self, rows: slice, columns: slice) -> Tensor:
-        """A part of it, normalised (1, 3, h, w)."""
-        return self.finish(self.picture.crop((columns.start, rows.start, columns.stop, rows.stop)))[None]
+        """A part of it, normalized (1, 3, h, w)."""
+        return self.finish(self.image.crop((columns.start, rows.start, columns.stop, rows.stop)))[None]
 
 
 class Strip(NamedTuple):
@@ -74,17 +74,17 @@ class Strip(NamedTuple):
 
 
 class Look:
-    """Logits of a picture by bands of rows of the result, which are asked for from top to bottom.
+    """Logits of a image by bands of rows of the result, which are asked for from top to bottom.
 
     The maps of a row of windows are held from the first band that needs them to the last.
 
     Args:
         forward: the network.
-        sight: the picture.
+        sight: the image.
         grid: windows along its height, and along its width.
         size: height and width of the result.
         mirrored: show the network its mirror image, and mirror the answer back.
-        name: what errors call the picture.
+        name: what errors call the image.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Look:
         size: tuple[int, int],
         *,
         mirrored: bool = False,
-        name: str | Path = "the picture",
+        name: str | Path = "the image",
     ) -> None:
         self.forward, self.sight, self.mirrored, self.name = forward, sight, mirrored, name
         self.height, self.width = size
@@ -194,7 +194,7 @@ def windows(side: int, window: int, stride: int) -> list[Span]:
 
 
 def tiles(side: int, tile: int, overlap: int) -> list[Span]:
-    """Tiles evenly apart that overlap by `overlap` at least, each fading out into its neighbours there."""
+    """Tiles evenly apart that overlap by `overlap` at least, each fading out into its neighbors there."""
     if side <= tile:
         return whole(side)
     count = -(-(side - tile) // (tile - overlap)) + 1

@@ -1,4 +1,4 @@
-"""Picture and label map transformed together: the training pipeline of the published segmentation runs."""
+"""Image and label map transformed together: the training pipeline of the published segmentation runs."""
 
 import math
 import random
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels
-from metaformer.data.resize_preprocess import fit, normalised, scaled_size
+from metaformer.data.resize_preprocess import fit, normalized, scaled_size
 from metaformer.errors import ConfigError
 from metaformer.tasks.segmentation.label_map import IGNORE, LabelMap
 
@@ -36,14 +36,14 @@ def train_joint(
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
 ) -> JointTransform:
-    """Make mmsegmentation's training pipeline: random size, crop, flip, colours, normalise, pad.
+    """Make mmsegmentation's training pipeline: random size, crop, flip, colors, normalize, pad.
 
-    The result maps an RGB picture and its label map (H, W) to (3, crop, crop) float32 and (crop, crop) of
+    The result maps an RGB image and its label map (H, W) to (3, crop, crop) float32 and (crop, crop) of
     uint8, or int32 for uint16 label maps. Everything random comes from `random`.
 
     Args:
-        crop: height and width of the result; what a smaller picture leaves over is 0, and ignored.
-        base: longer and shorter side of the box that a picture is fitted into, its shape kept; None for
+        crop: height and width of the result; what a smaller image leaves over is 0, and ignored.
+        base: longer and shorter side of the box that a image is fitted into, its shape kept; None for
             its own size.
         scale: smallest and largest random factor of that size.
         cat_max_ratio: a crop of which one class has this share or more is drawn anew, up to ten times.
@@ -67,7 +67,7 @@ def train_joint(
 
 
 class _Cut(NamedTuple):
-    """A rectangle of the resized picture."""
+    """A rectangle of the resized image."""
 
     left: int
     top: int
@@ -92,20 +92,20 @@ class _Train:
         self.hflip, self.photometric, self.ignore_index = hflip, photometric, ignore_index
         self.mean, self.std = mean, std
 
-    def __call__(self, picture: Image.Image, labels: LabelMap) -> tuple[Tensor, Tensor]:
-        size = self._size(*picture.size)
+    def __call__(self, image: Image.Image, labels: LabelMap) -> tuple[Tensor, Tensor]:
+        size = self._size(*image.size)
         cut, part = self._cut(labels, size)
-        piece = _resized_part(picture, size, cut)
+        piece = _resized_part(image, size, cut)
         if random.random() < self.hflip:
             piece, part = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT), part[:, ::-1]
         if self.photometric:
             piece = distorted(piece)
-        image = torch.zeros(3, self.crop, self.crop)
-        image[:, : cut.height, : cut.width] = normalised(piece, self.mean, self.std)
+        x = torch.zeros(3, self.crop, self.crop)
+        x[:, : cut.height, : cut.width] = normalized(piece, self.mean, self.std)
         wide = torch.uint8 if labels.dtype == np.uint8 else torch.int32
         target = torch.full((self.crop, self.crop), self.ignore_index, dtype=wide)
         target[: cut.height, : cut.width] = torch.from_numpy(part.astype(np.int32)).to(wide)
-        return image, target
+        return x, target
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
         factor = random.uniform(*self.scale)
@@ -135,17 +135,17 @@ class _Train:
         return most < everything and most < self.cat_max_ratio * everything
 
 
-def _resized_part(picture: Image.Image, size: tuple[int, int], cut: _Cut) -> Image.Image:
-    """Give what a crop of the resized picture would show, without making the rest."""
-    across, down = picture.width / size[0], picture.height / size[1]
+def _resized_part(image: Image.Image, size: tuple[int, int], cut: _Cut) -> Image.Image:
+    """Give what a crop of the resized image would show, without making the rest."""
+    across, down = image.width / size[0], image.height / size[1]
     left, top = cut.left * across, cut.top * down
-    right = min((cut.left + cut.width) * across, picture.width)
-    bottom = min((cut.top + cut.height) * down, picture.height)
-    return picture.resize((cut.width, cut.height), Image.Resampling.BILINEAR, (left, top, right, bottom))
+    right = min((cut.left + cut.width) * across, image.width)
+    bottom = min((cut.top + cut.height) * down, image.height)
+    return image.resize((cut.width, cut.height), Image.Resampling.BILINEAR, (left, top, right, bottom))
 
 
 def _nearest(labels: LabelMap, size: tuple[int, int], cut: _Cut) -> LabelMap:
-    """Give a crop of the resized label map: at each pixel the label that lies under its centre."""
+    """Give a crop of the resized label map: at each pixel the label that lies under its center."""
     rows = _under(cut.top, cut.height, labels.shape[0], size[1])
     columns = _under(cut.left, cut.width, labels.shape[1], size[0])
     part: NDArray[Any] = labels[rows[:, None], columns]
@@ -153,34 +153,34 @@ def _nearest(labels: LabelMap, size: tuple[int, int], cut: _Cut) -> LabelMap:
 
 
 def _under(first: int, count: int, old: int, new: int) -> NDArray[np.int64]:
-    """Places of the old pixels that lie under the centres of new ones, in whole numbers."""
+    """Places of the old pixels that lie under the centers of new ones, in whole numbers."""
     return (2 * np.arange(first, first + count, dtype=np.int64) + 1) * old // (2 * new)
 
 
-def distorted(picture: Image.Image) -> Image.Image:
-    """Change brightness, contrast, saturation and hue, each or not; contrast comes before or after colour."""
+def distorted(image: Image.Image) -> Image.Image:
+    """Change brightness, contrast, saturation and hue, each or not; contrast comes before or after color."""
     if random.random() < 0.5:
         delta = random.uniform(-_BRIGHTNESS, _BRIGHTNESS)
-        picture = picture.point(_curve(1.0, delta) * 3)
+        image = image.point(_curve(1.0, delta) * 3)
     early = random.random() < 0.5
     contrast = random.uniform(*_FACTORS) if random.random() < 0.5 else 1.0
     if early:
-        picture = _contrasted(picture, contrast)
-    picture = _recoloured(picture)
-    return picture if early else _contrasted(picture, contrast)
+        image = _contrasted(image, contrast)
+    image = _recolored(image)
+    return image if early else _contrasted(image, contrast)
 
 
-def _contrasted(picture: Image.Image, factor: float) -> Image.Image:
-    return picture if factor == 1 else picture.point(_curve(factor, 0.0) * 3)
+def _contrasted(image: Image.Image, factor: float) -> Image.Image:
+    return image if factor == 1 else image.point(_curve(factor, 0.0) * 3)
 
 
-def _recoloured(picture: Image.Image) -> Image.Image:
+def _recolored(image: Image.Image) -> Image.Image:
     saturation = random.uniform(*_FACTORS) if random.random() < 0.5 else 1.0
     turn = random.randint(-_HUE, _HUE - 1) if random.random() < 0.5 else 0
     if saturation == 1 and turn == 0:
-        return picture
+        return image
     hue = [(value + round(turn * 256 / 180)) % 256 for value in range(256)]
-    return picture.convert("HSV").point(hue + _curve(saturation, 0.0) + list(range(256))).convert("RGB")
+    return image.convert("HSV").point(hue + _curve(saturation, 0.0) + list(range(256))).convert("RGB")
 
 
 def _curve(factor: float, shift: float) -> list[int]:

@@ -45,8 +45,8 @@ _log = logging.getLogger(__name__)
 class Outputs:
     """What is written of segmentations beside label maps and JSON lines."""
 
-    pictures: bool = False
-    """The pictures with the classes drawn on them; clips also as animations."""
+    images: bool = False
+    """The images with the classes drawn on them; clips also as animations."""
     panoptic: bool = False
     """COCO's panoptic PNGs and JSON."""
     rle: bool = False
@@ -54,7 +54,7 @@ class Outputs:
     submission: Literal["ade20k"] | None = None
     """The zip that a benchmark's server takes."""
     fps: float | None = None
-    """Pictures a second: all that is drawn is also joined to one animation."""
+    """Images a second: all that is drawn is also joined to one animation."""
 
 
 def write_segmentations(
@@ -62,22 +62,22 @@ def write_segmentations(
 ) -> Iterator[str]:
     """Write results one by one, and yield what there is to print.
 
-    What is written of one picture appears when it is done; files of many when all are in them.
+    What is written of one image appears when it is done; files of many when all are in them.
 
     Args:
-        found: pictures with their segmentations.
+        found: images with their segmentations.
         out: a folder; None yields JSON lines with the share of each class, and writes nothing.
         outputs: what else to write.
 
     Raises:
         ConfigError: outputs without a place for them, or that do not go together.
-        OutputError: the place cannot be written to, or pictures lie where results go.
+        OutputError: the place cannot be written to, or images lie where results go.
     """
     outputs = outputs or Outputs()
-    check_fps(outputs.fps, outputs.pictures)
+    check_fps(outputs.fps, outputs.images)
     if out is None:
         if outputs != Outputs():
-            raise ConfigError("drawn pictures and COCO's files need a place: give the output folder")
+            raise ConfigError("drawn images and COCO's files need a place: give the output folder")
         yield from (json.dumps(json_line(seen), ensure_ascii=False) for seen in found)
         return
     place = Path(out)
@@ -89,19 +89,19 @@ def write_segmentations(
 
 def _formats(place: Path, outputs: Outputs) -> list[Format]:
     formats = [Format(mask_sink(place), "label maps", place / LINES, place / MASKS)]
-    if outputs.pictures:
+    if outputs.images:
         drawn = place / album.FOLDER
         formats.append(
-            Format(album.album_sink(place, draw_prediction, outputs.fps), "annotated pictures", drawn, drawn)
+            Format(album.album_sink(place, draw_prediction, outputs.fps), "annotated images", drawn, drawn)
         )
     if outputs.panoptic:
         file = place / "panoptic.json"
-        formats.append(Format(panoptic_sink(place), "panoptic pictures", file, place / "panoptic"))
+        formats.append(Format(panoptic_sink(place), "panoptic images", file, place / "panoptic"))
     if outputs.rle:
-        formats.append(Format(rle_sink(place), "pictures in run lengths", place / "rle.json"))
+        formats.append(Format(rle_sink(place), "images in run lengths", place / "rle.json"))
     if outputs.submission:
         file = place / FILE
-        formats.append(Format(ade20k_sink(place), "pictures for ADE20K's server", file))
+        formats.append(Format(ade20k_sink(place), "images for ADE20K's server", file))
     return formats
 
 
@@ -124,7 +124,7 @@ def mask_sink(place: Path) -> Iterator[Sink[Segmentation]]:
 
 
 def mask_image(result: Segmentation) -> Image.Image:
-    """Classes as values: with a palette of their colours, or 16-bit grey where they are too many for one."""
+    """Classes as values: with a palette of their colors, or 16-bit gray where they are too many for one."""
     if len(result.classes) <= _PALETTE:
         return result.image()
     return Image.fromarray(result.label_map.astype(np.uint16))
@@ -135,7 +135,7 @@ def ade20k_sink(place: Path) -> Iterator[Sink[Segmentation]]:
     """Write PLACE/submission_ade20k.zip when all results are in.
 
     Raises:
-        ConfigError: more classes than the server knows, or two pictures of one name, by which it goes.
+        ConfigError: more classes than the server knows, or two images of one name, by which it goes.
         OutputError: it cannot be written.
     """
     with whole_bytes(place / FILE) as stream, zipfile.ZipFile(stream, "w") as archive:
@@ -144,12 +144,12 @@ def ade20k_sink(place: Path) -> Iterator[Sink[Segmentation]]:
         def add(name: str, seen: Seen[Segmentation]) -> None:
             own = f"{Path(seen.result.path).stem}.png"
             if not seen.result.path or seen.frame is not None:
-                raise ConfigError("submission: of picture files only, since the server goes by their names")
+                raise ConfigError("submission: of image files only, since the server goes by their names")
             if not taken and len(seen.result.classes) != CLASSES:
                 known = len(seen.result.classes)
                 _log.warning("submission: the server knows ADE20K's %d classes, not %d", CLASSES, known)
             if own in taken:
-                raise ConfigError(f"submission: two pictures are called {own}, and the server goes by names")
+                raise ConfigError(f"submission: two images are called {own}, and the server goes by names")
             taken.add(own)
             entry = zipfile.ZipInfo(own)
             entry.external_attr = 0o644 << 16
@@ -159,7 +159,7 @@ def ade20k_sink(place: Path) -> Iterator[Sink[Segmentation]]:
 
 
 def submission_image(result: Segmentation) -> Image.Image:
-    """Class numbers from 1, as grey values, at the picture's size.
+    """Class numbers from 1, as gray values, at the image's size.
 
     Raises:
         ConfigError: more classes than the server knows.
@@ -178,5 +178,5 @@ def _png(image: Image.Image) -> bytes:
 
 
 def draw_prediction(seen: Seen[Segmentation], moving: bool = False) -> Image.Image:
-    """A picture with its segmentation drawn on it."""
-    return annotate(seen.picture, seen.result, moving)
+    """A image with its segmentation drawn on it."""
+    return annotate(seen.image, seen.result, moving)

@@ -38,10 +38,10 @@ def panoptic_sink(place: Path) -> Iterator[Sink[Segmentation]]:
 
 
 def segment_image(result: Segmentation) -> Image.Image:
-    """The numbers of the segments as colours: red + 256·green + 65536·blue; each class is one segment."""
+    """The numbers of the segments as colors: red + 256·green + 65536·blue; each class is one segment."""
     numbers = np.arange(1, len(result.classes) + 1)
-    colours = np.stack([numbers >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
-    return Image.fromarray(colours[result.label_map])
+    colors = np.stack([numbers >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
+    return Image.fromarray(colors[result.label_map])
 
 
 def segments_info(result: Segmentation) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def coco_file(path: Path) -> Iterator["CocoFile"]:
 
 
 class CocoFile:
-    """Annotations as they come; then the pictures and the classes that they are of."""
+    """Annotations as they come; then the images and the classes that they are of."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._between = stream, "\n"
@@ -81,7 +81,7 @@ class CocoFile:
         stream.write('{"annotations": [')
 
     def add_image(self, name: str, seen: Seen[Segmentation]) -> int:
-        """List a picture, and give its number."""
+        """List a image, and give its number."""
         number = self._numbers.of(name)
         width, height = seen.result.size
         entry = {"id": number, "file_name": seen.result.path, "width": width, "height": height}
@@ -96,7 +96,7 @@ class CocoFile:
             self._between = ",\n"
 
     def finish(self) -> None:
-        """Write the pictures and the classes, and close the object."""
+        """Write the images and the classes, and close the object."""
         rest = {"images": self._images, "categories": self._categories}
         self._stream.write("\n],\n" + json.dumps(rest, ensure_ascii=False)[1:] + "\n")
 
@@ -105,8 +105,8 @@ def categories(result: Segmentation) -> list[dict[str, Any]]:
     """The classes as COCO's categories; numbers begin at 1, since 0 is for pixels of no class."""
     named = zip(result.classes, result.palette, strict=True)
     return [
-        {"id": number, "name": name, "supercategory": "", "isthing": 0, "color": list(colour)}
-        for number, (name, colour) in enumerate(named, start=1)
+        {"id": number, "name": name, "supercategory": "", "isthing": 0, "color": list(color)}
+        for number, (name, color) in enumerate(named, start=1)
     ]
 
 
@@ -128,7 +128,7 @@ def rle_sink(place: Path) -> Iterator[Sink[Segmentation]]:
 
 
 def masks(result: Segmentation) -> Iterator[dict[str, Any]]:
-    """Each class that a picture holds: category (counted from 1), run lengths, area and box."""
+    """Each class that a image holds: category (counted from 1), run lengths, area and box."""
     size = list(result.label_map.shape)
     segments = find_segments(result.label_map, len(result.classes))
     for segment, (index, counts) in zip(segments, run_lengths(result.label_map), strict=True):
@@ -147,7 +147,7 @@ _BAND = 256
 
 @dataclass(frozen=True)
 class Segment:
-    """All pixels of one class in a picture."""
+    """All pixels of one class in a image."""
 
     index: int
     """The class."""

@@ -50,13 +50,13 @@ BAD: dict[str, tuple[Change, str, str]] = {
     "negative box": (first(bbox=[1, 2, 5, -6]), BOX, "is 5 wide and -6 high: both must be above 0"),
     "NaN box": (first(bbox=[1, math.nan, 5, 6]), BOX, "holds a number that is not finite"),
     "endless box": (first(bbox=[1, 2, math.inf, 6]), BOX, "holds a number that is not finite"),
-    "outside box": (first(bbox=[20, 2, 9, 6]), BOX, "reaches outside its picture, which is 24x16"),
+    "outside box": (first(bbox=[20, 2, 9, 6]), BOX, "reaches outside its image, which is 24x16"),
     "string box": (first(bbox=["1", 2, 5, 6]), BOX, "left, top, width and height are wanted"),
     "text for a box": (first(bbox="1 2 5 6"), BOX, "left, top, width and height are wanted"),
     "no box": (first(bbox=None), BOX, "bbox is None"),
     "huge box": (first(bbox=[10**400, 2, 5, 6]), BOX, "a number that is too large"),
-    "missing image": (first(image_id=77), "picture", "image_id is 77: no such image in the file"),
-    "image of no number": (first(image_id=[1]), "picture", "image_id is [1]"),
+    "missing image": (first(image_id=77), "image", "image_id is 77: no such image in the file"),
+    "image of no number": (first(image_id=[1]), "image", "image_id is [1]"),
     "unknown category": (first(category_id=4), "category", "category_id is 4: no such category in the file"),
     "duplicate ids": (
         lambda document: document["annotations"].append(dict(document["annotations"][0])),
@@ -73,7 +73,7 @@ BAD: dict[str, tuple[Change, str, str]] = {
     "polygon of text": (first(segmentation=[["1"] * 6]), SEGMENTATION, "a polygon is ['1', '1'"),
     "NaN polygon": (first(segmentation=[[math.nan] * 6]), SEGMENTATION, "that is not finite"),
     "outside polygon": (
-        first(segmentation=[[1, 2, 3, 4, 5e9, 6]]), SEGMENTATION, "a polygon reaches outside its picture"
+        first(segmentation=[[1, 2, 3, 4, 5e9, 6]]), SEGMENTATION, "a polygon reaches outside its image"
     ),
     "bad RLE": (
         first(segmentation={"size": [16, 24], "counts": "~~no~~"}), SEGMENTATION, "hold the character '~'"
@@ -89,22 +89,22 @@ BAD: dict[str, tuple[Change, str, str]] = {
     "RLE-size mismatch": (
         first(segmentation={"size": [24, 16], "counts": [384]}),
         SEGMENTATION,
-        "run lengths are of size [24, 16], the picture of height and width [16, 24]",
+        "run lengths are of size [24, 16], the image of height and width [16, 24]",
     ),
     "text for a segmentation": (first(segmentation="none"), SEGMENTATION, "segmentation is 'none'"),
     "half a crowd": (first(iscrowd=2), "annotation", "iscrowd is 2, not 0 or 1"),
     "no area": (first(area="big"), "annotation", "area is 'big'"),
 }  # fmt: skip
-FAULTY_PICTURES: dict[str, tuple[Change, str, str]] = {
-    "missing file": (image(file_name="9.png"), "picture", "image 1: no such picture "),
-    "file elsewhere": (image(file_name="../train2017/1.png"), "picture", "'../train2017/1.png' does not lie"),
-    "absolute file": (image(file_name="/etc/passwd"), "picture", "'/etc/passwd' does not lie in"),
-    "unprintable file": (image(file_name="\ud800"), "picture", r"file_name is '\ud800'"),
-    "no file": (image(file_name=None), "picture", "file_name is None"),
-    "no width": (image(width=0), "picture", "width 0 and height 16 must be above 0"),
-    "text for a width": (image(width="24"), "picture", "width '24' and height 16 must be"),
-    "half a width": (image(width=23.5), "picture", "must be whole numbers"),
-    "too large": (image(width=10_000, height=10_000), "picture", "10000x10000 is more than the 50,000,000"),
+FAULTY_IMAGES: dict[str, tuple[Change, str, str]] = {
+    "missing file": (image(file_name="9.png"), "image", "image 1: no such image "),
+    "file elsewhere": (image(file_name="../train2017/1.png"), "image", "'../train2017/1.png' does not lie"),
+    "absolute file": (image(file_name="/etc/passwd"), "image", "'/etc/passwd' does not lie in"),
+    "unprintable file": (image(file_name="\ud800"), "image", r"file_name is '\ud800'"),
+    "no file": (image(file_name=None), "image", "file_name is None"),
+    "no width": (image(width=0), "image", "width 0 and height 16 must be above 0"),
+    "text for a width": (image(width="24"), "image", "width '24' and height 16 must be"),
+    "half a width": (image(width=23.5), "image", "must be whole numbers"),
+    "too large": (image(width=10_000, height=10_000), "image", "10000x10000 is more than the 50,000,000"),
     "two of one id": (
         lambda document: document["images"].append(dict(document["images"][0])),
         "id",
@@ -148,16 +148,16 @@ def test_a_bad_annotation_is_named_before_training_and_by_the_check(case: str, o
     )
 
 
-@pytest.mark.parametrize("case", FAULTY_PICTURES)
-def test_a_bad_picture_is_named_before_training_and_by_the_check(case: str, objects: Path) -> None:
-    change, kind, told = FAULTY_PICTURES[case]
+@pytest.mark.parametrize("case", FAULTY_IMAGES)
+def test_a_bad_image_is_named_before_training_and_by_the_check(case: str, objects: Path) -> None:
+    change, kind, told = FAULTY_IMAGES[case]
     file = edit(objects, change)
     with pytest.raises(DataError) as caught:
         open_detection(objects, "train")
     assert str(caught.value).startswith(f"{file}: image") and told in str(caught.value)
     (error, *others) = check_objects(objects, ["train"], workers=1, progress=False).findings
     assert error.kind == kind and told in error.text
-    assert all(one.grade == "warning" for one in others), "what is on a bad picture is not told again"
+    assert all(one.grade == "warning" for one in others), "what is on a bad image is not told again"
 
 
 @pytest.mark.parametrize("case", USELESS)

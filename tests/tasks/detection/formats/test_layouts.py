@@ -14,7 +14,7 @@ Write = Callable[[str, object], Path]
 
 
 @pytest.mark.parametrize(
-    ("files", "layout", "labels", "pictures"),
+    ("files", "layout", "labels", "images"),
     [
         (
             ("annotations/instances_val2017.json", "val2017/1.jpg"),
@@ -41,8 +41,8 @@ Write = Callable[[str, object], Path]
         (("valid/labels/1.txt", "valid/images/1.jpg"), "yolo", "valid/labels", "valid/images"),
     ],
 )
-def test_layouts_are_recognised_or_named(
-    files: tuple[str, ...], layout: str, labels: str, pictures: str, write: Write, tmp_path: Path
+def test_layouts_are_recognized_or_named(
+    files: tuple[str, ...], layout: str, labels: str, images: str, write: Write, tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
     for name in files:
@@ -50,7 +50,7 @@ def test_layouts_are_recognised_or_named(
     for name in ("auto", layout):
         form, home = choose_detection_layout(root, name)
         place = find_place(form, home, "val")
-        assert (place.layout, place.labels, place.pictures) == (layout, root / labels, root / pictures)
+        assert (place.layout, place.labels, place.images) == (layout, root / labels, root / images)
     if layout != "voc":  # whose files are those of all splits
         with pytest.raises(DataError, match="no annotations of split 'test'"):
             find_place(form, home, "test")
@@ -74,7 +74,7 @@ def test_what_is_not_there_is_told(write: Write, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=wanted):
         find_place(*choose_detection_layout(root, "coco"), "val")
     write("annotations/instances_val2017.json", "")
-    with pytest.raises(DataError, match=r"no folder of its pictures, .*/val2017 or .*/images/val2017"):
+    with pytest.raises(DataError, match=r"no folder of its images, .*/val2017 or .*/images/val2017"):
         find_place(*choose_detection_layout(root, "coco"), "val")
 
 

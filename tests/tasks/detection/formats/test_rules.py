@@ -19,7 +19,7 @@ SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20))
 
 
 @given(st.tuples(ANY, ANY, ANY, ANY), SIZES)
-def test_boxes_that_pass_have_area_within_the_picture(
+def test_boxes_that_pass_have_area_within_the_image(
     box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> None:
     left, top, width, height = box
@@ -37,7 +37,7 @@ def test_boxes_that_pass_have_area_within_the_picture(
 
 
 @given(st.lists(ANY, max_size=9), SIZES)
-def test_polygons_that_pass_are_three_points_near_the_picture(
+def test_polygons_that_pass_are_three_points_near_the_image(
     numbers: list[float], size: tuple[int, int]
 ) -> None:
     try:

@@ -23,7 +23,7 @@ HARD = DOG.replace("dog", "cat").replace("<difficult>0", "<difficult>1").replace
 
 @pytest.fixture
 def voc(write: Write, tmp_path: Path) -> Path:
-    """Two pictures: a dog and a cat that is hard to tell, and nothing."""
+    """Two images: a dog and a cat that is hard to tell, and nothing."""
     for stem in ("a", "b"):
         write(f"JPEGImages/{stem}.jpg", np.zeros((10, 20, 3), dtype=np.uint8))
     write("Annotations/a.xml", f"<annotation>{SIZE}{DOG}{HARD}</annotation>")
@@ -39,9 +39,9 @@ def test_boxes_are_counted_from_0_and_the_difficult_are_crowds(voc: Path) -> Non
     assert (dog.box, dog.crowd, folder.classes[dog.label], dog.id) == ((0, 1, 20, 9.5), False, "dog", 1)
     assert (cat.box, cat.crowd, folder.classes[cat.label], cat.id) == ((0, 1, 5, 9.5), True, "cat", 2)
     assert folder.instances(1) == () and folder.size(1) == (20, 10)
-    picture, targets = folder.example(0)
-    assert picture.size == (20, 10) and targets.boxes.tolist() == [[0, 1, 20, 9.5], [0, 1, 5, 9.5]]
-    assert [image["id"] for image in folder.document()["images"]] == [1, 2]
+    image, targets = folder.example(0)
+    assert image.size == (20, 10) and targets.boxes.tolist() == [[0, 1, 20, 9.5], [0, 1, 5, 9.5]]
+    assert [x["id"] for x in folder.document()["images"]] == [1, 2]
     assert not folder.has_masks
     with pytest.raises(DataError, match="boxes only"):
         open_detection(voc, "train", masks=True)
@@ -58,12 +58,12 @@ def test_classes_may_be_others(voc: Path, write: Write) -> None:
     [
         ("dog", "cactus", "object 1: name 'cactus' is not among the 20 classes: list the data set's own"),
         (">20</xmax", ">0</xmax", "object 1: bndbox xmin 1 ymin 2 xmax 0 ymax 9.5 is 0 wide and 8.5 high"),
-        (">20</xmax", ">40</xmax", "reaches outside its picture, which is 20x10"),
+        (">20</xmax", ">40</xmax", "reaches outside its image, which is 20x10"),
         (">20</xmax", ">nan</xmax", "holds a number that is not finite"),
         (">20</xmax", ">wide</xmax", "bndbox xmin 1 ymin 2 xmax wide ymax 9.5: four numbers are wanted"),
         ("<xmax>20</xmax>", "", "bndbox xmin 1 ymin 2 xmax ? ymax 9.5: four numbers are wanted"),
-        ("<width>20", "<width>-20", "a.xml: size is -20 x 10, not a picture's"),
-        ("<width>20", "<width>two", "a.xml: size is two x 10, not a picture's"),
+        ("<width>20", "<width>-20", "a.xml: size is -20 x 10, not a image's"),
+        ("<width>20", "<width>two", "a.xml: size is two x 10, not a image's"),
         ("</annotation>", "", "a.xml: cannot be read as XML (no element found"),
         ("<annotation>", "<?xml version='1.0' encoding='klingon'?><annotation>", "cannot be read as XML"),
     ],
@@ -85,9 +85,9 @@ def test_missing_files_are_named(voc: Path, write: Write) -> None:
     write("ImageSets/Main/val.txt", "a\nz\n")
     with pytest.raises(DataError, match=r"Annotations/b\.xml: cannot be read as XML"):
         open_detection(voc, "train")
-    with pytest.raises(DataError, match=r"no such picture .*JPEGImages/z\.jpg"):
+    with pytest.raises(DataError, match=r"no such image .*JPEGImages/z\.jpg"):
         open_detection(voc, "val")
-    with pytest.raises(DataError, match=r"Main/test\.txt: cannot be read .* must name the split's pictures"):
+    with pytest.raises(DataError, match=r"Main/test\.txt: cannot be read .* must name the split's images"):
         open_detection(voc, "test")
 
 
@@ -114,9 +114,9 @@ def test_hostile_files_are_refused(text: str, told: str, tmp_path: Path) -> None
             read_xml(file)
 
 
-def test_a_missing_picture_is_told_with_the_list_that_names_it(voc: Path, write: Write) -> None:
+def test_a_missing_image_is_told_with_the_list_that_names_it(voc: Path, write: Write) -> None:
     write("ImageSets/Main/train.txt", "a\nnone\n")
-    with pytest.raises(DataError, match=r"train\.txt: none: no such picture .*none\.jpg"):
+    with pytest.raises(DataError, match=r"train\.txt: none: no such image .*none\.jpg"):
         open_detection(voc, "train")
 
 

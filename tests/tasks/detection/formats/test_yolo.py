@@ -15,7 +15,7 @@ Write = Callable[[str, object], Path]
 
 @pytest.fixture
 def yolo(write: Write, tmp_path: Path) -> Path:
-    """Three pictures: two boxes, one outline, and nothing."""
+    """Three images: two boxes, one outline, and nothing."""
     for stem in ("a", "b", "deep/c"):
         write(f"images/train/{stem}.png", np.zeros((10, 20, 3), dtype=np.uint8))
     write("labels/train/a.txt", "1 0.5 0.5 1 1\n\n0 0.25 0.5 0.1 0.2\n")
@@ -80,11 +80,11 @@ def test_names_are_those_of_the_data_set_or_given(yolo: Path, write: Write) -> N
         ("0 0.5 0.5 0 1", "the box is 0 wide and 10 high: both must be above 0"),
         ("0 0.5 0.5 -1 1", "the box is -20 wide"),
         ("0 0.5 nan 1 1", "holds a number that is not finite"),
-        ("0 0.5 0.5 1.2 1", "reaches outside its picture, which is 20x10, in fractions 0 to 1 of it"),
-        ("0 9 4 5 5", "reaches outside its picture"),
+        ("0 0.5 0.5 1.2 1", "reaches outside its image, which is 20x10, in fractions 0 to 1 of it"),
+        ("0 9 4 5 5", "reaches outside its image"),
         ("0 0.5 0.5 1", "holds 4 numbers: class, x and y of the middle, width and height; or class and"),
         ("0 0.5 0.5 1 1 0.9", "holds 6 numbers"),
-        ("0 0.1 0.1 0.2 0.1 0.2 7", "a polygon reaches outside its picture"),
+        ("0 0.1 0.1 0.2 0.1 0.2 7", "a polygon reaches outside its image"),
         ("0 0.1 0.1 0.2 0.1 0.3 0.1", "the box is 4 wide and 0 high"),
         ("dog 0.5 0.5 1 1", "'dog 0.5 0.5 1 1' holds no numbers: class, x and y"),
     ],
@@ -103,10 +103,10 @@ def test_files_that_do_not_fit_each_other(yolo: Path, write: Write) -> None:
     write("labels/train/b.txt", b"\xff\xfe\xff")
     findings = check_objects(yolo, ["train"], workers=1, progress=False).findings
     assert any("b.txt: cannot be read" in one.text and one.grade == "error" for one in findings)
-    assert any(one.text == f"{yolo}/labels/train/over.txt: annotations without picture" for one in findings)
+    assert any(one.text == f"{yolo}/labels/train/over.txt: annotations without image" for one in findings)
     write("labels/val/over.txt", "0 0.5 0.5 1 1")
     write("images/val/a.png", np.zeros((4, 4, 3), dtype=np.uint8))
-    with pytest.raises(DataError, match="labels/val: none of its 1 files has the name of a picture"):
+    with pytest.raises(DataError, match="labels/val: none of its 1 files has the name of a image"):
         open_detection(yolo, "val")
     write("images/val/a.png", b"junk")
     with pytest.raises(DataError, match=r"images/val/a\.png: not a JPEG"):
@@ -128,7 +128,7 @@ def test_any_text_is_objects_or_an_error(yolo: Path, text: str) -> None:
         folder.example(0)
 
 
-def test_two_pictures_of_a_name_are_not_told_apart(yolo: Path, write: Write) -> None:
+def test_two_images_of_a_name_are_not_told_apart(yolo: Path, write: Write) -> None:
     write("images/train/a.jpg", np.zeros((10, 20, 3), dtype=np.uint8))
     with pytest.raises(DataError, match=r"a\.png: .*a\.jpg has the same name.*: rename one"):
         open_detection(yolo, "train")

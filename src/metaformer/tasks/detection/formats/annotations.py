@@ -1,4 +1,4 @@
-"""The pictures of a split with their objects, as a reader of annotations found them."""
+"""The images of a split with their objects, as a reader of annotations found them."""
 
 import os
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Fault:
     """Something in the annotations that must be mended."""
 
     kind: str
-    """`picture`, `id`, `category`, `box`, `segmentation`, or `annotation`."""
+    """`image`, `id`, `category`, `box`, `segmentation`, or `annotation`."""
     text: str
     """Which file and annotation, and what is wrong."""
     single: bool
@@ -30,11 +30,11 @@ class Annotated:
     """What the files of a split say."""
 
     files: list[str]
-    """Pictures, below their folder."""
+    """Images, below their folder."""
     sizes: NDArray[np.int32]
     """Width and height of each (N, 2)."""
     ids: NDArray[np.int64]
-    """COCO's number of each picture; counted from 1 where there is none."""
+    """COCO's number of each image; counted from 1 where there is none."""
     objects: InstanceTable
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -63,7 +63,7 @@ class Collected:
         self.unused: list[str] = []
 
     def add(self, file: str, size: tuple[int, int], number: int | None = None) -> int:
-        """Add a picture; gives its place."""
+        """Add a image; gives its place."""
         self.files.append(file)
         self.sizes.append(size)
         self.ids.append(len(self.files) if number is None else number)
@@ -88,11 +88,11 @@ class Collected:
         )
 
 
-class PictureFiles:
+class ImageFiles:
     """Which files there are below a folder, listed once; nothing outside it is ever there.
 
     Args:
-        folder: where pictures lie.
+        folder: where images lie.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -101,7 +101,7 @@ class PictureFiles:
         self._seen: set[str] = set()
 
     def trouble(self, name: str) -> str:
-        """Say why a name below the folder is no picture's; empty where it is."""
+        """Say why a name below the folder is no image's; empty where it is."""
         path = PurePosixPath(name)
         if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
             return f"file_name {name!r:.200} does not lie in {self.folder}"
@@ -109,18 +109,18 @@ class PictureFiles:
         if above not in self._listed:
             self._listed[above] = names_in(self.folder / above)
         if base not in self._listed[above]:
-            return f"no such picture {self.folder / name!s:.400}"
+            return f"no such image {self.folder / name!s:.400}"
         self._seen.add(str(path))
         return ""
 
     def unused(self) -> list[str]:
-        """Say how many pictures in the folders that were listed nobody asked for."""
+        """Say how many images in the folders that were listed nobody asked for."""
         told = []
         for above, names in self._listed.items():
-            pictures = (name for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS)
-            over = sum(os.path.join(above, name) not in self._seen for name in pictures)
+            images = (name for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS)
+            over = sum(os.path.join(above, name) not in self._seen for name in images)
             if over:
-                told.append(f"{self.folder / above}: {over:,} picture(s) without annotations are not used")
+                told.append(f"{self.folder / above}: {over:,} image(s) without annotations are not used")
         return told
 
 

@@ -1,4 +1,4 @@
-"""Annotations as COCO writes them: one JSON file for all pictures of a split."""
+"""Annotations as COCO writes them: one JSON file for all images of a split."""
 
 import gc
 import json
@@ -12,7 +12,7 @@ from typing import Any, Final
 from metaformer.data.class_lists import Names, given_names
 from metaformer.data.rle import counts_of
 from metaformer.errors import DataError
-from metaformer.tasks.detection.formats.annotations import Annotated, Collected, PictureFiles
+from metaformer.tasks.detection.formats.annotations import Annotated, Collected, ImageFiles
 from metaformer.tasks.detection.formats.layouts import Place
 from metaformer.tasks.detection.formats.rules import (
     BOXES_DO,
@@ -32,7 +32,7 @@ def read_coco(place: Place, classes: Names, masks: bool | None) -> Annotated:
     """Read and check a JSON file of COCO's form.
 
     Args:
-        place: where file and pictures lie.
+        place: where file and images lie.
         classes: names, or a text file of them, in the order of labels; by number of category when not given.
         masks: whether every object must have an outline; None keeps those that there are.
 
@@ -63,10 +63,10 @@ class _Reader:
         images, self.annotations = (self._list(document, key) for key in ("images", "annotations"))
         self.found = Collected(*self._categories(self._list(document, "categories"), classes))
         self.label = {number: label for label, number in enumerate(self.found.ids_of_classes)}
-        self.picture: dict[int, int] = {}
-        """Place of each picture by its number; -1 of those that cannot be used."""
+        self.image: dict[int, int] = {}
+        """Place of each image by its number; -1 of those that cannot be used."""
         self.ids: set[int] = set()
-        self._pictures(images)
+        self._images(images)
 
     def read(self) -> Annotated:
         """Check all annotations."""
@@ -112,8 +112,8 @@ class _Reader:
         free = max(numbers.values())  # a split may lack a class, but results must call it something
         return names, tuple(numbers.get(name, free + 1 + k) for k, name in enumerate(names))
 
-    def _pictures(self, images: list[Any]) -> None:
-        files = PictureFiles(self.place.pictures)
+    def _images(self, images: list[Any]) -> None:
+        files = ImageFiles(self.place.images)
         for place, image in enumerate(images):
             number = image.get("id") if isinstance(image, dict) else None
             where = (
@@ -121,19 +121,19 @@ class _Reader:
             )
             if type(number) is not int or not _in_range(number):
                 self.found.fault("id", f"{where}: has no whole number as id")
-            elif number in self.picture:
+            elif number in self.image:
                 self.found.fault("id", f"{where}: images[{place}] has an id that another has")
             else:
-                self.picture[number] = self._add(image, number, files, where)
+                self.image[number] = self._add(image, number, files, where)
         self.found.unused += files.unused()
 
-    def _add(self, image: dict[str, Any], number: int, files: PictureFiles, where: str) -> int:
+    def _add(self, image: dict[str, Any], number: int, files: ImageFiles, where: str) -> int:
         name = image.get("file_name")
         try:
             if not isinstance(name, str) or not _is_text(name):
-                raise BadAnnotation("picture", f"file_name is {name!r:.80}")
+                raise BadAnnotation("image", f"file_name is {name!r:.80}")
             if trouble := files.trouble(name):
-                raise BadAnnotation("picture", trouble)
+                raise BadAnnotation("image", trouble)
             size = check_size(image.get("width"), image.get("height"))
         except BadAnnotation as bad:
             self.found.fault(bad.kind, f"{where}: {bad.reason}")
@@ -144,10 +144,10 @@ class _Reader:
         if not isinstance(annotation, dict):
             raise BadAnnotation("annotation", f"is {annotation!r:.40}, no object")
         number = self._id(annotation)
-        picture = self._picture(annotation)
-        if picture < 0:
-            return  # the picture itself was told of
-        size = self.found.sizes[picture]
+        image = self._image(annotation)
+        if image < 0:
+            return  # the image itself was told of
+        size = self.found.sizes[image]
         crowd = annotation.get("iscrowd", 0)
         if crowd not in (0, 1):
             raise BadAnnotation("annotation", f"iscrowd is {crowd!r:.40}, not 0 or 1")
@@ -156,7 +156,7 @@ class _Reader:
         area = annotation.get("area", box[2] * box[3])
         if not is_number(area) or not 0 <= area < math.inf:
             raise BadAnnotation("annotation", f"area is {area!r:.40}, not a number of square pixels")
-        self.found.rows.append(Row(picture, number, label, box, crowd == 1, float(area), polygons, runs))
+        self.found.rows.append(Row(image, number, label, box, crowd == 1, float(area), polygons, runs))
 
     def _id(self, annotation: dict[str, Any]) -> int:
         number = annotation.get("id")
@@ -167,11 +167,11 @@ class _Reader:
         self.ids.add(number)
         return number
 
-    def _picture(self, annotation: dict[str, Any]) -> int:
+    def _image(self, annotation: dict[str, Any]) -> int:
         number = annotation.get("image_id")
-        place = self.picture.get(number) if type(number) is int else None
+        place = self.image.get(number) if type(number) is int else None
         if place is None:
-            raise BadAnnotation("picture", f"image_id is {number!r:.40}: no such image in the file")
+            raise BadAnnotation("image", f"image_id is {number!r:.40}: no such image in the file")
         return place
 
     def _label(self, annotation: dict[str, Any]) -> int:
@@ -201,9 +201,9 @@ class _Reader:
     def _where(self, place: int, annotation: Any) -> str:
         number = annotation.get("id") if isinstance(annotation, dict) else None
         which = f"annotations[{place}]" if type(number) is not int else f"annotation {number}"
-        image = annotation.get("image_id") if isinstance(annotation, dict) else None
-        picture = self.picture.get(image, -1) if type(image) is int else -1
-        return f"{self.file}: {which}" + (f" of {self.found.files[picture]}" if picture >= 0 else "")
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        index = self.image.get(image_id, -1) if type(image_id) is int else -1
+        return f"{self.file}: {which}" + (f" of {self.found.files[index]}" if index >= 0 else "")
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def _polygon(numbers: Any, size: tuple[int, int]) -> "array[float]":
 def _runs(rle: dict[str, Any], size: tuple[int, int]) -> Any:
     wanted = [size[1], size[0]]
     if rle.get("size") != wanted:
-        other = f"run lengths are of size {rle.get('size')!r:.40}, the picture of height and width {wanted}"
+        other = f"run lengths are of size {rle.get('size')!r:.40}, the image of height and width {wanted}"
         raise BadAnnotation("segmentation", other)
     try:
         return counts_of(rle)

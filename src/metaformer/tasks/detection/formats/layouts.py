@@ -16,16 +16,16 @@ class Form:
     """One way in which a layout puts its files, below the root; `{split}` is replaced."""
 
     labels: str
-    """The file of all annotations, or the folder of those of each picture."""
-    pictures: tuple[str, ...]
-    """Folders of pictures; the first that exists is taken."""
+    """The file of all annotations, or the folder of those of each image."""
+    images: tuple[str, ...]
+    """Folders of images; the first that exists is taken."""
     splits: Mapping[str, str] = field(default_factory=dict)
     """What `train` and `val` are called, where they are called otherwise."""
 
 
 @dataclass(frozen=True)
 class DetectionLayout:
-    """Where pictures and annotations of a split lie."""
+    """Where images and annotations of a split lie."""
 
     name: str
     forms: tuple[Form, ...]
@@ -46,7 +46,7 @@ class Place:
     home: Path
     """The data set."""
     labels: Path
-    pictures: Path
+    images: Path
 
 
 DETECTION_LAYOUTS: Final = {
@@ -81,7 +81,7 @@ DETECTION_LAYOUTS: Final = {
 
 
 def find_detection_layout(root: str | Path) -> tuple[DetectionLayout, Path] | None:
-    """Recognise a data set of objects; gives its layout and the folder that has it, or None."""
+    """Recognize a data set of objects; gives its layout and the folder that has it, or None."""
     root = Path(root).expanduser()
     for layout in DETECTION_LAYOUTS.values():
         for home in ("", *layout.home):
@@ -98,10 +98,10 @@ def _has(home: Path, form: Form, suffix: str) -> bool:
 
 
 def choose_detection_layout(root: str | Path, name: str) -> tuple[DetectionLayout, Path]:
-    """Give the layout of this name, or with `auto` the one that is recognised, and the folder that has it.
+    """Give the layout of this name, or with `auto` the one that is recognized, and the folder that has it.
 
     Raises:
-        DataError: none is recognised.
+        DataError: none is recognized.
         UnknownName: there is no such layout.
     """
     root = Path(root).expanduser()
@@ -127,17 +127,17 @@ def find_place(layout: DetectionLayout, home: Path, split: str) -> Place:
     """Find the files of a split.
 
     Raises:
-        DataError: there are no annotations, or no folder of pictures.
+        DataError: there are no annotations, or no folder of images.
     """
     for form in layout.forms:
         name = form.splits.get(split, split)
         labels = home / form.labels.format(split=name)
         if labels.is_dir() if layout.suffix else labels.is_file():
-            folders = [home / folder.format(split=name) for folder in form.pictures]
-            pictures = next((folder for folder in folders if folder.is_dir()), None)
-            if pictures is None:
-                raise DataError(f"{labels}: no folder of its pictures, {' or '.join(map(str, folders))}")
-            return Place(layout.name, name, home, labels, pictures)
+            folders = [home / folder.format(split=name) for folder in form.images]
+            images = next((folder for folder in folders if folder.is_dir()), None)
+            if images is None:
+                raise DataError(f"{labels}: no folder of its images, {' or '.join(map(str, folders))}")
+            return Place(layout.name, name, home, labels, images)
     wanted = dict.fromkeys(form.labels.format(split=form.splits.get(split, split)) for form in layout.forms)
     other = find_detection_layout(home)
     hint = "" if other is None or other[0] is layout else f"; it looks like the layout {other[0].name}"

@@ -1,4 +1,4 @@
-"""Annotations as Pascal VOC writes them: an XML file for each picture."""
+"""Annotations as Pascal VOC writes them: an XML file for each image."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,9 @@ from xml.parsers import expat
 
 from metaformer.data.class_lists import Names, class_list, given_names, read_class_list
 from metaformer.data.folder import EXTENSIONS
-from metaformer.data.image import picture_size
+from metaformer.data.image import image_size
 from metaformer.errors import DataError
-from metaformer.tasks.detection.formats.annotations import Annotated, Collected, PictureFiles, names_in
+from metaformer.tasks.detection.formats.annotations import Annotated, Collected, ImageFiles, names_in
 from metaformer.tasks.detection.formats.layouts import Place
 from metaformer.tasks.detection.formats.rules import BOXES_DO, BadAnnotation, Box, check_box, check_size
 from metaformer.tasks.detection.instances import Row
@@ -24,17 +24,17 @@ _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(place: Place, classes: Names, masks: bool | None) -> Annotated:
-    """Read and check the XML files of a split, whose pictures ImageSets/Main/SPLIT.txt names.
+    """Read and check the XML files of a split, whose images ImageSets/Main/SPLIT.txt names.
 
     Pixels are counted from 1, the last one included; `difficult` objects are taken as crowds are.
 
     Args:
-        place: where files and pictures lie.
+        place: where files and images lie.
         classes: names, or a text file of them, in the order of labels; else classes.txt, else VOC's own 20.
         masks: whether every object must have an outline, which they do not have here.
 
     Raises:
-        DataError: the list of pictures cannot be read, or masks are asked for.
+        DataError: the list of images cannot be read, or masks are asked for.
     """
     if masks:
         raise DataError(
@@ -42,13 +42,13 @@ def read_voc(place: Place, classes: Names, masks: bool | None) -> Annotated:
         )
     found = Collected(_classes(place, classes))
     labels = {name: label for label, name in enumerate(found.classes)}
-    files = PictureFiles(place.pictures)
-    pictures = _by_stem(place.pictures)
+    files = ImageFiles(place.images)
+    images = _by_stem(place.images)
     listed = place.home / f"ImageSets/Main/{place.split}.txt"
     for stem in listed_names(listed):
-        name = pictures.get(stem, f"{stem}.jpg")
+        name = images.get(stem, f"{stem}.jpg")
         if trouble := files.trouble(name):
-            found.fault("picture", f"{listed}: {stem}: {trouble}")
+            found.fault("image", f"{listed}: {stem}: {trouble}")
             continue
         try:
             _read_one(found, place, stem, name, labels)
@@ -73,27 +73,27 @@ def _by_stem(folder: Path) -> dict[str, str]:
 def _read_one(found: Collected, place: Place, stem: str, name: str, labels: dict[str, int]) -> None:
     file = place.labels / f"{stem}.xml"
     root = read_xml(file)
-    size = _size(root, file, place.pictures / name)
-    picture = found.add(name, size)
+    size = _size(root, file, place.images / name)
+    image = found.add(name, size)
     for number, part in enumerate(root.findall("object"), start=1):
         try:
             label, crowd, box = _object(part, labels, size)
         except BadAnnotation as bad:
             found.fault(bad.kind, f"{file}: object {number}: {bad.reason}", single=True)
         else:
-            row = Row(picture, len(found.rows) + 1, label, box, crowd, box[2] * box[3])
+            row = Row(image, len(found.rows) + 1, label, box, crowd, box[2] * box[3])
             found.rows.append(row)
 
 
-def _size(root: Element, file: Path, picture: Path) -> tuple[int, int]:
-    """Width and height as the file says; those of the picture where it does not."""
+def _size(root: Element, file: Path, image: Path) -> tuple[int, int]:
+    """Width and height as the file says; those of the image where it does not."""
     words = [(root.findtext(f"size/{side}") or "0").strip() for side in ("width", "height")]
     if words == ["0", "0"]:
-        return picture_size(picture)
+        return image_size(image)
     try:
         return check_size(*(int(word) for word in words))
     except (ValueError, BadAnnotation) as error:
-        raise DataError(f"{file}: size is {' x '.join(words)}, not a picture's") from error
+        raise DataError(f"{file}: size is {' x '.join(words)}, not a image's") from error
 
 
 def _object(part: Element, labels: dict[str, int], size: tuple[int, int]) -> tuple[int, bool, Box]:

@@ -1,4 +1,4 @@
-"""Annotations as YOLO reads them: a text file for each picture, a line for each object."""
+"""Annotations as YOLO reads them: a text file for each image, a line for each object."""
 
 import os
 from array import array
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from metaformer.data.class_lists import Names, given_names, read_class_list
 from metaformer.data.folder import EXTENSIONS, files_below
-from metaformer.data.image import picture_size
+from metaformer.data.image import image_size
 from metaformer.errors import DataError
 from metaformer.tasks.detection.formats.annotations import Annotated, Collected
 from metaformer.tasks.detection.formats.layouts import Place
@@ -21,13 +21,13 @@ _FORMS: Final = "class, x and y of the middle, width and height; or class and x,
 
 
 def read_yolo(place: Place, classes: Names, masks: bool | None) -> Annotated:
-    """Read and check the text files of a split; a picture without one shows no object.
+    """Read and check the text files of a split; a image without one shows no object.
 
     A line is `class x y width height`, of the box's middle, or `class x y x y …`, the corners of an outline;
-    all but the class are fractions of the picture's width and height. Of pictures the headers are read.
+    all but the class are fractions of the image's width and height. Of images the headers are read.
 
     Args:
-        place: where files and pictures lie.
+        place: where files and images lie.
         classes: names, or a text file of them, in the order of labels; data.yaml's or classes.txt's else.
         masks: whether every object must be an outline; None keeps those that there are.
 
@@ -38,30 +38,30 @@ def read_yolo(place: Place, classes: Names, masks: bool | None) -> Annotated:
     faults: list[DataError] = []
     stems: dict[str, str] = {}
     texts = dict.fromkeys(name for name in files_below(place.labels, "", (), faults.append) if _is_text(name))
-    for name in files_below(place.pictures, "", (), faults.append):
+    for name in files_below(place.images, "", (), faults.append):
         stem, extension = os.path.splitext(name)
         if extension.lower() not in EXTENSIONS:
             continue
         try:
-            size = picture_size(place.pictures / name)
+            size = image_size(place.images / name)
         except DataError as error:
-            found.fault("picture", str(error))
+            found.fault("image", str(error))
             continue
         if stem in stems:
-            both = f"{place.pictures / stems[stem]} has the same name, so annotations cannot be told apart"
-            found.fault("picture", f"{place.pictures / name}: {both}: rename one")
+            both = f"{place.images / stems[stem]} has the same name, so annotations cannot be told apart"
+            found.fault("image", f"{place.images / name}: {both}: rename one")
             continue
         stems[stem] = name
-        picture = found.add(name, size)
+        image = found.add(name, size)
         if f"{stem}.txt" in texts:
             del texts[f"{stem}.txt"]
-            _read_one(found, place.labels / f"{stem}.txt", picture, masks)
+            _read_one(found, place.labels / f"{stem}.txt", image, masks)
     for fault in faults:
-        found.fault("picture", str(fault))
+        found.fault("image", str(fault))
     if texts and not found.rows and not found.faults:
-        none = f"{place.labels}: none of its {len(texts):,} files has the name of a picture"
+        none = f"{place.labels}: none of its {len(texts):,} files has the name of a image"
         found.fault("annotation", none)
-    found.unused += [f"{place.labels / name}: annotations without picture" for name in texts]
+    found.unused += [f"{place.labels / name}: annotations without image" for name in texts]
     return found.packed()
 
 
@@ -109,7 +109,7 @@ def _yaml_names(file: Path) -> tuple[str, ...]:
     return listed
 
 
-def _read_one(found: Collected, file: Path, picture: int, masks: bool | None) -> None:
+def _read_one(found: Collected, file: Path, image: int, masks: bool | None) -> None:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -119,15 +119,15 @@ def _read_one(found: Collected, file: Path, picture: int, masks: bool | None) ->
         if not line.strip():
             continue
         try:
-            row = _row(line.split(), found, picture, masks)
+            row = _row(line.split(), found, image, masks)
         except BadAnnotation as bad:
             found.fault(bad.kind, f"{file}: line {number}: {bad.reason}", single=True)
         else:
             found.rows.append(row)
 
 
-def _row(words: Sequence[str], found: Collected, picture: int, masks: bool | None) -> Row:
-    size, many = found.sizes[picture], len(found.classes)
+def _row(words: Sequence[str], found: Collected, image: int, masks: bool | None) -> Row:
+    size, many = found.sizes[image], len(found.classes)
     try:
         label, *numbers = (float(word) for word in words)
     except ValueError:
@@ -151,7 +151,7 @@ def _row(words: Sequence[str], found: Collected, picture: int, masks: bool | Non
     except BadAnnotation as bad:
         raise BadAnnotation("box", f"the box {bad.reason}, in fractions 0 to 1 of it") from None
     kept = () if masks is False else outline
-    return Row(picture, len(found.rows) + 1, int(label), box, False, area, kept)
+    return Row(image, len(found.rows) + 1, int(label), box, False, area, kept)
 
 
 def _extent(numbers: "array[float]") -> tuple[Box, float]:

@@ -44,7 +44,7 @@ class Entry:
         return f"{self.model}.{self.tag}" if self.tag else self.model
 
 
-def catalogue(pattern: str = "") -> list[Entry]:
+def catalog(pattern: str = "") -> list[Entry]:
     """List models and weights whose name holds `pattern`, or matches it where it has * or ?.
 
     Raises:

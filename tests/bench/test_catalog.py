@@ -12,7 +12,7 @@ import torch
 
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import VARIANTS
-from metaformer.bench.catalogue import catalogue, cost, counted, write_table
+from metaformer.bench.catalog import catalog, cost, counted, write_table
 from metaformer.bench.counts import count
 from metaformer.errors import UnknownName
 from metaformer.weights.sources import SOURCES
@@ -61,17 +61,17 @@ def test_one_block_of_a_stage_stands_for_all(name: str, size: int) -> None:
 
 def test_the_table_in_the_package_is_what_is_counted() -> None:
     text = resources.files("metaformer.bench").joinpath("costs.json").read_text()
-    assert text == write_table(), "write bench/costs.json anew: metaformer.bench.catalogue.write_table()"
+    assert text == write_table(), "write bench/costs.json anew: metaformer.bench.catalog.write_table()"
 
 
 def test_every_model_and_every_published_checkpoint_is_listed() -> None:
-    entries = catalogue()
+    entries = catalog()
     assert {entry.model for entry in entries} == set(VARIANTS)
     assert {entry.name for entry in entries if entry.tag} == set(SOURCES)
 
 
 def test_figures_follow_size_and_classes() -> None:
-    entries = {entry.tag: entry for entry in catalogue("convformer_s18")}
+    entries = {entry.tag: entry for entry in catalog("convformer_s18")}
     small, large, many = (entries[tag] for tag in ("sail_in1k", "sail_in1k_384", "sail_in22k"))
     assert (small.image_size, large.image_size) == (224, 384)
     assert large.macs > 2.9 * small.macs and large.params == small.params == 26774448
@@ -80,10 +80,10 @@ def test_figures_follow_size_and_classes() -> None:
 
 @pytest.mark.parametrize("pattern", ["caformer", "caformer_*", "caformer_?18"])
 def test_filters(pattern: str) -> None:
-    found = catalogue(pattern)
+    found = catalog(pattern)
     assert found and all(entry.family == "caformer" for entry in found)
 
 
 def test_no_match_offers_near_names() -> None:
     with pytest.raises(UnknownName, match="caformer_s18"):
-        catalogue("caformr_s18")
+        catalog("caformr_s18")

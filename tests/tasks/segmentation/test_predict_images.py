@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import TrainingError
 from metaformer.inference.model import Bundle
-from metaformer.tasks.segmentation.predict import Inference, PictureSegmenter
-from metaformer.tasks.stream import Pictures
+from metaformer.tasks.segmentation.predict import ImageSegmenter, Inference
+from metaformer.tasks.stream import ImageList
 
-COLOURS = ("red", "green", "blue")
+COLORS = ("red", "green", "blue")
 
 
 class Brightest(nn.Module):
-    """Tell which colour a pixel has most of, at a quarter of the resolution."""
+    """Tell which color a pixel has most of, at a quarter of the resolution."""
 
     num_classes = 3
 
@@ -27,13 +27,13 @@ class Brightest(nn.Module):
 
 
 @pytest.fixture
-def segmenter() -> Callable[..., PictureSegmenter]:
-    def make(workers: int = 0, model: nn.Module | None = None, **options: bool | str) -> PictureSegmenter:
+def segmenter() -> Callable[..., ImageSegmenter]:
+    def make(workers: int = 0, model: nn.Module | None = None, **options: bool | str) -> ImageSegmenter:
         preprocess = DensePreprocess(64, 32, 4, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         palette = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-        bundle = Bundle("net", model or Brightest(), preprocess, COLOURS, "segment", palette)
+        bundle = Bundle("net", model or Brightest(), preprocess, COLORS, "segment", palette)
         inference = Inference(**options)  # type: ignore[arg-type]
-        return PictureSegmenter(bundle.forward, preprocess, COLOURS, palette, inference, workers)
+        return ImageSegmenter(bundle.forward, preprocess, COLORS, palette, inference, workers)
 
     return make
 
@@ -46,17 +46,17 @@ def stripes(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("size", [(64, 48), (201, 97), (1, 1), (30, 300)])
-def test_results_have_the_pictures_own_size(
-    size: tuple[int, int], segmenter: Callable[..., PictureSegmenter]
+def test_results_have_the_images_own_size(
+    size: tuple[int, int], segmenter: Callable[..., ImageSegmenter]
 ) -> None:
-    ((picture, result, frame, _),) = segmenter().stream(Pictures([stripes(*size)]))
-    assert (picture.size, result.size, result.path, frame) == (size, size, "", None)
-    assert result.label_map.dtype == np.uint8 and result.classes == COLOURS
-    assert (result.label_map == np.asarray(picture).argmax(axis=2)).mean() > 0.93
+    ((image, result, frame, _),) = segmenter().stream(ImageList([stripes(*size)]))
+    assert (image.size, result.size, result.path, frame) == (size, size, "", None)
+    assert result.label_map.dtype == np.uint8 and result.classes == COLORS
+    assert (result.label_map == np.asarray(image).argmax(axis=2)).mean() > 0.93
 
 
 def test_logits_that_are_no_numbers_name_the_frame(
-    segmenter: Callable[..., PictureSegmenter], tmp_path: Path
+    segmenter: Callable[..., ImageSegmenter], tmp_path: Path
 ) -> None:
     class Broken(Brightest):
         def forward(self, x: Tensor) -> Tensor:
@@ -64,4 +64,4 @@ def test_logits_that_are_no_numbers_name_the_frame(
 
     stripes(24, 16).save(tmp_path / "m.gif", save_all=True, append_images=[stripes(24, 16).rotate(180)])
     with pytest.raises(TrainingError, match=r"m\.gif, frame 0"):
-        list(segmenter(model=Broken()).stream(Pictures(tmp_path)))
+        list(segmenter(model=Broken()).stream(ImageList(tmp_path)))

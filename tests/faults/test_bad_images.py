@@ -12,8 +12,8 @@ from faults.zoo import Animal, zoo
 from metaformer.cli import main
 
 Tally = Callable[[str, str, bool], None]
-WHAT = "bad pictures: error names the file; skip drops up to 0.1 %; evaluation never skips"
-PICTURES = 1000
+WHAT = "bad images: error names the file; skip drops up to 0.1 %; evaluation never skips"
+IMAGES = 1000
 """In training: one of them is 0.1 %."""
 BAD = {animal.name: animal for animal in zoo() if animal.pixels is None}
 TRAIN = [
@@ -26,20 +26,20 @@ TRAIN = [
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two classes of 500 pictures to train on and 4 to validate on: links to four files."""
+    """Two classes of 500 images to train on and 4 to validate on: links to four files."""
     root = tmp_path / "data"
-    for split, count in (("train", PICTURES // 2), ("val", 4)):
-        for name, colour in (("blue", (20, 40, 220)), ("red", (220, 40, 20))):
+    for split, count in (("train", IMAGES // 2), ("val", 4)):
+        for name, color in (("blue", (20, 40, 220)), ("red", (220, 40, 20))):
             folder = root / split / name
             folder.mkdir(parents=True)
-            Image.new("RGB", (8, 8), colour).save(folder / "0.png")
+            Image.new("RGB", (8, 8), color).save(folder / "0.png")
             for number in range(1, count):
                 os.link(folder / "0.png", folder / f"{number}.png")
     return root
 
 
 def spoil(data: Path, place: str, animal: Animal) -> Path:
-    """Put a file of the zoo in the place of a picture."""
+    """Put a file of the zoo in the place of a image."""
     file = data / place
     file.unlink()
     file.write_bytes(animal.content)
@@ -69,7 +69,7 @@ def test_training_names_leaves_out_or_gives_up(
     capfd.readouterr()
     status = train(data, tmp_path / "many", "skip")
     line = capfd.readouterr().err.splitlines()[-1]
-    gave_up = status == 1 and "2 of 1000 training pictures cannot be read" in line
+    gave_up = status == 1 and "2 of 1000 training images cannot be read" in line
     tally("9", WHAT, gave_up)
     assert (named, dropped, gave_up) == (True, True, True), line
 

@@ -13,17 +13,17 @@ from metaformer.factory import create_detector, model_config
 from metaformer.inference.model import Bundle
 from metaformer.models.detection.config import COMPATS
 from metaformer.models.detection.structures import Detections, Size
-from metaformer.tasks.detection.predict import DetectInference, PictureDetector
+from metaformer.tasks.detection.predict import DetectInference, ImageDetector
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.results import DetectedObjects
-from metaformer.tasks.stream import Pictures
+from metaformer.tasks.stream import ImageList
 
-COLOURS = ("red", "green", "blue")
-Make = Callable[..., PictureDetector]
+COLORS = ("red", "green", "blue")
+Make = Callable[..., ImageDetector]
 
 
 class Brightest(nn.Module):
-    """Finds of each colour the box around what is bright in it; the surer, the earlier the colour."""
+    """Finds of each color the box around what is bright in it; the surer, the earlier the color."""
 
     num_classes = 3
 
@@ -50,9 +50,9 @@ def detector() -> Make:
     def make(model: nn.Module | None = None, inference: DetectInference | None = None, **options: Any) -> Any:
         preprocess = DetectionPreprocess(64, 32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         palette = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-        bundle = Bundle("net", model or Brightest(), preprocess, COLOURS, "detect", palette)
+        bundle = Bundle("net", model or Brightest(), preprocess, COLORS, "detect", palette)
         chosen = inference or DetectInference()
-        return PictureDetector(bundle.forward, preprocess, COLOURS, palette, chosen, **options)
+        return ImageDetector(bundle.forward, preprocess, COLORS, palette, chosen, **options)
 
     return make
 
@@ -64,15 +64,15 @@ def stripes(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def objects_of(detector: PictureDetector, *pictures: Image.Image) -> list[DetectedObjects]:
-    found = [seen.result for seen in detector.stream(Pictures(list(pictures)))]
+def objects_of(detector: ImageDetector, *images: Image.Image) -> list[DetectedObjects]:
+    found = [seen.result for seen in detector.stream(ImageList(list(images)))]
     assert all(isinstance(one, DetectedObjects) for one in found)
     return found  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("size", [(64, 48), (200, 96), (30, 300)])
-def test_boxes_are_in_the_pictures_own_pixels(size: tuple[int, int], workers: int, detector: Make) -> None:
+def test_boxes_are_in_the_images_own_pixels(size: tuple[int, int], workers: int, detector: Make) -> None:
     width, height = size
     (objects,) = objects_of(detector(workers=workers), stripes(*size))
     assert (objects.path, objects.size, objects.names) == ("", size, ["red", "blue"])
@@ -80,19 +80,19 @@ def test_boxes_are_in_the_pictures_own_pixels(size: tuple[int, int], workers: in
     np.testing.assert_allclose(
         objects.boxes, [[0, 0, middle, height], [middle, 0, width, height]], atol=width / 16
     )
-    assert objects.classes == COLOURS and objects.palette[2] == (0, 0, 255)
+    assert objects.classes == COLORS and objects.palette[2] == (0, 0, 255)
 
 
-def test_a_picture_of_one_pixel_has_room_for_an_object(detector: Make) -> None:
+def test_a_image_of_one_pixel_has_room_for_an_object(detector: Make) -> None:
     (objects,) = objects_of(detector(), Image.new("RGB", (1, 1), (0, 255, 0)))
     assert objects.names == ["green"] and objects.boxes.tolist() == [[0, 0, 1, 1]]
 
 
 def test_frames_of_an_animation_are_results_of_their_own(detector: Make, tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (24, 16), colour) for colour in ((255, 0, 0), (0, 0, 0), (0, 0, 255))]
+    frames = [Image.new("RGB", (24, 16), color) for color in ((255, 0, 0), (0, 0, 0), (0, 0, 255))]
     frames[0].save(tmp_path / "m.gif", save_all=True, append_images=frames[1:], duration=30)
     stripes(40, 30).save(tmp_path / "a.png")
-    found = list(detector(workers=1).stream(Pictures(tmp_path)))
+    found = list(detector(workers=1).stream(ImageList(tmp_path)))
     assert [(Path(one.result.path).name, one.frame, one.result.names) for one in found] == [
         ("a.png", None, ["red", "blue"]), ("m.gif", 0, ["red"]), ("m.gif", 1, []), ("m.gif", 2, ["blue"]),
     ]  # fmt: skip
@@ -147,4 +147,4 @@ def test_weights_that_are_no_numbers_name_the_frame(
             parameter.fill_(torch.nan)
     stripes(24, 16).save(tmp_path / "m.gif", save_all=True, append_images=[stripes(24, 16).rotate(180)])
     with pytest.raises(TrainingError, match=r"m\.gif, frame 0: .*not finite"):
-        list(detector(network).stream(Pictures(tmp_path)))
+        list(detector(network).stream(ImageList(tmp_path)))
