@@ -19,7 +19,7 @@ BLUE, ORANGE, GRAY = "#2f6db5", "#e08a2c", "#dcdfe4"
 
 
 def cycle_fc() -> None:
-    """Which position each channel is read at, found by shifting a image of positions."""
+    """Which position each channel is read at, found by shifting an image of positions."""
     channels, reach = 9, 4
     rows = [("kernel 3", 3), ("kernel 5", 5)]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
@@ -95,7 +95,7 @@ def table(axis: Axes, values: torch.Tensor, title: str, form: str, vmin: float =
 
 
 def save(figure: plt.Figure, name: str) -> None:
-    """Write a image under docs/img."""
+    """Write an image under docs/img."""
     figure.tight_layout()
     figure.savefig(IMAGES / f"{name}.png", dpi=110)
     plt.close(figure)

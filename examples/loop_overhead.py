@@ -22,7 +22,7 @@ from metaformer.data.sampler import PureSampler
 from metaformer.distributed import World
 from metaformer.process import keep_freed_memory, sleep_rather_than_spin
 from metaformer.recipes import RECIPES
-from metaformer.tasks.base import Moment
+from metaformer.tasks.base import StepContext
 from metaformer.tasks.registry import build_task
 from metaformer.training.log import MetricsLog
 from metaformer.training.loop import Loop
@@ -73,7 +73,7 @@ def bare(config, place):
     began = time.perf_counter()
     task.model.train()
     for step, (images, labels, indices) in enumerate(loader):
-        loss = task.losses(task.model, ImageList(images, labels, indices), Moment(step, 0))["loss"]
+        loss = task.losses(task.model, ImageList(images, labels, indices), StepContext(step, 0))["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip)
         optimizer.step()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from metaformer.bench.catalog import catalog
-from metaformer.cli import VERBS, main
+from metaformer.cli import COMMANDS, main
 from metaformer.cli.train import resolve
 from metaformer.factory import create_model
 from metaformer.mixers import MIXERS
@@ -90,11 +90,11 @@ def test_help_is_quick_and_needs_no_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60
     )
-    for name, verb in VERBS.items():
+    for name, verb in COMMANDS.items():
         assert name in done.stdout and verb.example in done.stdout
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_each_verb_has_help_with_an_example(verb: str, tell: Tell) -> None:
     status, out, _ = tell([verb, "--help"])
     assert status == 0 and "usage: metaformer " + verb in out and "example" in out
@@ -113,9 +113,9 @@ def test_as_a_module() -> None:
 
 def test_examples_can_be_parsed() -> None:
     """The words after each verb are options that it has."""
-    for verb in VERBS.values():
+    for verb in COMMANDS.values():
         words = verb.example.split()
-        assert words[0] == "metaformer" and words[1] in VERBS
+        assert words[0] == "metaformer" and words[1] in COMMANDS
 
 
 def test_list(tell: Tell) -> None:

@@ -153,7 +153,7 @@ def test_features_maps_and_anchors() -> None:
             {},
             {"image_sizes": [(250, 310)], "original_sizes": [(125, 155)]},
         ),
-        ("det_nmspre50", {"nms_candidates": 50, "max_detections": 1000}, {"image_sizes": [SIZE]}),
+        ("det_nmspre50", {"rpn_pre_nms_topk": 50, "max_detections": 1000}, {"image_sizes": [SIZE]}),
     ],
 )
 @torch.no_grad()

@@ -28,7 +28,7 @@ TINY = MetaFormerConfig(depths=(1,) * 4, dims=(8, 16, 20, 28))
 SIZE = (256, 320)
 IMAGE = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(256320))
 SECOND = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(8))
-EVERY = {"rpn_samples": 1_000_000, "box_samples": 1_000_000}
+EVERY = {"rpn_samples": 1_000_000, "roi_batch_size": 1_000_000}
 TOLERANCE, SECOND_STAGE_TOLERANCE, PIXELS = 1e-5, 5e-5, 2e-3
 GRADIENT_TOLERANCE, NO_GRADIENT = 1e-4, 1e-2
 

@@ -19,7 +19,7 @@ from metaformer.data.rle import encode
 from metaformer.serialize import from_dict
 from metaformer.tasks.detection.dataset import DetectionFolder, open_detection
 from metaformer.tasks.detection.results import DetectedObjects
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.training.train import train
 
@@ -104,7 +104,7 @@ def configure_segment(patches: Path) -> Configure:
             "model": {"name": "poolformer_n", "overrides": TINY},
             "data": {"root": str(patches), "image_size": 32, "batch_size": 6, "workers": 0},
             "augment": {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0},
-            "segment": {"fpn_dim": 16, "head_dim": 16, "base": None, "reduce_zero_label": False},
+            "segment": {"fpn_dim": 16, "head_dim": 16, "resize": None, "reduce_zero_label": False},
             "optim": {"lr": 3e-3},
             "schedule": {"epochs": 2, "warmup_epochs": 0, "min_lr": 0.0},
             "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "keep": 100},
@@ -127,7 +127,7 @@ Scene = tuple[NDArray[np.uint8], list[Block]]
 
 
 def scene(i: int, draw: np.random.RandomState) -> Scene:
-    """A image with a green block, a blue one, both or neither; the wide ones' third has a crowd."""
+    """An image with a green block, a blue one, both or neither; the wide ones' third has a crowd."""
     height, width = (44, 36 + i) if i % 3 == 2 else (36 + i, 44)
     pixels = draw.randint(0, 120, (height, width, 3), dtype=np.uint8)
     blocks = []
@@ -197,7 +197,7 @@ def detect_plain(root: Path) -> dict[str, Any]:
             "head": "mask_rcnn",
             "fpn_dim": 16,
             "box_fc_dim": 32,
-            "box_samples": 32,
+            "roi_batch_size": 32,
             "anchor_scale": 4.0,
             "max_detections": 20,
             "long_side": None,
@@ -256,17 +256,19 @@ def bad_pets(pets: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def seen(tmp_path: Path) -> Callable[..., Seen]:
-    """Make a image file with three classes in it, left, middle and right, and its result."""
+def seen(tmp_path: Path) -> Callable[..., Prediction]:
+    """Make an image file with three classes in it, left, middle and right, and its result."""
 
-    def make(name: str = "a/x.jpg", size: tuple[int, int] = (12, 8), gray: int = 120, **fields: Any) -> Seen:
+    def make(
+        name: str = "a/x.jpg", size: tuple[int, int] = (12, 8), gray: int = 120, **fields: Any
+    ) -> Prediction:
         file, (width, height) = tmp_path / "photos" / name, size
         file.parent.mkdir(parents=True, exist_ok=True)
         image = Image.new("RGB", size, (gray, gray, gray))
         image.save(file)
         label_map = np.repeat((np.arange(width) * 3 // width).astype(np.uint8)[None], height, axis=0)
         colors = ((0, 0, 0), (200, 40, 40), (40, 40, 200))
-        return Seen(image, Segmentation(str(file), label_map, ("sky", "é, b", "<i>"), colors), **fields)
+        return Prediction(image, Segmentation(str(file), label_map, ("sky", "é, b", "<i>"), colors), **fields)
 
     return make
 
@@ -358,12 +360,12 @@ def objects(write: Write, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def spotted(tmp_path: Path) -> Callable[..., Seen]:
+def spotted(tmp_path: Path) -> Callable[..., Prediction]:
     """Make a gray image file with two objects in it, left and right, masks their upper halves."""
 
     def make(
         name: str = "a/x.jpg", size: tuple[int, int] = (400, 300), masks: bool = True, **fields: Any
-    ) -> Seen:
+    ) -> Prediction:
         file, (width, height) = tmp_path / "photos" / name, size
         file.parent.mkdir(parents=True, exist_ok=True)
         image = Image.new("RGB", size, (100, 100, 100))
@@ -384,7 +386,7 @@ def spotted(tmp_path: Path) -> Callable[..., Seen]:
             ((200, 40, 40), (40, 40, 200)),
             tuple(encode(place) for place in drawn) if masks else None,
         )
-        return Seen(image, objects, **fields)
+        return Prediction(image, objects, **fields)
 
     return make
 

@@ -47,7 +47,7 @@ class Feed:
 
 def _ours(pipeline: str, folder: Path, config: LoadingConfig, device: torch.device) -> Feed:
     """The loader of `metaformer train` and of its evaluations."""
-    from metaformer.data.dataset import Augmented
+    from metaformer.data.dataset import AugmentedDataset
     from metaformer.data.loader import Loader
     from metaformer.data.sampler import EvalSampler, PureSampler
     from metaformer.data.split import open_split
@@ -61,10 +61,12 @@ def _ours(pipeline: str, folder: Path, config: LoadingConfig, device: torch.devi
         return on_device
 
     if pipeline == "evaluation":
-        data = Augmented(split, preprocessing(settings).transform())
+        data = AugmentedDataset(split, preprocessing(settings).transform())
         return Feed(Loader(data, EvalSampler(len(split), batch_size=config.batch), **options), images)
     sampler = PureSampler(len(split), batch_size=config.batch)
-    return Feed(Loader(Augmented(split, augmentation(settings)), sampler, **options), images, sampler.seek)
+    return Feed(
+        Loader(AugmentedDataset(split, augmentation(settings)), sampler, **options), images, sampler.seek
+    )
 
 
 def _timm(pipeline: str, folder: Path, config: LoadingConfig, device: torch.device) -> Feed:

@@ -1,4 +1,4 @@
-"""The findings as a image."""
+"""The findings as an image."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -49,7 +49,7 @@ class DataConfig:
     """Processes that read and augment, per device; 0 reads in the main process."""
     on_bad_image: Literal["error", "skip"] = "error"
     """A training image that cannot be read: an error, or logged and left out (up to 0.1 % of all)."""
-    repeats: int = 1
+    repeated_aug: int = 1
     """Repeated augmentation: how many augmented copies of an image an epoch holds (CycleMLP: 3)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Per-channel mean that is subtracted (RGB in 0 … 1)."""
@@ -89,7 +89,7 @@ class AugmentConfig:
     """Probability of CutMix where both are on."""
     mix_off_epoch: int = 0
     """Epoch from which nothing is mixed; 0 for never."""
-    splits: int = 1
+    aug_splits: int = 1
     """Views per image (the first clean) for the JSD loss; 1 for none."""
 
 
@@ -211,7 +211,7 @@ class RuntimeConfig:
     """Batch norm over all devices' images instead of each device's own; CUDA only."""
     timeout: float = 600.0
     """Seconds that a process waits for the others, and 120 at most for data, before the run ends."""
-    on_not_finite: Literal["stop", "skip"] = "stop"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     """A step whose input, loss or gradient is not finite: end the run, or leave out up to three in a row."""
     wandb: str | None = None
     """Weights & Biases project that figures are sent to as well."""
@@ -247,17 +247,17 @@ class SegmentConfig:
     """Text file with one class name per line, where the data set brings none."""
     reduce_zero_label: bool | None = None
     """Whether label 0 is no class but ignored (ADE20K); as the layout has it when not given."""
-    base: tuple[int, int] | None = (2048, 512)
+    resize: tuple[int, int] | None = (2048, 512)
     """Longer and shorter side that images are fitted into, in pixels; null keeps their own size."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Random factor of that size in training."""
-    multiple: int = 32
+    size_divisor: int = 32
     """In evaluation both sides are rounded up to multiples of this; 1 leaves them."""
     cat_max_ratio: float = 0.75
     """A random crop with more than this share of one class is drawn anew, up to ten times."""
     photometric: bool = True
     """Distort brightness, contrast, saturation and hue in training."""
-    average: Literal["valid", "all"] = "valid"
+    reduction: Literal["valid", "all"] = "valid"
     """Divide the loss by the pixels that count, or by all, ignored ones too, as the published runs did."""
     ohem: float | None = None
     """Learn only from pixels whose right class has a probability below this; null for all."""
@@ -291,7 +291,7 @@ class DetectConfig:
     """Channels of towers and of the mask head; those of the pyramid when not given."""
     box_fc_dim: int = 1024
     """Channels of the two layers that look at a region (`faster_rcnn`, `mask_rcnn`)."""
-    box_samples: int = 512
+    roi_batch_size: int = 512
     """Regions of each image that the second stage learns from; on a CPU their number decides its speed."""
     anchor_scale: float | None = None
     """Side of the smallest anchors in strides of their map; 4 for `retinanet` and 8 when not given."""
@@ -314,7 +314,7 @@ class DetectConfig:
     nms_threshold: float = 0.5
     """Of two boxes of a class that overlap by more than this IoU the one of lower score is left out."""
     max_detections: int = 100
-    """Most objects of a image."""
+    """Most objects of an image."""
     scales: list[float] = field(default_factory=lambda: [1.0])
     """Sizes that evaluation looks at, as factors; `evaluate.flip` adds the mirrored images."""
 

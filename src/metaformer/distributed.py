@@ -39,7 +39,7 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
-def total(counts: Tensor) -> Tensor:
+def all_reduce_sum(counts: Tensor) -> Tensor:
     """Sum a tensor over all ranks."""
     if world_size() > 1:
         counts = counts.clone()
@@ -56,7 +56,7 @@ def any_rank(*flags: bool) -> list[bool]:
     return [bool(flag) for flag in raised.tolist()]
 
 
-def gather(item: T) -> list[T]:
+def all_gather_object(item: T) -> list[T]:
     """One item of every rank, in rank order."""
     if world_size() == 1:
         return [item]
@@ -65,12 +65,12 @@ def gather(item: T) -> list[T]:
     return items
 
 
-def collect(items: list[T]) -> list[T]:
+def all_gather_list(items: list[T]) -> list[T]:
     """All ranks' items in one list, in rank order."""
-    return [item for part in gather(items) for item in part]
+    return [item for part in all_gather_object(items) for item in part]
 
 
-def share_trouble(trouble: Exception | None) -> None:
+def raise_on_all_ranks(trouble: Exception | None) -> None:
     """Raise on every rank what befell one of them, so that none waits for a rank that has left.
 
     Args:
@@ -87,7 +87,7 @@ def share_trouble(trouble: Exception | None) -> None:
     failed = trouble is not None and not isinstance(trouble, Interrupted)
     failure, interrupted = any_rank(failed, isinstance(trouble, Interrupted))
     if failure:
-        told = gather(_words(trouble) if failed else None)
+        told = all_gather_object(_words(trouble) if failed else None)
         if failed and trouble is not None:
             raise trouble
         culprit = next(number for number, words in enumerate(told) if words is not None)
@@ -96,7 +96,7 @@ def share_trouble(trouble: Exception | None) -> None:
         raise Interrupted
 
 
-def in_step(items: Iterator[T], count: int) -> Iterator[T]:
+def lockstep(items: Iterator[T], count: int) -> Iterator[T]:
     """Yield a rank's items while all ranks keep pace; what befalls one as it makes its item, befalls all.
 
     Args:
@@ -104,7 +104,7 @@ def in_step(items: Iterator[T], count: int) -> Iterator[T]:
         count: how many the rank with the most has.
 
     Raises:
-        RankError, Interrupted: see `share_trouble`.
+        RankError, Interrupted: see `raise_on_all_ranks`.
     """
     for _ in range(count):
         item, trouble = None, None
@@ -112,7 +112,7 @@ def in_step(items: Iterator[T], count: int) -> Iterator[T]:
             item = next(items, None)
         except Exception as error:
             trouble = error
-        share_trouble(trouble)
+        raise_on_all_ranks(trouble)
         if item is not None:
             yield item
 
@@ -214,7 +214,7 @@ PAUSE = 5.0
 
 
 @contextmanager
-def losing_no_words(world: World) -> Iterator[None]:
+def merge_connection_errors(world: World) -> Iterator[None]:
     """Turn the many errors that the loss of another process causes into one.
 
     A process that only suffers from another's failure waits a moment, so that the launcher finds the one
@@ -241,12 +241,12 @@ def losing_no_words(world: World) -> Iterator[None]:
 _ENVIRONMENT = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
 
 
-def is_part(tensor: object) -> bool:
+def is_sharded(tensor: object) -> bool:
     """Tell whether a tensor is shared out over the ranks (a DTensor, whose package is slow to import)."""
     return hasattr(tensor, "to_local")
 
 
 def local(tensor: Any) -> Tensor:
     """This rank's part of a tensor that is shared out; else the tensor."""
-    part: Tensor = tensor.to_local() if is_part(tensor) else tensor
+    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return part

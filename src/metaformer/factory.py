@@ -45,7 +45,7 @@ def create_model(
     global_pool: str = "avg",
     *,
     classifier: Classifier = "keep",
-    partial: bool = False,
+    strict: bool = True,
     **config_overrides: Any,
 ) -> MetaFormer | MetaFormerFeatures:
     """Build a published network, with random or published weights or those of a file.
@@ -62,7 +62,7 @@ def create_model(
         drop_path_rate: stochastic depth at the last block.
         global_pool: `avg`, `max`, or empty.
         classifier: what becomes of a file's classifier, see `load_weights`.
-        partial: load what fits, as after a swap of mixers; the log says what did not.
+        strict: False loads what fits, as after a swap of mixers; the log says what did not.
         config_overrides: any other field of `MetaFormerConfig`.
 
     Raises:
@@ -85,9 +85,9 @@ def create_model(
     if pretrained and source is not None:
         weights = fetch(source)
         if classifier == "keep" and config.num_classes != source.num_classes:
-            classifier = "fresh"
+            classifier = "reset"
     if weights is not None:
-        logger.info("%s", load_weights(model, weights, partial, classifier=classifier))
+        logger.info("%s", load_weights(model, weights, strict, classifier=classifier))
     return model
 
 
@@ -154,10 +154,10 @@ def create_detector(
     backbone_pretrained: bool = False,
     backbone_checkpoint: str | Path | None = None,
     classifier: Classifier = "keep",
-    partial: bool = False,
+    strict: bool = True,
     **config_overrides: Any,
 ) -> "Detector":
-    """Build a network that tells which objects are in a image, where, and with `mask_rcnn` their masks.
+    """Build a network that tells which objects are in an image, where, and with `mask_rcnn` their masks.
 
     Args:
         kind: `retinanet`, `faster_rcnn` or `mask_rcnn`; or with backbone and perhaps tag, as `list_detectors`
@@ -179,7 +179,7 @@ def create_detector(
         backbone_pretrained: download the published weights of the backbone once and load them.
         backbone_checkpoint: load a file of any published format into the backbone alone.
         classifier: what becomes of a file's layers with outputs for each class, see `load_weights`.
-        partial: load what fits; the log says what did not.
+        strict: False loads what fits; the log says what did not.
         config_overrides: any other field of `DetectorConfig`.
 
     Raises:
@@ -196,7 +196,7 @@ def create_detector(
         backbone_pretrained=backbone_pretrained,
         backbone_checkpoint=backbone_checkpoint,
         classifier=classifier,
-        partial=partial,
+        strict=strict,
     )
     known = {field.name for field in fields(DetectorConfig)}
     for field in config_overrides:
@@ -294,7 +294,7 @@ def create_segmenter(
     backbone_pretrained: bool = False,
     backbone_checkpoint: str | Path | None = None,
     classifier: Classifier = "keep",
-    partial: bool = False,
+    strict: bool = True,
     criterion: SegmentationLoss | None = None,
 ) -> Segmenter:
     """Build a network that tells the class of every pixel: (B, 3, H, W) to logits (B, num_classes, H, W).
@@ -317,7 +317,7 @@ def create_segmenter(
         backbone_pretrained: download the published weights of the backbone once and load them.
         backbone_checkpoint: load a file of any published format into the backbone alone.
         classifier: what becomes of a file's classifier, see `load_weights`.
-        partial: load what fits; the log says what did not.
+        strict: False loads what fits; the log says what did not.
         criterion: the loss; cross-entropy over the pixels that count when not given.
 
     Raises:
@@ -332,7 +332,7 @@ def create_segmenter(
         backbone_pretrained=backbone_pretrained,
         backbone_checkpoint=backbone_checkpoint,
         classifier=classifier,
-        partial=partial,
+        strict=strict,
     )
     head, inside, tag = split_segmenter(kind)
     below = choose_backbone(kind, inside, backbone, "poolformer_s24")
@@ -402,7 +402,7 @@ class Start:
     """A file for the backbone."""
     classifier: Classifier
     """What becomes of the classifier."""
-    partial: bool
+    strict: bool
     """Load what fits."""
 
     def __post_init__(self) -> None:
@@ -432,7 +432,7 @@ class Start:
         if self.pretrained and source is not None:
             weights, target = fetch(source), whole
             if classifier == "keep" and whole.num_classes != source.num_classes:
-                classifier = "fresh"
+                classifier = "reset"
         if self.backbone_pretrained:
             if not isinstance(below, str):
                 raise ConfigError(
@@ -440,7 +440,7 @@ class Start:
                 )
             weights = fetch(find_source(below))
         if weights is not None:
-            logger.info("%s", load_weights(target, weights, self.partial, classifier=classifier))
+            logger.info("%s", load_weights(target, weights, self.strict, classifier=classifier))
 
 
 def choose_backbone(kind: str, inside: str, given: Backbone | None, default: str) -> Backbone:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaformer.checkpoint.tensors import Group, Spec
+from metaformer.checkpoint.tensors import Spec, TensorStore
 from metaformer.errors import WeightsError
 
 
@@ -18,7 +18,7 @@ def tensors() -> dict[str, Tensor]:
 
 
 def test_what_was_written_is_told_and_read(tmp_path: Path) -> None:
-    group, own = Group(tmp_path, "model"), tensors()
+    group, own = TensorStore(tmp_path, "model"), tensors()
     assert not group.exists()
     group.write(own)
     assert group.exists() and [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
@@ -28,7 +28,7 @@ def test_what_was_written_is_told_and_read(tmp_path: Path) -> None:
 
 
 def test_tensors_are_filled_where_they_lie(tmp_path: Path) -> None:
-    group, own = Group(tmp_path, "model"), tensors()
+    group, own = TensorStore(tmp_path, "model"), tensors()
     group.write(own)
     room = {name: torch.zeros_like(value).requires_grad_(name == "last") for name, value in own.items()}
     group.fill({"last": room["last"], "half": room["half"]})
@@ -37,7 +37,7 @@ def test_tensors_are_filled_where_they_lie(tmp_path: Path) -> None:
 
 
 def test_a_group_that_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
-    group = Group(tmp_path, "ema")
+    group = TensorStore(tmp_path, "ema")
     for use in (group.read, group.specs, lambda: group.fill({})):
         with pytest.raises(WeightsError, match=r"holds no ema\.safetensors"):
             use()
@@ -48,7 +48,7 @@ def test_a_group_that_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
 
 
 def test_shards_that_are_damaged_are_told(tmp_path: Path) -> None:
-    group = Group(tmp_path, "ema")
+    group = TensorStore(tmp_path, "ema")
     group.folder.mkdir()
     (group.folder / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"nonsense")
     for use in (group.read, group.specs, lambda: group.fill({"x": torch.empty(1)})):

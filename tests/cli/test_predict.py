@@ -29,7 +29,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": model.config.to_dict(),
         "classes": CLASSES,
         "palette": [[0, 0, 200], [0, 120, 120], [120, 60, 0]],
-        "preprocess": {"long_side": 128, "short_side": 64, "multiple": 32},
+        "preprocess": {"long_side": 128, "short_side": 64, "size_divisor": 32},
     }
     place = tmp_path_factory.mktemp("net") / "best"
     write_checkpoint(

@@ -6,16 +6,16 @@ import pytest
 import torch
 from PIL import Image
 
-from metaformer.data.dataset import Augmented, seeded
+from metaformer.data.dataset import AugmentedDataset, seeded
 from metaformer.data.folder import ImageFolder
 from metaformer.data.sampler import Sample
 from metaformer.errors import BadImage
 from metaformer.models.detection.structures import Targets
 from metaformer.tasks.classification.transforms import train_transform
-from metaformer.tasks.detection.dataset import AugmentedScenes, open_detection
-from metaformer.tasks.detection.transforms import train_scene
-from metaformer.tasks.segmentation.dataset import AugmentedPairs, open_segmentation
-from metaformer.tasks.segmentation.transforms import train_joint
+from metaformer.tasks.detection.dataset import DetectionDataset, open_detection
+from metaformer.tasks.detection.transforms import train_transform as detection_transform
+from metaformer.tasks.segmentation.dataset import SegmentationDataset, open_segmentation
+from metaformer.tasks.segmentation.transforms import train_transform as segmentation_transform
 
 PIPELINES = {
     "paper": {},
@@ -25,8 +25,8 @@ PIPELINES = {
 }
 
 
-def augmented(noise_pets: Path, seed: int = 0, **options: object) -> Augmented:
-    return Augmented(ImageFolder(noise_pets, "train"), train_transform(32, **options), seed)
+def augmented(noise_pets: Path, seed: int = 0, **options: object) -> AugmentedDataset:
+    return AugmentedDataset(ImageFolder(noise_pets, "train"), train_transform(32, **options), seed)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -91,8 +91,10 @@ def test_a_bad_image_is_named(noise_pets: Path) -> None:
         augmented(noise_pets)[Sample(0, 5)]
 
 
-def pairs(labeled: Path, seed: int = 0) -> AugmentedPairs:
-    return AugmentedPairs(open_segmentation(labeled, "train"), train_joint(16, (40, 24)), seed)
+def pairs(labeled: Path, seed: int = 0) -> SegmentationDataset:
+    return SegmentationDataset(
+        open_segmentation(labeled, "train"), segmentation_transform(16, (40, 24)), seed
+    )
 
 
 def test_a_pair_is_a_function_of_seed_and_place(labeled: Path) -> None:
@@ -126,9 +128,9 @@ def test_a_label_map_of_another_size_is_named(labeled: Path) -> None:
         pairs(labeled)[Sample(0, 2)]
 
 
-def scenes(objects: Path, seed: int = 0, masks: bool = True) -> AugmentedScenes:
-    transform = train_scene(jitter=(0.5, 2.0), crop=24, photometric=True)
-    return AugmentedScenes(open_detection(objects, "train", masks=masks), transform, seed, masks=masks)
+def scenes(objects: Path, seed: int = 0, masks: bool = True) -> DetectionDataset:
+    transform = detection_transform(jitter=(0.5, 2.0), crop=24, photometric=True)
+    return DetectionDataset(open_detection(objects, "train", masks=masks), transform, seed, masks=masks)
 
 
 def test_a_scene_is_a_function_of_seed_and_place(objects: Path) -> None:

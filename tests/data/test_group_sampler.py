@@ -20,7 +20,7 @@ def layouts(draw: st.DrawFn) -> dict[str, Any]:
         "seed": draw(st.integers(0, 2**32)),
         "world": world,
         "accumulate": accumulate,
-        "repeats": draw(st.integers(1, 3)),
+        "repeated_aug": draw(st.integers(1, 3)),
     }
 
 
@@ -40,7 +40,7 @@ def steps(layout: dict[str, Any], epoch: int) -> list[list[Sample]]:
 
 @given(layouts(), st.integers(0, 9))
 def test_an_epoch_shows_what_a_pure_samplers_does(layout: dict[str, Any], epoch: int) -> None:
-    options = {name: layout[name] for name in ("batch_size", "seed", "repeats")}
+    options = {name: layout[name] for name in ("batch_size", "seed", "repeated_aug")}
     pure = PureSampler(len(layout["groups"]), **options)
     pure.seek(epoch)
     expected = sorted(sample for batch in pure for sample in batch)

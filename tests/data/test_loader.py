@@ -14,23 +14,23 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from metaformer.data.batch import Batch, Made
-from metaformer.data.dataset import Augmented
+from metaformer.data.batch import Batch, SampleOrError
+from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Loader
 from metaformer.data.sampler import EvalSampler, PureSampler
 from metaformer.distributed import Interrupted
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.tasks.classification.transforms import eval_transform, train_transform
-from metaformer.tasks.detection.dataset import AugmentedScenes, open_detection
-from metaformer.tasks.detection.transforms import train_scene
-from metaformer.tasks.segmentation.dataset import AugmentedPairs, open_segmentation
-from metaformer.tasks.segmentation.transforms import train_joint
+from metaformer.tasks.detection.dataset import DetectionDataset, open_detection
+from metaformer.tasks.detection.transforms import train_transform as detection_transform
+from metaformer.tasks.segmentation.dataset import SegmentationDataset, open_segmentation
+from metaformer.tasks.segmentation.transforms import train_transform as segmentation_transform
 
 
 def loader(noise_pets: Path, workers: int, **options: object) -> Loader:
-    data = Augmented(ImageFolder(noise_pets, "train"), train_transform(32, **options), seed=3)
-    return Loader(data, PureSampler(12, batch_size=4, seed=3, repeats=2), workers=workers)
+    data = AugmentedDataset(ImageFolder(noise_pets, "train"), train_transform(32, **options), seed=3)
+    return Loader(data, PureSampler(12, batch_size=4, seed=3, repeated_aug=2), workers=workers)
 
 
 def epochs(loader: Loader) -> list[Batch]:
@@ -59,13 +59,13 @@ def test_batches_do_not_depend_on_the_workers(noise_pets: Path) -> None:
         )
 
 
-def _is_handed_over_uncopied(items: list[Made]) -> bool:
-    batch = Augmented.collate(Augmented([], lambda image: image), items)  # type: ignore[arg-type]
+def _is_handed_over_uncopied(items: list[SampleOrError]) -> bool:
+    batch = AugmentedDataset.collate(AugmentedDataset([], lambda image: image), items)  # type: ignore[arg-type]
     return isinstance(batch, Batch) and batch.images.is_shared()
 
 
 def test_workers_write_batches_where_the_main_process_reads_them(noise_pets: Path) -> None:
-    data = Augmented(ImageFolder(noise_pets, "val"), eval_transform(32))
+    data = AugmentedDataset(ImageFolder(noise_pets, "val"), eval_transform(32))
     for workers in (0, 1):
         shared = DataLoader(
             data,
@@ -104,7 +104,7 @@ def test_views_stay_together(noise_pets: Path) -> None:
 def test_a_bad_image_arrives_as_what_it_is(noise_pets: Path, workers: int) -> None:
     bad = noise_pets / "val/bee/2.png"
     bad.write_bytes(b"no image")
-    data = Augmented(ImageFolder(noise_pets, "val"), eval_transform(32))
+    data = AugmentedDataset(ImageFolder(noise_pets, "val"), eval_transform(32))
     batches = Loader(data, EvalSampler(12, batch_size=5), workers=workers)
     with pytest.raises(BadImage) as caught:
         list(batches)
@@ -148,7 +148,7 @@ class Buggy(ImageFolder):
 def test_the_end_of_a_worker_is_told_with_its_image_in_bounded_time(noise_pets: Path, how: str) -> None:
     source = Faulty(noise_pets, how)
     batches = Loader(
-        Augmented(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=1, timeout=2
+        AugmentedDataset(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=1, timeout=2
     )
     began = time.monotonic()
     with pytest.raises(DataError, match=how) as caught:
@@ -163,7 +163,7 @@ def test_bad_images_are_left_out_where_that_is_wanted(noise_pets: Path, workers:
     bad.write_bytes(b"no image")
     source = ImageFolder(noise_pets, "val")
     place = source.paths.index(bad)
-    data = Augmented(source, eval_transform(32))
+    data = AugmentedDataset(source, eval_transform(32))
     batches = list(Loader(data, EvalSampler(12, batch_size=5), workers=workers, skip_bad=True))
     kept = [int(index) for batch in batches for index in batch.indices]
     assert kept == [index for index in range(12) if index != place]
@@ -174,7 +174,7 @@ def test_bad_images_are_left_out_where_that_is_wanted(noise_pets: Path, workers:
 def test_a_batch_of_bad_images_only_is_an_error(noise_pets: Path) -> None:
     for file in (noise_pets / "val/bee").iterdir():
         file.write_bytes(b"")
-    data = Augmented(ImageFolder(noise_pets, "val"), eval_transform(32))
+    data = AugmentedDataset(ImageFolder(noise_pets, "val"), eval_transform(32))
     with pytest.raises(DataError, match=r"none of the 2 images of a batch can be read; the first: .*bee"):
         list(Loader(data, EvalSampler(12, batch_size=2), skip_bad=True))
 
@@ -187,7 +187,7 @@ def test_a_wish_to_stop_ends_the_wait(noise_pets: Path, workers: int) -> None:
         asked.append(1)
         return len(asked) > 2
 
-    data = Augmented(Faulty(noise_pets, "reads"), eval_transform(32))
+    data = AugmentedDataset(Faulty(noise_pets, "reads"), eval_transform(32))
     sampler = EvalSampler(7 if workers == 0 else 12, batch_size=1)
     with pytest.raises(Interrupted):
         list(Loader(data, sampler, workers=workers, stop=stop))
@@ -197,7 +197,11 @@ def test_a_wish_to_stop_ends_the_wait(noise_pets: Path, workers: int) -> None:
 def test_a_bug_is_told_with_its_image_and_where_it_is(noise_pets: Path, workers: int) -> None:
     source = Buggy(noise_pets, "val")
     with pytest.raises(DataError, match="RuntimeError while it was read or transformed: a bug") as caught:
-        list(Loader(Augmented(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=workers))
+        list(
+            Loader(
+                AugmentedDataset(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=workers
+            )
+        )
     assert str(source.path(0)) in str(caught.value) and "\n" not in str(caught.value)
     assert "test_loader.py" in caught.value.__notes__[0]
 
@@ -263,7 +267,7 @@ def test_closing_asks_nothing_of_a_lock_that_a_killed_worker_may_hold(noise_pets
 def test_a_worker_held_while_it_hands_over_a_batch_ends_the_wait(noise_pets: Path) -> None:
     source = Held(noise_pets, "val")
     batches = Loader(
-        Augmented(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=1, timeout=1
+        AugmentedDataset(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=1, timeout=1
     )
     with pytest.raises(DataError, match="is held by a signal") as caught:
         list(batches)
@@ -312,7 +316,9 @@ def test_a_death_is_told_with_a_name_beside_another_loader_too(
 
 
 def labeled_batches(labeled: Path, workers: int, skip_bad: bool = False) -> list[Batch]:
-    data = AugmentedPairs(open_segmentation(labeled, "train"), train_joint(16, (40, 24)), seed=3)
+    data = SegmentationDataset(
+        open_segmentation(labeled, "train"), segmentation_transform(16, (40, 24)), seed=3
+    )
     return list(Loader(data, EvalSampler(4, batch_size=2), workers=workers, skip_bad=skip_bad))
 
 
@@ -345,14 +351,14 @@ def test_an_evaluation_takes_each_image_in_its_own_size(labeled: Path) -> None:
     def whole(image: Image.Image, labels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(3, 32, 32), torch.from_numpy(labels)
 
-    data = AugmentedPairs(open_segmentation(labeled, "val"), whole)
+    data = SegmentationDataset(open_segmentation(labeled, "val"), whole)
     shapes = [tuple(batch.labels.shape) for batch in Loader(data, EvalSampler(2, batch_size=1))]
     assert shapes == [(1, 20, 24), (1, 21, 24)]
 
 
 def scene_batches(objects: Path, workers: int, masks: bool = True, skip_bad: bool = False) -> list[Batch]:
     source = open_detection(objects, "train", masks=masks)
-    data = AugmentedScenes(source, train_scene((20, 40), 60), seed=3, masks=masks)
+    data = DetectionDataset(source, detection_transform((20, 40), 60), seed=3, masks=masks)
     return list(Loader(data, EvalSampler(5, batch_size=3), workers=workers, skip_bad=skip_bad))
 
 

@@ -33,11 +33,11 @@ def test_sizes_are_those_of_the_published_test_pipeline(
     preprocess = DensePreprocess()
     assert preprocess.fitted(*size) == fitted
     assert preprocess.size(*size) == final
-    assert DensePreprocess(multiple=1).size(*size) == fitted
+    assert DensePreprocess(size_divisor=1).size(*size) == fitted
 
 
 def test_the_tensor_is_the_normalized_image() -> None:
-    preprocess = DensePreprocess(None, None, multiple=1)
+    preprocess = DensePreprocess(None, None, size_divisor=1)
     given = image(9, 7)
     tensor = preprocess.transform()(given)
     assert tensor.shape == (3, 7, 9) and tensor.dtype == torch.float32 and tensor.is_contiguous()
@@ -62,8 +62,8 @@ def test_both_resizes_happen_one_after_the_other() -> None:
 def test_scales_change_the_box_or_the_image() -> None:
     assert DensePreprocess().scaled(1.75).size(683, 512) == (1216, 896)
     assert DensePreprocess().scaled(0.5).scaled(2.0) == DensePreprocess()
-    assert DensePreprocess(None, None, multiple=1).scaled(0.5).size(101, 40) == (51, 20)
-    assert DensePreprocess(None, None, multiple=32).size(33, 32) == (64, 32)
+    assert DensePreprocess(None, None, size_divisor=1).scaled(0.5).size(101, 40) == (51, 20)
+    assert DensePreprocess(None, None, size_divisor=32).size(33, 32) == (64, 32)
 
 
 @settings(deadline=None)
@@ -81,7 +81,7 @@ def test_it_is_kept_in_a_checkpoint() -> None:
     with pytest.raises(ConfigError, match=r"unknown field\(s\) crop"):
         DensePreprocess.from_dict({"crop": 0.9})
     with pytest.raises(ConfigError, match="preprocessing"):
-        DensePreprocess.from_dict({"multiple": "x"})
+        DensePreprocess.from_dict({"size_divisor": "x"})
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_it_is_kept_in_a_checkpoint() -> None:
         ({"long_side": None}, "give both, or neither"),
         ({"short_side": 0}, "short_side is 0"),
         ({"long_side": 10**6}, "long_side is 1000000"),
-        ({"multiple": 0}, "multiple is 0"),
+        ({"size_divisor": 0}, "size_divisor is 0"),
         ({"scale": 0.0}, "scale is 0.0"),
         ({"scale": float("nan")}, "scale is nan"),
         ({"std": (0.0, 1.0, 1.0)}, "std is"),

@@ -44,7 +44,7 @@ def layouts(draw: st.DrawFn) -> dict[str, int]:
         "seed": draw(SEEDS),
         "world": world,
         "accumulate": accumulate,
-        "repeats": draw(st.integers(1, 4)),
+        "repeated_aug": draw(st.integers(1, 4)),
     }
 
 
@@ -73,8 +73,8 @@ def test_epoch(layout: dict[str, int], epoch: int) -> None:
     assert all(s.epoch == epoch and 0 <= s.index < layout["length"] for s in samples)
     uses = Counter(s.index for s in samples)
     # whole groups of copies but for the one that the epoch's end cuts
-    assert sum(count != layout["repeats"] for count in uses.values()) <= 1
-    assert all(s.repeat < layout["repeats"] for s in samples)
+    assert sum(count != layout["repeated_aug"] for count in uses.values()) <= 1
+    assert all(s.repeat < layout["repeated_aug"] for s in samples)
 
 
 @given(layouts(), st.integers(0, 9))
@@ -96,7 +96,7 @@ def test_resuming_gives_the_rest(layout: dict[str, int], epoch: int, data: st.Da
 
 
 def test_copies_go_to_different_ranks() -> None:
-    layout = {"length": 240, "batch_size": 24, "seed": 1, "world": 4, "accumulate": 1, "repeats": 3}
+    layout = {"length": 240, "batch_size": 24, "seed": 1, "world": 4, "accumulate": 1, "repeated_aug": 3}
     places: dict[int, set[int]] = {}
     for rank, own in enumerate(ranks(layout, 0)):
         for sample in (s for batch in own for s in batch):
@@ -117,7 +117,7 @@ def test_iterating_again_starts_at_the_same_place() -> None:
     [
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": -4}, "batch_size is -4"),
-        ({"batch_size": 4, "repeats": 0}, "repeats is 0"),
+        ({"batch_size": 4, "repeated_aug": 0}, "repeated_aug is 0"),
         ({"batch_size": 4, "accumulate": 0}, "accumulate is 0"),
         ({"batch_size": 4, "world": 3}, "multiple of 3"),
         ({"batch_size": 4, "world": 2, "rank": 2}, "rank 2"),

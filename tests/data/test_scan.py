@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from metaformer.data.folder import ImageFolder
-from metaformer.data.scan import DEADLY, Seen, survey
+from metaformer.data.scan import DEADLY, ImageInfo, scan
 
 
 class Deadly:
@@ -35,7 +35,7 @@ def test_every_image_is_seen_once_and_in_order(noise_pets: Path) -> None:
     (noise_pets / "train/bee/1.png").write_bytes(b"junk")
     Image.open(noise_pets / "train/ant/0.png").save(noise_pets / "train/cat/3.bmp")
     for workers in (1, 3):
-        seen = survey(folder, workers=workers, progress=False)
+        seen = scan(folder, workers=workers, progress=False)
         assert [one.index for one in seen] == list(range(12))
         assert [one.index for one in seen if one.trouble] == [5]
         assert "not a JPEG" in seen[5].trouble
@@ -45,30 +45,30 @@ def test_every_image_is_seen_once_and_in_order(noise_pets: Path) -> None:
 
 def test_the_digest_is_that_of_the_pixels(noise_pets: Path) -> None:
     Image.open(noise_pets / "train/ant/0.png").save(noise_pets / "train/cat/9.bmp")
-    seen = survey(ImageFolder(noise_pets, "train"), progress=False)
+    seen = scan(ImageFolder(noise_pets, "train"), progress=False)
     assert seen[0].digest == seen[12].digest
 
 
 @pytest.mark.parametrize("killers", [(0,), (70,), (3, 4, 150, 199)])
 def test_images_that_kill_their_reader_are_named(killers: tuple[int, ...]) -> None:
-    seen = survey(Deadly(200, *killers), workers=2, progress=False)
+    seen = scan(Deadly(200, *killers), workers=2, progress=False)
     assert [one.index for one in seen] == list(range(200))
     assert {one.index: one.trouble for one in seen if one.trouble} == dict.fromkeys(killers, DEADLY)
 
 
-def _width(source: ImageFolder, index: int) -> Seen:
-    return Seen(index, source.image(index).width)
+def _width(source: ImageFolder, index: int) -> ImageInfo:
+    return ImageInfo(index, source.image(index).width)
 
 
 def test_some_images_can_be_looked_at_otherwise() -> None:
-    seen = survey(Deadly(200, 5), workers=2, progress=False, look=_width, which=range(5, 200, 3))
+    seen = scan(Deadly(200, 5), workers=2, progress=False, look=_width, which=range(5, 200, 3))
     assert [one.index for one in seen] == list(range(5, 200, 3))
     assert seen[0].trouble == DEADLY
     assert all((one.width, one.height) == (one.index + 1, 0) for one in seen[1:])
 
 
 def test_progress_is_shown(noise_pets: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    survey(ImageFolder(noise_pets, "train"), workers=1, label="train")
+    scan(ImageFolder(noise_pets, "train"), workers=1, label="train")
     assert "train: 100%" in capfd.readouterr().err
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaformer.data.dataset import Augmented
+from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Loader
 from metaformer.data.sampler import PureSampler
@@ -39,8 +39,8 @@ def test_training_on_parquet_is_training_on_the_folder(
     write_shards(noise_pets, tmp_path / "out", shard_size=0.02, workers=1, progress=False)
 
     def batches(root: Path, workers: int) -> list[torch.Tensor]:
-        data = Augmented(open_split(root, "train"), train_transform(32), seed=3)
-        sampler = PureSampler(len(data), batch_size=5, seed=3, repeats=2)
+        data = AugmentedDataset(open_split(root, "train"), train_transform(32), seed=3)
+        sampler = PureSampler(len(data), batch_size=5, seed=3, repeated_aug=2)
         found = []
         for epoch in range(2):
             sampler.seek(epoch)

@@ -106,7 +106,7 @@ SEGMENT = Case(
             "drop_path_rate": 0.2,
         },
         "data": {"image_size": 32, "batch_size": 6, "workers": 0},
-        "segment": {"fpn_dim": 32, "head_dim": 32, "dropout": 0.2, "base": None, "multiple": 32},
+        "segment": {"fpn_dim": 32, "head_dim": 32, "dropout": 0.2, "resize": None, "size_divisor": 32},
         "optim": {"lr": 1e-3, "accumulate": 1, "clip": 1.0},
         "schedule": {"epochs": 15, "warmup_epochs": 1, "min_lr": 0.0, "cooldown_epochs": 0},
         "ema": {"decay": 0.9},

@@ -39,7 +39,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def spoil(data: Path, place: str, animal: Animal) -> Path:
-    """Put a file of the zoo in the place of a image."""
+    """Put a file of the zoo in the place of an image."""
     file = data / place
     file.unlink()
     file.write_bytes(animal.content)

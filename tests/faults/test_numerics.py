@@ -69,11 +69,11 @@ def test_up_to_three_refused_steps_are_left_out_on_request(
 ) -> None:
     """The run goes on after them, and ends by itself at a fourth in a row."""
     where = ("loss", "gradient", "input")[attempt]
-    run = new_run("three", runtime={"on_not_finite": "skip"})
+    run = new_run("three", runtime={"on_nonfinite": "skip"})
     three = run.go(fault={"kind": "poison", "where": where, "steps": [5, 6, 7, 11]}, warm=True)
     untouched = [mark["before"] == mark["after"] for mark in run.marks()]
     went_on = three.status == 0 and untouched == [True] * 4 and all_finite(run)
-    four = new_run("four", runtime={"on_not_finite": "skip"})
+    four = new_run("four", runtime={"on_nonfinite": "skip"})
     end = four.go(fault={"kind": "poison", "where": where, "steps": [5, 6, 7, 8]}, warm=True)
     ended = end.status == 1 and "4 such steps in a row" in end.error and all_finite(four)
     tally("13", f"{case.task}: not finite three times: left out", went_on)

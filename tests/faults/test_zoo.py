@@ -95,7 +95,7 @@ def _read(animal: Animal, results: dict[str, Any], out: Path) -> str:
     """Say what is wrong with a decoded image."""
     told = results[animal.name]
     if told.get("mode") != "RGB":
-        return f"expected a image, got {told}"
+        return f"expected an image, got {told}"
     pixels, expected = np.load(out / f"{animal.name}.npy"), animal.pixels
     assert expected is not None
     if pixels.shape != expected.shape:

@@ -88,7 +88,7 @@ def _modes() -> Iterator[Animal]:
 
 
 def _turned() -> Iterator[Animal]:
-    """A image stored in each of EXIF's eight ways comes out upright, always the same."""
+    """An image stored in each of EXIF's eight ways comes out upright, always the same."""
     upright = _gradient(16, 48)
     stored = [
         upright,

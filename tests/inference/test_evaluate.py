@@ -13,7 +13,7 @@ from metaformer.data.folder import ImageFolder
 from metaformer.errors import ConfigError, DataError, WeightsError
 from metaformer.factory import create_model
 from metaformer.inference.evaluate import evaluate
-from metaformer.inference.model import open_bundle
+from metaformer.inference.model import load_model
 from metaformer.training.train import train
 
 Configure = Callable[..., TrainConfig]
@@ -27,7 +27,7 @@ def run(configure: Configure, tmp_path: Path) -> Path:
 
 def test_the_figures_are_those_of_a_plain_loop(run: Path, pets: Path) -> None:
     report = evaluate(run, batch_size=4, workers=0, device="cpu")
-    bundle = open_bundle(run)
+    bundle = load_model(run)
     folder, look = ImageFolder(pets, "val"), bundle.preprocess.transform()
     with torch.inference_mode():
         logits = torch.cat([bundle.model.eval()(look(folder.image(i))[None]) for i in range(len(folder))])

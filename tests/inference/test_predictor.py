@@ -42,7 +42,7 @@ def segment_run(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             "data": {"root": str(patches), "image_size": 32, "batch_size": 6, "workers": 0},
             "augment": {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0},
             "segment": {
-                "fpn_dim": 16, "head_dim": 16, "dropout": 0.0, "base": None, "reduce_zero_label": False,
+                "fpn_dim": 16, "head_dim": 16, "dropout": 0.0, "resize": None, "reduce_zero_label": False,
                 "photometric": False, "scale": [1.0, 1.5],
             },
             "optim": {"lr": 1e-2},

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.layers.act import ACTS
-from metaformer.layers.lean import lean_half, runs_lean, watched
+from metaformer.layers.lean import can_recompute, mlp_branch, watched
 from metaformer.layers.mlp import Mlp
 from metaformer.layers.norm import NORMS, BatchNorm
 from metaformer.layers.pointwise import Pointwise
@@ -45,9 +45,9 @@ def plainly(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module) -> Ten
 @pytest.mark.parametrize("norm", ["group_norm", "layer_norm", "none"])
 def test_is_norm_mlp_and_scale(norm: str, act: str, options: dict[str, Any]) -> None:
     made = parts(norm, act, **options)
-    assert runs_lean(X, *made, True)
+    assert can_recompute(X, *made, True)
     for shortcut in (True, False):
-        found = learned(made, lambda x, *each: lean_half(x, *each, shortcut) + (0 if shortcut else x))  # noqa: B023
+        found = learned(made, lambda x, *each: mlp_branch(x, *each, shortcut) + (0 if shortcut else x))  # noqa: B023
         wanted = learned(made, plainly)
         assert len(found) == len(wanted)
         for ours, theirs in zip(found, wanted, strict=True):
@@ -58,9 +58,9 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_the_shortcut() -> None:
     made, x = parts(), X * 100
     exact = learned(made, plainly, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert runs_lean(x, *made, True)
-        found = learned(made, lambda x, *each: lean_half(x, *each, True), x)
-        assert lean_half(x, *made, False).dtype == torch.bfloat16
+        assert can_recompute(x, *made, True)
+        found = learned(made, lambda x, *each: mlp_branch(x, *each, True), x)
+        assert mlp_branch(x, *made, False).dtype == torch.bfloat16
     assert [tensor.dtype for tensor in found] == [torch.float32] * len(found)
     for ours, theirs in zip(found, exact, strict=True):
         assert (ours - theirs).abs().max() <= 0.05 * theirs.abs().max()
@@ -68,7 +68,7 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_the_shortcut() -> None:
 
 def test_a_compiler_takes_it_whole() -> None:
     made = parts(act="star_relu", norm="layer_norm")
-    compiled = torch.compile(lambda x, *each: lean_half(x, *each, True), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(lambda x, *each: mlp_branch(x, *each, True), backend="aot_eager", fullgraph=True)
     for ours, theirs in zip(learned(made, compiled), learned(made, plainly), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 
@@ -83,25 +83,27 @@ class Foreign(nn.Module):
 
 def test_what_it_does_not_know_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     norm, mlp, scale = parts()
-    assert not runs_lean(X.double(), norm, mlp, scale, True)
-    assert not runs_lean(X[:0], norm, mlp, scale, True) and not runs_lean(
+    assert not can_recompute(X.double(), norm, mlp, scale, True)
+    assert not can_recompute(X[:0], norm, mlp, scale, True) and not can_recompute(
         X.to("meta"), norm, mlp, scale, True
     )
-    assert not runs_lean(X, BatchNorm(6), mlp, scale, True) and not runs_lean(
+    assert not can_recompute(X, BatchNorm(6), mlp, scale, True) and not can_recompute(
         X, norm, nn.Identity(), scale, True
     )
-    assert not runs_lean(X, norm, mlp, nn.Conv2d(6, 6, 1), True)
-    assert not runs_lean(X, norm, parts(act="silu")[1], scale, True)
+    assert not can_recompute(X, norm, mlp, nn.Conv2d(6, 6, 1), True)
+    assert not can_recompute(X, norm, parts(act="silu")[1], scale, True)
     assert "silu" in ACTS
-    assert not runs_lean(X, norm, parts(dropout=0.1)[1], scale, True)
-    assert runs_lean(X, norm, parts(dropout=0.1)[1].eval(), scale, True)
+    assert not can_recompute(X, norm, parts(dropout=0.1)[1], scale, True)
+    assert can_recompute(X, norm, parts(dropout=0.1)[1].eval(), scale, True)
     approximate, adapted = copy.deepcopy(mlp), copy.deepcopy(mlp)
     approximate.act, adapted.fc1 = nn.GELU("tanh"), Foreign()  # type: ignore[assignment]
-    assert not runs_lean(X, norm, approximate, scale, True) and not runs_lean(X, norm, adapted, scale, True)
+    assert not can_recompute(X, norm, approximate, scale, True) and not can_recompute(
+        X, norm, adapted, scale, True
+    )
     with torch.no_grad():
-        assert not runs_lean(X, norm, mlp, scale, True)
+        assert not can_recompute(X, norm, mlp, scale, True)
     monkeypatch.setenv("METAFORMER_OPS", "reference")
-    assert not runs_lean(X, norm, mlp, scale, True)
+    assert not can_recompute(X, norm, mlp, scale, True)
 
 
 def test_whoever_looks_at_operations_sees_plain_ones() -> None:
@@ -109,8 +111,8 @@ def test_whoever_looks_at_operations_sees_plain_ones() -> None:
 
     made, seen = parts(), []
     with FlopCounterMode(display=False):
-        seen.append(runs_lean(X, *made, True))
-    torch.vmap(lambda x: seen.append(runs_lean(x, *made, True)) or x)(X[:, None])
+        seen.append(can_recompute(X, *made, True))
+    torch.vmap(lambda x: seen.append(can_recompute(x, *made, True)) or x)(X[:, None])
     assert seen == [False, False]
 
 
@@ -119,9 +121,9 @@ def test_unasked_it_runs_where_convolutions_are_slow(threads: int) -> None:
     made, before = parts(), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert runs_lean(X, *made, False) == (threads == 1)
-        assert not runs_lean(X.repeat(8, 1, 1, 1), *made, False)
-        assert not runs_lean(X.bfloat16(), *made, False)
+        assert can_recompute(X, *made, False) == (threads == 1)
+        assert not can_recompute(X.repeat(8, 1, 1, 1), *made, False)
+        assert not can_recompute(X.bfloat16(), *made, False)
     finally:
         torch.set_num_threads(before)
 

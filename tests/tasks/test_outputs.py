@@ -5,16 +5,18 @@ from pathlib import Path
 import pytest
 
 from metaformer.errors import ConfigError, OutputError
-from metaformer.tasks.outputs import Format, Seen, Sink, check_fps, json_line, write_formats
+from metaformer.tasks.outputs import Format, Prediction, Writer, check_fps, json_line, write_formats
 
 
 @contextmanager
-def names_into(taken: list[str]) -> Iterator[Sink]:
+def names_into(taken: list[str]) -> Iterator[Writer]:
     yield lambda name, seen: taken.append(name)
     taken.append("end")
 
 
-def test_every_format_gets_every_result_under_one_name(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_every_format_gets_every_result_under_one_name(
+    seen: Callable[..., Prediction], tmp_path: Path
+) -> None:
     first: list[str] = []
     second: list[str] = []
     formats = [
@@ -27,14 +29,14 @@ def test_every_format_gets_every_result_under_one_name(seen: Callable[..., Seen]
     assert told == [f"4 lines: {tmp_path / 'lines'}", f"4 images: {tmp_path / 'drawn'}"]
 
 
-def test_images_in_a_folder_of_results_are_refused(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_images_in_a_folder_of_results_are_refused(seen: Callable[..., Prediction], tmp_path: Path) -> None:
     one = seen("a/x.jpg")
     formats = [Format(names_into([]), "images", tmp_path, Path(one.result.path).parent)]
     with pytest.raises(OutputError, match="choose another folder"):
         list(write_formats([one], formats))
 
 
-def test_a_frame_tells_its_place(seen: Callable[..., Seen]) -> None:
+def test_a_frame_tells_its_place(seen: Callable[..., Prediction]) -> None:
     assert json_line(seen(frame=3))["frame"] == 3 and "frame" not in json_line(seen())
 
 

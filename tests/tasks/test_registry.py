@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from metaformer.config import TrainConfig
 from metaformer.data.batch import Batch
 from metaformer.distributed import World
-from metaformer.tasks.base import Moment
+from metaformer.tasks.base import StepContext
 from metaformer.tasks.classification.task import Classify
 from metaformer.tasks.registry import build_task
 from metaformer.training.train import train
@@ -45,14 +45,17 @@ def test_repeated_augmentation_shows_each_image_that_often(
 ) -> None:
     honest, seen = Classify.losses, list[list[int]]()
 
-    def watched(self: Classify, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def watched(self: Classify, model: nn.Module, batch: Batch, moment: StepContext) -> dict[str, Tensor]:
         seen.append(batch.indices.tolist())
         return honest(self, model, batch, moment)
 
     monkeypatch.setattr(Classify, "losses", watched)
-    for repeats in (1, 3):
+    for repeated_aug in (1, 3):
         seen.clear()
-        train(configure(data={"repeats": repeats}, schedule={"epochs": 1}), tmp_path / str(repeats))
+        train(
+            configure(data={"repeated_aug": repeated_aug}, schedule={"epochs": 1}),
+            tmp_path / str(repeated_aug),
+        )
         assert len(seen) == 4  # an epoch is as long as the data
         for batch in seen:
-            assert set(Counter(batch).values()) == {repeats}
+            assert set(Counter(batch).values()) == {repeated_aug}

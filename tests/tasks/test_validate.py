@@ -4,7 +4,7 @@ import pytest
 
 from metaformer.distributed import World
 from metaformer.errors import BadImage
-from metaformer.tasks.validate import look_at_all
+from metaformer.tasks.validate import validate_splits
 
 
 @pytest.mark.parametrize(("rank", "size"), [(0, 1), (0, 2), (1, 2)])
@@ -14,7 +14,7 @@ def test_each_process_looks_at_its_part_of_every_folder(rank: int, size: int) ->
     def check(folder: str, **how: Any) -> None:
         seen.append((folder, how))
 
-    look_at_all(World(rank, rank, size), check, ("train", True), ("val", False))
+    validate_splits(World(rank, rank, size), check, ("train", True), ("val", False))
     how = {"part": (rank, size), "progress": rank == 0}
     assert seen == [("train", {**how, "skip_bad": True}), ("val", {**how, "skip_bad": False})]
 
@@ -28,7 +28,7 @@ def test_what_is_found_first_is_told() -> None:
             raise BadImage(f"{folder}/3.png", "the file is empty")
 
     with pytest.raises(BadImage, match=r"^val/3\.png: the file is empty"):
-        look_at_all(World(), check, ("train", False), ("val", False), ("test", False))
+        validate_splits(World(), check, ("train", False), ("val", False), ("test", False))
     assert seen == ["train", "val"]
 
 
@@ -37,4 +37,4 @@ def test_other_errors_are_no_findings() -> None:
         raise KeyError(folder)
 
     with pytest.raises(KeyError):
-        look_at_all(World(), check, ("train", False))
+        validate_splits(World(), check, ("train", False))

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metaformer.config import RuntimeConfig
-from metaformer.distributed import World, is_part, join, local
+from metaformer.distributed import World, is_sharded, join, local
 from metaformer.training.build_parallel import build_parallel
-from metaformer.training.ddp import Copies
+from metaformer.training.ddp import DataParallel
 
 
 def net(norm: bool = True) -> nn.Module:
@@ -22,7 +22,7 @@ def net(norm: bool = True) -> nn.Module:
 def test_one_device_has_the_whole_model(parallel: str) -> None:
     runtime = RuntimeConfig(parallel=parallel, sync_batch_norm=True)  # type: ignore[arg-type]
     alone, model = build_parallel(runtime, World()), net()
-    assert type(alone) is Copies and not alone.sharded
+    assert type(alone) is DataParallel and not alone.sharded
     assert alone.wrap(model) is model and type(model[1]) is nn.BatchNorm1d  # type: ignore[index]
     assert isinstance(alone.synchronized(model, last=False), nullcontext)
     model(torch.ones(2, 4)).sum().backward()
@@ -33,7 +33,7 @@ def test_one_device_has_the_whole_model(parallel: str) -> None:
     with alone.gathered(model):
         state = alone.whole_state(model)
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-    assert not is_part(state["0.weight"]) and local(state["0.weight"]) is state["0.weight"]
+    assert not is_sharded(state["0.weight"]) and local(state["0.weight"]) is state["0.weight"]
 
 
 def two_copies() -> None:
@@ -77,7 +77,7 @@ def test_batch_norm_that_stays_apart_is_said_aloud(
     rank: int, norm: bool, said: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        copies = Copies(RuntimeConfig(sync_batch_norm=True), World(rank, rank, 2))
+        copies = DataParallel(RuntimeConfig(sync_batch_norm=True), World(rank, rank, 2))
         copies._convert_batch_norm(net(norm))
     assert ("on the CPU each of the 2 processes normalizes by its own images" in caplog.text) == said
 
@@ -85,6 +85,6 @@ def test_batch_norm_that_stays_apart_is_said_aloud(
 def test_batch_norm_is_converted_for_cuda() -> None:
     model = net()
     world = World(0, 0, 2, torch.device("cuda:0"))  # the conversion itself needs none
-    Copies(RuntimeConfig(sync_batch_norm=True), world)._convert_batch_norm(model)
+    DataParallel(RuntimeConfig(sync_batch_norm=True), world)._convert_batch_norm(model)
     assert type(model[1]) is nn.SyncBatchNorm  # type: ignore[index]
     assert model.state_dict().keys() == net().state_dict().keys()

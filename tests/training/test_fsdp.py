@@ -19,7 +19,7 @@ from metaformer.checkpoint.checkpoint import (
 )
 from metaformer.checkpoint.run_dir import read_log
 from metaformer.config import OptimConfig, RuntimeConfig, TrainConfig
-from metaformer.distributed import World, is_part, join, local
+from metaformer.distributed import World, is_sharded, join, local
 from metaformer.errors import OutputError
 from metaformer.factory import create_model
 from metaformer.inference.evaluate import evaluate
@@ -75,7 +75,7 @@ def check_optimizer(name: str, world: World, share: slice) -> None:
     config = OptimConfig(name=name, lr=1e-2, eps=1e-2)  # type: ignore[arg-type]
     whole, parts, parallel = net(), net(), build_parallel(SHARDED, world)
     learner = parallel.wrap(parts)
-    assert parallel.sharded and learner is parts and all(map(is_part, parts.parameters()))
+    assert parallel.sharded and learner is parts and all(map(is_sharded, parts.parameters()))
     learn(whole, one := build_optimizer(config, whole), slice(0, 8), 3, 100.0)
     learn(learner, build_optimizer(config, parts), share, 3, 100.0)
     norm = parallel.gradient_norm(parts.parameters())
@@ -115,7 +115,7 @@ def check_state(world: World, share: slice) -> tuple[nn.Module, nn.Module]:
         with parallel.gathered(one), torch.no_grad():
             alone = [one(images(0, 2)) for _ in range(1 + 3 * world.rank)]
         assert torch.equal(alone[0], alone[-1])
-        assert all(map(is_part, one.parameters()))
+        assert all(map(is_sharded, one.parameters()))
         torch.testing.assert_close(one(images(0, 2)), alone[0])
     return model, ema.model
 
@@ -239,9 +239,9 @@ def test_a_run_in_parts_equals_one_process_and_goes_on_exactly(
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_what_autocast_keeps_is_gathered_as_it_is(amp: str) -> None:
-    from metaformer.training.fsdp import Parts
+    from metaformer.training.fsdp import FullyShardedParallel
 
-    parts = Parts.__new__(Parts)
+    parts = FullyShardedParallel.__new__(FullyShardedParallel)
     parts.runtime = RuntimeConfig(amp=amp)  # type: ignore[arg-type]
     model = net()
     policy = parts._policy(model)

@@ -4,7 +4,7 @@ from metaformer.training.loop import Remaining
 
 def test_the_rest_of_a_run_is_the_whole_run_from_there() -> None:
     def batches(first: int) -> list[object]:
-        sampler = PureSampler(22, batch_size=4, seed=3, repeats=2, accumulate=2)
+        sampler = PureSampler(22, batch_size=4, seed=3, repeated_aug=2, accumulate=2)
         rest = Remaining(sampler, first, 3 * sampler.steps)
         found = list(rest)
         assert len(found) == len(rest)

@@ -240,7 +240,7 @@ def test_what_is_not_finite_stops_the_run_before_the_weights(
 def test_steps_that_are_not_finite_can_be_left_out(
     configure: Configure, tmp_path: Path, digest: Digest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = {**BATCH_NORM, "runtime": {"on_not_finite": "skip", "save_every": 1}}
+    plan = {**BATCH_NORM, "runtime": {"on_nonfinite": "skip", "save_every": 1}}
     poison(monkeypatch, "input", {2, 3, 4})
     assert train(configure(**plan), tmp_path / "skip").steps == 8
     kept = [digest(tmp_path / "skip" / "checkpoints" / f"step_{step}") for step in (2, 5)]

@@ -242,6 +242,6 @@ def create(classes: int) -> dict[str, Tensor]:
 
 
 def _moment(epoch: int) -> Any:
-    from metaformer.tasks.base import Moment
+    from metaformer.tasks.base import StepContext
 
-    return Moment(5, epoch)
+    return StepContext(5, epoch)

@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from metaformer.errors import ConfigError
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.write import draw_prediction
 from metaformer.visualize.album import album_sink
 
 
-def test_images_are_drawn_with_their_legend(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_images_are_drawn_with_their_legend(seen: Callable[..., Prediction], tmp_path: Path) -> None:
     with album_sink(tmp_path, draw_prediction) as add:
         add("x", seen("x.jpg"))
         add("y", seen("y.jpg", size=(400, 300)))
@@ -19,7 +19,7 @@ def test_images_are_drawn_with_their_legend(seen: Callable[..., Seen], tmp_path:
         assert image.width == 400 and image.height > 320
 
 
-def test_frames_of_each_clip_are_joined(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_frames_of_each_clip_are_joined(seen: Callable[..., Prediction], tmp_path: Path) -> None:
     with album_sink(tmp_path, draw_prediction) as add:
         for clip in ("a/c.gif", "b/c.gif"):
             for number in range(2):
@@ -31,7 +31,7 @@ def test_frames_of_each_clip_are_joined(seen: Callable[..., Seen], tmp_path: Pat
         assert image.n_frames == 2 and image.size == frame.size  # type: ignore[attr-defined]
 
 
-def test_a_folder_of_frames_becomes_an_animation(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_a_folder_of_frames_becomes_an_animation(seen: Callable[..., Prediction], tmp_path: Path) -> None:
     with album_sink(tmp_path, draw_prediction, fps=20) as add:
         for number in range(3):
             add(str(number), seen(f"{number}.jpg", gray=9 * number))

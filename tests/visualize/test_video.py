@@ -28,7 +28,7 @@ def test_an_animation_gives_its_frames_and_their_times(
         assert abs(np.asarray(frame.image)[..., 0].mean() - 70 * i) < 8
 
 
-def test_a_image_is_no_clip(images: list[Image.Image], tmp_path: Path) -> None:
+def test_an_image_is_no_clip(images: list[Image.Image], tmp_path: Path) -> None:
     for name in ("a.gif", "a.png", "a.jpg"):
         images[0].save(tmp_path / name)
         assert not is_clip(tmp_path / name)

@@ -140,7 +140,7 @@ def test_a_segmenters_file_gives_its_backbone(form: str) -> None:
     assert report.fraction == 1.0 and same(snapshot(model), snapshot(source.backbone))
     assert len(report.dropped) == len(source.state_dict()) - len(model.state_dict())
     classifier = MetaFormer(TINY)
-    partly = load_weights(classifier, from_ours(source.state_dict(), form), partial=True)
+    partly = load_weights(classifier, from_ours(source.state_dict(), form), strict=False)
     assert partly.missing == [f"head.{part}.{x}" for part in ("norm", "fc") for x in ("weight", "bias")]
 
 
@@ -154,7 +154,7 @@ def test_other_classes_are_an_error_that_says_what_to_do() -> None:
         load_weights(model, state)
     assert "head.classifier.weight 7×6×1×1 in the file, 4×6×1×1 here" in str(no.value)
     assert same(snapshot(model), before)
-    report = load_weights(model, state, classifier="fresh")
+    report = load_weights(model, state, classifier="reset")
     last = {f"{head}.classifier.{part}" for head in ("head", "auxiliary") for part in ("weight", "bias")}
     assert report.complete and set(report.fresh) == last
     assert torch.equal(snapshot(model)["head.classifier.weight"], before["head.classifier.weight"])
@@ -174,7 +174,7 @@ def test_a_misfit_lists_missing_unknown_and_misshaped_with_both_shapes() -> None
     assert "2 unknown to the model: decode_head.extra.weight, backbone.network.0.9.extra" in text
     assert "head.scales.0.0.conv.weight 6×12×3×3 in the file, 10×12×3×3 here" in text
     assert same(snapshot(model), before)
-    report = load_weights(model, state, partial=True)
+    report = load_weights(model, state, strict=False)
     assert torch.equal(model.neck.laterals[0].weight, state["neck.lateral_convs.0.conv.weight"])  # type: ignore[union-attr]
     assert report.missing == ["neck.outputs.0.bias"]
 
@@ -182,7 +182,7 @@ def test_a_misfit_lists_missing_unknown_and_misshaped_with_both_shapes() -> None
 def test_a_misfit_of_the_backbone_names_it_as_it_is_called_in_the_model() -> None:
     wide = replace(TINY, dims=(8, 16, 20, 32))
     model = Segmenter(FPN)
-    report = load_weights(model, MetaFormer(wide).state_dict(), partial=True)
+    report = load_weights(model, MetaFormer(wide).state_dict(), strict=False)
     assert ("backbone.stages.3.downsample.conv.weight", (32, 20, 3, 3), (28, 20, 3, 3)) in report.misshaped
     assert all(name.startswith("backbone.") for name in report.loaded)
 
@@ -276,12 +276,12 @@ def test_other_classes_of_objects_are_an_error_that_says_what_to_do(kind: str, f
     with pytest.raises(WeightsError, match=r"7 classes, the model 4.*num_classes=7.*classifier='fresh'"):
         load_weights(model, state)
     assert same(snapshot(model), before)
-    report = load_weights(model, state, classifier="fresh")
+    report = load_weights(model, state, classifier="reset")
     assert report.complete and {name.rpartition(".")[0] for name in report.fresh} == CLASS_LAYERS[kind]
     after = snapshot(model)
     assert all(torch.equal(after[name], before[name]) for name in report.fresh)
     assert "classifier: fresh, 4 classes; the file's has 7" in report.adapted
-    again = load_weights(build_detector(config), state, classifier="fresh")
+    again = load_weights(build_detector(config), state, classifier="reset")
     assert not again.fresh and again.fraction == 1.0
 
 
@@ -290,7 +290,7 @@ def test_detectors_of_another_kind_load_in_part() -> None:
     model = build_detector(replace(DETECTOR, kind="mask_rcnn"))
     with pytest.raises(WeightsError, match=r"missing in the file: mask_head\.0\.0\.weight"):
         load_weights(model, state)
-    report = load_weights(model, state, partial=True)
+    report = load_weights(model, state, strict=False)
     assert {name.split(".")[0] for name in report.missing} == {"mask_head", "mask_predictor"}
     assert torch.equal(model.get_submodule("box_head.fc6").weight, state["box_head.fc6.weight"])
 
@@ -301,9 +301,9 @@ def test_classes_in_another_order_are_refused(kind: str) -> None:
     models = {compat: build_detector(replace(config, compat=compat)) for compat in ("mmdet", "torchvision")}
     for ours, theirs in (("mmdet", "torchvision"), ("torchvision", "mmdet")):
         before = snapshot(models[ours])
-        for partial in (False, True):
+        for strict in (True, False):
             with pytest.raises(WeightsError, match=f"build it with compat='{theirs}'"):
-                load_weights(models[ours], models[theirs].state_dict(), partial)
+                load_weights(models[ours], models[theirs].state_dict(), strict)
         assert same(snapshot(models[ours]), before)
         assert load_weights(models[ours], models[ours].state_dict()).fraction == 1.0
     with pytest.raises(WeightsError, match="build it with compat='mmdet'"):

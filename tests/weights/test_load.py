@@ -70,7 +70,7 @@ def test_a_fresh_classifier_on_request(head: str) -> None:
     source, model = trained(replace(TINY, head=head)), MetaFormer(replace(TINY, head=head, num_classes=5))
     last = {f"head.fc{'.fc2' if head == 'pool_norm_mlp' else ''}.{part}" for part in ("weight", "bias")}
     before = snapshot(model)
-    report = load_weights(model, source.state_dict(), classifier="fresh")
+    report = load_weights(model, source.state_dict(), classifier="reset")
     assert report.complete and set(report.fresh) == last and set(report.dropped) == last
     after, expected = snapshot(model), snapshot(source)
     assert all(torch.equal(after[name], (before if name in last else expected)[name]) for name in after)
@@ -79,7 +79,7 @@ def test_a_fresh_classifier_on_request(head: str) -> None:
 
 def test_a_classifier_that_fits_is_kept() -> None:
     source, model = trained(TINY), MetaFormer(TINY)
-    assert not load_weights(model, source.state_dict(), classifier="fresh").fresh
+    assert not load_weights(model, source.state_dict(), classifier="reset").fresh
     assert same(snapshot(model), snapshot(source))
 
 
@@ -115,7 +115,7 @@ def test_partial_loading_keeps_all_but_the_mixers() -> None:
     model = MetaFormer(replace(TINY, mixers="pooling"))
     with pytest.raises(WeightsError, match="token_mixer"):
         load_weights(model, source.state_dict())
-    report = load_weights(model, source.state_dict(), partial=True)
+    report = load_weights(model, source.state_dict(), strict=False)
     assert report.fraction == 1.0 and not report.missing and not report.complete
     assert all("token_mixer" in name for name in report.unexpected)
     expected = snapshot(source)
@@ -125,7 +125,7 @@ def test_partial_loading_keeps_all_but_the_mixers() -> None:
 def test_partial_loading_with_nothing_in_common_is_an_error() -> None:
     wide = replace(TINY, dims=(4, 4, 4, 4), num_classes=3)
     with pytest.raises(WeightsError, match="does not fit"):
-        load_weights(MetaFormer(TINY), {"stem.conv.weight": MetaFormer(wide).stem.conv.weight}, partial=True)
+        load_weights(MetaFormer(TINY), {"stem.conv.weight": MetaFormer(wide).stem.conv.weight}, strict=False)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])

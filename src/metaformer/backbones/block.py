@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metaformer.backbones.config import MetaFormerConfig, MixerSpec
 from metaformer.layers.drop_path import DropPath
-from metaformer.layers.lean import lean_half, runs_lean, watched
+from metaformer.layers.lean import can_recompute, mlp_branch, watched
 from metaformer.layers.mlp import Mlp
 from metaformer.layers.norm import NORMS
 from metaformer.layers.scale import Scale
@@ -55,9 +55,9 @@ class Block(nn.Module):
 
     def _mix_channels(self, x: Tensor, mlp: nn.Module, recompute: bool) -> Tensor:
         free = not watched(self.norm2, mlp, self.layer_scale2, self.drop_path2, self.res_scale2)
-        if free and runs_lean(x, self.norm2, mlp, self.layer_scale2, recompute):
+        if free and can_recompute(x, self.norm2, mlp, self.layer_scale2, recompute):
             whole = self._has_bare_shortcut()
-            y = lean_half(x, self.norm2, mlp, self.layer_scale2, whole, keep=not recompute)
+            y = mlp_branch(x, self.norm2, mlp, self.layer_scale2, whole, keep=not recompute)
             return y if whole else self._add(self.res_scale2, x, self.drop_path2(y))
         if recompute:
             branch = checkpoint(self._scaled_mlp, x, mlp, free, use_reentrant=False)

@@ -23,7 +23,7 @@ from metaformer.bench.timing import SAMPLE_SECONDS, Machine, Timing, measure, ra
 from metaformer.deploy.optimize import optimize
 from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.inference.int8_model import Int8Network
-from metaformer.inference.model import open_bundle
+from metaformer.inference.model import load_model
 from metaformer.process import keep_freed_memory
 from metaformer.registry import import_file
 
@@ -79,7 +79,7 @@ def measure_int8(
     """Time both on the CPU with as many threads as PyTorch has here, on random images of the int8 one's size.
 
     Args:
-        source: a classifier, with `checkpoint` and `classes` as `open_bundle` takes them.
+        source: a classifier, with `checkpoint` and `classes` as `load_model` takes them.
         small: directory of the same in int8.
         batches: images at once.
         rounds: measurements of each.
@@ -91,7 +91,7 @@ def measure_int8(
         ConfigError: `small` is not in int8.
         MetaFormerError: a network could not be made ready or run; the other processes have ended too.
     """
-    network = open_bundle(small).model
+    network = load_model(small).model
     if not isinstance(network, Int8Network):
         raise ConfigError(f"{small}: is not in int8")
     machine = Machine.here(torch.device("cpu"))  # it compiles the C++ kernels, if need be, before all begin
@@ -194,7 +194,7 @@ def serve() -> int:
 def _network(order: Mapping[str, Any]) -> nn.Module:
     if order.get("file"):
         import_file(order["file"])
-    network = open_bundle(order["source"], order.get("checkpoint"), classes=order.get("classes")).model
+    network = load_model(order["source"], order.get("checkpoint"), classes=order.get("classes")).model
     return network if order["form"] == "int8" else optimize(network, dtype=getattr(torch, order["form"]))
 
 

@@ -163,7 +163,7 @@ def _segmenter(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry
 
 
 def _detector(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry:
-    """A detector's dense part, `raw`: what comes after it depends on what is in a image."""
+    """A detector's dense part, `raw`: what comes after it depends on what is in an image."""
     from metaformer.factory import create_detector, model_config, split_detector
 
     kind, backbone, _ = split_detector(name)

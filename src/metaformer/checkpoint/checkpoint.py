@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.checkpoint.manifest import recover, remove_directory, verify, write_directory
-from metaformer.checkpoint.tensors import Group, Spec, in_parts
+from metaformer.checkpoint.tensors import Spec, TensorStore, has_shards
 from metaformer.distributed import rank
 from metaformer.errors import WeightsError
 from metaformer.weights.report import LoadReport
@@ -35,7 +35,7 @@ class Saved:
         Raises:
             WeightsError: it is not there, or damaged.
         """
-        return Group(self.directory, name).read()
+        return TensorStore(self.directory, name).read()
 
     def load(self, model: nn.Module, name: str = "model") -> None:
         """Fill a model with one group of tensors, all of them and nothing else.
@@ -43,7 +43,7 @@ class Saved:
         Raises:
             WeightsError: they do not fit.
         """
-        group, own = Group(self.directory, name), model.state_dict()
+        group, own = TensorStore(self.directory, name), model.state_dict()
         stored = group.specs()
         report = LoadReport(
             missing=[key for key in own if key not in stored],
@@ -63,7 +63,7 @@ class Saved:
 
     def has(self, name: str) -> bool:
         """Tell whether this group of tensors is there."""
-        return Group(self.directory, name).exists()
+        return TensorStore(self.directory, name).exists()
 
 
 def write_checkpoint(
@@ -80,12 +80,12 @@ def write_checkpoint(
     Raises:
         OutputError: the place cannot be written to; earlier checkpoints are untouched.
     """
-    together = any(map(in_parts, groups.values()))
+    together = any(map(has_shards, groups.values()))
 
     def fill(directory: Path) -> None:
         # what all do together comes first: no rank waits for one that has failed on its own
-        for name, tensors in sorted(groups.items(), key=lambda item: not in_parts(item[1])):
-            Group(directory, name).write(tensors)
+        for name, tensors in sorted(groups.items(), key=lambda item: not has_shards(item[1])):
+            TensorStore(directory, name).write(tensors)
         if together and rank() != 0:
             return
         files = {STATE: {"format": FORMAT, **state}}
@@ -184,7 +184,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Saved) -> None:
     Raises:
         WeightsError: the optimizer has other groups than the saved one.
     """
-    plain, group = saved.state["optimizer"], Group(saved.directory, "optimizer")
+    plain, group = saved.state["optimizer"], TensorStore(saved.directory, "optimizer")
     names = [group["names"] for group in optimizer.param_groups]
     if names != [group["names"] for group in plain["groups"]]:
         raise WeightsError(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from metaformer.distributed import gather, rank, share_trouble
+from metaformer.distributed import all_gather_object, raise_on_all_ranks, rank
 from metaformer.errors import OutputError, WeightsError
 from metaformer.storage import sync, unlock
 
@@ -48,7 +48,7 @@ def write_directory(target: Path, fill: Callable[[Path], None], together: bool =
         except Exception as error:
             trouble = error
         if together:
-            share_trouble(trouble)
+            raise_on_all_ranks(trouble)
         elif trouble is not None:
             raise trouble
 
@@ -113,7 +113,7 @@ def _begin(temporary: Path) -> None:
 
 def _agree(temporary: Path) -> None:
     """Make sure that the first rank sees what all have written."""
-    wanted = {name for names in gather(_files(temporary)) for name in names}
+    wanted = {name for names in all_gather_object(_files(temporary)) for name in names}
     deadline = time.monotonic() + PATIENCE
     while rank() == 0 and not wanted <= set(_files(temporary)):
         if time.monotonic() > deadline:

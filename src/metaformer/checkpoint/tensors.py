@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from metaformer.distributed import is_part, local, rank
+from metaformer.distributed import is_sharded, local, rank
 from metaformer.errors import WeightsError
 
 
@@ -24,7 +24,7 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Group:
+class TensorStore:
     """The tensors `model`, `ema`, `optimizer` or `random` of a checkpoint directory."""
 
     directory: Path
@@ -50,7 +50,7 @@ class Group:
         Raises:
             OSError: it cannot be done; of parts, on all ranks.
         """
-        if in_parts(tensors):
+        if has_shards(tensors):
             _write_parts(self.folder, tensors)
         elif rank() == 0:
             whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -105,7 +105,7 @@ class Group:
                 return
             with safe_open(self.file, framework="pt") as file:
                 for key, tensor in tensors.items():
-                    if not is_part(tensor):
+                    if not is_sharded(tensor):
                         tensor.copy_(file.get_tensor(key))
                     elif local(tensor).numel():
                         local(tensor).copy_(file.get_slice(key)[_place(tensor)])
@@ -120,9 +120,9 @@ class Group:
         return WeightsError(f"{self.folder if self.folder.is_dir() else self.file}: damaged ({error})")
 
 
-def in_parts(tensors: Mapping[str, Tensor]) -> bool:
+def has_shards(tensors: Mapping[str, Tensor]) -> bool:
     """Tell whether ranks hold parts of these tensors, so that all must write."""
-    return any(map(is_part, tensors.values()))
+    return any(map(is_sharded, tensors.values()))
 
 
 def _write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ __all__ = ["VERBS", "main"]
 
 
 @dataclass(frozen=True)
-class Verb:
+class Command:
     """A word of the command line."""
 
     help: str
@@ -25,30 +25,34 @@ class Verb:
     """Where its `run` is."""
 
 
-VERBS: dict[str, Verb] = {
-    "list": Verb("models, weights, recipes and mixers", "metaformer list caformer", "listing"),
-    "data": Verb("make, check and shard data sets", "metaformer data demo demo-data", "data"),
-    "train": Verb(
+COMMANDS: dict[str, Command] = {
+    "list": Command("models, weights, recipes and mixers", "metaformer list caformer", "listing"),
+    "data": Command("make, check and shard data sets", "metaformer data demo demo-data", "data"),
+    "train": Command(
         "train by a recipe", "metaformer train demo/classify --data.root demo-data/classify", "train"
     ),
-    "runs": Verb("trainings: state, best figure, how to go on", "metaformer runs runs/", "runs"),
-    "evaluate": Verb("measure accuracy", "metaformer evaluate runs/demo-classify --flip", "evaluate"),
-    "predict": Verb(
+    "runs": Command("trainings: state, best figure, how to go on", "metaformer runs runs/", "runs"),
+    "evaluate": Command("measure accuracy", "metaformer evaluate runs/demo-classify --flip", "evaluate"),
+    "predict": Command(
         "classes of images, or of their pixels",
         "metaformer predict runs/demo photos/ --out found",
         "predict",
     ),
-    "quantize": Verb(
+    "quantize": Command(
         "a classifier in int8, for CPUs",
         "metaformer quantize runs/demo-classify --out runs/demo-int8",
         "quantize",
     ),
-    "convert": Verb("rewrite a checkpoint", "metaformer convert in.pth out.safetensors --to timm", "convert"),
-    "export": Verb("compile a network to a file", "metaformer export runs/demo-classify net.pt2", "export"),
-    "bench": Verb(
+    "convert": Command(
+        "rewrite a checkpoint", "metaformer convert in.pth out.safetensors --to timm", "convert"
+    ),
+    "export": Command(
+        "compile a network to a file", "metaformer export runs/demo-classify net.pt2", "export"
+    ),
+    "bench": Command(
         "count and time models", "metaformer bench poolformer_s12 --against timm:poolformer_s12", "bench"
     ),
-    "verify": Verb(
+    "verify": Command(
         "published against measured accuracy", "metaformer verify caformer_s18 --data IMAGENET", "verify"
     ),
 }
@@ -86,12 +90,14 @@ def _run(words: list[str]) -> int:
         print(f"metaformer {version('metaformer')}")
         return 0
     verb, rest = words[0], words[1:]
-    if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.4)
-        raise UsageError(f"unknown verb {verb!r}: {_or(near) if near else 'known: ' + ', '.join(VERBS)}")
+    if verb not in COMMANDS:
+        near = difflib.get_close_matches(verb, COMMANDS, n=2, cutoff=0.4)
+        raise UsageError(
+            f"unknown command {verb!r}: {_or(near) if near else 'known: ' + ', '.join(COMMANDS)}"
+        )
     keep_freed_memory()
     sleep_rather_than_spin()
-    module = importlib.import_module(f"{__name__}.{VERBS[verb].module}")
+    module = importlib.import_module(f"{__name__}.{COMMANDS[verb].module}")
     status: int = module.run(rest)
     return status
 
@@ -133,8 +139,8 @@ def _line(message: str) -> str:
 
 
 def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = ["usage: metaformer VERB … (metaformer VERB --help tells more; --version)", ""]
-    lines += [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
-    lines += ["", "examples:", *(f"  {verb.example}" for verb in VERBS.values())]
+    width = max(map(len, COMMANDS))
+    lines = ["usage: metaformer COMMAND … (metaformer COMMAND --help tells more; --version)", ""]
+    lines += [f"  {name:<{width}}  {verb.help}" for name, verb in COMMANDS.items()]
+    lines += ["", "examples:", *(f"  {verb.example}" for verb in COMMANDS.values())]
     return "\n".join(lines)

@@ -17,11 +17,11 @@ def run(argv: list[str]) -> int:
         print(_overview())
         return 0
     what, rest = argv[0], argv[1:]
-    if what not in WHATS:
-        near = difflib.get_close_matches(what, WHATS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(WHATS)}"
+    if what not in SUBCOMMANDS:
+        near = difflib.get_close_matches(what, SUBCOMMANDS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SUBCOMMANDS)}"
         raise UsageError(f"data: unknown word {what!r}: {hint}")
-    return WHATS[what][1](rest)
+    return SUBCOMMANDS[what][1](rest)
 
 
 def _demo(argv: list[str]) -> int:
@@ -154,7 +154,7 @@ def _shard(argv: list[str]) -> int:
     _add_splits(parser)
     add("--to", choices=["parquet", "tar"], default="parquet", help="what to write (default parquet)")
     add("--shard-size", type=float, default=256, metavar="MB", help="images per file (default 256 MB)")
-    bad = "a image that cannot be read: an error, or left out and logged, up to 0.1 %% (default error)"
+    bad = "an image that cannot be read: an error, or left out and logged, up to 0.1 %% (default error)"
     add("--on-bad-image", choices=["error", "skip"], default="error", help=bad)
     _add_workers(parser)
     words = parser.parse_args(argv)
@@ -185,12 +185,12 @@ def _add_workers(parser: Parser) -> None:
 
 def _overview() -> str:
     lines = ["usage: metaformer data WHAT … (metaformer data WHAT --help tells more)", ""]
-    lines += [f"  {what:<6} {text}" for what, (text, _) in WHATS.items()]
+    lines += [f"  {what:<6} {text}" for what, (text, _) in SUBCOMMANDS.items()]
     return "\n".join([*lines, "", "example:", "  metaformer data check flowers"])
 
 
 _SPLITS = ("train", "val")
-WHATS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+SUBCOMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("write the demo data sets", _demo),
     "check": ("tell all that is wrong with a data set", _check),
     "shard": ("write an image folder as parquet or tar files", _shard),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metaformer.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from metaformer.inference.model import Bundle
+    from metaformer.inference.model import LoadedModel
 
 EXAMPLE = """metaformer export runs/demo-classify digits.pt2
   metaformer export poolformer_s12 poolformer.pt2 --dtype bf16 --batch 1 64 --sizes 224 1024"""
@@ -26,11 +26,11 @@ def run(argv: list[str]) -> int:
 
     from metaformer.deploy.packaging.package import check_possible, package
     from metaformer.distributed import find_device
-    from metaformer.inference.model import open_bundle
+    from metaformer.inference.model import load_model
 
     check_possible(Path(words.out))
     device = find_device(words.device)
-    bundle = open_bundle(words.source, words.checkpoint, classes=words.classes).looking(words.image_size)
+    bundle = load_model(words.source, words.checkpoint, classes=words.classes).looking(words.image_size)
     written = package(
         bundle.placed(device, "none").model,
         words.out,
@@ -71,7 +71,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _size(bundle: "Bundle", words: Namespace) -> Any:
+def _size(bundle: "LoadedModel", words: Namespace) -> Any:
     """What `package` takes as its size."""
     from metaformer.data.preprocess import Preprocess
 
@@ -81,7 +81,7 @@ def _size(bundle: "Bundle", words: Namespace) -> Any:
     return (look.image_size,) * 2 if isinstance(look, Preprocess) else "dynamic"
 
 
-def _notes(bundle: "Bundle") -> dict[str, Any]:
+def _notes(bundle: "LoadedModel") -> dict[str, Any]:
     """What a user of the package needs beside it."""
     notes = {"name": bundle.name, "task": bundle.task, "classes": bundle.classes}
     return {**notes, "preprocess": bundle.preprocess.to_dict(), "category_ids": bundle.category_ids}

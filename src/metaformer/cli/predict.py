@@ -83,7 +83,7 @@ def _parser() -> Parser:
         "--on-bad-image",
         choices=["error", "skip"],
         default="error",
-        help="with --data: stop at a image that cannot be read, or write down why (up to 0.1 %% of all)",
+        help="with --data: stop at an image that cannot be read, or write down why (up to 0.1 %% of all)",
     )
     add(
         "--workers",

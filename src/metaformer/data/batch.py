@@ -13,7 +13,7 @@ Item = tuple[Tensor, int | Tensor | Targets, int]
 
 
 class Bad(NamedTuple):
-    """A image that cannot be read."""
+    """An image that cannot be read."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
     """Its place in the source."""
@@ -46,4 +46,4 @@ class Batch(NamedTuple):
         return self._replace(images=images, labels=labels, indices=indices, targets=targets, sizes=sizes)
 
 
-Made = Item | Bad | MetaFormerError
+SampleOrError = Item | Bad | MetaFormerError

@@ -16,7 +16,7 @@ class Finding:
     kind: str
     """Errors: `layout`, `damaged`, `one class`, `unreadable`, `label map`, and of objects `image`, `size`,
     `id`, `category`, `box`, `segmentation`, `annotation`; warnings: `contradiction` (one image, two
-    classes, label maps or lists of objects), `leak` (a image to validate on that is trained on), `uneven`,
+    classes, label maps or lists of objects), `leak` (an image to validate on that is trained on), `uneven`,
     `absent` (a class of which there is no pixel or object; an error where that is so of all), `unlabeled`,
     `tiny`, `animated`, `ignored`."""
     text: str

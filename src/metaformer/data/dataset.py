@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from metaformer.data.batch import Bad, Batch, Item, Made
+from metaformer.data.batch import Bad, Batch, Item, SampleOrError
 from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import DataError, MetaFormerError
 
@@ -31,10 +31,10 @@ class Source(Protocol):
     def image(self, index: int) -> Image.Image: ...
 
     def path(self, index: int) -> str | Path:
-        """What a image is called in errors and reports."""
+        """What an image is called in errors and reports."""
 
 
-class Augmented(Dataset[Item]):
+class AugmentedDataset(Dataset[Item]):
     """Transformed images by `Sample`, bit-identical whatever process or order they are made in.
 
     Args:
@@ -64,7 +64,7 @@ class Augmented(Dataset[Item]):
             tensor = self.transform(image)
         return tensor, label, sample.index
 
-    def collate(self, items: list[Made]) -> Batch | MetaFormerError:
+    def collate(self, items: list[SampleOrError]) -> Batch | MetaFormerError:
         """Make a batch of samples; an error among them goes in its place."""
         for item in items:
             if isinstance(item, MetaFormerError):

@@ -71,7 +71,7 @@ class ImageFolder:
         return len(self._files)
 
     def path(self, index: int) -> Path:
-        """Tell where a image lies."""
+        """Tell where an image lies."""
         return self.folder / self._files[index]
 
     @property
@@ -80,7 +80,7 @@ class ImageFolder:
         return [self.folder / file for file in self._files]
 
     def image(self, index: int) -> Image.Image:
-        """Read a image as RGB.
+        """Read an image as RGB.
 
         Raises:
             BadImage: it cannot be read.

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a image file as 8-bit RGB, turned upright by its EXIF orientation; see `decode_image`.
+    """Read an image file as 8-bit RGB, turned upright by its EXIF orientation; see `decode_image`.
 
     Args:
         path: the file; its format is found by content, not by extension.
@@ -80,7 +80,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def decode_image(data: bytes | BinaryIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a image to 8-bit RGB, turned upright by its EXIF orientation.
+    """Decode an image to 8-bit RGB, turned upright by its EXIF orientation.
 
     Transparency is dropped, not blended, as in torchvision and timm (`convert("RGB")`); 16-bit gray is
     scaled to 8 bits; of an animation the first frame is taken, a warning logged, and `info["animated"]` set.

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from metaformer.data.batch import Bad, Batch, Item, Made
-from metaformer.data.dataset import Augmented
+from metaformer.data.batch import Bad, Batch, Item, SampleOrError
+from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.sampler import Sample
-from metaformer.data.worker_monitor import Release, Watch
+from metaformer.data.worker_monitor import Watchdog, WorkerMonitor
 from metaformer.distributed import Interrupted
 from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError
 from metaformer.process import cores, keep_freed_memory
@@ -51,7 +51,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Augmented,
+        dataset: AugmentedDataset,
         sampler: Sampler[list[Sample]],
         *,
         workers: int = 0,
@@ -65,10 +65,10 @@ class Loader:
         self.dataset, self.sampler, self.timeout = dataset, sampler, timeout
         self.stop: Stop = stop or _never
         workers = min(workers, cores())
-        self.watch = Watch(workers)
-        self._release: Release | None = None
-        self._loader: DataLoader[Made] = DataLoader(
-            **self._parts(Careful(dataset, self.watch, None if workers else stop, skip_bad)),
+        self.watch = WorkerMonitor(workers)
+        self._release: Watchdog | None = None
+        self._loader: DataLoader[SampleOrError] = DataLoader(
+            **self._parts(ErrorCapturingDataset(dataset, self.watch, None if workers else stop, skip_bad)),
             num_workers=workers,
             pin_memory=pin_memory,
             timeout=min(POLL, timeout) if workers else 0.0,
@@ -84,7 +84,7 @@ class Loader:
         """Yield batches.
 
         Raises:
-            BadImage: a image cannot be read.
+            BadImage: an image cannot be read.
             DataError: a worker died, hung or ran out of memory; the message names its image.
             Interrupted: `stop` said so.
         """
@@ -112,7 +112,7 @@ class Loader:
                 vars(iterator)["_workers_done_event"] = multiprocessing.Event()
                 stop()
 
-    def _parts(self, samples: "Careful") -> dict[str, Any]:
+    def _parts(self, samples: "ErrorCapturingDataset") -> dict[str, Any]:
         """What `DataLoader` makes batches from."""
         return {"dataset": samples, "batch_sampler": self.sampler, "collate_fn": self.dataset.collate}
 
@@ -127,7 +127,7 @@ class Loader:
         if self._release is not None:
             self._release.close()
         tell = partial(self.watch.tell, self._workers, self.dataset.source.path)
-        self._release = Release(self._workers, self.timeout + 2 * POLL, tell) if self._workers else None
+        self._release = Watchdog(self._workers, self.timeout + 2 * POLL, tell) if self._workers else None
         return batches
 
     @property
@@ -207,16 +207,18 @@ def _never() -> bool:
     return False
 
 
-class Careful(Dataset[Made]):
+class ErrorCapturingDataset(Dataset[SampleOrError]):
     """Samples, or what was wrong with them."""
 
-    def __init__(self, dataset: Augmented, watch: Watch, stop: Stop | None, skip_bad: bool) -> None:
+    def __init__(
+        self, dataset: AugmentedDataset, watch: WorkerMonitor, stop: Stop | None, skip_bad: bool
+    ) -> None:
         self.dataset, self.watch, self.stop, self.skip_bad = dataset, watch, stop, skip_bad
 
-    def __getitem__(self, sample: Sample) -> Made:
+    def __getitem__(self, sample: Sample) -> SampleOrError:
         return self.made(sample.index, lambda: self.dataset[sample])
 
-    def made(self, index: int, make: Callable[[], Item]) -> Made:
+    def made(self, index: int, make: Callable[[], Item]) -> SampleOrError:
         """Make a sample of the image at this index."""
         if self.stop is not None and self.stop():
             raise Interrupted

@@ -1,4 +1,4 @@
-"""How a image becomes the network's input: one record for evaluation, prediction and checkpoints."""
+"""How an image becomes the network's input: one record for evaluation, prediction and checkpoints."""
 
 import math
 from collections.abc import Callable, Mapping

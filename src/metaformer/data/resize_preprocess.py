@@ -1,4 +1,4 @@
-"""How a image becomes the input of a dense network: the whole of it, in its own shape."""
+"""How an image becomes the input of a dense network: the whole of it, in its own shape."""
 
 import math
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ class DensePreprocess:
     """Fit into a box with the shape kept, round both sides up to a multiple, normalize."""
 
     long_side: int | None = 2048
-    """Longer side of the box, in pixels; None keeps a image's own size."""
+    """Longer side of the box, in pixels; None keeps an image's own size."""
     short_side: int | None = 512
     """Shorter side of the box, in pixels."""
-    multiple: int = 32
+    size_divisor: int = 32
     """Both sides are rounded up to multiples of this, by a second resize; 1 leaves them."""
     mean: Channels = IMAGENET_MEAN
     """Per-channel mean that is subtracted (RGB in 0 ... 1)."""
     std: Channels = IMAGENET_STD
     """Per-channel standard deviation that is divided by."""
     scale: float = 1.0
-    """Factor of the box, or of a image's own size: the scales of test-time augmentation."""
+    """Factor of the box, or of an image's own size: the scales of test-time augmentation."""
 
     def __post_init__(self) -> None:
         if (self.long_side is None) != (self.short_side is None):
@@ -43,8 +43,8 @@ class DensePreprocess:
         for name, side in (("long_side", self.long_side), ("short_side", self.short_side)):
             if side is not None and not 1 <= side <= 2**15:
                 raise ConfigError(f"{name} is {side}: it must lie between 1 and {2**15}")
-        if not 1 <= self.multiple <= 2**12:
-            raise ConfigError(f"multiple is {self.multiple}: it must lie between 1 and {2**12}")
+        if not 1 <= self.size_divisor <= 2**12:
+            raise ConfigError(f"size_divisor is {self.size_divisor}: it must lie between 1 and {2**12}")
         if not 0 < self.scale <= LARGEST_SCALE:
             raise ConfigError(f"scale is {self.scale}: it must be above 0 and at most {LARGEST_SCALE}")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -60,8 +60,10 @@ class DensePreprocess:
         return fit(width, height, (int(self.long_side * self.scale), int(self.short_side * self.scale)))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of a image's input."""
-        across, down = (-(-side // self.multiple) * self.multiple for side in self.fitted(width, height))
+        """Width and height of an image's input."""
+        across, down = (
+            -(-side // self.size_divisor) * self.size_divisor for side in self.fitted(width, height)
+        )
         return across, down
 
     def scaled(self, factor: float) -> Self:
@@ -69,7 +71,7 @@ class DensePreprocess:
         return replace(self, scale=self.scale * factor)
 
     def resized(self, image: Image.Image) -> Image.Image:
-        """Resize a image to the input's size."""
+        """Resize an image to the input's size."""
         for size in (self.fitted(*image.size), self.size(*image.size)):
             if size[0] * size[1] > LARGEST_INPUT:
                 told = f"{image.width}x{image.height} becomes {size[0]}x{size[1]} pixels"
@@ -79,7 +81,7 @@ class DensePreprocess:
         return image
 
     def tensor(self, image: Image.Image) -> Tensor:
-        """Normalize a image, or a part of one: (3, h, w) float32."""
+        """Normalize an image, or a part of one: (3, h, w) float32."""
         return normalized(image, self.mean, self.std)
 
     def transform(self) -> Transform:
@@ -109,7 +111,7 @@ class _Transform:
 
 
 def fit(width: int, height: int, box: tuple[int, int]) -> tuple[int, int]:
-    """Width and height with which a image just fits into a box, given as its longer and shorter side."""
+    """Width and height with which an image just fits into a box, given as its longer and shorter side."""
     factor = min(max(box) / max(width, height), min(box) / min(width, height))
     return scaled_size(width, height, factor)
 

@@ -55,14 +55,14 @@ def permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class PureSampler(Sampler[list[Sample]]):
     """Shuffled training batches, for `DataLoader(batch_sampler=...)`; each item is a rank's micro-batch.
 
-    The global order of an epoch depends on (length, seed, epoch, repeats) alone. Step `s` takes positions
-    `s * batch_size` and following; of these, rank `r` takes every `world`-th from `r` on and cuts them into
+    The global order of an epoch depends on (length, seed, epoch, repeated_aug) alone. Step `s` takes
+    positions `s * batch_size` and following; of these, rank `r` takes every `world`-th from `r` on and cuts them into
     `accumulate` micro-batches. So a step sees the same images on any number of ranks. Images left over
     at the end, fewer than a batch, wait for another epoch's order.
 
-    Repeated augmentation is DeiT's (https://arxiv.org/abs/2012.12877): each image stands `repeats` times
+    Repeated augmentation is DeiT's (https://arxiv.org/abs/2012.12877): each image stands `repeated_aug` times
     in a row, so that its copies go to different ranks, and the epoch is cut to the length it has without
-    repeats: it shows one image in `repeats`, that often. DeiT cuts to multiples of 256, this to batches.
+    repeats: it shows one image in `repeated_aug`, that often. DeiT cuts to multiples of 256, this to batches.
 
     Args:
         length: number of images.
@@ -70,7 +70,7 @@ class PureSampler(Sampler[list[Sample]]):
         seed: what the order is a function of, with the epoch.
         rank: this process.
         world: number of processes.
-        repeats: copies of a image in an epoch.
+        repeated_aug: copies of an image in an epoch.
         accumulate: micro-batches per optimizer step.
 
     Raises:
@@ -86,13 +86,13 @@ class PureSampler(Sampler[list[Sample]]):
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
-        repeats: int = 1,
+        repeated_aug: int = 1,
         accumulate: int = 1,
     ) -> None:
         _check_rank(rank, world)
         for field, value in (
             ("data.batch_size", batch_size),
-            ("data.repeats", repeats),
+            ("data.repeated_aug", repeated_aug),
             ("optim.accumulate", accumulate),
         ):
             if value < 1:
@@ -108,7 +108,7 @@ class PureSampler(Sampler[list[Sample]]):
                 f"choose a data.batch_size of at most {length}"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world, self.repeats, self.accumulate = rank, world, repeats, accumulate
+        self.rank, self.world, self.repeated_aug, self.accumulate = rank, world, repeated_aug, accumulate
         self.epoch = 0
         self.start = 0
 
@@ -138,7 +138,9 @@ class PureSampler(Sampler[list[Sample]]):
         micro = share // self.accumulate
         for step in range(self.start, self.steps):
             positions = [step * self.batch_size + self.rank + i * self.world for i in range(share)]
-            samples = [Sample(epoch, int(order[p // self.repeats]), p % self.repeats) for p in positions]
+            samples = [
+                Sample(epoch, int(order[p // self.repeated_aug]), p % self.repeated_aug) for p in positions
+            ]
             for first in range(0, share, micro):
                 yield samples[first : first + micro]
 
@@ -185,8 +187,8 @@ class GroupSampler(PureSampler):
     """Shuffled training batches of one group where possible; steps, resuming and sharing as `PureSampler`.
 
     An epoch shows the same images as `PureSampler`'s, in another order that depends on (groups, seed,
-    epoch, repeats, batch size) alone. They are dealt out, in its order, to one heap per group; a heap that
-    holds a batch is the next step. What the heaps hold in the end, less than a batch each, makes the last
+    epoch, repeated_aug, batch size) alone. They are dealt out, in its order, to one heap per group; a heap
+    that holds a batch is the next step. What the heaps hold in the end, less than a batch each, makes the last
     steps: these lie side by side, group after group, and are cut into batches. Within a step neighbors go
     to one rank and one micro-batch, so that of a mixed step only the micro-batches on a border are mixed.
     So a group smaller than a batch is seen as often as others, and a step holds the same images on any
@@ -198,7 +200,7 @@ class GroupSampler(PureSampler):
         seed: what the order is a function of, with the epoch.
         rank: this process.
         world: number of processes.
-        repeats: copies of a image in an epoch.
+        repeated_aug: copies of an image in an epoch.
         accumulate: micro-batches per optimizer step.
 
     Raises:
@@ -214,7 +216,7 @@ class GroupSampler(PureSampler):
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
-        repeats: int = 1,
+        repeated_aug: int = 1,
         accumulate: int = 1,
     ) -> None:
         super().__init__(
@@ -223,7 +225,7 @@ class GroupSampler(PureSampler):
             seed=seed,
             rank=rank,
             world=world,
-            repeats=repeats,
+            repeated_aug=repeated_aug,
             accumulate=accumulate,
         )
         self.groups = np.asarray(groups, dtype=np.int64)
@@ -233,7 +235,10 @@ class GroupSampler(PureSampler):
         order = permutation(self.length, self.seed, epoch)
         micro = self.batch_size // (self.world * self.accumulate)
         for positions in self._dealt(order)[self.start :]:
-            samples = [Sample(epoch, int(order[p // self.repeats]), int(p % self.repeats)) for p in positions]
+            samples = [
+                Sample(epoch, int(order[p // self.repeated_aug]), int(p % self.repeated_aug))
+                for p in positions
+            ]
             for number in range(self.accumulate):
                 first = (number * self.world + self.rank) * micro
                 yield samples[first : first + micro]
@@ -241,7 +246,7 @@ class GroupSampler(PureSampler):
     def _dealt(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """Positions in the epoch's order by step: (steps, batch size)."""
         positions = np.arange(self.steps * self.batch_size)
-        groups = self.groups[order[positions // self.repeats]]
+        groups = self.groups[order[positions // self.repeated_aug]]
         heaps = [positions[groups == group] for group in np.unique(groups)]
         full = [heap[: len(heap) // self.batch_size * self.batch_size] for heap in heaps]
         rest = [heap[len(part) :] for heap, part in zip(heaps, full, strict=True)]

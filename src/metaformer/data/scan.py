@@ -19,11 +19,11 @@ from metaformer.process import cores
 CHUNK: Final = 32
 DEADLY: Final = "the process that read it died"
 _source: Any
-_see: "Look"
+_see: "ReadFn"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ImageInfo:
     """What reading one image told."""
 
     index: int
@@ -52,21 +52,21 @@ class SeenLabels:
     """How many pixels do not count."""
 
 
-Look = Callable[[Any, int], Seen]
+ReadFn = Callable[[Any, int], ImageInfo]
 """Reads what a source has at an index."""
 
 
-def see(source: Source, index: int) -> Seen:
-    """Read a image."""
+def inspect(source: Source, index: int) -> ImageInfo:
+    """Read an image."""
     try:
         image = source.image(index)
     except DataError as error:
-        return Seen(index, trouble=reason(error))
-    return Seen(index, *image.size, digest(image.size, image.tobytes()), "animated" in image.info)
+        return ImageInfo(index, trouble=reason(error))
+    return ImageInfo(index, *image.size, digest(image.size, image.tobytes()), "animated" in image.info)
 
 
 def digest(size: tuple[int, int], pixels: bytes) -> bytes:
-    """Hash a image's pixels."""
+    """Hash an image's pixels."""
     return hashlib.blake2b(repr(size).encode() + pixels, digest_size=16).digest()
 
 
@@ -75,15 +75,15 @@ def reason(error: DataError) -> str:
     return error.reason if isinstance(error, BadImage) else str(error)
 
 
-def survey(
+def scan(
     source: Source,
     *,
     workers: int | None = None,
     label: str = "images",
     progress: bool = True,
-    look: Look = see,
+    look: ReadFn = inspect,
     which: range | None = None,
-) -> list[Seen]:
+) -> list[ImageInfo]:
     """Read all images, in order of index; what cannot be read is told, not raised.
 
     Args:
@@ -101,11 +101,11 @@ def survey(
         raise ConfigError(f"workers is {workers}: it must be at least 1")
     which = range(len(source)) if which is None else which
     count = min(workers or cores(), cores(), -(-len(which) // CHUNK) or 1)
-    seen: dict[int, Seen] = {}
+    seen: dict[int, ImageInfo] = {}
     readers = _Readers(source, look)
     with tqdm(total=len(which), desc=label, unit="image", file=sys.stderr, disable=not progress) as bar:
 
-        def note(found: Sequence[Seen]) -> None:
+        def note(found: Sequence[ImageInfo]) -> None:
             seen.update((one.index, one) for one in found)
             bar.update(len(found))
 
@@ -121,14 +121,14 @@ def survey(
 
 def bad_ones(
     source: Source,
-    look: Look,
+    look: ReadFn,
     label: str,
     *,
     part: tuple[int, int] = (0, 1),
     skip_bad: bool = False,
     workers: int | None = None,
     progress: bool = True,
-) -> list[Seen]:
+) -> list[ImageInfo]:
     """Look at a share of a source, and give what cannot be used.
 
     Args:
@@ -147,18 +147,18 @@ def bad_ones(
     if not 0 <= rank < world:
         raise ConfigError(f"part is {part}: it must be a rank and a number of processes")
     which = range(rank, len(source), world)
-    seen = survey(source, workers=workers, label=label, progress=progress, look=look, which=which)
+    seen = scan(source, workers=workers, label=label, progress=progress, look=look, which=which)
     bad = [one for one in seen if one.trouble or one.label_trouble]
     return [] if skip_bad and len(bad) <= BAD_SHARE * len(which) else bad
 
 
-Note = Callable[[Sequence[Seen]], None]
+Note = Callable[[Sequence[ImageInfo]], None]
 
 
 class _Readers:
     """Processes that read."""
 
-    def __init__(self, source: Source, look: Look) -> None:
+    def __init__(self, source: Source, look: ReadFn) -> None:
         self.source, self.look = source, look
 
     def read_singly(self, parts: list[range], note: Note) -> None:
@@ -166,7 +166,7 @@ class _Readers:
         while parts:
             parts = self.read(parts, 1, note)
             if parts:
-                note([Seen(parts[0].start, trouble=DEADLY)])
+                note([ImageInfo(parts[0].start, trouble=DEADLY)])
                 parts = parts[1:]
 
     def read(self, parts: Sequence[range], workers: int, note: Note) -> list[range]:
@@ -187,12 +187,12 @@ class _Readers:
         return list(left)
 
 
-def _begin(source: Source, look: Look) -> None:
+def _begin(source: Source, look: ReadFn) -> None:
     global _source, _see
     _source, _see = source, look
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     logging.getLogger("metaformer").setLevel(logging.ERROR)
 
 
-def _look(part: range) -> list[Seen]:
+def _look(part: range) -> list[ImageInfo]:
     return [_see(_source, index) for index in part]

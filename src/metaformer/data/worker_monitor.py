@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 Name = Callable[[int], str | Path]
 
 
-class Watch:
+class WorkerMonitor:
     """A note of each worker in shared memory: which image, and since when.
 
     Args:
@@ -29,7 +29,7 @@ class Watch:
 
     @contextmanager
     def reading(self, index: int) -> Iterator[None]:
-        """Note that this worker reads a image, for as long as it does."""
+        """Note that this worker reads an image, for as long as it does."""
         info = get_worker_info()
         worker = 0 if info is None else info.id
         self._index[worker] = index
@@ -66,7 +66,7 @@ class Watch:
         return f"{'at' if float(self._since[number]) else 'after'} {name(index)}"
 
 
-class Release:
+class Watchdog:
     """Ends workers that hold the main process in a call without a time limit.
 
     One that is stopped while it hands over a batch does so: PyTorch asks it for a file descriptor, and waits.
@@ -109,7 +109,7 @@ class Release:
             self.close()
 
 
-def _look(at: "weakref.ref[Release]", over: threading.Event) -> None:
+def _look(at: "weakref.ref[Watchdog]", over: threading.Event) -> None:
     while not over.wait(1.0) and (release := at()) is not None:
         release.look()
         del release

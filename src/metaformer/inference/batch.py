@@ -59,11 +59,11 @@ def predict_all(
         out: folder of the parts; `job.json` in it says what they are predictions of.
         world: this process among all; they do not talk to each other.
         data: what to call the data set.
-        skip_bad: write a line for a image that cannot be read, up to 0.1 % of them, rather than raise.
+        skip_bad: write a line for an image that cannot be read, up to 0.1 % of them, rather than raise.
         stop: asked again and again; once it says so, the work ends and can be gone on with.
 
     Raises:
-        BadImage, DataError: a image cannot be read; too many of them.
+        BadImage, DataError: an image cannot be read; too many of them.
         OutputError: the folder cannot be written to, or holds predictions of something else.
         Interrupted: `stop` said so.
     """

@@ -10,7 +10,7 @@ from metaformer.data.split import Split, open_split
 from metaformer.distributed import World, join
 from metaformer.errors import ConfigError
 from metaformer.factory import is_detector, is_segmenter
-from metaformer.inference.model import DOES, Bundle, open_bundle
+from metaformer.inference.model import DOES, LoadedModel, load_model
 from metaformer.tasks.classification.evaluate import Evaluation
 from metaformer.tasks.classification.results import EvalReport
 from metaformer.tasks.classification.task import read_names
@@ -76,7 +76,7 @@ def evaluate(
 
     Raises:
         ConfigError: a value that cannot be, that is for another task, or classes that do not match.
-        DataError: the data set is not laid out as it should be, or a image cannot be read.
+        DataError: the data set is not laid out as it should be, or an image cannot be read.
         WeightsError: the weights cannot be read or do not fit.
     """
     check_amp(amp)
@@ -85,7 +85,7 @@ def evaluate(
     named = not (Path(source).is_dir() or is_segmenter(str(source)) or is_detector(str(source)))
     if data is not None and checkpoint is not None and classes is None and named:
         folders = len(open_split(data, split or "val").classes)
-    bundle = open_bundle(source, checkpoint, classes=classes, num_classes=folders, raw=raw)
+    bundle = load_model(source, checkpoint, classes=classes, num_classes=folders, raw=raw)
     bundle = bundle.looking(image_size, crop, interpolation).placed(world.device, amp)
     only_for(
         bundle,
@@ -129,7 +129,7 @@ def check_amp(amp: str) -> None:
         raise ConfigError(f"amp: {amp!r} is none of none, bf16, fp16")
 
 
-def only_for(bundle: Bundle, tasks: Sequence[str], given: dict[str, bool]) -> None:
+def only_for(bundle: LoadedModel, tasks: Sequence[str], given: dict[str, bool]) -> None:
     """Refuse options that were given though this bundle's task has no use for them.
 
     Raises:
@@ -140,7 +140,7 @@ def only_for(bundle: Bundle, tasks: Sequence[str], given: dict[str, bool]) -> No
         raise ConfigError(f"{', '.join(named)}: {bundle.name} {DOES[bundle.task]} and cannot use it")
 
 
-def looks(bundle: Bundle, scales: Sequence[float] | None, slide: int | None, flip: bool) -> Inference:
+def looks(bundle: LoadedModel, scales: Sequence[float] | None, slide: int | None, flip: bool) -> Inference:
     """How to look at images: as the run did, but for what is asked."""
     own = inference(bundle.config) if bundle.config is not None else Inference()
     own = replace(own, flip=own.flip or flip, scales=tuple(scales) if scales else own.scales)
@@ -154,13 +154,13 @@ def looks(bundle: Bundle, scales: Sequence[float] | None, slide: int | None, fli
     )
 
 
-def detect_looks(bundle: Bundle, scales: Sequence[float] | None, flip: bool) -> DetectInference:
+def detect_looks(bundle: LoadedModel, scales: Sequence[float] | None, flip: bool) -> DetectInference:
     """How to look at images for objects: as the run did, but for what is asked."""
     own = detect_inference(bundle.config) if bundle.config is not None else DetectInference()
     return replace(own, flip=own.flip or flip, scales=tuple(scales) if scales else own.scales)
 
 
-def open_images(bundle: Bundle, data: str | Path | None, split: str | None, subset: bool) -> Split:
+def open_images(bundle: LoadedModel, data: str | Path | None, split: str | None, subset: bool) -> Split:
     """A classifier's images: a split of `data`, each by default the run's own; `subset` lets classes lack.
 
     Raises:
@@ -174,7 +174,7 @@ def open_images(bundle: Bundle, data: str | Path | None, split: str | None, subs
 
 
 def _segment(
-    bundle: Bundle,
+    bundle: LoadedModel,
     world: World,
     data: str | Path | None,
     split: str | None,
@@ -204,7 +204,7 @@ def _segment(
 
 
 def _detect(
-    bundle: Bundle,
+    bundle: LoadedModel,
     world: World,
     data: str | Path | None,
     split: str | None,
@@ -234,14 +234,14 @@ def _detect(
     )
 
 
-def _root(bundle: Bundle, data: str | Path | None) -> str | Path:
+def _root(bundle: LoadedModel, data: str | Path | None) -> str | Path:
     root = data if data is not None else (bundle.config.data.root if bundle.config is not None else None)
     if root is None:
         raise ConfigError(f"data: give the folder to measure {bundle.name} on")
     return root
 
 
-def _check_outputs(bundle: Bundle, folder: Split | SegmentationFolder | DetectionFolder) -> None:
+def _check_outputs(bundle: LoadedModel, folder: Split | SegmentationFolder | DetectionFolder) -> None:
     outputs = bundle.model.num_classes
     if len(folder.classes) != outputs:
         raise ConfigError(

@@ -38,7 +38,7 @@ DOES = {
 
 
 @dataclass(frozen=True)
-class Bundle:
+class LoadedModel:
     """What a checkpoint, or a published name, stands for."""
 
     name: str
@@ -62,14 +62,14 @@ class Bundle:
         with autocast(self.device, self.amp):
             return answer_of(self.model)(images.to(self.device, non_blocking=True), *sizes)
 
-    def placed(self, device: torch.device, amp: str) -> "Bundle":
+    def placed(self, device: torch.device, amp: str) -> "LoadedModel":
         """The same on a device, in a precision, ready for use."""
         model = self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return replace(self, model=model.eval(), device=device, amp=amp)
 
     def looking(
         self, image_size: int | None = None, crop: float | None = None, interpolation: str | None = None
-    ) -> "Bundle":
+    ) -> "LoadedModel":
         """The same with other preprocessing; None leaves a value as it is.
 
         Raises:
@@ -82,14 +82,14 @@ class Bundle:
         return replace(self, preprocess=replace(self.preprocess, **given))  # type: ignore[arg-type]
 
 
-def open_bundle(
+def load_model(
     source: str | Path,
     checkpoint: str | Path | None = None,
     *,
     classes: str | Path | Sequence[str] | None = None,
     num_classes: int | None = None,
     raw: bool = False,
-) -> Bundle:
+) -> LoadedModel:
     """Open a run, a checkpoint directory, or a model by name.
 
     Args:
@@ -144,7 +144,7 @@ def read_classes(classes: str | Path | Sequence[str] | None) -> tuple[str, ...] 
     return tuple(name for name in names if name)
 
 
-def _saved(saved: Saved, raw: bool) -> Bundle:
+def _saved(saved: Saved, raw: bool) -> LoadedModel:
     try:
         card = saved.state["card"]
         if "int8" in card:
@@ -162,16 +162,18 @@ def _saved(saved: Saved, raw: bool) -> Bundle:
         raise WeightsError(f"{saved.directory}: its state lacks {error}") from error
     average = saved.has("ema") and config.ema.evaluate and not raw
     saved.load(model, "ema" if average else "model")
-    return Bundle(name, model, preprocess, classes, task, palette, category_ids, config)
+    return LoadedModel(name, model, preprocess, classes, task, palette, category_ids, config)
 
 
-def _quantized(saved: Saved) -> Bundle:
+def _quantized(saved: Saved) -> LoadedModel:
     """A classifier as `metaformer.quantize` writes it."""
     card, run = saved.state["card"], saved.state["config"]
     classes = tuple(card["classes"]) if card["classes"] else None
     network = Int8Network(saved.directory / NETWORK)
     preprocess = Preprocess.from_dict(card["preprocess"])
-    return Bundle(str(card["name"]), network, preprocess, classes, config=from_dict(run) if run else None)
+    return LoadedModel(
+        str(card["name"]), network, preprocess, classes, config=from_dict(run) if run else None
+    )
 
 
 def _classifier(card: Mapping[str, Any]) -> tuple[nn.Module, Preprocess]:
@@ -202,7 +204,7 @@ def _color(values: Sequence[int]) -> Color:
     return int(red), int(green), int(blue)
 
 
-def _published(directory: Path) -> Bundle:
+def _published(directory: Path) -> LoadedModel:
     """A directory as `save_pretrained` writes it."""
     from metaformer.weights.hub import from_pretrained
 
@@ -219,10 +221,10 @@ def _published(directory: Path) -> Bundle:
         return _dense(directory.name, model, classes)
     if not isinstance(model, MetaFormer):
         raise ConfigError(f"{directory}: gives feature maps, no classes")
-    return Bundle(directory.name, model, Preprocess.from_pretrained_cfg(model.pretrained_cfg), classes)
+    return LoadedModel(directory.name, model, Preprocess.from_pretrained_cfg(model.pretrained_cfg), classes)
 
 
-def _dense(name: str, model: DenseNetwork, classes: tuple[str, ...] | None) -> Bundle:
+def _dense(name: str, model: DenseNetwork, classes: tuple[str, ...] | None) -> LoadedModel:
     """A dense network with what its card says of it; a published one has its data set's names and numbers."""
     card, task = model.pretrained_cfg, "segment" if isinstance(model, Segmenter) else "detect"
     data = class_list(str(card["data"])) if "data" in card else None
@@ -234,10 +236,12 @@ def _dense(name: str, model: DenseNetwork, classes: tuple[str, ...] | None) -> B
     told = tuple(_color(color) for color in card.get("palette", ()))
     ids = tuple(int(number) for number in card.get("category_ids", category_ids(classes or ())))
     preprocess = reader.from_dict(look) if look else reader()
-    return Bundle(name, model, preprocess, classes, task, told or colors, ids if task == "detect" else ())
+    return LoadedModel(
+        name, model, preprocess, classes, task, told or colors, ids if task == "detect" else ()
+    )
 
 
-def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) -> Bundle:
+def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) -> LoadedModel:
     from metaformer.factory import (
         create_detector,
         create_model,
@@ -270,4 +274,4 @@ def _named(name: str, checkpoint: str | Path | None, num_classes: int | None) ->
     model = create_model(
         name, pretrained=checkpoint is None, checkpoint_path=checkpoint, num_classes=num_classes
     )
-    return Bundle(name, model, Preprocess.from_pretrained_cfg(model.pretrained_cfg), None)
+    return LoadedModel(name, model, Preprocess.from_pretrained_cfg(model.pretrained_cfg), None)

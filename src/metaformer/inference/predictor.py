@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from metaformer.data.batch import Batch
-from metaformer.data.dataset import Augmented, Source
+from metaformer.data.dataset import AugmentedDataset, Source
 from metaformer.data.loader import Loader, Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.resize_preprocess import DensePreprocess
@@ -17,13 +17,13 @@ from metaformer.data.sampler import EvalSampler
 from metaformer.distributed import find_device
 from metaformer.errors import ConfigError
 from metaformer.inference.evaluate import check_amp, detect_looks, looks, only_for
-from metaformer.inference.model import DOES, open_bundle
+from metaformer.inference.model import DOES, load_model
 from metaformer.tasks.classification.predict import average_views
 from metaformer.tasks.classification.results import Classification
 from metaformer.tasks.detection.predict import ImageDetector
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.results import DetectedObjects
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.predict import ImageSegmenter
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.stream import ImageInput, ImageList, ImageStream
@@ -85,7 +85,7 @@ class Predictor:
         if wanted < 1 or batch_size < 1:
             raise ConfigError(f"top_k is {wanted}, batch_size {batch_size}: both must be at least 1")
         place = find_device(device)
-        bundle = open_bundle(source, checkpoint, classes=classes)
+        bundle = load_model(source, checkpoint, classes=classes)
         only_for(bundle, ("classify",), {"top_k": top_k is not None, "crops": crops != 1})
         only_for(bundle, ("segment", "detect"), {"scales": bool(scales)})
         only_for(bundle, ("segment",), {"slide": slide is not None})
@@ -132,7 +132,7 @@ class Predictor:
         a video.
 
         Raises:
-            DataError: nothing found, or a image that cannot be read.
+            DataError: nothing found, or an image that cannot be read.
         """
         return list(self.stream(images))  # type: ignore[return-value]
 
@@ -155,7 +155,7 @@ class Predictor:
         for _, results in self.batches(source, sampler):
             yield from results
 
-    def seen(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Seen[Any]]:
+    def seen(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Prediction[Any]]:
         """Do the same with a segmenter or a detector; each result comes with its image.
 
         Raises:
@@ -177,7 +177,7 @@ class Predictor:
             skip_bad: leave out images that cannot be read, and say so in the batch.
 
         Raises:
-            BadImage: a image cannot be read.
+            BadImage: an image cannot be read.
             Interrupted: `stop` said so.
             ConfigError: this network is for another task.
         """
@@ -185,7 +185,7 @@ class Predictor:
             raise ConfigError(f"{self.bundle.name} {DOES[self.task]}, not classes of images")
         assert isinstance(self.bundle.preprocess, Preprocess)
         loader = Loader(
-            Augmented(source, self.bundle.preprocess.transform(self.crops)),
+            AugmentedDataset(source, self.bundle.preprocess.transform(self.crops)),
             sampler,
             workers=min(self.workers, len(source)),
             pin_memory=self.bundle.device.type == "cuda",

@@ -30,8 +30,8 @@ ACTS: Final[dict[type[nn.Module], str]] = {
 }
 
 
-def runs_lean(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, asked: bool) -> bool:
-    """Say whether `lean_half` computes scale(mlp(norm(x))): with a gradient, on a CPU, of known parts.
+def can_recompute(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, asked: bool) -> bool:
+    """Say whether `mlp_branch` computes scale(mlp(norm(x))): with a gradient, on a CPU, of known parts.
 
     The parts' hooks are the caller's business; dropout and modules of a user's own are not known.
 
@@ -54,7 +54,7 @@ def runs_lean(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, aske
     )
 
 
-def lean_half(
+def mlp_branch(
     x: Tensor, norm: nn.Module, mlp: Any, scale: nn.Module, shortcut: bool, keep: bool = False
 ) -> Tensor:
     """Give scale(mlp(norm(x))), plus x with `shortcut`, of (B, C, H, W); `keep` the hidden map if faster.

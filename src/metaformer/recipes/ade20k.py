@@ -22,7 +22,7 @@ SEMANTIC_FPN = TrainConfig(
     task="segment",
     data=DataConfig(image_size=512, batch_size=32, workers=4),
     augment=PLAIN,
-    segment=SegmentConfig(head="semantic_fpn", layout="ade20k", average="all"),
+    segment=SegmentConfig(head="semantic_fpn", layout="ade20k", reduction="all"),
     optim=OptimConfig(lr=2e-4, weight_decay=1e-4),
     schedule=ScheduleConfig(name="poly", power=0.9, steps=40_000, warmup_epochs=0, min_lr=0.0),
     evaluate=EvalConfig(every_steps=4_000),
@@ -42,7 +42,7 @@ UPERNET = replace(
 )
 
 LOSS_NOTE = (
-    "The loss is divided by all pixels, ignored ones too, as mmsegmentation did; --segment.average valid "
+    "The loss is divided by all pixels, ignored ones too, as mmsegmentation did; --segment.reduction valid "
     "divides by those that count."
 )
 DECAY_NOTE = "Vectors and biases have no weight decay here; mmsegmentation's configuration decays all."

@@ -59,7 +59,7 @@ CYCLEMLP = ("cyclemlp_b1", "cyclemlp_b2", "cyclemlp_b3", "cyclemlp_b4", "cycleml
 HEADS = {"retinanet": ("RetinaNet", RETINANET), "mask_rcnn": ("Mask R-CNN", MASK_RCNN)}
 
 
-def once(head: str, model: str) -> Recipe:
+def schedule_1x(head: str, model: str) -> Recipe:
     """A detector by the short schedule: 12 epochs at one size."""
     title, config = HEADS[head]
     box_ap, mask_ap = POOLFORMER.get((head, model), (None, None))
@@ -80,9 +80,9 @@ def _sources(head: str, model: str) -> tuple[str, ...]:
     return (LR_NOTE,) if head == "mask_rcnn" else ()
 
 
-def thrice(head: str, model: str) -> Recipe:
+def schedule_3x(head: str, model: str) -> Recipe:
     """The same for 36 epochs and at many sizes."""
-    short = once(head, model)
+    short = schedule_1x(head, model)
     config = replace(
         short(),
         detect=replace(short().detect, short_sides=list(range(480, 801, 32))),
@@ -97,4 +97,4 @@ def thrice(head: str, model: str) -> Recipe:
 
 
 NAMES = [(head, model) for head in HEADS for model in (*(m for h, m in POOLFORMER if h == head), *CYCLEMLP)]
-RUNS = (*(once(*name) for name in NAMES), *(thrice(*name) for name in NAMES))
+RUNS = (*(schedule_1x(*name) for name in NAMES), *(schedule_3x(*name) for name in NAMES))

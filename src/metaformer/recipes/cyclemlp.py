@@ -34,7 +34,7 @@ def cyclemlp(model: str) -> Recipe:
     top1, gmacs = CYCLEMLP[model]
     config = TrainConfig(
         model=ModelConfig(model, drop_path_rate=0.1),
-        data=DataConfig(batch_size=8 * 128, workers=10, repeats=3),
+        data=DataConfig(batch_size=8 * 128, workers=10, repeated_aug=3),
         augment=AugmentConfig(interpolation="bicubic"),
         optim=OptimConfig(name="adamw", lr=5e-4 * 8 * 128 / 512, weight_decay=0.05, eps=1e-8),
         schedule=ScheduleConfig(name="cosine", epochs=300, warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5),

@@ -56,7 +56,7 @@ SEGMENT = Recipe(
         segment=SegmentConfig(
             layout="ade20k",
             reduce_zero_label=False,  # what is no digit is a class here
-            base=None,
+            resize=None,
             scale=(0.8, 1.25),
             photometric=False,
             fpn_dim=64,
@@ -89,7 +89,7 @@ DETECT = Recipe(
             short_sides=[128],
             fpn_dim=64,
             box_fc_dim=256,
-            box_samples=64,
+            roi_batch_size=64,
         ),
         optim=OptimConfig(lr=2e-3, weight_decay=0.01, clip=1.0),
         schedule=ScheduleConfig(name="cosine", epochs=6, warmup_epochs=1, min_lr=0.0),

@@ -47,7 +47,7 @@ def rate(log: Log) -> list[tuple[str, str]]:
 
 
 def address(image: Image.Image, quality: int = 88) -> str:
-    """A image as a data address, which needs no file beside the page."""
+    """An image as a data address, which needs no file beside the page."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

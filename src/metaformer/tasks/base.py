@@ -6,13 +6,13 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from metaformer.data.batch import Batch
-from metaformer.data.dataset import Augmented
+from metaformer.data.dataset import AugmentedDataset
 
 Forward = Callable[..., Any]
 """Images as the loader gives them to logits or objects, wherever and however precisely the run computes."""
 
 
-class Moment(NamedTuple):
+class StepContext(NamedTuple):
     """Where in a run a batch stands: all that its randomness may depend on, with the seed."""
 
     step: int
@@ -40,13 +40,13 @@ class Task(Protocol):
     def model(self) -> nn.Module: ...
 
     @property
-    def train(self) -> Augmented: ...
+    def train(self) -> AugmentedDataset: ...
 
     @property
     def metric(self) -> str:
         """The figure of the report by which the best weights are chosen; higher is better."""
 
-    def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, moment: StepContext) -> dict[str, Tensor]:
         """Losses of a batch on the model's device; `loss` is what is minimized, the others are logged."""
 
     def names(self, batch: Batch) -> list[str]:

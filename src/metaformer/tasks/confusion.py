@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaformer.distributed import total
+from metaformer.distributed import all_reduce_sum
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Confusion:
 
     def result(self) -> Tensor:
         """The matrix (K, K) over all ranks, int64."""
-        return total(self._counts)
+        return all_reduce_sum(self._counts)
 
 
 def per_class(confusion: Tensor, names: list[str]) -> list[ClassAccuracy]:

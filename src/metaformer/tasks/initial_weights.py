@@ -40,7 +40,7 @@ def begin_with_weights(model: DenseNetwork, network: ModelConfig) -> None:
     if weights is not None:
         from metaformer.weights.load import load_weights
 
-        report = load_weights(model, weights, classifier="fresh", grid="interpolate")
+        report = load_weights(model, weights, classifier="reset", grid="interpolate")
         logging.getLogger(__name__).info("%s", report)
     if network.grad_checkpointing:
         model.set_grad_checkpointing(network.grad_checkpointing)

@@ -27,13 +27,13 @@ class Result(Protocol):
 R = TypeVar("R", bound=Result)
 
 
-class Seen(NamedTuple, Generic[R]):
-    """A image and what was found in it."""
+class Prediction(NamedTuple, Generic[R]):
+    """An image and what was found in it."""
 
     image: Image.Image
     result: R
     frame: int | None = None
-    """Its place in the clip that `result.path` names, from 0; None for a image of its own."""
+    """Its place in the clip that `result.path` names, from 0; None for an image of its own."""
     milliseconds: int = 0
     """How long a frame is shown."""
 
@@ -43,7 +43,7 @@ class Seen(NamedTuple, Generic[R]):
         return self.result.path
 
 
-Sink = Callable[[str, Seen[R]], None]
+Writer = Callable[[str, Prediction[R]], None]
 """Is given each result, with the name that its files have."""
 
 
@@ -54,7 +54,7 @@ LARGEST_MATRIX = 200
 class Format(NamedTuple):
     """One of the things that are written."""
 
-    sink: AbstractContextManager[Sink[Any]]
+    sink: AbstractContextManager[Writer[Any]]
     what: str
     """What to tell that was written."""
     file: Path
@@ -62,7 +62,7 @@ class Format(NamedTuple):
     """Where it puts a file for each image."""
 
 
-def write_formats(found: Iterable[Seen[Any]], formats: Sequence[Format]) -> Iterator[str]:
+def write_formats(found: Iterable[Prediction[Any]], formats: Sequence[Format]) -> Iterator[str]:
     """Write each result in every format, then tell what was written.
 
     Raises:
@@ -98,7 +98,7 @@ def check_fps(fps: float | None, images: bool) -> None:
         raise ConfigError(f"fps is {fps:g}: it must be above 0, and at most 1000")
 
 
-def json_line(seen: Seen[Any]) -> dict[str, Any]:
+def json_line(seen: Prediction[Any]) -> dict[str, Any]:
     """A result's plain values, with the place of a frame in its clip."""
     line = seen.result.to_dict()
     return line if seen.frame is None else {**line, "frame": seen.frame}
@@ -110,7 +110,7 @@ class _Names:
     def __init__(self) -> None:
         self._names, self._clips = FileNames(), dict[str, str]()
 
-    def of(self, seen: Seen[Any]) -> str:
+    def of(self, seen: Prediction[Any]) -> str:
         path = seen.result.path
         if seen.frame is None:
             return self._names.of(path)

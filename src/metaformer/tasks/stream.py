@@ -13,7 +13,7 @@ from PIL import Image
 from metaformer.data.folder import EXTENSIONS, check_name
 from metaformer.data.image import read_image
 from metaformer.errors import ConfigError, DataError
-from metaformer.tasks.outputs import R, Seen
+from metaformer.tasks.outputs import Prediction, R
 from metaformer.visualize.video import frames, is_clip
 
 Read = TypeVar("Read")
@@ -48,7 +48,7 @@ class ImageList:
         return [0] * len(self)
 
     def path(self, index: int) -> str:
-        """Where a image lies; empty for an image in memory."""
+        """Where an image lies; empty for an image in memory."""
         found = self._found[index]
         return "" if isinstance(found, Image.Image) else str(found)
 
@@ -79,13 +79,13 @@ class ImageStream(ABC, Generic[R]):
 
     @abstractmethod
     def see(self, image: Image.Image, path: str, name: str) -> R:
-        """Look at a image; `path` goes into the result, `name` into errors."""
+        """Look at an image; `path` goes into the result, `name` into errors."""
 
-    def stream(self, source: ImageList) -> Iterator[Seen[R]]:
+    def stream(self, source: ImageList) -> Iterator[Prediction[R]]:
         """Results at the images' own size, in order; each frame of a clip is one.
 
         Raises:
-            BadImage: a image cannot be read.
+            BadImage: an image cannot be read.
             TrainingError: figures that are not finite.
         """
 
@@ -96,11 +96,11 @@ class ImageStream(ABC, Generic[R]):
         for index, image in enumerate(read_ahead(read, len(source), self.workers)):
             path = source.path(index)
             if image is not None:
-                yield Seen(image, self.see(image, path, path or "the image"))
+                yield Prediction(image, self.see(image, path, path or "the image"))
                 continue
             for number, frame in enumerate(frames(path)):
                 result = self.see(frame.image, path, f"{path}, frame {number}")
-                yield Seen(frame.image, result, number, frame.milliseconds)
+                yield Prediction(frame.image, result, number, frame.milliseconds)
 
 
 def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterator[Read]:

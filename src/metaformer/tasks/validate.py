@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from metaformer.distributed import World, share_trouble
+from metaformer.distributed import World, raise_on_all_ranks
 from metaformer.errors import DataError
 
 
-def look_at_all(world: World, check: Callable[..., None], *folders: tuple[Any, bool]) -> None:
+def validate_splits(world: World, check: Callable[..., None], *folders: tuple[Any, bool]) -> None:
     """Let each process check its part of every folder, and fail together.
 
     Args:
@@ -24,4 +24,4 @@ def look_at_all(world: World, check: Callable[..., None], *folders: tuple[Any, b
             check(folder, part=(world.rank, world.size), skip_bad=skip_bad, progress=world.main)
     except DataError as error:
         trouble = error
-    share_trouble(trouble)
+    raise_on_all_ranks(trouble)

@@ -2,13 +2,13 @@
 
 from metaformer.config import RuntimeConfig
 from metaformer.distributed import World
-from metaformer.training.ddp import Copies
+from metaformer.training.ddp import DataParallel
 
 
-def build_parallel(runtime: RuntimeConfig, world: World) -> Copies:
+def build_parallel(runtime: RuntimeConfig, world: World) -> DataParallel:
     """Choose as the configuration says; one device alone has all."""
     if runtime.parallel == "ddp" or world.size == 1:
-        return Copies(runtime, world)
-    from metaformer.training.fsdp import Parts
+        return DataParallel(runtime, world)
+    from metaformer.training.fsdp import FullyShardedParallel
 
-    return Parts(runtime, world)
+    return FullyShardedParallel(runtime, world)

@@ -45,8 +45,8 @@ def _check_counts(config: TrainConfig) -> None:
         ("data.eval_batch_size", data.eval_batch_size, 1),
         ("data.image_size", data.image_size, 1),
         ("data.workers", data.workers, 0),
-        ("data.repeats", data.repeats, 1),
-        ("augment.splits", config.augment.splits, 1),
+        ("data.repeated_aug", data.repeated_aug, 1),
+        ("augment.aug_splits", config.augment.aug_splits, 1),
         ("augment.mix_off_epoch", config.augment.mix_off_epoch, 0),
         ("optim.accumulate", config.optim.accumulate, 1),
         ("schedule.epochs", config.schedule.epochs, 1),
@@ -114,12 +114,12 @@ def _check_together(config: TrainConfig, world_size: int) -> None:
             "the learning rate would rise"
         )
     mixed = config.augment.mixup > 0 or config.augment.cutmix > 0
-    if config.augment.splits > 1 and mixed:
+    if config.augment.aug_splits > 1 and mixed:
         raise ConfigError(
-            "augment.splits compares views of one image: set augment.mixup and augment.cutmix to 0"
+            "augment.aug_splits compares views of one image: set augment.mixup and augment.cutmix to 0"
         )
-    if config.loss.name == "jsd" and config.augment.splits < 2:
-        raise ConfigError("loss.name 'jsd' compares views of an image: set augment.splits to 2 or 3")
+    if config.loss.name == "jsd" and config.augment.aug_splits < 2:
+        raise ConfigError("loss.name 'jsd' compares views of an image: set augment.aug_splits to 2 or 3")
     if config.loss.distill != "none" and config.loss.teacher is None:
         raise ConfigError(
             f"loss.distill {config.loss.distill!r} needs loss.teacher: a model name, or timm:NAME"
@@ -133,10 +133,10 @@ def _check_segment(config: TrainConfig) -> None:
     for field, value, least in (
         ("segment.fpn_dim", plan.fpn_dim, 1),
         ("segment.head_dim", 1 if plan.head_dim is None else plan.head_dim, 1),
-        ("segment.multiple", plan.multiple, 1),
+        ("segment.size_divisor", plan.size_divisor, 1),
         ("segment.window", plan.window, 1),
         ("segment.stride", plan.stride, 1),
-        ("segment.base", 1 if plan.base is None else min(plan.base), 1),
+        ("segment.resize", 1 if plan.resize is None else min(plan.resize), 1),
     ):
         if value < least:
             raise ConfigError(f"{field} is {value}: it must be at least {least}")
@@ -162,7 +162,7 @@ def _check_detect(config: TrainConfig) -> None:
         ("detect.fpn_dim", plan.fpn_dim, 1),
         ("detect.head_dim", 1 if plan.head_dim is None else plan.head_dim, 1),
         ("detect.box_fc_dim", plan.box_fc_dim, 1),
-        ("detect.box_samples", plan.box_samples, 1),
+        ("detect.roi_batch_size", plan.roi_batch_size, 1),
         ("detect.long_side", 1 if plan.long_side is None else plan.long_side, 1),
         ("detect.max_detections", plan.max_detections, 1),
         *(("detect.short_sides", side, 1) for side in plan.short_sides),
@@ -212,7 +212,7 @@ def _check_unused(config: TrainConfig) -> None:
         for name in names
         if getattr(getattr(config, section), name)
     ]
-    unused += ["augment.splits"] if config.augment.splits > 1 else []
+    unused += ["augment.aug_splits"] if config.augment.aug_splits > 1 else []
     unused += ["evaluate.crops"] if config.evaluate.crops > 1 else []
     if unused:
         raise ConfigError(

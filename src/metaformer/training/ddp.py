@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from metaformer.config import RuntimeConfig
-from metaformer.distributed import World, is_part
+from metaformer.distributed import World, is_sharded
 
 
-class Copies:
+class DataParallel:
     """Each device has the whole model, and they average their gradients; or there is one device only."""
 
     sharded = False
@@ -44,7 +44,7 @@ class Copies:
     def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """The norm of all gradients together."""
         norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        return norm.full_tensor() if is_part(norm) else norm
+        return norm.full_tensor() if is_sharded(norm) else norm
 
     @contextmanager
     def gathered(self, model: nn.Module) -> Iterator[None]:
@@ -55,7 +55,7 @@ class Copies:
         """A model's state in whole tensors on the first rank's CPU; nothing elsewhere. All ranks call it."""
         state: dict[str, Tensor] = {}
         for name, value in model.state_dict().items():
-            value = value.full_tensor() if is_part(value) else value
+            value = value.full_tensor() if is_sharded(value) else value
             if self.world.main:
                 state[name] = value.cpu()
         return state

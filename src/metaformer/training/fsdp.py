@@ -13,12 +13,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from metaformer.backbones.block import Block
 from metaformer.config import RuntimeConfig
 from metaformer.distributed import World
-from metaformer.training.ddp import Copies
+from metaformer.training.ddp import DataParallel
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Parts(Copies):
+class FullyShardedParallel(DataParallel):
     """Parameters, gradients and optimizer state are shared out (fully sharded data parallel)."""
 
     sharded = True

@@ -19,7 +19,14 @@ from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.sampler import PureSampler, Sample
 from metaformer.data.shards.stream_loader import StreamLoader
 from metaformer.data.shards.tar import TarImages
-from metaformer.distributed import Interrupted, World, any_rank, gather, in_step, share_trouble
+from metaformer.distributed import (
+    Interrupted,
+    World,
+    all_gather_object,
+    any_rank,
+    lockstep,
+    raise_on_all_ranks,
+)
 from metaformer.errors import DataError, MetaFormerError, OutputError, TrainingError
 from metaformer.serialize import to_dict
 from metaformer.tasks.base import Task
@@ -30,7 +37,7 @@ from metaformer.training.progress import Progress
 from metaformer.training.trainer import Refused, Trainer
 
 REFUSED_IN_A_ROW = 3
-"""Steps that `runtime.on_not_finite skip` leaves out at most, one after another."""
+"""Steps that `runtime.on_nonfinite skip` leaves out at most, one after another."""
 
 
 @dataclass
@@ -148,7 +155,7 @@ class Loop:
         batches = iter(loader)
         parts = iter(lambda: list(islice(batches, self.sampler.accumulate)), [])
         try:
-            yield from in_step(parts, self.total - self.trainer.step)
+            yield from lockstep(parts, self.total - self.trainer.step)
         except MetaFormerError:
             self._save_once()  # ranks stop here together: what was learned so far is kept
             raise
@@ -159,7 +166,7 @@ class Loop:
             figures = self.trainer.take_step(parts, self.epoch)
         except Refused as error:
             self.refused += 1
-            skip = self.config.runtime.on_not_finite == "skip"
+            skip = self.config.runtime.on_nonfinite == "skip"
             if not skip or self.refused > REFUSED_IN_A_ROW:
                 self._save_once()
                 raise Refused(
@@ -179,7 +186,9 @@ class Loop:
         new = {bad.index: bad.reason for batch in parts for bad in batch.bad if bad.index not in self.bad}
         if not any_rank(bool(new))[0]:
             return
-        for index, reason in sorted({k: v for told in gather(new) for k, v in told.items()}.items()):
+        for index, reason in sorted(
+            {k: v for told in all_gather_object(new) for k, v in told.items()}.items()
+        ):
             self.bad.add(index)
             self._note("bad_image", f"left out: {reason}", log, progress)
         images = len(self.task.train)
@@ -252,7 +261,7 @@ class Loop:
         folder, device = self.run_dir.checkpoints, self.world.device
         groups["random"] = {
             f"rank_{rank}.{name}": value
-            for rank, state in enumerate(gather(random_state(device)))
+            for rank, state in enumerate(all_gather_object(random_state(device)))
             for name, value in state.items()
         }
 
@@ -275,7 +284,7 @@ class Loop:
                 write()
             except OutputError as error:
                 trouble = error
-        share_trouble(trouble)
+        raise_on_all_ranks(trouble)
 
     def _state(self) -> dict[str, Any]:
         best = {"value": self.best.value, "step": self.best.step} if self.best.step else None

@@ -7,7 +7,7 @@ from collections import Counter
 
 import torch
 
-from metaformer.distributed import total
+from metaformer.distributed import all_reduce_sum
 
 
 class Meter:
@@ -34,7 +34,9 @@ class Meter:
         """Means over steps and ranks, with the share of time in which data was waited for."""
         names = sorted(self.sums)
         means = [self.sums[name] / self.times[name] for name in names]
-        shared = total(torch.tensor([*means, self.waited / self.seconds], dtype=torch.float64)) / ranks
+        shared = (
+            all_reduce_sum(torch.tensor([*means, self.waited / self.seconds], dtype=torch.float64)) / ranks
+        )
         return dict(zip([*names, "data_wait"], shared.tolist(), strict=True))
 
 

@@ -13,7 +13,7 @@ from metaformer.checkpoint.checkpoint import Saved, read_checkpoint
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
 from metaformer.data.sampler import GroupSampler, PureSampler
-from metaformer.distributed import World, gather, join, losing_no_words, share_trouble
+from metaformer.distributed import World, all_gather_object, join, merge_connection_errors, raise_on_all_ranks
 from metaformer.errors import MetaFormerError
 from metaformer.serialize import differences, to_dict
 from metaformer.tasks.base import Task
@@ -56,7 +56,7 @@ def train(
 
     Raises:
         ConfigError: a value that cannot be, or does not fit the others.
-        DataError: the data set is not laid out as it should be, or a image cannot be read.
+        DataError: the data set is not laid out as it should be, or an image cannot be read.
         OutputError: the directory holds a run or cannot be written to.
         TrainingError: an input, loss or gradient is not finite.
         RankError: another process of the run failed.
@@ -68,7 +68,7 @@ def train(
     run = RunDir(Path(out))
     run.check(resume)
     world = join(config.runtime.device, config.runtime.timeout)
-    with StopSignals() as stop, losing_no_words(world):
+    with StopSignals() as stop, merge_connection_errors(world):
         task = build_task(config, world, stop.asked)
         sampler = _sampler(config, task, world)
         trainer = Trainer(config, task, schedule(config, sampler.steps), world)
@@ -93,7 +93,7 @@ def _sampler(config: TrainConfig, task: Task, world: World) -> PureSampler:
         "seed": config.seed,
         "rank": world.rank,
         "world": world.size,
-        "repeats": config.data.repeats,
+        "repeated_aug": config.data.repeated_aug,
         "accumulate": config.optim.accumulate,
     }
     if config.task == "detect" and config.detect.group_by_aspect:
@@ -129,8 +129,8 @@ def _open(run: RunDir, resume: str | None, world: World, held: ExitStack) -> Sav
             saved = run.open(resume, _say)
         except MetaFormerError as error:
             trouble = error
-    share_trouble(trouble)
-    found = gather(saved.directory if saved is not None else None)[0]
+    raise_on_all_ranks(trouble)
+    found = all_gather_object(saved.directory if saved is not None else None)[0]
     if not world.main and found is not None:
         saved = read_checkpoint(found, verified=True)
     if world.main:
@@ -157,7 +157,7 @@ def _train(loop: Loop, saved: Saved | None, command: str | None) -> bool:
                     log.write("resume", loop.trainer.step, loop.epoch)
             except MetaFormerError as error:
                 trouble = error
-        share_trouble(trouble)
+        raise_on_all_ranks(trouble)
         return loop.run(log, progress)
 
 

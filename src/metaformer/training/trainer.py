@@ -14,10 +14,10 @@ from metaformer.checkpoint.checkpoint import Saved, pack_optimizer, restore_opti
 from metaformer.config import TrainConfig
 from metaformer.data.batch import Batch
 from metaformer.data.sampler import hash64
-from metaformer.distributed import World, any_rank, gather
+from metaformer.distributed import World, all_gather_object, any_rank
 from metaformer.errors import TrainingError
 from metaformer.models.base import answer_of, autocast
-from metaformer.tasks.base import Moment, Task
+from metaformer.tasks.base import StepContext, Task
 from metaformer.training.build_parallel import build_parallel
 from metaformer.training.diagnose import Fault, bad_gradient, bad_weight, watched
 from metaformer.training.ema import Ema
@@ -145,7 +145,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            moment = Moment(self.step, epoch, self.world.rank * len(batches) + number)
+            moment = StepContext(self.step, epoch, self.world.rank * len(batches) + number)
             placed = batch.to(self.world.device)
             with self.parallel.synchronized(self.model, last):
                 with autocast(self.world.device, self.config.runtime.amp):
@@ -157,7 +157,7 @@ class Trainer:
         return sums
 
     def _refuse(self, batches: Sequence[Batch], epoch: int, kept: Sequence[Tensor]) -> NoReturn:
-        faults = gather(self._diagnose(batches, epoch, kept))
+        faults = all_gather_object(self._diagnose(batches, epoch, kept))
         self._undo(kept)
         rank = next((number for number, fault in enumerate(faults) if fault is not None), self.world.rank)
         fault = faults[rank] or Fault("gradient", "nowhere when the step was repeated", [])
@@ -172,7 +172,7 @@ class Trainer:
         weight = bad_weight(model)  # looked for before a forward pass brings it into batch norm's statistics
         for number, batch in enumerate(batches):
             files = self.task.names(batch)
-            moment = Moment(self.step, epoch, self.world.rank * len(batches) + number)
+            moment = StepContext(self.step, epoch, self.world.rank * len(batches) + number)
             bad = ~batch.images.flatten(1).isfinite().all(dim=1)
             if found is None and bool(bad.any()):
                 own = [name for name, wrong in zip(files, bad.tolist(), strict=True) if wrong]

@@ -26,7 +26,7 @@ class _Clip:
 
 
 class Shown(Protocol):
-    """A prediction, of a image or of a clip's frame."""
+    """A prediction, of an image or of a clip's frame."""
 
     @property
     def path(self) -> str: ...

@@ -6,7 +6,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Color = tuple[int, int, int]
 
 PANEL: Color = (24, 26, 32)
-"""What is written on below a image."""
+"""What is written on below an image."""
 INK: Color = (255, 255, 255)
 SOFT: Color = (168, 176, 190)
 SMALLEST_WIDTH = 320
@@ -27,13 +27,13 @@ def fitted(text: str, room: float, draw: ImageDraw.ImageDraw, font: Font) -> str
 
 
 def drawable(size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height that a image is drawn at, before it is enlarged."""
+    """Width and height that an image is drawn at, before it is enlarged."""
     share = min(1.0, LONGEST / max(size))
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
 
 
 def magnification(size: tuple[int, int], width: int = SMALLEST_WIDTH) -> int:
-    """How many times larger a image (width, height) is drawn, so that it is at least `width` wide."""
+    """How many times larger an image (width, height) is drawn, so that it is at least `width` wide."""
     return max(1, min(-(-width // size[0]), _HIGHEST // size[1]))
 
 

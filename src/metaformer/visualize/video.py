@@ -48,7 +48,7 @@ def frames(path: str | Path) -> Iterator[Frame]:
     """Read the images of a clip as RGB, one by one.
 
     Raises:
-        BadImage: damaged, or a image in it too large; the message tells which.
+        BadImage: damaged, or an image in it too large; the message tells which.
         MissingPackage: a video, and nothing is installed that reads it.
     """
     number = 0

@@ -15,7 +15,7 @@ from metaformer.weights.keymap import Renamed, State
 from metaformer.weights.positions import BACKBONE
 from metaformer.weights.report import LoadReport
 
-Classifier = Literal["keep", "fresh", "map_21k"]
+Classifier = Literal["keep", "reset", "map_21k"]
 GridPolicy = Literal["strict", "interpolate"]
 STEM, AUXILIARY = "stem.conv.weight", "auxiliary."
 RGB = 3
@@ -133,7 +133,7 @@ class Fit:
             for name in last:
                 self.drop(name)
             self.report.fresh += last
-            self.report.adapted.append(f"classifier: fresh, {ours} classes; the file's has {theirs}")
+            self.report.adapted.append(f"classifier: reset, {ours} classes; the file's has {theirs}")
 
     def fit_grids(self, policy: GridPolicy) -> None:
         """Resample what belongs to another grid, or say which grid it belongs to."""
@@ -154,11 +154,11 @@ class Fit:
                 self.state[name] = fitted
                 self.report.adapted.append(f"{name}: resampled to {grid[0]}×{grid[1]} positions")
 
-    def load(self, partial: bool) -> LoadReport:
+    def load(self, strict: bool) -> LoadReport:
         """Compare names and shapes, and copy.
 
         Raises:
-            WeightsError: they differ, and not `partial`; or nothing fits.
+            WeightsError: they differ, and `strict`; or nothing fits.
         """
         report, fitting = self.report, State()
         for name, value in self.state.items():
@@ -181,7 +181,7 @@ class Fit:
         report.loaded = list(fitting)
         total = sum(value.numel() for value in self.target.values())
         report.fraction = sum(value.numel() for value in fitting.values()) / max(1, total)
-        if not report.complete and not (partial and fitting):
+        if not report.complete and (strict or not fitting):
             raise WeightsError(self._explain())
         self.model.load_state_dict(fitting, strict=False)
         return report
@@ -197,7 +197,7 @@ class Fit:
             theirs, ours = class_count(self.state), class_count(self.target)
             return (
                 f"{report.source}: its classifier has {theirs} classes, the model {ours}: build the model "
-                f"with num_classes={theirs}, or pass classifier='fresh' to train a new one "
+                f"with num_classes={theirs}, or pass classifier='reset' to train a new one "
                 f"({'; '.join(report.problems())})"
             )
         fits = candidates(self.renamed.backbone().state)
@@ -205,7 +205,7 @@ class Fit:
         lines = "\n  ".join(report.problems())
         return (
             f"{report.source} ({report.format} format) does not fit the model{hint}\n  {lines}\n"
-            "  partial=True loads what fits"
+            "  strict=False loads what fits"
         )
 
     def _grid(self, name: str) -> tuple[int, int] | None:

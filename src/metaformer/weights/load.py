@@ -12,13 +12,13 @@ from metaformer.weights.keymap import Renamed, to_ours
 from metaformer.weights.positions import BACKBONE
 from metaformer.weights.report import LoadReport
 
-CLASSIFIERS, GRIDS = ("keep", "fresh", "map_21k"), ("strict", "interpolate")
+CLASSIFIERS, GRIDS = ("keep", "reset", "map_21k"), ("strict", "interpolate")
 
 
 def load_weights(
     model: nn.Module,
     path_or_state: str | Path | Mapping[str, Tensor],
-    partial: bool = False,
+    strict: bool = True,
     *,
     classifier: Classifier = "keep",
     grid: GridPolicy = "strict",
@@ -33,8 +33,8 @@ def load_weights(
         model: `MetaFormer`, `MetaFormerFeatures`, `Segmenter` or `Detector`; nothing in it changes unless all
             goes well.
         path_or_state: a file (or a directory with one), or tensors by name.
-        partial: load what fits and report the rest, instead of raising.
-        classifier: `keep` the file's; start `fresh` where the number of classes differs; `map_21k` takes the
+        strict: raise where anything does not fit; False loads what fits and reports the rest.
+        classifier: `keep` the file's; `reset` it where the number of classes differs; `map_21k` takes the
             1,000 classes out of a 21,841-class one.
         grid: `strict`, or `interpolate` what belongs to the positions of another grid.
 
@@ -56,17 +56,17 @@ def load_weights(
         raise WeightsError(f"{source}: {error}") from error
     inner = getattr(model, "backbone", None)
     if not isinstance(inner, nn.Module):
-        return _fitted(model, renamed.backbone(), source, partial, classifier, grid)
+        return _fitted(model, renamed.backbone(), source, strict, classifier, grid)
     if renamed.dense:
-        return _fitted(model, renamed, source, partial, classifier, grid)
-    return _under_heads(model, _fitted(inner, renamed, source, partial, classifier, grid))
+        return _fitted(model, renamed, source, strict, classifier, grid)
+    return _under_heads(model, _fitted(inner, renamed, source, strict, classifier, grid))
 
 
 def _fitted(
     model: nn.Module,
     renamed: Renamed,
     source: str,
-    partial: bool,
+    strict: bool,
     classifier: Classifier,
     grid: GridPolicy,
 ) -> LoadReport:
@@ -76,9 +76,9 @@ def _fitted(
     fit.leave_out()
     fit.fit_stem()
     fit.fit_classifier(classifier)
-    if grid == "interpolate" or not partial:
+    if grid == "interpolate" or strict:
         fit.fit_grids(grid)
-    return fit.load(partial)
+    return fit.load(strict)
 
 
 def _under_heads(model: nn.Module, report: LoadReport) -> LoadReport:

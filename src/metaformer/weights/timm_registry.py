@@ -40,7 +40,7 @@ class TimmMetaFormer(MetaFormer):
 
     def load_pretrained(self, path: str, prefix: str = "") -> None:
         """Fill it from a published file; a classifier of other classes stays as initialized."""
-        load_weights(self, path, classifier="fresh")
+        load_weights(self, path, classifier="reset")
 
 
 def register_timm() -> list[str]:

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.loading.feed import FEEDS, Feed
 from benchmarks.loading.settings import PIPELINES, LoadingConfig, training
-from metaformer.data.dataset import Augmented
+from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.folder import ImageFolder
 from metaformer.data.sampler import PureSampler
 from metaformer.tasks.classification.task import augmentation
@@ -49,7 +49,7 @@ def test_all_train_on_normalized_crops(name: str, pipeline: str, images: Path) -
 
 def test_ours_is_what_training_sees(images: Path) -> None:
     source = ImageFolder(images, "train")
-    data = Augmented(source, augmentation(training("train", 64)))
+    data = AugmentedDataset(source, augmentation(training("train", 64)))
     sampler = PureSampler(len(source), batch_size=4)
     wanted = torch.stack([data[sample][0] for sample in next(iter(sampler))])
     assert torch.equal(built("ours", "train", images).first(), wanted)

@@ -17,7 +17,7 @@ VERDICTS = [
 ]
 
 
-def test_a_image(tmp_path: Path) -> None:
+def test_an_image(tmp_path: Path) -> None:
     place = tmp_path / "suite.png"
     assert str(place) in plot(VERDICTS, place)
     assert place.read_bytes().startswith(b"\x89PNG")

@@ -143,7 +143,7 @@ def test_bad_images_are_told_by_name_and_no_file_is_opened_for_them(tmp_path: Pa
         None,
     ]
     train = opened(table(tmp_path / "data", image=images, label=[0, 0, 1, 1]))
-    for index, reason in enumerate(("not a JPEG", "no bytes of a image", "empty", "no bytes of a image")):
+    for index, reason in enumerate(("not a JPEG", "no bytes of an image", "empty", "no bytes of an image")):
         with pytest.raises(BadImage, match=reason) as caught:
             train.image(index)
         assert str(caught.value).startswith(f"{tmp_path}/data/train: ")

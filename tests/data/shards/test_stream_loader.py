@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from metaformer.data.batch import Batch
-from metaformer.data.dataset import Augmented
+from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.sampler import PureSampler
 from metaformer.data.shards.index import find_shards
 from metaformer.data.shards.stream_loader import StreamLoader
@@ -63,7 +63,7 @@ def loader(
     rank: int = 0,
     world: int = 1,
     accumulate: int = 1,
-    repeats: int = 1,
+    repeated_aug: int = 1,
     **options: object,
 ) -> StreamLoader:
     images = source(root)
@@ -74,10 +74,10 @@ def loader(
         rank=rank,
         world=world,
         accumulate=accumulate,
-        repeats=repeats,
+        repeated_aug=repeated_aug,
     )
     total = round(sampler.steps * epochs)
-    return StreamLoader(Augmented(images, train_transform(8), 3), sampler, first, total, **options)
+    return StreamLoader(AugmentedDataset(images, train_transform(8), 3), sampler, first, total, **options)
 
 
 def taken(batches: StreamLoader) -> list[Batch]:
@@ -219,5 +219,5 @@ def test_more_workers_than_images_still_get_some(tmp_path: Path) -> None:
 
 def test_repeats_are_told(tmp_path: Path) -> None:
     shards(tmp_path, 2)
-    with pytest.raises(ConfigError, match=r"data\.repeats is 3: .* use parquet"):
-        loader(tmp_path, repeats=3, batch_size=2)
+    with pytest.raises(ConfigError, match=r"data\.repeated_aug is 3: .* use parquet"):
+        loader(tmp_path, repeated_aug=3, batch_size=2)

@@ -152,7 +152,7 @@ def test_compressed_tar_files_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [0, 100, 512, 700, 5000, -11000])
 def test_damaged_files_are_told(length: int, shards: Path) -> None:
-    """Cut anywhere: in a header, in a image, between members."""
+    """Cut anywhere: in a header, in an image, between members."""
     file = shards / "train/00001.tar"
     whole = opened(shards)
     data = file.read_bytes()

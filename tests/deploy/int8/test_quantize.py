@@ -12,7 +12,7 @@ from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
 from metaformer.errors import ConfigError, OutputError, WeightsError
 from metaformer.inference.int8_model import Int8Network
-from metaformer.inference.model import open_bundle
+from metaformer.inference.model import load_model
 from metaformer.weights.hub import save_pretrained
 
 CLASSES = ("ant", "bee", "cat")
@@ -81,9 +81,9 @@ def test_the_report_is_what_the_directory_computes(source: Path, data: Path, out
 
 
 def test_it_is_used_as_a_run_is(source: Path, data: Path, out: Path) -> None:
-    bundle = open_bundle(out)
+    bundle = load_model(out)
     assert isinstance(bundle.model, Int8Network) and bundle.classes == CLASSES and bundle.config is None
-    assert bundle.preprocess == open_bundle(source).preprocess
+    assert bundle.preprocess == load_model(source).preprocess
     images = data / "val"
     small, large = (metaformer.Predictor(place, device="cpu")(images) for place in (out, source))
     assert [found.path for found in small] == [found.path for found in large]
@@ -99,7 +99,7 @@ def test_a_changed_file_is_seen(out: Path, tmp_path: Path) -> None:
     stored[0] ^= 1
     (place / "network.bin").write_bytes(stored)
     with pytest.raises(WeightsError, match=r"network\.bin: damaged"):
-        open_bundle(place)
+        load_model(place)
 
 
 def test_int8_is_not_quantized_again(out: Path, data: Path, tmp_path: Path) -> None:

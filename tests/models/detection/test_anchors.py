@@ -1,4 +1,4 @@
-"""Anchors: shared, ordered, and those outside a image; `test_golden_detection` has the numbers."""
+"""Anchors: shared, ordered, and those outside an image; `test_golden_detection` has the numbers."""
 
 import torch
 
@@ -25,7 +25,7 @@ def test_anchors_made_for_inference_can_be_learned_from() -> None:
     assert not level.is_inference()
 
 
-def test_cells_outside_a_images_own_padding() -> None:
+def test_cells_outside_an_images_own_padding() -> None:
     shapes = [(16, 24), (2, 3)]
     assert ANCHORS.inside(shapes, (128, 161)).all()  # padded to 192
     fine, coarse = ANCHORS.inside(shapes, (65, 33)).split([16 * 24 * 6, 36])

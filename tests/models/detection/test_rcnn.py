@@ -54,7 +54,7 @@ def test_results_are_boxes_in_the_images_with_masks_if_learned(kind: str) -> Non
         assert found[0].masks.shape == (7, 28, 28) and found[0].paste((80, 128)).any()
 
 
-def test_a_image_is_read_alike_alone_and_in_a_batch() -> None:
+def test_an_image_is_read_alike_alone_and_in_a_batch() -> None:
     model = tiny().eval()
     together = model(images())
     for i, one in enumerate(together):
@@ -73,7 +73,9 @@ def test_boxes_are_told_in_the_original_images_pixels_and_masks_stay() -> None:
 
 
 @pytest.mark.parametrize("kind", TWO_STAGE)
-@pytest.mark.parametrize("targets", [[TWO, NONE], [NONE, NONE]], ids=["a image without objects", "no object"])
+@pytest.mark.parametrize(
+    "targets", [[TWO, NONE], [NONE, NONE]], ids=["an image without objects", "no object"]
+)
 def test_every_parameter_has_a_finite_gradient(kind: str, targets: list[Targets]) -> None:
     model = tiny(kind).train()
     losses = model(images(), targets)
@@ -114,7 +116,7 @@ def test_one_class_and_boxes_of_a_pixel() -> None:
 
 
 def test_crowds_teach_nothing() -> None:
-    model = tiny(box_samples=1_000_000, rpn_samples=1_000_000)
+    model = tiny(roi_batch_size=1_000_000, rpn_samples=1_000_000)
     crowded = objects(
         [[10, 20, 60, 80], [0, 0, 128, 96], [50.5, 30, 120, 90.25]], crowd=torch.tensor([False, True, False])
     )
@@ -123,7 +125,7 @@ def test_crowds_teach_nothing() -> None:
 
 
 def test_samples_follow_torchs_generator() -> None:
-    model = tiny(box_samples=8, rpn_samples=8)
+    model = tiny(roi_batch_size=8, rpn_samples=8)
     losses = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -182,7 +184,7 @@ def test_a_copy_is_the_same_network_of_its_own() -> None:
 @pytest.mark.parametrize("kind", TWO_STAGE)
 def test_training_and_results_come_out_of_torch_compile(kind: str) -> None:
     torch.compiler.reset()
-    model = tiny(kind, box_samples=1_000_000, rpn_samples=1_000_000).train()
+    model = tiny(kind, roi_batch_size=1_000_000, rpn_samples=1_000_000).train()
     compiled = torch.compile(model, backend="aot_eager")
     losses = compiled(images(), [TWO, NONE])
     assert losses["loss"].item() == pytest.approx(model(images(), [TWO, NONE])["loss"].item(), rel=1e-5)
@@ -194,7 +196,7 @@ def test_training_and_results_come_out_of_torch_compile(kind: str) -> None:
 
 @pytest.mark.gpu
 def test_a_device_gives_the_same() -> None:
-    model = tiny(box_samples=1_000_000, rpn_samples=1_000_000).eval()
+    model = tiny(roi_batch_size=1_000_000, rpn_samples=1_000_000).eval()
     (expected, _), losses = model(images()), model(images(), [TWO, NONE])
     model.cuda()
     targets = [TWO.to("cuda"), NONE.to("cuda")]

@@ -82,7 +82,7 @@ def test_numbers_that_are_not_finite_are_no_results() -> None:
     assert len(model.decode(lost, [(64, 96)])[0]) == 0
 
 
-def test_anchors_outside_a_images_padding_teach_nothing() -> None:
+def test_anchors_outside_an_images_padding_teach_nothing() -> None:
     model = build()
     raw = model.raw(torch.randn(2, 3, 64, 96))
     shapes = [(level.shape[2], level.shape[3]) for level in raw.logits]

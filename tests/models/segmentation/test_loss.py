@@ -49,7 +49,7 @@ def test_another_ignored_label(batch: tuple[Tensor, Tensor]) -> None:
     "options",
     [
         {},
-        {"average": "all"},
+        {"reduction": "all"},
         {"ohem": 0.7},
         {"dice": 1.0},
         {"class_weights": [1.0] * CLASSES},
@@ -133,7 +133,7 @@ def test_has_no_state_and_moves_with_the_model() -> None:
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"average": "mean"}, "average"),
+        ({"reduction": "mean"}, "reduction"),
         ({"ohem": 1.0}, "ohem"),
         ({"dice": -1.0}, "dice"),
         ({"min_kept": -1}, "min_kept"),

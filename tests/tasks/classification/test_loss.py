@@ -33,7 +33,7 @@ def test_bce_is_over_all_classes() -> None:
 
 
 def test_jsd_adds_the_divergence_of_the_views() -> None:
-    loss = build_criterion("jsd", 0.0, splits=3)
+    loss = build_criterion("jsd", 0.0, aug_splits=3)
     alike = loss(LOGITS.repeat(3, 1), LABELS.repeat(3))
     torch.testing.assert_close(alike, F.cross_entropy(LOGITS, LABELS))
     views = torch.cat([LOGITS, LOGITS.flip(1), LOGITS * 2])
@@ -45,13 +45,13 @@ def test_jsd_adds_the_divergence_of_the_views() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "smoothing", "splits", "told"),
+    ("name", "smoothing", "aug_splits", "told"),
     [
         ("mse", 0.0, 1, "'mse' is none of"),
-        ("jsd", 0.0, 1, "augment.splits is 1"),
+        ("jsd", 0.0, 1, "augment.aug_splits is 1"),
         ("bce", 1.0, 1, "smoothing is 1.0"),
     ],
 )
-def test_what_there_is_not_is_told(name: str, smoothing: float, splits: int, told: str) -> None:
+def test_what_there_is_not_is_told(name: str, smoothing: float, aug_splits: int, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        build_criterion(name, smoothing, splits)
+        build_criterion(name, smoothing, aug_splits)

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from metaformer.data.batch import Batch
-from metaformer.data.dataset import Augmented
+from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.factory import create_model
-from metaformer.tasks.base import Moment, Task
+from metaformer.tasks.base import StepContext, Task
 from metaformer.tasks.classification.evaluate import Evaluation
 from metaformer.tasks.classification.loss import build_criterion
 from metaformer.tasks.classification.mixup import Mix
@@ -27,7 +27,7 @@ def task(folder: ImageFolder) -> Classify:
     return Classify(
         model,
         "poolformer_n",
-        Augmented(folder, LOOK.transform()),
+        AugmentedDataset(folder, LOOK.transform()),
         Evaluation(folder, LOOK),
         LOOK,
         build_criterion("cross_entropy"),
@@ -44,7 +44,7 @@ def test_mixing_depends_on_the_moment_only(task: Classify) -> None:
     torch.manual_seed(0)
     batch = Batch(torch.randn(6, 3, 32, 32), torch.arange(6) % 3, torch.arange(6))
     with torch.no_grad():
-        moments = [Moment(3, 0), Moment(3, 0), Moment(4, 0), Moment(3, 0, 1)]
+        moments = [StepContext(3, 0), StepContext(3, 0), StepContext(4, 0), StepContext(3, 0, 1)]
         losses = [task.losses(task.model.eval(), batch, moment)["loss"].item() for moment in moments]
     assert losses[0] == losses[1] and len(set(losses)) == 3
 

@@ -176,7 +176,7 @@ def test_erasing_fills_by_mode(mode: str, values: int) -> None:
 
 def test_the_first_view_is_clean() -> None:
     x = image(64, 64)
-    transform = train_transform(64, **without(auto_augment="rand-m9-inc1", erase=1.0, splits=3))
+    transform = train_transform(64, **without(auto_augment="rand-m9-inc1", erase=1.0, aug_splits=3))
     with seeded(1):
         views = transform(x)
     assert views.shape == (3, 3, 64, 64)
@@ -191,7 +191,7 @@ def test_the_first_view_is_clean() -> None:
         ({"erase": -0.1}, "erase"),
         ({"scale": (0.5, 0.1)}, "scale"),
         ({"ratio": (0.0, 1.0)}, "ratio"),
-        ({"splits": 0}, "splits"),
+        ({"aug_splits": 0}, "aug_splits"),
         ({"auto_augment": "rand-q9"}, "rand-q9"),
         ({"auto_augment": "magic"}, "magic"),
         ({"auto_augment": "rand-mlots"}, "rand-mlots"),

@@ -7,10 +7,10 @@ from pycocotools.coco import COCO
 from pycocotools.mask import area
 
 from metaformer.tasks.detection.write import coco_sink
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 
 
-def test_pycocotools_reads_the_results(spotted: Callable[..., Seen], tmp_path: Path) -> None:
+def test_pycocotools_reads_the_results(spotted: Callable[..., Prediction], tmp_path: Path) -> None:
     with coco_sink(tmp_path, (3, 90)) as add:
         add("000000000139", spotted("000000000139.jpg"))
         add("holiday", spotted("holiday.jpg"))
@@ -34,7 +34,7 @@ def test_no_objects_are_an_empty_list(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "coco.json").read_text()) == []
 
 
-def test_an_error_leaves_no_half(spotted: Callable[..., Seen], tmp_path: Path) -> None:
+def test_an_error_leaves_no_half(spotted: Callable[..., Prediction], tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), coco_sink(tmp_path) as add:
         add("x", spotted())
         raise RuntimeError

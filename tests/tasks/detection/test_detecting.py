@@ -21,7 +21,7 @@ from metaformer.distributed import World, barrier
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.factory import create_detector, create_model
 from metaformer.inference.evaluate import evaluate
-from metaformer.inference.model import open_bundle
+from metaformer.inference.model import load_model
 from metaformer.inference.predictor import Predictor
 from metaformer.models.detection.config import COMPATS, KINDS
 from metaformer.serialize import from_dict, to_dict
@@ -323,7 +323,7 @@ def test_few_objects_and_images_that_cannot_be_used_are_left_out(
 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "07.png"), ("val", "04.png")])
-def test_a_image_of_another_size_stops_a_run_before_it_begins(
+def test_an_image_of_another_size_stops_a_run_before_it_begins(
     configure_detect: Configure, copied: Path, tmp_path: Path, split: str, name: str
 ) -> None:
     with Image.open(copied / f"{split}2017" / name) as image:
@@ -412,7 +412,7 @@ def test_a_detector_is_measured_on_its_own_classes_only(detect_run: Path, copied
 
 
 def test_a_checkpoint_is_all_that_use_needs(detect_run: Path) -> None:
-    bundle, image = open_bundle(detect_run), torch.rand(1, 3, 40, 52)
+    bundle, image = load_model(detect_run), torch.rand(1, 3, 40, 52)
     assert bundle.task == "detect" and bundle.classes == ("green", "blue") and bundle.category_ids == (3, 7)
     assert len(bundle.palette) == 2 and bundle.preprocess == DetectionPreprocess(None, None)
     with torch.inference_mode():
@@ -433,7 +433,7 @@ def test_weights_begin_a_detector(
     (tmp_path / "three" / "data.yaml").write_text("names: [green, blue, red]\n")
     best = str(detect_run / "best" / "model.safetensors")
     config = configure_detect(model={"checkpoint": best}, data={"root": str(tmp_path / "three")})
-    state, own = open_bundle(detect_run).model.state_dict(), build_task(config, World()).model.state_dict()
+    state, own = load_model(detect_run).model.state_dict(), build_task(config, World()).model.state_dict()
     fresh = {name for name in own if own[name].shape != state[name].shape}
     assert fresh and all(name.startswith(("box_predictor", "mask_predictor")) for name in fresh)
     assert all(torch.equal(own[name], state[name]) for name in own if "predictor" not in name)
@@ -442,10 +442,10 @@ def test_weights_begin_a_detector(
 def test_a_published_name_brings_its_data_sets_classes(blocks: Path, tmp_path: Path) -> None:
     model = create_detector("retinanet_poolformer_n")
     torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
-    bundle = open_bundle("retinanet_poolformer_n", tmp_path / "weights.pth")
+    bundle = load_model("retinanet_poolformer_n", tmp_path / "weights.pth")
     assert bundle.task == "detect" and len(bundle.palette) == 80 and bundle.model.num_classes == 80  # type: ignore[comparison-overlap]
     save_pretrained(create_detector("retinanet_poolformer_n", num_classes=2, fpn_dim=16), tmp_path / "saved")
-    saved = open_bundle(tmp_path / "saved", classes=NAMES)
+    saved = load_model(tmp_path / "saved", classes=NAMES)
     assert saved.classes == ("green", "blue") and saved.preprocess == DetectionPreprocess()
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     report = evaluate(tmp_path / "saved", blocks, classes=tmp_path / "names.txt", device="cpu", workers=0)

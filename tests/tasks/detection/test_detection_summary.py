@@ -1,13 +1,13 @@
 from pathlib import Path
 
-from metaformer.data.scan import Seen
+from metaformer.data.scan import ImageInfo
 from metaformer.tasks.detection.check import ObjectCount, summarize
 from metaformer.tasks.detection.dataset import open_detection
 
 
 def test_objects_and_images_are_counted_without_crowds(objects: Path) -> None:
     folder = open_detection(objects, "train", masks=True)
-    seen = [Seen(index, *folder.size(index)) for index in range(4)] + [Seen(4, trouble="damaged")]
+    seen = [ImageInfo(index, *folder.size(index)) for index in range(4)] + [ImageInfo(4, trouble="damaged")]
     summary = summarize("train", folder, seen)
     assert (summary.images, summary.unreadable, summary.empty) == (5, 1, 1)
     assert (summary.objects, summary.crowds, summary.outlined) == (8, 1, 8)

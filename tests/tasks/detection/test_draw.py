@@ -9,7 +9,7 @@ from PIL import Image
 
 from metaformer.data.rle import encode
 from metaformer.tasks.detection.draw import SMALLEST_WIDTH, Shape, annotate, drawn, vivid
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 
 RED, BLUE = (200, 40, 40), (40, 40, 200)
 
@@ -18,7 +18,7 @@ def near(pixel: np.ndarray, color: tuple[int, int, int]) -> bool:
     return int(np.abs(pixel.astype(int) - color).max()) <= 3
 
 
-def test_masks_are_blended_and_boxes_drawn(spotted: Callable[..., Seen]) -> None:
+def test_masks_are_blended_and_boxes_drawn(spotted: Callable[..., Prediction]) -> None:
     seen = spotted(size=(600, 450))
     pixels = np.asarray(annotate(seen.image, seen.result))
     assert pixels.shape == (450, 600, 3)
@@ -32,14 +32,14 @@ def test_masks_are_blended_and_boxes_drawn(spotted: Callable[..., Seen]) -> None
     assert (pixels[top - 12 : top, left : left + 60] == red).all(axis=2).mean() > 0.4  # the name's ground
 
 
-def test_boxes_alone(spotted: Callable[..., Seen]) -> None:
+def test_boxes_alone(spotted: Callable[..., Prediction]) -> None:
     seen = spotted(size=(600, 450), masks=False)
     pixels = np.asarray(annotate(seen.image, seen.result))
     left, top, *_ = (int(side) for side in seen.result.boxes[0])
     assert near(pixels[top + 60, left + 60], (100, 100, 100)) and near(pixels[top + 60, left], vivid(BLUE))
 
 
-def test_small_images_are_enlarged(spotted: Callable[..., Seen]) -> None:
+def test_small_images_are_enlarged(spotted: Callable[..., Prediction]) -> None:
     seen = spotted(size=(100, 80))
     image = annotate(seen.image, seen.result)
     assert image.size == (400, 320) and image.width >= SMALLEST_WIDTH

@@ -170,7 +170,7 @@ def test_what_is_not_finite_names_the_image(rectangles: Rectangles) -> None:
         DetectEvaluation(rectangles(), OWN).run(broken)
 
 
-def test_a_image_that_is_not_the_annotated_one_is_named(rectangles: Rectangles) -> None:
+def test_an_image_that_is_not_the_annotated_one_is_named(rectangles: Rectangles) -> None:
     folder = rectangles()
     Image.new("RGB", (5, 5)).save(folder.path(1))
     with pytest.raises(BadImage, match=r"1\.png: is 5x5, but 64x64"):

@@ -220,7 +220,7 @@ def test_what_cannot_be_is_told(found: Found, told: str) -> None:
         coco_figures(document, [found], ("bbox", "segm"))
 
 
-def test_a_image_counts_once() -> None:
+def test_an_image_counts_once() -> None:
     with pytest.raises(DataError, match="image 7: was counted before"):
         coco_figures(one(), [Found(7, [], [], [])] * 2)
 

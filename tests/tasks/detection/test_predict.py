@@ -1,4 +1,4 @@
-"""Views of a image: what each shows comes back into the image's own frame, and is told once."""
+"""Views of an image: what each shows comes back into the image's own frame, and is told once."""
 
 from collections.abc import Sequence
 

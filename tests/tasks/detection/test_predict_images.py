@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metaformer.errors import ConfigError, TrainingError, UnknownName
 from metaformer.factory import create_detector, model_config
-from metaformer.inference.model import Bundle
+from metaformer.inference.model import LoadedModel
 from metaformer.models.detection.config import COMPATS
 from metaformer.models.detection.structures import Detections, Size
 from metaformer.tasks.detection.predict import DetectInference, ImageDetector
@@ -50,7 +50,7 @@ def detector() -> Make:
     def make(model: nn.Module | None = None, inference: DetectInference | None = None, **options: Any) -> Any:
         preprocess = DetectionPreprocess(64, 32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         palette = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-        bundle = Bundle("net", model or Brightest(), preprocess, COLORS, "detect", palette)
+        bundle = LoadedModel("net", model or Brightest(), preprocess, COLORS, "detect", palette)
         chosen = inference or DetectInference()
         return ImageDetector(bundle.forward, preprocess, COLORS, palette, chosen, **options)
 
@@ -83,7 +83,7 @@ def test_boxes_are_in_the_images_own_pixels(size: tuple[int, int], workers: int,
     assert objects.classes == COLORS and objects.palette[2] == (0, 0, 255)
 
 
-def test_a_image_of_one_pixel_has_room_for_an_object(detector: Make) -> None:
+def test_an_image_of_one_pixel_has_room_for_an_object(detector: Make) -> None:
     (objects,) = objects_of(detector(), Image.new("RGB", (1, 1), (0, 255, 0)))
     assert objects.names == ["green"] and objects.boxes.tolist() == [[0, 0, 1, 1]]
 

@@ -33,7 +33,7 @@ def test_the_page_shows_images_with_truth_and_predictions(detect_run: Path) -> N
     for name, told in (("ap", "box AP"), ("ap50", "box AP50"), ("mask_ap", "mask AP")):
         assert f"{state['metrics'][name]:.2%}" in text and f"held-out {told}<" in text
     assert "<script" not in text and "images at their own size" in text
-    assert "metaformer predict" in text and "box_samples" in text and "cat_max_ratio" not in text
+    assert "metaformer predict" in text and "roi_batch_size" in text and "cat_max_ratio" not in text
 
 
 def edited(run: Path, to: Path, change: Any) -> Path:

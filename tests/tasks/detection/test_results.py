@@ -22,7 +22,7 @@ Make = Callable[..., DetectedObjects]
 
 @pytest.fixture
 def make() -> Make:
-    """Two objects in a image of 40×30, their masks the boxes' left halves."""
+    """Two objects in an image of 40×30, their masks the boxes' left halves."""
 
     def build(**fields: Any) -> DetectedObjects:
         boxes = np.array([[4, 6, 20, 26], [0, 0, 40, 30]], np.float32)

@@ -14,12 +14,12 @@ from metaformer.data.sampler import EvalSampler
 from metaformer.factory import create_detector, model_config
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.structures import Size
-from metaformer.tasks.base import Moment
-from metaformer.tasks.detection.dataset import AugmentedScenes, DetectionFolder
+from metaformer.tasks.base import StepContext
+from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder
 from metaformer.tasks.detection.evaluate import DetectEvaluation
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.task import Detect
-from metaformer.tasks.detection.transforms import train_scene
+from metaformer.tasks.detection.transforms import train_transform
 from metaformer.weights.hub import from_pretrained
 from metaformer.weights.io import write_state
 
@@ -37,10 +37,10 @@ def make(rectangles: Callable[..., DetectionFolder]) -> Make:
         folder = rectangles(**fields)
         backbone = model_config("poolformer_n", depths=(1,) * 4, dims=(8, 8, 16, 16), grid_mode="interpolate")
         torch.manual_seed(0)
-        sizes = {"fpn_dim": 8, "box_fc_dim": 16, "box_samples": 32, "num_classes": 2}
+        sizes = {"fpn_dim": 8, "box_fc_dim": 16, "roi_batch_size": 32, "num_classes": 2}
         masks = kind == "mask_rcnn"
         model = create_detector(kind, backbone=backbone, **sizes)
-        scenes = AugmentedScenes(folder, train_scene((48,), 96), seed=1, masks=masks)
+        scenes = DetectionDataset(folder, train_transform((48,), 96), seed=1, masks=masks)
         return Detect(model, f"{kind}_tiny", scenes, DetectEvaluation(folder, LOOK, masks=masks), LOOK)
 
     return build
@@ -54,7 +54,7 @@ def batch_of(task: Detect) -> Batch:
 def test_losses_of_a_batch_can_be_minimized(make: Make, kind: str) -> None:
     task = make(kind)
     task.to(torch.device("cpu"))
-    losses = task.losses(task.model, batch_of(task), Moment(0, 0))
+    losses = task.losses(task.model, batch_of(task), StepContext(0, 0))
     assert losses.keys() == LOSSES[kind]
     losses["loss"].backward()
     stem = task.model.get_parameter("backbone.stem.conv.weight")
@@ -64,7 +64,7 @@ def test_losses_of_a_batch_can_be_minimized(make: Make, kind: str) -> None:
 
 def test_images_without_objects_teach_what_is_none(make: Make) -> None:
     task = make(nothing=range(7))
-    losses = task.losses(task.model, batch_of(task), Moment(0, 0))
+    losses = task.losses(task.model, batch_of(task), StepContext(0, 0))
     assert losses["loss"].isfinite() and losses["loss_rpn_cls"] > 0
     assert losses["loss_bbox"] == losses["loss_mask"] == 0
 
@@ -77,7 +77,7 @@ def test_what_is_filled_up_does_not_count(make: Make) -> None:
         asked.append((images.shape[2:], sizes))
         return {"loss": images.sum()}
 
-    task.losses(network, batch_of(task), Moment(0, 0))  # type: ignore[arg-type]
+    task.losses(network, batch_of(task), StepContext(0, 0))  # type: ignore[arg-type]
     ((padded, sizes),) = asked
     assert padded == (96, 96) and sizes[:2] == ((48, 64), (48, 48)) and sizes[3] == (96, 45)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from metaformer.errors import ConfigError
 from metaformer.models.detection.structures import Targets
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
-from metaformer.tasks.detection.transforms import train_scene
+from metaformer.tasks.detection.transforms import train_transform
 
 PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 Box = tuple[int, int, int, int]
@@ -57,7 +57,7 @@ def test_colors_masks_and_boxes_stay_together_in_crop_and_flip(
 ) -> None:
     image, targets = scene(*made)
     size = max(image.size)
-    transform = train_scene(jitter=(size / crop, size / crop), crop=crop, **PLAIN)  # its own size
+    transform = train_transform(jitter=(size / crop, size / crop), crop=crop, **PLAIN)  # its own size
     random.seed(seed)
     x, found = transform(image, targets)
     assert x.shape == (3, crop, crop) and found.masks is not None
@@ -81,7 +81,7 @@ def test_a_box_that_the_crop_cuts_shrinks_to_what_is_seen_of_its_mask() -> None:
     targets.masks[0, :, 2:] = False
     targets.masks[0, 5:, :18] = True  # an L, of which the right part reaches down only
     without = Targets(targets.boxes, targets.labels)
-    transform = train_scene(jitter=(2.0, 2.0), crop=10, hflip=0.0, **PLAIN)
+    transform = train_transform(jitter=(2.0, 2.0), crop=10, hflip=0.0, **PLAIN)
     tight = set()
     for seed in range(60):
         random.seed(seed)
@@ -102,7 +102,7 @@ def test_boxes_and_masks_follow_any_size(
 ) -> None:
     image, targets = scene(*made)
     random.seed(seed)
-    x, found = train_scene((side,), long, hflip=0.0, **PLAIN)(image, targets)
+    x, found = train_transform((side,), long, hflip=0.0, **PLAIN)(image, targets)
     _, height, width = x.shape
     assert (width, height) == DetectionPreprocess(long, side).size(*image.size)
     assert found.masks is not None and found.masks.shape[1:] == (height, width)
@@ -124,23 +124,23 @@ def test_boxes_and_masks_follow_any_size(
 def test_the_image_is_that_of_evaluation(size: tuple[int, int]) -> None:
     image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (*size[::-1], 3), dtype=np.uint8))
     nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    x, found = train_scene((80,), 133, hflip=0.0)(image, nothing)
+    x, found = train_transform((80,), 133, hflip=0.0)(image, nothing)
     assert torch.equal(x, DetectionPreprocess(133, 80).transform()(image)) and len(found) == 0
-    own, _ = train_scene((80,), None, hflip=0.0)(image, nothing)
+    own, _ = train_transform((80,), None, hflip=0.0)(image, nothing)
     assert own.shape[1:] == size[::-1]
-    mirrored, _ = train_scene((80,), None, hflip=1.0)(image, nothing)
+    mirrored, _ = train_transform((80,), None, hflip=1.0)(image, nothing)
     assert torch.equal(mirrored, own.flip(2))
 
 
 def test_sides_flips_and_factors_are_drawn_by_chance() -> None:
     image, targets = scene(64, 48, [(4, 8, 20, 40)], masks=False)
     random.seed(0)
-    transform = train_scene((24, 48, 96), 1333)
+    transform = train_transform((24, 48, 96), 1333)
     results = [transform(image, targets) for _ in range(60)]
     assert {x.shape[1] for x, _ in results} == {24, 48, 96}
     places = {tuple((found.boxes[0] * 48 / x.shape[1]).tolist()) for x, found in results}
     assert places == {(4.0, 8.0, 20.0, 40.0), (44.0, 8.0, 60.0, 40.0)}
-    transform = train_scene(jitter=(0.1, 2.0), crop=64)
+    transform = train_transform(jitter=(0.1, 2.0), crop=64)
     results = [transform(image, targets) for _ in range(60)]
     assert all(x.shape == (3, 64, 64) for x, _ in results)
     sides = [float(found.boxes[0, 2] - found.boxes[0, 0]) for _, found in results if len(found)]
@@ -150,16 +150,16 @@ def test_sides_flips_and_factors_are_drawn_by_chance() -> None:
 def test_what_is_left_of_no_object_is_left_out() -> None:
     image, targets = scene(100, 50, [(0, 0, 60, 40), (50, 10, 52, 40), (70, 10, 90, 13)])
     random.seed(0)
-    _, found = train_scene((25,), 50, hflip=0.0)(image, targets)
+    _, found = train_transform((25,), 50, hflip=0.0)(image, targets)
     assert found.labels.tolist() == [0, 1, 2]
-    _, found = train_scene((25,), 50, hflip=0.0, min_box=1.2)(image, targets)
+    _, found = train_transform((25,), 50, hflip=0.0, min_box=1.2)(image, targets)
     assert found.labels.tolist() == [0, 2] and found.crowd.tolist() == [False, True]
     assert found.masks is not None and len(found.masks) == 2
-    _, found = train_scene((10,), 20, hflip=0.0)(image, targets)
+    _, found = train_transform((10,), 20, hflip=0.0)(image, targets)
     assert found.labels.tolist() == [0]
     assert targets.masks is not None
     targets.masks[0] = False
-    _, found = train_scene((25,), 50, hflip=0.0)(image, targets)
+    _, found = train_transform((25,), 50, hflip=0.0)(image, targets)
     assert found.labels.tolist() == [1, 2]
 
 
@@ -167,20 +167,20 @@ def test_what_is_left_of_no_object_is_left_out() -> None:
 @pytest.mark.parametrize("options", [{}, {"jitter": (0.1, 2.0), "crop": 32}, {"photometric": True}])
 def test_images_without_objects_and_of_one_pixel(options: dict[str, Any], masks: bool) -> None:
     for size in ((40, 30), (1, 1), (1, 50)):
-        image, found = train_scene((64,), 96, **options)(*scene(*size, [], masks=masks))
+        image, found = train_transform((64,), 96, **options)(*scene(*size, [], masks=masks))
         assert image.isfinite().all() and len(found) == 0
         assert (found.masks is not None) == masks
         if found.masks is not None:
             assert found.masks.shape == (0, *image.shape[1:])
-    image, found = train_scene((64,), 96)(*scene(1, 1, [(0, 0, 1, 1)], masks=masks))
+    image, found = train_transform((64,), 96)(*scene(1, 1, [(0, 0, 1, 1)], masks=masks))
     assert image.shape == (3, 64, 64) and found.boxes.tolist() == [[0, 0, 64, 64]]
 
 
 def test_colors_change_and_objects_do_not() -> None:
     image, targets = scene(40, 30, [(3, 4, 20, 22)])
     random.seed(3)
-    plain, _ = train_scene((30,), 40, hflip=0.0)(image, targets)
-    x, found = train_scene((30,), 40, hflip=0.0, photometric=True)(image, targets)
+    plain, _ = train_transform((30,), 40, hflip=0.0)(image, targets)
+    x, found = train_transform((30,), 40, hflip=0.0, photometric=True)(image, targets)
     assert not torch.equal(x, plain)
     assert torch.equal(found.boxes, targets.boxes) and targets.masks is not None and found.masks is not None
     assert torch.equal(found.masks, targets.masks)
@@ -203,4 +203,4 @@ def test_colors_change_and_objects_do_not() -> None:
 )
 def test_impossible_values(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        train_scene(**options)
+        train_transform(**options)

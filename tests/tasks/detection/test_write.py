@@ -7,14 +7,14 @@ from PIL import Image
 
 from metaformer.errors import ConfigError, OutputError
 from metaformer.tasks.detection.write import DetectOutputs, write_detections
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 
 
 def lines_of(place: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (place / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_lines_are_written(spotted: Callable[..., Seen], tmp_path: Path) -> None:
+def test_lines_are_written(spotted: Callable[..., Prediction], tmp_path: Path) -> None:
     found = [spotted("a/x.jpg"), spotted("clip.gif", frame=7)]
     told = list(write_detections(found, tmp_path / "out"))
     assert told == [f"2 images: {tmp_path / 'out' / 'predictions.jsonl'}"]
@@ -27,7 +27,7 @@ def test_lines_are_written(spotted: Callable[..., Seen], tmp_path: Path) -> None
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"predictions.jsonl"}
 
 
-def test_everything_at_once(spotted: Callable[..., Seen], tmp_path: Path) -> None:
+def test_everything_at_once(spotted: Callable[..., Prediction], tmp_path: Path) -> None:
     place = tmp_path / "out"
     found = [spotted("7.jpg"), spotted("y.jpg", masks=False)]
     told = list(write_detections(found, place, DetectOutputs(images=True, coco=True, fps=10), (3, 90)))
@@ -44,13 +44,13 @@ def test_everything_at_once(spotted: Callable[..., Seen], tmp_path: Path) -> Non
         assert image.size == (400, 300)
 
 
-def test_frames_become_an_animation(spotted: Callable[..., Seen], tmp_path: Path) -> None:
+def test_frames_become_an_animation(spotted: Callable[..., Prediction], tmp_path: Path) -> None:
     found = [spotted("clip.gif", frame=number, milliseconds=40) for number in range(3)]
     list(write_detections(found, tmp_path / "out", DetectOutputs(images=True)))
     assert (tmp_path / "out" / "images" / "clip.webp").is_file()
 
 
-def test_without_a_place_lines_are_printed(spotted: Callable[..., Seen]) -> None:
+def test_without_a_place_lines_are_printed(spotted: Callable[..., Prediction]) -> None:
     (line,) = write_detections([spotted()], None)
     assert len(json.loads(line)["objects"]) == 2 and "é" in line
 
@@ -66,7 +66,7 @@ def test_without_a_place_lines_are_printed(spotted: Callable[..., Seen]) -> None
 def test_what_cannot_be_is_told_before_the_work(
     out: str | None, outputs: DetectOutputs, told: str, tmp_path: Path
 ) -> None:
-    def work() -> Iterator[Seen]:
+    def work() -> Iterator[Prediction]:
         raise AssertionError("worked in vain")
         yield
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_is_told_before_the_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_images_are_not_written_over(spotted: Callable[..., Seen], tmp_path: Path) -> None:
+def test_images_are_not_written_over(spotted: Callable[..., Prediction], tmp_path: Path) -> None:
     inside = spotted("images/x.jpg")
     before = Path(inside.result.path).read_bytes()
     with pytest.raises(OutputError, match="lies where results are written to"):

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.write_coco import coco_file
 
 
 def test_images_keep_cocos_numbers_and_others_get_free_ones(
-    seen: Callable[..., Seen], tmp_path: Path
+    seen: Callable[..., Prediction], tmp_path: Path
 ) -> None:
     names = ["x", "000000000002", "y", "2", "0"]
     with coco_file(tmp_path / "f.json") as file:
@@ -27,7 +27,7 @@ def test_images_keep_cocos_numbers_and_others_get_free_ones(
     }  # fmt: skip
 
 
-def test_frames_are_told_and_an_error_leaves_no_file(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_frames_are_told_and_an_error_leaves_no_file(seen: Callable[..., Prediction], tmp_path: Path) -> None:
     with pytest.raises(KeyError), coco_file(tmp_path / "f.json") as file:
         file.add_image("x", seen(frame=3))
         raise KeyError

@@ -13,8 +13,8 @@ from metaformer.data.loader import Loader
 from metaformer.data.sampler import PureSampler
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.tasks.segmentation.check import check_segmentation
-from metaformer.tasks.segmentation.dataset import AugmentedPairs, SegmentationFolder, open_segmentation
-from metaformer.tasks.segmentation.transforms import train_joint
+from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
+from metaformer.tasks.segmentation.transforms import train_transform
 
 Write = Callable[[str, object], Path]
 IMAGE = np.random.RandomState(0).randint(0, 256, (3, 4, 3), dtype=np.uint8)
@@ -33,7 +33,7 @@ def palette_file(path: Path, numbers: np.ndarray) -> None:
 def use(folder: SegmentationFolder) -> None:
     """Check it, and make a batch to train on."""
     check_segmentation(folder, workers=1, progress=False)
-    data = AugmentedPairs(folder, train_joint(16, ignore_index=folder.ignore_index))
+    data = SegmentationDataset(folder, train_transform(16, ignore_index=folder.ignore_index))
     batch = next(iter(Loader(data, PureSampler(len(folder), batch_size=len(folder)))))
     assert batch.images.shape == (len(folder), 3, 16, 16)
     known = {*range(len(folder.classes)), folder.ignore_index}
@@ -200,7 +200,7 @@ def test_a_class_list_of_another_length(labeled: Path) -> None:
         open_segmentation(labeled, "train", classes=["sky", "grass", "road", "sea"])
 
 
-def test_a_image_that_its_exif_turns(labeled: Path) -> None:
+def test_an_image_that_its_exif_turns(labeled: Path) -> None:
     image = labeled / "images/train/0.jpg"
     (labeled / "images/train/0.png").unlink()
     exif = Image.Exif()
@@ -223,7 +223,7 @@ def test_one_pixel_and_nothing_but_ignored(labeled: Path) -> None:
     assert folder.label_map(0).tolist() == [[2]]
     assert (folder.label_map(1) == 255).all()
     use(folder)
-    image, labels = train_joint(8, base=None)(*folder.pair(1))
+    image, labels = train_transform(8, base=None)(*folder.pair(1))
     assert (labels == 255).all() and torch.isfinite(image).all()
 
 

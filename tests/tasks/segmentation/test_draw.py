@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.draw import annotate, boundaries, colored, legend, overlay
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.visualize.text import PANEL, magnification
@@ -43,7 +43,7 @@ def test_lines_are_as_thick_as_asked() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (128, 128), (31, 500), (2000, 300)])
 def test_images_of_any_size_have_a_legend_that_can_be_read(
-    size: tuple[int, int], seen: Callable[..., Seen]
+    size: tuple[int, int], seen: Callable[..., Prediction]
 ) -> None:
     image, result, *_ = seen(size=size)
     drawn = annotate(image, result)
@@ -82,7 +82,7 @@ def test_many_classes_are_summed_up_and_frames_keep_their_size() -> None:
     assert frames[0] == frames[1]
 
 
-def test_a_image_longer_than_jpeg_holds_is_drawn_smaller() -> None:
+def test_an_image_longer_than_jpeg_holds_is_drawn_smaller() -> None:
     label_map = np.zeros((2, 70_000), np.uint8)
     label_map[:, 35_000:] = 1
     result = Segmentation("", label_map, ("a", "b"), PALETTE)

@@ -22,7 +22,7 @@ SIZES = [(40, 30), (64, 64), (1, 1), (33, 70), (50, 20), (31, 31), (90, 41)]
 NOTHING = 4
 """The image whose pixels all are ignored."""
 LOOK = DensePreprocess(long_side=128, short_side=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-OWN = DensePreprocess(None, None, multiple=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+OWN = DensePreprocess(None, None, size_divisor=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 @pytest.fixture

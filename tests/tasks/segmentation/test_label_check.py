@@ -36,7 +36,7 @@ def test_the_first_bad_one_is_named_and_the_others_counted(labeled: Path) -> Non
         check(labeled)
 
 
-def test_a_image_without_a_header_is_told_too(labeled: Path) -> None:
+def test_an_image_without_a_header_is_told_too(labeled: Path) -> None:
     (labeled / "images/train/2.png").write_bytes(b"no image")
     with pytest.raises(BadImage, match=r"images/train/2\.png: not a JPEG"):
         check(labeled)

@@ -1,13 +1,13 @@
-from metaformer.data.scan import Seen, SeenLabels
+from metaformer.data.scan import ImageInfo, SeenLabels
 from metaformer.tasks.segmentation.check import ClassSummary, summarize
 
 
 def test_a_split_is_summed_up() -> None:
     seen = [
-        Seen(0, 10, 20, labels=SeenLabels(b"", {0: 150, 2: 30}, 20)),
-        Seen(1, 30, 10, labels=SeenLabels(b"", {2: 300}, 0)),
-        Seen(2, 5, 5, label_trouble="is empty"),
-        Seen(3, trouble="no image"),
+        ImageInfo(0, 10, 20, labels=SeenLabels(b"", {0: 150, 2: 30}, 20)),
+        ImageInfo(1, 30, 10, labels=SeenLabels(b"", {2: 300}, 0)),
+        ImageInfo(2, 5, 5, label_trouble="is empty"),
+        ImageInfo(3, trouble="no image"),
     ]
     summary = summarize("train", ("sky", "sea", "road"), seen)
     assert summary.per_class == {
@@ -24,5 +24,5 @@ def test_a_split_is_summed_up() -> None:
 
 
 def test_nothing_can_be_summed_up() -> None:
-    summary = summarize("val", ("sky",), [Seen(0, trouble="no image")])
+    summary = summarize("val", ("sky",), [ImageInfo(0, trouble="no image")])
     assert (summary.ignored, summary.widest) == (0.0, (0, 0))

@@ -150,7 +150,7 @@ def test_options_that_cannot_be_are_told(options: dict[str, Any], words: str) ->
         Inference(**options)
 
 
-def test_a_image_needs_preprocessing_and_a_tensor_has_one_scale() -> None:
+def test_an_image_needs_preprocessing_and_a_tensor_has_one_scale() -> None:
     with pytest.raises(ConfigError, match="preprocess"):
         Inference().label_map(network(), image(8, 8))
     with pytest.raises(ConfigError, match="scales"):
@@ -158,7 +158,7 @@ def test_a_image_needs_preprocessing_and_a_tensor_has_one_scale() -> None:
 
 
 def resident(width: int, height: int, model: str, **options: int) -> tuple[int, int]:
-    """MiB that a image of 150 classes takes above model and libraries, and at the end of it."""
+    """MiB that an image of 150 classes takes above model and libraries, and at the end of it."""
     script = f"""
 import resource
 from metaformer.process import keep_freed_memory

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import TrainingError
-from metaformer.inference.model import Bundle
+from metaformer.inference.model import LoadedModel
 from metaformer.tasks.segmentation.predict import ImageSegmenter, Inference
 from metaformer.tasks.stream import ImageList
 
@@ -31,7 +31,7 @@ def segmenter() -> Callable[..., ImageSegmenter]:
     def make(workers: int = 0, model: nn.Module | None = None, **options: bool | str) -> ImageSegmenter:
         preprocess = DensePreprocess(64, 32, 4, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         palette = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-        bundle = Bundle("net", model or Brightest(), preprocess, COLORS, "segment", palette)
+        bundle = LoadedModel("net", model or Brightest(), preprocess, COLORS, "segment", palette)
         inference = Inference(**options)  # type: ignore[arg-type]
         return ImageSegmenter(bundle.forward, preprocess, COLORS, palette, inference, workers)
 

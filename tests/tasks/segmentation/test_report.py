@@ -43,7 +43,7 @@ def state(classes: int, confusion: torch.Tensor, examples: tuple[SegmentExample,
     names = ["<b>", *(f"class {i}" for i in range(1, classes))]
     palette = tuple((i % 256, 7, 9) for i in range(classes))
     report = SegmentReport(len(examples), figures(confusion, names), confusion, palette, examples)
-    look = {"long_side": 2048, "short_side": 512, "multiple": 32}
+    look = {"long_side": 2048, "short_side": 512, "size_divisor": 32}
     card = {"task": "segment", "name": "net", "classes": names, "preprocess": look}
     return {
         "card": card, "evaluation": json.loads(json.dumps(report.to_dict())), "metrics": report.metrics,

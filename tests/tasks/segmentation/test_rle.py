@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.write_coco import rle_sink
 
 
-def test_each_class_of_each_image_is_a_mask(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_each_class_of_each_image_is_a_mask(seen: Callable[..., Prediction], tmp_path: Path) -> None:
     with rle_sink(tmp_path) as add:
         add("x", seen("x.jpg"))
         add("y", seen("y.jpg"))

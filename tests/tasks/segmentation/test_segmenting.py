@@ -16,7 +16,7 @@ from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError, TrainingError
 from metaformer.inference.evaluate import evaluate
-from metaformer.inference.model import open_bundle
+from metaformer.inference.model import load_model
 from metaformer.inference.predictor import Predictor
 from metaformer.tasks.registry import build_task
 from metaformer.tasks.segmentation.layouts import LAYOUTS
@@ -75,7 +75,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
 def test_a_checkpoint_is_all_that_use_needs(configure_segment: Configure, tmp_path: Path) -> None:
     config = configure_segment(schedule={"epochs": 1}, segment={"head": "upernet"})
     train(config, tmp_path / "run")
-    bundle = open_bundle(tmp_path / "run")
+    bundle = load_model(tmp_path / "run")
     assert bundle.task == "segment" and bundle.classes == ("background", "green", "blue")
     assert len(bundle.palette) == 3 and isinstance(bundle.preprocess, DensePreprocess)
     with torch.inference_mode():
@@ -116,7 +116,7 @@ def test_backbone_weights_begin_a_segmenter(
     train(configure(schedule={"epochs": 1}), tmp_path / "classifier")
     file = tmp_path / "classifier" / "best" / "model.safetensors"
     task = build_task(configure_segment(model={"checkpoint": str(file)}), World())
-    classifier = open_bundle(tmp_path / "classifier").model
+    classifier = load_model(tmp_path / "classifier").model
     assert torch.equal(task.model.backbone.stem.conv.weight, classifier.stem.conv.weight)  # type: ignore[union-attr]
 
 
@@ -126,10 +126,10 @@ def test_a_published_name_brings_its_data_sets_classes(patches: Path, tmp_path: 
 
     model = create_segmenter("semantic_fpn_poolformer_n")
     torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
-    bundle = open_bundle("semantic_fpn_poolformer_n", tmp_path / "weights.pth")
+    bundle = load_model("semantic_fpn_poolformer_n", tmp_path / "weights.pth")
     assert bundle.task == "segment" and len(bundle.palette) == 150
     save_pretrained(create_segmenter("upernet_poolformer_n", num_classes=3), tmp_path / "saved")
-    saved = open_bundle(tmp_path / "saved", classes=["a", "b", "c"])
+    saved = load_model(tmp_path / "saved", classes=["a", "b", "c"])
     assert saved.classes == ("a", "b", "c") and isinstance(saved.preprocess, DensePreprocess)
     (tmp_path / "names.txt").write_text("background\ngreen\nblue\n")
     report = evaluate(

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from metaformer.errors import ConfigError
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.segmentation.write import ade20k_sink, submission_image
 
 
 def test_the_zip_holds_class_numbers_from_1_at_the_images_size(
-    seen: Callable[..., Seen], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    seen: Callable[..., Prediction], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ade20k_sink(tmp_path / "out") as add:
         for number in (1, 2):
@@ -29,7 +29,7 @@ def test_the_zip_holds_class_numbers_from_1_at_the_images_size(
 
 
 def test_names_that_the_server_cannot_tell_apart_are_refused(
-    seen: Callable[..., Seen], tmp_path: Path
+    seen: Callable[..., Prediction], tmp_path: Path
 ) -> None:
     with (
         pytest.raises(ConfigError, match=r"two images are called x\.png"),

@@ -134,7 +134,7 @@ def test_windows_without_a_pixel_of_the_result_are_left_out() -> None:
     assert found.shape == (3, 1, 1) and len(calls) == 4
 
 
-def test_a_part_of_a_image_is_made_numbers_alone() -> None:
+def test_a_part_of_an_image_is_made_numbers_alone() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
     def finish(part: Image.Image) -> Tensor:
@@ -165,7 +165,7 @@ def test_half_precision_is_resized_in_full() -> None:
     assert found.dtype == torch.float32
 
 
-def test_a_path_names_a_image_too(tmp_path: Path) -> None:
+def test_a_path_names_an_image_too(tmp_path: Path) -> None:
     look = Look(lambda images: images * float("nan"), TensorSight(image(4, 4)), (whole(4), whole(4)), (4, 4))
     with pytest.raises(TrainingError, match="the image"):
         look.band(0, 1)

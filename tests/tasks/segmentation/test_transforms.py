@@ -10,9 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metaformer.errors import ConfigError
-from metaformer.tasks.segmentation.transforms import distorted, train_joint
+from metaformer.tasks.segmentation.transforms import distorted, train_transform
 
-PLAIN: dict[str, Any] = {"base": None, "photometric": False, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+PLAIN: dict[str, Any] = {
+    "resize": None,
+    "photometric": False,
+    "mean": (0.0, 0.0, 0.0),
+    "std": (1.0, 1.0, 1.0),
+}
 
 
 def run(transform: Callable[..., Any], image: Image.Image, labels: np.ndarray, seed: int = 0) -> Any:
@@ -22,7 +27,7 @@ def run(transform: Callable[..., Any], image: Image.Image, labels: np.ndarray, s
 
 
 def colored_by_label(labels: np.ndarray) -> Image.Image:
-    """A image whose red says the label."""
+    """An image whose red says the label."""
     return Image.fromarray(np.stack([labels, labels // 2, 255 - labels], axis=-1).astype(np.uint8))
 
 
@@ -38,7 +43,7 @@ def test_image_and_labels_stay_together_and_only_ignored_is_added(
     width: int, height: int, crop: int, seed: int, ratio: float
 ) -> None:
     labels = np.random.RandomState(seed % 97).randint(0, 9, (height, width)).astype(np.uint8)
-    transform = train_joint(crop, scale=(1.0, 1.0), cat_max_ratio=ratio, hflip=0.5, **PLAIN)
+    transform = train_transform(crop, scale=(1.0, 1.0), cat_max_ratio=ratio, hflip=0.5, **PLAIN)
     image, target = run(transform, colored_by_label(labels), labels, seed)
     assert image.shape == (3, crop, crop) and target.shape == (crop, crop)
     inside = target != 255
@@ -67,7 +72,7 @@ def test_no_label_is_invented_at_any_size(
     draw = np.random.RandomState(seed % 89)
     labels = draw.choice([3, 70, 149, 255], (height, width)).astype(np.uint8)
     image = colored_by_label(labels)
-    transform = train_joint(32, base, (min(scale), max(scale)))
+    transform = train_transform(32, base, (min(scale), max(scale)))
     x, target = run(transform, image, labels, seed)
     assert set(target.unique().tolist()) <= {*np.unique(labels).tolist(), 255}
     assert x.isfinite().all() and x.dtype == torch.float32
@@ -80,7 +85,7 @@ def test_edges_lie_at_the_same_place_in_both_after_a_resize(scale: float, seed: 
     labels = np.zeros((40, 60), dtype=np.uint8)
     labels[:, 23:] = 1
     image = Image.fromarray(np.repeat(labels[..., None] * np.uint8(255), 3, axis=-1))
-    transform = train_joint(200, scale=(scale, scale), cat_max_ratio=1.0, hflip=0.5, **PLAIN)
+    transform = train_transform(200, scale=(scale, scale), cat_max_ratio=1.0, hflip=0.5, **PLAIN)
     x, target = run(transform, image, labels, seed)
     inside = target != 255
     disagree = ((x[0] > 0.5) != (target == 1)) & inside
@@ -94,10 +99,10 @@ def test_a_crop_of_the_resized_image_is_what_a_resize_and_then_a_crop_would_give
     image = Image.fromarray(draw.randint(0, 256, (90, 120, 3), dtype=np.uint8))
     labels = draw.randint(0, 9, (90, 120)).astype(np.uint8)
     for seed in range(12):
-        small = train_joint(
+        small = train_transform(
             32, (200, 100), (0.5, 2.0), cat_max_ratio=1.0, hflip=0.0, **without(PLAIN, "base")
         )
-        large = train_joint(
+        large = train_transform(
             999, (200, 100), (0.5, 2.0), cat_max_ratio=1.0, hflip=0.0, **without(PLAIN, "base")
         )
         x, target = run(small, image, labels, seed)
@@ -124,7 +129,7 @@ def test_crops_of_one_class_are_drawn_anew() -> None:
     image = colored_by_label(labels)
 
     def monotonous(ratio: float) -> int:
-        transform = train_joint(40, scale=(1.0, 1.0), cat_max_ratio=ratio, hflip=0.0, **PLAIN)
+        transform = train_transform(40, scale=(1.0, 1.0), cat_max_ratio=ratio, hflip=0.0, **PLAIN)
         return sum(len(run(transform, image, labels, seed)[1].unique()) == 1 for seed in range(100))
 
     assert monotonous(1.0) > 60
@@ -141,13 +146,13 @@ def test_the_share_is_of_the_pixels_that_count(
     monkeypatch.setattr(
         "metaformer.tasks.segmentation.transforms.random.randint", lambda low, high: drawn.append(1) or low
     )
-    run(train_joint(20, scale=(1.0, 1.0), cat_max_ratio=0.75, **PLAIN), colored_by_label(labels), labels)
+    run(train_transform(20, scale=(1.0, 1.0), cat_max_ratio=0.75, **PLAIN), colored_by_label(labels), labels)
     assert len(drawn) == 2 * crops
 
 
 @pytest.mark.parametrize("base", [None, (2048, 512)])
 def test_one_pixel_and_nothing_but_ignored(base: tuple[int, int] | None) -> None:
-    transform = train_joint(64, base)
+    transform = train_transform(64, base)
     image, target = run(transform, Image.new("RGB", (1, 1), (9, 8, 7)), np.array([[4]], dtype=np.uint8))
     assert image.shape == (3, 64, 64) and set(target.unique().tolist()) <= {4, 255}
     blank = np.full((50, 70), 255, dtype=np.uint8)
@@ -160,7 +165,7 @@ def test_one_pixel_and_nothing_but_ignored(base: tuple[int, int] | None) -> None
 
 def test_more_than_255_classes_come_as_int32() -> None:
     labels = np.array([[0, 300], [65535, 70]], dtype=np.uint16)
-    transform = train_joint(4, scale=(1.0, 1.0), hflip=0.0, ignore_index=65535, **PLAIN)
+    transform = train_transform(4, scale=(1.0, 1.0), hflip=0.0, ignore_index=65535, **PLAIN)
     _, target = run(transform, Image.new("RGB", (2, 2)), labels)
     assert target.dtype == torch.int32
     assert target[:2, :2].tolist() == labels.tolist() and target[3, 3] == 65535
@@ -170,7 +175,7 @@ def test_sizes_are_drawn_between_the_factors_and_mirroring_happens() -> None:
     labels = np.arange(200, dtype=np.uint8)[None].repeat(100, axis=0)
     sizes, mirrored = [], 0
     for seed in range(60):
-        transform = train_joint(500, (200, 100), (0.5, 2.0), **without(PLAIN, "base"))
+        transform = train_transform(500, (200, 100), (0.5, 2.0), **without(PLAIN, "base"))
         _, target = run(transform, colored_by_label(labels), labels, seed)
         rows = target[:, 0] != 255
         sizes.append(int(rows.sum()))
@@ -196,8 +201,8 @@ def test_colors_are_distorted_within_bounds() -> None:
 def test_distortion_leaves_black_and_labels_alone() -> None:
     labels = np.random.RandomState(0).randint(0, 5, (30, 30)).astype(np.uint8)
     image = colored_by_label(labels)
-    one = run(train_joint(30, None, photometric=True), image, labels, 5)
-    other = run(train_joint(30, None, photometric=False), image, labels, 5)
+    one = run(train_transform(30, None, photometric=True), image, labels, 5)
+    other = run(train_transform(30, None, photometric=False), image, labels, 5)
     assert torch.equal(one[1], other[1])
     assert not torch.equal(one[0], other[0])
 
@@ -215,4 +220,4 @@ def test_distortion_leaves_black_and_labels_alone() -> None:
 )
 def test_impossible_values(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        train_joint(**options)
+        train_transform(**options)

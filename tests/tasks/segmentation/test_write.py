@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from metaformer.errors import ConfigError, OutputError
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.segmentation.write import Outputs, mask_image, write_segmentations
 
 
-def test_label_maps_and_lines_are_written(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_label_maps_and_lines_are_written(seen: Callable[..., Prediction], tmp_path: Path) -> None:
     found = [seen("a/x.jpg"), seen("b/x.png"), seen("clip.gif", frame=7)]
     told = list(write_segmentations(found, tmp_path / "out"))
     assert told == [f"3 label maps: {tmp_path / 'out' / 'masks'}"]
@@ -25,7 +25,7 @@ def test_label_maps_and_lines_are_written(seen: Callable[..., Seen], tmp_path: P
         assert np.asarray(image.convert("RGB"))[0, 5].tolist() == [200, 40, 40]
 
 
-def test_everything_at_once(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_everything_at_once(seen: Callable[..., Prediction], tmp_path: Path) -> None:
     outputs = Outputs(images=True, panoptic=True, rle=True, submission="ade20k", fps=10)
     told = list(write_segmentations([seen("x.jpg"), seen("y.jpg")], tmp_path / "out", outputs))
     assert len(told) == 5 and all(line.startswith("2 ") for line in told)
@@ -37,7 +37,7 @@ def test_everything_at_once(seen: Callable[..., Seen], tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_without_a_place_lines_are_printed(seen: Callable[..., Seen]) -> None:
+def test_without_a_place_lines_are_printed(seen: Callable[..., Prediction]) -> None:
     (line,) = write_segmentations([seen()], None)
     assert json.loads(line)["classes"] == pytest.approx({"sky": 1 / 3, "é, b": 1 / 3, "<i>": 1 / 3})
     assert "é" in line
@@ -61,7 +61,7 @@ def test_many_classes_are_16_bit_gray() -> None:
 def test_what_cannot_be_is_told_before_the_work(
     out: str | None, outputs: Outputs, told: str, tmp_path: Path
 ) -> None:
-    def work() -> Iterator[Seen]:
+    def work() -> Iterator[Prediction]:
         raise AssertionError("worked in vain")
         yield
 
@@ -78,9 +78,9 @@ def test_a_bad_place_is_told_before_the_work(tmp_path: Path) -> None:
 
 
 def test_an_error_leaves_no_half_of_what_is_written_of_many(
-    seen: Callable[..., Seen], tmp_path: Path
+    seen: Callable[..., Prediction], tmp_path: Path
 ) -> None:
-    def broken() -> Iterator[Seen]:
+    def broken() -> Iterator[Prediction]:
         yield seen("x.jpg")
         raise RuntimeError("a bad image")
 
@@ -91,7 +91,7 @@ def test_an_error_leaves_no_half_of_what_is_written_of_many(
     assert files == {"x.png"}  # whole ones of the image that was done
 
 
-def test_images_are_not_written_over(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_images_are_not_written_over(seen: Callable[..., Prediction], tmp_path: Path) -> None:
     inside = seen("masks/x.png")
     before = Path(inside.result.path).read_bytes()
     with pytest.raises(OutputError, match=r"masks/x\.png: lies where results are written to"):

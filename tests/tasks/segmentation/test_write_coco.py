@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from metaformer.tasks.outputs import Seen
+from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.segmentation.write_coco import panoptic_sink, segment_image
 
 
-def test_segments_have_colors_areas_and_boxes(seen: Callable[..., Seen], tmp_path: Path) -> None:
+def test_segments_have_colors_areas_and_boxes(seen: Callable[..., Prediction], tmp_path: Path) -> None:
     with panoptic_sink(tmp_path / "out") as add:
         add("x", seen("x.jpg"))
         add("y", seen("y.jpg", size=(3, 2)))

@@ -28,7 +28,7 @@ class Digit:
 
 @dataclass(frozen=True)
 class Scene:
-    """A image and what is in it."""
+    """An image and what is in it."""
 
     image: Image.Image
     digits: list[Digit]

@@ -26,7 +26,7 @@ class ParquetImages:
 
     Files are read through Hugging Face's `datasets`, which lays their rows out once in its cache
     (HF_DATASETS_CACHE; as much disk as the files take, for all processes of a machine) and maps that into
-    memory: a image costs one read, wherever it lies. The bytes are decoded here, as those of files are.
+    memory: an image costs one read, wherever it lies. The bytes are decoded here, as those of files are.
 
     Args:
         shards: where the files lie.
@@ -58,7 +58,7 @@ class ParquetImages:
         return len(self.labels)
 
     def path(self, index: int) -> str:
-        """Tell what a image is called: its file, or its split where no index tells, and its name there."""
+        """Tell what an image is called: its file, or its split where no index tells, and its name there."""
         name = self._field(index, "path") or f"row {index}"
         if not self._ends:
             return f"{self.folder}: {name}"
@@ -70,14 +70,14 @@ class ParquetImages:
         return [Path(self.path(index)) for index in range(len(self))]
 
     def image(self, index: int) -> Image.Image:
-        """Read a image as RGB.
+        """Read an image as RGB.
 
         Raises:
             BadImage: it cannot be read.
         """
         data = self._field(index, "bytes")
         if not isinstance(data, bytes):  # a path alone may name any file of this machine
-            raise BadImage(self.path(index), "the row holds no bytes of a image")
+            raise BadImage(self.path(index), "the row holds no bytes of an image")
         return decode_image(data, self.path(index))
 
     def _field(self, index: int, name: str) -> Any:
@@ -109,7 +109,7 @@ class ParquetShard:
         self.waiting = 0
 
     def add(self, path: str, label: int, data: bytes) -> None:
-        """Append a image."""
+        """Append an image."""
         self.rows.append(({"bytes": data, "path": path}, label))
         self.waiting += len(data)
         if self.waiting >= ROW_GROUP:

@@ -5,16 +5,16 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from metaformer.data.batch import Batch, Item, Made
-from metaformer.data.dataset import Augmented
+from metaformer.data.batch import Batch, Item, SampleOrError
+from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.image import decode_image
-from metaformer.data.loader import Careful, Loader, Stop
+from metaformer.data.loader import ErrorCapturingDataset, Loader, Stop
 from metaformer.data.sampler import PureSampler, Sample, hash64, permutation
 from metaformer.data.shards.tar import Read, TarImages
 from metaformer.errors import ConfigError, DataError, MetaFormerError
 
 Drawn = tuple[int, Read]
-"""A round and a image of it."""
+"""A round and an image of it."""
 
 BUFFER = 1000
 """Encoded images, at most, of which each worker draws the next one."""
@@ -30,9 +30,9 @@ class StreamLoader(Loader):
     files and begins its next round when they end, so that none waits for another and every rank takes as
     many batches as asked, however uneven the files are. Images come out in an order that a buffer shuffles.
 
-    What that costs: within an epoch, which is as many steps as the data set has batches, a image may come
+    What that costs: within an epoch, which is as many steps as the data set has batches, an image may come
     twice or not at all; and the order depends on the numbers of ranks and workers and on the step that a run
-    is resumed at. The augmentation of a image is a function of seed, round and index.
+    is resumed at. The augmentation of an image is a function of seed, round and index.
 
     Args:
         dataset: images of a `TarImages`, and their augmentation.
@@ -52,7 +52,7 @@ class StreamLoader(Loader):
 
     def __init__(
         self,
-        dataset: Augmented,
+        dataset: AugmentedDataset,
         sampler: PureSampler,
         first: int,
         total: int,
@@ -64,10 +64,10 @@ class StreamLoader(Loader):
         skip_bad: bool = False,
         buffer: int = BUFFER,
     ) -> None:
-        if sampler.repeats > 1:
+        if sampler.repeated_aug > 1:
             raise ConfigError(
-                f"data.repeats is {sampler.repeats}: a stream of tar files gives each image once a round; "
-                "use parquet shards"
+                f"data.repeated_aug is {sampler.repeated_aug}: a stream of tar files gives each image once "
+                "a round; use parquet shards"
             )
         self.batches = max(0, total - first) * sampler.accumulate
         self.first, self.buffer = first, buffer
@@ -84,14 +84,14 @@ class StreamLoader(Loader):
     def __len__(self) -> int:
         return self.batches
 
-    def _parts(self, samples: Careful) -> dict[str, Any]:
+    def _parts(self, samples: ErrorCapturingDataset) -> dict[str, Any]:
         return {"dataset": _Batches(self, samples), "batch_size": None, "collate_fn": _as_it_is}
 
 
 class _Batches(IterableDataset[Batch | MetaFormerError]):
     """A worker's own batches."""
 
-    def __init__(self, loader: StreamLoader, samples: Careful) -> None:
+    def __init__(self, loader: StreamLoader, samples: ErrorCapturingDataset) -> None:
         assert isinstance(samples.dataset.source, TarImages) and isinstance(loader.sampler, PureSampler)
         self.samples, self.source, self.sampler = samples, samples.dataset.source, loader.sampler
         self.first, self.batches, self.buffer = loader.first, loader.batches, loader.buffer
@@ -111,7 +111,7 @@ class _Batches(IterableDataset[Batch | MetaFormerError]):
                 yield error
                 return
 
-    def _made(self, epoch: int, read: Read) -> Made:
+    def _made(self, epoch: int, read: Read) -> SampleOrError:
         def make() -> Item:
             image = decode_image(read.data, read.name)
             return self.samples.dataset.augment(image, read.label, Sample(epoch, read.place))

@@ -102,7 +102,7 @@ class TarImages:
         return [Path(self.path(index)) for index in range(len(self))]
 
     def path(self, index: int) -> str:
-        """Tell what a image is called: its file, and its name there."""
+        """Tell what an image is called: its file, and its name there."""
         file = bisect_right(self._ends, index)
         try:
             return f"{self.shards.addresses[file]}: {self._find(index).path}"
@@ -110,7 +110,7 @@ class TarImages:
             return f"{self.shards.addresses[file]}: image {index - self.first(file)}"
 
     def image(self, index: int) -> Image.Image:
-        """Read a image as RGB.
+        """Read an image as RGB.
 
         Raises:
             BadImage: it cannot be read.
@@ -183,7 +183,7 @@ class TarShard:
         self.tar = tarfile.open(file, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
     def add(self, path: str, label: int, data: bytes) -> None:
-        """Append a image."""
+        """Append an image."""
         key = f"{self.first + len(self.members):09d}"
         about = json.dumps({"path": path, "class": self.classes[label]})
         self._put(f"{key}{Path(path).suffix.lower()}", data)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from metaformer.data.dataset import BAD_SHARE
 from metaformer.data.folder import ImageFolder
 from metaformer.data.sampler import permutation
-from metaformer.data.scan import survey
+from metaformer.data.scan import scan
 from metaformer.data.shards.index import INDEX, KINDS, Shard, index_text
 from metaformer.data.shards.parquet import ParquetShard, read_parquet
 from metaformer.data.shards.remote import is_remote
@@ -84,7 +84,7 @@ def write_shards(
 
     Raises:
         ConfigError: a value that cannot be.
-        DataError: the folder is not laid out as it should be, or a image cannot be read.
+        DataError: the folder is not laid out as it should be, or an image cannot be read.
         MissingPackage: a package for this kind is not installed.
         OutputError: `root` holds something, or cannot be written to.
     """
@@ -133,7 +133,7 @@ def _bad_images(
     folder: ImageFolder, skip: bool, split: str, workers: int | None, progress: bool
 ) -> dict[int, str]:
     """Read every image; tell which cannot be, and why."""
-    seen = survey(folder, workers=workers, label=f"reading {split}", progress=progress)
+    seen = scan(folder, workers=workers, label=f"reading {split}", progress=progress)
     reasons = {one.index: one.trouble for one in seen if one.trouble}
     if not reasons:
         return {}
@@ -153,7 +153,7 @@ def _bad_images(
 
 
 def _name(folder: ImageFolder, index: int) -> str:
-    """The place of a image below its split."""
+    """The place of an image below its split."""
     return folder.path(index).relative_to(folder.folder).as_posix()
 
 

@@ -19,7 +19,7 @@ from metaformer.deploy.int8.report import QuantizeReport, Side
 from metaformer.errors import ConfigError, OutputError
 from metaformer.inference.evaluate import only_for, open_images
 from metaformer.inference.int8_model import NETWORK, Int8Network, load_openvino
-from metaformer.inference.model import Bundle, open_bundle
+from metaformer.inference.model import LoadedModel, load_model
 from metaformer.serialize import to_dict
 from metaformer.tasks.classification.evaluate import Evaluation
 
@@ -65,7 +65,7 @@ def quantize(
 
     Raises:
         ConfigError: a value that cannot be, or a source that is no classifier of floating-point weights.
-        DataError: the data set is not laid out as it should be, or a image cannot be read.
+        DataError: the data set is not laid out as it should be, or an image cannot be read.
         MissingPackage: OpenVINO or NNCF is not installed.
         OptimizeError: OpenVINO's form of the network does not compute the same.
         OutputError: `out` holds something else, or cannot be written.
@@ -76,7 +76,7 @@ def quantize(
     target = Path(out)
     _check_free(target)
     load_nncf()  # it tells at once when it is missing
-    bundle = open_bundle(source, checkpoint, classes=classes).looking(image_size).placed(CPU, "none")
+    bundle = load_model(source, checkpoint, classes=classes).looking(image_size).placed(CPU, "none")
     only_for(bundle, ("classify",), {"quantize": True})
     if isinstance(bundle.model, Int8Network):
         raise ConfigError(f"{source}: is in int8 already; quantize what it was made of")
@@ -125,12 +125,12 @@ def _check_free(target: Path) -> None:
         raise OutputError(f"{target}: holds something else; name a new directory")
 
 
-def _look(bundle: Bundle) -> Preprocess:
+def _look(bundle: LoadedModel) -> Preprocess:
     assert isinstance(bundle.preprocess, Preprocess)
     return bundle.preprocess
 
 
-def _read(bundle: Bundle, split: Split, count: int) -> tuple[Images, list[int]]:
+def _read(bundle: LoadedModel, split: Split, count: int) -> tuple[Images, list[int]]:
     """Images spread evenly over a split, as the network sees them, with their labels."""
     transform = _look(bundle).transform()
     count = min(count, len(split))
@@ -138,7 +138,7 @@ def _read(bundle: Bundle, split: Split, count: int) -> tuple[Images, list[int]]:
     return [transform(split.image(i))[None].numpy() for i in chosen], [int(split.labels[i]) for i in chosen]
 
 
-def _write(directory: Path, bundle: Bundle, graph: Any) -> None:
+def _write(directory: Path, bundle: LoadedModel, graph: Any) -> None:
     load_openvino().save_model(graph, directory / NETWORK, compress_to_fp16=False)
     card = {
         "task": bundle.task,
@@ -151,7 +151,7 @@ def _write(directory: Path, bundle: Bundle, graph: Any) -> None:
     (directory / STATE).write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _size(bundle: Bundle) -> int:
+def _size(bundle: LoadedModel) -> int:
     return sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
 
 

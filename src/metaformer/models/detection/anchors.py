@@ -45,7 +45,7 @@ class Anchors:
         ]
 
     def inside(self, shapes: Sequence[Size], size: Size, device: torch.device | str | None = None) -> Tensor:
-        """Which of all levels' boxes, bool (N,), belong to cells that touch a image of this size."""
+        """Which of all levels' boxes, bool (N,), belong to cells that touch an image of this size."""
         flags = []
         for stride, (height, width) in zip(self.strides, shapes, strict=True):
             rows, columns = (-(-(-(-side // MULTIPLE) * MULTIPLE) // stride) for side in size)

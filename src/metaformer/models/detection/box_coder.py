@@ -31,7 +31,7 @@ class BoxCoder:
         return deltas / deltas.new_tensor(self.stds)
 
     def decode(self, deltas: Tensor, anchors: Tensor, size: Size | None = None) -> Tensor:
-        """Boxes (…, 4), in float32, of differences from anchors (…, 4), cut off at a image's border."""
+        """Boxes (…, 4), in float32, of differences from anchors (…, 4), cut off at an image's border."""
         deltas = deltas.float() * torch.tensor(self.stds, device=deltas.device)
         anchor_center, anchor_size = _centerd(anchors)
         center = anchor_center + anchor_size * deltas[..., :2]
@@ -41,14 +41,14 @@ class BoxCoder:
 
 
 def clip(boxes: Tensor, size: Size) -> Tensor:
-    """Cut boxes (…, 4) off at the border of a image of a height and width."""
+    """Cut boxes (…, 4) off at the border of an image of a height and width."""
     height, width = size
     x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)
 
 
 def rescale(boxes: Tensor, size: Size, other: Size) -> Tensor:
-    """Boxes (…, 4) in a image of a height and width, told in pixels of one of another size."""
+    """Boxes (…, 4) in an image of a height and width, told in pixels of one of another size."""
     (height, width), (other_height, other_width) = size, other
     if size == other:
         return boxes

@@ -39,20 +39,20 @@ class DetectorConfig(DenseConfig):
     """Of two boxes of a class with a greater IoU the worse one is left out."""
     max_detections: int = 100
     """Results of one image at most."""
-    nms_candidates: int = 1000
+    rpn_pre_nms_topk: int = 1000
     """Boxes of each level, the best, that are looked at when results are made."""
-    train_candidates: int = 2000
+    rpn_pre_nms_topk_train: int = 2000
     """The same for the proposals of a training step."""
     proposals: int = 1000
-    """Boxes of a image that a second stage looks at."""
+    """Boxes of an image that a second stage looks at."""
     rpn_nms_threshold: float = 0.7
     """Of two proposals of a level with a greater IoU the worse one is left out."""
     rpn_samples: int = 256
-    """Anchors of a image from which proposals are learned."""
+    """Anchors of an image from which proposals are learned."""
     rpn_positive: float = 0.5
     """Largest share of anchors with an object in them."""
-    box_samples: int = 512
-    """Proposals of a image from which boxes are learned."""
+    roi_batch_size: int = 512
+    """Proposals of an image from which boxes are learned."""
     box_positive: float = 0.25
     """Largest share of proposals with an object in them."""
 

@@ -15,7 +15,7 @@ from metaformer.models.detection.structures import Detections, Size, Targets
 
 
 class Detector(DenseNetwork, ABC):
-    """Tell which objects are in a image, and where; everything about it is in `config`.
+    """Tell which objects are in an image, and where; everything about it is in `config`.
 
     Args:
         config: kind, backbone and sizes.

@@ -63,7 +63,7 @@ class TwoStage(Detector):
             self.mask_predictor = MaskPredictor(config.head_channels, classes)
         self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
         self.matcher = Matcher(positive=0.5, negative=0.5, min_positive=0.5)
-        self.sampler = Sampler(config.box_samples, config.box_positive)
+        self.sampler = Sampler(config.roi_batch_size, config.box_positive)
 
     def raw(self, x: Tensor) -> PyramidMaps:
         """Map images (B, 3, H, W) to the pyramid and what the first stage says of it."""
@@ -86,7 +86,7 @@ class TwoStage(Detector):
         boxes = [one.boxes for one in targets]
         first = self.rpn.losses(raw.objectness, raw.deltas, boxes, image_sizes)
         parts = dict(zip(RPN_PARTS, first, strict=True))
-        proposals = self._proposals(raw, image_sizes, self.config.train_candidates)
+        proposals = self._proposals(raw, image_sizes, self.config.rpn_pre_nms_topk_train)
         regions = [self._regions(*pair) for pair in zip(proposals, targets, strict=True)]
         parts["loss_cls"], parts["loss_bbox"] = self._box_losses(raw.maps, regions, targets)
         if self.has_masks:
@@ -98,7 +98,7 @@ class TwoStage(Detector):
     def decode(
         self, raw: PyramidMaps, image_sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None
     ) -> list[Detections]:
-        proposals = self._proposals(raw, image_sizes, self.config.nms_candidates)
+        proposals = self._proposals(raw, image_sizes, self.config.rpn_pre_nms_topk)
         counts = [len(boxes) for boxes in proposals]
         answer = self._classify(raw.maps, proposals)
         check_finite(*answer)

@@ -136,7 +136,7 @@ class RetinaNet(Detector):
 
     def _candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:
         """Scores, classes, differences and anchors of a level's best."""
-        scores, places = top_level(logits, self.config.nms_candidates, self.config.score_threshold)
+        scores, places = top_level(logits, self.config.rpn_pre_nms_topk, self.config.score_threshold)
         rows = places // self.num_classes
         return scores, places % self.num_classes, deltas[rows], anchors[rows]
 

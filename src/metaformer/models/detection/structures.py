@@ -1,4 +1,4 @@
-"""What a detector finds in a image, and what it should have found."""
+"""What a detector finds in an image, and what it should have found."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Detections:
         return type(self)(**{name: value.to(device) for name, value in _tensors(self)})
 
     def paste(self, size: Size) -> Tensor:
-        """Draw the masks, bool (N, H, W), in a image of this size and of the boxes' frame.
+        """Draw the masks, bool (N, H, W), in an image of this size and of the boxes' frame.
 
         A pixel is the object's where the mask is at least one half at its center; a box without area has
         no pixels.
@@ -90,7 +90,7 @@ class Targets:
     labels: Tensor
     """Classes (N,), int64, from 0."""
     masks: Tensor | None = None
-    """Which pixels are the object's (N, H, W), bool, in a image of the input's size."""
+    """Which pixels are the object's (N, H, W), bool, in an image of the input's size."""
     crowd: Tensor = None  # type: ignore[assignment]
     """Which boxes hold many objects that nobody told apart (N,), bool; none when not given."""
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from metaformer.errors import ConfigError
 
-Average = Literal["valid", "all"]
-AVERAGES = ("valid", "all")
+Reduction = Literal["valid", "all"]
+REDUCTIONS = ("valid", "all")
 
 
 class SegmentationLoss(nn.Module):
@@ -21,7 +21,7 @@ class SegmentationLoss(nn.Module):
 
     Args:
         ignore_index: label of pixels that do not count.
-        average: divide by the pixels that count (`valid`), or by all pixels, ignored ones too (`all`), as
+        reduction: divide by the pixels that count (`valid`), or by all pixels, ignored ones too (`all`), as
             mmsegmentation's published runs do.
         ohem: learn only from pixels whose right class has a probability below this
             (https://arxiv.org/abs/1604.03540); None for all.
@@ -39,7 +39,7 @@ class SegmentationLoss(nn.Module):
     def __init__(
         self,
         ignore_index: int = 255,
-        average: Average = "valid",
+        reduction: Reduction = "valid",
         ohem: float | None = None,
         min_kept: int = 100_000,
         dice: float = 0.0,
@@ -47,8 +47,8 @@ class SegmentationLoss(nn.Module):
         auxiliary: float = 0.4,
     ) -> None:
         super().__init__()
-        if average not in AVERAGES:
-            raise ConfigError(f"average: {average!r} is none of {', '.join(map(repr, AVERAGES))}")
+        if reduction not in REDUCTIONS:
+            raise ConfigError(f"reduction: {reduction!r} is none of {', '.join(map(repr, REDUCTIONS))}")
         if ohem is not None and not 0 < ohem < 1:
             raise ConfigError(f"ohem: {ohem!r} is no probability: it must be above 0 and below 1")
         for name, value in (("min_kept", min_kept), ("dice", dice), ("auxiliary", auxiliary)):
@@ -56,7 +56,7 @@ class SegmentationLoss(nn.Module):
                 raise ConfigError(f"{name}: {value!r} must not be negative")
         if class_weights is not None and (not class_weights or min(class_weights) < 0):
             raise ConfigError("class_weights: one number of at least 0 for each class is needed")
-        self.ignore_index, self.average = ignore_index, average
+        self.ignore_index, self.reduction = ignore_index, reduction
         self.ohem, self.min_kept = ohem, min_kept
         self.dice, self.auxiliary = dice, auxiliary
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
@@ -92,7 +92,7 @@ class SegmentationLoss(nn.Module):
             counts = counts * self._hard(losses.detach(), labels, -log(self.ohem))
         if self.weights is not None:
             counts = counts * self.weights[labels.clamp(max=len(self.weights) - 1)]
-        if self.average == "all":
+        if self.reduction == "all":
             return (losses * counts).sum() / labels.numel()
         return (losses * counts).sum() / counts.sum().clamp(min=torch.finfo(torch.float32).tiny)
 

@@ -132,6 +132,6 @@ def _blocks(rows: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
     block = power_of_two(dim)
     if dtype == torch.float32:
         return {"ROWS": 32, "BLOCK": block, "CHUNK": 32, "num_warps": 4, "num_stages": 1}
-    if rows < 16384:  # a image alone: more programs, each of them smaller
+    if rows < 16384:  # an image alone: more programs, each of them smaller
         return {"ROWS": 64, "BLOCK": block, "CHUNK": 64, "num_warps": 4, "num_stages": 2}
     return {"ROWS": 128, "BLOCK": block, "CHUNK": 64, "num_warps": 8, "num_stages": 2}

@@ -170,7 +170,7 @@ def _blocks(rows: int, width: int, dtype: torch.dtype) -> dict[str, int]:
     """Tile of a program; a table, as a choice by timing could differ between a run and its resumption."""
     if dtype == torch.float32:
         return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 16, "num_warps": 4, "num_stages": 2}
-    if rows < 2048:  # a image alone: more programs, each of them smaller
+    if rows < 2048:  # an image alone: more programs, each of them smaller
         return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 4}
     if width <= 64:
         return {"ROWS": 128, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}

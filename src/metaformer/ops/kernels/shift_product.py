@@ -309,7 +309,7 @@ def _by_class(w: Tensor, kernel: int) -> Tensor:
 def _forward_blocks(rows: int, dtype: torch.dtype) -> dict[str, int]:
     if dtype == torch.float32:
         return {"ROWS": 64, "COLUMNS": 32, "DEPTH": 16, "num_warps": 4, "num_stages": 2}
-    if rows < 4096:  # a image alone: more programs, each of them smaller
+    if rows < 4096:  # an image alone: more programs, each of them smaller
         return {"ROWS": 64, "COLUMNS": 32, "DEPTH": 32, "num_warps": 4, "num_stages": 2}
     return {"ROWS": 128, "COLUMNS": 64, "DEPTH": 32, "num_warps": 8, "num_stages": 2}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from metaformer.data.check_report import CheckReport, Finding, SplitSummary, quiet
 from metaformer.data.folder import ImageFolder
-from metaformer.data.scan import Seen, survey
+from metaformer.data.scan import ImageInfo, scan
 from metaformer.data.shards.index import Shards, damaged_shards, find_shards
 from metaformer.data.shards.remote import is_remote
 from metaformer.data.split import Split, open_split
@@ -71,7 +71,7 @@ class _Check:
             self.classes = tuple(source.classes)
             if len(self.classes) < 2:
                 self.error("one class", f"{source.folder}: only one class: training needs at least two")
-        seen = survey(source, workers=self.workers, label=name, progress=self.progress)
+        seen = scan(source, workers=self.workers, label=name, progress=self.progress)
         self._images(source, seen)
         self._copies(source, seen, training)
         self.summaries.append(self._summary(name, source, seen))
@@ -108,14 +108,14 @@ class _Check:
             self.error("layout", str(error))
             return source
 
-    def _images(self, source: Split, seen: Sequence[Seen]) -> None:
+    def _images(self, source: Split, seen: Sequence[ImageInfo]) -> None:
         for one in seen:
             if one.trouble:
                 self.error("unreadable", f"{source.path(one.index)}: {one.trouble}")
             elif one.animated:
                 self.warn("animated", f"{source.path(one.index)}: animated, only its first frame is used")
 
-    def _copies(self, source: Split, seen: Sequence[Seen], training: bool) -> None:
+    def _copies(self, source: Split, seen: Sequence[ImageInfo], training: bool) -> None:
         """Tell of the same pixels under two classes, and in training and validation."""
         here: dict[bytes, tuple[str, str]] = {}
         for one in seen:
@@ -132,7 +132,7 @@ class _Check:
         if training:
             self.known = here
 
-    def _summary(self, name: str, source: Split, seen: Sequence[Seen]) -> SplitSummary:
+    def _summary(self, name: str, source: Split, seen: Sequence[ImageInfo]) -> SplitSummary:
         counts = Counter(source.classes[label] for label in source.labels)
         per_class = {label: counts[label] for label in source.classes}
         order = sorted((label for label in per_class if per_class[label]), key=per_class.__getitem__)

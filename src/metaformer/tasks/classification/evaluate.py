@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaformer.data.batch import Batch
-from metaformer.data.dataset import Augmented
+from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import EvalSampler
 from metaformer.data.split import Split
-from metaformer.distributed import collect, in_step, rank, total, world_size
+from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, rank, world_size
 from metaformer.errors import DataError, TrainingError
 from metaformer.tasks.base import Forward
 from metaformer.tasks.classification.metrics import RealAccuracy, TopK, read_real_labels
@@ -68,7 +68,7 @@ class Evaluation:
         sampler = EvalSampler(len(folder), batch_size=batch_size, rank=rank(), world=world_size())
         self.most = sampler.most
         self.loader = Loader(
-            Augmented(folder, preprocess.transform(crops)),
+            AugmentedDataset(folder, preprocess.transform(crops)),
             sampler,
             workers=workers,
             pin_memory=pin_memory,
@@ -85,7 +85,7 @@ class Evaluation:
             Interrupted: `stop` said so, on whatever rank.
         """
         count = _Count(self)
-        for logits, batch in in_step(self._looks(forward), self.most):
+        for logits, batch in lockstep(self._looks(forward), self.most):
             count.update(logits, batch)
         return count.report()
 
@@ -152,18 +152,18 @@ class _Count:
         if not images:
             raise DataError(f"{self.of.folder.folder}: no images of the classes that count")
         real, real_images = self.real.result() if self.real is not None else (None, 0)
-        right = sorted(collect(self.right), key=lambda example: example.path)
+        right = sorted(all_gather_list(self.right), key=lambda example: example.path)
         return EvalReport(
             images=images,
             top1=accuracy[1],
             top5=accuracy[self.k],
             k=self.k,
-            loss=float(total(self.loss)) / images,
+            loss=float(all_reduce_sum(self.loss)) / images,
             per_class=tuple(per_class(confusion, self.of.names)),
             confusion=confusion,
             real=real,
             real_images=real_images,
-            examples=(*_surest(collect(self.wrong)), *right[:EXAMPLES]),
+            examples=(*_surest(all_gather_list(self.wrong)), *right[:EXAMPLES]),
         )
 
 

@@ -11,11 +11,11 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, K) and classes (B,) or soft targets (B, K) to their mean loss."""
 
 
-def build_criterion(name: str, smoothing: float = 0.0, splits: int = 1) -> Criterion:
+def build_criterion(name: str, smoothing: float = 0.0, aug_splits: int = 1) -> Criterion:
     """Make the loss of this name; label smoothing acts on classes, soft targets carry their own.
 
     `bce` is binary cross-entropy over all classes (https://arxiv.org/abs/2110.00476), `jsd` adds the
-    Jensen-Shannon divergence between `splits` views, stacked view by view (https://arxiv.org/abs/1912.02781).
+    Jensen-Shannon divergence between `aug_splits` views, stacked view by view (https://arxiv.org/abs/1912.02781).
 
     Raises:
         ConfigError: an unknown name, or JSD without views.
@@ -29,13 +29,13 @@ def build_criterion(name: str, smoothing: float = 0.0, splits: int = 1) -> Crite
 
         return BinaryCrossEntropy(smoothing=smoothing)
     if name == "jsd":
-        if splits < 2:
+        if aug_splits < 2:
             raise ConfigError(
-                f"loss.name 'jsd' compares views of an image: augment.splits is {splits}, set 2 or 3"
+                f"loss.name 'jsd' compares views of an image: augment.aug_splits is {aug_splits}, set 2 or 3"
             )
         from timm.loss import JsdCrossEntropy
 
-        return JsdCrossEntropy(num_splits=splits, smoothing=smoothing)
+        return JsdCrossEntropy(num_splits=aug_splits, smoothing=smoothing)
     raise ConfigError(f"loss.name: {name!r} is none of cross_entropy, bce, jsd")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metaformer.distributed import total
+from metaformer.distributed import all_reduce_sum
 from metaformer.errors import DataError
 
 
@@ -29,7 +29,7 @@ class TopK:
 
     def result(self) -> dict[int, float]:
         """Accuracy by k, over all ranks; 0 of no images."""
-        hits, images = total(self._hits), int(total(self._images))
+        hits, images = all_reduce_sum(self._hits), int(all_reduce_sum(self._images))
         return {k: int(hit) / max(images, 1) for k, hit in zip(self.ks, hits, strict=True)}
 
 
@@ -85,5 +85,5 @@ class RealAccuracy:
 
     def result(self) -> tuple[float, int]:
         """Accuracy, and the number of images that it is over, on all ranks."""
-        hits, images = total(self._counts).tolist()
+        hits, images = all_reduce_sum(self._counts).tolist()
         return hits / max(images, 1), images

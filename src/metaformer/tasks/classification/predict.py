@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean over several looks at a image."""
+"""Test-time augmentation: the mean over several looks at an image."""
 
 from torch import Tensor
 

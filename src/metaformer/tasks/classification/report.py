@@ -14,7 +14,7 @@ from metaformer.errors import MetaFormerError
 from metaformer.report.page import Log, address, charts, rate
 
 THUMBNAIL = 128
-"""Pixels of the larger side of a image on the page."""
+"""Pixels of the larger side of an image on the page."""
 LARGEST_MATRIX = 30
 """Classes up to which the confusion matrix is drawn; beyond, a list of the commonest confusions."""
 ROWS = 30
@@ -90,7 +90,7 @@ class _Data:
                 self.split = open_split(config.data.root, config.data.val)
 
     def thumbnail(self, example: dict[str, Any]) -> str | None:
-        """A image as a data address; None where it is gone since the evaluation."""
+        """An image as a data address; None where it is gone since the evaluation."""
         try:
             image = self._read(example["path"], example.get("index", -1))
         except MetaFormerError:

@@ -14,13 +14,13 @@ from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.stage import Recompute
 from metaformer.config import TrainConfig
 from metaformer.data.batch import Batch
-from metaformer.data.dataset import Augmented
+from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.loader import DATA_TIMEOUT, Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import need_two_classes, open_split
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError
-from metaformer.tasks.base import Forward, Moment
+from metaformer.tasks.base import Forward, StepContext
 from metaformer.tasks.classification.distill import Distillation, load_teacher
 from metaformer.tasks.classification.evaluate import Evaluation
 from metaformer.tasks.classification.loss import Criterion, build_criterion
@@ -50,7 +50,7 @@ class Classify:
         self,
         model: MetaFormer,
         name: str,
-        train: Augmented,
+        train: AugmentedDataset,
         evaluation: Evaluation,
         preprocess: Preprocess,
         criterion: Criterion,
@@ -69,7 +69,7 @@ class Classify:
         if self.distillation is not None:
             self.distillation.to(device)
 
-    def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, moment: StepContext) -> dict[str, Tensor]:
         """Losses of a batch; with views of an image, they are stacked view by view."""
         images, targets = batch.images, batch.labels
         if images.ndim == 5:
@@ -168,7 +168,7 @@ def build_classifier(
         name, pretrained=published, num_classes=classes, drop_path_rate=drop_path_rate, **fields
     )
     if checkpoint is not None:
-        report = load_weights(model, checkpoint, classifier="fresh", grid="interpolate")
+        report = load_weights(model, checkpoint, classifier="reset", grid="interpolate")
         logging.getLogger(__name__).info("%s", report)
     assert isinstance(model, MetaFormer)
     if grad_checkpointing:
@@ -210,7 +210,7 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
             grad_checkpointing=config.model.grad_checkpointing,
         ),
         config.model.name,
-        Augmented(train, augmentation(config), config.seed),
+        AugmentedDataset(train, augmentation(config), config.seed),
         Evaluation(
             val,
             preprocess,
@@ -225,7 +225,7 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
             stop=stop,
         ),
         preprocess,
-        build_criterion(config.loss.name, config.loss.smoothing, config.augment.splits),
+        build_criterion(config.loss.name, config.loss.smoothing, config.augment.aug_splits),
         mix=_mix(config, classes),
         mix_off_epoch=config.augment.mix_off_epoch,
         distillation=_distillation(config, classes, preprocess),

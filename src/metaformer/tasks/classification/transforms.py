@@ -25,12 +25,13 @@ def train_transform(
     erase_mode: str = "pixel",
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
-    splits: int = 1,
+    aug_splits: int = 1,
 ) -> Transform:
     """Make timm's training pipeline: random crop, flips, auto-augmentation or jitter, normalize, erase.
 
     The keywords are the fields of the run's `augment` section. The result maps an RGB image to
-    (3, H, W), or with `splits` views to (splits, 3, H, W): one random crop, first clean, then augmented.
+    (3, H, W), or with `aug_splits` views to (aug_splits, 3, H, W): one random crop, first clean, then
+    augmented.
 
     Raises:
         ConfigError: a value out of range, or an `auto_augment` that timm does not read.
@@ -41,9 +42,9 @@ def train_transform(
     for field, (low, high) in (("scale", scale), ("ratio", ratio)):
         if not 0 < low <= high:
             raise ConfigError(f"augment.{field} is ({low}, {high}): it must be (smaller, larger), above 0")
-    if splits < 1 or image_size < 1:
+    if aug_splits < 1 or image_size < 1:
         raise ConfigError(
-            f"augment.splits is {splits}, data.image_size {image_size}: both must be at least 1"
+            f"augment.aug_splits is {aug_splits}, data.image_size {image_size}: both must be at least 1"
         )
     for field, choice, known in (
         ("interpolation", interpolation, ("random", "bicubic", "bilinear")),
@@ -65,7 +66,7 @@ def train_transform(
         re_prob=erase,
         re_mode=erase_mode,
     )
-    return _Train(*pipeline, splits=splits)
+    return _Train(*pipeline, aug_splits=aug_splits)
 
 
 def _timm_pipeline(auto_augment: str | None, **options: Any) -> tuple[Any, Any, Any, Any]:
@@ -111,15 +112,15 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
 
 
 class _Train:
-    def __init__(self, crop: Any, augment: Any, finish: Any, clean: Any, splits: int) -> None:
+    def __init__(self, crop: Any, augment: Any, finish: Any, clean: Any, aug_splits: int) -> None:
         self.crop, self.augment, self.finish, self.clean = crop, augment, finish, clean
-        self.splits = splits
+        self.aug_splits = aug_splits
 
     def __call__(self, image: Image.Image) -> Tensor:
         cropped = self.crop(image)
-        if self.splits == 1:
+        if self.aug_splits == 1:
             return self._augmented(cropped)
-        views = [self.clean(cropped)] + [self._augmented(cropped) for _ in range(self.splits - 1)]
+        views = [self.clean(cropped)] + [self._augmented(cropped) for _ in range(self.aug_splits - 1)]
         return torch.stack(views)
 
     def _augmented(self, image: Image.Image) -> Tensor:

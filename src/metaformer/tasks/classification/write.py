@@ -103,7 +103,7 @@ def write_images(results: Iterable[Classification], folder: str | Path) -> list[
 
 
 def annotate(image: Image.Image, result: Classification, rows: int = 3) -> Image.Image:
-    """Draw the best classes, each with a bar for its probability, below a image."""
+    """Draw the best classes, each with a bar for its probability, below an image."""
     image = image.convert("RGB")
     if (size := drawable(image.size)) != image.size:
         image = image.resize(size)

@@ -10,7 +10,7 @@ import numpy as np
 from metaformer.data.check_report import CheckReport, Finding, quiet
 from metaformer.data.class_lists import Names
 from metaformer.data.image import image_size
-from metaformer.data.scan import Seen, bad_ones, reason, survey
+from metaformer.data.scan import ImageInfo, bad_ones, reason, scan
 from metaformer.errors import BadImage, DataError
 from metaformer.tasks.detection.dataset import READERS, DetectionFolder
 from metaformer.tasks.detection.formats.layouts import DetectionLayout, choose_detection_layout, find_place
@@ -73,7 +73,7 @@ class _Check:
         for file in annotated.unused:
             self.add("warning", "ignored", file)
         folder = DetectionFolder(place, annotated)
-        seen = survey(folder, workers=self.workers, label=name, progress=self.progress)
+        seen = scan(folder, workers=self.workers, label=name, progress=self.progress)
         for one in seen:
             self._image(folder, one)
         self._objects(folder)
@@ -83,11 +83,11 @@ class _Check:
             self.classes = folder.classes
             self._classes(folder)
 
-    def _image(self, folder: DetectionFolder, seen: Seen) -> None:
+    def _image(self, folder: DetectionFolder, seen: ImageInfo) -> None:
         path = folder.path(seen.index)
         if seen.trouble:
             self.add("error", "unreadable", f"{path}: {seen.trouble}")
-        elif trouble := folder.misfit(seen.index, (seen.width, seen.height)):
+        elif trouble := folder.size_mismatch(seen.index, (seen.width, seen.height)):
             self.add("error", "size", f"{path}: {trouble}")
         elif seen.animated:
             self.add("warning", "animated", f"{path}: animated, only its first frame is used")
@@ -106,7 +106,7 @@ class _Check:
         image = folder.path(int(folder.objects.images[row]))
         return f"{folder.annotations}: annotation {folder.objects.instance(row).id} of {image.name}"
 
-    def _copies(self, folder: DetectionFolder, seen: Sequence[Seen]) -> None:
+    def _copies(self, folder: DetectionFolder, seen: Sequence[ImageInfo]) -> None:
         """Tell of the same pixels with other objects, and in training and validation."""
         here: dict[bytes, str] = {}
         objects: dict[bytes, bytes] = {}
@@ -180,7 +180,7 @@ class DetectionSummary:
         )
 
 
-def summarize(name: str, folder: DetectionFolder, seen: Sequence[Seen]) -> DetectionSummary:
+def summarize(name: str, folder: DetectionFolder, seen: Sequence[ImageInfo]) -> DetectionSummary:
     """Sum up what was seen of a split."""
     table = folder.objects
     single = ~table.crowd
@@ -189,7 +189,7 @@ def summarize(name: str, folder: DetectionFolder, seen: Sequence[Seen]) -> Detec
     images = np.bincount(pairs[0], minlength=len(folder.classes)).tolist()
     good = [(one.width, one.height) for one in seen if not one.trouble]
     sizes = sorted(good, key=lambda size: size[0] * size[1]) or [(0, 0)]
-    bad = [one.trouble or folder.misfit(one.index, (one.width, one.height)) for one in seen]
+    bad = [one.trouble or folder.size_mismatch(one.index, (one.width, one.height)) for one in seen]
     return DetectionSummary(
         name,
         len(seen),
@@ -233,10 +233,10 @@ def check_sizes(
         raise BadImage(folder.path(bad[0].index), bad[0].trouble + (more if len(bad) > 1 else ""))
 
 
-def see_size(folder: DetectionFolder, index: int) -> Seen:
-    """Read the header of a image."""
+def see_size(folder: DetectionFolder, index: int) -> ImageInfo:
+    """Read the header of an image."""
     try:
         size = image_size(folder.path(index))
     except DataError as error:
-        return Seen(index, trouble=reason(error))
-    return Seen(index, *size, trouble=folder.misfit(index, size))
+        return ImageInfo(index, trouble=reason(error))
+    return ImageInfo(index, *size, trouble=folder.size_mismatch(index, size))

@@ -11,21 +11,21 @@ from torch import Tensor
 
 from metaformer.data.batch import Bad, Batch, Item
 from metaformer.data.class_lists import Color, Names, palette_for
-from metaformer.data.dataset import Augmented, seeded
+from metaformer.data.dataset import AugmentedDataset, seeded
 from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import BadImage, DataError
 from metaformer.models.detection.structures import Targets
 from metaformer.tasks.detection.formats.annotations import Annotated
 from metaformer.tasks.detection.formats.coco import read_coco
-from metaformer.tasks.detection.formats.layouts import Place, choose_detection_layout, find_place
+from metaformer.tasks.detection.formats.layouts import SplitPaths, choose_detection_layout, find_place
 from metaformer.tasks.detection.formats.voc import read_voc
 from metaformer.tasks.detection.formats.yolo import read_yolo
 from metaformer.tasks.detection.instances import Instance
 from metaformer.tasks.detection.preprocess import stack, stack_targets
 from metaformer.tasks.detection.transforms import SceneTransform
 
-Reader = Callable[[Place, Names, bool | None], Annotated]
+Reader = Callable[[SplitPaths, Names, bool | None], Annotated]
 
 
 READERS: Final[dict[str, Reader]] = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
@@ -46,7 +46,7 @@ class DetectionFolder:
         annotated: what they say.
     """
 
-    def __init__(self, place: Place, annotated: Annotated) -> None:
+    def __init__(self, place: SplitPaths, annotated: Annotated) -> None:
         self.folder, self.split, self.layout = place.images, place.split, place.layout
         self.annotations = place.labels
         """The file of annotations, or their folder."""
@@ -71,25 +71,25 @@ class DetectionFolder:
         return bool(self.objects.outlined.all())
 
     def path(self, index: int) -> Path:
-        """Tell where a image lies."""
+        """Tell where an image lies."""
         return self.folder / self._files[index]
 
     def image_id(self, index: int) -> int:
-        """Tell the number of a image: COCO's, or its place counted from 1."""
+        """Tell the number of an image: COCO's, or its place counted from 1."""
         return int(self._ids[index])
 
     def size(self, index: int) -> tuple[int, int]:
-        """Tell the width and height of a image, as its annotations have it."""
+        """Tell the width and height of an image, as its annotations have it."""
         width, height = self._sizes[index].tolist()
         return width, height
 
     def aspect(self, index: int) -> float:
-        """Tell the width of a image over its height."""
+        """Tell the width of an image over its height."""
         width, height = self.size(index)
         return width / height
 
     def image(self, index: int) -> Image.Image:
-        """Read a image as RGB.
+        """Read an image as RGB.
 
         Raises:
             BadImage: it cannot be read.
@@ -97,18 +97,18 @@ class DetectionFolder:
         return read_image(self.path(index))
 
     def instances(self, index: int) -> tuple[Instance, ...]:
-        """Tell of a image's objects."""
+        """Tell of an image's objects."""
         return tuple(self.objects.instance(row) for row in self.objects.of(index).tolist())
 
     def example(self, index: int, masks: bool = False) -> tuple[Image.Image, Targets]:
-        """Read a image, and give its objects, with masks (N, H, W) where they are asked for.
+        """Read an image, and give its objects, with masks (N, H, W) where they are asked for.
 
         Raises:
             BadImage: the image cannot be read, or has another size than its annotations say.
             DataError: masks of a data set that was opened without, or has none.
         """
         image = self.image(index)
-        if trouble := self.misfit(index, image.size):
+        if trouble := self.size_mismatch(index, image.size):
             raise BadImage(self.path(index), trouble)
         rows = self.objects.of(index)
         drawn = None
@@ -133,8 +133,8 @@ class DetectionFolder:
             what = "no object but crowds" if len(self.objects) else "no object at all"
             raise DataError(f"{self.annotations}: {what} in the split {self.split!r}: add annotations")
 
-    def misfit(self, index: int, image: tuple[int, int]) -> str:
-        """Say how a image's size differs from what the annotations say; empty where it does not."""
+    def size_mismatch(self, index: int, image: tuple[int, int]) -> str:
+        """Say how an image's size differs from what the annotations say; empty where it does not."""
         said = self.size(index)
         if said == image:
             return ""
@@ -194,7 +194,7 @@ def open_detection(
             0.1 % of all. COCO's train2017 has two, of height 0.
 
     Raises:
-        DataError: the layout is another one, a image is missing, or an annotation cannot be used; the
+        DataError: the layout is another one, an image is missing, or an annotation cannot be used; the
             message names the first and says how many more there are.
         UnknownName: there is no such layout.
     """
@@ -215,12 +215,12 @@ def open_detection(
     return DetectionFolder(place, annotated)
 
 
-class AugmentedScenes(Augmented):
+class DetectionDataset(AugmentedDataset):
     """The same of images with the objects on them, which are transformed together.
 
     Args:
         source: the images and objects.
-        transform: RGB image and its objects to a tensor and the objects on that; see `Augmented`.
+        transform: RGB image and its objects to a tensor and the objects on that; see `AugmentedDataset`.
         seed: the run's seed.
         masks: make the objects' masks, for those who learn from them.
     """

@@ -34,7 +34,7 @@ class Shape(NamedTuple):
 
 
 def annotate(image: Image.Image, objects: DetectedObjects) -> Image.Image:
-    """Draw the objects of a image, with class and score of each; small images are enlarged."""
+    """Draw the objects of an image, with class and score of each; small images are enlarged."""
     masks = objects.masks or (None,) * len(objects)
     rows = zip(objects.boxes.tolist(), objects.labels.tolist(), objects.scores.tolist(), masks, strict=True)
     return drawn(
@@ -47,7 +47,7 @@ def annotate(image: Image.Image, objects: DetectedObjects) -> Image.Image:
 
 
 def drawn(image: Image.Image, shapes: Sequence[Shape], width: int = SMALLEST_WIDTH) -> Image.Image:
-    """Draw objects over a image, the first on top of the others.
+    """Draw objects over an image, the first on top of the others.
 
     Args:
         image: of any size.

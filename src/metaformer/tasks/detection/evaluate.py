@@ -13,9 +13,9 @@ from torch import Tensor
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.rle import decode, encode
 from metaformer.data.sampler import EvalSampler
-from metaformer.distributed import collect, in_step, rank, total, world_size
+from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, rank, world_size
 from metaformer.models.detection.structures import Targets
-from metaformer.tasks.detection.dataset import AugmentedScenes, DetectionFolder
+from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder
 from metaformer.tasks.detection.instances import Instance
 from metaformer.tasks.detection.metrics import AveragePrecision, Kind
 from metaformer.tasks.detection.polygons import polygons_mask
@@ -62,7 +62,7 @@ class DetectEvaluation:
         # Workers resize, where one size is all that the network wants.
         self.resized = self.inference.scales == (1.0,)
         self.loader = Loader(
-            AugmentedScenes(source, _Image(preprocess if self.resized else None), masks=False),
+            DetectionDataset(source, _Image(preprocess if self.resized else None), masks=False),
             sampler,
             workers=workers,
             pin_memory=pin_memory,
@@ -85,12 +85,12 @@ class DetectEvaluation:
         precision = AveragePrecision(self.document, self.kinds)
         examples = Examples()
         seen = 0
-        for index, found in in_step(self._found(forward), self.most):
+        for index, found in lockstep(self._found(forward), self.most):
             precision.update(found.as_found(self.source.image_id(index)))
             examples.update(index, found, self.source.instances(index))
             seen += 1
         return DetectReport(
-            images=int(total(torch.tensor(seen))),
+            images=int(all_reduce_sum(torch.tensor(seen))),
             figures=precision.result(),
             palette=self.source.palette,
             examples=examples.chosen(),
@@ -117,7 +117,7 @@ class DetectEvaluation:
 
 
 class _Image:
-    """A image as input, or as it is, (3, h, w); its objects are those of the document."""
+    """An image as input, or as it is, (3, h, w); its objects are those of the document."""
 
     def __init__(self, preprocess: DetectionPreprocess | None) -> None:
         self.transform = None if preprocess is None else preprocess.transform()
@@ -153,7 +153,7 @@ class Examples:
     best: list[DetectExample] = field(default_factory=list)
 
     def update(self, index: int, found: DetectedObjects, truth: Sequence[Instance]) -> None:
-        """Look at a image: its place in the data set, what was found, what is annotated."""
+        """Look at an image: its place in the data set, what was found, what is annotated."""
         sure = found.filtered(SCORE)
         f1 = agreement(sure, truth)
         if f1 is None:
@@ -169,8 +169,8 @@ class Examples:
 
     def chosen(self) -> tuple[DetectExample, ...]:
         """The worst of all ranks, then the best; none twice."""
-        worst = sorted(collect(self.worst), key=_rank)[:EXAMPLES]
-        best = sorted(collect(self.best), key=_rank, reverse=True)[:EXAMPLES]
+        worst = sorted(all_gather_list(self.worst), key=_rank)[:EXAMPLES]
+        best = sorted(all_gather_list(self.best), key=_rank, reverse=True)[:EXAMPLES]
         shown = {example.index for example in worst}
         return (*worst, *(example for example in best if example.index not in shown))
 

@@ -119,7 +119,7 @@ class InstanceTable:
         return self._forms != _NONE
 
     def of(self, image: int) -> NDArray[np.int64]:
-        """Places in the table of a image's objects."""
+        """Places in the table of an image's objects."""
         return self._order[self._starts[image] : self._starts[image + 1]]
 
     def corners(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaformer.data.rle import Mask, compress, counts_of, mask_areas
-from metaformer.distributed import collect
+from metaformer.distributed import all_gather_list
 from metaformer.errors import DataError, MissingPackage
 
 Kind = Literal["bbox", "segm"]
@@ -144,9 +144,9 @@ class AveragePrecision:
         Raises:
             DataError: two ranks were given the same image.
         """
-        everything = dict(parts := collect(list(self._found.items())))
+        everything = dict(parts := all_gather_list(list(self._found.items())))
         if len(everything) < len(parts):
-            raise DataError("a image was counted by two ranks")
+            raise DataError("an image was counted by two ranks")
         with _no_collection():
             return {kind: _figures(self.truth, everything, kind) for kind in self.kinds}
 
@@ -163,7 +163,7 @@ def coco_figures(
 
 @dataclass(eq=False)
 class _Objects:
-    """Detections of a image that native code may have."""
+    """Detections of an image that native code may have."""
 
     boxes: NDArray[np.float64]
     """Left, top, width and height."""

@@ -15,7 +15,7 @@ _BLOCK: Final = 1 << 20
 
 
 def polygons_mask(polygons: Sequence[Points], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Fill polygons, which may overlap, in a image of this height and width: (H, W)."""
+    """Fill polygons, which may overlap, in an image of this height and width: (H, W)."""
     mask = np.zeros(size[0] * size[1], dtype=np.bool_)
     for points in polygons:
         _fill(mask, points, size)

@@ -1,4 +1,4 @@
-"""From a image to the objects in it: in one view or several."""
+"""From an image to the objects in it: in one view or several."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,7 +23,7 @@ DetectForward = Callable[[Tensor, Sequence[Size], Sequence[Size]], list[Detectio
 
 @dataclass(frozen=True)
 class DetectInference:
-    """How a image is looked at; the default is once."""
+    """How an image is looked at; the default is once."""
 
     scales: tuple[float, ...] = (1.0,)
     """Test-time augmentation: sizes of the input, as factors."""
@@ -32,7 +32,7 @@ class DetectInference:
     nms_threshold: float = 0.5
     """Of two boxes of a class from different views that overlap by more than this IoU one is kept."""
     max_detections: int = 100
-    """Most objects of a image."""
+    """Most objects of an image."""
 
     def __post_init__(self) -> None:
         if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
@@ -48,18 +48,18 @@ class DetectInference:
         *,
         name: str | Path = "the image",
     ) -> Detections:
-        """Objects of a image, on the CPU, their boxes in the image's own pixels, best first.
+        """Objects of an image, on the CPU, their boxes in the image's own pixels, best first.
 
         Args:
             forward: the network.
             image: an RGB image, or a normalized tensor (3, h, w) that is looked at as it is.
-            preprocess: how a image becomes input; a tensor needs none.
+            preprocess: how an image becomes input; a tensor needs none.
             original_size: height and width that boxes refer to; the image's own when not given.
             name: what errors call the image.
 
         Raises:
             TrainingError: boxes or scores that are not finite.
-            ConfigError: several scales of a tensor, or a image without preprocessing.
+            ConfigError: several scales of a tensor, or an image without preprocessing.
         """
         own = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
         size = (own[0], own[1]) if original_size is None else original_size
@@ -78,7 +78,7 @@ class DetectInference:
             yield image
             return
         if preprocess is None:
-            raise ConfigError("preprocess: say how a image becomes input")
+            raise ConfigError("preprocess: say how an image becomes input")
         for scale in self.scales:
             yield preprocess.scaled(scale).transform()(image)
 
@@ -160,7 +160,7 @@ class ImageDetector(ImageStream[DetectedObjects]):
         self._preprocess, self.palette = preprocess, palette
 
     def see(self, image: Image.Image, path: str, name: str) -> DetectedObjects:
-        """Find the objects in a image."""
+        """Find the objects in an image."""
         found = self.inference.detections(self.forward, image, self._preprocess, name=name)
         objects = DetectedObjects.from_detections(found, path, image.size, self.classes, self.palette)
         return objects.filtered(self.score, self.only)

@@ -1,4 +1,4 @@
-"""How a image becomes the input of a detector: the whole of it, in its own shape, filled up in batches."""
+"""How an image becomes the input of a detector: the whole of it, in its own shape, filled up in batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ class DetectionPreprocess(DensePreprocess):
     """Fit into a box with the shape kept, in one resize, and normalize; `stack` fills up to the multiple."""
 
     long_side: int | None = 1333
-    """Longer side of the box, in pixels; None keeps a image's own size."""
+    """Longer side of the box, in pixels; None keeps an image's own size."""
     short_side: int | None = 800
     """Shorter side of the box, in pixels."""
-    multiple: int = MULTIPLE
+    size_divisor: int = MULTIPLE
     """A batch is filled up with 0, at the right and at the bottom, to multiples of this."""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of a image's part of the input: what is filled up does not count."""
+        """Width and height of an image's part of the input: what is filled up does not count."""
         return self.fitted(width, height)
 
 

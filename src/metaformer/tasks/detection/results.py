@@ -80,7 +80,7 @@ class DetectedObjects:
         classes: Sequence[str],
         palette: Palette,
     ) -> Self:
-        """Take over what a detector gave for a image of this width and height, boxes in its pixels."""
+        """Take over what a detector gave for an image of this width and height, boxes in its pixels."""
         found = found.to("cpu")
         boxes, scores, labels = (part.numpy() for part in (found.boxes, found.scores, found.labels))
         masks = None if found.masks is None else tuple(_pasted(found, size))
@@ -188,7 +188,7 @@ class DetectedObjects:
 
 
 def _pasted(found: "Detections", size: tuple[int, int]) -> Iterator[Mask]:
-    """The masks in a image of this width and height, a few at a time."""
+    """The masks in an image of this width and height, a few at a time."""
     width, height = size
     many = max(1, BLOCK // (width * height))
     for first in range(0, len(found), many):

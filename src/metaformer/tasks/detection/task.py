@@ -12,16 +12,16 @@ from metaformer.data.loader import DATA_TIMEOUT, Stop
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError
 from metaformer.models.detection.detector import Detector
-from metaformer.tasks.base import Moment
+from metaformer.tasks.base import StepContext
 from metaformer.tasks.detection.check import check_sizes
-from metaformer.tasks.detection.dataset import AugmentedScenes, DetectionFolder, open_detection
+from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
 from metaformer.tasks.detection.evaluate import DetectEvaluation
 from metaformer.tasks.detection.predict import DetectForward, DetectInference
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.results import DetectReport
-from metaformer.tasks.detection.transforms import train_scene
+from metaformer.tasks.detection.transforms import train_transform
 from metaformer.tasks.initial_weights import begin_with_weights, dense_backbone
-from metaformer.tasks.validate import look_at_all
+from metaformer.tasks.validate import validate_splits
 
 
 class Detect:
@@ -41,7 +41,7 @@ class Detect:
         self,
         model: Detector,
         name: str,
-        train: AugmentedScenes,
+        train: DetectionDataset,
         evaluation: DetectEvaluation,
         preprocess: DetectionPreprocess,
     ) -> None:
@@ -57,7 +57,7 @@ class Detect:
         """Move the model."""
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, moment: StepContext) -> dict[str, Tensor]:
         """Losses of a batch of images."""
         losses: dict[str, Tensor] = model(batch.images, batch.targets, batch.sizes)
         return losses
@@ -120,10 +120,10 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
     _check_classes(config, train, val)
     train.check_any()
     val.check_any()
-    look_at_all(world, check_sizes, (train, config.data.on_bad_image == "skip"), (val, False))
+    validate_splits(world, check_sizes, (train, config.data.on_bad_image == "skip"), (val, False))
     preprocess, plan = detection_preprocessing(config), config.detect
     torch.manual_seed(config.seed)
-    augment = train_scene(
+    augment = train_transform(
         sides=tuple(plan.short_sides),
         long_side=plan.long_side,
         hflip=config.augment.hflip,
@@ -143,7 +143,7 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
         timeout=min(DATA_TIMEOUT, config.runtime.timeout),
         stop=stop,
     )
-    scenes = AugmentedScenes(train, augment, config.seed, masks=plan.head == "mask_rcnn")
+    scenes = DetectionDataset(train, augment, config.seed, masks=plan.head == "mask_rcnn")
     name = f"{plan.head}_{config.model.name}"
     task = Detect(build_detector(config, train), name, scenes, evaluation, preprocess)
     task.to(world.device)
@@ -212,7 +212,7 @@ def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
         fpn_dim=plan.fpn_dim,
         head_dim=plan.head_dim,
         box_fc_dim=plan.box_fc_dim,
-        box_samples=plan.box_samples,
+        roi_batch_size=plan.roi_batch_size,
         anchor_scale=plan.anchor_scale,
         feature_norm=plan.feature_norm,
         score_threshold=plan.score_threshold,

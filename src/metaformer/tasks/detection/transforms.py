@@ -18,10 +18,10 @@ from metaformer.tasks.segmentation.transforms import distorted
 
 SceneTransform = Callable[[Image.Image, Targets], tuple[Tensor, Targets]]
 Parts = list[Any]
-"""A image, its boxes and, where there are any, its masks, as torchvision's transforms tell them apart."""
+"""An image, its boxes and, where there are any, its masks, as torchvision's transforms tell them apart."""
 
 
-def train_scene(
+def train_transform(
     sides: Sequence[int] = (800,),
     long_side: int | None = 1333,
     *,
@@ -39,11 +39,11 @@ def train_scene(
     Everything random comes from `random`.
 
     Args:
-        sides: shorter side of the box that a image is fitted into, its shape kept; one of them by chance.
-        long_side: longer side of that box; None for a image's own size.
+        sides: shorter side of the box that an image is fitted into, its shape kept; one of them by chance.
+        long_side: longer side of that box; None for an image's own size.
         hflip: probability of mirroring.
         photometric: distort brightness, contrast, saturation and hue, each with probability 0.5.
-        jitter: smallest and largest random factor of the size with which a image just fits into a square
+        jitter: smallest and largest random factor of the size with which an image just fits into a square
             of `crop`, to which it is then cut, or filled up with 0; takes the place of `sides`.
         crop: side of that square.
         min_box: objects whose box has become narrower or lower than this, in pixels, are left out, as are

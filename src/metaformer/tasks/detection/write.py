@@ -12,7 +12,15 @@ from metaformer.errors import ConfigError
 from metaformer.storage import check_place, whole_file
 from metaformer.tasks.detection.draw import annotate
 from metaformer.tasks.detection.results import DetectedObjects
-from metaformer.tasks.outputs import Format, ImageNumbers, Seen, Sink, check_fps, json_line, write_formats
+from metaformer.tasks.outputs import (
+    Format,
+    ImageNumbers,
+    Prediction,
+    Writer,
+    check_fps,
+    json_line,
+    write_formats,
+)
 from metaformer.visualize import album
 
 LINES = "predictions.jsonl"
@@ -34,7 +42,7 @@ class DetectOutputs:
 
 
 def write_detections(
-    found: Iterable[Seen[DetectedObjects]],
+    found: Iterable[Prediction[DetectedObjects]],
     out: str | Path | None,
     outputs: DetectOutputs | None = None,
     category_ids: Sequence[int] | None = None,
@@ -77,7 +85,7 @@ def write_detections(
 
 
 @contextmanager
-def line_sink(place: Path, numbered: bool = False) -> Iterator[Sink[DetectedObjects]]:
+def line_sink(place: Path, numbered: bool = False) -> Iterator[Writer[DetectedObjects]]:
     """Write PLACE/predictions.jsonl when all results are in.
 
     Args:
@@ -90,7 +98,7 @@ def line_sink(place: Path, numbered: bool = False) -> Iterator[Sink[DetectedObje
     with whole_file(place / LINES) as lines:
         numbers = ImageNumbers()
 
-        def add(name: str, seen: Seen[DetectedObjects]) -> None:
+        def add(name: str, seen: Prediction[DetectedObjects]) -> None:
             line = {**json_line(seen), "image_id": numbers.of(name)} if numbered else json_line(seen)
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -98,7 +106,7 @@ def line_sink(place: Path, numbered: bool = False) -> Iterator[Sink[DetectedObje
 
 
 @contextmanager
-def coco_sink(place: Path, category_ids: Sequence[int] | None = None) -> Iterator[Sink[DetectedObjects]]:
+def coco_sink(place: Path, category_ids: Sequence[int] | None = None) -> Iterator[Writer[DetectedObjects]]:
     """Write PLACE/coco.json when all results are in.
 
     Args:
@@ -112,7 +120,7 @@ def coco_sink(place: Path, category_ids: Sequence[int] | None = None) -> Iterato
         numbers, between = ImageNumbers(), "\n"
         stream.write("[")
 
-        def add(name: str, seen: Seen[DetectedObjects]) -> None:
+        def add(name: str, seen: Prediction[DetectedObjects]) -> None:
             nonlocal between
             for row in seen.result.to_coco(numbers.of(name), category_ids):
                 stream.write(between + json.dumps(row))
@@ -122,6 +130,6 @@ def coco_sink(place: Path, category_ids: Sequence[int] | None = None) -> Iterato
         stream.write("\n]\n")
 
 
-def draw_prediction(seen: Seen[DetectedObjects], moving: bool = False) -> Image.Image:
-    """A image with its objects drawn on it."""
+def draw_prediction(seen: Prediction[DetectedObjects], moving: bool = False) -> Image.Image:
+    """An image with its objects drawn on it."""
     return annotate(seen.image, seen.result)

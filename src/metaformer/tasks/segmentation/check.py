@@ -8,7 +8,7 @@ from typing import Literal
 
 from metaformer.data.check_report import CheckReport, Finding, quiet
 from metaformer.data.image import image_size
-from metaformer.data.scan import Seen, SeenLabels, bad_ones, digest, reason, see, survey
+from metaformer.data.scan import ImageInfo, SeenLabels, bad_ones, digest, inspect, reason, scan
 from metaformer.errors import BadImage, DataError
 from metaformer.tasks.segmentation.class_names import Naming, name_classes
 from metaformer.tasks.segmentation.dataset import SegmentationFolder
@@ -114,7 +114,7 @@ class _Check:
         for file in pairs.unused:
             self.add("warning", "ignored", file)
         folder = SegmentationFolder(pairs, naming.names, naming.table(pairs.numbers, None), form.name)
-        seen = survey(folder, workers=self.workers, label=name, progress=self.progress, look=see_pair)
+        seen = scan(folder, workers=self.workers, label=name, progress=self.progress, look=see_pair)
         for one in seen:
             self._pair(folder, one)
         self._copies(folder, seen)
@@ -123,7 +123,7 @@ class _Check:
         if len(self.summaries) == 1:
             self._classes(folder, summary)
 
-    def _pair(self, folder: SegmentationFolder, seen: Seen) -> None:
+    def _pair(self, folder: SegmentationFolder, seen: ImageInfo) -> None:
         image, label_map = folder.path(seen.index), folder.label_path(seen.index)
         if seen.trouble:
             self.add("error", "unreadable", f"{image}: {seen.trouble}")
@@ -136,7 +136,7 @@ class _Check:
                 "warning", "unlabeled", f"{label_map}: every pixel is ignored, nothing is learned from it"
             )
 
-    def _copies(self, folder: SegmentationFolder, seen: Sequence[Seen]) -> None:
+    def _copies(self, folder: SegmentationFolder, seen: Sequence[ImageInfo]) -> None:
         """Tell of the same pixels with two label maps, and in training and validation."""
         here: dict[bytes, str] = {}
         labels: dict[bytes, bytes] = {}
@@ -201,21 +201,23 @@ def check_segmentation(
     raise BadImage(path, (first.trouble or first.label_trouble) + more)
 
 
-def see_labels(folder: SegmentationFolder, index: int) -> Seen:
+def see_labels(folder: SegmentationFolder, index: int) -> ImageInfo:
     """Read a label map, and of its image the header."""
     try:
         size = image_size(folder.path(index))
     except DataError as error:
-        return Seen(index, trouble=reason(error))
+        return ImageInfo(index, trouble=reason(error))
     _, trouble = _labels(folder, index, size, hashed=False)
-    return Seen(index, *size, label_trouble=trouble)
+    return ImageInfo(index, *size, label_trouble=trouble)
 
 
-def see_pair(folder: SegmentationFolder, index: int) -> Seen:
-    """Read a image and its label map."""
-    seen = see(folder, index)
+def see_pair(folder: SegmentationFolder, index: int) -> ImageInfo:
+    """Read an image and its label map."""
+    seen = inspect(folder, index)
     labels, trouble = _labels(folder, index, None if seen.trouble else (seen.width, seen.height))
-    return Seen(index, seen.width, seen.height, seen.digest, seen.animated, seen.trouble, labels, trouble)
+    return ImageInfo(
+        index, seen.width, seen.height, seen.digest, seen.animated, seen.trouble, labels, trouble
+    )
 
 
 def _labels(
@@ -228,14 +230,14 @@ def _labels(
         return None, reason(error)
     own = numbers.shape[1], numbers.shape[0]
     counts = count(numbers)
-    faults = [folder.table.complaint(counts), folder.misfit(index, own, size) if size else ""]
+    faults = [folder.table.complaint(counts), folder.size_mismatch(index, own, size) if size else ""]
     pixels, ignored = folder.table.pixels(counts)
     present = {label: many for label, many in enumerate(pixels) if many}
     seen = SeenLabels(digest(own, numbers.tobytes()) if hashed else b"", present, ignored)
     return seen, "; ".join(fault for fault in faults if fault)
 
 
-def summarize(name: str, classes: Sequence[str], seen: Sequence[Seen]) -> LabelSummary:
+def summarize(name: str, classes: Sequence[str], seen: Sequence[ImageInfo]) -> LabelSummary:
     """Sum up what was seen of a split."""
     pixels: Counter[int] = Counter()
     images: Counter[int] = Counter()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metaformer.data.batch import Item
 from metaformer.data.class_lists import Color, palette_for
-from metaformer.data.dataset import Augmented, seeded
+from metaformer.data.dataset import AugmentedDataset, seeded
 from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import BadImage, DataError
@@ -46,15 +46,15 @@ class SegmentationFolder:
         return [0] * len(self)
 
     def path(self, index: int) -> Path:
-        """Tell where a image lies."""
+        """Tell where an image lies."""
         return self._pairs.root / self._pairs.images[index]
 
     def label_path(self, index: int) -> Path:
-        """Tell where a image's label map lies."""
+        """Tell where an image's label map lies."""
         return self._pairs.root / self._pairs.label_maps[index]
 
     def image(self, index: int) -> Image.Image:
-        """Read a image as RGB.
+        """Read an image as RGB.
 
         Raises:
             BadImage: it cannot be read.
@@ -71,17 +71,17 @@ class SegmentationFolder:
         return self.table.translate(read_label_map(path), path)
 
     def pair(self, index: int) -> tuple[Image.Image, LabelMap]:
-        """Read a image and its label map.
+        """Read an image and its label map.
 
         Raises:
             BadImage: one cannot be used, or they differ in size.
         """
         image, labels = self.image(index), self.label_map(index)
-        if trouble := self.misfit(index, (labels.shape[1], labels.shape[0]), image.size):
+        if trouble := self.size_mismatch(index, (labels.shape[1], labels.shape[0]), image.size):
             raise BadImage(self.label_path(index), trouble)
         return image, labels
 
-    def misfit(self, index: int, labels: tuple[int, int], image: tuple[int, int]) -> str:
+    def size_mismatch(self, index: int, labels: tuple[int, int], image: tuple[int, int]) -> str:
         """Say how the sizes of a label map and its image differ; empty where they do not."""
         if labels == image:
             return ""
@@ -133,12 +133,12 @@ def open_segmentation(
 PairTransform = Callable[[Image.Image, LabelMap], tuple[Tensor, Tensor]]
 
 
-class AugmentedPairs(Augmented):
+class SegmentationDataset(AugmentedDataset):
     """The same of images with their label maps, which are transformed together.
 
     Args:
         source: the images and label maps.
-        transform: RGB image and label map (H, W) to two tensors; see `Augmented`.
+        transform: RGB image and label map (H, W) to two tensors; see `AugmentedDataset`.
         seed: the run's seed.
     """
 

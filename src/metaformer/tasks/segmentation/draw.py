@@ -56,7 +56,7 @@ def overlay(
     strength: float = STRENGTH,
     magnify: int = 1,
 ) -> Image.Image:
-    """Blend class colors into a image and draw the boundaries between classes.
+    """Blend class colors into an image and draw the boundaries between classes.
 
     Args:
         image: the image, of the label map's size.
@@ -84,7 +84,7 @@ def colored(
     Args:
         label_map: class of each pixel; numbers beyond the palette are no class.
         palette: color of each class.
-        under: a image to leave as it is where there is no class, or a black one: that is for backgrounds.
+        under: an image to leave as it is where there is no class, or a black one: that is for backgrounds.
     """
     table = np.full((int(label_map.max(initial=0)) + 1, 3), 128, dtype=np.uint8)
     count = min(len(palette), len(table))

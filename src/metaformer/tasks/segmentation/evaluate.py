@@ -12,9 +12,9 @@ from torch import Tensor
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.data.sampler import EvalSampler
-from metaformer.distributed import collect, in_step, rank, total, world_size
+from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, rank, world_size
 from metaformer.errors import DataError
-from metaformer.tasks.segmentation.dataset import AugmentedPairs, SegmentationFolder
+from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder
 from metaformer.tasks.segmentation.metrics import SegmentationCount, figures, mean_iou
 from metaformer.tasks.segmentation.predict import Inference
 from metaformer.tasks.segmentation.results import SegmentExample, SegmentReport, areas, thumbnail
@@ -54,7 +54,7 @@ class SegmentEvaluation:
         # Workers resize, where that gives the network all that it wants, and nothing huge.
         self.resized = self.inference.scales == (1.0,) and preprocess.long_side is not None
         self.loader = Loader(
-            AugmentedPairs(source, _Pair(preprocess if self.resized else None)),
+            SegmentationDataset(source, _Pair(preprocess if self.resized else None)),
             sampler,
             workers=workers,
             pin_memory=pin_memory,
@@ -71,7 +71,7 @@ class SegmentEvaluation:
             Interrupted: `stop` said so, on whatever rank.
         """
         count = _Count(self.source)
-        for _ in in_step(self._counted(forward, count), self.most):
+        for _ in lockstep(self._counted(forward, count), self.most):
             pass
         return count.report()
 
@@ -92,7 +92,7 @@ class SegmentEvaluation:
 
 
 class _Pair:
-    """A image as input, or as it is, and its labels; both tensors."""
+    """An image as input, or as it is, and its labels; both tensors."""
 
     def __init__(self, preprocess: DensePreprocess | None) -> None:
         self.transform = None if preprocess is None else preprocess.transform()
@@ -148,11 +148,11 @@ class _Count:
 
     def report(self) -> SegmentReport:
         confusion = self.pixels.result()
-        worst = sorted(collect(self.worst), key=_rank)[:EXAMPLES]
-        best = sorted(collect(self.best), key=_rank, reverse=True)[:EXAMPLES]
+        worst = sorted(all_gather_list(self.worst), key=_rank)[:EXAMPLES]
+        best = sorted(all_gather_list(self.best), key=_rank, reverse=True)[:EXAMPLES]
         shown = {example.index for example in worst}
         return SegmentReport(
-            images=int(total(torch.tensor(self.images))),
+            images=int(all_reduce_sum(torch.tensor(self.images))),
             figures=figures(confusion, self.source.classes),
             confusion=confusion,
             palette=self.source.palette,

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metaformer.distributed import total
+from metaformer.distributed import all_reduce_sum
 from metaformer.errors import DataError
 
 BLOCK = 1 << 16
@@ -90,7 +90,7 @@ class SegmentationCount:
 
     def result(self) -> Tensor:
         """The matrix (K, K) over all ranks, int64."""
-        return total(self._counts)
+        return all_reduce_sum(self._counts)
 
 
 def count_pixels(predicted: Tensor, labels: Tensor, classes: int, ignore: int = 255) -> Tensor:

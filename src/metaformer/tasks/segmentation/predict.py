@@ -1,4 +1,4 @@
-"""From a image to the class of each of its pixels: whole, in windows or tiles, in one view or several."""
+"""From an image to the class of each of its pixels: whole, in windows or tiles, in one view or several."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ CACHE = 1 << 20
 
 @dataclass(frozen=True)
 class Inference:
-    """How a image is looked at; the default is the official way, once and whole."""
+    """How an image is looked at; the default is the official way, once and whole."""
 
     mode: str = "whole"
     """`whole`, or `slide`: windows that overlap, their logits averaged."""
@@ -77,7 +77,7 @@ class Inference:
 
     @property
     def views(self) -> int:
-        """How often the network sees a image."""
+        """How often the network sees an image."""
         return len(self.scales) * (1 + self.flip)
 
     @torch.inference_mode()
@@ -98,13 +98,13 @@ class Inference:
         Args:
             forward: the network.
             image: an RGB image, or a normalized tensor (3, h, w) that is looked at as it is.
-            preprocess: how a image becomes input; a tensor needs none.
+            preprocess: how an image becomes input; a tensor needs none.
             original_size: height and width of the result; the image's own when not given.
             name: what errors call the image.
 
         Raises:
             TrainingError: logits that are not finite.
-            ConfigError: several scales of a tensor, or a image without preprocessing.
+            ConfigError: several scales of a tensor, or an image without preprocessing.
         """
         own = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
         height, width = original_size or own
@@ -140,7 +140,7 @@ class Inference:
             yield TensorSight(image)
             return
         if preprocess is None:
-            raise ConfigError("preprocess: a image needs one; only tensors are looked at as they are")
+            raise ConfigError("preprocess: an image needs one; only tensors are looked at as they are")
         for scale in self.scales:
             scaled = preprocess.scaled(scale)
             yield ImageSight(scaled.resized(image), scaled.tensor)

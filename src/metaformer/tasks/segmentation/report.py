@@ -22,7 +22,7 @@ ROWS = 30
 PAIRS = 12
 """Confusions in the list."""
 ENTRIES = 10
-"""Classes in a image's legend."""
+"""Classes in an image's legend."""
 WIDTH = 256
 """Pixels that images on the page are at least wide."""
 STRENGTH = 0.65
@@ -92,7 +92,7 @@ def _triple(example: dict[str, Any], names: list[str], palette: Sequence[Color])
 
 
 def _image(path: str, size: tuple[int, int]) -> Image.Image | None:
-    """A image made as large as its label map is drawn; None where it is gone since the evaluation."""
+    """An image made as large as its label map is drawn; None where it is gone since the evaluation."""
     try:
         return read_image(path).resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     except BadImage:
@@ -179,4 +179,4 @@ def _look(preprocess: dict[str, Any]) -> str:
         if preprocess["long_side"] is None
         else f"fitted into {preprocess['long_side']}×{preprocess['short_side']} pixels"
     )
-    return f"images {size}, sides multiples of {preprocess['multiple']}"
+    return f"images {size}, sides multiples of {preprocess['size_divisor']}"

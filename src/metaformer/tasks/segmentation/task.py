@@ -13,15 +13,15 @@ from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
-from metaformer.tasks.base import Forward, Moment
+from metaformer.tasks.base import Forward, StepContext
 from metaformer.tasks.initial_weights import begin_with_weights, dense_backbone
 from metaformer.tasks.segmentation.check import check_segmentation
-from metaformer.tasks.segmentation.dataset import AugmentedPairs, SegmentationFolder, open_segmentation
+from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.evaluate import SegmentEvaluation
 from metaformer.tasks.segmentation.predict import Inference
 from metaformer.tasks.segmentation.results import SegmentReport
-from metaformer.tasks.segmentation.transforms import train_joint
-from metaformer.tasks.validate import look_at_all
+from metaformer.tasks.segmentation.transforms import train_transform
+from metaformer.tasks.validate import validate_splits
 
 
 class Segment:
@@ -41,7 +41,7 @@ class Segment:
         self,
         model: Segmenter,
         name: str,
-        train: AugmentedPairs,
+        train: SegmentationDataset,
         evaluation: SegmentEvaluation,
         preprocess: DensePreprocess,
     ) -> None:
@@ -57,7 +57,7 @@ class Segment:
         """Move the model."""
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, moment: StepContext) -> dict[str, Tensor]:
         """Losses of a batch of crops."""
         losses: dict[str, Tensor] = model(batch.images, batch.labels)
         return losses
@@ -115,12 +115,12 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
     """
     train, val = (open_labeled(config, split) for split in (config.data.train, config.data.val))
     _check_classes(config, train, val)
-    look_at_all(world, check_segmentation, (train, config.data.on_bad_image == "skip"), (val, False))
+    validate_splits(world, check_segmentation, (train, config.data.on_bad_image == "skip"), (val, False))
     preprocess, plan = dense_preprocessing(config), config.segment
     torch.manual_seed(config.seed)
-    augment = train_joint(
+    augment = train_transform(
         crop=config.data.image_size,
-        base=plan.base,
+        resize=plan.resize,
         scale=plan.scale,
         cat_max_ratio=plan.cat_max_ratio,
         hflip=config.augment.hflip,
@@ -142,7 +142,7 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
     task = Segment(
         build_segmenter(config, train),
         name,
-        AugmentedPairs(train, augment, config.seed),
+        SegmentationDataset(train, augment, config.seed),
         evaluation,
         preprocess,
     )
@@ -168,8 +168,8 @@ def open_labeled(config: TrainConfig, split: str) -> SegmentationFolder:
 
 def dense_preprocessing(config: TrainConfig) -> DensePreprocess:
     """How a run's images become input in evaluation."""
-    longer, shorter = config.segment.base or (None, None)
-    return DensePreprocess(longer, shorter, config.segment.multiple, config.data.mean, config.data.std)
+    longer, shorter = config.segment.resize or (None, None)
+    return DensePreprocess(longer, shorter, config.segment.size_divisor, config.data.mean, config.data.std)
 
 
 def inference(config: TrainConfig) -> Inference:
@@ -209,7 +209,7 @@ def build_segmenter(config: TrainConfig, data: SegmentationFolder) -> Segmenter:
     )
     model.criterion = SegmentationLoss(
         ignore_index=data.ignore_index,
-        average=plan.average,
+        reduction=plan.reduction,
         ohem=plan.ohem,
         dice=plan.dice,
         class_weights=plan.class_weights,

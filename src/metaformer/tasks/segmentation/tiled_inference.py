@@ -1,4 +1,4 @@
-"""One look of a network at a image: in windows, row by row, as bands of the result need them."""
+"""One look of a network at an image: in windows, row by row, as bands of the result need them."""
 
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +17,7 @@ DenseForward = Callable[[Tensor], Tensor]
 
 
 class Sight(Protocol):
-    """A image at the size that the network sees it in."""
+    """An image at the size that the network sees it in."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -74,7 +74,7 @@ class Strip(NamedTuple):
 
 
 class Look:
-    """Logits of a image by bands of rows of the result, which are asked for from top to bottom.
+    """Logits of an image by bands of rows of the result, which are asked for from top to bottom.
 
     The maps of a row of windows are held from the first band that needs them to the last.
 

@@ -25,9 +25,9 @@ _HUE: Final = 18
 """Of 180: twice as many degrees, either way."""
 
 
-def train_joint(
+def train_transform(
     crop: int = 512,
-    base: tuple[int, int] | None = (2048, 512),
+    resize: tuple[int, int] | None = (2048, 512),
     scale: tuple[float, float] = (0.5, 2.0),
     cat_max_ratio: float = 0.75,
     hflip: float = 0.5,
@@ -43,7 +43,7 @@ def train_joint(
 
     Args:
         crop: height and width of the result; what a smaller image leaves over is 0, and ignored.
-        base: longer and shorter side of the box that a image is fitted into, its shape kept; None for
+        resize: longer and shorter side of the box that an image is fitted into, its shape kept; None for
             its own size.
         scale: smallest and largest random factor of that size.
         cat_max_ratio: a crop of which one class has this share or more is drawn anew, up to ten times.
@@ -56,14 +56,14 @@ def train_joint(
     Raises:
         ConfigError: a value out of range.
     """
-    if crop < 1 or (base is not None and min(base) < 1):
-        raise ConfigError(f"crop is {crop}, base {base}: sides must be at least 1 pixel")
+    if crop < 1 or (resize is not None and min(resize) < 1):
+        raise ConfigError(f"crop is {crop}, resize {resize}: sides must be at least 1 pixel")
     if not (0 < scale[0] <= scale[1] and math.isfinite(scale[1])):
         raise ConfigError(f"scale is {tuple(scale)}: it must be (smaller, larger), above 0")
     for field, value in (("cat_max_ratio", cat_max_ratio), ("hflip", hflip)):
         if not 0 <= value <= 1:
             raise ConfigError(f"{field} is {value}: it must lie between 0 and 1")
-    return _Train(crop, base, scale, cat_max_ratio, hflip, photometric, ignore_index, mean, std)
+    return _Train(crop, resize, scale, cat_max_ratio, hflip, photometric, ignore_index, mean, std)
 
 
 class _Cut(NamedTuple):
@@ -79,7 +79,7 @@ class _Train:
     def __init__(
         self,
         crop: int,
-        base: tuple[int, int] | None,
+        resize: tuple[int, int] | None,
         scale: tuple[float, float],
         cat_max_ratio: float,
         hflip: float,
@@ -88,7 +88,7 @@ class _Train:
         mean: Channels,
         std: Channels,
     ) -> None:
-        self.crop, self.base, self.scale, self.cat_max_ratio = crop, base, scale, cat_max_ratio
+        self.crop, self.resize, self.scale, self.cat_max_ratio = crop, resize, scale, cat_max_ratio
         self.hflip, self.photometric, self.ignore_index = hflip, photometric, ignore_index
         self.mean, self.std = mean, std
 
@@ -109,9 +109,9 @@ class _Train:
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
         factor = random.uniform(*self.scale)
-        if self.base is None:
+        if self.resize is None:
             return scaled_size(width, height, factor)
-        longer, shorter = (max(1, int(side * factor)) for side in self.base)
+        longer, shorter = (max(1, int(side * factor)) for side in self.resize)
         return fit(width, height, (longer, shorter))
 
     def _cut(self, labels: LabelMap, size: tuple[int, int]) -> tuple[_Cut, LabelMap]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from metaformer.errors import ConfigError
 from metaformer.storage import check_place, whole_bytes, whole_file
-from metaformer.tasks.outputs import Format, Seen, Sink, check_fps, json_line, write_formats
+from metaformer.tasks.outputs import Format, Prediction, Writer, check_fps, json_line, write_formats
 from metaformer.tasks.segmentation.draw import annotate
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.segmentation.write_coco import panoptic_sink, rle_sink
@@ -58,7 +58,7 @@ class Outputs:
 
 
 def write_segmentations(
-    found: Iterable[Seen[Segmentation]], out: str | Path | None, outputs: Outputs | None = None
+    found: Iterable[Prediction[Segmentation]], out: str | Path | None, outputs: Outputs | None = None
 ) -> Iterator[str]:
     """Write results one by one, and yield what there is to print.
 
@@ -106,7 +106,7 @@ def _formats(place: Path, outputs: Outputs) -> list[Format]:
 
 
 @contextmanager
-def mask_sink(place: Path) -> Iterator[Sink[Segmentation]]:
+def mask_sink(place: Path) -> Iterator[Writer[Segmentation]]:
     """Write PLACE/masks/NAME.png as results come, and PLACE/predictions.jsonl when all are in.
 
     Raises:
@@ -114,7 +114,7 @@ def mask_sink(place: Path) -> Iterator[Sink[Segmentation]]:
     """
     with whole_file(place / LINES) as lines:
 
-        def add(name: str, seen: Seen[Segmentation]) -> None:
+        def add(name: str, seen: Prediction[Segmentation]) -> None:
             with whole_bytes(place / MASKS / f"{name}.png") as stream:
                 mask_image(seen.result).save(stream, "PNG")
             line = {**json_line(seen), "mask": f"{MASKS}/{name}.png"}
@@ -131,7 +131,7 @@ def mask_image(result: Segmentation) -> Image.Image:
 
 
 @contextmanager
-def ade20k_sink(place: Path) -> Iterator[Sink[Segmentation]]:
+def ade20k_sink(place: Path) -> Iterator[Writer[Segmentation]]:
     """Write PLACE/submission_ade20k.zip when all results are in.
 
     Raises:
@@ -141,7 +141,7 @@ def ade20k_sink(place: Path) -> Iterator[Sink[Segmentation]]:
     with whole_bytes(place / FILE) as stream, zipfile.ZipFile(stream, "w") as archive:
         taken: set[str] = set()
 
-        def add(name: str, seen: Seen[Segmentation]) -> None:
+        def add(name: str, seen: Prediction[Segmentation]) -> None:
             own = f"{Path(seen.result.path).stem}.png"
             if not seen.result.path or seen.frame is not None:
                 raise ConfigError("submission: of image files only, since the server goes by their names")
@@ -177,6 +177,6 @@ def _png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def draw_prediction(seen: Seen[Segmentation], moving: bool = False) -> Image.Image:
-    """A image with its segmentation drawn on it."""
+def draw_prediction(seen: Prediction[Segmentation], moving: bool = False) -> Image.Image:
+    """An image with its segmentation drawn on it."""
     return annotate(seen.image, seen.result, moving)

@@ -14,12 +14,12 @@ from PIL import Image
 
 from metaformer.data.rle import run_lengths
 from metaformer.storage import whole_bytes, whole_file
-from metaformer.tasks.outputs import ImageNumbers, Seen, Sink
+from metaformer.tasks.outputs import ImageNumbers, Prediction, Writer
 from metaformer.tasks.segmentation.results import Segmentation
 
 
 @contextmanager
-def panoptic_sink(place: Path) -> Iterator[Sink[Segmentation]]:
+def panoptic_sink(place: Path) -> Iterator[Writer[Segmentation]]:
     """Write PLACE/panoptic/NAME.png as results come, and PLACE/panoptic.json at the end.
 
     Raises:
@@ -27,7 +27,7 @@ def panoptic_sink(place: Path) -> Iterator[Sink[Segmentation]]:
     """
     with coco_file(place / "panoptic.json") as file:
 
-        def add(name: str, seen: Seen[Segmentation]) -> None:
+        def add(name: str, seen: Prediction[Segmentation]) -> None:
             number = file.add_image(name, seen)
             with whole_bytes(place / "panoptic" / f"{name}.png") as stream:
                 segment_image(seen.result).save(stream, "PNG")
@@ -80,8 +80,8 @@ class CocoFile:
         self._categories: list[dict[str, Any]] = []
         stream.write('{"annotations": [')
 
-    def add_image(self, name: str, seen: Seen[Segmentation]) -> int:
-        """List a image, and give its number."""
+    def add_image(self, name: str, seen: Prediction[Segmentation]) -> int:
+        """List an image, and give its number."""
         number = self._numbers.of(name)
         width, height = seen.result.size
         entry = {"id": number, "file_name": seen.result.path, "width": width, "height": height}
@@ -111,7 +111,7 @@ def categories(result: Segmentation) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def rle_sink(place: Path) -> Iterator[Sink[Segmentation]]:
+def rle_sink(place: Path) -> Iterator[Writer[Segmentation]]:
     """Write PLACE/rle.json, which pycocotools opens, when all results are in.
 
     Raises:
@@ -120,7 +120,7 @@ def rle_sink(place: Path) -> Iterator[Sink[Segmentation]]:
     with coco_file(place / "rle.json") as file:
         numbers = count(1)
 
-        def add(name: str, seen: Seen[Segmentation]) -> None:
+        def add(name: str, seen: Prediction[Segmentation]) -> None:
             image = file.add_image(name, seen)
             file.add({"id": next(numbers), "image_id": image, **mask} for mask in masks(seen.result))
 
@@ -128,7 +128,7 @@ def rle_sink(place: Path) -> Iterator[Sink[Segmentation]]:
 
 
 def masks(result: Segmentation) -> Iterator[dict[str, Any]]:
-    """Each class that a image holds: category (counted from 1), run lengths, area and box."""
+    """Each class that an image holds: category (counted from 1), run lengths, area and box."""
     size = list(result.label_map.shape)
     segments = find_segments(result.label_map, len(result.classes))
     for segment, (index, counts) in zip(segments, run_lengths(result.label_map), strict=True):
@@ -147,7 +147,7 @@ _BAND = 256
 
 @dataclass(frozen=True)
 class Segment:
-    """All pixels of one class in a image."""
+    """All pixels of one class in an image."""
 
     index: int
     """The class."""

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from metaformer.errors import DataError
-from metaformer.tasks.detection.formats.annotations import Collected, ImageFiles
+from metaformer.tasks.detection.formats.annotations import AnnotationBuilder, ImageFiles
 
 
 def test_images_are_found_below_the_folder_only(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_name_that_no_file_can_have_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("numbers", [None, (4, 2)])
 def test_classes_have_numbers(numbers: tuple[int, ...] | None) -> None:
-    found = Collected(("ant", "bee"), numbers)
+    found = AnnotationBuilder(("ant", "bee"), numbers)
     assert (found.add("a.png", (3, 4)), found.add("b.png", (5, 6), 77)) == (0, 1)
     packed = found.packed()
     assert packed.category_ids == (numbers or (1, 2)) and packed.ids.tolist() == [1, 77]

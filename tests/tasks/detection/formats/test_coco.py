@@ -14,7 +14,7 @@ from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.dataset import open_detection
 from metaformer.tasks.detection.formats.annotations import Annotated
 from metaformer.tasks.detection.formats.coco import read_coco
-from metaformer.tasks.detection.formats.layouts import Place, choose_detection_layout, find_place
+from metaformer.tasks.detection.formats.layouts import SplitPaths, choose_detection_layout, find_place
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -28,7 +28,7 @@ def edit(root: Path, change: Change) -> Path:
     return file
 
 
-def place(root: Path) -> Place:
+def place(root: Path) -> SplitPaths:
     return find_place(*choose_detection_layout(root, "coco"), "train")
 
 

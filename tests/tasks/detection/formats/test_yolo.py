@@ -106,7 +106,7 @@ def test_files_that_do_not_fit_each_other(yolo: Path, write: Write) -> None:
     assert any(one.text == f"{yolo}/labels/train/over.txt: annotations without image" for one in findings)
     write("labels/val/over.txt", "0 0.5 0.5 1 1")
     write("images/val/a.png", np.zeros((4, 4, 3), dtype=np.uint8))
-    with pytest.raises(DataError, match="labels/val: none of its 1 files has the name of a image"):
+    with pytest.raises(DataError, match="labels/val: none of its 1 files has the name of an image"):
         open_detection(yolo, "val")
     write("images/val/a.png", b"junk")
     with pytest.raises(DataError, match=r"images/val/a\.png: not a JPEG"):

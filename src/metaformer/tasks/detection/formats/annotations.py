@@ -45,7 +45,7 @@ class Annotated:
     """What is there and not used."""
 
 
-class Collected:
+class AnnotationBuilder:
     """What a reader has found so far.
 
     Args:
@@ -63,7 +63,7 @@ class Collected:
         self.unused: list[str] = []
 
     def add(self, file: str, size: tuple[int, int], number: int | None = None) -> int:
-        """Add a image; gives its place."""
+        """Add an image; gives its place."""
         self.files.append(file)
         self.sizes.append(size)
         self.ids.append(len(self.files) if number is None else number)

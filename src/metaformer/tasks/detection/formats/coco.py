@@ -12,8 +12,8 @@ from typing import Any, Final
 from metaformer.data.class_lists import Names, given_names
 from metaformer.data.rle import counts_of
 from metaformer.errors import DataError
-from metaformer.tasks.detection.formats.annotations import Annotated, Collected, ImageFiles
-from metaformer.tasks.detection.formats.layouts import Place
+from metaformer.tasks.detection.formats.annotations import Annotated, AnnotationBuilder, ImageFiles
+from metaformer.tasks.detection.formats.layouts import SplitPaths
 from metaformer.tasks.detection.formats.rules import (
     BOXES_DO,
     BadAnnotation,
@@ -28,7 +28,7 @@ from metaformer.tasks.detection.instances import Row
 _LARGEST: Final = 1 << 62
 
 
-def read_coco(place: Place, classes: Names, masks: bool | None) -> Annotated:
+def read_coco(place: SplitPaths, classes: Names, masks: bool | None) -> Annotated:
     """Read and check a JSON file of COCO's form.
 
     Args:
@@ -56,12 +56,12 @@ def _few_collections() -> Iterator[None]:
 
 
 class _Reader:
-    def __init__(self, place: Place, classes: Names, masks: bool | None) -> None:
+    def __init__(self, place: SplitPaths, classes: Names, masks: bool | None) -> None:
         self.place, self.masks = place, masks
         self.file = place.labels
         document = _load(self.file)
         images, self.annotations = (self._list(document, key) for key in ("images", "annotations"))
-        self.found = Collected(*self._categories(self._list(document, "categories"), classes))
+        self.found = AnnotationBuilder(*self._categories(self._list(document, "categories"), classes))
         self.label = {number: label for label, number in enumerate(self.found.ids_of_classes)}
         self.image: dict[int, int] = {}
         """Place of each image by its number; -1 of those that cannot be used."""

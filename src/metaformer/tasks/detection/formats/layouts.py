@@ -12,7 +12,7 @@ _ROBOFLOW: Final = {"val": "valid"}
 
 
 @dataclass(frozen=True)
-class Form:
+class LayoutVariant:
     """One way in which a layout puts its files, below the root; `{split}` is replaced."""
 
     labels: str
@@ -28,7 +28,7 @@ class DetectionLayout:
     """Where images and annotations of a split lie."""
 
     name: str
-    forms: tuple[Form, ...]
+    forms: tuple[LayoutVariant, ...]
     """The first whose annotations exist is taken."""
     home: tuple[str, ...] = ()
     """Folders below the root that the data set may lie in, as its archive unpacks."""
@@ -37,7 +37,7 @@ class DetectionLayout:
 
 
 @dataclass(frozen=True)
-class Place:
+class SplitPaths:
     """Where one split lies."""
 
     layout: str
@@ -55,24 +55,24 @@ DETECTION_LAYOUTS: Final = {
         DetectionLayout(
             "coco",
             (
-                Form("annotations/instances_{split}.json", ("{split}", "images/{split}"), _COCO),
-                Form("annotations/instances_{split}.json", ("{split}", "images/{split}")),
-                Form("{split}/_annotations.coco.json", ("{split}",), _ROBOFLOW),
+                LayoutVariant("annotations/instances_{split}.json", ("{split}", "images/{split}"), _COCO),
+                LayoutVariant("annotations/instances_{split}.json", ("{split}", "images/{split}")),
+                LayoutVariant("{split}/_annotations.coco.json", ("{split}",), _ROBOFLOW),
             ),
         ),
         DetectionLayout(
             "voc",
-            (Form("Annotations", ("JPEGImages",)),),
+            (LayoutVariant("Annotations", ("JPEGImages",)),),
             home=("VOC2012", "VOCdevkit/VOC2012", "VOC2007", "VOCdevkit/VOC2007"),
             suffix=".xml",
         ),
         DetectionLayout(
             "yolo",
             (
-                Form("labels/{split}", ("images/{split}",)),
-                Form("labels/{split}", ("images/{split}",), _COCO),
-                Form("{split}/labels", ("{split}/images",)),
-                Form("{split}/labels", ("{split}/images",), _ROBOFLOW),
+                LayoutVariant("labels/{split}", ("images/{split}",)),
+                LayoutVariant("labels/{split}", ("images/{split}",), _COCO),
+                LayoutVariant("{split}/labels", ("{split}/images",)),
+                LayoutVariant("{split}/labels", ("{split}/images",), _ROBOFLOW),
             ),
             suffix=".txt",
         ),
@@ -90,7 +90,7 @@ def find_detection_layout(root: str | Path) -> tuple[DetectionLayout, Path] | No
     return None
 
 
-def _has(home: Path, form: Form, suffix: str) -> bool:
+def _has(home: Path, form: LayoutVariant, suffix: str) -> bool:
     for labels in home.glob(form.labels.format(split="*")):
         if not suffix or (labels.is_dir() and next(labels.rglob(f"*{suffix}"), None) is not None):
             return True
@@ -123,7 +123,7 @@ def choose_detection_layout(root: str | Path, name: str) -> tuple[DetectionLayou
     return layout, next((home for home in homes if any(_has(home, f, "") for f in layout.forms)), root)
 
 
-def find_place(layout: DetectionLayout, home: Path, split: str) -> Place:
+def find_place(layout: DetectionLayout, home: Path, split: str) -> SplitPaths:
     """Find the files of a split.
 
     Raises:
@@ -137,7 +137,7 @@ def find_place(layout: DetectionLayout, home: Path, split: str) -> Place:
             images = next((folder for folder in folders if folder.is_dir()), None)
             if images is None:
                 raise DataError(f"{labels}: no folder of its images, {' or '.join(map(str, folders))}")
-            return Place(layout.name, name, home, labels, images)
+            return SplitPaths(layout.name, name, home, labels, images)
     wanted = dict.fromkeys(form.labels.format(split=form.splits.get(split, split)) for form in layout.forms)
     other = find_detection_layout(home)
     hint = "" if other is None or other[0] is layout else f"; it looks like the layout {other[0].name}"

@@ -24,7 +24,7 @@ class BadAnnotation(Exception):
 
 
 def check_box(box: Box, size: tuple[int, int]) -> None:
-    """Check a box: left, top, width and height, in a image of this width and height.
+    """Check a box: left, top, width and height, in an image of this width and height.
 
     Raises:
         BadAnnotation: it is none, or does not lie in the image.
@@ -48,7 +48,7 @@ def check_box(box: Box, size: tuple[int, int]) -> None:
 
 
 def check_polygon(numbers: Sequence[float], size: tuple[int, int]) -> None:
-    """Check an outline: x, y, x, y and so on, in a image of this width and height.
+    """Check an outline: x, y, x, y and so on, in an image of this width and height.
 
     Raises:
         BadAnnotation: it is none, or does not lie in the image.
@@ -65,7 +65,7 @@ def check_polygon(numbers: Sequence[float], size: tuple[int, int]) -> None:
 
 
 def check_size(width: Any, height: Any) -> tuple[int, int]:
-    """Check a image's size.
+    """Check an image's size.
 
     Raises:
         BadAnnotation: it is none, or more than is read.

@@ -10,8 +10,8 @@ from metaformer.data.class_lists import Names, class_list, given_names, read_cla
 from metaformer.data.folder import EXTENSIONS
 from metaformer.data.image import image_size
 from metaformer.errors import DataError
-from metaformer.tasks.detection.formats.annotations import Annotated, Collected, ImageFiles, names_in
-from metaformer.tasks.detection.formats.layouts import Place
+from metaformer.tasks.detection.formats.annotations import Annotated, AnnotationBuilder, ImageFiles, names_in
+from metaformer.tasks.detection.formats.layouts import SplitPaths
 from metaformer.tasks.detection.formats.rules import BOXES_DO, BadAnnotation, Box, check_box, check_size
 from metaformer.tasks.detection.instances import Row
 from metaformer.tasks.segmentation.pairs import listed_names
@@ -23,7 +23,7 @@ _DEEPEST: Final = 20
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read_voc(place: Place, classes: Names, masks: bool | None) -> Annotated:
+def read_voc(place: SplitPaths, classes: Names, masks: bool | None) -> Annotated:
     """Read and check the XML files of a split, whose images ImageSets/Main/SPLIT.txt names.
 
     Pixels are counted from 1, the last one included; `difficult` objects are taken as crowds are.
@@ -40,7 +40,7 @@ def read_voc(place: Place, classes: Names, masks: bool | None) -> Annotated:
         raise DataError(
             f"{place.labels}: the layout voc has boxes only: no masks can be learned from it; {BOXES_DO}"
         )
-    found = Collected(_classes(place, classes))
+    found = AnnotationBuilder(_classes(place, classes))
     labels = {name: label for label, name in enumerate(found.classes)}
     files = ImageFiles(place.images)
     images = _by_stem(place.images)
@@ -57,7 +57,7 @@ def read_voc(place: Place, classes: Names, masks: bool | None) -> Annotated:
     return found.packed()
 
 
-def _classes(place: Place, given: Names) -> tuple[str, ...]:
+def _classes(place: SplitPaths, given: Names) -> tuple[str, ...]:
     names, _ = given_names(given)
     if names is not None:
         return names
@@ -70,7 +70,9 @@ def _by_stem(folder: Path) -> dict[str, str]:
     return {stem: stem + end for stem, end in split if end.lower() in EXTENSIONS}
 
 
-def _read_one(found: Collected, place: Place, stem: str, name: str, labels: dict[str, int]) -> None:
+def _read_one(
+    found: AnnotationBuilder, place: SplitPaths, stem: str, name: str, labels: dict[str, int]
+) -> None:
     file = place.labels / f"{stem}.xml"
     root = read_xml(file)
     size = _size(root, file, place.images / name)
@@ -93,7 +95,7 @@ def _size(root: Element, file: Path, image: Path) -> tuple[int, int]:
     try:
         return check_size(*(int(word) for word in words))
     except (ValueError, BadAnnotation) as error:
-        raise DataError(f"{file}: size is {' x '.join(words)}, not a image's") from error
+        raise DataError(f"{file}: size is {' x '.join(words)}, not an image's") from error
 
 
 def _object(part: Element, labels: dict[str, int], size: tuple[int, int]) -> tuple[int, bool, Box]:

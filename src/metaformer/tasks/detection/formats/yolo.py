@@ -10,8 +10,8 @@ from metaformer.data.class_lists import Names, given_names, read_class_list
 from metaformer.data.folder import EXTENSIONS, files_below
 from metaformer.data.image import image_size
 from metaformer.errors import DataError
-from metaformer.tasks.detection.formats.annotations import Annotated, Collected
-from metaformer.tasks.detection.formats.layouts import Place
+from metaformer.tasks.detection.formats.annotations import Annotated, AnnotationBuilder
+from metaformer.tasks.detection.formats.layouts import SplitPaths
 from metaformer.tasks.detection.formats.rules import BOXES_DO, BadAnnotation, Box, check_box, check_polygon
 from metaformer.tasks.detection.instances import Row
 
@@ -20,8 +20,8 @@ _LARGEST: Final = 1_000_000
 _FORMS: Final = "class, x and y of the middle, width and height; or class and x, y of at least 3 corners"
 
 
-def read_yolo(place: Place, classes: Names, masks: bool | None) -> Annotated:
-    """Read and check the text files of a split; a image without one shows no object.
+def read_yolo(place: SplitPaths, classes: Names, masks: bool | None) -> Annotated:
+    """Read and check the text files of a split; an image without one shows no object.
 
     A line is `class x y width height`, of the box's middle, or `class x y x y …`, the corners of an outline;
     all but the class are fractions of the image's width and height. Of images the headers are read.
@@ -34,7 +34,7 @@ def read_yolo(place: Place, classes: Names, masks: bool | None) -> Annotated:
     Raises:
         DataError: classes have no names, or two lists of them differ.
     """
-    found = Collected(_classes(place, classes))
+    found = AnnotationBuilder(_classes(place, classes))
     faults: list[DataError] = []
     stems: dict[str, str] = {}
     texts = dict.fromkeys(name for name in files_below(place.labels, "", (), faults.append) if _is_text(name))
@@ -59,7 +59,7 @@ def read_yolo(place: Place, classes: Names, masks: bool | None) -> Annotated:
     for fault in faults:
         found.fault("image", str(fault))
     if texts and not found.rows and not found.faults:
-        none = f"{place.labels}: none of its {len(texts):,} files has the name of a image"
+        none = f"{place.labels}: none of its {len(texts):,} files has the name of an image"
         found.fault("annotation", none)
     found.unused += [f"{place.labels / name}: annotations without image" for name in texts]
     return found.packed()
@@ -69,7 +69,7 @@ def _is_text(name: str) -> bool:
     return name.endswith(".txt") and name != "classes.txt"  # which some programs put there
 
 
-def _classes(place: Place, given: Names) -> tuple[str, ...]:
+def _classes(place: SplitPaths, given: Names) -> tuple[str, ...]:
     names, where = given_names(given)
     own, text = place.home / "data.yaml", place.home / "classes.txt"
     if own.is_file():
@@ -109,7 +109,7 @@ def _yaml_names(file: Path) -> tuple[str, ...]:
     return listed
 
 
-def _read_one(found: Collected, file: Path, image: int, masks: bool | None) -> None:
+def _read_one(found: AnnotationBuilder, file: Path, image: int, masks: bool | None) -> None:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -126,7 +126,7 @@ def _read_one(found: Collected, file: Path, image: int, masks: bool | None) -> N
             found.rows.append(row)
 
 
-def _row(words: Sequence[str], found: Collected, image: int, masks: bool | None) -> Row:
+def _row(words: Sequence[str], found: AnnotationBuilder, image: int, masks: bool | None) -> Row:
     size, many = found.sizes[image], len(found.classes)
     try:
         label, *numbers = (float(word) for word in words)
