@@ -57,8 +57,8 @@ class PureSampler(Sampler[list[Sample]]):
 
     The global order of an epoch depends on (length, seed, epoch, repeated_aug) alone. Step `s` takes
     positions `s * batch_size` and following; of these, rank `r` takes every `world`-th from `r` on and cuts
-    them into `accumulate` micro-batches. So a step sees the same images on any number of ranks. Images left over
-    at the end, fewer than a batch, wait for another epoch's order.
+    them into `accumulate` micro-batches. So a step sees the same images on any number of ranks. Images
+    left over at the end, fewer than a batch, wait for another epoch's order.
 
     Repeated augmentation is DeiT's (https://arxiv.org/abs/2012.12877): each image stands `repeated_aug` times
     in a row, so that its copies go to different ranks, and the epoch is cut to the length it has without
@@ -189,8 +189,8 @@ class GroupSampler(PureSampler):
     An epoch shows the same images as `PureSampler`'s, in another order that depends on (groups, seed,
     epoch, repeated_aug, batch size) alone. They are dealt out, in its order, to one heap per group; a heap
     that holds a batch is the next step. What the heaps hold in the end, less than a batch each, makes the
-    last steps: these lie side by side, group after group, and are cut into batches. Within a step neighbors go
-    to one rank and one micro-batch, so that of a mixed step only the micro-batches on a border are mixed.
+    last steps: these lie side by side, group after group, and are cut into batches. Within a step neighbors
+    go to one rank and one micro-batch, so that of a mixed step only the micro-batches on a border are mixed.
     So a group smaller than a batch is seen as often as others, and a step holds the same images on any
     number of ranks.
 
