@@ -46,6 +46,17 @@ class WeightsError(MetaFormerError, ValueError):
     """A checkpoint that cannot be read, or does not fit the model."""
 
 
+class VersionError(WeightsError):
+    """A checkpoint in a format that another version of this library wrote."""
+
+    def __init__(self, path: str | Path, found: int, version: str | None, known: int) -> None:
+        writer = f"metaformer {version}" if version else "a development version before 0.1.0"
+        super().__init__(
+            f"{path}: checkpoint format {found} of {writer}; this version reads {known}: use the "
+            "one that wrote it, or load its model.safetensors as weights (--checkpoint, --model.checkpoint)"
+        )
+
+
 class DownloadError(MetaFormerError, OSError):
     """A file that could not be fetched, or is not the file that was published."""
 

@@ -15,7 +15,7 @@ import metaformer
 from metaformer.bench import int8_speed
 from metaformer.bench.int8_speed import FORMS, Int8Speed, measure_int8, started
 from metaformer.bench.timing import Machine, Timing
-from metaformer.checkpoint.checkpoint import FORMAT, STATE
+from metaformer.checkpoint.checkpoint import write_state
 from metaformer.checkpoint.manifest import write_directory
 from metaformer.data.preprocess import Preprocess
 from metaformer.errors import ConfigError, MetaFormerError, WeightsError
@@ -84,7 +84,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def fill(directory: Path) -> None:
         openvino.save_model(graph, directory / NETWORK, compress_to_fp16=False)
-        (directory / STATE).write_text(json.dumps({"format": FORMAT, "card": card, "config": None}))
+        write_state(directory, {"card": card, "config": None})
 
     return write_directory(tmp_path_factory.mktemp("small") / "int8", fill)
 

@@ -1,10 +1,14 @@
+import json
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from metaformer.checkpoint.checkpoint import (
+    FORMAT,
     STATE,
     checkpoints,
     newest,
@@ -17,7 +21,7 @@ from metaformer.checkpoint.checkpoint import (
 )
 from metaformer.checkpoint.manifest import write_directory
 from metaformer.config import OptimConfig
-from metaformer.errors import WeightsError
+from metaformer.errors import VersionError, WeightsError
 from metaformer.training.optim import build_optimizer
 
 
@@ -35,7 +39,8 @@ def test_tensors_and_state_come_back_exactly(tmp_path: Path) -> None:
     }
     target = write_checkpoint(tmp_path / "step_1", {"model": tensors}, {"step": 1, "text": "é", "x": 0.1})
     opened = read_checkpoint(target)
-    assert opened.state == {"format": 1, "step": 1, "text": "é", "x": 0.1}
+    written = {"format": FORMAT, "version": metadata.version("metaformer")}
+    assert opened.state == {**written, "step": 1, "text": "é", "x": 0.1}
     for name, tensor in opened.tensors("model").items():
         assert torch.equal(tensor, tensors[name]) and tensor.dtype == tensors[name].dtype
     assert not opened.has("ema")
@@ -122,7 +127,22 @@ def test_an_optimizer_goes_on_exactly(tmp_path: Path, name: str) -> None:
         restore_optimizer(build_optimizer(OptimConfig(), nn.Linear(2, 2)), opened)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", '{"format": 99}'])
+@pytest.mark.parametrize(
+    ("state", "writer"),
+    [({"format": 1}, "format 1 of a development version before"), ({"format": 99, "version": "9.8"}, "9.8")],
+)
+def test_the_format_of_another_version_is_refused_with_its_name(
+    tmp_path: Path, state: dict[str, Any], writer: str
+) -> None:
+    saved(tmp_path, 1)
+    newer = write_directory(tmp_path / "step_2", lambda to: (to / STATE).write_text(json.dumps(state)))
+    for read in (read_checkpoint, lambda _: newest(tmp_path, print)):
+        with pytest.raises(VersionError, match=writer) as error:
+            read(newer)
+        assert str(newer) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", "{}", '{"format": "1"}'])
 def test_a_state_that_is_damaged_under_a_sound_manifest_is_told(tmp_path: Path, text: str) -> None:
     def fill(folder: Path) -> None:
         (folder / STATE).write_text(text)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from metaformer.checkpoint.checkpoint import STATE
+from metaformer.checkpoint.manifest import write_directory
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.checkpoint.runs import RunStatus, find_runs
 from metaformer.cli import main
@@ -135,6 +137,18 @@ def test_the_one_last_written_to_comes_first_and_other_folders_are_none(run: Pat
     assert [status.path for status in find_runs(run.parent)] == [str(run), str(old)]
     with pytest.raises(OutputError, match="no such folder"):
         find_runs(run / "none")
+
+
+def test_a_run_of_another_version_is_not_damaged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def write(directory: Path) -> None:
+        (directory / STATE).write_text('{"format": 1}')
+
+    write_directory(run / "checkpoints/step_8", write)
+    status = only(run)
+    assert status.state == "other version" and status.resume is None
+    assert "step_8" in status.notes[0] and "format 1" in status.notes[0]
+    assert main(["runs", str(run)]) == 0
+    assert "damaged" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 
 from faults.case import EPOCH, Case
 from faults.warm import Warm
-from metaformer.checkpoint.checkpoint import Saved
+from metaformer.checkpoint.checkpoint import Checkpoint
 
 HERE = Path(__file__).parent
 VICTIM = HERE / "victim.py"
@@ -260,7 +260,7 @@ def fingerprint(directory: Path) -> dict[str, str]:
         found[file.name] = hashlib.sha256(content).hexdigest()
     for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
         whole = hashlib.sha256()
-        for name, tensor in sorted(Saved(directory, {}).tensors(folder.name).items()):
+        for name, tensor in sorted(Checkpoint(directory, {}).tensors(folder.name).items()):
             whole.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
         found[folder.name] = whole.hexdigest()
     return found

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ from torch import Tensor, nn
 from metaformer.checkpoint.manifest import recover, remove_directory, verify, write_directory
 from metaformer.checkpoint.tensors import Spec, TensorStore, has_shards
 from metaformer.distributed import rank
-from metaformer.errors import WeightsError
+from metaformer.errors import VersionError, WeightsError
 from metaformer.weights.report import LoadReport
 
-FORMAT = 1
+FORMAT = 2
+"""Of the saved configuration and tensors; it changes with the names of options."""
 STEP = "step_"
 STATE = "state.json"
 HUB_CARD = "config.json"
 
 
 @dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """What a checkpoint holds."""
 
     directory: Path
@@ -88,17 +90,14 @@ def write_checkpoint(
             TensorStore(directory, name).write(tensors)
         if together and rank() != 0:
             return
-        files = {STATE: {"format": FORMAT, **state}}
+        write_state(directory, state)
         if hub_card is not None:
-            files[HUB_CARD] = dict(hub_card)
-        for name, values in files.items():
-            text = json.dumps(values, indent=1, ensure_ascii=False)
-            (directory / name).write_text(text + "\n", encoding="utf-8")
+            _write_json(directory / HUB_CARD, hub_card)
 
     return write_directory(target, fill, together)
 
 
-def read_checkpoint(directory: Path, verified: bool = False) -> Saved:
+def read_checkpoint(directory: Path, verified: bool = False) -> Checkpoint:
     """Verify a checkpoint and open it.
 
     Args:
@@ -106,20 +105,41 @@ def read_checkpoint(directory: Path, verified: bool = False) -> Saved:
         verified: it has just been read whole by another process of this run.
 
     Raises:
-        WeightsError: it is missing, unfinished, damaged, or of a later version of the format.
+        VersionError: it is in the format of another version.
+        WeightsError: it is missing, unfinished or damaged.
     """
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such checkpoint directory")
     verify(directory, contents=not verified)
+    return Checkpoint(directory, read_state(directory))
+
+
+def write_state(directory: Path, state: Mapping[str, Any]) -> None:
+    """Write `state.json`: the format, the version that wrote it, and a checkpoint's plain values."""
+    _write_json(directory / STATE, {"format": FORMAT, "version": metadata.version("metaformer"), **state})
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Read `state.json`.
+
+    Raises:
+        VersionError: it is in the format of another version.
+        WeightsError: it is missing or damaged.
+    """
+    file = directory / STATE
     try:
-        state = json.loads((directory / STATE).read_text(encoding="utf-8"))
+        state = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{directory / STATE}: damaged ({error})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise WeightsError(
-            f"{directory / STATE}: not in checkpoint format {FORMAT}; use the version that wrote it"
-        )
-    return Saved(directory, state)
+        raise WeightsError(f"{file}: damaged ({error})") from error
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+        raise WeightsError(f"{file}: damaged (no checkpoint format)")
+    if state["format"] != FORMAT:
+        raise VersionError(directory, state["format"], state.get("version"), FORMAT)
+    return state
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -129,12 +149,18 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=_step, reverse=True)
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> Saved | None:
-    """Open the newest checkpoint that is whole; each damaged one that is passed over is said in a line."""
+def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """Open the newest checkpoint that is whole; each damaged one that is passed over is said in a line.
+
+    Raises:
+        VersionError: it is in the format of another version.
+    """
     recover_all(folder)
     for directory in checkpoints(folder):
         try:
             return read_checkpoint(directory)
+        except VersionError:
+            raise
         except WeightsError as error:
             say(f"passed over a damaged checkpoint: {error}")
     return None
@@ -178,7 +204,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, {"groups": groups}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Saved) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Checkpoint) -> None:
     """Put back what `pack_optimizer` took; each moment lies in memory as its parameter does.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metaformer.checkpoint.checkpoint import Saved, checkpoints, newest, read_checkpoint, recover_all
+from metaformer.checkpoint.checkpoint import Checkpoint, checkpoints, newest, read_checkpoint, recover_all
 from metaformer.checkpoint.manifest import recover
 from metaformer.errors import OutputError, WeightsError
 from metaformer.storage import is_held, lock, whole_file
@@ -96,7 +96,7 @@ class RunDir:
         with whole_file(self.path / COMMAND) as stream:
             stream.write(f"{line}\n")
 
-    def open(self, resume: str | None, say: Callable[[str], None]) -> Saved | None:
+    def open(self, resume: str | None, say: Callable[[str], None]) -> Checkpoint | None:
         """Find the checkpoint from which the run goes on, if it is to.
 
         Args:

@@ -9,14 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from metaformer.checkpoint.checkpoint import STATE, checkpoints
+from metaformer.checkpoint.checkpoint import checkpoints, read_state
 from metaformer.checkpoint.manifest import verify
 from metaformer.checkpoint.run_dir import FILE, RunDir
-from metaformer.errors import OutputError, WeightsError
+from metaformer.errors import OutputError, VersionError, WeightsError
 
 DEPTH: Final = 4
 """Folders below the one that is named in which runs are looked for."""
 _TAIL: Final = 1 << 14
+State = Literal["running", "complete", "stopped", "damaged", "other version"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class RunStatus:
 
     path: str
     model: str
-    state: Literal["running", "complete", "stopped", "damaged"]
+    state: State
     step: int
     """Steps done: of a run that has stopped, those that its newest whole checkpoint holds."""
     total: int | None
@@ -37,7 +38,7 @@ class RunStatus:
     resume: str | None
     """The shell's line that goes on with it; None where there is nothing to go on with."""
     notes: tuple[str, ...] = ()
-    """What is damaged."""
+    """What is damaged, or of another version."""
 
     @property
     def age(self) -> str:
@@ -98,20 +99,27 @@ def _look_or_tell(run: RunDir, contents: bool) -> RunStatus:
         return _look(run, contents)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         why = f"{run.path}: its files are none of a run's ({type(error).__name__}: {error})"
-        return RunStatus(str(run.path), "?", "damaged", 0, None, None, None, None, 0.0, None, (why,))
+        return _unread(run, "damaged", why)
+
+
+def _unread(run: RunDir, state: State, why: str, updated: float = 0.0) -> RunStatus:
+    return RunStatus(str(run.path), "?", state, 0, None, None, None, None, updated, None, (why,))
 
 
 def _look(run: RunDir, contents: bool) -> RunStatus:
     notes: list[str] = []
     steps = checkpoints(run.checkpoints)
-    state = next((state for path in steps if (state := _state(path, contents, notes.append))), {})
-    if run.best.is_dir():
-        _state(run.best, contents, notes.append)  # for its note: training goes on without
+    try:
+        state = next((state for path in steps if (state := _state(path, contents, notes.append))), {})
+        if run.best.is_dir():
+            _state(run.best, contents, notes.append)  # for its note: training goes on without
+    except VersionError as error:
+        return _unread(run, "other version", str(error), _updated(run, steps))
     config = _read(run.config)
     step, total = state.get("step", 0), state.get("total")
     best = state.get("best") or {}
     complete = bool(state) and not state.get("cut") and total is not None and step >= total
-    kind: Literal["running", "complete", "stopped", "damaged"] = "complete" if complete else "stopped"
+    kind: State = "complete" if complete else "stopped"
     if steps and not state:
         kind = "damaged"
     if run.running:
@@ -135,13 +143,12 @@ def _state(directory: Path, contents: bool, tell: Callable[[str], None]) -> dict
     """What a checkpoint says of its run; nothing where it is damaged."""
     try:
         verify(directory, contents=contents)
+        return read_state(directory)
+    except VersionError:
+        raise
     except WeightsError as error:
         tell(str(error))
         return {}
-    state = _read(directory / STATE)
-    if not state:
-        tell(f"{directory / STATE}: damaged")
-    return state
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
         print(table(HEADS, rows))
         for one in found:
             for note in one.notes:
-                print(f"\ndamaged: {note}")
+                print(f"\n{note}" if one.state == "other version" else f"\ndamaged: {note}")
             if one.resume:
                 print(f"\nto go on with {one.path}:\n  {one.resume}")
     return int(any(one.state == "damaged" for one in found))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer
-from metaformer.checkpoint.checkpoint import STATE, Saved, read_checkpoint
+from metaformer.checkpoint.checkpoint import STATE, Checkpoint, read_checkpoint
 from metaformer.checkpoint.manifest import MANIFEST
 from metaformer.checkpoint.run_dir import RunDir, find_checkpoint
 from metaformer.config import TrainConfig
@@ -144,7 +144,7 @@ def read_classes(classes: str | Path | Sequence[str] | None) -> tuple[str, ...] 
     return tuple(name for name in names if name)
 
 
-def _saved(saved: Saved, raw: bool) -> LoadedModel:
+def _saved(saved: Checkpoint, raw: bool) -> LoadedModel:
     try:
         card = saved.state["card"]
         if "int8" in card:
@@ -165,7 +165,7 @@ def _saved(saved: Saved, raw: bool) -> LoadedModel:
     return LoadedModel(name, model, preprocess, classes, task, palette, category_ids, config)
 
 
-def _quantized(saved: Saved) -> LoadedModel:
+def _quantized(saved: Checkpoint) -> LoadedModel:
     """A classifier as `metaformer.quantize` writes it."""
     card, run = saved.state["card"], saved.state["config"]
     classes = tuple(card["classes"]) if card["classes"] else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from metaformer.checkpoint.checkpoint import Saved, prune, step_directory, write_checkpoint
+from metaformer.checkpoint.checkpoint import Checkpoint, prune, step_directory, write_checkpoint
 from metaformer.checkpoint.random_state import random_state, set_random_state
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
@@ -92,7 +92,7 @@ class Loop:
         self.saved = -1
         self.meter = Meter()
 
-    def restore(self, saved: Saved) -> None:
+    def restore(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint."""
         state = saved.state
         self.trainer.restore(saved)

@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from metaformer.checkpoint.checkpoint import Saved, read_checkpoint
+from metaformer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from metaformer.checkpoint.run_dir import RunDir, read_log
 from metaformer.config import TrainConfig
 from metaformer.report.page import Log, settings
@@ -44,7 +44,7 @@ def write_report(run: str | Path) -> Path:
     return file
 
 
-def _content(place: RunDir, best: Saved, log: Log) -> dict[str, Any]:
+def _content(place: RunDir, best: Checkpoint, log: Log) -> dict[str, Any]:
     state, task = best.state, str(best.state["card"]["task"])
     config = from_dict(state["config"])
     return {

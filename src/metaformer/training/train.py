@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metaformer.checkpoint.checkpoint import Saved, read_checkpoint
+from metaformer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
 from metaformer.data.sampler import GroupSampler, PureSampler
@@ -119,7 +119,7 @@ def schedule(config: TrainConfig, steps: int) -> Schedule:
     )
 
 
-def _open(run: RunDir, resume: str | None, world: World, held: ExitStack) -> Saved | None:
+def _open(run: RunDir, resume: str | None, world: World, held: ExitStack) -> Checkpoint | None:
     """Let the first process take hold of the run and find the checkpoint, and all read that one."""
     saved, trouble = None, None
     if world.main:
@@ -140,7 +140,7 @@ def _open(run: RunDir, resume: str | None, world: World, held: ExitStack) -> Sav
     return saved
 
 
-def _train(loop: Loop, saved: Saved | None, command: str | None) -> bool:
+def _train(loop: Loop, saved: Checkpoint | None, command: str | None) -> bool:
     world, run, config = loop.world, loop.run_dir, to_dict(loop.config)
     progress = Progress(loop.total, loop.trainer.step, loop.sampler.batch_size, quiet=not world.main)
     with ExitStack() as held:
@@ -161,7 +161,7 @@ def _train(loop: Loop, saved: Saved | None, command: str | None) -> bool:
         return loop.run(log, progress)
 
 
-def _compare(saved: Saved, config: TrainConfig, world: World) -> None:
+def _compare(saved: Checkpoint, config: TrainConfig, world: World) -> None:
     """Say in what the run that goes on differs from the one that was saved."""
     if not world.main:
         return

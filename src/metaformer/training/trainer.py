@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metaformer.checkpoint.checkpoint import Saved, pack_optimizer, restore_optimizer
+from metaformer.checkpoint.checkpoint import Checkpoint, pack_optimizer, restore_optimizer
 from metaformer.config import TrainConfig
 from metaformer.data.batch import Batch
 from metaformer.data.sampler import hash64
@@ -127,7 +127,7 @@ class Trainer:
             groups["ema"] = self.ema.model.state_dict()
         return groups, {"step": self.step, "optimizer": plain, "scaler": self.scaler.state_dict()}
 
-    def restore(self, saved: Saved) -> None:
+    def restore(self, saved: Checkpoint) -> None:
         """Take over a checkpoint.
 
         Raises:

@@ -1,6 +1,5 @@
 """A trained classifier in int8, for CPUs, with a report of what that cost in accuracy."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metaformer.checkpoint.checkpoint import FORMAT, STATE
+from metaformer.checkpoint.checkpoint import write_state
 from metaformer.checkpoint.manifest import write_directory
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import Split
@@ -147,8 +146,7 @@ def _write(directory: Path, bundle: LoadedModel, graph: Any) -> None:
         "classes": bundle.classes and list(bundle.classes),
         "preprocess": _look(bundle).to_dict(),
     }
-    state = {"format": FORMAT, "card": card, "config": bundle.config and to_dict(bundle.config)}
-    (directory / STATE).write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_state(directory, {"card": card, "config": bundle.config and to_dict(bundle.config)})
 
 
 def _size(bundle: LoadedModel) -> int:
