@@ -33,7 +33,7 @@ def tiny(**options: Any) -> Segmenter:
         fpn_dim=32,
         head_dim=16,
         checkpoint_path=STATE,
-        criterion=SegmentationLoss(average="all"),
+        criterion=SegmentationLoss(reduction="all"),
         **options,
     )
 

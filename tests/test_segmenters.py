@@ -56,7 +56,7 @@ def test_segmenters_by_name_work_at_any_size() -> None:
 
 
 def test_options_reach_the_segmenter() -> None:
-    criterion = SegmentationLoss(average="all")
+    criterion = SegmentationLoss(reduction="all")
     model = create_segmenter(
         "semantic_fpn_poolformer_n",
         num_classes=3,

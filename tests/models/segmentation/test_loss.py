@@ -31,7 +31,7 @@ def test_valid_is_the_mean_over_pixels_that_count(batch: tuple[Tensor, Tensor]) 
 
 def test_all_divides_by_every_pixel(batch: tuple[Tensor, Tensor]) -> None:
     expected = F.cross_entropy(*batch, ignore_index=255, reduction="sum").item() / (2 * 6 * 7)
-    assert loss(batch, average="all") == pytest.approx(expected, rel=1e-6)
+    assert loss(batch, reduction="all") == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
@@ -87,7 +87,7 @@ def test_hard_pixels_are_those_below_the_probability_and_the_worst(batch: tuple[
     assert loss(batch, ohem=1e-6, min_kept=5) == pytest.approx(worst[:10].mean().item(), rel=1e-5)
     # more than there are: all that count, as without
     assert loss(batch, ohem=0.3) == pytest.approx(loss(batch), rel=1e-5)
-    assert loss(batch, ohem=0.3, min_kept=0, average="all") == pytest.approx(
+    assert loss(batch, ohem=0.3, min_kept=0, reduction="all") == pytest.approx(
         below.sum().item() / labels.numel(), rel=1e-5
     )
 

@@ -53,7 +53,7 @@ def test_five_crops_are_corners_and_center() -> None:
     stack = eval_transform(32, crop=0.5, crops=5)(x)
     whole = eval_transform(64, crop=1.0)  # of the image's height; its width is cut
     assert stack.shape == (5, 3, 32, 32)
-    left, right = (whole(x.crop((x, 0, x + 64, 64))) for x in (0, 16))
+    left, right = (whole(x.crop((offset, 0, offset + 64, 64))) for offset in (0, 16))
     assert torch.equal(stack[0], left[:, :32, :32]) and torch.equal(stack[1], right[:, :32, 32:])
     assert torch.equal(stack[2], left[:, 32:, :32]) and torch.equal(stack[3], right[:, 32:, 32:])
     assert torch.equal(stack[4], eval_transform(32, crop=0.5)(x))

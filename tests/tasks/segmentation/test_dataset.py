@@ -223,7 +223,7 @@ def test_one_pixel_and_nothing_but_ignored(labeled: Path) -> None:
     assert folder.label_map(0).tolist() == [[2]]
     assert (folder.label_map(1) == 255).all()
     use(folder)
-    image, labels = train_transform(8, base=None)(*folder.pair(1))
+    image, labels = train_transform(8, resize=None)(*folder.pair(1))
     assert (labels == 255).all() and torch.isfinite(image).all()
 
 

@@ -66,13 +66,13 @@ def test_no_label_is_invented_at_any_size(
     width: int,
     height: int,
     scale: tuple[float, float],
-    base: tuple[int, int] | None,
+    resize: tuple[int, int] | None,
     seed: int,
 ) -> None:
     draw = np.random.RandomState(seed % 89)
     labels = draw.choice([3, 70, 149, 255], (height, width)).astype(np.uint8)
     image = colored_by_label(labels)
-    transform = train_transform(32, base, (min(scale), max(scale)))
+    transform = train_transform(32, resize, (min(scale), max(scale)))
     x, target = run(transform, image, labels, seed)
     assert set(target.unique().tolist()) <= {*np.unique(labels).tolist(), 255}
     assert x.isfinite().all() and x.dtype == torch.float32
@@ -100,10 +100,10 @@ def test_a_crop_of_the_resized_image_is_what_a_resize_and_then_a_crop_would_give
     labels = draw.randint(0, 9, (90, 120)).astype(np.uint8)
     for seed in range(12):
         small = train_transform(
-            32, (200, 100), (0.5, 2.0), cat_max_ratio=1.0, hflip=0.0, **without(PLAIN, "base")
+            32, (200, 100), (0.5, 2.0), cat_max_ratio=1.0, hflip=0.0, **without(PLAIN, "resize")
         )
         large = train_transform(
-            999, (200, 100), (0.5, 2.0), cat_max_ratio=1.0, hflip=0.0, **without(PLAIN, "base")
+            999, (200, 100), (0.5, 2.0), cat_max_ratio=1.0, hflip=0.0, **without(PLAIN, "resize")
         )
         x, target = run(small, image, labels, seed)
         whole, everything = run(large, image, labels, seed)
@@ -150,9 +150,9 @@ def test_the_share_is_of_the_pixels_that_count(
     assert len(drawn) == 2 * crops
 
 
-@pytest.mark.parametrize("base", [None, (2048, 512)])
-def test_one_pixel_and_nothing_but_ignored(base: tuple[int, int] | None) -> None:
-    transform = train_transform(64, base)
+@pytest.mark.parametrize("resize", [None, (2048, 512)])
+def test_one_pixel_and_nothing_but_ignored(resize: tuple[int, int] | None) -> None:
+    transform = train_transform(64, resize)
     image, target = run(transform, Image.new("RGB", (1, 1), (9, 8, 7)), np.array([[4]], dtype=np.uint8))
     assert image.shape == (3, 64, 64) and set(target.unique().tolist()) <= {4, 255}
     blank = np.full((50, 70), 255, dtype=np.uint8)
@@ -175,7 +175,7 @@ def test_sizes_are_drawn_between_the_factors_and_mirroring_happens() -> None:
     labels = np.arange(200, dtype=np.uint8)[None].repeat(100, axis=0)
     sizes, mirrored = [], 0
     for seed in range(60):
-        transform = train_transform(500, (200, 100), (0.5, 2.0), **without(PLAIN, "base"))
+        transform = train_transform(500, (200, 100), (0.5, 2.0), **without(PLAIN, "resize"))
         _, target = run(transform, colored_by_label(labels), labels, seed)
         rows = target[:, 0] != 255
         sizes.append(int(rows.sum()))
@@ -211,7 +211,7 @@ def test_distortion_leaves_black_and_labels_alone() -> None:
     ("options", "told"),
     [
         ({"crop": 0}, "crop is 0"),
-        ({"base": (0, 5)}, "at least 1 pixel"),
+        ({"resize": (0, 5)}, "at least 1 pixel"),
         ({"scale": (2.0, 0.5)}, "scale is"),
         ({"scale": (0.0, 0.5)}, "scale is"),
         ({"cat_max_ratio": 1.5}, "cat_max_ratio is 1.5"),
