@@ -17,12 +17,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from metaformer.checkpoint.run_dir import RunDir
-from metaformer.data.demo.write import write_demo
 from metaformer.data.sampler import PureSampler
 from metaformer.distributed import World
 from metaformer.process import keep_freed_memory, sleep_rather_than_spin
 from metaformer.recipes import RECIPES
 from metaformer.tasks.base import StepContext
+from metaformer.tasks.demo import write_demo_data
 from metaformer.tasks.registry import build_task
 from metaformer.training.log import MetricsLog
 from metaformer.training.loop import Loop
@@ -41,7 +41,7 @@ def main() -> None:
     keep_freed_memory()
     sleep_rather_than_spin()
     with tempfile.TemporaryDirectory() as place:
-        write_demo(f"{place}/data", per_class=None if WHOLE else 30, copies=4 if WHOLE else 1)
+        write_demo_data(f"{place}/data", per_class=None if WHOLE else 30, copies=4 if WHOLE else 1)
         plan = RECIPES["demo/classify"]()
         config = replace(
             plan,

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metaformer.config import TrainConfig
-from metaformer.data.demo.write import Demo, write_demo
 from metaformer.data.folder import ImageFolder
 from metaformer.data.rle import encode
 from metaformer.serialize import from_dict
+from metaformer.tasks.demo import write_demo_data
 from metaformer.tasks.detection.dataset import DetectionFolder, open_detection
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.outputs import Prediction
@@ -274,9 +274,11 @@ def seen(tmp_path: Path) -> Callable[..., Prediction]:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """Small demo data: every digit once."""
-    return write_demo(tmp_path_factory.mktemp("data") / "demo", copies=1, scenes=(8, 4), progress=False)
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small demo data of every task: each digit once; not to be changed."""
+    root = tmp_path_factory.mktemp("data") / "demo"
+    write_demo_data(root, copies=1, scenes=(8, 4), progress=False)
+    return root
 
 
 @pytest.fixture

@@ -57,9 +57,9 @@ def _make(folder: Path, images: int) -> int:
     """Random parts of scikit-learn's two photographs, at least 0.7 of their sides."""
     from PIL import Image
 
-    from metaformer.data.demo.digits import Material
+    from metaformer.data.demo import SceneGenerator
 
-    photos = Material(0, 5).photos
+    photos = SceneGenerator(0, 5).photos
     draw = np.random.RandomState(0)
     for number in range(images):
         photo = photos[number % len(photos)]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metaformer.data.check_report import CheckReport
-from metaformer.data.demo.write import Demo
 from metaformer.data.shards.write import write_shards
+from metaformer.tasks.check import CheckReport
 from metaformer.tasks.classification.check import check_data_set
 
 
@@ -132,8 +131,8 @@ def test_long_lists_are_cut_and_say_so(own: Path) -> None:
     assert "error: … and 9 more such (unreadable); --json lists all" in told
 
 
-def test_the_demo_data_are_good(demo: Demo) -> None:
-    assert check_data_set(demo.classify, workers=2, progress=False).findings == ()
+def test_the_demo_data_are_good(demo: Path) -> None:
+    assert check_data_set(demo / "classify", workers=2, progress=False).findings == ()
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])

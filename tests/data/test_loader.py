@@ -14,8 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from metaformer.data.batch import Batch, SampleOrError
-from metaformer.data.dataset import AugmentedDataset
+from metaformer.data.dataset import AugmentedDataset, Batch, SampleOrError
 from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Loader
 from metaformer.data.sampler import EvalSampler, PureSampler

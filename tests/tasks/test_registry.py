@@ -6,7 +6,7 @@ import pytest
 from torch import Tensor, nn
 
 from metaformer.config import TrainConfig
-from metaformer.data.batch import Batch
+from metaformer.data.dataset import Batch
 from metaformer.distributed import World
 from metaformer.tasks.base import StepContext
 from metaformer.tasks.classification.task import Classify

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metaformer.config import TrainConfig
-from metaformer.data.batch import Batch
+from metaformer.data.dataset import Batch
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.tasks.registry import build_task

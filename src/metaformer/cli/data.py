@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from metaformer.cli.parser import Parser, UsageError, write_json
 
 if TYPE_CHECKING:
-    from metaformer.data.check_report import CheckReport
+    from metaformer.tasks.check import CheckReport
 
 
 def run(argv: list[str]) -> int:
@@ -44,12 +44,13 @@ def _demo(argv: list[str]) -> int:
         help="scenes to learn from, and held out (default 600 150)",
     )
     words = parser.parse_args(argv)
-    from metaformer.data.demo.write import write_demo
+    from metaformer.tasks.demo import write_demo_data
 
-    demo = write_demo(
+    images = write_demo_data(
         words.dir, words.seed, per_class=words.per_class, copies=words.copies, scenes=tuple(words.scenes)
     )
-    print(f"{demo.images} images:\n  {demo.classify}\n  {demo.segment}\n  {demo.detect}")
+    for folder, count in images.items():
+        print(f"{count} images: {folder}")
     return 0
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from metaformer.data.batch import Bad, Batch, Item, SampleOrError
-from metaformer.data.dataset import AugmentedDataset
+from metaformer.data.dataset import AugmentedDataset, BadSample, Batch, Item, SampleOrError
 from metaformer.data.sampler import Sample
 from metaformer.data.worker_monitor import Watchdog, WorkerMonitor
 from metaformer.distributed import Interrupted
@@ -226,7 +225,7 @@ class ErrorCapturingDataset(Dataset[SampleOrError]):
             try:
                 return make()
             except BadImage as error:
-                return Bad(index, str(error)) if self.skip_bad else error
+                return BadSample(index, str(error)) if self.skip_bad else error
             except MetaFormerError as error:
                 return error
             except Exception as error:

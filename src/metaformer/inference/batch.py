@@ -11,8 +11,7 @@ from typing import Any, TextIO
 
 import torch
 
-from metaformer.data.batch import Batch
-from metaformer.data.dataset import BAD_SHARE, Source
+from metaformer.data.dataset import BAD_SHARE, Batch, Source
 from metaformer.data.loader import Stop
 from metaformer.data.sampler import EvalSampler
 from metaformer.distributed import World

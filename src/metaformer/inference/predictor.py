@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaformer.data.batch import Batch
-from metaformer.data.dataset import AugmentedDataset, Source
+from metaformer.data.dataset import AugmentedDataset, Batch, Source
 from metaformer.data.loader import Loader, Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.resize_preprocess import DensePreprocess

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from metaformer.data.batch import Batch
-from metaformer.data.dataset import AugmentedDataset
+from metaformer.data.dataset import AugmentedDataset, Batch
 
 Forward = Callable[..., Any]
 """Images as the loader gives them to logits or objects, wherever and however precisely the run computes."""

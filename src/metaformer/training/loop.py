@@ -13,8 +13,7 @@ from metaformer.checkpoint.checkpoint import Checkpoint, prune, step_directory, 
 from metaformer.checkpoint.random_state import random_state, set_random_state
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
-from metaformer.data.batch import Batch
-from metaformer.data.dataset import BAD_SHARE
+from metaformer.data.dataset import BAD_SHARE, Batch
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.sampler import PureSampler, Sample
 from metaformer.data.shards.stream_loader import StreamLoader

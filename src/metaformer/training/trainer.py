@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metaformer.checkpoint.checkpoint import Checkpoint, pack_optimizer, restore_optimizer
 from metaformer.config import TrainConfig
-from metaformer.data.batch import Batch
+from metaformer.data.dataset import Batch
 from metaformer.data.sampler import hash64
 from metaformer.distributed import World, all_gather_object, any_rank
 from metaformer.errors import TrainingError

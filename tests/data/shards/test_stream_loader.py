@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metaformer.data.batch import Batch
-from metaformer.data.dataset import AugmentedDataset
+from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.sampler import PureSampler
 from metaformer.data.shards.index import find_shards
 from metaformer.data.shards.stream_loader import StreamLoader

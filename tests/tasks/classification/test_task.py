@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from metaformer.data.batch import Batch
-from metaformer.data.dataset import AugmentedDataset
+from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
 from metaformer.errors import ConfigError, WeightsError

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from metaformer.data.check_report import CheckReport
-from metaformer.data.demo.write import Demo
+from metaformer.tasks.check import CheckReport
 from metaformer.tasks.detection.check import check_objects
 
 
@@ -127,6 +126,6 @@ def test_what_hides_everything_else(objects: Path) -> None:
     assert "no such folder" in found(check(objects / "none"), "error")[0][1]
 
 
-def test_the_demo_scenes_are_good(demo: Demo) -> None:
-    report = check(demo.detect)
+def test_the_demo_scenes_are_good(demo: Path) -> None:
+    report = check(demo / "detect")
     assert report.ok and [split.objects for split in report.splits] == [20, 11]

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from metaformer.data.demo.write import Demo
 from metaformer.data.rle import encode
 from metaformer.errors import BadImage, DataError
 from metaformer.tasks.detection.dataset import open_detection
@@ -59,10 +58,10 @@ def test_images_of_another_size_are_told(objects: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_demo_scenes_come_out_as_they_were_written(demo: Demo, split: str) -> None:
-    folder = open_detection(demo.detect, split, masks=True)
+def test_the_demo_scenes_come_out_as_they_were_written(demo: Path, split: str) -> None:
+    folder = open_detection(demo / "detect", split, masks=True)
     document = folder.document()
-    written = json.loads((demo.detect / f"annotations/instances_{split}2017.json").read_text())
+    written = json.loads((demo / "detect" / f"annotations/instances_{split}2017.json").read_text())
     for annotation in written["annotations"]:
         del annotation["source"]
     assert document["annotations"] == written["annotations"] and document["images"] == written["images"]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metaformer.data.batch import Batch
+from metaformer.data.dataset import Batch
 from metaformer.data.loader import Loader
 from metaformer.data.sampler import EvalSampler
 from metaformer.factory import create_detector, model_config

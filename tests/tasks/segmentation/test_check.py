@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metaformer.data.check_report import CheckReport
-from metaformer.data.demo.write import Demo
+from metaformer.tasks.check import CheckReport
 from metaformer.tasks.segmentation.check import check_label_maps
 
 
@@ -106,7 +105,7 @@ def test_a_single_class_is_nothing_to_learn(labeled: Path) -> None:
 
 
 @pytest.mark.parametrize("zero", [True, False])
-def test_the_demo_scenes_are_good(demo: Demo, zero: bool) -> None:
-    report = check(demo.segment, reduce_zero_label=zero)
+def test_the_demo_scenes_are_good(demo: Path, zero: bool) -> None:
+    report = check(demo / "segment", reduce_zero_label=zero)
     assert report.ok
     assert len(report.splits[0].per_class) == 11 - zero

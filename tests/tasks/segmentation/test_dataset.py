@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from metaformer.data.class_lists import class_list
-from metaformer.data.demo.write import write_demo
 from metaformer.data.loader import Loader
 from metaformer.data.sampler import PureSampler
 from metaformer.errors import BadImage, ConfigError, DataError
+from metaformer.tasks.demo import write_demo_data
 from metaformer.tasks.segmentation.check import check_segmentation
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.transforms import train_transform
@@ -147,11 +147,12 @@ def test_more_than_255_classes_in_16_bits(labeled: Path) -> None:
 
 
 def test_the_demo_scenes_have_ten_classes_or_eleven(tmp_path: Path) -> None:
-    demo = write_demo(tmp_path / "demo", per_class=5, scenes=(6, 3), progress=False)
+    demo = tmp_path / "demo"
+    write_demo_data(demo, per_class=5, scenes=(6, 3), progress=False)
     digits = tuple("0123456789")
-    ten = open_segmentation(demo.segment, "train")
+    ten = open_segmentation(demo / "segment", "train")
     assert (ten.layout, ten.classes, len(ten)) == ("ade20k", digits, 6)
-    eleven = open_segmentation(demo.segment, "train", reduce_zero_label=False)
+    eleven = open_segmentation(demo / "segment", "train", reduce_zero_label=False)
     assert eleven.classes == ("background", *digits)
     for index in range(6):
         with_background, without = eleven.label_map(index), ten.label_map(index)
@@ -159,7 +160,7 @@ def test_the_demo_scenes_have_ten_classes_or_eleven(tmp_path: Path) -> None:
         assert np.array_equal(with_background[without != 255] - 1, without[without != 255])
     use(ten)
     use(eleven)
-    again = open_segmentation(demo.segment, "val", classes=eleven.classes)
+    again = open_segmentation(demo / "segment", "val", classes=eleven.classes)
     assert again.classes == eleven.classes and again.label_map(0).min() == 0 and len(again) == 3
 
 

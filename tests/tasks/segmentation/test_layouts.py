@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 
 from metaformer.data.class_lists import class_list
-from metaformer.data.demo.write import Demo
 from metaformer.errors import DataError, UnknownName
 from metaformer.tasks.segmentation.layouts import LAYOUTS, choose_layout, find_layout
 
@@ -47,8 +46,8 @@ def test_layouts_are_recognized(tmp_path: Path, folders: tuple[str, ...], name: 
     assert choose_layout(root, name)[1] == root / home
 
 
-def test_what_is_none_is_not_recognized(tmp_path: Path, pets: Path, demo: Demo) -> None:
-    for root in (pets, demo.classify, demo.detect, tmp_path / "nowhere"):
+def test_what_is_none_is_not_recognized(tmp_path: Path, pets: Path, demo: Path) -> None:
+    for root in (pets, demo / "classify", demo / "detect", tmp_path / "nowhere"):
         assert find_layout(root) is None
     with pytest.raises(DataError, match=r"pets\d*: no layout .* it holds train, val; say segment\.layout"):
         choose_layout(pets, "auto")

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from metaformer.errors import TrainingError
 from metaformer.tasks.segmentation.predict import _logits
-from metaformer.tasks.segmentation.tiled_inference import (
-    ImageSight,
-    Look,
-    TensorSight,
-    tiles,
-    whole,
-    windows,
-)
+from metaformer.tasks.segmentation.tiled_inference import ImageSight, Look, TensorSight, tiles, whole, windows
 
 SIDES = st.integers(1, 70)
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from metaformer.data.batch import Batch, Item, SampleOrError
-from metaformer.data.dataset import AugmentedDataset
+from metaformer.data.dataset import AugmentedDataset, Batch, Item, SampleOrError
 from metaformer.data.image import decode_image
 from metaformer.data.loader import ErrorCapturingDataset, Loader, Stop
 from metaformer.data.sampler import PureSampler, Sample, hash64, permutation

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from metaformer.data.check_report import CheckReport, Finding, SplitSummary, quiet
 from metaformer.data.folder import ImageFolder
 from metaformer.data.scan import ImageInfo, scan
 from metaformer.data.shards.index import Shards, damaged_shards, find_shards
 from metaformer.data.shards.remote import is_remote
 from metaformer.data.split import Split, open_split
 from metaformer.errors import DataError
+from metaformer.tasks.check import CheckReport, Finding, SplitSummary, quiet
 
 if TYPE_CHECKING:
     pass

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.data.batch import Batch
-from metaformer.data.dataset import AugmentedDataset
+from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import EvalSampler

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.stage import Recompute
 from metaformer.config import TrainConfig
-from metaformer.data.batch import Batch
-from metaformer.data.dataset import AugmentedDataset
+from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.loader import DATA_TIMEOUT, Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import need_two_classes, open_split

@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from metaformer.data.check_report import CheckReport, Finding, quiet
 from metaformer.data.class_lists import Names
 from metaformer.data.image import image_size
 from metaformer.data.scan import ImageInfo, bad_ones, reason, scan
 from metaformer.errors import BadImage, DataError
+from metaformer.tasks.check import CheckReport, Finding, quiet
 from metaformer.tasks.detection.dataset import READERS, DetectionFolder
 from metaformer.tasks.detection.formats.layouts import DetectionLayout, choose_detection_layout, find_place
 

@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metaformer.data.batch import Bad, Batch, Item
 from metaformer.data.class_lists import Color, Names, palette_for
-from metaformer.data.dataset import AugmentedDataset, seeded
+from metaformer.data.dataset import AugmentedDataset, BadSample, Batch, Item, seeded
 from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import BadImage, DataError
@@ -234,7 +233,11 @@ class DetectionDataset(AugmentedDataset):
         self.scenes, self.masks = source, masks
 
     def stack(
-        self, images: tuple[Tensor, ...], labels: tuple[Targets, ...], indices: Tensor, bad: tuple[Bad, ...]
+        self,
+        images: tuple[Tensor, ...],
+        labels: tuple[Targets, ...],
+        indices: Tensor,
+        bad: tuple[BadSample, ...],
     ) -> Batch:
         """Make a batch of scenes, filled up with 0 on the right and below to one size."""
         batch = stack(images)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.config import TrainConfig
-from metaformer.data.batch import Batch
+from metaformer.data.dataset import Batch
 from metaformer.data.loader import DATA_TIMEOUT, Stop
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from metaformer.data.check_report import CheckReport, Finding, quiet
 from metaformer.data.image import image_size
 from metaformer.data.scan import ImageInfo, SeenLabels, bad_ones, digest, inspect, reason, scan
 from metaformer.errors import BadImage, DataError
+from metaformer.tasks.check import CheckReport, Finding, quiet
 from metaformer.tasks.segmentation.class_names import Naming, name_classes
 from metaformer.tasks.segmentation.dataset import SegmentationFolder
 from metaformer.tasks.segmentation.label_map import count, read_label_map

@@ -6,9 +6,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from metaformer.data.batch import Item
 from metaformer.data.class_lists import Color, palette_for
-from metaformer.data.dataset import AugmentedDataset, seeded
+from metaformer.data.dataset import AugmentedDataset, Item, seeded
 from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import BadImage, DataError

@@ -1,1 +1,0 @@
-"""Demo data made from real digits and photographs."""

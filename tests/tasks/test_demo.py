@@ -1,0 +1,90 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metaformer.data.demo import SPLITS
+from metaformer.data.folder import ImageFolder
+from metaformer.errors import ConfigError, OutputError
+from metaformer.tasks.demo import DEMOS, write_demo_data
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_validation_digits_are_held_out_in_every_task(demo: Path) -> None:
+    held_out = {int(path.stem[5:9]) for path in ImageFolder(demo / "classify", "val").paths}
+    sources = json.loads((demo / "segment/sources.json").read_text())
+    used: dict[str, set[int]] = {}
+    for split in SPLITS:
+        document = json.loads((demo / f"detect/annotations/instances_{split}2017.json").read_text())
+        used[split] = {digit for name, digits in sources.items() if f"_{split}_" in name for digit in digits}
+        used[split] |= {annotation["source"] for annotation in document["annotations"]}
+    assert used["val"] <= held_out
+    assert used["train"] and not used["train"] & held_out
+
+
+def test_writing_again_mends_and_changes_nothing_else(demo: Path) -> None:
+    before = contents(demo)
+    victim = demo / "classify/val/3"
+    lost = sorted(victim.iterdir())
+    lost[0].unlink()
+    lost[1].write_bytes(b"damaged")
+    times = {path: path.stat().st_mtime_ns for path in (demo / "classify/train/0").iterdir()}
+    images = write_demo_data(demo, copies=1, scenes=(8, 4), progress=False)
+    assert images == {demo / task: 1797 if task == "classify" else 12 for task in DEMOS}
+    assert contents(demo) == before
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_same_arguments_same_bytes_in_another_process(demo: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from metaformer.tasks.demo import write_demo_data; "
+        "write_demo_data(sys.argv[1], copies=1, scenes=(8, 4))"
+    )
+    args = [sys.executable, "-W", "error", "-c", code, tmp_path / "again"]
+    run = subprocess.run(args, capture_output=True, text=True, check=True)
+    assert contents(tmp_path / "again") == contents(demo)
+    assert "demo data" in run.stderr and not run.stdout
+
+
+def test_folders_of_others_are_left_alone(demo: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="no demo data"):
+        write_demo_data(mine)
+    assert contents(mine) == {"thesis.tex": b"years of work"}
+    with pytest.raises(OutputError, match="is a file"):
+        write_demo_data(mine / "thesis.tex")
+    with pytest.raises(OutputError, match="other demo data"):
+        write_demo_data(demo, seed=1, copies=1, scenes=(8, 4))
+    with pytest.raises(OutputError, match="cannot write"):
+        write_demo_data(mine / "thesis.tex" / "deeper")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("copies", 0), ("scenes", (0, 1)), ("seed", -1), ("per_class", 4)]
+)
+def test_values_out_of_range(tmp_path: Path, field: str, value: int | tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match=field):
+        write_demo_data(tmp_path / "demo", **{field: value})
+    assert not os.listdir(tmp_path)
+
+
+def test_scikit_learn_is_asked_for(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "from metaformer.errors import MissingPackage\n"
+        "from metaformer.tasks.demo import write_demo_data\n"
+        "try: write_demo_data(sys.argv[1])\n"
+        "except MissingPackage as error: print(error)"
+    )
+    args = [sys.executable, "-c", code, tmp_path / "demo"]
+    run = subprocess.run(args, capture_output=True, text=True, check=True)
+    assert "scikit-learn" in run.stdout and "metaformer[demo]" in run.stdout
+    assert not os.listdir(tmp_path)
