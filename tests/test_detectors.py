@@ -145,8 +145,6 @@ def test_published_detectors_come_from_the_cache(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
     other = create_detector("retinanet", "poolformer_s12", 11, pretrained=True)
     assert other.num_classes == 11 and not other.state_dict().keys() ^ theirs.keys()
-    with pytest.raises(WeightsError, match="compat='mmdet'"):
-        create_detector(name, pretrained=True, compat="torchvision")
     with pytest.raises(WeightsError, match="no weights were published"):
         create_detector("faster_rcnn", "poolformer_s12", pretrained=True)
 

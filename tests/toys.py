@@ -11,10 +11,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from metaformer.config import TrainConfig
 from metaformer.data.folder import ImageFolder
 from metaformer.data.rle import encode
+from metaformer.models.detection.detector import Detector
+from metaformer.models.detection.retinanet import RetinaNet
 from metaformer.serialize import from_dict
 from metaformer.tasks.demo import write_demo_data
 from metaformer.tasks.detection.dataset import DetectionFolder, open_detection
@@ -423,6 +426,18 @@ def boxes_of(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
         (width // 10, 2, width // 3, height // 2),
         (width // 2, height // 3, width // 3, height // 2),
     ]
+
+
+def torchvision_state(model: Detector) -> dict[str, Tensor]:
+    """A detector's tensors shaped as in torchvision's arithmetic: a box of the background, P6 made of P5."""
+    state, fpn_dim = dict(model.state_dict()), model.config.fpn_dim
+    if isinstance(model, RetinaNet):
+        state["neck.extra.p6.weight"] = state["neck.extra.p6.weight"].new_zeros(fpn_dim, fpn_dim, 3, 3)
+    else:
+        for part in ("weight", "bias"):
+            name = f"box_predictor.bbox_pred.{part}"
+            state[name] = torch.cat([state[name][:4], state[name]])
+    return state
 
 
 @pytest.fixture

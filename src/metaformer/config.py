@@ -281,8 +281,6 @@ class DetectConfig:
 
     head: Literal["retinanet", "faster_rcnn", "mask_rcnn"] = "retinanet"
     """What turns the backbone's maps into objects; `mask_rcnn` gives masks too."""
-    compat: Literal["mmdet", "torchvision"] = "mmdet"
-    """Whose arithmetic it follows: mmdetection's, as the published models, or torchvision's."""
     feature_norm: Literal["fresh", "none"] = "fresh"
     """A new norm on each of the backbone's maps, as the published models have, or none."""
     fpn_dim: int = 256

@@ -143,7 +143,6 @@ def create_detector(
     pretrained: bool = False,
     checkpoint_path: str | Path | None = None,
     *,
-    compat: str = "mmdet",
     feature_norm: str | None = "fresh",
     fpn_dim: int = 256,
     head_dim: int | None = None,
@@ -168,7 +167,6 @@ def create_detector(
             classifiers with `pretrained`; with `checkpoint_path` it is an error by default.
         pretrained: download the published weights of the whole network once and load them.
         checkpoint_path: load a file of any published format; one of a backbone leaves neck and heads fresh.
-        compat: compute what mmdetection computes, as the published networks were trained, or `torchvision`.
         feature_norm: norms on the backbone's maps: `fresh`, `none` or `head`; None as its configuration says.
         fpn_dim: channels of the feature pyramid.
         head_dim: channels of the heads' convolutions; `fpn_dim` when not given.
@@ -209,7 +207,6 @@ def create_detector(
         kind=head,
         backbone=backbone_config(below, changes),
         num_classes=num_classes,
-        compat=compat,
         fpn_dim=fpn_dim,
         head_dim=head_dim,
         box_fc_dim=box_fc_dim,

@@ -145,7 +145,3 @@ def test_what_mmdetection_cannot_hold() -> None:
     for form in ("mmdetection", "detector"):
         with pytest.raises(WeightsError, match="no place in the format"):
             from_ours(Segmenter(FPN).state_dict(), form)
-    for kind in KINDS:
-        model = build_detector(replace(DETECTOR, kind=kind, compat="torchvision"))
-        with pytest.raises(WeightsError, match='only one with compat="mmdet" is converted'):
-            from_ours(model.state_dict(), "mmdetection")

@@ -147,11 +147,10 @@ def test_segmenters_that_cannot_be_saved_or_read(tmp_path: Path) -> None:
         from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("compat", ["mmdet", "torchvision"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_detector_comes_back_as_it_was(tmp_path: Path, kind: str, compat: str) -> None:
+def test_a_detector_comes_back_as_it_was(tmp_path: Path, kind: str) -> None:
     model = create_detector(
-        kind, backbone=TINY, num_classes=3, fpn_dim=12, box_fc_dim=6, compat=compat, nms_threshold=0.6
+        kind, backbone=TINY, num_classes=3, fpn_dim=12, box_fc_dim=6, nms_threshold=0.6
     ).eval()
     save_pretrained(model, tmp_path)
     card = json.loads((tmp_path / "config.json").read_text())

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from metaformer.errors import WeightsError
+
 BOXES, BACKGROUND = "box_predictor.bbox_pred.weight", "box_predictor.cls_score.weight"
 ANCHORS, ANCHOR_CLASSES = (
     "head.regression_head.bbox_reg.weight",
     "head.classification_head.cls_logits.weight",
 )
+P6 = "neck.extra.p6.weight"
 LAST_LAYERS = (
     "head.fc.fc2",
     "head.fc",
@@ -38,18 +41,19 @@ def class_count(state: Mapping[str, Tensor]) -> int:
     return next((layer.shape[0] for layer in layers if layer is not None), 0)
 
 
-def compat_of(state: Mapping[str, Tensor]) -> str | None:
-    """Whose detector the tensors are of, `mmdet` or `torchvision`; None where they do not tell.
+def refuse_torchvision(state: Mapping[str, Tensor]) -> None:
+    """Refuse a detector in torchvision's arithmetic: the same names, trained to mean something else.
 
-    torchvision's has a box for its background too, and makes RetinaNet's P6 of P5 instead of the last map.
+    There the background is the first class and has a box of its own, and RetinaNet's P6 is made of P5.
+
+    Raises:
+        WeightsError: the shapes of the tensors say so.
     """
-    if BACKGROUND in state and BOXES in state:
-        return "torchvision" if state[BOXES].shape[0] == 4 * state[BACKGROUND].shape[0] else "mmdet"
-    p6 = state.get("neck.extra.p6.weight")
-    laterals = {int(name.split(".")[2]): name for name in state if name.startswith("neck.laterals.")}
-    if p6 is None or not laterals:
-        return None
-    outputs, inputs = state[f"neck.laterals.{max(laterals)}.weight"].shape[:2]
-    if inputs == outputs:
-        return None
-    return "mmdet" if p6.shape[1] == inputs else "torchvision"
+    levels = [int(name.split(".")[2]) for name in state if name.startswith("neck.laterals.")]
+    channels = state[f"neck.laterals.{max(levels)}.weight"].shape[1] if levels else 0
+    background_box = {BOXES, BACKGROUND} <= state.keys() and len(state[BOXES]) == 4 * len(state[BACKGROUND])
+    if background_box or (levels and P6 in state and state[P6].shape[1] != channels):
+        raise WeightsError(
+            "a detector in torchvision's arithmetic (background first, P6 made of P5), and this library "
+            "computes mmdetection's alone: load its backbone alone (backbone_checkpoint=) and train the heads"
+        )

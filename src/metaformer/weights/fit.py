@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.errors import WeightsError
 from metaformer.weights.adapt import adapt_stem, map_21k_to_1k, resample_grid
-from metaformer.weights.class_layers import class_count, class_layers, compat_of
+from metaformer.weights.class_layers import class_count, class_layers, refuse_torchvision
 from metaformer.weights.infer import candidates
 from metaformer.weights.keymap import Renamed, State
 from metaformer.weights.positions import BACKBONE
@@ -95,20 +95,16 @@ class Fit:
                 )
                 self.report.adapted.append(f"{level}: the classifier's {self.renamed.origin[name]}")
 
-    def check_compat(self) -> None:
-        """Refuse a detector's tensors that mean something else in the model than where they were trained.
+    def check_arithmetic(self) -> None:
+        """Refuse a detector's tensors that mean something else here than where they were trained.
 
         Raises:
-            WeightsError: one of the two is mmdetection's, the other torchvision's.
+            WeightsError: they are of a detector in torchvision's arithmetic.
         """
-        ours = getattr(getattr(self.model, "config", None), "compat", None)
-        theirs = "mmdet" if self.report.format == "mmdetection" else compat_of(self.state)
-        if ours is not None and theirs is not None and theirs != ours:
-            raise WeightsError(
-                f"{self.report.source}: is of a detector with compat={theirs!r}, and the model has "
-                f"compat={ours!r}: build it with compat={theirs!r}, or load the file's backbone alone "
-                "(backbone_checkpoint=)"
-            )
+        try:
+            refuse_torchvision(self.state)
+        except WeightsError as error:
+            raise WeightsError(f"{self.report.source}: {error}") from error
 
     def fit_stem(self) -> None:
         """Fit an RGB stem to other input channels."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metaformer.errors import UnknownName, WeightsError
 from metaformer.ops.shift import staircase
-from metaformer.weights.class_layers import compat_of
+from metaformer.weights.class_layers import refuse_torchvision
 from metaformer.weights.formats import FORMATS, POINTWISE, Format
 from metaformer.weights.positions import BACKBONE, KINDS, Positions
 
@@ -117,6 +117,8 @@ def from_ours(state: Mapping[str, Tensor], format_name: str, *, kernel: int = 3)
     """
     if format_name not in FORMATS:
         raise UnknownName("checkpoint format", format_name, FORMATS)
+    if format_name == "mmdetection":
+        refuse_torchvision(state)
     form, places, out = FORMATS[format_name], Positions.of_ours(state), State()
     for name, value in state.items():
         key = next(
@@ -128,11 +130,6 @@ def from_ours(state: Mapping[str, Tensor], format_name: str, *, kernel: int = 3)
         out[key] = value.flatten(1) if _is_matrix(name, value, form, state) else value
         if any(theirs.endswith(".sfc_h.offset") for theirs, _ in form.rules):
             out |= _offset(key, value, kernel)
-    if format_name == "mmdetection" and compat_of(state) == "torchvision":
-        raise WeightsError(
-            'a detector with compat="torchvision" has its background first or P6 on P5, which means another '
-            'thing in mmdetection: only one with compat="mmdet" is converted'
-        )
     if not _has(form, out):
         raise WeightsError(f"such a network has no place in the format {format_name!r} ({form.title})")
     return out

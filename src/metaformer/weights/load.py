@@ -72,7 +72,7 @@ def _fitted(
 ) -> LoadReport:
     """Fill a model from tensors by the names of its own kind."""
     fit = Fit(model, renamed, LoadReport(renamed.format, source))
-    fit.check_compat()
+    fit.check_arithmetic()
     fit.leave_out()
     fit.fit_stem()
     fit.fit_classifier(classifier)

@@ -28,7 +28,6 @@ def test_json_and_back() -> None:
     ("field", "value", "message"),
     [
         ("kind", "yolo", "unknown kind of detector 'yolo'"),
-        ("compat", "mmdet2", "mmdet"),
         ("backbone", "poolformer_s12", "must be a MetaFormerConfig"),
         ("num_classes", 0, "num_classes: 0"),
         ("fpn_dim", None, "fpn_dim: None"),

@@ -10,7 +10,7 @@ from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.feature_info import FeatureInfo
 from metaformer.errors import ConfigError, SizeError
 from metaformer.models.detection.build import build_detector
-from metaformer.models.detection.config import COMPATS, KINDS, DetectorConfig
+from metaformer.models.detection.config import KINDS, DetectorConfig
 from metaformer.models.detection.detector import Detector
 from metaformer.models.detection.structures import Targets
 
@@ -19,11 +19,10 @@ CONFIG = DetectorConfig(backbone=TINY, num_classes=7, fpn_dim=12, box_fc_dim=8)
 TARGETS = Targets(torch.tensor([[3.0, 4, 40, 50], [20, 10, 60, 60]]), torch.tensor([2, 6]))
 
 
-@pytest.fixture(params=[(kind, compat) for kind in KINDS for compat in COMPATS], ids="-".join)
+@pytest.fixture(params=KINDS)
 def model(request: pytest.FixtureRequest) -> Detector:
-    kind, compat = request.param
     torch.manual_seed(0)
-    return build_detector(replace(CONFIG, kind=kind, compat=compat))
+    return build_detector(replace(CONFIG, kind=request.param))
 
 
 def targets_of(model: Detector, *targets: Targets) -> list[Targets]:

@@ -1,8 +1,6 @@
 """Pyramids of detectors: sizes, and what the added levels are made of."""
 
 import torch
-import torch.nn.functional as F
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from metaformer.models.detection.fpn import DetectionPyramid
 
@@ -24,17 +22,6 @@ def test_convolutions_on_the_backbones_last_map() -> None:
     assert pyramid.added == 2 and p6.shape == (2, 12, 2, 4) and p7.shape == (2, 12, 1, 2)
     assert pyramid.extra is not None
     assert torch.equal(p6, pyramid.extra.p6(MAPS[-1])) and torch.equal(p7, pyramid.extra.p7(p6))
-
-
-def test_torchvisions_levels() -> None:
-    pyramid = DetectionPyramid((5, 6, 8), 12, convs=True, on_output=True, relu=True)
-    assert pyramid.extra is not None
-    theirs = LastLevelP6P7(12, 12)
-    theirs.load_state_dict(pyramid.extra.state_dict())
-    *own, p6, p7 = pyramid(MAPS)
-    expected, _ = theirs([*own], MAPS, [])
-    assert torch.equal(p6, expected[-2]) and torch.equal(p7, expected[-1])
-    assert not torch.equal(p7, pyramid.extra.p7(p6)) and torch.equal(p7, pyramid.extra.p7(F.relu(p6)))
 
 
 def test_one_position_is_enough() -> None:

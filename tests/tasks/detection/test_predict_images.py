@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from metaformer.errors import ConfigError, TrainingError, UnknownName
 from metaformer.factory import create_detector, model_config
 from metaformer.inference.model import LoadedModel
-from metaformer.models.detection.config import COMPATS
 from metaformer.models.detection.structures import Detections, Size
 from metaformer.tasks.detection.predict import DetectInference, ImageDetector
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
@@ -131,16 +130,15 @@ def test_an_unknown_class_is_told_before_the_work(detector: Make) -> None:
         detector(only=["red", "bleu"])
 
 
-@pytest.mark.parametrize("compat", COMPATS)
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
 @pytest.mark.parametrize("part", ["backbone.stem", "neck", ""])
 def test_weights_that_are_no_numbers_name_the_frame(
-    kind: str, part: str, compat: str, detector: Make, tmp_path: Path
+    kind: str, part: str, detector: Make, tmp_path: Path
 ) -> None:
     """No score of such a network lies above a threshold: it would look as if there were nothing."""
     backbone = model_config("poolformer_n", depths=(1,) * 4, dims=(8, 8, 16, 16), grid_mode="interpolate")
     sizes = {"num_classes": 3, "fpn_dim": 8, "box_fc_dim": 8}
-    network = create_detector(kind, backbone=backbone, compat=compat, **sizes).eval()  # type: ignore[arg-type]
+    network = create_detector(kind, backbone=backbone, **sizes).eval()  # type: ignore[arg-type]
     broken = network.get_submodule(part or {"retinanet": "head", "mask_rcnn": "box_head"}[kind])
     with torch.no_grad():
         for parameter in broken.parameters():

@@ -9,10 +9,9 @@ from metaformer.models.base import DenseConfig
 
 KINDS = ("retinanet", "faster_rcnn", "mask_rcnn")
 """https://arxiv.org/abs/1708.02002, https://arxiv.org/abs/1506.01497 and https://arxiv.org/abs/1703.06870."""
-COMPATS = ("mmdet", "torchvision")
 _OPTIONAL = ("head_dim", "anchor_scale")
 _SHARES = ("score_threshold", "nms_threshold", "rpn_nms_threshold", "rpn_positive", "box_positive")
-_OTHERS = ("kind", "backbone", "compat", "anchor_scale", *_SHARES)
+_OTHERS = ("kind", "backbone", "anchor_scale", *_SHARES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,6 @@ class DetectorConfig(DenseConfig):
     """`retinanet`, `faster_rcnn` or `mask_rcnn`."""
     num_classes: int = 80
     """Classes that an object may be of."""
-    compat: str = "mmdet"
-    """Whose numbers: `mmdet`, as the published networks were trained, or `torchvision`."""
     fpn_dim: int = 256
     """Channels of the feature pyramid."""
     head_dim: int | None = None
@@ -59,8 +56,6 @@ class DetectorConfig(DenseConfig):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UnknownName("kind of detector", self.kind, KINDS)
-        if self.compat not in COMPATS:
-            raise UnknownName("compat", self.compat, COMPATS)
         if not isinstance(self.backbone, MetaFormerConfig | None):
             raise ConfigError(f"backbone: {self.backbone!r} must be a MetaFormerConfig")
         for field in fields(self):

@@ -39,10 +39,7 @@ class Detector(DenseNetwork, ABC):
         norms: Any = getattr(self.backbone, "norms", {})
         if single and "0" in norms:  # published weights hold it; no gradient must be waited for
             norms["0"].requires_grad_(False)
-        theirs = config.compat == "torchvision"
-        self.neck = DetectionPyramid(
-            channels[self.first_map :], config.fpn_dim, convs=single, on_output=theirs, relu=theirs
-        )
+        self.neck = DetectionPyramid(channels[self.first_map :], config.fpn_dim, convs=single)
         own = reductions[self.first_map :]
         self.strides = own + [own[-1] << (i + 1) for i in range(self.neck.added)]
 

@@ -208,7 +208,6 @@ def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
         plan.head,
         backbone=dense_backbone(config.model, grid_mode="interpolate"),
         num_classes=len(data.classes),
-        compat=plan.compat,
         fpn_dim=plan.fpn_dim,
         head_dim=plan.head_dim,
         box_fc_dim=plan.box_fc_dim,
