@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.loading.feed import OURS
 from benchmarks.loading.settings import PIPELINES, LoadingConfig
-from metaformer.bench.report import table
+from metaformer.bench.run import table
 from metaformer.bench.timing import Machine, Timing, ratios
 from metaformer.process import cores
 

@@ -11,7 +11,7 @@ from benchmarks.suite.forms import FORMS, Form
 from benchmarks.suite.row import Row
 from benchmarks.suite.sides import SIDES, build
 from metaformer.bench.run import DTYPES
-from metaformer.bench.step import TrainingStep
+from metaformer.bench.timing import TrainingStep
 from metaformer.errors import ConfigError, UnknownName
 
 TOLERANCE = {"fp32": 1e-2, "bf16": 0.1, "fp16": 0.1}

@@ -65,7 +65,7 @@ def autotuned(form: Form) -> Form:
 
 def frozen(form: Form) -> Form:
     """Compiled with the weights as constants, as this library's `optimize(compile=True)` does it."""
-    from metaformer.deploy.frozen import frozen as freeze
+    from metaformer.deploy.optimize import frozen as freeze
 
     return replace(form, network=_Call(freeze(form.network.forward)))
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer.deploy.frozen import frozen
+from metaformer.deploy.optimize import frozen
 
 
 @pytest.mark.slow

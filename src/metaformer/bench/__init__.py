@@ -1,7 +1,6 @@
 """Parameters, multiply-adds, activations and speed of any model; needs torch, safetensors and numpy alone."""
 
 from metaformer.bench.counts import Counts, count
-from metaformer.bench.report import BenchReport
-from metaformer.bench.run import BenchConfig, bench
+from metaformer.bench.run import BenchConfig, BenchReport, bench
 
 __all__ = ["BenchConfig", "BenchReport", "Counts", "bench", "count"]

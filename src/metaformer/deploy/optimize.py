@@ -1,7 +1,8 @@
 """The exact form of a network that infers fastest."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any, Final, cast
 
 import torch
@@ -11,9 +12,8 @@ from metaformer.backbones.block import Block
 from metaformer.backbones.metaformer import Trunk
 from metaformer.backbones.stage import Stage
 from metaformer.deploy.folded.block import FoldedBlock
-from metaformer.deploy.folded.chain import Chain
 from metaformer.deploy.folded.conv import folded_conv, packable
-from metaformer.deploy.frozen import frozen
+from metaformer.deploy.folded.stage import Chain
 from metaformer.errors import ConfigError, OptimizeError
 
 TOLERANCE: Final = 1e-4
@@ -134,3 +134,25 @@ def _tensors(outputs: Any) -> list[Tensor]:
     return (
         [tensor for part in outputs for tensor in _tensors(part)] if isinstance(outputs, list | tuple) else []
     )
+
+
+def frozen(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a network's method, once for each shape of its images; no gradient is kept.
+
+    A change of the weights after the first call is not seen.
+    """
+    from torch._inductor import config
+
+    def own(*arguments: Any, **options: Any) -> Any:
+        """Code of its own: what Dynamo made of a network's method without freezing it would take again."""
+        return function(*arguments, **options)
+
+    compiled = torch.compile(own, dynamic=False)
+
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        # Both the tracer and Inductor ask for this, and again at each new shape.
+        with config.patch(freezing=True), torch.no_grad():
+            return compiled(*arguments, **options)
+
+    return call

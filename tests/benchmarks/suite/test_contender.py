@@ -9,7 +9,7 @@ from benchmarks.suite.ceilings import Copy
 from benchmarks.suite.contender import Contender, prepare
 from benchmarks.suite.forms import Form
 from benchmarks.suite.row import Row
-from metaformer.bench.step import TrainingStep
+from metaformer.bench.timing import TrainingStep
 from metaformer.errors import ConfigError, UnknownName
 
 ROW = Row(model="poolformer_n", device="cpu", batch=2, size=32, claims=())

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from benchmarks.suite.memory import peak
-from metaformer.bench.step import TrainingStep
+from metaformer.bench.timing import TrainingStep
 
 WIDE = 1 << 20
 

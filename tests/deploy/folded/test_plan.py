@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaformer.deploy.folded.plan import Plan, record
+from metaformer.deploy.folded.stage import Plan, record
 from metaformer.ops.attention import attention
 from metaformer.ops.layer_norm import layer_norm
 from metaformer.ops.native import library

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import metaformer
-from metaformer.deploy.int8.calibrate import calibrate, load_nncf
-from metaformer.deploy.int8.graph import float_products, make_graph
+from metaformer.deploy.int8.graph import calibrate, float_products, load_nncf, make_graph
 from metaformer.errors import MissingPackage
 
 IMAGES = torch.randn(60, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
-from metaformer.deploy.int8.compare import compare
+from metaformer.deploy.int8.report import compare
 from metaformer.tasks.classification.evaluate import Evaluation
 
 

@@ -6,9 +6,8 @@ from torch import nn
 
 import metaformer
 from metaformer.deploy.packaging.input_limits import limits_for
-from metaformer.deploy.packaging.package import _exported, package
+from metaformer.deploy.packaging.package import Tensors, _exported, network_outputs, package
 from metaformer.deploy.packaging.packaged import Packaged, read_metadata
-from metaformer.deploy.packaging.tensors import Tensors, network_outputs
 from metaformer.errors import ConfigError, GridError, OptimizeError, OutputError, SizeError
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "image_size": (64, 64), "num_classes": 5}

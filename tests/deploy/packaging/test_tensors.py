@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import metaformer
-from metaformer.deploy.packaging.tensors import Tensors, named_tensors, network_outputs
+from metaformer.deploy.packaging.package import Tensors, named_tensors, network_outputs
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
 

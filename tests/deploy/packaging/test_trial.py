@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from metaformer.deploy.packaging.input_limits import InputLimits
+from metaformer.deploy.packaging.package import compare, trial_images
 from metaformer.deploy.packaging.packaged import FORMAT, Packaged
-from metaformer.deploy.packaging.trial import compare, trial_images
 from metaformer.errors import OptimizeError
 
 LIMITS = InputLimits((1, 8), 3, (64, 512), (64, 512), "float32", "cpu")

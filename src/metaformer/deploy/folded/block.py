@@ -7,25 +7,37 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.block import Block
-from metaformer.deploy.folded.attention import FoldedAttention
-from metaformer.deploy.folded.cycle_mlp import FoldedCycleMlp
-from metaformer.deploy.folded.mixer import FoldedMixer
-from metaformer.deploy.folded.mlp import FoldedMlp
-from metaformer.deploy.folded.norm import BareGroupNorm
-from metaformer.deploy.folded.pooling import FoldedPooling
-from metaformer.deploy.folded.sepconv import FoldedSepConv
-from metaformer.deploy.folded.shortcut import Shortcut
+from metaformer.deploy.folded.linear import (
+    BareGroupNorm,
+    BareLayerNorm,
+    Shortcut,
+    folded,
+    kernel_options,
+    take_apart,
+)
+from metaformer.deploy.folded.mixers import (
+    FoldedAttention,
+    FoldedCycleMlp,
+    FoldedMixer,
+    FoldedPooling,
+    FoldedSepConv,
+)
+from metaformer.layers.act import SquaredReLU, StarReLU
 from metaformer.layers.mlp import Mlp
 from metaformer.layers.scale import Scale
 from metaformer.mixers.attention import Attention
 from metaformer.mixers.cycle_mlp import CycleMLP
 from metaformer.mixers.pooling import Pooling
 from metaformer.mixers.sepconv import SepConv
-from metaformer.ops import onednn
+from metaformer.ops import onednn, packed
 from metaformer.ops.backend import triton_usable
+from metaformer.ops.norm_mlp import norm_mlp
+from metaformer.ops.pool_norm import normalized
+from metaformer.ops.product import mlp
 
 Fold = Callable[..., nn.Module]
 """Made from mixer, norm, the branch's scale and the shortcut."""
+
 
 FOLDED: Final[dict[type[nn.Module], Fold]] = {
     Attention: FoldedAttention,
@@ -34,8 +46,14 @@ FOLDED: Final[dict[type[nn.Module], Fold]] = {
     SepConv: FoldedSepConv,
 }
 """Mixer -> its form here; others, and subclasses, stay as they are between norm and scale."""
+
+
 AT_ONCE: Final = 1 << 23
 """Elements of the widest map that are worked on at once on a CPU: they bound the memory of a large batch."""
+
+
+EPILOGUES = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}
+"""Activation -> what the first product does of it."""
 
 
 class FoldedBlock(nn.Module):
@@ -91,3 +109,69 @@ def _branch_scale(scale: nn.Module, block: Block) -> Tensor | None:
     if block.skip_lam == 1.0:
         return factor
     return (torch.ones(1) if factor is None else factor) / block.skip_lam
+
+
+class FoldedMlp(nn.Module):
+    """The norm's constants are in the first product of an `Mlp`, StarReLU's and the scale in the second."""
+
+    def __init__(self, norm: nn.Module, mlp: Mlp, scale: Tensor | None, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.norm, gain, shift = take_apart(norm)
+        self.shortcut = shortcut
+        self.fc1 = folded(mlp.fc1.weight, mlp.fc1.bias, gain=gain, shift=shift)
+        act = mlp.act
+        self.epilogue = EPILOGUES.get(type(act), "none")
+        if getattr(act, "approximate", "none") != "none":
+            self.epilogue = "none"
+        self.square = isinstance(act, SquaredReLU | StarReLU)
+        self.whole_act = "squared_relu" if self.square else self.epilogue
+        self.act = act if self.epilogue == "none" else None
+        star: dict[str, Tensor] = {}
+        if isinstance(act, StarReLU):  # its factor and bias are the second product's
+            hidden = mlp.fc2.in_channels
+            star = {"gain": act.scale.detach().expand(hidden), "shift": act.bias.detach().expand(hidden)}
+        self.fc2 = folded(mlp.fc2.weight, mlp.fc2.bias, scale=scale, **star)
+
+    def width(self, tokens: Tensor) -> int:
+        """Channels of the widest map that is written."""
+        return self.fc1.weight.shape[1 if self._in_one_piece(tokens) else 0]
+
+    def _in_one_piece(self, tokens: Tensor) -> bool:
+        return self.act is None and packed.usable(self.fc1.weight, tokens)
+
+    def forward(self, tokens: Tensor, moments: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        """Map (B, H, W, C) to the same shape.
+
+        Args:
+            tokens: the map.
+            moments: each sample's mean and one over its deviation (B, 2), where these are known.
+            overwrite: the result may take the place of the tokens.
+        """
+        options = kernel_options(self.norm)
+        if options is not None and self.act is None and triton_usable(tokens):
+            weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+            x, factor = tokens.permute(0, 3, 1, 2), self.shortcut.factor
+            return norm_mlp(x, *weights, **options, act=self.whole_act, shortcut=factor).permute(0, 2, 3, 1)
+        if self._in_one_piece(tokens):
+            return self._in_one(tokens, moments, overwrite)
+        h = self.fc1(self.norm(tokens) if moments is None else normalized(tokens, moments), self.epilogue)
+        if self.act is not None:
+            h = self.act(h)
+        elif self.square:
+            h = h.square()
+        return self.shortcut.joined(self.fc2, h, tokens)
+
+    def _in_one(self, tokens: Tensor, moments: Tensor | None, overwrite: bool) -> Tensor:
+        norm: dict[str, Any] = {}
+        x = tokens
+        if moments is not None:
+            norm = {"moments": moments}
+        elif isinstance(self.norm, BareLayerNorm):
+            norm = {"norm": "layer_norm", "eps": self.norm.eps}
+        else:
+            x = self.norm(tokens)
+        past, keep = (tokens, self.shortcut.keep) if self.shortcut.residual else (None, None)
+        out = tokens if overwrite else None
+        return mlp(
+            x, self.fc1.packed, self.fc2.packed, **norm, act=self.whole_act, past=past, keep=keep, out=out
+        )

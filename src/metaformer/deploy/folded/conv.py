@@ -6,7 +6,7 @@ from typing import TypeGuard
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.deploy.folded.prepared import Prepared
+from metaformer.deploy.folded.linear import Prepared
 from metaformer.ops import onednn
 from metaformer.ops.depthwise import Star, depthwise, pack, star_relu, supported
 

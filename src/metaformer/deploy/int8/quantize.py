@@ -11,10 +11,8 @@ from metaformer.checkpoint.checkpoint import write_state
 from metaformer.checkpoint.manifest import write_directory
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import Split
-from metaformer.deploy.int8.calibrate import Images, calibrate, load_nncf
-from metaformer.deploy.int8.compare import compare
-from metaformer.deploy.int8.graph import float_products, make_graph
-from metaformer.deploy.int8.report import QuantizeReport, Side
+from metaformer.deploy.int8.graph import Images, calibrate, float_products, load_nncf, make_graph
+from metaformer.deploy.int8.report import QuantizeReport, Side, compare
 from metaformer.errors import ConfigError, OutputError
 from metaformer.inference.evaluate import only_for, open_images
 from metaformer.inference.int8_model import NETWORK, Int8Network, load_openvino
@@ -23,6 +21,8 @@ from metaformer.serialize import to_dict
 from metaformer.tasks.classification.evaluate import Evaluation
 
 REPORT = "report.json"
+
+
 CPU = torch.device("cpu")
 
 

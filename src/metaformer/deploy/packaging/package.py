@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,16 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from metaformer.deploy.optimize import optimize
+from metaformer.deploy.optimize import TOLERANCE, optimize
 from metaformer.deploy.packaging.input_limits import InputLimits, Range, Sizes, limits_for
-from metaformer.deploy.packaging.packaged import FORMAT, KEY, SUFFIX, load_package, machine_notes
-from metaformer.deploy.packaging.tensors import Tensors, network_outputs
-from metaformer.deploy.packaging.trial import compare, trial_images
-from metaformer.errors import ConfigError
+from metaformer.deploy.packaging.packaged import FORMAT, KEY, SUFFIX, Packaged, load_package, machine_notes
+from metaformer.errors import ConfigError, OptimizeError
 from metaformer.storage import check_replaceable, write_atomically
 
 TYPICAL_BATCH: Final = 8
 """Images that the compiler lays its loops out for, where the limits let so many in."""
+
+
+Trial = tuple[Tensor, dict[str, Tensor]]
+"""Images, and what the network says of them."""
+
+
+ROUNDINGS: Final = 16
+"""Steps of a half type that outputs may differ by, as a share of the largest; float32 has `TOLERANCE`."""
 
 
 @dataclass(frozen=True)
@@ -181,3 +187,74 @@ def _card(
         **machine_notes(),
         **notes,
     }
+
+
+class Tensors(nn.Module):
+    """What a network says in tensors, in the order of their names."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map images (B, C, H, W) to one or more tensors."""
+        return tuple(network_outputs(self.network, images).values())
+
+
+def network_outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What a network says in tensors, by name: `output` where it is one alone."""
+    raw: Any = getattr(network, "raw", None)
+    return dict(named_tensors(network(images) if raw is None else raw(images)))
+
+
+def named_tensors(outputs: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Walk through what a network gave: each tensor with the way to it, such as `logits.0`."""
+    if isinstance(outputs, Tensor):
+        yield name or "output", outputs
+        return
+    fields = getattr(outputs, "_fields", range(len(outputs)))
+    parts = outputs.items() if isinstance(outputs, dict) else zip(fields, outputs, strict=True)
+    for key, part in parts:
+        yield from named_tensors(part, f"{name}.{key}".lstrip("."))
+
+
+def trial_images(network: nn.Module, limits: InputLimits, sample: Tensor | None) -> list[Tensor]:
+    """Two batches to compare on: the smallest, and another of another size where it may vary."""
+    first = next(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(count: int, height: int, width: int) -> Tensor:
+        images = torch.randn((count, limits.channels, height, width), generator=generator)
+        return images.to(first.device, first.dtype)
+
+    least, most = limits.batch
+    (low, high), (left, right) = limits.height, limits.width
+    beside = noise(min(most, least + 2), min(high, low + 5), min(right, left + 37))
+    if sample is None:
+        return [noise(least, low, left), beside]
+    fitting = low <= sample.shape[2] <= high and left <= sample.shape[3] <= right
+    shown = sample.to(first.device, first.dtype)[:most]
+    return [shown, beside] if fitting and len(shown) >= least else [noise(least, low, left), beside]
+
+
+def compare(packaged: Packaged, trials: list[Trial]) -> float:
+    """The largest difference on any batch, as a share of the largest output.
+
+    Raises:
+        OptimizeError: it is more than rounding.
+    """
+    largest = 0.0
+    for images, wanted in trials:
+        with torch.no_grad():
+            given = dict(named_tensors(packaged(images)))
+        for name, theirs in wanted.items():
+            scale = theirs.float().abs().max().clamp(min=1e-12)
+            share = ((given[name].float() - theirs.float()).abs().max() / scale).item()
+            eps = torch.finfo(theirs.dtype).eps
+            if not share <= max(TOLERANCE, ROUNDINGS * eps):
+                raise OptimizeError(
+                    f"the package differs from the network by {share:.1e} of the largest {name} on images "
+                    f"{tuple(images.shape)}: nothing was written; please report the model"
+                )
+            largest = max(largest, share)
+    return largest

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metaformer.deploy.folded.product import PLAIN, Product, folded
+from metaformer.deploy.folded.linear import PLAIN, Product, folded
 
 
 def tokens(*shape: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import metaformer
-from metaformer.deploy.folded.chain import Chain
+from metaformer.deploy.folded.stage import Chain
 from metaformer.ops.native import library
 
 pytestmark = pytest.mark.skipif(
