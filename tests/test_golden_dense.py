@@ -62,7 +62,7 @@ def test_features_and_logits(size: str) -> None:
         close(maps[i], VECTORS[f"backbone.{size}.{i}"], f"map {i}")
         close(levels[i], VECTORS[f"neck.{size}.{i}"], f"level {i}")
     close(model.head.features(levels), VECTORS[f"head_before_conv_seg.{size}"], "head")
-    raw = model.raw(image)
+    raw = model.forward_head(image)
     close(raw, VECTORS[f"logits.{size}"], "logits")
     logits = model(image)
     expected = VECTORS[f"pred.{size}"].long()

@@ -88,7 +88,7 @@ def test_a_module_as_backbone() -> None:
     model = create_segmenter("semantic_fpn", backbone=pyramid, num_classes=3, fpn_dim=8, head_dim=8).eval()
     assert model.backbone is pyramid and model.config.backbone is None
     with torch.no_grad():
-        assert model.raw(torch.randn(1, 3, 64, 64)).shape == (1, 3, 8, 8)
+        assert model.forward_head(torch.randn(1, 3, 64, 64)).shape == (1, 3, 8, 8)
     with pytest.raises(ConfigError, match=r"in_chans: .* build the module"):
         create_segmenter("semantic_fpn", backbone=pyramid, in_chans=4)
     with pytest.raises(ConfigError, match="neither a name, a MetaFormerConfig nor a module"):

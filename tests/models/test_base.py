@@ -1,4 +1,4 @@
-"""What dense networks ask of a backbone and tell of it; the networks' own tests have the rest."""
+"""What every dense network asks of its backbone."""
 
 from typing import Any
 
@@ -23,26 +23,26 @@ class Reductions(Channels):
 
 
 @pytest.mark.parametrize(("info", "reductions"), [(Channels(), [4, 8]), (Reductions(), [8, 32])])
-def test_levels_of_a_foreign_backbone(info: Any, reductions: list[int]) -> None:
+def test_module_as_backbone(info: Any, reductions: list[int]) -> None:
     module = nn.Identity()
     module.feature_info = info
     network = DenseNetwork(None, module)
     assert network.levels() == ([5, 6], reductions)
     assert network.min_size == 1 and network.no_weight_decay() == set()
-    for ask in (network.set_grad_checkpointing, network.group_matcher):
+    for method in (network.set_grad_checkpointing, network.group_matcher):
         with pytest.raises(ConfigError, match="Identity"):
-            ask()
+            method()
 
 
-def test_levels_of_an_own_backbone() -> None:
+def test_configuration_as_backbone() -> None:
     network = DenseNetwork(TINY, None)
     assert network.levels() == ([8, 16, 20, 28], [4, 8, 16, 32])
     assert network.min_size == 3
     assert network.group_matcher()["stem"] == r"^backbone\.stem"
 
 
-def test_a_backbone_is_needed_and_must_say_what_it_gives() -> None:
-    with pytest.raises(ConfigError, match="neither a MetaFormerConfig nor a module"):
+def test_backbone_is_required_and_needs_feature_info() -> None:
+    with pytest.raises(ConfigError, match="backbone: neither"):
         DenseNetwork(None, None)
     with pytest.raises(ConfigError, match=r"Conv2d .*feature_info\.channels"):
         DenseNetwork(None, nn.Conv2d(3, 4, 1)).levels()

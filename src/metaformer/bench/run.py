@@ -231,7 +231,7 @@ def _segmenter(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry
 
 
 def _detector(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry:
-    """A detector's dense part, `raw`: what comes after it depends on what is in an image."""
+    """A detector's dense part, `forward_head`: what comes after it depends on what is in an image."""
     from metaformer.factory import create_detector, model_config, split_detector
 
     kind, backbone, _ = split_detector(name)
@@ -247,8 +247,8 @@ class _Raw(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """What the network gives for images before any object is chosen."""
-        raw: Any = self.model.raw
-        return raw(images)
+        forward_head: Any = self.model.forward_head
+        return forward_head(images)
 
 
 def _from_smp(name: str, size: int | None) -> _Entry:

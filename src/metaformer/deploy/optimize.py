@@ -15,6 +15,7 @@ from metaformer.deploy.folded.block import FoldedBlock
 from metaformer.deploy.folded.conv import folded_conv, packable
 from metaformer.deploy.folded.stage import Chain
 from metaformer.errors import ConfigError, OptimizeError
+from metaformer.models.base import DenseNetwork
 
 TOLERANCE: Final = 1e-4
 """Largest difference of any output in float32, as a share of the largest output."""
@@ -68,7 +69,8 @@ def _compiled(network: nn.Module) -> nn.Module:
     """The same modules with a compiled method before them."""
     on_cpu = next(network.parameters()).device.type == "cpu"
     network = copy.copy(network)
-    method = "raw" if hasattr(network, "raw") else "forward"
+    method = "forward_head" if isinstance(network, DenseNetwork) else "forward"
+    method = "raw" if hasattr(network, "raw") else method  # until the detectors define forward_head
     setattr(network, method, (frozen if on_cpu else torch.compile)(getattr(network, method)))
     network.compiled = True  # type: ignore[assignment]
     return network
@@ -122,8 +124,7 @@ def _compare(original: nn.Module, network: nn.Module, images: Tensor) -> None:
 
 def _run(network: nn.Module, images: Tensor) -> Any:
     """A network's outputs that are tensors whatever is in the images."""
-    raw = getattr(network, "raw", None)
-    return network(images) if raw is None else raw(images)
+    return network.forward_head(images) if isinstance(network, DenseNetwork) else network(images)
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

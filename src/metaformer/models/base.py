@@ -1,28 +1,35 @@
-"""What every dense network asks of its backbone."""
+"""Base class and base configuration of segmenters and detectors."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormerFeatures
 from metaformer.backbones.stage import Recompute
 from metaformer.errors import ConfigError, UnknownName
 
+Size = tuple[int, int]
+"""Height and width."""
+
 
 class DenseNetwork(nn.Module):
-    """A network on a backbone that gives maps; it tells what its backbone tells.
+    """Network on a backbone that returns a list of features; its utilities delegate to the backbone.
+
+    Subclasses define `forward_head` (tensors only: what is compiled and exported), `decode` (tensors to
+    results) and `compute_losses`; `forward` dispatches.
 
     Args:
-        config: the backbone's, or None with a module.
-        backbone: a module that gives a list of maps, finest first, and whose `feature_info.channels()` tells
-            their channels, in place of `config`.
+        config: configuration of the backbone, or None if a module is given.
+        backbone: a module that returns a list of features, finest first, with `feature_info.channels()`; used
+            in place of `config`.
 
     Raises:
-        ConfigError: no backbone, or a module that does not say what it gives.
+        ConfigError: no backbone, or a module without `feature_info`.
     """
 
     num_classes: int
@@ -36,18 +43,35 @@ class DenseNetwork(nn.Module):
             backbone = MetaFormerFeatures(config)
         self.backbone = backbone
 
+    def forward_head(self, x: Tensor) -> Any:
+        """Map images (B, 3, H, W) to tensors whose shapes depend on H and W alone."""
+        raw: Any = self.raw  # until the detectors define forward_head
+        return raw(x)
+
+    def decode(
+        self, outputs: Any, image_sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None
+    ) -> list[Any]:
+        """Turn the outputs of `forward_head` into one result per image.
+
+        Args:
+            outputs: outputs of `forward_head`.
+            image_sizes: height and width of each image inside the padded batch.
+            original_sizes: height and width that each result is scaled to; `image_sizes` by default.
+        """
+        raise NotImplementedError
+
     @property
     def min_size(self) -> int:
-        """The smallest height and width of an image."""
+        """Smallest height and width of an input image."""
         return int(getattr(self.backbone, "min_size", 1))
 
     def levels(self) -> tuple[list[int], list[int]]:
-        """Channels of the backbone's maps, and input pixels per position."""
+        """Channels and strides of the backbone's features, finest first."""
         info: Any = getattr(self.backbone, "feature_info", None)
         if info is None or not callable(getattr(info, "channels", None)):
             raise ConfigError(
-                f"backbone: {type(self.backbone).__name__} does not say what maps it gives: it needs "
-                "feature_info.channels(), as timm's models with features_only=True have it"
+                f"backbone: {type(self.backbone).__name__} needs feature_info.channels(), as timm's models "
+                "have with features_only=True"
             )
         channels = list(info.channels())
         if callable(getattr(info, "reduction", None)):
@@ -55,34 +79,34 @@ class DenseNetwork(nn.Module):
         return channels, [4 << i for i in range(len(channels))]
 
     def set_grad_checkpointing(self, enable: Recompute = True) -> None:
-        """Recompute the backbone's blocks in the backward pass instead of keeping their activations.
+        """Recompute the backbone's blocks in the backward pass instead of storing their activations.
 
         Args:
-            enable: `"mlp"` recomputes the wide maps of the blocks' MLPs alone.
+            enable: True for whole blocks, `"mlp"` for the hidden activations of their MLPs alone.
 
         Raises:
-            ConfigError: the backbone is a foreign module that cannot do so, or `enable` is something else.
+            ConfigError: the backbone has no gradient checkpointing, or `enable` is unknown.
         """
-        own: Any = getattr(self.backbone, "set_grad_checkpointing", None)
-        if own is None:
-            raise ConfigError(f"{type(self.backbone).__name__}: this backbone has no gradient checkpointing")
-        own(enable)
+        method: Any = getattr(self.backbone, "set_grad_checkpointing", None)
+        if method is None:
+            raise ConfigError(f"backbone: {type(self.backbone).__name__} has no gradient checkpointing")
+        method(enable)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups by depth, as regular expressions for timm's layer-wise decay."""
-        own: Any = getattr(self.backbone, "group_matcher", None)
-        if own is None:
-            raise ConfigError(f"{type(self.backbone).__name__}: this backbone tells no groups by depth")
-        return _under_backbone(own(coarse=coarse))
+        """Regular expressions of parameter groups by depth, for timm's layer-wise learning rate decay."""
+        method: Any = getattr(self.backbone, "group_matcher", None)
+        if method is None:
+            raise ConfigError(f"backbone: {type(self.backbone).__name__} has no group_matcher")
+        return _under_backbone(method(coarse=coarse))
 
     def no_weight_decay(self) -> set[str]:
-        """Names without weight decay beside vectors and biases: what the backbone says."""
-        own: Any = getattr(self.backbone, "no_weight_decay", set)
-        return {f"backbone.{name}" for name in own()}
+        """Names of parameters without weight decay, in addition to vectors and biases."""
+        names: Any = getattr(self.backbone, "no_weight_decay", set)
+        return {f"backbone.{name}" for name in names()}
 
 
 def _under_backbone(value: Any) -> Any:
-    """The same patterns for names that begin with `backbone.`."""
+    """Prefix the patterns of a group matcher with `backbone.`."""
     if isinstance(value, str):
         return value.replace("^", r"^backbone\.", 1)
     if isinstance(value, dict):
@@ -94,31 +118,31 @@ def _under_backbone(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseConfig:
-    """Everything that defines a network on a backbone."""
+    """Configuration of a network on a backbone."""
 
     backbone: MetaFormerConfig | None = None
-    """The network that gives the maps; None for a module that is none of this library's."""
+    """Configuration of the backbone; None if the network is given a module."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as saved in JSON.
+        """Plain values for JSON.
 
         Raises:
-            ConfigError: the backbone is a foreign module, or has a mixer that is not a registered name.
+            ConfigError: the backbone is a module, or has a mixer that is not a registered name.
         """
         if self.backbone is None:
             raise ConfigError(
-                "backbone: a module that is none of this library's cannot be saved in a configuration: build "
-                "the network with a name or a MetaFormerConfig, or save the weights alone (state_dict())"
+                "backbone: a module cannot be saved in a configuration: build the network with a name or a "
+                "MetaFormerConfig, or save the weights alone (state_dict())"
             )
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         return own | {"backbone": self.backbone.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read what `to_dict` gave.
+        """Build a configuration from the values of `to_dict`.
 
         Raises:
-            UnknownName: a field that this version does not know.
+            UnknownName: an unknown field.
             ConfigError: a value out of range, or no backbone.
         """
         known = {field.name for field in fields(cls)}
@@ -131,16 +155,14 @@ class DenseConfig:
         return cls(**{**values, "backbone": MetaFormerConfig.from_dict(backbone)})
 
 
-PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
-    """Mixed precision of this name (`none`, `bf16`, `fp16`) on this device."""
-    dtype = PRECISIONS[amp]
+    """Mixed precision context for `amp` (`none`, `bf16` or `fp16`) on a device."""
+    dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def answer_of(model: nn.Module) -> Any:
-    """What gives a network's answer: objects, or logits as they come, for pixels at a quarter of the size."""
-    answer: Any = getattr(model, "detect", None) or getattr(model, "raw", model)
-    return answer
+    """Callable that evaluation and prediction run: a detector's `detect`, a segmenter's `forward_head`."""
+    if not isinstance(model, DenseNetwork):
+        return model
+    return getattr(model, "detect", model.forward_head)

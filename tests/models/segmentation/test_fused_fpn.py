@@ -52,11 +52,11 @@ def test_the_same_function(size: tuple[int, int], fpn_dim: int) -> None:
 def test_rounding_is_of_the_order_of_the_long_ways() -> None:
     model = trained()
     image = torch.randn(1, 3, 128, 128)
-    exact = model.raw(image.double())
+    exact = model.forward_head(image.double())
     single = copy.deepcopy(model).float()
-    short = single.raw(image)
+    short = single.forward_head(image)
     with torch.enable_grad():
-        long = single.raw(image).detach()
+        long = single.forward_head(image).detach()
     assert not torch.equal(short, long)
     wrong = [float((way - exact).abs().max() / exact.abs().max()) for way in (short, long)]
     assert wrong[0] <= max(4 * wrong[1], 1e-6)
@@ -65,7 +65,7 @@ def test_rounding_is_of_the_order_of_the_long_ways() -> None:
 def short_way(model: Segmenter, image: Tensor) -> bool:
     """Whether an image takes it."""
     model._fused = None
-    model.raw(image)
+    model.forward_head(image)
     return model._fused is not None
 
 
@@ -82,7 +82,7 @@ def test_taken_only_where_it_may_be() -> None:
         assert not short_way(copy.deepcopy(model).eval().bfloat16(), image.bfloat16())
         seen: list[Tensor] = []
         handle = model.eval().head.scales[0][0].register_forward_hook(lambda m, args, out: seen.append(out))
-        model.raw(image)
+        model.forward_head(image)
         assert len(seen) == 1
         handle.remove()
         assert short_way(model, image)
@@ -144,12 +144,12 @@ def with_another_part(model: Segmenter) -> None:
 def test_never_with_old_weights(change: Callable[[Segmenter], None]) -> None:
     model, image = trained().float(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        before = model.raw(image)
+        before = model.forward_head(image)
     change(model)
     with torch.no_grad():
-        after = model.raw(image)
+        after = model.forward_head(image)
         assert model._fused is not None
-    again = model.raw(image).detach()
+    again = model.forward_head(image).detach()
     assert (after - again).abs().max() <= 1e-4 * again.abs().max()
     assert not torch.allclose(after, before, rtol=0, atol=1e-5 * float(before.abs().max()))
 
@@ -157,8 +157,10 @@ def test_never_with_old_weights(change: Callable[[Segmenter], None]) -> None:
 def test_copies_have_their_own() -> None:
     model, image = trained().float(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        before = model.raw(image)
+        before = model.forward_head(image)
         copied = copy.deepcopy(model)
         copied.head.scales[0][0].conv.weight.zero_()
-        assert not torch.equal(copied.raw(image), before) and torch.equal(model.raw(image), before)
+        assert not torch.equal(copied.forward_head(image), before) and torch.equal(
+            model.forward_head(image), before
+        )
     assert not any("fused" in name for name in model.state_dict())

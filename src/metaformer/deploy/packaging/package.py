@@ -17,6 +17,7 @@ from metaformer.deploy.optimize import TOLERANCE, optimize
 from metaformer.deploy.packaging.input_limits import InputLimits, Range, Sizes, limits_for
 from metaformer.deploy.packaging.packaged import FORMAT, KEY, SUFFIX, Packaged, load_package, machine_notes
 from metaformer.errors import ConfigError, OptimizeError
+from metaformer.models.base import DenseNetwork
 from metaformer.storage import check_replaceable, write_atomically
 
 TYPICAL_BATCH: Final = 8
@@ -203,8 +204,8 @@ class Tensors(nn.Module):
 
 def network_outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """What a network says in tensors, by name: `output` where it is one alone."""
-    raw: Any = getattr(network, "raw", None)
-    return dict(named_tensors(network(images) if raw is None else raw(images)))
+    outputs = network.forward_head(images) if isinstance(network, DenseNetwork) else network(images)
+    return dict(named_tensors(outputs))
 
 
 def named_tensors(outputs: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

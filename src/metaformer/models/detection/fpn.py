@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.models.segmentation.fpn import FeaturePyramid
+from metaformer.models.fpn import FeaturePyramid
 
 
 class ExtraConvs(nn.Module):

@@ -1,4 +1,4 @@
-"""A segmentation network as data."""
+"""Configuration of segmentation networks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,25 +8,25 @@ from metaformer.errors import ConfigError, UnknownName
 from metaformer.models.base import DenseConfig
 
 HEAD_DIMS = {"semantic_fpn": 128, "upernet": 512}
-"""The kinds of segmentation networks, with the published channels of their heads."""
+"""Published channels of each kind's head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterConfig(DenseConfig):
-    """Everything that defines a segmentation network."""
+    """Configuration of a `Segmenter`."""
 
     kind: str = "semantic_fpn"
     """`semantic_fpn` (https://arxiv.org/abs/1901.02446) or `upernet` (https://arxiv.org/abs/1807.10221)."""
     num_classes: int = 150
-    """Classes that a pixel may be of."""
+    """Number of classes."""
     fpn_dim: int = 256
-    """Channels of the feature pyramid of `semantic_fpn`; those of `upernet` are its head's."""
+    """Channels of the feature pyramid of `semantic_fpn`; `upernet` uses `head_dim`."""
     head_dim: int | None = None
-    """Channels of the head; 128 for `semantic_fpn` and 512 for `upernet` when not given."""
+    """Channels of the head; by default 128 for `semantic_fpn` and 512 for `upernet`."""
     dropout: float = 0.1
-    """Dropout of whole channels before the classifier."""
+    """Channel dropout before the classifier."""
     auxiliary: bool = False
-    """A second, small head on the third map, which only helps to train."""
+    """Add an auxiliary FCN head on the third feature level, used in training only."""
 
     def __post_init__(self) -> None:
         if self.kind not in HEAD_DIMS:
@@ -35,8 +35,8 @@ class SegmenterConfig(DenseConfig):
             raise ConfigError(f"backbone: {self.backbone!r} must be a MetaFormerConfig")
         for name in ("num_classes", "fpn_dim", "head_dim"):
             value = getattr(self, name)
-            if (value is not None or name != "head_dim") and not _counts(value):
-                raise ConfigError(f"{name}: {value!r} must be a whole number of at least 1")
+            if (value is not None or name != "head_dim") and not _is_positive_int(value):
+                raise ConfigError(f"{name}: {value!r} must be an integer of at least 1")
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float):
             raise ConfigError(f"dropout: {self.dropout!r} must be a number")
         if not 0 <= self.dropout < 1:
@@ -46,9 +46,9 @@ class SegmenterConfig(DenseConfig):
 
     @property
     def head_channels(self) -> int:
-        """Channels of the head, whether given or not."""
+        """`head_dim`, or the published channels of this kind."""
         return self.head_dim or HEAD_DIMS[self.kind]
 
 
-def _counts(value: Any) -> bool:
+def _is_positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.models.segmentation.fpn import FeaturePyramid
+from metaformer.models.fpn import FeaturePyramid
 from metaformer.models.segmentation.layers import Classifier, ConvNorm
 from metaformer.models.segmentation.semantic_fpn import SemanticFPNHead
 

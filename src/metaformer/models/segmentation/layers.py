@@ -1,4 +1,4 @@
-"""What the dense heads are made of."""
+"""Layers that the segmentation heads share."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ class ConvNorm(nn.Module):
 
 
 class Classifier(nn.Conv2d):
-    """Logits of every position."""
+    """1×1 convolution to class logits."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__(dim, num_classes, 1)
@@ -28,8 +28,25 @@ class Classifier(nn.Conv2d):
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]
 
 
+class FCNHead(nn.Module):
+    """Auxiliary head: one convolution and a classifier on one feature level.
+
+    https://arxiv.org/abs/1411.4038; as auxiliary loss in https://arxiv.org/abs/1612.01105, section 3.3.
+    """
+
+    def __init__(self, in_dim: int, dim: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.conv = ConvNorm(in_dim, dim, 3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = Classifier(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (B, in_dim, H, W) to logits (B, num_classes, H, W)."""
+        return self.classifier(self.dropout(self.conv(x)))
+
+
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Interpolate a map (B, C, H, W) to another size, bilinearly, as corners of pixels lie."""
-    if not torch.compiler.is_compiling() and x.shape[2:] == size:  # a traced size is no number to compare
+    """Resize (B, C, H, W) bilinearly with `align_corners=False`."""
+    if not torch.compiler.is_compiling() and x.shape[2:] == size:  # a traced size cannot be compared
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=False)

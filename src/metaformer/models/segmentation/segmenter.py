@@ -1,4 +1,4 @@
-"""Backbone, neck and head: classes of pixels."""
+"""Segmentation network: backbone, neck and head."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,32 +6,30 @@ from typing import Any
 from torch import Tensor, nn
 
 from metaformer.errors import ConfigError
-from metaformer.models.base import DenseNetwork
+from metaformer.models.base import DenseNetwork, Size
+from metaformer.models.fpn import FeaturePyramid
 from metaformer.models.segmentation.config import SegmenterConfig
-from metaformer.models.segmentation.fcn import FCNHead
-from metaformer.models.segmentation.fpn import FeaturePyramid
 from metaformer.models.segmentation.fused_fpn import FusedSemanticFPN, fits
-from metaformer.models.segmentation.layers import resize
+from metaformer.models.segmentation.layers import FCNHead, resize
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.semantic_fpn import SemanticFPNHead
 from metaformer.models.segmentation.upernet import UperNetHead
 
-Size = tuple[int, int]
 AUXILIARY_LEVEL, AUXILIARY_DIM = 2, 256
-"""The map that the auxiliary head looks at, and its channels."""
+"""Feature level of the auxiliary head, and its channels."""
 
 
 class Segmenter(DenseNetwork):
-    """Tell the class of every pixel; everything about it is in `config`.
+    """Semantic segmentation network.
 
     Args:
         config: kind, backbone and sizes.
-        criterion: the loss; cross-entropy over the pixels that count when not given.
-        backbone: a module that gives a list of maps, finest first, and whose `feature_info.channels()` tells
-            their channels, in place of `config.backbone`.
+        criterion: the loss; cross-entropy over the labeled pixels by default.
+        backbone: a module that returns a list of features, finest first, with `feature_info.channels()`; used
+            in place of `config.backbone`.
 
     Raises:
-        ConfigError: no backbone, or a module that does not say what it gives.
+        ConfigError: no backbone, or a module without `feature_info`.
     """
 
     def __init__(
@@ -60,64 +58,73 @@ class Segmenter(DenseNetwork):
             self.auxiliary = FCNHead(channels[level], AUXILIARY_DIM, classes, dropout)
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Any:
-        """Map images (B, 3, H, W) to logits (B, num_classes, H, W); with label maps (B, H, W) to losses."""
+        """Map images (B, 3, H, W) to logits (B, K, H, W); with label maps (B, H, W), to losses."""
         if targets is not None:
-            return self.losses(x, targets)
-        return resize(self.raw(x), (x.shape[2], x.shape[3]))
+            return self.compute_losses(x, targets)
+        return resize(self.forward_head(x), (x.shape[2], x.shape[3]))
 
-    def raw(self, x: Tensor) -> Tensor:
-        """Map images (B, 3, H, W) to logits (B, num_classes, h, w) at the size of the finest map."""
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to logits (B, K, h, w) at the stride of the finest features, 4."""
         return self._logits(self.backbone(x))
 
-    def losses(self, x: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Losses of images (B, 3, H, W) with label maps (B, H, W); `loss` is what is minimized.
-
-        Raises:
-            ConfigError: images and label maps do not fit each other.
-        """
-        if targets.ndim != 3 or targets.shape[0] != x.shape[0]:
-            raise ConfigError(
-                f"targets: {tuple(targets.shape)} are no label maps (B, H, W) of {len(x)} images"
-            )
-        maps, size = self.backbone(x), (targets.shape[1], targets.shape[2])
-        logits = resize(self._logits(maps).float(), size)
-        if self.auxiliary is None or not self.training:
-            return self.criterion(logits, targets)
-        beside = self.auxiliary(maps[min(AUXILIARY_LEVEL, len(maps) - 1)])
-        return self.criterion(logits, targets, resize(beside.float(), size))
+    def predict(
+        self,
+        x: Tensor,
+        image_sizes: Sequence[Size] | None = None,
+        original_sizes: Sequence[Size] | None = None,
+    ) -> list[Tensor]:
+        """Map images (B, 3, H, W) to label maps, one per image; see `decode`."""
+        size = (x.shape[2], x.shape[3])
+        image_sizes = [size] * len(x) if image_sizes is None else image_sizes
+        return self.decode(self.forward_head(x), image_sizes, original_sizes, input_size=size)
 
     def decode(
         self,
-        raw: Tensor,
+        outputs: Tensor,
         image_sizes: Sequence[Size],
         original_sizes: Sequence[Size] | None = None,
         *,
         input_size: Size | None = None,
     ) -> list[Tensor]:
-        """Turn logits into label maps (H, W), one per image.
+        """Turn logits into label maps, one (H, W) per image.
 
         Args:
-            raw: what `raw` gave.
+            outputs: logits (B, K, h, w) of `forward_head`.
             image_sizes: height and width of each image inside the padded batch.
-            original_sizes: height and width of the label maps; those of the images when not given.
-            input_size: height and width of the padded batch; those of its largest image when not given.
+            original_sizes: height and width of each label map; `image_sizes` by default.
+            input_size: height and width of the padded batch; the largest of `image_sizes` by default.
         """
-        padded = input_size or (
-            max(height for height, _ in image_sizes),
-            max(width for _, width in image_sizes),
-        )
-        maps = []
-        for logits, image, original in zip(raw, image_sizes, original_sizes or image_sizes, strict=True):
-            whole = resize(logits[None].float(), padded)[..., : image[0], : image[1]]
-            maps.append(resize(whole, original)[0].argmax(0))
-        return maps
+        heights, widths = zip(*image_sizes, strict=True)
+        padded = input_size or (max(heights), max(widths))
+        label_maps = []
+        for logits, image, original in zip(outputs, image_sizes, original_sizes or image_sizes, strict=True):
+            unpadded = resize(logits[None].float(), padded)[..., : image[0], : image[1]]
+            label_maps.append(resize(unpadded, original)[0].argmax(0))
+        return label_maps
 
-    def _logits(self, maps: Sequence[Tensor]) -> Tensor:
+    def compute_losses(self, x: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Compute the losses of images (B, 3, H, W) with label maps (B, H, W); `loss` is the total.
+
+        Raises:
+            ConfigError: images and label maps do not match in number or dimensions.
+        """
+        if targets.ndim != 3 or targets.shape[0] != x.shape[0]:
+            raise ConfigError(
+                f"targets: shape {tuple(targets.shape)} must be (B, H, W) with B = {len(x)}, as of the images"
+            )
+        features, size = self.backbone(x), (targets.shape[1], targets.shape[2])
+        logits = resize(self._logits(features).float(), size)
+        if self.auxiliary is None or not self.training:
+            return self.criterion(logits, targets)
+        auxiliary = self.auxiliary(features[min(AUXILIARY_LEVEL, len(features) - 1)])
+        return self.criterion(logits, targets, resize(auxiliary.float(), size))
+
+    def _logits(self, features: Sequence[Tensor]) -> Tensor:
         neck, head = self.neck, self.head
         if neck is None or not isinstance(head, SemanticFPNHead):
-            return head(maps)
-        if not fits(neck, head, maps):
-            return head(neck(maps))
+            return head(features)
+        if not fits(neck, head, features):
+            return head(neck(features))
         if self._fused is None or not self._fused.current(neck, head):
             self._fused = FusedSemanticFPN(neck, head)
-        return head.classifier(self._fused.features(maps))
+        return head.classifier(self._fused.features(features))

@@ -1,4 +1,4 @@
-"""The head of Semantic FPN, https://arxiv.org/abs/1901.02446, section 3."""
+"""Semantic FPN head, https://arxiv.org/abs/1901.02446, section 3."""
 
 from collections.abc import Sequence
 from math import log2
@@ -10,14 +10,14 @@ from metaformer.models.segmentation.layers import Classifier, ConvNorm, resize
 
 
 class SemanticFPNHead(nn.Module):
-    """Bring all levels to the finest one's size by convolutions and doublings, and sum them.
+    """Upsample every pyramid level to the finest by 3×3 convolutions with 2× upsampling, and sum.
 
     Args:
-        in_dim: channels of the pyramid.
-        reductions: input pixels per position of each level, finest first.
+        in_dim: channels of the pyramid levels.
+        reductions: stride of each level relative to the input, finest first.
         dim: channels of the head.
-        num_classes: outputs.
-        dropout: share of channels left out before the classifier.
+        num_classes: number of classes.
+        dropout: probability of dropping a channel before the classifier.
     """
 
     def __init__(
@@ -32,21 +32,21 @@ class SemanticFPNHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = Classifier(dim, num_classes)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Map the pyramid's levels (B, in_dim, H_i, W_i) to logits (B, num_classes, H_0, W_0)."""
-        return self.classifier(self.dropout(self.features(maps)))
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Map pyramid levels (B, in_dim, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
+        return self.classifier(self.dropout(self.features(levels)))
 
-    def features(self, maps: Sequence[Tensor]) -> Tensor:
-        """The sum over the levels, (B, dim, H_0, W_0)."""
-        finest = (maps[0].shape[2], maps[0].shape[3])
+    def features(self, levels: Sequence[Tensor]) -> Tensor:
+        """Sum of the upsampled levels, (B, dim, H_0, W_0): the input of dropout and classifier."""
+        finest = (levels[0].shape[2], levels[0].shape[3])
         total: Tensor | None = None
-        for x, convs, doublings in zip(maps, self.scales, self.doublings, strict=True):
+        for x, convs, doublings in zip(levels, self.scales, self.doublings, strict=True):
             assert isinstance(convs, nn.ModuleList)
             for conv in convs:
                 x = conv(x)
                 if doublings:
                     x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            x = resize(x, finest)  # odd sizes do not double to the finer level's
+            x = resize(x, finest)  # the doubled size exceeds an odd H_0 or W_0
             total = x if total is None else total + x
         assert total is not None
         return total

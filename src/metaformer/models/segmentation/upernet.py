@@ -1,4 +1,4 @@
-"""UperNet's head, https://arxiv.org/abs/1807.10221, section 3, for one kind of labels."""
+"""UPerNet head, https://arxiv.org/abs/1807.10221, section 3."""
 
 from collections.abc import Sequence
 
@@ -8,39 +8,39 @@ from torch import Tensor, nn
 
 from metaformer.models.segmentation.layers import Classifier, ConvNorm, resize
 
-POOLS = (1, 2, 3, 6)
-"""Heights and widths to which the coarsest map is averaged (https://arxiv.org/abs/1612.01105)."""
+POOL_SIZES = (1, 2, 3, 6)
+"""Output sizes of the pyramid pooling module, https://arxiv.org/abs/1612.01105."""
 
 
 class UperNetHead(nn.Module):
-    """Pyramid pooling on the coarsest map, a feature pyramid with norms, and all levels side by side.
+    """Pyramid pooling on the coarsest features, a feature pyramid with norms, and fusion of all levels.
 
     Args:
-        in_dims: channels of the backbone's maps, finest first.
+        in_dims: channels of the backbone's features, finest first.
         dim: channels of the head.
-        num_classes: outputs.
-        dropout: share of channels left out before the classifier.
+        num_classes: number of classes.
+        dropout: probability of dropping a channel before the classifier.
     """
 
     def __init__(self, in_dims: Sequence[int], dim: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         *finer, coarsest = in_dims
-        self.pools = nn.ModuleList(ConvNorm(coarsest, dim, 1) for _ in POOLS)
-        self.bottleneck = ConvNorm(coarsest + len(POOLS) * dim, dim, 3)
+        self.pools = nn.ModuleList(ConvNorm(coarsest, dim, 1) for _ in POOL_SIZES)
+        self.bottleneck = ConvNorm(coarsest + len(POOL_SIZES) * dim, dim, 3)
         self.laterals = nn.ModuleList(ConvNorm(in_dim, dim, 1) for in_dim in finer)
         self.outputs = nn.ModuleList(ConvNorm(dim, dim, 3) for _ in finer)
         self.fusion = ConvNorm(len(in_dims) * dim, dim, 3)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = Classifier(dim, num_classes)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Map the backbone's maps (B, C_i, H_i, W_i) to logits (B, num_classes, H_0, W_0)."""
-        return self.classifier(self.dropout(self.features(maps)))
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Map features (B, C_i, H_i, W_i), finest first, to logits (B, num_classes, H_0, W_0)."""
+        return self.classifier(self.dropout(self.features(features)))
 
-    def features(self, maps: Sequence[Tensor]) -> Tensor:
-        """The fused levels, (B, dim, H_0, W_0)."""
-        *finer, coarsest = maps
-        levels = [self._scene(coarsest)]  # coarsest first
+    def features(self, features: Sequence[Tensor]) -> Tensor:
+        """Fused levels, (B, dim, H_0, W_0): the input of dropout and classifier."""
+        *finer, coarsest = features
+        levels = [self._pyramid_pooling(coarsest)]  # coarsest first
         merged = levels[0]
         for i in reversed(range(len(finer))):
             lateral = self.laterals[i](finer[i])
@@ -49,11 +49,11 @@ class UperNetHead(nn.Module):
         finest = (levels[-1].shape[2], levels[-1].shape[3])
         return self.fusion(torch.cat([resize(level, finest) for level in reversed(levels)], 1))
 
-    def _scene(self, x: Tensor) -> Tensor:
-        """What the coarsest map shows as a whole and in parts, beside itself."""
+    def _pyramid_pooling(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, dim, H, W) with context from averages over growing regions."""
         size = (x.shape[2], x.shape[3])
-        views = [
+        pooled = [
             resize(conv(F.adaptive_avg_pool2d(x, side)), size)
-            for side, conv in zip(POOLS, self.pools, strict=True)
+            for side, conv in zip(POOL_SIZES, self.pools, strict=True)
         ]
-        return self.bottleneck(torch.cat([x, *views], 1))
+        return self.bottleneck(torch.cat([x, *pooled], 1))

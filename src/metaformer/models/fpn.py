@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 
 class FeaturePyramid(nn.Module):
-    """Carry what coarse maps know down to the fine ones.
+    """Top-down pathway with lateral connections; computes what `torchvision.ops.FeaturePyramidNetwork` does.
 
-    torchvision's class computes the same; this one needs torch alone, as all below the tasks does.
+    Args:
+        in_dims: channels of the backbone's features, finest first.
+        dim: channels of every pyramid level.
     """
 
     def __init__(self, in_dims: Sequence[int], dim: int) -> None:
@@ -21,11 +23,11 @@ class FeaturePyramid(nn.Module):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map (B, C_i, H_i, W_i), finest first, to (B, dim, H_i, W_i)."""
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Map features (B, C_i, H_i, W_i), finest first, to levels (B, dim, H_i, W_i)."""
         merged: list[Tensor] = []  # coarsest first
-        for lateral, level in zip(reversed(self.laterals), reversed(maps), strict=True):
-            x = lateral(level)
+        for lateral, feature in zip(reversed(self.laterals), reversed(features), strict=True):
+            x = lateral(feature)
             if merged:
                 x = x + F.interpolate(merged[-1], x.shape[2:], mode="nearest")
             merged.append(x)

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from metaformer.models.segmentation.fpn import FeaturePyramid
+from metaformer.models.fpn import FeaturePyramid
 
 SIZES = [(24, 33), (12, 17), (6, 9), (3, 5)]
 
