@@ -28,7 +28,7 @@ from metaformer.training.log import MetricsLog
 from metaformer.training.loop import Loop
 from metaformer.training.optim import build_optimizer
 from metaformer.training.progress import Progress
-from metaformer.training.train import schedule
+from metaformer.training.schedule import build_schedule
 from metaformer.training.trainer import Trainer
 
 PAIRS = int(sys.argv[1]) if len(sys.argv) > 1 else 1
@@ -68,7 +68,7 @@ def bare(config, place):
     sampler = PureSampler(len(task.train), batch_size=config.data.batch_size, seed=config.seed)
     loader = DataLoader(task.train, batch_sampler=sampler, num_workers=config.data.workers)
     optimizer = build_optimizer(config.optim, task.model)
-    forward = Trainer(config, task, schedule(config, sampler.steps), World()).forward
+    forward = Trainer(config, task, build_schedule(config, sampler.steps), World()).forward
     parameters = list(task.model.parameters())
     began = time.perf_counter()
     task.model.train()
@@ -88,7 +88,7 @@ def ours(config, place):
     """Seconds for the same with all that a run of the library does."""
     task, run = build_task(config, World()), RunDir(Path(place))
     sampler = PureSampler(len(task.train), batch_size=config.data.batch_size, seed=config.seed)
-    trainer = Trainer(config, task, schedule(config, sampler.steps), World())
+    trainer = Trainer(config, task, build_schedule(config, sampler.steps), World())
     loop = Loop(config, task, trainer, sampler, run, World(), lambda: False)
     with run.writing(), MetricsLog(run.path, print) as log:
         began = time.perf_counter()

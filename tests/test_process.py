@@ -1,11 +1,13 @@
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from metaformer.process import cores, keep_freed_memory, sleep_rather_than_spin
+from metaformer.process import StopSignals, cores, keep_freed_memory, sleep_rather_than_spin
 
 SCRIPT = """
 import resource, torch
@@ -54,3 +56,36 @@ def test_cores_are_those_that_this_process_may_use() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n" and cores() >= 1
+
+
+def test_the_first_signal_is_recorded_and_the_handlers_are_restored() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as stop:
+        assert stop.number == 0 and not stop.requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.number, stop.exit_status) == (signal.SIGTERM, 143) and stop.requested()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    script = (
+        "import os, signal; from metaformer.process import StopSignals\n"
+        "with StopSignals():\n"
+        "    os.kill(os.getpid(), signal.SIGINT); print('first', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT); print('never')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "first\n")
+
+
+def test_outside_the_main_thread_no_handler_is_set() -> None:
+    numbers: list[int] = []
+
+    def enter() -> None:
+        with StopSignals() as stop:
+            numbers.append(stop.number)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert numbers == [0]

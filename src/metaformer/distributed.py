@@ -96,6 +96,17 @@ def raise_on_all_ranks(trouble: Exception | None) -> None:
         raise Interrupted
 
 
+@contextmanager
+def errors_on_all_ranks(*kinds: type[Exception]) -> Iterator[None]:
+    """Context whose errors of these kinds are raised on every rank; see `raise_on_all_ranks`."""
+    caught: Exception | None = None
+    try:
+        yield
+    except kinds as error:
+        caught = error
+    raise_on_all_ranks(caught)
+
+
 def lockstep(items: Iterator[T], count: int) -> Iterator[T]:
     """Yield a rank's items while all ranks keep pace; what befalls one as it makes its item, befalls all.
 

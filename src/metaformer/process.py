@@ -1,10 +1,14 @@
-"""How a program's process deals with memory and with its neighbors; for programs to call, not libraries."""
+"""This process: its memory, its threads and the signals that stop it; for programs to call, not libraries."""
 
 import ctypes
 import os
+import signal
+import threading
+from types import FrameType, TracebackType
 
-# The parameters' numbers in glibc's malloc.h
+# Parameter numbers in glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def keep_freed_memory(largest: int = 1 << 30) -> bool:
@@ -33,3 +37,39 @@ def sleep_rather_than_spin() -> None:
 def cores() -> int:
     """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class StopSignals:
+    """Context that records SIGTERM and SIGINT as a request to stop; a second one ends the process at once.
+
+    `number` is the signal that was received, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+            self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def requested(self) -> bool:
+        """Whether a signal was received."""
+        return self.number != 0
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell expects of a process that a signal ended: 143 for SIGTERM, 130 for SIGINT."""
+        return 128 + self.number
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            os._exit(128 + number)
+        self.number = number

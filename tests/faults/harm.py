@@ -218,7 +218,7 @@ def _poison(fault: Fault) -> None:
 
 def _digest(trainer: Trainer) -> str:
     """Weights, buffers, moments and average, to the bit."""
-    groups, _ = trainer.groups()
+    groups, _ = trainer.state_dicts()
     whole = hashlib.sha256()
     for group in sorted(groups):
         for name, tensor in sorted(groups[group].items()):

@@ -38,7 +38,7 @@ def test_the_defaults_are_good() -> None:
         ("evaluate", "crop", 0.0, "evaluate.crop is 0.0"),
         ("runtime", "keep", 0, "runtime.keep is 0"),
         ("runtime", "threads", 0, "runtime.threads is 0"),
-        ("augment", "splits", 3, "set augment.mixup and augment.cutmix to 0"),
+        ("augment", "aug_splits", 3, "set augment.mixup and augment.cutmix to 0"),
         ("loss", "name", "jsd", "set augment.aug_splits"),
         ("loss", "distill", "hard", "needs loss.teacher"),
         ("model", "drop_path_rate", 1.0, "model.drop_path_rate is 1.0"),
@@ -75,7 +75,7 @@ SEGMENT: dict[str, Any] = {
     [
         ("segment", "fpn_dim", 0, "segment.fpn_dim is 0"),
         ("segment", "stride", 0, "segment.stride is 0"),
-        ("segment", "base", [0, 512], "segment.resize is 0"),
+        ("segment", "resize", [0, 512], "segment.resize is 0"),
         ("segment", "scale", [2.0, 0.5], "segment.scale is .*a smaller and a larger"),
         ("segment", "dropout", 1.0, "segment.dropout is 1.0"),
         ("segment", "cat_max_ratio", 0.0, "segment.cat_max_ratio is 0.0"),
@@ -85,7 +85,7 @@ SEGMENT: dict[str, Any] = {
         ("segment", "scales", ["a"], "segment.scales is a"),
         ("segment", "class_weights", [-1.0], "segment.class_weights is -1"),
         ("augment", "mixup", 0.5, "augment.mixup: not for segmentation"),
-        ("augment", "splits", 3, "not for segmentation"),
+        ("augment", "aug_splits", 3, "not for segmentation"),
     ],
 )
 def test_each_wrong_value_of_segmentation_is_named(section: str, field: str, value: Any, told: str) -> None:

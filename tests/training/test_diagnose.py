@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaformer.training.diagnose import REMEDIES, Fault, bad_gradient, bad_weight, finite, watched
+from metaformer.training.diagnose import (
+    REMEDIES,
+    NonFinite,
+    is_finite,
+    nonfinite_gradient,
+    nonfinite_weight,
+    record_nonfinite,
+)
 
 
 class Log(nn.Module):
@@ -12,44 +19,44 @@ class Log(nn.Module):
         return (x - 1e9).log()
 
 
-def test_the_first_module_that_gives_what_is_not_finite_is_found() -> None:
+def test_the_first_module_with_a_nonfinite_output_is_recorded() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), Log()), nn.Linear(2, 2))
-    with watched(model) as found:
+    with record_nonfinite(model) as modules:
         model(torch.ones(1, 2))
-    assert found.first == "1.1"
-    with watched(model[0]) as found:
+    assert modules == ["1.1"]
+    with record_nonfinite(model[0]) as modules:
         model[0](torch.ones(1, 2))
-    assert found.first is None
+    assert modules == []
     assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_bad_weights_and_buffers_are_found(value: float) -> None:
+def test_nonfinite_weights_and_buffers_are_found(value: float) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    assert bad_weight(model) is None
+    assert nonfinite_weight(model) is None
     model[1].running_var[1] = value
-    assert bad_weight(model) == "1.running_var"
+    assert nonfinite_weight(model) == "1.running_var"
     with torch.no_grad():
         model[0].bias[0] = value
-    assert bad_weight(model) == "0.bias"
+    assert nonfinite_weight(model) == "0.bias"
 
 
-def test_the_gradient_that_goes_wrong_first_is_the_last_of_the_forward_pass() -> None:
+def test_the_first_nonfinite_gradient_of_the_backward_pass_is_found() -> None:
     model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    assert bad_gradient(model) is None
+    assert nonfinite_gradient(model) is None
     for name in ("0.weight", "1.weight"):
         model.get_parameter(name).grad = torch.tensor([[math.nan]])
-    assert bad_gradient(model) == "1.weight"
+    assert nonfinite_gradient(model) == "1.weight"
 
 
-def test_whole_numbers_are_finite() -> None:
-    assert finite(torch.tensor([1])) and not finite(torch.tensor([math.nan]))
+def test_integers_are_finite() -> None:
+    assert is_finite(torch.tensor([1])) and not is_finite(torch.tensor([math.nan]))
 
 
-@pytest.mark.parametrize("what", REMEDIES)
-def test_a_fault_is_told_in_one_line_with_a_remedy(what: str) -> None:
-    told = Fault(what, "stem.conv", [f"{i}.png" for i in range(10)]).told(most=3)
-    assert f"the {what} is not finite, first at stem.conv" in told and REMEDIES[what] in told
-    assert told.endswith("Images: 0.png, 1.png, 2.png and 7 more") and "\n" not in told
+@pytest.mark.parametrize("kind", REMEDIES)
+def test_the_message_is_one_line_with_a_remedy(kind: str) -> None:
+    text = NonFinite(kind, "stem.conv", [f"{i}.png" for i in range(10)]).message(max_files=3)
+    assert f"the {kind} is not finite, first at stem.conv" in text and REMEDIES[kind] in text
+    assert text.endswith("Images: 0.png, 1.png, 2.png and 7 more") and "\n" not in text

@@ -24,10 +24,10 @@ from metaformer.errors import OutputError
 from metaformer.factory import create_model
 from metaformer.inference.evaluate import evaluate
 from metaformer.serialize import from_dict, to_dict
-from metaformer.training.build_parallel import build_parallel
 from metaformer.training.ema import Ema
 from metaformer.training.optim import build_optimizer
 from metaformer.training.train import train
+from metaformer.training.trainer import build_parallel
 
 Configure = Callable[..., TrainConfig]
 Ranks = Callable[..., list[str]]
@@ -83,7 +83,7 @@ def check_optimizer(name: str, world: World, share: slice) -> None:
     torch.testing.assert_close(norm, torch.nn.utils.get_total_norm([
         p.grad for g in one.param_groups for p in g["params"]
     ]), rtol=1e-4, atol=0.0)  # fmt: skip
-    state = parallel.whole_state(parts)
+    state = parallel.full_state_dict(parts)
     assert bool(state) == world.main
     for key, value in state.items():
         torch.testing.assert_close(value, whole.state_dict()[key], rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
@@ -92,19 +92,19 @@ def check_optimizer(name: str, world: World, share: slice) -> None:
 def check_state(world: World, share: slice) -> tuple[nn.Module, nn.Module]:
     parallel, model = build_parallel(SHARDED, world), net("batch_norm")
     ema = Ema(model, 0.5)
-    parallel.place(ema.model)
-    before = {name: value.clone() for name, value in parallel.whole_state(ema.model).items()}
+    parallel.shard(ema.model)
+    before = {name: value.clone() for name, value in parallel.full_state_dict(ema.model).items()}
     learner = parallel.wrap(model)
     optimizer = build_optimizer(OptimConfig(name="sgd", lr=0.1), model)
 
     # micro-batches: nothing is exchanged before the last
     for last in (False, True):
-        with parallel.synchronized(learner, last):
+        with parallel.gradient_sync(learner, last):
             learner(images(0, 8)[share]).square().mean().backward()
         assert all((p.grad is not None) == last for p in model.parameters() if p.requires_grad)
     optimizer.step()
     ema.update(model)
-    after, now = parallel.whole_state(ema.model), parallel.whole_state(model)
+    after, now = parallel.full_state_dict(ema.model), parallel.full_state_dict(model)
     for name, value in before.items():
         if value.is_floating_point() and world.main:
             torch.testing.assert_close(after[name], (value + now[name]) / 2)
@@ -112,7 +112,7 @@ def check_state(world: World, share: slice) -> tuple[nn.Module, nn.Module]:
     # each rank runs the whole model as often as it has batches, and then again all together
     for one in (model, ema.model):
         one.eval()
-        with parallel.gathered(one), torch.no_grad():
+        with parallel.summon_full_params(one), torch.no_grad():
             alone = [one(images(0, 2)) for _ in range(1 + 3 * world.rank)]
         assert torch.equal(alone[0], alone[-1])
         assert all(map(is_sharded, one.parameters()))
@@ -124,7 +124,7 @@ def check_writing(folder: Path, world: World, model: nn.Module, average: nn.Modu
     optimizer = build_optimizer(OptimConfig(lr=0.1), model)
     model.train()
     learn(model, optimizer, slice(0, 4), 2, 1.0)
-    build_parallel(SHARDED, world).share_buffers(model, average)
+    build_parallel(SHARDED, world).broadcast_buffers(model, average)
     tensors, plain = pack_optimizer(optimizer)
     groups = {"plain": {"x": torch.arange(3)}, "model": model.state_dict(), "optimizer": tensors}
     target = write_checkpoint(folder / "step_1", groups, {"optimizer": plain})
@@ -244,7 +244,7 @@ def test_what_autocast_keeps_is_gathered_as_it_is(amp: str) -> None:
     parts = FullyShardedParallel.__new__(FullyShardedParallel)
     parts.runtime = RuntimeConfig(amp=amp)  # type: ignore[arg-type]
     model = net()
-    policy = parts._policy(model)
+    policy = parts._mixed_precision(model)
     assert not policy.cast_forward_inputs
     kept = getattr(policy, "param_dtype_override_fn", None)
     if kept is None:  # PyTorch before 2.15

@@ -1,11 +1,11 @@
 from metaformer.data.sampler import PureSampler
-from metaformer.training.loop import Remaining
+from metaformer.training.loop import RemainingBatches
 
 
 def test_the_rest_of_a_run_is_the_whole_run_from_there() -> None:
     def batches(first: int) -> list[object]:
         sampler = PureSampler(22, batch_size=4, seed=3, repeated_aug=2, accumulate=2)
-        rest = Remaining(sampler, first, 3 * sampler.steps)
+        rest = RemainingBatches(sampler, first, 3 * sampler.steps)
         found = list(rest)
         assert len(found) == len(rest)
         return found

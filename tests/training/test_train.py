@@ -127,7 +127,7 @@ def test_auto_passes_over_a_damaged_checkpoint_and_an_explicit_path_does_not(
     train(config, tmp_path, resume="auto")
     told = capfd.readouterr().err
     assert "passed over a damaged checkpoint" in told and "step_8/model.safetensors" in told
-    assert "going on from" in told and "step_7" in told
+    assert "resuming from" in told and "step_7" in told
     assert equal(good, digest(tmp_path / "checkpoints" / "step_8"))
 
 

@@ -132,13 +132,13 @@ def test_evaluation_has_no_dropout_and_leaves_the_mode(configure: Configure) -> 
 
 
 def test_jsd_compares_views(configure: Configure) -> None:
-    config = configure(loss={"name": "jsd"}, augment={"splits": 3})
+    config = configure(loss={"name": "jsd"}, augment={"aug_splits": 3})
     one, views = trainer(config), batch(4, views=3)
     views.images[:, 1:] = views.images[:, :1]
     same = one.task.losses(one.model, views, _moment(0))["loss"].item()
     clean = trainer(configure()).task.criterion(one.model(views.images[:, 0]), views.labels).item()
     assert same == pytest.approx(clean, rel=1e-4)  # no divergence between equal views
-    assert differ(learned(config, views=3), learned(configure(augment={"splits": 3}), views=3))
+    assert differ(learned(config, views=3), learned(configure(augment={"aug_splits": 3}), views=3))
 
 
 def test_half_precision_scales_its_loss_and_steps(configure: Configure) -> None:

@@ -166,7 +166,7 @@ def _predict_all(predictor: "Predictor", words: Namespace) -> int:
     from metaformer.data.split import open_split
     from metaformer.distributed import Interrupted, find_world
     from metaformer.inference.batch import predict_all
-    from metaformer.training.signals import StopSignals
+    from metaformer.process import StopSignals
 
     source = open_split(words.data, words.split)
     skip_bad = words.on_bad_image == "skip"
@@ -175,7 +175,7 @@ def _predict_all(predictor: "Predictor", words: Namespace) -> int:
     with StopSignals() as stop:
         try:
             done = predict_all(
-                predictor, source, words.out, world, data=data, skip_bad=skip_bad, stop=stop.asked
+                predictor, source, words.out, world, data=data, skip_bad=skip_bad, stop=stop.requested
             )
         except Interrupted:
             print("stopped by a signal; the same command goes on from here", file=sys.stderr)

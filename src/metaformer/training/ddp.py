@@ -1,4 +1,4 @@
-"""How the devices of a run share a model: each has it whole (here), or a part of every tensor (parts.py)."""
+"""Data parallelism: every device holds the whole model (DDP); also the case of a single device."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -15,44 +15,44 @@ from metaformer.distributed import World, is_sharded
 
 
 class DataParallel:
-    """Each device has the whole model, and they average their gradients; or there is one device only."""
+    """DistributedDataParallel over the ranks; on a single device the model itself."""
 
     sharded = False
-    """Whether every rank must take part in whatever touches the weights, a checkpoint among that."""
+    """Whether weights are sharded, so that all ranks must take part in reading and saving them."""
 
     def __init__(self, runtime: RuntimeConfig, world: World) -> None:
         self.runtime, self.world = runtime, world
 
-    def place(self, model: nn.Module) -> None:
-        """Lay a model out on the devices; before an optimizer is made for it."""
+    def shard(self, model: nn.Module) -> None:
+        """Shard a model's parameters, before an optimizer is built for it; nothing under DDP."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Place the model that learns, and give what its losses are computed with."""
-        self._convert_batch_norm(model)
+        """Prepare the model that is trained; the result computes its losses."""
+        self._convert_sync_batch_norm(model)
         wrapped: nn.Module = torch.compile(model) if self.runtime.compile else model  # type: ignore[assignment]
         if self.world.size > 1:
             devices = [self.world.device.index] if self.world.device.type == "cuda" else None
             wrapped = DistributedDataParallel(wrapped, device_ids=devices)
         return wrapped
 
-    def synchronized(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
-        """Around a micro-batch's two passes: devices exchange gradients with the last one only."""
+    def gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
+        """Context of a micro-batch's forward and backward pass: only the last one reduces gradients."""
         if isinstance(model, DistributedDataParallel) and not last:
             return model.no_sync()
         return nullcontext()
 
     def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
-        """The norm of all gradients together."""
+        """L2 norm of all gradients together."""
         norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         return norm.full_tensor() if is_sharded(norm) else norm
 
     @contextmanager
-    def gathered(self, model: nn.Module) -> Iterator[None]:
-        """While each rank runs the model on its own, as often as it likes: all of it is on every device."""
+    def summon_full_params(self, model: nn.Module) -> Iterator[None]:
+        """Context in which each rank holds the full parameters and may run the model on its own."""
         yield
 
-    def whole_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """A model's state in whole tensors on the first rank's CPU; nothing elsewhere. All ranks call it."""
+    def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """Unsharded state dict on the first rank's CPU, empty on the others. All ranks call it."""
         state: dict[str, Tensor] = {}
         for name, value in model.state_dict().items():
             value = value.full_tensor() if is_sharded(value) else value
@@ -60,23 +60,23 @@ class DataParallel:
                 state[name] = value.cpu()
         return state
 
-    def share_buffers(self, *models: nn.Module) -> None:
-        """Give all ranks the first one's running statistics, which each has gathered from its own images."""
-        self._share(buffer for model in models for buffer in model.buffers())
+    def broadcast_buffers(self, *models: nn.Module) -> None:
+        """Copy the first rank's buffers to all: running statistics are of each rank's own images."""
+        self._broadcast(buffer for model in models for buffer in model.buffers())
 
-    def _share(self, tensors: Iterable[Tensor]) -> None:
+    def _broadcast(self, tensors: Iterable[Tensor]) -> None:
         if self.world.size > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor.detach(), 0)
 
-    def _convert_batch_norm(self, model: nn.Module) -> None:
+    def _convert_sync_batch_norm(self, model: nn.Module) -> None:
         if not self.runtime.sync_batch_norm or self.world.size == 1:
             return
         if self.world.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         elif self.world.main and any(isinstance(module, _BatchNorm) for module in model.modules()):
             logging.getLogger(__name__).warning(
-                "runtime.sync_batch_norm works on CUDA devices only: on the CPU each of the %d processes "
-                "normalizes by its own images, and the first one's running statistics are kept",
+                "runtime.sync_batch_norm needs CUDA devices: on the CPU each of the %d processes normalizes "
+                "by its own images, and the running statistics of rank 0 are saved",
                 self.world.size,
             )

@@ -1,58 +1,51 @@
-"""Where in a network numbers stop being finite."""
+"""Where a training step first produces NaN or infinity."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, NamedTuple
 
 from torch import Tensor, nn
 
 REMEDIES: Final = {
-    "input": "look at these images and the augmentation",
-    "weights": "they were so before this step: go on from an earlier checkpoint, or another one",
+    "input": "check these images and the augmentation",
+    "weights": "they already were before this step: resume from an earlier checkpoint",
     "loss": "try a smaller optim.lr, optim.clip 1, or runtime.amp bf16 or none",
     "gradient": "try a smaller optim.lr, or runtime.amp bf16 or none",
 }
 
 
-class Fault(NamedTuple):
-    """What was not finite in a step."""
+class NonFinite(NamedTuple):
+    """The first NaN or infinity of a step."""
 
-    what: str
+    kind: str
     """A key of REMEDIES."""
-    place: str
+    location: str
     """The first module, parameter or image."""
     files: list[str]
-    """The images that were looked at."""
+    """Image files of the batch."""
 
-    def told(self, most: int = 8) -> str:
-        """Say it in one line, with a remedy and so many of the images."""
-        rest = f" and {len(self.files) - most} more" if len(self.files) > most else ""
+    def message(self, max_files: int = 8) -> str:
+        """One line with the remedy and up to `max_files` of the images."""
+        rest = f" and {len(self.files) - max_files} more" if len(self.files) > max_files else ""
         return (
-            f"the {self.what} is not finite, first at {self.place}; the step is refused, weights are as "
-            f"before it ({REMEDIES[self.what]}). Images: {', '.join(self.files[:most])}{rest}"
+            f"the {self.kind} is not finite, first at {self.location}; the step was not taken, weights are "
+            f"unchanged ({REMEDIES[self.kind]}). Images: {', '.join(self.files[:max_files])}{rest}"
         )
 
 
-class Outputs:
-    """The first module of a forward pass whose output is not finite, once there is one."""
-
-    def __init__(self) -> None:
-        self.first: str | None = None
-
-
 @contextmanager
-def watched(model: nn.Module) -> Iterator[Outputs]:
-    """Watch what the modules of a model give, for as long as it lasts."""
-    found = Outputs()
+def record_nonfinite(model: nn.Module) -> Iterator[list[str]]:
+    """Record the first module of a forward pass whose output is not finite: a list of at most one name."""
+    found: list[str] = []
 
-    def watch(name: str) -> Callable[..., None]:
-        def look(module: nn.Module, inputs: object, output: object) -> None:
-            if found.first is None and isinstance(output, Tensor) and not finite(output):
-                found.first = name
+    def record(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        if not found and isinstance(output, Tensor) and not is_finite(output):
+            found.append(name)
 
-        return look
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+    hooks = [
+        module.register_forward_hook(partial(record, name)) for name, module in model.named_modules() if name
+    ]
     try:
         yield found
     finally:
@@ -60,19 +53,19 @@ def watched(model: nn.Module) -> Iterator[Outputs]:
             hook.remove()
 
 
-def bad_weight(model: nn.Module) -> str | None:
-    """The first parameter or buffer that is not finite."""
+def nonfinite_weight(model: nn.Module) -> str | None:
+    """Name of the first parameter or buffer that is not finite."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return next((name for name, value in state.items() if not finite(value)), None)
+    return next((name for name, value in state.items() if not is_finite(value)), None)
 
 
-def bad_gradient(model: nn.Module) -> str | None:
-    """The first parameter, in the order of the backward pass, whose gradient is not finite."""
-    parameters = [(name, value.grad) for name, value in model.named_parameters()]
-    return next((name for name, grad in reversed(parameters) if grad is not None and not finite(grad)), None)
+def nonfinite_gradient(model: nn.Module) -> str | None:
+    """Name of the parameter whose gradient was the first in the backward pass not to be finite."""
+    gradients = [(name, value.grad) for name, value in model.named_parameters() if value.grad is not None]
+    return next((name for name, grad in reversed(gradients) if not is_finite(grad)), None)
 
 
-def finite(value: Tensor) -> bool:
-    """Tell whether all of a tensor's numbers are."""
-    value = getattr(value, "_local_tensor", value)  # of what FSDP shares out, this rank's part
+def is_finite(value: Tensor) -> bool:
+    """Whether all values of a tensor are finite; of a sharded one, this rank's shard."""
+    value = getattr(value, "_local_tensor", value)
     return not value.is_floating_point() or bool(value.isfinite().all())

@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights and buffers."""
+"""Exponential moving average of a model's weights and buffers."""
 
 import copy
 
@@ -9,9 +9,9 @@ from metaformer.distributed import local
 
 
 class Ema:
-    """A copy of the model that follows it: `average = decay * average + (1 - decay) * value` at each step.
+    """A copy of the model, updated as `average = decay * average + (1 - decay) * value` at each step.
 
-    Floating-point buffers (running statistics) are averaged too; whole numbers are copied.
+    Floating-point buffers (running statistics) are averaged too; integers are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -20,12 +20,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take one step towards the model."""
-        old, new = (
-            {name: local(value) for name, value in of.state_dict().items()} for of in (self.model, model)
+        """Average in the model's current weights."""
+        average, current = (
+            {name: local(value) for name, value in source.state_dict().items()}
+            for source in (self.model, model)
         )
-        floats = [name for name, value in old.items() if value.is_floating_point()]
-        averages: list[Tensor] = [old[name] for name in floats]
-        torch._foreach_lerp_(averages, [new[name] for name in floats], 1 - self.decay)
-        for name in old.keys() - floats:
-            old[name].copy_(new[name])
+        floats = [name for name, value in average.items() if value.is_floating_point()]
+        averages: list[Tensor] = [average[name] for name in floats]
+        torch._foreach_lerp_(averages, [current[name] for name in floats], 1 - self.decay)
+        for name in average.keys() - floats:
+            average[name].copy_(current[name])

@@ -1,4 +1,4 @@
-"""FSDP2: each device keeps a part of every tensor, and has a block whole only while it computes with it."""
+"""FSDP2: parameters are sharded over the devices; a block is gathered only while it computes."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,7 +19,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FullyShardedParallel(DataParallel):
-    """Parameters, gradients and optimizer state are shared out (fully sharded data parallel)."""
+    """Fully sharded data parallelism: parameters, gradients and optimizer state are sharded."""
 
     sharded = True
 
@@ -27,35 +27,35 @@ class FullyShardedParallel(DataParallel):
         super().__init__(runtime, world)
         self.mesh = init_device_mesh(world.device.type, (world.size,))
 
-    def place(self, model: nn.Module) -> None:
-        """Share out a model's parameters, each block's and then the rest; buffers stay with every rank."""
-        model.to(memory_format=torch.contiguous_format)  # rows are dealt out
-        self._share([*model.parameters(), *model.buffers()])
-        policy = self._policy(model)
+    def shard(self, model: nn.Module) -> None:
+        """Shard a model's parameters, block by block and then the rest; buffers stay on every rank."""
+        model.to(memory_format=torch.contiguous_format)  # shards are rows
+        self._broadcast([*model.parameters(), *model.buffers()])
+        policy = self._mixed_precision(model)
         for module in [module for module in model.modules() if isinstance(module, Block)]:
             fully_shard(module, mesh=self.mesh, mp_policy=policy, reshard_after_forward=True)
-        # the rest is needed again as soon as the backward pass begins
+        # the rest is needed again as soon as the backward pass starts
         fully_shard(model, mesh=self.mesh, mp_policy=policy, reshard_after_forward=False)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Share out the model that learns; it is compiled block by block, between the exchanges."""
-        self._convert_batch_norm(model)
+        """Shard the model that is trained; it is compiled block by block, between the all-gathers."""
+        self._convert_sync_batch_norm(model)
         if self.runtime.compile:
             for module in model.modules():
                 if isinstance(module, Block):
                     module.compile()
-        self.place(model)
+        self.shard(model)
         return model
 
-    def synchronized(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
-        """Around a micro-batch's two passes: devices exchange gradients with the last one only."""
+    def gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
+        """Context of a micro-batch's forward and backward pass: only the last one reduces gradients."""
         assert isinstance(model, FSDPModule)
         model.set_requires_gradient_sync(last)
         return nullcontext()
 
     @contextmanager
-    def gathered(self, model: nn.Module) -> Iterator[None]:
-        """While each rank runs the model on its own, as often as it likes: all of it is on every device."""
+    def summon_full_params(self, model: nn.Module) -> Iterator[None]:
+        """Context in which each rank holds the full parameters and may run the model on its own."""
         units = [module for module in model.modules() if isinstance(module, FSDPModule)]
         for unit in units:
             unit.set_reshard_after_forward(False, recurse=False)
@@ -67,21 +67,21 @@ class FullyShardedParallel(DataParallel):
                 unit.set_reshard_after_forward(unit is not model, recurse=False)
                 unit.reshard()
 
-    def _policy(self, model: nn.Module) -> MixedPrecisionPolicy:
-        """Send what autocast rounds anyway in half the bytes, and the rest as it is."""
+    def _mixed_precision(self, model: nn.Module) -> MixedPrecisionPolicy:
+        """Gather what autocast casts anyway (weights of convolutions and linear layers) in low precision."""
         low = PRECISIONS.get(self.runtime.amp)
         known = {field.name for field in fields(MixedPrecisionPolicy)}
         if low is None or "param_dtype_override_fn" not in known:  # PyTorch 2.15 or later
             return MixedPrecisionPolicy(cast_forward_inputs=False)
-        rounded = {
+        autocasted = {
             id(parameter)
             for module in model.modules()
             if isinstance(module, nn.Conv2d | nn.Linear)
             for parameter in module.parameters(recurse=False)
         }
 
-        def kept(parameter: nn.Parameter) -> torch.dtype | None:
-            return None if id(parameter) in rounded else parameter.dtype
+        def own_dtype(parameter: nn.Parameter) -> torch.dtype | None:
+            return None if id(parameter) in autocasted else parameter.dtype
 
-        chosen: dict[str, Any] = {"param_dtype_override_fn": kept}
-        return MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False, **chosen)
+        override: dict[str, Any] = {"param_dtype_override_fn": own_dtype}
+        return MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False, **override)

@@ -1,8 +1,8 @@
-"""The loop: batches in, steps taken, figures logged, weights measured and saved; any task."""
+"""Training loop: load batches, take steps, log, evaluate, save checkpoints; the same for every task."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -21,34 +21,34 @@ from metaformer.data.shards.tar import TarImages
 from metaformer.distributed import (
     Interrupted,
     World,
+    all_gather_list,
     all_gather_object,
     any_rank,
+    errors_on_all_ranks,
     lockstep,
-    raise_on_all_ranks,
 )
 from metaformer.errors import DataError, MetaFormerError, OutputError, TrainingError
 from metaformer.serialize import to_dict
 from metaformer.tasks.base import Task
-from metaformer.training.diagnose import bad_weight
+from metaformer.training.diagnose import nonfinite_weight
 from metaformer.training.log import MetricsLog
-from metaformer.training.meter import Meter, peak_memory
-from metaformer.training.progress import Progress
-from metaformer.training.trainer import Refused, Trainer
+from metaformer.training.progress import Meter, Progress, peak_memory
+from metaformer.training.trainer import NonFiniteError, Trainer
 
-REFUSED_IN_A_ROW = 3
-"""Steps that `runtime.on_nonfinite skip` leaves out at most, one after another."""
+MAX_SKIPPED = 3
+"""Consecutive steps that `runtime.on_nonfinite skip` skips at most."""
 
 
 @dataclass
 class Best:
-    """The best evaluation so far."""
+    """Value of the metric and step of the best evaluation so far."""
 
     value: float = float("-inf")
     step: int = 0
 
 
-class Remaining(Sampler[list[Sample]]):
-    """All batches of a run from a step on, over the ends of epochs, so that workers never pause there."""
+class RemainingBatches(Sampler[list[Sample]]):
+    """Batch sampler from a step to the end of the run, across epochs, so that workers never pause there."""
 
     def __init__(self, sampler: PureSampler, first: int, total: int) -> None:
         self.sampler, self.first, self.total = sampler, first, total
@@ -66,7 +66,7 @@ class Remaining(Sampler[list[Sample]]):
 
 
 class Loop:
-    """A run from its first or its saved step to the end, or to a signal."""
+    """A run from its first or restored step to the end, or to a signal."""
 
     def __init__(
         self,
@@ -79,50 +79,65 @@ class Loop:
         stop: Stop,
     ) -> None:
         self.config, self.task, self.trainer, self.sampler = config, task, trainer, sampler
-        self.run_dir, self.world = run, world
+        self.run_dir, self.world, self.stop = run, world, stop
         self.total = trainer.schedule.total
-        self.stop = stop
         self.best = Best()
         self.metrics: dict[str, float] = {}
-        self.bad: set[int] = set()
-        self.refused = 0
-        self.cut = False
-        """An evaluation that was due at this step has not been finished."""
-        self.saved = -1
+        """Metrics of the last evaluation."""
+        self.bad_images: set[int] = set()
+        self.skipped = 0
+        """Consecutive steps that were skipped as not finite."""
+        self.evaluation_pending = False
+        """The evaluation after this step has not finished."""
+        self.saved_step = -1
         self.meter = Meter()
+        self.log: MetricsLog | None = None
+        self.progress: Progress
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         state = saved.state
         self.trainer.restore(saved)
         self.best = Best(**state["best"]) if state["best"] else Best()
         self.metrics = dict(state["metrics"])
-        self.bad, self.refused, self.cut = set(state["bad_images"]), state["refused"], state["cut"]
-        self.saved = self.trainer.step
+        self.bad_images, self.skipped = set(state["bad_images"]), state["refused"]
+        self.evaluation_pending = state["cut"]
+        self.saved_step = self.trainer.step
         if any_rank(self.world.main and self.best.step > 0 and not self.run_dir.best.is_dir())[0]:
-            # somebody has removed it: what is measured next is the best, and where that is due it is this
-            self.best, self.cut = Best(), self._due()
+            # `best` was removed: the next evaluation is the best, or this step's if it had one
+            self.best, self.evaluation_pending = Best(), self._evaluation_due()
         if state["world_size"] == self.world.size:
-            own, prefix = saved.tensors("random"), f"rank_{self.world.rank}."
-            mine = {k.removeprefix(prefix): value for k, value in own.items() if k.startswith(prefix)}
-            set_random_state(mine, self.world.device)
+            tensors, prefix = saved.tensors("random"), f"rank_{self.world.rank}."
+            own = {k.removeprefix(prefix): value for k, value in tensors.items() if k.startswith(prefix)}
+            set_random_state(own, self.world.device)
 
     def run(self, log: MetricsLog | None, progress: Progress) -> bool:
-        """Train; tells whether the end was reached, rather than stopped before by a signal."""
-        if self.trainer.step >= self.total and not self.cut:
+        """Train; False if a signal stopped the run before its end."""
+        if self.complete:
             return True
+        self.log, self.progress = log, progress
         loader = self._loader()
         try:
-            if self.cut:
-                self._end_of_step(log, progress)
-            self._steps(loader, log, progress)
+            if self.evaluation_pending:
+                self._end_step()
+            self._train(loader)
         except Interrupted:
             pass
         finally:
             loader.close()
             self.task.close()
         self._save_once()
-        return self.trainer.step >= self.total and not self.cut
+        return self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last step and its evaluation are done."""
+        return self.trainer.step >= self.total and not self.evaluation_pending
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next step."""
+        return self.trainer.step // self.sampler.steps
 
     def _loader(self) -> Loader:
         data, step = self.task.train, self.trainer.step
@@ -133,91 +148,94 @@ class Loop:
             "stop": self.stop,
             "skip_bad": self.config.data.on_bad_image == "skip",
         }
-        if isinstance(data.source, TarImages):  # a stream: another order after each stop
+        if isinstance(data.source, TarImages):  # a stream: its order changes when a run is resumed
             return StreamLoader(data, self.sampler, step, self.total, **options)
-        return Loader(data, Remaining(self.sampler, step, self.total), **options)
+        return Loader(data, RemainingBatches(self.sampler, step, self.total), **options)
 
-    def _steps(self, loader: Loader, log: MetricsLog | None, progress: Progress) -> None:
-        every, began = self.config.runtime.log_every, time.perf_counter()
-        for parts in self._fetch(loader):
-            self.meter.waited += time.perf_counter() - began
-            self._leave_out_bad(parts, log, progress)
-            figures = self._take(parts, log, progress)
-            progress.update({"loss": figures["loss"]} if "loss" in figures else {})
+    def _train(self, loader: Loader) -> None:
+        every, started = self.config.runtime.log_every, time.perf_counter()
+        for batches in self._fetch(loader):
+            self.meter.waited += time.perf_counter() - started
+            self._record_bad_images(batches)
+            metrics = self._step(batches)
+            self.progress.update({"loss": metrics["loss"]} if "loss" in metrics else {})
             if self.trainer.step % every == 0 or self.trainer.step == self.total:
-                self._log_steps(log, progress)
-            self._end_of_step(log, progress)
-            began = time.perf_counter()
+                self._log_metrics()
+            self._end_step()
+            started = time.perf_counter()
 
     def _fetch(self, loader: Loader) -> Iterator[list[Batch]]:
-        """Each step's micro-batches, once every rank has its own."""
+        """The micro-batches of each step, once every rank has its own."""
         batches = iter(loader)
-        parts = iter(lambda: list(islice(batches, self.sampler.accumulate)), [])
+        steps = iter(lambda: list(islice(batches, self.sampler.accumulate)), [])
         try:
-            yield from lockstep(parts, self.total - self.trainer.step)
+            yield from lockstep(steps, self.total - self.trainer.step)
         except MetaFormerError:
-            self._save_once()  # ranks stop here together: what was learned so far is kept
+            self._save_once()  # raised on all ranks together: the steps so far are not lost
             raise
 
-    def _take(self, parts: list[Batch], log: MetricsLog | None, progress: Progress) -> dict[str, float]:
-        """Take a step, or leave it out where it is not finite and that is wanted."""
+    def _step(self, batches: list[Batch]) -> dict[str, float]:
+        """Take a step; gives nothing for one that is not finite and is skipped."""
         try:
-            figures = self.trainer.take_step(parts, self.epoch)
-        except Refused as error:
-            self.refused += 1
+            metrics = self.trainer.take_step(batches, self.epoch)
+        except NonFiniteError as error:
+            self.skipped += 1
             skip = self.config.runtime.on_nonfinite == "skip"
-            if not skip or self.refused > REFUSED_IN_A_ROW:
+            if not skip or self.skipped > MAX_SKIPPED:
                 self._save_once()
-                raise Refused(
-                    f"{error}; {self.refused} such steps in a row" if skip else str(error)
-                ) from error
-            self._note("refused", f"left out: {error}", log, progress)
-            self.trainer.leave_out()
+                text = f"{error}; {self.skipped} such steps in a row" if skip else str(error)
+                raise NonFiniteError(text) from error
+            self._note("refused", f"skipped: {error}")
+            self.trainer.skip_step()
             return {}
-        self.refused = 0
-        self.meter.add(figures)
-        return figures
+        self.skipped = 0
+        self.meter.update(metrics)
+        return metrics
 
-    def _leave_out_bad(self, parts: list[Batch], log: MetricsLog | None, progress: Progress) -> None:
-        """Tell of images that no rank met before, and give up where they are too many."""
+    def _record_bad_images(self, batches: list[Batch]) -> None:
+        """Log images that could not be read; too many of them are an error."""
         if self.config.data.on_bad_image != "skip":
             return
-        new = {bad.index: bad.reason for batch in parts for bad in batch.bad if bad.index not in self.bad}
-        if not any_rank(bool(new))[0]:
+        bad = [image for batch in batches for image in batch.bad if image.index not in self.bad_images]
+        if not any_rank(bool(bad))[0]:
             return
-        for index, reason in sorted(
-            {k: v for told in all_gather_object(new) for k, v in told.items()}.items()
-        ):
-            self.bad.add(index)
-            self._note("bad_image", f"left out: {reason}", log, progress)
-        images = len(self.task.train)
-        if len(self.bad) > BAD_SHARE * images:
+        for index, reason in sorted({(image.index, image.reason) for image in all_gather_list(bad)}):
+            self.bad_images.add(index)
+            self._note("bad_image", f"skipped: {reason}")
+        bad_count, images = len(self.bad_images), len(self.task.train)
+        if bad_count > BAD_SHARE * images:
             self._save_once()
             raise DataError(
-                f"{self.config.data.root}: {len(self.bad)} of {images} training images cannot be read, "
-                f"more than {BAD_SHARE:.1%}: metaformer data check names them all"
+                f"{self.config.data.root}: {bad_count} of {images} training images cannot be read, "
+                f"more than {BAD_SHARE:.1%}: metaformer data check lists them"
             )
 
-    def _note(self, kind: str, words: str, log: MetricsLog | None, progress: Progress) -> None:
-        progress.say(words)
-        if log is not None:
-            log.write(kind, self.trainer.step, self.epoch, note=words)
+    def _note(self, kind: str, text: str) -> None:
+        self.progress.write(text)
+        if self.log is not None:
+            self.log.write(kind, self.trainer.step, self.epoch, note=text)
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that the next step belongs to."""
-        return self.trainer.step // self.sampler.steps
+    def _log_metrics(self) -> None:
+        meter, self.meter = self.meter, Meter()
+        if not meter.steps:
+            return
+        metrics = meter.means(self.world.size)
+        metrics["images_per_second"] = meter.steps * self.sampler.batch_size / meter.seconds
+        metrics["memory_gb"] = peak_memory(self.world.device)
+        self.progress.set_postfix({name: metrics[name] for name in ("data_wait", "memory_gb")})
+        if self.log is not None:
+            self.log.write("train", self.trainer.step, (self.trainer.step - 1) // self.sampler.steps, metrics)
 
-    def _end_of_step(self, log: MetricsLog | None, progress: Progress) -> None:
+    def _end_step(self) -> None:
+        """Evaluate and save, each if it is due after this step."""
         step, every = self.trainer.step, self.config.runtime.save_every
-        due = self._due()
+        due = self._evaluation_due()
         if due:
-            self._evaluate(log, progress)
+            self._evaluate()
         if due or step % self.sampler.steps == 0 or (every and step % every == 0):
             self._save()
 
-    def _due(self) -> bool:
-        """Whether the step that was just taken is to be followed by an evaluation."""
+    def _evaluation_due(self) -> bool:
         step, plan = self.trainer.step, self.config.evaluate
         if step >= self.total:
             return True
@@ -225,68 +243,62 @@ class Loop:
             return step % plan.every_steps == 0
         return step % self.sampler.steps == 0 and self.epoch % plan.every == 0
 
-    def _evaluate(self, log: MetricsLog | None, progress: Progress) -> None:
-        self.cut = True
-        with self.trainer.measuring():
+    def _evaluate(self) -> None:
+        self.evaluation_pending = True
+        with self.trainer.evaluating():
             report = self.task.evaluate(self.trainer.forward)
-        self.cut = False
+        self.evaluation_pending = False
         self.metrics = report.metrics
         value = self.metrics[self.task.metric]
-        if log is not None:
-            log.write("eval", self.trainer.step, self.epoch, self.metrics)
-        words = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        if self.log is not None:
+            self.log.write("eval", self.trainer.step, self.epoch, self.metrics)
+        text = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
         when = f"step {self.trainer.step}" if self.config.evaluate.every_steps else f"epoch {self.epoch}"
-        progress.say(f"{when}: {words}")
-        progress.figures[self.task.metric] = f"{value:.4f}"
+        self.progress.write(f"{when}: {text}")
+        self.progress.postfix[self.task.metric] = f"{value:.4f}"
         if value > self.best.value:
             self.best = Best(value, self.trainer.step)
-            # before the step's checkpoint: a process killed in between does both again
-            tensors = {"model": self.trainer.published()}
+            # saved before the step's checkpoint: a process killed in between does both again
+            tensors = {"model": self.trainer.eval_state_dict()}
             state = {**self._state(), "evaluation": report.to_dict()}
-            self._write(lambda: write_checkpoint(self.run_dir.best, tensors, state, self.task.hub_card()))
+            with errors_on_all_ranks(OutputError):
+                if self.world.main:
+                    write_checkpoint(self.run_dir.best, tensors, state, self.task.hub_card())
 
     def _save_once(self) -> None:
-        if self.saved != self.trainer.step:
+        if self.saved_step != self.trainer.step:
             self._save()
 
     def _save(self) -> None:
-        bad = bad_weight(self.task.model)
-        if any_rank(bad is not None)[0]:
+        weight = nonfinite_weight(self.task.model)
+        if any_rank(weight is not None)[0]:
             raise TrainingError(
-                f"step {self.trainer.step}: weights are not finite ({bad or 'on another rank'}), so they "
-                "are not saved: go on from the last checkpoint with a smaller optim.lr"
+                f"step {self.trainer.step}: weights are not finite ({weight or 'on another rank'}), so they "
+                "are not saved: resume from the last checkpoint with a smaller optim.lr"
             )
-        groups, plain = self.trainer.groups()
-        folder, device = self.run_dir.checkpoints, self.world.device
-        groups["random"] = {
+        tensors, plain = self.trainer.state_dicts()
+        tensors["random"] = {
             f"rank_{rank}.{name}": value
-            for rank, state in enumerate(all_gather_object(random_state(device)))
+            for rank, state in enumerate(all_gather_object(random_state(self.world.device)))
             for name, value in state.items()
         }
+        target = step_directory(self.run_dir.checkpoints, self.trainer.step)
+        state = {**self._state(), **plain}
+        if self.trainer.parallel.sharded:
+            write_checkpoint(target, tensors, state)  # all ranks together, each its own shards
+            self._prune()
+        else:
+            with errors_on_all_ranks(OutputError):
+                if self.world.main:
+                    write_checkpoint(target, tensors, state)
+                    self._prune()
+        self.saved_step = self.trainer.step
 
-        def write() -> None:
-            write_checkpoint(step_directory(folder, self.trainer.step), groups, {**self._state(), **plain})
-            if self.world.main:
-                prune(folder, self.config.runtime.keep)
-
-        self._write(write, together=self.trainer.parallel.sharded)
-        self.saved = self.trainer.step
-
-    def _write(self, write: Callable[[], object], together: bool = False) -> None:
-        """Let the first rank write while the others wait, and fail with it; or all of them, as one."""
-        if together:
-            write()
-            return
-        trouble = None
+    def _prune(self) -> None:
         if self.world.main:
-            try:
-                write()
-            except OutputError as error:
-                trouble = error
-        raise_on_all_ranks(trouble)
+            prune(self.run_dir.checkpoints, self.config.runtime.keep)
 
     def _state(self) -> dict[str, Any]:
-        best = {"value": self.best.value, "step": self.best.step} if self.best.step else None
         return {
             "card": self.task.card(),
             "config": to_dict(self.config),
@@ -296,25 +308,14 @@ class Loop:
             "position": self.trainer.step % self.sampler.steps,
             "metric": self.task.metric,
             "metrics": self.metrics,
-            "best": best,
-            "bad_images": sorted(self.bad),
-            "refused": self.refused,
-            "cut": self.cut,
+            "best": asdict(self.best) if self.best.step else None,
+            "bad_images": sorted(self.bad_images),
+            "refused": self.skipped,
+            "cut": self.evaluation_pending,
             **machine(self.world),
         }
 
-    def _log_steps(self, log: MetricsLog | None, progress: Progress) -> None:
-        meter, self.meter = self.meter, Meter()
-        if not meter.steps:
-            return
-        figures = meter.figures(self.world.size)
-        figures["images_per_second"] = meter.steps * self.sampler.batch_size / meter.seconds
-        figures["memory_gb"] = peak_memory(self.world.device)
-        progress.note({name: figures[name] for name in ("data_wait", "memory_gb")})
-        if log is not None:
-            log.write("train", self.trainer.step, (self.trainer.step - 1) // self.sampler.steps, figures)
-
 
 def machine(world: World) -> dict[str, int]:
-    """What a bit-for-bit repetition needs to be the same, beside the configuration."""
+    """What must be equal for a resumed run to be bit-for-bit the same, besides the configuration."""
     return {"world_size": world.size, "threads": torch.get_num_threads()}

@@ -1,4 +1,4 @@
-"""The optimizer, and which parameters decay or learn more slowly."""
+"""Optimizers, and parameter groups for weight decay and layer-wise learning-rate decay."""
 
 from typing import Any
 
@@ -10,22 +10,22 @@ Group = dict[str, Any]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[Group]:
-    """Trainable parameters by weight decay and learning-rate scale, in the order of the model.
+    """Trainable parameters grouped by weight decay and learning-rate scale, in the order of the model.
 
-    Vectors, biases and what `model.no_weight_decay()` names do not decay. With layer-wise decay the head
-    learns at the full rate and each block before it `layer_decay` times slower than the next
-    (https://arxiv.org/abs/2003.10555, section 3). Each group holds `params`, `names`, `weight_decay` and
+    One-dimensional parameters, biases and those in `model.no_weight_decay()` have no weight decay. With
+    layer decay the head learns at the full rate and each block `layer_decay` times slower than the next one
+    (https://arxiv.org/abs/2003.10555, section 3). Each group has `params`, `names`, `weight_decay` and
     `lr_scale`.
     """
-    named: Any = getattr(model, "no_weight_decay", set)
-    plain = named()
+    no_decay: Any = getattr(model, "no_weight_decay", set)
+    undecayed = no_decay()
     scales = layer_scales(model, layer_decay)
     groups: dict[tuple[float, float], Group] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        bare = parameter.ndim <= 1 or name.endswith(".bias") or name in plain
-        key = (0.0 if bare else weight_decay, scales.get(name, 1.0))
+        plain = parameter.ndim <= 1 or name.endswith(".bias") or name in undecayed
+        key = (0.0 if plain else weight_decay, scales.get(name, 1.0))
         empty: Group = {"params": [], "names": [], "weight_decay": key[0], "lr_scale": key[1]}
         group = groups.setdefault(key, empty)
         group["params"].append(parameter)
@@ -46,7 +46,7 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> optim.Optimizer:
-    """Make the optimizer that a configuration describes, over the groups of a model."""
+    """The configured optimizer over a model's parameter groups."""
     groups = parameter_groups(model, config.weight_decay, config.layer_decay)
     if config.name == "sgd":
         return optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
@@ -58,6 +58,6 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> optim.Optimizer:
 
 
 def set_learning_rate(optimizer: optim.Optimizer, lr: float) -> None:
-    """Give each group its share of the learning rate."""
+    """Set the learning rate of each group, times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]

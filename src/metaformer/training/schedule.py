@@ -1,15 +1,16 @@
-"""The learning rate as a pure function of the step."""
+"""Learning-rate schedules as pure functions of the step."""
 
 import math
 from dataclasses import dataclass
 
+from metaformer.config import TrainConfig
+
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then cosine, polynomial, stepwise or constant, then cool-down; all lengths in steps.
+    """Linear warm-up, then cosine, polynomial, step or constant, then cool-down; lengths are in steps.
 
-    As in timm's and OpenMMLab's recipes the shape runs over the whole schedule, warm-up included, of
-    which the warm-up replaces the beginning.
+    As in timm's and OpenMMLab's recipes the shape spans the whole schedule, and warm-up replaces its start.
     """
 
     lr: float
@@ -29,7 +30,7 @@ class Schedule:
     milestones: tuple[int, ...] = ()
     """Steps at which `step` lowers the rate."""
     gamma: float = 0.1
-    """Factor by which it does."""
+    """Factor of `step` at each milestone."""
 
     @property
     def total(self) -> int:
@@ -49,3 +50,20 @@ class Schedule:
         if self.shape == "poly":
             return self.min_lr + (self.lr - self.min_lr) * (1 - step / self.steps) ** self.power
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+
+def build_schedule(config: TrainConfig, epoch_steps: int) -> Schedule:
+    """The schedule of a run whose epochs have this many steps."""
+    plan = config.schedule
+    return Schedule(
+        config.optim.lr,
+        plan.epochs * epoch_steps if plan.steps is None else plan.steps,
+        plan.warmup_epochs * epoch_steps if plan.warmup_steps is None else plan.warmup_steps,
+        plan.warmup_lr,
+        plan.min_lr,
+        plan.cooldown_epochs * epoch_steps,
+        plan.name,
+        plan.power,
+        tuple(epoch * epoch_steps for epoch in plan.milestones),
+        plan.gamma,
+    )

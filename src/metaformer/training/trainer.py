@@ -1,4 +1,4 @@
-"""One optimizer step after another: weights, average, optimizer and scaler, and what is random in them."""
+"""Optimizer steps: forward, backward, gradient clipping, mixed precision, EMA, and checks for NaN."""
 
 import math
 import random
@@ -11,29 +11,38 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.checkpoint.checkpoint import Checkpoint, pack_optimizer, restore_optimizer
-from metaformer.config import TrainConfig
+from metaformer.config import RuntimeConfig, TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.data.sampler import hash64
 from metaformer.distributed import World, all_gather_object, any_rank
 from metaformer.errors import TrainingError
 from metaformer.models.base import answer_of, autocast
 from metaformer.tasks.base import StepContext, Task
-from metaformer.training.build_parallel import build_parallel
-from metaformer.training.diagnose import Fault, bad_gradient, bad_weight, watched
+from metaformer.training.ddp import DataParallel
+from metaformer.training.diagnose import NonFinite, nonfinite_gradient, nonfinite_weight, record_nonfinite
 from metaformer.training.ema import Ema
 from metaformer.training.optim import build_optimizer, set_learning_rate
 from metaformer.training.schedule import Schedule
 
 
-class Refused(TrainingError):
-    """A step that is not finite: weights, buffers, average and optimizer are as before it."""
+class NonFiniteError(TrainingError):
+    """A step with NaN or infinity; weights, buffers, EMA and optimizer are as before it."""
+
+
+def build_parallel(runtime: RuntimeConfig, world: World) -> DataParallel:
+    """DDP or FSDP as configured; a single device holds the whole model either way."""
+    if runtime.parallel == "ddp" or world.size == 1:
+        return DataParallel(runtime, world)
+    from metaformer.training.fsdp import FullyShardedParallel  # slow to import
+
+    return FullyShardedParallel(runtime, world)
 
 
 class Trainer:
-    """The changing part of a run.
+    """Model, optimizer, EMA and gradient scaler of a run.
 
     The random numbers of a step (dropout, stochastic depth) are a function of seed, step and rank, so that
-    no generator's state has to be carried from one process to the next.
+    no generator state carries over from one step to the next.
     """
 
     def __init__(self, config: TrainConfig, task: Task, schedule: Schedule, world: World) -> None:
@@ -42,7 +51,7 @@ class Trainer:
         self.parallel = build_parallel(config.runtime, world)
         self.ema = None if config.ema.decay is None else Ema(task.model, config.ema.decay)
         if self.ema is not None:
-            self.parallel.place(self.ema.model)
+            self.parallel.shard(self.ema.model)
         self.model = self.parallel.wrap(task.model)
         self.buffers = list(task.model.buffers())
         self.optimizer = build_optimizer(config.optim, task.model)
@@ -50,7 +59,7 @@ class Trainer:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that are measured and published."""
+        """The model that is evaluated and saved as `best`: the EMA, if there is one and it is asked for."""
         return self.ema.model if self.ema is not None and self.config.ema.evaluate else self.task.model
 
     def forward(self, images: Tensor, *sizes: Any) -> Any:
@@ -64,34 +73,34 @@ class Trainer:
         return answer
 
     def take_step(self, batches: Sequence[Batch], epoch: int) -> dict[str, float]:
-        """Learn from one step's micro-batches; gives this process's mean losses and the gradient's norm.
+        """Optimizer step over its micro-batches; gives this rank's mean losses, `grad_norm` and `lr`.
 
-        In float16 a gradient may overflow as long as the loss is scaled up: that step is left out, the scale
-        halved, and `overflow` is 1 in the figures. Anything else that is not finite is a fault.
+        In float16 a gradient may overflow while the loss is scaled up: the optimizer then skips the step, the
+        scale is halved, and `overflow` is 1. Anything else that is not finite is an error.
 
         Raises:
-            Refused: an input, loss or gradient is not finite, on whatever rank.
+            NonFiniteError: an input, loss or gradient is not finite on some rank.
         """
-        self._seed()
+        self._seed_step()
         lr = self.schedule(self.step)
         set_learning_rate(self.optimizer, lr)
-        if not self.model.training:  # a walk over all modules
+        if not self.model.training:  # train() walks over all modules
             self.model.train()
-        kept = [buffer.clone() for buffer in self.buffers]  # statistics move in the forward pass
+        buffers = [buffer.clone() for buffer in self.buffers]  # the forward pass updates running statistics
         sums = self._backward(batches, epoch)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = self.parallel.gradient_norm(parameters)
-        figures = {name: float(value) / len(batches) for name, value in sums.items()}
-        norm_value = float(norm)
-        sound = math.isfinite(figures.pop("input")) and math.isfinite(figures["loss"])
-        overflow = sound and not math.isfinite(norm_value) and self.scaler.get_scale() > 1
-        if any_rank(not (sound and (math.isfinite(norm_value) or overflow)))[0]:
-            self._refuse(batches, epoch, kept)
+        metrics = {name: float(value) / len(batches) for name, value in sums.items()}
+        grad_norm = float(norm)
+        forward_finite = math.isfinite(metrics.pop("input")) and math.isfinite(metrics["loss"])
+        overflow = forward_finite and not math.isfinite(grad_norm) and self.scaler.get_scale() > 1
+        if any_rank(not (forward_finite and (math.isfinite(grad_norm) or overflow)))[0]:
+            self._raise_nonfinite(batches, epoch, buffers)
         if self.scaler.is_enabled():
-            figures["overflow"] = float(overflow)
+            metrics["overflow"] = float(overflow)
         if not overflow:
-            figures["grad_norm"] = norm_value
+            metrics["grad_norm"] = grad_norm
             if self.config.optim.clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip, norm)
         self.scaler.step(self.optimizer)
@@ -100,27 +109,27 @@ class Trainer:
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.task.model)
-        return {**figures, "lr": lr}
+        return {**metrics, "lr": lr}
 
-    def leave_out(self) -> None:
-        """Go on to the next step without having taken this one."""
+    def skip_step(self) -> None:
+        """Move on to the next step after a NonFiniteError."""
         self.step += 1
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Around an evaluation: what is measured is the same on every rank, and there as a whole."""
-        self._share_buffers()
-        with self.parallel.gathered(self.evaluated):
+    def evaluating(self) -> Iterator[None]:
+        """Context of an evaluation: equal buffers and full parameters on every rank."""
+        self._broadcast_buffers()
+        with self.parallel.summon_full_params(self.evaluated):
             yield
 
-    def published(self) -> dict[str, Tensor]:
-        """The weights that are measured, on the first rank; all ranks must ask."""
-        self._share_buffers()
-        return self.parallel.whole_state(self.evaluated)
+    def eval_state_dict(self) -> dict[str, Tensor]:
+        """State dict of the evaluated model on the first rank, empty on the others. All ranks call it."""
+        self._broadcast_buffers()
+        return self.parallel.full_state_dict(self.evaluated)
 
-    def groups(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Tensors and plain values from which `restore` goes on; all ranks must ask."""
-        self._share_buffers()
+    def state_dicts(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Tensors of `model`, `optimizer` and `ema`, and plain values, for `restore`. All ranks call it."""
+        self._broadcast_buffers()
         tensors, plain = pack_optimizer(self.optimizer)
         groups = {"model": self.task.model.state_dict(), "optimizer": tensors}
         if self.ema is not None:
@@ -128,10 +137,10 @@ class Trainer:
         return groups, {"step": self.step, "optimizer": plain, "scaler": self.scaler.state_dict()}
 
     def restore(self, saved: Checkpoint) -> None:
-        """Take over a checkpoint.
+        """Load a checkpoint.
 
         Raises:
-            WeightsError: it is of another model, optimizer or average.
+            WeightsError: it is of another model, optimizer or EMA.
         """
         saved.load(self.task.model, "model")
         if self.ema is not None:
@@ -141,68 +150,74 @@ class Trainer:
         self.step = int(saved.state["step"])
 
     def _backward(self, batches: Sequence[Batch], epoch: int) -> dict[str, Tensor]:
-        """Add up the gradients of the micro-batches; ranks exchange them once, with the last."""
+        """Accumulate gradients over the micro-batches; returns the losses, summed."""
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            moment = StepContext(self.step, epoch, self.world.rank * len(batches) + number)
-            placed = batch.to(self.world.device)
-            with self.parallel.synchronized(self.model, last):
-                with autocast(self.world.device, self.config.runtime.amp):
-                    losses = self.task.losses(self.model, placed, moment)
+            on_device = batch.to(self.world.device)
+            with self.parallel.gradient_sync(self.model, last=number == len(batches) - 1):
+                losses = self._losses(self.model, on_device, self._context(epoch, number, len(batches)))
                 self.scaler.scale(losses["loss"] / len(batches)).backward()
-            losses["input"] = placed.images.sum()  # one pass; finite only if all of it is
+            losses["input"] = on_device.images.sum()  # one pass; finite only if all pixels are
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach()
         return sums
 
-    def _refuse(self, batches: Sequence[Batch], epoch: int, kept: Sequence[Tensor]) -> NoReturn:
-        faults = all_gather_object(self._diagnose(batches, epoch, kept))
-        self._undo(kept)
-        rank = next((number for number, fault in enumerate(faults) if fault is not None), self.world.rank)
-        fault = faults[rank] or Fault("gradient", "nowhere when the step was repeated", [])
-        where = f"step {self.step}" + (f", rank {rank}" if self.world.size > 1 else "")
-        raise Refused(f"{where}: {fault.told()}")
+    def _losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        with autocast(self.world.device, self.config.runtime.amp):
+            return self.task.losses(model, batch, context)
 
-    def _diagnose(self, batches: Sequence[Batch], epoch: int, kept: Sequence[Tensor]) -> Fault | None:
-        """Repeat the step on this rank alone, and look where it goes wrong."""
-        self._undo(kept)
-        self._seed()
-        model, found = self.task.model, None
-        weight = bad_weight(model)  # looked for before a forward pass brings it into batch norm's statistics
+    def _context(self, epoch: int, number: int, count: int) -> StepContext:
+        """Position of this rank's micro-batch `number` of `count`."""
+        return StepContext(self.step, epoch, self.world.rank * count + number)
+
+    def _raise_nonfinite(self, batches: Sequence[Batch], epoch: int, buffers: Sequence[Tensor]) -> NoReturn:
+        causes = all_gather_object(self._diagnose(batches, epoch, buffers))
+        self._roll_back(buffers)
+        rank = next((number for number, cause in enumerate(causes) if cause is not None), self.world.rank)
+        cause = causes[rank] or NonFinite("gradient", "no place that repeating the step could find", [])
+        where = f"step {self.step}" + (f", rank {rank}" if self.world.size > 1 else "")
+        raise NonFiniteError(f"{where}: {cause.message()}")
+
+    def _diagnose(self, batches: Sequence[Batch], epoch: int, buffers: Sequence[Tensor]) -> NonFinite | None:
+        """Repeat the step on this rank to find what was not finite first."""
+        self._roll_back(buffers)
+        self._seed_step()
+        model, cause = self.task.model, None
+        weight = nonfinite_weight(model)  # before a forward pass puts it into running statistics
         for number, batch in enumerate(batches):
             files = self.task.names(batch)
-            moment = StepContext(self.step, epoch, self.world.rank * len(batches) + number)
-            bad = ~batch.images.flatten(1).isfinite().all(dim=1)
-            if found is None and bool(bad.any()):
+            bad = ~batch.images.flatten(1).isfinite().all(dim=1)  # (B,)
+            if cause is None and bool(bad.any()):
                 own = [name for name, wrong in zip(files, bad.tolist(), strict=True) if wrong]
-                found = Fault("input", own[0], own)
-            with watched(model) as outputs, autocast(self.world.device, self.config.runtime.amp):
-                loss = self.task.losses(model, batch.to(self.world.device), moment)["loss"]
-            self.scaler.scale(loss / len(batches)).backward()  # FSDP's ranks do this together, to the end
-            if found is None and not bool(loss.isfinite()):
-                place = outputs.first or "the loss"
-                found = Fault("weights", weight, files) if weight else Fault("loss", place, files)
-        files = [name for batch in batches for name in self.task.names(batch)]
-        gradient = bad_gradient(model) if found is None else None
-        return Fault("gradient", gradient, files) if gradient else found
+                cause = NonFinite("input", own[0], own)
+            context = self._context(epoch, number, len(batches))
+            with record_nonfinite(model) as modules:
+                loss = self._losses(model, batch.to(self.world.device), context)["loss"]
+            self.scaler.scale(loss / len(batches)).backward()  # FSDP: all ranks together, to the end
+            if cause is None and not bool(loss.isfinite()):
+                location = modules[0] if modules else "the loss"
+                cause = NonFinite("weights", weight, files) if weight else NonFinite("loss", location, files)
+        if cause is None and (gradient := nonfinite_gradient(model)) is not None:
+            cause = NonFinite("gradient", gradient, [name for b in batches for name in self.task.names(b)])
+        return cause
 
     @torch.no_grad()
-    def _undo(self, kept: Sequence[Tensor]) -> None:
+    def _roll_back(self, buffers: Sequence[Tensor]) -> None:
+        """Drop the gradients and restore the buffers."""
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.buffers, kept, strict=True):
+        for buffer, before in zip(self.buffers, buffers, strict=True):
             buffer.copy_(before)
         if self.scaler.is_enabled():
-            self.scaler.update(self.scaler.get_scale())  # forget the gradients it looked at, keep the scale
+            self.scaler.update(self.scaler.get_scale())  # clears its record of infinities, keeps the scale
 
-    def _share_buffers(self) -> None:
-        self.parallel.share_buffers(self.task.model, *([] if self.ema is None else [self.ema.model]))
+    def _broadcast_buffers(self) -> None:
+        self.parallel.broadcast_buffers(self.task.model, *([] if self.ema is None else [self.ema.model]))
 
-    def _seed(self) -> None:
+    def _seed_step(self) -> None:
         seed = hash64(self.config.seed, self.step, self.world.rank)
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)
-        # torch.manual_seed would note a stack trace for devices that are not in use
+        # torch.manual_seed would record a stack trace for each device that is not initialized
         torch.default_generator.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
         if self.world.device.type == "cuda":
             torch.cuda.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
