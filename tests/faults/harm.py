@@ -202,7 +202,7 @@ def _poison(fault: Fault) -> None:
     honest = Trainer.take_step
 
     def take_step(self: Trainer, batches: Any, epoch: int) -> Any:
-        if self.step + getattr(self, "refused", 0) not in fault["steps"]:
+        if self.step not in fault["steps"]:
             return honest(self, batches, epoch)
         before = _digest(self)
         undo = POISONS[fault["where"]](self, batches, float(fault.get("value", "nan")))

@@ -246,7 +246,7 @@ def test_steps_that_are_not_finite_can_be_left_out(
     kept = [digest(tmp_path / "skip" / "checkpoints" / f"step_{step}") for step in (2, 5)]
     numbers = [{k: v for k, v in one.items() if not k.startswith("random")} for one in kept]
     assert equal(*numbers)  # batch norm's statistics and the average too
-    lines = [line for line in read_log(tmp_path / "skip") if line["kind"] == "refused"]
+    lines = [line for line in read_log(tmp_path / "skip") if line["kind"] == "nonfinite"]
     assert [line["step"] for line in lines] == [2, 3, 4] and "the input is not finite" in lines[0]["note"]
     poison(monkeypatch, "input", {2, 3, 4, 5})
     with pytest.raises(TrainingError, match=r"step 5: .* 4 such steps in a row"):
@@ -321,7 +321,8 @@ def test_an_evaluation_that_a_signal_cuts_is_done_again(
         train(config, tmp_path / "cut")
     assert caught.value.code == 143 and len(calls) == 2
     saved = tmp_path / "cut" / "checkpoints" / "step_4"
-    assert json.loads((saved / "state.json").read_text())["cut"] and not (tmp_path / "cut" / "best").exists()
+    assert json.loads((saved / "state.json").read_text())["evaluation_pending"]
+    assert not (tmp_path / "cut" / "best").exists()
     monkeypatch.setattr(Trainer, "forward", honest)
     assert train(config, tmp_path / "cut", resume="auto").complete
     for place in ("best", "checkpoints/step_4", "checkpoints/step_8"):

@@ -118,7 +118,7 @@ def _look(run: RunDir, contents: bool) -> RunStatus:
     config = _read(run.config)
     step, total = state.get("step", 0), state.get("total")
     best = state.get("best") or {}
-    complete = bool(state) and not state.get("cut") and total is not None and step >= total
+    complete = bool(state) and not state.get("evaluation_pending") and total is not None and step >= total
     kind: State = "complete" if complete else "stopped"
     if steps and not state:
         kind = "damaged"

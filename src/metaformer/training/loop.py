@@ -100,8 +100,8 @@ class Loop:
         self.trainer.restore(saved)
         self.best = Best(**state["best"]) if state["best"] else Best()
         self.metrics = dict(state["metrics"])
-        self.bad_images, self.skipped = set(state["bad_images"]), state["refused"]
-        self.evaluation_pending = state["cut"]
+        self.bad_images, self.skipped = set(state["bad_images"]), state["skipped_steps"]
+        self.evaluation_pending = state["evaluation_pending"]
         self.saved_step = self.trainer.step
         if any_rank(self.world.main and self.best.step > 0 and not self.run_dir.best.is_dir())[0]:
             # `best` was removed: the next evaluation is the best, or this step's if it had one
@@ -185,7 +185,7 @@ class Loop:
                 self._save_once()
                 text = f"{error}; {self.skipped} such steps in a row" if skip else str(error)
                 raise NonFiniteError(text) from error
-            self._note("refused", f"skipped: {error}")
+            self._note("nonfinite", f"skipped: {error}")
             self.trainer.skip_step()
             return {}
         self.skipped = 0
@@ -310,8 +310,8 @@ class Loop:
             "metrics": self.metrics,
             "best": asdict(self.best) if self.best.step else None,
             "bad_images": sorted(self.bad_images),
-            "refused": self.skipped,
-            "cut": self.evaluation_pending,
+            "skipped_steps": self.skipped,
+            "evaluation_pending": self.evaluation_pending,
             **machine(self.world),
         }
 
