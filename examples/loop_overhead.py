@@ -21,9 +21,9 @@ from metaformer.data.sampler import PureSampler
 from metaformer.distributed import World
 from metaformer.process import keep_freed_memory, sleep_rather_than_spin
 from metaformer.recipes import RECIPES
+from metaformer.tasks import TASKS
 from metaformer.tasks.base import StepContext
 from metaformer.tasks.demo import write_demo_data
-from metaformer.tasks.registry import build_task
 from metaformer.training.log import MetricsLog
 from metaformer.training.loop import Loop
 from metaformer.training.optim import build_optimizer
@@ -64,7 +64,7 @@ def main() -> None:
 
 def bare(config, place):
     """Seconds for an epoch as one would write it on one page."""
-    task = build_task(config, World())
+    task = TASKS[config.task].build(config, World())
     sampler = PureSampler(len(task.train), batch_size=config.data.batch_size, seed=config.seed)
     loader = DataLoader(task.train, batch_sampler=sampler, num_workers=config.data.workers)
     optimizer = build_optimizer(config.optim, task.model)
@@ -86,7 +86,7 @@ def bare(config, place):
 
 def ours(config, place):
     """Seconds for the same with all that a run of the library does."""
-    task, run = build_task(config, World()), RunDir(Path(place))
+    task, run = TASKS[config.task].build(config, World()), RunDir(Path(place))
     sampler = PureSampler(len(task.train), batch_size=config.data.batch_size, seed=config.seed)
     trainer = Trainer(config, task, build_schedule(config, sampler.steps), World())
     loop = Loop(config, task, trainer, sampler, run, World(), lambda: False)

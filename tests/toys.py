@@ -16,9 +16,12 @@ from torch import Tensor
 from metaformer.config import TrainConfig
 from metaformer.data.folder import ImageFolder
 from metaformer.data.rle import encode
+from metaformer.distributed import World
 from metaformer.models.detection.detector import Detector
 from metaformer.models.detection.retinanet import RetinaNet
 from metaformer.serialize import from_dict
+from metaformer.tasks import TASKS
+from metaformer.tasks.base import Task
 from metaformer.tasks.demo import write_demo_data
 from metaformer.tasks.detection.dataset import DetectionFolder, open_detection
 from metaformer.tasks.detection.results import DetectedObjects
@@ -271,7 +274,7 @@ def seen(tmp_path: Path) -> Callable[..., Prediction]:
         image.save(file)
         label_map = np.repeat((np.arange(width) * 3 // width).astype(np.uint8)[None], height, axis=0)
         colors = ((0, 0, 0), (200, 40, 40), (40, 40, 200))
-        return Prediction(image, Segmentation(str(file), label_map, ("sky", "é, b", "<i>"), colors), **fields)
+        return Prediction(Segmentation(str(file), label_map, ("sky", "é, b", "<i>"), colors), image, **fields)
 
     return make
 
@@ -391,7 +394,7 @@ def spotted(tmp_path: Path) -> Callable[..., Prediction]:
             ((200, 40, 40), (40, 40, 200)),
             tuple(encode(place) for place in drawn) if masks else None,
         )
-        return Prediction(image, objects, **fields)
+        return Prediction(objects, **fields)
 
     return make
 
@@ -485,3 +488,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache directory that downloads would have filled."""
     monkeypatch.setenv("METAFORMER_HOME", str(tmp_path))
     return tmp_path / "weights"
+
+
+def build_task(config: TrainConfig, world: World | None = None) -> Task:
+    """The task of a run's configuration, in one process."""
+    return TASKS[config.task].build(config, world or World())

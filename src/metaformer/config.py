@@ -243,7 +243,7 @@ class SegmentConfig:
     """A second head on the third map, in training only; its loss counts 0.4."""
     layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders"] = "auto"
     """How the data set lies; found out from its folders when not given."""
-    classes: str | None = None
+    class_names: str | None = None
     """Text file with one class name per line, where the data set brings none."""
     reduce_zero_label: bool | None = None
     """Whether label 0 is no class but ignored (ADE20K); as the layout has it when not given."""
@@ -295,7 +295,7 @@ class DetectConfig:
     """Side of the smallest anchors in strides of their map; 4 for `retinanet` and 8 when not given."""
     layout: Literal["auto", "coco", "voc", "yolo"] = "auto"
     """How the data set lies; found out from its files when not given."""
-    classes: str | None = None
+    class_names: str | None = None
     """Text file with one class name per line, where the data set brings none."""
     long_side: int | None = 1333
     """Longest side that images are fitted into, in pixels; null keeps their own size."""

@@ -8,7 +8,7 @@ import metaformer
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, DataError, WeightsError
 from metaformer.factory import create_detector
-from metaformer.inference.model import load_model, read_classes
+from metaformer.inference.model import load_model, read_class_names
 from metaformer.training.train import train
 from metaformer.weights.hub import save_pretrained
 
@@ -52,7 +52,7 @@ def test_a_run_fine_tunes_the_best_of_another_of_other_classes(
     import shutil
 
     from metaformer.distributed import World
-    from metaformer.tasks.registry import build_task
+    from toys import build_task
 
     config = configure(model={"checkpoint": str(run / "best" / "model.safetensors")})
     two = tmp_path / "two"
@@ -77,7 +77,7 @@ def test_class_names_come_from_a_list_or_a_file(run: Path, tmp_path: Path) -> No
         load_model(run, classes=["x", "y"])
     (tmp_path / "names.txt").write_text("\n")
     with pytest.raises(DataError, match="holds no class name"):
-        read_classes(tmp_path / "names.txt")
+        read_class_names(tmp_path / "names.txt")
 
 
 def test_a_run_brings_its_own_weights(run: Path) -> None:

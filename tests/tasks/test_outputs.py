@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from metaformer.errors import ConfigError, OutputError
-from metaformer.tasks.outputs import Format, Prediction, Writer, check_fps, json_line, write_formats
+from metaformer.tasks.outputs import Prediction, Writer, check_fps, json_line, write_formats
+from metaformer.weights.formats import Format
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from metaformer.config import TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.distributed import World
 from metaformer.tasks.base import StepContext
-from metaformer.tasks.classification.task import Classify
-from metaformer.tasks.registry import build_task
+from metaformer.tasks.classification.task import ClassificationTask
 from metaformer.training.train import train
+from toys import build_task
 
 Configure = Callable[..., TrainConfig]
 
@@ -43,13 +43,15 @@ def test_the_first_weights_are_a_function_of_the_seed(configure: Configure) -> N
 def test_repeated_augmentation_shows_each_image_that_often(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, seen = Classify.losses, list[list[int]]()
+    honest, seen = ClassificationTask.losses, list[list[int]]()
 
-    def watched(self: Classify, model: nn.Module, batch: Batch, moment: StepContext) -> dict[str, Tensor]:
+    def watched(
+        self: ClassificationTask, model: nn.Module, batch: Batch, moment: StepContext
+    ) -> dict[str, Tensor]:
         seen.append(batch.indices.tolist())
         return honest(self, model, batch, moment)
 
-    monkeypatch.setattr(Classify, "losses", watched)
+    monkeypatch.setattr(ClassificationTask, "losses", watched)
     for repeated_aug in (1, 3):
         seen.clear()
         train(

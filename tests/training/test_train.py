@@ -193,11 +193,11 @@ BATCH_NORM: dict[str, Any] = {
 
 def poison(monkeypatch: pytest.MonkeyPatch, what: str, steps: set[int]) -> dict[int, list[str]]:
     """Let input, loss or gradient be NaN in these steps; gives the images of each step."""
-    from metaformer.tasks.classification.task import Classify
+    from metaformer.tasks.classification.task import ClassificationTask
 
-    honest, seen = Classify.losses, {}
+    honest, seen = ClassificationTask.losses, {}
 
-    def poisoned(self: Classify, model: Any, batch: Any, moment: Any) -> Any:
+    def poisoned(self: ClassificationTask, model: Any, batch: Any, moment: Any) -> Any:
         seen[moment.step] = self.names(batch)
         if moment.step in steps and what == "input":
             batch.images[1] = float("nan")
@@ -208,7 +208,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, what: str, steps: set[int]) -> dict[
             losses["loss"].register_hook(lambda grad: grad * float("nan"))
         return losses
 
-    monkeypatch.setattr(Classify, "losses", poisoned)
+    monkeypatch.setattr(ClassificationTask, "losses", poisoned)
     return seen
 
 

@@ -11,9 +11,9 @@ from metaformer.config import TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, WeightsError
-from metaformer.tasks.registry import build_task
 from metaformer.training.schedule import Schedule
 from metaformer.training.trainer import Trainer
+from toys import build_task
 
 Configure = Callable[..., TrainConfig]
 PLAIN: dict[str, Any] = {"augment": {"erase": 0.0, "hflip": 0.0, "color_jitter": 0.0}}

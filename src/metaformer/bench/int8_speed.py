@@ -73,18 +73,18 @@ def measure_int8(
     rounds: int,
     *,
     checkpoint: str | Path | None = None,
-    classes: str | Path | None = None,
+    class_names: str | Path | None = None,
     file: str | Path | None = None,
 ) -> Int8Speed:
     """Time both on the CPU with as many threads as PyTorch has here, on random images of the int8 one's size.
 
     Args:
-        source: a classifier, with `checkpoint` and `classes` as `load_model` takes them.
+        source: a classifier, with `checkpoint` and `class_names` as `load_model` takes them.
         small: directory of the same in int8.
         batches: images at once.
         rounds: measurements of each.
         checkpoint: weights for a model name.
-        classes: file of class names.
+        class_names: file of class names.
         file: Python file that registers the classifier's own mixers.
 
     Raises:
@@ -95,7 +95,7 @@ def measure_int8(
     if not isinstance(network, Int8Network):
         raise ConfigError(f"{small}: is not in int8")
     machine = Machine.here(torch.device("cpu"))  # it compiles the C++ kernels, if need be, before all begin
-    original = {"source": source, "checkpoint": checkpoint, "classes": classes, "file": file}
+    original = {"source": source, "checkpoint": checkpoint, "class_names": class_names, "file": file}
     order = {"shape": (network.in_chans, *network.image_size), "threads": machine.threads}
     with ExitStack() as stack:
         contenders = [stack.enter_context(started(form)) for form in FORMS]
@@ -194,7 +194,7 @@ def serve() -> int:
 def _network(order: Mapping[str, Any]) -> nn.Module:
     if order.get("file"):
         import_file(order["file"])
-    network = load_model(order["source"], order.get("checkpoint"), classes=order.get("classes")).model
+    network = load_model(order["source"], order.get("checkpoint"), class_names=order.get("class_names")).model
     return network if order["form"] == "int8" else optimize(network, dtype=getattr(torch, order["form"]))
 
 

@@ -1,4 +1,4 @@
-"""`metaformer VERB …`: each verb calls one Python function; a verb's packages load when it is called."""
+"""`metaformer COMMAND …`: each command calls one Python function, and loads what that needs."""
 
 import difflib
 import importlib
@@ -34,8 +34,8 @@ COMMANDS: dict[str, Command] = {
     "runs": Command("trainings: state, best figure, how to go on", "metaformer runs runs/", "runs"),
     "evaluate": Command("measure accuracy", "metaformer evaluate runs/demo-classify --flip", "evaluate"),
     "predict": Command(
-        "classes of images, or of their pixels",
-        "metaformer predict runs/demo photos/ --out found",
+        "classes, label maps or objects of images",
+        "metaformer predict runs/demo photos/ --out found --draw",
         "predict",
     ),
     "quantize": Command(
@@ -60,9 +60,9 @@ COMMANDS: dict[str, Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 for an error told in one line, 2 for a wrong call."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        return _run(args)
     except UsageError as error:
         return _fail(str(error), 2)
     except MetaFormerError as error:
@@ -82,22 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
-def _run(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
-    if words[0] in ("-V", "--version"):
+    if args[0] in ("-V", "--version"):
         print(f"metaformer {version('metaformer')}")
         return 0
-    verb, rest = words[0], words[1:]
-    if verb not in COMMANDS:
-        near = difflib.get_close_matches(verb, COMMANDS, n=2, cutoff=0.4)
+    command, rest = args[0], args[1:]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=2, cutoff=0.4)
         raise UsageError(
-            f"unknown command {verb!r}: {_or(near) if near else 'known: ' + ', '.join(COMMANDS)}"
+            f"unknown command {command!r}: {_or(near) if near else 'known: ' + ', '.join(COMMANDS)}"
         )
     keep_freed_memory()
     sleep_rather_than_spin()
-    module = importlib.import_module(f"{__name__}.{COMMANDS[verb].module}")
+    module = importlib.import_module(f"{__name__}.{COMMANDS[command].module}")
     status: int = module.run(rest)
     return status
 
@@ -141,6 +141,6 @@ def _line(message: str) -> str:
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     lines = ["usage: metaformer COMMAND … (metaformer COMMAND --help tells more; --version)", ""]
-    lines += [f"  {name:<{width}}  {verb.help}" for name, verb in COMMANDS.items()]
-    lines += ["", "examples:", *(f"  {verb.example}" for verb in COMMANDS.values())]
+    lines += [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    lines += ["", "examples:", *(f"  {command.example}" for command in COMMANDS.values())]
     return "\n".join(lines)

@@ -16,8 +16,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("target", metavar="OUT", help="file to write: .safetensors, .pth, .pt or .bin")
     parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("--model", metavar="NAME", help="the model, where the checkpoint does not tell")
-    words = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     from metaformer.weights.convert import convert
 
-    print(convert(words.source, words.target, words.to, words.model))
+    print(convert(args.source, args.target, args.to, args.model))
     return 0

@@ -1,14 +1,14 @@
 """`metaformer data WHAT …`: make, check and shard data sets."""
 
 import difflib
-from argparse import Namespace
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from metaformer.cli.options import accepts
 from metaformer.cli.parser import Parser, UsageError, write_json
 
 if TYPE_CHECKING:
-    from metaformer.tasks.check import CheckReport
+    from metaformer.tasks.base import TaskSpec
 
 
 def run(argv: list[str]) -> int:
@@ -20,7 +20,7 @@ def run(argv: list[str]) -> int:
     if what not in SUBCOMMANDS:
         near = difflib.get_close_matches(what, SUBCOMMANDS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SUBCOMMANDS)}"
-        raise UsageError(f"data: unknown word {what!r}: {hint}")
+        raise UsageError(f"data: unknown command {what!r}: {hint}")
     return SUBCOMMANDS[what][1](rest)
 
 
@@ -43,11 +43,11 @@ def _demo(argv: list[str]) -> int:
         metavar="N",
         help="scenes to learn from, and held out (default 600 150)",
     )
-    words = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     from metaformer.tasks.demo import write_demo_data
 
     images = write_demo_data(
-        words.dir, words.seed, per_class=words.per_class, copies=words.copies, scenes=tuple(words.scenes)
+        args.dir, args.seed, per_class=args.per_class, copies=args.copies, scenes=tuple(args.scenes)
     )
     for folder, count in images.items():
         print(f"{count} images: {folder}")
@@ -55,86 +55,49 @@ def _demo(argv: list[str]) -> int:
 
 
 def _check(argv: list[str]) -> int:
+    from metaformer.tasks import TASKS
+
     parser = Parser(
         "data check",
-        "Read every image of a data set and tell all that is wrong with it: what cannot be read, classes\n"
-        "that differ between splits, images that are in two of them, and more. Exit status 1 on an error.\n"
-        "\n"
-        "Images with label maps are recognized by their folders: ADE20K, Pascal VOC, Cityscapes,\n"
-        "COCO-Stuff, or images/SPLIT beside annotations/SPLIT with a classes.txt; and so are images with\n"
-        "objects: COCO's JSON, Pascal VOC's XML, or YOLO's text files.",
+        "Read every image and annotation of a data set and report all that is wrong with it: what cannot\n"
+        "be read, classes that differ between splits, images that are in two of them, and more. Exit\n"
+        "status 1 on an error. The task is recognized by the files, and by the options that are given.",
         "metaformer data check flowers --json faults.json",
     )
     add = parser.add_argument
-    add(
-        "data",
-        metavar="DIR",
-        help="image folder, shards (also s3://… and the like), or with label maps or objects",
-    )
+    add("data", metavar="DIR", help="data set, or shards (also s3://… and the like)")
     _add_splits(parser)
-    task = "what is learned: classes of images, of pixels, or objects (default: recognized)"
-    add("--task", choices=["classify", "segment", "detect"], help=task)
-    form = (
-        "how the files lie (default: recognized): label maps as folders, ade20k, voc, cityscapes or "
-        "coco_stuff, objects as coco, voc or yolo"
-    )
-    add("--layout", metavar="NAME", help=form)
-    add("--classes", metavar="FILE", help="names of the classes of label maps or objects, one per line")
-    zero = "whether 0 in label maps is no class (default: as the layout has it; yes in ade20k)"
-    add("--reduce-zero-label", choices=["yes", "no"], help=zero)
+    titles = ", ".join(f"{name} ({spec.title})" for name, spec in TASKS.items())
+    add("--task", choices=list(TASKS), metavar="TASK", help=f"{titles} (default: recognized)")
     _add_workers(parser)
     parser.add_json()
-    words = parser.parse_args(argv)
-    report = _checked(words)
-    if words.json:
-        write_json(words.json, report.to_dict())
+    parser.add_task_options("check_data")
+    args = vars(parser.parse_args(argv))
+    data, splits, task = args.pop("data"), args.pop("split") or SPLITS, args.pop("task")
+    workers, file = args.pop("workers"), args.pop("json")
+    report = _spec(parser, data, task, args).check_data(data, splits, workers=workers, **args)
+    if file:
+        write_json(file, report.to_dict())
     print(report.text())
     return 0 if report.ok else 1
 
 
-def _checked(words: Namespace) -> "CheckReport":
-    from metaformer.tasks.classification.check import check_data_set
-    from metaformer.tasks.detection.check import check_objects
-    from metaformer.tasks.segmentation.check import check_label_maps
+def _spec(parser: Parser, data: str, task: str | None, options: dict[str, Any]) -> "TaskSpec":
+    """The task of a data set: named, or recognized by its files among those that take the options."""
+    from metaformer.tasks import TASKS
 
-    splits, zero, task = words.split or _SPLITS, words.reduce_zero_label, words.task or _task(words)
-    if task == "classify":
-        return check_data_set(words.data, splits, workers=words.workers)
-    if task == "detect":
-        return check_objects(
-            words.data, splits, layout=words.layout or "auto", classes=words.classes, workers=words.workers
-        )
-    return check_label_maps(
-        words.data,
-        splits,
-        layout=words.layout or "auto",
-        classes=words.classes,
-        reduce_zero_label=None if zero is None else zero == "yes",
-        workers=words.workers,
-    )
-
-
-def _task(words: Namespace) -> str:
-    """What a data set is for: as other words tell, else as its files do."""
-    from metaformer.data.shards.remote import is_remote
-    from metaformer.tasks.detection.formats.layouts import DETECTION_LAYOUTS, find_detection_layout
-    from metaformer.tasks.segmentation.layouts import LAYOUTS, find_layout, has_label_maps
-
-    if words.layout in DETECTION_LAYOUTS and words.layout not in LAYOUTS:
-        return "detect"
-    if words.reduce_zero_label or words.layout not in (None, "voc"):
-        return "segment"
-    if is_remote(words.data):
-        return "classify"
-    objects, maps = find_detection_layout(words.data), find_layout(words.data)
-    if objects is not None:
-        if has_label_maps(words.data):
-            raise UsageError(
-                f"data check: {words.data} holds objects and label maps: say --task detect or segment"
-            )
-        return "detect"
-    said = (words.layout, words.classes) != (None, None)
-    return "segment" if said or maps is not None else "classify"
+    named = list(TASKS.values()) if task is None else [TASKS[task]]
+    able = [spec for spec in named if accepts(spec.check_data, options)]
+    if not able:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+        parser.error(f"{given}: no option of {' or '.join(spec.title for spec in named)}")
+    if len(able) == 1:
+        return able[0]
+    certainty = {spec.name: spec.recognize(data) for spec in able}
+    best = [spec for spec in able if certainty[spec.name] == max(certainty.values())]
+    if len(best) > 1 and max(certainty.values()) > 0:
+        parser.error(f"{data} may be for {' or '.join(spec.title for spec in best)}: say --task")
+    return best[0]
 
 
 def _shard(argv: list[str]) -> int:
@@ -158,17 +121,17 @@ def _shard(argv: list[str]) -> int:
     bad = "an image that cannot be read: an error, or left out and logged, up to 0.1 %% (default error)"
     add("--on-bad-image", choices=["error", "skip"], default="error", help=bad)
     _add_workers(parser)
-    words = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     from metaformer.data.shards.write import write_shards
 
     done = write_shards(
-        words.data,
-        words.out,
-        words.split or _SPLITS,
-        words.to,
-        shard_size=words.shard_size,
-        on_bad_image=words.on_bad_image,
-        workers=words.workers,
+        args.data,
+        args.out,
+        args.split or SPLITS,
+        args.to,
+        shard_size=args.shard_size,
+        on_bad_image=args.on_bad_image,
+        workers=args.workers,
     )
     print(done.text())
     return 0
@@ -190,9 +153,9 @@ def _overview() -> str:
     return "\n".join([*lines, "", "example:", "  metaformer data check flowers"])
 
 
-_SPLITS = ("train", "val")
+SPLITS = ("train", "val")
 SUBCOMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("write the demo data sets", _demo),
-    "check": ("tell all that is wrong with a data set", _check),
+    "check": ("report all that is wrong with a data set", _check),
     "shard": ("write an image folder as parquet or tar files", _shard),
 }

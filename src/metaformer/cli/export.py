@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metaformer.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from metaformer.inference.model import LoadedModel
+    from metaformer.tasks.base import LoadedModel
 
 EXAMPLE = """metaformer export runs/demo-classify digits.pt2
   metaformer export poolformer_s12 poolformer.pt2 --dtype bf16 --batch 1 64 --sizes 224 1024"""
@@ -18,29 +18,30 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def run(argv: list[str]) -> int:
     """Compile a network ahead of time into one file."""
     parser = _parser()
-    words = parser.parse_args(argv)
-    if words.sizes and words.image_size:
+    args = parser.parse_args(argv)
+    if args.sizes and args.image_size:
         parser.error("--sizes and --image-size both say how large images are: give one of them")
-    parser.run_import(words)
+    parser.run_import(vars(args))
     import torch
 
     from metaformer.deploy.packaging.package import check_possible, package
     from metaformer.distributed import find_device
     from metaformer.inference.model import load_model
 
-    check_possible(Path(words.out))
-    device = find_device(words.device)
-    bundle = load_model(words.source, words.checkpoint, classes=words.classes).looking(words.image_size)
+    check_possible(Path(args.out))
+    device = find_device(args.device)
+    model = load_model(args.source, args.checkpoint, class_names=args.class_names)
+    model = model.with_preprocess(image_size=args.image_size)
     written = package(
-        bundle.placed(device, "none").model,
-        words.out,
-        dtype=getattr(torch, DTYPES[words.dtype]) if words.dtype else None,
-        batch=tuple(words.batch),
-        size=_size(bundle, words),
-        notes=_notes(bundle),
+        model.to(device, "none").model,
+        args.out,
+        dtype=getattr(torch, DTYPES[args.dtype]) if args.dtype else None,
+        batch=tuple(args.batch),
+        size=_size(model, args),
+        notes=_notes(model),
         tell=lambda step: print(f"export: {step}", file=sys.stderr, flush=True),
     )
-    print(f"{written.path}: {bundle.name}, {written.limits}")
+    print(f"{written.path}: {model.name}, {written.limits}")
     print(f"largest difference from the network: {written.difference:.1e} of the largest output")
     print(f'load it with: metaformer.load_package("{written.path}", trusted=True)')
     return 0
@@ -54,11 +55,9 @@ def _parser() -> Parser:
         EXAMPLE,
     )
     add = parser.add_argument
-    kinds = "run, checkpoint or save_pretrained directory, or model name"
-    add("source", metavar="RUN|CHECKPOINT|MODEL", help=kinds)
+    parser.add_source()
     add("out", metavar="OUT.pt2", help="file to write")
-    add("--checkpoint", metavar="FILE", help="weights for a model name, in any published format")
-    add("--classes", metavar="FILE", help="class names, one per line, where nothing else tells")
+    add("--class-names", metavar="FILE", help="class names, one per line, where nothing else tells")
     add("--dtype", choices=list(DTYPES), help="type of weights and images (default: the weights' own)")
     least_most = ("MIN", "MAX")
     numbers: dict[str, Any] = {"type": int, "nargs": 2, "metavar": least_most}
@@ -71,17 +70,22 @@ def _parser() -> Parser:
     return parser
 
 
-def _size(bundle: "LoadedModel", words: Namespace) -> Any:
+def _size(model: "LoadedModel", args: Namespace) -> Any:
     """What `package` takes as its size."""
     from metaformer.data.preprocess import Preprocess
 
-    if words.sizes:
-        return tuple(words.sizes)
-    look = bundle.preprocess
+    if args.sizes:
+        return tuple(args.sizes)
+    look = model.preprocess
     return (look.image_size,) * 2 if isinstance(look, Preprocess) else "dynamic"
 
 
-def _notes(bundle: "LoadedModel") -> dict[str, Any]:
+def _notes(model: "LoadedModel") -> dict[str, Any]:
     """What a user of the package needs beside it."""
-    notes = {"name": bundle.name, "task": bundle.task, "classes": bundle.classes}
-    return {**notes, "preprocess": bundle.preprocess.to_dict(), "category_ids": bundle.category_ids}
+    return {
+        "name": model.name,
+        "task": model.task,
+        "classes": model.classes,
+        "preprocess": model.preprocess.to_dict(),
+        "metadata": model.metadata,
+    }

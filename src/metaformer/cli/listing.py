@@ -20,16 +20,16 @@ def run(argv: list[str]) -> int:
     add("--mixers", action="store_true", help="token mixers, with their options")
     add("--json", action="store_true", help="print JSON")
     parser.add_import()
-    words = parser.parse_args(argv)
-    parser.run_import(words)
+    args = parser.parse_args(argv)
+    parser.run_import(vars(args))
     kinds = {
         "recipes": _recipes,
         "segmenters": _segmenters,
         "detectors": _detectors,
         "mixers": _mixers,
     }
-    rows = next((rows for kind, rows in kinds.items() if getattr(words, kind)), _models)(words.filter)
-    print(json.dumps(rows, indent=1) if words.json else _table(rows))
+    rows = next((rows for kind, rows in kinds.items() if getattr(args, kind)), _models)(args.filter)
+    print(json.dumps(rows, indent=1) if args.json else _table(rows))
     return 0
 
 

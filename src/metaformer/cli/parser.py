@@ -4,7 +4,7 @@ import argparse
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,34 +34,55 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{verb}: {explain(message, re.findall(r'--[a-z-]+', self.format_usage()))}")
 
     def add_source(self) -> None:
-        """Add what is used, and how: a trained or published network, its input and its precision."""
-        add = self.add_argument
+        """Add the network: a run, a checkpoint or a model by name."""
         kinds = "run, checkpoint or save_pretrained directory, or model name"
-        add("source", metavar="RUN|CHECKPOINT|MODEL", help=kinds)
-        add("--checkpoint", metavar="FILE", help="weights for a model name, in any published format")
-        add("--image-size", type=int, metavar="N", help="input height and width (default: the checkpoint's)")
-        add("--classes", metavar="FILE", help="class names, one per line, where nothing else tells")
-        add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-        add("--amp", choices=["none", "bf16", "fp16"], default="none", help="mixed precision")
-        add("--flip", action="store_true", help="average with the mirrored image")
-        crops = "center crop, or center and corners averaged"
-        add("--crops", type=int, choices=[1, 5], default=1, help=crops)
+        self.add_argument("source", metavar="RUN|CHECKPOINT|MODEL", help=kinds)
+        weights = "weights for a model name, in any published format"
+        self.add_argument("--checkpoint", metavar="FILE", help=weights)
+
+    def add_task_options(self, *fields: str) -> None:
+        """Add the options of all tasks, in groups by the tasks that take them.
+
+        Args:
+            fields: fields of `TaskSpec` whose functions take the options, such as `evaluation`.
+        """
+        from metaformer.cli.options import Option, add_options
+
+        groups: dict[tuple[str, ...], list[Option]] = {}
+        for field in fields:
+            for options in self.task_options(field).values():
+                titles = tuple(title for title, _ in options)
+                groups.setdefault(titles, []).extend(option for _, option in options)
+        for titles, found in sorted(groups.items(), key=lambda group: -len(group[0])):
+            add_options(self.add_argument_group(", ".join(titles)), found, given_only=True)
+
+    def task_options(self, field: str) -> dict[str, list[tuple[str, Any]]]:
+        """The options of all tasks in a field of `TaskSpec` by name, each with the titles of its tasks."""
+        from metaformer.cli.options import options_of
+        from metaformer.inference.evaluate import COMMON
+        from metaformer.tasks import TASKS
+
+        found: dict[str, list[tuple[str, Any]]] = {}
+        for spec in TASKS.values():
+            for option in options_of(getattr(spec, field), skip=COMMON):
+                found.setdefault(option.name, []).append((spec.title, option))
+        return found
 
     def add_import(self) -> None:
         """Add the option that names a user's own mixers."""
         text = "run this file first: it may register own mixers"
-        self.add_argument("--import", dest="file", metavar="FILE.py", help=text)
+        self.add_argument("--import", dest="import_file", metavar="FILE.py", help=text)
 
-    def run_import(self, words: argparse.Namespace) -> None:
+    def run_import(self, args: Mapping[str, Any]) -> None:
         """Run that file, where one was named.
 
         Raises:
             ConfigError: no such file, or an error in it.
         """
-        if words.file:
+        if args["import_file"]:
             from metaformer.registry import import_file
 
-            import_file(words.file)
+            import_file(args["import_file"])
 
     def add_json(self) -> None:
         """Add the option for a machine's eyes."""

@@ -18,14 +18,14 @@ def run(argv: list[str]) -> int:
     parser.add_argument("dir", nargs="?", default="runs", metavar="DIR", help="where to look (default: runs)")
     parser.add_argument("--verify", action="store_true", help="read the checkpoints and compare their hashes")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    words = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     from metaformer.checkpoint.runs import find_runs
 
-    found = find_runs(words.dir, contents=words.verify)
-    if words.json:
+    found = find_runs(args.dir, contents=args.verify)
+    if args.json:
         print(json.dumps([one.to_dict() for one in found], indent=1))
     elif not found:
-        print(f"no runs in {words.dir}")
+        print(f"no runs in {args.dir}")
     else:
         rows = []
         for one in found:

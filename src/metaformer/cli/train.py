@@ -40,33 +40,33 @@ def run(argv: list[str]) -> int:
     recipe = find(argv[0])
     own = Parser("train", "", "", add_help=False)
     _add_own(own, recipe)
-    words, rest = own.parse_known_args(argv[1:])
+    args, rest = own.parse_known_args(argv[1:])
     config = resolve(recipe, rest)
-    own.run_import(words)
+    own.run_import(vars(args))
     from metaformer.training.train import train
 
-    train(config, words.out, words.resume, _command(argv))
+    train(config, args.out, args.resume, _command(argv))
     return 0
 
 
 def _command(argv: list[str]) -> str:
-    """The shell's line that goes on with this run."""
+    """The shell's line that resumes this run."""
     before = ["", *argv]
-    words = [
-        word
-        for word, last in zip(argv, before, strict=False)
-        if last != "--resume" and word.partition("=")[0] != "--resume"
+    args = [
+        arg
+        for arg, last in zip(argv, before, strict=False)
+        if last != "--resume" and arg.partition("=")[0] != "--resume"
     ]
-    words += ["--resume", "auto"]
+    args += ["--resume", "auto"]
     nodes, processes = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return shlex.join(["metaformer", "train", *words])
+        return shlex.join(["metaformer", "train", *args])
     launcher = ["torchrun", "--nnodes", nodes, "--nproc-per-node", processes, "-m", "metaformer", "train"]
-    return shlex.join([*launcher, *words])
+    return shlex.join([*launcher, *args])
 
 
 def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
-    """A recipe's settings, changed by a YAML file (the first word, or --config) and by dotted options.
+    """A recipe's settings, changed by a YAML file (the first argument, or --config) and by dotted options.
 
     Raises:
         UsageError: an unknown field or a value of another type.
@@ -78,7 +78,7 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     for file in _files(argv):
         with suppress(OSError, UnicodeDecodeError, YAMLError):  # what the parser says below is better
             check_yaml(file)
-    parser = _parser(recipe, show_own=any(word in ("-h", "--help") for word in argv))
+    parser = _parser(recipe, show_own=any(arg in ("-h", "--help") for arg in argv))
     if len(argv) > 1 and argv[0] == "--config":  # alone first, so that what is wrong in it is said of it
         alone = _read(parser, recipe, argv[:2], f"{argv[1]}: ")
         alone.pop("config", None)
@@ -92,9 +92,9 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
 
 
 def _files(argv: list[str]) -> list[Path]:
-    """Configuration files that the words name."""
-    named = [after for word, after in pairwise(argv) if word == "--config"]
-    named += [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    """Configuration files that the arguments name."""
+    named = [after for arg, after in pairwise(argv) if arg == "--config"]
+    named += [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
     return [Path(name) for name in named]
 
 
@@ -137,7 +137,12 @@ def _add_own(parser: Any, recipe: Recipe) -> None:
     add, out = parser.add_argument, f"runs/{recipe.name.replace('/', '-')}"
     add("--out", metavar="RUN", default=out, help="run directory")
     add("--resume", metavar="auto|PATH", help="go on from the newest checkpoint, or from this one")
-    add("--import", dest="file", metavar="FILE.py", help="run this file first: it may register own mixers")
+    add(
+        "--import",
+        dest="import_file",
+        metavar="FILE.py",
+        help="run this file first: it may register own mixers",
+    )
 
 
 def _dotted(values: dict[str, Any], prefix: str = "") -> list[str]:

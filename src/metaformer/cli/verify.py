@@ -1,5 +1,6 @@
 """`metaformer verify NAME|all --data IMAGENET`."""
 
+from metaformer.cli.options import add_options, options_of
 from metaformer.cli.parser import Parser, write_json
 
 
@@ -10,30 +11,19 @@ def run(argv: list[str]) -> int:
         "Download, check, convert and evaluate published checkpoints; compare top-1 with the published.",
         "metaformer verify all --data IMAGENET",
     )
+    from metaformer.inference.verify import verify
+
     add = parser.add_argument
     add("name", metavar="NAME|all", help="a model, model.tag, a pattern such as 'caformer_*', or all")
     add("--data", required=True, metavar="IMAGENET", help="folder that holds ImageNet")
-    add("--split", default="val", metavar="NAME", help="sub-folder to evaluate on (default val)")
-    add("--batch-size", type=int, default=128, metavar="N", help="images at once (default 128)")
-    add("--workers", type=int, default=4, metavar="N", help="processes that read images (default 4)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--amp", choices=["none", "bf16", "fp16"], default="none", help="mixed precision")
+    add_options(parser, list(options_of(verify)))
     parser.add_json()
-    words = parser.parse_args(argv)
-    from metaformer.inference.verify import verify
-
+    args = vars(parser.parse_args(argv))
+    name, data, file = args.pop("name"), args.pop("data"), args.pop("json")
     verdicts = []
-    for verdict in verify(
-        words.name,
-        words.data,
-        split=words.split,
-        batch_size=words.batch_size,
-        workers=words.workers,
-        device=words.device,
-        amp=words.amp,
-    ):
+    for verdict in verify(name, data, **args):
         print(verdict.text(), flush=True)
         verdicts.append(verdict)
-    if words.json:
-        write_json(words.json, [verdict.to_dict() for verdict in verdicts])
+    if file:
+        write_json(file, [verdict.to_dict() for verdict in verdicts])
     return 0 if all(verdict.ok for verdict in verdicts) else 1

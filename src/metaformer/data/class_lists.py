@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from metaformer.errors import DataError, UnknownName
+from metaformer.errors import ConfigError, DataError, UnknownName
 
 Color = tuple[int, int, int]
+Palette = tuple[Color, ...]
 
 
 MAX_CLASSES: Final = 65535
@@ -58,6 +59,21 @@ def _lists() -> dict[str, ClassList]:
         name: ClassList(tuple(rows), tuple((red, green, blue) for red, green, blue in rows.values()))
         for name, rows in read.items()
     }
+
+
+def read_palette(values: Any, count: int) -> Palette:
+    """A palette from a file's plain values.
+
+    Raises:
+        ConfigError: anything but `count` triples of 0 … 255.
+    """
+    try:
+        colors = tuple((int(red), int(green), int(blue)) for red, green, blue in values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"palette: {values!s:.60} must be triples of red, green and blue") from error
+    if len(colors) != count or not all(0 <= value <= 255 for color in colors for value in color):
+        raise ConfigError(f"palette: must be {count} colors of 0 … 255, one for each class")
+    return colors
 
 
 def palette(count: int) -> tuple[Color, ...]:
@@ -140,6 +156,3 @@ def _lines(path: str | Path) -> list[str]:
         return Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-
-
-Palette = tuple[tuple[int, int, int], ...]

@@ -15,11 +15,11 @@ from metaformer.data.dataset import BAD_SHARE, Batch, Source
 from metaformer.data.loader import Stop
 from metaformer.data.sampler import EvalSampler
 from metaformer.distributed import World
-from metaformer.errors import DataError, OutputError
+from metaformer.errors import ConfigError, DataError, OutputError
 from metaformer.inference.predictor import Predictor
 from metaformer.serialize import differences
 from metaformer.storage import lock, whole_file
-from metaformer.tasks.classification.results import Classification
+from metaformer.tasks.classification.predict import BatchPredictor
 from metaformer.training.progress import Progress
 
 JOB = "job.json"
@@ -76,6 +76,9 @@ def predict_all(
 def _predict(
     predictor: Predictor, source: Source, whole: Path, world: World, skip_bad: bool, stop: Stop | None
 ) -> Bulk:
+    if not isinstance(predictor.predictor, BatchPredictor):
+        raise ConfigError(f"data: no option of {predictor.model.spec.title}; name images or folders instead")
+    batches = predictor.predictor.batches
     part = whole.with_name(f".{whole.name}")
     mine = len(range(world.rank, len(source), world.size))
     if whole.exists():
@@ -94,7 +97,7 @@ def _predict(
     progress = Progress(mine, done.lines, 1, quiet=not world.main)
     try:
         with _appending(part) as stream:
-            for batch, results in predictor.batches(source, sampler, stop=stop, skip_bad=skip_bad):
+            for batch, results in batches(source, sampler, stop=stop, skip_bad=skip_bad):
                 bad += len(batch.bad)
                 _write(stream, _lines(source, batch, results))
                 progress.update({"bad": bad} if bad else {}, len(results) + len(batch.bad))
@@ -117,19 +120,17 @@ def _images(source: Source) -> dict[str, Any]:
 
 
 def _network(predictor: Predictor) -> dict[str, Any]:
-    bundle, digest = predictor.bundle, hashlib.sha256()
-    for name, value in bundle.model.state_dict().items():
+    model, digest = predictor.model, hashlib.sha256()
+    for name, value in model.model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return {
         "weights_sha256": digest.hexdigest(),
-        "amp": bundle.amp,
-        "crops": predictor.crops,
-        "model": bundle.name,
-        "preprocess": bundle.preprocess.to_dict(),
+        "amp": model.amp,
+        "model": model.name,
+        "preprocess": predictor.predictor.model.preprocess.to_dict(),
         "classes": len(predictor.classes),
-        "top_k": predictor.top_k,
-        "flip": predictor.flip,
+        **predictor.predictor.settings,
     }
 
 
@@ -205,7 +206,7 @@ def _appending(part: Path) -> Iterator[TextIO]:
         raise OutputError(f"{part}: cannot write ({error.strerror or error})") from error
 
 
-def _lines(source: Source, batch: Batch, results: list[Classification]) -> list[str]:
+def _lines(source: Source, batch: Batch, results: list[Any]) -> list[str]:
     """A batch's images in the order of their numbers, so that counting lines tells where to go on."""
     values = {int(i): result.to_dict() for i, result in zip(batch.indices, results, strict=True)}
     values |= {bad.index: {"path": str(source.path(bad.index)), "error": bad.reason} for bad in batch.bad}

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metaformer.errors import DownloadError, MetaFormerError, UnknownName, WeightsError
-from metaformer.tasks.classification.results import EvalReport
+from metaformer.tasks.classification.results import ClassificationReport
 from metaformer.weights.download import fetch
 from metaformer.weights.sources import SOURCES, Source, find_source
 
@@ -57,7 +57,7 @@ def verify(
     batch_size: int = 128,
     workers: int = 4,
     device: str = "auto",
-    amp: str = "none",
+    amp: Literal["none", "bf16", "fp16"] = "none",
 ) -> Iterator[Verdict]:
     """Download, check, convert and evaluate checkpoints with the preprocessing they were published with.
 
@@ -77,9 +77,10 @@ def verify(
         UnknownName: no such weights.
         WeightsError: the model has none, or none with a published ImageNet-1K accuracy.
     """
+    options = {"split": split, "batch_size": batch_size, "workers": workers, "device": device, "amp": amp}
     for source in _chosen(name):
         try:
-            measured = _measured(source, data, split, batch_size, workers, device, amp)
+            measured = _measured(source, data, **options)
             yield Verdict(source.name, source.top1, measured)
         except MetaFormerError as error:
             yield Verdict(source.name, source.top1, problem=" ".join(str(error).split()))
@@ -103,22 +104,12 @@ def _chosen(name: str) -> list[Source]:
     return [source]
 
 
-def _measured(
-    source: Source, data: str | Path, split: str, batch_size: int, workers: int, device: str, amp: str
-) -> float:
+def _measured(source: Source, data: str | Path, **options: Any) -> float:
     from metaformer.inference.evaluate import evaluate
 
     _check_hash(source, fetch(source))
-    report = evaluate(
-        source.name,
-        data,
-        split=split,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        amp=amp,
-    )
-    assert isinstance(report, EvalReport)
+    report = evaluate(source.name, data, **options)
+    assert isinstance(report, ClassificationReport)
     return 100 * report.top1
 
 

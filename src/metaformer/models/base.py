@@ -155,14 +155,10 @@ class DenseConfig:
         return cls(**{**values, "backbone": MetaFormerConfig.from_dict(backbone)})
 
 
+PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
     """Mixed precision context for `amp` (`none`, `bf16` or `fp16`) on a device."""
-    dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    dtype = PRECISIONS[amp]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-
-def answer_of(model: nn.Module) -> Any:
-    """Callable that evaluation and prediction run: a detector's `detect`, a segmenter's `forward_head`."""
-    if not isinstance(model, DenseNetwork):
-        return model
-    return getattr(model, "detect", model.forward_head)

@@ -1,1 +1,30 @@
-"""What is learned and how it is measured: each task gives the loop its model, data, losses and figures."""
+"""The tasks: one folder each, and one value that tells the rest of the library all about it."""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+
+from metaformer.tasks.base import TaskSpec
+
+FOLDERS = {
+    "classify": "classification",
+    "segment": "segmentation",
+    "detect": "detection",
+}
+"""Folder of each task, which defines `SPEC` in spec.py."""
+
+
+class Tasks(Mapping[str, TaskSpec]):
+    """The specification of each task by name; its modules are imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> TaskSpec:
+        spec: TaskSpec = import_module(f"{__name__}.{FOLDERS[name]}.spec").SPEC
+        return spec
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(FOLDERS)
+
+    def __len__(self) -> int:
+        return len(FOLDERS)
+
+
+TASKS = Tasks()

@@ -1,18 +1,46 @@
-"""What the loop knows of a task."""
+"""What a task is: its network, data, losses, evaluation, predictions and report behind one interface."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
+from metaformer.data.demo import WriteDemo
+from metaformer.data.loader import Stop
+from metaformer.data.sampler import PureSampler
+from metaformer.distributed import World
+from metaformer.errors import ConfigError
+from metaformer.models.base import autocast
+from metaformer.report.page import Log
+from metaformer.tasks.check import CheckReport
+from metaformer.tasks.outputs import Prediction
+from metaformer.tasks.stream import ImageList
 
 Forward = Callable[..., Any]
-"""Images as the loader gives them to logits or objects, wherever and however precisely the run computes."""
+"""A network's outputs for a batch of images (B, 3, H, W), on the run's device and in its precision."""
+
+CLASSIFICATION_ONLY: Mapping[str, Any] = {
+    "augment.mixup": 0.0,
+    "augment.cutmix": 0.0,
+    "augment.erase": 0.0,
+    "augment.vflip": 0.0,
+    "augment.aug_splits": 1,
+    "evaluate.crops": 1,
+    "evaluate.real_labels": None,
+    "evaluate.class_subset": None,
+    "model.head_dropout": 0.0,
+}
+"""Fields of shared sections that only classification uses, with the value that switches each off."""
 
 
 class StepContext(NamedTuple):
-    """Where in a run a batch stands: all that its randomness may depend on, with the seed."""
+    """Position of a batch in a run: with the seed, all that its randomness may depend on."""
 
     step: int
     """Optimizer step since the start of the run."""
@@ -22,7 +50,7 @@ class StepContext(NamedTuple):
 
 
 class Report(Protocol):
-    """What an evaluation found."""
+    """Result of an evaluation."""
 
     @property
     def metrics(self) -> dict[str, float]: ...
@@ -31,34 +59,239 @@ class Report(Protocol):
 
     def text(self) -> str: ...
 
+    def save(self, path: str | Path) -> Path: ...
 
-class Task(Protocol):
-    """Model, data, losses and figures of one thing to learn; the loop needs nothing else."""
 
-    @property
-    def model(self) -> nn.Module: ...
+class Evaluation(Protocol):
+    """A validation set and how a network is evaluated on it."""
 
-    @property
-    def train(self) -> AugmentedDataset: ...
-
-    @property
-    def metric(self) -> str:
-        """The figure of the report by which the best weights are chosen; higher is better."""
-
-    def losses(self, model: nn.Module, batch: Batch, moment: StepContext) -> dict[str, Tensor]:
-        """Losses of a batch on the model's device; `loss` is what is minimized, the others are logged."""
-
-    def names(self, batch: Batch) -> list[str]:
-        """Files that a batch came from."""
-
-    def evaluate(self, forward: Forward) -> Report:
-        """Measure on the validation data."""
+    def run(self, forward: Forward) -> Report:
+        """Evaluate a network; under torchrun all processes together."""
 
     def close(self) -> None:
-        """Stop the processes that read validation data."""
+        """Stop the worker processes."""
 
+
+class Predict(Protocol):
+    """A network as a function of images of any size."""
+
+    @property
+    def model(self) -> "LoadedModel": ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Options that change the results, as plain values."""
+
+    def predict(self, source: ImageList) -> Iterator[Prediction[Any]]:
+        """Predictions in order, one for each image or video frame.
+
+        Raises:
+            BadImage: an image cannot be read.
+            TrainingError: outputs that are not finite.
+        """
+
+
+class Task(ABC):
+    """Network, data, losses and evaluation of a training run; the training loop needs nothing else."""
+
+    metric: str
+    """The figure of the report by which the best checkpoint is chosen; higher is better."""
+
+    def __init__(
+        self, model: nn.Module, name: str, train: AugmentedDataset, evaluation: Evaluation, preprocess: Any
+    ) -> None:
+        self.model, self.name, self.train = model, name, train
+        self.evaluation, self.preprocess = evaluation, preprocess
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        """Losses of a batch on the model's device; `loss` is minimized, the others are logged."""
+
+    @abstractmethod
     def card(self) -> dict[str, Any]:
-        """Everything that a checkpoint must say for the model to be built and used again, as plain values."""
+        """All that is needed to build the network again and use it, as plain values."""
 
     def hub_card(self) -> dict[str, Any]:
-        """The same as `from_pretrained` reads it."""
+        """The same as `from_pretrained` reads it from `config.json`."""
+        card = self.card()
+        pretrained_cfg = {
+            key: value for key, value in card.items() if key not in ("task", "name", "model", "classes")
+        }
+        return {
+            "library_name": "metaformer",
+            "task": card["task"],
+            "architecture": self.name,
+            "config": card["model"],
+            "pretrained_cfg": {
+                "num_classes": len(card["classes"]),
+                "label_names": card["classes"],
+                "mean": card["preprocess"]["mean"],
+                "std": card["preprocess"]["std"],
+                **pretrained_cfg,
+            },
+        }
+
+    def to(self, device: torch.device) -> None:
+        """Move the network to a device, channels last."""
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def sampler(self, **options: Any) -> PureSampler:
+        """Order of the training images; `options` are those of `PureSampler`."""
+        return PureSampler(len(self.train), **options)
+
+    def names(self, batch: Batch) -> list[str]:
+        """Image files of a batch."""
+        return [str(self.train.source.path(int(index))) for index in batch.indices]
+
+    def evaluate(self, forward: Forward) -> Report:
+        """Evaluate on the validation data."""
+        return self.evaluation.run(forward)
+
+    def close(self) -> None:
+        """Stop the worker processes of the evaluation."""
+        self.evaluation.close()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with its classes, its preprocessing and what else its checkpoint says of it."""
+
+    spec: "TaskSpec"
+    name: str
+    model: nn.Module
+    preprocess: Any
+    """How an image becomes input: `Preprocess`, or the task's own."""
+    classes: tuple[str, ...] | None = None
+    """Class names; None where they are not known."""
+    metadata: Any = None
+    """What the task keeps beside them, such as a palette or thresholds."""
+    config: TrainConfig | None = None
+    """The run that it comes from."""
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is a value
+    amp: str = "none"
+
+    @property
+    def task(self) -> str:
+        """Name of its task, such as `classify`."""
+        return self.spec.name
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that the network distinguishes."""
+        return int(self.model.num_classes)  # type: ignore[arg-type]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names; numbers where none are known."""
+        return self.classes or self.spec.default_classes(self.num_classes)
+
+    def forward(self, images: Tensor, *sizes: Any) -> Any:
+        """The network's outputs for images (B, 3, H, W), computed on its device in its precision."""
+        with autocast(self.device, self.amp):
+            return self.spec.forward(self.model)(images.to(self.device, non_blocking=True), *sizes)
+
+    def to(self, device: torch.device, amp: str) -> "LoadedModel":
+        """The same on a device, in a precision, in evaluation mode."""
+        model = self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return replace(self, model=model.eval(), device=device, amp=amp)
+
+    def with_preprocess(self, **fields: Any) -> "LoadedModel":
+        """The same with some fields of the preprocessing changed; None leaves a field as it is.
+
+        Raises:
+            ConfigError: a value out of range, or a field that the task's preprocessing lacks.
+        """
+        changes = {name: value for name, value in fields.items() if value is not None}
+        if missing := [name for name in changes if not hasattr(self.preprocess, name)]:
+            raise ConfigError(f"{', '.join(missing)}: no option of {self.spec.title} ({self.name})")
+        return replace(self, preprocess=replace(self.preprocess, **changes))
+
+    def data_root(self, data: str | Path | None) -> str | Path:
+        """The data set to evaluate on: `data`, or the run's own.
+
+        Raises:
+            ConfigError: neither is there.
+        """
+        if data is not None:
+            return data
+        if self.config is None:
+            raise ConfigError(f"data: give the folder of the data set to evaluate {self.name} on")
+        return self.config.data.root
+
+    def check_classes(self, classes: Sequence[str], where: object) -> None:
+        """Compare the network's number of classes with a data set's.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        if len(classes) != self.num_classes:
+            raise ConfigError(f"{where}: {len(classes)} classes, but {self.name} has {self.num_classes}")
+
+
+def numbered_classes(count: int) -> tuple[str, ...]:
+    """Class names where none are known: their numbers."""
+    return tuple(map(str, range(count)))
+
+
+class BuildTask(Protocol):
+    """Open the data of a run and build network, loss and evaluation on its device."""
+
+    def __call__(self, config: TrainConfig, world: World, stop: Stop | None = None) -> Task: ...
+
+
+class CreateModel(Protocol):
+    """A network by its published name, or None where the task has none of this name."""
+
+    def __call__(
+        self,
+        name: str,
+        checkpoint: str | Path | None = None,
+        num_classes: int | None = None,
+        data: tuple[str | Path, str] | None = None,
+    ) -> nn.Module | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """Everything the library knows of a task; `TASKS` has one for each.
+
+    The options of `evaluation`, `predictor`, `write` and `check_data` are their keyword-only arguments; the
+    command line's options, its help and its refusals are made from their signatures and docstrings.
+    """
+
+    name: str
+    """What configurations and checkpoints call it, such as `detect`."""
+    title: str
+    """What people call it, such as "object detection"."""
+    folder: str
+    """Its folder in `metaformer.tasks`, which holds `report.html.jinja`."""
+    section: str
+    """The section of `TrainConfig` that only this task reads."""
+    unused: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of shared sections that this task does not use, with the value that switches each off."""
+    check_config: Callable[[TrainConfig], None]
+    """Raises ConfigError for values of its section that cannot be."""
+    build: BuildTask
+    forward: Callable[[nn.Module], Forward]
+    """What is evaluated of a network: itself or one of its methods."""
+    load: Callable[["TaskSpec", Mapping[str, Any]], LoadedModel]
+    """A checkpoint's card to a network, its weights still random."""
+    create: CreateModel
+    describe: Callable[["TaskSpec", nn.Module, str], LoadedModel]
+    """A network of `create` or `from_pretrained`, and its name, with what its `pretrained_cfg` says of it."""
+    default_classes: Callable[[int], tuple[str, ...]] = numbered_classes
+    """Class names for a network whose classes are not known, by their number."""
+    evaluation: Callable[..., Evaluation]
+    """(LoadedModel, data, split, batch_size=, workers=, **options) to an evaluation."""
+    predictor: Callable[..., Predict]
+    """(LoadedModel, batch_size=, workers=, **options) to a predictor."""
+    write: Callable[..., Iterator[str]]
+    """(predictions, out, LoadedModel, **options): write files; yields lines to print."""
+    report: Callable[[dict[str, Any], TrainConfig, Log], dict[str, Any]]
+    """A best checkpoint's state, its configuration and the log to the values of `report.html.jinja`."""
+    check_data: Callable[..., CheckReport]
+    """(root, splits, workers=, **options): all that is wrong with a data set."""
+    recognize: Callable[[str | Path], int]
+    """How surely a folder holds its data set: 0 not, 1 perhaps, 2 by its folders, 3 by its files."""
+    write_demo: WriteDemo
+    """Write its demo data set."""

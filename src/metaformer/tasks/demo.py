@@ -7,17 +7,10 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from metaformer.data.demo import DemoFolder, DemoSize, SceneGenerator, WriteDemo
+from metaformer.data.demo import DemoFolder, DemoSize, SceneGenerator
 from metaformer.errors import OutputError
-from metaformer.tasks.classification.demo import write_demo as write_classification
-from metaformer.tasks.detection.demo import write_demo as write_detection
-from metaformer.tasks.segmentation.demo import write_demo as write_segmentation
+from metaformer.tasks import TASKS
 
-DEMOS: Final[dict[str, WriteDemo]] = {
-    "classify": write_classification,
-    "segment": write_segmentation,
-    "detect": write_detection,
-}
 MARKER: Final = "demo.json"
 
 
@@ -57,10 +50,10 @@ def write_demo_data(
     images: dict[Path, int] = {}
     try:
         _claim(root, settings)
-        for task, write in DEMOS.items():
+        for task, spec in TASKS.items():
             with tqdm(desc=f"demo data: {task}", unit="image", file=sys.stderr, disable=not progress) as bar:
                 folder = DemoFolder(root / task, bar)
-                write(folder, generator, size)
+                spec.write_demo(folder, generator, size)
             images[folder.root] = folder.images
     except OutputError:
         raise

@@ -1,24 +1,26 @@
-"""Several files of the same results, written side by side as results come."""
+"""Predictions, and the files that they are written to as they come."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from PIL import Image
 from torch import Tensor
 
+from metaformer.data.image import read_image
 from metaformer.errors import ConfigError, OutputError
-from metaformer.storage import FileNames
+from metaformer.storage import FileNames, check_place, whole_file
+from metaformer.visualize import album
 
 
 class Result(Protocol):
-    """What was found in one image."""
+    """A network's result for one image."""
 
     @property
     def path(self) -> str:
-        """The image's file; empty for an image in memory."""
+        """The image file; empty for an image in memory."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, a line of predictions.jsonl."""
@@ -28,105 +30,166 @@ R = TypeVar("R", bound=Result)
 
 
 class Prediction(NamedTuple, Generic[R]):
-    """An image and what was found in it."""
+    """A result with its image."""
 
-    image: Image.Image
     result: R
+    image: Image.Image | None = None
+    """The image in RGB; None where it is read again from `path` when needed."""
     frame: int | None = None
-    """Its place in the clip that `result.path` names, from 0; None for an image of its own."""
+    """Frame number in the video or animation that `path` names, from 0; None for a still image."""
     milliseconds: int = 0
-    """How long a frame is shown."""
+    """Duration of the frame."""
 
     @property
     def path(self) -> str:
-        """The file of the image or clip."""
+        """The file of the image or video."""
         return self.result.path
+
+    def pixels(self) -> Image.Image:
+        """The image in RGB, read from its file where it is not in memory.
+
+        Raises:
+            BadImage: the file cannot be read.
+        """
+        return read_image(self.path) if self.image is None else self.image
 
 
 Writer = Callable[[str, Prediction[R]], None]
-"""Is given each result, with the name that its files have."""
-
-
+"""Writes one prediction; its first argument is the name of the prediction's files, without ending."""
+LINES = "predictions.jsonl"
 LARGEST_MATRIX = 200
-"""Classes up to which a confusion matrix is written out whole; beyond, its non-zero entries."""
+"""Classes up to which a confusion matrix is written whole; beyond, its non-zero entries."""
 
 
-class Format(NamedTuple):
-    """One of the things that are written."""
+class Output(NamedTuple):
+    """One file or folder of predictions."""
 
-    sink: AbstractContextManager[Writer[Any]]
-    what: str
-    """What to tell that was written."""
+    writer: AbstractContextManager[Writer[Any]]
+    label: str
+    """What it holds, for the line that is printed."""
     file: Path
     folder: Path | None = None
     """Where it puts a file for each image."""
 
 
-def write_formats(found: Iterable[Prediction[Any]], formats: Sequence[Format]) -> Iterator[str]:
-    """Write each result in every format, then tell what was written.
+def write_outputs(
+    predictions: Iterable[Prediction[Any]],
+    out: str | Path | None,
+    outputs: Callable[[Path], Sequence[Output]],
+    *,
+    needs_folder: Mapping[str, Any],
+    suffixes: Collection[str] = (),
+) -> Iterator[str]:
+    """Write predictions one by one to all outputs; yields the lines to print.
+
+    Args:
+        predictions: what is written; a file for one image appears when that image is done.
+        out: a folder, or a file that ends in one of `suffixes`; None yields JSON lines and writes nothing.
+        outputs: the outputs for a place.
+        needs_folder: options that need a place, with their values.
+        suffixes: endings of files that may be written instead of a folder.
 
     Raises:
-        OutputError: they cannot be written, or images lie where results go.
+        ConfigError: an option without a place, or a file where a folder is needed.
+        OutputError: the place cannot be written to, or is where the images lie.
     """
-    names, count = _Names(), 0
-    taken = {one.folder.resolve() for one in formats if one.folder is not None}
-    with ExitStack() as stack:
-        sinks = [stack.enter_context(one.sink) for one in formats]
-        for seen in found:
-            if seen.result.path and Path(seen.result.path).resolve().parent in taken:
-                raise OutputError(
-                    f"{seen.result.path}: lies where results are written to: choose another folder for them"
-                )
-            name = names.of(seen)
-            for sink in sinks:
-                sink(name, seen)
-            count += 1
-    yield from (f"{count} {one.what}: {one.folder or one.file}" for one in formats)
-
-
-def check_fps(fps: float | None, images: bool) -> None:
-    """Refuse an animation without images, or of no speed.
-
-    Raises:
-        ConfigError: the message tells which.
-    """
-    if fps is None:
+    asked = [name for name, value in needs_folder.items() if value]
+    if out is None:
+        if asked:
+            raise ConfigError(f"{', '.join(asked)}: say where to write with `out`")
+        yield from (json.dumps(json_line(prediction), ensure_ascii=False) for prediction in predictions)
         return
-    if not images:
-        raise ConfigError("fps: joins drawn images to an animation: ask for images too")
-    if not 0 < fps <= 1000:
+    place = Path(out)
+    is_file = place.suffix.lower() in suffixes
+    if not is_file and place.suffix.lower() in (".json", ".jsonl", ".csv"):
+        raise ConfigError(f"out is {place}: a folder is needed here; leave out {place.suffix}")
+    check_place(place if is_file else place / LINES)
+    chosen, names, count = outputs(place), _Names(), 0
+    folders = {output.folder.resolve() for output in chosen if output.folder is not None}
+    with ExitStack() as stack:
+        writers = [stack.enter_context(output.writer) for output in chosen]
+        for prediction in predictions:
+            if prediction.path and Path(prediction.path).resolve().parent in folders:
+                raise OutputError(
+                    f"{prediction.path}: lies in the folder that results are written to; choose another `out`"
+                )
+            name = names.of(prediction)
+            for write in writers:
+                write(name, prediction)
+            count += 1
+    yield from (f"{count} {output.label}: {output.folder or output.file}" for output in chosen)
+
+
+@contextmanager
+def jsonl_writer(
+    file: Path, line: Callable[[str, Prediction[R]], dict[str, Any]] | None = None
+) -> Iterator[Writer[R]]:
+    """Write one JSON object a line; the file appears when all predictions are in.
+
+    Args:
+        file: where to.
+        line: gives the object of a prediction; by default its result's plain values.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with whole_file(file) as stream:
+
+        def write(name: str, prediction: Prediction[R]) -> None:
+            values = json_line(prediction) if line is None else line(name, prediction)
+            stream.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+        yield write
+
+
+def drawn_output(
+    place: Path, draw: Callable[[Prediction[Any], bool], Image.Image], fps: float | None = None
+) -> Output:
+    """The output of drawn images; those of videos are also joined.
+
+    Args:
+        place: folder in which a folder of them is made.
+        draw: draws a prediction on its image; its second argument says that it is a frame of many.
+        fps: frames a second: all images are also joined to one animation.
+
+    Raises:
+        ConfigError: `fps` out of range.
+    """
+    if fps is not None and not 0 < fps <= 1000:
         raise ConfigError(f"fps is {fps:g}: it must be above 0, and at most 1000")
+    folder = place / album.FOLDER
+    return Output(album.album_sink(place, draw, fps), "drawn images", folder, folder)
 
 
-def json_line(seen: Prediction[Any]) -> dict[str, Any]:
-    """A result's plain values, with the place of a frame in its clip."""
-    line = seen.result.to_dict()
-    return line if seen.frame is None else {**line, "frame": seen.frame}
+def json_line(prediction: Prediction[Any]) -> dict[str, Any]:
+    """A prediction's plain values, with the frame number in its video."""
+    line = prediction.result.to_dict()
+    return line if prediction.frame is None else {**line, "frame": prediction.frame}
 
 
 class _Names:
-    """Names of what is written: of images their own, of frames their clip's with a number."""
+    """File names of predictions: an image's own, a frame's video's with its number."""
 
     def __init__(self) -> None:
-        self._names, self._clips = FileNames(), dict[str, str]()
+        self._names, self._videos = FileNames(), dict[str, str]()
 
-    def of(self, seen: Prediction[Any]) -> str:
-        path = seen.result.path
-        if seen.frame is None:
+    def of(self, prediction: Prediction[Any]) -> str:
+        path = prediction.path
+        if prediction.frame is None:
             return self._names.of(path)
-        if path not in self._clips:
-            self._clips[path] = self._names.of(path)
-        return self._names.unlike(f"{self._clips[path]}_{seen.frame:06d}")
+        if path not in self._videos:
+            self._videos[path] = self._names.of(path)
+        return self._names.unlike(f"{self._videos[path]}_{prediction.frame:06d}")
 
 
 class ImageNumbers:
-    """Numbers of images: the one that a name is, as in COCO, else the next free."""
+    """COCO image ids: the number that a file name is, else the next free one."""
 
     def __init__(self) -> None:
         self._taken: set[int] = set()
 
     def of(self, name: str) -> int:
-        """The number of one more image."""
+        """The id of one more image."""
         number = int(name) if name.isdecimal() else 0
         if number < 1 or number in self._taken:
             number = len(self._taken) + 1

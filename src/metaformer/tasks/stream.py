@@ -1,12 +1,12 @@
-"""Images and clips in, what a network sees in them out, one after another."""
+"""Images and videos to predict on, and predictors that take them one at a time."""
 
 import glob
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
@@ -62,15 +62,18 @@ class ImageList:
         return found.convert("RGB") if isinstance(found, Image.Image) else read_image(found)
 
 
-class ImageStream(ABC, Generic[R]):
-    """A trained network as a function of images of any size; each task says what it sees in one.
+class StreamPredictor(ABC, Generic[R]):
+    """A network as a function of images and videos of any size, one image at a time.
 
     Args:
         workers: threads that read images ahead; 0 reads each when it is due.
 
     Raises:
-        ConfigError: fewer than no threads.
+        ConfigError: `workers` below 0.
     """
+
+    settings: Mapping[str, Any]
+    """Options that change the results, as plain values."""
 
     def __init__(self, workers: int = 0) -> None:
         if workers < 0:
@@ -78,15 +81,15 @@ class ImageStream(ABC, Generic[R]):
         self.workers = workers
 
     @abstractmethod
-    def see(self, image: Image.Image, path: str, name: str) -> R:
-        """Look at an image; `path` goes into the result, `name` into errors."""
+    def predict_image(self, image: Image.Image, path: str, name: str) -> R:
+        """Result of an RGB image; `path` goes into it, `name` into error messages."""
 
-    def stream(self, source: ImageList) -> Iterator[Prediction[R]]:
-        """Results at the images' own size, in order; each frame of a clip is one.
+    def predict(self, source: ImageList) -> Iterator[Prediction[R]]:
+        """Predictions in order, at the images' own size; one for each frame of a video.
 
         Raises:
             BadImage: an image cannot be read.
-            TrainingError: figures that are not finite.
+            TrainingError: outputs that are not finite.
         """
 
         def read(index: int) -> Image.Image | None:
@@ -96,11 +99,11 @@ class ImageStream(ABC, Generic[R]):
         for index, image in enumerate(read_ahead(read, len(source), self.workers)):
             path = source.path(index)
             if image is not None:
-                yield Prediction(image, self.see(image, path, path or "the image"))
+                yield Prediction(self.predict_image(image, path, path or "the image"), image)
                 continue
             for number, frame in enumerate(frames(path)):
-                result = self.see(frame.image, path, f"{path}, frame {number}")
-                yield Prediction(frame.image, result, number, frame.milliseconds)
+                result = self.predict_image(frame.image, path, f"{path}, frame {number}")
+                yield Prediction(result, frame.image, number, frame.milliseconds)
 
 
 def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterator[Read]:

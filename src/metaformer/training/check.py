@@ -3,13 +3,13 @@
 import math
 from dataclasses import fields
 from importlib.util import find_spec
+from operator import attrgetter
 
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, MissingPackage
+from metaformer.tasks import TASKS
+from metaformer.tasks.base import TaskSpec
 
-TASKS = {"classify": "classification", "segment": "segmentation", "detect": "detection"}
-OTHERS = {"classify": ("segment", "detect"), "segment": ("loss", "detect"), "detect": ("loss", "segment")}
-"""Sections that are for other tasks."""
 SEEDS = 2**63
 """PyTorch's generators take no larger numbers."""
 
@@ -27,13 +27,10 @@ def check(config: TrainConfig, world_size: int = 1) -> None:
     _check_shares(config)
     _check_positive(config)
     _check_together(config, world_size)
-    _check_foreign(config)
-    if config.task != "classify":
-        _check_unused(config)
-    if config.task == "segment":
-        _check_segment(config)
-    if config.task == "detect":
-        _check_detect(config)
+    spec = TASKS[config.task]
+    _check_sections(config, spec)
+    _check_unused(config, spec)
+    spec.check_config(config)
     if config.runtime.wandb is not None and find_spec("wandb") is None:
         raise MissingPackage("wandb", "wandb", "runtime.wandb")
 
@@ -113,109 +110,33 @@ def _check_together(config: TrainConfig, world_size: int) -> None:
             f"schedule.min_lr {config.schedule.min_lr} is above optim.lr {config.optim.lr}: "
             "the learning rate would rise"
         )
-    mixed = config.augment.mixup > 0 or config.augment.cutmix > 0
-    if config.augment.aug_splits > 1 and mixed:
-        raise ConfigError(
-            "augment.aug_splits compares views of one image: set augment.mixup and augment.cutmix to 0"
-        )
-    if config.loss.name == "jsd" and config.augment.aug_splits < 2:
-        raise ConfigError("loss.name 'jsd' compares views of an image: set augment.aug_splits to 2 or 3")
-    if config.loss.distill != "none" and config.loss.teacher is None:
-        raise ConfigError(
-            f"loss.distill {config.loss.distill!r} needs loss.teacher: a model name, or timm:NAME"
-        )
     if not config.data.root:
         raise ConfigError("data.root is empty: give the folder that holds the data set")
 
 
-def _check_segment(config: TrainConfig) -> None:
-    plan = config.segment
-    for field, value, least in (
-        ("segment.fpn_dim", plan.fpn_dim, 1),
-        ("segment.head_dim", 1 if plan.head_dim is None else plan.head_dim, 1),
-        ("segment.size_divisor", plan.size_divisor, 1),
-        ("segment.window", plan.window, 1),
-        ("segment.stride", plan.stride, 1),
-        ("segment.resize", 1 if plan.resize is None else min(plan.resize), 1),
-    ):
-        if value < least:
-            raise ConfigError(f"{field} is {value}: it must be at least {least}")
-    if not 0 < plan.scale[0] <= plan.scale[1] < math.inf:
-        raise ConfigError(f"segment.scale is {plan.scale}: a smaller and a larger factor, both above 0")
-    for field, number, low, high in (
-        ("segment.dropout", plan.dropout, 0.0, 0.999),
-        ("segment.cat_max_ratio", plan.cat_max_ratio, 1e-9, 1.0),
-        ("segment.ohem", 1.0 if plan.ohem is None else plan.ohem, 1e-9, 1.0),
-        ("segment.dice", plan.dice, 0.0, math.inf),
-        *(("segment.scales", scale, 1e-9, 100.0) for scale in plan.scales),
-        *(("segment.class_weights", weight, 0.0, 1e9) for weight in plan.class_weights or ()),
-    ):
-        if not (isinstance(number, int | float) and low <= number <= high):
-            raise ConfigError(f"{field} is {number}: it must lie between {low:g} and {high:g}")
-    if not plan.scales:
-        raise ConfigError("segment.scales is empty: give 1 for the images' own size")
+def other_sections(spec: TaskSpec) -> set[str]:
+    """Sections of TrainConfig that only other tasks read."""
+    return {other.section for other in TASKS.values()} - {spec.section}
 
 
-def _check_detect(config: TrainConfig) -> None:
-    plan = config.detect
-    for field, value, least in (
-        ("detect.fpn_dim", plan.fpn_dim, 1),
-        ("detect.head_dim", 1 if plan.head_dim is None else plan.head_dim, 1),
-        ("detect.box_fc_dim", plan.box_fc_dim, 1),
-        ("detect.roi_batch_size", plan.roi_batch_size, 1),
-        ("detect.long_side", 1 if plan.long_side is None else plan.long_side, 1),
-        ("detect.max_detections", plan.max_detections, 1),
-        *(("detect.short_sides", side, 1) for side in plan.short_sides),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise ConfigError(f"{field} is {value}: it must be a whole number of at least {least}")
-    jitter = plan.jitter or (1.0, 1.0)
-    if not 0 < jitter[0] <= jitter[1] <= 100:
-        raise ConfigError(
-            f"detect.jitter is {plan.jitter}: a smaller and a larger factor, above 0 and up to 100"
-        )
-    for field, number, low, high in (
-        ("detect.anchor_scale", 1.0 if plan.anchor_scale is None else plan.anchor_scale, 1e-3, 1e3),
-        ("detect.score_threshold", plan.score_threshold, 0.0, 1.0),
-        ("detect.nms_threshold", plan.nms_threshold, 0.0, 1.0),
-        *(("detect.scales", scale, 1e-9, 100.0) for scale in plan.scales),
-    ):
-        if not (isinstance(number, int | float) and low <= number <= high):
-            raise ConfigError(f"{field} is {number}: it must lie between {low:g} and {high:g}")
-    if not plan.scales or not plan.short_sides:
-        field = "detect.short_sides" if plan.scales else "detect.scales"
-        raise ConfigError(f"{field} is empty: give at least one")
-
-
-def _check_foreign(config: TrainConfig) -> None:
+def _check_sections(config: TrainConfig, spec: TaskSpec) -> None:
     """Refuse changed fields of sections that are for other tasks: they would do nothing."""
     default = TrainConfig()
-    for section in OTHERS[config.task]:
+    for section in sorted(other_sections(spec)):
         ours, theirs = getattr(config, section), getattr(default, section)
         changed = [
             f"{section}.{f.name}" for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)
         ]
         if changed:
-            raise ConfigError(f"{', '.join(changed)}: not for {TASKS[config.task]}; leave it out")
+            raise ConfigError(f"{', '.join(changed)}: no option of {spec.title}; leave it out")
 
 
-def _check_unused(config: TrainConfig) -> None:
-    """Refuse what only classification does to images and their measuring."""
-    named = {
-        "augment": ("mixup", "cutmix", "erase", "vflip"),
-        "evaluate": ("real_labels", "class_subset"),
-        "model": ("head_dropout",),
-    }
-    unused = [
-        f"{section}.{name}"
-        for section, names in named.items()
-        for name in names
-        if getattr(getattr(config, section), name)
-    ]
-    unused += ["augment.aug_splits"] if config.augment.aug_splits > 1 else []
-    unused += ["evaluate.crops"] if config.evaluate.crops > 1 else []
-    if unused:
+def _check_unused(config: TrainConfig, spec: TaskSpec) -> None:
+    """Refuse fields of shared sections that the task does not use."""
+    named = {name: attrgetter(name)(config) for name in spec.unused}
+    used = [name for name, value in named.items() if value != spec.unused[name]]
+    if used:
         raise ConfigError(
-            f"{', '.join(unused)}: not for {TASKS[config.task]}; start from one of its recipes "
+            f"{', '.join(used)}: no option of {spec.title}; start from one of its recipes "
             "(metaformer list --recipes)"
         )

@@ -12,7 +12,7 @@ import torch
 from metaformer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
-from metaformer.data.sampler import GroupSampler, PureSampler
+from metaformer.data.sampler import PureSampler
 from metaformer.distributed import (
     World,
     all_gather_object,
@@ -23,8 +23,8 @@ from metaformer.distributed import (
 from metaformer.errors import MetaFormerError
 from metaformer.process import StopSignals
 from metaformer.serialize import differences, to_dict
+from metaformer.tasks import TASKS
 from metaformer.tasks.base import Task
-from metaformer.tasks.registry import build_task
 from metaformer.training.check import check
 from metaformer.training.log import MetricsLog
 from metaformer.training.loop import Loop, machine
@@ -76,7 +76,7 @@ def train(
     run.check(resume)
     world = join(config.runtime.device, config.runtime.timeout)
     with StopSignals() as stop, merge_connection_errors(world):
-        task = build_task(config, world, stop.requested)
+        task = TASKS[config.task].build(config, world, stop.requested)
         sampler = _build_sampler(config, task, world)
         trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)
         loop = Loop(config, task, trainer, sampler, run, world, stop.requested)
@@ -94,7 +94,7 @@ def train(
 
 
 def _build_sampler(config: TrainConfig, task: Task, world: World) -> PureSampler:
-    """Sampler of the training images; for detection in batches of one orientation, if configured."""
+    """Sampler of the training images."""
     options: dict[str, Any] = {
         "batch_size": config.data.batch_size,
         "seed": config.seed,
@@ -103,10 +103,7 @@ def _build_sampler(config: TrainConfig, task: Task, world: World) -> PureSampler
         "repeated_aug": config.data.repeated_aug,
         "accumulate": config.optim.accumulate,
     }
-    if config.task == "detect" and config.detect.group_by_aspect:
-        source: Any = task.train.source
-        return GroupSampler([source.aspect(index) > 1 for index in range(len(source))], **options)
-    return PureSampler(len(task.train), **options)
+    return task.sampler(**options)
 
 
 def _open_run(run: RunDir, resume: str | None, world: World, stack: ExitStack) -> Checkpoint | None:

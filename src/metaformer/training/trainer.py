@@ -16,7 +16,8 @@ from metaformer.data.dataset import Batch
 from metaformer.data.sampler import hash64
 from metaformer.distributed import World, all_gather_object, any_rank
 from metaformer.errors import TrainingError
-from metaformer.models.base import answer_of, autocast
+from metaformer.models.base import autocast
+from metaformer.tasks import TASKS
 from metaformer.tasks.base import StepContext, Task
 from metaformer.training.ddp import DataParallel
 from metaformer.training.diagnose import NonFinite, nonfinite_gradient, nonfinite_weight, record_nonfinite
@@ -63,12 +64,13 @@ class Trainer:
         return self.ema.model if self.ema is not None and self.config.ema.evaluate else self.task.model
 
     def forward(self, images: Tensor, *sizes: Any) -> Any:
-        """Answer of the weights that are measured, in evaluation mode; see `answer_of`."""
+        """Outputs of the weights that are evaluated, in evaluation mode; see `TaskSpec.forward`."""
         model = self.evaluated
         training = model.training
         model.eval()
         with autocast(self.world.device, self.config.runtime.amp):
-            answer = answer_of(model)(images.to(self.world.device, non_blocking=True), *sizes)
+            forward = TASKS[self.config.task].forward(model)
+            answer = forward(images.to(self.world.device, non_blocking=True), *sizes)
         model.train(training)
         return answer
 

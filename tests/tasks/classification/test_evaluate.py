@@ -7,7 +7,7 @@ from torch import Tensor
 from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
 from metaformer.errors import DataError, TrainingError
-from metaformer.tasks.classification.evaluate import Evaluation
+from metaformer.tasks.base import Evaluation
 
 LOOK = Preprocess(image_size=8, crop=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 

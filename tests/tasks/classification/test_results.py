@@ -5,17 +5,19 @@ import pytest
 import torch
 
 from metaformer.errors import OutputError
-from metaformer.tasks.classification.results import Classification, EvalReport, Example
+from metaformer.tasks.classification.results import Classification, ClassificationReport, Example
 from metaformer.tasks.confusion import per_class
 from metaformer.tasks.outputs import LARGEST_MATRIX
 
 
-def report(classes: int, real: float | None = None) -> EvalReport:
+def report(classes: int, real: float | None = None) -> ClassificationReport:
     confusion = torch.eye(classes, dtype=torch.int64) * 3
     confusion[0, 1] = 2
     table = per_class(confusion, [f"c{i}" for i in range(classes)])
     examples = (Example("a.png", "c0", "c1", 0.5),)
-    return EvalReport(3 * classes + 2, 0.9, 1.0, 5, 0.25, tuple(table), confusion, real, 4, examples)
+    return ClassificationReport(
+        3 * classes + 2, 0.9, 1.0, 5, 0.25, tuple(table), confusion, real, 4, examples
+    )
 
 
 def test_json_holds_figures_table_and_confusions() -> None:

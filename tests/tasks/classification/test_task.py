@@ -9,11 +9,10 @@ from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.factory import create_model
-from metaformer.tasks.base import StepContext, Task
-from metaformer.tasks.classification.evaluate import Evaluation
+from metaformer.tasks.base import Evaluation, StepContext, Task
 from metaformer.tasks.classification.loss import build_criterion
 from metaformer.tasks.classification.mixup import Mix
-from metaformer.tasks.classification.task import Classify, build_classifier
+from metaformer.tasks.classification.task import ClassificationTask, build_classifier
 from metaformer.weights.load import load_weights
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
@@ -21,9 +20,9 @@ LOOK = Preprocess(image_size=32)
 
 
 @pytest.fixture
-def task(folder: ImageFolder) -> Classify:
+def task(folder: ImageFolder) -> ClassificationTask:
     model = build_classifier("poolformer_n", 3, image_size=32, overrides=dict(TINY))
-    return Classify(
+    return ClassificationTask(
         model,
         "poolformer_n",
         AugmentedDataset(folder, LOOK.transform()),
@@ -34,12 +33,12 @@ def task(folder: ImageFolder) -> Classify:
     )
 
 
-def test_it_is_a_task(task: Classify) -> None:
+def test_it_is_a_task(task: ClassificationTask) -> None:
     as_task: Task = task
     assert as_task.metric in task.evaluate(task.model.eval()).metrics
 
 
-def test_mixing_depends_on_the_moment_only(task: Classify) -> None:
+def test_mixing_depends_on_the_moment_only(task: ClassificationTask) -> None:
     torch.manual_seed(0)
     batch = Batch(torch.randn(6, 3, 32, 32), torch.arange(6) % 3, torch.arange(6))
     with torch.no_grad():
@@ -48,12 +47,12 @@ def test_mixing_depends_on_the_moment_only(task: Classify) -> None:
     assert losses[0] == losses[1] and len(set(losses)) == 3
 
 
-def test_files_of_a_batch_are_named(task: Classify) -> None:
+def test_files_of_a_batch_are_named(task: ClassificationTask) -> None:
     batch = Batch(torch.zeros(2, 3, 32, 32), torch.tensor([0, 2]), torch.tensor([0, 6]))
     assert [Path(name).name for name in task.names(batch)] == ["ant0.png", "cat1.png"]
 
 
-def test_the_card_rebuilds_the_model(task: Classify) -> None:
+def test_the_card_rebuilds_the_model(task: ClassificationTask) -> None:
     from metaformer.backbones.config import MetaFormerConfig
     from metaformer.backbones.metaformer import MetaFormer
 

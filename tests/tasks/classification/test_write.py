@@ -7,14 +7,9 @@ import pytest
 from PIL import Image
 
 from metaformer.errors import ConfigError, OutputError
+from metaformer.tasks.classification.draw import annotate
 from metaformer.tasks.classification.results import Classification
-from metaformer.tasks.classification.write import (
-    annotate,
-    write_csv,
-    write_images,
-    write_jsonl,
-    write_predictions,
-)
+from metaformer.tasks.classification.write import write_csv, write_images, write_jsonl, write_predictions
 
 
 @pytest.fixture

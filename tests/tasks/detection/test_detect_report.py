@@ -7,12 +7,12 @@ import pytest
 
 from metaformer.data.rle import decode, encode
 from metaformer.tasks.detection.metrics import Found, coco_figures
-from metaformer.tasks.detection.results import DetectExample, DetectReport, ExampleObject
+from metaformer.tasks.detection.results import DetectExample, DetectionReport, ExampleObject
 
 PALETTE = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
 
 
-def measured(masks: bool = False, annotated: bool = True) -> DetectReport:
+def measured(masks: bool = False, annotated: bool = True) -> DetectionReport:
     whole = {"size": [60, 80], "counts": [80, 3200, 1520]}
     annotation: dict[str, Any] = {"image_id": 1, "area": 1600, "segmentation": whole}
     document = {
@@ -33,7 +33,7 @@ def measured(masks: bool = False, annotated: bool = True) -> DetectReport:
     kinds = ("bbox", "segm") if masks else ("bbox",)
     seen = ExampleObject(0, (0.0, 0.0, 40.0, 40.0), 0.9)
     example = DetectExample("x.jpg", 0, (80, 60), 0.5, (), (seen,))
-    return DetectReport(1, coco_figures(document, [found], kinds), PALETTE, (example,))
+    return DetectionReport(1, coco_figures(document, [found], kinds), PALETTE, (example,))
 
 
 def test_a_log_gets_numbers() -> None:

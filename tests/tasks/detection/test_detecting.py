@@ -26,11 +26,11 @@ from metaformer.inference.predictor import Predictor
 from metaformer.models.detection.config import KINDS
 from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
-from metaformer.tasks.detection.results import DetectedObjects, DetectReport
-from metaformer.tasks.registry import build_task
+from metaformer.tasks.detection.results import DetectedObjects, DetectionReport
 from metaformer.training.train import train
 from metaformer.training.trainer import Trainer
 from metaformer.weights.hub import from_pretrained, save_pretrained
+from toys import build_task
 
 Configure = Callable[..., TrainConfig]
 Digest = Callable[[Path], dict[str, Any]]
@@ -65,7 +65,7 @@ def test_a_run_learns_and_is_measured_again_the_same(detect_run: Path) -> None:
     *_, evaluated = lines_of(detect_run, "eval")
     assert evaluated.keys() >= FIGURES and min(evaluated["ap50"], evaluated["mask_ap50"]) > 0.75
     report = evaluate(detect_run, device="cpu", workers=0)
-    assert isinstance(report, DetectReport) and report.images == 6 and report.classes == NAMES
+    assert isinstance(report, DetectionReport) and report.images == 6 and report.classes == NAMES
     assert report.figures["segm"].objects == 6, "a crowd is none"
     assert report.metrics == json.loads((detect_run / "best" / "state.json").read_text())["metrics"]
     assert (detect_run / "report.html").stat().st_size > 10_000
@@ -440,7 +440,10 @@ def test_weights_begin_a_detector(
     (tmp_path / "three" / "data.yaml").write_text("names: [green, blue, red]\n")
     best = str(detect_run / "best" / "model.safetensors")
     config = configure_detect(model={"checkpoint": best}, data={"root": str(tmp_path / "three")})
-    state, own = load_model(detect_run).model.state_dict(), build_task(config, World()).model.state_dict()
+    state, own = (
+        load_model(detect_run).model.state_dict(),
+        build_task(config, World()).model.state_dict(),
+    )
     fresh = {name for name in own if own[name].shape != state[name].shape}
     assert fresh and all(name.startswith(("box_predictor", "mask_predictor")) for name in fresh)
     assert all(torch.equal(own[name], state[name]) for name in own if "predictor" not in name)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from metaformer.errors import ConfigError, TrainingError, UnknownName
 from metaformer.factory import create_detector, model_config
-from metaformer.inference.model import LoadedModel
 from metaformer.models.detection.structures import Detections, Size
+from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.detection.predict import DetectInference, ImageDetector
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.results import DetectedObjects

@@ -12,7 +12,7 @@ from metaformer.config import TrainConfig
 from metaformer.data.rle import encode
 from metaformer.tasks.detection.metrics import Found, Kind, coco_figures
 from metaformer.tasks.detection.report import ROWS, detect_content
-from metaformer.tasks.detection.results import DetectExample, DetectReport, ExampleObject
+from metaformer.tasks.detection.results import DetectExample, DetectionReport, ExampleObject
 from metaformer.training.report import write_report
 
 IMAGES = ("truth", "prediction")
@@ -88,7 +88,7 @@ def state(
     found = [Found(i, [[0, 0, 40, 40]], [0.9], [i], [encode(mask)]) for i in range(0, classes - 1, 3)]
     kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
     palette = tuple((i % 256, 7, 9) for i in range(classes))
-    report = DetectReport(classes, coco_figures(document, found, kinds), palette, examples)
+    report = DetectionReport(classes, coco_figures(document, found, kinds), palette, examples)
     card = {
         "task": "detect", "name": "net", "classes": names,
         "preprocess": {"long_side": look, "short_side": 800},

@@ -16,9 +16,9 @@ from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.structures import Size
 from metaformer.tasks.base import StepContext
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder
-from metaformer.tasks.detection.evaluate import DetectEvaluation
+from metaformer.tasks.detection.evaluate import DetectionEvaluation
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
-from metaformer.tasks.detection.task import Detect
+from metaformer.tasks.detection.task import DetectionTask
 from metaformer.tasks.detection.transforms import train_transform
 from metaformer.weights.hub import from_pretrained
 from metaformer.weights.io import write_state
@@ -28,12 +28,12 @@ LOSSES = {
     "retinanet": {"loss", "loss_cls", "loss_bbox"},
     "mask_rcnn": {"loss", "loss_cls", "loss_bbox", "loss_rpn_cls", "loss_rpn_bbox", "loss_mask"},
 }
-Make = Callable[..., Detect]
+Make = Callable[..., DetectionTask]
 
 
 @pytest.fixture
 def make(rectangles: Callable[..., DetectionFolder]) -> Make:
-    def build(kind: str = "mask_rcnn", **fields: Any) -> Detect:
+    def build(kind: str = "mask_rcnn", **fields: Any) -> DetectionTask:
         folder = rectangles(**fields)
         backbone = model_config("poolformer_n", depths=(1,) * 4, dims=(8, 8, 16, 16), grid_mode="interpolate")
         torch.manual_seed(0)
@@ -41,12 +41,14 @@ def make(rectangles: Callable[..., DetectionFolder]) -> Make:
         masks = kind == "mask_rcnn"
         model = create_detector(kind, backbone=backbone, **sizes)
         scenes = DetectionDataset(folder, train_transform((48,), 96), seed=1, masks=masks)
-        return Detect(model, f"{kind}_tiny", scenes, DetectEvaluation(folder, LOOK, masks=masks), LOOK)
+        return DetectionTask(
+            model, f"{kind}_tiny", scenes, DetectionEvaluation(folder, LOOK, masks=masks), LOOK
+        )
 
     return build
 
 
-def batch_of(task: Detect) -> Batch:
+def batch_of(task: DetectionTask) -> Batch:
     return next(iter(Loader(task.train, EvalSampler(7, batch_size=7))))
 
 

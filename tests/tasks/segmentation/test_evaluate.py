@@ -14,7 +14,7 @@ from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.distributed import join
 from metaformer.errors import BadImage, DataError, RankError, TrainingError
 from metaformer.tasks.segmentation.dataset import SegmentationFolder, open_segmentation
-from metaformer.tasks.segmentation.evaluate import SegmentEvaluation
+from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
 from metaformer.tasks.segmentation.predict import Inference
 
 CLASSES = ("sky", "sea", "sand")
@@ -78,7 +78,7 @@ def counted(folder: SegmentationFolder, inference: Inference, look: DensePreproc
 def test_every_pixel_counts_once_at_its_own_size(
     beach: SegmentationFolder, inference: Inference, look: DensePreprocess
 ) -> None:
-    evaluation = SegmentEvaluation(beach, look, inference=inference)
+    evaluation = SegmentationEvaluation(beach, look, inference=inference)
     report, table = evaluation.run(coarse), counted(beach, inference, look)
     assert report.images == 7 and report.confusion.tolist() == table.tolist()
     both = table.diagonal()
@@ -91,14 +91,14 @@ def test_every_pixel_counts_once_at_its_own_size(
 
 def test_workers_change_nothing(beach: SegmentationFolder) -> None:
     for inference in (Inference(), Inference(scales=(0.5, 1.0))):
-        evaluation = SegmentEvaluation(beach, LOOK, inference=inference, workers=2)
-        alone = SegmentEvaluation(beach, LOOK, inference=inference).run(coarse)
+        evaluation = SegmentationEvaluation(beach, LOOK, inference=inference, workers=2)
+        alone = SegmentationEvaluation(beach, LOOK, inference=inference).run(coarse)
         assert evaluation.run(coarse).to_dict() == alone.to_dict()
         evaluation.close()
 
 
 def test_the_worst_and_the_best_are_shown(beach: SegmentationFolder) -> None:
-    report = SegmentEvaluation(beach, OWN).run(by_gray)
+    report = SegmentationEvaluation(beach, OWN).run(by_gray)
     names = [Path(example.path).stem for example in report.examples]
     assert sorted(names) == ["0", "1", "2", "3", "5", "6"]  # what is all ignored has no mIoU
     scores = [example.miou for example in report.examples]
@@ -120,7 +120,7 @@ def test_of_many_images_six_of_each_kind_are_kept(tmp_path: Path) -> None:
         labels[: (i * 7) % 20] = 0
         Image.new("RGB", (20, 20), (40, 40, 40)).save(tmp_path / "images" / "val" / f"{i:02d}.png")
         Image.fromarray(labels).save(tmp_path / "annotations" / "val" / f"{i:02d}.png")
-    report = SegmentEvaluation(open_segmentation(tmp_path, "val", "folders"), OWN).run(by_gray)
+    report = SegmentationEvaluation(open_segmentation(tmp_path, "val", "folders"), OWN).run(by_gray)
     scores = [example.miou for example in report.examples]
     assert scores == [i / 40 for i in (*range(6), *range(19, 13, -1))]
 
@@ -128,7 +128,7 @@ def test_of_many_images_six_of_each_kind_are_kept(tmp_path: Path) -> None:
 def test_a_data_set_without_a_labeled_pixel_can_be_measured(beach: SegmentationFolder) -> None:
     for file in (beach.folder.parent.parent / "annotations" / "val").iterdir():
         Image.fromarray(np.full_like(np.asarray(Image.open(file)), 255)).save(file)
-    report = SegmentEvaluation(beach, LOOK).run(coarse)
+    report = SegmentationEvaluation(beach, LOOK).run(coarse)
     assert report.metrics == {"miou": 0.0, "aacc": 0.0, "macc": 0.0} and not report.examples
     assert "no labeled pixel" in report.text() and json.loads(json.dumps(report.to_dict()))["pixels"] == 0
 
@@ -138,17 +138,17 @@ def test_logits_that_are_not_finite_name_the_image(beach: SegmentationFolder) ->
         return by_gray(images) / (images.shape[-1] != 33)
 
     with pytest.raises(TrainingError, match=r"3\.png: .*not finite"):
-        SegmentEvaluation(beach, OWN).run(broken)
+        SegmentationEvaluation(beach, OWN).run(broken)
 
 
 def test_files_that_do_not_fit_are_named(beach: SegmentationFolder) -> None:
     with pytest.raises(DataError, match=r"annotations.*0\.png: prediction: 4 is no class"):
-        SegmentEvaluation(beach, OWN).run(
+        SegmentationEvaluation(beach, OWN).run(
             lambda x: by_gray(x)[:, [0] * 4 + [1]] + torch.eye(5)[4][:, None, None]
         )
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(beach.label_path(1))
     with pytest.raises(BadImage, match=r"1\.png: .*5x5"):
-        SegmentEvaluation(beach, OWN).run(by_gray)
+        SegmentationEvaluation(beach, OWN).run(by_gray)
 
 
 def measure(root: str) -> None:
@@ -156,16 +156,16 @@ def measure(root: str) -> None:
     torch.set_num_threads(1)
     join("cpu")
     folder = open_segmentation(root, "val", "folders")
-    evaluation = SegmentEvaluation(folder, LOOK)
+    evaluation = SegmentationEvaluation(folder, LOOK)
     print(json.dumps(evaluation.run(coarse).to_dict()))
     with pytest.raises((RankError, TrainingError), match=r"3\.png: .*not finite"):
-        SegmentEvaluation(folder, OWN).run(lambda images: coarse(images) / (images.shape[-1] != 33))
+        SegmentationEvaluation(folder, OWN).run(lambda images: coarse(images) / (images.shape[-1] != 33))
     (Path(root) / "annotations" / "val" / "1.png").write_bytes(b"")
     with pytest.raises((BadImage, RankError), match=r"1\.png: the file is empty"):
         evaluation.run(coarse)
 
 
 def test_two_ranks_measure_the_same(beach: SegmentationFolder, two_ranks: Callable[..., list[str]]) -> None:
-    alone = json.loads(json.dumps(SegmentEvaluation(beach, LOOK).run(coarse).to_dict()))
+    alone = json.loads(json.dumps(SegmentationEvaluation(beach, LOOK).run(coarse).to_dict()))
     told = two_ranks(measure, str(beach.folder.parent.parent))
     assert [json.loads(out) for out in told] == [alone, alone]

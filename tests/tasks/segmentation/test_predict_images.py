@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import TrainingError
-from metaformer.inference.model import LoadedModel
+from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.segmentation.predict import ImageSegmenter, Inference
 from metaformer.tasks.stream import ImageList
 

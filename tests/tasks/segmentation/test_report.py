@@ -13,7 +13,7 @@ from metaformer.checkpoint.checkpoint import read_checkpoint, write_checkpoint
 from metaformer.config import TrainConfig
 from metaformer.tasks.segmentation.metrics import figures
 from metaformer.tasks.segmentation.report import segment_content
-from metaformer.tasks.segmentation.results import SegmentExample, SegmentReport, thumbnail
+from metaformer.tasks.segmentation.results import SegmentationReport, SegmentExample, thumbnail
 from metaformer.training.report import write_report
 from metaformer.training.train import train
 
@@ -42,7 +42,7 @@ def test_the_page_shows_images_truth_and_predictions(
 def state(classes: int, confusion: torch.Tensor, examples: tuple[SegmentExample, ...] = ()) -> dict[str, Any]:
     names = ["<b>", *(f"class {i}" for i in range(1, classes))]
     palette = tuple((i % 256, 7, 9) for i in range(classes))
-    report = SegmentReport(len(examples), figures(confusion, names), confusion, palette, examples)
+    report = SegmentationReport(len(examples), figures(confusion, names), confusion, palette, examples)
     look = {"long_side": 2048, "short_side": 512, "size_divisor": 32}
     card = {"task": "segment", "name": "net", "classes": names, "preprocess": look}
     return {

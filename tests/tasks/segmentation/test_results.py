@@ -11,8 +11,8 @@ from metaformer.tasks.segmentation.metrics import figures
 from metaformer.tasks.segmentation.results import (
     IGNORED,
     Segmentation,
+    SegmentationReport,
     SegmentExample,
-    SegmentReport,
     areas,
     painted,
     thumbnail,
@@ -22,12 +22,12 @@ COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 MAP = np.array([[0, 0, 0, 2], [2, 2, 2, 2]], dtype=np.uint8)
 
 
-def report(classes: int = 3) -> SegmentReport:
+def report(classes: int = 3) -> SegmentationReport:
     confusion = torch.eye(classes, dtype=torch.int64) * 1000
     confusion[0, 1], confusion[2] = 250, 0
     examples = (SegmentExample("a.png", 4, 0.5, "AAAA", "BBBB", (0, 1)),)
     found = figures(confusion, [f"c{i}" for i in range(classes)])
-    return SegmentReport(7, found, confusion, tuple((i % 256, 0, 0) for i in range(classes)), examples)
+    return SegmentationReport(7, found, confusion, tuple((i % 256, 0, 0) for i in range(classes)), examples)
 
 
 def test_a_result_knows_its_classes() -> None:

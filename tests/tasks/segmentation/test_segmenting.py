@@ -18,11 +18,11 @@ from metaformer.errors import ConfigError, DataError, TrainingError
 from metaformer.inference.evaluate import evaluate
 from metaformer.inference.model import load_model
 from metaformer.inference.predictor import Predictor
-from metaformer.tasks.registry import build_task
 from metaformer.tasks.segmentation.layouts import LAYOUTS
-from metaformer.tasks.segmentation.results import Segmentation, SegmentReport
+from metaformer.tasks.segmentation.results import Segmentation, SegmentationReport
 from metaformer.training.train import train
 from metaformer.training.trainer import Trainer
+from toys import build_task
 
 Configure = Callable[..., TrainConfig]
 Digest = Callable[[Path], dict[str, Any]]
@@ -36,7 +36,7 @@ def test_a_run_learns_and_is_measured_again_the_same(configure_segment: Configur
     assert [line["epoch"] for line in lines] == [4, 8, 12]
     assert {"miou", "aacc", "macc"} <= lines[0].keys()
     report = evaluate(tmp_path / "run", device="cpu", workers=0)
-    assert isinstance(report, SegmentReport)
+    assert isinstance(report, SegmentationReport)
     assert report.metrics["miou"] == result.best and report.images == 5
     assert report.classes == ["background", "green", "blue"]
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
@@ -135,7 +135,7 @@ def test_a_published_name_brings_its_data_sets_classes(patches: Path, tmp_path: 
     report = evaluate(
         tmp_path / "saved", patches, classes=tmp_path / "names.txt", layout="ade20k", device="cpu", workers=0
     )
-    assert isinstance(report, SegmentReport) and report.images == 5
+    assert isinstance(report, SegmentationReport) and report.images == 5
 
 
 # Where each layout wants the image and the label map `i` of a split, and two of its class numbers.
@@ -187,7 +187,7 @@ def test_each_layout_is_trained_on_measured_and_predicted(
     )
     assert train(config, tmp_path / "run").complete
     report = evaluate(tmp_path / "run", scales=[0.75, 1.0], flip=True, device="cpu", workers=0)
-    assert isinstance(report, SegmentReport)
+    assert isinstance(report, SegmentationReport)
     assert report.figures.pixels == 40 * 48 + 41 * 48
     things = 2 * 12 * 22
     assert {row.pixels for row in report.figures.per_class} - {0} == {things, 81 * 48 - things}

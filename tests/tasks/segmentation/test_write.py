@@ -9,7 +9,8 @@ from PIL import Image
 from metaformer.errors import ConfigError, OutputError
 from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.results import Segmentation
-from metaformer.tasks.segmentation.write import Outputs, mask_image, write_segmentations
+from metaformer.tasks.segmentation.write import mask_image, write_segmentations
+from metaformer.training.diagnose import Outputs
 
 
 def test_label_maps_and_lines_are_written(seen: Callable[..., Prediction], tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from metaformer.data.split import Split
 from metaformer.deploy.int8.graph import Images, calibrate, float_products, load_nncf, make_graph
 from metaformer.deploy.int8.report import QuantizeReport, Side, compare
 from metaformer.errors import ConfigError, OutputError
-from metaformer.inference.evaluate import only_for, open_images
 from metaformer.inference.int8_model import NETWORK, Int8Network, load_openvino
-from metaformer.inference.model import LoadedModel, load_model
+from metaformer.inference.model import load_model
 from metaformer.serialize import to_dict
-from metaformer.tasks.classification.evaluate import Evaluation
+from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.classification.evaluate import ClassificationEvaluation, open_evaluation_split
+from metaformer.tasks.classification.spec import SPEC as CLASSIFICATION
 
 REPORT = "report.json"
 
@@ -32,7 +33,7 @@ def quantize(
     out: str | Path,
     *,
     checkpoint: str | Path | None = None,
-    classes: str | Path | Sequence[str] | None = None,
+    class_names: str | Path | Sequence[str] | None = None,
     image_size: int | None = None,
     images: int = 300,
     calibrate_on: str | None = None,
@@ -51,7 +52,7 @@ def quantize(
         data: folder that holds the data set; None takes the run's own.
         out: directory to write; one that `quantize` wrote is replaced.
         checkpoint: weights for a model name; its published ones when not given.
-        classes: the model's class names, or a file of them, where neither run nor folders tell.
+        class_names: class names, or a file with one a line, where nothing else gives them.
         image_size: pixels of the network's input, which is then fixed; as the source says when not given.
         images: training images, spread evenly over the split, that tell the ranges of values.
         calibrate_on: split that they come from; the run's training split, or `train`.
@@ -75,30 +76,33 @@ def quantize(
     target = Path(out)
     _check_free(target)
     load_nncf()  # it tells at once when it is missing
-    bundle = load_model(source, checkpoint, classes=classes).looking(image_size).placed(CPU, "none")
-    only_for(bundle, ("classify",), {"quantize": True})
-    if isinstance(bundle.model, Int8Network):
+    model = load_model(source, checkpoint, class_names=class_names)
+    if model.spec is not CLASSIFICATION:
+        raise ConfigError(f"{source}: for {model.spec.title}; quantize takes {CLASSIFICATION.title}")
+    model = model.with_preprocess(image_size=image_size).to(CPU, "none")
+    if isinstance(model.model, Int8Network):
         raise ConfigError(f"{source}: is in int8 already; quantize what it was made of")
-    run = bundle.config
-    known = open_images(bundle, data, calibrate_on or (run.data.train if run else "train"), subset=True)
-    val = open_images(bundle, data, split, subset=False)
-    calibration, labels = _read(bundle, known, images)
-    graph = make_graph(bundle.model, torch.from_numpy(np.concatenate(calibration[:2])))
+    run = model.config
+    training = calibrate_on or (run.data.train if run else "train")
+    known = open_evaluation_split(model, data, training, allow_missing=True)
+    val = open_evaluation_split(model, data, split)
+    calibration, labels = _read(model, known, images)
+    graph = make_graph(model.model, torch.from_numpy(np.concatenate(calibration[:2])))
     small = calibrate(graph, calibration, labels, max_drop)
-    evaluation = Evaluation(val, _look(bundle), batch_size=batch_size, workers=workers)
+    evaluation = ClassificationEvaluation(val, _look(model), batch_size=batch_size, workers=workers)
     reports: list[QuantizeReport] = []
 
     def fill(directory: Path) -> None:
-        _write(directory, bundle, small)
+        _write(directory, model, small)
         network = Int8Network(directory / NETWORK)  # what was written is what is measured
-        found = compare(evaluation, bundle.forward, network)
+        found = compare(evaluation, model.forward, network)
         products, left = float_products(small)
         report = QuantizeReport(
-            name=bundle.name,
+            name=model.name,
             directory=str(target),
             calibrated=len(calibration),
             images=found.original.images,
-            float32=Side(found.original.top1, found.original.loss, _size(bundle)),
+            float32=Side(found.original.top1, found.original.loss, _size(model)),
             int8=Side(found.copy.top1, found.copy.loss, _stored(directory)),
             agreement=found.agreement,
             mean_difference=found.mean_difference,
@@ -124,33 +128,33 @@ def _check_free(target: Path) -> None:
         raise OutputError(f"{target}: holds something else; name a new directory")
 
 
-def _look(bundle: LoadedModel) -> Preprocess:
-    assert isinstance(bundle.preprocess, Preprocess)
-    return bundle.preprocess
+def _look(model: LoadedModel) -> Preprocess:
+    assert isinstance(model.preprocess, Preprocess)
+    return model.preprocess
 
 
-def _read(bundle: LoadedModel, split: Split, count: int) -> tuple[Images, list[int]]:
+def _read(model: LoadedModel, split: Split, count: int) -> tuple[Images, list[int]]:
     """Images spread evenly over a split, as the network sees them, with their labels."""
-    transform = _look(bundle).transform()
+    transform = _look(model).transform()
     count = min(count, len(split))
     chosen = [i * len(split) // count for i in range(count)]
     return [transform(split.image(i))[None].numpy() for i in chosen], [int(split.labels[i]) for i in chosen]
 
 
-def _write(directory: Path, bundle: LoadedModel, graph: Any) -> None:
+def _write(directory: Path, model: LoadedModel, graph: Any) -> None:
     load_openvino().save_model(graph, directory / NETWORK, compress_to_fp16=False)
     card = {
-        "task": bundle.task,
-        "name": bundle.name,
+        "task": model.task,
+        "name": model.name,
         "int8": NETWORK,
-        "classes": bundle.classes and list(bundle.classes),
-        "preprocess": _look(bundle).to_dict(),
+        "classes": model.classes and list(model.classes),
+        "preprocess": _look(model).to_dict(),
     }
-    write_state(directory, {"card": card, "config": bundle.config and to_dict(bundle.config)})
+    write_state(directory, {"card": card, "config": model.config and to_dict(model.config)})
 
 
-def _size(bundle: LoadedModel) -> int:
-    return sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
+def _size(model: LoadedModel) -> int:
+    return sum(value.numel() * value.element_size() for value in model.model.state_dict().values())
 
 
 def _stored(directory: Path) -> int:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from metaformer.tasks.base import Forward
-from metaformer.tasks.classification.evaluate import Evaluation
-from metaformer.tasks.classification.results import EvalReport
+from metaformer.tasks.classification.evaluate import ClassificationEvaluation
+from metaformer.tasks.classification.results import ClassificationReport
 from metaformer.tasks.outputs import write_report
 
 NAMED: Final = 6
@@ -103,8 +103,8 @@ def _written(figure: str, value: float) -> str:
 class Comparison:
     """How a network and its copy do, and how far apart they are."""
 
-    original: EvalReport
-    copy: EvalReport
+    original: ClassificationReport
+    copy: ClassificationReport
     agreement: float
     """Share of the images on which both find the same class."""
     mean_difference: float
@@ -115,7 +115,7 @@ class Comparison:
     """Largest logit of the original, by its absolute value."""
 
 
-def compare(evaluation: Evaluation, original: Forward, copy: Forward) -> Comparison:
+def compare(evaluation: ClassificationEvaluation, original: Forward, copy: Forward) -> Comparison:
     """Measure both, one after the other, each by the whole evaluation; the first one's logits are kept.
 
     Raises:

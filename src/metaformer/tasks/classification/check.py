@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from metaformer.data.folder import ImageFolder
 from metaformer.data.scan import ImageInfo, scan
@@ -12,10 +12,6 @@ from metaformer.data.shards.remote import is_remote
 from metaformer.data.split import Split, open_split
 from metaformer.errors import DataError
 from metaformer.tasks.check import CheckReport, Finding, SplitSummary, quiet
-
-if TYPE_CHECKING:
-    pass
-
 
 UNEVEN: Final = 10
 """How many times as many images the largest class may have as the smallest before it is mentioned."""
@@ -44,6 +40,11 @@ def check_data_set(
         for split in splits:
             check.split(split)
     return CheckReport(check.root, tuple(check.summaries), tuple(dict.fromkeys(check.findings)))
+
+
+def recognize(root: str | Path) -> int:
+    """How surely a folder holds images by class; see `TaskSpec.recognize`. Any may: nothing marks it."""
+    return 1
 
 
 class _Check:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +13,20 @@ from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import EvalSampler
-from metaformer.data.split import Split
+from metaformer.data.split import Split, open_split
 from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, rank, world_size
 from metaformer.errors import DataError, TrainingError
-from metaformer.tasks.base import Forward
+from metaformer.tasks.base import Forward, LoadedModel
 from metaformer.tasks.classification.metrics import RealAccuracy, TopK, read_real_labels
 from metaformer.tasks.classification.predict import average_views
-from metaformer.tasks.classification.results import EvalReport, Example
+from metaformer.tasks.classification.results import ClassificationReport, Example
 from metaformer.tasks.confusion import Confusion, per_class
 
 EXAMPLES = 24
 """Images of each kind, mistakes and right answers, that a report keeps."""
 
 
-class Evaluation:
+class ClassificationEvaluation:
     """A validation set and the way it is looked at; `run` measures one network.
 
     Args:
@@ -76,7 +77,7 @@ class Evaluation:
         )
 
     @torch.inference_mode()
-    def run(self, forward: Forward) -> EvalReport:
+    def run(self, forward: Forward) -> ClassificationReport:
         """Measure; `forward` gives logits (B, K) of images (B, 3, H, W).
 
         Raises:
@@ -104,7 +105,7 @@ class Evaluation:
 class _Count:
     """Running figures of one evaluation; its classes are those that count."""
 
-    def __init__(self, evaluation: Evaluation) -> None:
+    def __init__(self, evaluation: ClassificationEvaluation) -> None:
         self.of = evaluation
         self.kept = torch.tensor(evaluation.kept)
         self.place = torch.full((len(evaluation.folder.classes),), -1)
@@ -145,14 +146,14 @@ class _Count:
                 self.right.append(example)
         self.wrong = _surest(self.wrong)
 
-    def report(self) -> EvalReport:
+    def report(self) -> ClassificationReport:
         confusion, accuracy = self.confusion.result(), self.topk.result()
         images = int(confusion.sum())
         if not images:
             raise DataError(f"{self.of.folder.folder}: no images of the classes that count")
         real, real_images = self.real.result() if self.real is not None else (None, 0)
         right = sorted(all_gather_list(self.right), key=lambda example: example.path)
-        return EvalReport(
+        return ClassificationReport(
             images=images,
             top1=accuracy[1],
             top5=accuracy[self.k],
@@ -168,3 +169,87 @@ class _Count:
 
 def _surest(examples: list[Example]) -> list[Example]:
     return sorted(examples, key=lambda example: (-example.score, example.path))[:EXAMPLES]
+
+
+def build_evaluation(
+    model: LoadedModel,
+    data: str | Path | None,
+    split: str | None,
+    *,
+    batch_size: int = 128,
+    workers: int = 4,
+    image_size: int | None = None,
+    crop: float | None = None,
+    interpolation: Literal["bicubic", "bilinear"] | None = None,
+    flip: bool = False,
+    crops: int = 1,
+    real_labels: str | Path | None = None,
+    class_subset: str | Path | None = None,
+) -> ClassificationEvaluation:
+    """The evaluation of a classifier on an image folder or shards.
+
+    Args:
+        model: what is evaluated.
+        data: folder of the data set; None for the run's own.
+        split: its sub-folder; None for the run's own, or `val`.
+        batch_size: images at once, per device.
+        workers: processes that read images, per device.
+        image_size: height and width of the network's input, in pixels (default: the checkpoint's).
+        crop: share of the resized image that the center crop keeps (default: the checkpoint's).
+        interpolation: resampling (default: the checkpoint's).
+        flip: average with the mirrored image.
+        crops: 1 for the center crop, 5 to average it with the corners.
+        real_labels: file of ReaL labels: a JSON list of the accepted classes of each image, in file order.
+        class_subset: file of class names, one per line: only these count.
+
+    Raises:
+        ConfigError: a value out of range, no data, or another number of classes than the network has.
+        DataError: the data set is not laid out as it should be.
+    """
+    model = model.with_preprocess(image_size=image_size, crop=crop, interpolation=interpolation)
+    folder = open_evaluation_split(model, data, split, allow_missing=class_subset is not None)
+    return ClassificationEvaluation(
+        folder,
+        model.preprocess,
+        batch_size=batch_size,
+        workers=workers,
+        flip=flip,
+        crops=crops,
+        real_labels=real_labels,
+        class_subset=read_class_subset(class_subset, folder.classes),
+        pin_memory=model.device.type == "cuda",
+    )
+
+
+def open_evaluation_split(
+    model: LoadedModel, data: str | Path | None, split: str | None, *, allow_missing: bool = False
+) -> Split:
+    """A split of a data set with the model's classes; `data` and `split` default to the run's own.
+
+    Raises:
+        ConfigError: no data, or another number of classes than the network has.
+        DataError: the data set is not laid out as it should be.
+    """
+    split = split or (model.config.data.val if model.config is not None else "val")
+    folder = open_split(model.data_root(data), split, model.classes, allow_missing=allow_missing)
+    model.check_classes(folder.classes, folder.folder)
+    return folder
+
+
+def read_class_subset(path: str | Path | None, classes: Sequence[str]) -> list[str] | None:
+    """Class names, one per line, each among these classes; no path gives None.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or names a class that there is not.
+    """
+    if path is None:
+        return None
+    try:
+        names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    strange = [name for name in names if name not in set(classes)]
+    if strange or not names:
+        what = f"{strange[0]!r} is no class of the data" if strange else "names no class"
+        raise DataError(f"{path}: {what}; write one class name per line")
+    return names

@@ -57,7 +57,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class EvalReport:
+class ClassificationReport:
     """How well a classifier does on a data set; every image counted once."""
 
     images: int

@@ -1,128 +1,88 @@
-"""Predictions to files: JSON lines, CSV, annotated images."""
+"""Class predictions to files: JSON lines, CSV, drawn images."""
 
 import csv
-import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from metaformer.data.image import read_image
-from metaformer.errors import ConfigError
-from metaformer.storage import FileNames, check_place, whole_bytes, whole_file
+from metaformer.storage import whole_file
+from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.classification.draw import annotate
 from metaformer.tasks.classification.results import Classification
-from metaformer.visualize.text import INK, drawable, fitted, magnification, on_panel
+from metaformer.tasks.outputs import (
+    LINES,
+    Output,
+    Prediction,
+    Writer,
+    drawn_output,
+    jsonl_writer,
+    write_outputs,
+)
 
 
-def write_predictions(
-    results: Iterable[Classification], out: str | Path | None, images: bool = False
+def write_classifications(
+    predictions: Iterable[Prediction[Classification]],
+    out: str | Path | None,
+    model: LoadedModel | None = None,
+    *,
+    draw: bool = False,
 ) -> Iterator[str]:
-    """Write results where and as `out` says, and yield what there is to print.
+    """Write class predictions; yields the lines to print.
 
     Args:
-        results: the predictions.
-        out: None yields the JSON lines themselves; a name ending in .jsonl or .csv is that file; another
-            is a folder for both.
-        images: also write annotated images, to the folder `images` there.
+        predictions: what is written.
+        out: a file that ends in .jsonl or .csv, or a folder for both; None yields JSON lines.
+        model: the network.
+        draw: also write the images with the classes drawn below them, in the folder `images`.
 
     Raises:
-        OutputError: a place that cannot be written to.
-        ConfigError: images without a place for them.
+        ConfigError: `draw` without a place.
+        OutputError: the place cannot be written to.
     """
-    if out is None:
-        if images:
-            raise ConfigError("annotated images need a place: give the output file or folder")
-        yield from (json.dumps(result.to_dict(), ensure_ascii=False) for result in results)
-        return
-    place = Path(out)
-    lone = {".jsonl": write_jsonl, ".csv": write_csv}.get(place.suffix.lower())
-    check_place(place if lone is not None else place / "predictions.jsonl")
-    found = list(results)
-    if lone is not None:
-        yield f"{len(found)} predictions: {lone(found, place)}"
-    else:
-        yield f"{len(found)} predictions: {write_jsonl(found, place / 'predictions.jsonl')}"
-        yield f"{len(found)} predictions: {write_csv(found, place / 'predictions.csv')}"
-    if images:
-        folder = (place.parent if lone is not None else place) / "images"
-        write_images(found, folder)
-        yield f"{len(found)} annotated images: {folder}"
+
+    def outputs(place: Path) -> list[Output]:
+        lone = place.suffix.lower() in (".jsonl", ".csv")
+        lines, table = (place, place) if lone else (place / LINES, place / "predictions.csv")
+        chosen = []
+        if lines.suffix.lower() == ".jsonl":
+            chosen.append(Output(jsonl_writer(lines), "predictions", lines))
+        if table.suffix.lower() == ".csv":
+            chosen.append(Output(csv_writer(table), "predictions", table))
+        if draw:
+            chosen.append(drawn_output(place.parent if lone else place, _drawn))
+        return chosen
+
+    return write_outputs(predictions, out, outputs, needs_folder={"draw": draw}, suffixes=(".jsonl", ".csv"))
 
 
-def write_jsonl(results: Iterable[Classification], path: str | Path) -> Path:
-    """Write one JSON object per image and line: path, labels, scores, indices.
+@contextmanager
+def csv_writer(file: Path) -> Iterator[Writer[Classification]]:
+    """Write one row an image: path, label, score, then the further classes with theirs.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    with whole_file(Path(path)) as stream:
-        for result in results:
-            stream.write(json.dumps(result.to_dict(), ensure_ascii=False) + "\n")
-    return Path(path)
+    with whole_file(file) as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        head = False
 
-
-def write_csv(results: Iterable[Classification], path: str | Path) -> Path:
-    """Write one row per image: path, label, score, then the further classes with theirs.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    with whole_file(Path(path)) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        head: list[str] = []
-        for result in results:
+        def write(name: str, prediction: Prediction[Classification]) -> None:
+            nonlocal head
+            result = prediction.result
             if not head:
-                rest = [
-                    f"{word}_{i}" for i in range(2, len(result.labels) + 1) for word in ("label", "score")
-                ]
-                head = ["path", "label", "score", *rest]
-                writer.writerow(head)
+                further = range(2, len(result.labels) + 1)
+                rest = [f"{column}_{i}" for i in further for column in ("label", "score")]
+                rows.writerow(["path", "label", "score", *rest])
+                head = True
             pairs = zip(result.labels, result.scores, strict=True)
-            writer.writerow(
-                [result.path, *(cell for label, score in pairs for cell in (label, f"{score:.6f}"))]
-            )
-    return Path(path)
+            cells: list[Any] = [cell for label, score in pairs for cell in (label, f"{score:.6f}")]
+            rows.writerow([result.path, *cells])
+
+        yield write
 
 
-def write_images(results: Iterable[Classification], folder: str | Path) -> list[Path]:
-    """Write each image with its classes drawn below, as JPEG files in a folder.
-
-    Raises:
-        OutputError: the folder cannot be written to.
-        ConfigError: a result of an image in memory, which has no file.
-    """
-    place, written, names = Path(folder), [], FileNames()
-    for result in results:
-        if not result.path:
-            raise ConfigError("an image in memory has no file: use annotate(image, result)")
-        file = place / f"{names.of(result.path)}.jpg"
-        with whole_bytes(file) as stream:
-            annotate(read_image(result.path), result).save(stream, "JPEG", quality=92)
-        written.append(file)
-    return written
-
-
-def annotate(image: Image.Image, result: Classification, rows: int = 3) -> Image.Image:
-    """Draw the best classes, each with a bar for its probability, below an image."""
-    image = image.convert("RGB")
-    if (size := drawable(image.size)) != image.size:
-        image = image.resize(size)
-    scale = magnification(image.size)
-    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    rows = min(rows, len(result.labels))
-    letters = max(14, image.width // 24)
-    line, pad = round(letters * 1.9), letters // 2
-    canvas = on_panel(image, rows * line + pad)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(letters)
-    for row, (label, score) in enumerate(zip(result.labels[:rows], result.scores, strict=False)):
-        top = image.height + pad + row * line
-        full = canvas.width - 2 * pad
-        color = (64, 140, 255) if row == 0 else (88, 96, 112)
-        draw.rectangle((pad, top, pad + full, top + line - pad), fill=(40, 44, 52))
-        draw.rectangle((pad, top, pad + round(full * score), top + line - pad), fill=color)
-        middle = top + (line - pad) / 2
-        number = f"{score:.1%}"
-        room = full - draw.textlength(number, font) - 3 * pad
-        draw.text((2 * pad, middle), fitted(label, room, draw, font), INK, font, anchor="lm")
-        draw.text((pad + full - pad, middle), number, INK, font, anchor="rm")
-    return canvas
+def _drawn(prediction: Prediction[Classification], moving: bool) -> Image.Image:
+    return annotate(prediction.pixels(), prediction.result)

@@ -20,25 +20,25 @@ def check_objects(
     root: str | Path,
     splits: Sequence[str] = ("train", "val"),
     *,
-    layout: str = "auto",
-    classes: Names = None,
     workers: int | None = None,
     progress: bool = True,
+    layout: Literal["auto", "coco", "voc", "yolo"] = "auto",
+    class_names: Sequence[str] | str | Path | None = None,
 ) -> CheckReport:
     """Read all images and annotations of a data set and report everything that is wrong with it.
 
     Args:
         root: the data set.
         splits: their names; the first is the one to train on, whose classes the others must have.
-        layout: how it lies; see `open_detection`.
-        classes: names of the classes, or a text file of them, where the data set brings none.
-        workers: processes that read; one per core when not given.
-        progress: show a bar on stderr.
+        workers: processes that read (default: one per core).
+        progress: show a progress bar.
+        layout: how the data set lies on disk; `auto` recognizes it.
+        class_names: file of class names, one a line, where the data set brings none.
 
     Raises:
         ConfigError: a layout that there is not.
     """
-    check = _Check(classes, workers, progress)
+    check = _Check(class_names, workers, progress)
     with quiet():
         try:
             form, home = choose_detection_layout(root, layout)

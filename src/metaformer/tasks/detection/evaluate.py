@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,16 +16,17 @@ from metaformer.data.rle import decode, encode
 from metaformer.data.sampler import EvalSampler
 from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, rank, world_size
 from metaformer.models.detection.structures import Targets
-from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder
+from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
 from metaformer.tasks.detection.instances import Instance
 from metaformer.tasks.detection.metrics import AveragePrecision, Kind
 from metaformer.tasks.detection.polygons import polygons_mask
-from metaformer.tasks.detection.predict import DetectForward, DetectInference
+from metaformer.tasks.detection.predict import DetectForward, DetectInference, run_inference
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
-from metaformer.tasks.detection.results import DetectedObjects, DetectExample, DetectReport, ExampleObject
+from metaformer.tasks.detection.results import DetectedObjects, DetectExample, DetectionReport, ExampleObject
 
 
-class DetectEvaluation:
+class DetectionEvaluation:
     """A validation set and the way it is looked at; `run` measures one network.
 
     Args:
@@ -75,7 +77,7 @@ class DetectEvaluation:
         """What overlaps are measured of, in COCO's words."""
         return ("bbox", "segm") if self.masks else ("bbox",)
 
-    def run(self, forward: DetectForward) -> DetectReport:
+    def run(self, forward: DetectForward) -> DetectionReport:
         """Measure; `forward` finds objects in images (B, 3, h, w).
 
         Raises:
@@ -89,7 +91,7 @@ class DetectEvaluation:
             precision.update(found.as_found(self.source.image_id(index)))
             examples.update(index, found, self.source.instances(index))
             seen += 1
-        return DetectReport(
+        return DetectionReport(
             images=int(all_reduce_sum(torch.tensor(seen))),
             figures=precision.result(),
             palette=self.source.palette,
@@ -232,3 +234,51 @@ def _small(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 def _rank(example: DetectExample) -> tuple[float, str]:
     return example.f1, example.path
+
+
+def build_evaluation(
+    model: LoadedModel,
+    data: str | Path | None,
+    split: str | None,
+    *,
+    batch_size: int = 1,
+    workers: int = 4,
+    layout: Literal["auto", "coco", "voc", "yolo"] | None = None,
+    scales: Sequence[float] | None = None,
+    flip: bool = False,
+) -> DetectionEvaluation:
+    """The evaluation of a detector on images with annotated objects.
+
+    Args:
+        model: what is evaluated.
+        data: folder of the data set; None for the run's own.
+        split: its split; None for the run's own, or `val`.
+        batch_size: not used: images are evaluated one at a time.
+        workers: processes that read images.
+        layout: how the data set lies on disk (default: recognized).
+        scales: test-time augmentation: factors of the input's size, such as 0.75,1,1.25.
+        flip: also detect in the mirrored image, and merge.
+
+    Raises:
+        ConfigError: a value out of range, no data, or another number of classes than the network has.
+        DataError: the data set is not laid out as it should be.
+    """
+    run = model.config
+    has_masks = bool(model.model.has_masks)
+    folder = open_detection(
+        model.data_root(data),
+        split or (run.data.val if run is not None else "val"),
+        layout or (run.detect.layout if run is not None else "auto"),
+        classes=list(model.classes) if model.classes else None,
+        masks=None if has_masks else False,  # a network with masks can be evaluated on boxes alone
+    )
+    model.check_classes(folder.classes, folder.folder)
+    folder.check_any()
+    return DetectionEvaluation(
+        folder,
+        model.preprocess,
+        inference=run_inference(run, scales, flip),
+        masks=has_masks and folder.has_masks,
+        workers=workers,
+        pin_memory=model.device.type == "cuda",
+    )

@@ -1,21 +1,21 @@
 """From an image to the objects in it: in one view or several."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from metaformer.data.class_lists import Palette
+from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, TrainingError, UnknownName
 from metaformer.models.detection.structures import Detections, Size
-from metaformer.tasks.base import Forward
+from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.detection.preprocess import DetectionPreprocess, stack
 from metaformer.tasks.detection.results import DetectedObjects
-from metaformer.tasks.stream import ImageStream
+from metaformer.tasks.stream import StreamPredictor
 
 DetectForward = Callable[[Tensor, Sequence[Size], Sequence[Size]], list[Detections]]
 """What finds objects: images (B, 3, H, W), their sizes in these, and the sizes that boxes are to refer to."""
@@ -119,18 +119,39 @@ def _seen(forward: DetectForward, image: Tensor, size: Size, mirrored: bool, nam
     )
 
 
-class ImageDetector(ImageStream[DetectedObjects]):
-    """A trained network that finds objects.
+def run_inference(
+    config: TrainConfig | None, scales: Sequence[float] | None = None, flip: bool = False
+) -> DetectInference:
+    """Test-time augmentation of a run's evaluation, with some of it changed.
 
     Args:
-        forward: gives the `Detections` of an image (1, 3, H, W).
-        preprocess: how images become input.
-        classes: class names.
-        palette: a color for each class.
-        inference: how images are looked at.
-        score: objects with a lower score are left out.
-        only: names of the classes that are told; all when not given.
+        config: the run; None for a published network.
+        scales: factors of the input's size; None for the run's own.
+        flip: also detect in the mirrored image.
+    """
+    own = DetectInference()
+    if config is not None:
+        options = config.detect
+        own = DetectInference(
+            scales=tuple(options.scales),
+            flip=config.evaluate.flip,
+            nms_threshold=options.nms_threshold,
+            max_detections=options.max_detections,
+        )
+    return replace(own, flip=own.flip or flip, scales=tuple(scales) if scales else own.scales)
+
+
+class DetectionPredictor(StreamPredictor[DetectedObjects]):
+    """The objects in images of any size.
+
+    Args:
+        model: a detector.
+        batch_size: not used: images are predicted one at a time.
         workers: threads that read images ahead; 0 reads each when it is due.
+        scales: test-time augmentation: factors of the input's size, such as 0.75,1,1.25.
+        flip: also detect in the mirrored image, and merge.
+        score: leave out objects with a lower score.
+        classes: names of the classes to report, such as cat,dog (default: all).
 
     Raises:
         ConfigError: a score outside 0 to 1.
@@ -139,28 +160,29 @@ class ImageDetector(ImageStream[DetectedObjects]):
 
     def __init__(
         self,
-        forward: Forward,
-        preprocess: DetectionPreprocess,
-        classes: Sequence[str],
-        palette: Palette,
-        inference: DetectInference,
+        model: LoadedModel,
         *,
-        score: float = 0.0,
-        only: Collection[str] | None = None,
+        batch_size: int = 1,
         workers: int = 0,
+        scales: Sequence[float] | None = None,
+        flip: bool = False,
+        score: float = 0.3,
+        classes: Sequence[str] | None = None,
     ) -> None:
         super().__init__(workers)
         if not 0 <= score <= 1:
             raise ConfigError(f"score is {score}: it must lie between 0 and 1")
-        for name in only or ():
-            if name not in classes:
-                raise UnknownName("class", name, classes)
-        self.forward, self.classes, self.inference = forward, tuple(classes), inference
-        self.score, self.only = score, None if only is None else tuple(only)
-        self._preprocess, self.palette = preprocess, palette
+        self.model, self.classes = model, model.class_names
+        for name in classes or ():
+            if name not in self.classes:
+                raise UnknownName("class", name, self.classes)
+        self.inference = run_inference(model.config, scales, flip)
+        self.score, self.wanted = score, None if classes is None else tuple(classes)
+        self.settings = {**asdict(self.inference), "score": score, "classes": self.wanted}
 
-    def see(self, image: Image.Image, path: str, name: str) -> DetectedObjects:
-        """Find the objects in an image."""
-        found = self.inference.detections(self.forward, image, self._preprocess, name=name)
-        objects = DetectedObjects.from_detections(found, path, image.size, self.classes, self.palette)
-        return objects.filtered(self.score, self.only)
+    def predict_image(self, image: Image.Image, path: str, name: str) -> DetectedObjects:
+        """The objects in an RGB image."""
+        detections = self.inference.detections(self.model.forward, image, self.model.preprocess, name=name)
+        palette = self.model.metadata.palette
+        objects = DetectedObjects.from_detections(detections, path, image.size, self.classes, palette)
+        return objects.filtered(self.score, self.wanted)

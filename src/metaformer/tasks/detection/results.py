@@ -254,7 +254,7 @@ class DetectExample:
 
 
 @dataclass(frozen=True, eq=False)
-class DetectReport:
+class DetectionReport:
     """How well a detector does on a data set."""
 
     images: int

@@ -9,23 +9,23 @@ from torch import Tensor, nn
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.data.loader import DATA_TIMEOUT, Stop
+from metaformer.data.sampler import GroupSampler, PureSampler
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError
 from metaformer.models.detection.detector import Detector
-from metaformer.tasks.base import StepContext
+from metaformer.tasks.base import StepContext, Task
 from metaformer.tasks.detection.check import check_sizes
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
-from metaformer.tasks.detection.evaluate import DetectEvaluation
-from metaformer.tasks.detection.predict import DetectForward, DetectInference
+from metaformer.tasks.detection.evaluate import DetectionEvaluation
+from metaformer.tasks.detection.predict import run_inference
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
-from metaformer.tasks.detection.results import DetectReport
 from metaformer.tasks.detection.transforms import train_transform
 from metaformer.tasks.initial_weights import begin_with_weights, dense_backbone
 from metaformer.tasks.validate import validate_splits
 
 
-class Detect:
-    """Find objects: their classes, boxes and, where the model gives them, masks.
+class DetectionTask(Task):
+    """Object detection, and with masks instance segmentation.
 
     Args:
         model: gives `Detections`, or losses where it is also given targets.
@@ -33,46 +33,37 @@ class Detect:
         train: augmented training images with their objects.
         evaluation: the validation data.
         preprocess: how images become input when the model is used.
+        group_by_aspect: draw batches of images that are all wide or all tall.
     """
 
     metric = "ap"
+    model: Detector
+    train: DetectionDataset
+    preprocess: DetectionPreprocess
 
     def __init__(
         self,
         model: Detector,
         name: str,
         train: DetectionDataset,
-        evaluation: DetectEvaluation,
+        evaluation: DetectionEvaluation,
         preprocess: DetectionPreprocess,
+        group_by_aspect: bool = False,
     ) -> None:
-        self.model, self.name, self.train = model, name, train
-        self.evaluation, self.preprocess = evaluation, preprocess
+        super().__init__(model, name, train, evaluation, preprocess)
+        self.group_by_aspect = group_by_aspect
 
-    @property
-    def data(self) -> DetectionFolder:
-        """The training data, which names the classes."""
-        return self.train.scenes
+    def sampler(self, **options: Any) -> PureSampler:
+        """Order of the training images, wide and tall ones apart where asked for."""
+        if not self.group_by_aspect:
+            return super().sampler(**options)
+        source = self.train.scenes
+        return GroupSampler([source.aspect(index) > 1 for index in range(len(source))], **options)
 
-    def to(self, device: torch.device) -> None:
-        """Move the model."""
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def losses(self, model: nn.Module, batch: Batch, moment: StepContext) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Losses of a batch of images."""
         losses: dict[str, Tensor] = model(batch.images, batch.targets, batch.sizes)
         return losses
-
-    def names(self, batch: Batch) -> list[str]:
-        """Files that a batch came from."""
-        return [str(self.data.path(int(index))) for index in batch.indices]
-
-    def evaluate(self, forward: DetectForward) -> DetectReport:
-        """Measure on the validation data."""
-        return self.evaluation.run(forward)
-
-    def close(self) -> None:
-        """Stop the processes that read validation data."""
-        self.evaluation.close()
 
     def card(self) -> dict[str, Any]:
         """Architecture, classes with their numbers in COCO's files, and preprocessing."""
@@ -80,32 +71,14 @@ class Detect:
             "task": "detect",
             "name": self.name,
             "model": self.model.config.to_dict(),
-            "classes": list(self.data.classes),
-            "palette": [list(color) for color in self.data.palette],
-            "category_ids": list(self.data.category_ids),
+            "classes": list(self.train.scenes.classes),
+            "palette": [list(color) for color in self.train.scenes.palette],
+            "category_ids": list(self.train.scenes.category_ids),
             "preprocess": self.preprocess.to_dict(),
         }
 
-    def hub_card(self) -> dict[str, Any]:
-        """The same as `from_pretrained` reads it from `config.json`."""
-        return {
-            "library_name": "metaformer",
-            "task": "detect",
-            "architecture": self.name,
-            "config": self.model.config.to_dict(),
-            "pretrained_cfg": {
-                "num_classes": len(self.data.classes),
-                "label_names": list(self.data.classes),
-                "palette": [list(color) for color in self.data.palette],
-                "category_ids": list(self.data.category_ids),
-                "preprocess": self.preprocess.to_dict(),
-                "mean": list(self.preprocess.mean),
-                "std": list(self.preprocess.std),
-            },
-        }
 
-
-def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) -> Detect:
+def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) -> DetectionTask:
     """Open the data and make model and evaluation, all on the run's device; `stop` cuts evaluations.
 
     Every image's size is looked at before anything is learned.
@@ -133,10 +106,10 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
         mean=config.data.mean,
         std=config.data.std,
     )
-    evaluation = DetectEvaluation(
+    evaluation = DetectionEvaluation(
         val,
         preprocess,
-        inference=detect_inference(config),
+        inference=run_inference(config),
         masks=plan.head == "mask_rcnn",
         workers=config.data.workers,
         pin_memory=world.device.type == "cuda",
@@ -145,7 +118,9 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
     )
     scenes = DetectionDataset(train, augment, config.seed, masks=plan.head == "mask_rcnn")
     name = f"{plan.head}_{config.model.name}"
-    task = Detect(build_detector(config, train), name, scenes, evaluation, preprocess)
+    task = DetectionTask(
+        build_detector(config, train), name, scenes, evaluation, preprocess, plan.group_by_aspect
+    )
     task.to(world.device)
     return task
 
@@ -168,7 +143,7 @@ def open_annotated(
         config.data.root,
         split,
         plan.layout,
-        classes=plan.classes or classes,
+        classes=plan.class_names or classes,
         masks=plan.head == "mask_rcnn",
         on_bad=on_bad,
     )
@@ -179,17 +154,6 @@ def detection_preprocessing(config: TrainConfig) -> DetectionPreprocess:
     plan = config.detect
     short = None if plan.long_side is None else plan.short_sides[-1]
     return DetectionPreprocess(plan.long_side, short, mean=config.data.mean, std=config.data.std)
-
-
-def detect_inference(config: TrainConfig) -> DetectInference:
-    """How a run's images are looked at in evaluation."""
-    plan = config.detect
-    return DetectInference(
-        scales=tuple(plan.scales),
-        flip=config.evaluate.flip,
-        nms_threshold=plan.nms_threshold,
-        max_detections=plan.max_detections,
-    )
 
 
 def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:

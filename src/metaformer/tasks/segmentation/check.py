@@ -21,31 +21,32 @@ def check_label_maps(
     root: str | Path,
     splits: Sequence[str] = ("train", "val"),
     *,
-    layout: str = "auto",
-    classes: Sequence[str] | str | Path | None = None,
-    reduce_zero_label: bool | None = None,
     workers: int | None = None,
     progress: bool = True,
+    layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders"] = "auto",
+    class_names: Sequence[str] | str | Path | None = None,
+    reduce_zero_label: Literal["yes", "no"] | None = None,
 ) -> CheckReport:
     """Read all images and label maps of a data set and report everything that is wrong with it.
 
     Args:
         root: the data set.
         splits: their names; the first is the one to train on.
-        layout: how it lies; see `open_segmentation`.
-        classes: names of the classes, or a text file of them, where the data set brings none.
-        reduce_zero_label: whether 0 in the label maps is no class; as the layout has it when not given.
-        workers: processes that read; one per core when not given.
-        progress: show a bar on stderr.
+        workers: processes that read (default: one per core).
+        progress: show a progress bar.
+        layout: how the data set lies on disk; `auto` recognizes it.
+        class_names: file of class names, one a line, where the data set brings none.
+        reduce_zero_label: whether 0 in label maps is no class (default: as the layout has it; yes in ade20k).
 
     Raises:
         ConfigError: a layout that there is not, or a value that it does not have.
     """
+    zero = None if reduce_zero_label is None else reduce_zero_label == "yes"
     check = _Check(workers, progress)
     with quiet():
         try:
             form, home = choose_layout(root, layout)
-            naming = name_classes(form, home, classes, reduce_zero_label)
+            naming = name_classes(form, home, class_names, zero)
         except DataError as error:
             check.add("error", "layout", str(error))
             splits = ()

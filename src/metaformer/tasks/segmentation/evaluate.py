@@ -1,7 +1,8 @@
 """Measuring a segmenter: every image once, at the size of its labels, by however many processes."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,17 +15,18 @@ from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.data.sampler import EvalSampler
 from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, rank, world_size
 from metaformer.errors import DataError
-from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder
+from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.metrics import SegmentationCount, figures, mean_iou
-from metaformer.tasks.segmentation.predict import Inference
-from metaformer.tasks.segmentation.results import SegmentExample, SegmentReport, areas, thumbnail
+from metaformer.tasks.segmentation.predict import Inference, run_inference
+from metaformer.tasks.segmentation.results import SegmentationReport, SegmentExample, areas, thumbnail
 from metaformer.tasks.segmentation.tiled_inference import DenseForward
 
 EXAMPLES = 6
 """Images of each kind, the worst and the best, that a report keeps."""
 
 
-class SegmentEvaluation:
+class SegmentationEvaluation:
     """A validation set and the way it is looked at; `run` measures one network.
 
     Args:
@@ -62,7 +64,7 @@ class SegmentEvaluation:
             stop=stop,
         )
 
-    def run(self, forward: DenseForward) -> SegmentReport:
+    def run(self, forward: DenseForward) -> SegmentationReport:
         """Measure; `forward` gives logits (B, K, *, *) of images (B, 3, h, w), best at their own resolution.
 
         Raises:
@@ -146,12 +148,12 @@ class _Count:
             labels=tuple(label for label in both if label != self.source.ignore_index),
         )
 
-    def report(self) -> SegmentReport:
+    def report(self) -> SegmentationReport:
         confusion = self.pixels.result()
         worst = sorted(all_gather_list(self.worst), key=_rank)[:EXAMPLES]
         best = sorted(all_gather_list(self.best), key=_rank, reverse=True)[:EXAMPLES]
         shown = {example.index for example in worst}
-        return SegmentReport(
+        return SegmentationReport(
             images=int(all_reduce_sum(torch.tensor(self.images))),
             figures=figures(confusion, self.source.classes),
             confusion=confusion,
@@ -162,3 +164,51 @@ class _Count:
 
 def _rank(example: SegmentExample) -> tuple[float, str]:
     return example.miou, example.path
+
+
+def build_evaluation(
+    model: LoadedModel,
+    data: str | Path | None,
+    split: str | None,
+    *,
+    batch_size: int = 1,
+    workers: int = 4,
+    layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders"] | None = None,
+    scales: Sequence[float] | None = None,
+    flip: bool = False,
+    sliding_window: int | None = None,
+) -> SegmentationEvaluation:
+    """The evaluation of a segmenter on images with label maps.
+
+    Args:
+        model: what is evaluated.
+        data: folder of the data set; None for the run's own.
+        split: its split; None for the run's own, or `val`.
+        batch_size: not used: images are evaluated one at a time.
+        workers: processes that read images.
+        layout: how the data set lies on disk (default: recognized).
+        scales: test-time augmentation: factors of the input's size, such as 0.75,1,1.25.
+        flip: average with the mirrored image.
+        sliding_window: side of overlapping windows that are evaluated and averaged, in pixels; 0 for none.
+
+    Raises:
+        ConfigError: a value out of range, no data, or another number of classes than the network has.
+        DataError: the data set is not laid out as it should be.
+    """
+    run = model.config
+    options = run.segment if run is not None else None
+    folder = open_segmentation(
+        model.data_root(data),
+        split or (run.data.val if run is not None else "val"),
+        layout or (options.layout if options is not None else "auto"),
+        classes=list(model.classes) if model.classes else None,
+        reduce_zero_label=options.reduce_zero_label if options is not None else None,
+    )
+    model.check_classes(folder.classes, folder.folder)
+    return SegmentationEvaluation(
+        folder,
+        model.preprocess,
+        inference=run_inference(run, scales, flip, sliding_window),
+        workers=workers,
+        pin_memory=model.device.type == "cuda",
+    )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metaformer.data.class_lists import Palette
+from metaformer.config import TrainConfig
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import ConfigError
-from metaformer.tasks.base import Forward
+from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.segmentation.resize_matrix import Span
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.segmentation.tiled_inference import (
@@ -28,7 +28,7 @@ from metaformer.tasks.segmentation.tiled_inference import (
     whole,
     windows,
 )
-from metaformer.tasks.stream import ImageStream
+from metaformer.tasks.stream import StreamPredictor
 
 BAND = 32
 """Rows of the result that are made at once."""
@@ -182,33 +182,70 @@ def _logits(strips: list[Strip], left: int, right: int) -> Tensor:
     return logits
 
 
-class ImageSegmenter(ImageStream[Segmentation]):
-    """A trained network that tells the classes of pixels.
+def run_inference(
+    config: TrainConfig | None,
+    scales: Sequence[float] | None = None,
+    flip: bool = False,
+    sliding_window: int | None = None,
+) -> Inference:
+    """Test-time augmentation and windows of a run's evaluation, with some of them changed.
 
     Args:
-        forward: gives logits of an image (1, 3, H, W).
-        preprocess: how images become input.
-        classes: class names.
-        palette: a color for each class.
-        inference: how images are looked at.
+        config: the run; None for a published network.
+        scales: factors of the input's size; None for the run's own.
+        flip: also average with the mirrored image.
+        sliding_window: side of the windows in pixels; 0 for none, None for the run's own.
+    """
+    own = Inference()
+    if config is not None:
+        options = config.segment
+        own = Inference(
+            mode=options.inference,
+            window=(options.window, options.window),
+            stride=(options.stride, options.stride),
+            scales=tuple(options.scales),
+            flip=config.evaluate.flip,
+        )
+    own = replace(own, flip=own.flip or flip, scales=tuple(scales) if scales else own.scales)
+    if sliding_window is None:
+        return own
+    if not sliding_window:
+        return replace(own, mode="whole")
+    side = (sliding_window, sliding_window)
+    return replace(own, mode="slide", window=side, stride=(-(-sliding_window * 2 // 3),) * 2)
+
+
+class SegmentationPredictor(StreamPredictor[Segmentation]):
+    """The class of each pixel of images of any size.
+
+    Args:
+        model: a segmenter.
+        batch_size: not used: images are predicted one at a time.
         workers: threads that read images ahead; 0 reads each when it is due.
+        scales: test-time augmentation: factors of the input's size, such as 0.75,1,1.25.
+        flip: average with the mirrored image.
+        sliding_window: side of overlapping windows that are predicted and averaged, in pixels; 0 for none.
     """
 
     def __init__(
         self,
-        forward: Forward,
-        preprocess: DensePreprocess,
-        classes: Sequence[str],
-        palette: Palette,
-        inference: Inference,
+        model: LoadedModel,
+        *,
+        batch_size: int = 1,
         workers: int = 0,
+        scales: Sequence[float] | None = None,
+        flip: bool = False,
+        sliding_window: int | None = None,
     ) -> None:
         super().__init__(workers)
-        self.forward, self.classes, self.inference = forward, tuple(classes), inference
-        self._preprocess, self.palette = preprocess, palette
+        self.model, self.classes = model, model.class_names
+        self.inference = run_inference(model.config, scales, flip, sliding_window)
+        self.settings = asdict(self.inference)
 
-    def see(self, image: Image.Image, path: str, name: str) -> Segmentation:
-        """Tell the class of each pixel."""
-        found = self.inference.label_map(self.forward, image, self._preprocess, name=name).numpy()
-        kind = np.uint8 if len(self.classes) <= 256 else np.uint16
-        return Segmentation(path, found.astype(kind, copy=False), self.classes, self.palette)
+    def predict_image(self, image: Image.Image, path: str, name: str) -> Segmentation:
+        """The class of each pixel of an RGB image."""
+        label_map = self.inference.label_map(
+            self.model.forward, image, self.model.preprocess, name=name
+        ).numpy()
+        dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
+        return Segmentation(path, label_map.astype(dtype, copy=False), self.classes, self.model.metadata)

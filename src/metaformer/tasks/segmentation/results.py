@@ -81,7 +81,7 @@ class SegmentExample:
 
 
 @dataclass(frozen=True, eq=False)
-class SegmentReport:
+class SegmentationReport:
     """How well a network does on a data set."""
 
     images: int

@@ -13,19 +13,18 @@ from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
-from metaformer.tasks.base import Forward, StepContext
+from metaformer.tasks.base import StepContext, Task
 from metaformer.tasks.initial_weights import begin_with_weights, dense_backbone
 from metaformer.tasks.segmentation.check import check_segmentation
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
-from metaformer.tasks.segmentation.evaluate import SegmentEvaluation
-from metaformer.tasks.segmentation.predict import Inference
-from metaformer.tasks.segmentation.results import SegmentReport
+from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
+from metaformer.tasks.segmentation.predict import run_inference
 from metaformer.tasks.segmentation.transforms import train_transform
 from metaformer.tasks.validate import validate_splits
 
 
-class Segment:
-    """Tell the classes of pixels apart.
+class SegmentationTask(Task):
+    """Semantic segmentation.
 
     Args:
         model: gives logits (B, K, H, W), or losses where it is also given label maps.
@@ -36,43 +35,14 @@ class Segment:
     """
 
     metric = "miou"
+    model: Segmenter
+    train: SegmentationDataset
+    preprocess: DensePreprocess
 
-    def __init__(
-        self,
-        model: Segmenter,
-        name: str,
-        train: SegmentationDataset,
-        evaluation: SegmentEvaluation,
-        preprocess: DensePreprocess,
-    ) -> None:
-        self.model, self.name, self.train = model, name, train
-        self.evaluation, self.preprocess = evaluation, preprocess
-
-    @property
-    def data(self) -> SegmentationFolder:
-        """The training data, which names the classes."""
-        return self.train.pairs
-
-    def to(self, device: torch.device) -> None:
-        """Move the model."""
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def losses(self, model: nn.Module, batch: Batch, moment: StepContext) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Losses of a batch of crops."""
         losses: dict[str, Tensor] = model(batch.images, batch.labels)
         return losses
-
-    def names(self, batch: Batch) -> list[str]:
-        """Files that a batch came from."""
-        return [str(self.data.path(int(index))) for index in batch.indices]
-
-    def evaluate(self, forward: Forward) -> SegmentReport:
-        """Measure on the validation data."""
-        return self.evaluation.run(forward)
-
-    def close(self) -> None:
-        """Stop the processes that read validation data."""
-        self.evaluation.close()
 
     def card(self) -> dict[str, Any]:
         """Architecture, classes with their colors, and preprocessing."""
@@ -80,30 +50,13 @@ class Segment:
             "task": "segment",
             "name": self.name,
             "model": self.model.config.to_dict(),
-            "classes": list(self.data.classes),
-            "palette": [list(color) for color in self.data.palette],
+            "classes": list(self.train.pairs.classes),
+            "palette": [list(color) for color in self.train.pairs.palette],
             "preprocess": self.preprocess.to_dict(),
         }
 
-    def hub_card(self) -> dict[str, Any]:
-        """The same as `from_pretrained` reads it from `config.json`."""
-        return {
-            "library_name": "metaformer",
-            "task": "segment",
-            "architecture": self.name,
-            "config": self.model.config.to_dict(),
-            "pretrained_cfg": {
-                "num_classes": len(self.data.classes),
-                "label_names": list(self.data.classes),
-                "palette": [list(color) for color in self.data.palette],
-                "preprocess": self.preprocess.to_dict(),
-                "mean": list(self.preprocess.mean),
-                "std": list(self.preprocess.std),
-            },
-        }
 
-
-def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -> Segment:
+def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -> SegmentationTask:
     """Open the data and make model, loss and evaluation, all on the run's device; `stop` cuts evaluations.
 
     All label maps are looked at before anything is learned.
@@ -129,17 +82,17 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
         mean=config.data.mean,
         std=config.data.std,
     )
-    evaluation = SegmentEvaluation(
+    evaluation = SegmentationEvaluation(
         val,
         preprocess,
-        inference=inference(config),
+        inference=run_inference(config),
         workers=config.data.workers,
         pin_memory=world.device.type == "cuda",
         timeout=min(DATA_TIMEOUT, config.runtime.timeout),
         stop=stop,
     )
     name = f"{plan.head}_{config.model.name}"
-    task = Segment(
+    task = SegmentationTask(
         build_segmenter(config, train),
         name,
         SegmentationDataset(train, augment, config.seed),
@@ -161,7 +114,7 @@ def open_labeled(config: TrainConfig, split: str) -> SegmentationFolder:
         config.data.root,
         split,
         plan.layout,
-        classes=plan.classes,
+        classes=plan.class_names,
         reduce_zero_label=plan.reduce_zero_label,
     )
 
@@ -170,18 +123,6 @@ def dense_preprocessing(config: TrainConfig) -> DensePreprocess:
     """How a run's images become input in evaluation."""
     longer, shorter = config.segment.resize or (None, None)
     return DensePreprocess(longer, shorter, config.segment.size_divisor, config.data.mean, config.data.std)
-
-
-def inference(config: TrainConfig) -> Inference:
-    """How a run's images are looked at in evaluation."""
-    plan = config.segment
-    return Inference(
-        mode=plan.inference,
-        window=(plan.window, plan.window),
-        stride=(plan.stride, plan.stride),
-        scales=tuple(plan.scales),
-        flip=config.evaluate.flip,
-    )
 
 
 def build_segmenter(config: TrainConfig, data: SegmentationFolder) -> Segmenter:

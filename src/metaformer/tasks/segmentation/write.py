@@ -1,28 +1,32 @@
 """Segmentations to files: label maps and JSON lines always, what else is asked for beside them."""
 
 import io
-import json
 import logging
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from metaformer.errors import ConfigError
-from metaformer.storage import check_place, whole_bytes, whole_file
-from metaformer.tasks.outputs import Format, Prediction, Writer, check_fps, json_line, write_formats
+from metaformer.storage import whole_bytes
+from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.outputs import (
+    LINES,
+    Output,
+    Prediction,
+    Writer,
+    drawn_output,
+    json_line,
+    jsonl_writer,
+    write_outputs,
+)
 from metaformer.tasks.segmentation.draw import annotate
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.segmentation.write_coco import panoptic_sink, rle_sink
-from metaformer.visualize import album
-
-LINES = "predictions.jsonl"
-
 
 MASKS = "masks"
 
@@ -41,86 +45,73 @@ FILE = "submission_ade20k.zip"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """What is written of segmentations beside label maps and JSON lines."""
-
-    images: bool = False
-    """The images with the classes drawn on them; clips also as animations."""
-    panoptic: bool = False
-    """COCO's panoptic PNGs and JSON."""
-    rle: bool = False
-    """COCO's run lengths."""
-    submission: Literal["ade20k"] | None = None
-    """The zip that a benchmark's server takes."""
-    fps: float | None = None
-    """Images a second: all that is drawn is also joined to one animation."""
-
-
 def write_segmentations(
-    found: Iterable[Prediction[Segmentation]], out: str | Path | None, outputs: Outputs | None = None
+    predictions: Iterable[Prediction[Segmentation]],
+    out: str | Path | None,
+    model: LoadedModel | None = None,
+    *,
+    draw: bool = False,
+    panoptic: bool = False,
+    rle: bool = False,
+    submission: Literal["ade20k"] | None = None,
+    fps: float | None = None,
 ) -> Iterator[str]:
-    """Write results one by one, and yield what there is to print.
-
-    What is written of one image appears when it is done; files of many when all are in them.
+    """Write label maps as PNGs and a line of JSON for each; yields the lines to print.
 
     Args:
-        found: images with their segmentations.
-        out: a folder; None yields JSON lines with the share of each class, and writes nothing.
-        outputs: what else to write.
+        predictions: what is written.
+        out: a folder; None yields JSON lines with the share of each class.
+        model: the network.
+        draw: also write the images with the classes drawn on them; those of videos are joined.
+        panoptic: also write COCO's panoptic PNGs and JSON.
+        rle: also write COCO's run-length encoding as JSON.
+        submission: also write the zip that a benchmark's server takes.
+        fps: with `draw`, frames a second: join all images to one animation.
 
     Raises:
-        ConfigError: outputs without a place for them, or that do not go together.
-        OutputError: the place cannot be written to, or images lie where results go.
+        ConfigError: an option without a place, or options that do not go together.
+        OutputError: the place cannot be written to, or the images lie in it.
     """
-    outputs = outputs or Outputs()
-    check_fps(outputs.fps, outputs.images)
-    if out is None:
-        if outputs != Outputs():
-            raise ConfigError("drawn images and COCO's files need a place: give the output folder")
-        yield from (json.dumps(json_line(seen), ensure_ascii=False) for seen in found)
-        return
-    place = Path(out)
-    if place.suffix.lower() in (".jsonl", ".csv"):
-        raise ConfigError(f"{place}: label maps need a folder: leave out the ending")
-    check_place(place / LINES)
-    yield from write_formats(found, _formats(place, outputs))
+    if fps is not None and not draw:
+        raise ConfigError("fps joins drawn images to an animation: ask for `draw` too")
 
+    def outputs(place: Path) -> list[Output]:
+        masks = place / MASKS
+        chosen = [Output(mask_writer(place), "label maps", place / LINES, masks)]
+        if draw:
+            chosen.append(drawn_output(place, _drawn, fps))
+        if panoptic:
+            file = place / "panoptic.json"
+            chosen.append(Output(panoptic_sink(place), "panoptic images", file, place / "panoptic"))
+        if rle:
+            chosen.append(Output(rle_sink(place), "images in run lengths", place / "rle.json"))
+        if submission:
+            chosen.append(Output(ade20k_sink(place), "images for ADE20K's server", place / FILE))
+        return chosen
 
-def _formats(place: Path, outputs: Outputs) -> list[Format]:
-    formats = [Format(mask_sink(place), "label maps", place / LINES, place / MASKS)]
-    if outputs.images:
-        drawn = place / album.FOLDER
-        formats.append(
-            Format(album.album_sink(place, draw_prediction, outputs.fps), "annotated images", drawn, drawn)
-        )
-    if outputs.panoptic:
-        file = place / "panoptic.json"
-        formats.append(Format(panoptic_sink(place), "panoptic images", file, place / "panoptic"))
-    if outputs.rle:
-        formats.append(Format(rle_sink(place), "images in run lengths", place / "rle.json"))
-    if outputs.submission:
-        file = place / FILE
-        formats.append(Format(ade20k_sink(place), "images for ADE20K's server", file))
-    return formats
+    asked = {"draw": draw, "panoptic": panoptic, "rle": rle, "submission": submission}
+    return write_outputs(predictions, out, outputs, needs_folder=asked)
 
 
 @contextmanager
-def mask_sink(place: Path) -> Iterator[Writer[Segmentation]]:
-    """Write PLACE/masks/NAME.png as results come, and PLACE/predictions.jsonl when all are in.
+def mask_writer(place: Path) -> Iterator[Writer[Segmentation]]:
+    """Write PLACE/masks/NAME.png as predictions come, and PLACE/predictions.jsonl when all are in.
 
     Raises:
         OutputError: they cannot be written.
     """
-    with whole_file(place / LINES) as lines:
 
-        def add(name: str, seen: Prediction[Segmentation]) -> None:
+    def line(name: str, prediction: Prediction[Segmentation]) -> dict[str, Any]:
+        return {**json_line(prediction), "mask": f"{MASKS}/{name}.png"}
+
+    with jsonl_writer(place / LINES, line) as write_line:
+
+        def write(name: str, prediction: Prediction[Segmentation]) -> None:
             with whole_bytes(place / MASKS / f"{name}.png") as stream:
-                mask_image(seen.result).save(stream, "PNG")
-            line = {**json_line(seen), "mask": f"{MASKS}/{name}.png"}
-            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                mask_image(prediction.result).save(stream, "PNG")
+            write_line(name, prediction)
 
-        yield add
+        yield write
 
 
 def mask_image(result: Segmentation) -> Image.Image:
@@ -177,6 +168,5 @@ def _png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def draw_prediction(seen: Prediction[Segmentation], moving: bool = False) -> Image.Image:
-    """An image with its segmentation drawn on it."""
-    return annotate(seen.image, seen.result, moving)
+def _drawn(prediction: Prediction[Segmentation], moving: bool) -> Image.Image:
+    return annotate(prediction.pixels(), prediction.result, moving)

@@ -1,0 +1,114 @@
+"""Command-line options made from the signatures and docstrings of the functions that take them."""
+
+import argparse
+import inspect
+import types
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from docstring_parser import parse
+
+from metaformer.cli.parser import UsageError, numbers
+
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+class Option(NamedTuple):
+    """A keyword argument as an option."""
+
+    name: str
+    kind: Any
+    """Its type: bool, int, float, str, Path, a tuple of choices, `list[float]` or `list[str]`."""
+    default: Any
+    help: str
+
+
+def options_of(function: Callable[..., Any], skip: Collection[str] = ()) -> Iterator[Option]:
+    """Options for the keyword-only arguments of a function or class.
+
+    Raises:
+        AssertionError: an argument of a type that no option stands for, or without documentation.
+    """
+    called: Any = function.__init__ if inspect.isclass(function) else function
+    hints = get_type_hints(called)
+    texts = {
+        p.arg_name: " ".join((p.description or "").split()) for p in parse(function.__doc__ or "").params
+    }
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in skip:
+            text = texts.get(parameter.name)
+            assert text, f"{function.__qualname__}: {parameter.name} is not documented"
+            yield Option(parameter.name, _kind(hints[parameter.name]), parameter.default, text)
+
+
+def accepts(function: Callable[..., Any], values: dict[str, Any]) -> bool:
+    """Whether a function has all of these options, and each value is among its choices."""
+    own = {option.name: option for option in options_of(function)}
+    return all(
+        name in own and not (isinstance(own[name].kind, tuple) and value not in own[name].kind)
+        for name, value in values.items()
+    )
+
+
+def add_options(parser: Any, options: Sequence[Option], given_only: bool = False) -> None:
+    """Add options to a parser or to a group of it; the same option of several functions once.
+
+    Args:
+        parser: of argparse.
+        options: what to add.
+        given_only: leave out of the result what is not given, so that the function's default holds.
+    """
+    merged: dict[str, Option] = {}
+    for option in options:
+        other = merged.get(option.name)
+        if other is not None and isinstance(option.kind, tuple) and isinstance(other.kind, tuple):
+            option = other._replace(kind=tuple(dict.fromkeys((*other.kind, *option.kind))))
+        elif other is not None:
+            option = other
+        merged[option.name] = option
+    for name, kind, default, text in merged.values():
+        flag, shown = f"--{name.replace('_', '-')}", text.rstrip(".").replace("%", "%%")
+        if default not in (None, False) and "(default" not in shown:
+            shown += f" (default {default})"
+        common = {"help": shown, "default": argparse.SUPPRESS if given_only else default}
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", **common)
+        elif isinstance(kind, tuple):
+            parser.add_argument(flag, choices=kind, **common)
+        elif kind == list[float]:
+            parser.add_argument(
+                flag, type=lambda value, flag=flag: numbers(value, flag), metavar="X,X,…", **common
+            )
+        elif kind == list[str]:
+            parser.add_argument(flag, type=_words, metavar="NAME,NAME,…", **common)
+        else:
+            parser.add_argument(flag, type=kind, metavar=METAVARS[kind], **common)
+
+
+def _words(text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise UsageError(f"{text!r}: write names with commas between")
+    return words
+
+
+def _kind(hint: Any) -> Any:
+    """The option's type that stands for a type hint."""
+    choices = [one for one in _choices(hint) if one is not type(None)]
+    for one in choices:
+        if get_origin(one) is Literal:
+            return get_args(one)
+    if Path in choices:
+        return Path
+    for one in choices:
+        if one in METAVARS or one is bool:
+            return one
+    for one in choices:
+        if get_origin(one) is not None and get_args(one)[:1] in ((float,), (str,)):
+            return list[get_args(one)[0]]  # type: ignore[misc]
+    raise AssertionError(f"no option stands for {hint}")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

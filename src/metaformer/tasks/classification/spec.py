@@ -1,0 +1,108 @@
+"""Image classification as a task."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.metaformer import MetaFormer
+from metaformer.config import TrainConfig
+from metaformer.data.preprocess import Preprocess
+from metaformer.data.split import open_split
+from metaformer.errors import ConfigError
+from metaformer.factory import create_model, is_model
+from metaformer.tasks.base import LoadedModel, TaskSpec, numbered_classes
+from metaformer.tasks.classification.check import check_data_set, recognize
+from metaformer.tasks.classification.demo import write_demo
+from metaformer.tasks.classification.evaluate import build_evaluation
+from metaformer.tasks.classification.predict import ClassificationPredictor
+from metaformer.tasks.classification.report import classify_content
+from metaformer.tasks.classification.task import build_classify
+from metaformer.tasks.classification.write import write_classifications
+
+IMAGENET_CLASSES = 1000
+
+
+def check_config(config: TrainConfig) -> None:
+    """Check the values of `loss` against each other.
+
+    Raises:
+        ConfigError: the first that cannot be.
+    """
+    loss, augment = config.loss, config.augment
+    if augment.aug_splits > 1 and (augment.mixup > 0 or augment.cutmix > 0):
+        raise ConfigError(
+            "augment.aug_splits compares views of one image: set augment.mixup and augment.cutmix to 0"
+        )
+    if loss.name == "jsd" and augment.aug_splits < 2:
+        raise ConfigError("loss.name 'jsd' compares views of an image: set augment.aug_splits to 2 or 3")
+    if loss.distill != "none" and loss.teacher is None:
+        raise ConfigError(f"loss.distill {loss.distill!r} needs loss.teacher: a model name, or timm:NAME")
+
+
+def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
+    """A classifier from a checkpoint's card, its weights random."""
+    model = MetaFormer(MetaFormerConfig.from_dict(card["model"]))
+    preprocess = Preprocess.from_dict(card["preprocess"])
+    return LoadedModel(spec, str(card["name"]), model, preprocess, tuple(card["classes"]))
+
+
+def create(
+    name: str,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    data: tuple[str | Path, str] | None = None,
+) -> nn.Module | None:
+    """A classifier by name; a checkpoint of unknown classes has as many as the data."""
+    if not is_model(name):
+        return None
+    if num_classes is None and checkpoint is not None and data is not None:
+        num_classes = len(open_split(*data).classes)
+    return create_model(name, checkpoint is None, checkpoint, num_classes)
+
+
+def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
+    """A classifier with the preprocessing and classes of its `pretrained_cfg`.
+
+    Raises:
+        ConfigError: a backbone without a classifier.
+    """
+    if not isinstance(model, MetaFormer):
+        raise ConfigError(f"{name}: a backbone without a classifier")
+    names = model.pretrained_cfg.get("label_names")
+    preprocess = Preprocess.from_pretrained_cfg(model.pretrained_cfg)
+    return LoadedModel(spec, name, model, preprocess, tuple(names) if names else None)
+
+
+def default_classes(count: int) -> tuple[str, ...]:
+    """ImageNet's class names for 1000 classes, else numbers."""
+    if count != IMAGENET_CLASSES:
+        return numbered_classes(count)
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return tuple(info.index_to_description(index) for index in range(count))
+
+
+SPEC = TaskSpec(
+    name="classify",
+    title="image classification",
+    folder="classification",
+    section="loss",
+    check_config=check_config,
+    build=build_classify,
+    forward=lambda model: model,
+    load=load,
+    create=create,
+    describe=describe,
+    default_classes=default_classes,
+    evaluation=build_evaluation,
+    predictor=ClassificationPredictor,
+    write=write_classifications,
+    report=classify_content,
+    check_data=check_data_set,
+    recognize=recognize,
+    write_demo=write_demo,
+)

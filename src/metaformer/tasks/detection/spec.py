@@ -1,0 +1,144 @@
+"""Object detection and instance segmentation as a task."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from metaformer.config import TrainConfig
+from metaformer.data.class_lists import Palette, category_ids, class_list, palette, palette_for, read_palette
+from metaformer.errors import ConfigError
+from metaformer.factory import create_detector, is_detector
+from metaformer.models.detection.build import build_detector
+from metaformer.models.detection.config import DetectorConfig
+from metaformer.models.detection.detector import Detector
+from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
+from metaformer.tasks.detection.check import check_objects
+from metaformer.tasks.detection.demo import write_demo
+from metaformer.tasks.detection.evaluate import build_evaluation
+from metaformer.tasks.detection.formats.layouts import find_detection_layout
+from metaformer.tasks.detection.predict import DetectionPredictor
+from metaformer.tasks.detection.preprocess import DetectionPreprocess
+from metaformer.tasks.detection.report import detect_content
+from metaformer.tasks.detection.task import build_detect
+from metaformer.tasks.detection.write import write_detections
+
+
+class DetectionMetadata(NamedTuple):
+    """What a detector's checkpoint says of its classes beside their names."""
+
+    palette: Palette
+    """A color for each."""
+    category_ids: tuple[int, ...]
+    """The id of each in COCO's files."""
+
+
+def check_config(config: TrainConfig) -> None:
+    """Check the values of `detect`.
+
+    Raises:
+        ConfigError: the first that is out of range.
+    """
+    plan = config.detect
+    for field, value, least in (
+        ("detect.fpn_dim", plan.fpn_dim, 1),
+        ("detect.head_dim", 1 if plan.head_dim is None else plan.head_dim, 1),
+        ("detect.box_fc_dim", plan.box_fc_dim, 1),
+        ("detect.roi_batch_size", plan.roi_batch_size, 1),
+        ("detect.long_side", 1 if plan.long_side is None else plan.long_side, 1),
+        ("detect.max_detections", plan.max_detections, 1),
+        *(("detect.short_sides", side, 1) for side in plan.short_sides),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"{field} is {value}: it must be a whole number of at least {least}")
+    jitter = plan.jitter or (1.0, 1.0)
+    if not 0 < jitter[0] <= jitter[1] <= 100:
+        raise ConfigError(
+            f"detect.jitter is {plan.jitter}: a smaller and a larger factor, above 0 and up to 100"
+        )
+    for field, number, low, high in (
+        ("detect.anchor_scale", 1.0 if plan.anchor_scale is None else plan.anchor_scale, 1e-3, 1e3),
+        ("detect.score_threshold", plan.score_threshold, 0.0, 1.0),
+        ("detect.nms_threshold", plan.nms_threshold, 0.0, 1.0),
+        *(("detect.scales", scale, 1e-9, 100.0) for scale in plan.scales),
+    ):
+        if not (isinstance(number, int | float) and low <= number <= high):
+            raise ConfigError(f"{field} is {number}: it must lie between {low:g} and {high:g}")
+    if not plan.scales or not plan.short_sides:
+        field = "detect.short_sides" if plan.scales else "detect.scales"
+        raise ConfigError(f"{field} is empty: give at least one")
+
+
+def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
+    """A detector from a checkpoint's card, its weights random."""
+    model = build_detector(DetectorConfig.from_dict(card["model"]))
+    preprocess, classes = DetectionPreprocess.from_dict(card["preprocess"]), tuple(card["classes"])
+    colors = read_palette(card["palette"], len(classes))
+    metadata = DetectionMetadata(colors, tuple(int(number) for number in card["category_ids"]))
+    return LoadedModel(spec, str(card["name"]), model, preprocess, classes, metadata)
+
+
+def create(
+    name: str,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    data: tuple[str | Path, str] | None = None,
+) -> nn.Module | None:
+    """A detector by name."""
+    if not is_detector(name):
+        return None
+    return create_detector(
+        name, num_classes=num_classes or 80, pretrained=checkpoint is None, checkpoint_path=checkpoint
+    )
+
+
+def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
+    """A detector with the preprocessing and classes of its `pretrained_cfg`."""
+    assert isinstance(model, Detector)
+    cfg = model.pretrained_cfg
+    classes = tuple(cfg["label_names"]) if cfg.get("label_names") else None
+    if classes is None and "data" in cfg:  # published: the data set's, unless trained for others
+        names = class_list(str(cfg["data"])).names
+        classes = names if len(names) == model.num_classes else None
+    preprocess = (
+        DetectionPreprocess.from_dict(cfg["preprocess"]) if "preprocess" in cfg else DetectionPreprocess()
+    )
+    colors = palette_for(classes) if classes else palette(model.num_classes)
+    if "palette" in cfg:
+        colors = read_palette(cfg["palette"], model.num_classes)
+    ids = tuple(int(number) for number in cfg.get("category_ids", category_ids(classes or ())))
+    return LoadedModel(spec, name, model, preprocess, classes, DetectionMetadata(colors, ids))
+
+
+def recognize(root: str | Path) -> int:
+    """How surely a folder holds images with annotated objects; see `TaskSpec.recognize`."""
+    return 0 if find_detection_layout(root) is None else 3
+
+
+def forward(model: nn.Module) -> Any:
+    """The `Detections` of each image."""
+    assert isinstance(model, Detector)
+    return model.detect
+
+
+SPEC = TaskSpec(
+    name="detect",
+    title="object detection",
+    folder="detection",
+    section="detect",
+    unused=CLASSIFICATION_ONLY,
+    check_config=check_config,
+    build=build_detect,
+    forward=forward,
+    load=load,
+    create=create,
+    describe=describe,
+    evaluation=build_evaluation,
+    predictor=DetectionPredictor,
+    write=write_detections,
+    report=detect_content,
+    check_data=check_objects,
+    recognize=recognize,
+    write_demo=write_demo,
+)
