@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from metaformer.cli.options import accepts
+from metaformer.cli.options import accepts, add_task_options
 from metaformer.cli.parser import Parser, UsageError, write_json
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _check(argv: list[str]) -> int:
     add("--task", choices=list(TASKS), metavar="TASK", help=f"{titles} (default: recognized)")
     _add_workers(parser)
     parser.add_json()
-    parser.add_task_options("check_data")
+    add_task_options(parser, "check_data")
     args = vars(parser.parse_args(argv))
     data, splits, task = args.pop("data"), args.pop("split") or SPLITS, args.pop("task")
     workers, file = args.pop("workers"), args.pop("json")

@@ -2,7 +2,7 @@
 
 import os
 
-from metaformer.cli.options import add_options, options_of
+from metaformer.cli.options import add_options, add_task_options, options_of
 from metaformer.cli.parser import Parser
 
 EXAMPLE = """metaformer evaluate runs/flowers --flip
@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
     parser.add_source()
     parser.add_argument("--data", metavar="DIR", help="folder of the data set (default: the run's own)")
     add_options(parser, list(options_of(evaluate, skip=("checkpoint",))))
-    parser.add_task_options("evaluation")
+    add_task_options(parser, "evaluation")
     parser.add_json()
     parser.add_import()
     args = vars(parser.parse_args(argv))

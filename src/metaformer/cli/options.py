@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from docstring_parser import parse
 
-from metaformer.cli.parser import UsageError, numbers
+from metaformer.cli.parser import Parser, UsageError, numbers
 
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
@@ -84,6 +84,34 @@ def add_options(parser: Any, options: Sequence[Option], given_only: bool = False
             parser.add_argument(flag, type=_words, metavar="NAME,NAME,…", **common)
         else:
             parser.add_argument(flag, type=kind, metavar=METAVARS[kind], **common)
+
+
+def add_task_options(parser: Parser, *fields: str) -> None:
+    """Add the options of all tasks, in groups by the tasks that take them.
+
+    Args:
+        parser: gets the groups.
+        fields: fields of `TaskSpec` whose functions take the options, such as `evaluation`.
+    """
+    groups: dict[tuple[str, ...], list[Option]] = {}
+    for field in fields:
+        for options in task_options(field).values():
+            titles = tuple(title for title, _ in options)
+            groups.setdefault(titles, []).extend(option for _, option in options)
+    for titles, found in sorted(groups.items(), key=lambda group: -len(group[0])):
+        add_options(parser.add_argument_group(", ".join(titles)), found, given_only=True)
+
+
+def task_options(field: str) -> dict[str, list[tuple[str, Option]]]:
+    """The options of all tasks in a field of `TaskSpec` by name, each with the titles of its tasks."""
+    from metaformer.inference.evaluate import COMMON
+    from metaformer.tasks import TASKS
+
+    found: dict[str, list[tuple[str, Option]]] = {}
+    for spec in TASKS.values():
+        for option in options_of(getattr(spec, field), skip=COMMON):
+            found.setdefault(option.name, []).append((spec.title, option))
+    return found
 
 
 def _words(text: str) -> list[str]:

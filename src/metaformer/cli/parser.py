@@ -40,34 +40,6 @@ class Parser(argparse.ArgumentParser):
         weights = "weights for a model name, in any published format"
         self.add_argument("--checkpoint", metavar="FILE", help=weights)
 
-    def add_task_options(self, *fields: str) -> None:
-        """Add the options of all tasks, in groups by the tasks that take them.
-
-        Args:
-            fields: fields of `TaskSpec` whose functions take the options, such as `evaluation`.
-        """
-        from metaformer.cli.options import Option, add_options
-
-        groups: dict[tuple[str, ...], list[Option]] = {}
-        for field in fields:
-            for options in self.task_options(field).values():
-                titles = tuple(title for title, _ in options)
-                groups.setdefault(titles, []).extend(option for _, option in options)
-        for titles, found in sorted(groups.items(), key=lambda group: -len(group[0])):
-            add_options(self.add_argument_group(", ".join(titles)), found, given_only=True)
-
-    def task_options(self, field: str) -> dict[str, list[tuple[str, Any]]]:
-        """The options of all tasks in a field of `TaskSpec` by name, each with the titles of its tasks."""
-        from metaformer.cli.options import options_of
-        from metaformer.inference.evaluate import COMMON
-        from metaformer.tasks import TASKS
-
-        found: dict[str, list[tuple[str, Any]]] = {}
-        for spec in TASKS.values():
-            for option in options_of(getattr(spec, field), skip=COMMON):
-                found.setdefault(option.name, []).append((spec.title, option))
-        return found
-
     def add_import(self) -> None:
         """Add the option that names a user's own mixers."""
         text = "run this file first: it may register own mixers"

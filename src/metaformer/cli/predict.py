@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metaformer.cli.options import accepts, add_options, options_of
+from metaformer.cli.options import accepts, add_options, add_task_options, options_of, task_options
 from metaformer.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ def run(argv: list[str]) -> int:
 
     parser = _parser()
     args = vars(parser.parse_args(argv))
-    outputs = {name: args.pop(name) for name in parser.task_options("write") if name in args}
+    outputs = {name: args.pop(name) for name in task_options("write") if name in args}
     _check(parser, args, outputs)
     parser.run_import(args)
     common = {option.name: args[option.name] for option in options_of(Predictor, skip=("rewrite",))}
-    options = {name: args[name] for name in parser.task_options("predictor") if name in args}
+    options = {name: args[name] for name in task_options("predictor") if name in args}
     predictor = Predictor(args["source"], **common, rewrite=optimize if args["optimize"] else None, **options)
     if args["data"]:
         return _predict_all(predictor, args)
@@ -78,7 +78,7 @@ def _parser() -> Parser:
     )
     add_options(parser, list(options_of(Predictor, skip=("rewrite",))))
     parser.add_import()
-    parser.add_task_options("predictor", "write")
+    add_task_options(parser, "predictor", "write")
     return parser
 
 

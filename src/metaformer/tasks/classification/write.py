@@ -36,7 +36,7 @@ def write_classifications(
         predictions: what is written.
         out: a file that ends in .jsonl or .csv, or a folder for both; None yields JSON lines.
         model: the network.
-        draw: also write the images with the classes drawn below them, in the folder `images`.
+        draw: also write the images with the predictions drawn on them, in the folder `images`.
 
     Raises:
         ConfigError: `draw` without a place.
