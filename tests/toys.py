@@ -394,7 +394,7 @@ def spotted(tmp_path: Path) -> Callable[..., Prediction]:
             ((200, 40, 40), (40, 40, 200)),
             tuple(encode(place) for place in drawn) if masks else None,
         )
-        return Prediction(objects, **fields)
+        return Prediction(objects, image, **fields)
 
     return make
 
