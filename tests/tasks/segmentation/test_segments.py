@@ -1,6 +1,6 @@
 import numpy as np
 
-from metaformer.tasks.segmentation.task import Segment
+from metaformer.tasks.segmentation.write_coco import Segment
 from metaformer.tasks.segmentation.write_coco import find_segments
 
 
