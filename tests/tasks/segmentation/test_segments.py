@@ -1,7 +1,6 @@
 import numpy as np
 
-from metaformer.tasks.segmentation.write_coco import Segment
-from metaformer.tasks.segmentation.write_coco import find_segments
+from metaformer.tasks.segmentation.write_coco import Segment, find_segments
 
 
 def test_areas_and_boxes() -> None:
