@@ -15,19 +15,19 @@ from metaformer.distributed import join
 from metaformer.errors import BadImage, DataError, RankError, TrainingError
 from metaformer.tasks.segmentation.dataset import SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
-from metaformer.tasks.segmentation.predict import Inference
+from metaformer.tasks.segmentation.predict import InferenceConfig, predict_label_map
 
 CLASSES = ("sky", "sea", "sand")
 SIZES = [(40, 30), (64, 64), (1, 1), (33, 70), (50, 20), (31, 31), (90, 41)]
-NOTHING = 4
-"""The image whose pixels all are ignored."""
-LOOK = DensePreprocess(long_side=128, short_side=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-OWN = DensePreprocess(None, None, size_divisor=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+IGNORED = 4
+"""The image without a labeled pixel."""
+FITTED = DensePreprocess(long_side=128, short_side=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+ORIGINAL = DensePreprocess(None, None, size_divisor=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 @pytest.fixture
 def beach(tmp_path: Path) -> SegmentationFolder:
-    """Seven images, each class of one gray, some pixels ignored, with more and more noise."""
+    """Seven images with a gray for each class, some ignored pixels, and more noise from image to image."""
     draw = np.random.default_rng(0)
     for kind in ("images", "annotations"):
         (tmp_path / kind / "val").mkdir(parents=True)
@@ -36,7 +36,7 @@ def beach(tmp_path: Path) -> SegmentationFolder:
         labels = np.repeat(np.arange(height) * 3 // height, width).reshape(height, width).astype(np.uint8)
         gray = labels * 80 + 40 + draw.integers(-12 * i, 12 * i + 1, labels.shape)
         labels[draw.random(labels.shape) < (0.1 if i != 2 else 0)] = 255
-        if i == NOTHING:
+        if i == IGNORED:
             labels[:] = 255
         image = np.clip(gray, 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
         Image.fromarray(image).save(tmp_path / "images" / "val" / f"{i}.png")
@@ -45,7 +45,7 @@ def beach(tmp_path: Path) -> SegmentationFolder:
 
 
 def by_gray(images: Tensor) -> Tensor:
-    """Logits at the input's own resolution."""
+    """Logits at the input's resolution."""
     bounds = torch.tensor([40.0, 120.0, 200.0]) / 255
     return -(images.mean(dim=1, keepdim=True) - bounds[:, None, None]).abs()
 
@@ -55,52 +55,54 @@ def coarse(images: Tensor) -> Tensor:
     return by_gray(nn.functional.avg_pool2d(images, 4, ceil_mode=True))
 
 
-def counted(folder: SegmentationFolder, inference: Inference, look: DensePreprocess) -> np.ndarray:
-    """The confusion matrix, pixel by pixel."""
+def counted(
+    folder: SegmentationFolder, inference: InferenceConfig, preprocess: DensePreprocess
+) -> np.ndarray:
+    """Confusion matrix, counted pixel by pixel."""
     table = np.zeros((3, 3), dtype=np.int64)
     for i in range(len(folder)):
-        guess = inference.label_map(coarse, folder.image(i), look).numpy()
+        guess = predict_label_map(coarse, folder.image(i), inference, preprocess).numpy()
         labels = folder.label_map(i)
-        for truth, said in zip(labels[labels != 255], guess[labels != 255], strict=True):
-            table[truth, said] += 1
+        for truth, predicted in zip(labels[labels != 255], guess[labels != 255], strict=True):
+            table[truth, predicted] += 1
     return table
 
 
-@pytest.mark.parametrize("look", [LOOK, OWN])
+@pytest.mark.parametrize("preprocess", [FITTED, ORIGINAL])
 @pytest.mark.parametrize(
     "inference",
     [
-        Inference(),
-        Inference("slide", window=(32, 32), stride=(16, 16)),
-        Inference(scales=(0.75, 1.0, 1.5), flip=True),
+        InferenceConfig(),
+        InferenceConfig("slide", window=(32, 32), stride=(16, 16)),
+        InferenceConfig(scales=(0.75, 1.0, 1.5), flip=True),
     ],
 )
 def test_every_pixel_counts_once_at_its_own_size(
-    beach: SegmentationFolder, inference: Inference, look: DensePreprocess
+    beach: SegmentationFolder, inference: InferenceConfig, preprocess: DensePreprocess
 ) -> None:
-    evaluation = SegmentationEvaluation(beach, look, inference=inference)
-    report, table = evaluation.run(coarse), counted(beach, inference, look)
+    evaluation = SegmentationEvaluation(beach, preprocess, inference=inference)
+    report, table = evaluation.run(coarse), counted(beach, inference, preprocess)
     assert report.images == 7 and report.confusion.tolist() == table.tolist()
     both = table.diagonal()
     assert report.figures.miou == (both / (table.sum(0) + table.sum(1) - both)).mean()
     assert report.metrics["aacc"] == both.sum() / table.sum()
     assert report.metrics["macc"] == (both / table.sum(1)).mean()
-    assert evaluation.run(coarse).metrics == report.metrics  # it can be run again
+    assert evaluation.run(coarse).metrics == report.metrics
     evaluation.close()
 
 
 def test_workers_change_nothing(beach: SegmentationFolder) -> None:
-    for inference in (Inference(), Inference(scales=(0.5, 1.0))):
-        evaluation = SegmentationEvaluation(beach, LOOK, inference=inference, workers=2)
-        alone = SegmentationEvaluation(beach, LOOK, inference=inference).run(coarse)
+    for inference in (InferenceConfig(), InferenceConfig(scales=(0.5, 1.0))):
+        evaluation = SegmentationEvaluation(beach, FITTED, inference=inference, workers=2)
+        alone = SegmentationEvaluation(beach, FITTED, inference=inference).run(coarse)
         assert evaluation.run(coarse).to_dict() == alone.to_dict()
         evaluation.close()
 
 
-def test_the_worst_and_the_best_are_shown(beach: SegmentationFolder) -> None:
-    report = SegmentationEvaluation(beach, OWN).run(by_gray)
+def test_examples_are_the_worst_and_the_best(beach: SegmentationFolder) -> None:
+    report = SegmentationEvaluation(beach, ORIGINAL).run(by_gray)
     names = [Path(example.path).stem for example in report.examples]
-    assert sorted(names) == ["0", "1", "2", "3", "5", "6"]  # what is all ignored has no mIoU
+    assert sorted(names) == ["0", "1", "2", "3", "5", "6"]  # no mIoU without labeled pixels
     scores = [example.miou for example in report.examples]
     assert scores == sorted(scores) and names[0] == "6"
     worst = report.examples[0]
@@ -111,7 +113,7 @@ def test_the_worst_and_the_best_are_shown(beach: SegmentationFolder) -> None:
     assert worst.index == 6 and set(worst.labels) == {0, 1, 2}
 
 
-def test_of_many_images_six_of_each_kind_are_kept(tmp_path: Path) -> None:
+def test_six_examples_of_each_kind(tmp_path: Path) -> None:
     for kind in ("images", "annotations"):
         (tmp_path / kind / "val").mkdir(parents=True)
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
@@ -120,15 +122,15 @@ def test_of_many_images_six_of_each_kind_are_kept(tmp_path: Path) -> None:
         labels[: (i * 7) % 20] = 0
         Image.new("RGB", (20, 20), (40, 40, 40)).save(tmp_path / "images" / "val" / f"{i:02d}.png")
         Image.fromarray(labels).save(tmp_path / "annotations" / "val" / f"{i:02d}.png")
-    report = SegmentationEvaluation(open_segmentation(tmp_path, "val", "folders"), OWN).run(by_gray)
+    report = SegmentationEvaluation(open_segmentation(tmp_path, "val", "folders"), ORIGINAL).run(by_gray)
     scores = [example.miou for example in report.examples]
     assert scores == [i / 40 for i in (*range(6), *range(19, 13, -1))]
 
 
-def test_a_data_set_without_a_labeled_pixel_can_be_measured(beach: SegmentationFolder) -> None:
+def test_data_without_a_labeled_pixel(beach: SegmentationFolder) -> None:
     for file in (beach.folder.parent.parent / "annotations" / "val").iterdir():
         Image.fromarray(np.full_like(np.asarray(Image.open(file)), 255)).save(file)
-    report = SegmentationEvaluation(beach, LOOK).run(coarse)
+    report = SegmentationEvaluation(beach, FITTED).run(coarse)
     assert report.metrics == {"miou": 0.0, "aacc": 0.0, "macc": 0.0} and not report.examples
     assert "no labeled pixel" in report.text() and json.loads(json.dumps(report.to_dict()))["pixels"] == 0
 
@@ -138,34 +140,36 @@ def test_logits_that_are_not_finite_name_the_image(beach: SegmentationFolder) ->
         return by_gray(images) / (images.shape[-1] != 33)
 
     with pytest.raises(TrainingError, match=r"3\.png: .*not finite"):
-        SegmentationEvaluation(beach, OWN).run(broken)
+        SegmentationEvaluation(beach, ORIGINAL).run(broken)
 
 
-def test_files_that_do_not_fit_are_named(beach: SegmentationFolder) -> None:
+def test_mismatched_files_are_named(beach: SegmentationFolder) -> None:
     with pytest.raises(DataError, match=r"annotations.*0\.png: prediction: 4 is no class"):
-        SegmentationEvaluation(beach, OWN).run(
+        SegmentationEvaluation(beach, ORIGINAL).run(
             lambda x: by_gray(x)[:, [0] * 4 + [1]] + torch.eye(5)[4][:, None, None]
         )
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(beach.label_path(1))
     with pytest.raises(BadImage, match=r"1\.png: .*5x5"):
-        SegmentationEvaluation(beach, OWN).run(by_gray)
+        SegmentationEvaluation(beach, ORIGINAL).run(by_gray)
 
 
-def measure(root: str) -> None:
-    """What each of two ranks does."""
+def evaluate_rank(root: str) -> None:
+    """What each of two ranks runs."""
     torch.set_num_threads(1)
     join("cpu")
     folder = open_segmentation(root, "val", "folders")
-    evaluation = SegmentationEvaluation(folder, LOOK)
+    evaluation = SegmentationEvaluation(folder, FITTED)
     print(json.dumps(evaluation.run(coarse).to_dict()))
     with pytest.raises((RankError, TrainingError), match=r"3\.png: .*not finite"):
-        SegmentationEvaluation(folder, OWN).run(lambda images: coarse(images) / (images.shape[-1] != 33))
+        SegmentationEvaluation(folder, ORIGINAL).run(lambda images: coarse(images) / (images.shape[-1] != 33))
     (Path(root) / "annotations" / "val" / "1.png").write_bytes(b"")
     with pytest.raises((BadImage, RankError), match=r"1\.png: the file is empty"):
         evaluation.run(coarse)
 
 
-def test_two_ranks_measure_the_same(beach: SegmentationFolder, two_ranks: Callable[..., list[str]]) -> None:
-    alone = json.loads(json.dumps(SegmentationEvaluation(beach, LOOK).run(coarse).to_dict()))
-    told = two_ranks(measure, str(beach.folder.parent.parent))
-    assert [json.loads(out) for out in told] == [alone, alone]
+def test_two_ranks_give_the_same_report(
+    beach: SegmentationFolder, two_ranks: Callable[..., list[str]]
+) -> None:
+    alone = json.loads(json.dumps(SegmentationEvaluation(beach, FITTED).run(coarse).to_dict()))
+    printed = two_ranks(evaluate_rank, str(beach.folder.parent.parent))
+    assert [json.loads(out) for out in printed] == [alone, alone]

@@ -1,4 +1,4 @@
-"""Measuring a segmenter: every image once, at the size of its labels, by however many processes."""
+"""Evaluation of segmenters: every image once, at the size of its label map, on any number of ranks."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,25 +18,25 @@ from metaformer.errors import DataError
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.metrics import SegmentationCount, figures, mean_iou
-from metaformer.tasks.segmentation.predict import Inference, run_inference
+from metaformer.tasks.segmentation.predict import InferenceConfig, predict_label_map, run_inference
 from metaformer.tasks.segmentation.results import SegmentationReport, SegmentExample, areas, thumbnail
-from metaformer.tasks.segmentation.tiled_inference import DenseForward
+from metaformer.tasks.segmentation.tiled_inference import LogitsFn
 
 EXAMPLES = 6
-"""Images of each kind, the worst and the best, that a report keeps."""
+"""Images in a report: this many of the worst, and of the best."""
 
 
 class SegmentationEvaluation:
-    """A validation set and the way it is looked at; `run` measures one network.
+    """Evaluation on a data set; `run` evaluates one network.
 
     Args:
         source: images and label maps.
-        preprocess: how images become input.
-        inference: whole or in windows, in one view or several; the official way when not given.
+        preprocess: preprocessing of the images.
+        inference: windows and test-time augmentation; whole images in one view by default.
         workers: processes that read.
-        pin_memory: keep batches in page-locked memory, for copies to CUDA.
-        timeout: seconds to wait for a worker before giving up.
-        stop: asked again and again; once it says so, the evaluation ends unfinished.
+        pin_memory: page-locked batches, for copies to CUDA.
+        timeout: seconds to wait for a worker.
+        stop: polled; once true, the evaluation is interrupted.
     """
 
     def __init__(
@@ -44,16 +44,16 @@ class SegmentationEvaluation:
         source: SegmentationFolder,
         preprocess: DensePreprocess,
         *,
-        inference: Inference | None = None,
+        inference: InferenceConfig | None = None,
         workers: int = 0,
         pin_memory: bool = False,
         timeout: float = DATA_TIMEOUT,
         stop: Stop | None = None,
     ) -> None:
-        self.source, self.preprocess, self.inference = source, preprocess, inference or Inference()
+        self.source, self.preprocess, self.inference = source, preprocess, inference or InferenceConfig()
         sampler = EvalSampler(len(source), batch_size=1, rank=rank(), world=world_size())
         self.most = sampler.most
-        # Workers resize, where that gives the network all that it wants, and nothing huge.
+        # workers resize if there is one scale, and a bound on the input size
         self.resized = self.inference.scales == (1.0,) and preprocess.long_side is not None
         self.loader = Loader(
             SegmentationDataset(source, _Pair(preprocess if self.resized else None)),
@@ -64,28 +64,27 @@ class SegmentationEvaluation:
             stop=stop,
         )
 
-    def run(self, forward: DenseForward) -> SegmentationReport:
-        """Measure; `forward` gives logits (B, K, *, *) of images (B, 3, h, w), best at their own resolution.
+    def run(self, forward: LogitsFn) -> SegmentationReport:
+        """Evaluate a network on all ranks.
 
         Raises:
-            TrainingError: logits that are not finite; the message names the image.
-            DataError: a label map that does not fit.
-            Interrupted: `stop` said so, on whatever rank.
+            TrainingError: logits are not finite; the message names the image.
+            DataError: a label map does not match its prediction.
+            Interrupted: `stop` was true on any rank.
         """
-        count = _Count(self.source)
-        for _ in lockstep(self._counted(forward, count), self.most):
+        results = _Results(self.source)
+        for _ in lockstep(self._images(forward, results), self.most):
             pass
-        return count.report()
+        return results.report()
 
-    def _counted(self, forward: DenseForward, count: "_Count") -> Iterator[int]:
-        """Count image after image; all that can go wrong does so in here, where all ranks hear of it."""
+    def _images(self, forward: LogitsFn, results: "_Results") -> Iterator[int]:
+        """Evaluate image by image; errors in here reach all ranks."""
         for batch in self.loader:
             index, x, labels = int(batch.indices[0]), batch.images[0], batch.labels[0]
             image = x if self.resized else Image.fromarray(x.numpy())
             size, name = (labels.shape[0], labels.shape[1]), self.source.path(index)
-            count.update(
-                index, self.inference.label_map(forward, image, self.preprocess, size, name=name), labels
-            )
+            predicted = predict_label_map(forward, image, self.inference, self.preprocess, size, name=name)
+            results.update(index, predicted, labels)
             yield index
 
     def close(self) -> None:
@@ -94,20 +93,20 @@ class SegmentationEvaluation:
 
 
 class _Pair:
-    """An image as input, or as it is, and its labels; both tensors."""
+    """Image, preprocessed or (H, W, 3) uint8, and label map as tensors."""
 
     def __init__(self, preprocess: DensePreprocess | None) -> None:
         self.transform = None if preprocess is None else preprocess.transform()
 
     def __call__(self, image: Image.Image, labels: NDArray[np.integer[Any]]) -> tuple[Tensor, Tensor]:
         if labels.dtype == np.uint16:
-            labels = labels.astype(np.int32)  # torch knows little of uint16
+            labels = labels.astype(np.int32)  # few operations of torch take uint16
         x = torch.from_numpy(np.array(image)) if self.transform is None else self.transform(image)
         return x, torch.from_numpy(labels)
 
 
-class _Count:
-    """Running figures of one evaluation."""
+class _Results:
+    """Confusion matrix and examples of one evaluation, on this rank until `report`."""
 
     def __init__(self, source: SegmentationFolder) -> None:
         self.source = source

@@ -1,4 +1,4 @@
-"""From an image to the class of each of its pixels: whole, in windows or tiles, in one view or several."""
+"""Prediction of label maps: whole images or sliding windows, with test-time augmentation."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,172 +14,156 @@ from metaformer.config import TrainConfig
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import ConfigError
 from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.segmentation.resize_matrix import Span
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.segmentation.tiled_inference import (
-    GRID,
-    DenseForward,
-    ImageSight,
-    Look,
-    Sight,
-    Strip,
-    TensorSight,
-    tiles,
-    whole,
-    windows,
+    TILE_GRID,
+    ImageView,
+    LogitsFn,
+    LogitsStrip,
+    PILView,
+    TensorView,
+    View,
+    Window,
+    single_window,
+    sliding_windows,
+    sum_strips,
+    tile_windows,
 )
 from metaformer.tasks.stream import StreamPredictor
 
-BAND = 32
-"""Rows of the result that are made at once."""
-
-
-CACHE = 1 << 20
-"""Bytes of logits that are made at once on the CPU: they are used while they are in its cache."""
+ROW_BLOCK = 32
+"""Rows of a label map that are computed at once."""
+CACHE_BYTES = 1 << 20
+"""Bytes of logits at the label map's size that are computed at once on the CPU: they stay in its cache."""
 
 
 @dataclass(frozen=True)
-class Inference:
-    """How an image is looked at; the default is the official way, once and whole."""
+class InferenceConfig:
+    """Whole-image or sliding-window inference, and test-time augmentation; the default is neither."""
 
     mode: str = "whole"
-    """`whole`, or `slide`: windows that overlap, their logits averaged."""
+    """`whole`, or `slide`: overlapping windows whose logits are averaged."""
     window: tuple[int, int] = (512, 512)
     """Height and width of a window of `slide`, in pixels of the network's input."""
     stride: tuple[int, int] = (341, 341)
-    """Steps between windows, downwards and to the right."""
+    """Vertical and horizontal stride of the windows."""
     scales: tuple[float, ...] = (1.0,)
-    """Test-time augmentation: sizes of the input, as factors; probabilities are averaged over them."""
+    """Test-time augmentation: factors of the input size; probabilities are averaged."""
     flip: bool = False
-    """Test-time augmentation: each size also mirrored left to right."""
+    """Test-time augmentation: add the mirror image at every scale."""
     tile_pixels: int = 1 << 22
-    """Pixels of input up to which `whole` is done at once; what is larger is done in tiles."""
+    """Largest input, in pixels, that `whole` computes at once; larger ones are tiled."""
     tile: int = 768
     """Height and width of a tile."""
     overlap: int = 128
-    """Pixels at least over which neighboring tiles fade into each other."""
+    """Minimum overlap of neighboring tiles, in pixels."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("whole", "slide"):
             raise ConfigError(f"mode is {self.mode!r}: choose whole or slide")
         for window, stride in zip(self.window, self.stride, strict=True):
             if not 1 <= stride <= window:
-                raise ConfigError(
-                    f"stride is {self.stride}, window {self.window}: steps must be 1 or more and leave no gap"
-                )
+                raise ConfigError(f"stride is {self.stride}: it must lie between 1 and window {self.window}")
         if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
-            raise ConfigError(f"scales is {self.scales}: it must be numbers above 0, and at least one")
-        if not 0 <= self.overlap < self.tile or self.tile % GRID or self.overlap % GRID:
+            raise ConfigError(f"scales is {self.scales}: it must be one or more numbers above 0")
+        if not 0 <= self.overlap < self.tile or self.tile % TILE_GRID or self.overlap % TILE_GRID:
             raise ConfigError(
-                f"tile is {self.tile}, overlap {self.overlap}: both must be multiples of {GRID}, "
-                "the tile the larger"
+                f"tile is {self.tile}, overlap {self.overlap}: both must be multiples of {TILE_GRID}, "
+                "and the tile the larger"
             )
 
     @property
-    def views(self) -> int:
-        """How often the network sees an image."""
+    def num_views(self) -> int:
+        """Views of an image: scales, and their mirror images."""
         return len(self.scales) * (1 + self.flip)
 
-    @torch.inference_mode()
-    def label_map(
-        self,
-        forward: DenseForward,
-        image: Image.Image | Tensor,
-        preprocess: DensePreprocess | None = None,
-        original_size: tuple[int, int] | None = None,
-        *,
-        name: str | Path = "the image",
-    ) -> Tensor:
-        """Class of each pixel (H, W), on the CPU: uint8, or int32 with more than 256 classes.
-
-        The logits are resized to the network's input, then to the result, bilinearly; that is done by bands
-        of rows, so that never more than one band of logits is there at the result's size.
-
-        Args:
-            forward: the network.
-            image: an RGB image, or a normalized tensor (3, h, w) that is looked at as it is.
-            preprocess: how an image becomes input; a tensor needs none.
-            original_size: height and width of the result; the image's own when not given.
-            name: what errors call the image.
-
-        Raises:
-            TrainingError: logits that are not finite.
-            ConfigError: several scales of a tensor, or an image without preprocessing.
-        """
-        own = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
-        height, width = original_size or own
-        looks = [
-            Look(forward, sight, self.grid(*sight.size), (height, width), mirrored=mirrored, name=name)
-            for sight in self._sights(image, preprocess)
-            for mirrored in (False, True)[: 1 + self.flip]
-        ]
-        label_map: Tensor | None = None
-        for start in range(0, height, BAND):
-            band = _best(looks, start, min(start + BAND, height))
-            if label_map is None:
-                label_map = band.new_empty(height, width)
-            label_map[start : start + BAND] = band
-        assert label_map is not None  # images have at least one row
-        return label_map
-
-    def grid(self, height: int, width: int) -> tuple[list[Span], list[Span]]:
-        """Windows along the height and the width of an input of this size."""
+    def windows(self, height: int, width: int) -> tuple[list[Window], list[Window]]:
+        """Windows along the height and along the width of an input of this size."""
         if self.mode == "slide":
             return (
-                windows(height, self.window[0], self.stride[0]),
-                windows(width, self.window[1], self.stride[1]),
+                sliding_windows(height, self.window[0], self.stride[0]),
+                sliding_windows(width, self.window[1], self.stride[1]),
             )
         if height * width <= self.tile_pixels:
-            return whole(height), whole(width)
-        return tiles(height, self.tile, self.overlap), tiles(width, self.tile, self.overlap)
-
-    def _sights(self, image: Image.Image | Tensor, preprocess: DensePreprocess | None) -> Iterator[Sight]:
-        if isinstance(image, Tensor):
-            if self.scales != (1.0,):
-                raise ConfigError(f"scales is {self.scales}: a tensor is looked at as it is, give the image")
-            yield TensorSight(image)
-            return
-        if preprocess is None:
-            raise ConfigError("preprocess: an image needs one; only tensors are looked at as they are")
-        for scale in self.scales:
-            scaled = preprocess.scaled(scale)
-            yield ImageSight(scaled.resized(image), scaled.tensor)
+            return single_window(height), single_window(width)
+        return (
+            tile_windows(height, self.tile, self.overlap),
+            tile_windows(width, self.tile, self.overlap),
+        )
 
 
-def _best(looks: list[Look], start: int, stop: int) -> Tensor:
-    """Classes of the result's rows from `start` to `stop`."""
-    strips = [look.band(start, stop) for look in looks]
-    logits = strips[0][0].logits
-    width, classes = looks[0].width, len(logits)
-    fitting = max(16, CACHE // (4 * classes * (stop - start)))
-    step = width if logits.is_cuda else min(width, fitting)
-    band = torch.empty(stop - start, width, dtype=torch.uint8 if classes <= 256 else torch.int32)
+@torch.inference_mode()
+def predict_label_map(
+    forward: LogitsFn,
+    image: Image.Image | Tensor,
+    inference: InferenceConfig,
+    preprocess: DensePreprocess | None = None,
+    original_size: tuple[int, int] | None = None,
+    *,
+    name: str | Path = "the image",
+) -> Tensor:
+    """Predict the class of each pixel: (H, W) on the CPU, uint8, or int32 for more than 256 classes.
+
+    Args:
+        forward: the network.
+        image: an RGB image, or a normalized tensor (3, h, w), which is the network's input as it is.
+        inference: windows and test-time augmentation.
+        preprocess: preprocessing of an RGB image.
+        original_size: height and width of the result; by default those of the image.
+        name: name of the image in errors.
+
+    Raises:
+        TrainingError: logits are not finite.
+        ConfigError: several scales of a tensor, or an RGB image without preprocessing.
+    """
+    own = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
+    height, width = original_size or own
+    views = [
+        View(forward, scaled, inference.windows(*scaled.size), (height, width), mirrored=mirrored, name=name)
+        for scaled in _image_views(image, inference.scales, preprocess)
+        for mirrored in (False, True)[: 1 + inference.flip]
+    ]
+    starts = range(0, height, ROW_BLOCK)
+    return torch.cat([_label_rows(views, start, min(start + ROW_BLOCK, height)) for start in starts])
+
+
+def _image_views(
+    image: Image.Image | Tensor, scales: Sequence[float], preprocess: DensePreprocess | None
+) -> Iterator[ImageView]:
+    if isinstance(image, Tensor):
+        if tuple(scales) != (1.0,):
+            raise ConfigError(f"scales is {scales}: a tensor has one scale; pass the image")
+        yield TensorView(image)
+        return
+    if preprocess is None:
+        raise ConfigError("preprocess: needed for an image; only a tensor goes without")
+    for scale in scales:
+        scaled = preprocess.scaled(scale)
+        yield PILView(scaled.resized(image), scaled.tensor)
+
+
+def _label_rows(views: list[View], start: int, stop: int) -> Tensor:
+    """Classes of rows `start` to `stop` of the result."""
+    strips = [view.row_block(start, stop) for view in views]
+    logits, width = strips[0][0].logits, views[0].width
+    classes = len(logits)
+    columns = max(16, CACHE_BYTES // (4 * classes * (stop - start)))
+    step = width if logits.is_cuda else min(width, columns)
+    labels = torch.empty(stop - start, width, dtype=torch.uint8 if classes <= 256 else torch.int32)
     for left in range(0, width, step):
         right = min(left + step, width)
-        band[:, left:right] = _scores(strips, left, right).max(dim=0).indices
-    return band
+        labels[:, left:right] = _scores(strips, left, right).max(dim=0).indices
+    return labels
 
 
-def _scores(strips: list[list[Strip]], left: int, right: int) -> Tensor:
-    """Logits (K, rows, columns) of one look, or the sum of several looks' probabilities."""
+def _scores(strips: list[list[LogitsStrip]], left: int, right: int) -> Tensor:
+    """Scores (K, rows, columns): the logits of a single view, or the sum of the views' probabilities."""
     if len(strips) == 1:
-        return _logits(strips[0], left, right)
-    scores = _logits(strips[0], left, right).softmax(dim=0)
-    for look in strips[1:]:
-        scores += _logits(look, left, right).softmax(dim=0)
+        return sum_strips(strips[0], left, right)
+    scores = sum_strips(strips[0], left, right).softmax(dim=0)
+    for view in strips[1:]:
+        scores += sum_strips(view, left, right).softmax(dim=0)
     return scores
-
-
-def _logits(strips: list[Strip], left: int, right: int) -> Tensor:
-    """Logits (K, rows, columns) of one look, where its windows overlap their weighted sum."""
-    logits: Tensor | None = None
-    for axis, strip in strips:
-        if axis.start < right and left < axis.stop:
-            cells, matrix = axis.part(left, right)
-            part = strip[:, :, cells] @ matrix.T
-            logits = part if logits is None else logits.add_(part)
-    assert logits is not None  # windows leave no gap
-    return logits
 
 
 def run_inference(
@@ -187,19 +171,19 @@ def run_inference(
     scales: Sequence[float] | None = None,
     flip: bool = False,
     sliding_window: int | None = None,
-) -> Inference:
-    """Test-time augmentation and windows of a run's evaluation, with some of them changed.
+) -> InferenceConfig:
+    """Inference configuration of a run's evaluation, with some fields changed.
 
     Args:
         config: the run; None for a published network.
-        scales: factors of the input's size; None for the run's own.
-        flip: also average with the mirrored image.
-        sliding_window: side of the windows in pixels; 0 for none, None for the run's own.
+        scales: factors of the input size; None for the run's own.
+        flip: also average with the mirror image.
+        sliding_window: height and width of the windows; 0 for whole images, None for the run's own.
     """
-    own = Inference()
+    own = InferenceConfig()
     if config is not None:
         options = config.segment
-        own = Inference(
+        own = InferenceConfig(
             mode=options.inference,
             window=(options.window, options.window),
             stride=(options.stride, options.stride),
@@ -244,8 +228,8 @@ class SegmentationPredictor(StreamPredictor[Segmentation]):
 
     def predict_image(self, image: Image.Image, path: str, name: str) -> Segmentation:
         """The class of each pixel of an RGB image."""
-        label_map = self.inference.label_map(
-            self.model.forward, image, self.model.preprocess, name=name
+        label_map = predict_label_map(
+            self.model.forward, image, self.inference, self.model.preprocess, name=name
         ).numpy()
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
         return Segmentation(path, label_map.astype(dtype, copy=False), self.classes, self.model.metadata)
