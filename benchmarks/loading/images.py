@@ -43,7 +43,7 @@ def _link(folder: Path, images: int, root: Path) -> int:
         raise fault
 
     root = root.expanduser().resolve()
-    found = [name for name in files_below(root, "", (), refuse) if Path(name).suffix.lower() in EXTENSIONS]
+    found = [name for name in files_below(root, refuse) if Path(name).suffix.lower() in EXTENSIONS]
     if len(found) < CLASSES:
         raise DataError(f"{root}: {len(found)} images in it and below: at least {CLASSES} are needed")
     count = min(images, len(found))

@@ -20,7 +20,7 @@ from metaformer.tasks.segmentation.transforms import train_transform as segmenta
 PIPELINES = {
     "paper": {},
     "plain": {"auto_augment": None, "erase": 0.0, "interpolation": "bicubic"},
-    "augmix": {"auto_augment": "augmix-m5-w4-d2", "splits": 3},
+    "augmix": {"auto_augment": "augmix-m5-w4-d2", "aug_splits": 3},
     "autoaugment": {"auto_augment": "original", "erase_mode": "rand", "erase": 1.0, "vflip": 0.5},
 }
 

@@ -134,7 +134,7 @@ def test_all_faults_can_be_told_at_once(noise_pets: Path) -> None:
     (noise_pets / "train/dog").mkdir()
     shutil.copy(noise_pets / "train/ant/0.png", noise_pets / "train/dog/0.png")
     told: list[DataError] = []
-    folder = ImageFolder(noise_pets, "train", classes=["ant", "bee", "cat", "wasp"], tell=told.append)
+    folder = ImageFolder(noise_pets, "train", classes=["ant", "bee", "cat", "wasp"], on_error=told.append)
     assert [str(fault).removeprefix(f"{noise_pets}/train").partition(";")[0] for fault in told] == [
         ": 'dog' not among the 4 known classes ('ant', 'bee', 'cat', 'wasp')",
         ": no folder for 'wasp'",

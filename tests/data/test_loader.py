@@ -95,7 +95,7 @@ def test_iterating_draws_nothing_from_the_run(noise_pets: Path) -> None:
 
 
 def test_views_stay_together(noise_pets: Path) -> None:
-    batch = next(iter(loader(noise_pets, 0, splits=3)))
+    batch = next(iter(loader(noise_pets, 0, aug_splits=3)))
     assert batch.images.shape == (4, 3, 3, 32, 32)
 
 

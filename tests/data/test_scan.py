@@ -37,8 +37,8 @@ def test_every_image_is_seen_once_and_in_order(noise_pets: Path) -> None:
     for workers in (1, 3):
         seen = scan(folder, workers=workers, progress=False)
         assert [one.index for one in seen] == list(range(12))
-        assert [one.index for one in seen if one.trouble] == [5]
-        assert "not a JPEG" in seen[5].trouble
+        assert [one.index for one in seen if one.error] == [5]
+        assert "not a JPEG" in seen[5].error
         assert (seen[3].width, seen[3].height) == (50, 49)
         assert len({one.digest for one in seen}) == 12
 
@@ -53,7 +53,7 @@ def test_the_digest_is_that_of_the_pixels(noise_pets: Path) -> None:
 def test_images_that_kill_their_reader_are_named(killers: tuple[int, ...]) -> None:
     seen = scan(Deadly(200, *killers), workers=2, progress=False)
     assert [one.index for one in seen] == list(range(200))
-    assert {one.index: one.trouble for one in seen if one.trouble} == dict.fromkeys(killers, DEADLY)
+    assert {one.index: one.error for one in seen if one.error} == dict.fromkeys(killers, DEADLY)
 
 
 def _width(source: ImageFolder, index: int) -> ImageInfo:
@@ -61,9 +61,9 @@ def _width(source: ImageFolder, index: int) -> ImageInfo:
 
 
 def test_some_images_can_be_looked_at_otherwise() -> None:
-    seen = scan(Deadly(200, 5), workers=2, progress=False, look=_width, which=range(5, 200, 3))
+    seen = scan(Deadly(200, 5), workers=2, progress=False, read=_width, indices=range(5, 200, 3))
     assert [one.index for one in seen] == list(range(5, 200, 3))
-    assert seen[0].trouble == DEADLY
+    assert seen[0].error == DEADLY
     assert all((one.width, one.height) == (one.index + 1, 0) for one in seen[1:])
 
 
@@ -75,7 +75,7 @@ def test_progress_is_shown(noise_pets: Path, capfd: pytest.CaptureFixture[str]) 
 SLOW = """
 import signal, time
 from PIL import Image
-from metaformer.data.scan import survey
+from metaformer.data.scan import scan
 
 class Slow:
     labels = [0] * 3000
@@ -87,7 +87,7 @@ class Slow:
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins without
 print("begun", flush=True)
-survey(Slow(), workers=2, progress=False)
+scan(Slow(), workers=2, progress=False)
 """
 
 

@@ -1,4 +1,4 @@
-"""A data set as ImageNet lies on disk: root/split/class/images."""
+"""Image folder in ImageNet's layout: root/split/class/images."""
 
 import logging
 import os
@@ -17,30 +17,29 @@ _UNREADABLE: Final = frozenset(
     {".avif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".pgm", ".ppm", ".svg", ".tga", ".tif", ".tiff"}
 )
 _log = logging.getLogger(__name__)
-Tell = Callable[[DataError], None]
+OnError = Callable[[DataError], None]
 
 
-def _give_up(fault: DataError) -> None:
-    raise fault
+def _raise(error: DataError) -> None:
+    raise error
 
 
 class ImageFolder:
-    """The images of one split with the folder each lies in as its class.
+    """One split of an image folder: each class is a folder of images.
 
     Classes are the folders' names, sorted; within a class images are sorted by path, and may lie in
-    sub-folders. Hidden files are passed over; files whose extension is no image's are counted in
-    `ignored` and named in the log.
+    sub-folders. Hidden files are skipped; files with another extension are counted in `ignored` and logged.
 
     Args:
         root: the data set.
         split: its sub-folder, such as `train`.
-        classes: the class list of a checkpoint or of the training split; labels are positions in it.
-        allow_missing: take a split that has no folder for some of `classes` (ImageNet-A, -R).
-        tell: is given each fault of the layout, and what can be read is read all the same: so a check sees
-            all of them at once. Without it the first is raised.
+        classes: the class list of a checkpoint or of the training split; labels are indices into it.
+        allow_missing: accept a split without a folder for some of `classes` (ImageNet-A, -R).
+        on_error: called with each error of the layout, so that a check collects them all; the first is
+            raised when not given.
 
     Raises:
-        DataError: the layout is another one; the message says what is there instead.
+        DataError: another layout; the message says what is there instead.
     """
 
     def __init__(
@@ -50,28 +49,28 @@ class ImageFolder:
         classes: Sequence[str] | None = None,
         *,
         allow_missing: bool = False,
-        tell: Tell = _give_up,
+        on_error: OnError = _raise,
     ) -> None:
         self.folder = _split_folder(Path(root).expanduser(), split)
         found, self.loose = _class_folders(self.folder)
         if classes is not None:
-            _compare(self.folder, found, classes, allow_missing, tell)
+            _compare(self.folder, found, classes, allow_missing, on_error)
         self.classes = tuple(dict.fromkeys((*(found if classes is None else classes), *found)))
         self.labels: list[int] = []
         self.ignored: Counter[str] = Counter()
         self._files: list[str] = []  # text takes a third of the memory of Path, in every worker
-        label = {name: place for place, name in enumerate(self.classes)}
+        label = {name: index for index, name in enumerate(self.classes)}
         for name in found:
-            self._read_class(name, label[name], tell)
+            self._read_class(name, label[name], on_error)
         if self.ignored:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.ignored.items()))
-            _log.warning("%s: ignored files that are no images: %s", self.folder, kinds)
+            _log.warning("%s: ignored files that are not images: %s", self.folder, kinds)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def path(self, index: int) -> Path:
-        """Tell where an image lies."""
+        """Path of an image."""
         return self.folder / self._files[index]
 
     @property
@@ -87,22 +86,22 @@ class ImageFolder:
         """
         return read_image(self.path(index))
 
-    def _read_class(self, name: str, label: int, tell: Tell) -> None:
+    def _read_class(self, name: str, label: int, on_error: OnError) -> None:
         top = self.folder / name
         before = len(self._files)
         skipped: Counter[str] = Counter()
-        for file in files_below(top, f"{name}/", (), tell):
+        for file in files_below(top, on_error, f"{name}/"):
             kind = os.path.splitext(file)[1].lower()
             if kind in EXTENSIONS:
                 self._files.append(file)
                 self.labels.append(label)
             elif kind in _UNREADABLE:
-                what = f"{kind} images are not read: convert it to PNG or JPEG"
-                tell(DataError(f"{self.folder / file}: {what}"))
+                reason = f"{kind} images are not read: convert it to PNG or JPEG"
+                on_error(DataError(f"{self.folder / file}: {reason}"))
             else:
                 skipped[kind or "without extension"] += 1
         if len(self._files) == before:
-            tell(DataError(f"{top}: no images in this class folder{_instead(skipped.total())}"))
+            on_error(DataError(f"{top}: no images in this class folder{_instead(skipped.total())}"))
         self.ignored += skipped
 
 
@@ -111,13 +110,13 @@ def _split_folder(root: Path, split: str) -> Path:
         raise DataError(f"{root}: {'is a file, not a folder' if os.path.isfile(root) else 'no such folder'}")
     folder = root / split
     if not os.path.isdir(folder):
-        there = ", ".join(_folders(root)[:10]) or "no folders"
-        raise DataError(f"{root}: no folder {split!r}; it holds {there}")
+        present = ", ".join(_folders(root)[:10]) or "no folders"
+        raise DataError(f"{root}: no folder {split!r}; it holds {present}")
     return folder
 
 
 def _class_folders(folder: Path) -> tuple[list[str], int]:
-    """Names of the class folders, and how many files lie beside them."""
+    """Names of the class folders, and the number of files beside them."""
     names = _folders(folder)
     loose = sum(1 for entry in _entries(folder) if not entry.is_dir())
     if not names:
@@ -128,41 +127,43 @@ def _class_folders(folder: Path) -> tuple[list[str], int]:
 
 
 def _compare(
-    folder: Path, found: Sequence[str], classes: Sequence[str], allow_missing: bool, tell: Tell
+    folder: Path, found: Sequence[str], classes: Sequence[str], allow_missing: bool, on_error: OnError
 ) -> None:
-    known, there = set(classes), set(found)
+    known, present = set(classes), set(found)
     if len(known) != len(classes):
         twice = [name for name, count in Counter(classes).items() if count > 1]
         raise DataError(f"class list names {_some(twice)} more than once")
-    if strange := sorted(there - known):
+    if strange := sorted(present - known):
         among = f"{_some(strange)} not among the {len(known)} known classes ({_some(classes)})"
-        tell(DataError(f"{folder}: {among}"))
-    if not allow_missing and (missing := sorted(known - there)):
+        on_error(DataError(f"{folder}: {among}"))
+    if not allow_missing and (missing := sorted(known - present)):
         every = "every class of the class list needs one"
-        tell(DataError(f"{folder}: no folder for {_some(missing)}; {every}"))
+        on_error(DataError(f"{folder}: no folder for {_some(missing)}; {every}"))
 
 
-def files_below(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], tell: Tell) -> Iterator[str]:
-    """Names of the files in a folder and those below it, sorted, each with `prefix` before it.
+def files_below(
+    folder: Path, on_error: OnError, prefix: str = "", parents: tuple[tuple[int, int], ...] = ()
+) -> Iterator[str]:
+    """Relative paths of all files below a folder, sorted.
 
     Args:
-        folder: where to look.
-        prefix: what is put before the names, such as `train/`.
-        above: device and number of each folder that holds it, so that links in a circle are told.
-        tell: is given each fault.
+        folder: the folder.
+        on_error: called with each error.
+        prefix: put before the paths, such as `train/`.
+        parents: device and inode of the folders above, by which links in a circle are found.
     """
     try:
         status, entries = folder.stat(), _entries(folder)
-    except DataError as fault:
-        return tell(fault)
+    except DataError as error:
+        return on_error(error)
     except OSError as error:
-        return tell(DataError(f"{folder}: cannot enter it: {error.strerror}"))
+        return on_error(DataError(f"{folder}: cannot enter it: {error.strerror}"))
     here = (status.st_dev, status.st_ino)
-    if here in above:
-        return tell(DataError(f"{folder}: is a link to a folder that holds it"))
+    if here in parents:
+        return on_error(DataError(f"{folder}: is a link to a folder that holds it"))
     for entry in entries:
         if entry.is_dir():
-            yield from files_below(folder / entry.name, f"{prefix}{entry.name}/", (*above, here), tell)
+            yield from files_below(folder / entry.name, on_error, f"{prefix}{entry.name}/", (*parents, here))
         else:
             yield prefix + entry.name
 
@@ -183,10 +184,10 @@ def _entries(folder: Path) -> list["os.DirEntry[str]"]:
 
 
 def check_name(path: str | Path) -> None:
-    """Refuse what no report, checkpoint or result could name.
+    """Check that a file name is UTF-8, so that reports and checkpoints can hold it.
 
     Raises:
-        DataError: the name is not UTF-8.
+        DataError: it is not.
     """
     try:
         str(path).encode()

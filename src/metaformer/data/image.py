@@ -1,4 +1,4 @@
-"""One image to RGB, safely: whatever its bytes are, only `BadImage` comes out."""
+"""Safe decoding of one image to RGB: whatever its bytes are, the error is `BadImage`."""
 
 import errno
 import io
@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from metaformer.errors import BadImage, DataError
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""What is decoded, recognized by content; Pillow's rarer decoders stay closed to hostile files."""
+"""Formats that are decoded, recognized by content; hostile files do not reach Pillow's rarer decoders."""
 
 MAX_PIXELS: Final = 50_000_000
 _ORIENTATION_TAG: Final = 0x0112
@@ -40,7 +40,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         BadImage: the file is missing, empty, damaged, too large, or no JPEG, PNG, WebP, BMP or GIF.
-        DataError: the machine is to blame: no memory, or too many open files.
+        DataError: not the file's fault: out of memory, or too many open files.
     """
     need_file(path)
     try:
@@ -51,10 +51,10 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def need_file(path: str | Path) -> None:
-    """Refuse what is no ordinary file: a pipe or a device would be waited for without end.
+    """Check that a path is a regular file; reading a pipe or a device could block forever.
 
     Raises:
-        BadImage: it is none, or not there.
+        BadImage: it is not, or does not exist.
     """
     if not os.path.isfile(path):
         raise BadImage(path, "is no ordinary file" if os.path.exists(path) else "no such file")
@@ -65,7 +65,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
     Raises:
         BadImage: the file is missing, empty or no image.
-        DataError: the machine is to blame: no memory, or too many open files.
+        DataError: not the file's fault: out of memory, or too many open files.
     """
     need_file(path)
     try:
@@ -87,12 +87,12 @@ def decode_image(data: bytes | BinaryIO, name: str | Path, max_pixels: int = MAX
 
     Args:
         data: the encoded image, or an open file that can be sought.
-        name: what errors call it.
+        name: its name in errors.
         max_pixels: larger images are refused from their header, before anything is decoded.
 
     Raises:
         BadImage: empty, damaged, too large, or no JPEG, PNG, WebP, BMP or GIF.
-        DataError: the machine is to blame: no memory, or too many open files.
+        DataError: not the file's fault: out of memory, or too many open files.
     """
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
@@ -113,7 +113,7 @@ def _decode(image: Image.Image, name: str | Path, max_pixels: int) -> Image.Imag
     width, height = image.size
     if width * height > max_pixels:
         raise BadImage(name, f"{width}x{height} is more than the {max_pixels:,} pixels allowed")
-    # the further images of a telephone's MPO are previews and depths of the first, no animation
+    # further images of a phone's MPO are previews and depth maps of the first, not an animation
     animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
     if animated:
         _log.warning("%s: animated, only its first frame is used", name)
@@ -127,7 +127,7 @@ def _decode(image: Image.Image, name: str | Path, max_pixels: int) -> Image.Imag
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and image.format == "JPEG":
-        return image  # its pixels outlive its file, and a copy of them can take as long as decoding
+        return image  # its pixels outlive its file, and copying them can take as long as decoding
     if image.mode == "I" or image.mode.startswith("I;16"):
         # convert("RGB") clips at 255 here and turns nearly every 16-bit image white
         gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
@@ -149,9 +149,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def explain(error: Exception, name: str | Path, max_pixels: int) -> DataError:
-    """Say what an error of Pillow's means.
+    """Turn an error of Pillow into one with a remedy.
 
-    The machine is blamed for what is the machine's, so that a policy for bad images never hides it.
+    Errors of the machine are no `BadImage`, so that skipping bad images never hides them.
     """
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, MemoryError) or number == errno.ENOMEM or str(error).startswith(_NO_MEMORY):
@@ -165,8 +165,8 @@ def explain(error: Exception, name: str | Path, max_pixels: int) -> DataError:
             reason = f"more than the {max_pixels:,} pixels allowed"
         case UnidentifiedImageError():
             reason = "not a JPEG, PNG, WebP, BMP or GIF image, or its header is damaged"
-        case OSError(strerror=str(words)):
-            reason = f"cannot be read ({words})"
+        case OSError(strerror=str(message)):
+            reason = f"cannot be read ({message})"
         case _:
             reason = f"damaged or truncated ({str(error) or type(error).__name__})"
     return BadImage(name, reason)

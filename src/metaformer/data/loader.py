@@ -1,4 +1,4 @@
-"""Batches from worker processes, with errors that arrive as what they were."""
+"""DataLoader that resumes at any step, names the image at fault and survives dead workers."""
 
 import multiprocessing
 import signal
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -21,31 +21,30 @@ from metaformer.distributed import Interrupted
 from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError
 from metaformer.process import cores, keep_freed_memory
 
-POLL = 1.0
-"""Seconds between looks at whether a stop is wished for and the workers are alive, while no batch comes."""
+POLL: Final = 1.0
+"""Seconds after which a wait for a batch checks `stop` and the workers."""
 
-
-DATA_TIMEOUT = 120.0
+DATA_TIMEOUT: Final = 120.0
 """Seconds without a batch after which a run gives up."""
 
-
 Stop = Callable[[], bool]
+"""Whether the run should stop."""
 
 
 class Loader:
-    """Iterate over a sampler's batches; each iteration starts where the sampler then stands.
+    """Batches of a sampler; each iteration starts at the sampler's position.
 
-    `DataLoader` turns an exception of a worker into a RuntimeError with its traceback as text; here the
-    worker hands over the error itself, and it is raised in the main process.
+    `DataLoader` turns an exception in a worker into a RuntimeError with the traceback as text; here the
+    worker returns the error, and the main process raises it.
 
     Args:
-        dataset: what makes the samples.
-        sampler: what names them, batch by batch.
-        workers: processes, at most one per core; 0 makes samples in this one. Results do not depend on it.
-        pin_memory: keep batches in page-locked memory, for copies to CUDA.
+        dataset: the samples.
+        sampler: batches of sample keys.
+        workers: processes, at most one per core; 0 loads in this one. Batches do not depend on it.
+        pin_memory: put batches in page-locked memory, for copies to CUDA.
         timeout: seconds to wait for a worker before giving up.
-        stop: asked again and again; once it says so, waiting ends.
-        skip_bad: leave out images that cannot be read, and say so in the batch, rather than raise.
+        stop: polled while waiting; iteration ends with `Interrupted` once it returns True.
+        skip_bad: leave out images that cannot be read and list them in `Batch.bad`, instead of raising.
     """
 
     def __init__(
@@ -64,16 +63,18 @@ class Loader:
         self.dataset, self.sampler, self.timeout = dataset, sampler, timeout
         self.stop: Stop = stop or _never
         workers = min(workers, cores())
-        self.watch = WorkerMonitor(workers)
-        self._release: Watchdog | None = None
+        self.monitor = WorkerMonitor(workers)
+        self._watchdog: Watchdog | None = None
         self._loader: DataLoader[SampleOrError] = DataLoader(
-            **self._parts(ErrorCapturingDataset(dataset, self.watch, None if workers else stop, skip_bad)),
+            **self._batches(
+                ErrorCapturingDataset(dataset, self.monitor, None if workers else stop, skip_bad)
+            ),
             num_workers=workers,
             pin_memory=pin_memory,
             timeout=min(POLL, timeout) if workers else 0.0,
             persistent_workers=workers > 0,
-            worker_init_fn=_begin_worker if workers else None,
-            generator=torch.Generator(),  # else each iteration would draw from the run's own stream
+            worker_init_fn=_init_worker if workers else None,
+            generator=torch.Generator(),  # else each iteration would draw from the run's random stream
         )
 
     def __len__(self) -> int:
@@ -85,10 +86,10 @@ class Loader:
         Raises:
             BadImage: an image cannot be read.
             DataError: a worker died, hung or ran out of memory; the message names its image.
-            Interrupted: `stop` said so.
+            Interrupted: `stop` returned True.
         """
         try:
-            batches = self._begin()
+            batches = self._start()
             while (batch := self._next(batches)) is not None:
                 if isinstance(batch, MetaFormerError):
                     raise batch
@@ -99,34 +100,35 @@ class Loader:
 
     def close(self) -> None:
         """Stop the workers now; left to the garbage collector, that can take ten seconds."""
-        if self._release is not None:
-            self._release.close()
+        if self._watchdog is not None:
+            self._watchdog.close()
         iterator, self._loader._iterator = self._loader._iterator, None
-        stop = getattr(iterator, "_shutdown_workers", None)
-        if stop is not None:
-            with _deaths_told_in_time():
+        shut_down = getattr(iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            with _default_sigchld():
                 for worker in getattr(iterator, "_workers", []):
-                    worker.kill()  # one that hangs would not hear anything gentler, and be waited for
-                # One killed while it asked whether it is done keeps that event's lock for ever.
+                    worker.kill()  # one that hangs would not react to anything gentler, and be waited for
+                # A worker killed while it checks this event holds its lock forever: take a new one.
                 vars(iterator)["_workers_done_event"] = multiprocessing.Event()
-                stop()
+                shut_down()
 
-    def _parts(self, samples: "ErrorCapturingDataset") -> dict[str, Any]:
-        """What `DataLoader` makes batches from."""
+    def _batches(self, samples: "ErrorCapturingDataset") -> dict[str, Any]:
+        """DataLoader's arguments that say what a batch is."""
         return {"dataset": samples, "batch_sampler": self.sampler, "collate_fn": self.dataset.collate}
 
-    def _begin(self) -> Iterator[Any]:
+    def _start(self) -> Iterator[Any]:
         try:
-            with _deaths_told_in_time():
+            with _default_sigchld():
                 batches = iter(self._loader)
-        except RuntimeError:  # the workers of the last iteration did not answer in time: take new ones
+        except RuntimeError:  # the workers of the last iteration did not answer in time: start new ones
             self.close()
-            with _deaths_told_in_time():
+            with _default_sigchld():
                 batches = iter(self._loader)
-        if self._release is not None:
-            self._release.close()
-        tell = partial(self.watch.tell, self._workers, self.dataset.source.path)
-        self._release = Watchdog(self._workers, self.timeout + 2 * POLL, tell) if self._workers else None
+        if self._watchdog is not None:
+            self._watchdog.close()
+        describe = partial(self.monitor.describe, self._workers, self.dataset.source.path)
+        timeout = self.timeout + 2 * POLL
+        self._watchdog = Watchdog(self._workers, timeout, describe) if self._workers else None
         return batches
 
     @property
@@ -134,66 +136,67 @@ class Loader:
         return getattr(self._loader._iterator, "_workers", [])
 
     def _next(self, batches: Iterator[Any]) -> Batch | MetaFormerError | None:
-        """The next batch, or None at the end; a wait is cut into pieces, to look up between them."""
-        began = time.monotonic()
+        """The next batch, or None at the end; `stop` is polled while waiting."""
+        start = time.monotonic()
         while True:
             if self.stop():
                 raise Interrupted
             try:
-                with nullcontext() if self._release is None else self._release.waiting():
+                with nullcontext() if self._watchdog is None else self._watchdog.waiting():
                     return next(batches, None)
             except (RuntimeError, OSError, EOFError, MemoryError) as error:
-                waiting = str(error).startswith("DataLoader timed out")
-                if not waiting or time.monotonic() - began >= self.timeout:
-                    with _deaths_told_in_time():
-                        told = self._explained(error, waiting)
-                    raise told from error
+                timed_out = str(error).startswith("DataLoader timed out")
+                if not timed_out or time.monotonic() - start >= self.timeout:
+                    with _default_sigchld():
+                        explained = self._explain(error, timed_out)
+                    raise explained from error
 
-    def _explained(self, error: Exception, waiting: bool) -> Exception:
-        """The error with the name of the image, where a worker's end is behind it."""
+    def _explain(self, error: Exception, timed_out: bool) -> Exception:
+        """The error with the name of the image, where a worker died or hung."""
         # A dying worker shows as any of these; an exception in a living one begins with "Caught".
         if self._loader.num_workers == 0 or str(error).startswith("Caught"):
             return error
-        told = self._release.told if self._release is not None else None
-        waiting = waiting or told is not None
-        if not waiting:
-            _wait_for_the_end_of_any(self._workers)
-        told = told or self.watch.tell(self._workers, self.dataset.source.path)
-        what = f"no data for {self.timeout:.0f} s" if waiting else "a data worker ended"
+        report = self._watchdog.report if self._watchdog is not None else None
+        timed_out = timed_out or report is not None
+        if not timed_out:
+            _wait_for_death(self._workers)
+        report = report or self.monitor.describe(self._workers, self.dataset.source.path)
+        what = f"no data for {self.timeout:.0f} s" if timed_out else "a data worker ended"
         hint = (
-            "look at the image, the disk, and the room in /dev/shm"
-            if waiting
+            "check the image, the disk, and the free space of /dev/shm"
+            if timed_out
             else "data.workers 0 shows why, fewer need less memory"
         )
-        return DataError(f"{what} ({told or str(error).strip() or type(error).__name__}): {hint}")
+        return DataError(f"{what} ({report or str(error).strip() or type(error).__name__}): {hint}")
 
 
 @contextmanager
-def _deaths_told_in_time() -> Iterator[None]:
-    """Keep PyTorch's handler of SIGCHLD out.
+def _default_sigchld() -> Iterator[None]:
+    """Suspend PyTorch's handler of SIGCHLD.
 
-    It raises in the main thread wherever that is, in the middle of a step or a checkpoint; our polls see the
-    death of a worker when its batch is waited for. Another `DataLoader` of this process may have brought it.
+    It raises wherever the main thread is, in the middle of a step or a checkpoint; our polls find a dead
+    worker when its batch is waited for. Another `DataLoader` of this process may have installed it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, previous if previous is not None else signal.SIG_DFL)
 
 
-def _wait_for_the_end_of_any(workers: list[Any]) -> None:
+def _wait_for_death(workers: list[Any]) -> None:
+    """Wait up to a second until a worker is seen dead."""
     for _ in range(50):
         if any(not worker.is_alive() for worker in workers):
             return
         time.sleep(0.02)
 
 
-def _begin_worker(worker: int) -> None:
-    """Leave signals to the main process, and keep the memory of one image for the next.
+def _init_worker(worker: int) -> None:
+    """Ignore SIGINT and SIGTERM, and keep the memory of one image for the next.
 
     Ctrl-C and schedulers signal whole process groups; the main process decides, after its step.
     """
@@ -207,35 +210,35 @@ def _never() -> bool:
 
 
 class ErrorCapturingDataset(Dataset[SampleOrError]):
-    """Samples, or what was wrong with them."""
+    """Samples, or in their place the error of loading them."""
 
     def __init__(
-        self, dataset: AugmentedDataset, watch: WorkerMonitor, stop: Stop | None, skip_bad: bool
+        self, dataset: AugmentedDataset, monitor: WorkerMonitor, stop: Stop | None, skip_bad: bool
     ) -> None:
-        self.dataset, self.watch, self.stop, self.skip_bad = dataset, watch, stop, skip_bad
+        self.dataset, self.monitor, self.stop, self.skip_bad = dataset, monitor, stop, skip_bad
 
     def __getitem__(self, sample: Sample) -> SampleOrError:
-        return self.made(sample.index, lambda: self.dataset[sample])
+        return self.capture(sample.index, lambda: self.dataset[sample])
 
-    def made(self, index: int, make: Callable[[], Item]) -> SampleOrError:
-        """Make a sample of the image at this index."""
+    def capture(self, index: int, load: Callable[[], Item]) -> SampleOrError:
+        """Load the image at an index, or return the error."""
         if self.stop is not None and self.stop():
             raise Interrupted
-        with self.watch.reading(index):
+        with self.monitor.reading(index):
             try:
-                return make()
+                return load()
             except BadImage as error:
                 return BadSample(index, str(error)) if self.skip_bad else error
             except MetaFormerError as error:
                 return error
             except Exception as error:
-                return _named(error, self.dataset.source.path(index))
+                return _with_name(error, self.dataset.source.path(index))
 
 
-def _named(error: Exception, name: str | Path) -> DataError:
-    """The error with the image's name; where it came from is a note, which crosses between processes."""
+def _with_name(error: Exception, name: str | Path) -> DataError:
+    """The error with the image's name; its traceback is a note, which survives pickling."""
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return DataError(f"{name}: not enough memory for it: fewer data.workers or a smaller batch need less")
-    told = DataError(f"{name}: {type(error).__name__} while it was read or transformed: {error}")
-    told.add_note("".join(traceback.format_exception(error)))
-    return told
+    named = DataError(f"{name}: {type(error).__name__} while it was read or transformed: {error}")
+    named.add_note("".join(traceback.format_exception(error)))
+    return named

@@ -1,4 +1,4 @@
-"""How an image becomes the network's input: one record for evaluation, prediction and checkpoints."""
+"""Preprocessing of classification: one configuration for evaluation, prediction and checkpoints."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ class Preprocess:
     image_size: int = 224
     """Height and width of the input, in pixels."""
     crop: float = 0.9
-    """Share of the resized image that the center crop keeps."""
+    """Side of the center crop, as a fraction of the resized image."""
     interpolation: str = "bicubic"
     """Resampling: bicubic or bilinear."""
     mean: Channels = IMAGENET_MEAN
@@ -59,7 +59,7 @@ class Preprocess:
         return math.floor(self.image_size / self.crop)
 
     def transform(self, crops: int = 1) -> Transform:
-        """Make the transform: RGB image to (3, H, W); with `crops=5`, corners and center, to (5, 3, H, W).
+        """Transform of an RGB image to (3, H, W); with `crops=5`, corners and center, to (5, 3, H, W).
 
         Raises:
             ConfigError: another number of crops.
@@ -75,21 +75,21 @@ class Preprocess:
         return _Transform(transforms.Compose([resize, crop]), Normalize(self.mean, self.std))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields, as JSON takes them."""
+        """Fields as JSON values."""
         return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
-        """Make it from `to_dict`'s fields.
+        """Inverse of `to_dict`.
 
         Raises:
-            ConfigError: an unknown field, or a value that cannot be.
+            ConfigError: an unknown field, or a value out of range.
         """
         return from_plain(cls, values)
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> "Preprocess":
-        """Make it from a model's `pretrained_cfg`, in timm's words; the rest is the default."""
+        """Preprocessing of a model's `pretrained_cfg`, which has timm's keys; missing ones are defaults."""
         default = cls()
         return cls(
             image_size=int(cfg.get("input_size", (3, default.image_size))[-1]),
@@ -101,15 +101,15 @@ class Preprocess:
 
 
 def to_plain(record: Any) -> dict[str, Any]:
-    """Fields of a preprocessing, as JSON takes them."""
+    """Fields of a preprocessing as JSON values."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(record).items()}
 
 
 def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
-    """A preprocessing from `to_plain`'s fields.
+    """Inverse of `to_plain`.
 
     Raises:
-        ConfigError: an unknown field, or a value that cannot be.
+        ConfigError: an unknown field, or a value out of range.
     """
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
@@ -122,13 +122,13 @@ def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 class Normalize:
-    """Make an 8-bit RGB image the network's input (3, H, W), bit for bit as torchvision does.
+    """8-bit RGB image to normalized float32 (3, H, W), bit for bit as torchvision's transforms.
 
-    torchvision's `ToTensor` and `Normalize` write four maps of floating point numbers; this writes one.
+    torchvision's `ToTensor` and `Normalize` allocate four floating-point images; this allocates one.
 
     Args:
-        mean: what is subtracted, per channel, of values 0 … 1.
-        std: what is divided by.
+        mean: mean of each channel (RGB in 0 … 1).
+        std: standard deviation of each channel.
     """
 
     def __init__(self, mean: Channels, std: Channels) -> None:
@@ -137,17 +137,19 @@ class Normalize:
 
     def __call__(self, image: Image.Image) -> Tensor:
         planes = np.empty((3, image.height, image.width), dtype=np.uint8)
-        for plane, band in zip(planes, image.split(), strict=True):
-            plane[...] = np.asarray(band)
+        for plane, channel in zip(planes, image.split(), strict=True):
+            plane[...] = np.asarray(channel)
         return torch.from_numpy(planes).float().div_(255).sub_(self.mean).div_(self.std)
 
 
 class _Transform:
-    def __init__(self, crop: Any, finish: Normalize) -> None:
-        self.crop, self.finish = crop, finish
+    """Picklable composition of resize, crop or five crops, and normalize."""
+
+    def __init__(self, crop: Any, normalize: Normalize) -> None:
+        self.crop, self.normalize = crop, normalize
 
     def __call__(self, image: Image.Image) -> Tensor:
         cropped = self.crop(image)
         if isinstance(cropped, tuple):
-            return torch.stack([self.finish(part) for part in cropped])
-        return self.finish(cropped)
+            return torch.stack([self.normalize(crop) for crop in cropped])
+        return self.normalize(cropped)

@@ -1,4 +1,4 @@
-"""Which image comes when: a pure function of seed, epoch and position, on any number of ranks."""
+"""Batch samplers whose order is a pure function of seed and epoch, on any number of ranks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
@@ -10,13 +10,11 @@ from torch.utils.data import Sampler
 from metaformer.errors import ConfigError, DataError
 
 _MASK: Final = (1 << 64) - 1
-
-
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 
 
 class Sample(NamedTuple):
-    """One use of one image; with the seed it decides the augmentation."""
+    """Key of a sample: with the seed it determines the image and its augmentation."""
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
@@ -24,7 +22,7 @@ class Sample(NamedTuple):
 
 
 def sample_seed(seed: int, sample: Sample) -> int:
-    """Hash seed and sample to 64 well mixed bits, the same on every machine and in every process."""
+    """64-bit random seed of a sample, the same on every machine and in every process."""
     return hash64(seed, sample.epoch, sample.index, sample.repeat)
 
 
@@ -44,9 +42,9 @@ def _mix(value: int) -> int:
 
 
 def permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Shuffle `range(length)`: sorted by hash, so that no library's random stream can change it."""
+    """Random permutation of `range(length)`: sorted by hash, which no library's update can change."""
     start = np.uint64(hash64(seed, epoch))
-    keys = (np.arange(length, dtype=np.uint64) ^ start) + np.uint64(_GOLDEN)  # wraps around, as meant
+    keys = (np.arange(length, dtype=np.uint64) ^ start) + np.uint64(_GOLDEN)  # wraps around, as intended
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.argsort(keys ^ (keys >> np.uint64(31)), kind="stable")
@@ -57,24 +55,24 @@ class PureSampler(Sampler[list[Sample]]):
 
     The global order of an epoch depends on (length, seed, epoch, repeated_aug) alone. Step `s` takes
     positions `s * batch_size` and following; of these, rank `r` takes every `world`-th from `r` on and cuts
-    them into `accumulate` micro-batches. So a step sees the same images on any number of ranks. Images
-    left over at the end, fewer than a batch, wait for another epoch's order.
+    them into `accumulate` micro-batches. So a step has the same images on any number of ranks. The last
+    images of an epoch, fewer than a batch, are dropped.
 
-    Repeated augmentation is DeiT's (https://arxiv.org/abs/2012.12877): each image stands `repeated_aug` times
-    in a row, so that its copies go to different ranks, and the epoch is cut to the length it has without
-    repeats: it shows one image in `repeated_aug`, that often. DeiT cuts to multiples of 256, this to batches.
+    Repeated augmentation is DeiT's (https://arxiv.org/abs/2012.12877): each image comes `repeated_aug` times
+    in a row, so that its copies go to different ranks, and the epoch is cut to its length without repeats:
+    it has one image in `repeated_aug`, that often. DeiT cuts to multiples of 256, this to batches.
 
     Args:
         length: number of images.
         batch_size: images per optimizer step, over all ranks and micro-batches.
-        seed: what the order is a function of, with the epoch.
+        seed: seed of the order.
         rank: this process.
         world: number of processes.
         repeated_aug: copies of an image in an epoch.
         accumulate: micro-batches per optimizer step.
 
     Raises:
-        ConfigError: a batch that cannot be shared out evenly, or a number out of range.
+        ConfigError: a batch that cannot be divided evenly, or a number out of range.
         DataError: fewer images than one batch.
     """
 
@@ -99,7 +97,7 @@ class PureSampler(Sampler[list[Sample]]):
                 raise ConfigError(f"{field} is {value}: it must be at least 1")
         if batch_size % (world * accumulate):
             raise ConfigError(
-                f"data.batch_size {batch_size} cannot be shared by {world} device(s) x {accumulate} "
+                f"data.batch_size {batch_size} cannot be divided among {world} device(s) x {accumulate} "
                 f"accumulation step(s): choose a multiple of {world * accumulate}"
             )
         if length < batch_size:
@@ -118,11 +116,11 @@ class PureSampler(Sampler[list[Sample]]):
         return self.length // self.batch_size
 
     def __len__(self) -> int:
-        """Count the micro-batches from the start position to the end of the epoch."""
+        """Micro-batches from the position to the end of the epoch."""
         return (self.steps - self.start) * self.accumulate
 
     def seek(self, epoch: int, start: int = 0) -> None:
-        """Let the next iteration begin at optimizer step `start` of `epoch`.
+        """Set the position of the next iteration: optimizer step `start` of `epoch`.
 
         Raises:
             ConfigError: the epoch has fewer steps.
@@ -145,67 +143,22 @@ class PureSampler(Sampler[list[Sample]]):
                 yield samples[first : first + micro]
 
 
-class EvalSampler(Sampler[list[Sample]]):
-    """Every image once, in order; rank `r` of `world` takes every `world`-th, and none is padded.
-
-    Args:
-        length: number of images.
-        batch_size: images at once, per rank.
-        rank: this process.
-        world: number of processes.
-        start: how many of this rank's images are left out because they were done before.
-
-    Raises:
-        ConfigError: a number out of range.
-    """
-
-    def __init__(
-        self, length: int, *, batch_size: int, rank: int = 0, world: int = 1, start: int = 0
-    ) -> None:
-        _check_rank(rank, world)
-        if batch_size < 1:
-            raise ConfigError(f"data.eval_batch_size is {batch_size}: it must be at least 1")
-        self.batch_size = batch_size
-        self.indices = range(rank, length, world)[start:]
-        self.most = -(-len(range(0, length, world)) // batch_size)
-        """Batches of the rank that has the most."""
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        for first in range(0, len(self.indices), self.batch_size):
-            yield [Sample(0, index) for index in self.indices[first : first + self.batch_size]]
-
-
-def _check_rank(rank: int, world: int) -> None:
-    if not 0 <= rank < world:
-        raise ConfigError(f"rank {rank} is outside a world of {world} process(es)")
-
-
 class GroupSampler(PureSampler):
-    """Shuffled training batches of one group where possible; steps, resuming and sharing as `PureSampler`.
+    """Shuffled training batches whose images are of one group where possible, such as one orientation.
 
-    An epoch shows the same images as `PureSampler`'s, in another order that depends on (groups, seed,
-    epoch, repeated_aug, batch size) alone. They are dealt out, in its order, to one heap per group; a heap
-    that holds a batch is the next step. What the heaps hold in the end, less than a batch each, makes the
-    last steps: these lie side by side, group after group, and are cut into batches. Within a step neighbors
-    go to one rank and one micro-batch, so that of a mixed step only the micro-batches on a border are mixed.
-    So a group smaller than a batch is seen as often as others, and a step holds the same images on any
-    number of ranks.
+    Steps, resuming and the division among ranks are as in `PureSampler`, and so are the images of an epoch.
+    Their order is another, a function of (groups, seed, epoch, repeated_aug, batch size) alone: they are
+    queued in `PureSampler`'s order, one queue per group, and a queue that holds a batch is the next step.
+    What the queues hold in the end, less than a batch each, is concatenated and cut into the last steps, so
+    that images of small groups come as often as others. Within a step neighbors go to one rank and one
+    micro-batch: only the micro-batches at a border of two groups are mixed.
 
     Args:
-        groups: a number for each image, the same for those that belong together.
-        batch_size: images per optimizer step, over all ranks and micro-batches.
-        seed: what the order is a function of, with the epoch.
-        rank: this process.
-        world: number of processes.
-        repeated_aug: copies of an image in an epoch.
-        accumulate: micro-batches per optimizer step.
+        groups: group of each image.
+        batch_size, seed, rank, world, repeated_aug, accumulate: see `PureSampler`.
 
     Raises:
-        ConfigError: a batch that cannot be shared out evenly, or a number out of range.
-        DataError: fewer images than one batch.
+        ConfigError, DataError: see `PureSampler`.
     """
 
     def __init__(
@@ -234,7 +187,7 @@ class GroupSampler(PureSampler):
         epoch = self.epoch
         order = permutation(self.length, self.seed, epoch)
         micro = self.batch_size // (self.world * self.accumulate)
-        for positions in self._dealt(order)[self.start :]:
+        for positions in self._steps(order)[self.start :]:
             samples = [
                 Sample(epoch, int(order[p // self.repeated_aug]), int(p % self.repeated_aug))
                 for p in positions
@@ -243,13 +196,51 @@ class GroupSampler(PureSampler):
                 first = (number * self.world + self.rank) * micro
                 yield samples[first : first + micro]
 
-    def _dealt(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions in the epoch's order by step: (steps, batch size)."""
+    def _steps(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions in the epoch's order of each step, (steps, batch size)."""
         positions = np.arange(self.steps * self.batch_size)
         groups = self.groups[order[positions // self.repeated_aug]]
-        heaps = [positions[groups == group] for group in np.unique(groups)]
-        full = [heap[: len(heap) // self.batch_size * self.batch_size] for heap in heaps]
-        rest = [heap[len(part) :] for heap, part in zip(heaps, full, strict=True)]
+        queues = [positions[groups == group] for group in np.unique(groups)]
+        full = [queue[: len(queue) // self.batch_size * self.batch_size] for queue in queues]
+        rest = [queue[len(part) :] for queue, part in zip(queues, full, strict=True)]
         steps = np.concatenate(full).reshape(-1, self.batch_size)
-        steps = steps[np.argsort(steps[:, -1])]
+        steps = steps[np.argsort(steps[:, -1])]  # a queue's batch is due when its last image is queued
         return np.concatenate([steps, np.concatenate(rest).reshape(-1, self.batch_size)])
+
+
+class EvalSampler(Sampler[list[Sample]]):
+    """Evaluation batches: every image once, in order; rank `r` of `world` takes every `world`-th.
+
+    Args:
+        length: number of images.
+        batch_size: images per batch and rank.
+        rank: this process.
+        world: number of processes.
+        start: number of this rank's images to skip, because they were done before.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+
+    def __init__(
+        self, length: int, *, batch_size: int, rank: int = 0, world: int = 1, start: int = 0
+    ) -> None:
+        _check_rank(rank, world)
+        if batch_size < 1:
+            raise ConfigError(f"data.eval_batch_size is {batch_size}: it must be at least 1")
+        self.batch_size = batch_size
+        self.indices = range(rank, length, world)[start:]
+        self.most = -(-len(range(0, length, world)) // batch_size)
+        """Largest number of batches of any rank."""
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for first in range(0, len(self.indices), self.batch_size):
+            yield [Sample(0, index) for index in self.indices[first : first + self.batch_size]]
+
+
+def _check_rank(rank: int, world: int) -> None:
+    if not 0 <= rank < world:
+        raise ConfigError(f"rank {rank} is outside a world of {world} process(es)")

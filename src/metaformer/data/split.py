@@ -1,4 +1,4 @@
-"""One split of a data set, however it lies: an image folder, parquet files or tar files."""
+"""One split of a data set: an image folder, parquet files or tar files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,19 +16,19 @@ Split = ImageFolder | ParquetImages | TarImages
 def open_split(
     root: str | Path, split: str, classes: Sequence[str] | None = None, *, allow_missing: bool = False
 ) -> Split:
-    """Open the images of a split; any of them can be read at any time.
+    """Open the images of a split, with random access.
 
-    What `metaformer data shard` makes of an image folder holds the same images with the same labels: in
-    parquet under the same numbers, so that a run on it equals one on the folder bit for bit, in tar shuffled.
+    Shards that `metaformer data shard` wrote hold the same images with the same labels as their image
+    folder: parquet in the same order, so that a run on it equals one on the folder bit for bit, tar shuffled.
 
     Args:
-        root: a folder, or for shards also an address of fsspec, such as `s3://bucket/data`.
+        root: a folder, or for shards also an fsspec URL, such as `s3://bucket/data`.
         split: its name, such as `train`.
-        classes: the class list of a checkpoint or of the training split; labels are positions in it.
-        allow_missing: take a split without images of some of `classes`.
+        classes: the class list of a checkpoint or of the training split; labels are indices into it.
+        allow_missing: accept a split without images of some of `classes`.
 
     Raises:
-        DataError: nothing of that kind is there, or it is damaged, or the classes do not match.
+        DataError: no such split, a damaged one, or classes that do not match.
         MissingPackage: reading shards needs a package that is not installed.
     """
     shards = find_shards(root, split)
@@ -43,10 +43,10 @@ def open_split(
 
 
 def need_two_classes(split: Split) -> None:
-    """Check that there is something to tell apart; training calls this.
+    """Check that a training split has at least two classes.
 
     Raises:
-        DataError: there is one class only.
+        DataError: it has one.
     """
     if len(split.classes) < 2:
         raise DataError(f"{split.folder}: only one class, {split.classes[0]!r}: training needs at least two")

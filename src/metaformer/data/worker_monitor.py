@@ -1,4 +1,4 @@
-"""What each data worker is reading, seen from the main process: so that its end can be told with a name."""
+"""Monitoring of data workers: what each is reading, and a watchdog for those that hang."""
 
 import os
 import signal
@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 from torch.utils.data import get_worker_info
 
-Name = Callable[[int], str | Path]
+NameOf = Callable[[int], str | Path]
+"""Name of the image at an index."""
 
 
 class WorkerMonitor:
-    """A note of each worker in shared memory: which image, and since when.
+    """Shared memory in which each worker notes the image that it reads, and since when.
 
     Args:
-        workers: how many there are.
+        workers: number of workers.
     """
 
     def __init__(self, workers: int) -> None:
@@ -29,7 +30,7 @@ class WorkerMonitor:
 
     @contextmanager
     def reading(self, index: int) -> Iterator[None]:
-        """Note that this worker reads an image, for as long as it does."""
+        """Note that this worker is reading the image at an index."""
         info = get_worker_info()
         worker = 0 if info is None else info.id
         self._index[worker] = index
@@ -39,14 +40,14 @@ class WorkerMonitor:
         finally:
             self._since[worker] = 0.0
 
-    def tell(self, workers: Sequence[BaseProcess], name: Name) -> str:
-        """Say what became of workers that gave no batch: who died at what, or who reads what for how long."""
+    def describe(self, workers: Sequence[BaseProcess], name: NameOf) -> str:
+        """Why no batch comes: which workers died or were stopped at which image, else what each reads."""
         dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
         if dead:
-            return "; ".join(self._ended(workers[number], number, name) for number in dead)
-        held = [number for number, worker in enumerate(workers) if _is_stopped(worker)]
-        if held:
-            return "; ".join(f"a worker {self._at(number, name)} is held by a signal" for number in held)
+            return "; ".join(self._death(workers[number], number, name) for number in dead)
+        stopped = [number for number, worker in enumerate(workers) if _is_stopped(worker)]
+        if stopped:
+            return "; ".join(f"a worker {self._at(number, name)} is held by a signal" for number in stopped)
         busy = sorted((since, n) for n, since in enumerate(self._since.tolist()) if since)
         now = time.monotonic()
         return "; ".join(
@@ -54,12 +55,12 @@ class WorkerMonitor:
             for since, number in busy
         )
 
-    def _ended(self, worker: BaseProcess, number: int, name: Name) -> str:
+    def _death(self, worker: BaseProcess, number: int, name: NameOf) -> str:
         code = worker.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with status {code}"
         return f"a worker {how} {self._at(number, name)}"
 
-    def _at(self, number: int, name: Name) -> str:
+    def _at(self, number: int, name: NameOf) -> str:
         index = int(self._index[number])
         if index < 0:
             return "before its first image"
@@ -67,28 +68,29 @@ class WorkerMonitor:
 
 
 class Watchdog:
-    """Ends workers that hold the main process in a call without a time limit.
+    """Thread that kills the workers when a wait for them has no timeout of its own and lasts too long.
 
-    One that is stopped while it hands over a batch does so: PyTorch asks it for a file descriptor, and waits.
+    A worker that is stopped while it hands over a batch causes one: PyTorch waits for its file descriptor.
 
     Args:
         workers: the processes.
-        patience: seconds that a wait may last.
-        tell: says what became of them; asked before they are ended.
+        timeout: seconds that a wait may last.
+        describe: why no batch comes; called before the workers are killed.
     """
 
-    def __init__(self, workers: Sequence[BaseProcess], patience: float, tell: Callable[[], str]) -> None:
-        self.workers, self.patience, self.tell = workers, patience, tell
-        self.told: str | None = None
-        """What was said, once they have been ended."""
+    def __init__(self, workers: Sequence[BaseProcess], timeout: float, describe: Callable[[], str]) -> None:
+        self.workers, self.timeout, self.describe = workers, timeout, describe
+        self.report: str | None = None
+        """What `describe` returned, once the workers have been killed."""
         self._since: float | None = None
-        self._over = threading.Event()
-        own = weakref.ref(self)  # so that it ends with the loader that nobody has closed
-        threading.Thread(target=_look, args=(own, self._over), name="release", daemon=True).start()
+        self._closed = threading.Event()
+        # A weak reference, so that the thread ends with a loader that was never closed.
+        arguments = (weakref.ref(self), self._closed)
+        threading.Thread(target=_poll, args=arguments, name="watchdog", daemon=True).start()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around a wait for a worker."""
+        """Guard a wait for a worker."""
         self._since = time.monotonic()
         try:
             yield
@@ -96,27 +98,27 @@ class Watchdog:
             self._since = None
 
     def close(self) -> None:
-        """Look no longer."""
-        self._over.set()
+        """Stop the thread."""
+        self._closed.set()
 
-    def look(self) -> None:
-        """End the workers if the wait has lasted too long."""
+    def check(self) -> None:
+        """Kill the workers if the wait has lasted too long."""
         since = self._since
-        if since is not None and time.monotonic() - since > self.patience:
-            self.told = self.tell()
+        if since is not None and time.monotonic() - since > self.timeout:
+            self.report = self.describe()
             for worker in self.workers:
                 worker.kill()
             self.close()
 
 
-def _look(at: "weakref.ref[Watchdog]", over: threading.Event) -> None:
-    while not over.wait(1.0) and (release := at()) is not None:
-        release.look()
-        del release
+def _poll(reference: "weakref.ref[Watchdog]", closed: threading.Event) -> None:
+    while not closed.wait(1.0) and (watchdog := reference()) is not None:
+        watchdog.check()
+        del watchdog
 
 
 def _is_stopped(worker: BaseProcess) -> bool:
-    """Tell whether a child is held by SIGSTOP."""
+    """Whether a child process is stopped by SIGSTOP."""
     if worker.pid is None or not hasattr(os, "waitid"):
         return False
     try:

@@ -8,9 +8,9 @@ from metaformer.data.shards.index import (
     Shard,
     damaged_shards,
     find_shards,
+    fingerprints,
     index_text,
     label_numbers,
-    tags,
 )
 from metaformer.errors import DataError
 
@@ -34,8 +34,8 @@ def test_shards_of_others_are_found_by_their_names(names: list[str], tmp_path: P
     touch(tmp_path, *names, "train/notes.txt")
     found = find_shards(tmp_path, "train")
     assert found is not None and found.kind == names[0].rpartition(".")[2]
-    assert list(found.files) == sorted(names[:2]) and found.known is None and found.classes is None
-    assert found.addresses == [f"{tmp_path}/{name}" for name in sorted(names[:2])]
+    assert list(found.files) == sorted(names[:2]) and found.index is None and found.classes is None
+    assert found.urls == [f"{tmp_path}/{name}" for name in sorted(names[:2])]
     assert find_shards(f"file://{tmp_path}", "train") is not None
     assert find_shards(tmp_path, "test") is None
 
@@ -58,8 +58,8 @@ def test_the_index_comes_back_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(index_text("tar", ["ant", "bée"], {"train": [shard]}, {"train": []}))
     found = find_shards(tmp_path, "train")
     assert found is not None and found.files == ("train/0.tar",)
-    assert found.known == (shard,) and found.classes == ("ant", "bée")
-    assert tags(found) == [shard.sha256] and not list(damaged_shards(found))
+    assert found.index == (shard,) and found.classes == ("ant", "bée")
+    assert fingerprints(found) == [shard.sha256] and not list(damaged_shards(found))
     with pytest.raises(DataError, match=r"no split 'val'; shards\.json lists train"):
         find_shards(tmp_path, "val")
     (tmp_path / "train/0.tar").write_bytes(b"y")
@@ -69,7 +69,7 @@ def test_the_index_comes_back_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "train/0.tar").write_bytes(b"xx")
     assert "2 bytes, shards.json says 1" in next(damaged_shards(found))
     with pytest.raises(DataError, match=r"0\.tar: 2 bytes, shards\.json says 1: copy train/0\.tar again"):
-        tags(found)
+        fingerprints(found)
     (tmp_path / "train/0.tar").unlink()
     assert "cannot be read" in next(damaged_shards(found))
 

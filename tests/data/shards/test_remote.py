@@ -5,7 +5,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from metaformer.data.shards.remote import is_remote, list_names, open_address, read_bytes, size_and_tag
+from metaformer.data.shards.remote import is_remote, list_folder, open_file, read_bytes, size_and_version
 from metaformer.errors import DataError
 
 
@@ -28,24 +28,24 @@ def test_files_are_read_whole_and_in_part(place: str) -> None:
     assert read_bytes(f"{place}/a/one.bin") == b"0123456789"
     assert read_bytes(f"{place}/a/one.bin", 2, 5) == b"234"
     assert read_bytes(f"{place}/a/one.bin", 7) == b"789"
-    with open_address(f"{place}/a/one.bin") as stream:
+    with open_file(f"{place}/a/one.bin") as stream:
         assert stream.read(3) == b"012" and stream.read() == b"3456789"
-    size, tag = size_and_tag(f"{place}/a/one.bin")
+    size, tag = size_and_version(f"{place}/a/one.bin")
     assert size == 10 and tag
 
 
 def test_folders_are_listed(place: str) -> None:
-    assert list_names(f"{place}/a") == ["one.bin"]
-    assert list_names(place) == ["a"]
-    assert list_names(f"{place}/none") == []
+    assert list_folder(f"{place}/a") == ["one.bin"]
+    assert list_folder(place) == ["a"]
+    assert list_folder(f"{place}/none") == []
 
 
 def test_what_is_not_there_is_told_or_replaced(place: str) -> None:
     assert read_bytes(f"{place}/none", missing=b"") == b""
-    for read in (read_bytes, size_and_tag):
+    for read in (read_bytes, size_and_version):
         with pytest.raises(DataError, match=r"none: (no such file|cannot be read)"):
             read(f"{place}/none")
-    with pytest.raises(DataError, match="none: cannot be read"), open_address(f"{place}/none"):
+    with pytest.raises(DataError, match="none: cannot be read"), open_file(f"{place}/none"):
         pass
 
 

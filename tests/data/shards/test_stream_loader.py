@@ -164,7 +164,7 @@ def test_a_resumed_run_takes_what_is_left(tmp_path: Path) -> None:
     dealt = loader(tmp_path)._loader.dataset._shares(0, 0, 1)
     begun = loader(tmp_path, 1, first=3)._loader.dataset._read(0, 1)
     epoch, read = next(begun)
-    assert epoch == 0 and read.place // 6 == dealt[2][0]  # half of the files lie behind it
+    assert epoch == 0 and read.index // 6 == dealt[2][0]  # half of the files lie behind it
 
 
 @pytest.mark.parametrize("workers", [0, 1])

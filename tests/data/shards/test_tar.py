@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from metaformer.data.shards.index import find_shards
-from metaformer.data.shards.tar import TarImages, TarShard, contents_name, look_through, read_tar
+from metaformer.data.shards.tar import TarImages, TarShard, contents_name, read_tar, scan_tar
 from metaformer.data.shards.write import write_shards
 from metaformer.errors import BadImage, DataError
 
@@ -55,13 +55,13 @@ def test_images_are_read_in_any_order_and_as_a_stream(place: str, noise_pets: Pa
     train = opened(place)
     assert train.classes == ("ant", "bee", "cat") and len(train) == len(train.paths) == 12
     streamed = [read for file in range(len(train.shards.files)) for read in train.stream(file)]
-    assert [read.place for read in streamed] == list(range(12))
+    assert [read.index for read in streamed] == list(range(12))
     for read in reversed(streamed):
         name = read.name.rpartition(": ")[2]
-        assert read.name == train.path(read.place) and read.data == (noise_pets / "train" / name).read_bytes()
-        assert read.label == train.labels[read.place] == ("ant", "bee", "cat").index(name.partition("/")[0])
+        assert read.name == train.path(read.index) and read.data == (noise_pets / "train" / name).read_bytes()
+        assert read.label == train.labels[read.index] == ("ant", "bee", "cat").index(name.partition("/")[0])
         with Image.open(io.BytesIO(read.data)) as image:
-            assert train.image(read.place).tobytes() == image.tobytes()
+            assert train.image(read.index).tobytes() == image.tobytes()
 
 
 def test_without_index_and_contents_files_are_looked_through(shards: Path) -> None:
@@ -78,8 +78,8 @@ def test_without_index_and_contents_files_are_looked_through(shards: Path) -> No
 
 def test_contents_say_the_same_as_the_file(shards: Path) -> None:
     train = opened(shards)
-    for file, address in enumerate(train.shards.addresses):
-        assert look_through(address) == train._contents(file)
+    for file, address in enumerate(train.shards.urls):
+        assert scan_tar(address) == train._contents(file)
 
 
 def test_labels_follow_the_given_classes(shards: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from metaformer.data.folder import ImageFolder
 from metaformer.data.shards.index import INDEX
-from metaformer.data.shards.write import Sharded, write_shards
+from metaformer.data.shards.write import ShardReport, write_shards
 from metaformer.data.split import open_split
 from metaformer.errors import BadImage, ConfigError, DataError, OutputError
 
@@ -17,7 +17,7 @@ SMALL = 0.02
 """Megabytes: a few images to a file."""
 
 
-def shard(noise_pets: Path, out: Path, kind: str = "parquet", **options: object) -> Sharded:
+def shard(noise_pets: Path, out: Path, kind: str = "parquet", **options: object) -> ShardReport:
     return write_shards(noise_pets, out, kind=kind, shard_size=SMALL, workers=1, progress=False, **options)
 
 

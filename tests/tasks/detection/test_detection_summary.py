@@ -7,7 +7,7 @@ from metaformer.tasks.detection.dataset import open_detection
 
 def test_objects_and_images_are_counted_without_crowds(objects: Path) -> None:
     folder = open_detection(objects, "train", masks=True)
-    seen = [ImageInfo(index, *folder.size(index)) for index in range(4)] + [ImageInfo(4, trouble="damaged")]
+    seen = [ImageInfo(index, *folder.size(index)) for index in range(4)] + [ImageInfo(4, error="damaged")]
     summary = summarize("train", folder, seen)
     assert (summary.images, summary.unreadable, summary.empty) == (5, 1, 1)
     assert (summary.objects, summary.crowds, summary.outlined) == (8, 1, 8)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metaformer.data.scan import SeenLabels
 from metaformer.errors import BadImage, ConfigError
-from metaformer.tasks.segmentation.check import check_segmentation, see_labels, see_pair
+from metaformer.tasks.segmentation.check import LabelInfo, check_segmentation, read_labels, read_pair
 from metaformer.tasks.segmentation.dataset import open_segmentation
 
 
@@ -69,11 +68,11 @@ def test_what_is_seen_of_a_pair(labeled: Path) -> None:
     numbers[0], numbers[1, :4] = 2, 255
     Image.fromarray(numbers).save(labeled / "annotations/train/0.png")
     folder = open_segmentation(labeled, "train")
-    seen = see_pair(folder, 0)
-    assert (seen.width, seen.height, seen.trouble, seen.label_trouble) == (24, 20, "", "")
-    assert isinstance(seen.labels, SeenLabels)
+    seen = read_pair(folder, 0)
+    assert (seen.width, seen.height, seen.error, seen.label_error) == (24, 20, "", "")
+    assert isinstance(seen.labels, LabelInfo)
     assert (seen.labels.pixels, seen.labels.ignored) == ({0: 480 - 28, 2: 24}, 4)
-    assert see_labels(folder, 0).labels is None
+    assert read_labels(folder, 0).labels is None
     Image.fromarray(np.full((5, 5), 7, dtype=np.uint8)).save(labeled / "annotations/train/0.png")
-    told = see_pair(folder, 0).label_trouble
+    told = read_pair(folder, 0).label_error
     assert told.startswith("label 7 (25 pixels): ") and "; is 5x5 and its image" in told

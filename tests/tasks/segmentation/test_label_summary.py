@@ -1,13 +1,13 @@
-from metaformer.data.scan import ImageInfo, SeenLabels
-from metaformer.tasks.segmentation.check import ClassSummary, summarize
+from metaformer.data.scan import ImageInfo
+from metaformer.tasks.segmentation.check import ClassSummary, LabelInfo, summarize
 
 
 def test_a_split_is_summed_up() -> None:
     seen = [
-        ImageInfo(0, 10, 20, labels=SeenLabels(b"", {0: 150, 2: 30}, 20)),
-        ImageInfo(1, 30, 10, labels=SeenLabels(b"", {2: 300}, 0)),
-        ImageInfo(2, 5, 5, label_trouble="is empty"),
-        ImageInfo(3, trouble="no image"),
+        ImageInfo(0, 10, 20, labels=LabelInfo(b"", {0: 150, 2: 30}, 20)),
+        ImageInfo(1, 30, 10, labels=LabelInfo(b"", {2: 300}, 0)),
+        ImageInfo(2, 5, 5, label_error="is empty"),
+        ImageInfo(3, error="no image"),
     ]
     summary = summarize("train", ("sky", "sea", "road"), seen)
     assert summary.per_class == {
@@ -24,5 +24,5 @@ def test_a_split_is_summed_up() -> None:
 
 
 def test_nothing_can_be_summed_up() -> None:
-    summary = summarize("val", ("sky",), [ImageInfo(0, trouble="no image")])
+    summary = summarize("val", ("sky",), [ImageInfo(0, error="no image")])
     assert (summary.ignored, summary.widest) == (0.0, (0, 0))

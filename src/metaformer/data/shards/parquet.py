@@ -1,4 +1,4 @@
-"""Images in parquet files, as Hugging Face's data sets hold them: any one at any time, in any order."""
+"""Parquet shards as Hugging Face's data sets have them, with random access."""
 
 import os
 import sys
@@ -12,29 +12,29 @@ from typing import Any, Final
 from PIL import Image
 
 from metaformer.data.image import decode_image
-from metaformer.data.shards.index import Shards, damaged_shards, label_numbers, tags
+from metaformer.data.shards.index import Shards, damaged_shards, fingerprints, label_numbers
 from metaformer.data.shards.remote import is_remote
 from metaformer.errors import BadImage, DataError, MissingPackage
 
 ROW_GROUP: Final = 32 << 20
-"""Bytes of images that are written, and later read, at once."""
+"""Bytes of images in a row group, the unit of writing and reading."""
 _LABELS: Final = ("label", "labels", "fine_label", "class", "cls", "target")
 
 
 class ParquetImages:
-    """The images of one split; sample i is row i of its files, taken one after the other.
+    """Images of one split in parquet files, numbered across the files in order.
 
-    Files are read through Hugging Face's `datasets`, which lays their rows out once in its cache
-    (HF_DATASETS_CACHE; as much disk as the files take, for all processes of a machine) and maps that into
-    memory: an image costs one read, wherever it lies. The bytes are decoded here, as those of files are.
+    Files are read through Hugging Face's `datasets`, which copies their rows once to its cache
+    (HF_DATASETS_CACHE; as much disk as the files take, for all processes of a machine) and memory-maps it:
+    any image costs one read. The bytes are decoded here, as those of files are.
 
     Args:
-        shards: where the files lie.
-        classes: the class list of a checkpoint or of the training split; labels are positions in it.
-        allow_missing: take a split without images of some of `classes`.
+        shards: the files.
+        classes: the class list of a checkpoint or of the training split; labels are indices into it.
+        allow_missing: accept a split without images of some of `classes`.
 
     Raises:
-        DataError: a file is damaged or holds no images with labels, or the classes do not match.
+        DataError: a damaged file, one without images and labels, or classes that do not match.
         MissingPackage: `datasets` is not installed.
     """
 
@@ -42,27 +42,27 @@ class ParquetImages:
         self, shards: Shards, classes: Sequence[str] | None = None, *, allow_missing: bool = False
     ) -> None:
         self.shards = shards
-        self.folder = shards.place
+        self.folder = shards.name
         rows = _open(shards)
         self._column, label = _columns(rows.features, self.folder)
         self._rows = rows.with_format("arrow")
         numbers, named = _numbers(self.folder, rows, label, shards.classes or classes)
-        self._ends = list(accumulate(shard.images for shard in shards.known or ()))
+        self._ends = list(accumulate(shard.images for shard in shards.index or ()))
         if self._ends and self._ends[-1] != len(numbers):
             raise DataError(f"{self.folder}: {len(numbers)} images, the index says {self._ends[-1]}")
-        position = label_numbers(self.folder, named, sorted(set(numbers)), classes, allow_missing)
+        label_of = label_numbers(self.folder, named, sorted(set(numbers)), classes, allow_missing)
         self.classes = tuple(named if classes is None else classes)
-        self.labels = array("q", (position[number] for number in numbers))
+        self.labels = array("q", (label_of[number] for number in numbers))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def path(self, index: int) -> str:
-        """Tell what an image is called: its file, or its split where no index tells, and its name there."""
+        """Name of an image: its file, or its split where there is no index, and its path or row there."""
         name = self._field(index, "path") or f"row {index}"
         if not self._ends:
             return f"{self.folder}: {name}"
-        return f"{self.shards.addresses[bisect_right(self._ends, index)]}: {name}"
+        return f"{self.shards.urls[bisect_right(self._ends, index)]}: {name}"
 
     @property
     def paths(self) -> list[Path]:
@@ -76,7 +76,7 @@ class ParquetImages:
             BadImage: it cannot be read.
         """
         data = self._field(index, "bytes")
-        if not isinstance(data, bytes):  # a path alone may name any file of this machine
+        if not isinstance(data, bytes):  # a path alone could name any file of this machine
             raise BadImage(self.path(index), "the row holds no bytes of an image")
         return decode_image(data, self.path(index))
 
@@ -89,11 +89,11 @@ class ParquetImages:
 
 
 class ParquetShard:
-    """A parquet file in the making, with the columns that `datasets` reads as images and classes.
+    """Writer of a parquet shard, with the columns that `datasets` reads as images and classes.
 
     Args:
-        file: where it is written.
-        classes: class names; labels are positions in it.
+        file: the file to write.
+        classes: class names; labels are indices into it.
     """
 
     def __init__(self, file: Path, classes: Sequence[str]) -> None:
@@ -101,38 +101,38 @@ class ParquetShard:
         features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
         self.schema = datasets.Features(features).arrow_schema
         self.file = file
-        # Images are compressed already, and there is nothing to find by their smallest and largest bytes.
+        # Images are compressed already, and statistics of their bytes are useless.
         self.writer = parquet.ParquetWriter(
             file, self.schema, compression="none", use_dictionary=False, write_statistics=False
         )
         self.rows: list[tuple[dict[str, Any], int]] = []
-        self.waiting = 0
+        self.pending = 0
 
     def add(self, path: str, label: int, data: bytes) -> None:
         """Append an image."""
         self.rows.append(({"bytes": data, "path": path}, label))
-        self.waiting += len(data)
-        if self.waiting >= ROW_GROUP:
-            self._write()
+        self.pending += len(data)
+        if self.pending >= ROW_GROUP:
+            self._write_group()
 
     def close(self) -> None:
-        """Write what is left and the file's end."""
+        """Write the last row group and finish the file."""
         try:
             if self.rows:
-                self._write()
+                self._write_group()
         finally:
             self.writer.close()
 
-    def _write(self) -> None:
+    def _write_group(self) -> None:
         import pyarrow
 
         images, labels = zip(*self.rows, strict=True)
         self.writer.write_table(pyarrow.table([list(images), list(labels)], schema=self.schema))
-        self.rows, self.waiting = [], 0
+        self.rows, self.pending = [], 0
 
 
 def read_parquet(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield label and bytes of each image that `ParquetShard` has written."""
+    """Label and bytes of each image that `ParquetShard` wrote."""
     _, parquet = _packages()
     with parquet.ParquetFile(file) as opened:
         for group in range(opened.num_row_groups):
@@ -151,15 +151,15 @@ def _packages() -> tuple[Any, Any]:
 
 
 def _open(shards: Shards) -> Any:
-    """Give the rows, from `datasets`' cache; it is filled where it does not hold these very contents."""
+    """Rows from the cache of `datasets`, which is filled first where it lacks these contents."""
     datasets, _ = _packages()
     from datasets.data_files import DataFilesDict, DataFilesList
     from datasets.io.parquet import ParquetDatasetReader
 
     files = DataFilesDict(
         rows=DataFilesList(
-            [address if is_remote(address) else os.path.abspath(address) for address in shards.addresses],
-            [(tag,) for tag in tags(shards)],  # decides what of the cache is theirs
+            [url if is_remote(url) else os.path.abspath(url) for url in shards.urls],
+            [(fingerprint,) for fingerprint in fingerprints(shards)],  # part of the cache's key
         )
     )
     quiet = not sys.stderr.isatty() and not datasets.utils.are_progress_bars_disabled()
@@ -170,24 +170,24 @@ def _open(shards: Shards) -> Any:
             files, split=datasets.NamedSplit("rows"), cache_dir=os.environ.get("HF_DATASETS_CACHE")
         )
         if not is_remote(shards.root) and not os.path.isdir(reader.builder.cache_dir):
-            for damage in damaged_shards(shards):  # once: what is in the cache is not looked at again
+            for damage in damaged_shards(shards):  # once: cached files are not hashed again
                 raise DataError(f"{damage}: copy it again, or shard the data again")
         return reader.read()
     except DataError:
         raise
-    except Exception as error:  # `datasets` wraps whatever pyarrow and file systems raise
+    except Exception as error:  # `datasets` wraps errors of pyarrow and file systems
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = str(cause) or type(cause).__name__
-        raise DataError(f"{shards.place}: cannot read the parquet files ({reason})") from error
+        raise DataError(f"{shards.name}: cannot read the parquet files ({reason})") from error
     finally:
         if quiet:
             datasets.enable_progress_bars()
 
 
-def _columns(features: Any, place: str) -> tuple[str, str]:
-    """Find the columns of images and of labels."""
+def _columns(features: Any, split: str) -> tuple[str, str]:
+    """Names of the columns of images and of labels."""
     import datasets
 
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -196,7 +196,7 @@ def _columns(features: Any, place: str) -> tuple[str, str]:
     labels += [name for name in _LABELS if name in features]
     if not images or not labels:
         what = "images" if not images else "labels"
-        raise DataError(f"{place}: no column of {what} among {', '.join(features)}")
+        raise DataError(f"{split}: no column of {what} among {', '.join(features)}")
     return images[0], labels[0]
 
 
@@ -206,17 +206,17 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _numbers(
-    place: str, rows: Any, label: str, classes: Sequence[str] | None
+    split: str, rows: Any, label: str, classes: Sequence[str] | None
 ) -> tuple[list[int], Sequence[str]]:
-    """Give the number of each row's class and the names of the numbers."""
+    """Class number of each row, and the names of the numbers."""
     values = rows.data.column(label).to_pylist()
     if not values:
-        raise DataError(f"{place}: no images")
+        raise DataError(f"{split}: no images")
     strange = [row for row, value in enumerate(values) if type(value) is not type(values[0])]
     if strange or not isinstance(values[0], int | str):
         row = strange[0] if strange else 0
         raise DataError(
-            f"{place}: row {row} has {label} {values[row]!r}: give each a number, or each a class name"
+            f"{split}: row {row} has {label} {values[row]!r}: give each a number, or each a class name"
         )
     if isinstance(values[0], str):
         names = sorted(set(values))

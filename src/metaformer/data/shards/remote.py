@@ -1,4 +1,4 @@
-"""Files by path or by address: those of this machine, and those of object storage, through fsspec."""
+"""Files on this machine or in object storage, by path or fsspec URL."""
 
 import os
 from collections.abc import Iterator
@@ -9,35 +9,35 @@ from typing import Any, BinaryIO
 from metaformer.errors import DataError
 
 
-def is_remote(place: str | Path) -> bool:
-    """Tell an address of fsspec, such as `s3://bucket/data`, from a path."""
-    return "://" in str(place)
+def is_remote(url: str | Path) -> bool:
+    """Whether this is an fsspec URL, such as `s3://bucket/data`, not a path."""
+    return "://" in str(url)
 
 
-def read_bytes(address: str, first: int = 0, end: int | None = None, missing: bytes | None = None) -> bytes:
-    """Read a file, or the bytes of it from `first` to before `end`.
+def read_bytes(url: str, start: int = 0, end: int | None = None, missing: bytes | None = None) -> bytes:
+    """Bytes of a file, from `start` to before `end`.
 
     Args:
-        address: a path, or an address of fsspec.
-        first: where to begin.
-        end: where to stop; the end of the file when not given.
-        missing: what to give when there is no such file; an error when not given.
+        url: a path or fsspec URL.
+        start: first byte.
+        end: byte to stop before; the end of the file when not given.
+        missing: returned when there is no such file; an error when not given.
 
     Raises:
         DataError: it cannot be read.
     """
-    if not is_remote(address) and not os.path.isfile(address):  # a pipe would be waited for without end
+    if not is_remote(url) and not os.path.isfile(url):  # reading a pipe would block forever
         if missing is not None:
             return missing
-        raise DataError(f"{address}: no such file")
-    with _told(address):
+        raise DataError(f"{url}: no such file")
+    with _data_errors(url):
         try:
-            if not is_remote(address):
-                with open(address, "rb") as stream:
-                    stream.seek(first)
-                    return stream.read(-1 if end is None else end - first)
-            system, path = _system(address)
-            data: bytes = system.cat_file(path, start=first or None, end=end)
+            if not is_remote(url):
+                with open(url, "rb") as stream:
+                    stream.seek(start)
+                    return stream.read(-1 if end is None else end - start)
+            system, path = _file_system(url)
+            data: bytes = system.cat_file(path, start=start or None, end=end)
             return data
         except FileNotFoundError:
             if missing is None:
@@ -46,68 +46,65 @@ def read_bytes(address: str, first: int = 0, end: int | None = None, missing: by
 
 
 @contextmanager
-def open_address(address: str) -> Iterator[BinaryIO]:
-    """Open a file to be read from its beginning.
+def open_file(url: str) -> Iterator[BinaryIO]:
+    """Open a file for reading.
 
     Raises:
         DataError: it cannot be opened.
     """
-    with _told(address):
-        stream = _opened(address)
+    with _data_errors(url):
+        if is_remote(url):
+            system, path = _file_system(url)
+            stream: BinaryIO = system.open(path, "rb")
+        else:
+            stream = open(url, "rb")  # noqa: SIM115
     with stream:
         yield stream
 
 
-def list_names(folder: str) -> list[str]:
-    """Names of what a folder holds, sorted; none where there is no such folder."""
-    with _told(folder):
+def list_folder(url: str) -> list[str]:
+    """Names in a folder, sorted; none where there is no such folder."""
+    with _data_errors(url):
         try:
-            if not is_remote(folder):
-                return sorted(os.listdir(folder))
-            system, path = _system(folder)
+            if not is_remote(url):
+                return sorted(os.listdir(url))
+            system, path = _file_system(url)
             return sorted(str(name).rstrip("/").rpartition("/")[2] for name in system.ls(path, detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
 
-def size_and_tag(address: str) -> tuple[int, str]:
-    """Tell a file's size, and a word that changes with its contents: a hash or the time it was written.
+def size_and_version(url: str) -> tuple[int, str]:
+    """Size of a file in bytes, and its ETag or modification time.
 
     Raises:
         DataError: there is no such file.
     """
-    with _told(address):
-        if not is_remote(address):
-            status = os.stat(address)
+    with _data_errors(url):
+        if not is_remote(url):
+            status = os.stat(url)
             return status.st_size, str(status.st_mtime_ns)
-        system, path = _system(address)
+        system, path = _file_system(url)
         info = system.info(path)
-    tag = next((info[key] for key in ("ETag", "etag", "mtime", "created") if key in info), "")
-    return int(info.get("size") or 0), str(tag)
+    version = next((info[key] for key in ("ETag", "etag", "mtime", "created") if key in info), "")
+    return int(info.get("size") or 0), str(version)
 
 
-def _opened(address: str) -> BinaryIO:
-    if not is_remote(address):
-        return open(address, "rb")
-    system, path = _system(address)
-    stream: BinaryIO = system.open(path, "rb")
-    return stream
-
-
-def _system(address: str) -> tuple[Any, str]:
-    """The file system of an address; asked for anew each time, since connections do not survive forks."""
+def _file_system(url: str) -> tuple[Any, str]:
+    """File system and path of a URL; looked up each time, since connections do not survive forks."""
     from fsspec.core import url_to_fs  # never webdataset's gopen: it runs `pipe:` commands
 
-    system, path = url_to_fs(address)
+    system, path = url_to_fs(url)
     return system, str(path)
 
 
 @contextmanager
-def _told(address: str) -> Iterator[None]:
+def _data_errors(url: str) -> Iterator[None]:
+    """Turn errors of the file system into DataError."""
     try:
         yield
     except ImportError as error:
-        raise DataError(f"{address}: {error}") from error
+        raise DataError(f"{url}: {error}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{address}: cannot be read ({reason})") from error
+        raise DataError(f"{url}: cannot be read ({reason})") from error

@@ -1,7 +1,7 @@
-"""Training batches from a stream of tar files, which are read from their beginnings and never sought in."""
+"""Loader of training batches from tar shards, which are streamed without seeking."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -9,41 +9,37 @@ from metaformer.data.dataset import AugmentedDataset, Batch, Item, SampleOrError
 from metaformer.data.image import decode_image
 from metaformer.data.loader import ErrorCapturingDataset, Loader, Stop
 from metaformer.data.sampler import PureSampler, Sample, hash64, permutation
-from metaformer.data.shards.tar import Read, TarImages
+from metaformer.data.shards.tar import EncodedImage, TarImages
 from metaformer.errors import ConfigError, DataError, MetaFormerError
 
-Drawn = tuple[int, Read]
-"""A round and an image of it."""
+EpochImage = tuple[int, EncodedImage]
+"""An image and the epoch that it belongs to."""
 
-BUFFER = 1000
-"""Encoded images, at most, of which each worker draws the next one."""
-_FRUITLESS = 100
-"""Rounds through the files that may give a worker nothing before it gives up."""
+BUFFER: Final = 1000
+"""Largest size of a worker's shuffle buffer, in encoded images."""
+_MAX_EMPTY_EPOCHS: Final = 100
+"""Epochs in a row that may give a worker no image before it gives up."""
 
 
 class StreamLoader(Loader):
-    """The batches of a run from a step on; what `Loader` is to sources that can be sought in.
+    """Batches of a run from a step on, for sources without random access.
 
-    The files are dealt out anew in each round, to all workers of all ranks; where there are fewer files than
-    workers, several read the same one and each takes its part of the images. Each worker goes through its
-    files and begins its next round when they end, so that none waits for another and every rank takes as
-    many batches as asked, however uneven the files are. Images come out in an order that a buffer shuffles.
+    In each epoch the files are distributed anew over all workers of all ranks; where there are fewer files
+    than workers, several read the same one and each takes its part of the images. Each worker starts its
+    next epoch when its files end, so that none waits for another and every rank gets the requested number
+    of batches, however uneven the files are. A buffer shuffles the images.
 
-    What that costs: within an epoch, which is as many steps as the data set has batches, an image may come
-    twice or not at all; and the order depends on the numbers of ranks and workers and on the step that a run
-    is resumed at. The augmentation of an image is a function of seed, round and index.
+    The cost: within an epoch, which is as many steps as the data set has batches, an image may come twice or
+    not at all; and the order depends on the numbers of ranks and workers and on the step that a run resumes
+    at. The augmentation of an image is a function of seed, epoch and index.
 
     Args:
         dataset: images of a `TarImages`, and their augmentation.
         sampler: batch size, seed, rank and world; its order is not used.
-        first: step to begin with.
-        total: step to end before.
-        workers: processes; the order depends on how many there are.
-        pin_memory: keep batches in page-locked memory, for copies to CUDA.
-        timeout: seconds to wait for a worker before giving up.
-        stop: asked again and again; once it says so, waiting ends.
-        skip_bad: leave out images that cannot be read, and say so in the batch, rather than raise.
-        buffer: images from which each worker draws.
+        first: first step.
+        total: step to stop before.
+        workers, pin_memory, timeout, stop, skip_bad: see `Loader`; the order depends on the workers.
+        buffer: size of each worker's shuffle buffer, in images.
 
     Raises:
         ConfigError: repeated augmentation, which needs images in any order.
@@ -65,8 +61,8 @@ class StreamLoader(Loader):
     ) -> None:
         if sampler.repeated_aug > 1:
             raise ConfigError(
-                f"data.repeated_aug is {sampler.repeated_aug}: a stream of tar files gives each image once "
-                "a round; use parquet shards"
+                f"data.repeated_aug is {sampler.repeated_aug}: a stream of tar files has each image once "
+                "an epoch; use parquet shards"
             )
         self.batches = max(0, total - first) * sampler.accumulate
         self.first, self.buffer = first, buffer
@@ -83,12 +79,12 @@ class StreamLoader(Loader):
     def __len__(self) -> int:
         return self.batches
 
-    def _parts(self, samples: ErrorCapturingDataset) -> dict[str, Any]:
-        return {"dataset": _Batches(self, samples), "batch_size": None, "collate_fn": _as_it_is}
+    def _batches(self, samples: ErrorCapturingDataset) -> dict[str, Any]:
+        return {"dataset": _BatchStream(self, samples), "batch_size": None, "collate_fn": _identity}
 
 
-class _Batches(IterableDataset[Batch | MetaFormerError]):
-    """A worker's own batches."""
+class _BatchStream(IterableDataset[Batch | MetaFormerError]):
+    """Batches of one worker."""
 
     def __init__(self, loader: StreamLoader, samples: ErrorCapturingDataset) -> None:
         assert isinstance(samples.dataset.source, TarImages) and isinstance(loader.sampler, PureSampler)
@@ -101,69 +97,69 @@ class _Batches(IterableDataset[Batch | MetaFormerError]):
         size = self.sampler.batch_size // (self.sampler.world * self.sampler.accumulate)
         consumer = self.sampler.rank * workers + worker
         consumers = self.sampler.world * workers
-        room = max(1, min(self.buffer, len(self.source) // consumers))  # a round at most
-        drawn = self._shuffled(consumer, room, self._read(consumer, consumers))
+        buffer_size = max(1, min(self.buffer, len(self.source) // consumers))  # an epoch at most
+        images = self._shuffle(consumer, buffer_size, self._read(consumer, consumers))
         for _ in range(worker, self.batches, workers):
             try:
-                yield self.samples.dataset.collate([self._made(*next(drawn)) for _ in range(size)])
+                yield self.samples.dataset.collate([self._sample(*next(images)) for _ in range(size)])
             except MetaFormerError as error:
                 yield error
                 return
 
-    def _made(self, epoch: int, read: Read) -> SampleOrError:
-        def make() -> Item:
-            image = decode_image(read.data, read.name)
-            return self.samples.dataset.augment(image, read.label, Sample(epoch, read.place))
+    def _sample(self, epoch: int, image: EncodedImage) -> SampleOrError:
+        def load() -> Item:
+            decoded = decode_image(image.data, image.name)
+            return self.samples.dataset.augment(decoded, image.label, Sample(epoch, image.index))
 
-        return self.samples.made(read.place, make)
+        return self.samples.capture(image.index, load)
 
-    def _shuffled(self, consumer: int, room: int, images: Iterator[Drawn]) -> Iterator[Drawn]:
-        """Fill a buffer, then for each image that comes yield one of it."""
-        held: list[Drawn] = []
+    def _shuffle(self, consumer: int, size: int, images: Iterator[EpochImage]) -> Iterator[EpochImage]:
+        """Fill a buffer, then yield a random image of it for each that comes."""
+        buffer: list[EpochImage] = []
         for number, image in enumerate(images):
-            if len(held) < room:
-                held.append(image)
+            if len(buffer) < size:
+                buffer.append(image)
                 continue
-            place = hash64(self.sampler.seed, consumer, self.first, number) % room
-            drawn, held[place] = held[place], image
-            yield drawn
+            slot = hash64(self.sampler.seed, consumer, self.first, number) % size
+            chosen, buffer[slot] = buffer[slot], image
+            yield chosen
 
-    def _read(self, consumer: int, consumers: int) -> Iterator[Drawn]:
-        """Read what falls to a worker, round after round."""
+    def _read(self, consumer: int, consumers: int) -> Iterator[EpochImage]:
+        """Images of a worker, epoch after epoch."""
         epoch, step = divmod(self.first, self.sampler.steps)
-        begin, fruitless = step / self.sampler.steps, 0
-        while fruitless < _FRUITLESS:
+        start, empty = step / self.sampler.steps, 0
+        while empty < _MAX_EMPTY_EPOCHS:
             shares = self._shares(epoch, consumer, consumers)
-            fruitless += 1
-            for file, part, parts in shares[int(begin * len(shares)) :]:
-                for read in self._file(file):
-                    if read.place % parts == part:
-                        fruitless = 0
-                        yield epoch, read
-            epoch, begin = epoch + 1, 0.0
+            empty += 1
+            for file, part, parts in shares[int(start * len(shares)) :]:
+                for image in self._read_file(file):
+                    if image.index % parts == part:
+                        empty = 0
+                        yield epoch, image
+            epoch, start = epoch + 1, 0.0
         raise DataError(
             f"{self.source.folder}: too few images for {consumers} workers: take fewer data.workers"
         )
 
-    def _file(self, file: int) -> Iterator[Read]:
-        """Read a file, with a note of it for as long as that takes."""
+    def _read_file(self, file: int) -> Iterator[EncodedImage]:
+        """Images of a file, each read under the monitor."""
         stream = self.source.stream(file)
-        place = self.source.first(file)
+        index = self.source.first(file)
         while True:
-            with self.samples.watch.reading(place):
-                read = next(stream, None)
-            if read is None:
+            with self.samples.monitor.reading(index):
+                image = next(stream, None)
+            if image is None:
                 return
-            yield read
-            place = read.place
+            yield image
+            index = image.index
 
     def _shares(self, epoch: int, consumer: int, consumers: int) -> list[tuple[int, int, int]]:
-        """Deal the files of a round: to each worker its files, with which part of how many it takes."""
+        """A worker's files of an epoch, each with the part that it takes of how many."""
         files = len(self.source.shards.files)
         parts = -(-consumers // files)
         order = permutation(files * parts, self.sampler.seed, epoch).tolist()
         return [(share % files, share // files, parts) for share in order[consumer::consumers]]
 
 
-def _as_it_is(batch: Batch | MetaFormerError) -> Batch | MetaFormerError:
+def _identity(batch: Batch | MetaFormerError) -> Batch | MetaFormerError:
     return batch

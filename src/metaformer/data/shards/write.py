@@ -1,4 +1,4 @@
-"""From an image folder to shards: a few large files in place of many small ones."""
+"""Conversion of an image folder to shards."""
 
 import hashlib
 import logging
@@ -17,42 +17,41 @@ from metaformer.data.dataset import BAD_SHARE
 from metaformer.data.folder import ImageFolder
 from metaformer.data.sampler import permutation
 from metaformer.data.scan import scan
-from metaformer.data.shards.index import INDEX, KINDS, Shard, index_text
+from metaformer.data.shards.index import FORMATS, INDEX, Shard, index_text
 from metaformer.data.shards.parquet import ParquetShard, read_parquet
 from metaformer.data.shards.remote import is_remote
 from metaformer.data.shards.tar import TarShard, contents_name, read_tar
 from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError, OutputError
+from metaformer.storage import sync
 
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_READ: Final[dict[str, Callable[[Path], Iterator[tuple[int, bytes]]]]] = {
+_READERS: Final[dict[str, Callable[[Path], Iterator[tuple[int, bytes]]]]] = {
     "parquet": read_parquet,
     "tar": read_tar,
 }
 
 
 @dataclass(frozen=True)
-class Sharded:
-    """What was written."""
+class ShardReport:
+    """The shards that were written."""
 
     root: Path
     kind: str
     classes: tuple[str, ...]
     splits: dict[str, tuple[Shard, ...]]
     dropped: dict[str, list[str]] = field(default_factory=dict)
-    """Images that were left out, and why."""
+    """Images that were left out, with the reasons."""
 
     def text(self) -> str:
-        """Make lines to read."""
+        """Summary for people."""
         lines = []
         for split, shards in self.splits.items():
             size = sum(shard.bytes for shard in shards) / 1e6
             images = sum(shard.images for shard in shards)
             left_out = f", {len(self.dropped[split])} left out" if self.dropped[split] else ""
             lines.append(f"{split}: {images} images in {len(shards)} files, {size:.1f} MB{left_out}")
-        return "\n".join(
-            [*lines, f"{self.root}: give it where an image folder is wanted (--data.root, --data)"]
-        )
+        return "\n".join([*lines, f"{self.root}: use it like an image folder (--data.root, --data)"])
 
 
 def write_shards(
@@ -65,30 +64,30 @@ def write_shards(
     on_bad_image: str = "error",
     workers: int | None = None,
     progress: bool = True,
-) -> Sharded:
-    """Write the images of an image folder, their bytes as they are, to shards.
+) -> ShardReport:
+    """Write the images of an image folder, their bytes unchanged, to shards.
 
-    Every image is read first. Then each shard is written beside its place, read back and compared, and
-    moved there; the index, which lists them with their hashes, comes last. The same folder gives the same
-    bytes. Parquet holds the images in the order of `ImageFolder`, tar shuffled.
+    Every image is read first. Each shard is written to a temporary file, read back, compared and renamed; the
+    index, which lists the shards with their hashes, comes last. The same folder gives the same bytes. Parquet
+    has the images in the order of `ImageFolder`, tar has them shuffled.
 
     Args:
         source: the image folder.
         root: a new or empty folder.
         splits: which splits; the first gives the class list.
         kind: `parquet`, for random access, or `tar`, for streams.
-        shard_size: megabytes of images after which a file is full.
+        shard_size: megabytes of images after which a shard is full.
         on_bad_image: `error`, or `skip`: leave out what cannot be read, up to 0.1 % of a split.
         workers: processes that read; one per core when not given.
         progress: show bars on stderr.
 
     Raises:
-        ConfigError: a value that cannot be.
-        DataError: the folder is not laid out as it should be, or an image cannot be read.
+        ConfigError: a value out of range.
+        DataError: the folder has another layout, or an image cannot be read.
         MissingPackage: a package for this kind is not installed.
         OutputError: `root` holds something, or cannot be written to.
     """
-    if kind not in KINDS or on_bad_image not in ("error", "skip") or not splits:
+    if kind not in FORMATS or on_bad_image not in ("error", "skip") or not splits:
         raise ConfigError(
             f"kind {kind!r}, on_bad_image {on_bad_image!r}, splits {list(splits)}: "
             "choose parquet or tar, error or skip, and at least one"
@@ -99,10 +98,10 @@ def write_shards(
         raise ConfigError(
             f"{root}: shards are written to this machine; copy them with your storage's own tool"
         )
-    place = Path(root).expanduser()
-    if place.resolve().is_relative_to(Path(source).expanduser().resolve()):
-        raise ConfigError(f"{place}: lies in the image folder itself: choose a place beside it")
-    _check_empty(place)
+    target = Path(root).expanduser()
+    if target.resolve().is_relative_to(Path(source).expanduser().resolve()):
+        raise ConfigError(f"{target}: lies in the image folder itself: choose a folder beside it")
+    _check_empty(target)
     folders: dict[str, ImageFolder] = {}
     for split in dict.fromkeys(splits):
         known = next(iter(folders.values())).classes if folders else None
@@ -112,29 +111,29 @@ def write_shards(
         for split, folder in folders.items()
     }
     classes = next(iter(folders.values())).classes
-    job = _Job(place, kind, classes, shard_size * 1e6, progress)
-    with job.undone_on_failure():
-        done = {split: job.write(split, folder, bad[split]) for split, folder in folders.items()}
+    writer = _Writer(target, kind, classes, shard_size * 1e6, progress)
+    with writer.removed_on_failure():
+        shards = {split: writer.write(split, folder, bad[split]) for split, folder in folders.items()}
         dropped = {split: list(reasons.values()) for split, reasons in bad.items()}
-        with job.whole(INDEX) as draft:
-            draft.write_text(index_text(kind, classes, done, dropped), encoding="utf-8")
-    return Sharded(place, kind, classes, done, dropped)
+        with writer.atomic(INDEX) as draft:
+            draft.write_text(index_text(kind, classes, shards, dropped), encoding="utf-8")
+    return ShardReport(target, kind, classes, shards, dropped)
 
 
-def _check_empty(place: Path) -> None:
-    if place.exists() and not place.is_dir():
-        raise OutputError(f"{place}: is a file: choose another folder")
-    if place.is_dir() and (names := sorted(os.listdir(place))):
+def _check_empty(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file: choose another folder")
+    if folder.is_dir() and (names := sorted(os.listdir(folder))):
         what = f"holds {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        raise OutputError(f"{place}: {what}: choose a new or empty folder, or delete it")
+        raise OutputError(f"{folder}: {what}: choose a new or empty folder, or delete it")
 
 
 def _bad_images(
     folder: ImageFolder, skip: bool, split: str, workers: int | None, progress: bool
 ) -> dict[int, str]:
-    """Read every image; tell which cannot be, and why."""
-    seen = scan(folder, workers=workers, label=f"reading {split}", progress=progress)
-    reasons = {one.index: one.trouble for one in seen if one.trouble}
+    """Read every image; reasons why images cannot be read, by index."""
+    images = scan(folder, workers=workers, label=f"reading {split}", progress=progress)
+    reasons = {image.index: image.error for image in images if image.error}
     if not reasons:
         return {}
     first = BadImage(folder.path(next(iter(reasons))), next(iter(reasons.values())))
@@ -149,61 +148,57 @@ def _bad_images(
         )
     for index, reason in reasons.items():
         _log.warning("%s: left out: %s", folder.path(index), reason)
-    return {index: f"{_name(folder, index)}: {reason}" for index, reason in reasons.items()}
+    return {index: f"{_relative(folder, index)}: {reason}" for index, reason in reasons.items()}
 
 
-def _name(folder: ImageFolder, index: int) -> str:
-    """The place of an image below its split."""
+def _relative(folder: ImageFolder, index: int) -> str:
+    """Path of an image below its split."""
     return folder.path(index).relative_to(folder.folder).as_posix()
 
 
-class _Job:
-    """Files of one data set, which appear whole or not at all."""
+class _Writer:
+    """Writer of the files of one data set; each appears under its name only when it is complete."""
 
     def __init__(self, root: Path, kind: str, classes: Sequence[str], full: float, progress: bool) -> None:
         self.root, self.kind, self.classes, self.full, self.progress = root, kind, classes, full, progress
-        self.made: list[Path] = []
+        self.written: list[Path] = []
 
     def write(self, split: str, folder: ImageFolder, bad: Container[int]) -> tuple[Shard, ...]:
-        """Write a split."""
-        # A stream shuffles only within its buffer: what it reads must not lie sorted by class.
+        """Write the shards of a split."""
+        # A stream is shuffled only within its buffer, so the shards must not be sorted by class.
         order = permutation(len(folder), 0, 0).tolist() if self.kind == "tar" else range(len(folder))
-        kept = [index for index in order if index not in bad]
+        good = [index for index in order if index not in bad]
         shards: list[Shard] = []
         with tqdm(
-            total=len(kept),
-            desc=f"writing {split}",
-            unit="image",
-            file=sys.stderr,
-            disable=not self.progress,
+            total=len(good), desc=f"writing {split}", unit="image", file=sys.stderr, disable=not self.progress
         ) as bar:
             first = 0
-            for part in _cut(folder, kept, self.full):
+            for part in _partition(folder, good, self.full):
                 name = f"{split}/{len(shards):05d}.{self.kind}"
-                shards.append(self._shard(name, folder, part, first, bar))
+                shards.append(self._write_shard(name, folder, part, first, bar))
                 first += len(part)
         return tuple(shards)
 
-    def _shard(self, name: str, folder: ImageFolder, part: list[int], first: int, bar: Any) -> Shard:
-        with self.whole(name) as draft:
+    def _write_shard(self, name: str, folder: ImageFolder, part: list[int], first: int, bar: Any) -> Shard:
+        with self.atomic(name) as draft:
             shard = (
                 ParquetShard(draft, self.classes)
                 if self.kind == "parquet"
                 else TarShard(draft, self.classes, first)
             )
-            given = hashlib.sha256()
+            expected = hashlib.sha256()
             try:
                 for index in part:
-                    data = _told(folder.path(index), Path.read_bytes)
-                    shard.add(_name(folder, index), folder.labels[index], data)
-                    _note(given, folder.labels[index], data)
+                    data = _access(folder.path(index), Path.read_bytes)
+                    shard.add(_relative(folder, index), folder.labels[index], data)
+                    _update(expected, folder.labels[index], data)
                     bar.update()
             finally:
                 shard.close()
             found = hashlib.sha256()
-            for label, data in _READ[self.kind](draft):
-                _note(found, label, data)
-            if found.digest() != given.digest():
+            for label, data in _READERS[self.kind](draft):
+                _update(found, label, data)
+            if found.digest() != expected.digest():
                 raise OutputError(
                     f"{self.root / name}: what was read back is not what was written: check the disk"
                 )
@@ -211,22 +206,22 @@ class _Job:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             size = draft.stat().st_size
             if isinstance(shard, TarShard):
-                with self.whole(contents_name(name)) as contents:
+                with self.atomic(contents_name(name)) as contents:
                     contents.write_text(shard.contents(), encoding="utf-8")
         return Shard(name, len(part), size, digest)
 
     @contextmanager
-    def whole(self, name: str) -> Iterator[Path]:
-        """Give a place to write a file to, and move it to its own when it is done."""
+    def atomic(self, name: str) -> Iterator[Path]:
+        """A temporary path, which is renamed to the file's own when the block succeeds."""
         file = self.root / name
         draft = file.with_name(f".{file.name}.tmp")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             yield draft
-            _sync(draft)
+            sync(draft)
             draft.replace(file)
-            self.made.append(file)
-            _sync(file.parent)
+            self.written.append(file)
+            sync(file.parent)
         except OSError as error:
             if isinstance(error, MetaFormerError):
                 raise
@@ -235,27 +230,27 @@ class _Job:
             draft.unlink(missing_ok=True)
 
     @contextmanager
-    def undone_on_failure(self) -> Iterator[None]:
-        """Take away again what was written, so that the same command can be given once more."""
-        there = self.root.is_dir()
+    def removed_on_failure(self) -> Iterator[None]:
+        """Remove what was written when the block fails, so that the same command can be run again."""
+        existed = self.root.is_dir()
         try:
             yield
         except BaseException:
-            for file in self.made:
+            for file in self.written:
                 file.unlink(missing_ok=True)
-            for folder in [*self.root.glob("*/"), *([] if there else [self.root])]:
-                with suppress(OSError):  # it holds what others put there
+            for folder in [*self.root.glob("*/"), *([] if existed else [self.root])]:
+                with suppress(OSError):  # someone else put files there
                     folder.rmdir()
             raise
 
 
-def _cut(folder: ImageFolder, indices: list[int], full: float) -> Iterator[list[int]]:
-    """Cut images into shards, each ended by the one that fills it."""
+def _partition(folder: ImageFolder, indices: list[int], full: float) -> Iterator[list[int]]:
+    """Cut images into shards; the image that fills a shard is its last."""
     part: list[int] = []
     size = 0
     for index in indices:
         part.append(index)
-        size += _told(folder.path(index), Path.stat).st_size
+        size += _access(folder.path(index), Path.stat).st_size
         if size >= full:
             yield part
             part, size = [], 0
@@ -263,23 +258,14 @@ def _cut(folder: ImageFolder, indices: list[int], full: float) -> Iterator[list[
         yield part
 
 
-def _told(path: Path, ask: Callable[[Path], Answer]) -> Answer:
-    """Ask something of a file of the folder, which may be gone since it was read."""
+def _access(path: Path, operation: Callable[[Path], T]) -> T:
+    """Result of an operation on a file of the folder, which may have been deleted since it was scanned."""
     try:
-        return ask(path)
+        return operation(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
 
 
-def _note(digest: Any, label: int, data: bytes) -> None:
+def _update(digest: Any, label: int, data: bytes) -> None:
     digest.update(f"{label} {len(data)} ".encode())
     digest.update(data)
-
-
-def _sync(path: Path) -> None:
-    """Make a file or directory reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

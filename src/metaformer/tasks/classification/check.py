@@ -86,7 +86,7 @@ class _Check:
             if is_remote(self.root):
                 return open_split(self.root, name)  # which says what is missing there
             folder = ImageFolder(
-                self.root, name, self.classes, tell=lambda fault: self.error("layout", str(fault))
+                self.root, name, self.classes, on_error=lambda fault: self.error("layout", str(fault))
             )
         except DataError as error:
             self.error("layout", str(error))
@@ -111,8 +111,8 @@ class _Check:
 
     def _images(self, source: Split, seen: Sequence[ImageInfo]) -> None:
         for one in seen:
-            if one.trouble:
-                self.error("unreadable", f"{source.path(one.index)}: {one.trouble}")
+            if one.error:
+                self.error("unreadable", f"{source.path(one.index)}: {one.error}")
             elif one.animated:
                 self.warn("animated", f"{source.path(one.index)}: animated, only its first frame is used")
 
@@ -120,7 +120,7 @@ class _Check:
         """Tell of the same pixels under two classes, and in training and validation."""
         here: dict[bytes, tuple[str, str]] = {}
         for one in seen:
-            if one.trouble:
+            if one.error:
                 continue
             name, label = str(source.path(one.index)), source.classes[source.labels[one.index]]
             other, other_label = here.setdefault(one.digest, (name, label))
@@ -140,10 +140,8 @@ class _Check:
         if order and per_class[order[-1]] >= UNEVEN * per_class[order[0]]:
             least, most = (f"{label!r} has {per_class[label]:,}" for label in (order[0], order[-1]))
             self.warn("uneven", f"{source.folder}: classes are uneven: {least} image(s), {most}")
-        sizes = sorted(
-            ((s.width, s.height) for s in seen if not s.trouble), key=lambda size: size[0] * size[1]
-        )
+        sizes = sorted(((s.width, s.height) for s in seen if not s.error), key=lambda size: size[0] * size[1])
         sizes = sizes or [(0, 0)]
-        unreadable = sum(bool(one.trouble) for one in seen)
+        unreadable = sum(bool(one.error) for one in seen)
         middle = sizes[len(sizes) // 2]
         return SplitSummary(name, len(seen), unreadable, per_class, sizes[0], middle, sizes[-1])

@@ -9,7 +9,7 @@ import numpy as np
 
 from metaformer.data.class_lists import Names
 from metaformer.data.image import image_size
-from metaformer.data.scan import ImageInfo, bad_ones, reason, scan
+from metaformer.data.scan import ImageInfo, reason, scan, scan_bad
 from metaformer.errors import BadImage, DataError
 from metaformer.tasks.check import CheckReport, Finding, quiet
 from metaformer.tasks.detection.dataset import READERS, DetectionFolder
@@ -85,8 +85,8 @@ class _Check:
 
     def _image(self, folder: DetectionFolder, seen: ImageInfo) -> None:
         path = folder.path(seen.index)
-        if seen.trouble:
-            self.add("error", "unreadable", f"{path}: {seen.trouble}")
+        if seen.error:
+            self.add("error", "unreadable", f"{path}: {seen.error}")
         elif trouble := folder.size_mismatch(seen.index, (seen.width, seen.height)):
             self.add("error", "size", f"{path}: {trouble}")
         elif seen.animated:
@@ -111,7 +111,7 @@ class _Check:
         here: dict[bytes, str] = {}
         objects: dict[bytes, bytes] = {}
         for one in seen:
-            if one.trouble:
+            if one.error:
                 continue
             name, rows = str(folder.path(one.index)), folder.objects.of(one.index)
             what = folder.objects.labels[rows].tobytes() + folder.objects.boxes[rows].tobytes()
@@ -187,9 +187,9 @@ def summarize(name: str, folder: DetectionFolder, seen: Sequence[ImageInfo]) -> 
     objects = np.bincount(table.labels[single], minlength=len(folder.classes)).tolist()
     pairs = np.unique(np.stack([table.labels[single], table.images[single]]), axis=1)
     images = np.bincount(pairs[0], minlength=len(folder.classes)).tolist()
-    good = [(one.width, one.height) for one in seen if not one.trouble]
+    good = [(one.width, one.height) for one in seen if not one.error]
     sizes = sorted(good, key=lambda size: size[0] * size[1]) or [(0, 0)]
-    bad = [one.trouble or folder.size_mismatch(one.index, (one.width, one.height)) for one in seen]
+    bad = [one.error or folder.size_mismatch(one.index, (one.width, one.height)) for one in seen]
     return DetectionSummary(
         name,
         len(seen),
@@ -227,16 +227,16 @@ def check_sizes(
         ConfigError: fewer than one process.
     """
     label = f"images of {folder.split}"
-    bad = bad_ones(folder, see_size, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress)
+    bad = scan_bad(folder, read_size, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress)
     if bad:
         more = f" (and {len(bad) - 1:,} more bad files; metaformer data check tells all)"
-        raise BadImage(folder.path(bad[0].index), bad[0].trouble + (more if len(bad) > 1 else ""))
+        raise BadImage(folder.path(bad[0].index), bad[0].error + (more if len(bad) > 1 else ""))
 
 
-def see_size(folder: DetectionFolder, index: int) -> ImageInfo:
+def read_size(folder: DetectionFolder, index: int) -> ImageInfo:
     """Read the header of an image."""
     try:
         size = image_size(folder.path(index))
     except DataError as error:
-        return ImageInfo(index, trouble=reason(error))
-    return ImageInfo(index, *size, trouble=folder.size_mismatch(index, size))
+        return ImageInfo(index, error=reason(error))
+    return ImageInfo(index, *size, error=folder.size_mismatch(index, size))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from metaformer.data.image import image_size
-from metaformer.data.scan import ImageInfo, SeenLabels, bad_ones, digest, inspect, reason, scan
+from metaformer.data.scan import ImageInfo, digest, inspect, reason, scan, scan_bad
 from metaformer.errors import BadImage, DataError
 from metaformer.tasks.check import CheckReport, Finding, quiet
 from metaformer.tasks.segmentation.class_names import Naming, name_classes
@@ -115,7 +115,7 @@ class _Check:
         for file in pairs.unused:
             self.add("warning", "ignored", file)
         folder = SegmentationFolder(pairs, naming.names, naming.table(pairs.numbers, None), form.name)
-        seen = scan(folder, workers=self.workers, label=name, progress=self.progress, look=see_pair)
+        seen = scan(folder, workers=self.workers, label=name, progress=self.progress, read=read_pair)
         for one in seen:
             self._pair(folder, one)
         self._copies(folder, seen)
@@ -126,12 +126,12 @@ class _Check:
 
     def _pair(self, folder: SegmentationFolder, seen: ImageInfo) -> None:
         image, label_map = folder.path(seen.index), folder.label_path(seen.index)
-        if seen.trouble:
-            self.add("error", "unreadable", f"{image}: {seen.trouble}")
+        if seen.error:
+            self.add("error", "unreadable", f"{image}: {seen.error}")
         elif seen.animated:
             self.add("warning", "animated", f"{image}: animated, only its first frame is used")
-        if seen.label_trouble:
-            self.add("error", "label map", f"{label_map}: {seen.label_trouble}")
+        if seen.label_error:
+            self.add("error", "label map", f"{label_map}: {seen.label_error}")
         elif seen.labels is not None and not seen.labels.pixels:
             self.add(
                 "warning", "unlabeled", f"{label_map}: every pixel is ignored, nothing is learned from it"
@@ -142,7 +142,7 @@ class _Check:
         here: dict[bytes, str] = {}
         labels: dict[bytes, bytes] = {}
         for one in seen:
-            if one.trouble or one.labels is None:
+            if one.error or one.labels is None:
                 continue
             name = str(folder.path(one.index))
             other = here.setdefault(one.digest, name)
@@ -191,39 +191,49 @@ def check_segmentation(
         ConfigError: fewer than one process.
     """
     label = f"label maps of {folder.split}"
-    bad = bad_ones(
-        folder, see_labels, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress
+    bad = scan_bad(
+        folder, read_labels, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress
     )
     if not bad:
         return
     first = bad[0]
-    path = folder.path(first.index) if first.trouble else folder.label_path(first.index)
+    path = folder.path(first.index) if first.error else folder.label_path(first.index)
     more = f" (and {len(bad) - 1:,} more bad files; metaformer data check tells all)" if len(bad) > 1 else ""
-    raise BadImage(path, (first.trouble or first.label_trouble) + more)
+    raise BadImage(path, (first.error or first.label_error) + more)
 
 
-def see_labels(folder: SegmentationFolder, index: int) -> ImageInfo:
+@dataclass(frozen=True, slots=True)
+class LabelInfo:
+    """What a scan found out about one label map: `ImageInfo.labels`."""
+
+    digest: bytes
+    """Hash of the numbers."""
+    pixels: dict[int, int]
+    """Pixels of each class that has any."""
+    ignored: int
+    """Pixels that are ignored."""
+
+
+def read_labels(folder: SegmentationFolder, index: int) -> ImageInfo:
     """Read a label map, and of its image the header."""
     try:
         size = image_size(folder.path(index))
     except DataError as error:
-        return ImageInfo(index, trouble=reason(error))
+        return ImageInfo(index, error=reason(error))
     _, trouble = _labels(folder, index, size, hashed=False)
-    return ImageInfo(index, *size, label_trouble=trouble)
+    return ImageInfo(index, *size, label_error=trouble)
 
 
-def see_pair(folder: SegmentationFolder, index: int) -> ImageInfo:
+def read_pair(folder: SegmentationFolder, index: int) -> ImageInfo:
     """Read an image and its label map."""
     seen = inspect(folder, index)
-    labels, trouble = _labels(folder, index, None if seen.trouble else (seen.width, seen.height))
-    return ImageInfo(
-        index, seen.width, seen.height, seen.digest, seen.animated, seen.trouble, labels, trouble
-    )
+    labels, trouble = _labels(folder, index, None if seen.error else (seen.width, seen.height))
+    return ImageInfo(index, seen.width, seen.height, seen.digest, seen.animated, seen.error, labels, trouble)
 
 
 def _labels(
     folder: SegmentationFolder, index: int, size: tuple[int, int] | None, hashed: bool = True
-) -> tuple[SeenLabels | None, str]:
+) -> tuple[LabelInfo | None, str]:
     """What a label map holds, and what is wrong with it."""
     try:
         numbers = read_label_map(folder.label_path(index))
@@ -234,7 +244,7 @@ def _labels(
     faults = [folder.table.complaint(counts), folder.size_mismatch(index, own, size) if size else ""]
     pixels, ignored = folder.table.pixels(counts)
     present = {label: many for label, many in enumerate(pixels) if many}
-    seen = SeenLabels(digest(own, numbers.tobytes()) if hashed else b"", present, ignored)
+    seen = LabelInfo(digest(own, numbers.tobytes()) if hashed else b"", present, ignored)
     return seen, "; ".join(fault for fault in faults if fault)
 
 
@@ -248,12 +258,12 @@ def summarize(name: str, classes: Sequence[str], seen: Sequence[ImageInfo]) -> L
             pixels.update(one.labels.pixels)
             images.update(one.labels.pixels.keys())
             ignored += one.labels.ignored
-    good = [(one.width, one.height) for one in seen if not one.trouble]
+    good = [(one.width, one.height) for one in seen if not one.error]
     sizes = sorted(good, key=lambda size: size[0] * size[1]) or [(0, 0)]
     return LabelSummary(
         name,
         len(seen),
-        sum(bool(one.trouble or one.label_trouble) for one in seen),
+        sum(bool(one.error or one.label_error) for one in seen),
         {label: ClassSummary(pixels[place], images[place]) for place, label in enumerate(classes)},
         ignored / max(1, ignored + pixels.total()),
         sizes[0],

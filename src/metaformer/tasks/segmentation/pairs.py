@@ -121,7 +121,7 @@ def _label_maps(
 def _below(home: Path, folder: Path, faults: list[DataError]) -> Iterable[tuple[str, str, str]]:
     """Name without extension below the folder, extension, and name below the data set, of each file."""
     prefix = folder.relative_to(home).as_posix()
-    for name in files_below(folder, "", (), faults.append):
+    for name in files_below(folder, faults.append):
         stem, extension = os.path.splitext(name)
         yield stem, extension.lower(), f"{prefix}/{name}"
 

@@ -37,8 +37,8 @@ def read_yolo(place: SplitPaths, classes: Names, masks: bool | None) -> Annotate
     found = AnnotationBuilder(_classes(place, classes))
     faults: list[DataError] = []
     stems: dict[str, str] = {}
-    texts = dict.fromkeys(name for name in files_below(place.labels, "", (), faults.append) if _is_text(name))
-    for name in files_below(place.images, "", (), faults.append):
+    texts = dict.fromkeys(name for name in files_below(place.labels, faults.append) if _is_text(name))
+    for name in files_below(place.images, faults.append):
         stem, extension = os.path.splitext(name)
         if extension.lower() not in EXTENSIONS:
             continue
