@@ -1,29 +1,25 @@
-.PHONY: demo demo-classify demo-segment demo-detect test test-slow faults check format
+.PHONY: demo test test-slow faults check format
 .DEFAULT_GOAL := test
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-TASK ?= classify segment detect
+# by default every demo recipe
+TASK ?= $(shell sed -n 's|^ *name="demo/\(.*\)",|\1|p' src/metaformer/recipes/demo.py)
 CLASSIFIER := runs/demo-classify/report.html
 WEIGHTS := runs/demo-classify/best/model.safetensors
+# validation images of the demo data, where they are not in val/
+VAL_classify := val/7
+VAL_segment := images/validation
+VAL_detect := val2017
 
 demo: $(TASK:%=demo-%)  ## make the data, train, evaluate, predict on real images; make demo TASK=detect does one
 	@echo "Look at $(TASK:%=runs/demo-%/report.html)"
 
-demo-classify: $(CLASSIFIER)
-	$(BIN)/metaformer evaluate runs/demo-classify
-	$(BIN)/metaformer predict runs/demo-classify data/demo/classify/val/7 --out runs/demo-classify/predictions --images
-
-demo-segment: $(CLASSIFIER)
-	$(BIN)/metaformer train demo/segment --data.root data/demo/segment --model.checkpoint $(WEIGHTS) --out runs/demo-segment --resume auto
-	$(BIN)/metaformer evaluate runs/demo-segment
-	$(BIN)/metaformer evaluate runs/demo-segment --scales 0.75,1,1.25 --flip
-	$(BIN)/metaformer predict runs/demo-segment data/demo/segment/images/validation --out runs/demo-segment/predictions --images
-
-demo-detect: $(CLASSIFIER)
-	$(BIN)/metaformer train demo/detect --data.root data/demo/detect --model.checkpoint $(WEIGHTS) --out runs/demo-detect --resume auto
-	$(BIN)/metaformer evaluate runs/demo-detect
-	$(BIN)/metaformer predict runs/demo-detect data/demo/detect/val2017 --out runs/demo-detect/predictions --images --coco
+demo-%: $(CLASSIFIER)  # demo/classify is trained by then: --resume auto finds it complete
+	$(BIN)/metaformer train demo/$* --data.root data/demo/$* $(if $(filter classify,$*),,--model.checkpoint $(WEIGHTS)) --out runs/demo-$* --resume auto
+	$(BIN)/metaformer evaluate runs/demo-$*
+	$(BIN)/metaformer evaluate runs/demo-$* --flip
+	$(BIN)/metaformer predict runs/demo-$* data/demo/$*/$(or $(VAL_$*),val) --out runs/demo-$*/predictions --draw
 
 $(CLASSIFIER): | $(READY)  # the others begin with its weights; its report is written when it is done
 	$(BIN)/metaformer data demo data/demo

@@ -62,7 +62,8 @@ class Source(Protocol):
     """Images by index, such as `ImageFolder`."""
 
     @property
-    def labels(self) -> Sequence[int]: ...
+    def labels(self) -> Sequence[Any]:
+        """Target of each image: its class, or a tensor."""
 
     def __len__(self) -> int: ...
 
@@ -96,7 +97,7 @@ class AugmentedDataset(Dataset[Item]):
         """
         return self.augment(self.source.image(sample.index), self.source.labels[sample.index], sample)
 
-    def augment(self, image: Image.Image, label: int, sample: Sample) -> Item:
+    def augment(self, image: Image.Image, label: Any, sample: Sample) -> Item:
         """Transform a decoded image, whatever it was read from."""
         with seeded(sample_seed(self.seed, sample)):
             tensor = self.transform(image)

@@ -111,6 +111,9 @@ class Task(ABC):
     def card(self) -> dict[str, Any]:
         """All that is needed to build the network again and use it, as plain values."""
 
+    def restore(self, card: Mapping[str, Any]) -> None:
+        """Take over what the task itself learned before a checkpoint with this card; most learn nothing."""
+
     def hub_card(self) -> dict[str, Any]:
         """The same as `from_pretrained` reads it from `config.json`."""
         card = self.card()

@@ -98,6 +98,7 @@ class Loop:
         """Continue from a checkpoint."""
         state = saved.state
         self.trainer.restore(saved)
+        self.task.restore(saved.state["card"])
         self.best = Best(**state["best"]) if state["best"] else Best()
         self.metrics = dict(state["metrics"])
         self.bad_images, self.skipped = set(state["bad_images"]), state["skipped_steps"]
