@@ -11,6 +11,7 @@ WEIGHTS := runs/demo-classify/best/model.safetensors
 VAL_classify := val/7
 VAL_segment := images/validation
 VAL_detect := val2017
+TTA_segment := --scales 0.75,1,1.25 --flip
 
 demo: $(TASK:%=demo-%)  ## make the data, train, evaluate, predict on real images; make demo TASK=detect does one
 	@echo "Look at $(TASK:%=runs/demo-%/report.html)"
@@ -18,7 +19,7 @@ demo: $(TASK:%=demo-%)  ## make the data, train, evaluate, predict on real image
 demo-%: $(CLASSIFIER)  # demo/classify is trained by then: --resume auto finds it complete
 	$(BIN)/metaformer train demo/$* --data.root data/demo/$* $(if $(filter classify,$*),,--model.checkpoint $(WEIGHTS)) --out runs/demo-$* --resume auto
 	$(BIN)/metaformer evaluate runs/demo-$*
-	$(BIN)/metaformer evaluate runs/demo-$* --flip
+	$(if $(TTA_$*),$(BIN)/metaformer evaluate runs/demo-$* $(TTA_$*))
 	$(BIN)/metaformer predict runs/demo-$* data/demo/$*/$(or $(VAL_$*),val) --out runs/demo-$*/predictions --draw
 
 $(CLASSIFIER): | $(READY)  # the others begin with its weights; its report is written when it is done

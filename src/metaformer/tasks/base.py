@@ -111,8 +111,8 @@ class Task(ABC):
     def card(self) -> dict[str, Any]:
         """All that is needed to build the network again and use it, as plain values."""
 
-    def restore(self, card: Mapping[str, Any]) -> None:
-        """Take over what the task itself learned before a checkpoint with this card; most learn nothing."""
+    def restore(self, card: Mapping[str, Any]) -> None:  # noqa: B027 - most tasks have nothing to restore
+        """Restore the task's own state, such as chosen thresholds, from a checkpoint's card."""
 
     def hub_card(self) -> dict[str, Any]:
         """The same as `from_pretrained` reads it from `config.json`."""
