@@ -33,12 +33,12 @@ def optimize(
     """Copy a classifier, segmenter, detector or backbone into its inference form: the same function, faster.
 
     Norms' constants, LayerScale and StarReLU are folded into the weights, the convolutions of Semantic FPN's
-    neck and head are composed, dropout and stochastic depth are left out, tensors are channels-last, and linear
-    layers on a CPU compute activation and residual in their epilogue. The copy is compared with the original
-    on `sample`. An optimized network is returned as it is.
+    neck and head are composed, dropout and stochastic depth are left out, tensors are channels-last, and
+    linear layers on a CPU compute activation and residual in their epilogue. The copy is compared with the
+    original on `sample`. An optimized network is returned as it is.
 
     Args:
-        model: a network of this library, or a module that contains its backbones, on the device where it will run.
+        model: a network of this library, or a module that contains its backbones, on the device to run on.
         dtype: type of the copy's weights and images; the model's own by default.
         compile: compile a dense network's `forward_head`, another's `forward`, on a CPU with the weights as
             constants; the first call with each shape of images then takes a minute or so.
@@ -53,7 +53,7 @@ def optimize(
 
 
 def network_outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """A network's output tensors by name, those of a dense network before decoding; a single one is `output`."""
+    """A network's output tensors by name, a dense network's before decoding; a single one is `output`."""
     method: Any = getattr(network, _method(network))
     return dict(named_tensors(method(images)))
 
@@ -135,13 +135,15 @@ def _compare(original: nn.Module, network: nn.Module, images: Tensor) -> None:
     with torch.inference_mode():
         expected, outputs = network_outputs(original, images), network_outputs(network, images)
     if not expected:
-        raise OptimizeError(f"{type(original).__name__} returns no tensors that its copy could be compared by")
+        raise OptimizeError(
+            f"{type(original).__name__} returns no tensors that its copy could be compared by"
+        )
     for name, theirs in expected.items():
         difference = ((outputs[name] - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item()
         if not difference <= TOLERANCE:
             raise OptimizeError(
-                f"{name} of the optimized {type(original).__name__} differs from the original by {difference:.1e} "
-                f"of the largest value, more than {TOLERANCE:.0e}: please report the model; it is unchanged"
+                f"{name} of the optimized {type(original).__name__} differs from the original's by "
+                f"{difference:.1e} of the largest value, more than {TOLERANCE:.0e}: please report the model"
             )
 
 

@@ -1,1 +1,1 @@
-"""Blocks and heads for inference: constants folded into the weights, tensors channels-last as (B, H, W, C)."""
+"""Blocks and heads for inference: constants folded into the weights, tensors as (B, H, W, C)."""

@@ -1,4 +1,4 @@
-"""A whole block for inference: token mixer and channel MLP, each with its norm, scale and residual folded in."""
+"""Blocks for inference: token mixer and channel MLP, each with its norm, scale and residual folded in."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -43,11 +43,11 @@ FOLDED: Final[dict[type[nn.Module], Fold]] = {
     Pooling: FoldedPooling,
     SepConv: FoldedSepConv,
 }
-"""Mixer -> its folded form; other mixers, and subclasses of these, stay as they are between norm and scale."""
+"""Mixer -> its folded form; other mixers, and subclasses of these, run as they are between norm and scale."""
 EPILOGUES: Final = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}
 """Activation -> the part of it that the first linear layer computes in its epilogue."""
 CHUNK_ELEMENTS: Final = 1 << 23
-"""Largest size of a block's widest tensor on a CPU; larger batches are computed in chunks, to bound memory."""
+"""Largest size of a block's widest tensor on a CPU; larger batches run in chunks, to bound memory."""
 
 
 class FoldedMlp(nn.Module):

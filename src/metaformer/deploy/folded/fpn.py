@@ -1,9 +1,10 @@
 """Semantic FPN's pyramid and head with their convolutions composed.
 
-Between a level's 1×1 lateral convolution, the pyramid's 3×3 output convolution and the head's first 3×3 convolution
-lie only sums. So the backbone's features add one 5×5 convolution of themselves, and the coarser levels one 5×5
-convolution of an upsampled tensor, which equals smaller convolutions before upsampling: the 2×2 positions that repeat
-one pixel see nearly the same neighborhood. With few channels this halves the multiply-adds; it rounds differently.
+Between a level's 1×1 lateral convolution, the pyramid's 3×3 output convolution and the head's first 3×3
+convolution lie only sums. So the backbone's features add one 5×5 convolution of themselves, and the coarser
+levels one 5×5 convolution of an upsampled tensor, which equals smaller convolutions before upsampling: the
+2×2 positions that repeat one pixel see nearly the same neighborhood. With few channels this halves the
+multiply-adds; it rounds differently.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,8 +56,8 @@ class _Level:
 class FoldedSemanticFPN(WeightCache):
     """Backbone features to logits: Semantic FPN's head after its neck, in evaluation.
 
-    The composed form runs on a CPU in float32 or float64, without gradients, where every level is exactly half
-    the finer one; elsewhere, and while a layer has hooks, the layers run one by one.
+    The composed form runs on a CPU in float32 or float64, without gradients, where every level is exactly
+    half the finer one; elsewhere, and while a layer has hooks, the layers run one by one.
     """
 
     def __init__(self, neck: FeaturePyramid, head: SemanticFPNHead) -> None:
@@ -86,7 +87,11 @@ class FoldedSemanticFPN(WeightCache):
         laterals, outputs = self.neck.laterals, self.neck.outputs
         levels: list[_Level] = []
         for i, convs in enumerate(self.head.scales):
-            kernels = _kernel(laterals[i]), _kernel(outputs[i]), [_with_norm(conv) for conv in convs.children()]
+            kernels = (
+                _kernel(laterals[i]),
+                _kernel(outputs[i]),
+                [_with_norm(conv) for conv in convs.children()],
+            )
             composed = None if i + 1 == len(laterals) else _compose(*kernels[:2], kernels[2][0])
             levels.append(_Level(*kernels, composed))
         return levels
@@ -149,7 +154,7 @@ def _compose(lateral: Kernel, output: Kernel, first: Kernel) -> _Composed | None
     if 25 * channels * dim >= 9 * middle * middle:
         return None
     dtype = first[0].dtype
-    both = F.conv_transpose2d(first[0].double(), output[0].double())  # (dim, middle, 5, 5): one after the other
+    both = F.conv_transpose2d(first[0].double(), output[0].double())  # (dim, middle, 5, 5)
     own = torch.einsum("omhw,mc->ochw", both, lateral[0].double()[:, :, 0, 0])
     bias = first[1].double() + torch.einsum("omhw,m->o", first[0].double(), output[1].double())
     coarser = tuple(_channels_last(weight, dtype) for weight in _before_upsampling(both))
@@ -181,11 +186,13 @@ def _before_upsampling(weight: Tensor) -> tuple[Tensor, ...]:
 
 def _convolve_composed(x: Tensor, coarser: Tensor, level: _Level, composed: _Composed) -> Tensor:
     """The head's first convolution at a level, from backbone features (B, C, H, W) and the coarser level."""
-    coarser = coarser + level.lateral[1][:, None, None]  # this level's bias, as constant as an upsampled value
+    coarser = coarser + level.lateral[1][:, None, None]  # this level's bias is constant too
     out = _conv(x, composed.own).permute(0, 2, 3, 1).contiguous()
     batch, height, width, dim = out.shape
     quarters = out.view(batch, height // 2, 2, width // 2, 2, dim)  # [:, :, row, :, column] of each 2×2
-    lower_right, upper, left, both = (part.permute(0, 2, 3, 1) for part in _quarters(coarser, composed.coarser))
+    lower_right, upper, left, both = (
+        part.permute(0, 2, 3, 1) for part in _quarters(coarser, composed.coarser)
+    )
     quarters[:, :, 1, :, 1] += lower_right
     quarters[:, :, 0, :, 1] += lower_right + upper
     lower_left = lower_right + left
@@ -213,7 +220,7 @@ def _differences(x: Tensor, dim: int) -> Tensor:
 def _correct_border(out: Tensor, x: Tensor, coarser: Tensor, level: _Level) -> None:
     """Subtract what the pyramid's output would be one position outside, where the head pads with zeros.
 
-    The outermost rows and columns of `out` took it in: the composed kernel knows no padding between its parts.
+    The outermost rows and columns of `out` include it: a composed kernel has no padding between its parts.
     """
     (weight, bias), first = level.output, level.convs[0][0]
 

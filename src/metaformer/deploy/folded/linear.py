@@ -76,7 +76,7 @@ class ChannelsLastNorm(WeightCache):
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
         if isinstance(norm, LayerNorm) and (norm.bias is None or norm.weight is not None):
-            affine = norm.weight, norm.bias
+            affine: tuple[Tensor | None, Tensor | None] = (norm.weight, norm.bias)
             if library.usable(x):
                 affine = self.get("affine", lambda: (_to_float32(norm.weight), _to_float32(norm.bias)))
             return layer_norm(x, norm.eps, *affine)
@@ -190,7 +190,7 @@ class PackedLinear(WeightCache):
         return self.get("packed", lambda: packed.pack(self.weight, self.bias))
 
     def _conv(self, x: Tensor, act: str, residual: Tensor | None) -> Tensor:
-        """The same as a 1×1 convolution, which Inductor gives to oneDNN with its epilogue; linear goes to MKL."""
+        """As a 1×1 convolution, which Inductor gives to oneDNN with its epilogue; linear goes to MKL."""
         y = ACTIVATIONS[act](F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias))
         y = y if residual is None else y + residual.permute(0, 3, 1, 2)
         return y.permute(0, 2, 3, 1)
@@ -258,4 +258,6 @@ class Residual(WeightCache):
 
     def add_to(self, linear: PackedLinear, branch: Tensor, x: Tensor) -> Tensor:
         """Compute linear(branch) + residual(x) in one operation."""
-        return linear(branch, residual=x, residual_scale=self.scale_float32) if self.enabled else linear(branch)
+        return (
+            linear(branch, residual=x, residual_scale=self.scale_float32) if self.enabled else linear(branch)
+        )

@@ -141,8 +141,8 @@ class FoldedSepConv(nn.Module):
 class FoldedCycleMlp(nn.Module):
     """CycleMLP: the linear layers of two shifted copies and of the input, their weighted sum, a projection.
 
-    The branches' weights depend on the mean of their outputs, which is the linear layer of the inputs' means. The
-    norm stays whole: the shifts bring zeros in at the border after its bias.
+    The branches' weights depend on the mean of their outputs, which is the linear layer of the inputs' means.
+    The norm stays whole: the shifts bring zeros in at the border after its bias.
     """
 
     def __init__(self, mixer: CycleMLP, norm: nn.Module, scale: Tensor | None, residual: Residual) -> None:
@@ -183,12 +183,12 @@ class FoldedCycleMlp(nn.Module):
         return cycle_product(n, branches, weights, self.proj.packed, self.kernel, residual, scale)
 
     def _triton(self, n: Tensor, x: Tensor) -> Tensor:
-        layers = [layer.weight for layer in self._layers]
-        zero = torch.zeros_like(layers[2][:, 0])
+        along_width, along_height, plain = (layer.weight for layer in self._layers)
+        zero = torch.zeros_like(plain[:, 0])
         biases = torch.stack([zero if layer.bias is None else layer.bias for layer in self._layers])  # (3, C)
-        mean = cycle_mean(n, *layers, self.kernel) + biases.sum(0)
+        mean = cycle_mean(n, along_width, along_height, plain, self.kernel) + biases.sum(0)
         weights = self._logits(mean).softmax(-1).movedim(-1, 1)  # (B, 3, C)
-        y = cycle_mix(n, *layers, weights, self.kernel).permute(0, 2, 3, 1)
+        y = cycle_mix(n, along_width, along_height, plain, weights, self.kernel).permute(0, 2, 3, 1)
         y = y + (weights * biases).sum(1)[:, None, None]
         return self.proj(y, residual=self.residual(x))
 

@@ -1,4 +1,4 @@
-"""The blocks of a stage, whose C++ kernel calls are captured once for a shape and replayed without Python between."""
+"""Stages whose C++ kernel calls are captured once for a shape and replayed without Python between."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -106,8 +106,11 @@ class CapturedGraph:
         del sizes[_storage_ptr(y)]
         buffers = _allocate_buffers(calls, sizes)
         self.calls: list[tuple[Callable[..., None], list[Any]]] = []
-        # arguments that point into x or y, to be set at each replay: (arguments, index, offset in the storage)
-        self.pointers: dict[int, list[tuple[list[Any], int, int]]] = {_storage_ptr(x): [], _storage_ptr(y): []}
+        # arguments that point into x or y, set at each replay: (arguments, index, offset in the storage)
+        self.pointers: dict[int, list[tuple[list[Any], int, int]]] = {
+            _storage_ptr(x): [],
+            _storage_ptr(y): [],
+        }
         self.owned: list[Tensor] = list(buffers.values())  # the calls hold addresses alone
         for function, arguments in calls:
             args = list(arguments)

@@ -24,7 +24,7 @@ TYPICAL_BATCH: Final = 8
 Trial = tuple[Tensor, dict[str, Tensor]]
 """Images and the network's outputs for them, by name."""
 ROUNDINGS: Final = 16
-"""Machine epsilons that outputs in a half type may differ by, relative to the largest; float32 has `TOLERANCE`."""
+"""Machine epsilons by which outputs in a half type may differ, relative to the largest."""
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,8 @@ def compare(packaged: Packaged, trials: list[Trial]) -> float:
             difference = ((outputs[name].float() - theirs.float()).abs().max() / scale).item()
             if not difference <= max(TOLERANCE, ROUNDINGS * torch.finfo(theirs.dtype).eps):
                 raise OptimizeError(
-                    f"the package differs from the network by {difference:.1e} of the largest {name} on images "
-                    f"{tuple(images.shape)}: nothing was written; please report the model"
+                    f"the package differs from the network by {difference:.1e} of the largest {name} on "
+                    f"images {tuple(images.shape)}: nothing was written; please report the model"
                 )
             largest = max(largest, difference)
     return largest
