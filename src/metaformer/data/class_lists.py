@@ -122,7 +122,7 @@ def given_names(given: Names) -> tuple[tuple[str, ...] | None, str]:
         return None, ""
     if isinstance(given, str | Path):
         return read_class_list(given), str(given)
-    return _checked(given, "the class list"), "the class list"
+    return check_class_names(given, "the class list"), "the class list"
 
 
 def read_class_list(path: str | Path) -> tuple[str, ...]:
@@ -131,27 +131,37 @@ def read_class_list(path: str | Path) -> tuple[str, ...]:
     Raises:
         DataError: the file cannot be read, is empty, has an empty line before the end, or a name twice.
     """
-    return _checked([line.strip() for line in _lines(path)], path)
+    return check_class_names([line.strip() for line in read_lines(path)], path)
 
 
-def _checked(names: Sequence[str], place: str | Path) -> tuple[str, ...]:
+def check_class_names(names: Sequence[str], source: str | Path) -> tuple[str, ...]:
+    """Check names for gaps, duplicates and their number; `source` is their list in errors.
+
+    Raises:
+        DataError: no name, too many, an empty one, or one twice.
+    """
     if not names:
-        raise DataError(f"{place}: names no class; write one name a line")
+        raise DataError(f"{source}: names no class; write one name a line")
     if len(names) >= MAX_CLASSES:
-        raise DataError(f"{place}: names {len(names):,} classes; label maps hold fewer than {MAX_CLASSES:,}")
+        raise DataError(f"{source}: names {len(names):,} classes; label maps hold fewer than {MAX_CLASSES:,}")
     lines: dict[str, int] = {}
     for number, name in enumerate(names, start=1):
         if not name:
             raise DataError(
-                f"{place}: line {number} is empty; the classes behind it would have other numbers"
+                f"{source}: line {number} is empty; the classes behind it would have other numbers"
             )
         if name in lines:
-            raise DataError(f"{place}: {name!r} stands in line {lines[name]} and in line {number}")
+            raise DataError(f"{source}: {name!r} stands in line {lines[name]} and in line {number}")
         lines[name] = number
     return tuple(names)
 
 
-def _lines(path: str | Path) -> list[str]:
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a UTF-8 text file, without empty ones at the end.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         return Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:

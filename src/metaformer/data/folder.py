@@ -203,3 +203,16 @@ def _some(names: Sequence[str]) -> str:
 
 def _instead(count: int) -> str:
     return f" (it holds {count} other file(s))" if count else ""
+
+
+def read_split_list(path: Path) -> list[str]:
+    """Names of a split's images from a text file: the first word of each line.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); it must list the split's images") from error
+    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))

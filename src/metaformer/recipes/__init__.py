@@ -1,4 +1,4 @@
-"""Recipes of published runs: `RECIPES["imagenet/poolformer_s12"]()` is a TrainConfig."""
+"""Published runs, and some useful ones: `RECIPES["imagenet/poolformer_s12"]()` is a TrainConfig."""
 
 import importlib
 import pkgutil
@@ -16,10 +16,10 @@ RECIPES: dict[str, Recipe] = {run.name: run for module in _siblings for run in g
 
 
 def find(name: str) -> Recipe:
-    """Recipe by name.
+    """Look a recipe up.
 
     Raises:
-        UnknownName: no such recipe; the message suggests similar names.
+        UnknownName: no recipe has this name; near ones are offered.
     """
     if name not in RECIPES:
         raise UnknownName("recipe", name, RECIPES)

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 import metaformer
-from metaformer.deploy.optimize import named_tensors, network_outputs
-from metaformer.deploy.packaging.package import OutputTuple
+from metaformer.deploy.packaging.package import Tensors, named_tensors, network_outputs
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
 
@@ -33,4 +32,4 @@ def test_networks_in_tensors() -> None:
     detector = metaformer.create_detector("retinanet", config, num_classes=3, fpn_dim=8).eval()
     names = list(network_outputs(detector, x))
     assert names == [f"{kind}.{level}" for kind in ("logits", "deltas") for level in range(5)]
-    assert len(OutputTuple(detector)(x)) == len(names)
+    assert len(Tensors(detector)(x)) == len(names)

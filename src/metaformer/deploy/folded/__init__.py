@@ -1,1 +1,1 @@
-"""Blocks and heads for inference: constants folded into the weights, tensors as (B, H, W, C)."""
+"""Parts of a block for inference alone: constants folded into the weights, tokens last (B, H, W, C)."""

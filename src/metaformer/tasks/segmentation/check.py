@@ -1,8 +1,8 @@
-"""`metaformer data check` where images have label maps."""
+"""Checks of segmentation data sets: `metaformer data check`, and the validation before training."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,11 +10,9 @@ from metaformer.data.image import image_size
 from metaformer.data.scan import ImageInfo, digest, inspect, reason, scan, scan_bad
 from metaformer.errors import BadImage, DataError
 from metaformer.tasks.check import CheckReport, Finding, quiet
-from metaformer.tasks.segmentation.class_names import Naming, name_classes
 from metaformer.tasks.segmentation.dataset import SegmentationFolder
-from metaformer.tasks.segmentation.label_map import count, read_label_map
-from metaformer.tasks.segmentation.layouts import Layout, choose_layout
-from metaformer.tasks.segmentation.pairs import find_pairs
+from metaformer.tasks.segmentation.labels import ClassNames, count_values, read_label_map, resolve_class_names
+from metaformer.tasks.segmentation.layouts import Layout, choose_layout, find_pairs
 
 
 def check_label_maps(
@@ -31,42 +29,42 @@ def check_label_maps(
 
     Args:
         root: the data set.
-        splits: their names; the first is the one to train on.
+        splits: their names; the first is the training split.
         workers: processes that read (default: one per core).
         progress: show a progress bar.
         layout: how the data set lies on disk; `auto` recognizes it.
-        class_names: file of class names, one a line, where the data set brings none.
-        reduce_zero_label: whether 0 in label maps is no class (default: as the layout has it; yes in ade20k).
+        class_names: file of class names, one per line, for a data set without.
+        reduce_zero_label: whether value 0 in label maps is ignored (default: the layout's; yes in ade20k).
 
     Raises:
-        ConfigError: a layout that there is not, or a value that it does not have.
+        ConfigError: an unknown layout, or a value that it does not take.
     """
     zero = None if reduce_zero_label is None else reduce_zero_label == "yes"
     check = _Check(workers, progress)
     with quiet():
         try:
-            form, home = choose_layout(root, layout)
-            naming = name_classes(form, home, class_names, zero)
+            chosen, folder = choose_layout(root, layout)
+            names = resolve_class_names(chosen, folder, class_names, zero)
         except DataError as error:
             check.add("error", "layout", str(error))
             splits = ()
         for split in splits:
-            check.split(form, home, naming, split)
+            check.split(chosen, folder, names, split)
     return CheckReport(str(root), tuple(check.summaries), tuple(dict.fromkeys(check.findings)))
 
 
 @dataclass(frozen=True)
 class ClassSummary:
-    """How much there is of a class."""
+    """Size of a class."""
 
     pixels: int
     images: int
-    """How many images show it."""
+    """Images with pixels of it."""
 
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """Images with label maps of one split."""
+    """Images and label maps of a split."""
 
     name: str
     images: int
@@ -74,7 +72,7 @@ class LabelSummary:
     """Images that cannot be used, or whose label map cannot."""
     per_class: dict[str, ClassSummary]
     ignored: float
-    """Share of the pixels that do not count."""
+    """Fraction of ignored pixels."""
     narrowest: tuple[int, int]
     """Width and height of the image with the fewest pixels."""
     median: tuple[int, int]
@@ -82,12 +80,12 @@ class LabelSummary:
     """Width and height of the image with the most pixels."""
 
     def text(self) -> str:
-        """Give a line."""
+        """One line."""
         sizes = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((self.narrowest, self.widest)))
         bad = f" ({self.unreadable:,} unusable)" if self.unreadable else ""
-        shown = sum(one.images > 0 for one in self.per_class.values())
+        present = sum(found.images > 0 for found in self.per_class.values())
         return (
-            f"{self.name}: {self.images:,} images{bad} with label maps of {shown:,} of "
+            f"{self.name}: {self.images:,} images{bad} with label maps of {present:,} of "
             f"{len(self.per_class):,} classes; {100 * self.ignored:.1f} % of the pixels ignored; "
             f"sizes {sizes}, median {self.median[0]}x{self.median[1]}"
         )
@@ -98,65 +96,63 @@ class _Check:
         self.workers, self.progress = workers, progress
         self.findings: list[Finding] = []
         self.summaries: list[LabelSummary] = []
-        self.known: dict[bytes, str] | None = None
-        """Name of the training image with these pixels, once training has been looked at."""
+        self.training: dict[bytes, str] | None = None
+        """Training images by the digest of their pixels; None until the training split is done."""
 
     def add(self, grade: Literal["error", "warning"], kind: str, text: str) -> None:
         self.findings.append(Finding(grade, kind, text))
 
-    def split(self, form: Layout, home: Path, naming: Naming, name: str) -> None:
-        """Look at a split; the first is the training's."""
+    def split(self, layout: Layout, root: Path, names: ClassNames, split: str) -> None:
+        """Check a split; the first is the training split."""
         try:
-            pairs = find_pairs(form, home, name)
+            pairs = find_pairs(layout, root, split)
         except DataError as error:
             return self.add("error", "layout", str(error))
-        for fault in pairs.faults:
-            self.add("error", "layout", fault)
+        for text in pairs.errors:
+            self.add("error", "layout", text)
         for file in pairs.unused:
             self.add("warning", "ignored", file)
-        folder = SegmentationFolder(pairs, naming.names, naming.table(pairs.numbers, None), form.name)
-        seen = scan(folder, workers=self.workers, label=name, progress=self.progress, read=read_pair)
-        for one in seen:
-            self._pair(folder, one)
-        self._copies(folder, seen)
-        summary = summarize(name, folder.classes, seen)
+        folder = SegmentationFolder(pairs, names.names, names.table(pairs.encoding, None), layout.name)
+        infos = scan(folder, workers=self.workers, label=split, progress=self.progress, read=read_pair)
+        for info in infos:
+            self._pair(folder, info)
+        self._duplicates(folder, infos)
+        summary = summarize(split, folder.classes, infos)
         self.summaries.append(summary)
         if len(self.summaries) == 1:
             self._classes(folder, summary)
 
-    def _pair(self, folder: SegmentationFolder, seen: ImageInfo) -> None:
-        image, label_map = folder.path(seen.index), folder.label_path(seen.index)
-        if seen.error:
-            self.add("error", "unreadable", f"{image}: {seen.error}")
-        elif seen.animated:
+    def _pair(self, folder: SegmentationFolder, info: ImageInfo) -> None:
+        image, label_map = folder.path(info.index), folder.label_path(info.index)
+        if info.error:
+            self.add("error", "unreadable", f"{image}: {info.error}")
+        elif info.animated:
             self.add("warning", "animated", f"{image}: animated, only its first frame is used")
-        if seen.label_error:
-            self.add("error", "label map", f"{label_map}: {seen.label_error}")
-        elif seen.labels is not None and not seen.labels.pixels:
-            self.add(
-                "warning", "unlabeled", f"{label_map}: every pixel is ignored, nothing is learned from it"
-            )
+        if info.label_error:
+            self.add("error", "label map", f"{label_map}: {info.label_error}")
+        elif info.labels is not None and not info.labels.pixels:
+            self.add("warning", "unlabeled", f"{label_map}: all pixels are ignored")
 
-    def _copies(self, folder: SegmentationFolder, seen: Sequence[ImageInfo]) -> None:
-        """Tell of the same pixels with two label maps, and in training and validation."""
-        here: dict[bytes, str] = {}
+    def _duplicates(self, folder: SegmentationFolder, infos: Sequence[ImageInfo]) -> None:
+        """Images that occur twice: with two label maps, or in training and validation."""
+        images: dict[bytes, str] = {}
         labels: dict[bytes, bytes] = {}
-        for one in seen:
-            if one.error or one.labels is None:
+        for info in infos:
+            if info.error or info.labels is None:
                 continue
-            name = str(folder.path(one.index))
-            other = here.setdefault(one.digest, name)
-            if labels.setdefault(one.digest, one.labels.digest) != one.labels.digest:
+            name = str(folder.path(info.index))
+            other = images.setdefault(info.digest, name)
+            if labels.setdefault(info.digest, info.labels.digest) != info.labels.digest:
                 same = f"{name}: the same image as {other}, with another label map"
                 self.add("warning", "contradiction", same)
-            if self.known is not None and one.digest in self.known:
-                same = f"{name}: the same image as {self.known[one.digest]} of the training split"
+            if self.training is not None and info.digest in self.training:
+                same = f"{name}: the same image as {self.training[info.digest]} of the training split"
                 self.add("warning", "leak", same)
-        if self.known is None:
-            self.known = here
+        if self.training is None:
+            self.training = images
 
     def _classes(self, folder: SegmentationFolder, summary: LabelSummary) -> None:
-        """Tell of classes that cannot be learned."""
+        """Classes that cannot be learned."""
         if len(folder.classes) < 2:
             one = f"{folder.folder}: only one class, {folder.classes[0]!r}: training needs at least two"
             self.add("error", "one class", one)
@@ -167,7 +163,7 @@ class _Check:
             self.add("warning", "absent", f"{folder.folder}: no pixel of {names}{more}: never learned")
 
 
-def check_segmentation(
+def validate_label_maps(
     folder: SegmentationFolder,
     *,
     part: tuple[int, int] = (0, 1),
@@ -175,20 +171,20 @@ def check_segmentation(
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Look at every label map: that it can be read, is as large as its image, and holds known classes only.
+    """Check before training that every label map is readable, of its image's size, and has known values.
 
-    Of the images themselves the headers alone are read.
+    Of the images only the headers are read.
 
     Args:
         folder: the data.
-        part: which share to look at, and of how many: a process's rank and the number of processes.
-        skip_bad: let a few bad ones pass, which a training that leaves out bad images will then name.
-        workers: processes that read; one per core when not given.
+        part: rank and number of the processes that share the work.
+        skip_bad: accept a few bad files, which training with `on_bad_image: skip` leaves out.
+        workers: processes that read; one per core by default.
         progress: show a bar on stderr.
 
     Raises:
-        BadImage: the first that cannot be used; the message says how many more there are.
-        ConfigError: fewer than one process.
+        BadImage: the first bad file; the message counts the others.
+        ConfigError: `part` is out of range.
     """
     label = f"label maps of {folder.split}"
     bad = scan_bad(
@@ -198,73 +194,73 @@ def check_segmentation(
         return
     first = bad[0]
     path = folder.path(first.index) if first.error else folder.label_path(first.index)
-    more = f" (and {len(bad) - 1:,} more bad files; metaformer data check tells all)" if len(bad) > 1 else ""
+    more = f" (and {len(bad) - 1:,} more bad files; metaformer data check lists all)" if len(bad) > 1 else ""
     raise BadImage(path, (first.error or first.label_error) + more)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelInfo:
-    """What a scan found out about one label map: `ImageInfo.labels`."""
+    """What a scan found out about a label map: `ImageInfo.labels`."""
 
     digest: bytes
-    """Hash of the numbers."""
+    """Hash of the values."""
     pixels: dict[int, int]
     """Pixels of each class that has any."""
     ignored: int
-    """Pixels that are ignored."""
+    """Ignored pixels."""
 
 
 def read_labels(folder: SegmentationFolder, index: int) -> ImageInfo:
-    """Read a label map, and of its image the header."""
+    """Read a label map and the header of its image."""
     try:
         size = image_size(folder.path(index))
     except DataError as error:
         return ImageInfo(index, error=reason(error))
-    _, trouble = _labels(folder, index, size, hashed=False)
-    return ImageInfo(index, *size, label_error=trouble)
+    _, label_error = _label_info(folder, index, size, hashed=False)
+    return ImageInfo(index, *size, label_error=label_error)
 
 
 def read_pair(folder: SegmentationFolder, index: int) -> ImageInfo:
     """Read an image and its label map."""
-    seen = inspect(folder, index)
-    labels, trouble = _labels(folder, index, None if seen.error else (seen.width, seen.height))
-    return ImageInfo(index, seen.width, seen.height, seen.digest, seen.animated, seen.error, labels, trouble)
+    info = inspect(folder, index)
+    labels, label_error = _label_info(folder, index, None if info.error else (info.width, info.height))
+    return replace(info, labels=labels, label_error=label_error)
 
 
-def _labels(
+def _label_info(
     folder: SegmentationFolder, index: int, size: tuple[int, int] | None, hashed: bool = True
 ) -> tuple[LabelInfo | None, str]:
-    """What a label map holds, and what is wrong with it."""
+    """Contents and errors of a label map; `size` is its image's (width, height)."""
     try:
-        numbers = read_label_map(folder.label_path(index))
+        values = read_label_map(folder.label_path(index))
     except DataError as error:
         return None, reason(error)
-    own = numbers.shape[1], numbers.shape[0]
-    counts = count(numbers)
-    faults = [folder.table.complaint(counts), folder.size_mismatch(index, own, size) if size else ""]
-    pixels, ignored = folder.table.pixels(counts)
-    present = {label: many for label, many in enumerate(pixels) if many}
-    seen = LabelInfo(digest(own, numbers.tobytes()) if hashed else b"", present, ignored)
-    return seen, "; ".join(fault for fault in faults if fault)
+    own = values.shape[1], values.shape[0]
+    counts = count_values(values)
+    errors = [folder.table.unknown_values(counts), folder.size_mismatch(index, own, size) if size else ""]
+    pixels, ignored = folder.table.class_pixels(counts)
+    present = {label: count for label, count in enumerate(pixels) if count}
+    info = LabelInfo(digest(own, values.tobytes()) if hashed else b"", present, ignored)
+    return info, "; ".join(filter(None, errors))
 
 
-def summarize(name: str, classes: Sequence[str], seen: Sequence[ImageInfo]) -> LabelSummary:
-    """Sum up what was seen of a split."""
+def summarize(name: str, classes: Sequence[str], infos: Sequence[ImageInfo]) -> LabelSummary:
+    """Summary of the images and label maps of a split."""
     pixels: Counter[int] = Counter()
     images: Counter[int] = Counter()
     ignored = 0
-    for one in seen:
-        if one.labels is not None:
-            pixels.update(one.labels.pixels)
-            images.update(one.labels.pixels.keys())
-            ignored += one.labels.ignored
-    good = [(one.width, one.height) for one in seen if not one.error]
-    sizes = sorted(good, key=lambda size: size[0] * size[1]) or [(0, 0)]
+    for info in infos:
+        if info.labels is not None:
+            pixels.update(info.labels.pixels)
+            images.update(info.labels.pixels.keys())
+            ignored += info.labels.ignored
+    readable = [(info.width, info.height) for info in infos if not info.error]
+    sizes = sorted(readable, key=lambda size: size[0] * size[1]) or [(0, 0)]
     return LabelSummary(
         name,
-        len(seen),
-        sum(bool(one.error or one.label_error) for one in seen),
-        {label: ClassSummary(pixels[place], images[place]) for place, label in enumerate(classes)},
+        len(infos),
+        sum(bool(info.error or info.label_error) for info in infos),
+        {label: ClassSummary(pixels[index], images[index]) for index, label in enumerate(classes)},
         ignored / max(1, ignored + pixels.total()),
         sizes[0],
         sizes[len(sizes) // 2],

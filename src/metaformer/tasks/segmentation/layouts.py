@@ -1,57 +1,60 @@
-"""How published segmentation data sets lie on disk, and which number in their label maps is which class."""
+"""Directory layouts of segmentation data sets: how images and label maps are found and paired by name."""
 
-from collections.abc import Mapping
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from metaformer.data.folder import EXTENSIONS, files_below, read_split_list
 from metaformer.errors import DataError, UnknownName
 
 _CITYSCAPES: Final = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""The label ids that count, in the order of their train ids; ids go up to 33."""
-_COCO_MISSING: Final = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
-"""Of COCO's 182 categories, counted from 0, those that no image was annotated with."""
+"""Label ids of the evaluated classes, in the order of their train ids; ids go up to 33."""
+_COCO_UNUSED: Final = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+"""Of COCO's 182 categories, counted from 0, those without annotations."""
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The numbers in label maps whose names end in a certain way."""
+class LabelEncoding:
+    """Values in label maps of one kind."""
 
-    ending: str
+    suffix: str
     """What follows the image's name, before `.png`."""
-    classes: tuple[int, ...] | None = None
-    """The number of each class; None for 0, 1, 2 and so on."""
+    values: tuple[int, ...] | None = None
+    """Value of each class; None for 0, 1, 2 and so on."""
     ignored: tuple[int, ...] = ()
-    """Numbers of pixels that do not count, beside 255."""
+    """Values of ignored pixels, in addition to 255."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where images and label maps of a split lie, below the root."""
+    """Directory layout; paths are relative to the data set, and `{split}` in them is replaced."""
 
     name: str
-    signs: tuple[tuple[str, ...], ...]
-    """It is recognized where all of any of these are there."""
+    markers: tuple[tuple[str, ...], ...]
+    """The layout is recognized if all paths of any of these exist."""
     images: str
-    """Folder of images, in which `{split}` is replaced."""
-    labels: tuple[str, ...]
-    """Folders of label maps; those that exist are looked through in this order."""
-    home: tuple[str, ...] = ()
-    """Folders below the root that the data set may lie in, as its archive unpacks."""
+    """Folder of images."""
+    label_maps: tuple[str, ...]
+    """Folders of label maps; those that exist are searched in this order."""
+    subfolders: tuple[str, ...] = ()
+    """Folders that the archive unpacks to, in which the data set may lie."""
     splits: Mapping[str, str] = field(default_factory=dict)
-    """What this layout calls `train` and `val`, where it calls them otherwise."""
-    ending: str = ""
-    """What the names of images end in, before the extension."""
-    numbers: tuple[Numbers, ...] = (Numbers(""),)
-    """Kinds of label maps; the first of which there is any is taken."""
-    listing: str | None = None
-    """Text file with the names of a split's images."""
-    names: str | None = None
-    """File that names the classes."""
-    published: str | None = None
-    """Class list that holds where there is no such file."""
-    zero: bool | None = None
-    """Whether 0 is no class, when not said; None where nobody can say so."""
+    """The layout's names of `train` and `val`, if others."""
+    image_suffix: str = ""
+    """Ending of image names, before the extension."""
+    encodings: tuple[LabelEncoding, ...] = (LabelEncoding(""),)
+    """Kinds of label maps; the first that exists is used."""
+    split_list: str | None = None
+    """Text file that lists the images of a split."""
+    names_file: str | None = None
+    """File of class names."""
+    class_list: str | None = None
+    """Published class list, used if there is no such file."""
+    reduce_zero_label: bool | None = None
+    """Whether value 0 is ignored by default; None if it is always a class."""
 
 
 LAYOUTS: Final = {
@@ -59,105 +62,229 @@ LAYOUTS: Final = {
     for layout in (
         Layout(
             "folders",
-            signs=(("images", "classes.txt"),),
+            markers=(("images", "classes.txt"),),
             images="images/{split}",
-            labels=("annotations/{split}", "labels/{split}", "masks/{split}"),
-            names="classes.txt",
-            zero=False,
+            label_maps=("annotations/{split}", "labels/{split}", "masks/{split}"),
+            names_file="classes.txt",
+            reduce_zero_label=False,
         ),
         Layout(
             "ade20k",
-            signs=(("images/training", "annotations"), ("images/validation", "annotations")),
+            markers=(("images/training", "annotations"), ("images/validation", "annotations")),
             images="images/{split}",
-            labels=("annotations/{split}",),
-            home=("ADEChallengeData2016",),
+            label_maps=("annotations/{split}",),
+            subfolders=("ADEChallengeData2016",),
             splits={"train": "training", "val": "validation"},
-            names="objectInfo150.txt",
-            published="ade20k",
-            zero=True,
+            names_file="objectInfo150.txt",
+            class_list="ade20k",
+            reduce_zero_label=True,
         ),
         Layout(
             "voc",
-            signs=(("JPEGImages", "SegmentationClass"),),
+            markers=(("JPEGImages", "SegmentationClass"),),
             images="JPEGImages",
-            labels=("SegmentationClass", "SegmentationClassAug"),
-            home=("VOC2012", "VOCdevkit/VOC2012"),
-            listing="ImageSets/Segmentation/{split}.txt",
-            published="voc",
+            label_maps=("SegmentationClass", "SegmentationClassAug"),
+            subfolders=("VOC2012", "VOCdevkit/VOC2012"),
+            split_list="ImageSets/Segmentation/{split}.txt",
+            class_list="voc",
         ),
         Layout(
             "cityscapes",
-            signs=(("leftImg8bit", "gtFine"),),
+            markers=(("leftImg8bit", "gtFine"),),
             images="leftImg8bit/{split}",
-            labels=("gtFine/{split}",),
-            ending="_leftImg8bit",
-            numbers=(
-                Numbers("_gtFine_labelIds", _CITYSCAPES, tuple(sorted(set(range(34)) - set(_CITYSCAPES)))),
-                Numbers("_gtFine_labelTrainIds"),
+            label_maps=("gtFine/{split}",),
+            image_suffix="_leftImg8bit",
+            encodings=(
+                LabelEncoding("_gtFine_labelIds", _CITYSCAPES, tuple(sorted({*range(34)} - {*_CITYSCAPES}))),
+                LabelEncoding("_gtFine_labelTrainIds"),
             ),
-            published="cityscapes",
+            class_list="cityscapes",
         ),
         Layout(
             "coco_stuff",
-            signs=(("images/train2017",), ("images/val2017",)),
+            markers=(("images/train2017",), ("images/val2017",)),
             images="images/{split}",
-            labels=("annotations/{split}", "stuffthingmaps/{split}"),
+            label_maps=("annotations/{split}", "stuffthingmaps/{split}"),
             splits={"train": "train2017", "val": "val2017"},
-            numbers=(
-                Numbers("_labelTrainIds"),
-                Numbers("", tuple(sorted(set(range(182)) - set(_COCO_MISSING)))),
+            encodings=(
+                LabelEncoding("_labelTrainIds"),
+                LabelEncoding("", tuple(sorted({*range(182)} - {*_COCO_UNUSED}))),
             ),
-            published="coco_stuff",
+            class_list="coco_stuff",
         ),
     )
 }
-_PLAIN_LABELS: Final = ("annotations", "labels", "masks")
 
 
 def find_layout(root: str | Path) -> tuple[Layout, Path] | None:
-    """Recognize a data set with label maps; gives its layout and the folder that has it, or None."""
+    """Recognize the layout of a data set; returns it with the folder of the data set, or None."""
     root = Path(root).expanduser()
     for layout in LAYOUTS.values():
-        for home in ("", *layout.home):
-            if any(all((root / home / part).exists() for part in sign) for sign in layout.signs):
-                return layout, root / home
-    if (root / "images").is_dir() and any((root / name).is_dir() for name in _PLAIN_LABELS):
-        return LAYOUTS["folders"], root
+        for subfolder in ("", *layout.subfolders):
+            if any(all((root / subfolder / path).exists() for path in paths) for paths in layout.markers):
+                return layout, root / subfolder
+    folders = LAYOUTS["folders"]
+    if (root / "images").is_dir() and any((root / path).parent.is_dir() for path in folders.label_maps):
+        return folders, root
     return None
 
 
 def has_label_maps(root: str | Path) -> bool:
-    """Tell whether a layout is recognized, and has any label map where its label maps lie."""
+    """Whether a layout is recognized, and there is any label map in its folders."""
     found = find_layout(root)
     if found is None:
         return False
-    layout, home = found
-    folders = (folder for name in layout.labels for folder in home.glob(name.format(split="*")))
+    layout, root = found
+    folders = (folder for name in layout.label_maps for folder in root.glob(name.format(split="*")))
     return any(folder.is_dir() and next(folder.rglob("*.png"), None) is not None for folder in folders)
 
 
 def choose_layout(root: str | Path, name: str) -> tuple[Layout, Path]:
-    """Give the layout of this name, or with `auto` the one that is recognized, and the folder that has it.
+    """Layout by name, or with `auto` the one recognized, with the folder of the data set.
 
     Raises:
-        DataError: none is recognized.
-        UnknownName: there is no such layout.
+        DataError: no layout is recognized.
+        UnknownName: there is no layout of this name.
     """
     root = Path(root).expanduser()
     if name == "auto":
         found = find_layout(root)
         if found is None:
-            raise DataError(f"{root}: {_what_there_is(root)}; say segment.layout ({', '.join(LAYOUTS)})")
+            raise DataError(f"{root}: {_contents(root)}; set segment.layout ({', '.join(LAYOUTS)})")
         return found
     if name not in LAYOUTS:
         raise UnknownName("layout", name, [*LAYOUTS, "auto"])
     layout = LAYOUTS[name]
     first = layout.images.split("/")[0]
-    return layout, next((root / home for home in layout.home if (root / home / first).is_dir()), root)
+    return layout, next((root / path for path in layout.subfolders if (root / path / first).is_dir()), root)
 
 
-def _what_there_is(root: Path) -> str:
+def _contents(root: Path) -> str:
     if not root.is_dir():
         return "is a file, not a folder" if root.is_file() else "no such folder"
-    there = ", ".join(sorted(entry.name for entry in root.iterdir())[:10]) or "nothing"
-    return f"no layout of images and label maps that is known; it holds {there}"
+    entries = ", ".join(sorted(entry.name for entry in root.iterdir())[:10]) or "nothing"
+    return f"no known layout of images and label maps; it holds {entries}"
+
+
+@dataclass(frozen=True)
+class ImagePairs:
+    """Images and label maps of a split; paths are relative to the data set."""
+
+    split: str
+    """The layout's name of the split."""
+    root: Path
+    folder: Path
+    """Folder of the images."""
+    images: tuple[str, ...]
+    """Images with a label map, sorted by name."""
+    label_maps: tuple[str, ...]
+    """Label map of each image."""
+    encoding: LabelEncoding
+    """Values in the label maps."""
+    errors: tuple[str, ...]
+    """Problems to fix, such as images without a label map."""
+    unused: tuple[str, ...]
+    """Files that are not used."""
+
+
+def find_pairs(layout: Layout, root: Path, split: str) -> ImagePairs:
+    """Find the images of a split and their label maps.
+
+    Raises:
+        DataError: there are no images, or no label maps at all.
+    """
+    split = layout.splits.get(split, split)
+    folder = root / layout.images.format(split=split)
+    errors: list[DataError] = []
+    images, unused = _images(layout, root, folder, errors)
+    encoding, label_maps = _label_maps(layout, root, split, errors)
+    if layout.split_list is not None:
+        listed = read_split_list(root / layout.split_list.format(split=split))
+        errors += [DataError(f"{folder / stem}.jpg: no such image") for stem in listed if stem not in images]
+        images = {stem: images[stem] for stem in listed if stem in images}
+    else:
+        extra = [name for stem, name in label_maps.items() if stem not in images]
+        unused += [f"{root / name}: label map without image" for name in extra]
+    if not images:
+        raise DataError(f"{folder}: no images")
+    expected = root / layout.label_maps[0].format(split=split)
+    for stem in images:
+        if stem not in label_maps:
+            missing = expected / f"{stem}{encoding.suffix}.png"
+            errors.append(DataError(f"{root / images[stem]}: no label map {missing}"))
+    stems = sorted(images.keys() & label_maps.keys())
+    return ImagePairs(
+        split,
+        root,
+        folder,
+        tuple(images[stem] for stem in stems),
+        tuple(label_maps[stem] for stem in stems),
+        encoding,
+        tuple(str(error) for error in errors),
+        tuple(unused),
+    )
+
+
+def _images(
+    layout: Layout, root: Path, folder: Path, errors: list[DataError]
+) -> tuple[dict[str, str], list[str]]:
+    """Images by their names without suffix and extension, and a line for each other kind of file."""
+    _check_folder(root, folder)
+    images: dict[str, str] = {}
+    others: Counter[str] = Counter()
+    for stem, extension, name in _files(root, folder, errors):
+        if extension not in EXTENSIONS or not stem.endswith(layout.image_suffix):
+            others[extension or "without extension"] += 1
+            continue
+        stem = stem.removesuffix(layout.image_suffix)
+        if stem in images:
+            same = f"{root / name}: has the name of {root / images[stem]}, so both would have one label map"
+            errors.append(DataError(same))
+        else:
+            images[stem] = name
+    return images, [f"{folder}: {count:,} {kind} file(s) are not used" for kind, count in others.items()]
+
+
+def _label_maps(
+    layout: Layout, root: Path, split: str, errors: list[DataError]
+) -> tuple[LabelEncoding, dict[str, str]]:
+    """Label maps by the names of their images, and their encoding."""
+    folders = [root / name.format(split=split) for name in layout.label_maps]
+    existing = [folder for folder in folders if folder.is_dir()]
+    if not existing:
+        names = " or ".join(str(folder) for folder in folders)
+        raise DataError(f"{root}: no folder of label maps: {names}")
+    found: dict[str, str] = {}
+    others: Counter[str] = Counter()
+    for folder in existing:
+        for stem, extension, name in _files(root, folder, errors):
+            if extension == ".png":
+                found.setdefault(stem, name)
+            else:
+                others[extension or "without extension"] += 1
+    for encoding in layout.encodings:
+        suffix = encoding.suffix
+        if maps := {stem.removesuffix(suffix): name for stem, name in found.items() if stem.endswith(suffix)}:
+            return encoding, maps
+    suffixes = " or ".join(f"*{encoding.suffix}.png" for encoding in layout.encodings)
+    holds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
+    holds = f"; it holds {holds} file(s)" if holds else ""
+    raise DataError(f"{existing[0]}: no label maps {suffixes}{holds}")
+
+
+def _files(root: Path, folder: Path, errors: list[DataError]) -> Iterable[tuple[str, str, str]]:
+    """Of each file in a folder: its path without extension, its extension, and its path in the data set."""
+    prefix = folder.relative_to(root).as_posix()
+    for name in files_below(folder, errors.append):
+        stem, extension = os.path.splitext(name)
+        yield stem, extension.lower(), f"{prefix}/{name}"
+
+
+def _check_folder(root: Path, folder: Path) -> None:
+    if not root.is_dir():
+        raise DataError(f"{root}: {'is a file, not a folder' if root.is_file() else 'no such folder'}")
+    if not folder.is_dir():
+        above = folder.parent
+        names = sorted(entry.name for entry in above.iterdir() if entry.is_dir()) if above.is_dir() else []
+        holds = f"; {above} holds {', '.join(names[:10])}" if names else ""
+        raise DataError(f"{folder}: no such folder{holds}")

@@ -15,7 +15,7 @@ from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.tasks.base import StepContext, Task
 from metaformer.tasks.initial_weights import begin_with_weights, dense_backbone
-from metaformer.tasks.segmentation.check import check_segmentation
+from metaformer.tasks.segmentation.check import validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
 from metaformer.tasks.segmentation.predict import run_inference
@@ -68,7 +68,7 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
     """
     train, val = (open_labeled(config, split) for split in (config.data.train, config.data.val))
     _check_classes(config, train, val)
-    validate_splits(world, check_segmentation, (train, config.data.on_bad_image == "skip"), (val, False))
+    validate_splits(world, validate_label_maps, (train, config.data.on_bad_image == "skip"), (val, False))
     preprocess, plan = dense_preprocessing(config), config.segment
     torch.manual_seed(config.seed)
     augment = train_transform(

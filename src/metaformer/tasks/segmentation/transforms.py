@@ -14,7 +14,7 @@ from torch import Tensor
 from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels
 from metaformer.data.resize_preprocess import fit, normalized, scaled_size
 from metaformer.errors import ConfigError
-from metaformer.tasks.segmentation.label_map import IGNORE, LabelMap
+from metaformer.tasks.segmentation.labels import IGNORE, LabelMap
 
 JointTransform = Callable[[Image.Image, LabelMap], tuple[Tensor, Tensor]]
 _TRIES: Final = 10

@@ -7,14 +7,13 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from metaformer.data.class_lists import Names, class_list, given_names, read_class_list
-from metaformer.data.folder import EXTENSIONS
+from metaformer.data.folder import EXTENSIONS, read_split_list
 from metaformer.data.image import image_size
 from metaformer.errors import DataError
 from metaformer.tasks.detection.formats.annotations import Annotated, AnnotationBuilder, ImageFiles, names_in
 from metaformer.tasks.detection.formats.layouts import SplitPaths
 from metaformer.tasks.detection.formats.rules import BOXES_DO, BadAnnotation, Box, check_box, check_size
 from metaformer.tasks.detection.instances import Row
-from metaformer.tasks.segmentation.pairs import listed_names
 
 _LARGEST: Final = 10_000_000
 """Bytes of one file."""
@@ -45,7 +44,7 @@ def read_voc(place: SplitPaths, classes: Names, masks: bool | None) -> Annotated
     files = ImageFiles(place.images)
     images = _by_stem(place.images)
     listed = place.home / f"ImageSets/Main/{place.split}.txt"
-    for stem in listed_names(listed):
+    for stem in read_split_list(listed):
         name = images.get(stem, f"{stem}.jpg")
         if trouble := files.trouble(name):
             found.fault("image", f"{listed}: {stem}: {trouble}")

@@ -1,0 +1,254 @@
+"""Class names and label maps: PNGs whose values stand for classes."""
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from metaformer.data.class_lists import (
+    BACKGROUND,
+    Names,
+    check_class_names,
+    class_list,
+    given_names,
+    read_class_list,
+    read_lines,
+)
+from metaformer.data.image import MAX_PIXELS, explain, need_file
+from metaformer.errors import BadImage, ConfigError, DataError
+from metaformer.tasks.segmentation.layouts import LabelEncoding, Layout
+
+LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
+"""(H, W); uint16 for more than 255 classes."""
+IGNORE: Final = 255
+WIDE_IGNORE: Final = 65535
+_UNKNOWN: Final = -1
+
+
+def default_ignore_index(classes: int) -> int:
+    """Label of ignored pixels: 255, or 65535 for more than 255 classes."""
+    return IGNORE if classes <= IGNORE else WIDE_IGNORE
+
+
+def read_label_map(path: str | Path) -> LabelMap:
+    """Read the values of a label map: gray levels, or palette indices.
+
+    Raises:
+        BadImage: the file is missing, empty, damaged, too large, not a PNG, or an RGB image.
+        DataError: out of memory, or too many open files.
+    """
+    need_file(path)
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=("PNG",)) as image:
+            warnings.simplefilter("ignore")
+            return _values(image, path)
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:
+        empty = os.path.getsize(path) == 0
+        reason = "the file is empty" if empty else "is not a PNG, or has a damaged header; use PNG label maps"
+        raise BadImage(path, reason) from error
+    except Exception as error:
+        raise explain(error, path, MAX_PIXELS) from error
+
+
+def _values(image: Image.Image, path: str | Path) -> LabelMap:
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width}x{image.height}"
+        raise BadImage(path, f"{size} is more than the {MAX_PIXELS:,} pixels allowed")
+    if image.mode in ("RGB", "RGBA", "LA", "PA"):
+        raise BadImage(path, f"is an {image.mode} image: save label maps as gray or palette PNGs")
+    # Pillow stretches gray of 2 and 4 bits to 8, other programs do not
+    tiles = getattr(image, "tile", ())
+    if tiles and str(tiles[0].args) in ("L;2", "L;4"):
+        bits = str(tiles[0].args)[-1]
+        raise BadImage(path, f"is gray of {bits} bits, which programs read differently: save 8 bits")
+    values = np.asarray(image)
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8)
+    return values if values.dtype == np.uint8 else values.astype(np.uint16)
+
+
+def count_values(values: LabelMap) -> dict[int, int]:
+    """Pixels of each value in a label map."""
+    if values.dtype == np.uint8:  # several times as fast as bincount
+        counts = np.array(Image.fromarray(values).histogram())
+    else:
+        counts = np.bincount(values.ravel())
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
+class LabelTable:
+    """Lookup table from the values in label map files to classes.
+
+    Args:
+        values: the value of each class.
+        ignored: values of ignored pixels; they take precedence over those of classes.
+    """
+
+    def __init__(self, values: Iterable[int], ignored: Iterable[int]) -> None:
+        self.values, self.ignored = tuple(values), tuple(dict.fromkeys(ignored))
+        self.ignore_index = default_ignore_index(len(self.values))
+        self._table = np.full(WIDE_IGNORE + 1, _UNKNOWN, dtype=np.int32)
+        self._table[list(self.values)] = np.arange(len(self.values))
+        self._table[list(self.ignored)] = self.ignore_index
+
+    def to_classes(self, values: LabelMap, path: str | Path) -> LabelMap:
+        """Map the values of a file to classes 0 … K − 1 and `ignore_index`.
+
+        Raises:
+            BadImage: an unknown value; `path` names the file.
+        """
+        labels: NDArray[np.int32] = self._table[values]
+        if labels.size and labels.min() < 0:
+            raise BadImage(path, self.unknown_values(count_values(values)))
+        return labels.astype(np.uint8) if self.ignore_index == IGNORE else labels.astype(np.uint16)
+
+    def class_pixels(self, counts: Mapping[int, int]) -> tuple[list[int], int]:
+        """Pixels of each class and ignored pixels, from the pixels of each value."""
+        pixels, ignored = [0] * len(self.values), 0
+        for value, count in counts.items():
+            label = int(self._table[value])
+            if label == self.ignore_index:
+                ignored += count
+            elif label != _UNKNOWN:
+                pixels[label] += count
+        return pixels, ignored
+
+    def unknown_values(self, counts: Mapping[int, int]) -> str:
+        """Error message for values that are neither a class nor ignored; empty if there are none."""
+        unknown = [value for value in sorted(counts) if self._table[value] == _UNKNOWN]
+        if not unknown:
+            return ""
+        shown = ", ".join(f"{v} ({counts[v]:,} pixel{'s' * (counts[v] > 1)})" for v in unknown[:5])
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        known = f"classes are {_ranges(set(self.values) - set(self.ignored))}"
+        return f"label {shown}{more}: {known}, ignored {_ranges(self.ignored)}"
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """Format numbers as ranges: `0 to 10, 12`."""
+    runs: list[tuple[int, int]] = []
+    for value in sorted(values):
+        if runs and runs[-1][1] == value - 1:
+            runs[-1] = (runs[-1][0], value)
+        else:
+            runs.append((value, value))
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs) or "none"
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """Class names of a data set."""
+
+    names: tuple[str, ...]
+    reduce_zero_label: bool
+    """Value 0 in label maps is ignored, and 1 is the first class."""
+
+    def table(self, encoding: LabelEncoding, ignore_index: int | None) -> LabelTable:
+        """Build the lookup table from values to classes.
+
+        Args:
+            encoding: the layout's values.
+            ignore_index: value of ignored pixels; None for the default.
+
+        Raises:
+            ConfigError: `ignore_index` does not fit into 16 bits.
+        """
+        if ignore_index is None:
+            ignore_index = default_ignore_index(len(self.names))
+        if not 0 <= ignore_index <= WIDE_IGNORE:
+            raise ConfigError(f"ignore_index is {ignore_index}: it must lie between 0 and {WIDE_IGNORE}")
+        first = int(self.reduce_zero_label)
+        if encoding.values is not None:
+            return LabelTable(encoding.values, (*encoding.ignored, ignore_index))
+        values = range(first, first + len(self.names))
+        return LabelTable(values, (*range(first), *encoding.ignored, ignore_index))
+
+
+@dataclass(frozen=True)
+class _DatasetNames:
+    """Class names that come with a data set or its layout."""
+
+    names: tuple[str, ...]
+    source: str
+    """The file or layout, for errors."""
+    fixed: bool
+    """Other names are an error; published lists may be renamed."""
+
+
+def resolve_class_names(
+    layout: Layout, root: Path, names: Names, reduce_zero_label: bool | None
+) -> ClassNames:
+    """Determine the class names of a data set.
+
+    Args:
+        layout: layout of the data set.
+        root: its folder.
+        names: expected class names, or a text file of them.
+        reduce_zero_label: whether value 0 is ignored; None for the layout's default.
+
+    Raises:
+        DataError: no class names, or two lists that differ.
+        ConfigError: `reduce_zero_label` in a layout whose value 0 is a class.
+    """
+    if reduce_zero_label and layout.reduce_zero_label is None:
+        raise ConfigError(f"reduce_zero_label is true: in the layout {layout.name} label 0 is a class")
+    own, (wanted, source) = _dataset_names(layout, root), given_names(names)
+    if own is None:
+        if wanted is None:
+            file = root / (layout.names_file or "classes.txt")
+            raise DataError(f"{file}: no such file: write the class names into it, one per line")
+        return ClassNames(wanted, bool(reduce_zero_label))
+    if reduce_zero_label is None:
+        with_background = wanted is not None and len(wanted) == len(own.names) + 1 and wanted[0] == BACKGROUND
+        reduce_zero_label = bool(layout.reduce_zero_label) and not with_background
+    if layout.reduce_zero_label and not reduce_zero_label:
+        own = _DatasetNames((BACKGROUND, *own.names), f"{BACKGROUND!r} and {own.source}", own.fixed)
+    if wanted is not None:
+        _compare(wanted, source, own)
+    return ClassNames(own.names if wanted is None else wanted, reduce_zero_label)
+
+
+def _compare(names: Sequence[str], source: str, own: _DatasetNames) -> None:
+    if len(names) != len(own.names):
+        raise DataError(f"{source}: {len(names)} classes, {own.source} {len(own.names)}: they must agree")
+    if own.fixed and names != own.names:
+        first = next(i for i, pair in enumerate(zip(names, own.names, strict=True)) if pair[0] != pair[1])
+        differ = f"class {first} is {names[first]!r}, in {own.source} {own.names[first]!r}"
+        raise DataError(f"{source}: {differ}: they must agree")
+
+
+def _dataset_names(layout: Layout, root: Path) -> _DatasetNames | None:
+    path = root / layout.names_file if layout.names_file else None
+    if path is not None and path.is_file():
+        names = _object_info(path, layout.class_list) if layout.class_list else read_class_list(path)
+        return _DatasetNames(names, str(path), True)
+    if layout.class_list:
+        source = f"{root}, of layout {layout.name},"
+        return _DatasetNames(class_list(layout.class_list).names, source, False)
+    return None
+
+
+def _object_info(path: Path, published: str) -> tuple[str, ...]:
+    """Class names of ADE20K's objectInfo150.txt: tab-separated number, …, comma-separated synonyms.
+
+    Where the synonyms of all classes contain the published list's short names, those are returned.
+    """
+    names = []
+    for number, line in enumerate(read_lines(path)[1:], start=1):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if len(cells) < 2 or cells[0] != str(number):
+            raise DataError(f"{path}: line {number + 1} is not class {number}: number, …, name, with tabs")
+        names.append(cells[-1])
+    short = class_list(published).names
+    synonyms = [[name.strip() for name in cell.split(",")] for cell in names]
+    if len(short) == len(names) and all(name in of for name, of in zip(short, synonyms, strict=True)):
+        return short
+    return check_class_names(names, path)
