@@ -1,7 +1,7 @@
 """Map-style data set of augmented images, and the samples and batches that it yields."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -58,11 +58,17 @@ class Batch(NamedTuple):
 SampleOrError = Item | BadSample | MetaFormerError
 
 
+class Labels(Protocol):
+    """Targets by index: a list, or a tensor with a row for each image."""
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
 class Source(Protocol):
     """Images by index, such as `ImageFolder`."""
 
     @property
-    def labels(self) -> Sequence[Any]:
+    def labels(self) -> "Labels":
         """Target of each image: its class, or a tensor."""
 
     def __len__(self) -> int: ...
