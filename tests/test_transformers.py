@@ -8,8 +8,9 @@ import transformers
 
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.factory import create_segmenter
+from metaformer.weights.card import read_config
 from metaformer.weights.convert import convert
-from metaformer.weights.hub import from_pretrained, read_config
+from metaformer.weights.hub import from_pretrained
 from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours, to_ours
 from metaformer.weights.load import load_weights

@@ -65,9 +65,9 @@ def autotuned(form: Form) -> Form:
 
 def frozen(form: Form) -> Form:
     """Compiled with the weights as constants, as this library's `optimize(compile=True)` does it."""
-    from metaformer.deploy.optimize import frozen as freeze
+    from metaformer.deploy.optimize import compile_frozen
 
-    return replace(form, network=_Call(freeze(form.network.forward)))
+    return replace(form, network=_Call(compile_frozen(form.network.forward)))
 
 
 def aoti(form: Form) -> Form:

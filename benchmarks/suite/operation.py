@@ -69,7 +69,7 @@ def kind(name: str) -> Kind:
 def named_kernels() -> Iterator[None]:
     """Let the profiler see our C++ kernels, which it does not know, whoever calls them.
 
-    `deploy.folded.plan` keeps functions of the library and calls them itself, so that it is their type that
+    `deploy.folded.stage` keeps functions of the library and calls them itself, so that it is their type that
     has to tell.
     """
     kernels = library.load()

@@ -1,4 +1,4 @@
-"""Classifiers by name: `create_model("poolformer_s12", pretrained=True)`."""
+"""Networks by name: `create_model("poolformer_s12", pretrained=True)`."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,23 +13,19 @@ from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
 from metaformer.backbones.variants import UNAVAILABLE, VARIANTS
 from metaformer.errors import ConfigError, UnknownName
-from metaformer.models.detection.config import KINDS, DetectorConfig
-from metaformer.models.segmentation.config import HEAD_DIMS, SegmenterConfig
+from metaformer.models.build import DENSE_KINDS, DETECTOR, SEGMENTER, NetworkKind
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
-from metaformer.weights.card import detector_cfg, pretrained_cfg, segmenter_cfg
-from metaformer.weights.dense_source import DenseSource
-from metaformer.weights.detection_sources import DETECTION_SOURCES, find_detection_source
+from metaformer.weights.card import pretrained_cfg
 from metaformer.weights.download import fetch
-from metaformer.weights.fit import Classifier
-from metaformer.weights.load import load_weights
-from metaformer.weights.segmentation_sources import SEGMENTATION_SOURCES, find_segmentation_source
+from metaformer.weights.load import Classifier, load_weights
 from metaformer.weights.sources import SOURCES, Source, find_source, split_name, tags
 
 if TYPE_CHECKING:
     from metaformer.models.detection.detector import Detector
 
-
+Backbone = str | MetaFormerConfig | nn.Module
+DEFAULT_BACKBONE = "poolformer_s24"
 logger = logging.getLogger(__name__)
 
 
@@ -48,21 +44,21 @@ def create_model(
     strict: bool = True,
     **config_overrides: Any,
 ) -> MetaFormer | MetaFormerFeatures:
-    """Build a published network, with random or published weights or those of a file.
+    """Build a classifier, or a backbone, with random or published weights or those of a file.
 
     Args:
         name: a variant, `variant.tag`, or a name of the original repositories (`caformer_s18_384_in21ft1k`).
         pretrained: download the published weights once and load them; the tag says which.
         checkpoint_path: load a file of any published format instead.
-        num_classes: outputs; 1000, or as many as the weights named by the tag have. Another number starts a
-            fresh classifier with `pretrained`; with `checkpoint_path` it is an error by default.
-        in_chans: channels of the input; a stem for RGB is fitted to others.
-        features_only: give the list of the stages' maps instead of logits.
-        out_indices: which stages' maps.
+        num_classes: outputs; 1000, or as many as the weights named by the tag have. Another number resets the
+            classifier with `pretrained`; with `checkpoint_path` it is an error by default.
+        in_chans: channels of the input; an RGB stem is adapted to others.
+        features_only: return the list of the stages' outputs instead of logits.
+        out_indices: which stages' outputs.
         drop_path_rate: stochastic depth at the last block.
         global_pool: `avg`, `max`, or empty.
-        classifier: what becomes of a file's classifier, see `load_weights`.
-        strict: False loads what fits, as after a swap of mixers; the log says what did not.
+        classifier: how a file's classifier is loaded, see `load_weights`.
+        strict: False loads what fits, as after a swap of mixers; the log lists the rest.
         config_overrides: any other field of `MetaFormerConfig`.
 
     Raises:
@@ -71,212 +67,25 @@ def create_model(
         DownloadError: the published weights could not be fetched.
         WeightsError: the weights do not fit the model.
     """
-    if pretrained and checkpoint_path is not None:
-        raise ConfigError("pretrained=True and checkpoint_path= both name weights: choose one")
-    given = {"num_classes": num_classes, "drop_path_rate": drop_path_rate, "global_pool": global_pool}
+    weights = InitialWeights(
+        pretrained=pretrained, checkpoint_path=checkpoint_path, classifier=classifier, strict=strict
+    )
+    if num_classes is not None:
+        config_overrides["num_classes"] = num_classes
     config = model_config(
-        name, in_chans=in_chans, **{k: v for k, v in given.items() if v is not None}, **config_overrides
+        name, in_chans=in_chans, drop_path_rate=drop_path_rate, global_pool=global_pool, **config_overrides
     )
     model = MetaFormerFeatures(config, out_indices) if features_only else MetaFormer(config)
     variant, tag = split_name(name)
-    source = find_source(name) if pretrained or tag else _default_source(variant)
+    source = find_source(name) if pretrained or tag or tags(variant) else None
     model.pretrained_cfg = pretrained_cfg(variant, VARIANTS[variant], source)
-    weights = checkpoint_path
-    if pretrained and source is not None:
-        weights = fetch(source)
-        if classifier == "keep" and config.num_classes != source.num_classes:
-            classifier = "reset"
-    if weights is not None:
-        logger.info("%s", load_weights(model, weights, strict, classifier=classifier))
+    weights.load_into(model, source)
     return model
-
-
-def model_config(name: str, **overrides: Any) -> MetaFormerConfig:
-    """The configuration behind a name, with some fields changed.
-
-    A tag brings its weights' number of classes and image size along.
-
-    Raises:
-        UnknownName: no such model, tag or field; the nearest names are offered.
-        ConfigError: a model that cannot be built, or a wrong value.
-    """
-    variant, tag = split_name(name)
-    if variant in UNAVAILABLE:
-        raise ConfigError(f"{variant} is not available: {UNAVAILABLE[variant]}")
-    if variant not in VARIANTS:
-        raise UnknownName("model", name, [*VARIANTS, *UNAVAILABLE])
-    known = {field.name for field in fields(MetaFormerConfig)}
-    for field in overrides:
-        if field not in known:
-            raise UnknownName("create_model option", field, known)
-    of_tag: dict[str, Any] = {}
-    if tag:
-        source = find_source(name)
-        of_tag = {"num_classes": source.num_classes, "image_size": (source.image_size,) * 2}
-    return replace(VARIANTS[variant], **{**of_tag, **overrides})
-
-
-def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
-    """Names of the models, or with `pretrained` of their published weights (`name.tag`).
-
-    Args:
-        filter: a pattern with `*` and `?`, held against name and name.tag.
-        pretrained: list weights instead of networks.
-    """
-    return matching(SOURCES if pretrained else VARIANTS, filter)
-
-
-def is_model(name: str) -> bool:
-    """Tell whether `create_model` knows a name, with or without tag."""
-    variant, tag = split_name(name)
-    return variant in VARIANTS and (not tag or tag in tags(variant))
-
-
-def _default_source(variant: str) -> Source | None:
-    return find_source(variant) if tags(variant) else None
-
-
-def create_detector(
-    kind: str,
-    backbone: str | MetaFormerConfig | nn.Module | None = None,
-    num_classes: int = 80,
-    pretrained: bool = False,
-    checkpoint_path: str | Path | None = None,
-    *,
-    feature_norm: str | None = "fresh",
-    fpn_dim: int = 256,
-    head_dim: int | None = None,
-    box_fc_dim: int = 1024,
-    score_threshold: float = 0.05,
-    drop_path_rate: float | None = None,
-    in_chans: int | None = None,
-    backbone_pretrained: bool = False,
-    backbone_checkpoint: str | Path | None = None,
-    classifier: Classifier = "keep",
-    strict: bool = True,
-    **config_overrides: Any,
-) -> "Detector":
-    """Build a network that tells which objects are in an image, where, and with `mask_rcnn` their masks.
-
-    Args:
-        kind: `retinanet`, `faster_rcnn` or `mask_rcnn`; or with backbone and perhaps tag, as `list_detectors`
-            names them.
-        backbone: a name, a configuration, or a module that gives a list of maps, finest first, and tells
-            their channels by `feature_info.channels()`; `poolformer_s24` when not given.
-        num_classes: classes of objects, without a background. Another number than published starts fresh
-            classifiers with `pretrained`; with `checkpoint_path` it is an error by default.
-        pretrained: download the published weights of the whole network once and load them.
-        checkpoint_path: load a file of any published format; one of a backbone leaves neck and heads fresh.
-        feature_norm: norms on the backbone's maps: `fresh`, `none` or `head`; None as its configuration says.
-        fpn_dim: channels of the feature pyramid.
-        head_dim: channels of the heads' convolutions; `fpn_dim` when not given.
-        box_fc_dim: channels of the two-stage networks' box head.
-        score_threshold: results are more probable than this.
-        drop_path_rate: stochastic depth at the backbone's last block; None as its configuration says.
-        in_chans: channels of the input; None as the backbone's configuration says.
-        backbone_pretrained: download the published weights of the backbone once and load them.
-        backbone_checkpoint: load a file of any published format into the backbone alone.
-        classifier: what becomes of a file's layers with outputs for each class, see `load_weights`.
-        strict: False loads what fits; the log says what did not.
-        config_overrides: any other field of `DetectorConfig`.
-
-    Raises:
-        UnknownName: no such kind, model, tag or field; the nearest names are offered.
-        ConfigError: a network that cannot be built, or a wrong value.
-        DownloadError: the published weights could not be fetched.
-        WeightsError: the weights do not fit the network.
-    """
-    from metaformer.models.detection.build import build_detector  # which imports torchvision
-
-    start = Start(
-        pretrained=pretrained,
-        checkpoint_path=checkpoint_path,
-        backbone_pretrained=backbone_pretrained,
-        backbone_checkpoint=backbone_checkpoint,
-        classifier=classifier,
-        strict=strict,
-    )
-    known = {field.name for field in fields(DetectorConfig)}
-    for field in config_overrides:
-        if field not in known:
-            raise UnknownName("create_detector option", field, known)
-    head, inside, tag = split_detector(kind)
-    below = choose_backbone(kind, inside, backbone, "poolformer_s24")
-    changes = {"feature_norm": feature_norm, "drop_path_rate": drop_path_rate, "in_chans": in_chans}
-    config = DetectorConfig(
-        kind=head,
-        backbone=backbone_config(below, changes),
-        num_classes=num_classes,
-        fpn_dim=fpn_dim,
-        head_dim=head_dim,
-        box_fc_dim=box_fc_dim,
-        score_threshold=score_threshold,
-        **config_overrides,
-    )
-    model = build_detector(config, below if isinstance(below, nn.Module) else None)
-    name = f"{head}_{split_name(below)[0]}" if isinstance(below, str) else head
-    source = find_detection_source(name, tag) if pretrained or tag else None
-    model.pretrained_cfg = detector_cfg(name, config, source)
-    start.fill(model, below, source)
-    return model
-
-
-def list_detectors(filter: str = "", pretrained: bool = False) -> list[str]:
-    """Names of the detectors, or with `pretrained` of their published weights (`name.tag`).
-
-    Args:
-        filter: a pattern with `*` and `?`, held against name and name.tag.
-        pretrained: list weights instead of networks.
-    """
-    return matching(DETECTION_SOURCES if pretrained else combined(KINDS), filter)
-
-
-def is_detector(name: str) -> bool:
-    """Tell whether `create_detector` knows a name of kind and backbone, with or without tag."""
-    model, _, tag = name.partition(".")
-    return name in DETECTION_SOURCES or (not tag and model in combined(KINDS))
-
-
-def split_detector(name: str) -> tuple[str, str, str]:
-    """Split a detector's name into kind, backbone and tag; the latter two may be empty.
-
-    Raises:
-        UnknownName: no such kind or backbone; the nearest names are offered.
-    """
-    parts = split(name, KINDS)
-    if parts is None:
-        raise UnknownName("detector", name, [*KINDS, *list_detectors(), *DETECTION_SOURCES])
-    return parts
-
-
-def matching(names: Iterable[str], pattern: str) -> list[str]:
-    """The names that fit a pattern with `*` and `?`, held against name and name.tag; all if it is empty."""
-    return [
-        name
-        for name in names
-        if not pattern or fnmatch(name, pattern) or fnmatch(name.partition(".")[0], pattern)
-    ]
-
-
-def combined(kinds: Iterable[str]) -> list[str]:
-    """Each kind on each backbone."""
-    return [f"{kind}_{variant}" for kind in kinds for variant in VARIANTS]
-
-
-def split(name: str, kinds: Iterable[str]) -> tuple[str, str, str] | None:
-    """Kind, backbone and tag in a name, the latter two perhaps empty; None where no kind is in it."""
-    model, _, tag = name.partition(".")
-    for kind in kinds:
-        if model == kind or model.startswith(f"{kind}_"):
-            backbone = model[len(kind) + 1 :]
-            if not backbone or backbone in VARIANTS:
-                return kind, backbone, tag
-    return None
 
 
 def create_segmenter(
     kind: str,
-    backbone: str | MetaFormerConfig | nn.Module | None = None,
+    backbone: Backbone | None = None,
     num_classes: int = 150,
     pretrained: bool = False,
     checkpoint_path: str | Path | None = None,
@@ -294,28 +103,28 @@ def create_segmenter(
     strict: bool = True,
     criterion: SegmentationLoss | None = None,
 ) -> Segmenter:
-    """Build a network that tells the class of every pixel: (B, 3, H, W) to logits (B, num_classes, H, W).
+    """Build a semantic segmentation network: images (B, 3, H, W) to logits (B, num_classes, H, W).
 
     Args:
         kind: `semantic_fpn` or `upernet`; or with backbone and perhaps tag, as `list_segmenters` names them.
-        backbone: a name, a configuration, or a module that gives a list of maps, finest first, and tells
-            their channels by `feature_info.channels()`; `poolformer_s24` when not given.
-        num_classes: outputs. Another number than published starts a fresh classifier with `pretrained`; with
+        backbone: a name, a configuration, or a module that returns a list of features, finest first, whose
+            channels are `feature_info.channels()`; `poolformer_s24` by default.
+        num_classes: outputs. Another number than published resets the classifier with `pretrained`; with
             `checkpoint_path` it is an error by default.
         pretrained: download the published weights of the whole network once and load them.
-        checkpoint_path: load a file of any published format; one of a backbone leaves neck and head fresh.
-        feature_norm: norms on the backbone's maps: `fresh`, `none` or `head`; None as its configuration says.
+        checkpoint_path: load a file of any published format; one of a backbone leaves neck and head random.
+        feature_norm: norms on the backbone's outputs: `fresh`, `none` or `head`; None as its configuration.
         fpn_dim: channels of the feature pyramid of `semantic_fpn`.
-        head_dim: channels of the head; 128 for `semantic_fpn` and 512 for `upernet` when not given.
-        dropout: share of channels left out before the classifier.
-        auxiliary: add a small head on the third map, which helps to train.
+        head_dim: channels of the head; by default 128 for `semantic_fpn` and 512 for `upernet`.
+        dropout: dropout of channels before the classifier.
+        auxiliary: add an auxiliary FCN head on the third stage, for training.
         drop_path_rate: stochastic depth at the backbone's last block; None as its configuration says.
         in_chans: channels of the input; None as the backbone's configuration says.
         backbone_pretrained: download the published weights of the backbone once and load them.
         backbone_checkpoint: load a file of any published format into the backbone alone.
-        classifier: what becomes of a file's classifier, see `load_weights`.
-        strict: False loads what fits; the log says what did not.
-        criterion: the loss; cross-entropy over the pixels that count when not given.
+        classifier: how a file's classifier is loaded, see `load_weights`.
+        strict: False loads what fits; the log lists the rest.
+        criterion: the loss; by default cross-entropy over the labeled pixels.
 
     Raises:
         UnknownName: no such kind, model or tag; the nearest names are offered.
@@ -323,7 +132,7 @@ def create_segmenter(
         DownloadError: the published weights could not be fetched.
         WeightsError: the weights do not fit the network.
     """
-    start = Start(
+    weights = InitialWeights(
         pretrained=pretrained,
         checkpoint_path=checkpoint_path,
         backbone_pretrained=backbone_pretrained,
@@ -331,143 +140,311 @@ def create_segmenter(
         classifier=classifier,
         strict=strict,
     )
-    head, inside, tag = split_segmenter(kind)
-    below = choose_backbone(kind, inside, backbone, "poolformer_s24")
-    changes = {"feature_norm": feature_norm, "drop_path_rate": drop_path_rate, "in_chans": in_chans}
-    config = SegmenterConfig(
-        kind=head,
-        backbone=backbone_config(below, changes),
+    model: Segmenter = _create_dense(
+        SEGMENTER,
+        kind,
+        backbone,
+        {"feature_norm": feature_norm, "drop_path_rate": drop_path_rate, "in_chans": in_chans},
+        weights,
         num_classes=num_classes,
         fpn_dim=fpn_dim,
         head_dim=head_dim,
         dropout=dropout,
         auxiliary=auxiliary,
     )
-    model = Segmenter(config, criterion, below if isinstance(below, nn.Module) else None)
-    name = f"{head}_{split_name(below)[0]}" if isinstance(below, str) else head
-    source = find_segmentation_source(name, tag) if pretrained or tag else None
-    model.pretrained_cfg = segmenter_cfg(name, config, source)
-    start.fill(model, below, source)
+    if criterion is not None:
+        model.criterion = criterion
     return model
+
+
+def create_detector(
+    kind: str,
+    backbone: Backbone | None = None,
+    num_classes: int = 80,
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    *,
+    feature_norm: str | None = "fresh",
+    fpn_dim: int = 256,
+    head_dim: int | None = None,
+    box_fc_dim: int = 1024,
+    score_threshold: float = 0.05,
+    drop_path_rate: float | None = None,
+    in_chans: int | None = None,
+    backbone_pretrained: bool = False,
+    backbone_checkpoint: str | Path | None = None,
+    classifier: Classifier = "keep",
+    strict: bool = True,
+    **config_overrides: Any,
+) -> "Detector":
+    """Build an object detector, with `mask_rcnn` an instance segmentation network.
+
+    Args:
+        kind: `retinanet`, `faster_rcnn` or `mask_rcnn`; or with backbone and perhaps tag, as `list_detectors`
+            names them.
+        backbone: a name, a configuration, or a module that returns a list of features, finest first, whose
+            channels are `feature_info.channels()`; `poolformer_s24` by default.
+        num_classes: classes of objects, without background. Another number than published resets the
+            classifiers with `pretrained`; with `checkpoint_path` it is an error by default.
+        pretrained: download the published weights of the whole network once and load them.
+        checkpoint_path: load a file of any published format; one of a backbone leaves neck and heads random.
+        feature_norm: norms on the backbone's outputs: `fresh`, `none` or `head`; None as its configuration.
+        fpn_dim: channels of the feature pyramid.
+        head_dim: channels of the heads' convolutions; `fpn_dim` by default.
+        box_fc_dim: channels of the two-stage networks' box head.
+        score_threshold: detections with a lower score are dropped.
+        drop_path_rate: stochastic depth at the backbone's last block; None as its configuration says.
+        in_chans: channels of the input; None as the backbone's configuration says.
+        backbone_pretrained: download the published weights of the backbone once and load them.
+        backbone_checkpoint: load a file of any published format into the backbone alone.
+        classifier: how a file's layers with outputs for each class are loaded, see `load_weights`.
+        strict: False loads what fits; the log lists the rest.
+        config_overrides: any other field of `DetectorConfig`.
+
+    Raises:
+        UnknownName: no such kind, model, tag or field; the nearest names are offered.
+        ConfigError: a network that cannot be built, or a wrong value.
+        DownloadError: the published weights could not be fetched.
+        WeightsError: the weights do not fit the network.
+    """
+    weights = InitialWeights(
+        pretrained=pretrained,
+        checkpoint_path=checkpoint_path,
+        backbone_pretrained=backbone_pretrained,
+        backbone_checkpoint=backbone_checkpoint,
+        classifier=classifier,
+        strict=strict,
+    )
+    model: Detector = _create_dense(
+        DETECTOR,
+        kind,
+        backbone,
+        {"feature_norm": feature_norm, "drop_path_rate": drop_path_rate, "in_chans": in_chans},
+        weights,
+        num_classes=num_classes,
+        fpn_dim=fpn_dim,
+        head_dim=head_dim,
+        box_fc_dim=box_fc_dim,
+        score_threshold=score_threshold,
+        **config_overrides,
+    )
+    return model
+
+
+def create_network(
+    name: str,
+    num_classes: int | None = None,
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    **options: Any,
+) -> Any:
+    """Build the network of any known name: a classifier, `semantic_fpn_NAME`, `mask_rcnn_NAME` ….
+
+    Args:
+        name: as `create_model`, `create_segmenter` or `create_detector` takes it, perhaps with a tag.
+        num_classes: outputs; as the function that builds such networks has it by default.
+        pretrained: download the published weights of the whole network once and load them.
+        checkpoint_path: load a file of any published format instead.
+        options: what that function takes, or any field of the backbone's `MetaFormerConfig`.
+
+    Raises:
+        UnknownName: no such network or option; the nearest names are offered.
+        ConfigError: a network that cannot be built, or a wrong value.
+        DownloadError: the published weights could not be fetched.
+        WeightsError: the weights do not fit the network.
+    """
+    kind = next((kind for kind in DENSE_KINDS if split_network(name, kind) is not None), None)
+    if kind is None:
+        if split_name(name)[0] not in (*VARIANTS, *UNAVAILABLE):
+            raise UnknownName("network", name, [*VARIANTS, *UNAVAILABLE, *combined(_heads())])
+        return create_model(name, pretrained, checkpoint_path, num_classes, **options)
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    of_weights, of_network = (
+        {field.name: options.pop(field.name) for field in fields(owner) if field.name in options}
+        for owner in (InitialWeights, kind.config)
+    )
+    weights = InitialWeights(pretrained=pretrained, checkpoint_path=checkpoint_path, **of_weights)
+    return _create_dense(kind, name, None, {"feature_norm": "fresh", **options}, weights, **of_network)
+
+
+def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
+    """Names of the models, or with `pretrained` of their published weights (`name.tag`).
+
+    Args:
+        filter: a pattern with `*` and `?`, matched against name and name.tag.
+        pretrained: list weights instead of networks.
+    """
+    return _names(list(VARIANTS), filter, pretrained)
 
 
 def list_segmenters(filter: str = "", pretrained: bool = False) -> list[str]:
     """Names of the segmentation networks, or with `pretrained` of their published weights (`name.tag`).
 
     Args:
-        filter: a pattern with `*` and `?`, held against name and name.tag.
+        filter: a pattern with `*` and `?`, matched against name and name.tag.
         pretrained: list weights instead of networks.
     """
-    return matching(SEGMENTATION_SOURCES if pretrained else combined(HEAD_DIMS), filter)
+    return _names(combined(SEGMENTER.heads), filter, pretrained)
+
+
+def list_detectors(filter: str = "", pretrained: bool = False) -> list[str]:
+    """Names of the detectors, or with `pretrained` of their published weights (`name.tag`).
+
+    Args:
+        filter: a pattern with `*` and `?`, matched against name and name.tag.
+        pretrained: list weights instead of networks.
+    """
+    return _names(combined(DETECTOR.heads), filter, pretrained)
+
+
+def is_model(name: str) -> bool:
+    """Whether `create_model` knows a name, with or without tag."""
+    return _is_known(name, list(VARIANTS))
 
 
 def is_segmenter(name: str) -> bool:
-    """Tell whether `create_segmenter` knows a name of kind and backbone, with or without tag."""
-    model, _, tag = name.partition(".")
-    return name in SEGMENTATION_SOURCES or (not tag and model in combined(HEAD_DIMS))
+    """Whether `create_segmenter` knows a name of kind and backbone, with or without tag."""
+    return _is_known(name, combined(SEGMENTER.heads))
 
 
-def split_segmenter(name: str) -> tuple[str, str, str]:
-    """Split a segmentation network's name into kind, backbone and tag; the latter two may be empty.
+def is_detector(name: str) -> bool:
+    """Whether `create_detector` knows a name of kind and backbone, with or without tag."""
+    return _is_known(name, combined(DETECTOR.heads))
+
+
+def is_network(name: str) -> bool:
+    """Whether `create_network` knows a name, with or without tag."""
+    return is_model(name) or _is_known(name, combined(_heads()))
+
+
+def model_config(name: str, **overrides: Any) -> MetaFormerConfig:
+    """The configuration behind a name, with some fields changed.
+
+    A tag sets the number of classes and the image size of its weights.
 
     Raises:
-        UnknownName: no such kind or backbone; the nearest names are offered.
+        UnknownName: no such model, tag or field; the nearest names are offered.
+        ConfigError: a model that cannot be built, or a wrong value.
     """
-    parts = split(name, HEAD_DIMS)
-    if parts is None:
-        raise UnknownName("segmenter", name, [*HEAD_DIMS, *list_segmenters(), *SEGMENTATION_SOURCES])
-    return parts
-
-
-logger = logging.getLogger(__name__)
-
-
-Backbone = str | MetaFormerConfig | nn.Module
+    variant, tag = split_name(name)
+    if variant in UNAVAILABLE:
+        raise ConfigError(f"{variant} is not available: {UNAVAILABLE[variant]}")
+    if variant not in VARIANTS:
+        raise UnknownName("model", name, [*VARIANTS, *UNAVAILABLE])
+    _check_options(MetaFormerConfig, overrides, "create_model")
+    of_tag: dict[str, Any] = {}
+    if tag:
+        source = find_source(name)
+        of_tag = {"num_classes": source.num_classes, "image_size": source.image_size}
+    return replace(VARIANTS[variant], **{**of_tag, **overrides})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """The weights that a dense network begins with, as `create_segmenter` and `create_detector` take them."""
+class InitialWeights:
+    """The weights that a new network starts from: at most one of four, else random ones.
 
-    pretrained: bool
+    Raises:
+        ConfigError: more than one.
+    """
+
+    pretrained: bool = False
     """Download the published weights of the whole network."""
-    checkpoint_path: str | Path | None
-    """A file for the whole network."""
-    backbone_pretrained: bool
+    checkpoint_path: str | Path | None = None
+    """A file for the whole network, or its backbone."""
+    backbone_pretrained: bool = False
     """Download the published weights of the backbone."""
-    backbone_checkpoint: str | Path | None
+    backbone_checkpoint: str | Path | None = None
     """A file for the backbone."""
-    classifier: Classifier
-    """What becomes of the classifier."""
-    strict: bool
-    """Load what fits."""
+    classifier: Classifier = "keep"
+    """How a file's classifier is loaded."""
+    strict: bool = True
+    """False loads what fits."""
 
     def __post_init__(self) -> None:
         files = (self.checkpoint_path is not None, self.backbone_checkpoint is not None)
         if sum((self.pretrained, self.backbone_pretrained, *files)) > 1:
             raise ConfigError(
-                "pretrained=True, backbone_pretrained=True, checkpoint_path= and backbone_checkpoint= all "
+                "pretrained=True, backbone_pretrained=True, checkpoint_path= and backbone_checkpoint= each "
                 "name weights: choose one"
             )
 
-    def fill(self, model: nn.Module, below: Backbone, source: DenseSource | None) -> None:
-        """Fill a network with the weights; the log says what came of it.
+    def load_into(self, model: nn.Module, source: Source | None, backbone: Backbone | None = None) -> None:
+        """Load the weights into a network; the log says what was loaded.
 
         Args:
-            model: the network, with `backbone` and `num_classes`.
-            below: the backbone, as it was given.
-            source: the published weights of the whole network, where asked for.
+            model: the network.
+            source: its published weights.
+            backbone: the backbone of a dense network, as it was asked for.
 
         Raises:
             ConfigError: published weights of a backbone without a name.
             DownloadError: the published weights could not be fetched.
             WeightsError: the weights do not fit.
         """
-        whole: Any = model
-        classifier, target = self.classifier, whole if self.checkpoint_path else whole.backbone
-        weights = self.checkpoint_path or self.backbone_checkpoint
+        target: Any = model
+        weights, classifier = self.checkpoint_path, self.classifier
         if self.pretrained and source is not None:
-            weights, target = fetch(source), whole
-            if classifier == "keep" and whole.num_classes != source.num_classes:
+            weights = fetch(source)
+            if classifier == "keep" and target.config.num_classes != source.num_classes:
                 classifier = "reset"
-        if self.backbone_pretrained:
-            if not isinstance(below, str):
+        elif self.backbone_pretrained:
+            if not isinstance(backbone, str):
                 raise ConfigError(
                     "backbone_pretrained=True: only a backbone given by its name has such weights"
                 )
-            weights = fetch(find_source(below))
+            weights, target = fetch(find_source(backbone)), target.backbone
+        elif self.backbone_checkpoint is not None:
+            weights, target = self.backbone_checkpoint, target.backbone
         if weights is not None:
             logger.info("%s", load_weights(target, weights, self.strict, classifier=classifier))
 
 
-def choose_backbone(kind: str, inside: str, given: Backbone | None, default: str) -> Backbone:
-    """The backbone that is given, or named inside the kind, or the default.
-
-    Raises:
-        ConfigError: name and argument differ.
-    """
-    if inside and given is not None and given != inside:
-        raise ConfigError(f"{kind}: has the backbone {inside} in its name, and backbone= names another")
-    return given if given is not None else inside or default
+def _create_dense(
+    kind: NetworkKind,
+    name: str,
+    backbone: Backbone | None,
+    changes: Mapping[str, Any],
+    weights: InitialWeights,
+    **options: Any,
+) -> Any:
+    """A network on a backbone: `changes` are fields of the backbone, `options` those of the network."""
+    parts = split_network(name, kind)
+    if parts is None:
+        known = combined(kind.heads)
+        published = [name for name in SOURCES if name.partition(".")[0] in known]
+        raise UnknownName(kind.title, name, [*kind.heads, *known, *published])
+    head, variant, tag = parts
+    _check_options(kind.config, options, f"create_{kind.title}")
+    if variant and backbone is not None and backbone != variant:
+        raise ConfigError(f"{name}: has the backbone {variant} in its name, and backbone= names another")
+    backbone = variant or DEFAULT_BACKBONE if backbone is None else backbone
+    config = kind.config(kind=head, backbone=backbone_config(backbone, changes), **options)
+    model = kind.build(config, backbone if isinstance(backbone, nn.Module) else None)
+    network = f"{head}_{split_name(backbone)[0]}" if isinstance(backbone, str) else head
+    source = find_source(f"{network}.{tag}") if weights.pretrained or tag else None
+    model.pretrained_cfg = pretrained_cfg(network, config, source)
+    weights.load_into(model, source, backbone)
+    return model
 
 
 def backbone_config(backbone: Backbone, changes: Mapping[str, Any]) -> MetaFormerConfig | None:
-    """What is known of a backbone, with some fields changed; a named one works at any size.
+    """The configuration of a dense network's backbone; one given by name takes images of any size.
 
     Args:
-        backbone: a name, a configuration or a module, of which nothing is known.
+        backbone: a name, a configuration or a module, which has none.
         changes: fields to change; None leaves one as it is.
 
     Raises:
-        UnknownName: no such model.
+        UnknownName: no such model or field.
         ConfigError: none of the three, or changes to a module.
     """
     changes = {name: value for name, value in changes.items() if value is not None}
     if isinstance(backbone, nn.Module):
-        for name in ("drop_path_rate", "in_chans"):
-            if name in changes:
+        for name in changes:
+            if name != "feature_norm":
                 raise ConfigError(
-                    f"{name}: of no use to a backbone that is a module: build the module with it"
+                    f"{name}: of no use for a backbone that is a module: build the module with it"
                 )
         return None
     if isinstance(backbone, str):
@@ -475,3 +452,46 @@ def backbone_config(backbone: Backbone, changes: Mapping[str, Any]) -> MetaForme
     if not isinstance(backbone, MetaFormerConfig):
         raise ConfigError(f"backbone: {backbone!r} is neither a name, a MetaFormerConfig nor a module")
     return replace(backbone, **changes)
+
+
+def split_network(name: str, kind: NetworkKind) -> tuple[str, str, str] | None:
+    """Head, backbone and tag in a network's name, the latter two perhaps empty; None where it has no head."""
+    model, _, tag = name.partition(".")
+    for head in kind.heads:
+        if model == head or model.startswith(f"{head}_"):
+            backbone = model[len(head) + 1 :]
+            if not backbone or backbone in VARIANTS:
+                return head, backbone, tag
+    return None
+
+
+def combined(heads: Iterable[str]) -> list[str]:
+    """Names of each head on each backbone."""
+    return [f"{head}_{variant}" for head in heads for variant in VARIANTS]
+
+
+def _heads() -> list[str]:
+    return [head for kind in DENSE_KINDS for head in kind.heads]
+
+
+def _names(networks: list[str], pattern: str, pretrained: bool) -> list[str]:
+    """Networks, or their published weights, that match a pattern with or without tag."""
+    known = set(networks)
+    names = [source.name for source in SOURCES.values() if source.model in known] if pretrained else networks
+    return [
+        name
+        for name in names
+        if not pattern or fnmatch(name, pattern) or fnmatch(name.partition(".")[0], pattern)
+    ]
+
+
+def _is_known(name: str, networks: list[str]) -> bool:
+    model, tag = split_name(name)
+    return model in networks and (not tag or tag in tags(model))
+
+
+def _check_options(config: type[Any], options: Iterable[str], function: str) -> None:
+    known = {field.name for field in fields(config)}
+    for name in options:
+        if name not in known:
+            raise UnknownName(f"{function} option", name, known)

@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer.deploy.optimize import frozen
+from metaformer.deploy.optimize import compile_frozen
 
 
 @pytest.mark.slow
 def test_weights_are_constants_at_every_shape() -> None:
     layer = nn.Conv2d(3, 4, 1)
-    call = frozen(layer.forward)
+    call = compile_frozen(layer.forward)
     for size in (2, 5):
         x = torch.randn(1, 3, size, size)
         wanted = layer(x).detach()

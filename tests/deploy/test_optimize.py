@@ -133,7 +133,7 @@ def test_reference_forms_only(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_mismatch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     right = FoldedBlock.forward
     monkeypatch.setattr(FoldedBlock, "forward", lambda self, x: right(self, x) + 0.01)
-    with pytest.raises(OptimizeError, match="differs from the original by"):
+    with pytest.raises(OptimizeError, match="output of the optimized MetaFormer"):
         optimize(metaformer.create_model("poolformer_s12", **TINY))
 
 
@@ -149,7 +149,7 @@ class Silent(nn.Module):
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(OptimizeError, match="Silent gives no tensors"):
+    with pytest.raises(OptimizeError, match="Silent"):
         optimize(Silent())
 
 

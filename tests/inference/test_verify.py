@@ -37,9 +37,9 @@ def source(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sourc
         tag="small",
         url="https://example.invalid/files/small.pth",
         format="timm",
-        top1=0.0,
+        metrics={"top1": 0.0},
         num_classes=3,
-        image_size=32,
+        image_size=(32, 32),
         crop_pct=0.8,
     )
     torch.manual_seed(0)
@@ -48,20 +48,19 @@ def source(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sourc
     torch.save(create_model("poolformer_n", num_classes=3).state_dict(), file)
     monkeypatch.setitem(SOURCES, NAME, small)
     top1 = 100 * evaluate(NAME, data, workers=0, device="cpu").top1
-    small = replace(small, top1=round(top1, 1))
+    small = replace(small, metrics={"top1": round(top1, 1)})
     monkeypatch.setitem(SOURCES, NAME, small)
     return small
 
 
 def test_measured_equals_published(source: Source, data: Path) -> None:
     (verdict,) = verify(NAME, data, workers=0, device="cpu")
-    assert verdict.ok and verdict.measured == pytest.approx(source.top1, abs=0.05)
+    assert verdict.ok and verdict.measured == pytest.approx(source.metrics["top1"], abs=0.05)
     assert "ok" in verdict.text() and verdict.to_dict()["ok"] is True
 
 
 def test_a_difference_is_told(source: Source, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert source.top1 is not None
-    monkeypatch.setitem(SOURCES, NAME, replace(source, top1=source.top1 + 0.4))
+    monkeypatch.setitem(SOURCES, NAME, replace(source, metrics={"top1": source.metrics["top1"] + 0.4}))
     (verdict,) = verify(NAME, data, workers=0, device="cpu")
     assert not verdict.ok and "differs" in verdict.text() and "-0." in verdict.text()
 

@@ -150,7 +150,7 @@ def test_other_classes_are_an_error_that_says_what_to_do() -> None:
     model = Segmenter(replace(UPERNET, num_classes=4))
     before = snapshot(model)
     with pytest.raises(
-        WeightsError, match=r"7 classes, the model 4.*num_classes=7.*classifier='fresh'"
+        WeightsError, match=r"7 classes, the model 4.*num_classes=7.*classifier='reset'"
     ) as no:
         load_weights(model, state)
     assert "head.classifier.weight 7×6×1×1 in the file, 4×6×1×1 here" in str(no.value)
@@ -274,14 +274,14 @@ def test_other_classes_of_objects_are_an_error_that_says_what_to_do(kind: str, f
     state = from_ours(trained(build_detector(config)).state_dict(), form)
     model = build_detector(replace(config, num_classes=4))
     before = snapshot(model)
-    with pytest.raises(WeightsError, match=r"7 classes, the model 4.*num_classes=7.*classifier='fresh'"):
+    with pytest.raises(WeightsError, match=r"7 classes, the model 4.*num_classes=7.*classifier='reset'"):
         load_weights(model, state)
     assert same(snapshot(model), before)
     report = load_weights(model, state, classifier="reset")
     assert report.complete and {name.rpartition(".")[0] for name in report.fresh} == CLASS_LAYERS[kind]
     after = snapshot(model)
     assert all(torch.equal(after[name], before[name]) for name in report.fresh)
-    assert "classifier: fresh, 4 classes; the file's has 7" in report.adapted
+    assert "classifier: reset, 4 classes; the file's has 7" in report.adapted
     again = load_weights(build_detector(config), state, classifier="reset")
     assert not again.fresh and again.fraction == 1.0
 

@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,10 @@ from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
 from metaformer.errors import ConfigError, DownloadError, OutputError, WeightsError
 from metaformer.factory import create_detector, create_model, create_segmenter
+from metaformer.models.build import DENSE_KINDS
 from metaformer.models.detection.config import KINDS
-from metaformer.models.detection.detector import Detector
-from metaformer.models.segmentation.segmenter import Segmenter
-from metaformer.weights.hub import from_pretrained, push_to_hub, read_config, save_pretrained
+from metaformer.weights.card import read_config
+from metaformer.weights.hub import from_pretrained, push_to_hub, save_pretrained
 from metaformer.weights.io import write_state
 
 TINY = MetaFormerConfig(depths=(1, 1, 2, 1), dims=(8, 16, 20, 28), num_classes=7, image_size=(64, 64))
@@ -121,51 +123,45 @@ def test_offline_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         push_to_hub(MetaFormer(TINY), "owner/model", token="none")
 
 
-@pytest.mark.parametrize("kind", ["semantic_fpn", "upernet"])
-def test_a_segmenter_comes_back_as_it_was(tmp_path: Path, kind: str) -> None:
-    model = create_segmenter(
-        kind, backbone=TINY, num_classes=7, fpn_dim=12, head_dim=6, dropout=0.2, auxiliary=True
-    ).eval()
+@pytest.mark.parametrize("kind", [head for kind in DENSE_KINDS for head in kind.heads])
+def test_a_dense_network_comes_back_as_it_was(tmp_path: Path, kind: str) -> None:
+    small: dict[str, Any] = {"fpn_dim": 12, "head_dim": 6}
+    small |= {"box_fc_dim": 6, "nms_threshold": 0.6} if kind in KINDS else {"dropout": 0.2, "auxiliary": True}
+    create: Any = create_detector if kind in KINDS else create_segmenter
+    model = create(kind, backbone=TINY, num_classes=7, **small).eval()
     save_pretrained(model, tmp_path)
     card = json.loads((tmp_path / "config.json").read_text())
-    assert card["task"] == "segment" and card["architecture"] == kind and "out_indices" not in card
+    assert card["architecture"] == kind and "out_indices" not in card
     loaded = from_pretrained(tmp_path)
-    assert isinstance(loaded, Segmenter) and loaded.config == model.config and not loaded.training
-    assert loaded.pretrained_cfg == model.pretrained_cfg
-    image = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(loaded(image), model(image))
-
-
-def test_segmenters_that_cannot_be_saved_or_read(tmp_path: Path) -> None:
-    model = create_segmenter("upernet", backbone=MetaFormerFeatures(TINY), num_classes=7, head_dim=6)
-    with pytest.raises(ConfigError, match="cannot be saved"):
-        save_pretrained(model, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    (tmp_path / "config.json").write_text('{"task": "segment", "config": {"kind": "upernet"}}')
-    with pytest.raises(ConfigError, match=r"config\.json: backbone"):
-        from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_detector_comes_back_as_it_was(tmp_path: Path, kind: str) -> None:
-    model = create_detector(
-        kind, backbone=TINY, num_classes=3, fpn_dim=12, box_fc_dim=6, nms_threshold=0.6
-    ).eval()
-    save_pretrained(model, tmp_path)
-    card = json.loads((tmp_path / "config.json").read_text())
-    assert card["task"] == "detect" and card["architecture"] == kind and "out_indices" not in card
-    loaded = from_pretrained(tmp_path)
-    assert isinstance(loaded, Detector) and loaded.config == model.config and not loaded.training
+    assert type(loaded) is type(model) and loaded.config == model.config and not loaded.training
     assert loaded.pretrained_cfg == model.pretrained_cfg
     ours, theirs = loaded.state_dict(), model.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_detectors_that_cannot_be_saved_or_read(tmp_path: Path) -> None:
-    model = create_detector("retinanet", backbone=MetaFormerFeatures(TINY), num_classes=3, fpn_dim=8)
+@pytest.mark.parametrize("kind", [head for kind in DENSE_KINDS for head in kind.heads])
+def test_dense_networks_that_cannot_be_saved_or_read(tmp_path: Path, kind: str) -> None:
+    create: Any = create_detector if kind in KINDS else create_segmenter
+    model = create(kind, backbone=MetaFormerFeatures(TINY), num_classes=7, fpn_dim=8, head_dim=6)
     with pytest.raises(ConfigError, match="cannot be saved"):
         save_pretrained(model, tmp_path / "new")
-    (tmp_path / "config.json").write_text('{"task": "detect", "config": {"kind": "retinanet"}}')
+    assert not (tmp_path / "new").exists()
+    task = "detect" if kind in KINDS else "segment"
+    (tmp_path / "config.json").write_text(json.dumps({"task": task, "config": {"kind": kind}}))
     with pytest.raises(ConfigError, match=r"config\.json: backbone"):
         from_pretrained(tmp_path)
+
+
+def test_cards_of_the_development_version_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    model = create_segmenter("upernet", backbone=TINY, num_classes=7, head_dim=6)
+    save_pretrained(model, tmp_path)
+    card = json.loads((tmp_path / "config.json").read_text())
+    assert card.pop("version") == metadata.version("metaformer")
+    (tmp_path / "config.json").write_text(json.dumps(card))
+    assert from_pretrained(tmp_path).config == model.config
+    old = {"task": "detect", "config": {"kind": "retinanet", "backbone": card["config"]["backbone"]}}
+    for name in ("box_samples", "nms_candidates", "train_candidates"):
+        (tmp_path / "config.json").write_text(json.dumps(old | {"config": {**old["config"], name: 100}}))
+        with pytest.raises(ConfigError, match=f"config.json: .*development version .*{name}") as error:
+            from_pretrained(tmp_path)
+        assert "\n" not in str(error.value)

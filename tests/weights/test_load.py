@@ -58,7 +58,7 @@ def test_another_number_of_classes_is_an_error_that_says_what_to_do() -> None:
     model = MetaFormer(replace(TINY, num_classes=5))
     before = snapshot(model)
     with pytest.raises(
-        WeightsError, match=r"7 classes, the model 5.*num_classes=7.*classifier='fresh'"
+        WeightsError, match=r"7 classes, the model 5.*num_classes=7.*classifier='reset'"
     ) as caught:
         load_weights(model, trained(TINY).state_dict())
     assert "7×28 in the file, 5×28 here" in str(caught.value)
@@ -66,7 +66,7 @@ def test_another_number_of_classes_is_an_error_that_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("head", ["norm_pool_fc", "pool_norm_mlp"])
-def test_a_fresh_classifier_on_request(head: str) -> None:
+def test_a_classifier_is_reset_on_request(head: str) -> None:
     source, model = trained(replace(TINY, head=head)), MetaFormer(replace(TINY, head=head, num_classes=5))
     last = {f"head.fc{'.fc2' if head == 'pool_norm_mlp' else ''}.{part}" for part in ("weight", "bias")}
     before = snapshot(model)
@@ -74,7 +74,7 @@ def test_a_fresh_classifier_on_request(head: str) -> None:
     assert report.complete and set(report.fresh) == last and set(report.dropped) == last
     after, expected = snapshot(model), snapshot(source)
     assert all(torch.equal(after[name], (before if name in last else expected)[name]) for name in after)
-    assert "fresh, 5 classes; the file's has 7" in str(report)
+    assert "reset, 5 classes; the file's has 7" in str(report)
 
 
 def test_a_classifier_that_fits_is_kept() -> None:
@@ -222,7 +222,7 @@ def test_half_precision_files_fill_float_models() -> None:
 
 def test_unknown_choices() -> None:
     state = trained(TINY).state_dict()
-    with pytest.raises(ConfigError, match="'keep', 'fresh', 'map_21k'"):
+    with pytest.raises(ConfigError, match="'keep', 'reset', 'map_21k'"):
         load_weights(MetaFormer(TINY), state, classifier="new")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="'strict', 'interpolate'"):
         load_weights(MetaFormer(TINY), state, grid="resize")  # type: ignore[arg-type]

@@ -6,14 +6,34 @@ import pytest
 
 from metaformer.backbones.variants import UNAVAILABLE, VARIANTS
 from metaformer.errors import UnknownName, WeightsError
+from metaformer.factory import is_network
+from metaformer.weights.card import pretrained_cfg
 from metaformer.weights.formats import FORMATS
 from metaformer.weights.sources import ALIASES, SOURCES, find_source, split_name, tags
 
 UNPUBLISHED = {"poolformer_n"}
+IMAGENET = {name: source for name, source in SOURCES.items() if not source.data}
+METRICS = {
+    **dict(
+        zip(
+            (f"semantic_fpn_poolformer_{size}" for size in ("s12", "s24", "s36", "m36", "m48")),
+            ({"miou": miou} for miou in (37.07, 40.36, 41.81, 42.35, 42.76)),
+            strict=True,
+        )
+    ),
+    "retinanet_poolformer_s12": {"box_ap": 36.2, "box_ap_large": 48.0},
+    "retinanet_poolformer_s24": {"box_ap": 38.9, "box_ap_small": 23.3},
+    "retinanet_poolformer_s36": {"box_ap": 39.5, "box_ap75": 41.8},
+    "mask_rcnn_poolformer_s12": {"box_ap": 37.3, "mask_ap": 34.6},
+    "mask_rcnn_poolformer_s24": {"box_ap": 40.1, "mask_ap": 37.0},
+    "mask_rcnn_poolformer_s36": {"box_ap": 41.0, "mask_ap75": 40.0},
+}
+"""mIoU of mmsegmentation's README, sides rounded up to multiples of 32; AP of PoolFormer's own."""
 
 
-def test_every_published_variant_has_weights_and_every_source_a_variant() -> None:
-    assert {source.model for source in SOURCES.values()} == set(VARIANTS) - UNPUBLISHED
+def test_every_published_variant_has_weights_and_every_source_a_network() -> None:
+    assert {source.model for source in IMAGENET.values()} == set(VARIANTS) - UNPUBLISHED
+    assert all(is_network(name) and source.name == name for name, source in SOURCES.items())
 
 
 def test_files_are_distinct_and_formats_known() -> None:
@@ -23,12 +43,28 @@ def test_files_are_distinct_and_formats_known() -> None:
         assert source.format in FORMATS
         assert source.url.startswith("https://")
         assert source.sha256 in source.url
-        assert (source.top1 is None) == (source.num_classes == 21841)
+        assert ("top1" not in source.metrics) == (source.num_classes == 21841 or bool(source.data))
 
 
 def test_counts() -> None:
     """5 PoolFormers in three places, 5 hybrids, CycleMLP B1 to B5, 55 baselines (official.md)."""
-    assert len(SOURCES) == 15 + 5 + 5 + 55
+    assert len(IMAGENET) == 15 + 5 + 5 + 55 and len(SOURCES) - len(IMAGENET) == len(METRICS) == 11
+
+
+@pytest.mark.parametrize("model", METRICS)
+def test_rows_of_dense_networks(model: str) -> None:
+    source = find_source(model)
+    assert source is find_source(f"{model}.{source.tag}") and METRICS[model].items() <= source.metrics.items()
+    metrics = source.metrics
+    if source.data == "ade20k":
+        assert source.file.endswith(f"-{source.sha256}.pth") and source.file.startswith("fpn_poolformer_")
+        assert source.num_classes == 150 and metrics["miou_unrounded"] < metrics["miou"]
+        assert abs(metrics["miou_paper"] - metrics["miou"]) < 0.5
+    else:
+        assert (source.data, source.num_classes, source.image_size) == ("coco", 80, (800, 1333))
+        assert source.file == f"{model}_fpn_1x_coco.pth" and ("mask_ap" in metrics) == ("mask" in model)
+        for of in ("box", "mask") if "mask" in model else ("box",):
+            assert metrics[f"{of}_ap50"] > metrics[f"{of}_ap75"] > metrics[f"{of}_ap"]
 
 
 @pytest.mark.parametrize(
@@ -60,22 +96,32 @@ def test_tags_and_preprocessing_are_timms() -> None:
     names = [name for name in timm.list_models(pretrained=True) if name.startswith(families)]
     assert len(names) == 50
     for name in names:
-        theirs, ours = timm.get_pretrained_cfg(name), SOURCES[name].pretrained_cfg()
+        variant = name.partition(".")[0]
+        theirs, ours = (
+            timm.get_pretrained_cfg(name),
+            pretrained_cfg(variant, VARIANTS[variant], SOURCES[name]),
+        )
         for field in ("num_classes", "input_size", "crop_pct", "interpolation", "mean", "std", "license"):
             assert getattr(theirs, field) == ours[field], f"{name}: {field}"
 
 
 def test_resizes_are_the_published_ones() -> None:
     """Shorter edge before the crop of 224: 248, 235 (mmpretrain 236), CycleMLP 256, baselines none."""
-    edges = {name: math.floor(source.image_size / source.crop_pct) for name, source in SOURCES.items()}
+    edges = {name: math.floor(source.image_size[0] / source.crop_pct) for name, source in IMAGENET.items()}
     assert edges["poolformer_s12.sail_in1k"] == edges["poolformer_s12.mmpretrain_in1k"] == 248
     assert edges["poolformer_m36.sail_in1k"] == 235 and edges["poolformer_m36.mmpretrain_in1k"] == 236
     assert edges["cyclemlp_b5.in1k"] == 256 and edges["caformer_b36.sail_in1k_384"] == 384
 
 
 def test_unknown_weights() -> None:
-    with pytest.raises(UnknownName, match="sail_in1k"):
-        find_source("poolformer_s12.sail_in2k")
-    with pytest.raises(WeightsError, match="no weights were published"):
-        find_source("poolformer_n")
+    for name, near in (
+        ("poolformer_s12.sail_in2k", "sail_in1k"),
+        ("semantic_fpn_poolformer_s24.mmseg_ade", "mmseg_ade20k"),
+        ("mask_rcnn_poolformer_s24.sail_coco_3x", "sail_coco_1x"),
+    ):
+        with pytest.raises(UnknownName, match=f"did you mean .*{near}"):
+            find_source(name)
+    for name in ("poolformer_n", "upernet_poolformer_s24", "retinanet_cyclemlp_b1"):
+        with pytest.raises(WeightsError, match=f"{name}: .*backbone_pretrained"):
+            find_source(name)
     assert tags("poolformer_n") == []

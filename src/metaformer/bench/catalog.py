@@ -103,8 +103,9 @@ def _entries() -> Iterator[Entry]:
     for model, config in VARIANTS.items():
         published = [source for source in SOURCES.values() if source.model == model]
         for source in published:
-            params, macs = cost(model, source.image_size, source.num_classes)
-            yield Entry(model, source.tag, source.image_size, params, macs, source.top1, source.num_classes)
+            size, classes = source.image_size[0], source.num_classes
+            params, macs = cost(model, size, classes)
+            yield Entry(model, source.tag, size, params, macs, source.metrics.get("top1"), classes)
         if not published:
             size = config.image_size[0]
             yield Entry(model, "", size, *cost(model, size, config.num_classes), None, config.num_classes)

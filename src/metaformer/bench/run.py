@@ -14,6 +14,7 @@ from metaformer.bench.counts import By, Counts, count
 from metaformer.bench.timing import Machine, Timing, TrainingStep, measure, ratios
 from metaformer.deploy.optimize import optimize
 from metaformer.errors import ConfigError, MissingPackage, UnknownName
+from metaformer.models.build import DETECTOR, kind_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -205,39 +206,18 @@ class _Entry:
 
 
 def _from_here(name: str, size: int | None, mixers: Sequence[str] | None) -> _Entry:
-    from metaformer.factory import create_model, is_detector, is_segmenter
+    from metaformer.factory import create_network
 
     overrides: dict[str, Any] = {}
     if size:
         overrides["image_size"] = (size, size)
     if mixers:
         overrides["mixers"] = mixers[0] if len(mixers) == 1 else tuple(mixers)
-    if is_segmenter(name):
-        return _segmenter(name, size, overrides)
-    if is_detector(name):
-        return _detector(name, size, overrides)
-    model = create_model(name, **overrides).eval()
-    return _Entry(name, model, model.config.image_size, model.config.in_chans)
-
-
-def _segmenter(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry:
-    from metaformer.factory import create_segmenter, model_config, split_segmenter
-
-    kind, backbone, _ = split_segmenter(name)
-    config = model_config(backbone, grid_mode="interpolate", **overrides)
-    model = create_segmenter(kind, config).eval()
-    _, height, width = model.pretrained_cfg["input_size"]
-    return _Entry(name, model, (size, size) if size else (height, width), config.in_chans)
-
-
-def _detector(name: str, size: int | None, overrides: dict[str, Any]) -> _Entry:
-    """A detector's dense part, `forward_head`: what comes after it depends on what is in an image."""
-    from metaformer.factory import create_detector, model_config, split_detector
-
-    kind, backbone, _ = split_detector(name)
-    config = model_config(backbone, grid_mode="interpolate", **overrides)
-    model = create_detector(kind, config).eval()
-    return _Entry(name, _Raw(model), (size, size) if size else (800, 800), config.in_chans)
+    model = create_network(name, **overrides).eval()
+    channels, height, width = model.pretrained_cfg["input_size"]
+    if kind_of(model.config) is DETECTOR:  # its dense part: what follows depends on the objects in an image
+        model, width = _Raw(model), height
+    return _Entry(name, model, (size, size) if size else (height, width), channels)
 
 
 class _Raw(nn.Module):

@@ -1,7 +1,6 @@
 """`metaformer list [FILTER]`."""
 
 import json
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from metaformer.cli.parser import Parser
@@ -74,46 +73,35 @@ def _recipes(pattern: str) -> list[dict[str, Any]]:
 
 
 def _segmenters(pattern: str) -> list[dict[str, Any]]:
-    from metaformer.factory import create_segmenter
-    from metaformer.weights.segmentation_sources import SEGMENTATION_SOURCES
+    from metaformer.factory import list_segmenters
 
-    figures = {name: {"miou": source.miou} for name, source in SEGMENTATION_SOURCES.items()}
-    return _dense("segmenter", pattern, SEGMENTATION_SOURCES, create_segmenter, figures)
+    return _dense("segmenter", pattern, list_segmenters(pretrained=True), ("miou",))
 
 
 def _detectors(pattern: str) -> list[dict[str, Any]]:
-    from metaformer.factory import create_detector
-    from metaformer.weights.detection_sources import DETECTION_SOURCES
+    from metaformer.factory import list_detectors
 
-    figures = {
-        name: {"box_ap": source.box_ap[0], "mask_ap": source.mask_ap[0] if source.mask_ap else None}
-        for name, source in DETECTION_SOURCES.items()
-    }
-    return _dense("detector", pattern, DETECTION_SOURCES, create_detector, figures)
+    return _dense("detector", pattern, list_detectors(pretrained=True), ("box_ap", "mask_ap"))
 
 
-def _dense(
-    kind: str,
-    pattern: str,
-    sources: Mapping[str, Any],
-    create: Callable[..., Any],
-    figures: Mapping[str, dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """A row for each published network of a kind: what it is of, and its published figures."""
+def _dense(kind: str, pattern: str, names: list[str], metrics: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A row for each published network of a kind: what it is of, and its published metrics."""
     import torch
 
     from metaformer.bench.catalog import matches
+    from metaformer.factory import create_network
+    from metaformer.weights.sources import SOURCES
 
-    found = {name: source for name, source in sources.items() if matches(name, pattern)}
+    found = [SOURCES[name] for name in names if matches(name, pattern)]
     if not found:
-        raise UnknownName(kind, pattern, sources)
+        raise UnknownName(kind, pattern, names)
     rows = []
-    for name, source in found.items():
+    for source in found:
         with torch.device("meta"):
-            model = create(name, num_classes=source.num_classes)
+            model = create_network(source.name, source.num_classes)
         params = sum(parameter.numel() for parameter in model.parameters())
-        row = {kind: name, "params": params, "data": source.data, "classes": source.num_classes}
-        rows.append(row | figures[name])
+        row = {kind: source.name, "params": params, "data": source.data, "classes": source.num_classes}
+        rows.append(row | {metric: source.metrics.get(metric) for metric in metrics})
     return rows
 
 

@@ -81,15 +81,15 @@ def verify(
     for source in _chosen(name):
         try:
             measured = _measured(source, data, **options)
-            yield Verdict(source.name, source.top1, measured)
+            yield Verdict(source.name, source.metrics.get("top1"), measured)
         except MetaFormerError as error:
-            yield Verdict(source.name, source.top1, problem=" ".join(str(error).split()))
+            yield Verdict(source.name, source.metrics.get("top1"), problem=" ".join(str(error).split()))
 
 
 def _chosen(name: str) -> list[Source]:
     if name == "all" or "*" in name or "?" in name:
         pattern = "*" if name == "all" else name
-        chosen = [s for s in SOURCES.values() if s.top1 is not None and fnmatch(s.name, pattern)]
+        chosen = [s for s in SOURCES.values() if "top1" in s.metrics and fnmatch(s.name, pattern)]
         if not chosen:
             raise UnknownName("weights", name, SOURCES)
         return chosen
@@ -99,7 +99,7 @@ def _chosen(name: str) -> list[Source]:
         if name not in ALIASES:
             raise UnknownName("weights", name, {*SOURCES, *(s.model for s in SOURCES.values())})
     source = find_source(name)
-    if source.top1 is None:
+    if "top1" not in source.metrics:
         raise WeightsError(f"{source.name}: no ImageNet-1K accuracy was published for these weights")
     return [source]
 

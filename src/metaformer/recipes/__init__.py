@@ -1,4 +1,4 @@
-"""Published runs, and some useful ones: `RECIPES["imagenet/poolformer_s12"]()` is a TrainConfig."""
+"""Recipes of published runs: `RECIPES["imagenet/poolformer_s12"]()` is a TrainConfig."""
 
 import importlib
 import pkgutil
@@ -16,10 +16,10 @@ RECIPES: dict[str, Recipe] = {run.name: run for module in _siblings for run in g
 
 
 def find(name: str) -> Recipe:
-    """Look a recipe up.
+    """Recipe by name.
 
     Raises:
-        UnknownName: no recipe has this name; near ones are offered.
+        UnknownName: no such recipe; the message suggests similar names.
     """
     if name not in RECIPES:
         raise UnknownName("recipe", name, RECIPES)

@@ -16,7 +16,7 @@ from metaformer.config import (
 from metaformer.recipes.recipe import Recipe
 
 PLAIN = AugmentConfig(color_jitter=0.0, auto_augment=None, erase=0.0, mixup=0.0, cutmix=0.0)
-"""Nothing of what classification does to images but the flip: `segment` has the rest."""
+"""Flips alone: the other augmentations of dense tasks are fields of their own sections."""
 
 SEMANTIC_FPN = TrainConfig(
     task="segment",
@@ -28,7 +28,7 @@ SEMANTIC_FPN = TrainConfig(
     evaluate=EvalConfig(every_steps=4_000),
     runtime=RuntimeConfig(sync_batch_norm=True, log_every=50),
 )
-"""github.com/sail-sg/poolformer, segmentation/configs; nothing is frozen, stochastic depth is off."""
+"""github.com/sail-sg/poolformer, segmentation/configs; no layer is frozen, stochastic depth is off."""
 
 UPERNET = replace(
     SEMANTIC_FPN,
@@ -46,12 +46,10 @@ LOSS_NOTE = (
     "divides by those that count."
 )
 DECAY_NOTE = "Vectors and biases have no weight decay here; mmsegmentation's configuration decays all."
-NOISE_NOTE = (
-    "Five reruns of mmsegmentation's lie within 0.9 points of each other: take half a point as noise."
-)
+NOISE_NOTE = "Five reruns by mmsegmentation lie within 0.9 points of each other: half a point is noise."
 CYCLE_NOTE = (
     "After PVT's settings, which CycleMLP's authors say they follow (issue 9 of their repository); the "
-    "paper's table of mIoU could not be looked at, so none is given."
+    "paper's table of mIoU was not accessible, so none is given."
 )
 UPERNET_NOTE = (
     "Swin's settings, with which MetaFormer baselines are compared; a published mIoU is second-hand "
@@ -67,7 +65,7 @@ POOLFORMER = {
     "poolformer_m48": 42.7,
 }
 CYCLEMLP = ("cyclemlp_b1", "cyclemlp_b2", "cyclemlp_b3", "cyclemlp_b4", "cyclemlp_b5")
-# model: weights to begin with, stochastic depth, mIoU
+# model: drop-path, mIoU
 BASELINES = {
     "convformer_s18": (0.2, 48.6),
     "convformer_s36": (0.3, None),
@@ -79,7 +77,7 @@ BASELINES = {
 
 
 def poolformer(model: str) -> Recipe:
-    """A PoolFormer with Semantic FPN."""
+    """Semantic FPN on a PoolFormer."""
     config = replace(SEMANTIC_FPN, model=ModelConfig(model, pretrained=True))
     notes = (LOSS_NOTE, DECAY_NOTE, NOISE_NOTE)
     return Recipe(
@@ -92,7 +90,7 @@ def poolformer(model: str) -> Recipe:
 
 
 def cyclemlp(model: str) -> Recipe:
-    """A CycleMLP with Semantic FPN."""
+    """Semantic FPN on a CycleMLP."""
     config = replace(
         SEMANTIC_FPN,
         model=ModelConfig(model, pretrained=True),
@@ -106,7 +104,7 @@ def cyclemlp(model: str) -> Recipe:
 
 
 def upernet(model: str) -> Recipe:
-    """A MetaFormer baseline with UperNet."""
+    """UperNet on a MetaFormer baseline."""
     drop_path, miou = BASELINES[model]
     config = replace(UPERNET, model=ModelConfig(model, pretrained=True, drop_path_rate=drop_path))
     notes = (UPERNET_NOTE, LOSS_NOTE)

@@ -10,9 +10,9 @@ LAMB_NOTE = (
     "The scripts pass no epsilon, so their LAMB ran with timm's 1e-6, and timm's LAMB clips the gradient at "
     "norm 1 by itself; the common settings say epsilon 1e-8 and no clipping, as set here."
 )
-B36_NOTE = "The published script train_caformer_b36.sh trains caformer_s36; the model is mended here."
+B36_NOTE = "The published script train_caformer_b36.sh trains caformer_s36; the model is fixed here."
 FINETUNE_NOTES = (
-    "The scripts of caformer_s36 and _m36 name caformer_s18_384, those of b36 lack --img-size: mended here.",
+    "The scripts of caformer_s36 and _m36 name caformer_s18_384, those of b36 lack --img-size: fixed here.",
     "--sched None also means no warm-up and no cool-down; label smoothing and erasing stay on.",
 )
 
@@ -49,7 +49,7 @@ STRONG = {
 
 
 def plain(model: str) -> Recipe:
-    """An IdentityFormer, RandFormer or PoolFormerV2 from scratch."""
+    """IdentityFormer, RandFormer or PoolFormerV2 from scratch."""
     top1, gmacs, drop_path = PLAIN[model]
     network = ModelConfig(model, drop_path_rate=drop_path)
     config = replace(COMMON, model=network, evaluate=EvalConfig(crop=1.0))
@@ -57,7 +57,7 @@ def plain(model: str) -> Recipe:
 
 
 def strong(model: str) -> Recipe:
-    """A ConvFormer (AdamW) or CAFormer (LAMB) from scratch."""
+    """ConvFormer (AdamW) or CAFormer (LAMB) from scratch."""
     top1, gmacs, drop_path, head_dropout = STRONG[model][0]
     lamb = model.startswith("caformer")
     config = replace(
@@ -72,7 +72,7 @@ def strong(model: str) -> Recipe:
 
 
 def finetuned(model: str) -> Recipe:
-    """A ConvFormer or CAFormer from its weights at 224 on to 384 pixels."""
+    """ConvFormer or CAFormer fine-tuned at 384 pixels from its weights at 224."""
     top1, gmacs, drop_path, head_dropout = STRONG[model][1]
     lamb = model.startswith("caformer")
     config = TrainConfig(

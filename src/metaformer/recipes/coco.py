@@ -16,7 +16,7 @@ from metaformer.recipes.recipe import Recipe
 
 RETINANET = TrainConfig(
     task="detect",
-    data=DataConfig(batch_size=16, workers=4, on_bad_image="skip"),  # two boxes of train2017 are empty
+    data=DataConfig(batch_size=16, workers=4, on_bad_image="skip"),  # two boxes of train2017 have height 0
     augment=PLAIN,
     detect=DetectConfig(head="retinanet"),
     optim=OptimConfig(lr=1e-4, weight_decay=1e-4),
@@ -25,7 +25,7 @@ RETINANET = TrainConfig(
     ),
     runtime=RuntimeConfig(log_every=50),
 )
-"""github.com/sail-sg/poolformer, detection/configs; nothing is frozen, stochastic depth is off."""
+"""github.com/sail-sg/poolformer, detection/configs; no layer is frozen, stochastic depth is off."""
 
 MASK_RCNN = replace(
     RETINANET,
@@ -34,16 +34,17 @@ MASK_RCNN = replace(
     schedule=replace(RETINANET.schedule, warmup_lr=2e-7),
 )
 
-EMPTY_NOTE = "Images without objects are learned from as well; mmdetection left them out of training."
+EMPTY_NOTE = "Images without objects are trained on as well; mmdetection left them out of training."
 DECAY_NOTE = "Vectors and biases have no weight decay here; mmdetection's configuration decays all."
 LR_NOTE = "The paper gives a learning rate of 1e-4 for both heads; the configuration of Mask R-CNN says 2e-4."
 CYCLE_LR_NOTE = "For Mask R-CNN that issue gives a learning rate of 1e-4 or 2e-4."
 CYCLE_NOTE = (
     "After PVT's settings, which CycleMLP's authors say they follow (issue 9 of their repository); the "
-    "paper's table of AP could not be looked at, so none is given."
+    "paper's table of AP was not accessible, so none is given."
 )
 LONG_NOTE = (
-    "Not a published run: thrice the epochs, and in training a shorter side of 480 to 800 pixels by chance."
+    "Not a published run: three times the epochs, and multi-scale training with a shorter side of 480 to "
+    "800 pixels."
 )
 
 # head, model: AP, AP50 and AP75 of boxes, with those of small, medium and large ones; of masks (Table 3)
@@ -60,7 +61,7 @@ HEADS = {"retinanet": ("RetinaNet", RETINANET), "mask_rcnn": ("Mask R-CNN", MASK
 
 
 def schedule_1x(head: str, model: str) -> Recipe:
-    """A detector by the short schedule: 12 epochs at one size."""
+    """1x schedule: 12 epochs at one size."""
     title, config = HEADS[head]
     box_ap, mask_ap = POOLFORMER.get((head, model), (None, None))
     return Recipe(
@@ -74,14 +75,14 @@ def schedule_1x(head: str, model: str) -> Recipe:
 
 
 def _sources(head: str, model: str) -> tuple[str, ...]:
-    """Notes on where the settings come from."""
+    """Notes on the sources of the settings."""
     if model in CYCLEMLP:
         return (CYCLE_NOTE, CYCLE_LR_NOTE) if head == "mask_rcnn" else (CYCLE_NOTE,)
     return (LR_NOTE,) if head == "mask_rcnn" else ()
 
 
 def schedule_3x(head: str, model: str) -> Recipe:
-    """The same for 36 epochs and at many sizes."""
+    """3x schedule: 36 epochs, multi-scale."""
     short = schedule_1x(head, model)
     config = replace(
         short(),
@@ -91,7 +92,7 @@ def schedule_3x(head: str, model: str) -> Recipe:
     return Recipe(
         f"coco/{head}_{model}_3x",
         config,
-        f"{short.summary}, long and at many sizes",
+        f"{short.summary}, 3x schedule and multi-scale",
         notes=(LONG_NOTE, EMPTY_NOTE, DECAY_NOTE),
     )
 

@@ -13,8 +13,8 @@ from metaformer.config import (
 from metaformer.recipes.recipe import Recipe
 
 NOTES = (
-    "The drop-path rates of the published runs are not known: 0.1 is the default of main.py.",
-    "The average of the weights is tracked, but the raw weights were evaluated and published.",
+    "The drop-path rates of the published runs are unknown: 0.1 is the default of main.py.",
+    "The EMA of the weights is tracked, but the raw weights were evaluated and published.",
     "main.py always evaluates at Resize 256, crop 224 (0.875), whatever crop the model's default_cfg names.",
     "main.py trains in float16 mixed precision by default: add --runtime.amp fp16 on CUDA.",
 )
@@ -30,7 +30,7 @@ CYCLEMLP = {
 
 
 def cyclemlp(model: str) -> Recipe:
-    """A CycleMLP from scratch, by DeiT's recipe with repeated augmentation."""
+    """CycleMLP from scratch by DeiT's recipe, with repeated augmentation."""
     top1, gmacs = CYCLEMLP[model]
     config = TrainConfig(
         model=ModelConfig(model, drop_path_rate=0.1),

@@ -1,4 +1,4 @@
-"""Small runs on the images that `metaformer data demo DIR` writes."""
+"""Small runs on the demo data of `metaformer data demo DIR`."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ CLASSIFY = Recipe(
         schedule=ScheduleConfig(epochs=8, warmup_epochs=1),
         ema=EmaConfig(decay=0.98),
         evaluate=EvalConfig(crop=1.0),
-        runtime=RuntimeConfig(threads=1),  # one core computes, the other makes images
+        runtime=RuntimeConfig(threads=1),  # one core computes, the other loads images
         seed=0,
     ),
     summary="A pooling network of two million weights learns to read digits on two processor cores",
@@ -52,10 +52,10 @@ SEGMENT = Recipe(
         CLASSIFY.config,
         task="segment",
         data=DataConfig(image_size=128, batch_size=16, workers=1),
-        augment=replace(CLASSIFY.config.augment, hflip=0.5),  # so that averaging with mirrored ones helps
+        augment=replace(CLASSIFY.config.augment, hflip=0.5),  # so that flip test-time augmentation helps
         segment=SegmentConfig(
             layout="ade20k",
-            reduce_zero_label=False,  # what is no digit is a class here
+            reduce_zero_label=False,  # the background is a class here
             resize=None,
             scale=(0.8, 1.25),
             photometric=False,

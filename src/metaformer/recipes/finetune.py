@@ -1,4 +1,4 @@
-"""Published weights on to the user's own image folder."""
+"""Fine-tuning of published weights on the user's own image folder."""
 
 from metaformer.config import (
     AugmentConfig,
@@ -21,10 +21,10 @@ FINETUNE = Recipe(
         schedule=ScheduleConfig(epochs=20, warmup_epochs=1, min_lr=1e-6),
         evaluate=EvalConfig(crop=0.95),
     ),
-    summary="Published weights on to an own image folder, whatever its classes",
+    summary="Published weights fine-tuned on your own image folder, whatever its classes",
     notes=(
         "--model.checkpoint FILE starts from a file in any published format instead of a download.",
-        "Not a published run: settings to begin with.",
+        "Not a published run: settings to start from.",
     ),
     command="--model.name poolformer_s12",
 )

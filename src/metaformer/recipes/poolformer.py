@@ -13,7 +13,7 @@ COMMON = TrainConfig(
     ),
     seed=42,
 )
-"""Shared by every run from scratch of both sail-sg repositories; augmentation is TrainConfig's default."""
+"""Shared by all runs from scratch of both sail-sg repositories; augmentation is TrainConfig's default."""
 
 LR_NOTE = (
     "The learning rate has three sources: the paper's Table 6 prints 4e-4 for batch 4096, the training log "
@@ -48,7 +48,7 @@ HYBRIDS = {
 
 
 def poolformer(model: str) -> Recipe:
-    """A PoolFormer from scratch."""
+    """PoolFormer from scratch."""
     top1, gmacs, drop_path, crop = POOLFORMER[model]
     network = ModelConfig(model, drop_path_rate=drop_path)
     config = replace(COMMON, model=network, evaluate=EvalConfig(crop=crop))
@@ -57,7 +57,7 @@ def poolformer(model: str) -> Recipe:
 
 
 def hybrid(model: str) -> Recipe:
-    """An ablation of PoolFormer-S12 with other mixers in some stages."""
+    """PoolFormer-S12 with other mixers in some stages, from scratch."""
     top1, gmacs, batch, lr, crop = HYBRIDS[model]
     config = replace(
         COMMON,

@@ -1,4 +1,4 @@
-"""A recipe: the settings of one run, what the run costs and what its authors reached."""
+"""Recipe: the configuration of a run, with its cost and published result."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,34 +8,33 @@ from metaformer.config import TrainConfig
 IMAGENET_IMAGES = 1_281_167
 """Training images of ImageNet-1K."""
 PUBLISHED_ON = ("imagenet", "ade20k", "coco")
-"""Data whose runs take several devices; the names of their recipes begin so."""
+"""Name prefixes of recipes whose runs take several devices."""
 AP_NAMES = ("AP", "AP50", "AP75", "small", "medium", "large")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Calling it gives the settings; its docstring holds cost, published result and command."""
+    """A named TrainConfig, which calling it returns; its docstring has cost, published result and command."""
 
     name: str
-    """How the command line calls it."""
+    """Name on the command line."""
     config: TrainConfig
-    """The settings."""
     summary: str
-    """One line: what is learned from what."""
+    """One line: model and data."""
     top1: float | None = None
     """Published ImageNet-1K top-1 in per cent."""
     gmacs: float | None = None
-    """Published multiply-adds of one forward pass, in units of 10^9."""
+    """Published multiply-adds of one forward pass, in 10^9."""
     notes: tuple[str, ...] = ()
-    """Where sources disagree or are silent, and what this recipe does then."""
+    """Where sources disagree or are silent, and what this recipe does."""
     command: str = field(default="")
-    """Further words of the command line."""
+    """Further arguments of the command."""
     miou: float | None = None
-    """Published mean IoU in per cent, whole images at one size, on the data that the name begins with."""
+    """Published single-scale mean IoU in per cent, of whole images."""
     box_ap: tuple[float, ...] | None = None
-    """Published AP of boxes in per cent on COCO's validation images: AP, AP50 and AP75, then S, M and L."""
+    """Published box AP on COCO's val2017 in per cent: AP, AP50, AP75, then small, medium and large."""
     mask_ap: tuple[float, ...] | None = None
-    """The same of masks."""
+    """The same for masks."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", "\n".join(self._lines()))
@@ -50,7 +49,7 @@ class Recipe:
 
     @property
     def exaflops(self) -> float | None:
-        """Arithmetic of the whole run in 10^18 operations: a backward pass counts as two forward passes."""
+        """Compute of the run in 10^18 FLOP; a backward pass counts as two forward passes."""
         if self.gmacs is None:
             return None
         return self.epochs * IMAGENET_IMAGES * 3 * 2 * self.gmacs / 1e9
@@ -78,7 +77,7 @@ class Recipe:
 
     @property
     def full_command(self) -> str:
-        """The words to type."""
+        """The command to type."""
         many = self.name.split("/")[0] in PUBLISHED_ON
         launcher = "torchrun --nproc-per-node 8 -m metaformer" if many else "metaformer"
         run = f"runs/{self.name.split('/')[-1]}"

@@ -1,10 +1,9 @@
-"""Line charts as inline SVG, colored by the page's own style."""
+"""Line charts as inline SVG, colored by the page's style sheet."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from markupsafe import Markup, escape
+from html import escape
 
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 34
@@ -20,42 +19,42 @@ class Line:
     """Mark each point."""
 
 
-def line_chart(lines: Sequence[Line], x_label: str, *, percent: bool = False, label: str = "") -> Markup:
-    """Draw series over a common x axis; values that are not finite are left out."""
-    kept = [Line(s.name, [p for p in s.points if math.isfinite(p[1])], s.dots) for s in lines]
-    points = [point for line in kept for point in line.points]
+def line_chart(lines: Sequence[Line], x_label: str, *, percent: bool = False, label: str = "") -> str:
+    """SVG of series over a common x axis; points that are not finite are left out."""
+    series = [Line(line.name, [p for p in line.points if math.isfinite(p[1])], line.dots) for line in lines]
+    points = [point for line in series for point in line.points]
     if not points:
-        return Markup("<p class=note>nothing logged</p>")
+        return "<p class=note>nothing logged</p>"
     xs, ys = ticks(*_range([x for x, _ in points])), ticks(*_range([y for _, y in points]))
-    left, right = min(p[0] for p in points), max(p[0] for p in points)
-    low, high = ys[0], ys[-1]
+    x_min, x_max = min(p[0] for p in points), max(p[0] for p in points)
+    y_min, y_max = ys[0], ys[-1]
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - left) / ((right - left) or 1) * (WIDTH - LEFT - RIGHT)
-        up = (y - low) / ((high - low) or 1) * (HEIGHT - TOP - BOTTOM)
-        return LEFT + across, HEIGHT - BOTTOM - up
+    def pixel(x: float, y: float) -> tuple[float, float]:
+        right = (x - x_min) / ((x_max - x_min) or 1) * (WIDTH - LEFT - RIGHT)
+        up = (y - y_min) / ((y_max - y_min) or 1) * (HEIGHT - TOP - BOTTOM)
+        return LEFT + right, HEIGHT - BOTTOM - up
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
     for y in ys:
-        _, height = place(left, y)
-        words = f"{y:.0%}" if percent and (ys[1] - ys[0]) >= 0.01 else f"{y:.1%}" if percent else f"{y:.4g}"
-        ends = f'x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"'
+        _, top = pixel(x_min, y)
+        text = f"{y:.0%}" if percent and (ys[1] - ys[0]) >= 0.01 else f"{y:.1%}" if percent else f"{y:.4g}"
+        ends = f'x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{top:.1f}" y2="{top:.1f}"'
         parts.append(f'<line class="grid" {ends}/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{height + 4:.1f}" text-anchor="end">{words}</text>')
-    for x in (x for x in xs if left <= x <= right):
-        across, _ = place(x, low)
-        parts.append(f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{x:g}</text>')
+        parts.append(f'<text x="{LEFT - 7}" y="{top + 4:.1f}" text-anchor="end">{text}</text>')
+    for x in (x for x in xs if x_min <= x <= x_max):
+        left, _ = pixel(x, y_min)
+        parts.append(f'<text x="{left:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{x:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
-    for number, line in enumerate(kept):
-        parts.append(_path(line, number, [place(x, y) for x, y in line.points]))
-    return Markup("".join(parts) + "</svg>")
+    for number, line in enumerate(series):
+        parts.append(_path(line, number, [pixel(x, y) for x, y in line.points]))
+    return "".join(parts) + "</svg>"
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round values, 1, 2 or 5 times a power of ten apart, that span a range."""
-    step = 10 ** math.floor(math.log10((high - low) / most))
-    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= most)
+def ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """Round values that span a range, 1, 2 or 5 times a power of ten apart, in at most `count` steps."""
+    step = 10 ** math.floor(math.log10((high - low) / count))
+    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
@@ -66,11 +65,11 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - margin, high + margin)
 
 
-def _path(line: Line, number: int, places: Sequence[tuple[float, float]]) -> str:
-    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    shown = f'<polyline class="line c{number}" points="{corners}"/>'
-    if line.dots or len(places) == 1:
-        for (x, y), (at, value) in zip(places, line.points, strict=True):
-            told = f"<title>{escape(line.name)} {value:.4g} at {at:g}</title>"
-            shown += f'<circle class="c{number}" cx="{x:.1f}" cy="{y:.1f}" r="3">{told}</circle>'
-    return shown
+def _path(line: Line, number: int, pixels: Sequence[tuple[float, float]]) -> str:
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
+    path = f'<polyline class="line c{number}" points="{corners}"/>'
+    if line.dots or len(pixels) == 1:
+        for (left, top), (x, y) in zip(pixels, line.points, strict=True):
+            title = f"<title>{escape(line.name)} {y:.4g} at {x:g}</title>"
+            path += f'<circle class="c{number}" cx="{left:.1f}" cy="{top:.1f}" r="3">{title}</circle>'
+    return path

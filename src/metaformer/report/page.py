@@ -1,87 +1,127 @@
-"""Pieces of a run's page: charts, images, settings."""
+"""Report page of a run: its frame, which is the same for every task."""
 
-import base64
-import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from metaformer.config import TrainConfig
+from metaformer.report.blocks import Section
 from metaformer.report.chart import Line, line_chart
 from metaformer.serialize import to_dict
 
 Log = list[dict[str, Any]]
-Chart = tuple[str, list[str], Any]
-"""Its title, the names of its lines where there are several, and its drawing."""
+"""Lines of metrics.jsonl."""
+Tile = tuple[str, str]
+"""A number and what it is."""
+Chart = tuple[str, list[str], str]
+"""Title, names of the lines where there are several, and SVG."""
 
 
-def charts(log: Log, metric: str, title: str, by: str = "epoch") -> list[Chart]:
-    """The figure by which the best weights are chosen, the losses, and the learning rate.
+@dataclass(frozen=True)
+class TaskReport:
+    """What a task's report puts on the page."""
+
+    metrics: Mapping[str, str]
+    """Titles of the metrics at the top, by name; the run's own metric is also charted."""
+    counts: Mapping[str, int]
+    """Sizes of the validation set, such as `images`."""
+    sections: Sequence[Section]
+    preprocess: str
+    commands: str
+    """Shell commands that use the checkpoint BEST."""
+    python: str
+    """The same in Python."""
+    input_size: str = ""
+    """Size of training images, for the subtitle."""
+
+
+def render(
+    report: TaskReport,
+    state: Mapping[str, Any],
+    config: TrainConfig,
+    log: Log,
+    best: Path,
+    hidden: Collection[str],
+    footer: str,
+) -> str:
+    """The page as HTML without scripts or links to other files.
 
     Args:
-        log: lines of metrics.jsonl.
-        metric: what the log calls the figure.
-        title: what people call it.
-        by: what it is drawn over, `epoch` or `step`.
+        report: what the task shows.
+        state: of the best checkpoint.
+        config: the run's configuration.
+        log: the run's log.
+        best: the best checkpoint.
+        hidden: sections of the configuration that are for other tasks.
+        footer: last line.
     """
+    from jinja2 import Environment, PackageLoader
+
+    pages = Environment(loader=PackageLoader("metaformer", "report"), autoescape=True, trim_blocks=True)
+    card, unit = state["card"], "epoch" if config.schedule.steps is None else "step"
+    return pages.get_template("page.html.jinja").render(
+        subtitle=f"{card['name']} on {config.data.root}: {len(card['classes'])} classes{report.input_size}",
+        title=best.parent.resolve().name,
+        report=report,
+        tiles=tiles(report, state, log, unit),
+        charts=charts(log, state["metric"], report.metrics[state["metric"]], unit),
+        usage=[text.replace("BEST", str(best)) for text in (report.commands, report.python)],
+        best=best,
+        settings=settings(config, hidden),
+        footer=footer,
+    )
+
+
+def tiles(report: TaskReport, state: Mapping[str, Any], log: Log, unit: str) -> list[Tile]:
+    """The numbers at the top: metrics, throughput, validation data, and when the best weights were."""
+    metrics = [
+        (f"{value:.4f}" if name == "loss" else f"{value:.2%}", f"validation {report.metrics[name]}")
+        for name, value in state["metrics"].items()
+        if name in report.metrics
+    ]
+    rates = sorted(line["images_per_second"] for line in log if "images_per_second" in line)
+    throughput = [(f"{rates[len(rates) // 2]:,.0f}", "training images per second")] if rates else []
+    counts = [(f"{count:,}", f"validation {name}") for name, count in report.counts.items()]
+    return [*metrics, *throughput, *counts, (f"{state[unit]:,}", f"{unit} of the best weights")]
+
+
+def charts(log: Log, metric: str, title: str, unit: str) -> list[Chart]:
+    """Validation metric over epochs or steps, losses, and learning rate."""
     train = [line for line in log if line["kind"] == "train"]
     evals = [line for line in log if line["kind"] == "eval"]
-    held_out = [(line["step"], line["loss"]) for line in evals if "loss" in line]
-    loss = [Line("training", [(line["step"], line["loss"]) for line in train])]
-    loss += [Line("held out", held_out, dots=True)] if held_out else []
-    scores = Line(title, [(line[by], line[metric]) for line in evals if metric in line], dots=True)
+    losses = [Line("training", [(line["step"], line["loss"]) for line in train])]
+    if validation := [(line["step"], line["loss"]) for line in evals if "loss" in line]:
+        losses.append(Line("validation", validation, dots=True))
+    scores = Line(title, [(line[unit], line[metric]) for line in evals if metric in line], dots=True)
     rates = Line("learning rate", [(line["step"], line["lr"]) for line in train])
-    names = [line.name for line in loss] if len(loss) > 1 else []
+    key = [line.name for line in losses] if len(losses) > 1 else []
     return [
-        (f"Held-out {title}", [], line_chart([scores], by, percent=True, label=title)),
-        ("Loss", names, line_chart(loss, "step", label="loss")),
+        (f"Validation {title}", [], line_chart([scores], unit, percent=True, label=title)),
+        ("Loss", key, line_chart(losses, "step", label="loss")),
         ("Learning rate", [], line_chart([rates], "step", label="learning rate")),
     ]
-
-
-def rate(log: Log) -> list[tuple[str, str]]:
-    """The middle one of the logged training rates, as a figure; none of a log without any."""
-    rates = [line["images_per_second"] for line in log if "images_per_second" in line]
-    return [(f"{sorted(rates)[len(rates) // 2]:,.0f}", "training images a second")] if rates else []
-
-
-def address(image: Image.Image, quality: int = 88) -> str:
-    """An image as a data address, which needs no file beside the page."""
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def rgb(color: Sequence[int]) -> str:
-    """A color as the page's style wants it."""
-    return f"rgb({color[0]} {color[1]} {color[2]})"
 
 
 def settings(
     config: TrainConfig, hidden: Collection[str] = ()
 ) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-    """Fields of a run by section, each with its value and whether that is another than the default.
-
-    Args:
-        config: the run.
-        hidden: sections that are for other tasks.
-    """
-    ours, default = to_dict(config), to_dict(TrainConfig())
+    """Fields by section: name, value, and whether it differs from the default; without `hidden` sections."""
+    values, default = to_dict(config), to_dict(TrainConfig())
     sections: dict[str, list[tuple[str, str, bool]]] = {"run": []}
-    for name, value in ours.items():
+    for name, value in values.items():
         if name in hidden:
             continue
         if isinstance(value, dict):
-            sections[name] = [(key, _shown(v), v != default[name][key]) for key, v in value.items()]
+            sections[name] = [(key, _text(v), v != default[name][key]) for key, v in value.items()]
         else:
-            sections["run"].append((name, _shown(value), value != default[name]))
+            sections["run"].append((name, _text(value), value != default[name]))
     return list(sections.items())
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None or value == {}:
         return "–"
     if isinstance(value, list | tuple):
-        return ", ".join(_shown(item) for item in value)
+        return ", ".join(_text(item) for item in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -17,7 +17,7 @@ from metaformer.data.sampler import PureSampler
 from metaformer.distributed import World
 from metaformer.errors import ConfigError
 from metaformer.models.base import autocast
-from metaformer.report.page import Log
+from metaformer.report.page import TaskReport
 from metaformer.tasks.check import CheckReport
 from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.stream import ImageList
@@ -267,7 +267,7 @@ class TaskSpec:
     title: str
     """What people call it, such as "object detection"."""
     folder: str
-    """Its folder in `metaformer.tasks`, which holds `report.html.jinja`."""
+    """Its folder in `metaformer.tasks`."""
     section: str
     """The section of `TrainConfig` that only this task reads."""
     unused: Mapping[str, Any] = field(default_factory=dict)
@@ -290,8 +290,8 @@ class TaskSpec:
     """(LoadedModel, batch_size=, workers=, **options) to a predictor."""
     write: Callable[..., Iterator[str]]
     """(predictions, out, LoadedModel, **options): write files; yields lines to print."""
-    report: Callable[[dict[str, Any], TrainConfig, Log], dict[str, Any]]
-    """A best checkpoint's state, its configuration and the log to the values of `report.html.jinja`."""
+    report: Callable[[Mapping[str, Any], TrainConfig], TaskReport]
+    """A best checkpoint's state and its configuration to what the report page shows."""
     check_data: Callable[..., CheckReport]
     """(root, splits, workers=, **options): all that is wrong with a data set."""
     recognize: Callable[[str | Path], int]

@@ -1,75 +1,146 @@
-"""What a model says about its weights and their preprocessing, in timm's words."""
+"""Model cards: `pretrained_cfg` in timm's terms, and the `config.json` beside saved weights."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata
 from typing import Any
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.models.detection.config import DetectorConfig
-from metaformer.models.segmentation.config import SegmenterConfig
-from metaformer.weights.detection_sources import DetectionSource
-from metaformer.weights.segmentation_sources import SegmentationSource
-from metaformer.weights.sources import IMAGENET_MEAN, IMAGENET_STD, Source
+from metaformer.backbones.variants import VARIANTS
+from metaformer.errors import ConfigError, UnknownName
+from metaformer.models.build import DENSE_KINDS, NetworkConfig, kind_of
+from metaformer.weights.sources import Source
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def pretrained_cfg(name: str, config: MetaFormerConfig, source: Source | None) -> dict[str, Any]:
-    """Describe a model, with these weights or none, as timm's dictionary does."""
-    classifier = "head.fc.fc2" if config.head == "pool_norm_mlp" else "head.fc"
+def pretrained_cfg(name: str, config: NetworkConfig, source: Source | None) -> dict[str, Any]:
+    """Describe a network, with these published weights or none, in timm's terms."""
+    backbone = config if isinstance(config, MetaFormerConfig) else config.backbone
     card: dict[str, Any] = {
         "url": "",
         "architecture": name,
         "tag": "",
         "num_classes": config.num_classes,
-        "input_size": (config.in_chans, *config.image_size),
-        "pool_size": config.grid(config.stages - 1),
-        "crop_pct": 0.9,
-        "crop_mode": "center",
-        "interpolation": "bicubic",
+        "input_size": (3 if backbone is None else backbone.in_chans, *config.image_size),
+    }
+    if isinstance(config, MetaFormerConfig):
+        card |= {
+            "pool_size": config.grid(config.stages - 1),
+            "crop_pct": 0.9,
+            "crop_mode": "center",
+            "interpolation": "bicubic",
+        }
+        first_conv = "stem.conv"
+        classifier = "head.fc.fc2" if config.head == "pool_norm_mlp" else "head.fc"
+    else:
+        first_conv, classifier = "backbone.stem.conv", config.classifier
+    card |= {
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
-        "first_conv": "stem.conv",
+        "first_conv": first_conv,
         "classifier": classifier,
         "license": "apache-2.0",
     }
     if source is not None:
-        card |= source.pretrained_cfg(classifier)
+        card |= {
+            "url": source.url,
+            "tag": source.tag,
+            "num_classes": source.num_classes,
+            "input_size": (3, *source.image_size),
+            "license": source.license,
+        }
+        if source.data:
+            card["data"] = source.data
+        else:
+            card |= {"crop_pct": source.crop_pct, "interpolation": source.interpolation}
     return card
 
 
-def segmenter_cfg(name: str, config: SegmenterConfig, source: SegmentationSource | None) -> dict[str, Any]:
-    """Describe a segmentation network, with these weights or none, in the same words."""
-    channels = 3 if config.backbone is None else config.backbone.in_chans
-    card: dict[str, Any] = {
-        "url": "",
-        "architecture": name,
-        "tag": "",
-        "num_classes": config.num_classes,
-        "input_size": (channels, 512, 512),
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "backbone.stem.conv",
-        "classifier": "head.classifier",
-        "license": "apache-2.0",
-    }
-    if source is not None:
-        card |= source.pretrained_cfg()
+def model_card(
+    name: str,
+    config: NetworkConfig,
+    pretrained_cfg: Mapping[str, Any],
+    out_indices: tuple[int, ...] | None = None,
+) -> dict[str, Any]:
+    """The content of `config.json`, from which `read_config` makes the configuration again.
+
+    Args:
+        name: of the architecture.
+        config: of the network.
+        pretrained_cfg: what is known of its weights.
+        out_indices: the stages whose outputs a backbone returns.
+
+    Raises:
+        ConfigError: a mixer without a registered name, or a backbone that is a module.
+    """
+    kind = kind_of(config)
+    card: dict[str, Any] = {"library_name": "metaformer", "version": metadata.version("metaformer")}
+    if kind is not None:
+        card["task"] = kind.task
+    card |= {"architecture": name, "config": config.to_dict(), "pretrained_cfg": dict(pretrained_cfg)}
+    if kind is None:
+        card["out_indices"] = None if out_indices is None else list(out_indices)
     return card
 
 
-def detector_cfg(name: str, config: DetectorConfig, source: DetectionSource | None) -> dict[str, Any]:
-    """Describe a detector, with these weights or none, in the same words."""
-    channels = 3 if config.backbone is None else config.backbone.in_chans
-    retina = config.kind == "retinanet"
-    card: dict[str, Any] = {
-        "url": "",
-        "architecture": name,
-        "tag": "",
-        "num_classes": config.num_classes,
-        "input_size": (channels, 800, 1333),
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "first_conv": "backbone.stem.conv",
-        "classifier": "head.classification_head.cls_logits" if retina else "box_predictor.cls_score",
-        "license": "apache-2.0",
-    }
-    if source is not None:
-        card |= source.pretrained_cfg()
-    return card
+def read_config(card: Mapping[str, Any]) -> NetworkConfig:
+    """The network that a `config.json` of this library, of timm or of transformers describes.
+
+    Raises:
+        ConfigError: it describes none of ours, or one of an earlier development version.
+    """
+    if isinstance(card.get("config"), Mapping):
+        types = {kind.task: kind.config for kind in DENSE_KINDS}
+        config_type = types.get(card.get("task", ""), MetaFormerConfig)
+        try:
+            config: NetworkConfig = config_type.from_dict(dict(card["config"]))
+        except UnknownName as error:
+            if "version" in card:
+                raise
+            raise ConfigError(
+                f"written by a development version before 0.1.0 ({error}): build the network by its name and "
+                "load the weights beside it (checkpoint_path=)"
+            ) from error
+        return config
+    if card.get("model_type") == "poolformer":
+        return _from_transformers(card)
+    name = str(card.get("architecture", ""))
+    if name not in VARIANTS:
+        raise ConfigError(f"architecture {name!r} is none of this library's")
+    return replace(VARIANTS[name], num_classes=int(card.get("num_classes", 1000)))
+
+
+def _from_transformers(card: Mapping[str, Any]) -> MetaFormerConfig:
+    """`PoolFormerConfig` in our fields; what it does not write has its default."""
+    patches, strides, padding = (
+        tuple(card.get(name, default))
+        for name, default in (
+            ("patch_sizes", (7, 3, 3, 3)),
+            ("strides", (4, 2, 2, 2)),
+            ("padding", (2, 1, 1, 1)),
+        )
+    )
+    if any(len(set(values[1:])) > 1 for values in (patches, strides, padding)):
+        raise ConfigError("patch_sizes, strides and padding must be the same from the second stage on")
+    dims = tuple(card.get("hidden_sizes", (64, 128, 320, 512)))
+    scale = float(card.get("layer_scale_init_value", 1e-5)) if card.get("use_layer_scale", True) else None
+    return MetaFormerConfig(
+        depths=tuple(card.get("depths", (2, 2, 6, 2))),
+        dims=dims,
+        mlp_ratios=(float(card.get("mlp_ratio", 4.0)),) * len(dims),
+        mixers=(f"pooling(size={int(card.get('pool_size', 3))})",) * len(dims),
+        act=str(card.get("hidden_act", "gelu")),
+        layer_scale=(scale,) * len(dims),
+        res_scale=(None,) * len(dims),
+        pos_embed=(False,) * len(dims),
+        downsamples=(True,) * (len(dims) - 1),
+        stem_kernel=patches[0],
+        stem_stride=strides[0],
+        stem_padding=padding[0],
+        down_kernel=patches[-1],
+        down_stride=strides[-1],
+        down_padding=padding[-1],
+        in_chans=int(card.get("num_channels", 3)),
+        num_classes=len(card["id2label"]) if "id2label" in card else int(card.get("num_labels", 2)),
+    )

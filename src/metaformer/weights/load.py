@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from metaformer.errors import ConfigError, WeightsError
-from metaformer.weights.fit import Classifier, Fit, GridPolicy
+from metaformer.weights.fit import Classifier as Classifier
+from metaformer.weights.fit import Fit, GridPolicy
 from metaformer.weights.io import StateFile, read_state, unwrap
 from metaformer.weights.keymap import Renamed, to_ours
 from metaformer.weights.positions import BACKBONE

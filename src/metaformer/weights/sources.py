@@ -1,18 +1,17 @@
-"""Every published checkpoint: address, hash, license, preprocessing and accuracy, as data."""
+"""Every published checkpoint: address, hash, license, preprocessing and metrics, as data."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from metaformer.errors import UnknownName, WeightsError
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 POOLFORMER_RELEASE = "https://github.com/sail-sg/poolformer/releases/download/v1.0"
 BASELINES_FILES = "https://huggingface.co/sail/dl/resolve/main"
 CYCLEMLP_RELEASE = "https://github.com/ShoufaChen/CycleMLP/releases/download/v0.1"
-MMPRETRAIN_FILES = "https://download.openmmlab.com/mmclassification/v0/poolformer"
+OPENMMLAB_FILES = "https://download.openmmlab.com"
+DRIVE = "https://drive.usercontent.google.com/download?id={id}&export=download&confirm=t"
+"""Direct download of a file of Google Drive, without the page in front of it; no hashes were published."""
 SIZES = ("s12", "s24", "s36", "m36", "m48")
-CONV_SIZES = ("s18", "s36", "m36", "b36")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,25 +19,27 @@ class Source:
     """One published file of weights."""
 
     model: str
-    """The variant that the weights are for."""
+    """Name of the network: a variant, `semantic_fpn_VARIANT`, `mask_rcnn_VARIANT`, …"""
     tag: str
-    """What tells these weights from others of the same variant; timm's tag where it has one."""
+    """What distinguishes these weights from others of the same network; timm's tag where it has one."""
     url: str
     """Where the file is published."""
     format: str
-    """Its key names, a key of `metaformer.weights.keymap.FORMATS`."""
-    top1: float | None = None
-    """Published ImageNet-1K accuracy in per cent; None for the 21,841-class weights."""
-    top5: float | None = None
-    """Published top-5 accuracy in per cent, where one is given."""
+    """Its key names, a key of `metaformer.weights.formats.FORMATS`."""
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Published metrics in per cent: `top1` and `top5` on ImageNet-1K, `miou`, `box_ap`, `mask_ap`."""
+    filename: str = ""
+    """The file's name, where the address does not end in it."""
     sha256: str = ""
     """First digits of the file's SHA-256, where its name carries them."""
     license: str = "apache-2.0"
     """SPDX name, in lower case."""
+    data: str = ""
+    """Data set whose classes the network has, where it is not ImageNet."""
     num_classes: int = 1000
-    """Outputs of its classifier."""
-    image_size: int = 224
-    """Height and width that it was evaluated at."""
+    """Number of those classes."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width of the input; of a detector, shorter side and largest longer side."""
     crop_pct: float = 1.0
     """Share of the resized image that the center crop keeps; the shorter edge is image_size / crop_pct."""
     interpolation: str = "bicubic"
@@ -48,37 +49,19 @@ class Source:
 
     @property
     def name(self) -> str:
-        """`model.tag`, as `create_model` takes it."""
+        """`model.tag`, as the `create_*` functions take it."""
         return f"{self.model}.{self.tag}"
 
     @property
     def file(self) -> str:
-        """The published file's name; Hugging Face's all have the same, so theirs carries the repository's."""
+        """The file's name; Hugging Face's are all the same, so theirs is preceded by the repository's."""
         repository, last = self.url.split("/")[-4], self.url.split("/")[-1]
-        return last if last != "model.safetensors" else f"{repository}_{last}"
+        return self.filename or (last if last != "model.safetensors" else f"{repository}_{last}")
 
     @property
     def original(self) -> str:
         """The name that the original repository gives to these weights."""
         return self.file.removesuffix(".tar").removesuffix(".pth").removesuffix("_model.safetensors")
-
-    def pretrained_cfg(self, classifier: str = "head.fc") -> dict[str, Any]:
-        """The same as a dictionary in timm's words."""
-        return {
-            "url": self.url,
-            "architecture": self.model,
-            "tag": self.tag,
-            "num_classes": self.num_classes,
-            "input_size": (3, self.image_size, self.image_size),
-            "crop_pct": self.crop_pct,
-            "crop_mode": "center",
-            "interpolation": self.interpolation,
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-            "first_conv": "stem.conv",
-            "classifier": classifier,
-            "license": self.license,
-        }
 
 
 # model: top-1 (README), top-1 and top-5 to two digits (mmpretrain), and the hash in mmpretrain's file name
@@ -123,6 +106,26 @@ CONV_BASELINES: dict[str, tuple[float | None, ...]] = {
     "caformer_m36": (85.2, 86.2, 86.6, 87.5, None),
     "caformer_b36": (85.5, 86.4, 87.4, 88.1, None),
 }
+# size: time and hash in the file's name, mIoU with and without rounding the image's sides up to multiples
+# of 32 (mmsegmentation's README, 2022), and what PoolFormer's authors report for their own training
+SEMANTIC_FPN = {
+    "s12": ("20220501_115154", "b5aa2f49", 37.07, 36.68, 37.2),
+    "s24": ("20220503_222049", "394a7cf7", 40.36, 40.12, 40.3),
+    "s36": ("20220501_151122", "b47e607d", 41.81, 41.61, 42.0),
+    "m36": ("20220501_164230", "3dc83921", 42.35, 41.95, 42.4),
+    "m48": ("20220504_003923", "64168d3b", 42.76, 42.43, 42.7),
+}
+# file (README of PoolFormer's detection) and average precision (paper, table 3) of boxes: mean, at IoU .5, at
+# IoU .75, for RetinaNet also of small, medium and large objects; and of masks
+DETECTORS: dict[tuple[str, str], tuple[str, tuple[float, ...], tuple[float, ...]]] = {
+    ("retinanet", "s12"): ("1GKx4jbxdO4ClagPXXt7CoomrV4pOpqul", (36.2, 56.2, 38.2, 20.8, 39.1, 48.0), ()),
+    ("retinanet", "s24"): ("1EjsWpdopem-xeLndPQnQcHp8aoEUHQXR", (38.9, 59.7, 41.3, 23.3, 42.1, 51.8), ()),
+    ("retinanet", "s36"): ("1EgJDCg7LXXnHdGdJaHyEnoBPm-fNG2bt", (39.5, 60.5, 41.8, 22.5, 42.9, 52.4), ()),
+    ("mask_rcnn", "s12"): ("1-GSkqaS3SovfCVDsH8CzS1DikPX3cFTY", (37.3, 59.0, 40.1), (34.6, 55.8, 36.9)),
+    ("mask_rcnn", "s24"): ("10Br62EU-VErQq6rP67sf4qXJIBLOnmLT", (40.1, 62.2, 43.4), (37.0, 59.1, 39.6)),
+    ("mask_rcnn", "s36"): ("1LyJxcO0fw2hwZg9Z--Zbjbw3W7U4JyqT", (41.0, 63.1, 44.8), (37.7, 60.1, 40.0)),
+}
+AP = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 RANDOM_NOTE = "the frozen random matrices belong to 14×14 and 7×7 positions: 224×224 pixels"
 
 
@@ -134,7 +137,7 @@ def _poolformer() -> Iterator[Source]:
             tag="sail_in1k",
             url=f"{POOLFORMER_RELEASE}/{model}.pth.tar",
             format="poolformer",
-            top1=top1,
+            metrics={"top1": top1},
             crop_pct=0.9 if small else 0.95,
         )
         yield Source(
@@ -142,18 +145,17 @@ def _poolformer() -> Iterator[Source]:
             tag="sail_in1k_hf",
             url=f"https://huggingface.co/sail/{model}/resolve/main/model.safetensors",
             format="huggingface",
-            top1=top1,
+            metrics={"top1": top1},
             crop_pct=0.9 if small else 0.95,
             notes="the same weights under Hugging Face's names",
         )
         yield Source(
             model=model,
             tag="mmpretrain_in1k",
-            url=f"{MMPRETRAIN_FILES}/poolformer-{size}_3rdparty_32xb128_in1k_20220414-{sha}.pth",
+            url=f"{OPENMMLAB_FILES}/mmclassification/v0/poolformer/poolformer-{size}_3rdparty_32xb128_in1k_20220414-{sha}.pth",
             format="mmpretrain",
             sha256=sha,
-            top1=top1_two_digits,
-            top5=top5,
+            metrics={"top1": top1_two_digits, "top5": top5},
             crop_pct=224 / (248 if small else 236),
             notes="the same weights under mmpretrain's names; the shorter edge is 248 (S) or 236 (M) pixels",
         )
@@ -163,7 +165,7 @@ def _poolformer() -> Iterator[Source]:
             tag="sail_in1k",
             url=f"{POOLFORMER_RELEASE}/{file}.pth.tar",
             format="poolformer",
-            top1=top1,
+            metrics={"top1": top1},
             crop_pct=crop,
         )
 
@@ -175,7 +177,7 @@ def _cyclemlp() -> Iterator[Source]:
             tag="in1k",
             url=f"{CYCLEMLP_RELEASE}/CycleMLP_{size.upper()}.pth",
             format="cyclemlp",
-            top1=top1,
+            metrics={"top1": top1},
             license="mit",
             crop_pct=0.875,
             notes="evaluated after a resize to 256 pixels, whatever the code's default_cfg says",
@@ -190,7 +192,7 @@ def _baselines() -> Iterator[Source]:
                 tag="sail_in1k",
                 url=f"{BASELINES_FILES}/{family}/{family}_{size}.pth",
                 format="baselines",
-                top1=top1,
+                metrics={"top1": top1},
                 notes=RANDOM_NOTE if family == "randformer" else "",
             )
     for model, by_recipe in CONV_BASELINES.items():
@@ -200,26 +202,69 @@ def _baselines() -> Iterator[Source]:
                 tag=tag,
                 url=f"{BASELINES_FILES}/{model.split('_')[0]}/{model}{suffix}.pth",
                 format="baselines",
-                top1=accuracy,
+                metrics={} if accuracy is None else {"top1": accuracy},
                 num_classes=21841 if accuracy is None else 1000,
-                image_size=pixels,
+                image_size=(pixels, pixels),
             )
 
 
+def _segmenters() -> Iterator[Source]:
+    for size, (time, sha, miou, unrounded, paper) in SEMANTIC_FPN.items():
+        run = f"fpn_poolformer_{size}_8x4_512x512_40k_ade20k"
+        yield Source(
+            model=f"semantic_fpn_poolformer_{size}",
+            tag="mmseg_ade20k",
+            url=f"{OPENMMLAB_FILES}/mmsegmentation/v0.5/poolformer/{run}/{run}_{time}-{sha}.pth",
+            format="mmsegmentation",
+            metrics={"miou": miou, "miou_unrounded": unrounded, "miou_paper": paper},
+            sha256=sha,
+            data="ade20k",
+            num_classes=150,
+            image_size=(512, 512),
+        )
+
+
+def _detectors() -> Iterator[Source]:
+    for (kind, size), (file, *precision) in DETECTORS.items():
+        model = f"{kind}_poolformer_{size}"
+        named = {
+            f"{of}_{name}": value
+            for of, values in zip(("box", "mask"), precision, strict=True)
+            for name, value in zip(AP, values, strict=False)
+        }
+        yield Source(
+            model=model,
+            tag="sail_coco_1x",
+            url=DRIVE.format(id=file),
+            filename=f"{model}_fpn_1x_coco.pth",
+            format="mmdetection",
+            metrics=named,
+            data="coco",
+            num_classes=80,
+            image_size=(800, 1333),
+        )
+
+
 SOURCES: dict[str, Source] = {
-    source.name: source for table in (_poolformer, _cyclemlp, _baselines) for source in table()
+    source.name: source
+    for table in (_poolformer, _cyclemlp, _baselines, _segmenters, _detectors)
+    for source in table()
 }
 """All sources by `model.tag`; the first of a model is what its bare name means."""
 
 ALIASES: dict[str, str] = {
-    **{source.original: source.name for source in SOURCES.values() if source.original != source.model},
+    **{
+        source.original: source.name
+        for source in SOURCES.values()
+        if not source.data and source.original != source.model
+    },
     **{f"CycleMLP_{size}": f"cyclemlp_{size[0]}" for size in ("tiny", "small", "base")},
 }
-"""The names of the original repositories, `caformer_s18_384_in21ft1k`, to ours."""
+"""Names of the original repositories (`caformer_s18_384_in21ft1k`) to ours."""
 
 
 def tags(model: str) -> list[str]:
-    """The tags of a variant's published weights, the default first."""
+    """Tags of a network's published weights, the default first."""
     return [source.tag for source in SOURCES.values() if source.model == model]
 
 
@@ -240,9 +285,9 @@ def find_source(name: str) -> Source:
     known = tags(model)
     if not known:
         raise WeightsError(
-            f"{model}: no weights were published for it; train it, or give a file of weights "
-            "(checkpoint_path=, --checkpoint). "
-            f"Published: {', '.join(dict.fromkeys(source.model for source in SOURCES.values()))}"
+            f"{model}: no weights were published for it; train it, give a file of weights (checkpoint_path=, "
+            "--checkpoint), or start from those of its backbone (backbone_pretrained=True). Published: "
+            + ", ".join(dict.fromkeys(source.model for source in SOURCES.values()))
         )
     if tag and tag not in known:
         raise UnknownName(f"weights of {model}", tag, known)

@@ -119,7 +119,7 @@ def test_cycle_mlp_on_small_and_large_maps(options: str, size: tuple[int, int]) 
 @pytest.mark.parametrize("mixer", list(MIXERS))
 @pytest.mark.parametrize("batch", [0, 1, 5])
 def test_samples_in_parts(mixer: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folded_block, "AT_ONCE", 2 * GRID[0] * GRID[1] * 3 * DIM)
+    monkeypatch.setattr(folded_block, "CHUNK_ELEMENTS", 2 * GRID[0] * GRID[1] * 3 * DIM)
     check(made(mixers=(mixer,)), torch.float32, batch)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from metaformer.deploy.folded.conv import FoldedConv, FoldedDepthwise, folded_conv, packable
+from metaformer.deploy.folded.conv import FoldedConv, FoldedDepthwise, can_fold, fold_conv
 
 CONVS = {
     "strided": nn.Conv2d(3, 8, 7, 4, 2),
@@ -18,7 +18,7 @@ CONVS = {
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_is_the_convolution_whatever_came_before(name: str, dtype: torch.dtype, tolerance: float) -> None:
     conv = copy.deepcopy(CONVS[name])
-    folded = folded_conv(conv).to(dtype)
+    folded = fold_conv(conv).to(dtype)
     conv = copy.deepcopy(conv).double()
     with torch.inference_mode():
         for size in (16, 16, 16, 20, 16, 20, 20, 0):
@@ -28,15 +28,15 @@ def test_is_the_convolution_whatever_came_before(name: str, dtype: torch.dtype, 
             torch.testing.assert_close(folded(x).double(), conv(x.double()), rtol=tolerance, atol=tolerance)
 
 
-def test_only_the_last_layout_is_kept_and_new_weights_are_seen() -> None:
+def test_only_the_last_layout_is_cache_and_new_weights_are_seen() -> None:
     folded = FoldedConv(nn.Conv2d(3, 4, 3)).requires_grad_(False)
     images = [torch.randn(1, 3, size, size) for size in (8, 8, 9, 9)]
     for x in images:
         folded(x)
-    assert len(folded._kept) == 1
+    assert len(folded._cache) == 1
     folded.load_state_dict({"weight": torch.ones(4, 3, 3, 3), "bias": torch.zeros(4)})
     torch.testing.assert_close(folded(images[-1])[0, 0, 0, 0], images[-1][0, :, :3, :3].sum())
-    assert copy.deepcopy(folded)._kept == {}
+    assert copy.deepcopy(folded)._cache == {}
 
 
 def test_a_star_relu_before_it() -> None:
@@ -44,11 +44,11 @@ def test_a_star_relu_before_it() -> None:
     for conv in (nn.Conv2d(16, 16, 7, padding=3, groups=16), nn.Conv2d(16, 4, 3)):
         with torch.inference_mode():
             wanted = conv(0.8 * x.relu().square() - 0.4)
-            torch.testing.assert_close(folded_conv(conv)(x, (0.8, -0.4)), wanted, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(fold_conv(conv)(x, (0.8, -0.4)), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_wide_ones_of_each_channel_have_a_form_of_their_own() -> None:
-    assert isinstance(folded_conv(nn.Conv2d(16, 16, 7, padding=3, groups=16)), FoldedDepthwise)
+    assert isinstance(fold_conv(nn.Conv2d(16, 16, 7, padding=3, groups=16)), FoldedDepthwise)
     for other in (
         nn.Conv2d(16, 16, 7, padding=2, groups=16),
         nn.Conv2d(16, 16, 7, 2, padding=3, groups=16),
@@ -57,10 +57,10 @@ def test_wide_ones_of_each_channel_have_a_form_of_their_own() -> None:
         nn.Conv2d(16, 16, (7, 5), padding=(3, 2), groups=16),
         nn.Conv2d(16, 16, 7, padding=3, groups=8),
     ):
-        assert isinstance(folded_conv(other), FoldedConv)
+        assert isinstance(fold_conv(other), FoldedConv)
 
 
 def test_which_convolutions_it_stands_for() -> None:
-    assert packable(nn.Conv2d(3, 4, 3, padding=1)) and not packable(nn.ConvTranspose2d(3, 4, 3))
-    assert not packable(nn.Conv2d(3, 4, 3, padding="same"))
-    assert not packable(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))
+    assert can_fold(nn.Conv2d(3, 4, 3, padding=1)) and not can_fold(nn.ConvTranspose2d(3, 4, 3))
+    assert not can_fold(nn.Conv2d(3, 4, 3, padding="same"))
+    assert not can_fold(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))

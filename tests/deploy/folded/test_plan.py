@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaformer.deploy.folded.stage import Plan, record
+from metaformer.deploy.folded.stage import CapturedGraph, capture
 from metaformer.ops.attention import attention
 from metaformer.ops.layer_norm import layer_norm
 from metaformer.ops.native import library
@@ -27,8 +27,8 @@ def maps(batch: int = 2, **options: torch.dtype) -> Tensor:
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gives_what_the_calls_gave(dtype: torch.dtype) -> None:
-    plan = record(norms, maps(dtype=dtype))
-    assert isinstance(plan, Plan) and len(plan.calls) == 5
+    plan = capture(norms, maps(dtype=dtype))
+    assert isinstance(plan, CapturedGraph) and len(plan.calls) == 5
     results = []
     for _ in range(3):
         x = maps(dtype=dtype)
@@ -42,15 +42,15 @@ def test_gives_what_the_calls_gave(dtype: torch.dtype) -> None:
 def test_maps_that_are_not_needed_at_once_share_memory() -> None:
     x = maps()
     for times in (4, 12):
-        plan = record(lambda x, times=times: norms(x, times), x)
+        plan = capture(lambda x, times=times: norms(x, times), x)
         assert plan is not None
-        rooms = {room.data_ptr(): room.nbytes for room in plan.held}
+        rooms = {room.data_ptr(): room.nbytes for room in plan.owned}
         assert sum(rooms.values()) == 2 * x.nbytes
 
 
 @torch.inference_mode()
 def test_part_of_a_larger_tensor_is_read_where_it_lies() -> None:
-    plan = record(norms, maps(5)[1:3])
+    plan = capture(norms, maps(5)[1:3])
     assert plan is not None
     x = maps(7)
     torch.testing.assert_close(plan(x[3:5]), norms(x[3:5]), rtol=0, atol=0)
@@ -58,12 +58,12 @@ def test_part_of_a_larger_tensor_is_read_where_it_lies() -> None:
 
 @torch.inference_mode()
 def test_what_pytorch_computes_is_not_lost() -> None:
-    assert record(lambda x: norms(x) + 1, maps()) is None
-    assert record(lambda x: norms(x * 2), maps()) is None
-    assert record(lambda x: norms(x).relu_(), maps()) is None
-    assert record(lambda x: x, maps()) is None
+    assert capture(lambda x: norms(x) + 1, maps()) is None
+    assert capture(lambda x: norms(x * 2), maps()) is None
+    assert capture(lambda x: norms(x).relu_(), maps()) is None
+    assert capture(lambda x: x, maps()) is None
     whole = torch.randn(2, 7, 3, 1, 20)  # a head of 20 channels has no kernel
-    assert record(lambda x: attention(whole), maps()) is None
+    assert capture(lambda x: attention(whole), maps()) is None
 
 
 @torch.inference_mode()
@@ -73,7 +73,7 @@ def test_weights_live_as_long_as_the_plan() -> None:
 
     weights = [torch.full((32,), 3.0), torch.full((32,), 4.0)]
     x = maps()
-    wanted, plan = weighed(x), record(weighed, x)
+    wanted, plan = weighed(x), capture(weighed, x)
     assert plan is not None
     weights.clear()
     _ = [torch.zeros(32) for _ in range(100)]  # whoever gets freed memory writes it
@@ -82,7 +82,7 @@ def test_weights_live_as_long_as_the_plan() -> None:
 
 @torch.inference_mode()
 def test_threads_take_turns() -> None:
-    plan = record(norms, maps())
+    plan = capture(norms, maps())
     assert plan is not None
     wrong: list[float] = []
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import metaformer
-from metaformer.deploy.folded.stage import Chain
+from metaformer.deploy.folded.stage import ReplayableStage
 from metaformer.ops.native import library
 
 pytestmark = pytest.mark.skipif(
@@ -23,12 +23,12 @@ def optimized(
     return model, metaformer.optimize(model, dtype=dtype)
 
 
-def chains(network: nn.Module) -> list[Chain]:
-    return [module for module in network.modules() if isinstance(module, Chain)]
+def chains(network: nn.Module) -> list[ReplayableStage]:
+    return [module for module in network.modules() if isinstance(module, ReplayableStage)]
 
 
 def planned(network: nn.Module) -> list[bool]:
-    return [any(plan is not None for plan in chain._kept.values()) for chain in chains(network)]
+    return [any(plan is not None for plan in chain._cache.values()) for chain in chains(network)]
 
 
 def images(size: int = 64, batch: int = 1) -> torch.Tensor:
@@ -123,7 +123,7 @@ def test_a_chain_is_one_operation_of_a_graph() -> None:
     torch.testing.assert_close(torch.compile(network, backend=backend, fullgraph=True)(x), wanted)
     (graph,) = graphs
     called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-    assert sum("metaformer.chain" in name for name in called) == 4
+    assert sum("metaformer.replay_stage" in name for name in called) == 4
     assert not any("gelu" in name for name in called)
 
 
@@ -134,7 +134,7 @@ def test_the_operation_is_well_registered() -> None:
     with torch.inference_mode():
         x = torch.randn(1, 128, 6, 5).contiguous(memory_format=torch.channels_last)
     torch.library.opcheck(
-        torch.ops.metaformer.chain.default,
+        torch.ops.metaformer.replay_stage.default,
         (x.clone(), chain.number),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import metaformer
+from metaformer.deploy.optimize import network_outputs
 from metaformer.deploy.packaging.input_limits import limits_for
-from metaformer.deploy.packaging.package import Tensors, _exported, network_outputs, package
+from metaformer.deploy.packaging.package import OutputTuple, _exported, package
 from metaformer.deploy.packaging.packaged import Packaged, read_metadata
 from metaformer.errors import ConfigError, GridError, OptimizeError, OutputError, SizeError
 
@@ -33,7 +34,7 @@ def test_one_graph_for_batches_and_sizes(kind: str) -> None:
     network = metaformer.optimize(made(kind), sample=torch.randn(2, 3, 160, 160))
     limits = limits_for(network, (1, 16), (160, 512), None)
     with torch.no_grad():
-        graph = _exported(Tensors(network), limits).module()
+        graph = _exported(OutputTuple(network), limits).module()
         for shape in ((1, 3, 160, 160), (5, 3, 163, 258)):
             images = torch.randn(shape)
             for ours, theirs in zip(graph(images), network_outputs(network, images).values(), strict=True):

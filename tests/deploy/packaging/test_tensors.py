@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 import metaformer
-from metaformer.deploy.packaging.package import Tensors, named_tensors, network_outputs
+from metaformer.deploy.optimize import named_tensors, network_outputs
+from metaformer.deploy.packaging.package import OutputTuple
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
 
@@ -32,4 +33,4 @@ def test_networks_in_tensors() -> None:
     detector = metaformer.create_detector("retinanet", config, num_classes=3, fpn_dim=8).eval()
     names = list(network_outputs(detector, x))
     assert names == [f"{kind}.{level}" for kind in ("logits", "deltas") for level in range(5)]
-    assert len(Tensors(detector)(x)) == len(names)
+    assert len(OutputTuple(detector)(x)) == len(names)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from metaformer.deploy.packaging.input_limits import InputLimits
-from metaformer.deploy.packaging.package import compare, trial_images
+from metaformer.deploy.packaging.package import compare, trial_batches
 from metaformer.deploy.packaging.packaged import FORMAT, Packaged
 from metaformer.errors import OptimizeError
 
@@ -13,12 +13,12 @@ NOTES = {"format": FORMAT, "inputs": LIMITS.to_dict(), "outputs": ["output"]}
 
 def test_two_batches_of_two_sizes() -> None:
     network = nn.Conv2d(3, 4, 1)
-    first, second = trial_images(network, LIMITS, None)
+    first, second = trial_batches(network, LIMITS, None)
     assert first.shape == (1, 3, 64, 64) and second.shape == (3, 3, 69, 101)
     sample = torch.ones(20, 3, 128, 64)
-    first, second = trial_images(network, LIMITS, sample)
+    first, second = trial_batches(network, LIMITS, sample)
     assert first.shape == (8, 3, 128, 64) and second.shape == (3, 3, 69, 101)
-    first, _ = trial_images(network, LIMITS, torch.ones(2, 3, 32, 32))
+    first, _ = trial_batches(network, LIMITS, torch.ones(2, 3, 32, 32))
     assert first.shape == (1, 3, 64, 64)
 
 

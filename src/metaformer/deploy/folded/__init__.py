@@ -1,1 +1,1 @@
-"""Parts of a block for inference alone: constants folded into the weights, tokens last (B, H, W, C)."""
+"""Blocks and heads for inference: constants folded into the weights, tensors as (B, H, W, C)."""

@@ -1,4 +1,4 @@
-"""A whole block for inference."""
+"""Blocks for inference: token mixer and channel MLP, each with its norm, scale and residual folded in."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from metaformer.backbones.block import Block
 from metaformer.deploy.folded.linear import (
-    BareGroupNorm,
-    BareLayerNorm,
-    Shortcut,
-    folded,
-    kernel_options,
-    take_apart,
+    PlainGroupNorm,
+    PlainLayerNorm,
+    Residual,
+    fold_linear,
+    norm_options,
+    split_affine,
 )
 from metaformer.deploy.folded.mixers import (
     FoldedAttention,
@@ -36,142 +36,136 @@ from metaformer.ops.pool_norm import normalized
 from metaformer.ops.product import mlp
 
 Fold = Callable[..., nn.Module]
-"""Made from mixer, norm, the branch's scale and the shortcut."""
-
-
+"""From mixer, norm, the branch's scale and the residual to the folded mixer."""
 FOLDED: Final[dict[type[nn.Module], Fold]] = {
     Attention: FoldedAttention,
     CycleMLP: FoldedCycleMlp,
     Pooling: FoldedPooling,
     SepConv: FoldedSepConv,
 }
-"""Mixer -> its form here; others, and subclasses, stay as they are between norm and scale."""
-
-
-AT_ONCE: Final = 1 << 23
-"""Elements of the widest map that are worked on at once on a CPU: they bound the memory of a large batch."""
-
-
-EPILOGUES = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}
-"""Activation -> what the first product does of it."""
-
-
-class FoldedBlock(nn.Module):
-    """What `Block` computes in evaluation, (B, C, H, W) to the same shape."""
-
-    def __init__(self, block: Block) -> None:
-        super().__init__()
-        fold = FOLDED.get(type(block.token_mixer), FoldedMixer)
-        shortcut = Shortcut(block.res_scale1, block.residual)
-        scale = _branch_scale(block.layer_scale1, block)
-        self.mixer = fold(block.token_mixer, block.norm1, scale, shortcut)
-        self.mlp: FoldedMlp | None = None
-        self.fresh = fold is not FoldedMixer  # a mixer that stays whole may give back the very map it got
-        if isinstance(block.mlp, Mlp):
-            shortcut = Shortcut(block.res_scale2, block.residual)
-            self.mlp = FoldedMlp(block.norm2, block.mlp, _branch_scale(block.layer_scale2, block), shortcut)
-        norms = [getattr(part, "norm", None) for part in (self.mixer, self.mlp)]
-        self.norms_at_once = fold is FoldedPooling and all(isinstance(norm, BareGroupNorm) for norm in norms)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.permute(0, 2, 3, 1)
-        if torch.compiler.is_compiling():  # a traced batch is no number to compare
-            return self._mixed(tokens).permute(0, 3, 1, 2)
-        batch, height, width, _ = tokens.shape
-        if not batch:
-            return x
-        samples = max(1, AT_ONCE // max(1, height * width * self._width(tokens)))
-        if samples >= batch or x.device.type != "cpu":
-            return self._mixed(tokens).permute(0, 3, 1, 2)
-        out = torch.empty_like(tokens)
-        for first in range(0, batch, samples):
-            out[first : first + samples] = self._mixed(tokens[first : first + samples])
-        return out.permute(0, 3, 1, 2)
-
-    def _width(self, tokens: Tensor) -> int:
-        """Channels of the widest map."""
-        parts = (part for part in (self.mixer, self.mlp) if isinstance(part, FoldedSepConv | FoldedMlp))
-        return max([tokens.shape[-1], *(part.width(tokens) for part in parts)])
-
-    def _mixed(self, tokens: Tensor) -> Tensor:
-        """The same of tokens (B, H, W, C)."""
-        if self.mlp is None:
-            return self.mixer(tokens)
-        if self.norms_at_once and not triton_usable(tokens) and onednn.usable(tokens):
-            mixer: Any = self.mixer
-            return self.mlp(*mixer.with_norm(tokens, self.mlp.norm.eps), overwrite=True)
-        return self.mlp(self.mixer(tokens), overwrite=self.fresh)
-
-
-def _branch_scale(scale: nn.Module, block: Block) -> Tensor | None:
-    """LayerScale and the branch's divisor as one factor, per channel or for all."""
-    factor = scale.scale.detach() if isinstance(scale, Scale) else None
-    if block.skip_lam == 1.0:
-        return factor
-    return (torch.ones(1) if factor is None else factor) / block.skip_lam
+"""Mixer -> its folded form; other mixers, and subclasses of these, run as they are between norm and scale."""
+EPILOGUES: Final = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}
+"""Activation -> the part of it that the first linear layer computes in its epilogue."""
+CHUNK_ELEMENTS: Final = 1 << 23
+"""Largest size of a block's widest tensor on a CPU; larger batches run in chunks, to bound memory."""
 
 
 class FoldedMlp(nn.Module):
-    """The norm's constants are in the first product of an `Mlp`, StarReLU's and the scale in the second."""
+    """Channel MLP: the norm's constants are in `fc1`, StarReLU's constants and the scale in `fc2`."""
 
-    def __init__(self, norm: nn.Module, mlp: Mlp, scale: Tensor | None, shortcut: Shortcut) -> None:
+    def __init__(self, norm: nn.Module, mlp: Mlp, scale: Tensor | None, residual: Residual) -> None:
         super().__init__()
-        self.norm, gain, shift = take_apart(norm)
-        self.shortcut = shortcut
-        self.fc1 = folded(mlp.fc1.weight, mlp.fc1.bias, gain=gain, shift=shift)
+        self.norm, gain, shift = split_affine(norm)
+        self.residual = residual
+        self.fc1 = fold_linear(mlp.fc1.weight, mlp.fc1.bias, gain=gain, shift=shift)
         act = mlp.act
         self.epilogue = EPILOGUES.get(type(act), "none")
         if getattr(act, "approximate", "none") != "none":
             self.epilogue = "none"
         self.square = isinstance(act, SquaredReLU | StarReLU)
-        self.whole_act = "squared_relu" if self.square else self.epilogue
+        self.fused_act = "squared_relu" if self.square else self.epilogue
         self.act = act if self.epilogue == "none" else None
         star: dict[str, Tensor] = {}
-        if isinstance(act, StarReLU):  # its factor and bias are the second product's
+        if isinstance(act, StarReLU):
             hidden = mlp.fc2.in_channels
             star = {"gain": act.scale.detach().expand(hidden), "shift": act.bias.detach().expand(hidden)}
-        self.fc2 = folded(mlp.fc2.weight, mlp.fc2.bias, scale=scale, **star)
+        self.fc2 = fold_linear(mlp.fc2.weight, mlp.fc2.bias, scale=scale, **star)
 
-    def width(self, tokens: Tensor) -> int:
-        """Channels of the widest map that is written."""
-        return self.fc1.weight.shape[1 if self._in_one_piece(tokens) else 0]
-
-    def _in_one_piece(self, tokens: Tensor) -> bool:
-        return self.act is None and packed.usable(self.fc1.weight, tokens)
-
-    def forward(self, tokens: Tensor, moments: Tensor | None = None, overwrite: bool = False) -> Tensor:
+    def forward(self, x: Tensor, moments: Tensor | None = None, overwrite: bool = False) -> Tensor:
         """Map (B, H, W, C) to the same shape.
 
         Args:
-            tokens: the map.
-            moments: each sample's mean and one over its deviation (B, 2), where these are known.
-            overwrite: the result may take the place of the tokens.
+            x: the input.
+            moments: each sample's mean and reciprocal deviation (B, 2), where known.
+            overwrite: the result may overwrite x.
         """
-        options = kernel_options(self.norm)
-        if options is not None and self.act is None and triton_usable(tokens):
+        options = norm_options(self.norm)
+        if options is not None and self.act is None and triton_usable(x):
             weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            x, factor = tokens.permute(0, 3, 1, 2), self.shortcut.factor
-            return norm_mlp(x, *weights, **options, act=self.whole_act, shortcut=factor).permute(0, 2, 3, 1)
-        if self._in_one_piece(tokens):
-            return self._in_one(tokens, moments, overwrite)
-        h = self.fc1(self.norm(tokens) if moments is None else normalized(tokens, moments), self.epilogue)
+            image, factor = x.permute(0, 3, 1, 2), self.residual.factor
+            y = norm_mlp(image, *weights, **options, act=self.fused_act, shortcut=factor)
+            return y.permute(0, 2, 3, 1)
+        if self._runs_fused(x):
+            return self._fused(x, moments, overwrite)
+        h = self.fc1(self.norm(x) if moments is None else normalized(x, moments), self.epilogue)
         if self.act is not None:
             h = self.act(h)
         elif self.square:
             h = h.square()
-        return self.shortcut.joined(self.fc2, h, tokens)
+        return self.residual.add_to(self.fc2, h, x)
 
-    def _in_one(self, tokens: Tensor, moments: Tensor | None, overwrite: bool) -> Tensor:
+    def width(self, x: Tensor) -> int:
+        """Channels of the widest tensor that is written to memory."""
+        return self.fc1.weight.shape[1 if self._runs_fused(x) else 0]
+
+    def _runs_fused(self, x: Tensor) -> bool:
+        return self.act is None and packed.usable(self.fc1.weight, x)
+
+    def _fused(self, x: Tensor, moments: Tensor | None, overwrite: bool) -> Tensor:
+        """Both layers in one C++ kernel, the hidden tensor in the cache."""
         norm: dict[str, Any] = {}
-        x = tokens
+        n = x
         if moments is not None:
             norm = {"moments": moments}
-        elif isinstance(self.norm, BareLayerNorm):
+        elif isinstance(self.norm, PlainLayerNorm):
             norm = {"norm": "layer_norm", "eps": self.norm.eps}
         else:
-            x = self.norm(tokens)
-        past, keep = (tokens, self.shortcut.keep) if self.shortcut.residual else (None, None)
-        out = tokens if overwrite else None
-        return mlp(
-            x, self.fc1.packed, self.fc2.packed, **norm, act=self.whole_act, past=past, keep=keep, out=out
-        )
+            n = self.norm(x)
+        residual, scale = (x, self.residual.scale_float32) if self.residual.enabled else (None, None)
+        options = {**norm, "act": self.fused_act, "past": residual, "keep": scale}
+        return mlp(n, self.fc1.packed, self.fc2.packed, **options, out=x if overwrite else None)
+
+
+class FoldedBlock(nn.Module):
+    """A `Block` in evaluation, (B, C, H, W) to the same shape."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        fold = FOLDED.get(type(block.token_mixer), FoldedMixer)
+        residual = Residual(block.res_scale1, block.residual)
+        self.mixer = fold(block.token_mixer, block.norm1, _scale(block.layer_scale1, block), residual)
+        self.mlp: FoldedMlp | None = None
+        if isinstance(block.mlp, Mlp):
+            residual = Residual(block.res_scale2, block.residual)
+            self.mlp = FoldedMlp(block.norm2, block.mlp, _scale(block.layer_scale2, block), residual)
+        # a mixer without a folded form may return its input, which must not be overwritten
+        self.may_overwrite = fold is not FoldedMixer
+        norms = [getattr(part, "norm", None) for part in (self.mixer, self.mlp)]
+        self.shares_moments = fold is FoldedPooling and all(isinstance(n, PlainGroupNorm) for n in norms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        if torch.compiler.is_compiling():  # a traced batch size is no number to compare
+            return self._forward(x).permute(0, 3, 1, 2)
+        batch, height, width, _ = x.shape
+        if not batch:
+            return x.permute(0, 3, 1, 2)
+        chunk = max(1, CHUNK_ELEMENTS // max(1, height * width * self._width(x)))
+        if chunk >= batch or x.device.type != "cpu":
+            return self._forward(x).permute(0, 3, 1, 2)
+        out = torch.empty_like(x)
+        for start in range(0, batch, chunk):
+            out[start : start + chunk] = self._forward(x[start : start + chunk])
+        return out.permute(0, 3, 1, 2)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        if self.mlp is None:
+            return self.mixer(x)
+        if self.shares_moments and not triton_usable(x) and onednn.usable(x):
+            mixer: Any = self.mixer
+            return self.mlp(*mixer.forward_with_moments(x, self.mlp.norm.eps), overwrite=True)
+        return self.mlp(self.mixer(x), overwrite=self.may_overwrite)
+
+    def _width(self, x: Tensor) -> int:
+        """Channels of the widest tensor."""
+        mixer = self.mixer.width if isinstance(self.mixer, FoldedSepConv) else 0
+        return max(x.shape[-1], mixer, 0 if self.mlp is None else self.mlp.width(x))
+
+
+def _scale(layer_scale: nn.Module, block: Block) -> Tensor | None:
+    """LayerScale divided by the block's `skip_lam`, per channel or one for all; None where it is 1."""
+    scale = layer_scale.scale.detach() if isinstance(layer_scale, Scale) else None
+    if block.skip_lam == 1.0:
+        return scale
+    return (torch.ones(1) if scale is None else scale) / block.skip_lam

@@ -1,4 +1,4 @@
-"""The blocks of a stage for inference."""
+"""Stages whose C++ kernel calls are captured once for a shape and replayed without Python between."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -11,170 +11,187 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metaformer.deploy.folded.linear import Prepared
+from metaformer.deploy.folded.linear import WeightCache
 from metaformer.ops.native import library
 
-_NUMBERED: "WeakValueDictionary[int, Chain]" = WeakValueDictionary()
-
-
+aten = torch.ops.aten
+_STAGES: "WeakValueDictionary[int, ReplayableStage]" = WeakValueDictionary()
 _numbers = count()
 
 
-class Chain(Prepared, nn.Sequential):
+class ReplayableStage(WeightCache, nn.Sequential):
     """Blocks one after the other, (B, C, H, W) to the same shape.
 
-    Where they call nothing but the C++ kernels, the calls are noted when a shape comes twice in a row, and
-    from then on made without Python between them, until another shape comes; not while blocks have hooks.
+    Where they call C++ kernels alone, the calls are captured when a shape comes twice in a row and replayed
+    until another shape comes; not while a block has hooks.
     """
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.extend(blocks)
         self.number: int | None = None
+        """By which compiled graphs call the stage as one operation; None where they trace its blocks."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             if self.number is None or torch.compiler.is_exporting():
                 return nn.Sequential.forward(self, x)
-            result: Tensor = torch.ops.metaformer.chain(x, self.number)
+            result: Tensor = torch.ops.metaformer.replay_stage(x, self.number)
             return result
-        if not library.usable(x.permute(0, 2, 3, 1)) or any(_hooked(block) for block in self):
+        if not library.usable(x.permute(0, 2, 3, 1)) or any(has_hooks(block) for block in self):
             return nn.Sequential.forward(self, x)
-        plan = self.kept_for(x.shape, partial(record, partial(nn.Sequential.forward, self), x))
-        return nn.Sequential.forward(self, x) if plan is None or plan.dtype != x.dtype else plan(x)
+        graph = self.get_for_shape(x.shape, partial(capture, partial(nn.Sequential.forward, self), x))
+        return nn.Sequential.forward(self, x) if graph is None or graph.dtype != x.dtype else graph(x)
 
-    def join_graphs(self, x: Tensor) -> None:
-        """Become one operation of compiled graphs, if maps like x (B, C, H, W) need nothing but the kernels.
+    def hide_from_compiler(self, x: Tensor) -> None:
+        """Become one operation of compiled graphs, if inputs like x (B, C, H, W) need C++ kernels alone.
 
-        A compiler has no better form of them, and cannot see into them.
+        A compiler has no faster form of the kernels and cannot trace them.
         """
         run = partial(nn.Sequential.forward, self)
-        run(x)  # lays the weights out
-        if record(run, x) is not None:
-            self._take_number()
+        run(x)  # packs the weights
+        if capture(run, x) is not None:
+            self._register()
 
-    def _take_number(self) -> None:
+    def _register(self) -> None:
         self.number = next(_numbers)
-        _NUMBERED[self.number] = self
+        _STAGES[self.number] = self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if self.number is not None:  # that is the original's
-            self._take_number()
+        if self.number is not None:  # the number is the original's
+            self._register()
 
 
-@torch.library.custom_op("metaformer::chain", mutates_args=(), device_types="cpu")
-def _chain(x: Tensor, number: int) -> Tensor:
-    """A chain's forward, by its number."""
-    return _NUMBERED[number](x.contiguous(memory_format=torch.channels_last))
+@torch.library.custom_op("metaformer::replay_stage", mutates_args=(), device_types="cpu")
+def _replay_stage(x: Tensor, number: int) -> Tensor:
+    return _STAGES[number](x.contiguous(memory_format=torch.channels_last))
 
 
-@_chain.register_fake
+@_replay_stage.register_fake
 def _(x: Tensor, number: int) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-def _hooked(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward hooks, so that it has to be called itself."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-class _Watch(TorchDispatchMode):
-    """Keeps the tensors that are made, and says whether PyTorch computed anything."""
+def capture(function: Callable[[Tensor], Tensor], x: Tensor) -> "CapturedGraph | None":
+    """Capture the kernel calls of `function(x)`; None where PyTorch computes any part of it."""
+    with library.noted() as calls, _AllocationMode() as mode:
+        y = function(x)
+    allocated = {_storage_ptr(tensor) for tensor in mode.allocated}
+    if mode.computed or _storage_ptr(y) not in allocated:
+        return None
+    return CapturedGraph(calls, mode.allocated, x, y)
+
+
+class CapturedGraph:
+    """Captured kernel calls, to be replayed on inputs of the same shape, type and strides.
+
+    Intermediate tensors have buffers of the graph's own; the output is a new tensor each time.
+
+    Args:
+        calls: kernels with their arguments, as they were made for x.
+        allocated: all tensors that were allocated meanwhile, y among them.
+        x: the input.
+        y: the output.
+    """
+
+    def __init__(self, calls: list[library.Call], allocated: list[Tensor], x: Tensor, y: Tensor) -> None:
+        self.dtype, self.lock, self.layout = x.dtype, Lock(), (y.shape, y.stride())
+        sizes = {_storage_ptr(tensor): tensor.untyped_storage().nbytes() for tensor in allocated}
+        del sizes[_storage_ptr(y)]
+        buffers = _allocate_buffers(calls, sizes)
+        self.calls: list[tuple[Callable[..., None], list[Any]]] = []
+        # arguments that point into x or y, set at each replay: (arguments, index, offset in the storage)
+        self.pointers: dict[int, list[tuple[list[Any], int, int]]] = {
+            _storage_ptr(x): [],
+            _storage_ptr(y): [],
+        }
+        self.owned: list[Tensor] = list(buffers.values())  # the calls hold addresses alone
+        for function, arguments in calls:
+            args = list(arguments)
+            self.calls.append((function, args))
+            for i, arg in enumerate(args):
+                if not isinstance(arg, Tensor):
+                    continue
+                storage, args[i] = _storage_ptr(arg), arg.data_ptr()
+                if storage in buffers:
+                    args[i] = buffers[storage].data_ptr() + arg.data_ptr() - storage
+                elif storage in self.pointers:
+                    self.pointers[storage].append((args, i, arg.data_ptr() - storage))
+                else:
+                    self.owned.append(arg)
+        self.x_offset = x.data_ptr() - _storage_ptr(x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Replay the calls on an input."""
+        y = torch.empty_strided(*self.layout, dtype=self.dtype)
+        starts = x.data_ptr() - self.x_offset, y.data_ptr()
+        with self.lock:
+            for start, pointers in zip(starts, self.pointers.values(), strict=True):
+                for args, i, offset in pointers:
+                    args[i] = start + offset
+            threads = torch.get_num_threads()
+            for function, args in self.calls:
+                function(*args, threads)
+        return y
+
+
+def _allocate_buffers(calls: list[library.Call], sizes: dict[int, int]) -> dict[int, Tensor]:
+    """Buffers for intermediate tensors by their storage's address; tensors not alive at once share one.
+
+    Args:
+        calls: kernels with their arguments, in order.
+        sizes: bytes of each storage.
+    """
+    spans: dict[int, list[int]] = {}  # first and last call that uses a storage
+    for step, (_, arguments) in enumerate(calls):
+        for arg in arguments:
+            if isinstance(arg, Tensor) and _storage_ptr(arg) in sizes:
+                spans.setdefault(_storage_ptr(arg), [step, step])[1] = step
+    pool: list[tuple[Tensor, int]] = []  # buffer, and the last call that uses it
+    buffers: dict[int, Tensor] = {}
+    for storage, (first, last) in spans.items():
+        size = sizes[storage]
+        free = [i for i, (buffer, until) in enumerate(pool) if until < first and len(buffer) >= size]
+        if free:
+            buffer, _ = pool.pop(min(free, key=lambda i: len(pool[i][0])))
+        else:
+            buffer = torch.empty(size, dtype=torch.uint8)
+        pool.append((buffer, last))
+        buffers[storage] = buffer
+    return buffers
+
+
+class _AllocationMode(TorchDispatchMode):
+    """Records the tensors that are allocated, and whether PyTorch computed anything."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.made: list[Tensor] = []
+        self.allocated: list[Tensor] = []
         self.computed = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.new_empty, torch.ops.aten.empty_like):
-            self.made.append(result)
-        elif func._schema.is_mutable or not _shares(result, args):
+        if func.overloadpacket in (aten.empty, aten.new_empty, aten.empty_like):
+            self.allocated.append(result)
+        elif func._schema.is_mutable or not _is_view(result, args):
             self.computed = True
         return result
 
 
-def _shares(result: Any, args: tuple[Any, ...]) -> bool:
-    """Say whether a result is a view of the first argument."""
-    tensors = [part for part in (result, *args[:1]) if isinstance(part, Tensor)]
-    plain = len(tensors) == 2 and all(tensor.layout == torch.strided for tensor in tensors)
-    return plain and _home(tensors[0]) == _home(tensors[1])
+def _is_view(result: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a result is a view of the first argument."""
+    tensors = [value for value in (result, *args[:1]) if isinstance(value, Tensor)]
+    strided = len(tensors) == 2 and all(tensor.layout == torch.strided for tensor in tensors)
+    return strided and _storage_ptr(tensors[0]) == _storage_ptr(tensors[1])
 
 
-def _home(tensor: Tensor) -> int:
+def _storage_ptr(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-class Plan:
-    """What `record` noted, to be called with other maps of the shape, type and layout.
-
-    What lies between kernels has memory of its own; the result is a new map each time.
-    """
-
-    def __init__(self, calls: list[library.Call], made: list[Tensor], x: Tensor, y: Tensor) -> None:
-        self.dtype, self.lock, self.layout = x.dtype, Lock(), (y.shape, y.stride())
-        sizes = {_home(tensor): tensor.untyped_storage().nbytes() for tensor in made}
-        del sizes[_home(y)]
-        rooms = _rooms(calls, sizes)
-        self.calls: list[tuple[Callable[..., None], list[Any]]] = []
-        self.ends: dict[int, list[tuple[list[Any], int, int]]] = {_home(x): [], _home(y): []}
-        self.held: list[Tensor] = list(rooms.values())  # what the calls know by its address alone
-        for function, arguments in calls:
-            words = list(arguments)
-            self.calls.append((function, words))
-            for i, word in enumerate(words):
-                if not isinstance(word, Tensor):
-                    continue
-                home, words[i] = _home(word), word.data_ptr()
-                if home in rooms:
-                    words[i] = rooms[home].data_ptr() + word.data_ptr() - home
-                elif home in self.ends:
-                    self.ends[home].append((words, i, word.data_ptr() - home))
-                else:
-                    self.held.append(word)
-        self.start = x.data_ptr() - _home(x)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Make the calls for a map."""
-        y = torch.empty_strided(*self.layout, dtype=self.dtype)
-        starts = x.data_ptr() - self.start, y.data_ptr()
-        with self.lock:
-            for start, places in zip(starts, self.ends.values(), strict=True):
-                for words, i, offset in places:
-                    words[i] = start + offset
-            threads = torch.get_num_threads()
-            for function, words in self.calls:
-                function(*words, threads)
-        return y
-
-
-def _rooms(calls: list[library.Call], homes: dict[int, int]) -> dict[int, Tensor]:
-    """Memory for each map between kernels, by its address; those that are not needed at once share it."""
-    spans: dict[int, list[int]] = {}
-    for step, (_, arguments) in enumerate(calls):
-        for word in arguments:
-            if isinstance(word, Tensor) and _home(word) in homes:
-                spans.setdefault(_home(word), [step, step])[1] = step
-    rooms: list[tuple[Tensor, int]] = []
-    found: dict[int, Tensor] = {}
-    for home, (first, last) in spans.items():
-        free = [i for i, (room, until) in enumerate(rooms) if until < first and len(room) >= homes[home]]
-        if free:
-            best = min(free, key=lambda i: len(rooms[i][0]))
-            room = rooms.pop(best)[0]
-        else:
-            room = torch.empty(homes[home], dtype=torch.uint8)
-        rooms.append((room, last))
-        found[home] = room
-    return found
-
-
-def record(function: Callable[[Tensor], Tensor], x: Tensor) -> Plan | None:
-    """Note the kernel calls of `function(x)`; None where PyTorch computes anything in it."""
-    with library.noted() as calls, _Watch() as watch:
-        y = function(x)
-    made = {_home(tensor) for tensor in watch.made}
-    return None if watch.computed or _home(y) not in made else Plan(calls, watch.made, x, y)

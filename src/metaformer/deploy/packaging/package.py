@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,34 +13,41 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from metaformer.deploy.optimize import TOLERANCE, optimize
+from metaformer.deploy.optimize import TOLERANCE, named_tensors, network_outputs, optimize
 from metaformer.deploy.packaging.input_limits import InputLimits, Range, Sizes, limits_for
 from metaformer.deploy.packaging.packaged import FORMAT, KEY, SUFFIX, Packaged, load_package, machine_notes
 from metaformer.errors import ConfigError, OptimizeError
-from metaformer.models.base import DenseNetwork
 from metaformer.storage import check_replaceable, write_atomically
 
 TYPICAL_BATCH: Final = 8
-"""Images that the compiler lays its loops out for, where the limits let so many in."""
-
-
+"""Batch size that the compiler optimizes loops for, within the limits."""
 Trial = tuple[Tensor, dict[str, Tensor]]
-"""Images, and what the network says of them."""
-
-
+"""Images and the network's outputs for them, by name."""
 ROUNDINGS: Final = 16
-"""Steps of a half type that outputs may differ by, as a share of the largest; float32 has `TOLERANCE`."""
+"""Machine epsilons by which outputs in a half type may differ, relative to the largest."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A package that was written."""
+    """A written package."""
 
     path: Path
     difference: float
-    """Largest difference from the network, as a share of the largest output."""
+    """Largest difference from the network, relative to the largest output."""
     limits: InputLimits
-    """Which images it takes."""
+    """Images that it takes."""
+
+
+class OutputTuple(nn.Module):
+    """A network with its output tensors as a tuple, for export."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map images (B, C, H, W) to one or more tensors."""
+        return tuple(network_outputs(self.network, images).values())
 
 
 def package(
@@ -82,11 +89,11 @@ def package(
     tell("folding the network, and comparing the two")
     network = _optimized(model, dtype, sample)
     limits = limits_for(network, batch, size, sample)
-    tensors = Tensors(network)
+    tensors = OutputTuple(network)
     tell(f"running it on {limits}")
     with torch.no_grad():
         trials = [
-            (images, network_outputs(network, images)) for images in trial_images(network, limits, sample)
+            (images, network_outputs(network, images)) for images in trial_batches(network, limits, sample)
         ]
         tell("tracing its graph")
         program = _exported(tensors, limits)
@@ -190,37 +197,8 @@ def _card(
     }
 
 
-class Tensors(nn.Module):
-    """What a network says in tensors, in the order of their names."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Map images (B, C, H, W) to one or more tensors."""
-        return tuple(network_outputs(self.network, images).values())
-
-
-def network_outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What a network says in tensors, by name: `output` where it is one alone."""
-    outputs = network.forward_head(images) if isinstance(network, DenseNetwork) else network(images)
-    return dict(named_tensors(outputs))
-
-
-def named_tensors(outputs: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Walk through what a network gave: each tensor with the way to it, such as `logits.0`."""
-    if isinstance(outputs, Tensor):
-        yield name or "output", outputs
-        return
-    fields = getattr(outputs, "_fields", range(len(outputs)))
-    parts = outputs.items() if isinstance(outputs, dict) else zip(fields, outputs, strict=True)
-    for key, part in parts:
-        yield from named_tensors(part, f"{name}.{key}".lstrip("."))
-
-
-def trial_images(network: nn.Module, limits: InputLimits, sample: Tensor | None) -> list[Tensor]:
-    """Two batches to compare on: the smallest, and another of another size where it may vary."""
+def trial_batches(network: nn.Module, limits: InputLimits, sample: Tensor | None) -> list[Tensor]:
+    """Two batches to compare on: the sample or the smallest one, and another size where sizes may vary."""
     first = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
 
@@ -228,34 +206,33 @@ def trial_images(network: nn.Module, limits: InputLimits, sample: Tensor | None)
         images = torch.randn((count, limits.channels, height, width), generator=generator)
         return images.to(first.device, first.dtype)
 
-    least, most = limits.batch
+    smallest, largest = limits.batch
     (low, high), (left, right) = limits.height, limits.width
-    beside = noise(min(most, least + 2), min(high, low + 5), min(right, left + 37))
-    if sample is None:
-        return [noise(least, low, left), beside]
-    fitting = low <= sample.shape[2] <= high and left <= sample.shape[3] <= right
-    shown = sample.to(first.device, first.dtype)[:most]
-    return [shown, beside] if fitting and len(shown) >= least else [noise(least, low, left), beside]
+    other = noise(min(largest, smallest + 2), min(high, low + 5), min(right, left + 37))
+    if sample is not None:
+        sample = sample.to(first.device, first.dtype)[:largest]
+        if low <= sample.shape[2] <= high and left <= sample.shape[3] <= right and len(sample) >= smallest:
+            return [sample, other]
+    return [noise(smallest, low, left), other]
 
 
 def compare(packaged: Packaged, trials: list[Trial]) -> float:
-    """The largest difference on any batch, as a share of the largest output.
+    """The largest difference on any batch, relative to the largest output.
 
     Raises:
         OptimizeError: it is more than rounding.
     """
     largest = 0.0
-    for images, wanted in trials:
+    for images, expected in trials:
         with torch.no_grad():
-            given = dict(named_tensors(packaged(images)))
-        for name, theirs in wanted.items():
+            outputs = dict(named_tensors(packaged(images)))
+        for name, theirs in expected.items():
             scale = theirs.float().abs().max().clamp(min=1e-12)
-            share = ((given[name].float() - theirs.float()).abs().max() / scale).item()
-            eps = torch.finfo(theirs.dtype).eps
-            if not share <= max(TOLERANCE, ROUNDINGS * eps):
+            difference = ((outputs[name].float() - theirs.float()).abs().max() / scale).item()
+            if not difference <= max(TOLERANCE, ROUNDINGS * torch.finfo(theirs.dtype).eps):
                 raise OptimizeError(
-                    f"the package differs from the network by {share:.1e} of the largest {name} on images "
-                    f"{tuple(images.shape)}: nothing was written; please report the model"
+                    f"the package differs from the network by {difference:.1e} of the largest {name} on "
+                    f"images {tuple(images.shape)}: nothing was written; please report the model"
                 )
-            largest = max(largest, share)
+            largest = max(largest, difference)
     return largest

@@ -1,7 +1,7 @@
 """A detector as data."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.errors import ConfigError, UnknownName
@@ -18,6 +18,7 @@ _OTHERS = ("kind", "backbone", "anchor_scale", *_SHARES)
 class DetectorConfig(DenseConfig):
     """Everything that defines a detector."""
 
+    image_size: ClassVar[tuple[int, int]] = (800, 1333)
     kind: str = "retinanet"
     """`retinanet`, `faster_rcnn` or `mask_rcnn`."""
     num_classes: int = 80
@@ -79,6 +80,12 @@ class DetectorConfig(DenseConfig):
     def anchor_size(self) -> float:
         """Side of the (smallest) anchors in strides, whether given or not."""
         return self.anchor_scale or (4.0 if self.kind == "retinanet" else 8.0)
+
+    @property
+    def classifier(self) -> str:
+        """Name of the layer with a score for each class."""
+        retinanet = self.kind == "retinanet"
+        return "head.classification_head.cls_logits" if retinanet else "box_predictor.cls_score"
 
     @property
     def has_masks(self) -> bool:

@@ -1,7 +1,7 @@
 """Configuration of segmentation networks."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.errors import ConfigError, UnknownName
@@ -15,6 +15,8 @@ HEAD_DIMS = {"semantic_fpn": 128, "upernet": 512}
 class SegmenterConfig(DenseConfig):
     """Configuration of a `Segmenter`."""
 
+    image_size: ClassVar[tuple[int, int]] = (512, 512)
+    classifier: ClassVar[str] = "head.classifier"
     kind: str = "semantic_fpn"
     """`semantic_fpn` (https://arxiv.org/abs/1901.02446) or `upernet` (https://arxiv.org/abs/1807.10221)."""
     num_classes: int = 150

@@ -9,7 +9,6 @@ from metaformer.errors import ConfigError
 from metaformer.models.base import DenseNetwork, Size
 from metaformer.models.fpn import FeaturePyramid
 from metaformer.models.segmentation.config import SegmenterConfig
-from metaformer.models.segmentation.fused_fpn import FusedSemanticFPN, fits
 from metaformer.models.segmentation.layers import FCNHead, resize
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.semantic_fpn import SemanticFPNHead
@@ -45,13 +44,12 @@ class Segmenter(DenseNetwork):
         channels, reductions = self.levels()
         dim, classes, dropout = config.head_channels, config.num_classes, config.dropout
         self.neck: FeaturePyramid | None = None
-        self.head: SemanticFPNHead | UperNetHead
+        self.head: nn.Module
         if config.kind == "semantic_fpn":
             self.neck = FeaturePyramid(channels, config.fpn_dim)
             self.head = SemanticFPNHead(config.fpn_dim, reductions, dim, classes, dropout)
         else:
             self.head = UperNetHead(channels, dim, classes, dropout)
-        self._fused: FusedSemanticFPN | None = None
         self.auxiliary: FCNHead | None = None
         if config.auxiliary:
             level = min(AUXILIARY_LEVEL, len(channels) - 1)
@@ -120,11 +118,4 @@ class Segmenter(DenseNetwork):
         return self.criterion(logits, targets, resize(auxiliary.float(), size))
 
     def _logits(self, features: Sequence[Tensor]) -> Tensor:
-        neck, head = self.neck, self.head
-        if neck is None or not isinstance(head, SemanticFPNHead):
-            return head(features)
-        if not fits(neck, head, features):
-            return head(neck(features))
-        if self._fused is None or not self._fused.current(neck, head):
-            self._fused = FusedSemanticFPN(neck, head)
-        return head.classifier(self._fused.features(features))
+        return self.head(features if self.neck is None else self.neck(features))

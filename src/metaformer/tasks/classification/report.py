@@ -1,6 +1,6 @@
-"""What a run's page shows of classification: images with their classes, confusions, the weakest classes."""
+"""Report of a classification run: example images, classes and confusions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,132 +11,108 @@ from metaformer.config import TrainConfig
 from metaformer.data.image import read_image
 from metaformer.data.split import Split, open_split
 from metaformer.errors import MetaFormerError
-from metaformer.report.page import Log, address, charts, rate
+from metaformer.report.blocks import (
+    Example,
+    Examples,
+    Row,
+    Section,
+    Table,
+    confusion_section,
+    data_uri,
+    percentage,
+)
+from metaformer.report.page import TaskReport
 
 THUMBNAIL = 128
-"""Pixels of the larger side of an image on the page."""
-LARGEST_MATRIX = 30
-"""Classes up to which the confusion matrix is drawn; beyond, a list of the commonest confusions."""
-ROWS = 30
-"""Rows of the class table and of the list of confusions."""
+"""Longer side of an image on the page, in pixels."""
 IMAGES = 12
 """Images of each kind."""
+PYTHON = """from metaformer import Predictor
+
+predictor = Predictor("BEST")
+for result in predictor("IMAGES"):
+    print(result.path, result.label, result.score)"""
 
 
-def classify_content(state: dict[str, Any], config: TrainConfig, log: Log) -> dict[str, Any]:
-    """The page's values, from what the best checkpoint says and the log."""
-    card, evaluation = state["card"], state["evaluation"]
-    look = card["preprocess"]
-    classes = sorted(evaluation.get("per_class", []), key=lambda row: (row["accuracy"], row["name"]))
-    return {
-        "subtitle": f"{card['name']} on {config.data.root}: {len(card['classes'])} classes, "
-        f"{look['image_size']}×{look['image_size']} pixels",
-        "figures": _figures(state, evaluation, log),
-        "charts": charts(log, state["metric"], state["metric"]),
-        "groups": _images(evaluation.get("examples", []), config),
-        "matrix": _matrix(evaluation),
-        "confused": _confused(evaluation),
-        "classes": [_row(row) for row in classes[:ROWS]],
-        "left_out": max(0, len(classes) - ROWS),
-        "preprocess": f"{look['image_size']} pixels, crop {look['crop']}, {look['interpolation']}",
-    }
-
-
-def _figures(state: dict[str, Any], evaluation: dict[str, Any], log: Log) -> list[tuple[str, str]]:
-    figures = [
-        (f"{value:.4f}" if name == "loss" else f"{value:.2%}", f"held-out {name}")
-        for name, value in state["metrics"].items()
+def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
+    """The report of a best checkpoint's state."""
+    evaluation, preprocess = state["evaluation"], state["card"]["preprocess"]
+    rows, size = evaluation.get("per_class", []), preprocess["image_size"]
+    columns = ("class", "images", "recall", "precision")
+    table = [
+        Row([row["name"], f"{row['images']:,}", percentage(row["accuracy"]), percentage(row["precision"])])
+        for row in sorted(rows, key=lambda row: (row["accuracy"], row["name"]))
     ]
-    images = f"{evaluation['images']:,}"
-    epoch = (f"{state['epoch']}", "epoch of the best weights")
-    return [*figures, *rate(log), (images, "held-out images"), epoch]
+    return TaskReport(
+        metrics={name: name for name in state["metrics"]},
+        counts={"images": evaluation["images"]},
+        sections=[
+            Section("Validation images", _examples(evaluation.get("examples", []), config)),
+            Section("Classes", [Table(columns, table, bar=2)]),
+            confusion_section(evaluation, "images"),
+        ],
+        preprocess=f"{size} pixels, crop {preprocess['crop']}, {preprocess['interpolation']}",
+        commands="metaformer predict BEST IMAGES\nmetaformer evaluate BEST --data FOLDER",
+        python=PYTHON,
+        input_size=f", {size}×{size} pixels",
+    )
 
 
-def _images(
-    examples: Sequence[dict[str, Any]], config: TrainConfig
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    data = _Data(config, any(not Path(example["path"]).is_file() for example in examples))
+def _examples(examples: Sequence[dict[str, Any]], config: TrainConfig) -> list[Examples]:
+    """The most confident errors, and correct predictions of every class; without images that are gone."""
+    images = _Images(config, any(not Path(example["path"]).is_file() for example in examples))
     wrong = [example for example in examples if example["label"] != example["predicted"]]
     right = [example for example in examples if example["label"] == example["predicted"]]
-    groups = []
-    for name, chosen in (("Surest mistakes", wrong), ("Right", _spread(right))):
-        shown = [
-            {**example, "source": source, "score": f"{example['score']:.0%}", "right": chosen is not wrong}
-            for example in chosen[:IMAGES]
-            if (source := data.thumbnail(example))
-        ]
-        if shown:
-            groups.append((name, shown))
-    return groups
+    found = []
+    for title, chosen in (("Most confident errors", wrong), ("Correct", _spread(right))):
+        shown = [(example, images.thumbnail(example)) for example in chosen[:IMAGES]]
+        built = [_example(example, source) for example, source in shown if source is not None]
+        found += [Examples(title, built)] if built else []
+    return found
+
+
+def _example(example: dict[str, Any], source: str) -> Example:
+    right = example["label"] == example["predicted"]
+    return Example(
+        panels={"image": source},
+        value=example["predicted"],
+        text=f"{example['score']:.0%}",
+        note="" if right else f"is {example['label']}",
+        title=example["path"],
+        correct=right,
+    )
 
 
 def _spread(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Reorder so that every class comes once before one comes twice."""
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     ranked = []
     for example in examples:
-        seen[example["label"]] = seen.get(example["label"], 0) + 1
-        ranked.append((seen[example["label"]], example))
+        counts[example["label"]] = counts.get(example["label"], 0) + 1
+        ranked.append((counts[example["label"]], example))
     return [example for _, example in sorted(ranked, key=lambda pair: pair[0])]
 
 
-class _Data:
-    """The images of an evaluation: files, or what lies in shards."""
+class _Images:
+    """Images of an evaluation, from files or from shards."""
 
     def __init__(self, config: TrainConfig, shards: bool) -> None:
         self.split: Split | None = None
         if shards:
-            with suppress(MetaFormerError):  # gone since the evaluation: a report needs no images
+            with suppress(MetaFormerError):  # gone since the evaluation: the page has no images then
                 self.split = open_split(config.data.root, config.data.val)
 
     def thumbnail(self, example: dict[str, Any]) -> str | None:
-        """An image as a data address; None where it is gone since the evaluation."""
-        try:
+        """Data URI of a thumbnail; None where the image is gone since the evaluation."""
+        with suppress(MetaFormerError):
             image = self._read(example["path"], example.get("index", -1))
-        except MetaFormerError:
-            return None
-        if image is None:
-            return None
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-        return address(image)
+            if image is not None:
+                image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+                return data_uri(image)
+        return None
 
     def _read(self, path: str, index: int) -> Image.Image | None:
         if self.split is None or Path(path).is_file():
             return read_image(path)
         there = 0 <= index < len(self.split) and str(self.split.path(index)) == path
         return self.split.image(index) if there else None
-
-
-def _matrix(evaluation: dict[str, Any]) -> dict[str, Any] | None:
-    counts = evaluation.get("confusion")
-    if not counts or len(counts) > LARGEST_MATRIX:
-        return None
-    names = [row["name"] for row in evaluation["per_class"]]
-    rows = []
-    for name, line in zip(names, counts, strict=True):
-        whole = max(sum(line), 1)
-        cells = [
-            {
-                "count": count,
-                "share": f"{max(0.08, count / whole) if count else 0.03:.2f}",
-                "look": "zero" if not count else "strong" if count / whole > 0.5 else "",
-            }
-            for count in line
-        ]
-        rows.append((name, cells))
-    return {"names": names, "rows": rows}
-
-
-def _confused(evaluation: dict[str, Any]) -> list[tuple[str, str, int]]:
-    names = [row["name"] for row in evaluation.get("per_class", [])]
-    entries = evaluation.get("confusion_entries") or [
-        (true, said, count)
-        for true, line in enumerate(evaluation.get("confusion", []))
-        for said, count in enumerate(line)
-    ]
-    wrong = [(count, names[true], names[said]) for true, said, count in entries if true != said and count]
-    return [(true, said, count) for count, true, said in sorted(wrong, key=lambda w: (-w[0], w))[:ROWS]]
-
-
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "accuracy": f"{row['accuracy']:.1%}", "precision": f"{row['precision']:.1%}"}

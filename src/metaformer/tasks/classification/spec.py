@@ -18,7 +18,7 @@ from metaformer.tasks.classification.check import check_data_set, recognize
 from metaformer.tasks.classification.demo import write_demo
 from metaformer.tasks.classification.evaluate import build_evaluation
 from metaformer.tasks.classification.predict import ClassificationPredictor
-from metaformer.tasks.classification.report import classify_content
+from metaformer.tasks.classification.report import build_report
 from metaformer.tasks.classification.task import build_classify
 from metaformer.tasks.classification.write import write_classifications
 
@@ -101,7 +101,7 @@ SPEC = TaskSpec(
     evaluation=build_evaluation,
     predictor=ClassificationPredictor,
     write=write_classifications,
-    report=classify_content,
+    report=build_report,
     check_data=check_data_set,
     recognize=recognize,
     write_demo=write_demo,

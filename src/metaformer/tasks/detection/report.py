@@ -1,6 +1,6 @@
-"""What a run's page shows of detection: images with truth and prediction, and classes."""
+"""Report of a detection run: images with ground truth and predictions, and average precision by class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -8,16 +8,24 @@ from PIL import Image
 from metaformer.config import TrainConfig
 from metaformer.data.image import read_image
 from metaformer.errors import BadImage
-from metaformer.report.page import Log, address, charts, rate, rgb
+from metaformer.report.blocks import (
+    Example,
+    Row,
+    Section,
+    Table,
+    css_color,
+    data_uri,
+    percentage,
+    worst_and_best,
+)
+from metaformer.report.page import TaskReport
 from metaformer.tasks.detection.draw import Shape, drawn
 from metaformer.tasks.detection.evaluate import SCORE
 from metaformer.visualize.text import Color
 
-ROWS = 30
-"""Classes of the table, the weakest first, that are not folded away."""
 WIDTH = 320
-"""Pixels that images on the page are at least wide."""
-NAMES = {
+"""Smallest width of an image on the page, in pixels."""
+METRICS = {
     "ap": "box AP",
     "ap50": "box AP50",
     "ap75": "box AP75",
@@ -25,93 +33,72 @@ NAMES = {
     "mask_ap50": "mask AP50",
     "mask_ap75": "mask AP75",
 }
-"""What people call the figures that stand at the top."""
+PYTHON = """from metaformer import Predictor
 
-COUNTS = {"images": "images", "objects": "objects"}
+predictor = Predictor("BEST", score=0.3)
+for result in predictor("IMAGES"):
+    for label, score, box in zip(result.labels, result.scores, result.boxes):
+        print(result.path, result.classes[label], score, box)"""
 
 
-def detect_content(state: dict[str, Any], config: TrainConfig, log: Log) -> dict[str, Any]:
-    """The page's values, from what the best checkpoint says and the log."""
-    card, evaluation = state["card"], state["evaluation"]
+def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
+    """The report of a best checkpoint's state."""
+    evaluation = state["evaluation"]
     palette = [(int(red), int(green), int(blue)) for red, green, blue in evaluation["palette"]]
-    rows = _rows(evaluation["figures"], palette)
-    by = "epoch" if config.schedule.steps is None else "step"
-    return {
-        "subtitle": f"{card['name']} on {config.data.root}: {len(card['classes'])} classes",
-        "figures": _figures(state, evaluation, log),
-        "charts": charts(log, state["metric"], NAMES[state["metric"]], by),
-        "pairs": _pairs(evaluation, palette),
-        "score": SCORE,
-        "masks": "segm" in evaluation["figures"],
-        "classes": rows[:ROWS],
-        "folded": rows[ROWS:],
-        "absent": len(palette) - len(rows),
-        "preprocess": _look(card["preprocess"]),
-    }
+    examples = worst_and_best(
+        evaluation["examples"], "f1", lambda example: _example(example, evaluation["classes"], palette)
+    )
+    note = f"F1 of one image, at an IoU of 0.5 and a score threshold of {SCORE}."
+    return TaskReport(
+        metrics=METRICS,
+        counts={name: evaluation[name] for name in ("images", "objects")},
+        sections=[
+            Section("Validation images", examples, note=note),
+            _classes(evaluation["figures"], palette),
+        ],
+        preprocess=_describe(state["card"]["preprocess"]),
+        commands="metaformer predict BEST IMAGES --out FOLDER --images --coco\n"
+        "metaformer evaluate BEST --data FOLDER",
+        python=PYTHON,
+    )
 
 
-def _figures(state: dict[str, Any], evaluation: dict[str, Any], log: Log) -> list[tuple[str, str]]:
-    metrics = state["metrics"]
-    figures = [
-        (f"{metrics[name]:.2%}", f"held-out {told}") for name, told in NAMES.items() if name in metrics
-    ]
-    counts = [(f"{evaluation[name]:,}", f"held-out {told}") for name, told in COUNTS.items()]
-    return [*figures, *rate(log), *counts, (f"{state['step']:,}", "step of the best weights")]
-
-
-def _pairs(evaluation: dict[str, Any], palette: Sequence[Color]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The worst images and the best, each with truth and prediction."""
-    names = evaluation["classes"]
-    examples = sorted(evaluation["examples"], key=lambda example: example["f1"])
-    worst, best = examples[: -(-len(examples) // 2)], examples[-(-len(examples) // 2) :][::-1]
-    return [
-        (title, [_pair(example, names, palette) for example in chosen])
-        for title, chosen in (("Worst", worst), ("Best", best))
-        if chosen
-    ]
-
-
-def _pair(example: dict[str, Any], names: Sequence[str], palette: Sequence[Color]) -> dict[str, Any]:
+def _example(example: dict[str, Any], names: Sequence[str], palette: Sequence[Color]) -> Example:
     try:
         image = read_image(example["path"])
     except BadImage:  # gone since the evaluation
         image = Image.new("RGB", tuple(example["size"]), (128, 128, 128))
-    sides = {
-        side: address(drawn(image, [_shape(one, names, palette) for one in example[side]], WIDTH))
-        for side in ("truth", "predicted")
+    panels = {
+        caption: data_uri(drawn(image, [_shape(item, names, palette) for item in example[key]], WIDTH))
+        for caption, key in (("ground truth", "truth"), ("prediction", "predicted"))
     }
-    return {"path": example["path"], "f1": f"{example['f1']:.0%}", **sides}
+    return Example(panels, value=f"{example['f1']:.0%}", text="F1", note=example["path"])
 
 
-def _shape(one: dict[str, Any], names: Sequence[str], palette: Sequence[Color]) -> Shape:
-    left, top, right, bottom = one["box"]
-    score = "" if one["score"] is None else f" {one['score']:.2f}"
-    text = f"{'crowd ' if one['crowd'] else ''}{names[one['label']]}{score}"
-    return Shape((left, top, right, bottom), text, palette[one["label"]], one["mask"])
+def _shape(item: dict[str, Any], names: Sequence[str], palette: Sequence[Color]) -> Shape:
+    left, top, right, bottom = item["box"]
+    score = "" if item["score"] is None else f" {item['score']:.2f}"
+    text = f"{'crowd ' if item['crowd'] else ''}{names[item['label']]}{score}"
+    return Shape((left, top, right, bottom), text, palette[item["label"]], item["mask"])
 
 
-def _rows(figures: dict[str, Any], palette: Sequence[Color]) -> list[dict[str, Any]]:
-    """The classes of which there are objects, weakest first."""
-    boxes = figures["bbox"]["per_class"]
-    masks = figures.get("segm", {}).get("per_class", boxes)
-    there = [row for row in zip(boxes, masks, palette, strict=True) if row[0]["ap"] is not None]
-    return [
-        {
-            "name": box["name"],
-            "color": rgb(color),
-            "objects": f"{box['objects']:,}",
-            **{key: _percent(box[key]) for key in ("ap", "ap50", "ap75", "ar")},
-            **{f"mask_{key}": _percent(mask[key]) for key in ("ap", "ap50")},
-        }
-        for box, mask, color in sorted(there, key=lambda row: (row[0]["ap"], row[0]["name"]))
-    ]
+def _classes(figures: dict[str, Any], palette: Sequence[Color]) -> Section:
+    """Average precision of the classes that have objects, lowest first."""
+    boxes, masks = figures["bbox"]["per_class"], figures.get("segm", {}).get("per_class")
+    columns = ["class", "objects", "AP", "AP50", "AP75", "recall"]
+    columns += [] if masks is None else ["mask AP", "mask AP50"]
+    present = [row for row in zip(boxes, masks or boxes, palette, strict=True) if row[0]["ap"] is not None]
+    rows = []
+    for box, mask, color in sorted(present, key=lambda row: (row[0]["ap"], row[0]["name"])):
+        values = [box[key] for key in ("ap", "ap50", "ap75", "ar")]
+        values += [] if masks is None else [mask[key] for key in ("ap", "ap50")]
+        rows.append(Row([box["name"], f"{box['objects']:,}", *map(percentage, values)], css_color(color)))
+    absent = len(palette) - len(rows)
+    note = f"{absent} classes have no objects, and so are in no mean." if absent else ""
+    return Section("Classes", [Table(columns, rows, bar=2)], note=note)
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
-def _look(preprocess: dict[str, Any]) -> str:
+def _describe(preprocess: dict[str, Any]) -> str:
     if preprocess["long_side"] is None:
         return "images at their own size"
     return f"images fitted into {preprocess['long_side']}×{preprocess['short_side']} pixels"

@@ -20,7 +20,7 @@ from metaformer.tasks.detection.evaluate import build_evaluation
 from metaformer.tasks.detection.formats.layouts import find_detection_layout
 from metaformer.tasks.detection.predict import DetectionPredictor
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
-from metaformer.tasks.detection.report import detect_content
+from metaformer.tasks.detection.report import build_report
 from metaformer.tasks.detection.task import build_detect
 from metaformer.tasks.detection.write import write_detections
 
@@ -137,7 +137,7 @@ SPEC = TaskSpec(
     evaluation=build_evaluation,
     predictor=DetectionPredictor,
     write=write_detections,
-    report=detect_content,
+    report=build_report,
     check_data=check_objects,
     recognize=recognize,
     write_demo=write_demo,

@@ -20,7 +20,7 @@ from metaformer.tasks.segmentation.demo import write_demo
 from metaformer.tasks.segmentation.evaluate import build_evaluation
 from metaformer.tasks.segmentation.layouts import find_layout, has_label_maps
 from metaformer.tasks.segmentation.predict import SegmentationPredictor
-from metaformer.tasks.segmentation.report import segment_content
+from metaformer.tasks.segmentation.report import build_report
 from metaformer.tasks.segmentation.task import build_segment
 from metaformer.tasks.segmentation.write import write_segmentations
 
@@ -123,7 +123,7 @@ SPEC = TaskSpec(
     evaluation=build_evaluation,
     predictor=SegmentationPredictor,
     write=write_segmentations,
-    report=segment_content,
+    report=build_report,
     check_data=check_label_maps,
     recognize=recognize,
     write_demo=write_demo,
