@@ -1,4 +1,4 @@
-"""What mmdetection computes: its parts one by one, and RetinaNet on PoolFormer, through the public loader."""
+"""What mmdetection computes: its units one by one, and RetinaNet on PoolFormer, through the public loader."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.models.detection.anchors import Anchors
-from metaformer.models.detection.box_coder import BoxCoder
+from metaformer.models.detection.anchors import Anchors, BoxCoder
 from metaformer.models.detection.build import build_detector
 from metaformer.models.detection.config import DetectorConfig
-from metaformer.models.detection.focal import focal_loss
 from metaformer.models.detection.matcher import IGNORED, Matcher, iou
-from metaformer.models.detection.nms import keep
-from metaformer.models.detection.retinanet import OCTAVE, RetinaNet
+from metaformer.models.detection.nms import batched_nms
+from metaformer.models.detection.retinanet import SCALES_PER_OCTAVE, RetinaNet, focal_loss
 from metaformer.models.detection.structures import Detections, Targets
 from metaformer.weights.keymap import to_ours
 from metaformer.weights.load import load_weights
@@ -33,9 +31,9 @@ SIZE = (256, 320)
 IMAGE, SECOND = (
     torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(seed)) for seed in (256320, 8)
 )
-OCTAVES = [4 * 2 ** (i / OCTAVE) for i in range(OCTAVE)]
+SCALES = [4 * 2 ** (i / SCALES_PER_OCTAVE) for i in range(SCALES_PER_OCTAVE)]
 ANCHORS = {
-    "retina": Anchors((8, 16, 32, 64, 128), OCTAVES),
+    "retina": Anchors((8, 16, 32, 64, 128), SCALES),
     "rpn": Anchors((4, 8, 16, 32, 64), (8,)),
 }
 FIVE = Targets(VECTORS["loss.gt5_boxes"], VECTORS["loss.gt5_labels"])
@@ -58,7 +56,7 @@ def close(ours: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANC
 
 
 @pytest.mark.parametrize("kind", ANCHORS)
-def test_anchors_are_equal_on_odd_maps(kind: str) -> None:
+def test_anchors_are_equal_on_odd_levels(kind: str) -> None:
     wanted = {
         name.split(".")[3]: value for name, value in UNITS.items() if name.startswith(f"anchors.{kind}.")
     }
@@ -100,8 +98,8 @@ def test_suppression(threshold: float) -> None:
     boxes, scores, classes = UNITS["nms.boxes"], UNITS["nms.scores"], UNITS["nms.idx"]
     for labels, name in ((classes, "batched_keep"), (classes * 0, "keep")):
         expected = UNITS[f"nms.{name}{threshold}"]
-        assert torch.equal(keep(boxes, scores, labels, threshold, 1000), expected)
-        assert torch.equal(keep(boxes, scores, labels, threshold, 20), expected[:20])
+        assert torch.equal(batched_nms(boxes, scores, labels, threshold, 1000), expected)
+        assert torch.equal(batched_nms(boxes, scores, labels, threshold, 20), expected[:20])
 
 
 def test_focal_loss() -> None:
@@ -127,17 +125,17 @@ def test_the_whole_file_is_loaded() -> None:
 
 
 @torch.no_grad()
-def test_features_maps_and_anchors() -> None:
+def test_features_and_anchors() -> None:
     model = tiny()
-    raw = model.raw(IMAGE)
+    outputs = model.forward_head(IMAGE)
     for i, level in enumerate(model.backbone(IMAGE)):
-        close(level, VECTORS[f"backbone.{i}"], f"map {i}")
-    levels = model.maps(IMAGE)
+        close(level, VECTORS[f"backbone.{i}"], f"features {i}")
+    levels = model.features(IMAGE)
     anchors = model.anchors.per_level([(level.shape[2], level.shape[3]) for level in levels])
     for i, level in enumerate(levels):
         close(level, VECTORS[f"neck.{i}"], f"level {i}")
-        close(raw.logits[i], VECTORS[f"cls.{i}"], f"logits {i}")
-        close(raw.deltas[i], VECTORS[f"reg.{i}"], f"deltas {i}")
+        close(outputs.logits[i], VECTORS[f"cls.{i}"], f"logits {i}")
+        close(outputs.deltas[i], VECTORS[f"reg.{i}"], f"deltas {i}")
         assert torch.equal(anchors[i][:30], VECTORS[f"anchors.{i}.first30"])
         assert torch.equal(anchors[i].double().sum(0), VECTORS[f"anchors.{i}.sum"])
         assert len(anchors[i]) == int(VECTORS[f"anchors.{i}.count"])
@@ -158,7 +156,7 @@ def test_features_maps_and_anchors() -> None:
 )
 @torch.no_grad()
 def test_detections(name: str, options: dict[str, int], sizes: dict[str, Any]) -> None:
-    (found,) = tiny(**options).detect(IMAGE, **sizes)
+    (found,) = tiny(**options).predict(IMAGE, **sizes)
     assert torch.equal(found.labels, VECTORS[f"{name}.labels"])
     close(found.scores, VECTORS[f"{name}.scores"], "scores")
     assert float((found.boxes - VECTORS[f"{name}.boxes"]).abs().max()) < 2e-3
@@ -167,14 +165,14 @@ def test_detections(name: str, options: dict[str, int], sizes: dict[str, Any]) -
 def test_targets() -> None:
     model = tiny()
     shapes = [(int(size[2]), int(size[3])) for size in (VECTORS[f"cls.{i}"].shape for i in range(5))]
-    truth = model.truth(shapes, [TWO], [SIZE])
-    assert torch.equal(truth.places, VECTORS["target.pos_anchor_index"]) and not truth.images.any()
-    labels = torch.cat(truth.labels, 1)[0]
-    assert torch.equal(labels[truth.places], VECTORS["target.pos_label"])
-    close(truth.deltas, VECTORS["target.pos_delta"], "deltas")
+    assigned = model.assign_targets(shapes, [TWO], [SIZE])
+    assert torch.equal(assigned.anchors, VECTORS["target.pos_anchor_index"]) and not assigned.images.any()
+    labels = torch.cat(assigned.labels, 1)[0]
+    assert torch.equal(labels[assigned.anchors], VECTORS["target.pos_label"])
+    close(assigned.deltas, VECTORS["target.pos_delta"], "deltas")
     assert torch.equal((labels == IGNORED).nonzero()[:, 0], VECTORS["target.ignored_anchor_index"])
-    labels = torch.cat(model.truth(shapes, [FIVE], [SIZE]).labels, 1)[0]
-    expected = torch.where(labels >= 0, labels, 7).to(torch.uint8)  # theirs tells nobody's anchors so
+    labels = torch.cat(model.assign_targets(shapes, [FIVE], [SIZE]).labels, 1)[0]
+    expected = torch.where(labels >= 0, labels, 7).to(torch.uint8)  # mmdetection's background
     assert torch.equal(expected, VECTORS["target.gt5.labels"])
     assert torch.equal((labels != IGNORED).to(torch.uint8), VECTORS["target.gt5.weights"])
 

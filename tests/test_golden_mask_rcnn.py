@@ -12,10 +12,9 @@ from torch import Tensor
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.factory import create_detector
-from metaformer.models.detection.mask_head import mask_targets
-from metaformer.models.detection.rcnn import BOX_SIDE, MASK_ROI_SIDE, PyramidMaps, TwoStage
-from metaformer.models.detection.roi_align import levels_of, pool
-from metaformer.models.detection.sampling import Sampler
+from metaformer.models.detection.matcher import Sampler
+from metaformer.models.detection.rcnn import BOX_ROI_SIDE, MASK_ROI_SIDE, RCNN, RPNOutputs
+from metaformer.models.detection.roi_heads import assign_levels, mask_targets, pyramid_roi_align
 from metaformer.models.detection.structures import Targets
 from metaformer.weights.keymap import to_ours
 from metaformer.weights.load import load_weights
@@ -28,7 +27,7 @@ TINY = MetaFormerConfig(depths=(1,) * 4, dims=(8, 16, 20, 28))
 SIZE = (256, 320)
 IMAGE = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(256320))
 SECOND = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(8))
-EVERY = {"rpn_samples": 1_000_000, "roi_batch_size": 1_000_000}
+EVERY = {"rpn_batch_size": 1_000_000, "roi_batch_size": 1_000_000}
 TOLERANCE, SECOND_STAGE_TOLERANCE, PIXELS = 1e-5, 5e-5, 2e-3
 GRADIENT_TOLERANCE, NO_GRADIENT = 1e-4, 1e-2
 
@@ -48,7 +47,7 @@ def truth(name: str, count: int = 99) -> Targets:
 TWO, FIVE = truth("gt"), truth("gt5")
 
 
-def tiny(**options: Any) -> TwoStage:
+def tiny(**options: Any) -> RCNN:
     model = create_detector(
         "mask_rcnn",
         backbone=TINY,
@@ -58,7 +57,7 @@ def tiny(**options: Any) -> TwoStage:
         checkpoint_path=STATE,
         **options,
     ).eval()
-    assert isinstance(model, TwoStage)
+    assert isinstance(model, RCNN)
     return model
 
 
@@ -68,9 +67,14 @@ def close(ours: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANC
     assert error <= tolerance * float(expected.abs().max()), f"{what}: {error}"
 
 
-def proposals(model: TwoStage, raw: PyramidMaps, candidates: int = 1000) -> Tensor:
+def proposals(model: RCNN, outputs: RPNOutputs, pre_nms_topk: int = 1000) -> Tensor:
     (boxes,) = model.rpn.proposals(
-        raw.objectness, raw.deltas, [SIZE], candidates=candidates, most=1000, threshold=0.7
+        outputs.objectness,
+        outputs.deltas,
+        [SIZE],
+        pre_nms_topk=pre_nms_topk,
+        post_nms_topk=1000,
+        iou_threshold=0.7,
     )
     return boxes
 
@@ -84,16 +88,16 @@ def test_the_whole_file_is_loaded() -> None:
 
 
 @torch.no_grad()
-def test_maps_and_anchors() -> None:
+def test_features_and_anchors() -> None:
     model = tiny()
-    raw = model.raw(IMAGE)
+    outputs = model.forward_head(IMAGE)
     for i, level in enumerate(model.backbone(IMAGE)):
-        close(level, VECTORS[f"backbone.{i}"], f"map {i}")
-    anchors = model.rpn.anchors.per_level([(level.shape[2], level.shape[3]) for level in raw.maps])
-    for i, level in enumerate(raw.maps):
+        close(level, VECTORS[f"backbone.{i}"], f"features {i}")
+    anchors = model.rpn.anchors.per_level([(level.shape[2], level.shape[3]) for level in outputs.features])
+    for i, level in enumerate(outputs.features):
         close(level, VECTORS[f"neck.{i}"], f"level {i}")
-        close(raw.objectness[i], VECTORS[f"rpn_cls.{i}"], f"logits {i}")
-        close(raw.deltas[i], VECTORS[f"rpn_reg.{i}"], f"deltas {i}")
+        close(outputs.objectness[i], VECTORS[f"rpn_cls.{i}"], f"logits {i}")
+        close(outputs.deltas[i], VECTORS[f"rpn_reg.{i}"], f"deltas {i}")
         assert torch.equal(anchors[i][:30], VECTORS[f"anchors.{i}.first30"])
         assert torch.equal(anchors[i].double().sum(0), VECTORS[f"anchors.{i}.sum"])
 
@@ -101,21 +105,21 @@ def test_maps_and_anchors() -> None:
 @torch.no_grad()
 def test_proposals() -> None:
     model = tiny()
-    raw = model.raw(IMAGE)
+    outputs = model.forward_head(IMAGE)
     for candidates, name in ((1000, "proposals.all_boxes"), (100, "proposals_nmspre100.boxes")):
-        ours, expected = proposals(model, raw, candidates), VECTORS[name]
+        ours, expected = proposals(model, outputs, candidates), VECTORS[name]
         assert ours.shape == expected.shape and float((ours - expected).abs().max()) < PIXELS
 
 
 @torch.no_grad()
 def test_the_second_stage() -> None:
     model = tiny()
-    raw = model.raw(IMAGE)
-    boxes = proposals(model, raw)
-    levels = levels_of(boxes, 4)
+    outputs = model.forward_head(IMAGE)
+    boxes = proposals(model, outputs)
+    levels = assign_levels(boxes, 4)
     assert torch.equal(levels[:50], VECTORS["roi.levels"])
     assert torch.bincount(levels, minlength=4).tolist() == LOSSES["roi_level_histogram"]
-    pooled = pool(raw.maps[:4], [boxes], model.strides[:4], BOX_SIDE)
+    pooled = pyramid_roi_align(outputs.features[:4], [boxes], model.strides[:4], BOX_ROI_SIDE)
     close(pooled[:4], VECTORS["roi.bbox_feats.first4"], "features")
     logits, deltas = model.box_predictor(model.box_head(pooled))
     close(logits[:10], VECTORS["roi.cls_score.first10"], "logits", SECOND_STAGE_TOLERANCE)
@@ -133,7 +137,7 @@ def test_the_second_stage() -> None:
 )
 @torch.no_grad()
 def test_detections(name: str, image: tuple[int, int], original: tuple[int, int]) -> None:
-    (found,) = tiny().detect(IMAGE, [image], [original])
+    (found,) = tiny().predict(IMAGE, [image], [original])
     assert torch.equal(found.labels, VECTORS[f"{name}.labels"])
     close(found.scores, VECTORS[f"{name}.scores"], "scores", SECOND_STAGE_TOLERANCE)
     assert float((found.boxes - VECTORS[f"{name}.boxes"]).abs().max()) < PIXELS
@@ -148,22 +152,25 @@ def test_detections(name: str, image: tuple[int, int], original: tuple[int, int]
 @torch.no_grad()
 def test_masks() -> None:
     model = tiny()
-    raw = model.raw(IMAGE)
-    (found,) = model.decode(raw, [SIZE])
+    outputs = model.forward_head(IMAGE)
+    (found,) = model.decode(outputs, [SIZE])
     assert found.masks is not None and model.mask_head is not None and model.mask_predictor is not None
     close(found.masks[:10], VECTORS["mask.probs_selected"], "probabilities", SECOND_STAGE_TOLERANCE)
     boxes = found.boxes[:10]
-    assert torch.equal(levels_of(boxes, 4), VECTORS["mask.roi_levels"])
-    pooled = pool(raw.maps[:4], [boxes], model.strides[:4], MASK_ROI_SIDE)
+    assert torch.equal(assign_levels(boxes, 4), VECTORS["mask.roi_levels"])
+    pooled = pyramid_roi_align(outputs.features[:4], [boxes], model.strides[:4], MASK_ROI_SIDE)
     close(pooled[:2], VECTORS["mask.roi_feats.first2"], "features", SECOND_STAGE_TOLERANCE)
     features = model.mask_head(pooled)
-    logits, own = model.mask_predictor(features), model.mask_predictor.own(features, found.labels[:10])
+    logits, own = (
+        model.mask_predictor(features),
+        model.mask_predictor.forward_class(features, found.labels[:10]),
+    )
     close(logits[:2], VECTORS["mask.logits_all_classes.first2"], "all classes", SECOND_STAGE_TOLERANCE)
     close(own, VECTORS["mask.logits_selected"], "logits", SECOND_STAGE_TOLERANCE)
 
 
 class Spy:
-    """A sampler that tells what it chose."""
+    """A sampler that records what it chose."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler, self.chosen, self.objects = sampler, [Tensor()] * 2, Tensor()
@@ -188,7 +195,7 @@ def test_targets(name: str, counts: str, targets: Targets) -> None:
     assert [len(chosen) for chosen in second.chosen] == [figures["rcnn_pos"], figures["rcnn_neg"]]
     assert torch.equal(rpn.chosen[0], VECTORS[f"loss.{name}.rpn_pos_inds"])
     assert torch.equal(second.objects, VECTORS[f"loss.{name}.rcnn_pos_gt_index"])
-    candidates = torch.cat([targets.boxes, proposals(model, model.raw(IMAGE), 2000)])
+    candidates = torch.cat([targets.boxes, proposals(model, model.forward_head(IMAGE), 2000)])
     boxes = candidates[torch.cat(second.chosen)]
     expected = VECTORS[f"loss.{name}.rcnn_priors" if name == "all" else f"loss.{name}.rcnn_pos_priors"]
     assert float((boxes[: len(expected)] - expected).abs().max()) < PIXELS
@@ -227,7 +234,7 @@ def test_sampled_losses_and_gradients() -> None:
     """With the draw that was recorded: the divisors of the samples."""
     model = tiny()
     with torch.no_grad():
-        candidates = torch.cat([TWO.boxes, proposals(model, model.raw(IMAGE), 2000)])
+        candidates = torch.cat([TWO.boxes, proposals(model, model.forward_head(IMAGE), 2000)])
     recorded = VECTORS["loss.seeded.rcnn_priors"]
     distance, index = (recorded[:, None] - candidates).abs().amax(2).min(1)
     assert float(distance.max()) < PIXELS and len(index.unique()) == len(index)
@@ -250,7 +257,7 @@ def check_losses(losses: dict[str, Tensor], expected: dict[str, Any]) -> None:
     assert losses["loss"].item() == pytest.approx(sum(figures.values()), rel=TOLERANCE)
 
 
-def check_gradients(model: TwoStage, expected: dict[str, dict[str, Any]]) -> None:
+def check_gradients(model: RCNN, expected: dict[str, dict[str, Any]]) -> None:
     """Norm, sum and first numbers of each; the recorded stack freezes the stem (fact 3)."""
     origin = to_ours(load_file(STATE)).origin
     for name, parameter in model.named_parameters():

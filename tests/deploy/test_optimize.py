@@ -58,7 +58,7 @@ def test_dense_networks_and_backbones() -> None:
         detector = lively(metaformer.create_detector("retinanet", maps, num_classes=3, fpn_dim=8))
         network = optimize(detector, sample=x)
         assert len(network(x)) == 1
-        for ours, theirs in zip(network.raw(x), detector.raw(x), strict=True):
+        for ours, theirs in zip(network.forward_head(x), detector.forward_head(x), strict=True):
             for a, b in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 

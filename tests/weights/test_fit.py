@@ -225,7 +225,7 @@ def test_a_detectors_file_with_foreign_objects_gives_the_same_results(
     assert same(snapshot(model), snapshot(source))
     image = torch.randn(1, 3, 70, 64)
     with torch.no_grad():
-        for ours, theirs in zip(model.raw(image), source.raw(image), strict=True):
+        for ours, theirs in zip(model.forward_head(image), source.forward_head(image), strict=True):
             pairs = zip(ours, theirs, strict=True) if isinstance(ours, tuple) else [(ours, theirs)]
             assert all(torch.equal(left, right) for left, right in pairs)
 

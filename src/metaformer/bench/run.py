@@ -140,8 +140,8 @@ def bench(
     """Count and time models; `against` is measured in the same rounds, and the ratios taken pair by pair.
 
     Args:
-        models: names of this library's models, segmenters and detectors (of these `raw`), `timm:NAME` for
-            timm's, `smp:KIND/ENCODER` for those of segmentation_models_pytorch, or modules.
+        models: names of this library's models, segmenters and detectors (their `forward_head`), `timm:NAME`
+            for timm's, `smp:KIND/ENCODER` for those of segmentation_models_pytorch, or modules.
         config: the conditions.
         against: the model to compare with.
         mixers: other token mixers for the named models, one for all or one per stage.

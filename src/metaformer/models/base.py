@@ -45,8 +45,7 @@ class DenseNetwork(nn.Module):
 
     def forward_head(self, x: Tensor) -> Any:
         """Map images (B, 3, H, W) to tensors whose shapes depend on H and W alone."""
-        raw: Any = self.raw  # until the detectors define forward_head
-        return raw(x)
+        raise NotImplementedError
 
     def decode(
         self, outputs: Any, image_sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None

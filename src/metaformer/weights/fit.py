@@ -73,7 +73,7 @@ class Fit:
 
     def _leave_unused_norms(self) -> None:
         """A norm of a map that RetinaNet does not look at may be missing, as in the published files."""
-        for level in range(getattr(self.model, "first_map", 0)):
+        for level in range(getattr(self.model, "first_level", 0)):
             unused = f"{BACKBONE}norms.{level}."
             self.report.fresh += [n for n in self.target if n.startswith(unused) and n not in self.state]
 

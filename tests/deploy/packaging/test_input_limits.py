@@ -65,5 +65,5 @@ def test_a_detector_begins_where_its_coarsest_level_has_two_positions() -> None:
     detector = metaformer.create_detector("retinanet", backbone, num_classes=3, fpn_dim=8)
     least, _ = limits_for(detector, (1, 8), "dynamic", None).height
     with torch.no_grad():
-        assert detector.eval().raw(torch.zeros(1, 3, least, least)).logits[-1].shape[2:] == (2, 2)
-        assert detector.raw(torch.zeros(1, 3, least - 1, least)).logits[-1].shape[2:] == (1, 2)
+        assert detector.eval().forward_head(torch.zeros(1, 3, least, least)).logits[-1].shape[2:] == (2, 2)
+        assert detector.forward_head(torch.zeros(1, 3, least - 1, least)).logits[-1].shape[2:] == (1, 2)

@@ -13,7 +13,7 @@ from metaformer.models.detection.config import DetectorConfig
 CONFIG = DetectorConfig(kind="mask_rcnn", backbone=MetaFormerConfig(), num_classes=3, score_threshold=0.3)
 
 
-def test_what_is_not_given_depends_on_the_kind() -> None:
+def test_defaults_depend_on_the_kind() -> None:
     assert replace(CONFIG, kind="retinanet").anchor_size == 4 and CONFIG.anchor_size == 8
     assert replace(CONFIG, anchor_scale=2).anchor_size == 2
     assert CONFIG.head_channels == 256 and replace(CONFIG, head_dim=32).head_channels == 32
@@ -32,19 +32,19 @@ def test_json_and_back() -> None:
         ("num_classes", 0, "num_classes: 0"),
         ("fpn_dim", None, "fpn_dim: None"),
         ("head_dim", True, "head_dim: True"),
-        ("proposals", 1.5, "proposals: 1.5"),
+        ("rpn_post_nms_topk", 1.5, "rpn_post_nms_topk: 1.5"),
         ("score_threshold", 1.1, "from 0 to 1"),
         ("nms_threshold", "0.5", "from 0 to 1"),
         ("anchor_scale", 0, "above 0"),
         ("anchor_scale", float("nan"), "above 0"),
     ],
 )
-def test_refused(field: str, value: Any, message: str) -> None:
+def test_wrong_values_are_refused(field: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(CONFIG, **{field: value})
 
 
-def test_unknown_fields_and_no_backbone_are_told() -> None:
+def test_unknown_fields_and_a_missing_backbone() -> None:
     with pytest.raises(ConfigError, match="anchor_scale"):
         DetectorConfig.from_dict({**CONFIG.to_dict(), "anchor_scales": 3})
     with pytest.raises(ConfigError, match="must hold the fields"):

@@ -1,10 +1,12 @@
-"""What all detectors have in common: backbones, checked arguments, crowds, and timm's interface."""
+"""Contract of all detectors: results, losses, errors, precision, compilation, export, backbones."""
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.feature_info import FeatureInfo
@@ -12,32 +14,91 @@ from metaformer.errors import ConfigError, SizeError
 from metaformer.models.detection.build import build_detector
 from metaformer.models.detection.config import KINDS, DetectorConfig
 from metaformer.models.detection.detector import Detector
+from metaformer.models.detection.retinanet import RetinaNet
 from metaformer.models.detection.structures import Targets
 
 TINY = MetaFormerConfig(depths=(1,) * 4, dims=(8, 16, 20, 28), feature_norm="fresh")
-CONFIG = DetectorConfig(backbone=TINY, num_classes=7, fpn_dim=12, box_fc_dim=8)
-TARGETS = Targets(torch.tensor([[3.0, 4, 40, 50], [20, 10, 60, 60]]), torch.tensor([2, 6]))
+CONFIG = DetectorConfig(
+    backbone=TINY, num_classes=7, fpn_dim=12, box_fc_dim=8, rpn_post_nms_topk=50, rpn_batch_size=1_000_000,
+    roi_batch_size=1_000_000,
+)  # fmt: skip
+SIZE = (64, 96)
+LOSSES = {"loss", "loss_cls", "loss_bbox"}
+RCNN_LOSSES = LOSSES | {"loss_rpn_cls", "loss_rpn_bbox"}
+
+
+def build(kind: str, **options: Any) -> Detector:
+    """A detector that finds something with random weights."""
+    torch.manual_seed(0)
+    model = build_detector(replace(CONFIG, kind=kind, **options))
+    if isinstance(model, RetinaNet):
+        logits = model.head.classification_head.cls_logits
+        nn.init.constant_(logits.bias, -2.0)
+        nn.init.normal_(logits.weight, std=0.3)
+    return model
 
 
 @pytest.fixture(params=KINDS)
 def model(request: pytest.FixtureRequest) -> Detector:
-    torch.manual_seed(0)
-    return build_detector(replace(CONFIG, kind=request.param))
+    return build(request.param)
 
 
-def targets_of(model: Detector, *targets: Targets) -> list[Targets]:
-    masks = [torch.ones(len(one), 64, 64, dtype=torch.bool) if model.has_masks else None for one in targets]
-    return [replace(one, masks=own) for one, own in zip(targets, masks, strict=True)]
+def images(count: int = 2) -> Tensor:
+    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
 
-NONE = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+def targets(boxes: list[list[float]], labels: list[int], **fields: Any) -> Targets:
+    """Objects whose masks fill their boxes."""
+    masks = torch.zeros(len(boxes), *SIZE, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[int(top) : int(bottom), int(left) : int(right)] = True
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Targets(corners, torch.tensor(labels, dtype=torch.int64), masks, **fields)
 
 
-@pytest.mark.parametrize("objects", [(TARGETS, NONE), (NONE, NONE)], ids=["some", "none"])
+TWO = targets([[3.0, 4, 40, 50], [20, 10, 60, 60]], [2, 6])
+NONE = targets([], [])
+
+
+def test_detections_lie_in_their_images_best_first(model: Detector) -> None:
+    sizes = [(60, 96), (41, 90)]
+    model.config = replace(model.config, max_detections=7)
+    for found, (height, width) in zip(model.eval()(images(), image_sizes=sizes), sizes, strict=True):
+        assert len(found) == 7 and not found.boxes.requires_grad
+        assert (found.scores[:-1] >= found.scores[1:]).all() and found.scores[-1] > 0.05
+        assert (found.boxes[:, 2:] > found.boxes[:, :2]).all() and (found.boxes >= 0).all()
+        assert (found.boxes[:, 2:] <= torch.tensor([width, height])).all()
+        assert found.labels.min() >= 0 and found.labels.max() < 7
+        assert (found.masks is not None) == model.has_masks == (model.config.kind == "mask_rcnn")
+        if found.masks is not None:
+            assert found.masks.shape == (7, 28, 28) and found.paste((height, width)).any()
+
+
+def test_a_batch_gives_the_results_of_its_images(model: Detector) -> None:
+    for together, image in zip(model.eval()(images()), images(), strict=True):
+        (alone,) = model(image[None])
+        assert torch.equal(together.labels, alone.labels)
+        assert torch.allclose(together.boxes, alone.boxes, atol=1e-3)
+        if together.masks is not None:
+            assert torch.allclose(together.masks, alone.masks, atol=1e-4)
+
+
+def test_original_sizes_scale_boxes_and_leave_masks(model: Detector) -> None:
+    outputs = model.eval().forward_head(images(1))
+    (here,), (there,) = model.decode(outputs, [SIZE]), model.decode(outputs, [SIZE], [(32, 192)])
+    assert torch.allclose(there.boxes, here.boxes * torch.tensor([2, 0.5, 2, 0.5]))
+    assert here.masks is None or torch.equal(here.masks, there.masks)
+    (predicted,) = model.predict(images(1), original_sizes=[(32, 192)])
+    assert torch.equal(predicted.boxes, there.boxes)
+
+
+@pytest.mark.parametrize("objects", [(TWO, NONE), (NONE, NONE)], ids=["some", "none"])
 def test_losses_are_finite_and_gradients_reach_every_parameter(
     model: Detector, objects: tuple[Targets, ...]
 ) -> None:
-    losses = model.train()(torch.randn(2, 3, 64, 64), targets_of(model, *objects))
+    losses = model.train()(images(), objects)
+    names = {"retinanet": LOSSES, "faster_rcnn": RCNN_LOSSES, "mask_rcnn": RCNN_LOSSES | {"loss_mask"}}
+    assert set(losses) == names[model.config.kind]
     assert losses["loss"].item() == pytest.approx(sum(v.item() for k, v in losses.items() if k != "loss"))
     losses["loss"].backward()
     for name, parameter in model.named_parameters():
@@ -47,50 +108,140 @@ def test_losses_are_finite_and_gradients_reach_every_parameter(
             assert name.startswith("backbone.norms.0.") and model.config.kind == "retinanet"
 
 
-def test_crowds_teach_nothing(model: Detector) -> None:
-    image = torch.randn(1, 3, 64, 64)
-    crowd = replace(TARGETS, crowd=torch.tensor([False, True]))
-    alone = Targets(TARGETS.boxes[:1], TARGETS.labels[:1])
-    values = []
-    for one in (crowd, alone):
-        torch.manual_seed(0)
-        values.append(model(image, targets_of(model, one))["loss"])
-    assert torch.equal(*values)
+def test_crowds_are_not_trained(model: Detector) -> None:
+    crowd = targets(
+        [[3, 4, 40, 50], [0, 0, 96, 64], [20, 10, 60, 60]], [2, 0, 6], crowd=torch.tensor([0, 1, 0]).bool()
+    )
+    assert model(images(1), [crowd]) == model(images(1), [TWO])
 
 
-def test_images_with_nothing_in_them(model: Detector) -> None:
-    for size in ((64, 64), (3, 3), (5, 200)):
+def test_empty_and_small_images(model: Detector) -> None:
+    for size in (SIZE, (3, 3), (5, 200)):
         found = model.eval()(torch.zeros(2, 3, *size))
         assert len(found) == 2 and all(one.scores.dtype == torch.float32 for one in found)
-    assert len(model.decode(model.raw(torch.zeros(1, 3, 64, 64)), [(1, 1)], [(1, 1)])) == 1
+    assert len(model.decode(model.forward_head(torch.zeros(1, 3, *SIZE)), [(1, 1)], [(1, 1)])) == 1
     with pytest.raises(SizeError, match="at least 3×3"):
         model(torch.zeros(1, 3, 2, 2))
 
 
-def test_arguments_that_do_not_fit_are_told(model: Detector) -> None:
-    image = torch.zeros(2, 3, 64, 64)
-    with pytest.raises(ConfigError, match="of 1 images for a batch of 2"):
-        model(image, targets_of(model, TARGETS))
-    with pytest.raises(ConfigError, match="for a batch of 0"):
-        model(image[:0], [])
-    with pytest.raises(ConfigError, match="label is not below 7"):
-        model(image, targets_of(model, NONE, Targets(TARGETS.boxes, torch.tensor([0, 7]))))
-    with pytest.raises(ConfigError, match="1 sizes for a batch of 2"):
-        model(image, None, [(64, 64)])
-    for size in ((65, 64), (0, 4)):
-        with pytest.raises(ConfigError, match="does not lie inside the batch's 64×64"):
-            model(image, targets_of(model, NONE, NONE), [(64, 64), size])
+def test_one_class_and_boxes_of_a_pixel() -> None:
+    small = targets([[5, 5, 6, 6], [80, 50, 81.5, 51], [0, 0, 0.25, 0.25]], [0] * 3)
+    for kind in KINDS:
+        model = build(kind, num_classes=1)
+        losses = model(images(), [small, replace(TWO, labels=TWO.labels * 0)])
+        losses["loss"].backward()
+        assert all(loss.isfinite() for loss in losses.values())
+        assert all((one.labels == 0).all() for one in model.eval()(images()))
+
+
+@pytest.mark.parametrize("sizes", [[SIZE], [SIZE, (65, 64)], [(0, 4), SIZE]])
+def test_image_sizes_are_checked(model: Detector, sizes: list[tuple[int, int]]) -> None:
+    with pytest.raises(ConfigError, match="image_sizes"):
+        model(images(), None, sizes)
+    with pytest.raises(ConfigError, match="image_sizes"):
+        model(images(), [NONE, NONE], sizes)
+
+
+@pytest.mark.parametrize(
+    ("count", "wrong", "error"),
+    [
+        (2, [TWO], "1 images for a batch of 2"),
+        (0, [], "batch of 0"),
+        (1, [replace(TWO, labels=torch.tensor([0, 7]))], "label"),
+    ],
+)
+def test_targets_are_checked(model: Detector, count: int, wrong: list[Targets], error: str) -> None:
+    with pytest.raises(ConfigError, match=f"targets: .*{error}"):
+        model(images(count), wrong)
+
+
+def test_missing_masks_name_the_remedy() -> None:
+    boxes = Targets(TWO.boxes, TWO.labels)
+    with pytest.raises(ConfigError, match="masks=True"):
+        build("mask_rcnn")(images(1), [boxes])
+    assert build("faster_rcnn")(images(1), [boxes])["loss"].isfinite()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast_may_end_before_decoding(model: Detector, inside: bool) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(images(), [TWO, NONE])
+        outputs = model.forward_head(images())
+        assert outputs.deltas[0].dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+        found = model.decode(outputs, [SIZE] * 2)
+    losses["loss"].backward()
+    exact = model(images(), [TWO, NONE])
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact[name].item(), rel=0.1)
+    assert all(one.boxes.dtype == one.scores.dtype == torch.float32 for one in found)
+    assert all(one.masks is None or one.masks.dtype == torch.float32 for one in found)
+
+
+class Exported(nn.Module):
+    """What is exported: tensors alone."""
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model.forward_head(x)
+
+
+@torch.no_grad()
+def test_forward_head_compiles_whole_and_exports_with_dynamic_sizes(model: Detector) -> None:
+    torch.compiler.reset()
+    example = torch.randn(2, 3, 256, 320)
+    dims = {0: torch.export.Dim("batch", min=1, max=8), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    exported = torch.export.export(Exported(model.eval()), (example,), dynamic_shapes=(dims,)).module()
+    compiled = torch.compile(model.forward_head, backend="aot_eager", fullgraph=True)
+    for run, image in ((exported, torch.randn(3, 3, 400, 288)), (compiled, example)):
+        for ours, expected in zip(run(image), model.forward_head(image), strict=True):
+            assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(ours, expected, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of dynamo, behind a graph break
+def test_training_and_prediction_compile(model: Detector) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(model.train(), backend="aot_eager")
+    losses = compiled(images(), [TWO, NONE])
+    assert losses["loss"].item() == pytest.approx(model(images(), [TWO, NONE])["loss"].item(), rel=1e-5)
+    losses["loss"].backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.eval()
+    for ours, expected in zip(compiled(images()), model(images()), strict=True):
+        assert torch.equal(ours.labels, expected.labels)
+
+
+@pytest.mark.gpu
+def test_a_device_gives_the_same(model: Detector) -> None:
+    (expected, _), losses = model.eval()(images()), model(images(), [TWO, NONE])
+    model.cuda()
+    (found, _), there = (
+        model(images().cuda()), model(images().cuda(), [TWO.to("cuda"), NONE.to("cuda")])
+    )  # fmt: skip
+    assert torch.allclose(found.boxes[:10].cpu(), expected.boxes[:10], atol=0.1)
+    for name, loss in losses.items():
+        assert there[name].item() == pytest.approx(loss.item(), rel=1e-2), name
+
+
+def test_a_copy_has_parameters_of_its_own(model: Detector) -> None:
+    twin = copy.deepcopy(model)
+    nn.init.zeros_(model.neck.laterals[0].weight)  # type: ignore[arg-type]
+    assert twin.neck.laterals[0].weight.any()  # type: ignore[operator, union-attr]
 
 
 class Pyramid(nn.Module):
-    """Somebody else's backbone."""
+    """A backbone from elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()
         self.feature_info = FeatureInfo([{"num_chs": 5, "reduction": 8}, {"num_chs": 6, "reduction": 16}])
         self.convs = nn.ModuleList([nn.Conv2d(3, 5, 8, 8), nn.Conv2d(5, 6, 2, 2)])
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         first = self.convs[0](x)
         return [first, self.convs[1](first)]
 
@@ -104,11 +255,11 @@ def test_foreign_backbones() -> None:
 
     single = Pyramid()
     single.feature_info = FeatureInfo([{"num_chs": 5, "reduction": 8}])
-    with pytest.raises(ConfigError, match="1 maps are too few for retinanet"):
+    with pytest.raises(ConfigError, match="backbone: 1 levels"):
         build_detector(config, single)
 
 
-def test_deeper_parts_learn_faster_with_layer_wise_decay() -> None:
+def test_layer_wise_decay_goes_by_depth() -> None:
     from timm.models import group_parameters
 
     model = build_detector(CONFIG)

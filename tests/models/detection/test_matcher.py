@@ -1,4 +1,4 @@
-"""Which object an anchor gets: a plain loop over the objects computes the same."""
+"""Matching, equal to a plain loop over the objects, and sampling."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from metaformer.models.detection import matcher as module
-from metaformer.models.detection.matcher import IGNORED, NEGATIVE, Matcher, iou
+from metaformer.models.detection.matcher import IGNORED, NEGATIVE, Matcher, Sampler, iou
 
 
 def random_boxes(count: int, seed: int) -> Tensor:
@@ -18,7 +18,7 @@ def random_boxes(count: int, seed: int) -> Tensor:
 
 
 def by_loop(matcher: Matcher, boxes: Tensor, anchors: Tensor) -> Tensor:
-    """As the published code tells it."""
+    """As the published code does it."""
     matches = torch.full((len(anchors),), IGNORED)
     if not len(boxes):
         return matches.fill_(NEGATIVE)
@@ -41,19 +41,19 @@ def by_loop(matcher: Matcher, boxes: Tensor, anchors: Tensor) -> Tensor:
     st.booleans(),
     st.sampled_from([1, 60, 1 << 20]),
 )
-def test_any_boxes(
+def test_matches_are_those_of_a_loop(
     objects: int, count: int, seed: int, levels: tuple[float, ...], low_quality: bool, pairs: int
 ) -> None:
     matcher = Matcher(*levels, low_quality=low_quality)
     boxes, anchors = random_boxes(objects, seed), random_boxes(count, seed + 1)
-    inside = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.7
+    valid = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.7
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PAIRS", pairs)
         assert torch.equal(matcher(boxes, anchors), by_loop(matcher, boxes, anchors))
-        some = matcher(boxes, anchors, inside)
-    assert (some[~inside] == IGNORED).all()
-    if inside.any():
-        assert torch.equal(some[inside], by_loop(matcher, boxes, anchors[inside]))
+        some = matcher(boxes, anchors, valid)
+    assert (some[~valid] == IGNORED).all()
+    if valid.any():
+        assert torch.equal(some[valid], by_loop(matcher, boxes, anchors[valid]))
 
 
 def test_the_last_object_wins_even_anchors_that_it_does_not_touch() -> None:
@@ -73,3 +73,39 @@ def test_iou_is_torchvisions() -> None:
     boxes, others = random_boxes(9, 0), random_boxes(30, 1)
     assert torch.allclose(iou(boxes, others), box_iou(boxes, others))
     assert iou(boxes, others[:0]).shape == (9, 0)
+
+
+@given(
+    matches=st.lists(st.integers(-2, 4), max_size=60),
+    size=st.integers(0, 40),
+    fraction=st.floats(0, 1),
+    seed=st.integers(0, 9),
+)
+def test_samples_are_sorted_unique_and_as_many_as_fit(
+    matches: list[int], size: int, fraction: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    found = Sampler(size, fraction)(torch.tensor(matches, dtype=torch.int64))
+    positives, negatives = (indices.tolist() for indices in found)
+    assert all(matches[i] >= 0 for i in positives) and all(matches[i] == -1 for i in negatives)
+    assert positives == sorted(set(positives)) and negatives == sorted(set(negatives))
+    assert len(positives) == min(int(size * fraction), sum(match >= 0 for match in matches))
+    assert len(negatives) == min(size - len(positives), matches.count(-1))
+
+
+def test_samples_follow_torchs_generator() -> None:
+    matches = torch.arange(1000) % 3 - 1
+    torch.manual_seed(1)
+    first = Sampler(64, 0.5)(matches)
+    second = Sampler(64, 0.5)(matches)
+    torch.manual_seed(1)
+    again = Sampler(64, 0.5)(matches)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], second[0])
+
+
+def test_no_random_number_is_drawn_where_everything_fits() -> None:
+    before = torch.get_rng_state()
+    positives, negatives = Sampler(1_000_000, 0.5)(torch.tensor([0, -1, -2, 3]))
+    assert positives.tolist() == [0, 3] and negatives.tolist() == [1]
+    assert torch.equal(torch.get_rng_state(), before)

@@ -84,7 +84,7 @@ def test_pinned_memory() -> None:
 
 
 def test_without_masks_there_is_nothing_to_paste() -> None:
-    with pytest.raises(ConfigError, match="no masks"):
+    with pytest.raises(ConfigError, match="masks is None"):
         found().paste((10, 10))
 
 

@@ -63,9 +63,9 @@ def package(
 ) -> Written:
     """Compile a network's inference form into one file; it takes a minute or so, and a C++ compiler.
 
-    A classifier gives its logits, segmenters and detectors what `raw` gives: tensors, without `decode`. The
-    package is loaded and compared with the network on two batches, of two sizes where sizes may vary. It runs
-    on machines of the same kind, with the same version of PyTorch.
+    A classifier gives its logits, segmenters and detectors what `forward_head` gives: tensors, without
+    `decode`. The package is loaded and compared with the network on two batches, of two sizes where sizes
+    may vary. It runs on machines of the same kind, with the same version of PyTorch.
 
     Args:
         model: what `optimize` takes, on the device where the package will run.

@@ -25,7 +25,7 @@ X86: Final = ("DEFAULT", "AVX2", "AVX512")
 
 
 class Packaged(nn.Module):
-    """A compiled network: images (B, C, H, W) to what its `raw` gave, or its logits.
+    """A compiled network: images (B, C, H, W) to what its `forward_head` gave, or its logits.
 
     It gives one tensor as it is, more as a dictionary with the names in `metadata["outputs"]`. It has no
     parameters, keeps no gradients, and stays on the device that it was made for.

@@ -1,4 +1,4 @@
-"""What all detectors have in common, and which there are."""
+"""Base class of detectors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from metaformer.models.detection.structures import Detections, Size, Targets
 
 
 class Detector(DenseNetwork, ABC):
-    """Tell which objects are in an image, and where; everything about it is in `config`.
+    """Object detection or instance segmentation network.
 
     Args:
         config: kind, backbone and sizes.
-        backbone: a module that gives a list of maps, finest first, and whose `feature_info.channels()` tells
-            their channels, in place of `config.backbone`.
+        backbone: a module that returns a list of features, finest first, with `feature_info.channels()`; used
+            in place of `config.backbone`.
 
     Raises:
-        ConfigError: no backbone, or a module that does not say what it gives.
+        ConfigError: no backbone, a module without `feature_info`, or too few features.
     """
 
     def __init__(self, config: DetectorConfig, backbone: nn.Module | None = None) -> None:
@@ -31,21 +31,21 @@ class Detector(DenseNetwork, ABC):
         self.config = config
         self.num_classes = config.num_classes
         channels, reductions = self.levels()
-        single = config.kind == "retinanet"
-        if len(channels) < 1 + single:
-            raise ConfigError(f"backbone: {len(channels)} maps are too few for {config.kind}")
-        self.first_map = int(single)
-        """RetinaNet leaves out the finest map, https://arxiv.org/abs/1708.02002, section 4."""
+        one_stage = config.kind == "retinanet"
+        if len(channels) < 1 + one_stage:
+            raise ConfigError(f"backbone: {len(channels)} levels are too few for {config.kind}")
+        self.first_level = int(one_stage)
+        """RetinaNet does without the finest features, https://arxiv.org/abs/1708.02002, section 4."""
         norms: Any = getattr(self.backbone, "norms", {})
-        if single and "0" in norms:  # published weights hold it; no gradient must be waited for
+        if one_stage and "0" in norms:  # published weights have it; DDP must not wait for its gradient
             norms["0"].requires_grad_(False)
-        self.neck = DetectionPyramid(channels[self.first_map :], config.fpn_dim, convs=single)
-        own = reductions[self.first_map :]
-        self.strides = own + [own[-1] << (i + 1) for i in range(self.neck.added)]
+        self.neck = DetectionPyramid(channels[self.first_level :], config.fpn_dim, convs=one_stage)
+        strides = reductions[self.first_level :]
+        self.strides = strides + [strides[-1] << (i + 1) for i in range(self.neck.extra_levels)]
 
     @property
     def has_masks(self) -> bool:
-        """Whether results come with masks."""
+        """Whether detections have masks."""
         return self.config.has_masks
 
     def forward(
@@ -54,92 +54,93 @@ class Detector(DenseNetwork, ABC):
         targets: Sequence[Targets] | None = None,
         image_sizes: Sequence[Size] | None = None,
     ) -> Any:
-        """Map images (B, 3, H, W) to a list of `Detections`; with targets to losses."""
+        """Map images (B, 3, H, W) to a list of `Detections`; with targets, to losses."""
         if targets is not None:
-            return self.losses(x, targets, image_sizes)
-        return self.detect(x, image_sizes)
+            return self.compute_losses(x, targets, image_sizes)
+        return self.predict(x, image_sizes)
 
-    def detect(
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Map images (B, 3, H, W) to the levels of the pyramid (B, fpn_dim, H_i, W_i)."""
+        return self.neck(self.backbone(x)[self.first_level :])
+
+    @abstractmethod
+    def forward_head(self, x: Tensor) -> Any:
+        """Map images (B, 3, H, W) to tensors whose shapes depend on H and W alone."""
+
+    @abstractmethod
+    def decode(
+        self, outputs: Any, image_sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None
+    ) -> list[Detections]:
+        """Turn the outputs of `forward_head` into detections, one value per image.
+
+        Args:
+            outputs: outputs of `forward_head`.
+            image_sizes: height and width of each image inside the padded batch.
+            original_sizes: height and width that each image's boxes are scaled to; `image_sizes` by default.
+        """
+
+    def predict(
         self,
         x: Tensor,
         image_sizes: Sequence[Size] | None = None,
         original_sizes: Sequence[Size] | None = None,
     ) -> list[Detections]:
-        """Map images (B, 3, H, W) to what is found in each; see `decode`.
+        """Map images (B, 3, H, W) to detections, one value per image; see `decode`.
 
         Raises:
-            TrainingError: the network's answer is not finite.
+            TrainingError: the outputs are not finite.
         """
-        raw = self.raw(x)
-        for part in ("logits", "objectness", "deltas"):
-            check_finite(*getattr(raw, part, ()))
-        return self.decode(raw, _sizes(x, image_sizes), original_sizes)
+        outputs = self.forward_head(x)
+        for name in ("logits", "objectness", "deltas"):
+            check_finite(*getattr(outputs, name, ()))
+        return self.decode(outputs, _check_sizes(x, image_sizes), original_sizes)
 
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """Map images (B, 3, H, W) to the pyramid's levels (B, fpn_dim, H_i, W_i)."""
-        return self.neck(self.backbone(x)[self.first_map :])
-
-    @abstractmethod
-    def raw(self, x: Tensor) -> Any:
-        """Map images (B, 3, H, W) to tensors alone, whose sizes depend on the images' sizes alone."""
-
-    @abstractmethod
-    def decode(
-        self, raw: Any, image_sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None
-    ) -> list[Detections]:
-        """Turn what `raw` gave into results, one per image.
-
-        Args:
-            raw: what `raw` gave.
-            image_sizes: height and width of each image inside the padded batch.
-            original_sizes: height and width of the images in whose pixels boxes are told; those of the
-                images when not given.
-        """
-
-    def losses(
+    def compute_losses(
         self, x: Tensor, targets: Sequence[Targets], image_sizes: Sequence[Size] | None = None
     ) -> dict[str, Tensor]:
-        """Losses of images (B, 3, H, W); `loss`, the sum of the others, is what is minimized.
-
-        Boxes of many objects that nobody told apart teach nothing.
+        """Losses of images (B, 3, H, W) by name; `loss` is their sum, to be minimized. Crowds are left out.
 
         Args:
             x: the images.
-            targets: the objects in each.
-            image_sizes: height and width of each image inside the padded batch; the whole when not given.
+            targets: the objects of each image.
+            image_sizes: height and width of each image inside the padded batch; the whole by default.
 
         Raises:
             ConfigError: images and targets do not fit each other, or there are none.
         """
         if not len(x) or len(targets) != len(x):
             raise ConfigError(f"targets: of {len(targets)} images for a batch of {len(x)}")
-        for one in targets:
-            if one.labels.is_cpu and (one.labels >= self.num_classes).any():
+        for target in targets:
+            if target.labels.is_cpu and (target.labels >= self.num_classes).any():
                 raise ConfigError(f"targets: a label is not below {self.num_classes}, the number of classes")
-        parts = self.parts(x, [one.without_crowd() for one in targets], _sizes(x, image_sizes))
+        losses = self.head_losses(
+            self.forward_head(x), [target.without_crowd() for target in targets], _check_sizes(x, image_sizes)
+        )
         return {
-            "loss": torch.stack(list(parts.values())).sum(),
-            **{name: part.detach() for name, part in parts.items()},
+            "loss": torch.stack(list(losses.values())).sum(),
+            **{name: loss.detach() for name, loss in losses.items()},
         }
 
     @abstractmethod
-    def parts(self, x: Tensor, targets: Sequence[Targets], image_sizes: Sequence[Size]) -> dict[str, Tensor]:
-        """The losses that are summed, by name; what `losses` calls with checked arguments, without crowds."""
+    def head_losses(
+        self, outputs: Any, targets: Sequence[Targets], image_sizes: Sequence[Size]
+    ) -> dict[str, Tensor]:
+        """Losses by name of the outputs of `forward_head`, for targets without crowds."""
 
 
-def check_finite(*parts: Tensor) -> None:
-    """Refuse an answer that is no number: no score of it is above any threshold, as if nothing were there.
+def check_finite(*tensors: Tensor) -> None:
+    """Refuse outputs with NaN: no score would exceed a threshold, as if the images were empty.
 
     Raises:
-        TrainingError: one of these is not finite.
+        TrainingError: one of the tensors is not finite.
     """
-    # one pass over each, and one wait for the device; finite only if all of it is
-    if parts and not torch.stack([part.sum(dtype=torch.float32) for part in parts]).isfinite().all():
-        raise TrainingError("the network's answer is not finite: its weights may be damaged")
+    # A sum is finite only if all terms are: one pass over each tensor, and one synchronization for all.
+    if tensors and not torch.stack([one.sum(dtype=torch.float32) for one in tensors]).isfinite().all():
+        raise TrainingError("the network's outputs are not finite: its weights may be damaged")
 
 
-def _sizes(x: Tensor, image_sizes: Sequence[Size] | None) -> Sequence[Size]:
-    """The images' sizes, checked, or the batch's for each."""
+def _check_sizes(x: Tensor, image_sizes: Sequence[Size] | None) -> Sequence[Size]:
+    """Sizes of the images inside the batch, checked; the batch's own by default."""
     height, width = x.shape[2], x.shape[3]
     if image_sizes is None:
         return [(height, width)] * len(x)

@@ -1,4 +1,4 @@
-"""Feature pyramids of detectors: those of https://arxiv.org/abs/1612.03144 with coarser levels added."""
+"""Feature pyramid of detectors, https://arxiv.org/abs/1612.03144, with coarser levels added on top."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from metaformer.models.fpn import FeaturePyramid
 
 
 class ExtraConvs(nn.Module):
-    """RetinaNet's levels P6 and P7: strided convolutions of the backbone's last features, no ReLU between.
+    """RetinaNet's levels P6 and P7: strided convolutions on the backbone's last features, no ReLU between.
 
     Args:
         in_dim: channels of these features.
@@ -26,18 +26,18 @@ class ExtraConvs(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Map (B, in_dim, H, W) to two maps of half and a quarter of the size."""
+        """Map (B, in_dim, H, W) to P6 (B, dim, H/2, W/2) and P7 (B, dim, H/4, W/4)."""
         p6 = self.p6(x)
         return [p6, self.p7(p6)]
 
 
 class DetectionPyramid(FeaturePyramid):
-    """A pyramid with levels added on top.
+    """Feature pyramid with extra levels.
 
     Args:
-        in_dims: channels of the backbone's maps, finest first.
+        in_dims: channels of the backbone's features, finest first.
         dim: channels of all levels.
-        convs: add two levels by convolutions; otherwise one, every other position of the last.
+        convs: add two levels by `ExtraConvs`; otherwise one, by subsampling the last.
     """
 
     def __init__(self, in_dims: Sequence[int], dim: int, *, convs: bool = False) -> None:
@@ -45,13 +45,13 @@ class DetectionPyramid(FeaturePyramid):
         self.extra = ExtraConvs(in_dims[-1], dim) if convs else None
 
     @property
-    def added(self) -> int:
-        """Levels more than the backbone's."""
+    def extra_levels(self) -> int:
+        """Number of levels beyond those of the backbone."""
         return 2 if self.extra else 1
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map (B, C_i, H_i, W_i), finest first, to (B, dim, H_i, W_i) and coarser ones."""
-        levels = super().forward(maps)
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Map (B, C_i, H_i, W_i), finest first, to levels (B, dim, H_i, W_i) and coarser ones."""
+        levels = super().forward(features)
         if self.extra is None:
             return [*levels, F.max_pool2d(levels[-1], 1, stride=2)]
-        return levels + self.extra(maps[-1])
+        return levels + self.extra(features[-1])

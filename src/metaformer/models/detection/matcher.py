@@ -1,24 +1,27 @@
-"""Which object each box should find."""
+"""Assign anchors and proposals to objects by IoU, and sample them for the losses."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 NEGATIVE, IGNORED = -1, -2
+"""Matches of boxes that are background, and of boxes that do not enter the loss."""
 PAIRS = 1 << 22
-"""Pairs of an object and a box that are looked at at once."""
+"""Pairs of an object and an anchor whose IoU is computed at once."""
 
 
 class Matcher:
-    """Give each box the object that it overlaps most, if enough; and each object its best boxes.
+    """Match each anchor to the object of highest IoU, and each object to its best anchors.
 
-    In torchvision's class the best boxes of an object stay with the object that they overlap most.
+    Unlike torchvision's, an object's best anchors become its own even where they overlap another one more.
 
     Args:
-        positive: IoU from which a box is the object's.
-        negative: IoU below which it is nobody's; between the two it does not count.
-        min_positive: IoU that an object's best box must have.
-        low_quality: give each object its best boxes, all of them where several are equally good, whatever
-            else they overlap; of several objects the last one wins.
+        positive: IoU from which an anchor belongs to the object.
+        negative: IoU below which it is background; between the two it is ignored.
+        min_positive: least IoU of an object's best anchors.
+        low_quality: match each object to its best anchors, all that tie, whatever else they overlap; of
+            several such objects the last one wins.
     """
 
     def __init__(
@@ -27,16 +30,16 @@ class Matcher:
         self.positive, self.negative = positive, negative
         self.min_positive, self.low_quality = min_positive, low_quality
 
-    def __call__(self, boxes: Tensor, anchors: Tensor, inside: Tensor | None = None) -> Tensor:
-        """Match objects and anchors.
+    def __call__(self, boxes: Tensor, anchors: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Match anchors to objects.
 
         Args:
-            boxes: those of the objects (G, 4).
+            boxes: boxes of the objects (G, 4).
             anchors: boxes (N, 4).
-            inside: which of them take part, bool (N,); all when not given.
+            valid: bool (N,); the others are ignored. All by default.
 
         Returns:
-            For each anchor the number of its object (N,), −1 if it is nobody's, −2 if it does not count.
+            Index of each anchor's object (N,), int64; −1 for background, −2 if ignored.
         """
         best = anchors.new_full((len(anchors),), -1.0)
         owner = torch.full_like(best, NEGATIVE, dtype=torch.int64)
@@ -46,21 +49,21 @@ class Matcher:
         step = max(1, PAIRS // len(anchors))
         for first in range(0, len(boxes), step):
             overlap = iou(boxes[first : first + step], anchors)
-            if inside is not None:
-                overlap.masked_fill_(~inside, -1)
+            if valid is not None:
+                overlap.masked_fill_(~valid, -1)
             value, index = overlap.max(0)
-            better = value > best  # of equal ones the first object stays
+            better = value > best  # on ties the first object stays
             best, owner = torch.where(better, value, best), torch.where(better, index + first, owner)
             if self.low_quality:
                 most = overlap.amax(1, keepdim=True)
                 ties = (overlap == most) & (most >= self.min_positive)
-                numbers = torch.arange(first, first + len(overlap), device=owner.device)
-                last = torch.where(ties, numbers[:, None], NEGATIVE).amax(0)
+                indices = torch.arange(first, first + len(overlap), device=owner.device)
+                last = torch.where(ties, indices[:, None], NEGATIVE).amax(0)
                 forced = torch.maximum(forced, last)
-        matched = torch.where(best < self.negative, NEGATIVE, IGNORED)
-        matched = torch.where(best >= self.positive, owner, matched)
-        matched = torch.where(forced >= 0, forced, matched)
-        return matched if inside is None else torch.where(inside, matched, IGNORED)
+        matches = torch.where(best < self.negative, NEGATIVE, IGNORED)
+        matches = torch.where(best >= self.positive, owner, matches)
+        matches = torch.where(forced >= 0, forced, matches)
+        return matches if valid is None else torch.where(valid, matches, IGNORED)
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -72,3 +75,26 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
     area = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1])
     union = ((right - left) * (bottom - top) + area).sub_(overlap).clamp_(min=1e-6)
     return overlap.div_(union)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Random sampling of positive and negative matches."""
+
+    batch_size: int
+    """Samples per image, at most."""
+    positive_fraction: float
+    """Largest fraction of positives; negatives fill the rest."""
+
+    def __call__(self, matches: Tensor) -> tuple[Tensor, Tensor]:
+        """Map the matches (N,) of a `Matcher` to sorted indices of positives and of negatives."""
+        positives = _sample(matches >= 0, int(self.batch_size * self.positive_fraction))
+        return positives, _sample(matches == NEGATIVE, self.batch_size - len(positives))
+
+
+def _sample(flags: Tensor, limit: int) -> Tensor:
+    found = flags.nonzero()[:, 0]
+    if len(found) <= limit:
+        return found
+    chosen = torch.randperm(len(found), device=found.device)[:limit]
+    return found[chosen.sort().values]

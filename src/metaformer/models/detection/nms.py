@@ -1,69 +1,68 @@
-"""Which of many boxes to keep."""
+"""Top-k selection and non-maximum suppression of candidate boxes."""
 
 from math import log
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
+from torchvision import ops
 
 SHIFTED = 10_000
-"""Up to so many boxes, all classes are compared at once, each shifted out of the others' way."""
+"""Up to this many boxes, all classes are suppressed in one call, each class shifted to a place of its own."""
 
 
-def top_level(logits: Tensor, most: int, threshold: float | None = None) -> tuple[Tensor, Tensor]:
-    """Choose the most probable among logits of any shape.
+def topk_logits(logits: Tensor, k: int, threshold: float | None = None) -> tuple[Tensor, Tensor]:
+    """Select the highest sigmoid scores among logits of any shape.
 
     Args:
-        logits: of independent probabilities.
-        most: how many at most.
-        threshold: probability that they exceed; None for all.
+        logits: before the sigmoid.
+        k: how many at most.
+        threshold: score that they exceed; None for all.
 
     Returns:
-        Probabilities (N,) in float32, highest first and equal ones in their order, and places in the
-        flattened logits (N,).
+        Scores (N,), float32, highest first and ties in order, and indices into the flattened logits (N,).
     """
     flat = logits.flatten()
     if threshold is None:
-        scores, places = flat.float().sigmoid(), None
+        scores, indices = flat.float().sigmoid(), None
     else:
-        # Few of millions are above: the logits are compared, loosely, then the probabilities of those left.
+        # Few of millions pass: a loose bound on the logits first, then the sigmoid of those left.
         bound = log(threshold / (1 - threshold)) - 0.1 if 0 < threshold < 1 else float("-inf")
-        places = (flat > bound).nonzero()[:, 0]
-        scores = flat[places].float().sigmoid()
+        indices = (flat > bound).nonzero()[:, 0]
+        scores = flat[indices].float().sigmoid()
         above = scores > threshold
-        scores, places = scores[above], places[above]
-    order = top(scores, most)
-    return scores[order], order if places is None else places[order]
+        scores, indices = scores[above], indices[above]
+    order = stable_topk(scores, k)
+    return scores[order], order if indices is None else indices[order]
 
 
-def top(scores: Tensor, most: int) -> Tensor:
-    """Numbers of the highest scores, highest first; of equal ones the first come first."""
-    if len(scores) <= most:
+def stable_topk(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k highest scores, highest first; ties stay in order."""
+    if len(scores) <= k:
         return scores.argsort(descending=True, stable=True)
-    least = scores.topk(most, sorted=False).values.min()
+    least = scores.topk(k, sorted=False).values.min()
     candidates = (scores >= least).nonzero()[:, 0]
-    return candidates[scores[candidates].argsort(descending=True, stable=True)[:most]]
+    return candidates[scores[candidates].argsort(descending=True, stable=True)[:k]]
 
 
-def keep(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, most: int) -> Tensor:
-    """Numbers of the best boxes, best first; those too close to a better one of their class are left out.
+def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, limit: int) -> Tensor:
+    """Non-maximum suppression within each class: indices of the boxes that remain, best first.
 
     Args:
         boxes: left, top, right and bottom (N, 4), none negative, float32.
         scores: (N,).
-        labels: classes, or whatever else keeps boxes apart (N,).
-        threshold: IoU above which two are too close.
-        most: how many at most.
+        labels: classes, or pyramid levels (N,).
+        iou_threshold: of two boxes of a class with a greater IoU the worse one is removed.
+        limit: how many remain at most.
     """
     if not len(boxes):
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
     if len(boxes) > SHIFTED:
-        return batched_nms(boxes, scores, labels, threshold)[:most]
-    # torchvision shifts fewer on a CPU, where the rounding of shifted boxes would make another choice
+        return ops.batched_nms(boxes, scores, labels, iou_threshold)[:limit]
+    # torchvision shifts fewer boxes on a CPU; shifting rounds coordinates, which would change the choice
     shifted = boxes + (labels.to(boxes) * (boxes.max() + 1))[:, None]
-    return nms(shifted, scores, threshold)[:most]
+    return ops.nms(shifted, scores, iou_threshold)[:limit]
 
 
-def has_area(boxes: Tensor) -> Tensor:
-    """Which boxes (N, 4) have one, bool (N,); one that is not a number has none."""
+def nonempty(boxes: Tensor) -> Tensor:
+    """Flags (N,), bool, of the boxes (N, 4) with an area; NaN counts as empty."""
     return (boxes[:, 2:] > boxes[:, :2]).all(1)

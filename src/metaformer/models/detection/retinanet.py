@@ -1,71 +1,73 @@
-"""RetinaNet, https://arxiv.org/abs/1708.02002: every position says what is around it."""
+"""RetinaNet and its focal loss, https://arxiv.org/abs/1708.02002."""
 
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from metaformer.models.detection.anchors import Anchors
-from metaformer.models.detection.box_coder import BoxCoder, rescale
+from metaformer.models.detection.anchors import Anchors, BoxCoder, rescale_boxes
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
-from metaformer.models.detection.focal import focal_loss
-from metaformer.models.detection.matcher import Matcher
-from metaformer.models.detection.nms import has_area, keep, top_level
-from metaformer.models.detection.structures import Detections, Size, Targets
+from metaformer.models.detection.matcher import IGNORED, Matcher
+from metaformer.models.detection.nms import batched_nms, nonempty, topk_logits
+from metaformer.models.detection.structures import Detections, Size, Targets, level_shapes
 
-OCTAVE = 3
-"""Anchors of each shape per doubling of size."""
+SCALES_PER_OCTAVE = 3
+"""Anchor scales of each aspect ratio per doubling of size."""
+ALPHA = 0.25
+"""Weight of positives in the focal loss; negatives weigh the rest. Gamma is 2."""
 
 
-class RetinaMaps(NamedTuple):
-    """What RetinaNet says at every position, for each level of the pyramid."""
+class RetinaNetOutputs(NamedTuple):
+    """Outputs of the head for each level of the pyramid, finest first."""
 
     logits: tuple[Tensor, ...]
-    """(B, anchors · num_classes, H_i, W_i), of independent probabilities."""
+    """(B, A · K, H_i, W_i), before a sigmoid."""
     deltas: tuple[Tensor, ...]
-    """(B, anchors · 4, H_i, W_i), the boxes' differences from the anchors."""
+    """(B, A · 4, H_i, W_i)."""
 
 
-class Truth(NamedTuple):
-    """What RetinaNet should say about a batch."""
+class AssignedTargets(NamedTuple):
+    """Targets of the anchors of a batch."""
 
     labels: tuple[Tensor, ...]
-    """Of each level (B, H_i·W_i·anchors): the class, −1 for none, −2 where nothing is asked."""
+    """Class of each anchor (B, H_i·W_i·A) of each level; −1 for background, −2 if ignored."""
     images: Tensor
-    """For each anchor with an object (P,) its image."""
-    places: Tensor
-    """… and its number among the anchors of all levels (P,)."""
+    """Image of each positive anchor (P,)."""
+    anchors: Tensor
+    """Its index among the anchors of all levels (P,)."""
     deltas: Tensor
-    """… and the difference of the object's box from it (P, 4)."""
+    """Deltas of its object's box (P, 4)."""
     divisor: Tensor
-    """Anchors with an object in the batch; an image without any counts as one."""
+    """Number of positive anchors, at least one per image."""
 
 
 class RetinaNet(Detector):
-    """A detector of one stage; see `Detector`."""
+    """One-stage detector: classes and box deltas of the anchors of each level."""
 
     def __init__(self, config: DetectorConfig, backbone: nn.Module | None = None) -> None:
         super().__init__(config, backbone)
-        self.anchors = Anchors(self.strides, [config.anchor_size * 2 ** (i / OCTAVE) for i in range(OCTAVE)])
+        scales = [config.anchor_size * 2 ** (i / SCALES_PER_OCTAVE) for i in range(SCALES_PER_OCTAVE)]
+        self.anchors = Anchors(self.strides, scales)
         self.coder = BoxCoder()
         self.matcher = Matcher(positive=0.5, negative=0.4)
         dim = config.head_channels
-        self.head = RetinaNetHead(dim, self.anchors.count, config.num_classes)
+        self.head = RetinaNetHead(dim, self.anchors.per_cell, config.num_classes)
         if dim != config.fpn_dim:
             for tower in (self.head.classification_head, self.head.regression_head):
                 tower.conv[0][0] = nn.Conv2d(config.fpn_dim, dim, 3, padding=1)
                 nn.init.normal_(tower.conv[0][0].weight, std=0.01)
                 nn.init.zeros_(tower.conv[0][0].bias)
 
-    def raw(self, x: Tensor) -> RetinaMaps:
-        """Map images (B, 3, H, W) to the head's maps."""
-        levels = self.maps(x)
+    def forward_head(self, x: Tensor) -> RetinaNetOutputs:
+        """Map images (B, 3, H, W) to logits and deltas of each level."""
+        levels = self.features(x)
         classes, boxes = self.head.classification_head, self.head.regression_head
-        return RetinaMaps(
+        return RetinaNetOutputs(
             tuple(classes.cls_logits(classes.conv(level)) for level in levels),
             tuple(boxes.bbox_reg(boxes.conv(level)) for level in levels),
         )
@@ -73,78 +75,104 @@ class RetinaNet(Detector):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def decode(
-        self, raw: RetinaMaps, image_sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None
+        self,
+        outputs: RetinaNetOutputs,
+        image_sizes: Sequence[Size],
+        original_sizes: Sequence[Size] | None = None,
     ) -> list[Detections]:
-        logits = [_places(level, self.num_classes) for level in raw.logits]
-        deltas = [_places(level, 4) for level in raw.deltas]
-        anchors = self.anchors.per_level(_shapes(raw), raw.logits[0].device)
+        logits = [_by_anchor(level, self.num_classes) for level in outputs.logits]
+        deltas = [_by_anchor(level, 4) for level in outputs.deltas]
+        anchors = self.anchors.per_level(level_shapes(outputs.logits), outputs.logits[0].device)
         results = []
         for i, (size, original) in enumerate(zip(image_sizes, original_sizes or image_sizes, strict=True)):
-            found = [
+            candidates = [
                 self._candidates(level[i], delta[i], anchor)
                 for level, delta, anchor in zip(logits, deltas, anchors, strict=True)
             ]
-            scores, labels, chosen, near = (torch.cat(parts) for parts in zip(*found, strict=True))
-            boxes = rescale(self.coder.decode(chosen, near, size), size, original)
-            there = has_area(boxes)
-            boxes, scores, labels = boxes[there], scores[there], labels[there]
-            best = keep(boxes, scores, labels, self.config.nms_threshold, self.config.max_detections)
-            results.append(Detections(boxes[best], scores[best], labels[best]))
+            scores, labels, moves, around = (torch.cat(parts) for parts in zip(*candidates, strict=True))
+            boxes = rescale_boxes(self.coder.decode(moves, around, size), size, original)
+            valid = nonempty(boxes)
+            boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
+            kept = batched_nms(boxes, scores, labels, self.config.nms_threshold, self.config.max_detections)
+            results.append(Detections(boxes[kept], scores[kept], labels[kept]))
         return results
 
-    def parts(self, x: Tensor, targets: Sequence[Targets], image_sizes: Sequence[Size]) -> dict[str, Tensor]:
-        """The focal loss `loss_cls` and L1 `loss_bbox`, both divided by the number of objects' anchors."""
-        raw = self.raw(x)
-        truth = self.truth(_shapes(raw), targets, image_sizes)
-        deltas = torch.cat([_places(level, 4) for level in raw.deltas], 1)[truth.images, truth.places]
+    def head_losses(
+        self, outputs: RetinaNetOutputs, targets: Sequence[Targets], image_sizes: Sequence[Size]
+    ) -> dict[str, Tensor]:
+        """Focal loss `loss_cls` and L1 `loss_bbox`, both divided by the number of positive anchors."""
+        assigned = self.assign_targets(level_shapes(outputs.logits), targets, image_sizes)
+        deltas = torch.cat([_by_anchor(level, 4) for level in outputs.deltas], 1)
+        positive_deltas = deltas[assigned.images, assigned.anchors]
         focal = [
-            focal_loss(_places(level, self.num_classes), own)
-            for level, own in zip(raw.logits, truth.labels, strict=True)
+            focal_loss(_by_anchor(level, self.num_classes), labels)
+            for level, labels in zip(outputs.logits, assigned.labels, strict=True)
         ]
         return {
-            "loss_cls": torch.stack(focal).sum() / truth.divisor,
-            "loss_bbox": (deltas.float() - truth.deltas).abs().sum() / truth.divisor,
+            "loss_cls": torch.stack(focal).sum() / assigned.divisor,
+            "loss_bbox": (positive_deltas.float() - assigned.deltas).abs().sum() / assigned.divisor,
         }
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def truth(self, shapes: Sequence[Size], targets: Sequence[Targets], image_sizes: Sequence[Size]) -> Truth:
-        """What the maps of levels of these heights and widths should say.
+    def assign_targets(
+        self, shapes: Sequence[Size], targets: Sequence[Targets], image_sizes: Sequence[Size]
+    ) -> AssignedTargets:
+        """Assign the objects to the anchors of levels of these heights and widths.
 
         Args:
             shapes: height and width of each level.
-            targets: the objects in each image.
+            targets: the objects of each image.
             image_sizes: height and width of each image inside the padded batch.
         """
         device = targets[0].boxes.device
         levels = self.anchors.per_level(shapes, device)
-        anchors = torch.cat(levels)
-        inside = [self.anchors.inside(shapes, size, device) for size in image_sizes]
-        matched = [self.matcher(one.boxes, anchors, own) for one, own in zip(targets, inside, strict=True)]
-        matches = torch.stack(matched)
-        images, places = (matches >= 0).nonzero(as_tuple=True)
-        before = matches.new_tensor([0, *accumulate(len(one) for one in targets)])
-        objects = matches[images, places] + before[images]
+        all_anchors = torch.cat(levels)
+        valid = [self.anchors.valid_flags(shapes, size, device) for size in image_sizes]
+        matches = torch.stack(
+            [self.matcher(one.boxes, all_anchors, flags) for one, flags in zip(targets, valid, strict=True)]
+        )
+        images, anchors = (matches >= 0).nonzero(as_tuple=True)
+        offsets = matches.new_tensor([0, *accumulate(len(one) for one in targets)])
+        objects = matches[images, anchors] + offsets[images]  # among the objects of all images
         labels = torch.cat([one.labels for one in targets])[objects]
         boxes = torch.cat([one.boxes for one in targets])[objects]
-        return Truth(
-            matches.index_put((images, places), labels).split([len(level) for level in levels], 1),
+        return AssignedTargets(
+            matches.index_put((images, anchors), labels).split([len(level) for level in levels], 1),
             images,
-            places,
-            self.coder.encode(boxes, anchors[places]),
+            anchors,
+            self.coder.encode(boxes, all_anchors[anchors]),
             (matches >= 0).sum(1).clamp(min=1).sum(),
         )
 
     def _candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:
-        """Scores, classes, differences and anchors of a level's best."""
-        scores, places = top_level(logits, self.config.rpn_pre_nms_topk, self.config.score_threshold)
-        rows = places // self.num_classes
-        return scores, places % self.num_classes, deltas[rows], anchors[rows]
+        """Scores, labels, deltas and anchors of the best candidates of a level."""
+        scores, indices = topk_logits(logits, self.config.rpn_pre_nms_topk, self.config.score_threshold)
+        rows = indices // self.num_classes
+        return scores, indices % self.num_classes, deltas[rows], anchors[rows]
 
 
-def _places(level: Tensor, channels: int) -> Tensor:
-    """Lay a map (B, A·C, H, W) out by anchors (B, H·W·A, C); no copy of one that lies channels-last."""
+def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the focal loss over anchors and classes, float32.
+
+    torchvision's computes the same from one-hot targets, in three times the memory.
+
+    Args:
+        logits: (…, K), before the sigmoid.
+        labels: class of each anchor (…); −1 for background, −2 if ignored.
+    """
+    logits = logits.float()
+    anchors = (labels >= 0).nonzero(as_tuple=True)
+    positives = logits[(*anchors, labels[anchors])]
+    as_negatives = (_negative_loss(logits).sum(-1) * (labels != IGNORED)).sum()
+    positive_loss = ALPHA * _negative_loss(-positives).sum() / (1 - ALPHA)
+    return as_negatives + positive_loss - _negative_loss(positives).sum()
+
+
+def _negative_loss(logits: Tensor) -> Tensor:
+    """(1 − alpha) · p² · −log(1 − p): the loss of each logit if its class is absent."""
+    return (1 - ALPHA) * logits.sigmoid().square() * F.softplus(logits)
+
+
+def _by_anchor(level: Tensor, channels: int) -> Tensor:
+    """Reshape (B, A·C, H, W) to (B, H·W·A, C); a view of a channels-last tensor."""
     return level.permute(0, 2, 3, 1).reshape(len(level), -1, channels)
-
-
-def _shapes(raw: RetinaMaps) -> list[Size]:
-    return [(level.shape[2], level.shape[3]) for level in raw.logits]

@@ -1,4 +1,4 @@
-"""The first stage: where there may be an object, https://arxiv.org/abs/1506.01497."""
+"""Region proposal network, https://arxiv.org/abs/1506.01497."""
 
 from collections.abc import Sequence
 
@@ -7,33 +7,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
 
-from metaformer.models.detection.anchors import Anchors
-from metaformer.models.detection.box_coder import BoxCoder
-from metaformer.models.detection.matcher import Matcher
-from metaformer.models.detection.nms import has_area, keep
-from metaformer.models.detection.sampling import Sampler
-from metaformer.models.detection.structures import Size
+from metaformer.models.detection.anchors import Anchors, BoxCoder
+from metaformer.models.detection.matcher import Matcher, Sampler
+from metaformer.models.detection.nms import batched_nms, nonempty
+from metaformer.models.detection.structures import Size, level_shapes
 
 
 class RPN(nn.Module):
-    """Propose boxes for any kind of object, by anchors on each level.
+    """Region proposal network: objectness and box deltas of the anchors of each level.
 
     Args:
         dim: channels of the pyramid.
-        anchors: those of each level.
-        sampler: picks the anchors that the losses look at.
+        anchors: anchors of each level.
+        sampler: samples the anchors to train on.
     """
 
     def __init__(self, dim: int, anchors: Anchors, sampler: Sampler) -> None:
         super().__init__()
-        self.head = RPNHead(dim, anchors.count)
+        self.head = RPNHead(dim, anchors.per_cell)
         self.anchors, self.sampler = anchors, sampler
         self.coder = BoxCoder()
         self.matcher = Matcher(positive=0.7, negative=0.3, min_positive=0.3)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Map levels (B, dim, H_i, W_i) to logits (B, A, H_i, W_i) and deltas (B, 4A, H_i, W_i)."""
-        objectness, deltas = self.head(list(maps))
+        objectness, deltas = self.head(list(features))
         return objectness, deltas
 
     @torch.no_grad()
@@ -41,78 +39,73 @@ class RPN(nn.Module):
         self,
         objectness: Sequence[Tensor],
         deltas: Sequence[Tensor],
-        sizes: Sequence[Size],
+        image_sizes: Sequence[Size],
         *,
-        candidates: int,
-        most: int,
-        threshold: float,
+        pre_nms_topk: int,
+        post_nms_topk: int,
+        iou_threshold: float,
     ) -> list[Tensor]:
-        """Choose boxes (N_i, 4) of each image, best first, in pixels of the input.
+        """Select the proposals (N_i, 4) of each image, best first, in pixels of the input.
 
         Args:
             objectness: logits of each level.
             deltas: deltas of each level.
-            sizes: height and width of each image, which its boxes are clipped to.
-            candidates: boxes of each level that go into suppression, at most.
-            most: boxes of each image, at most.
-            threshold: IoU above which the worse of two boxes of a level is left out.
+            image_sizes: height and width of each image, which its proposals are clipped to.
+            pre_nms_topk: best anchors of each level that enter NMS.
+            post_nms_topk: proposals per image, at most.
+            iou_threshold: IoU above which the worse of two proposals of a level is removed.
         """
-        images = len(sizes)
-        anchors = self.anchors.per_level(_shapes(objectness), objectness[0].device)
-        logits, moves, places, levels = [], [], [], []
-        for i, (scores, shifts) in enumerate(zip(objectness, deltas, strict=True)):
-            # the order of the logits is that of the probabilities, with fewer ties
-            flat_scores, flat_shifts = _flat([scores], [shifts], images)
-            best, index = flat_scores.topk(min(candidates, flat_scores.shape[1]), dim=1)
-            logits.append(best)
-            moves.append(flat_shifts.gather(1, index[..., None].expand(-1, -1, 4)))
-            places.append(anchors[i][index])
+        anchors = self.anchors.per_level(level_shapes(objectness), objectness[0].device)
+        top_logits, top_deltas, top_anchors, levels = [], [], [], []
+        for i, (level_logits, level_deltas) in enumerate(zip(objectness, deltas, strict=True)):
+            flat_logits, flat_deltas = _flatten([level_logits], [level_deltas], len(image_sizes))
+            # by logits, not by scores: the same order with fewer ties
+            best, index = flat_logits.topk(min(pre_nms_topk, flat_logits.shape[1]), dim=1)  # (B, k)
+            top_logits.append(best)
+            top_deltas.append(flat_deltas.gather(1, index[..., None].expand(-1, -1, 4)))
+            top_anchors.append(anchors[i][index])
             levels.append(torch.full_like(index[0], i))
         level = torch.cat(levels)
-        every = zip(torch.cat(logits, 1), torch.cat(moves, 1), torch.cat(places, 1), sizes, strict=True)
-        found = []
-        for scores, shifts, around, size in every:
-            boxes = self.coder.decode(shifts, around, size)
-            real = has_area(boxes).nonzero()[:, 0]
-            chosen = keep(boxes[real], scores[real], level[real], threshold, most)
-            found.append(boxes[real[chosen]])
-        return found
+        joined = (torch.cat(parts, 1) for parts in (top_logits, top_deltas, top_anchors))
+        proposals = []
+        for logits, moves, around, size in zip(*joined, image_sizes, strict=True):
+            boxes = self.coder.decode(moves, around, size)
+            valid = nonempty(boxes).nonzero()[:, 0]
+            kept = batched_nms(boxes[valid], logits[valid], level[valid], iou_threshold, post_nms_topk)
+            proposals.append(boxes[valid[kept]])
+        return proposals
 
     def losses(
         self,
         objectness: Sequence[Tensor],
         deltas: Sequence[Tensor],
-        wanted: Sequence[Tensor],
-        sizes: Sequence[Size],
+        boxes: Sequence[Tensor],
+        image_sizes: Sequence[Size],
     ) -> tuple[Tensor, Tensor]:
-        """Losses of logits and of deltas, both divided by the anchors looked at.
+        """Binary cross-entropy of the logits and L1 of the deltas, divided by the number of sampled anchors.
 
         Args:
             objectness: logits of each level.
             deltas: deltas of each level.
-            wanted: boxes (G_i, 4) of each image's objects.
-            sizes: height and width of each image; anchors beyond it, in the batch's padding, do not count.
+            boxes: (G_i, 4) of the objects of each image.
+            image_sizes: height and width of each image; anchors in the padding beyond are ignored.
         """
-        shapes, device = _shapes(objectness), objectness[0].device
+        shapes, device = level_shapes(objectness), objectness[0].device
         anchors = torch.cat(self.anchors.per_level(shapes, device))
-        logits, moves = _flat(objectness, deltas, len(wanted))
-        classes, boxes, divisor = logits.new_zeros(()), moves.new_zeros(()), 0
-        for scores, shifts, truth, size in zip(logits, moves, wanted, sizes, strict=True):
-            matches = self.matcher(truth, anchors, self.anchors.inside(shapes, size, device))
+        logits, moves = _flatten(objectness, deltas, len(boxes))
+        loss_cls, loss_bbox, divisor = logits.new_zeros(()), moves.new_zeros(()), 0
+        for own_logits, own_deltas, truth, size in zip(logits, moves, boxes, image_sizes, strict=True):
+            matches = self.matcher(truth, anchors, self.anchors.valid_flags(shapes, size, device))
             positives, negatives = self.sampler(matches)
             divisor += max(1, len(positives)) + max(1, len(negatives))
-            ones, zeros = scores[positives], scores[negatives]
-            classes = classes + F.softplus(-ones).sum() + F.softplus(zeros).sum()
-            aims = self.coder.encode(truth[matches[positives]], anchors[positives])
-            boxes = boxes + F.l1_loss(shifts[positives], aims, reduction="sum")
-        return classes / divisor, boxes / divisor
+            ones, zeros = own_logits[positives], own_logits[negatives]
+            loss_cls = loss_cls + F.softplus(-ones).sum() + F.softplus(zeros).sum()
+            targets = self.coder.encode(truth[matches[positives]], anchors[positives])
+            loss_bbox = loss_bbox + F.l1_loss(own_deltas[positives], targets, reduction="sum")
+        return loss_cls / divisor, loss_bbox / divisor
 
 
-def _shapes(levels: Sequence[Tensor]) -> list[Size]:
-    return [(level.shape[2], level.shape[3]) for level in levels]
-
-
-def _flat(objectness: Sequence[Tensor], deltas: Sequence[Tensor], images: int) -> tuple[Tensor, Tensor]:
-    """Logits (B, N) and deltas (B, N, 4) in float32, in the order of the anchors."""
+def _flatten(objectness: Sequence[Tensor], deltas: Sequence[Tensor], images: int) -> tuple[Tensor, Tensor]:
+    """Logits (B, N) and deltas (B, N, 4), float32, in the order of the anchors."""
     logits, moves = concat_box_prediction_layers(list(objectness), list(deltas))
     return logits.view(images, -1).float(), moves.view(images, -1, 4).float()

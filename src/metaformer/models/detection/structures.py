@@ -1,6 +1,6 @@
-"""What a detector finds in an image, and what it should have found."""
+"""Detections and targets of an image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any, Self
@@ -17,24 +17,29 @@ BLOCK = 1 << 22
 """Pixels that are pasted at once."""
 
 
+def level_shapes(levels: Sequence[Tensor]) -> list[Size]:
+    """Height and width of each pyramid level (B, C, H_i, W_i)."""
+    return [(level.shape[2], level.shape[3]) for level in levels]
+
+
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """The objects found in one image, best first.
+    """Objects detected in one image, best first.
 
-    Values are checked where they lie on the CPU: to look at them elsewhere is to wait for the device.
+    Values are checked on the CPU alone: elsewhere a check would wait for the device.
 
     Raises:
-        ConfigError: tensors that do not fit each other, or numbers that are not finite.
+        ConfigError: tensors that do not fit each other, or values that are not finite.
     """
 
     boxes: Tensor
     """Left, top, right and bottom (N, 4), float32, in pixels of the network's input or of the image."""
     scores: Tensor
-    """How sure the network is (N,), float32, 0 … 1."""
+    """(N,), float32, 0 … 1."""
     labels: Tensor
     """Classes (N,), int64, from 0; there is no background."""
     masks: Tensor | None = None
-    """For each of 28×28 places in the box (N, 28, 28), how likely it is the object's; None without masks."""
+    """Probabilities (N, 28, 28), float32, that the cells of the box belong to the object; None without."""
 
     def __post_init__(self) -> None:
         count = _check_boxes(self.boxes, "Detections")
@@ -50,7 +55,7 @@ class Detections:
         return len(self.boxes)
 
     def __getitem__(self, index: Tensor | slice) -> Self:
-        """Choose by numbers, a slice, or one bool per object."""
+        """Select by indices, a slice, or one bool per object."""
         return type(self)(**{name: value[index] for name, value in _tensors(self)})
 
     def to(self, device: torch.device | str) -> Self:
@@ -58,28 +63,27 @@ class Detections:
         return type(self)(**{name: value.to(device) for name, value in _tensors(self)})
 
     def paste(self, size: Size) -> Tensor:
-        """Draw the masks, bool (N, H, W), in an image of this size and of the boxes' frame.
+        """Paste the masks into an image of this height and width, in the frame of the boxes: (N, H, W), bool.
 
-        A pixel is the object's where the mask is at least one half at its center; a box without area has
-        no pixels.
+        A pixel belongs to the object where the mask is at least 0.5 at its center; an empty box has none.
 
         Raises:
             ConfigError: there are no masks.
         """
         if self.masks is None:
-            raise ConfigError("Detections: there are no masks to paste: the detector gives boxes alone")
+            raise ConfigError("Detections: masks is None: the detector predicts boxes alone")
         pasted = torch.zeros((len(self), *size), dtype=torch.bool, device=self.boxes.device)
         for rows, columns, index in _regions(self.boxes, size):
-            shares = _sampled(self.masks[index], self.boxes[index], rows, columns)
-            pasted[index, rows.start : rows.stop, columns.start : columns.stop] = shares >= 0.5
+            probabilities = _interpolated(self.masks[index], self.boxes[index], rows, columns)
+            pasted[index, rows.start : rows.stop, columns.start : columns.stop] = probabilities >= 0.5
         return pasted
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """The objects that are in one image.
+    """Objects annotated in one image.
 
-    Values are checked where they lie on the CPU: to look at them elsewhere is to wait for the device.
+    Values are checked on the CPU alone: elsewhere a check would wait for the device.
 
     Raises:
         ConfigError: tensors that do not fit each other, or a box without area.
@@ -90,9 +94,9 @@ class Targets:
     labels: Tensor
     """Classes (N,), int64, from 0."""
     masks: Tensor | None = None
-    """Which pixels are the object's (N, H, W), bool, in an image of the input's size."""
+    """Object masks (N, H, W), bool, at the size of the input."""
     crowd: Tensor = None  # type: ignore[assignment]
-    """Which boxes hold many objects that nobody told apart (N,), bool; none when not given."""
+    """COCO `iscrowd` flags (N,), bool; none set by default."""
 
     def __post_init__(self) -> None:
         count = _check_boxes(self.boxes, "Targets")
@@ -106,7 +110,7 @@ class Targets:
         if not self.boxes.is_cpu:
             return
         if not (self.boxes[:, 2:] > self.boxes[:, :2]).all():
-            raise ConfigError("Targets: a box has no area: leave out what is left of no object")
+            raise ConfigError("Targets: a box has no area: leave such objects out")
         if (self.labels < 0).any():
             raise ConfigError("Targets: a label is negative")
 
@@ -119,13 +123,13 @@ class Targets:
         return type(self)(**moved)
 
     def pin_memory(self) -> Self:
-        """Copy into memory from which devices copy fast."""
+        """Copy into page-locked memory."""
         return type(self)(**{name: value.pin_memory() for name, value in _tensors(self)})
 
     def without_crowd(self) -> Self:
-        """Leave out the boxes of many objects."""
-        one = ~self.crowd
-        return type(self)(**{name: value[one] for name, value in _tensors(self)})
+        """Leave out crowds."""
+        single = ~self.crowd
+        return type(self)(**{name: value[single] for name, value in _tensors(self)})
 
 
 def _tensors(results: Detections | Targets) -> Iterator[tuple[str, Tensor]]:
@@ -148,9 +152,9 @@ def _check(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype) ->
 
 
 def _regions(boxes: Tensor, size: Size) -> Iterator[tuple[range, range, slice]]:
-    """Rows, columns and objects to paste together: one object on a CPU, many on a device, and never too much.
+    """Rows, columns and objects to paste at once: one object on a CPU, many on a device, `BLOCK` pixels.
 
-    Interpolation reaches half a place beyond the box, but stays below one half there.
+    Interpolation reaches half a cell beyond the box, but stays below 0.5 there.
     """
     height, width = size
     many = 1 if boxes.is_cpu else max(1, BLOCK // max(1, height * width))
@@ -165,15 +169,15 @@ def _regions(boxes: Tensor, size: Size) -> Iterator[tuple[range, range, slice]]:
                 yield range(row, min(bottom, row + step)), columns, slice(first, first + many)
 
 
-def _sampled(masks: Tensor, boxes: Tensor, rows: range, columns: range) -> Tensor:
+def _interpolated(masks: Tensor, boxes: Tensor, rows: range, columns: range) -> Tensor:
     """Interpolate masks (N, 28, 28) at the centers of pixels."""
     left, top, right, bottom = (side[:, None] for side in boxes.unbind(1))
-    places = []
+    coordinates = []
     for span, low, high in ((columns, left, right), (rows, top, bottom)):
         centers = torch.arange(span.start, span.stop, dtype=torch.float32, device=boxes.device) + 0.5
-        place = (centers - low) / (high - low) * 2 - 1
-        places.append(torch.where(high > low, place, 2.0))  # outside
-    x, y = places
+        relative = (centers - low) / (high - low) * 2 - 1  # −1 … 1 inside the box, as grid_sample takes it
+        coordinates.append(torch.where(high > low, relative, 2.0))  # an empty box: all outside
+    x, y = coordinates
     shape = (len(masks), len(rows), len(columns))
     grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], 3)
     return F.grid_sample(masks[:, None].float(), grid, align_corners=False)[:, 0]

@@ -84,7 +84,7 @@ class DetectInference:
 
     def _merged(self, found: Sequence[Detections]) -> Detections:
         """Join what views saw: of boxes on one object the best, with its own mask."""
-        from metaformer.models.detection.nms import keep
+        from metaformer.models.detection.nms import batched_nms
 
         boxes, scores, labels = (
             torch.cat([getattr(one, part) for one in found]) for part in ("boxes", "scores", "labels")
@@ -94,7 +94,7 @@ class DetectInference:
             if found[0].masks is None
             else torch.cat([one.masks for one in found if one.masks is not None])
         )
-        kept = keep(boxes, scores, labels, self.nms_threshold, self.max_detections)
+        kept = batched_nms(boxes, scores, labels, self.nms_threshold, self.max_detections)
         return Detections(boxes[kept], scores[kept], labels[kept], None if masks is None else masks[kept])
 
 

@@ -119,7 +119,7 @@ def recognize(root: str | Path) -> int:
 def forward(model: nn.Module) -> Any:
     """The `Detections` of each image."""
     assert isinstance(model, Detector)
-    return model.detect
+    return model.predict
 
 
 SPEC = TaskSpec(
