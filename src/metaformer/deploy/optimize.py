@@ -172,6 +172,4 @@ def _compiled(network: nn.Module) -> nn.Module:
 
 def _method(network: nn.Module) -> str:
     """The method that returns tensors alone, whatever is in the images."""
-    if not isinstance(network, DenseNetwork):
-        return "forward"
-    return "raw" if hasattr(network, "raw") else "forward_head"  # until the detectors define forward_head
+    return "forward_head" if isinstance(network, DenseNetwork) else "forward"
