@@ -1,78 +1,79 @@
-"""`metaformer data check`: all that is wrong with a data set, told at once and before a training finds it."""
+"""Report of `metaformer data check`, and what the checks of all tasks share."""
 
 import logging
-import statistics
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from metaformer.data.scan import ImageInfo
+from metaformer.errors import BadImage
+
+L = TypeVar("L")
+S = TypeVar("S", bound="SplitSummary")
+Size = tuple[int, int]
+"""Width and height."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or that one should know."""
+    """One error or warning."""
 
     grade: Literal["error", "warning"]
     kind: str
     """Errors: `layout`, `damaged`, `one class`, `unreadable`, `label map`, and of objects `image`, `size`,
-    `id`, `category`, `box`, `segmentation`, `annotation`; warnings: `contradiction` (one image, two
-    classes, label maps or lists of objects), `leak` (an image to validate on that is trained on), `uneven`,
-    `absent` (a class of which there is no pixel or object; an error where that is so of all), `unlabeled`,
-    `tiny`, `animated`, `ignored`."""
+    `id`, `category`, `box`, `segmentation`, `annotation`. Warnings: `contradiction` (the same image with
+    other labels), `leak` (a validation image that is also a training image), `uneven` (class sizes), `absent`
+    (a class without pixels or objects; an error where that is so of all), `unlabeled`, `tiny`, `animated`,
+    `ignored`."""
     text: str
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What a split holds."""
+    """Images of a split; tasks add the counts of their labels."""
 
     name: str
     images: int
     unreadable: int
-    per_class: dict[str, int]
-    narrowest: tuple[int, int]
-    """Width and height of the image with the fewest pixels."""
-    median: tuple[int, int]
-    widest: tuple[int, int]
-    """Width and height of the image with the most pixels."""
+    """Images that cannot be used, or whose labels cannot."""
+    smallest: Size
+    """Size of the image with the fewest pixels."""
+    median: Size
+    largest: Size
+    """Size of the image with the most pixels."""
 
     def text(self) -> str:
-        """Give a line."""
-        counts = sorted(self.per_class.values()) or [0]
-        sizes = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((self.narrowest, self.widest)))
-        bad = f" ({self.unreadable:,} unreadable)" if self.unreadable else ""
-        spread = f"{counts[0]:,} to {counts[-1]:,} (median {statistics.median_high(counts):,})"
-        return (
-            f"{self.name}: {self.images:,} images{bad} in {len(self.per_class):,} classes of {spread}; "
-            f"sizes {sizes}, median {self.median[0]}x{self.median[1]}"
-        )
+        """One line for people."""
+        raise NotImplementedError
 
-
-class Summary(Protocol):
-    """What a split of a data set holds, as a dataclass."""
-
-    def text(self) -> str: ...
+    def sizes_text(self) -> str:
+        """The part of the line that gives the sizes."""
+        sizes = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((self.smallest, self.largest)))
+        return f"sizes {sizes}, median {self.median[0]}x{self.median[1]}"
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found; `ok` where there is no error."""
+    """Findings of a check."""
 
     root: str
-    splits: tuple[Summary, ...]
+    splits: tuple[SplitSummary, ...]
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether a training would run."""
+        """Whether there is no error, so that a training would run."""
         return not self.count("error")
 
     def count(self, grade: str) -> int:
-        """Count the findings of a grade."""
+        """Number of findings of a grade."""
         return sum(finding.grade == grade for finding in self.findings)
 
     def text(self, limit: int = 20) -> str:
-        """Give lines for people, errors first, at most `limit` findings of a kind."""
+        """Lines for people, errors first, at most `limit` findings of a kind."""
         lines = [split.text() for split in self.splits]
         for grade in ("error", "warning"):
             kinds = dict.fromkeys(finding.kind for finding in self.findings if finding.grade == grade)
@@ -87,17 +88,108 @@ class CheckReport:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Fields as JSON values."""
         return {**asdict(self), "ok": self.ok}
 
 
+class DatasetCheck(ABC, Generic[S]):
+    """Check of a data set, split by split; the first that can be opened is the training's.
+
+    Args:
+        root: the data set.
+        workers: processes that read; one per core when not given.
+        progress: show a progress bar.
+    """
+
+    def __init__(self, root: str | Path, workers: int | None, progress: bool) -> None:
+        self.root, self.workers, self.progress = str(root), workers, progress
+        self.summaries: list[S] = []
+        self._findings: list[Finding] = []
+        self._training: dict[bytes, str] = {}
+        """Name of the training image with these pixels."""
+
+    @abstractmethod
+    def check_split(self, name: str) -> None:
+        """Add the findings and the summary of a split."""
+
+    def run(self, splits: Sequence[str]) -> CheckReport:
+        """Check splits; what the readers would log is in the report."""
+        with _quiet():
+            for split in splits:
+                self.check_split(split)
+        return CheckReport(self.root, tuple(self.summaries), tuple(dict.fromkeys(self._findings)))
+
+    def error(self, kind: str, text: str) -> None:
+        """Add an error."""
+        self._findings.append(Finding("error", kind, text))
+
+    def warn(self, kind: str, text: str) -> None:
+        """Add a warning."""
+        self._findings.append(Finding("warning", kind, text))
+
+    def check_image(self, path: str | Path, image: ImageInfo) -> None:
+        """Add what is wrong with an image file."""
+        if image.error:
+            self.error("unreadable", f"{path}: {image.error}")
+        elif image.animated:
+            self.warn("animated", f"{path}: animated, only its first frame is used")
+
+    def check_duplicates(
+        self, images: Iterable[tuple[str, bytes, L]], difference: Callable[[L, L], str]
+    ) -> None:
+        """Warn of images with the same pixels and other labels, and of those in training and validation.
+
+        Args:
+            images: name, digest and labels of each.
+            difference: words for how the labels of the second image differ from the first's.
+        """
+        seen: dict[bytes, tuple[str, L]] = {}
+        for name, digest, labels in images:
+            first, first_labels = seen.setdefault(digest, (name, labels))
+            if labels != first_labels:
+                same = f"{name}: the same image as {first}"
+                self.warn("contradiction", f"{same}, {difference(first_labels, labels)}")
+            if digest in self._training:
+                same = f"{name}: the same image as {self._training[digest]} of the training split"
+                self.warn("leak", same)
+        if not self.summaries:
+            self._training = {digest: name for digest, (name, _) in seen.items()}
+
+    def warn_absent(self, source: str | Path, what: str, classes: Sequence[str]) -> None:
+        """Warn of classes without pixels or objects."""
+        if classes:
+            names = ", ".join(repr(name) for name in classes[:10])
+            more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
+            self.warn("absent", f"{source}: no {what} of {names}{more}: never learned")
+
+
+def size_range(images: Iterable[ImageInfo]) -> tuple[Size, Size, Size]:
+    """Smallest, median and largest size of the readable images."""
+    good = [(image.width, image.height) for image in images if not image.error]
+    sizes = sorted(good, key=lambda size: size[0] * size[1]) or [(0, 0)]
+    return sizes[0], sizes[len(sizes) // 2], sizes[-1]
+
+
+def raise_bad(bad: Sequence[ImageInfo], path: Callable[[ImageInfo], str | Path]) -> None:
+    """Raise the first error of a scan.
+
+    Raises:
+        BadImage: there is one; the message says how many more there are.
+    """
+    if bad:
+        more = (
+            f" (and {len(bad) - 1:,} more bad files; metaformer data check lists all)" if len(bad) > 1 else ""
+        )
+        raise BadImage(path(bad[0]), (bad[0].error or bad[0].label_error) + more)
+
+
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Let the report alone speak of what the readers would log."""
-    logger = logging.getLogger("metaformer.data")
-    kept = logger.level
+def _quiet() -> Iterator[None]:
+    """Silence the warnings of readers."""
+    logger = logging.getLogger("metaformer")
+    level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(kept)
+        logger.setLevel(level)

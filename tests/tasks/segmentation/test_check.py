@@ -186,10 +186,10 @@ def test_summary_of_a_split() -> None:
     classes = {"sky": ClassSummary(150, 1), "sea": ClassSummary(0, 0), "road": ClassSummary(330, 2)}
     assert summary.per_class == classes
     assert (summary.images, summary.unreadable, summary.ignored) == (4, 2, 0.04)
-    assert (summary.narrowest, summary.median, summary.widest) == ((5, 5), (10, 20), (30, 10))
+    assert (summary.smallest, summary.median, summary.largest) == ((5, 5), (10, 20), (30, 10))
     assert summary.text() == (
         "train: 4 images (2 unusable) with label maps of 2 of 3 classes; 4.0 % of the pixels ignored; "
         "sizes 5x5 to 30x10, median 10x20"
     )
     empty = summarize("val", ("sky",), infos[3:])
-    assert (empty.ignored, empty.widest) == (0.0, (0, 0))
+    assert (empty.ignored, empty.largest) == (0.0, (0, 0))

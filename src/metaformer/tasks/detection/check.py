@@ -1,6 +1,6 @@
-"""`metaformer data check` where images have objects."""
+"""Check of a detection data set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,10 +10,10 @@ import numpy as np
 from metaformer.data.class_lists import Names
 from metaformer.data.image import image_size
 from metaformer.data.scan import ImageInfo, reason, scan, scan_bad
-from metaformer.errors import BadImage, DataError
-from metaformer.tasks.check import CheckReport, Finding, quiet
+from metaformer.errors import DataError
+from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, raise_bad, size_range
 from metaformer.tasks.detection.dataset import READERS, DetectionFolder
-from metaformer.tasks.detection.formats.layouts import DetectionLayout, choose_detection_layout, find_place
+from metaformer.tasks.detection.formats.layouts import choose_detection_layout, find_place
 
 
 def check_objects(
@@ -25,7 +25,7 @@ def check_objects(
     layout: Literal["auto", "coco", "voc", "yolo"] = "auto",
     class_names: Sequence[str] | str | Path | None = None,
 ) -> CheckReport:
-    """Read all images and annotations of a data set and report everything that is wrong with it.
+    """Read all images and annotations of a data set and report all that is wrong with it.
 
     Args:
         root: the data set.
@@ -36,172 +36,134 @@ def check_objects(
         class_names: file of class names, one a line, where the data set brings none.
 
     Raises:
-        ConfigError: a layout that there is not.
+        ConfigError: an unknown layout.
     """
-    check = _Check(class_names, workers, progress)
-    with quiet():
-        try:
-            form, home = choose_detection_layout(root, layout)
-        except DataError as error:
-            check.add("error", "layout", str(error))
-            splits = ()
-        for split in splits:
-            check.split(form, home, split)
-    return CheckReport(str(root), tuple(check.summaries), tuple(dict.fromkeys(check.findings)))
-
-
-class _Check:
-    def __init__(self, classes: Names, workers: int | None, progress: bool) -> None:
-        self.classes, self.workers, self.progress = classes, workers, progress
-        self.findings: list[Finding] = []
-        self.summaries: list[DetectionSummary] = []
-        self.known: dict[bytes, str] | None = None
-        """Name of the training image with these pixels, once training has been looked at."""
-
-    def add(self, grade: Literal["error", "warning"], kind: str, text: str) -> None:
-        self.findings.append(Finding(grade, kind, text))
-
-    def split(self, form: DetectionLayout, home: Path, name: str) -> None:
-        """Look at a split; the first is the training's."""
-        try:
-            place = find_place(form, home, name)
-            annotated = READERS[form.name](place, self.classes, None)
-        except DataError as error:
-            return self.add("error", "layout", str(error))
-        for fault in annotated.faults:
-            self.add("error", fault.kind, fault.text)
-        for file in annotated.unused:
-            self.add("warning", "ignored", file)
-        folder = DetectionFolder(place, annotated)
-        seen = scan(folder, workers=self.workers, label=name, progress=self.progress)
-        for one in seen:
-            self._image(folder, one)
-        self._objects(folder)
-        self._copies(folder, seen)
-        self.summaries.append(summarize(name, folder, seen))
-        if len(self.summaries) == 1:
-            self.classes = folder.classes
-            self._classes(folder)
-
-    def _image(self, folder: DetectionFolder, seen: ImageInfo) -> None:
-        path = folder.path(seen.index)
-        if seen.error:
-            self.add("error", "unreadable", f"{path}: {seen.error}")
-        elif trouble := folder.size_mismatch(seen.index, (seen.width, seen.height)):
-            self.add("error", "size", f"{path}: {trouble}")
-        elif seen.animated:
-            self.add("warning", "animated", f"{path}: animated, only its first frame is used")
-
-    def _objects(self, folder: DetectionFolder) -> None:
-        """Tell of objects that others differ from: without outline, or too small to see."""
-        table = folder.objects
-        if table.outlined.any():
-            for row in np.flatnonzero(~table.outlined).tolist():
-                bare = "has no segmentation, which others have and masks are made of"
-                self.add("error", "segmentation", f"{self._name(folder, row)}: {bare}")
-        for row in np.flatnonzero((table.boxes[:, 2:] < 1).any(axis=1)).tolist():
-            self.add("warning", "tiny", f"{self._name(folder, row)}: is narrower than a pixel: never learned")
-
-    def _name(self, folder: DetectionFolder, row: int) -> str:
-        image = folder.path(int(folder.objects.images[row]))
-        return f"{folder.annotations}: annotation {folder.objects.instance(row).id} of {image.name}"
-
-    def _copies(self, folder: DetectionFolder, seen: Sequence[ImageInfo]) -> None:
-        """Tell of the same pixels with other objects, and in training and validation."""
-        here: dict[bytes, str] = {}
-        objects: dict[bytes, bytes] = {}
-        for one in seen:
-            if one.error:
-                continue
-            name, rows = str(folder.path(one.index)), folder.objects.of(one.index)
-            what = folder.objects.labels[rows].tobytes() + folder.objects.boxes[rows].tobytes()
-            other = here.setdefault(one.digest, name)
-            if objects.setdefault(one.digest, what) != what:
-                self.add("warning", "contradiction", f"{name}: the same image as {other}, with other objects")
-            if self.known is not None and one.digest in self.known:
-                same = f"{name}: the same image as {self.known[one.digest]} of the training split"
-                self.add("warning", "leak", same)
-        if self.known is None:
-            self.known = here
-
-    def _classes(self, folder: DetectionFolder) -> None:
-        """Tell of classes that cannot be learned."""
-        absent = [name for name, found in self.summaries[0].per_class.items() if not found.objects]
-        if len(absent) == len(folder.classes):
-            self.add("error", "absent", f"{folder.annotations}: no object at all: there is nothing to learn")
-        elif absent:
-            names = ", ".join(repr(name) for name in absent[:10])
-            more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-            self.add("warning", "absent", f"{folder.annotations}: no object of {names}{more}: never learned")
+    return _Check(root, workers, progress, layout, class_names).run(splits)
 
 
 @dataclass(frozen=True)
 class ObjectCount:
-    """How much there is of a class."""
+    """Objects of a class."""
 
     objects: int
-    """Crowds not counted."""
+    """Without crowds."""
     images: int
-    """How many images show it."""
+    """Images with such objects."""
 
 
 @dataclass(frozen=True)
-class DetectionSummary:
-    """Images with objects of one split."""
+class DetectionSummary(SplitSummary):
+    """Images and objects of one split."""
 
-    name: str
-    images: int
-    unreadable: int
-    """Images that cannot be used."""
     empty: int
-    """Images without object."""
+    """Images without objects."""
     objects: int
     crowds: int
-    """How many of the objects are crowds, or too hard to tell."""
+    """Objects that are crowds, or marked as difficult."""
     outlined: int
-    """How many of the objects have an outline."""
+    """Objects with an outline."""
     per_class: dict[str, ObjectCount]
-    narrowest: tuple[int, int]
-    """Width and height of the image with the fewest pixels."""
-    median: tuple[int, int]
-    widest: tuple[int, int]
-    """Width and height of the image with the most pixels."""
 
     def text(self) -> str:
-        """Give a line."""
-        sizes = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((self.narrowest, self.widest)))
+        """One line for people."""
         bad = f" ({self.unreadable:,} unusable)" if self.unreadable else ""
-        shown = sum(one.objects > 0 for one in self.per_class.values())
+        present = sum(count.objects > 0 for count in self.per_class.values())
         crowds = f", {self.crowds:,} crowds" if self.crowds else ""
         return (
             f"{self.name}: {self.images:,} images{bad}, {self.empty:,} of them empty, with "
-            f"{self.objects:,} objects ({self.outlined:,} with masks{crowds}) of {shown:,} of "
-            f"{len(self.per_class):,} classes; sizes {sizes}, median {self.median[0]}x{self.median[1]}"
+            f"{self.objects:,} objects ({self.outlined:,} with masks{crowds}) of {present:,} of "
+            f"{len(self.per_class):,} classes; {self.sizes_text()}"
         )
 
 
-def summarize(name: str, folder: DetectionFolder, seen: Sequence[ImageInfo]) -> DetectionSummary:
-    """Sum up what was seen of a split."""
+class _Check(DatasetCheck[DetectionSummary]):
+    def __init__(
+        self, root: str | Path, workers: int | None, progress: bool, layout: str, classes: Names
+    ) -> None:
+        super().__init__(root, workers, progress)
+        self.layout, self.classes = layout, classes
+
+    def check_split(self, name: str) -> None:
+        """Check a split."""
+        try:
+            form, root = choose_detection_layout(self.root, self.layout)
+            place = find_place(form, root, name)
+            annotated = READERS[form.name](place, self.classes, None)
+        except DataError as error:
+            return self.error("layout", str(error))
+        for fault in annotated.faults:
+            self.error(fault.kind, fault.text)
+        for file in annotated.unused:
+            self.warn("ignored", file)
+        folder = DetectionFolder(place, annotated)
+        images = scan(folder, workers=self.workers, label=name, progress=self.progress)
+        for image in images:
+            path, size = folder.path(image.index), (image.width, image.height)
+            if not image.error and (mismatch := folder.size_mismatch(image.index, size)):
+                self.error("size", f"{path}: {mismatch}")
+            else:
+                self.check_image(path, image)
+        self._check_objects(folder)
+        self.check_duplicates(_objects(folder, images), lambda first, other: "with other objects")
+        self.summaries.append(summarize(name, folder, images))
+        if len(self.summaries) == 1:
+            self.classes = folder.classes
+            self._check_classes(folder)
+
+    def _check_objects(self, folder: DetectionFolder) -> None:
+        """Report objects without outline where others have one, and objects narrower than a pixel."""
+        table = folder.objects
+        if table.outlined.any():
+            for row in np.flatnonzero(~table.outlined).tolist():
+                bare = "has no segmentation, which others have and masks are made of"
+                self.error("segmentation", f"{_name(folder, row)}: {bare}")
+        for row in np.flatnonzero((table.boxes[:, 2:] < 1).any(axis=1)).tolist():
+            self.warn("tiny", f"{_name(folder, row)}: is narrower than a pixel: never learned")
+
+    def _check_classes(self, folder: DetectionFolder) -> None:
+        """Report classes that cannot be learned."""
+        absent = [name for name, count in self.summaries[0].per_class.items() if not count.objects]
+        if len(absent) == len(folder.classes):
+            self.error("absent", f"{folder.annotations}: no object at all: there is nothing to learn")
+        else:
+            self.warn_absent(folder.annotations, "object", absent)
+
+
+def _name(folder: DetectionFolder, row: int) -> str:
+    """Name of an object in findings."""
+    image = folder.path(int(folder.objects.images[row]))
+    return f"{folder.annotations}: annotation {folder.objects.instance(row).id} of {image.name}"
+
+
+def _objects(folder: DetectionFolder, images: Sequence[ImageInfo]) -> Iterator[tuple[str, bytes, bytes]]:
+    """Name, digest, and labels and boxes of each readable image."""
+    for image in images:
+        if not image.error:
+            rows = folder.objects.of(image.index)
+            objects = folder.objects.labels[rows].tobytes() + folder.objects.boxes[rows].tobytes()
+            yield str(folder.path(image.index)), image.digest, objects
+
+
+def summarize(name: str, folder: DetectionFolder, images: Sequence[ImageInfo]) -> DetectionSummary:
+    """Summary of a split."""
     table = folder.objects
     single = ~table.crowd
     objects = np.bincount(table.labels[single], minlength=len(folder.classes)).tolist()
     pairs = np.unique(np.stack([table.labels[single], table.images[single]]), axis=1)
-    images = np.bincount(pairs[0], minlength=len(folder.classes)).tolist()
-    good = [(one.width, one.height) for one in seen if not one.error]
-    sizes = sorted(good, key=lambda size: size[0] * size[1]) or [(0, 0)]
-    bad = [one.error or folder.size_mismatch(one.index, (one.width, one.height)) for one in seen]
+    per_image = np.bincount(pairs[0], minlength=len(folder.classes)).tolist()
+    bad = [image.error or folder.size_mismatch(image.index, (image.width, image.height)) for image in images]
     return DetectionSummary(
         name,
-        len(seen),
+        len(images),
         sum(map(bool, bad)),
-        len(folder) - len(np.unique(table.images)),
-        len(table),
-        int(table.crowd.sum()),
-        int(table.outlined.sum()),
-        {label: ObjectCount(objects[place], images[place]) for place, label in enumerate(folder.classes)},
-        sizes[0],
-        sizes[len(sizes) // 2],
-        sizes[-1],
+        *size_range(images),
+        empty=len(folder) - len(np.unique(table.images)),
+        objects=len(table),
+        crowds=int(table.crowd.sum()),
+        outlined=int(table.outlined.sum()),
+        per_class={
+            label: ObjectCount(objects[index], per_image[index]) for index, label in enumerate(folder.classes)
+        },
     )
 
 
@@ -213,12 +175,12 @@ def check_sizes(
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Look at the header of every image: that it is one, of the size that its annotations have.
+    """Check by the headers that every image is readable and has the size that its annotations say.
 
     Args:
         folder: the data.
-        part: which share to look at, and of how many: a process's rank and the number of processes.
-        skip_bad: let a few bad ones pass, which a training that leaves out bad images will then name.
+        part: which part to check, and of how many: a process's rank and the number of processes.
+        skip_bad: accept a few bad ones, which a training that leaves out bad images will then name.
         workers: processes that read; one per core when not given.
         progress: show a bar on stderr.
 
@@ -228,9 +190,7 @@ def check_sizes(
     """
     label = f"images of {folder.split}"
     bad = scan_bad(folder, read_size, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress)
-    if bad:
-        more = f" (and {len(bad) - 1:,} more bad files; metaformer data check tells all)"
-        raise BadImage(folder.path(bad[0].index), bad[0].error + (more if len(bad) > 1 else ""))
+    raise_bad(bad, lambda image: folder.path(image.index))
 
 
 def read_size(folder: DetectionFolder, index: int) -> ImageInfo:

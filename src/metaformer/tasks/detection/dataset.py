@@ -207,7 +207,7 @@ def open_detection(
         for fault in single:
             _log.warning("left out: %s", fault.text)
     if faults:
-        more = f" ({len(faults) - 1:,} more such; metaformer data check tells all)"
+        more = f" ({len(faults) - 1:,} more such; metaformer data check lists all)"
         raise DataError(faults[0].text + (more if len(faults) > 1 else ""))
     if not annotated.files:
         raise DataError(f"{place.labels}: no images")

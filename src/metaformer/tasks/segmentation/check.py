@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from metaformer.data.class_lists import Names
 from metaformer.data.image import image_size
 from metaformer.data.scan import ImageInfo, digest, inspect, reason, scan, scan_bad
-from metaformer.errors import BadImage, DataError
-from metaformer.tasks.check import CheckReport, Finding, quiet
+from metaformer.errors import DataError
+from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, raise_bad, size_range
 from metaformer.tasks.segmentation.dataset import SegmentationFolder
-from metaformer.tasks.segmentation.labels import ClassNames, count_values, read_label_map, resolve_class_names
-from metaformer.tasks.segmentation.layouts import Layout, choose_layout, find_pairs
+from metaformer.tasks.segmentation.labels import count_values, read_label_map, resolve_class_names
+from metaformer.tasks.segmentation.layouts import choose_layout, find_pairs
 
 
 def check_label_maps(
@@ -40,17 +41,7 @@ def check_label_maps(
         ConfigError: an unknown layout, or a value that it does not take.
     """
     zero = None if reduce_zero_label is None else reduce_zero_label == "yes"
-    check = _Check(workers, progress)
-    with quiet():
-        try:
-            chosen, folder = choose_layout(root, layout)
-            names = resolve_class_names(chosen, folder, class_names, zero)
-        except DataError as error:
-            check.add("error", "layout", str(error))
-            splits = ()
-        for split in splits:
-            check.split(chosen, folder, names, split)
-    return CheckReport(str(root), tuple(check.summaries), tuple(dict.fromkeys(check.findings)))
+    return _Check(root, workers, progress, layout, class_names, zero).run(splits)
 
 
 @dataclass(frozen=True)
@@ -63,104 +54,79 @@ class ClassSummary:
 
 
 @dataclass(frozen=True)
-class LabelSummary:
+class SegmentationSummary(SplitSummary):
     """Images and label maps of a split."""
 
-    name: str
-    images: int
-    unreadable: int
-    """Images that cannot be used, or whose label map cannot."""
     per_class: dict[str, ClassSummary]
     ignored: float
     """Fraction of ignored pixels."""
-    narrowest: tuple[int, int]
-    """Width and height of the image with the fewest pixels."""
-    median: tuple[int, int]
-    widest: tuple[int, int]
-    """Width and height of the image with the most pixels."""
 
     def text(self) -> str:
         """One line."""
-        sizes = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((self.narrowest, self.widest)))
         bad = f" ({self.unreadable:,} unusable)" if self.unreadable else ""
         present = sum(found.images > 0 for found in self.per_class.values())
         return (
             f"{self.name}: {self.images:,} images{bad} with label maps of {present:,} of "
             f"{len(self.per_class):,} classes; {100 * self.ignored:.1f} % of the pixels ignored; "
-            f"sizes {sizes}, median {self.median[0]}x{self.median[1]}"
+            f"{self.sizes_text()}"
         )
 
 
-class _Check:
-    def __init__(self, workers: int | None, progress: bool) -> None:
-        self.workers, self.progress = workers, progress
-        self.findings: list[Finding] = []
-        self.summaries: list[LabelSummary] = []
-        self.training: dict[bytes, str] | None = None
-        """Training images by the digest of their pixels; None until the training split is done."""
+class _Check(DatasetCheck[SegmentationSummary]):
+    def __init__(
+        self,
+        root: str | Path,
+        workers: int | None,
+        progress: bool,
+        layout: str,
+        class_names: Names,
+        reduce_zero_label: bool | None,
+    ) -> None:
+        super().__init__(root, workers, progress)
+        self.layout, self.class_names, self.reduce_zero_label = layout, class_names, reduce_zero_label
 
-    def add(self, grade: Literal["error", "warning"], kind: str, text: str) -> None:
-        self.findings.append(Finding(grade, kind, text))
-
-    def split(self, layout: Layout, root: Path, names: ClassNames, split: str) -> None:
+    def check_split(self, name: str) -> None:
         """Check a split; the first is the training split."""
         try:
-            pairs = find_pairs(layout, root, split)
+            layout, root = choose_layout(self.root, self.layout)
+            names = resolve_class_names(layout, root, self.class_names, self.reduce_zero_label)
+            pairs = find_pairs(layout, root, name)
         except DataError as error:
-            return self.add("error", "layout", str(error))
+            return self.error("layout", str(error))
         for text in pairs.errors:
-            self.add("error", "layout", text)
+            self.error("layout", text)
         for file in pairs.unused:
-            self.add("warning", "ignored", file)
+            self.warn("ignored", file)
         folder = SegmentationFolder(pairs, names.names, names.table(pairs.encoding, None), layout.name)
-        infos = scan(folder, workers=self.workers, label=split, progress=self.progress, read=read_pair)
+        infos = scan(folder, workers=self.workers, label=name, progress=self.progress, read=read_pair)
         for info in infos:
-            self._pair(folder, info)
-        self._duplicates(folder, infos)
-        summary = summarize(split, folder.classes, infos)
-        self.summaries.append(summary)
+            self.check_image(folder.path(info.index), info)
+            self._check_labels(folder.label_path(info.index), info)
+        self.check_duplicates(
+            (
+                (str(folder.path(info.index)), info.digest, info.labels.digest)
+                for info in infos
+                if not info.error and info.labels is not None
+            ),
+            lambda first, other: "with another label map",
+        )
+        self.summaries.append(summarize(name, folder.classes, infos))
         if len(self.summaries) == 1:
-            self._classes(folder, summary)
+            self._check_classes(folder, self.summaries[0])
 
-    def _pair(self, folder: SegmentationFolder, info: ImageInfo) -> None:
-        image, label_map = folder.path(info.index), folder.label_path(info.index)
-        if info.error:
-            self.add("error", "unreadable", f"{image}: {info.error}")
-        elif info.animated:
-            self.add("warning", "animated", f"{image}: animated, only its first frame is used")
+    def _check_labels(self, path: Path, info: ImageInfo) -> None:
         if info.label_error:
-            self.add("error", "label map", f"{label_map}: {info.label_error}")
+            self.error("label map", f"{path}: {info.label_error}")
         elif info.labels is not None and not info.labels.pixels:
-            self.add("warning", "unlabeled", f"{label_map}: all pixels are ignored")
+            self.warn("unlabeled", f"{path}: all pixels are ignored")
 
-    def _duplicates(self, folder: SegmentationFolder, infos: Sequence[ImageInfo]) -> None:
-        """Images that occur twice: with two label maps, or in training and validation."""
-        images: dict[bytes, str] = {}
-        labels: dict[bytes, bytes] = {}
-        for info in infos:
-            if info.error or info.labels is None:
-                continue
-            name = str(folder.path(info.index))
-            other = images.setdefault(info.digest, name)
-            if labels.setdefault(info.digest, info.labels.digest) != info.labels.digest:
-                same = f"{name}: the same image as {other}, with another label map"
-                self.add("warning", "contradiction", same)
-            if self.training is not None and info.digest in self.training:
-                same = f"{name}: the same image as {self.training[info.digest]} of the training split"
-                self.add("warning", "leak", same)
-        if self.training is None:
-            self.training = images
-
-    def _classes(self, folder: SegmentationFolder, summary: LabelSummary) -> None:
+    def _check_classes(self, folder: SegmentationFolder, summary: SegmentationSummary) -> None:
         """Classes that cannot be learned."""
         if len(folder.classes) < 2:
-            one = f"{folder.folder}: only one class, {folder.classes[0]!r}: training needs at least two"
-            self.add("error", "one class", one)
+            single = f"{folder.folder}: only one class, {folder.classes[0]!r}: training needs at least two"
+            self.error("one class", single)
         absent = [name for name, found in summary.per_class.items() if not found.pixels]
-        if absent:
-            names = ", ".join(repr(name) for name in absent[:10])
-            more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-            self.add("warning", "absent", f"{folder.folder}: no pixel of {names}{more}: never learned")
+        self.warn_absent(folder.folder, "pixel", absent)
 
 
 def validate_label_maps(
@@ -190,12 +156,7 @@ def validate_label_maps(
     bad = scan_bad(
         folder, read_labels, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress
     )
-    if not bad:
-        return
-    first = bad[0]
-    path = folder.path(first.index) if first.error else folder.label_path(first.index)
-    more = f" (and {len(bad) - 1:,} more bad files; metaformer data check lists all)" if len(bad) > 1 else ""
-    raise BadImage(path, (first.error or first.label_error) + more)
+    raise_bad(bad, lambda info: (folder.path if info.error else folder.label_path)(info.index))
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +205,7 @@ def _label_info(
     return info, "; ".join(filter(None, errors))
 
 
-def summarize(name: str, classes: Sequence[str], infos: Sequence[ImageInfo]) -> LabelSummary:
+def summarize(name: str, classes: Sequence[str], infos: Sequence[ImageInfo]) -> SegmentationSummary:
     """Summary of the images and label maps of a split."""
     pixels: Counter[int] = Counter()
     images: Counter[int] = Counter()
@@ -254,15 +215,11 @@ def summarize(name: str, classes: Sequence[str], infos: Sequence[ImageInfo]) -> 
             pixels.update(info.labels.pixels)
             images.update(info.labels.pixels.keys())
             ignored += info.labels.ignored
-    readable = [(info.width, info.height) for info in infos if not info.error]
-    sizes = sorted(readable, key=lambda size: size[0] * size[1]) or [(0, 0)]
-    return LabelSummary(
+    return SegmentationSummary(
         name,
         len(infos),
         sum(bool(info.error or info.label_error) for info in infos),
-        {label: ClassSummary(pixels[index], images[index]) for index, label in enumerate(classes)},
-        ignored / max(1, ignored + pixels.total()),
-        sizes[0],
-        sizes[len(sizes) // 2],
-        sizes[-1],
+        *size_range(infos),
+        per_class={label: ClassSummary(pixels[index], images[index]) for index, label in enumerate(classes)},
+        ignored=ignored / max(1, ignored + pixels.total()),
     )

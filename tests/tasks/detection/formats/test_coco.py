@@ -186,7 +186,7 @@ def test_the_first_is_told_and_the_others_counted_and_a_few_can_be_left_out(
         document["annotations"][3] = 5
 
     file = edit(objects, two)
-    told = r"annotation 2 of 1\.png: bbox \[0, 0, 0, 0\] .* \(1 more such; metaformer data check tells all\)"
+    told = r"annotation 2 of 1\.png: bbox \[0, 0, 0, 0\] .* \(1 more such; metaformer data check lists all\)"
     with pytest.raises(DataError, match=told):
         open_detection(objects, "train")
     with pytest.raises(DataError, match=told):

@@ -36,7 +36,7 @@ def test_a_good_data_set_has_no_findings(own: Path) -> None:
     assert report.ok and not report.findings
     train, _ = report.splits
     assert (train.images, train.unreadable, train.per_class) == (12, 0, {"ant": 4, "bee": 4, "cat": 4})
-    assert (train.narrowest, train.median, train.widest) == ((50, 40), (50, 46), (50, 51))
+    assert (train.smallest, train.median, train.largest) == ((50, 40), (50, 46), (50, 51))
     assert report.text().splitlines() == [
         "train: 12 images in 3 classes of 4 to 4 (median 4); sizes 50x40 to 50x51, median 50x46",
         "val: 12 images in 3 classes of 4 to 4 (median 4); sizes 31x30, median 31x30",
