@@ -47,13 +47,22 @@ class WeightsError(MetaFormerError, ValueError):
 
 
 class VersionError(WeightsError):
-    """A checkpoint in a format that another version of this library wrote."""
+    """A checkpoint, int8 directory or package in a format that another version of this library wrote."""
 
-    def __init__(self, path: str | Path, found: int, version: str | None, known: int) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        found: int,
+        version: str | None,
+        known: int,
+        *,
+        kind: str = "checkpoint",
+        remedy: str = "load its model.safetensors as weights (--checkpoint, --model.checkpoint)",
+    ) -> None:
         writer = f"metaformer {version}" if version else "a development version before 0.1.0"
         super().__init__(
-            f"{path}: checkpoint format {found} of {writer}; this version reads {known}: use the "
-            "one that wrote it, or load its model.safetensors as weights (--checkpoint, --model.checkpoint)"
+            f"{path}: {kind} format {found} of {writer}; this version reads {known}: use the "
+            f"one that wrote it, or {remedy}"
         )
 
 

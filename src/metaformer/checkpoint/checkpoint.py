@@ -134,7 +134,10 @@ def read_state(directory: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise WeightsError(f"{file}: damaged (no checkpoint format)")
     if state["format"] != FORMAT:
-        raise VersionError(directory, state["format"], state.get("version"), FORMAT)
+        versions = state["format"], state.get("version"), FORMAT
+        if "int8" in (state.get("card") or {}):
+            raise VersionError(directory, *versions, kind="int8 network", remedy="quantize the network again")
+        raise VersionError(directory, *versions)
     return state
 
 

@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
         batch=tuple(args.batch),
         size=_size(model, args),
         notes=_notes(model),
-        tell=lambda step: print(f"export: {step}", file=sys.stderr, flush=True),
+        on_step=lambda step: print(f"export: {step}", file=sys.stderr, flush=True),
     )
     print(f"{written.path}: {model.name}, {written.limits}")
     print(f"largest difference from the network: {written.difference:.1e} of the largest output")

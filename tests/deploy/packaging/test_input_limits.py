@@ -17,7 +17,7 @@ def test_what_fits_is_let_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"),
+    ("shape", "field"),
     [
         ((1, 3, 64, 64), "batch of 1"),
         ((5, 3, 64, 64), "batch of 5"),
@@ -27,8 +27,8 @@ def test_what_fits_is_let_in() -> None:
         ((3, 64, 64), r"got \(3, 64, 64\)"),
     ],
 )
-def test_shapes_that_do_not_fit(shape: tuple[int, ...], told: str) -> None:
-    with pytest.raises(SizeError, match=f"{told}.*2…4 images of 64…96×64 pixels, float32 on cpu"):
+def test_shapes_that_do_not_fit(shape: tuple[int, ...], field: str) -> None:
+    with pytest.raises(SizeError, match=f"{field}.*2…4 images of 64…96×64 pixels, float32 on cpu"):
         LIMITS.check(torch.zeros(shape))
 
 
@@ -44,7 +44,7 @@ def test_there_and_back() -> None:
     assert InputLimits.from_dict(LIMITS.to_dict()) == LIMITS
     with pytest.raises(ConfigError, match="height is 9 … 8"):
         replace(LIMITS, height=(9, 8))
-    with pytest.raises(ConfigError, match="dtype is 'load': no type of PyTorch"):
+    with pytest.raises(ConfigError, match="dtype"):
         _ = replace(LIMITS, dtype="load").torch_dtype
 
 
@@ -54,7 +54,7 @@ def test_limits_of_a_network() -> None:
     assert limits_for(model, (1, 8), None, torch.zeros(1, 3, 64, 96)).width == (96, 96)
     assert limits_for(model, (1, 8), "dynamic", None).height == (35, 4096)
     assert limits_for(model, (1, 8), (35, 70), None).width == (35, 70)
-    with pytest.raises(ConfigError, match="sizes that vary must begin at 35 pixels"):
+    with pytest.raises(ConfigError, match=r"size 34 … 70.* 35 pixels"):
         limits_for(model, (1, 8), (34, 70), None)
     with pytest.raises(ConfigError, match="batch is 0 … 8"):
         limits_for(model, (0, 8), None, None)

@@ -1,27 +1,75 @@
+"""Packages: what is compiled is the network; refused before the work where it cannot be."""
+
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import metaformer
-from metaformer.deploy.optimize import network_outputs
-from metaformer.deploy.packaging.input_limits import limits_for
-from metaformer.deploy.packaging.package import OutputTuple, _exported, package
-from metaformer.deploy.packaging.packaged import Packaged, read_metadata
+from metaformer.deploy.optimize import named_tensors, network_outputs
+from metaformer.deploy.packaging.input_limits import InputLimits, limits_for
+from metaformer.deploy.packaging.package import OutputTuple, _exported, compare, package, trial_batches
+from metaformer.deploy.packaging.packaged import FORMAT, Packaged, read_metadata
 from metaformer.errors import ConfigError, GridError, OptimizeError, OutputError, SizeError
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "image_size": (64, 64), "num_classes": 5}
+LIMITS = InputLimits((1, 8), 3, (64, 512), (64, 512), "float32", "cpu")
 
 
-def made(kind: str) -> nn.Module:
+def network_of(kind: str) -> nn.Module:
     torch.manual_seed(1)
-    if kind in ("semantic_fpn", "retinanet"):
-        config = metaformer.create_model("poolformer_s12", **TINY).config
-        if kind == "retinanet":
-            return metaformer.create_detector(kind, config, num_classes=3, fpn_dim=8).eval()
-        return metaformer.create_segmenter(kind, config, num_classes=3, fpn_dim=8, head_dim=8).eval()
-    return metaformer.create_model(kind, **TINY).eval()
+    if kind not in ("semantic_fpn", "retinanet"):
+        return metaformer.create_model(kind, **TINY).eval()
+    config = metaformer.create_model("poolformer_s12", **TINY).config
+    if kind == "retinanet":
+        return metaformer.create_detector(kind, config, num_classes=3, fpn_dim=8).eval()
+    return metaformer.create_segmenter(kind, config, num_classes=3, fpn_dim=8, head_dim=8).eval()
+
+
+class Outputs(NamedTuple):
+    logits: tuple[Tensor, ...]
+    sizes: list[dict[str, Tensor]]
+
+
+def test_outputs_are_named_by_their_path() -> None:
+    a, b, c = torch.zeros(3, 1)
+    found = dict(named_tensors(Outputs((a, b), [{"wide": c}])))
+    assert list(found) == ["logits.0", "logits.1", "sizes.0.wide"] and found["logits.1"] is b
+    assert list(dict(named_tensors(a))) == ["output"]
+    x = torch.zeros(1, 3, 64, 64)
+    assert network_outputs(network_of("semantic_fpn"), x)["output"].shape == (1, 3, 16, 16)
+    names = list(network_outputs(network_of("retinanet"), x))
+    assert names == [f"{kind}.{level}" for kind in ("logits", "deltas") for level in range(5)]
+    assert len(OutputTuple(network_of("retinanet"))(x)) == len(names)
+
+
+def test_trials_are_two_batches_of_two_sizes() -> None:
+    network = nn.Conv2d(3, 4, 1)
+    for sample, first in (
+        (None, (1, 3, 64, 64)),
+        (torch.ones(20, 3, 128, 64), (8, 3, 128, 64)),
+        (torch.ones(2, 3, 32, 32), (1, 3, 64, 64)),  # a sample outside the limits
+    ):
+        shapes = [tuple(images.shape) for images in trial_batches(network, LIMITS, sample)]
+        assert shapes == [first, (3, 3, 69, 101)]
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 5e-5), (torch.bfloat16, 0.06)])
+def test_a_difference_beyond_rounding_is_refused(dtype: torch.dtype, rounding: float) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    expected = {"output": nn.Conv2d(3, 4, 1)(images).detach().to(dtype)}
+    largest = expected["output"].abs().max()
+
+    def packaged(factor: float) -> Packaged:
+        metadata = {"format": FORMAT, "inputs": LIMITS.to_dict(), "outputs": ["output"]}
+        return Packaged(metadata, lambda _: [expected["output"] + factor * largest])
+
+    assert compare(packaged(rounding), [(images, expected)]) == pytest.approx(rounding, rel=0.2)
+    for factor in (4 * rounding, float("nan")):
+        with pytest.raises(OptimizeError, match="output on images"):
+            compare(packaged(factor), [(images, expected)])
 
 
 SLOW = ("poolformer_s12", "caformer_s18", "semantic_fpn", "retinanet")
@@ -31,7 +79,7 @@ SLOW = ("poolformer_s12", "caformer_s18", "semantic_fpn", "retinanet")
     "kind", ["cyclemlp_b1", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
 )
 def test_one_graph_for_batches_and_sizes(kind: str) -> None:
-    network = metaformer.optimize(made(kind), sample=torch.randn(2, 3, 160, 160))
+    network = metaformer.optimize(network_of(kind), sample=torch.randn(2, 3, 160, 160))
     limits = limits_for(network, (1, 16), (160, 512), None)
     with torch.no_grad():
         graph = _exported(OutputTuple(network), limits).module()
@@ -42,41 +90,35 @@ def test_one_graph_for_batches_and_sizes(kind: str) -> None:
 
 
 def test_what_is_refused_before_the_work(tmp_path: Path) -> None:
-    model, path = made("poolformer_s12"), tmp_path / "net.pt2"
-    with pytest.raises(ConfigError, match=r"net.so: a package's name ends in .pt2"):
+    model, path, folder = network_of("poolformer_s12"), tmp_path / "net.pt2", tmp_path / "folder.pt2"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"net\.so"):
         package(model, tmp_path / "net.so")
-    with pytest.raises(OutputError, match="no ordinary file"):
-        folder = tmp_path / "folder.pt2"
-        folder.mkdir()
+    with pytest.raises(OutputError, match=r"folder\.pt2"):
         package(model, folder)
-    with pytest.raises(ConfigError, match="MetaFormer is compiled already"):
+    with pytest.raises(ConfigError, match="compiled already"):
         package(metaformer.optimize(model, compile=True), path)
-    with pytest.raises(
-        ConfigError, match=r"dtype is torch.bfloat16, but the network was optimized in torch.float32"
-    ):
+    with pytest.raises(ConfigError, match=r"torch.bfloat16, .* torch.float32"):
         package(metaformer.optimize(model), path, dtype=torch.bfloat16)
-    with pytest.raises(SizeError, match="got"):
+    with pytest.raises(SizeError):
         package(model, path, sample=torch.zeros(1, 4, 64, 64))
     with pytest.raises(GridError, match="RandomMixing"):
-        package(made("randformer_s12"), path, size=(64, 128))
+        package(network_of("randformer_s12"), path, size=(64, 128))
     assert not path.exists()
 
 
 def test_no_compiler(tmp_path: Path) -> None:
     from torch._inductor import config
 
-    with (
-        config.patch({"cpp.cxx": (None, "no-such-compiler")}),
-        pytest.raises(ConfigError, match=r"no C\+\+ compiler here: install g\+\+"),
-    ):
-        package(made("poolformer_s12"), tmp_path / "net.pt2")
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(ConfigError, match=r"g\+\+"):
+        package(network_of("poolformer_s12"), tmp_path / "net.pt2")
 
 
 @pytest.mark.slow
 def test_there_and_back(tmp_path: Path) -> None:
-    model, path, steps = made("poolformer_s12"), tmp_path / "net.pt2", list[str]()
+    model, path, steps = network_of("poolformer_s12"), tmp_path / "net.pt2", list[str]()
     notes = {"classes": ["é", '"b"', "c", "d", "e"]}
-    written = metaformer.package(model, path, batch=(1, 8), size=(64, 256), notes=notes, tell=steps.append)
+    written = metaformer.package(model, path, batch=(1, 8), size=(64, 256), notes=notes, on_step=steps.append)
     assert written.path == path and written.difference < 1e-4 and any("compiling" in step for step in steps)
     network = metaformer.load_package(path, trusted=True)
     assert isinstance(network, Packaged) and network.metadata == read_metadata(path)
@@ -95,7 +137,7 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_detector_in_half_precision(tmp_path: Path) -> None:
-    model = made("retinanet")
+    model = network_of("retinanet")
     images = torch.randn(2, 3, 160, 192)
     path = metaformer.package(model, tmp_path / "net.pt2", dtype=torch.bfloat16, sample=images).path
     outputs = metaformer.load_package(path, trusted=True)(images.bfloat16())
@@ -108,6 +150,6 @@ def test_a_detector_in_half_precision(tmp_path: Path) -> None:
 def test_a_mismatch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Packaged.forward
     monkeypatch.setattr(Packaged, "forward", lambda self, x: right(self, x) + 1)
-    with pytest.raises(OptimizeError, match="the package differs from the network by"):
-        package(made("poolformer_s12"), tmp_path / "net.pt2")
+    with pytest.raises(OptimizeError, match="package differs"):
+        package(network_of("poolformer_s12"), tmp_path / "net.pt2")
     assert not list(tmp_path.iterdir())

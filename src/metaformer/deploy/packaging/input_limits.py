@@ -1,4 +1,4 @@
-"""Which images a package takes."""
+"""Limits of a package's input images."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,16 +20,16 @@ LARGEST_SIDE: Final = 4096
 
 @dataclass(frozen=True)
 class InputLimits:
-    """What images (B, channels, H, W) may be."""
+    """Images (B, channels, H, W) that a package takes."""
 
     batch: Range
-    """Images at once."""
+    """Batch sizes."""
     channels: int
     height: Range
     """In pixels."""
     width: Range
     dtype: str
-    """PyTorch's name of the type, such as `float32`."""
+    """PyTorch's name of a type, such as `float32`."""
     device: str
     """Kind of device, such as `cpu`."""
 
@@ -43,17 +43,17 @@ class InputLimits:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The same type as PyTorch has it."""
+        """The type as a PyTorch type."""
         kind = getattr(torch, self.dtype, None)
         if not isinstance(kind, torch.dtype):
-            raise ConfigError(f"dtype is {self.dtype!r}: no type of PyTorch")
+            raise ConfigError(f"dtype is {self.dtype!r}: not a type of PyTorch")
         return kind
 
     def check(self, images: Tensor) -> None:
-        """Refuse images that the compiled code would read wrongly: it looks at no shape itself.
+        """Refuse images that the compiled code would misread: it checks no shapes itself.
 
         Raises:
-            SizeError: too many or too few images, or another size or number of channels.
+            SizeError: a batch size, height, width or number of channels outside the limits.
             ConfigError: another type, or on another kind of device.
         """
         if images.ndim != 4 or images.shape[1] != self.channels:
@@ -73,21 +73,21 @@ class InputLimits:
         return f"{_span(self.batch)} images of {size}, {self.dtype} on {self.device}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields, as JSON takes them."""
+        """The fields as plain values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "InputLimits":
-        """Read what `to_dict` gave."""
-        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**given)
+        """Undo `to_dict`."""
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**fields)
 
 
 def limits_for(network: nn.Module, batch: Range, size: Sizes, sample: Tensor | None) -> InputLimits:
-    """Limits that a network can have; `size` as `metaformer.package` takes it.
+    """Limits of a network; `size` as `metaformer.package` takes it.
 
     Raises:
-        ConfigError: sizes that vary and begin too small, or a range that is none.
+        ConfigError: an invalid range, or varying sizes that begin below what the network takes.
     """
     trunk = next(module for module in network.modules() if isinstance(module, Trunk))
     sides: tuple[Range, Range]
@@ -100,7 +100,7 @@ def limits_for(network: nn.Module, batch: Range, size: Sizes, sample: Tensor | N
         if sides[0][0] < least and sides[0][0] != sides[0][1]:
             raise ConfigError(
                 f"size {sides[0][0]} … {sides[0][1]}: sizes that vary must begin at {least} pixels, where "
-                "the coarsest map has two positions a side"
+                "the coarsest features are 2×2"
             )
     first = next(network.parameters())
     dtype = str(first.dtype).removeprefix("torch.")
@@ -108,7 +108,7 @@ def limits_for(network: nn.Module, batch: Range, size: Sizes, sample: Tensor | N
 
 
 def smallest_varying(network: nn.Module, trunk: Trunk) -> int:
-    """The smallest side that leaves the coarsest map two positions; a graph takes one for a constant."""
+    """The smallest side whose coarsest features are 2×2: export takes a dimension of 1 for a constant."""
     strides = getattr(network, "strides", None) or FeatureInfo.of(trunk.config).reduction()
     return trunk.min_size + int(max(strides))
 

@@ -1,4 +1,4 @@
-"""A network compiled ahead of time, by AOTInductor, into one file that needs no compiler to run."""
+"""Packages: a network compiled ahead of time by AOTInductor into one file that needs no compiler to run."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from metaformer.deploy.optimize import TOLERANCE, named_tensors, network_outputs, optimize
 from metaformer.deploy.packaging.input_limits import InputLimits, Range, Sizes, limits_for
-from metaformer.deploy.packaging.packaged import FORMAT, KEY, SUFFIX, Packaged, load_package, machine_notes
+from metaformer.deploy.packaging.packaged import FORMAT, KEY, SUFFIX, Packaged, load_package, machine_metadata
 from metaformer.errors import ConfigError, OptimizeError
 from metaformer.storage import check_replaceable, write_atomically
 
@@ -59,61 +59,61 @@ def package(
     size: Sizes = None,
     sample: Tensor | None = None,
     notes: Mapping[str, Any] | None = None,
-    tell: Callable[[str], object] = lambda step: None,
+    on_step: Callable[[str], object] = lambda step: None,
 ) -> Written:
     """Compile a network's inference form into one file; it takes a minute or so, and a C++ compiler.
 
-    A classifier gives its logits, segmenters and detectors what `forward_head` gives: tensors, without
-    `decode`. The package is loaded and compared with the network on two batches, of two sizes where sizes
-    may vary. It runs on machines of the same kind, with the same version of PyTorch.
+    A classifier returns its logits, a segmenter or detector what its `forward_head` returns. The package is
+    loaded and compared with the network on two batches, of two sizes where sizes may vary. It runs on
+    machines of the same kind, with the same version of PyTorch.
 
     Args:
-        model: what `optimize` takes, on the device where the package will run.
+        model: what `optimize` takes, on the device where the package is to run.
         path: the file to write, NAME.pt2.
         dtype: type of weights and images; the model's own by default.
-        batch: fewest and most images at once.
+        batch: smallest and largest batch size.
         size: smallest and largest height and width in pixels, `dynamic` for all up to 4096, or None for the
-            size of `sample`, which by default is what the backbone is made for.
+            size of `sample`, which by default is the backbone's.
         sample: images (B, in_chans, H, W) to compare on; random ones by default.
-        notes: more to keep in the package's metadata, as JSON takes it: classes, preprocessing.
-        tell: is given a line before each step.
+        notes: further metadata, as JSON takes it, such as classes and preprocessing.
+        on_step: called with a line of text before each step.
 
     Raises:
-        ConfigError: no network for it, limits it cannot have, or no C++ compiler.
+        ConfigError: a network that cannot be packaged, invalid limits, or no C++ compiler.
         SizeError: an image size that the network does not take.
-        OptimizeError: what was compiled does not compute what the network does.
-        OutputError: the place cannot be written to.
+        OptimizeError: the compiled code does not compute what the network does.
+        OutputError: `path` cannot be written.
     """
     path = Path(path)
     check_possible(path)
-    tell("folding the network, and comparing the two")
+    on_step("folding the network, and comparing the two")
     network = _optimized(model, dtype, sample)
     limits = limits_for(network, batch, size, sample)
     tensors = OutputTuple(network)
-    tell(f"running it on {limits}")
+    on_step(f"running it on {limits}")
     with torch.no_grad():
         trials = [
             (images, network_outputs(network, images)) for images in trial_batches(network, limits, sample)
         ]
-        tell("tracing its graph")
+        on_step("tracing its graph")
         program = _exported(tensors, limits)
     card = _card(network, limits, list(trials[0][1]), notes or {})
     with tempfile.TemporaryDirectory(prefix="metaformer-package-") as folder:
-        place = Path(folder) / f"network{SUFFIX}"
-        tell("compiling, which takes a minute or so")
-        _compile(program, place, card)
-        tell("loading the package, and comparing it with the network")
-        difference = compare(load_package(place, trusted=True), trials)
-        write_atomically(path, lambda beside: shutil.copyfile(place, beside))
+        file = Path(folder) / f"network{SUFFIX}"
+        on_step("compiling, which takes a minute or so")
+        _compile(program, file, card)
+        on_step("loading the package, and comparing it with the network")
+        difference = compare(load_package(file, trusted=True), trials)
+        write_atomically(path, lambda temporary: shutil.copyfile(file, temporary))
     return Written(path, difference, limits)
 
 
 def check_possible(path: Path) -> None:
-    """See whether a package can be compiled here and written there, before anything takes long.
+    """Check that a package can be compiled here and written to `path`, before anything takes long.
 
     Raises:
-        ConfigError: another suffix than .pt2, or no C++ compiler.
-        OutputError: there is something there that is no ordinary file.
+        ConfigError: a suffix other than .pt2, or no C++ compiler.
+        OutputError: `path` exists and is no ordinary file.
     """
     if path.suffix != SUFFIX:
         raise ConfigError(f"{path}: a package's name ends in {SUFFIX}")
@@ -126,13 +126,15 @@ def check_possible(path: Path) -> None:
     except InvalidCxxCompiler as error:
         raise ConfigError(
             "a package is compiled, and there is no C++ compiler here: install g++ (Debian, Ubuntu: apt "
-            "install g++), or name one in the environment as CXX; who loads the package needs none"
+            "install g++), or name one in the environment as CXX; loading a package needs none"
         ) from error
 
 
 def _optimized(model: nn.Module, dtype: torch.dtype | None, sample: Tensor | None) -> nn.Module:
     if getattr(model, "compiled", False) or isinstance(model, torch._dynamo.OptimizedModule):
-        raise ConfigError(f"{type(model).__name__} is compiled already: package it as it was before")
+        raise ConfigError(
+            f"{type(model).__name__} is compiled already: package the network before compilation"
+        )
     network = optimize(model, dtype=dtype, sample=sample)
     own = next(network.parameters()).dtype
     if dtype not in (None, own):
@@ -144,7 +146,7 @@ def _exported(tensors: nn.Module, limits: InputLimits) -> ExportedProgram:
     named = {0: ("batch", limits.batch), 2: ("height", limits.height), 3: ("width", limits.width)}
     varying = {axis: Dim(name, min=a, max=b) for axis, (name, (a, b)) in named.items() if a < b}
     first = next(tensors.parameters())
-    # sizes that differ from each other, lest the graph takes them for one
+    # unequal sizes: export would take equal ones for a single dimension
     count = max(limits.batch[0], min(limits.batch[1], TYPICAL_BATCH))
     sides = min(limits.height[1], limits.height[0] + 64), min(limits.width[1], limits.width[0] + 96)
     images = torch.zeros((count, limits.channels, *sides), dtype=first.dtype, device=first.device)
@@ -154,16 +156,16 @@ def _exported(tensors: nn.Module, limits: InputLimits) -> ExportedProgram:
         raise ConfigError(f"the network has no graph for {limits}: {_first_lines(error)}") from error
 
 
-def _compile(program: ExportedProgram, place: Path, card: dict[str, Any]) -> None:
+def _compile(program: ExportedProgram, file: Path, card: dict[str, Any]) -> None:
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import CppCompileError
 
     on_cpu = card["inputs"]["device"] == "cpu"
-    # frozen weights are laid out for oneDNN: MKL's products are slower
+    # frozen weights are packed for oneDNN; MKL's products are slower
     options = {"aot_inductor.metadata": {KEY: json.dumps(card)}, "freezing": on_cpu}
     try:
-        with torch.no_grad():  # else Inductor freezes nothing, and does not say so
-            aoti_compile_and_package(program, package_path=str(place), inductor_configs=options)
+        with torch.no_grad():  # with gradients Inductor silently freezes nothing
+            aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
     except (torch._dynamo.exc.TorchDynamoException, CppCompileError) as error:
         raise ConfigError(f"the network's graph could not be compiled: {_first_lines(error)}") from error
 
@@ -179,7 +181,7 @@ def _card(
     config: Any = getattr(network, "config", None)
     try:
         fields = None if config is None else config.to_dict()
-    except ConfigError:  # a mixer without a name: whoever reads the package does not need it
+    except ConfigError:  # a mixer without a registered name; the package does not need it
         fields = None
     return {
         "format": FORMAT,
@@ -192,7 +194,7 @@ def _card(
         "outputs": outputs,
         "metaformer": version("metaformer"),
         "torch": torch.__version__,
-        **machine_notes(),
+        **machine_metadata(),
         **notes,
     }
 

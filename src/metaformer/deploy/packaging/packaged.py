@@ -1,4 +1,4 @@
-"""A network that was compiled ahead of time, read from its package."""
+"""Packaged network: a network compiled ahead of time, loaded from its file."""
 
 import json
 import platform
@@ -11,57 +11,61 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.deploy.packaging.input_limits import InputLimits
-from metaformer.errors import ConfigError, WeightsError
+from metaformer.errors import ConfigError, VersionError, WeightsError
 
 KEY: Final = "metaformer"
-"""Under which Inductor keeps our notes."""
+"""Key of this library's metadata among Inductor's."""
 SUFFIX: Final = ".pt2"
 FORMAT: Final = 1
-"""Of the notes; readers refuse others."""
-LARGEST_NOTES: Final = 1 << 24
-"""Bytes; more is no package of ours."""
+"""Format of the metadata."""
+MAX_METADATA: Final = 1 << 24
+"""Bytes of metadata above which a file is refused."""
 X86: Final = ("DEFAULT", "AVX2", "AVX512")
-"""PyTorch's words for a processor's instructions; each has those of the words before it."""
+"""PyTorch's names of instruction sets, each a superset of those before."""
 
 
 class Packaged(nn.Module):
-    """A compiled network: images (B, C, H, W) to what its `forward_head` gave, or its logits.
+    """A compiled network: images (B, C, H, W) to logits, or to what a dense network's `forward_head` returns.
 
-    It gives one tensor as it is, more as a dictionary with the names in `metadata["outputs"]`. It has no
-    parameters, keeps no gradients, and stays on the device that it was made for.
+    Several tensors come as a dictionary with the names in `metadata["outputs"]`. A package has no parameters,
+    computes no gradients, and runs on the kind of device that it was compiled for.
     """
 
     def __init__(self, metadata: dict[str, Any], code: Callable[[Tensor], Sequence[Tensor]]) -> None:
         super().__init__()
         self.metadata = metadata
-        """What `package` noted: name, configuration, classes, preprocessing, versions."""
+        """Name, configuration, classes, preprocessing, versions."""
         self.limits = InputLimits.from_dict(metadata["inputs"])
-        """Which images it takes."""
+        """Images that it takes."""
         self._code = code
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """Run the compiled code.
 
         Raises:
-            SizeError: images of a number or size that it was not made for.
+            SizeError: a batch size, height or width outside the limits.
             ConfigError: images of another type, or on another kind of device.
         """
         self.limits.check(images)
-        outputs = self._code(images.contiguous())  # the code reads memory in this order, whatever the strides
+        outputs = self._code(
+            images.contiguous()
+        )  # the code assumes this order in memory, whatever the strides
         names = self.metadata["outputs"]
         return outputs[0] if names == ["output"] else dict(zip(names, outputs, strict=True))
 
 
 def load_package(path: str | Path, *, trusted: bool = False) -> Packaged:
-    """Load what `package` wrote.
+    """Load a package.
 
     Args:
         path: the .pt2 file.
-        trusted: a package holds native code, which loading runs: say that you trust its maker.
+        trusted: a package holds native code, which loading runs: True if you trust whoever made it.
 
     Raises:
-        ConfigError: not said to be trusted, or made for another kind of processor or device.
-        WeightsError: no package of this library, or one that this version of PyTorch cannot load.
+        ConfigError: `trusted` is False, or the package is for another kind of processor or device.
+        VersionError: it is in the format of another version.
+        WeightsError: it is no package of this library, damaged, or of a version of PyTorch that this one
+            cannot load.
     """
     metadata = read_metadata(path)
     if not trusted:
@@ -82,44 +86,51 @@ def load_package(path: str | Path, *, trusted: bool = False) -> Packaged:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read what `package` noted; nothing in the file is run.
+    """Read a package's metadata, without running anything in it.
 
     Raises:
-        WeightsError: no such file, or no package of this library.
+        VersionError: it is in the format of another version.
+        WeightsError: it cannot be read, or is no package of this library.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
-                if entry.filename.endswith("_metadata.json") and entry.file_size <= LARGEST_NOTES:
-                    return _notes(json.loads(archive.read(entry)))
+                if entry.filename.endswith("_metadata.json") and entry.file_size <= MAX_METADATA:
+                    return _decode(path, json.loads(json.loads(archive.read(entry))[KEY]))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except VersionError:
+        raise
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path}: no package of metaformer, or damaged ({error})") from error
     raise WeightsError(f"{path}: no package of metaformer")
 
 
-def _notes(kept: dict[str, str]) -> dict[str, Any]:
-    notes = json.loads(kept[KEY])
-    if notes["format"] != FORMAT:
-        raise ValueError(f"of format {notes['format']}; this version reads {FORMAT}")
-    return dict(notes)
+def _decode(path: str | Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    if metadata["format"] != FORMAT:
+        versions = metadata["format"], metadata.get("metaformer"), FORMAT
+        raise VersionError(path, *versions, kind="package", remedy="package the network again")
+    InputLimits.from_dict(metadata["inputs"])
+    texts = [*metadata["outputs"], *(metadata[key] for key in ("torch", "machine", "processor"))]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("outputs, torch, machine and processor must be text")
+    return metadata
 
 
-def machine_notes() -> dict[str, str]:
-    """What a machine must be like to run code that was compiled on this one."""
+def machine_metadata() -> dict[str, str]:
+    """What a machine must have to run code that was compiled on this one."""
     return {"machine": platform.machine(), "processor": torch.backends.cpu.get_cpu_capability()}
 
 
 def _check_machine(path: str | Path, metadata: dict[str, Any]) -> None:
-    """Refuse code with instructions that would end the process here."""
-    here = machine_notes()
+    """Refuse code whose instructions would crash the process here."""
+    here = machine_metadata()
     theirs, ours = metadata["processor"], here["processor"]
-    lacking = theirs in X86 and ours in X86 and X86.index(theirs) > X86.index(ours)
-    if metadata["machine"] != here["machine"] or lacking:
+    unsupported = theirs in X86 and ours in X86 and X86.index(theirs) > X86.index(ours)
+    if metadata["machine"] != here["machine"] or unsupported:
         raise ConfigError(
             f"{path}: compiled for {metadata['machine']} {theirs}, and this is {here['machine']} {ours}: "
-            "package the network on a machine like the one where it shall run"
+            "package the network on a machine like the one where it is to run"
         )
     if metadata["inputs"]["device"] == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{path}: compiled for CUDA, and there is no such device here")
