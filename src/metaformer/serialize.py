@@ -1,8 +1,11 @@
 """A run's configuration to JSON and back."""
 
+import math
 import types
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from operator import attrgetter
+from typing import Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, UnknownName
@@ -85,3 +88,47 @@ def _fit(hint: Any, value: Any) -> tuple[bool, Any]:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool), value
     return isinstance(value, hint), value
+
+
+class Range(NamedTuple):
+    """Interval of finite numbers."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    """Exclude `low` itself."""
+    below: bool = False
+    """Exclude `high` itself."""
+    integer: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, int if self.integer else int | float) or not math.isfinite(value):
+            return False
+        high = value < self.high if self.below else value <= self.high
+        return high and (value > self.low if self.above else value >= self.low)
+
+    def __str__(self) -> str:
+        """Words for an error message, such as `above 0 and at most 1`."""
+        low = f"{'above' if self.above else 'at least'} {self.low}"
+        high = "" if math.isinf(self.high) else f" and {'below' if self.below else 'at most'} {self.high}"
+        return f"{'an integer of ' if self.integer else ''}{low}{high}"
+
+
+POSITIVE_INT: Final = Range(1, integer=True)
+NATURAL: Final = Range(0, integer=True)
+POSITIVE: Final = Range(0, above=True)
+NON_NEGATIVE: Final = Range(0)
+PROBABILITY: Final = Range(0, 1)
+
+
+def check_ranges(config: object, ranges: Mapping[str, Range]) -> None:
+    """Check dotted fields, and each item of a list or tuple; None passes.
+
+    Raises:
+        ConfigError: the first value out of range.
+    """
+    for name, allowed in ranges.items():
+        value = attrgetter(name)(config)
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if item is not None and item not in allowed:
+                raise ConfigError(f"{name} is {item}: it must be {allowed}")

@@ -11,7 +11,7 @@ import torch
 from metaformer.errors import UnknownName
 from metaformer.factory import create_model
 from metaformer.recipes import RECIPES, find
-from metaformer.training.check import check
+from metaformer.training.check import check_config
 
 FILES = {"imagenet": "published.json", "ade20k": "dense.json", "coco": "detection.json"}
 PUBLISHED = {data: json.loads((Path(__file__).parent / file).read_text()) for data, file in FILES.items()}
@@ -51,7 +51,7 @@ def test_settings_are_the_published_ones(run: str) -> None:
             assert name == f"{config.segment.head}_{model}"
         case "coco":
             assert name.removesuffix("_1x").removesuffix("_3x") == f"{config.detect.head}_{model}"
-    check(replace(config, data=replace(config.data, root="somewhere")), world_size=8)
+    check_config(replace(config, data=replace(config.data, root="somewhere")), world_size=8)
 
 
 @pytest.mark.parametrize("run", RECIPES)

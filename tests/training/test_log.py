@@ -12,7 +12,7 @@ from metaformer.checkpoint.run_dir import read_log
 from metaformer.config import TrainConfig
 from metaformer.errors import MissingPackage
 from metaformer.serialize import to_dict
-from metaformer.training.check import check
+from metaformer.training.check import check_config
 from metaformer.training.log import MetricsLog, WandbLog
 from metaformer.training.train import train
 
@@ -142,8 +142,8 @@ def test_a_missing_package_is_told_with_the_other_settings(
         WandbLog("digits", tmp_path, {}, print)
     monkeypatch.setattr("metaformer.training.check.find_spec", lambda name: None)
     with pytest.raises(MissingPackage, match=r"runtime.wandb needs wandb: pip install 'metaformer\[wandb\]'"):
-        check(configure(runtime={"wandb": "digits"}))
-    check(configure())
+        check_config(configure(runtime={"wandb": "digits"}))
+    check_config(configure())
 
 
 def test_a_service_that_fails_ends_no_training(tmp_path: Path) -> None:

@@ -1,109 +1,83 @@
-"""What can be known to be wrong before any work is done."""
+"""Validate a TrainConfig."""
 
-import math
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from operator import attrgetter
+from typing import Final
 
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, MissingPackage
+from metaformer.serialize import NATURAL, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Range, check_ranges
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import TaskSpec
 
-SEEDS = 2**63
-"""PyTorch's generators take no larger numbers."""
+RATE: Final = Range(0, 1, below=True)
+SHARE: Final = Range(0, 1, above=True)
+RANGES: Final[Mapping[str, Range]] = {
+    "seed": Range(1 - 2**63, 2**63 - 1, integer=True),  # of PyTorch's generators
+    "model.drop_path_rate": RATE,
+    "model.head_dropout": RATE,
+    "data.image_size": POSITIVE_INT,
+    "data.batch_size": POSITIVE_INT,
+    "data.eval_batch_size": POSITIVE_INT,
+    "data.workers": NATURAL,
+    "data.repeated_aug": POSITIVE_INT,
+    "augment.aug_splits": POSITIVE_INT,
+    "augment.mix_off_epoch": NATURAL,
+    "loss.smoothing": RATE,
+    "optim.lr": POSITIVE,
+    "optim.weight_decay": NON_NEGATIVE,
+    "optim.eps": POSITIVE,
+    "optim.betas": RATE,
+    "optim.clip": POSITIVE,
+    "optim.accumulate": POSITIVE_INT,
+    "optim.layer_decay": SHARE,
+    "schedule.power": POSITIVE,
+    "schedule.gamma": POSITIVE,
+    "schedule.milestones": POSITIVE_INT,
+    "schedule.epochs": POSITIVE_INT,
+    "schedule.steps": POSITIVE_INT,
+    "schedule.warmup_epochs": NON_NEGATIVE,
+    "schedule.warmup_steps": NATURAL,
+    "schedule.warmup_lr": NON_NEGATIVE,
+    "schedule.min_lr": NON_NEGATIVE,
+    "schedule.cooldown_epochs": NATURAL,
+    "ema.decay": RATE,
+    "evaluate.crop": SHARE,
+    "evaluate.every": POSITIVE_INT,
+    "evaluate.every_steps": NATURAL,
+    "runtime.threads": POSITIVE_INT,
+    "runtime.save_every": NATURAL,
+    "runtime.keep": POSITIVE_INT,
+    "runtime.log_every": POSITIVE_INT,
+}
 
 
-def check(config: TrainConfig, world_size: int = 1) -> None:
-    """Compare the values of a configuration with what they may be, and with each other.
+def check_config(config: TrainConfig, world_size: int = 1) -> None:
+    """Check ranges, fields that depend on each other, and what the task has no use for.
 
     Raises:
-        ConfigError: the first field that cannot be, with what it must be.
-        MissingPackage: a field asks for what is not installed.
+        ConfigError: the first field that is wrong, with what it must be.
+        MissingPackage: a field needs a package that is not installed.
     """
-    _check_counts(config)
-    if not abs(config.seed) < SEEDS:
-        raise ConfigError(f"seed is {config.seed}: it must lie between {-SEEDS + 1} and {SEEDS - 1}")
-    _check_shares(config)
-    _check_positive(config)
-    _check_together(config, world_size)
+    check_ranges(config, RANGES)
+    _check_dependent(config, world_size)
     spec = TASKS[config.task]
-    _check_sections(config, spec)
+    _check_other_sections(config, spec)
     _check_unused(config, spec)
     spec.check_config(config)
     if config.runtime.wandb is not None and find_spec("wandb") is None:
         raise MissingPackage("wandb", "wandb", "runtime.wandb")
 
 
-def _check_counts(config: TrainConfig) -> None:
-    runtime, data = config.runtime, config.data
-    for field, value, least in (
-        ("data.batch_size", data.batch_size, 1),
-        ("data.eval_batch_size", data.eval_batch_size, 1),
-        ("data.image_size", data.image_size, 1),
-        ("data.workers", data.workers, 0),
-        ("data.repeated_aug", data.repeated_aug, 1),
-        ("augment.aug_splits", config.augment.aug_splits, 1),
-        ("augment.mix_off_epoch", config.augment.mix_off_epoch, 0),
-        ("optim.accumulate", config.optim.accumulate, 1),
-        ("schedule.epochs", config.schedule.epochs, 1),
-        ("schedule.steps", 1 if config.schedule.steps is None else config.schedule.steps, 1),
-        ("schedule.warmup_steps", config.schedule.warmup_steps or 0, 0),
-        ("schedule.cooldown_epochs", config.schedule.cooldown_epochs, 0),
-        *(("schedule.milestones", epoch, 1) for epoch in config.schedule.milestones),
-        ("evaluate.every", config.evaluate.every, 1),
-        ("evaluate.every_steps", config.evaluate.every_steps, 0),
-        ("runtime.save_every", runtime.save_every, 0),
-        ("runtime.keep", runtime.keep, 1),
-        ("runtime.log_every", runtime.log_every, 1),
-        ("runtime.threads", 1 if runtime.threads is None else runtime.threads, 1),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise ConfigError(f"{field} is {value}: it must be a whole number of at least {least}")
-
-
-def _check_shares(config: TrainConfig) -> None:
-    for field, value in (
-        ("model.drop_path_rate", config.model.drop_path_rate),
-        ("model.head_dropout", config.model.head_dropout),
-        ("loss.smoothing", config.loss.smoothing),
-        ("ema.decay", config.ema.decay or 0.0),
-        ("optim.betas", min(config.optim.betas)),
-        ("optim.betas", max(config.optim.betas)),
-    ):
-        if not 0 <= value < 1:
-            raise ConfigError(f"{field} is {value}: it must be at least 0 and below 1")
-    if not 0 < config.evaluate.crop <= 1:
-        raise ConfigError(f"evaluate.crop is {config.evaluate.crop}: it must be above 0 and at most 1")
-    if not 0 < config.optim.layer_decay <= 1:
+def _check_dependent(config: TrainConfig, world_size: int) -> None:
+    """Check fields against each other."""
+    parts = world_size * config.optim.accumulate
+    if config.data.batch_size % parts:
         raise ConfigError(
-            f"optim.layer_decay is {config.optim.layer_decay}: it must be above 0 and at most 1"
-        )
-
-
-def _check_positive(config: TrainConfig) -> None:
-    optim, schedule = config.optim, config.schedule
-    for field, value, zero in (
-        ("optim.lr", optim.lr, False),
-        ("optim.eps", optim.eps, False),
-        ("optim.clip", 1.0 if optim.clip is None else optim.clip, False),
-        ("optim.weight_decay", optim.weight_decay, True),
-        ("schedule.power", schedule.power, False),
-        ("schedule.gamma", schedule.gamma, False),
-        ("schedule.warmup_epochs", schedule.warmup_epochs, True),
-        ("schedule.warmup_lr", schedule.warmup_lr, True),
-        ("schedule.min_lr", schedule.min_lr, True),
-    ):
-        if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
-            raise ConfigError(f"{field} is {value}: it must be {'0 or more' if zero else 'above 0'}")
-
-
-def _check_together(config: TrainConfig, world_size: int) -> None:
-    shares = world_size * config.optim.accumulate
-    if config.data.batch_size % shares:
-        raise ConfigError(
-            f"data.batch_size {config.data.batch_size} cannot be shared by {world_size} device(s) × "
-            f"{config.optim.accumulate} accumulation step(s): choose a multiple of {shares}"
+            f"data.batch_size {config.data.batch_size} cannot be divided among {world_size} device(s) × "
+            f"optim.accumulate {config.optim.accumulate}: choose a multiple of {parts}"
         )
     if config.schedule.name != "constant" and config.schedule.min_lr > config.optim.lr:
         raise ConfigError(
@@ -111,7 +85,7 @@ def _check_together(config: TrainConfig, world_size: int) -> None:
             "the learning rate would rise"
         )
     if not config.data.root:
-        raise ConfigError("data.root is empty: give the folder that holds the data set")
+        raise ConfigError("data.root is empty: give the folder of the data set")
 
 
 def other_sections(spec: TaskSpec) -> set[str]:
@@ -119,22 +93,20 @@ def other_sections(spec: TaskSpec) -> set[str]:
     return {other.section for other in TASKS.values()} - {spec.section}
 
 
-def _check_sections(config: TrainConfig, spec: TaskSpec) -> None:
-    """Refuse changed fields of sections that are for other tasks: they would do nothing."""
+def _check_other_sections(config: TrainConfig, spec: TaskSpec) -> None:
+    """Refuse changed fields of sections for other tasks: they would have no effect."""
     default = TrainConfig()
     for section in sorted(other_sections(spec)):
-        ours, theirs = getattr(config, section), getattr(default, section)
-        changed = [
-            f"{section}.{f.name}" for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)
-        ]
+        own, defaults = getattr(config, section), getattr(default, section)
+        names = [field.name for field in fields(own)]
+        changed = [f"{section}.{n}" for n in names if getattr(own, n) != getattr(defaults, n)]
         if changed:
             raise ConfigError(f"{', '.join(changed)}: no option of {spec.title}; leave it out")
 
 
 def _check_unused(config: TrainConfig, spec: TaskSpec) -> None:
     """Refuse fields of shared sections that the task does not use."""
-    named = {name: attrgetter(name)(config) for name in spec.unused}
-    used = [name for name, value in named.items() if value != spec.unused[name]]
+    used = [name for name, off in spec.unused.items() if attrgetter(name)(config) != off]
     if used:
         raise ConfigError(
             f"{', '.join(used)}: no option of {spec.title}; start from one of its recipes "

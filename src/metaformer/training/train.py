@@ -25,7 +25,7 @@ from metaformer.process import StopSignals
 from metaformer.serialize import differences, to_dict
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import Task
-from metaformer.training.check import check
+from metaformer.training.check import check_config
 from metaformer.training.log import MetricsLog
 from metaformer.training.loop import Loop, machine
 from metaformer.training.progress import Progress
@@ -69,7 +69,7 @@ def train(
         RankError: another process of the run failed.
         SystemExit: a signal asked to stop, after a checkpoint was written. Status 143 or 130.
     """
-    check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_config(config, int(os.environ.get("WORLD_SIZE", "1")))
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     run = RunDir(Path(out))

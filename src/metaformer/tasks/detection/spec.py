@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from metaformer.factory import create_detector, is_detector
 from metaformer.models.detection.build import build_detector
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
+from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, check_ranges
 from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
 from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.demo import write_demo
@@ -34,40 +35,36 @@ class DetectionMetadata(NamedTuple):
     """The id of each in COCO's files."""
 
 
+RANGES: Final[Mapping[str, Range]] = {
+    "detect.fpn_dim": POSITIVE_INT,
+    "detect.head_dim": POSITIVE_INT,
+    "detect.box_fc_dim": POSITIVE_INT,
+    "detect.roi_batch_size": POSITIVE_INT,
+    "detect.anchor_scale": Range(1e-3, 1e3),
+    "detect.long_side": POSITIVE_INT,
+    "detect.short_sides": POSITIVE_INT,
+    "detect.score_threshold": PROBABILITY,
+    "detect.nms_threshold": PROBABILITY,
+    "detect.max_detections": POSITIVE_INT,
+    "detect.scales": Range(0, 100, above=True),
+}
+
+
 def check_config(config: TrainConfig) -> None:
     """Check the values of `detect`.
 
     Raises:
         ConfigError: the first that is out of range.
     """
-    plan = config.detect
-    for field, value, least in (
-        ("detect.fpn_dim", plan.fpn_dim, 1),
-        ("detect.head_dim", 1 if plan.head_dim is None else plan.head_dim, 1),
-        ("detect.box_fc_dim", plan.box_fc_dim, 1),
-        ("detect.roi_batch_size", plan.roi_batch_size, 1),
-        ("detect.long_side", 1 if plan.long_side is None else plan.long_side, 1),
-        ("detect.max_detections", plan.max_detections, 1),
-        *(("detect.short_sides", side, 1) for side in plan.short_sides),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise ConfigError(f"{field} is {value}: it must be a whole number of at least {least}")
-    jitter = plan.jitter or (1.0, 1.0)
-    if not 0 < jitter[0] <= jitter[1] <= 100:
+    check_ranges(config, RANGES)
+    low, high = config.detect.jitter or (1.0, 1.0)
+    if not 0 < low <= high <= 100:
         raise ConfigError(
-            f"detect.jitter is {plan.jitter}: a smaller and a larger factor, above 0 and up to 100"
+            f"detect.jitter is {config.detect.jitter}: a smaller and a larger factor, above 0 and at most 100"
         )
-    for field, number, low, high in (
-        ("detect.anchor_scale", 1.0 if plan.anchor_scale is None else plan.anchor_scale, 1e-3, 1e3),
-        ("detect.score_threshold", plan.score_threshold, 0.0, 1.0),
-        ("detect.nms_threshold", plan.nms_threshold, 0.0, 1.0),
-        *(("detect.scales", scale, 1e-9, 100.0) for scale in plan.scales),
-    ):
-        if not (isinstance(number, int | float) and low <= number <= high):
-            raise ConfigError(f"{field} is {number}: it must lie between {low:g} and {high:g}")
-    if not plan.scales or not plan.short_sides:
-        field = "detect.short_sides" if plan.scales else "detect.scales"
-        raise ConfigError(f"{field} is empty: give at least one")
+    for field in ("short_sides", "scales"):
+        if not getattr(config.detect, field):
+            raise ConfigError(f"detect.{field} is empty: give at least one")
 
 
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:

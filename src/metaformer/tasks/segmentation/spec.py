@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from metaformer.errors import ConfigError
 from metaformer.factory import create_segmenter, is_segmenter
 from metaformer.models.segmentation.config import SegmenterConfig
 from metaformer.models.segmentation.segmenter import Segmenter
+from metaformer.serialize import NON_NEGATIVE, POSITIVE_INT, Range, check_ranges
 from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
 from metaformer.tasks.segmentation.check import check_label_maps
 from metaformer.tasks.segmentation.demo import write_demo
@@ -24,6 +25,21 @@ from metaformer.tasks.segmentation.report import build_report
 from metaformer.tasks.segmentation.task import build_segment
 from metaformer.tasks.segmentation.write import write_segmentations
 
+RANGES: Final[Mapping[str, Range]] = {
+    "segment.fpn_dim": POSITIVE_INT,
+    "segment.head_dim": POSITIVE_INT,
+    "segment.dropout": Range(0, 1, below=True),
+    "segment.resize": POSITIVE_INT,
+    "segment.size_divisor": POSITIVE_INT,
+    "segment.cat_max_ratio": Range(0, 1, above=True),
+    "segment.ohem": Range(0, 1, above=True),
+    "segment.dice": NON_NEGATIVE,
+    "segment.class_weights": Range(0, 1e9),
+    "segment.window": POSITIVE_INT,
+    "segment.stride": POSITIVE_INT,
+    "segment.scales": Range(0, 100, above=True),
+}
+
 
 def check_config(config: TrainConfig) -> None:
     """Check the values of `segment`.
@@ -31,30 +47,11 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         ConfigError: the first that is out of range.
     """
-    plan = config.segment
-    for field, value, least in (
-        ("segment.fpn_dim", plan.fpn_dim, 1),
-        ("segment.head_dim", 1 if plan.head_dim is None else plan.head_dim, 1),
-        ("segment.size_divisor", plan.size_divisor, 1),
-        ("segment.window", plan.window, 1),
-        ("segment.stride", plan.stride, 1),
-        ("segment.resize", 1 if plan.resize is None else min(plan.resize), 1),
-    ):
-        if value < least:
-            raise ConfigError(f"{field} is {value}: it must be at least {least}")
-    if not 0 < plan.scale[0] <= plan.scale[1] < math.inf:
-        raise ConfigError(f"segment.scale is {plan.scale}: a smaller and a larger factor, both above 0")
-    for field, number, low, high in (
-        ("segment.dropout", plan.dropout, 0.0, 0.999),
-        ("segment.cat_max_ratio", plan.cat_max_ratio, 1e-9, 1.0),
-        ("segment.ohem", 1.0 if plan.ohem is None else plan.ohem, 1e-9, 1.0),
-        ("segment.dice", plan.dice, 0.0, math.inf),
-        *(("segment.scales", scale, 1e-9, 100.0) for scale in plan.scales),
-        *(("segment.class_weights", weight, 0.0, 1e9) for weight in plan.class_weights or ()),
-    ):
-        if not (isinstance(number, int | float) and low <= number <= high):
-            raise ConfigError(f"{field} is {number}: it must lie between {low:g} and {high:g}")
-    if not plan.scales:
+    check_ranges(config, RANGES)
+    low, high = config.segment.scale
+    if not 0 < low <= high < math.inf:
+        raise ConfigError(f"segment.scale is {config.segment.scale}: a smaller and a larger factor, above 0")
+    if not config.segment.scales:
         raise ConfigError("segment.scales is empty: give 1 for the images' own size")
 
 
