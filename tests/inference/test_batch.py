@@ -24,7 +24,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     place = tmp_path_factory.mktemp("model")
     model = create_model("poolformer_n", num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
     save_pretrained(model, place)
-    return Predictor(place, classes=["ant", "bee", "cat"], image_size=32, device="cpu", batch_size=4)
+    return Predictor(place, class_names=["ant", "bee", "cat"], image_size=32, device="cpu", batch_size=4)
 
 
 def lines(file: Path) -> list[dict[str, object]]:
@@ -47,7 +47,7 @@ def test_every_image_once_over_all_parts(predictor: Predictor, pets: Path, tmp_p
     }
 
 
-def test_a_stop_loses_nothing_and_nothing_is_done_twice(
+def test_a_stop_loses_nothing_and_nothing_is_predicted_twice(
     predictor: Predictor, pets: Path, tmp_path: Path
 ) -> None:
     source, asked = ImageFolder(pets, "val"), []
@@ -70,23 +70,23 @@ def test_a_stop_loses_nothing_and_nothing_is_done_twice(
     assert again.before == 15
 
 
-@pytest.mark.parametrize("harm", [b"\0" * 100 + b"\n", b"[1]\n", b'{"path": "half'])
-def test_lines_that_are_none_are_done_again_or_told(
-    predictor: Predictor, pets: Path, tmp_path: Path, harm: bytes
+@pytest.mark.parametrize("damage", [b"\0" * 100 + b"\n", b"[1]\n", b'{"path": "half'])
+def test_damaged_lines_are_predicted_again_or_refused(
+    predictor: Predictor, pets: Path, tmp_path: Path, damage: bytes
 ) -> None:
     source = ImageFolder(pets, "val")
     whole = predict_all(predictor, source, tmp_path, World()).file
     good = whole.read_bytes()
     part = whole.with_name(f".{whole.name}")
-    part.write_bytes(good.splitlines(keepends=True)[0] + harm)
+    part.write_bytes(good.splitlines(keepends=True)[0] + damage)
     whole.unlink()
     assert predict_all(predictor, source, tmp_path, World()).before == 1
     assert whole.read_bytes() == good
     whole.write_bytes(good[: len(good) // 2])
-    with pytest.raises(OutputError, match="damaged after 7 of 15 lines: delete it"):
+    with pytest.raises(OutputError, match=r"part-00000.*7 of 15"):
         predict_all(predictor, source, tmp_path, World())
     whole.write_bytes(good + good)
-    with pytest.raises(OutputError, match="30 lines for 15 images"):
+    with pytest.raises(OutputError, match="part-00000.*30 lines"):
         predict_all(predictor, source, tmp_path, World())
 
 
@@ -95,10 +95,7 @@ def test_two_processes_do_not_write_the_same_part(
 ) -> None:
     monkeypatch.setattr("metaformer.storage.PATIENCE", 0.0)
     source = ImageFolder(pets, "val")
-    with (
-        lock(tmp_path / "out" / ".lock-00000", "it"),
-        pytest.raises(OutputError, match="another process is writing it"),
-    ):
+    with lock(tmp_path / "out" / ".lock-00000", "it"), pytest.raises(OutputError, match="process"):
         predict_all(predictor, source, tmp_path / "out", World())
 
 
@@ -108,7 +105,7 @@ def test_bad_images(
     source = ImageFolder(bad_pets, "val")
     with pytest.raises(BadImage, match=r"bee/1\.png"):
         predict_all(predictor, source, tmp_path / "error", World())
-    with pytest.raises(DataError, match=r"1 of 15 images cannot be read, more than 0\.1"):
+    with pytest.raises(DataError, match="1 of 15 images"):
         predict_all(predictor, source, tmp_path / "many", World(), skip_bad=True)
     monkeypatch.setattr("metaformer.inference.batch.BAD_SHARE", 0.1)
     done = predict_all(predictor, source, tmp_path / "skip", World(), skip_bad=True)
@@ -119,43 +116,37 @@ def test_bad_images(
     assert [line["path"] for line in found] == [str(path) for path in source.paths]
 
 
-def test_predictions_of_something_else_are_not_mixed_in(
+def test_predictions_of_another_job_are_not_mixed_in(
     predictor: Predictor, pets: Path, tmp_path: Path
 ) -> None:
     source = ImageFolder(pets, "val")
     predict_all(predictor, source, tmp_path / "out", World())
-    with pytest.raises(OutputError, match=r"in another way \(processes: 1 → 2\)"):
+    with pytest.raises(OutputError, match="processes: 1 → 2"):
         predict_all(predictor, source, tmp_path / "out", World(0, 0, 2))
     with pytest.raises(OutputError, match="images_sha256"):
         predict_all(predictor, ImageFolder(pets, "train"), tmp_path / "out", World())
     other = copy.deepcopy(predictor)
     with torch.no_grad():
-        other.bundle.model.head.fc.bias[0] += 1
+        other.model.model.head.fc.bias[0] += 1
     with pytest.raises(OutputError, match="weights_sha256"):
         predict_all(other, source, tmp_path / "out", World())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
-    with pytest.raises(OutputError, match="holds something else already"):
+    with pytest.raises(OutputError, match="other"):
         predict_all(predictor, source, tmp_path / "other", World())
 
 
-def test_two_killed_processes_go_on_from_the_command_line(
+def test_two_killed_processes_resume_from_the_command_line(
     predictor: Predictor, pets: Path, tmp_path: Path
 ) -> None:
-    model = create_model("poolformer_n", num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
-    save_pretrained(model, tmp_path / "model")
-    words = ["predict", str(tmp_path / "model"), "--data", str(pets), "--out", str(tmp_path / "out")]
-    words += ["--split", "train", "--batch-size", "1", "--device", "cpu", "--image-size", "32"]
+    save_pretrained(predictor.model.model, tmp_path / "model")
+    args = ["predict", str(tmp_path / "model"), "--data", str(pets), "--out", str(tmp_path / "out")]
+    args += ["--split", "train", "--batch-size", "1", "--device", "cpu", "--image-size", "32"]
 
     def start(rank: int) -> subprocess.Popen[str]:
-        env = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-m", "metaformer", *words]
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, **own}
+        command = [sys.executable, "-m", "metaformer", *args]
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     victim = start(0)
@@ -165,11 +156,8 @@ def test_two_killed_processes_go_on_from_the_command_line(
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     both = [start(rank) for rank in range(2)]
-    told = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    paths = [
-        line["path"]
-        for rank in range(2)
-        for line in lines(tmp_path / "out" / f"part-0000{rank}-of-00002.jsonl")
-    ]
-    assert sorted(map(str, paths)) == [str(path) for path in ImageFolder(pets, "train").paths]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    parts = (tmp_path / "out" / f"part-0000{rank}-of-00002.jsonl" for rank in range(2))
+    paths = [str(line["path"]) for part in parts for line in lines(part)]
+    assert sorted(paths) == [str(path) for path in ImageFolder(pets, "train").paths]
