@@ -86,7 +86,7 @@ def test_damaged_lines_are_predicted_again_or_refused(
     with pytest.raises(OutputError, match=r"part-00000.*7 of 15"):
         predict_all(predictor, source, tmp_path, World())
     whole.write_bytes(good + good)
-    with pytest.raises(OutputError, match="part-00000.*30 lines"):
+    with pytest.raises(OutputError, match=r"part-00000.*30 lines"):
         predict_all(predictor, source, tmp_path, World())
 
 

@@ -28,11 +28,10 @@ def run(configure: Configure, tmp_path: Path) -> Path:
 def test_metrics_are_those_of_a_plain_loop(run: Path, pets: Path) -> None:
     report = evaluate(run, batch_size=4, workers=0, device="cpu")
     loaded = load_model(run)
-    folder, transform = ImageFolder(pets, "val"), loaded.preprocess.transform()
+    folder, model = ImageFolder(pets, "val"), loaded.model.eval()
+    transform = loaded.preprocess.transform()
     with torch.inference_mode():
-        logits = torch.cat(
-            [loaded.model.eval()(transform(folder.image(i))[None]) for i in range(len(folder))]
-        )
+        logits = torch.cat([model(transform(folder.image(i))[None]) for i in range(len(folder))])
     labels = torch.tensor(folder.labels)
     assert report.images == 15 and report.k == 3 and report.top5 == 1.0
     assert report.top1 == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
@@ -98,14 +97,12 @@ def test_real_labels_give_their_own_metric(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_by_name_with_a_checkpoint(pets: Path, tmp_path: Path) -> None:
-    model = create_model("poolformer_n", num_classes=3)
-    save_file(model.state_dict(), tmp_path / "w.safetensors")
-    report = evaluate("poolformer_n", pets, checkpoint=tmp_path / "w.safetensors", image_size=32, workers=0)
+    file = tmp_path / "w.safetensors"
+    save_file(create_model("poolformer_n", num_classes=3).state_dict(), file)
+    report = evaluate("poolformer_n", pets, checkpoint=file, image_size=32, workers=0)
     assert report.images == 15 and report.classes == ["ant", "bee", "cat"]
     with pytest.raises(WeightsError, match="3 classes"):
-        evaluate(
-            "poolformer_n", pets, checkpoint=tmp_path / "w.safetensors", class_names=list("abcd"), workers=0
-        )
+        evaluate("poolformer_n", pets, checkpoint=file, class_names=list("abcd"), workers=0)
 
 
 def test_examples_show_mistakes_first_and_then_right_answers(run: Path) -> None:
@@ -139,7 +136,7 @@ def test_wrong_options_are_named(
 def test_wrong_sources_are_named(tmp_path: Path, pets: Path) -> None:
     with pytest.raises(ConfigError, match="nothing"):
         evaluate(tmp_path / "nothing", pets)
-    with pytest.raises(ConfigError, match="poolformer_s13.*poolformer_s12"):
+    with pytest.raises(ConfigError, match=r"poolformer_s13.*poolformer_s12"):
         evaluate("poolformer_s13", pets)
     with pytest.raises(WeightsError, match=str(tmp_path)):
         evaluate(tmp_path, pets)

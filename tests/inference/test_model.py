@@ -75,7 +75,7 @@ def test_class_names_come_from_a_list_or_a_file(run: Path, tmp_path: Path) -> No
     assert load_model(run, class_names=["Ameise", "Biene", "Katze"]).classes == ("Ameise", "Biene", "Katze")
     with pytest.raises(ConfigError, match=r"class_names: 2 .* 3"):
         load_model(run, class_names=["x", "y"])
-    with pytest.raises(ConfigError, match="class_names: .* order"):  # the run's own
+    with pytest.raises(ConfigError, match=r"class_names: .* order"):  # the run's own
         load_model(run, class_names=["bee", "ant", "cat"])
     file.write_text("\n")
     with pytest.raises(DataError, match=r"names\.txt"):

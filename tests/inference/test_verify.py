@@ -84,7 +84,7 @@ def test_names_that_cannot_be_verified(data: Path) -> None:
         next(verify("caformer_s81", data))
     with pytest.raises(UnknownName, match="caformer_s18"):
         next(verify("caformr_s*", data))
-    with pytest.raises(WeightsError, match="caformer_s18.sail_in22k"):
+    with pytest.raises(WeightsError, match=r"caformer_s18\.sail_in22k"):
         next(verify("caformer_s18.sail_in22k", data))
 
 
