@@ -1,7 +1,7 @@
-"""Names and colors of the classes of published data sets, and colors for any others."""
+"""Class names and colors of published data sets, class lists in text files, and colors for any classes."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -12,16 +12,16 @@ from metaformer.errors import ConfigError, DataError, UnknownName
 
 Color = tuple[int, int, int]
 Palette = tuple[Color, ...]
-
+"""Red, green and blue of each class, 0 … 255."""
+Names = Sequence[str] | str | Path | None
+"""Class names, or a text file of them, one per line; None for the data set's own."""
 
 MAX_CLASSES: Final = 65535
-"""Classes of a 16-bit label map, whose last value stands for pixels that do not count."""
+"""Classes of a 16-bit label map, whose last value marks ignored pixels."""
 BACKGROUND: Final = "background"
-"""What class 0 is called where a list names the others only."""
-
-
+"""Name of class 0 where a list names only the others."""
 _COCO_MISSING: Final = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-"""Numbers up to 90 that COCO has no category of things for."""
+"""Category ids up to 90 that COCO does not use."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,11 @@ class ClassList:
     """The classes of a data set, in order."""
 
     names: tuple[str, ...]
-    palette: tuple[Color, ...]
-    """Red, green and blue of each."""
+    palette: Palette
 
 
 def class_list(name: str) -> ClassList:
-    """Give a published list: `ade20k`, `voc`, `cityscapes`, `coco_stuff` or `coco`.
+    """Published class list by name: `ade20k`, `voc`, `cityscapes`, `coco_stuff` or `coco`.
 
     Raises:
         UnknownName: there is no such list.
@@ -46,7 +45,7 @@ def class_list(name: str) -> ClassList:
 
 
 def category_ids(names: Sequence[str]) -> tuple[int, ...]:
-    """The numbers that these classes have in COCO's files: its own for its 80, else counted from 1."""
+    """COCO category ids of classes: COCO's own for its 80 classes, else counted from 1."""
     if tuple(names) == class_list("coco").names:
         return tuple(number for number in range(1, 91) if number not in _COCO_MISSING)
     return tuple(range(1, len(names) + 1))
@@ -76,15 +75,15 @@ def read_palette(values: Any, count: int) -> Palette:
     return colors
 
 
-def palette(count: int) -> tuple[Color, ...]:
-    """Colors for any number of classes, the first of them black: those that Pascal VOC counts up."""
+def palette(count: int) -> Palette:
+    """Pascal VOC's colors for any number of classes; the first is black."""
     return tuple(_color(index) for index in range(count))
 
 
-def palette_for(names: tuple[str, ...]) -> tuple[Color, ...]:
-    """Colors of these classes: the published ones of a published list, else those of `palette`.
+def palette_for(names: tuple[str, ...]) -> Palette:
+    """Colors of classes: the published ones of a published list, else those of `palette`.
 
-    Black, which overlays leave out, goes to a first class `background` only.
+    Black, which overlays leave out, is only used for a first class `background`.
     """
     published = next((known for known in _lists().values() if known.names == names), None)
     if published is not None:
@@ -95,28 +94,18 @@ def palette_for(names: tuple[str, ...]) -> tuple[Color, ...]:
 
 
 def _color(index: int) -> Color:
-    """Deal the bits of a number out to red, green and blue, the lowest to the highest of each."""
+    # Bit i of the index goes to channel i mod 3, the lowest bits to the highest of the channel.
     channels = [0, 0, 0]
-    for place, bit in enumerate(_bits(index)):
-        channels[place % 3] |= bit << (7 - place // 3)
+    for i in range(index.bit_length()):
+        channels[i % 3] |= (index >> i & 1) << (7 - i // 3)
     return channels[0], channels[1], channels[2]
 
 
-def _bits(number: int) -> Iterator[int]:
-    while number:
-        yield number & 1
-        number >>= 1
-
-
-Names = Sequence[str] | str | Path | None
-"""Names of classes, or a text file of them, one a line; None where none are given."""
-
-
 def given_names(given: Names) -> tuple[tuple[str, ...] | None, str]:
-    """Take names of classes, or read them from a text file; gives them and what errors call their list.
+    """Class names, read from a text file where that is given, and the name of their list in errors.
 
     Raises:
-        DataError: the file cannot be read, or a name is empty or there twice.
+        DataError: the file cannot be read, or a name is empty or duplicate.
     """
     if given is None:
         return None, ""
@@ -126,7 +115,7 @@ def given_names(given: Names) -> tuple[tuple[str, ...] | None, str]:
 
 
 def read_class_list(path: str | Path) -> tuple[str, ...]:
-    """Read names of classes, one a line; the number of each is its place.
+    """Class names from a text file, one per line in the order of labels.
 
     Raises:
         DataError: the file cannot be read, is empty, has an empty line before the end, or a name twice.
@@ -141,17 +130,15 @@ def check_class_names(names: Sequence[str], source: str | Path) -> tuple[str, ..
         DataError: no name, too many, an empty one, or one twice.
     """
     if not names:
-        raise DataError(f"{source}: names no class; write one name a line")
+        raise DataError(f"{source}: names no class; write one name per line")
     if len(names) >= MAX_CLASSES:
         raise DataError(f"{source}: names {len(names):,} classes; label maps hold fewer than {MAX_CLASSES:,}")
     lines: dict[str, int] = {}
     for number, name in enumerate(names, start=1):
         if not name:
-            raise DataError(
-                f"{source}: line {number} is empty; the classes behind it would have other numbers"
-            )
+            raise DataError(f"{source}: line {number} is empty; the classes after it would get other labels")
         if name in lines:
-            raise DataError(f"{source}: {name!r} stands in line {lines[name]} and in line {number}")
+            raise DataError(f"{source}: {name!r} is in line {lines[name]} and in line {number}")
         lines[name] = number
     return tuple(names)
 
