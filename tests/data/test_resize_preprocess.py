@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metaformer.data.resize_preprocess import DensePreprocess, fit
+from metaformer.data.resize_preprocess import DensePreprocess, fit_size
 from metaformer.errors import ConfigError
 
 
@@ -31,35 +31,35 @@ def test_sizes_are_those_of_the_published_test_pipeline(
     size: tuple[int, int], fitted: tuple[int, int], final: tuple[int, int]
 ) -> None:
     preprocess = DensePreprocess()
-    assert preprocess.fitted(*size) == fitted
+    assert preprocess.fitted_size(*size) == fitted
     assert preprocess.size(*size) == final
     assert DensePreprocess(size_divisor=1).size(*size) == fitted
 
 
-def test_the_tensor_is_the_normalized_image() -> None:
+def test_transform_normalizes() -> None:
     preprocess = DensePreprocess(None, None, size_divisor=1)
-    given = image(9, 7)
-    tensor = preprocess.transform()(given)
+    x = image(9, 7)
+    tensor = preprocess.transform()(x)
     assert tensor.shape == (3, 7, 9) and tensor.dtype == torch.float32 and tensor.is_contiguous()
-    pixels = torch.from_numpy(np.array(given)).permute(2, 0, 1).double() / 255
+    pixels = torch.from_numpy(np.array(x)).permute(2, 0, 1).double() / 255
     mean, std = (
         torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (preprocess.mean, preprocess.std)
     )
     assert torch.allclose(tensor.double(), (pixels - mean) / std, atol=2e-6)
-    assert torch.equal(preprocess.tensor(preprocess.resized(given)), tensor)
+    assert torch.equal(preprocess.to_tensor(preprocess.resize(x)), tensor)
 
 
-def test_both_resizes_happen_one_after_the_other() -> None:
-    given = image(50, 37)
+def test_two_resizes_in_sequence() -> None:
+    x = image(50, 37)
     preprocess = DensePreprocess(96, 64)
-    once = given.resize(preprocess.fitted(50, 37), Image.Resampling.BILINEAR)
+    once = x.resize(preprocess.fitted_size(50, 37), Image.Resampling.BILINEAR)
     assert once.size == (86, 64)
     twice = once.resize((96, 64), Image.Resampling.BILINEAR)
-    assert np.array_equal(np.array(preprocess.resized(given)), np.array(twice))
-    assert preprocess.transform()(given).shape == (3, 64, 96)
+    assert np.array_equal(np.array(preprocess.resize(x)), np.array(twice))
+    assert preprocess.transform()(x).shape == (3, 64, 96)
 
 
-def test_scales_change_the_box_or_the_image() -> None:
+def test_scales_of_box_or_image() -> None:
     assert DensePreprocess().scaled(1.75).size(683, 512) == (1216, 896)
     assert DensePreprocess().scaled(0.5).scaled(2.0) == DensePreprocess()
     assert DensePreprocess(None, None, size_divisor=1).scaled(0.5).size(101, 40) == (51, 20)
@@ -69,25 +69,24 @@ def test_scales_change_the_box_or_the_image() -> None:
 @settings(deadline=None)
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 3000), st.integers(1, 3000))
 def test_a_fitted_image_fits(width: int, height: int, one: int, other: int) -> None:
-    across, down = fit(width, height, (one, other))
-    assert 1 <= max(across, down) <= max(one, other)
-    assert 1 <= min(across, down) <= min(one, other)
-    assert max(across, down) == max(one, other) or min(across, down) == min(one, other)
+    fitted, box = sorted(fit_size(width, height, (one, other))), sorted((one, other))
+    assert 1 <= fitted[0] <= box[0] and 1 <= fitted[1] <= box[1]
+    assert fitted[0] == box[0] or fitted[1] == box[1]
 
 
-def test_it_is_kept_in_a_checkpoint() -> None:
+def test_json_round_trip() -> None:
     for preprocess in (DensePreprocess(), DensePreprocess(None, None, 1, std=(1.0, 2.0, 3.0), scale=0.5)):
         assert DensePreprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
-    with pytest.raises(ConfigError, match=r"unknown field\(s\) crop"):
+    with pytest.raises(ConfigError, match="crop"):
         DensePreprocess.from_dict({"crop": 0.9})
     with pytest.raises(ConfigError, match="preprocessing"):
         DensePreprocess.from_dict({"size_divisor": "x"})
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "error"),
     [
-        ({"long_side": None}, "give both, or neither"),
+        ({"long_side": None}, "short_side 512"),
         ({"short_side": 0}, "short_side is 0"),
         ({"long_side": 10**6}, "long_side is 1000000"),
         ({"size_divisor": 0}, "size_divisor is 0"),
@@ -97,13 +96,13 @@ def test_it_is_kept_in_a_checkpoint() -> None:
         ({"mean": (1.0, 2.0)}, "mean is"),
     ],
 )
-def test_impossible_values(fields: dict[str, object], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_fields(fields: dict[str, object], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
         DensePreprocess(**fields)  # type: ignore[arg-type]
 
 
-def test_no_scale_asks_for_more_than_a_machine_has() -> None:
-    with pytest.raises(ConfigError, match=r"scale is 1000000000\.0: it must be above 0 and at most 100"):
+def test_scale_is_bounded() -> None:
+    with pytest.raises(ConfigError, match="scale is 1000000000"):
         DensePreprocess().scaled(1e9)
-    with pytest.raises(ConfigError, match=r"scale is 100\.0: 300x200 becomes 30000x20000 pixels, more than"):
-        DensePreprocess(None, None).scaled(100).resized(image(300, 200))
+    with pytest.raises(ConfigError, match=r"scale is 100.* 30000x20000"):
+        DensePreprocess(None, None).scaled(100).resize(image(300, 200))

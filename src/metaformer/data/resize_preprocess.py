@@ -1,4 +1,4 @@
-"""How an image becomes the input of a dense network: the whole of it, in its own shape."""
+"""Preprocessing of segmentation and detection: the whole image, its aspect ratio kept."""
 
 import math
 from collections.abc import Mapping
@@ -13,17 +13,16 @@ from torch import Tensor
 from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Transform, from_plain, to_plain
 from metaformer.errors import ConfigError
 
-LARGEST_SCALE: Final = 100
-LARGEST_INPUT: Final = 200_000_000
-"""Pixels; Pillow and memory end soon after."""
+MAX_SCALE: Final = 100
+MAX_INPUT_PIXELS: Final = 200_000_000
 
 
 @dataclass(frozen=True)
 class DensePreprocess:
-    """Fit into a box with the shape kept, round both sides up to a multiple, normalize."""
+    """Fit into a box with the aspect ratio kept, round both sides up to a multiple, normalize."""
 
     long_side: int | None = 2048
-    """Longer side of the box, in pixels; None keeps an image's own size."""
+    """Longer side of the box, in pixels; None for an image's own size."""
     short_side: int | None = 512
     """Shorter side of the box, in pixels."""
     size_divisor: int = 32
@@ -33,7 +32,7 @@ class DensePreprocess:
     std: Channels = IMAGENET_STD
     """Per-channel standard deviation that is divided by."""
     scale: float = 1.0
-    """Factor of the box, or of an image's own size: the scales of test-time augmentation."""
+    """Factor of the box, or of an image's own size: a scale of test-time augmentation."""
 
     def __post_init__(self) -> None:
         if (self.long_side is None) != (self.short_side is None):
@@ -45,59 +44,59 @@ class DensePreprocess:
                 raise ConfigError(f"{name} is {side}: it must lie between 1 and {2**15}")
         if not 1 <= self.size_divisor <= 2**12:
             raise ConfigError(f"size_divisor is {self.size_divisor}: it must lie between 1 and {2**12}")
-        if not 0 < self.scale <= LARGEST_SCALE:
-            raise ConfigError(f"scale is {self.scale}: it must be above 0 and at most {LARGEST_SCALE}")
+        if not 0 < self.scale <= MAX_SCALE:
+            raise ConfigError(f"scale is {self.scale}: it must be above 0 and at most {MAX_SCALE}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
                 raise ConfigError(f"{name} is {values}: it must be three numbers")
         if min(self.std) <= 0:
             raise ConfigError(f"std is {self.std}: all three must be above 0")
 
-    def fitted(self, width: int, height: int) -> tuple[int, int]:
+    def fitted_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after the first resize."""
         if self.long_side is None or self.short_side is None:
-            return scaled_size(width, height, self.scale)
-        return fit(width, height, (int(self.long_side * self.scale), int(self.short_side * self.scale)))
+            return scale_size(width, height, self.scale)
+        return fit_size(width, height, (int(self.long_side * self.scale), int(self.short_side * self.scale)))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of an image's input."""
-        across, down = (
-            -(-side // self.size_divisor) * self.size_divisor for side in self.fitted(width, height)
+        """Width and height of the network's input for an image of this size."""
+        input_width, input_height = (
+            -(-side // self.size_divisor) * self.size_divisor for side in self.fitted_size(width, height)
         )
-        return across, down
+        return input_width, input_height
 
     def scaled(self, factor: float) -> Self:
-        """The same for larger or smaller input, as multi-scale evaluation takes it."""
+        """The same preprocessing for another scale of test-time augmentation."""
         return replace(self, scale=self.scale * factor)
 
-    def resized(self, image: Image.Image) -> Image.Image:
-        """Resize an image to the input's size."""
-        for size in (self.fitted(*image.size), self.size(*image.size)):
-            if size[0] * size[1] > LARGEST_INPUT:
-                told = f"{image.width}x{image.height} becomes {size[0]}x{size[1]} pixels"
-                raise ConfigError(f"scale is {self.scale}: {told}, more than the {LARGEST_INPUT:,} allowed")
+    def resize(self, image: Image.Image) -> Image.Image:
+        """Resize an RGB image to the size of the network's input."""
+        for size in (self.fitted_size(*image.size), self.size(*image.size)):
+            if size[0] * size[1] > MAX_INPUT_PIXELS:
+                sizes = f"{image.width}x{image.height} becomes {size[0]}x{size[1]} pixels"
+                raise ConfigError(f"scale is {self.scale}: {sizes}, more than {MAX_INPUT_PIXELS:,}")
             if size != image.size:
                 image = image.resize(size, Image.Resampling.BILINEAR)
         return image
 
-    def tensor(self, image: Image.Image) -> Tensor:
-        """Normalize an image, or a part of one: (3, h, w) float32."""
-        return normalized(image, self.mean, self.std)
+    def to_tensor(self, image: Image.Image) -> Tensor:
+        """Normalize a resized image, or a crop of one, to (3, h, w) float32."""
+        return normalize(image, self.mean, self.std)
 
     def transform(self) -> Transform:
-        """Make the transform: RGB image to (3, h, w)."""
+        """Build the transform: RGB image to (3, h, w)."""
         return _Transform(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields, as JSON takes them."""
+        """Plain values for JSON."""
         return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Make it from `to_dict`'s fields.
+        """Build the preprocessing from the values of `to_dict`.
 
         Raises:
-            ConfigError: an unknown field, or a value that cannot be.
+            ConfigError: an unknown field, or a value out of range.
         """
         return from_plain(cls, values)
 
@@ -107,24 +106,25 @@ class _Transform:
         self.preprocess = preprocess
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self.preprocess.tensor(self.preprocess.resized(image))
+        return self.preprocess.to_tensor(self.preprocess.resize(image))
 
 
-def fit(width: int, height: int, box: tuple[int, int]) -> tuple[int, int]:
-    """Width and height with which an image just fits into a box, given as its longer and shorter side."""
+def fit_size(width: int, height: int, box: tuple[int, int]) -> tuple[int, int]:
+    """Width and height scaled to fit into a box of a longer and a shorter side, in either orientation."""
     factor = min(max(box) / max(width, height), min(box) / min(width, height))
-    return scaled_size(width, height, factor)
+    return scale_size(width, height, factor)
 
 
-def scaled_size(width: int, height: int, factor: float) -> tuple[int, int]:
-    """Width and height times a factor, rounded to the nearest, at least 1."""
+def scale_size(width: int, height: int, factor: float) -> tuple[int, int]:
+    """Width and height times a factor, rounded to the nearest integer, at least 1."""
     return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
 
 
-def normalized(image: Image.Image, mean: Channels, std: Channels) -> Tensor:
-    """Give an RGB image as (3, H, W), with mean and deviation of each channel taken out."""
+def normalize(image: Image.Image, mean: Channels, std: Channels) -> Tensor:
+    """Convert an RGB image to (3, H, W) float32, and subtract the mean and divide by std of each channel."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     tensor = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    # (x / 255 − mean) / std as one multiplication and one subtraction
     scale = torch.tensor(std).mul(255).reciprocal()
     shift = torch.tensor(mean) / torch.tensor(std)
     return tensor.mul_(scale[:, None, None]).sub_(shift[:, None, None])

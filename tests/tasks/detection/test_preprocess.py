@@ -39,7 +39,7 @@ def test_the_tensor_is_the_image_resized_once_and_normalized() -> None:
     given = image(50, 37)
     tensor = preprocess.transform()(given)
     assert tensor.shape == (3, 80, 108)
-    assert torch.equal(tensor, preprocess.tensor(given.resize((108, 80), Image.Resampling.BILINEAR)))
+    assert torch.equal(tensor, preprocess.to_tensor(given.resize((108, 80), Image.Resampling.BILINEAR)))
     assert DetectionPreprocess(None, None).transform()(given).shape == (3, 37, 50)
 
 

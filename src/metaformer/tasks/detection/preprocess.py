@@ -27,7 +27,7 @@ class DetectionPreprocess(DensePreprocess):
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of an image's part of the input: what is filled up does not count."""
-        return self.fitted(width, height)
+        return self.fitted_size(width, height)
 
 
 def stack(images: Sequence[Tensor], multiple: int = MULTIPLE) -> Tensor:

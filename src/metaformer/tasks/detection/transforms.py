@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from metaformer.data.photometric import photometric_distortion
 from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels
-from metaformer.data.resize_preprocess import fit, normalized, scaled_size
+from metaformer.data.resize_preprocess import fit_size, normalize, scale_size
 from metaformer.errors import ConfigError
 from metaformer.models.detection.structures import Targets
-from metaformer.tasks.segmentation.transforms import distorted
 
 SceneTransform = Callable[[Image.Image, Targets], tuple[Tensor, Targets]]
 Parts = list[Any]
@@ -97,16 +97,16 @@ class _Train:
             parts = [tv.horizontal_flip(part) for part in parts]
         image, found = parts[0], self._kept(parts, targets)
         if self.photometric:
-            image = distorted(image)
-        x = normalized(image, self.mean, self.std)
+            image = photometric_distortion(image)
+        x = normalize(image, self.mean, self.std)
         return (x, found) if self.crop is None else _filled(x, found, self.crop)
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
         if self.jitter is not None and self.crop is not None:
-            return scaled_size(width, height, random.uniform(*self.jitter) * self.crop / max(width, height))
+            return scale_size(width, height, random.uniform(*self.jitter) * self.crop / max(width, height))
         if self.long_side is None:
             return width, height
-        return fit(width, height, (self.long_side, random.choice(self.sides)))
+        return fit_size(width, height, (self.long_side, random.choice(self.sides)))
 
     def _kept(self, parts: Parts, targets: Targets) -> Targets:
         """Objects of which enough is left."""

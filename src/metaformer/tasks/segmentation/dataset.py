@@ -1,10 +1,9 @@
 """Segmentation data sets: images with a label map each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from metaformer.data.class_lists import Color, palette_for
 from metaformer.data.dataset import AugmentedDataset, Item, seeded
@@ -13,6 +12,7 @@ from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import BadImage, DataError
 from metaformer.tasks.segmentation.labels import LabelMap, LabelTable, read_label_map, resolve_class_names
 from metaformer.tasks.segmentation.layouts import ImagePairs, choose_layout, find_pairs
+from metaformer.tasks.segmentation.transforms import JointTransform
 
 
 class SegmentationFolder:
@@ -126,10 +126,6 @@ def open_segmentation(
     return SegmentationFolder(pairs, class_names.names, table, chosen.name)
 
 
-PairTransform = Callable[[Image.Image, LabelMap], tuple[Tensor, Tensor]]
-"""RGB image and label map (H, W) to tensors."""
-
-
 class SegmentationDataset(AugmentedDataset):
     """Augmented images with their label maps.
 
@@ -139,9 +135,9 @@ class SegmentationDataset(AugmentedDataset):
         seed: the run's seed.
     """
 
-    transform: PairTransform  # type: ignore[assignment]  # of two arguments
+    transform: JointTransform  # type: ignore[assignment]  # of two arguments
 
-    def __init__(self, source: SegmentationFolder, transform: PairTransform, seed: int = 0) -> None:
+    def __init__(self, source: SegmentationFolder, transform: JointTransform, seed: int = 0) -> None:
         super().__init__(source, transform, seed)  # type: ignore[arg-type]
         self.pairs = source
 

@@ -139,7 +139,7 @@ def _image_views(
         raise ConfigError("preprocess: needed for an image; only a tensor goes without")
     for scale in scales:
         scaled = preprocess.scaled(scale)
-        yield PILView(scaled.resized(image), scaled.tensor)
+        yield PILView(scaled.resize(image), scaled.to_tensor)
 
 
 def _label_rows(views: list[View], start: int, stop: int) -> Tensor:

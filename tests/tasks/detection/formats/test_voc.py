@@ -87,7 +87,7 @@ def test_missing_files_are_named(voc: Path, write: Write) -> None:
         open_detection(voc, "train")
     with pytest.raises(DataError, match=r"no such image .*JPEGImages/z\.jpg"):
         open_detection(voc, "val")
-    with pytest.raises(DataError, match=r"Main/test\.txt: cannot be read .* must name the split's images"):
+    with pytest.raises(DataError, match=r"Main/test\.txt: cannot be read"):
         open_detection(voc, "test")
 
 
