@@ -20,7 +20,7 @@ Digest = Callable[[Path], dict[str, Any]]
 
 def train_and_measure(config: str, out: str, resume: str = "") -> None:
     """What each of two processes does."""
-    train(from_dict(json.loads(Path(config).read_text())), out, resume or None)
+    train(from_dict(TrainConfig, json.loads(Path(config).read_text())), out, resume or None)
     if not resume:
         report = evaluate(out, workers=0, batch_size=2)
         print(json.dumps({"top1": report.top1, "loss": report.loss, "images": report.images}))

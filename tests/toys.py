@@ -42,7 +42,7 @@ def changed(plain: dict[str, Any], sections: dict[str, Any]) -> TrainConfig:
             plain.setdefault(name, {}).update(fields)
         else:
             plain[name] = fields
-    return from_dict(plain)
+    return from_dict(TrainConfig, plain)
 
 
 @pytest.fixture(scope="session")

@@ -1,93 +1,32 @@
-"""A run's configuration to JSON and back."""
+"""Dataclasses to plain JSON values and back, checked by type and range; errors name the field."""
 
 import math
-import types
-from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from numbers import Integral, Real
 from operator import attrgetter
-from typing import Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, UnknownName
 
 T = TypeVar("T")
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain values, as saved in JSON."""
-    return asdict(config)
-
-
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """Read what `to_dict` gave; fields left out keep their defaults.
-
-    Raises:
-        UnknownName: a field that this version does not know.
-        ConfigError: a value of another type.
-    """
-    return _read(TrainConfig, values, "")
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted fields in which two configurations differ, each with both values."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += differences(before, after, f"{prefix}{name}.")
-        elif _plain(before) != _plain(after):
-            lines.append(f"{prefix}{name}: {before!r} → {after!r}")
-    return lines
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _read(kind: type[T], values: Any, prefix: str) -> T:
-    if not isinstance(values, dict):
-        raise ConfigError(f"{prefix.rstrip('.') or 'configuration'}: {values!r} must be a mapping of fields")
-    hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            raise UnknownName("field", f"{prefix}{name}", [f"{prefix}{field}" for field in known])
-    return kind(**{name: _value(hints[name], value, f"{prefix}{name}") for name, value in values.items()})
-
-
-def _value(hint: Any, value: Any, name: str) -> Any:
-    if is_dataclass(hint):
-        return _read(hint, value, f"{name}.")  # type: ignore[arg-type]
-    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for choice in choices:
-        fits, read = _fit(choice, value)
-        if fits:
-            return read
-    wanted = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
-    if get_origin(hint) is Literal:
-        wanted = "one of " + ", ".join(repr(choice) for choice in get_args(hint))
-    raise ConfigError(f"{name}: {value!r} must be {wanted}")
-
-
-def _fit(hint: Any, value: Any) -> tuple[bool, Any]:
-    """Tell whether a JSON value can stand for this type, and what it then is."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        return value in get_args(hint), value
-    if origin is tuple:
-        items = get_args(hint)
-        if not isinstance(value, list | tuple) or len(value) != len(items):
-            return False, None
-        parts = [_fit(item, part) for item, part in zip(items, value, strict=True)]
-        return all(fits for fits, _ in parts), tuple(part for _, part in parts)
-    if origin in (list, dict):
-        return isinstance(value, origin), value
-    if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number, float(value) if number else None
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
-    return isinstance(value, hint), value
+_SHOWN = 100  # characters of a value in an error
 
 
 class Range(NamedTuple):
@@ -108,10 +47,14 @@ class Range(NamedTuple):
         return high and (value > self.low if self.above else value >= self.low)
 
     def __str__(self) -> str:
-        """Words for an error message, such as `above 0 and at most 1`."""
-        low = f"{'above' if self.above else 'at least'} {self.low}"
-        high = "" if math.isinf(self.high) else f" and {'below' if self.below else 'at most'} {self.high}"
-        return f"{'an integer of ' if self.integer else ''}{low}{high}"
+        """Words for an error message, such as `a number above 0 and at most 1`."""
+        kind = "an integer" if self.integer else "a number"
+        if not (self.above or self.below or math.isinf(self.high)):
+            return f"{kind} from {self.low} to {self.high}"
+        low = f"{kind} {'above' if self.above else 'of at least'} {self.low}"
+        return (
+            low if math.isinf(self.high) else f"{low} and {'below' if self.below else 'at most'} {self.high}"
+        )
 
 
 POSITIVE_INT: Final = Range(1, integer=True)
@@ -121,8 +64,101 @@ NON_NEGATIVE: Final = Range(0)
 PROBABILITY: Final = Range(0, 1)
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """Known values of a string, as in `Annotated[str, OneOf(KINDS)]`."""
+
+    names: tuple[str, ...]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(repr, self.names))}"
+
+
+class Serializable:
+    """Base of frozen dataclasses that are checked by type and range, and saved as JSON."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as plain JSON values."""
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; missing fields have their defaults.
+
+        Raises:
+            UnknownName: an unknown field or choice; the nearest ones are offered.
+            ConfigError: a value of another type or out of range; it names the field.
+        """
+        return from_dict(cls, values)
+
+
+class _Mismatch(Exception):
+    """A value that is not of the type that a field declares."""
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """Fields of a dataclass as plain JSON values; tuples become lists."""
+    return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
+
+
+def from_dict(kind: type[T], values: Any, name: str = "") -> T:
+    """Dataclass from the values of `to_dict`; missing fields have their defaults.
+
+    Args:
+        kind: the dataclass.
+        values: its fields by name.
+        name: of the field that holds it, for errors.
+
+    Raises:
+        UnknownName: an unknown field or choice; the nearest ones are offered.
+        ConfigError: a value of another type or out of range, or a missing field; it names the field.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{name or kind.__name__}: {_shown(values)} must be a mapping of fields")
+    record: Any = kind
+    hints, prefix = field_types(record), f"{name}." if name else ""
+    for key in values:
+        if key not in hints:
+            raise UnknownName("field", f"{prefix}{key}", [f"{prefix}{field}" for field in hints])
+    for field in fields(record):
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise ConfigError(f"{prefix}{field.name}: missing")
+    made: T = record(**{key: _read(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
+    return made
+
+
+def validate(record: Any) -> None:
+    """Check the fields of a frozen dataclass against their types, in `__post_init__`; lists become tuples.
+
+    Raises:
+        UnknownName: an unknown choice; the nearest ones are offered.
+        ConfigError: a value of another type or out of range; it names the field.
+    """
+    kind: Any = type(record)
+    for name, hint in field_types(kind).items():
+        object.__setattr__(record, name, _read(hint, getattr(record, name), name))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted fields in which two records of `to_dict` differ, each with both values."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{name}.")
+        elif _plain(before) != _plain(after):
+            lines.append(f"{prefix}{name}: {before!r} → {after!r}")
+    return lines
+
+
 def check_ranges(config: object, ranges: Mapping[str, Range]) -> None:
-    """Check dotted fields, and each item of a list or tuple; None passes.
+    """Check dotted fields of a dataclass whose types have no ranges, and each item of a list; None passes.
 
     Raises:
         ConfigError: the first value out of range.
@@ -131,4 +167,119 @@ def check_ranges(config: object, ranges: Mapping[str, Range]) -> None:
         value = attrgetter(name)(config)
         for item in value if isinstance(value, list | tuple) else [value]:
             if item is not None and item not in allowed:
-                raise ConfigError(f"{name} is {item}: it must be {allowed}")
+                raise ConfigError(f"{name}: {_shown(item)} must be {allowed}")
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@cache
+def field_types(kind: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields, with their ranges."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _read(hint: Any, value: Any, name: str) -> Any:
+    """A field's value, checked.
+
+    Raises:
+        ConfigError: it is not of this type.
+    """
+    try:
+        return _convert(hint, value, name)
+    except _Mismatch:
+        known = _names(hint)
+        if known and isinstance(value, str):
+            raise UnknownName(name, value, known) from None
+        raise ConfigError(f"{name}: {_shown(value)} must be {_describe(hint)}") from None
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """A value as this type has it; a dataclass is built from a mapping."""
+    origin = get_origin(hint)
+    if origin is not None:
+        return _convert_generic(origin, get_args(hint), value, name)
+    if hint in (int, float):
+        _require(isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool))
+        _require(hint is int or abs(value) <= sys.float_info.max)
+        return hint(value)
+    if is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value, name)  # type: ignore[arg-type]
+    _require(hint is Any or isinstance(value, hint))
+    return value
+
+
+def _convert_generic(origin: Any, args: tuple[Any, ...], value: Any, name: str) -> Any:
+    """The same for a type with arguments."""
+    if origin in (tuple, list):
+        _require(isinstance(value, list | tuple))
+        hints = args[:1] * len(value) if origin is list or args[-1] is Ellipsis else args
+        _require(len(hints) == len(value))
+        return origin(_convert(hint, item, name) for hint, item in zip(hints, value, strict=True))
+    if origin is dict:
+        _require(isinstance(value, Mapping))
+        return {_convert(args[0], key, name): _convert(args[1], item, name) for key, item in value.items()}
+    if origin in (Union, UnionType):
+        for hint in args:
+            with suppress(_Mismatch):
+                return _convert(hint, value, name)
+        raise _Mismatch
+    if origin is Annotated:
+        value = _convert(args[0], value, name)
+        _require(all(value in limit for limit in args[1:]))
+    elif origin is Literal:
+        _require(any(type(value) is type(choice) and value == choice for choice in args))
+    else:
+        _require(origin is Callable and callable(value))
+    return value
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise _Mismatch
+
+
+_WORDS = {
+    int: "an integer",
+    float: "a finite number",
+    bool: "true or false",
+    str: "a string",
+    NoneType: "null",
+}
+
+
+def _describe(hint: Any) -> str:
+    """What values of a type are, in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return " and ".join(map(str, args[1:]))
+    if origin in (Union, UnionType):
+        return " or ".join(map(_describe, args))
+    if origin is Literal:
+        return str(OneOf(args))
+    if origin is tuple and args[-1] is not Ellipsis:
+        return f"a list of {len(args)}, each {' or '.join(dict.fromkeys(map(_describe, args)))}"
+    if origin in (tuple, list):
+        return f"a list, each {_describe(args[0])}"
+    if origin is dict or is_dataclass(hint):
+        return "a mapping of fields"
+    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _names(hint: Any) -> tuple[str, ...]:
+    """The strings that a field takes, where it takes nothing but some strings."""
+    if get_origin(hint) is Annotated:
+        return next((limit.names for limit in get_args(hint)[1:] if isinstance(limit, OneOf)), ())
+    names = get_args(hint) if get_origin(hint) is Literal else ()
+    return names if all(isinstance(name, str) for name in names) else ()
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"

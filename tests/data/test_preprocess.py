@@ -47,10 +47,10 @@ def test_is_the_evaluation_transform() -> None:
         ({"image_size": "big"}, "big"),
         ({"mean": [0.5]}, "mean"),
         ({"mean": [0.5, float("nan"), 0.5]}, "mean"),
-        ({"std": ["a", "b", "c"]}, "preprocessing"),
+        ({"std": ["a", "b", "c"]}, "std"),
         ({"crop": float("nan")}, "crop"),
         ({"crop": 1e-9}, "7071 pixels"),
-        ({"image_size": 999999999}, "image_size is 999999999"),
+        ({"image_size": 999999999}, "image_size: 999999999"),
     ],
 )
 def test_damaged_records(values: dict[str, object], field: str) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from metaformer.config import TrainConfig
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.factory import create_model
 from metaformer.inference.predictor import Predictor
@@ -32,7 +33,9 @@ SHORT = {
 def run(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of the three colors."""
     data = {"root": str(pets), "image_size": 32, "batch_size": 6, "workers": 0}
-    return train(from_dict({**SHORT, "data": data}), tmp_path_factory.mktemp("predict") / "run").run
+    return train(
+        from_dict(TrainConfig, {**SHORT, "data": data}), tmp_path_factory.mktemp("predict") / "run"
+    ).run
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def segment_run(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         "fpn_dim": 16, "head_dim": 16, "dropout": 0.0, "resize": None, "reduce_zero_label": False,
         "photometric": False, "scale": [1.0, 1.5],
     }  # fmt: skip
-    config = from_dict({**SHORT, "task": "segment", "data": data, "segment": segment})
+    config = from_dict(TrainConfig, {**SHORT, "task": "segment", "data": data, "segment": segment})
     return train(config, tmp_path_factory.mktemp("predict") / "segment").run
 
 

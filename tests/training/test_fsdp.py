@@ -170,7 +170,7 @@ def test_a_model_in_parts_learns_and_is_saved_as_the_whole(two_ranks: Ranks, tmp
 def runs(jobs: str) -> None:
     torch.set_num_threads(1)
     for job in json.loads(jobs):
-        train(from_dict(job["config"]), job["out"], job["resume"])
+        train(from_dict(TrainConfig, job["config"]), job["out"], job["resume"])
 
 
 def job(config: TrainConfig, out: Path, resume: str | None = None) -> dict[str, Any]:

@@ -80,7 +80,7 @@ import json, sys
 from pathlib import Path
 from metaformer.serialize import from_dict
 from metaformer.training.train import train
-train(from_dict(json.loads(Path(sys.argv[1]).read_text())), sys.argv[2], sys.argv[3] or None)
+train(from_dict(TrainConfig, json.loads(Path(sys.argv[1]).read_text())), sys.argv[2], sys.argv[3] or None)
 """
 
 

@@ -164,7 +164,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(
     script = (
         "import json, sys; from metaformer.serialize import from_dict; "
         "from metaformer.training.train import train; "
-        "train(from_dict(json.load(open(sys.argv[1]))), sys.argv[2])"
+        "train(from_dict(TrainConfig, json.load(open(sys.argv[1]))), sys.argv[2])"
     )
     run = tmp_path / "run"
     process = subprocess.Popen(

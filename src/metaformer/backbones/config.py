@@ -1,22 +1,23 @@
 """A network as data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from numbers import Integral, Real
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from torch import nn
 
-from metaformer.errors import ConfigError, UnknownName
+from metaformer.errors import ConfigError
 from metaformer.layers.act import ACTS
 from metaformer.layers.norm import NORMS
 from metaformer.mixers import MIXERS
 from metaformer.registry import parse
+from metaformer.serialize import NATURAL, NON_NEGATIVE, POSITIVE, POSITIVE_INT, OneOf, Range, Serializable
 
 MixerSpec = str | Callable[..., nn.Module]
 """A registered name with options, `"attention(head_dim=32)"`, or a class or callable taking `dim`."""
 
+Count = Annotated[int, POSITIVE_INT]
+Rate = Annotated[float, Range(0, 1, below=True)]
 HEADS = ("norm_pool_fc", "pool_norm_fc", "pool_norm_mlp")
 GRID_MODES = ("strict", "interpolate")
 FEATURE_NORMS = ("none", "fresh", "head")
@@ -25,20 +26,20 @@ CONV_INITS = ("kaiming", "trunc_normal")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaFormerConfig:
+class MetaFormerConfig(Serializable):
     """Everything that defines a MetaFormer; a published variant is one value of it."""
 
-    depths: tuple[int, ...] = (2, 2, 6, 2)
+    depths: tuple[Count, ...] = (2, 2, 6, 2)
     """Blocks in each stage."""
-    dims: tuple[int, ...] = (64, 128, 320, 512)
+    dims: tuple[Count, ...] = (64, 128, 320, 512)
     """Channels of each stage."""
-    mlp_ratios: tuple[float, ...] = (4, 4, 4, 4)
+    mlp_ratios: tuple[Annotated[float, NON_NEGATIVE], ...] = (4, 4, 4, 4)
     """Width of each stage's channel MLP over its dim; 0 leaves the MLP out."""
     mixers: tuple[MixerSpec | tuple[MixerSpec, ...], ...] = ("pooling",) * 4
     """Token mixer of each stage, or of each of its blocks; one name alone is used everywhere."""
     norm: str = "group_norm"
     """Normalization before mixer and MLP (`layer_norm(bias=False)`, `batch_norm`, `none`, …)."""
-    norm_eps: float = 1e-5
+    norm_eps: Annotated[float, POSITIVE] = 1e-5
     """Added to the variance."""
     act: str = "gelu"
     """Activation of the channel MLP."""
@@ -50,58 +51,58 @@ class MetaFormerConfig:
     """First value of the learned per-channel factor on the shortcut, by stage; None leaves it out."""
     residual: bool = True
     """Shortcuts around mixer and MLP."""
-    skip_lam: float = 1.0
+    skip_lam: Annotated[float, POSITIVE] = 1.0
     """Both branches are divided by this (CycleMLP)."""
     pos_embed: tuple[bool, ...] = (False,) * 4
     """Learned position embedding before a stage."""
-    image_size: tuple[int, int] = (224, 224)
+    image_size: tuple[Count, Count] = (224, 224)
     """Input height and width for which fixed-grid mixers and position embeddings are made."""
-    grid_mode: str = "strict"
+    grid_mode: Annotated[str, OneOf(GRID_MODES)] = "strict"
     """At another size fixed-grid parts raise an error (`strict`) or resample tokens (`interpolate`)."""
-    in_chans: int = 3
+    in_chans: Count = 3
     """Channels of the input."""
-    stem_kernel: int = 7
+    stem_kernel: Count = 7
     """Kernel of the stem convolution."""
-    stem_stride: int = 4
+    stem_stride: Count = 4
     """Its stride."""
-    stem_padding: int = 2
+    stem_padding: Annotated[int, NATURAL] = 2
     """Its padding."""
-    down_kernel: int = 3
+    down_kernel: Count = 3
     """Kernel of the convolutions between stages."""
-    down_stride: int = 2
+    down_stride: Count = 2
     """Their stride."""
-    down_padding: int = 1
+    down_padding: Annotated[int, NATURAL] = 1
     """Their padding."""
     downsamples: tuple[bool, ...] = (True, True, True)
     """Whether a convolution stands before stage 2, 3, …; one does wherever the dim changes."""
     embed_norm: str = "none"
     """Normalization after the stem and before each downsampling."""
-    conv_init: str = "kaiming"
+    conv_init: Annotated[str, OneOf(CONV_INITS)] = "kaiming"
     """First values of stem and downsampling: PyTorch's own, or a normal of std 0.02 cut at 2."""
-    drop_path_rate: float = 0.0
+    drop_path_rate: Rate = 0.0
     """Stochastic depth at the last block; it grows linearly from 0 at the first."""
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Dropout inside the channel MLPs."""
-    num_classes: int = 1000
+    num_classes: Annotated[int, NATURAL] = 1000
     """Outputs of the classifier; 0 leaves it out."""
-    head: str = "norm_pool_fc"
+    head: Annotated[str, OneOf(HEADS)] = "norm_pool_fc"
     """Order of the head: normalize the map, average it, classify (`norm_pool_fc`: PoolFormer, CycleMLP);
     or average first (`pool_norm_fc`: the baselines and timm), with an MLP (`pool_norm_mlp`)."""
     head_norm_eps: float | None = None
     """Epsilon of the final norm, where it differs from `norm_eps`."""
-    head_dropout: float = 0.0
+    head_dropout: Rate = 0.0
     """Dropout before the last product."""
-    global_pool: str = "avg"
+    global_pool: Annotated[str, OneOf(GLOBAL_POOLS)] = "avg"
     """`avg`, `max`, or empty to classify every position."""
-    feature_norm: str = "none"
+    feature_norm: Annotated[str, OneOf(FEATURE_NORMS)] = "none"
     """Norms on the pyramid's levels: none, all fresh, or the last one taken from the classifier's head."""
 
     def __post_init__(self) -> None:
-        self._check_kinds()
-        object.__setattr__(self, "mixers", _per_stage(self.mixers, len(self.depths)))
+        if not isinstance(self.mixers, list | tuple) and isinstance(self.depths, list | tuple):
+            object.__setattr__(self, "mixers", (self.mixers,) * len(self.depths))
+        super().__post_init__()
         self._check_lengths()
         self._check_names()
-        self._check_ranges()
 
     @property
     def stages(self) -> int:
@@ -141,32 +142,11 @@ class MetaFormerConfig:
                 raise ConfigError(
                     f"mixers: {spec!r} has no registered name: @MIXERS.register one to save this model"
                 )
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "MetaFormerConfig":
-        """Read what `to_dict` gave, lists standing for tuples.
-
-        Raises:
-            UnknownName: a field that this version does not know.
-            ConfigError: a value out of range.
-        """
-        known = {field.name for field in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise UnknownName("MetaFormerConfig field", name, known)
-        try:
-            return cls(**{name: _tuples(value) for name, value in values.items()})
-        except TypeError as error:
-            raise ConfigError(f"model configuration: {error}") from error
-
-    def _check_kinds(self) -> None:
-        for field in fields(self):
-            value, hint = getattr(self, field.name), field.type
-            if not _fits(value, hint if field.name != "mixers" else MixerSpec | hint | list[Any]):
-                raise ConfigError(f"{field.name}: {value!r} must be such as {field.default!r}")
+        return super().to_dict()
 
     def _check_lengths(self) -> None:
+        if not self.depths:
+            raise ConfigError("depths: () must hold a number of blocks for each stage")
         for name in ("dims", "mlp_ratios", "mixers", "layer_scale", "res_scale", "pos_embed", "downsamples"):
             wanted = self.stages - (name == "downsamples")
             if len(getattr(self, name)) != wanted:
@@ -184,56 +164,3 @@ class MetaFormerConfig:
             for spec in self.block_mixers(stage):
                 if isinstance(spec, str):
                     MIXERS[parse(spec)[0]]
-        for name, known in (
-            ("head", HEADS),
-            ("grid_mode", GRID_MODES),
-            ("feature_norm", FEATURE_NORMS),
-            ("global_pool", GLOBAL_POOLS),
-            ("conv_init", CONV_INITS),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is none of {', '.join(map(repr, known))}")
-
-    def _check_ranges(self) -> None:
-        for name, least in (
-            *((name, 1) for name in ("in_chans", "stem_kernel", "stem_stride", "down_kernel", "down_stride")),
-            *((name, 0) for name in ("stem_padding", "down_padding", "num_classes")),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} must be at least {least}")
-        for name in ("depths", "dims", "image_size"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} must be whole numbers of at least 1")
-        for name in ("drop_path_rate", "dropout", "head_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} must be at least 0 and below 1")
-        for name in ("norm_eps", "skip_lam"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} must be above 0")
-        if min(self.mlp_ratios) < 0:
-            raise ConfigError(f"mlp_ratios: {self.mlp_ratios!r} must not be negative")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Tell whether a value is of the kind that a field declares; lists may stand for tuples."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        wanted = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
-        return len(value) == len(wanted) and all(map(_fits, value, wanted))
-    if hint in (int, float):
-        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
-    return isinstance(value, origin or hint)
-
-
-def _per_stage(mixers: Any, stages: int) -> tuple[Any, ...]:
-    """One mixer for all, or one entry per stage."""
-    return tuple(_tuples(mixers)) if isinstance(mixers, list | tuple) else (mixers,) * stages
-
-
-def _tuples(value: Any) -> Any:
-    """Lists, at any depth, as tuples."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -83,12 +83,12 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
         alone = _read(parser, recipe, argv[:2], f"{argv[1]}: ")
         alone.pop("config", None)
         try:
-            from_dict(alone)
+            from_dict(TrainConfig, alone)
         except ConfigError as error:
             raise ConfigError(f"{argv[1]}: {error}") from error
     values = _read(parser, recipe, argv)
     values.pop("config", None)
-    return from_dict(values)
+    return from_dict(TrainConfig, values)
 
 
 def _files(argv: list[str]) -> list[Path]:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
 
 import numpy as np
 import torch
@@ -12,46 +12,38 @@ from torch import Tensor
 
 from metaformer.data.image import MAX_PIXELS
 from metaformer.errors import ConfigError
+from metaformer.serialize import POSITIVE, POSITIVE_INT, OneOf, Range, Serializable
 
-T = TypeVar("T")
 Transform = Callable[[Image.Image], Tensor]
 Channels = tuple[float, float, float]
+Deviation = Annotated[float, POSITIVE]
+Deviations = tuple[Deviation, Deviation, Deviation]
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Preprocess:
+class Preprocess(Serializable):
     """Resize, center crop and normalize, as timm and the original repositories evaluate."""
 
-    image_size: int = 224
+    image_size: Annotated[int, POSITIVE_INT] = 224
     """Height and width of the input, in pixels."""
-    crop: float = 0.9
+    crop: Annotated[float, Range(0, 1, above=True)] = 0.9
     """Side of the center crop, as a fraction of the resized image."""
-    interpolation: str = "bicubic"
+    interpolation: Annotated[str, OneOf(("bicubic", "bilinear"))] = "bicubic"
     """Resampling: bicubic or bilinear."""
     mean: Channels = IMAGENET_MEAN
     """Per-channel mean that is subtracted (RGB in 0 ... 1)."""
-    std: Channels = IMAGENET_STD
+    std: Deviations = IMAGENET_STD
     """Per-channel standard deviation that is divided by."""
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ConfigError(f"image_size is {self.image_size}: it must be at least 1")
-        if not 0 < self.crop <= 1:
-            raise ConfigError(f"crop is {self.crop}: it must be above 0 and at most 1")
+        super().__post_init__()
         if self.image_size / self.crop > math.isqrt(MAX_PIXELS):
             raise ConfigError(
-                f"image_size is {self.image_size}, crop {self.crop}: images would be resized to more than "
+                f"image_size: {self.image_size} with crop {self.crop} would resize images to more than "
                 f"{math.isqrt(MAX_PIXELS)} pixels a side"
             )
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ConfigError(f"interpolation is {self.interpolation!r}: choose bicubic or bilinear")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise ConfigError(f"{name} is {values}: it must be three numbers")
-        if min(self.std) <= 0:
-            raise ConfigError(f"std is {self.std}: all three must be above 0")
 
     @property
     def resize(self) -> int:
@@ -74,19 +66,6 @@ class Preprocess:
         resize = transforms.Resize(self.resize, InterpolationMode(self.interpolation))
         return _Transform(transforms.Compose([resize, crop]), Normalize(self.mean, self.std))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Fields as JSON values."""
-        return to_plain(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
-        """Inverse of `to_dict`.
-
-        Raises:
-            ConfigError: an unknown field, or a value out of range.
-        """
-        return from_plain(cls, values)
-
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> "Preprocess":
         """Preprocessing of a model's `pretrained_cfg`, which has timm's keys; missing ones are defaults."""
@@ -98,27 +77,6 @@ class Preprocess:
             mean=tuple(cfg.get("mean", default.mean)),
             std=tuple(cfg.get("std", default.std)),
         )
-
-
-def to_plain(record: Any) -> dict[str, Any]:
-    """Fields of a preprocessing as JSON values."""
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(record).items()}
-
-
-def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Inverse of `to_plain`.
-
-    Raises:
-        ConfigError: an unknown field, or a value out of range.
-    """
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise ConfigError(f"preprocessing has unknown field(s) {', '.join(unknown)}")
-    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    try:
-        return kind(**given)
-    except TypeError as error:
-        raise ConfigError(f"preprocessing {dict(values)}: {error}") from error
 
 
 class Normalize:

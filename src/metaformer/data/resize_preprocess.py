@@ -1,56 +1,45 @@
 """Preprocessing of segmentation and detection: the whole image, its aspect ratio kept."""
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from typing import Annotated, Final, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Transform, from_plain, to_plain
+from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Deviations, Transform
 from metaformer.errors import ConfigError
+from metaformer.serialize import Range, Serializable
 
+Side = Annotated[int, Range(1, 2**15, integer=True)]
 MAX_SCALE: Final = 100
 MAX_INPUT_PIXELS: Final = 200_000_000
 
 
 @dataclass(frozen=True)
-class DensePreprocess:
+class DensePreprocess(Serializable):
     """Fit into a box with the aspect ratio kept, round both sides up to a multiple, normalize."""
 
-    long_side: int | None = 2048
+    long_side: Side | None = 2048
     """Longer side of the box, in pixels; None for an image's own size."""
-    short_side: int | None = 512
+    short_side: Side | None = 512
     """Shorter side of the box, in pixels."""
-    size_divisor: int = 32
+    size_divisor: Annotated[int, Range(1, 2**12, integer=True)] = 32
     """Both sides are rounded up to multiples of this, by a second resize; 1 leaves them."""
     mean: Channels = IMAGENET_MEAN
     """Per-channel mean that is subtracted (RGB in 0 ... 1)."""
-    std: Channels = IMAGENET_STD
+    std: Deviations = IMAGENET_STD
     """Per-channel standard deviation that is divided by."""
-    scale: float = 1.0
+    scale: Annotated[float, Range(0, MAX_SCALE, above=True)] = 1.0
     """Factor of the box, or of an image's own size: a scale of test-time augmentation."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.long_side is None) != (self.short_side is None):
             raise ConfigError(
-                f"long_side is {self.long_side}, short_side {self.short_side}: give both, or neither"
+                f"long_side: {self.long_side} beside short_side {self.short_side}: give both, or neither"
             )
-        for name, side in (("long_side", self.long_side), ("short_side", self.short_side)):
-            if side is not None and not 1 <= side <= 2**15:
-                raise ConfigError(f"{name} is {side}: it must lie between 1 and {2**15}")
-        if not 1 <= self.size_divisor <= 2**12:
-            raise ConfigError(f"size_divisor is {self.size_divisor}: it must lie between 1 and {2**12}")
-        if not 0 < self.scale <= MAX_SCALE:
-            raise ConfigError(f"scale is {self.scale}: it must be above 0 and at most {MAX_SCALE}")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise ConfigError(f"{name} is {values}: it must be three numbers")
-        if min(self.std) <= 0:
-            raise ConfigError(f"std is {self.std}: all three must be above 0")
 
     def fitted_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after the first resize."""
@@ -74,7 +63,7 @@ class DensePreprocess:
         for size in (self.fitted_size(*image.size), self.size(*image.size)):
             if size[0] * size[1] > MAX_INPUT_PIXELS:
                 sizes = f"{image.width}x{image.height} becomes {size[0]}x{size[1]} pixels"
-                raise ConfigError(f"scale is {self.scale}: {sizes}, more than {MAX_INPUT_PIXELS:,}")
+                raise ConfigError(f"scale: {self.scale} makes {sizes}, more than {MAX_INPUT_PIXELS:,}")
             if size != image.size:
                 image = image.resize(size, Image.Resampling.BILINEAR)
         return image
@@ -86,19 +75,6 @@ class DensePreprocess:
     def transform(self) -> Transform:
         """Build the transform: RGB image to (3, h, w)."""
         return _Transform(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return to_plain(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the preprocessing from the values of `to_dict`.
-
-        Raises:
-            ConfigError: an unknown field, or a value out of range.
-        """
-        return from_plain(cls, values)
 
 
 class _Transform:

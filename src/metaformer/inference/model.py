@@ -8,6 +8,7 @@ from pathlib import Path
 from metaformer.checkpoint.checkpoint import STATE, Checkpoint, read_checkpoint
 from metaformer.checkpoint.manifest import MANIFEST
 from metaformer.checkpoint.run_dir import RunDir, find_checkpoint
+from metaformer.config import TrainConfig
 from metaformer.data.preprocess import Preprocess
 from metaformer.errors import ConfigError, DataError, WeightsError
 from metaformer.inference.int8_model import NETWORK, Int8Network
@@ -88,7 +89,7 @@ def _saved(saved: Checkpoint, raw: bool) -> LoadedModel:
         card = saved.state["card"]
         if "int8" in card:
             return _quantized(saved)
-        config = from_dict(saved.state["config"])
+        config = from_dict(TrainConfig, saved.state["config"])
         task = str(card["task"])
         if task not in TASKS:
             raise WeightsError(f"{saved.directory}: task {task!r} is not known to this version")
@@ -110,7 +111,7 @@ def _quantized(saved: Checkpoint) -> LoadedModel:
         Int8Network(saved.directory / NETWORK),
         Preprocess.from_dict(card["preprocess"]),
         tuple(card["classes"]) if card["classes"] else None,
-        config=from_dict(run) if run else None,
+        config=from_dict(TrainConfig, run) if run else None,
     )
 
 

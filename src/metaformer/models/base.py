@@ -1,8 +1,8 @@
 """Base class and base configuration of segmenters and detectors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormerFeatures
 from metaformer.backbones.stage import Recompute
-from metaformer.errors import ConfigError, UnknownName
+from metaformer.errors import ConfigError
+from metaformer.serialize import Serializable
 
 Size = tuple[int, int]
 """Height and width."""
@@ -116,7 +117,7 @@ def _under_backbone(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseConfig:
+class DenseConfig(Serializable):
     """Configuration of a network on a backbone."""
 
     backbone: MetaFormerConfig | None = None
@@ -133,25 +134,19 @@ class DenseConfig:
                 "backbone: a module cannot be saved in a configuration: build the network with a name or a "
                 "MetaFormerConfig, or save the weights alone (state_dict())"
             )
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return own | {"backbone": self.backbone.to_dict()}
+        return super().to_dict() | {"backbone": self.backbone.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build a configuration from the values of `to_dict`.
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`.
 
         Raises:
-            UnknownName: an unknown field.
-            ConfigError: a value out of range, or no backbone.
+            UnknownName: an unknown field or choice; the nearest ones are offered.
+            ConfigError: a value of another type or out of range, or no backbone; it names the field.
         """
-        known = {field.name for field in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise UnknownName(f"{cls.__name__} field", name, known)
-        backbone = values.get("backbone")
-        if not isinstance(backbone, dict):
-            raise ConfigError(f"backbone: {backbone!r} must hold the fields of a MetaFormerConfig")
-        return cls(**{**values, "backbone": MetaFormerConfig.from_dict(backbone)})
+        if values.get("backbone") is None:
+            raise ConfigError("backbone: missing")
+        return super().from_dict(values)
 
 
 PRECISIONS = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}

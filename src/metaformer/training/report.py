@@ -5,6 +5,7 @@ from pathlib import Path
 
 from metaformer.checkpoint.checkpoint import read_checkpoint
 from metaformer.checkpoint.run_dir import RunDir, read_log
+from metaformer.config import TrainConfig
 from metaformer.report.page import render
 from metaformer.serialize import from_dict
 from metaformer.storage import whole_file
@@ -21,7 +22,7 @@ def write_report(run: str | Path) -> Path:
     """
     run_dir = RunDir(Path(run))
     state = read_checkpoint(run_dir.best).state
-    spec, config = TASKS[state["card"]["task"]], from_dict(state["config"])
+    spec, config = TASKS[state["card"]["task"]], from_dict(TrainConfig, state["config"])
     page = render(
         spec.report(state, config),
         state,

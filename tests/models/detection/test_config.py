@@ -27,8 +27,8 @@ def test_json_and_back() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("kind", "yolo", "unknown kind of detector 'yolo'"),
-        ("backbone", "poolformer_s12", "must be a MetaFormerConfig"),
+        ("kind", "yolo", "kind 'yolo'"),
+        ("backbone", "poolformer_s12", "backbone"),
         ("num_classes", 0, "num_classes: 0"),
         ("fpn_dim", None, "fpn_dim: None"),
         ("head_dim", True, "head_dim: True"),
@@ -36,7 +36,7 @@ def test_json_and_back() -> None:
         ("score_threshold", 1.1, "from 0 to 1"),
         ("nms_threshold", "0.5", "from 0 to 1"),
         ("anchor_scale", 0, "above 0"),
-        ("anchor_scale", float("nan"), "above 0"),
+        ("anchor_scale", float("nan"), "anchor_scale"),
     ],
 )
 def test_wrong_values_are_refused(field: str, value: Any, message: str) -> None:
@@ -47,7 +47,7 @@ def test_wrong_values_are_refused(field: str, value: Any, message: str) -> None:
 def test_unknown_fields_and_a_missing_backbone() -> None:
     with pytest.raises(ConfigError, match="anchor_scale"):
         DetectorConfig.from_dict({**CONFIG.to_dict(), "anchor_scales": 3})
-    with pytest.raises(ConfigError, match="must hold the fields"):
+    with pytest.raises(ConfigError, match=r"^backbone: "):
         DetectorConfig.from_dict({"kind": "retinanet"})
     with pytest.raises(ConfigError, match="cannot be saved"):
         DetectorConfig().to_dict()

@@ -250,7 +250,7 @@ def test_an_evaluation_that_a_signal_cuts_is_done_again(
 def train_and_go_on(config: str, out: str) -> None:
     """What each of two processes does: a run, a measurement, and a run that goes on from the middle."""
     torch.set_num_threads(1)
-    settings = from_dict(json.loads(Path(config).read_text()))
+    settings = from_dict(TrainConfig, json.loads(Path(config).read_text()))
     train(settings, f"{out}/two")
     report = evaluate(f"{out}/two", workers=0)
     print(json.dumps({**report.metrics, "images": report.images}))

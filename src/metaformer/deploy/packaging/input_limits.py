@@ -1,8 +1,7 @@
 """Limits of a package's input images."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from metaformer.backbones.feature_info import FeatureInfo
 from metaformer.backbones.metaformer import Trunk
 from metaformer.errors import ConfigError, SizeError
+from metaformer.serialize import Serializable
 
 Range = tuple[int, int]
 """Smallest and largest value, both allowed."""
@@ -19,7 +19,7 @@ LARGEST_SIDE: Final = 4096
 
 
 @dataclass(frozen=True)
-class InputLimits:
+class InputLimits(Serializable):
     """Images (B, channels, H, W) that a package takes."""
 
     batch: Range
@@ -34,6 +34,7 @@ class InputLimits:
     """Kind of device, such as `cpu`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch", "height", "width"):
             least, most = getattr(self, name)
             if not 1 <= least <= most:
@@ -71,16 +72,6 @@ class InputLimits:
     def __str__(self) -> str:
         size = f"{_span(self.height)}×{_span(self.width)} pixels"
         return f"{_span(self.batch)} images of {size}, {self.dtype} on {self.device}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "InputLimits":
-        """Undo `to_dict`."""
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**fields)
 
 
 def limits_for(network: nn.Module, batch: Range, size: Sizes, sample: Tensor | None) -> InputLimits:
