@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from metaformer.errors import OutputError
-from metaformer.storage import whole_bytes, whole_file
+from metaformer.storage import FileNames, whole_bytes, whole_file
 
 
 def test_the_file_is_there_at_the_end_only(tmp_path: Path) -> None:
@@ -39,3 +39,10 @@ def test_bytes_appear_whole_too(tmp_path: Path) -> None:
         stream.write(b"new")
         raise KeyError
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.bin", b"5234")]
+
+
+def test_file_names_are_unique_whatever_their_case() -> None:
+    names = FileNames()
+    paths = ("a/x.jpg", "b/x.png", "x_2.png", "c/X.jpg", "", "")
+    assert [names.of(path) for path in paths] == ["x", "x_2", "x_2_2", "X_3", "image", "image_2"]
+    assert names.unlike("x") == "x_4"

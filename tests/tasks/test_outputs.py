@@ -1,53 +1,84 @@
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metaformer.errors import ConfigError, OutputError
-from metaformer.tasks.outputs import Prediction, Writer, check_fps, json_line, write_formats
-from metaformer.weights.formats import Format
+from metaformer.tasks.outputs import Output, Prediction, Writer, drawn_output, json_line, write_outputs
+
+Make = Callable[..., Prediction[Any]]
 
 
 @contextmanager
-def names_into(taken: list[str]) -> Iterator[Writer]:
-    yield lambda name, seen: taken.append(name)
-    taken.append("end")
+def names_into(names: list[str]) -> Iterator[Writer[Any]]:
+    yield lambda name, prediction: names.append(name)
+    names.append("end")
 
 
-def test_every_format_gets_every_result_under_one_name(
-    seen: Callable[..., Prediction], tmp_path: Path
-) -> None:
+def test_every_output_gets_every_prediction_under_one_name(seen: Make, tmp_path: Path) -> None:
     first: list[str] = []
     second: list[str] = []
-    formats = [
-        Format(names_into(first), "lines", tmp_path / "lines"),
-        Format(names_into(second), "images", tmp_path / "drawn", tmp_path / "drawn"),
-    ]
-    found = [seen("a/x.jpg"), seen("b/x.jpg"), seen("c.gif", frame=0), seen("c.gif", frame=1)]
-    told = list(write_formats(found, formats))
+
+    def outputs(place: Path) -> list[Output]:
+        folder = place / "drawn"
+        return [
+            Output(names_into(first), "lines", place / "lines"),
+            Output(names_into(second), "images", folder, folder),
+        ]
+
+    predictions = [seen("a/x.jpg"), seen("b/x.jpg"), seen("c.gif", frame=0), seen("c.gif", frame=1)]
+    lines = list(write_outputs(predictions, tmp_path, outputs, needs_folder={}))
     assert first == second == ["x", "x_2", "c_000000", "c_000001", "end"]
-    assert told == [f"4 lines: {tmp_path / 'lines'}", f"4 images: {tmp_path / 'drawn'}"]
+    assert lines == [f"4 lines: {tmp_path / 'lines'}", f"4 images: {tmp_path / 'drawn'}"]
 
 
-def test_images_in_a_folder_of_results_are_refused(seen: Callable[..., Prediction], tmp_path: Path) -> None:
-    one = seen("a/x.jpg")
-    formats = [Format(names_into([]), "images", tmp_path, Path(one.result.path).parent)]
-    with pytest.raises(OutputError, match="choose another folder"):
-        list(write_formats([one], formats))
+def test_images_in_an_output_folder_are_not_overwritten(seen: Make, tmp_path: Path) -> None:
+    prediction = seen("a/x.jpg")
+
+    def outputs(place: Path) -> list[Output]:
+        return [Output(names_into([]), "images", place, Path(prediction.path).parent)]
+
+    with pytest.raises(OutputError, match=r"x\.jpg"):
+        list(write_outputs([prediction], tmp_path / "out", outputs, needs_folder={}))
 
 
-def test_a_frame_tells_its_place(seen: Callable[..., Prediction]) -> None:
+def test_predictions_without_a_place_are_json_lines_with_the_frame(seen: Make) -> None:
+    lines = write_outputs([seen(), seen(frame=3)], None, lambda place: [], needs_folder={"draw": False})
+    assert [json.loads(line).get("frame") for line in lines] == [None, 3]
     assert json_line(seen(frame=3))["frame"] == 3 and "frame" not in json_line(seen())
 
 
-def test_an_animation_needs_images_and_speed() -> None:
-    check_fps(None, False)
-    check_fps(25, True)
-    for fps, images, told in (
-        (25, False, "ask for images"),
-        (0, True, "above 0"),
-        (2000, True, "at most"),
-    ):
-        with pytest.raises(ConfigError, match=told):
-            check_fps(fps, images)
+@pytest.mark.parametrize(
+    ("out", "needs_folder", "error", "named"),
+    [
+        (None, {"draw": True, "coco": None}, ConfigError, "draw"),
+        ("out.json", {}, ConfigError, r"out\.json"),
+        ("out.csv", {}, ConfigError, r"out\.csv"),
+        ("file/out", {}, OutputError, "file"),
+        ("file/out.jsonl", {}, OutputError, "file"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_before_the_work(
+    out: str | None, needs_folder: dict[str, Any], error: type[Exception], named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("kept")
+
+    def work() -> Iterator[Prediction[Any]]:
+        raise AssertionError("worked in vain")
+        yield
+
+    place = None if out is None else tmp_path / out
+    with pytest.raises(error, match=named):
+        list(write_outputs(work(), place, lambda _: [], needs_folder=needs_folder, suffixes=(".jsonl",)))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("fps", [0, -1, 2000, float("nan")])
+def test_frames_a_second_are_positive_and_at_most_1000(fps: float, tmp_path: Path) -> None:
+    drawn_output(tmp_path, lambda prediction, moving: prediction.pixels(), 25)
+    with pytest.raises(ConfigError, match="fps is"):
+        drawn_output(tmp_path, lambda prediction, moving: prediction.pixels(), fps)

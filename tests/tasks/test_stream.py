@@ -1,23 +1,66 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from metaformer.errors import BadImage, ConfigError
+from metaformer.errors import BadImage, ConfigError, DataError
+from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.segmentation.results import Segmentation
-from metaformer.tasks.stream import ImageList, ImageStream, read_ahead
+from metaformer.tasks.stream import ImageList, StreamPredictor, read_ahead
 
 
-class Reds(ImageStream):
-    """Says which pixels are red."""
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    for name in ("b/2.png", "b/deep/1.JPG", "a/3.png", "a/.hidden.png", "a/notes.txt"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".txt":
+            file.write_text("x")
+        else:
+            Image.new("L", (4, 4), 7).save(file, "PNG")
+    return tmp_path
 
-    def see(self, image: Image.Image, path: str, name: str) -> Segmentation:
+
+def test_a_folder_gives_all_images_below_it_sorted(album: Path) -> None:
+    images = ImageList(album)
+    assert [images.path(i) for i in range(len(images))] == [
+        str(album / name) for name in ("a/3.png", "b/2.png", "b/deep/1.JPG")
+    ]
+    assert images.image(0).mode == "RGB" and list(images.labels) == [0, 0, 0]
+
+
+def test_globs_files_and_images_in_memory_keep_their_order(album: Path) -> None:
+    images = ImageList([str(album / "**" / "*.JPG"), album / "a" / "3.png", Image.new("L", (2, 2))])
+    assert [Path(images.path(i)).name for i in range(3)] == ["1.JPG", "3.png", ""]
+    assert images.image(2).mode == "RGB"
+
+
+@pytest.mark.parametrize(("source", "named"), [("zzz", "zzz"), ("*.gif", r"\*\.gif"), ([], "no images")])
+def test_sources_without_images_are_named(album: Path, source: str | list[str], named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        ImageList(str(album / source) if isinstance(source, str) else source)  # type: ignore[arg-type]
+
+
+def test_file_names_must_be_utf_8(tmp_path: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.png"))
+    Image.new("RGB", (2, 2)).save(file)
+    with pytest.raises(DataError, match="UTF-8"):
+        ImageList(file)
+
+
+class Reds(StreamPredictor[Segmentation]):
+    """Mask of red pixels."""
+
+    model: LoadedModel
+
+    def predict_image(self, image: Image.Image, path: str, name: str) -> Segmentation:
         red = (np.asarray(image)[..., 0] > 100).astype(np.uint8)
         return Segmentation(path, red, ("other", "red"), ((0, 0, 0), (255, 0, 0)))
 
 
-def halves(width: int, height: int) -> Image.Image:
+def half_red(width: int, height: int) -> Image.Image:
     """Red on the left."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[:, : width // 2, 0] = 200
@@ -25,29 +68,29 @@ def halves(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_images_come_in_order_and_clips_frame_by_frame(workers: int, tmp_path: Path) -> None:
+def test_images_are_predicted_in_order_and_videos_frame_by_frame(workers: int, tmp_path: Path) -> None:
     for name in ("a.jpg", "z.png"):
-        halves(40, 30).save(tmp_path / name)
-    halves(24, 16).save(
-        tmp_path / "m.gif", save_all=True, append_images=[halves(24, 16).rotate(180)], duration=30
-    )
-    found = list(Reds(workers).stream(ImageList(tmp_path)))
-    assert [(Path(one.result.path).name, one.frame, one.milliseconds) for one in found] == [
+        half_red(40, 30).save(tmp_path / name)
+    rotated = half_red(24, 16).rotate(180)
+    half_red(24, 16).save(tmp_path / "m.gif", save_all=True, append_images=[rotated], duration=30)
+    predictions = list(Reds(workers).predict(ImageList(tmp_path)))
+    assert [(Path(one.path).name, one.frame, one.milliseconds) for one in predictions] == [
         ("a.jpg", None, 0), ("m.gif", 0, 30), ("m.gif", 1, 30), ("z.png", None, 0),
     ]  # fmt: skip
-    assert [one.result.label_map[8, 2] for one in found] == [1, 1, 0, 1]
+    assert [one.result.label_map[8, 2] for one in predictions] == [1, 1, 0, 1]
+    assert [one.pixels().size for one in predictions] == [(40, 30), (24, 16), (24, 16), (40, 30)]
 
 
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    halves(9, 9).save(tmp_path / "a.png")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_named(workers: int, tmp_path: Path) -> None:
+    half_red(9, 9).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
-    for workers in (0, 2):
-        with pytest.raises(BadImage, match=r"b\.png"):
-            list(Reds(workers).stream(ImageList(tmp_path)))
+    with pytest.raises(BadImage, match=r"b\.png"):
+        list(Reds(workers).predict(ImageList(tmp_path)))
 
 
 @pytest.mark.parametrize(("count", "workers"), [(0, 2), (1, 4), (7, 2), (7, 0)])
-def test_reading_ahead_changes_nothing(count: int, workers: int) -> None:
+def test_reading_ahead_keeps_the_order(count: int, workers: int) -> None:
     assert list(read_ahead(lambda index: index * index, count, workers)) == [i * i for i in range(count)]
 
 
@@ -59,6 +102,6 @@ def test_no_more_is_read_ahead_than_there_are_threads() -> None:
     assert len(read) <= 3
 
 
-def test_fewer_than_no_threads_are_refused() -> None:
-    with pytest.raises(ConfigError, match="workers is -1: it must be 0 or more"):
+def test_workers_are_not_negative() -> None:
+    with pytest.raises(ConfigError, match="workers is -1"):
         Reds(workers=-1)

@@ -1,49 +1,56 @@
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.factory import create_model
-from metaformer.tasks.base import Evaluation, StepContext, Task
+from metaformer.tasks.base import StepContext
+from metaformer.tasks.classification.evaluate import ClassificationEvaluation
 from metaformer.tasks.classification.loss import build_criterion
 from metaformer.tasks.classification.mixup import Mix
 from metaformer.tasks.classification.task import ClassificationTask, build_classifier
+from metaformer.training.train import train
 from metaformer.weights.load import load_weights
+from toys import TINY, build_task
 
-TINY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
-LOOK = Preprocess(image_size=32)
+Configure = Callable[..., TrainConfig]
+PREPROCESS = Preprocess(image_size=32)
 
 
 @pytest.fixture
-def task(folder: ImageFolder) -> ClassificationTask:
-    model = build_classifier("poolformer_n", 3, image_size=32, overrides=dict(TINY))
+def task(configure: Configure, folder: ImageFolder) -> ClassificationTask:
     return ClassificationTask(
-        model,
+        build_classifier(configure(), 3),
         "poolformer_n",
-        AugmentedDataset(folder, LOOK.transform()),
-        Evaluation(folder, LOOK),
-        LOOK,
+        AugmentedDataset(folder, PREPROCESS.transform()),
+        ClassificationEvaluation(folder, PREPROCESS),
+        PREPROCESS,
         build_criterion("cross_entropy"),
         mix=Mix(3, mixup=0.8, cutmix=1.0, smoothing=0.0),
     )
 
 
-def test_it_is_a_task(task: ClassificationTask) -> None:
-    as_task: Task = task
-    assert as_task.metric in task.evaluate(task.model.eval()).metrics
+def test_it_is_evaluated_by_its_metric(task: ClassificationTask) -> None:
+    assert task.metric in task.evaluate(task.model.eval()).metrics
 
 
-def test_mixing_depends_on_the_moment_only(task: ClassificationTask) -> None:
+def test_mixing_depends_on_the_step_only(task: ClassificationTask) -> None:
     torch.manual_seed(0)
     batch = Batch(torch.randn(6, 3, 32, 32), torch.arange(6) % 3, torch.arange(6))
+    contexts = [StepContext(3, 0), StepContext(3, 0), StepContext(4, 0), StepContext(3, 0, 1)]
     with torch.no_grad():
-        moments = [StepContext(3, 0), StepContext(3, 0), StepContext(4, 0), StepContext(3, 0, 1)]
-        losses = [task.losses(task.model.eval(), batch, moment)["loss"].item() for moment in moments]
+        losses = [task.losses(task.model.eval(), batch, context)["loss"].item() for context in contexts]
     assert losses[0] == losses[1] and len(set(losses)) == 3
 
 
@@ -52,55 +59,78 @@ def test_files_of_a_batch_are_named(task: ClassificationTask) -> None:
     assert [Path(name).name for name in task.names(batch)] == ["ant0.png", "cat1.png"]
 
 
-def test_the_card_rebuilds_the_model(task: ClassificationTask) -> None:
-    from metaformer.backbones.config import MetaFormerConfig
-    from metaformer.backbones.metaformer import MetaFormer
+def test_the_model_is_built_for_the_data_and_the_settings(configure: Configure) -> None:
+    mixers = ["pooling", "pooling", "attention", "identity"]
+    settings = {"mixers": mixers, "drop_path_rate": 0.25, "head_dropout": 0.5}
+    model = build_task(configure(model=settings, data={"image_size": 64})).model
+    assert model.num_classes == 3 and model.config.image_size == (64, 64)
+    assert model.config.mixers == tuple(mixers)
+    assert (model.config.drop_path_rate, model.config.head_dropout) == (0.25, 0.5)
+    identity = build_task(configure(model={"mixers": "identity"})).model
+    assert identity.config.mixers == ("identity",) * 4
 
-    card = task.card()
-    assert card["classes"] == ["ant", "bee", "cat"] and Preprocess.from_dict(card["preprocess"]) == LOOK
-    again = MetaFormer(MetaFormerConfig.from_dict(card["model"]))
-    again.load_state_dict(task.model.state_dict())
+
+def test_initial_weights_are_a_function_of_the_seed(configure: Configure) -> None:
+    one, same, other = (build_task(configure(seed=seed)).model.head.fc.weight for seed in (1, 1, 2))
+    assert one.equal(same) and not one.equal(other)
 
 
-def test_a_checkpoint_of_other_classes_gives_all_but_the_last_layer(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+def test_repeated_augmentation_takes_each_image_that_often(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, batches = ClassificationTask.losses, list[list[int]]()
 
+    def recorded(
+        self: ClassificationTask, model: nn.Module, batch: Batch, context: StepContext
+    ) -> dict[str, Tensor]:
+        batches.append(batch.indices.tolist())
+        return losses(self, model, batch, context)
+
+    monkeypatch.setattr(ClassificationTask, "losses", recorded)
+    for repeated_aug in (1, 3):
+        batches.clear()
+        config = configure(data={"repeated_aug": repeated_aug}, schedule={"epochs": 1})
+        train(config, tmp_path / str(repeated_aug))
+        assert len(batches) == 4  # an epoch is as long as the data
+        assert all(set(Counter(batch).values()) == {repeated_aug} for batch in batches)
+
+
+def test_a_checkpoint_of_other_classes_gives_all_but_the_last_layer(
+    configure: Configure, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    seven = create_model("poolformer_n", num_classes=7, **TINY)
-    save_file(seven.state_dict(), tmp_path / "seven.safetensors")
-    options = {"checkpoint": str(tmp_path / "seven.safetensors"), "overrides": dict(TINY)}
-    three, same = (build_classifier("poolformer_n", n, **options) for n in (3, 7))  # type: ignore[arg-type]
+    file = tmp_path / "seven.safetensors"
+    seven = create_model("poolformer_n", num_classes=7, **{k: tuple(v) for k, v in TINY.items()})
+    save_file(seven.state_dict(), file)
+    config = configure(model={"checkpoint": str(file)})
+    three, same = (build_classifier(config, classes) for classes in (3, 7))
     assert three.head.fc.weight.shape[0] == 3
     assert torch.equal(three.stem.conv.weight, seven.stem.conv.weight)
     assert torch.equal(same.head.fc.weight, seven.head.fc.weight)
     with pytest.raises(WeightsError):
-        build_classifier("poolformer_n", 3, checkpoint=options["checkpoint"])  # type: ignore[arg-type]
-    # a file wins over the published weights, so that nothing is downloaded
-    build_classifier("poolformer_n", 3, pretrained=True, **options)  # type: ignore[arg-type]
+        build_classifier(replace(config, model=replace(config.model, overrides={})), 3)
+    # a file takes precedence over published weights: nothing is downloaded
+    build_classifier(replace(config, model=replace(config.model, pretrained=True)), 3)
 
 
-def test_a_checkpoint_of_another_grid_is_resampled(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
+def test_a_checkpoint_of_another_grid_is_resampled(configure: Configure, tmp_path: Path) -> None:
     fixed = {**TINY, "mixers": ("identity", "identity", "identity", "spatial_fc")}
     torch.manual_seed(0)
     small = create_model("poolformer_n", num_classes=3, image_size=(64, 64), **fixed)
     save_file(small.state_dict(), tmp_path / "w.safetensors")
-    large = build_classifier(
-        "poolformer_n", 3, checkpoint=str(tmp_path / "w.safetensors"), image_size=96, overrides=dict(fixed)
-    )
+    model = {"checkpoint": str(tmp_path / "w.safetensors"), "overrides": dict(fixed)}
+    large = build_classifier(configure(model=model, data={"image_size": 96}), 3)
     assert large(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
     assert load_weights(small, tmp_path / "w.safetensors").complete
 
 
-def test_fields_of_their_own_are_not_overridden() -> None:
-    with pytest.raises(ConfigError, match=r"model\.num_classes"):
-        build_classifier("poolformer_n", 3, overrides={"num_classes": 4})
-    with pytest.raises(ConfigError, match="dimms"):
-        build_classifier("poolformer_n", 3, overrides={"dimms": 4})
+@pytest.mark.parametrize(("field", "named"), [("num_classes", r"model\.num_classes"), ("dimms", "dimms")])
+def test_overrides_that_cannot_be_are_named(configure: Configure, field: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        build_classifier(configure(model={"overrides": {field: 4}}), 3)
 
 
 @pytest.mark.parametrize("mode", [False, True, "mlp"])
-def test_what_blocks_recompute(mode: Any) -> None:
-    model = build_classifier("poolformer_n", 3, overrides=dict(TINY), grad_checkpointing=mode)
+def test_stages_recompute_what_is_configured(configure: Configure, mode: Any) -> None:
+    model = build_classifier(configure(model={"grad_checkpointing": mode}), 3)
     assert [stage.grad_checkpointing for stage in model.stages] == [mode] * 4
