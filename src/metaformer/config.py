@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen, typed, saved with it; each docstring below a field is its `--help`."""
+"""Configuration of a training run: frozen dataclasses; the docstring below a field is its `--help`."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,106 +9,106 @@ class ModelConfig:
     """The network."""
 
     name: str = "poolformer_s12"
-    """Model name, as `metaformer list` prints it."""
+    """Model name, as listed by `metaformer list`."""
     pretrained: bool = False
-    """Start from the published weights, downloaded once; `name` may carry a tag (`NAME.TAG`)."""
+    """Start from published weights, downloaded once; `name` may have a tag (`NAME.TAG`)."""
     checkpoint: str | None = None
-    """Start from this file, in any published format; its classifier is dropped if the class count differs."""
+    """Start from this file, in any published format; the classifier is reset if its classes differ."""
     num_classes: int | None = None
-    """Number of classes; taken from the data when not given."""
+    """Number of classes; that of the data by default."""
     mixers: str | list[str] | None = None
-    """Token mixer of all stages, `pooling(size=5)`, or a list of one per stage."""
+    """Token mixer of all stages, such as `pooling(size=5)`, or a list with one per stage."""
     drop_path_rate: float = 0.0
-    """Stochastic depth, growing linearly to this rate at the last block."""
+    """Stochastic depth rate of the last block; it grows linearly from 0."""
     head_dropout: float = 0.0
-    """Dropout inside the classifier."""
+    """Dropout in the classifier."""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Further fields of `MetaFormerConfig`, as in `{norm: batch_norm}`."""
+    """Other fields of `MetaFormerConfig`, such as `{norm: batch_norm}`."""
     grad_checkpointing: bool | Literal["mlp"] = False
-    """Recompute in the backward pass: blocks (`true`: least memory, about a third slower), or only the wide
-    maps of their MLPs (`mlp`: most of that memory, about a sixth slower)."""
+    """Recompute activations in the backward pass: of blocks (`true`: least memory, about a third slower), or
+    only the hidden ones of MLPs (`mlp`: saves most of that memory, about a sixth slower)."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images are and how they are grouped."""
+    """The data set and its batches."""
 
     root: str = ""
-    """Folder that holds the data set."""
+    """Folder of the data set."""
     train: str = "train"
-    """Sub-folder to learn from: one folder per class inside."""
+    """Training split."""
     val: str = "val"
-    """Sub-folder to evaluate on."""
+    """Validation split."""
     image_size: int = 224
-    """Height and width of the network's input, in pixels; in segmentation those of training crops."""
+    """Height and width of the network's input in pixels; in segmentation, of training crops."""
     batch_size: int = 128
-    """Images per optimizer step, over all devices and accumulation steps together."""
+    """Images per optimizer step, over all devices and accumulation steps."""
     eval_batch_size: int = 128
-    """Images per device in evaluation."""
+    """Images per batch and device in evaluation."""
     workers: int = 4
-    """Processes that read and augment, per device; 0 reads in the main process."""
+    """Data loading processes per device; 0 loads in the main process."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A training image that cannot be read: an error, or logged and left out (up to 0.1 % of all)."""
+    """Training images that cannot be read: stop with an error, or log and skip them (up to 0.1 % of all)."""
     repeated_aug: int = 1
-    """Repeated augmentation: how many augmented copies of an image an epoch holds (CycleMLP: 3)."""
+    """Repeated augmentation: augmented copies of an image per epoch (CycleMLP: 3)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Per-channel mean that is subtracted (RGB in 0 … 1)."""
+    """Mean of each channel (RGB, 0 to 1), subtracted from images."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Per-channel standard deviation that is divided by."""
+    """Standard deviation of each channel, which images are divided by."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to training images."""
+    """Augmentation of training images."""
 
     scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that a random crop takes."""
+    """Area of random crops, as a fraction of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Aspect ratio of a random crop."""
+    """Aspect ratio of random crops."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     vflip: float = 0.0
     """Probability of a vertical flip."""
     color_jitter: float = 0.4
-    """Strength of brightness, contrast and saturation jitter; unused beside `auto_augment`, as in timm."""
+    """Strength of brightness, contrast and saturation jitter; not applied with `auto_augment`, as in timm."""
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """timm's notation for RandAugment, AugMix or AutoAugment; null for none."""
+    """RandAugment, AugMix or AutoAugment in timm's notation; null for none."""
     interpolation: Literal["random", "bicubic", "bilinear"] = "random"
-    """Resampling of random crops; `random` takes bilinear or bicubic by chance."""
+    """Resampling of random crops; `random` picks bilinear or bicubic for each image."""
     erase: float = 0.25
     """Probability of random erasing."""
     erase_mode: Literal["const", "rand", "pixel"] = "pixel"
-    """What random erasing fills with."""
+    """Fill of random erasing: zeros, one random color, or random pixels."""
     mixup: float = 0.8
-    """Mixup's alpha; 0 for none."""
+    """Mixup alpha; 0 for none."""
     cutmix: float = 1.0
-    """CutMix's alpha; 0 for none."""
+    """CutMix alpha; 0 for none."""
     mix_probability: float = 1.0
-    """Probability that a batch is mixed at all."""
+    """Probability that Mixup or CutMix is applied to a batch."""
     mix_switch: float = 0.5
-    """Probability of CutMix where both are on."""
+    """Probability of CutMix rather than Mixup when both are enabled."""
     mix_off_epoch: int = 0
-    """Epoch from which nothing is mixed; 0 for never."""
+    """Epoch from which Mixup and CutMix are off; 0 for never."""
     aug_splits: int = 1
-    """Views per image (the first clean) for the JSD loss; 1 for none."""
+    """Augmented views per image for the JSD loss, the first only cropped and flipped; 1 for none."""
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimized."""
+    """Classification loss."""
 
     name: Literal["cross_entropy", "bce", "jsd"] = "cross_entropy"
-    """Cross-entropy, binary cross-entropy over classes, or Jensen-Shannon divergence between views."""
+    """Cross-entropy, binary cross-entropy, or cross-entropy with Jensen-Shannon divergence between views."""
     smoothing: float = 0.1
     """Label smoothing."""
     distill: Literal["none", "soft", "hard"] = "none"
-    """Knowledge distillation from a teacher: its softened distribution, or its decision."""
+    """Knowledge distillation: from the teacher's probabilities (`soft`) or its top class (`hard`)."""
     teacher: str | None = None
-    """Teacher's model name; `timm:NAME` for one of timm's."""
+    """Model name of the teacher; `timm:NAME` for a timm model."""
     teacher_checkpoint: str | None = None
-    """The teacher's weights; its published ones when not given."""
+    """Weights of the teacher; the published ones by default."""
     distill_alpha: float = 0.5
-    """Share of the distillation loss."""
+    """Weight of the distillation loss; the other loss has 1 minus it."""
     distill_tau: float = 1.0
     """Temperature of soft distillation."""
 
@@ -120,37 +120,37 @@ class OptimConfig:
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
     """AdamW, LAMB (CAFormer) or SGD with momentum 0.9."""
     lr: float = 1e-3
-    """Peak learning rate, for `data.batch_size` images a step."""
+    """Peak learning rate, for a batch of `data.batch_size`."""
     weight_decay: float = 0.05
-    """Weight decay; one-dimensional parameters and biases have none."""
+    """Weight decay; not for biases and one-dimensional parameters."""
     eps: float = 1e-8
-    """Adam's epsilon."""
+    """Epsilon of Adam."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's averages."""
+    """Betas of Adam."""
     clip: float | None = None
-    """Largest gradient norm; null for no clipping."""
+    """Maximum gradient norm; null for no clipping."""
     accumulate: int = 1
-    """Backward passes per step: memory falls, the batch stays `data.batch_size`."""
+    """Gradient accumulation steps; the batch stays `data.batch_size`."""
     layer_decay: float = 1.0
-    """Learning-rate factor from each block to the one before it; 1 for none."""
+    """Layer-wise learning-rate decay: factor from each block to the one before; 1 for none."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How long, and the learning rate over time."""
+    """Length of the run and learning-rate schedule."""
 
     name: Literal["cosine", "poly", "step", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up."""
+    """Learning-rate schedule after warm-up."""
     power: float = 0.9
-    """Exponent of `poly`: the rate falls as (1 - step / steps) to this power."""
+    """Exponent of `poly`: the rate is proportional to (1 - step / steps) ** power."""
     milestones: list[int] = field(default_factory=lambda: [8, 11])
-    """Epochs after which `step` lowers the rate."""
+    """Epochs at which `step` lowers the rate."""
     gamma: float = 0.1
-    """Factor by which `step` lowers it."""
+    """Factor of `step` at each milestone."""
     epochs: int = 300
-    """Epochs of the schedule, warm-up included."""
+    """Epochs, warm-up included."""
     steps: int | None = None
-    """Steps of the schedule, warm-up included, instead of epochs; dense tasks count so."""
+    """Steps, warm-up included, instead of epochs."""
     warmup_epochs: float = 5
     """Epochs of linear warm-up."""
     warmup_steps: int | None = None
@@ -158,171 +158,171 @@ class ScheduleConfig:
     warmup_lr: float = 1e-6
     """Learning rate at the first step."""
     min_lr: float = 1e-5
-    """Learning rate at the end, and in the cool-down."""
+    """Learning rate at the end and during cool-down."""
     cooldown_epochs: int = 0
-    """Further epochs at the smallest learning rate."""
+    """Epochs at `min_lr` after the schedule."""
 
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """The exponential moving average of the weights."""
+    """Exponential moving average (EMA) of the weights."""
 
     decay: float | None = None
-    """Decay per step; null for no average."""
+    """Decay per step; null for no EMA."""
     evaluate: bool = True
-    """Evaluate and publish the average rather than the raw weights."""
+    """Evaluate the EMA and save it as the best weights."""
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How accuracy is measured."""
+    """Evaluation."""
 
     crop: float = 0.9
-    """Share of the resized image that the center crop keeps."""
+    """Center crop, as a fraction of the resized image."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    """Resampling."""
+    """Resampling of validation images."""
     every: int = 1
     """Epochs between evaluations."""
     every_steps: int = 0
-    """Steps between evaluations, instead of epochs; 0 for none."""
+    """Steps between evaluations, instead of epochs; 0 to count epochs."""
     real_labels: str | None = None
-    """ReaL labels: a JSON list with the accepted classes of each validation image, in file order."""
+    """ReaL labels: JSON list with the correct classes of each validation image, in file order."""
     class_subset: str | None = None
-    """Text file with one class name per line: only their logits and images count (ImageNet-A, -R)."""
+    """Text file with one class name per line; other classes are ignored (ImageNet-A, ImageNet-R)."""
     flip: bool = False
-    """Average with the mirrored image."""
+    """Test-time augmentation: average with the horizontally flipped image."""
     crops: Literal[1, 5] = 1
-    """Center crop, or center and corners averaged."""
+    """Center crop, or the average of center and corner crops."""
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """The machine, the log and the checkpoints."""
+    """Devices, logging and checkpoints."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Mixed precision."""
     compile: bool = False
-    """Run the model through torch.compile."""
+    """Compile the model with torch.compile."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """On several devices: a copy of the model on each, or its parameters shared out among them (FSDP2)."""
+    """On several devices: replicate the model (DDP) or shard its parameters (FSDP2)."""
     sync_batch_norm: bool = False
-    """Batch norm over all devices' images instead of each device's own; CUDA only."""
+    """Synchronize batch norm over devices; CUDA only."""
     timeout: float = 600.0
-    """Seconds that a process waits for the others, and 120 at most for data, before the run ends."""
+    """Seconds to wait for another process, and at most 120 for data, before the run stops with an error."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """A step whose input, loss or gradient is not finite: end the run, or leave out up to three in a row."""
+    """Steps whose input, loss or gradient is not finite: stop the run, or skip up to three in a row."""
     wandb: str | None = None
-    """Weights & Biases project that figures are sent to as well."""
+    """Weights & Biases project to log metrics to."""
     threads: int | None = None
-    """CPU threads; PyTorch's choice when not given."""
+    """CPU threads; PyTorch's choice by default."""
     save_every: int = 0
-    """Steps between checkpoints, beside the one after each epoch; 0 for none between."""
+    """Steps between checkpoints, besides the one after each epoch; 0 for none."""
     keep: int = 2
-    """Newest checkpoints that are kept beside the best."""
+    """Number of newest checkpoints to keep, besides the best."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
 
 
 @dataclass(frozen=True)
 class SegmentConfig:
-    """Semantic segmentation: what `task` `segment` takes beside, or instead of, the other sections."""
+    """Semantic segmentation; read by task `segment` only."""
 
     head: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
-    """What turns the backbone's four maps into classes of pixels."""
+    """Segmentation head."""
     feature_norm: Literal["fresh", "none"] = "fresh"
-    """A new norm on each of the backbone's maps, as the published models have, or none."""
+    """A new norm on each feature level of the backbone, as in the published models, or none."""
     fpn_dim: int = 256
     """Channels of the feature pyramid (`semantic_fpn`)."""
     head_dim: int | None = None
-    """Channels of the head; 128 for `semantic_fpn` and 512 for `upernet` when not given."""
+    """Channels of the head; by default 128 for `semantic_fpn` and 512 for `upernet`."""
     dropout: float = 0.1
-    """Dropout of whole channels before the classifier."""
+    """Channel dropout before the classifier."""
     auxiliary: bool = False
-    """A second head on the third map, in training only; its loss counts 0.4."""
+    """Auxiliary head on the third feature level, in training only; its loss has weight 0.4."""
     layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders"] = "auto"
-    """How the data set lies; found out from its folders when not given."""
+    """Layout of the data set; `auto` recognizes it by its folders."""
     class_names: str | None = None
-    """Text file with one class name per line, where the data set brings none."""
+    """Text file with one class name per line, for a data set without class names."""
     reduce_zero_label: bool | None = None
-    """Whether label 0 is no class but ignored (ADE20K); as the layout has it when not given."""
+    """Ignore label 0 and shift the others down (ADE20K); by default as the layout has it."""
     resize: tuple[int, int] | None = (2048, 512)
-    """Longer and shorter side that images are fitted into, in pixels; null keeps their own size."""
+    """Maximum longer and shorter side that images are resized to, in pixels; null for their own size."""
     scale: tuple[float, float] = (0.5, 2.0)
-    """Random factor of that size in training."""
+    """Range of the random resize factor in training."""
     size_divisor: int = 32
-    """In evaluation both sides are rounded up to multiples of this; 1 leaves them."""
+    """Round both sides up to a multiple of this in evaluation; 1 for none."""
     cat_max_ratio: float = 0.75
-    """A random crop with more than this share of one class is drawn anew, up to ten times."""
+    """Redraw a random crop in which one class has more than this fraction, up to ten times."""
     photometric: bool = True
     """Distort brightness, contrast, saturation and hue in training."""
     reduction: Literal["valid", "all"] = "valid"
-    """Divide the loss by the pixels that count, or by all, ignored ones too, as the published runs did."""
+    """Average the loss over labeled pixels, or over all, ignored ones too, as the published runs did."""
     ohem: float | None = None
-    """Learn only from pixels whose right class has a probability below this; null for all."""
+    """Hard example mining: only pixels whose true class has a probability below this; null for all."""
     dice: float = 0.0
-    """Weight of the Dice loss beside cross-entropy."""
+    """Weight of the Dice loss, added to cross-entropy."""
     class_weights: list[float] | None = None
-    """A weight of the loss for each class."""
+    """Loss weight of each class."""
     inference: Literal["whole", "slide"] = "whole"
-    """Evaluate whole images, or overlapping windows of them."""
+    """Evaluate whole images or sliding windows."""
     window: int = 512
-    """Side of such a window, in pixels."""
+    """Side of a sliding window in pixels."""
     stride: int = 341
-    """Pixels from one window to the next."""
+    """Stride of sliding windows in pixels."""
     scales: list[float] = field(default_factory=lambda: [1.0])
-    """Sizes that evaluation averages over, as factors; `evaluate.flip` adds the mirrored images."""
+    """Multi-scale evaluation: resize factors to average over; `evaluate.flip` adds flipped images."""
 
 
 @dataclass(frozen=True)
 class DetectConfig:
-    """Object detection and instance segmentation: what `task` `detect` takes beside the other sections."""
+    """Object detection and instance segmentation; read by task `detect` only."""
 
     head: Literal["retinanet", "faster_rcnn", "mask_rcnn"] = "retinanet"
-    """What turns the backbone's maps into objects; `mask_rcnn` gives masks too."""
+    """Detector; `mask_rcnn` also predicts masks."""
     feature_norm: Literal["fresh", "none"] = "fresh"
-    """A new norm on each of the backbone's maps, as the published models have, or none."""
+    """A new norm on each feature level of the backbone, as in the published models, or none."""
     fpn_dim: int = 256
     """Channels of the feature pyramid."""
     head_dim: int | None = None
-    """Channels of towers and of the mask head; those of the pyramid when not given."""
+    """Channels of the head's towers and of the mask head; `fpn_dim` by default."""
     box_fc_dim: int = 1024
-    """Channels of the two layers that look at a region (`faster_rcnn`, `mask_rcnn`)."""
+    """Channels of the box head's two linear layers (`faster_rcnn`, `mask_rcnn`)."""
     roi_batch_size: int = 512
-    """Regions of each image that the second stage learns from; on a CPU their number decides its speed."""
+    """Proposals per image that the box head is trained on; on a CPU their number decides the speed."""
     anchor_scale: float | None = None
-    """Side of the smallest anchors in strides of their map; 4 for `retinanet` and 8 when not given."""
+    """Side of the smallest anchors in strides of their level; by default 4 for `retinanet`, else 8."""
     layout: Literal["auto", "coco", "voc", "yolo"] = "auto"
-    """How the data set lies; found out from its files when not given."""
+    """Layout of the data set; `auto` recognizes it by its files."""
     class_names: str | None = None
-    """Text file with one class name per line, where the data set brings none."""
+    """Text file with one class name per line, for a data set without class names."""
     long_side: int | None = 1333
-    """Longest side that images are fitted into, in pixels; null keeps their own size."""
+    """Maximum longer side that images are resized to, in pixels; null for their own size."""
     short_sides: list[int] = field(default_factory=lambda: [800])
-    """Shorter side they are fitted into: the last in evaluation, one of them by chance in training."""
+    """Maximum shorter side: a random one in training, the last in evaluation."""
     jitter: tuple[float, float] | None = None
-    """Large-scale jitter: random factor of a square of `data.image_size`, to which it is cut or filled up."""
+    """Large-scale jitter: resize to a random factor of `data.image_size`, then pad or crop to it."""
     photometric: bool = False
     """Distort brightness, contrast, saturation and hue in training."""
     group_by_aspect: bool = True
-    """Batches of images that are all wide or all tall, so that little is filled up."""
+    """Batch wide images with wide and tall with tall ones, to pad less."""
     score_threshold: float = 0.05
-    """Objects with a lower score are left out."""
+    """Minimum score of a detection."""
     nms_threshold: float = 0.5
-    """Of two boxes of a class that overlap by more than this IoU the one of lower score is left out."""
+    """IoU threshold of non-maximum suppression."""
     max_detections: int = 100
-    """Most objects of an image."""
+    """Maximum number of detections per image."""
     scales: list[float] = field(default_factory=lambda: [1.0])
-    """Sizes that evaluation looks at, as factors; `evaluate.flip` adds the mirrored images."""
+    """Multi-scale evaluation: resize factors; `evaluate.flip` adds flipped images."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run, whole."""
+    """A training run."""
 
     task: Literal["classify", "segment", "detect"] = "classify"
-    """What is learned: classes of images, of pixels, or objects with their places."""
+    """Image classification, semantic segmentation, or object detection."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -335,4 +335,4 @@ class TrainConfig:
     evaluate: EvalConfig = field(default_factory=EvalConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     seed: int = 42
-    """Everything random is a function of it."""
+    """Seed of everything random."""

@@ -118,8 +118,8 @@ def test_the_average_is_what_is_measured_and_published(configure: Configure) -> 
         one.take_step([batch()], 0)
     images = batch().images
     model = raw.task.model
-    assert raw.evaluated is model and averaged.evaluated is not averaged.task.model
-    torch.testing.assert_close(averaged.evaluated.head.fc.weight, (start + model.head.fc.weight) / 2)
+    assert raw.eval_model is model and averaged.eval_model is not averaged.task.model
+    torch.testing.assert_close(averaged.eval_model.head.fc.weight, (start + model.head.fc.weight) / 2)
     assert not torch.equal(averaged.forward(images), raw.forward(images))
     torch.testing.assert_close(raw.forward(images), model.eval()(images))
 

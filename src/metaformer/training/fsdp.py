@@ -13,9 +13,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from metaformer.backbones.block import Block
 from metaformer.config import RuntimeConfig
 from metaformer.distributed import World
+from metaformer.models.base import PRECISIONS
 from metaformer.training.ddp import DataParallel
-
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FullyShardedParallel(DataParallel):
@@ -69,7 +68,7 @@ class FullyShardedParallel(DataParallel):
 
     def _mixed_precision(self, model: nn.Module) -> MixedPrecisionPolicy:
         """Gather what autocast casts anyway (weights of convolutions and linear layers) in low precision."""
-        low = PRECISIONS.get(self.runtime.amp)
+        low = PRECISIONS[self.runtime.amp]
         known = {field.name for field in fields(MixedPrecisionPolicy)}
         if low is None or "param_dtype_override_fn" not in known:  # PyTorch 2.15 or later
             return MixedPrecisionPolicy(cast_forward_inputs=False)

@@ -59,20 +59,20 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.runtime.amp == "fp16")
 
     @property
-    def evaluated(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The model that is evaluated and saved as `best`: the EMA, if there is one and it is asked for."""
         return self.ema.model if self.ema is not None and self.config.ema.evaluate else self.task.model
 
     def forward(self, images: Tensor, *sizes: Any) -> Any:
-        """Outputs of the weights that are evaluated, in evaluation mode; see `TaskSpec.forward`."""
-        model = self.evaluated
+        """Outputs of the evaluated model, in evaluation mode; see `TaskSpec.forward`."""
+        model = self.eval_model
         training = model.training
         model.eval()
         with autocast(self.world.device, self.config.runtime.amp):
             forward = TASKS[self.config.task].forward(model)
-            answer = forward(images.to(self.world.device, non_blocking=True), *sizes)
+            outputs = forward(images.to(self.world.device, non_blocking=True), *sizes)
         model.train(training)
-        return answer
+        return outputs
 
     def take_step(self, batches: Sequence[Batch], epoch: int) -> dict[str, float]:
         """Optimizer step over its micro-batches; gives this rank's mean losses, `grad_norm` and `lr`.
@@ -121,13 +121,13 @@ class Trainer:
     def evaluating(self) -> Iterator[None]:
         """Context of an evaluation: equal buffers and full parameters on every rank."""
         self._broadcast_buffers()
-        with self.parallel.summon_full_params(self.evaluated):
+        with self.parallel.summon_full_params(self.eval_model):
             yield
 
     def eval_state_dict(self) -> dict[str, Tensor]:
         """State dict of the evaluated model on the first rank, empty on the others. All ranks call it."""
         self._broadcast_buffers()
-        return self.parallel.full_state_dict(self.evaluated)
+        return self.parallel.full_state_dict(self.eval_model)
 
     def state_dicts(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Tensors of `model`, `optimizer` and `ema`, and plain values, for `restore`. All ranks call it."""
