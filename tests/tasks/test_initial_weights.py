@@ -5,9 +5,9 @@ import pytest
 
 from metaformer.backbones.stage import Stage
 from metaformer.config import ModelConfig
-from metaformer.errors import MetaFormerError, UnknownName
+from metaformer.errors import ConfigError, MetaFormerError, UnknownName
 from metaformer.factory import create_model, create_segmenter
-from metaformer.tasks.initial_weights import begin_with_weights, dense_backbone
+from metaformer.tasks.initial_weights import backbone_config, load_initial_weights
 from metaformer.weights.io import write_state
 
 TINY = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
@@ -17,11 +17,13 @@ def test_overrides_win_over_defaults() -> None:
     network = ModelConfig(
         "poolformer_n", mixers=["pooling", "pooling", "identity", "identity"], overrides=TINY
     )
-    config = dense_backbone(network, grid_mode="interpolate", depths=(9, 9, 9, 9))
+    config = backbone_config(network, grid_mode="interpolate", depths=(9, 9, 9, 9))
     assert (list(config.depths), config.grid_mode) == ([1, 1, 1, 1], "interpolate")
     assert config.mixers == ("pooling", "pooling", "identity", "identity")
     with pytest.raises(UnknownName, match="dimms"):
-        dense_backbone(ModelConfig("poolformer_n", overrides={"dimms": 1}))
+        backbone_config(ModelConfig("poolformer_n", overrides={"dimms": 1}))
+    with pytest.raises(ConfigError, match=r"model\.drop_path_rate"):
+        backbone_config(ModelConfig("poolformer_n", overrides={"drop_path_rate": 0.1}))
 
 
 def test_a_classifiers_file_fills_the_backbone(tmp_path: Path) -> None:
@@ -29,8 +31,8 @@ def test_a_classifiers_file_fills_the_backbone(tmp_path: Path) -> None:
     fields = {name: tuple(value) for name, value in TINY.items()}
     classifier = create_model("poolformer_n", num_classes=3, **fields)
     write_state(file, classifier.state_dict())
-    model = create_segmenter("semantic_fpn", dense_backbone(ModelConfig("poolformer_n", overrides=TINY)), 2)
-    begin_with_weights(model, ModelConfig(checkpoint=str(file)))
+    model = create_segmenter("semantic_fpn", backbone_config(ModelConfig("poolformer_n", overrides=TINY)), 2)
+    load_initial_weights(model, ModelConfig(checkpoint=str(file)))
     ours, theirs = (
         model.state_dict()["backbone.stem.conv.weight"],
         classifier.state_dict()["stem.conv.weight"],
@@ -39,13 +41,13 @@ def test_a_classifiers_file_fills_the_backbone(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    model = create_segmenter("semantic_fpn", dense_backbone(ModelConfig("poolformer_n", overrides=TINY)), 2)
+    model = create_segmenter("semantic_fpn", backbone_config(ModelConfig("poolformer_n", overrides=TINY)), 2)
     with pytest.raises(MetaFormerError, match=r"gone\.safetensors"):
-        begin_with_weights(model, ModelConfig(checkpoint=str(tmp_path / "gone.safetensors")))
+        load_initial_weights(model, ModelConfig(checkpoint=str(tmp_path / "gone.safetensors")))
 
 
 @pytest.mark.parametrize("mode", [False, True, "mlp"])
 def test_what_the_backbone_recomputes(mode: Any) -> None:
-    model = create_segmenter("semantic_fpn", dense_backbone(ModelConfig("poolformer_n", overrides=TINY)), 2)
-    begin_with_weights(model, ModelConfig(grad_checkpointing=mode))
+    model = create_segmenter("semantic_fpn", backbone_config(ModelConfig("poolformer_n", overrides=TINY)), 2)
+    load_initial_weights(model, ModelConfig(grad_checkpointing=mode))
     assert [stage.grad_checkpointing for stage in model.modules() if isinstance(stage, Stage)] == [mode] * 4

@@ -23,6 +23,7 @@ from metaformer.tasks.classification.evaluate import ClassificationEvaluation, r
 from metaformer.tasks.classification.loss import Criterion, build_criterion
 from metaformer.tasks.classification.mixup import Mix
 from metaformer.tasks.classification.transforms import train_transform
+from metaformer.tasks.initial_weights import model_fields
 
 
 class ClassificationTask(Task):
@@ -137,12 +138,7 @@ def build_classifier(config: TrainConfig, classes: int) -> MetaFormer:
     from metaformer.weights.load import load_weights
 
     network, size = config.model, config.data.image_size
-    fields: dict[str, Any] = {"head_dropout": network.head_dropout, **network.overrides}
-    for own in ("num_classes", "drop_path_rate"):
-        if own in network.overrides:
-            raise ConfigError(f"model.overrides: {own} has a field of its own, model.{own}")
-    if network.mixers is not None:
-        fields["mixers"] = network.mixers if isinstance(network.mixers, str) else tuple(network.mixers)
+    fields = model_fields(network, head_dropout=network.head_dropout)
     published = network.pretrained and network.checkpoint is None
     if not published:  # published weights bring the grid that they were trained on
         fields.setdefault("image_size", (size, size))
@@ -150,7 +146,6 @@ def build_classifier(config: TrainConfig, classes: int) -> MetaFormer:
         network.name,
         pretrained=published,
         num_classes=classes,
-        drop_path_rate=network.drop_path_rate,
         **fields,
     )
     if network.checkpoint is not None:

@@ -20,7 +20,7 @@ from metaformer.tasks.detection.evaluate import DetectionEvaluation
 from metaformer.tasks.detection.predict import run_inference
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.transforms import train_transform
-from metaformer.tasks.initial_weights import begin_with_weights, dense_backbone
+from metaformer.tasks.initial_weights import backbone_config, load_initial_weights
 from metaformer.tasks.validate import validate_splits
 
 
@@ -170,7 +170,7 @@ def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
     plan = config.detect
     model = create_detector(
         plan.head,
-        backbone=dense_backbone(config.model, grid_mode="interpolate"),
+        backbone=backbone_config(config.model, grid_mode="interpolate"),
         num_classes=len(data.classes),
         fpn_dim=plan.fpn_dim,
         head_dim=plan.head_dim,
@@ -183,7 +183,7 @@ def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
         max_detections=plan.max_detections,
         drop_path_rate=None,  # the configuration has it
     )
-    begin_with_weights(model, config.model)
+    load_initial_weights(model, config.model)
     return model
 
 

@@ -14,7 +14,7 @@ from metaformer.errors import ConfigError, DataError
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.tasks.base import StepContext, Task
-from metaformer.tasks.initial_weights import begin_with_weights, dense_backbone
+from metaformer.tasks.initial_weights import backbone_config, load_initial_weights
 from metaformer.tasks.segmentation.check import validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
@@ -139,7 +139,7 @@ def build_segmenter(config: TrainConfig, data: SegmentationFolder) -> Segmenter:
     plan = config.segment
     model = create_segmenter(
         plan.head,
-        backbone=dense_backbone(config.model, image_size=(config.data.image_size,) * 2),
+        backbone=backbone_config(config.model, image_size=(config.data.image_size,) * 2),
         num_classes=len(data.classes),
         fpn_dim=plan.fpn_dim,
         head_dim=plan.head_dim,
@@ -155,7 +155,7 @@ def build_segmenter(config: TrainConfig, data: SegmentationFolder) -> Segmenter:
         dice=plan.dice,
         class_weights=plan.class_weights,
     )
-    begin_with_weights(model, config.model)
+    load_initial_weights(model, config.model)
     return model
 
 
