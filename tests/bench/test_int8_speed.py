@@ -69,7 +69,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory as `quantize` writes it; what its products are stored in is not looked at."""
-    pytest.importorskip("openvino")
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(7200, 3))
     openvino: Any = load_openvino()
     graph = openvino.convert_model(torch.export.export(network.eval(), (torch.zeros(2, 3, 32, 32),)))

@@ -16,8 +16,6 @@ from metaformer.weights.hub import save_pretrained
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of two classes in `data`, and in `net` a tiny classifier of them."""
-    pytest.importorskip("nncf")
-    pytest.importorskip("openvino")
     place, draw = tmp_path_factory.mktemp("place"), np.random.RandomState(0)
     for name in ("train/a", "train/b", "val/a", "val/b"):
         folder = place / "data" / name

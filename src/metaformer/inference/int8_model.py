@@ -1,4 +1,4 @@
-"""A network with int8 weights and products, in OpenVINO's form: data, no code; it runs on the CPU."""
+"""Int8 classifier on the CPU, from OpenVINO's graph and weights."""
 
 import importlib
 import os
@@ -13,23 +13,23 @@ from torch import Tensor, nn
 from metaformer.errors import ConfigError, MissingPackage, SizeError, WeightsError
 
 NETWORK: Final = "network.xml"
-"""The graph in a checkpoint directory; its weights lie beside it, in `network.bin`."""
-SHAPES: Final = 4
-"""Compiled forms that are kept, one for each size of batch."""
+"""The graph's file in a checkpoint directory; the weights are beside it in `network.bin`."""
+MAX_COMPILED: Final = 4
+"""Compiled graphs that are cached, one for each batch size."""
 
 
 class Int8Network(nn.Module):
-    """A quantized classifier: images (B, in_chans, H, W) to logits (B, K), float32, where the images are.
+    """Quantized classifier: images (B, in_chans, H, W) to logits (B, K), float32, on the images' device.
 
-    OpenVINO compiles it, in a second or so, for each size of batch. What is not in int8 it computes in bf16
-    where the processor has that, else in float32. PyTorch's number of threads holds for it too.
+    OpenVINO compiles the graph, in a second or so, for each batch size. What is not in int8 it computes in
+    bf16 where the processor supports it, else in float32. It runs on as many threads as PyTorch.
 
     Args:
         file: the graph, as `metaformer.quantize` writes it.
 
     Raises:
         MissingPackage: OpenVINO is not installed.
-        WeightsError: the file is none that it can read.
+        WeightsError: OpenVINO cannot read the file.
     """
 
     def __init__(self, file: Path) -> None:
@@ -39,7 +39,7 @@ class Int8Network(nn.Module):
             self._graph = self._openvino.Core().read_model(file)
         except RuntimeError as error:
             raise WeightsError(f"{file}: OpenVINO cannot read it ({error})") from error
-        _, *shape = (part.get_max_length() for part in self._graph.input().get_partial_shape())
+        _, *shape = (dim.get_max_length() for dim in self._graph.input().get_partial_shape())
         self.in_chans, *size = shape
         self.image_size = tuple(size)
         self.num_classes = int(self._graph.output().get_partial_shape()[1].get_length())
@@ -49,42 +49,42 @@ class Int8Network(nn.Module):
         """Compute logits.
 
         Raises:
-            SizeError: images of another size than it was quantized for.
-            ConfigError: mixed precision is on, of which it would take no notice.
+            SizeError: images of another size than the network was quantized for.
+            ConfigError: autocast is on, which would have no effect.
         """
         if torch.is_autocast_enabled(images.device.type):
-            raise ConfigError("amp: an int8 network chooses its own types: leave amp out")
-        wanted = (self.in_chans, *self.image_size)
-        if tuple(images.shape[1:]) != wanted:
+            raise ConfigError("amp: an int8 network has types of its own: leave amp out")
+        expected = (self.in_chans, *self.image_size)
+        if tuple(images.shape[1:]) != expected:
             raise SizeError(
-                f"images are {tuple(images.shape[1:])}, this int8 network was made for {wanted}: "
+                f"images are {tuple(images.shape[1:])}, this int8 network is for {expected}: "
                 "quantize the network again with image_size, or leave image_size out"
             )
         if not len(images):
             return images.new_zeros(0, self.num_classes, dtype=torch.float32)
-        answer = self._at(len(images))(images.detach().float().cpu().contiguous().numpy())[0]
-        return torch.from_numpy(answer.copy()).to(images.device)  # the next call writes to the same memory
+        logits = self._compile(len(images))(images.detach().float().cpu().contiguous().numpy())[0]
+        return torch.from_numpy(logits.copy()).to(images.device)  # the next call overwrites the buffer
 
     @property
-    def rest(self) -> str:
+    def float_dtype(self) -> str:
         """The type in which this machine computes what is not in int8, such as `bfloat16`."""
-        hint = self._at(1).get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        hint = self._compile(1).get_property("INFERENCE_PRECISION_HINT").get_type_name()
         return {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}[hint]
 
-    def _at(self, batch: int) -> Any:
-        """Compiled for that many images; with the batch left open it would be a quarter slower."""
+    def _compile(self, batch: int) -> Any:
+        """The graph compiled for a batch size; with an open batch size it would be a quarter slower."""
         key = batch, torch.get_num_threads()
         if key not in self._compiled:
-            if len(self._compiled) == SHAPES:
+            if len(self._compiled) == MAX_COMPILED:
                 del self._compiled[next(iter(self._compiled))]
             graph = self._graph.clone()
             graph.reshape([batch, self.in_chans, *self.image_size])
-            self._compiled[key] = self._openvino.compile_model(graph, "CPU", settings())
+            self._compiled[key] = self._openvino.compile_model(graph, "CPU", compile_options())
         return self._compiled[key]
 
 
-def settings() -> dict[str, Any]:
-    """How OpenVINO is to compile: all of PyTorch's threads on one batch."""
+def compile_options() -> dict[str, Any]:
+    """OpenVINO's options: one batch at a time, on all of PyTorch's threads."""
     return {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
 
 
@@ -95,17 +95,17 @@ def load_openvino() -> Any:
         MissingPackage: it is not installed.
     """
     try:
-        with uncounted():
+        with without_telemetry():
             return importlib.import_module("openvino")
     except ImportError as error:
         raise MissingPackage("openvino", "int8", "an int8 network") from error
 
 
 @contextmanager
-def uncounted() -> Iterator[None]:
-    """Keep OpenVINO and NNCF from reporting their use over the network, which they do unless told not to.
+def without_telemetry() -> Iterator[None]:
+    """Keep OpenVINO and NNCF from reporting their use over the network.
 
-    Both leave it where they believe that a build server runs them; there is no other switch in the process.
+    Both refrain on a build server, by these variables; there is no other switch within a process.
     """
     names = ("CI", "NNCF_CI")
     before = {name: os.environ.get(name) for name in names}

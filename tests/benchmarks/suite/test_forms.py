@@ -80,7 +80,6 @@ def test_ahead_of_time_weights_are_constants_too() -> None:
 
 
 def test_openvino() -> None:
-    pytest.importorskip("openvino")
     same(FORMS["openvino"](Form(network(), IMAGES)))
 
 

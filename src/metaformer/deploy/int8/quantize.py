@@ -1,4 +1,4 @@
-"""A trained classifier in int8, for CPUs, with a report of what that cost in accuracy."""
+"""Quantization of a trained classifier to int8, for CPUs, with a report of its accuracy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from metaformer.checkpoint.manifest import write_directory
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import Split
 from metaformer.deploy.int8.graph import Images, calibrate, float_products, load_nncf, make_graph
-from metaformer.deploy.int8.report import QuantizeReport, Side, compare
+from metaformer.deploy.int8.report import Accuracy, QuantizeReport, compare
 from metaformer.errors import ConfigError, OutputError
 from metaformer.inference.int8_model import NETWORK, Int8Network, load_openvino
 from metaformer.inference.model import load_model
@@ -22,8 +22,6 @@ from metaformer.tasks.classification.evaluate import ClassificationEvaluation, o
 from metaformer.tasks.classification.spec import SPEC as CLASSIFICATION
 
 REPORT = "report.json"
-
-
 CPU = torch.device("cpu")
 
 
@@ -42,30 +40,30 @@ def quantize(
     batch_size: int = 32,
     workers: int = 0,
 ) -> QuantizeReport:
-    """Quantize a classifier to int8 by NNCF, write it, and measure both networks on the validation split.
+    """Quantize a classifier to int8 by NNCF, write it, and evaluate both networks on the validation split.
 
-    The directory `out` holds OpenVINO's graph and weights, classes and preprocessing; nothing in it is code.
-    `evaluate` and `predict` take it as they take a run.
+    The directory `out` holds OpenVINO's graph and weights, classes and preprocessing, and no code. `evaluate`
+    and `predict` take it as they take a run.
 
     Args:
         source: run directory (its best weights), checkpoint directory, or model name.
-        data: folder that holds the data set; None takes the run's own.
+        data: data set directory; the run's own by default.
         out: directory to write; one that `quantize` wrote is replaced.
-        checkpoint: weights for a model name; its published ones when not given.
+        checkpoint: weights for a model name; the published ones by default.
         class_names: class names, or a file with one a line, where nothing else gives them.
-        image_size: pixels of the network's input, which is then fixed; as the source says when not given.
-        images: training images, spread evenly over the split, that tell the ranges of values.
-        calibrate_on: split that they come from; the run's training split, or `train`.
-        split: split to measure on; the run's own, or `val`.
-        max_drop: largest loss of top-1 on these images, such as 0.01; products that hurt most go back to
-            floating point until it is kept. A network that knows its training images by heart loses little
-            on them: name a held-out split in `calibrate_on`. None quantizes all.
-        batch_size: images at once in the measurement.
-        workers: processes that read.
+        image_size: height and width of the network's input, which is then fixed; the source's by default.
+        images: number of calibration images, spread evenly over the split.
+        calibrate_on: split of the calibration images; the run's training split, or `train`, by default.
+        split: split to evaluate on; the run's own, or `val`, by default.
+        max_drop: largest loss of top-1 on the calibration images, such as 0.01; the products that lose most
+            are left in floating point until it is met. A network that has overfitted its training images
+            loses little on them: name a held-out split in `calibrate_on`. None quantizes all.
+        batch_size: batch size of the evaluation.
+        workers: processes that read images.
 
     Raises:
-        ConfigError: a value that cannot be, or a source that is no classifier of floating-point weights.
-        DataError: the data set is not laid out as it should be, or an image cannot be read.
+        ConfigError: an invalid value, or a source that is no classifier with floating-point weights.
+        DataError: the data set's layout is wrong, or an image cannot be read.
         MissingPackage: OpenVINO or NNCF is not installed.
         OptimizeError: OpenVINO's form of the network does not compute the same.
         OutputError: `out` holds something else, or cannot be written.
@@ -75,42 +73,42 @@ def quantize(
         raise ConfigError("quantize: images must be at least 2, max_drop between 0 and 1")
     target = Path(out)
     _check_free(target)
-    load_nncf()  # it tells at once when it is missing
+    load_nncf()  # a missing package is an error before the work begins
     model = load_model(source, checkpoint, class_names=class_names)
     if model.spec is not CLASSIFICATION:
         raise ConfigError(f"{source}: for {model.spec.title}; quantize takes {CLASSIFICATION.title}")
     model = model.with_preprocess(image_size=image_size).to(CPU, "none")
     if isinstance(model.model, Int8Network):
-        raise ConfigError(f"{source}: is in int8 already; quantize what it was made of")
+        raise ConfigError(f"{source}: is in int8 already; quantize the network that it was made from")
     run = model.config
     training = calibrate_on or (run.data.train if run else "train")
-    known = open_evaluation_split(model, data, training, allow_missing=True)
+    calibration_split = open_evaluation_split(model, data, training, allow_missing=True)
     val = open_evaluation_split(model, data, split)
-    calibration, labels = _read(model, known, images)
+    calibration, labels = _read(model, calibration_split, images)
     graph = make_graph(model.model, torch.from_numpy(np.concatenate(calibration[:2])))
-    small = calibrate(graph, calibration, labels, max_drop)
-    evaluation = ClassificationEvaluation(val, _look(model), batch_size=batch_size, workers=workers)
+    quantized = calibrate(graph, calibration, labels, max_drop)
+    evaluation = ClassificationEvaluation(val, _preprocess(model), batch_size=batch_size, workers=workers)
     reports: list[QuantizeReport] = []
 
     def fill(directory: Path) -> None:
-        _write(directory, model, small)
-        network = Int8Network(directory / NETWORK)  # what was written is what is measured
-        found = compare(evaluation, model.forward, network)
-        products, left = float_products(small)
+        _write(directory, model, quantized)
+        network = Int8Network(directory / NETWORK)  # the written network is evaluated
+        result = compare(evaluation, model.forward, network)
+        products, left = float_products(quantized)
         report = QuantizeReport(
             name=model.name,
             directory=str(target),
             calibrated=len(calibration),
-            images=found.original.images,
-            float32=Side(found.original.top1, found.original.loss, _size(model)),
-            int8=Side(found.copy.top1, found.copy.loss, _stored(directory)),
-            agreement=found.agreement,
-            mean_difference=found.mean_difference,
-            largest_difference=found.largest_difference,
-            largest_logit=found.largest_logit,
+            images=result.original.images,
+            float32=Accuracy(result.original.top1, result.original.loss, _weight_bytes(model)),
+            int8=Accuracy(result.quantized.top1, result.quantized.loss, _file_bytes(directory)),
+            agreement=result.agreement,
+            mean_difference=result.mean_difference,
+            largest_difference=result.largest_difference,
+            largest_logit=result.largest_logit,
             products=len(products),
             float_products=tuple(left),
-            rest=network.rest,
+            rest=network.float_dtype,
         )
         report.save(directory / REPORT)
         reports.append(report)
@@ -128,17 +126,17 @@ def _check_free(target: Path) -> None:
         raise OutputError(f"{target}: holds something else; name a new directory")
 
 
-def _look(model: LoadedModel) -> Preprocess:
+def _preprocess(model: LoadedModel) -> Preprocess:
     assert isinstance(model.preprocess, Preprocess)
     return model.preprocess
 
 
 def _read(model: LoadedModel, split: Split, count: int) -> tuple[Images, list[int]]:
-    """Images spread evenly over a split, as the network sees them, with their labels."""
-    transform = _look(model).transform()
+    """Preprocessed images spread evenly over a split, with their labels."""
+    transform = _preprocess(model).transform()
     count = min(count, len(split))
-    chosen = [i * len(split) // count for i in range(count)]
-    return [transform(split.image(i))[None].numpy() for i in chosen], [int(split.labels[i]) for i in chosen]
+    indices = [i * len(split) // count for i in range(count)]
+    return [transform(split.image(i))[None].numpy() for i in indices], [int(split.labels[i]) for i in indices]
 
 
 def _write(directory: Path, model: LoadedModel, graph: Any) -> None:
@@ -148,14 +146,14 @@ def _write(directory: Path, model: LoadedModel, graph: Any) -> None:
         "name": model.name,
         "int8": NETWORK,
         "classes": model.classes and list(model.classes),
-        "preprocess": _look(model).to_dict(),
+        "preprocess": _preprocess(model).to_dict(),
     }
     write_state(directory, {"card": card, "config": model.config and to_dict(model.config)})
 
 
-def _size(model: LoadedModel) -> int:
+def _weight_bytes(model: LoadedModel) -> int:
     return sum(value.numel() * value.element_size() for value in model.model.state_dict().values())
 
 
-def _stored(directory: Path) -> int:
+def _file_bytes(directory: Path) -> int:
     return sum((directory / NETWORK).with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin"))

@@ -1,4 +1,4 @@
-"""What a quantized network has lost and won."""
+"""Accuracy of an int8 network beside the float32 network that it was quantized from."""
 
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -13,49 +13,49 @@ from metaformer.tasks.classification.evaluate import ClassificationEvaluation
 from metaformer.tasks.classification.results import ClassificationReport
 from metaformer.tasks.outputs import write_report
 
-NAMED: Final = 6
-"""Products whose names are printed; the JSON has all."""
+PRINTED: Final = 6
+"""Layers left in floating point that the text names; the JSON has all."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two networks that are compared."""
+class Accuracy:
+    """Accuracy and size of one network."""
 
     top1: float
     """Share of the validation images whose class has the highest score."""
     loss: float
     """Mean cross-entropy on them."""
     bytes: int
-    """Size of its weights, in int8 with the graph."""
+    """Size of the weights, in int8 with the graph."""
 
 
 @dataclass(frozen=True)
 class QuantizeReport:
-    """An int8 network beside the float32 network that it was made of."""
+    """Result of a quantization."""
 
     name: str
     directory: str
-    """Where the int8 network lies."""
+    """Directory of the int8 network."""
     calibrated: int
-    """Training images that told the ranges of values."""
+    """Number of calibration images."""
     images: int
-    """Validation images that both were measured on."""
-    float32: Side
-    int8: Side
+    """Number of validation images."""
+    float32: Accuracy
+    int8: Accuracy
     agreement: float
-    """Share of the validation images on which both find the same class."""
+    """Share of the validation images for which both networks predict the same class."""
     mean_difference: float
-    """Mean distance of their logits."""
+    """Mean absolute difference of their logits."""
     largest_difference: float
-    """Largest distance of two logits."""
+    """Largest absolute difference of two logits."""
     largest_logit: float
-    """Largest logit of the float32 network, by its absolute value."""
+    """Largest absolute logit of the float32 network."""
     products: int
-    """Convolutions and matrix products."""
+    """Number of convolutions and matrix products."""
     float_products: tuple[str, ...]
-    """Those that are not computed in int8, by the names of the network's modules."""
+    """Those not computed in int8, by the names of the network's modules."""
     rest: str
-    """In what this machine computes them, and norms, activations and sums."""
+    """Type in which this machine computes them, and norms, activations and sums."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -70,14 +70,19 @@ class QuantizeReport:
         return write_report(self.to_dict(), path)
 
     def text(self) -> str:
-        """Make a page to read."""
+        """The report as text."""
+        formats = {
+            "top-1": ("top1", ".2%", 1.0),
+            "loss": ("loss", ".4f", 1.0),
+            "megabytes": ("bytes", ".2f", 1e6),
+        }
         lines = [f"{'':<12}{'float32':>10}{'int8':>10}"]
-        for name, figure in (("top-1", "top1"), ("loss", "loss"), ("megabytes", "bytes")):
-            sides = (getattr(side, figure) for side in (self.float32, self.int8))
-            lines.append(f"{name:<12}" + "".join(f"{_written(figure, value):>10}" for value in sides))
-        shown = ", ".join(self.float_products[:NAMED])
-        more = len(self.float_products) - NAMED
-        left = f"; not {shown}" + (f" and {more} more (all in the JSON)" if more > 0 else "") if shown else ""
+        for title, (field, spec, unit) in formats.items():
+            values = (getattr(network, field) / unit for network in (self.float32, self.int8))
+            lines.append(f"{title:<12}" + "".join(f"{value:>10{spec}}" for value in values))
+        names, more = ", ".join(self.float_products[:PRINTED]), len(self.float_products) - PRINTED
+        left = f"; not {names}" if names else ""
+        left += f" and {more} more (all in the JSON)" if more > 0 else ""
         return "\n".join(
             [
                 *lines,
@@ -93,61 +98,53 @@ class QuantizeReport:
         )
 
 
-def _written(figure: str, value: float) -> str:
-    if figure == "top1":
-        return f"{value:.2%}"
-    return f"{value:.4f}" if figure == "loss" else f"{value / 1e6:.2f}"
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """How a network and its copy do, and how far apart they are."""
+    """Two classifiers on the same images."""
 
     original: ClassificationReport
-    copy: ClassificationReport
+    quantized: ClassificationReport
     agreement: float
-    """Share of the images on which both find the same class."""
+    """Share of the images for which both predict the same class."""
     mean_difference: float
-    """Mean distance of their logits."""
+    """Mean absolute difference of their logits."""
     largest_difference: float
-    """Largest distance of two logits."""
+    """Largest absolute difference of two logits."""
     largest_logit: float
-    """Largest logit of the original, by its absolute value."""
+    """Largest absolute logit of the original."""
 
 
-def compare(evaluation: ClassificationEvaluation, original: Forward, copy: Forward) -> Comparison:
-    """Measure both, one after the other, each by the whole evaluation; the first one's logits are kept.
+def compare(evaluation: ClassificationEvaluation, original: Forward, quantized: Forward) -> Comparison:
+    """Run the whole evaluation with both, one after the other; the original's logits stay in memory.
 
     Raises:
         TrainingError: logits that are not finite.
     """
-    kept: deque[Tensor] = deque()
+    expected: deque[Tensor] = deque()
     same: list[Tensor] = []
-    distances: list[Tensor] = []
-    largest = 0.0
+    differences: list[Tensor] = []  # sum and maximum of each batch
+    largest_logit = 0.0
 
-    def first(images: Tensor) -> Tensor:
-        nonlocal largest
+    def run_original(images: Tensor) -> Tensor:
+        nonlocal largest_logit
         logits = original(images).float().cpu()
-        largest = max(largest, logits.abs().max().item())
-        kept.append(logits)
+        largest_logit = max(largest_logit, logits.abs().max().item())
+        expected.append(logits)
         return logits
 
-    def second(images: Tensor) -> Tensor:
-        logits, wanted = copy(images).float().cpu(), kept.popleft()
-        same.append(logits.argmax(dim=1) == wanted.argmax(dim=1))
-        away = (logits - wanted).abs()
-        distances.append(torch.stack([away.double().sum(), away.max().double()]))
+    def run_quantized(images: Tensor) -> Tensor:
+        logits, theirs = quantized(images).float().cpu(), expected.popleft()
+        same.append(logits.argmax(dim=1) == theirs.argmax(dim=1))
+        difference = (logits - theirs).abs().double()
+        differences.append(torch.stack([difference.sum(), difference.max()]))
         return logits
 
-    before, after = evaluation.run(first), evaluation.run(second)
-    alike, away = torch.cat(same), torch.stack(distances)
-    logits = len(alike) * len(evaluation.folder.classes)
+    reports = evaluation.run(run_original), evaluation.run(run_quantized)
+    agree, per_batch = torch.cat(same), torch.stack(differences)
     return Comparison(
-        before,
-        after,
-        alike.double().mean().item(),
-        away[:, 0].sum().item() / logits,
-        away[:, 1].max().item(),
-        largest,
+        *reports,
+        agreement=agree.double().mean().item(),
+        mean_difference=per_batch[:, 0].sum().item() / (len(agree) * len(evaluation.folder.classes)),
+        largest_difference=per_batch[:, 1].max().item(),
+        largest_logit=largest_logit,
     )
