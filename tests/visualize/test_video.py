@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from metaformer.errors import BadImage, DataError, MissingPackage
-from metaformer.visualize.video import frames, is_clip
+from metaformer.visualize.video import frames, is_animated
 
 
 @pytest.fixture
@@ -15,12 +15,12 @@ def images() -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "png"])
-def test_an_animation_gives_its_frames_and_their_times(
+def test_an_animation_has_frames_and_durations(
     ending: str, images: list[Image.Image], tmp_path: Path
 ) -> None:
     path = tmp_path / f"a.{ending}"
     images[0].save(path, save_all=True, append_images=images[1:], duration=[50, 200, 70])
-    assert is_clip(path)
+    assert is_animated(path)
     found = list(frames(path))
     assert [frame.milliseconds for frame in found] == [50, 200, 70]
     for i, frame in enumerate(found):
@@ -28,12 +28,12 @@ def test_an_animation_gives_its_frames_and_their_times(
         assert abs(np.asarray(frame.image)[..., 0].mean() - 70 * i) < 8
 
 
-def test_an_image_is_no_clip(images: list[Image.Image], tmp_path: Path) -> None:
+def test_a_still_image_is_not_animated(images: list[Image.Image], tmp_path: Path) -> None:
     for name in ("a.gif", "a.png", "a.jpg"):
         images[0].save(tmp_path / name)
-        assert not is_clip(tmp_path / name)
+        assert not is_animated(tmp_path / name)
     (tmp_path / "b.gif").write_bytes(b"no image")
-    assert not is_clip(tmp_path / "b.gif") and is_clip("anything.MP4")
+    assert not is_animated(tmp_path / "b.gif") and is_animated("anything.MP4")
 
 
 def test_a_damaged_animation_is_named_with_the_frame(images: list[Image.Image], tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def drawn_output(
     if fps is not None and not 0 < fps <= 1000:
         raise ConfigError(f"fps is {fps:g}: it must be above 0, and at most 1000")
     folder = place / album.FOLDER
-    return Output(album.album_sink(place, draw, fps), "drawn images", folder, folder)
+    return Output(album.album_writer(place, draw, fps), "drawn images", folder, folder)
 
 
 def json_line(prediction: Prediction[Any]) -> dict[str, Any]:

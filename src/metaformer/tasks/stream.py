@@ -14,7 +14,7 @@ from metaformer.data.folder import EXTENSIONS, check_name
 from metaformer.data.image import read_image
 from metaformer.errors import ConfigError, DataError
 from metaformer.tasks.outputs import Prediction, R
-from metaformer.visualize.video import frames, is_clip
+from metaformer.visualize.video import frames, is_animated
 
 Read = TypeVar("Read")
 
@@ -94,7 +94,7 @@ class StreamPredictor(ABC, Generic[R]):
 
         def read(index: int) -> Image.Image | None:
             path = source.path(index)
-            return None if path and is_clip(path) else source.image(index)
+            return None if path and is_animated(path) else source.image(index)
 
         for index, image in enumerate(read_ahead(read, len(source), self.workers)):
             path = source.path(index)

@@ -1,1 +1,1 @@
-"""Drawing on images, and albums, animations and videos of them."""
+"""Annotated images, animations and videos, of any task."""

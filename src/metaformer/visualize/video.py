@@ -1,4 +1,4 @@
-"""Clips: the images of an animated GIF, WebP or PNG, or of a video, one after another."""
+"""Frames of videos and of animated GIF, WebP or PNG files."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,27 +12,26 @@ from metaformer.data.image import FORMATS, MAX_PIXELS
 from metaformer.errors import BadImage, DataError, MetaFormerError, MissingPackage
 
 VIDEOS: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"})
-"""Endings of the files that PyAV is asked to read."""
+"""Suffixes of the files that PyAV reads."""
 _ANIMATED: Final = frozenset({".gif", ".webp", ".png", ".apng"})
-_UNTOLD: Final = 100
-"""Milliseconds for which a frame is shown that does not say it, as browsers do."""
+_DEFAULT_DURATION: Final = 100
+"""Milliseconds of a frame without a duration, as in browsers."""
 
 
 class Frame(NamedTuple):
-    """One image of a clip."""
+    """One image and its duration."""
 
     image: Image.Image
     milliseconds: int
-    """How long it is shown."""
 
 
 def is_video(path: str | Path) -> bool:
-    """Tell whether a file's name is that of a video."""
+    """Whether a file name is that of a video."""
     return Path(path).suffix.lower() in VIDEOS
 
 
-def is_clip(path: str | Path) -> bool:
-    """Tell whether a file holds more than one image to be shown in turn; not whether it can be read."""
+def is_animated(path: str | Path) -> bool:
+    """Whether a file is a video or an animation; it may still be damaged."""
     if is_video(path):
         return True
     if Path(path).suffix.lower() not in _ANIMATED:
@@ -40,16 +39,16 @@ def is_clip(path: str | Path) -> bool:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
             return bool(getattr(image, "is_animated", False))
-    except Exception:  # whoever reads it says what is wrong with it
+    except Exception:  # reading it will say what is wrong
         return False
 
 
 def frames(path: str | Path) -> Iterator[Frame]:
-    """Read the images of a clip as RGB, one by one.
+    """Frames of a video or animation in RGB, one by one.
 
     Raises:
-        BadImage: damaged, or an image in it too large; the message tells which.
-        MissingPackage: a video, and nothing is installed that reads it.
+        BadImage: the file is damaged, or a frame too large.
+        MissingPackage: videos need PyAV.
     """
     number = 0
     try:
@@ -61,10 +60,10 @@ def frames(path: str | Path) -> Iterator[Frame]:
     except (MetaFormerError, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly every class there is on damaged files
-        words = str(error) or type(error).__name__
-        raise BadImage(path, f"cannot be read beyond frame {number} ({words})") from error
+        reason = str(error) or type(error).__name__
+        raise BadImage(path, f"cannot be read beyond frame {number} ({reason})") from error
     if not number:
-        raise BadImage(path, "holds no image")
+        raise BadImage(path, "has no frames")
 
 
 def _animation(path: str | Path) -> Iterator[Frame]:
@@ -74,7 +73,7 @@ def _animation(path: str | Path) -> Iterator[Frame]:
         for number in range(getattr(image, "n_frames", 1)):
             image.seek(number)
             image.load()
-            yield Frame(image.convert("RGB"), round(image.info.get("duration", 0)) or _UNTOLD)
+            yield Frame(image.convert("RGB"), round(image.info.get("duration", 0)) or _DEFAULT_DURATION)
 
 
 def _video(path: str | Path) -> Iterator[Frame]:

@@ -7,7 +7,7 @@ from PIL import Image
 from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.draw import annotate, boundaries, colored, legend, overlay
 from metaformer.tasks.segmentation.results import Segmentation
-from metaformer.visualize.text import PANEL, magnification
+from metaformer.visualize.canvas import PANEL, upscale_factor
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 PALETTE = ((0, 0, 0), RED, BLUE)
@@ -47,7 +47,7 @@ def test_images_of_any_size_have_a_legend_that_can_be_read(
 ) -> None:
     image, result, *_ = seen(size=size)
     drawn = annotate(image, result)
-    times = magnification(size, 384)
+    times = upscale_factor(size, 384)
     assert drawn.width == max(384, size[0] * times)
     below = np.asarray(drawn)[size[1] * times :]
     assert 25 < len(below) < 150

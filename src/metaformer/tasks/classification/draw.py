@@ -3,7 +3,7 @@
 from PIL import Image
 
 from metaformer.tasks.classification.results import Classification
-from metaformer.visualize.bars import STRONG, WEAK, Bar, draw_bars
+from metaformer.visualize.canvas import STRONG, WEAK, Bar, draw_bars
 
 
 def annotate(image: Image.Image, result: Classification, rows: int = 3) -> Image.Image:

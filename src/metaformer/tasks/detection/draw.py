@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from metaformer.data.rle import Mask, decode
 from metaformer.tasks.detection.results import DetectedObjects
-from metaformer.visualize.text import INK, PANEL, Color, Font, drawable, fitted, magnification
+from metaformer.visualize.canvas import INK, PANEL, Color, Font, limit_size, truncate, upscale_factor
 
 SMALLEST_WIDTH = 384
 """Smaller images are enlarged, so that names can be read."""
@@ -54,8 +54,8 @@ def drawn(image: Image.Image, shapes: Sequence[Shape], width: int = SMALLEST_WID
         shapes: the objects, the most important first.
         width: pixels that the drawing is at least wide.
     """
-    size = drawable(image.size)
-    magnify = magnification(size, width)
+    size = limit_size(image.size)
+    magnify = upscale_factor(size, width)
     canvas = image.convert("RGB").resize((size[0] * magnify, size[1] * magnify), Image.Resampling.BICUBIC)
     across, down = canvas.width / image.width, canvas.height / image.height
     thick = max(2, round(min(canvas.size) / 250))
@@ -133,7 +133,7 @@ def _write(draw: ImageDraw.ImageDraw, shapes: Sequence[Shape], size: tuple[int, 
     tags: list[tuple[Box, str, Color]] = []
     for one in shapes:
         if one.text:
-            text = fitted(one.text, size[0] - 2 * pad, draw, font)
+            text = truncate(one.text, size[0] - 2 * pad, draw, font)
             tag = _free(
                 one.box, draw.textlength(text, font) + 2 * pad, letters * 1.25, size, taken[: len(tags)]
             )

@@ -21,7 +21,7 @@ from metaformer.report.blocks import (
 from metaformer.report.page import TaskReport
 from metaformer.tasks.detection.draw import Shape, drawn
 from metaformer.tasks.detection.evaluate import SCORE
-from metaformer.visualize.text import Color
+from metaformer.visualize.canvas import Color
 
 WIDTH = 320
 """Smallest width of an image on the page, in pixels."""

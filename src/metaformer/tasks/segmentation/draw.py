@@ -8,7 +8,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from metaformer.tasks.segmentation.results import Segmentation
-from metaformer.visualize.text import INK, PANEL, SOFT, Color, drawable, fitted, magnification, on_panel
+from metaformer.visualize.canvas import (
+    INK,
+    PANEL,
+    SOFT,
+    Color,
+    add_panel,
+    limit_size,
+    truncate,
+    upscale_factor,
+)
 
 NEAREST = Image.Resampling.NEAREST
 SMALLEST_WIDTH = 384
@@ -33,17 +42,17 @@ def annotate(image: Image.Image, result: Segmentation, moving: bool = False) -> 
         result: what was found in it.
         moving: it is a frame of many: the legend keeps its size and, of few classes, each its place.
     """
-    size, label_map = drawable(image.size), result.label_map
+    size, label_map = limit_size(image.size), result.label_map
     if size != image.size:
         image, label_map = image.resize(size), np.asarray(Image.fromarray(label_map).resize(size, NEAREST))
-    shown = overlay(image, label_map, result.palette, magnify=magnification(size, SMALLEST_WIDTH))
+    shown = overlay(image, label_map, result.palette, magnify=upscale_factor(size, SMALLEST_WIDTH))
     width = max(shown.width, SMALLEST_WIDTH)
     shares = dict(result.shares)
     steady = moving and len(result.classes) <= MOVING_ENTRIES
     order = range(len(result.classes)) if steady else shares
     entries = [(result.classes[k], result.palette[k], shares.get(k, 0.0)) for k in order]
     below = legend(entries, width, min(len(result.classes), MOVING_ENTRIES) if moving else None)
-    canvas = on_panel(shown, below.height, width)
+    canvas = add_panel(shown, below.height, width)
     canvas.paste(below, (0, shown.height))
     return canvas
 
@@ -135,7 +144,7 @@ def legend(entries: Sequence[Entry], width: int, places: int | None = None) -> I
         told = f"{share:.1%}" if share >= 0.001 else "<0.1%" if share else "0%"
         right = left + room - pad
         space = right - left - 1.8 * size - draw.textlength(told, font)
-        draw.text((left + 1.4 * size, middle), fitted(name, space, draw, font), INK, font, anchor="lm")
+        draw.text((left + 1.4 * size, middle), truncate(name, space, draw, font), INK, font, anchor="lm")
         draw.text((right, middle), told, SOFT, font, anchor="rm")
     if len(kept) < len(entries):
         draw.text(place(len(kept)), f"and {len(entries) - len(kept)} smaller", SOFT, font, anchor="lm")

@@ -24,7 +24,7 @@ from metaformer.report.blocks import (
 )
 from metaformer.report.page import TaskReport
 from metaformer.tasks.segmentation.draw import colored, overlay
-from metaformer.visualize.text import Color, magnification
+from metaformer.visualize.canvas import Color, upscale_factor
 
 MAX_LEGEND = 10
 """Classes in an image's legend."""
@@ -70,7 +70,7 @@ def _example(example: dict[str, Any], names: Sequence[str], palette: Sequence[Co
     truth, predicted = (
         Image.open(io.BytesIO(base64.b64decode(example[key]))) for key in ("truth", "predicted")
     )
-    magnify = magnification(truth.size, WIDTH)
+    magnify = upscale_factor(truth.size, WIDTH)
     size = (truth.width * magnify, truth.height * magnify)
     try:
         image = read_image(example["path"]).resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
