@@ -103,8 +103,8 @@ def write_outputs(
     is_file = place.suffix.lower() in suffixes
     if not is_file and place.suffix.lower() in (".json", ".jsonl", ".csv"):
         raise ConfigError(f"out is {place}: a folder is needed here; leave out {place.suffix}")
+    chosen, names, count = outputs(place), _Names(), 0  # may refuse an option: before anything is written
     check_place(place if is_file else place / LINES)
-    chosen, names, count = outputs(place), _Names(), 0
     folders = {output.folder.resolve() for output in chosen if output.folder is not None}
     with ExitStack() as stack:
         writers = [stack.enter_context(output.writer) for output in chosen]

@@ -132,7 +132,7 @@ def test_data_without_a_labeled_pixel(beach: SegmentationFolder) -> None:
         Image.fromarray(np.full_like(np.asarray(Image.open(file)), 255)).save(file)
     report = SegmentationEvaluation(beach, FITTED).run(coarse)
     assert report.metrics == {"miou": 0.0, "aacc": 0.0, "macc": 0.0} and not report.examples
-    assert "no labeled pixel" in report.text() and json.loads(json.dumps(report.to_dict()))["pixels"] == 0
+    assert "no labeled pixels" in report.text() and json.loads(json.dumps(report.to_dict()))["pixels"] == 0
 
 
 def test_logits_that_are_not_finite_name_the_image(beach: SegmentationFolder) -> None:
@@ -144,7 +144,7 @@ def test_logits_that_are_not_finite_name_the_image(beach: SegmentationFolder) ->
 
 
 def test_mismatched_files_are_named(beach: SegmentationFolder) -> None:
-    with pytest.raises(DataError, match=r"annotations.*0\.png: prediction: 4 is no class"):
+    with pytest.raises(DataError, match=r"annotations.*0\.png: prediction: 4 is not a class"):
         SegmentationEvaluation(beach, ORIGINAL).run(
             lambda x: by_gray(x)[:, [0] * 4 + [1]] + torch.eye(5)[4][:, None, None]
         )

@@ -9,14 +9,16 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 from metaformer.errors import DataError
-from metaformer.tasks.segmentation.metrics import BLOCK, SegmentationCount, count_pixels, figures, mean_iou
+from metaformer.tasks.segmentation.metrics import BLOCK, ConfusionMatrix, confusion_matrix, figures, mean_iou
 
-Map = NDArray[np.integer[Any]]
+LabelMap = NDArray[np.integer[Any]]
 IGNORE = 255
 
 
-def counted(predicted: Map, truth: Map, classes: int, ignore: int) -> tuple[Map, Map, Map]:
-    """Intersections, unions and pixels of each class, class by class and with no matrix."""
+def counted(
+    predicted: LabelMap, truth: LabelMap, classes: int, ignore: int
+) -> tuple[LabelMap, LabelMap, LabelMap]:
+    """Intersections, unions and pixels, computed class by class without a matrix."""
     kept = truth != ignore
     sets = [((predicted == k) & kept, (truth == k) & kept) for k in range(classes)]
     return (
@@ -26,10 +28,10 @@ def counted(predicted: Map, truth: Map, classes: int, ignore: int) -> tuple[Map,
     )
 
 
-def check(predicted: Map, truth: Map, classes: int, ignore: int = IGNORE) -> None:
-    count = SegmentationCount(classes)
-    count.update(torch.from_numpy(predicted), torch.from_numpy(truth), ignore)
-    found = figures(count.result(), [str(k) for k in range(classes)])
+def check(predicted: LabelMap, truth: LabelMap, classes: int, ignore: int = IGNORE) -> None:
+    matrix = ConfusionMatrix(classes)
+    matrix.update(torch.from_numpy(predicted), torch.from_numpy(truth), ignore)
+    found = figures(matrix.result(), [str(k) for k in range(classes)])
     both, either, pixels = counted(predicted, truth, classes, ignore)
     assert [row.correct for row in found.per_class] == both.tolist()
     assert [row.union for row in found.per_class] == either.tolist()
@@ -44,7 +46,7 @@ def check(predicted: Map, truth: Map, classes: int, ignore: int = IGNORE) -> Non
 
 
 @st.composite
-def maps(draw: st.DrawFn) -> tuple[Map, Map, int]:
+def maps(draw: st.DrawFn) -> tuple[LabelMap, LabelMap, int]:
     classes = draw(st.sampled_from([1, 2, 11, 150, 255]))
     shape = draw(npst.array_shapes(min_dims=2, max_dims=2, max_side=20))
     truths = st.one_of(st.integers(0, classes - 1), st.just(IGNORE), st.sampled_from([0, classes - 1]))
@@ -55,15 +57,15 @@ def maps(draw: st.DrawFn) -> tuple[Map, Map, int]:
 @given(maps())
 @settings(max_examples=150, deadline=None)
 @example((np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8), 1))
-@example((np.full((3, 2), 7, np.uint8), np.full((3, 2), IGNORE, np.uint8), 11))  # nothing counts
-@example((np.full((9, 9), 4, np.uint8), np.zeros((9, 9), np.uint8), 5))  # all wrong; three classes nowhere
+@example((np.full((3, 2), 7, np.uint8), np.full((3, 2), IGNORE, np.uint8), 11))  # no labeled pixel
+@example((np.full((9, 9), 4, np.uint8), np.zeros((9, 9), np.uint8), 5))  # all wrong, three classes absent
 @example((np.zeros((0, 4), np.uint8), np.zeros((0, 4), np.uint8), 3))
-def test_every_count_is_numpys(case: tuple[Map, Map, int]) -> None:
+def test_metrics_equal_sets_of_pixels(case: tuple[LabelMap, LabelMap, int]) -> None:
     check(*case)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64])
-def test_any_integers_and_more_pixels_than_a_block(dtype: type) -> None:
+def test_integer_types_and_several_blocks(dtype: type) -> None:
     random = np.random.default_rng(0)
     shape = (3, BLOCK // 2 + 5)
     predicted, truth = (random.integers(0, 7, shape).astype(dtype) for _ in range(2))
@@ -80,39 +82,39 @@ def test_more_classes_than_a_byte_holds() -> None:
 
 
 @pytest.mark.parametrize("ignore", [0, 2, -1, 11])
-def test_any_label_can_be_ignored(ignore: int) -> None:
+def test_ignore_index(ignore: int) -> None:
     random = np.random.default_rng(2)
     truth = random.integers(0, 11, (20, 20))
     truth[:3] = ignore
     check(random.integers(0, 11, (20, 20)), truth, 11, ignore)
 
 
-def test_what_is_counted_adds_up() -> None:
+def test_updates_are_summed() -> None:
     random = np.random.default_rng(3)
     predicted, truth = (torch.from_numpy(random.integers(0, 5, (4, 30, 20))) for _ in range(2))
-    count = SegmentationCount(5)
-    added = [count.update(p, t) for p, t in zip(predicted, truth, strict=True)]
-    assert torch.equal(count.result(), sum(added))
-    assert torch.equal(count.result(), count_pixels(predicted.flatten(0, 1), truth.flatten(0, 1), 5))
+    matrix = ConfusionMatrix(5)
+    added = [matrix.update(p, t) for p, t in zip(predicted, truth, strict=True)]
+    assert torch.equal(matrix.result(), sum(added))
+    assert torch.equal(matrix.result(), confusion_matrix(predicted.flatten(0, 1), truth.flatten(0, 1), 5))
 
 
 @pytest.mark.parametrize(("truth", "value"), [(5, 5), (6, 6), (200, 200), (-1, -1)])
-def test_a_label_that_is_no_class_is_told(truth: int, value: int) -> None:
+def test_labels_that_are_not_classes(truth: int, value: int) -> None:
     labels = torch.zeros(4, 4, dtype=torch.int64)
     labels[1, 2], labels[3, 3] = truth, IGNORE
-    with pytest.raises(DataError, match=f"labels: {value} is no class; there are 5"):
-        SegmentationCount(5).update(torch.zeros(4, 4, dtype=torch.uint8), labels)
+    with pytest.raises(DataError, match=f"labels: {value} is not a class; there are 5"):
+        ConfusionMatrix(5).update(torch.zeros(4, 4, dtype=torch.uint8), labels)
 
 
-def test_a_prediction_of_other_classes_or_size_is_told() -> None:
+def test_predictions_of_other_classes_or_size() -> None:
     labels = torch.zeros(4, 4, dtype=torch.uint8)
-    with pytest.raises(DataError, match="prediction: 7 is no class"):
-        SegmentationCount(5).update(labels + 7, labels)
+    with pytest.raises(DataError, match="prediction: 7 is not a class"):
+        ConfusionMatrix(5).update(labels + 7, labels)
     with pytest.raises(DataError, match="labels are 4×4, the prediction is 4×3"):
-        SegmentationCount(5).update(labels[:, :3], labels)
+        ConfusionMatrix(5).update(labels[:, :3], labels)
 
 
-def test_what_does_not_exist_has_no_figure() -> None:
+def test_metrics_of_absent_classes() -> None:
     found = figures(torch.tensor([[3, 1, 0], [0, 0, 0], [0, 0, 0]]), ["ant", "bee", "cat"])
     ant, bee, cat = found.per_class
     assert (ant.iou, ant.accuracy, ant.precision) == (0.75, 0.75, 1.0)

@@ -14,12 +14,12 @@ from metaformer.tasks.segmentation.results import (
     SegmentationReport,
     SegmentExample,
     areas,
-    painted,
+    paletted,
     thumbnail,
 )
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-MAP = np.array([[0, 0, 0, 2], [2, 2, 2, 2]], dtype=np.uint8)
+LABELS = np.array([[0, 0, 0, 2], [2, 2, 2, 2]], dtype=np.uint8)
 
 
 def report(classes: int = 3) -> SegmentationReport:
@@ -30,14 +30,14 @@ def report(classes: int = 3) -> SegmentationReport:
     return SegmentationReport(7, found, confusion, tuple((i % 256, 0, 0) for i in range(classes)), examples)
 
 
-def test_a_result_knows_its_classes() -> None:
-    result = Segmentation("x.png", MAP, ("ant", "bee", "cat"), COLORS)
+def test_segmentation() -> None:
+    result = Segmentation("x.png", LABELS, ("ant", "bee", "cat"), COLORS)
     assert result.size == (4, 2) and result.shares == ((2, 5 / 8), (0, 3 / 8))
     assert result.to_dict() == {
         "path": "x.png", "width": 4, "height": 2, "classes": {"cat": 5 / 8, "ant": 3 / 8}
     }  # fmt: skip
     assert list(result.to_dict()["classes"]) == ["cat", "ant"]
-    assert np.array_equal(np.asarray(result.image()), MAP)
+    assert np.array_equal(np.asarray(result.image()), LABELS)
 
 
 def test_areas_are_counted_largest_first() -> None:
@@ -47,33 +47,31 @@ def test_areas_are_counted_largest_first() -> None:
     assert list(areas(big).items()) == [(1, 900_000), (2, 800_000), (0, 700_000)]
 
 
-def test_a_label_map_is_painted_with_classes_as_values() -> None:
-    image = painted(np.array([[0, 2], [255, 1]], dtype=np.uint8), COLORS)
+def test_palette_images() -> None:
+    image = paletted(np.array([[0, 2], [255, 1]], dtype=np.uint8), COLORS)
     assert image.mode == "P" and np.asarray(image).tolist() == [[0, 2], [255, 1]]
     colors = np.asarray(image.convert("RGB"))
     assert colors.tolist() == [[[255, 0, 0], [0, 0, 255]], [list(IGNORED), [0, 255, 0]]]
 
 
-def test_more_classes_than_a_palette_holds_are_painted_in_colors() -> None:
+def test_more_than_255_classes_are_rgb_images() -> None:
     palette = tuple((i % 256, i // 256, 7) for i in range(300))
-    image = painted(np.array([[299, 65535]], dtype=np.uint16), palette)
+    image = paletted(np.array([[299, 65535]], dtype=np.uint16), palette)
     assert image.mode == "RGB" and np.asarray(image).tolist() == [[[43, 1, 7], list(IGNORED)]]
 
 
-def test_a_thumbnail_holds_pixels_of_the_map() -> None:
+def test_thumbnails_are_not_interpolated() -> None:
     label_map = np.repeat(np.array([[0, 1, 2, 255]], dtype=np.uint8), 300, axis=1).repeat(40, axis=0)
     small = Image.open(io.BytesIO(base64.b64decode(thumbnail(label_map, COLORS))))
     assert small.size == (256, 9) and small.mode == "P"
     assert np.asarray(small)[4, 32::64].tolist() == [0, 1, 2, 255]
-    whole = Image.open(io.BytesIO(base64.b64decode(thumbnail(MAP, COLORS))))
-    assert np.array_equal(np.asarray(whole), MAP)
-    assert Image.open(io.BytesIO(base64.b64decode(thumbnail(np.zeros((1, 5000), int), COLORS)))).size == (
-        256,
-        1,
-    )
+    whole = Image.open(io.BytesIO(base64.b64decode(thumbnail(LABELS, COLORS))))
+    assert np.array_equal(np.asarray(whole), LABELS)
+    long = Image.open(io.BytesIO(base64.b64decode(thumbnail(np.zeros((1, 5000), int), COLORS))))
+    assert long.size == (256, 1)
 
 
-def test_json_holds_figures_table_and_confusions(tmp_path: Path) -> None:
+def test_report_as_json(tmp_path: Path) -> None:
     values = json.loads(report().save(tmp_path / "x" / "report.json").read_text())
     assert values["images"] == 7 and values["pixels"] == 2250
     assert values["miou"] == (1000 / 1250 + 1000 / 1250) / 2
@@ -87,14 +85,14 @@ def test_json_holds_figures_table_and_confusions(tmp_path: Path) -> None:
     assert values["examples"][0]["labels"] == [0, 1] and values["examples"][0]["truth"] == "AAAA"
 
 
-def test_many_classes_write_only_what_happened() -> None:
+def test_report_of_many_classes_holds_nonzero_confusions() -> None:
     values = report(300).to_dict()
     assert "confusion" not in values and [0, 1, 250] in values["confusion_entries"]
 
 
-def test_the_page_begins_with_the_weakest_class() -> None:
+def test_report_as_text_begins_with_the_weakest_class() -> None:
     text = report(30).text(rows=3)
     lines = text.splitlines()
     assert lines[:2] == ["images   7", "mIoU     98.62%"]
     assert lines[6].split() == ["c0", "1,250", "80.00%", "80.00%", "100.00%"]
-    assert "26 classes that do better" in text and "1 classes are neither there nor predicted" in text
+    assert "26 classes that do better" in text and "1 classes neither occur nor are predicted" in text

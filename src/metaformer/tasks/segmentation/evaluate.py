@@ -17,7 +17,7 @@ from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, ra
 from metaformer.errors import DataError
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
-from metaformer.tasks.segmentation.metrics import SegmentationCount, figures, mean_iou
+from metaformer.tasks.segmentation.metrics import ConfusionMatrix, figures, mean_iou
 from metaformer.tasks.segmentation.predict import InferenceConfig, predict_label_map, run_inference
 from metaformer.tasks.segmentation.results import SegmentationReport, SegmentExample, areas, thumbnail
 from metaformer.tasks.segmentation.tiled_inference import LogitsFn
@@ -110,14 +110,14 @@ class _Results:
 
     def __init__(self, source: SegmentationFolder) -> None:
         self.source = source
-        self.pixels = SegmentationCount(len(source.classes))
+        self.confusion = ConfusionMatrix(len(source.classes))
         self.images = 0
         self.worst: list[SegmentExample] = []
         self.best: list[SegmentExample] = []
 
     def update(self, index: int, predicted: Tensor, labels: Tensor) -> None:
         try:
-            added = self.pixels.update(predicted, labels, self.source.ignore_index)
+            added = self.confusion.update(predicted, labels, self.source.ignore_index)
         except DataError as error:
             raise DataError(f"{self.source.label_path(index)}: {error}") from error
         self.images += 1
@@ -148,7 +148,7 @@ class _Results:
         )
 
     def report(self) -> SegmentationReport:
-        confusion = self.pixels.result()
+        confusion = self.confusion.result()
         worst = sorted(all_gather_list(self.worst), key=_rank)[:EXAMPLES]
         best = sorted(all_gather_list(self.best), key=_rank, reverse=True)[:EXAMPLES]
         shown = {example.index for example in worst}

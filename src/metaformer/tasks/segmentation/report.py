@@ -30,7 +30,7 @@ MAX_LEGEND = 10
 """Classes in an image's legend."""
 WIDTH = 256
 """Smallest width of an image on the page, in pixels."""
-STRENGTH = 0.65
+OPACITY = 0.65
 """Opacity of the class color."""
 METRICS = {"miou": "mIoU", "aacc": "pixel accuracy", "macc": "mean class accuracy"}
 PYTHON = """from metaformer import Predictor
@@ -101,7 +101,7 @@ def _draw(
     label_map = np.asarray(larger)
     if image is None:
         return colored(label_map, palette)
-    return overlay(image, label_map, palette, strength=STRENGTH)
+    return overlay(image, label_map, palette, opacity=OPACITY)
 
 
 def _classes(per_class: Sequence[dict[str, Any]], palette: Sequence[Color]) -> Section:

@@ -1,4 +1,4 @@
-"""What segmentation hands out: label maps, and reports of an evaluation."""
+"""Results of segmentation: predicted label maps, and evaluation reports."""
 
 import base64
 import io
@@ -17,29 +17,25 @@ from metaformer.tasks.outputs import confusion_values, write_report
 from metaformer.tasks.segmentation.metrics import ClassIoU, SegmentationFigures
 
 THUMBNAIL = 256
-"""Longest side, in pixels, of the label maps that a report holds."""
-
-
+"""Longest side of a report's label maps, in pixels."""
 BLOCK = 1 << 20
 """Pixels that are counted at once."""
-
-
 IGNORED = (224, 224, 192)
-"""Color of pixels that do not count: Pascal VOC's of borders."""
+"""Color of ignored pixels: that of borders in Pascal VOC."""
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The classes of one image's pixels."""
+    """Label map of one image."""
 
     path: str
-    """Where the image came from; empty for one that was handed over."""
+    """The image file; empty for an image in memory."""
     label_map: NDArray[np.integer[Any]]
-    """Class of each pixel (H, W) at the image's own size; uint8, or uint16 with more than 256 classes."""
+    """Class of each pixel (H, W) at the image's own size: uint8, or uint16 for more than 256 classes."""
     classes: tuple[str, ...]
-    """Class names in the order of their numbers."""
+    """Class names."""
     palette: Palette
-    """Color of each class, red, green and blue."""
+    """RGB color of each class."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -49,15 +45,15 @@ class Segmentation:
 
     @property
     def shares(self) -> tuple[tuple[int, float], ...]:
-        """Number and share of the pixels of each class that is there, largest first."""
+        """Index and share of the pixels of each class that occurs, largest first."""
         return tuple((label, area / self.label_map.size) for label, area in areas(self.label_map).items())
 
     def image(self) -> Image.Image:
-        """The label map in the palette's colors; see `painted`."""
-        return painted(self.label_map, self.palette)
+        """The label map in the palette's colors; see `paletted`."""
+        return paletted(self.label_map, self.palette)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: path, size and the share of each class, largest first; no pixels."""
+        """Plain values for JSON: path, size and the share of each class, largest first."""
         width, height = self.size
         classes = {self.classes[label]: share for label, share in self.shares}
         return {"path": self.path, "width": width, "height": height, "classes": classes}
@@ -65,42 +61,42 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class SegmentExample:
-    """One evaluated image, for the report."""
+    """An evaluated image in a report."""
 
     path: str
     index: int
-    """Its place in the data set."""
+    """Its index in the data set."""
     miou: float
-    """Mean IoU over the classes that are in this image or predicted there."""
+    """Mean IoU over the classes that occur or are predicted in the image."""
     truth: str
-    """Label map as a PNG in the palette's colors, longest side at most 256 pixels, base64."""
+    """True label map as a PNG with palette, longest side at most 256 pixels, base64."""
     predicted: str
-    """The network's, in the same way."""
+    """Predicted label map in the same format."""
     labels: tuple[int, ...]
-    """Numbers of the classes in both, by area, largest first."""
+    """Classes in both label maps, largest area first."""
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentationReport:
-    """How well a network does on a data set."""
+    """Evaluation of a segmenter on a data set."""
 
     images: int
     figures: SegmentationFigures
     confusion: Tensor
-    """Pixels by true class (row) and predicted class (column), int64."""
+    """Confusion matrix of pixels (K, K), int64: true class by row, predicted class by column."""
     palette: Palette
     """Color of each class."""
     examples: tuple[SegmentExample, ...] = ()
-    """The worst images, then the best, each by own mean IoU; none twice."""
+    """The worst images, then the best, by their mean IoU; none twice."""
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of their numbers."""
+        """Class names."""
         return [row.name for row in self.figures.per_class]
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figures that a log holds."""
+        """Metrics by their names in logs."""
         return {"miou": self.figures.miou, "aacc": self.figures.aacc, "macc": self.figures.macc}
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,7 +125,7 @@ class SegmentationReport:
         return write_report(self.to_dict(), path)
 
     def text(self, rows: int = 20) -> str:
-        """Make a page to read: the figures, then the table of classes, weakest first."""
+        """Format the metrics and a table of the classes, weakest first."""
         lines = [
             f"images   {self.images}",
             f"mIoU     {self.figures.miou:.2%}",
@@ -137,12 +133,12 @@ class SegmentationReport:
             f"mAcc     {self.figures.macc:.2%}",
         ]
         if not self.figures.pixels:
-            lines.append("no labeled pixel: there is nothing to measure")
+            lines.append("no labeled pixels")
         return "\n".join([*lines, "", *_table(self.figures.per_class, rows)])
 
 
-def painted(label_map: NDArray[np.integer[Any]], palette: Palette) -> Image.Image:
-    """A label map in colors: mode P with classes as values, 255 what is ignored; RGB of over 255 classes."""
+def paletted(label_map: NDArray[np.integer[Any]], palette: Palette) -> Image.Image:
+    """Label map as an image: mode P, in which 255 is ignored; RGB for more than 255 classes."""
     if len(palette) > 255:
         colors = np.asarray([*palette, IGNORED], dtype=np.uint8)
         return Image.fromarray(colors[np.minimum(label_map, len(palette))])
@@ -155,32 +151,33 @@ def painted(label_map: NDArray[np.integer[Any]], palette: Palette) -> Image.Imag
 
 
 def thumbnail(label_map: NDArray[np.integer[Any]], palette: Palette, longest: int = THUMBNAIL) -> str:
-    """A label map made small, as a PNG in the palette's colors, base64; each pixel is one of the map's."""
+    """Label map as a PNG with palette, reduced by nearest neighbor, base64."""
     share = max(1.0, max(label_map.shape) / longest)
-    rows, columns = (_places(side, max(1, round(side / share))) for side in label_map.shape)
+    rows, columns = (_centers(side, max(1, round(side / share))) for side in label_map.shape)
     stream = io.BytesIO()
-    painted(label_map[rows[:, None], columns], palette).save(stream, "PNG", optimize=True)
+    paletted(label_map[rows[:, None], columns], palette).save(stream, "PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode()
 
 
 def areas(label_map: NDArray[np.integer[Any]]) -> dict[int, int]:
-    """Pixels of each value that is there, largest first, then by value."""
+    """Pixels of each value that occurs, largest first, then by value."""
     flat = label_map.reshape(-1)
     counts = np.zeros(int(flat.max()) + 1, dtype=np.int64)
-    for first in range(0, len(flat), BLOCK):  # numpy makes eight bytes of each pixel
+    for first in range(0, len(flat), BLOCK):  # bincount converts to int64
         counts += np.bincount(flat[first : first + BLOCK], minlength=len(counts))
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda label: (-counts[label], label))
     return {label: int(counts[label]) for label in order}
 
 
-def _places(side: int, fewer: int) -> NDArray[np.int64]:
+def _centers(side: int, fewer: int) -> NDArray[np.int64]:
+    """Pixels of a side under the centers of fewer pixels."""
     return ((np.arange(fewer) * 2 + 1) * side) // (2 * fewer)
 
 
 def _table(per_class: Sequence[ClassIoU], rows: int) -> list[str]:
-    """The classes that are there or predicted, weakest first."""
-    there = [row for row in per_class if row.iou is not None]
-    weakest = sorted(there, key=lambda row: (row.iou or 0.0, row.name))
+    """Table of the classes that occur or are predicted, weakest first."""
+    present = [row for row in per_class if row.iou is not None]
+    weakest = sorted(present, key=lambda row: (row.iou or 0.0, row.name))
     width = max([5, *(len(row.name) for row in weakest[:rows])])
     lines = [f"{'class':<{width}}  {'pixels':>13}     IoU  accuracy  precision"]
     lines += [
@@ -190,8 +187,8 @@ def _table(per_class: Sequence[ClassIoU], rows: int) -> list[str]:
     ]
     if len(weakest) > rows:
         lines.append(f"… and {len(weakest) - rows} classes that do better (all of them are in the JSON)")
-    if len(there) < len(per_class):
-        lines.append(f"{len(per_class) - len(there)} classes are neither there nor predicted: left out")
+    if len(present) < len(per_class):
+        lines.append(f"{len(per_class) - len(present)} classes neither occur nor are predicted")
     return lines
 
 
