@@ -59,7 +59,7 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int, ignore_ind
 
 
 def _count_block(guess: Tensor, truth: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Counts (K·K + 1) at index truth · K + guess; the last is of ignored pixels, which is cheaper than a mask."""
+    """Counts (K·K + 1) at index truth · K + guess; ignored pixels are counted last instead of removed."""
     ignored = truth == ignore_index
     truth = truth.masked_fill(ignored, 0)
     for source, values in (("prediction", guess), ("labels", truth)):
