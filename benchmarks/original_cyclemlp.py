@@ -15,7 +15,7 @@ from metaformer.backbones.metaformer import MetaFormer
 from metaformer.errors import ConfigError
 from metaformer.layers.cycle_fc import CycleFC
 from metaformer.mixers.cycle_mlp import CycleMLP
-from metaformer.ops.shift import staircase
+from metaformer.ops.cycle import staircase
 
 
 class Deformable(nn.Module):

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from metaformer.layers.scale import Scale
-from metaformer.ops.shift import shift_channels
+from metaformer.ops.cycle import shift_channels
 
 IMAGES = Path(__file__).parent / "img"
 BLUE, ORANGE, GRAY = "#2f6db5", "#e08a2c", "#dcdfe4"

@@ -81,6 +81,6 @@ def test_own_folder_and_published_checkpoint(installed: Path, tmp_path: Path) ->
 
 
 def test_sources_of_the_kernels_are_in_it(installed: Path) -> None:
-    folder = "metaformer/ops/native"
+    folder = "metaformer/ops/cpp"
     there = {path.name for path in (ROOT / "src" / folder).iterdir() if path.suffix in (".cpp", ".h")}
     assert there and there <= {path.name for path in (installed / folder).iterdir()}

@@ -6,13 +6,13 @@ from typing import Any, Final, Literal
 
 from torch.profiler import record_function
 
-from metaformer.ops.native import library
+from metaformer.ops import cpp
 
 Kind = Literal["products", "passes", "rest"]
 
-OURS: Final = "metaformer::native::"
+OURS: Final = "metaformer::cpp::"
 """Before the name of a C++ kernel of this library; `metaformer::` alone is an operation made of others."""
-MULTIPLYING: Final = ("attention", "cycle_mix", "depthwise", "mlp", "mlp_backward", "product")
+MULTIPLYING: Final = ("attention", "cycle_mix", "depthwise_conv", "linear", "mlp", "mlp_backward")
 """Such kernels that are products, with whatever they do beside them; the others are passes over memory."""
 PRODUCTS: Final = (
     "mkldnn::",
@@ -72,7 +72,7 @@ def named_kernels() -> Iterator[None]:
     `deploy.folded.stage` keeps functions of the library and calls them itself, so that it is their type that
     has to tell.
     """
-    kernels = library.load()
+    kernels = cpp.load()
     if kernels is None:
         yield
         return

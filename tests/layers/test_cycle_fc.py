@@ -5,7 +5,7 @@ from torchvision.ops import deform_conv2d
 
 from metaformer.errors import ConfigError
 from metaformer.layers.cycle_fc import CycleFC
-from metaformer.ops.shift import staircase
+from metaformer.ops.cycle import staircase
 
 
 def deformable(layer: CycleFC, x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.ops.backend import describe, forced_reference
-from metaformer.ops.native import library
+from metaformer.ops import cpp, triton
+from metaformer.ops.backend import mode
 
 SAMPLE_SECONDS = 0.05
 """A measurement repeats a quick model until it lasts about this long."""
@@ -62,7 +62,8 @@ class Machine:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
         threads = torch.get_num_threads()
         versions = torch.__version__, platform.python_version()
-        operations = library.describe() if device.type == "cpu" and not forced_reference() else describe()
+        on_cpu = device.type == "cpu" and mode() != "reference"
+        operations = cpp.describe() if on_cpu else triton.describe()
         return cls(f"{device.type}: {name}", threads, *versions, operations)
 
 

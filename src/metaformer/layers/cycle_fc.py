@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metaformer.errors import ConfigError
 from metaformer.layers.pointwise import Pointwise
-from metaformer.ops.shift import shift_channels
+from metaformer.ops.cycle import shift_channels
 
 AXES = {"height": 2, "width": 3}
 

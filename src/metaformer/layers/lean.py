@@ -11,9 +11,8 @@ from metaformer.layers.mlp import Mlp
 from metaformer.layers.norm import GroupNorm, LayerNorm, NoNorm
 from metaformer.layers.pointwise import Pointwise
 from metaformer.layers.scale import Scale
-from metaformer.ops import onednn, trained_mlp
-from metaformer.ops.backend import forced_reference, without_autocast, working_dtype
-from metaformer.ops.lean_mlp import lean_mlp
+from metaformer.ops import onednn, train_mlp
+from metaformer.ops.backend import mode, without_autocast, working_dtype
 
 FEW: Final = 16
 """Samples from which on oneDNN's convolution is as fast on one thread as on several."""
@@ -46,8 +45,8 @@ def can_recompute(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, 
         torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.numel() > 1  # group norm of one number is an error, and plain PyTorch says so
-        and onednn.supported(working_dtype(x))
-        and not forced_reference()
+        and onednn.has_dtype(working_dtype(x))
+        and mode() != "reference"
         and _known(norm, mlp, scale)
         and not _observed()
         and (asked or _faster(x, mlp))
@@ -75,7 +74,7 @@ def mlp_branch(
     eps = getattr(norm, "eps", 0.0)
     kind, act, past = NORMS[type(norm)], ACTS[type(mlp.act)], shortcut and x.dtype == dtype
     with without_autocast(x):
-        y, _ = lean_mlp(x, w1, b1, w2, b2, gamma, beta, kind, eps, act, past, keep)
+        y, _ = train_mlp.train_mlp(x, w1, b1, w2, b2, gamma, beta, kind, eps, act, past, keep)
     return x + y if shortcut and not past else y
 
 
@@ -97,7 +96,7 @@ def _faster(x: Tensor, mlp: Any) -> bool:
     """Where it saves time: by the C++ kernels, and on one thread, where PyTorch's 1×1 convolution is slow."""
     if torch.compiler.is_compiling() or working_dtype(x) != torch.float32:
         return False
-    return trained_mlp.usable(mlp.fc1.matrix()) or (len(x) < FEW and torch.get_num_threads() == 1)
+    return train_mlp.supports_cpp(mlp.fc1.matrix()) or (len(x) < FEW and torch.get_num_threads() == 1)
 
 
 def _known(norm: nn.Module, mlp: nn.Module, scale: nn.Module) -> bool:

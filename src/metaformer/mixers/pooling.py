@@ -8,7 +8,7 @@ from metaformer.errors import ConfigError
 from metaformer.layers.norm import GroupNorm
 from metaformer.layers.scale import Scale
 from metaformer.mixers import MIXERS
-from metaformer.ops.stencil import pool_minus_self
+from metaformer.ops.pool import pool_minus_self
 
 
 @MIXERS.register("pooling")

@@ -1,18 +1,24 @@
-"""Attention of all to all from the product that made queries, keys and values: for inference on CPUs."""
+"""Multi-head self-attention from the queries, keys and values of one linear layer, https://arxiv.org/abs/1706.03762."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.ops.native import library
+from metaformer.ops import cpp
+from metaformer.ops.cpp import kernels
 
 
 def attention(qkv: Tensor) -> Tensor:
-    """Map (B, N, 3, heads, D) to softmax(q kᵀ / √D) v, (B, N, heads · D), https://arxiv.org/abs/1706.03762."""
-    batch, tokens, _, heads, depth = qkv.shape
-    if not library.usable(qkv) or depth % library.lanes():
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    out = torch.empty(batch, tokens, heads * depth, dtype=qkv.dtype)
-    library.call("attention", qkv.dtype, qkv, out, batch, tokens, heads, depth)
+    """softmax(q · kᵀ / √D) · v of qkv (B, N, 3, heads, D): (B, N, heads · D)."""
+    batch, tokens, _, heads, head_dim = qkv.shape
+    if not cpp.supports(qkv) or head_dim % cpp.lanes():
+        return reference(qkv)
+    out = torch.empty(batch, tokens, heads * head_dim, dtype=qkv.dtype)
+    kernels.attention(qkv=qkv, out=out, batch=batch, tokens=tokens, heads=heads, head_dim=head_dim)
     return out
+
+
+def reference(qkv: Tensor) -> Tensor:
+    """The same in plain PyTorch."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, D)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -1,7 +1,8 @@
-"""oneDNN's product over channels with its epilogue, on CPUs, called as Inductor's frozen graphs call it.
+"""oneDNN backend: linear layers and convolutions, called as Inductor's frozen graphs call them.
 
-`F.linear` takes MKL, which is half as fast on AMD processors, and writes the wide map before an activation
-reads it again. Here weights are laid out once, and activation or sum happen while a tile is in the cache.
+`F.linear` goes to MKL, which is half as fast on AMD processors, and writes the wide activations before GELU
+reads them again. Here weights are packed once, and the activation or the sum happens while a tile is in the
+cache.
 """
 
 from functools import cache
@@ -10,71 +11,71 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from metaformer.ops.backend import forced_reference
+from metaformer.ops.backend import mode
 
 EPILOGUES: Final = {"none": ("none", ""), "gelu": ("gelu", "none"), "relu": ("relu", "")}
-"""Activation -> the names that oneDNN's operation takes for it and for its formula."""
+"""Activation -> oneDNN's names for it and for its formula."""
 _OPS = torch.ops.mkldnn
 Geometry = tuple[list[int], list[int], list[int], int]
-"""A convolution's stride, padding, dilation and number of groups."""
+"""Stride, padding, dilation and groups of a convolution."""
 
 
-def usable(x: Tensor) -> bool:
-    """Say whether `product` runs on `x`: a CPU map without gradient, autocast or compiler around it."""
+def supports(*tensors: Tensor) -> bool:
+    """Whether the backend runs on these tensors: on a CPU, without gradient, autocast or compiler."""
+    grad = torch.is_grad_enabled()
     return (
-        x.device.type == "cpu"
+        all(x.device.type == "cpu" and not (grad and x.requires_grad) for x in tensors)
         and not torch.compiler.is_compiling()
-        and not (torch.is_grad_enabled() and x.requires_grad)
         and not torch.is_autocast_enabled("cpu")
-        and supported(x.dtype)
-        and not forced_reference()
+        and all(has_dtype(x.dtype) for x in tensors)
+        and mode() != "reference"
     )
 
 
+def has_dtype(dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch has oneDNN, and oneDNN the dtype on this processor."""
+    if not torch.backends.mkldnn.enabled or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return _has_bfloat16()
+    return dtype == torch.float32
+
+
 def pack(weight: Tensor) -> Tensor:
-    """Lay a weight (out, in) out as the product reads it; the result can only be given to `product`."""
+    """Pack a weight (out, in) for `linear`, which alone can read the result."""
     return _OPS._reorder_linear_weight(weight.detach().contiguous(), None)
 
 
-def product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, act: str = "none", plus: Tensor | None = None
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, act: str = "none", residual: Tensor | None = None
 ) -> Tensor:
-    """Map (…, in) to (…, out), then activate, or add `plus` (…, out).
+    """act(x · weightᵀ + bias), or x · weightᵀ + bias + residual.
 
     Args:
-        x: the tokens.
+        x: (…, in).
         weight: (out, in), or what `pack` made of it.
         bias: (out,), or none.
-        act: a key of `EPILOGUES`; `none` with `plus`.
-        plus: another map.
+        act: a key of `EPILOGUES`; "none" with a residual.
+        residual: (…, out), or none.
     """
-    if plus is not None:
-        return _OPS._linear_pointwise.binary(x, plus, weight, bias, "add")
+    if residual is not None:
+        return _OPS._linear_pointwise.binary(x, residual, weight, bias, "add")
     name, formula = EPILOGUES[act]
     return _OPS._linear_pointwise(x, weight, bias, name, [], formula)
 
 
 def pack_convolution(weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
-    """Lay a weight (out, in/groups, h, w) out as `convolution` reads it for this shape (B, C, H, W)."""
+    """Pack a weight (out, in/groups, h, w) for `convolution` of inputs of this shape (B, C, H, W)."""
     stride, padding, dilation, groups = geometry
     return _OPS._reorder_convolution_weight(weight.detach(), padding, stride, dilation, groups, list(shape))
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Convolve (B, C, H, W) with a weight of `pack_convolution`."""
+    """Convolution of (B, C, H, W) by a weight of `pack_convolution`."""
     stride, padding, dilation, groups = geometry
     return _OPS._convolution_pointwise(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
 
 
-def supported(dtype: torch.dtype) -> bool:
-    """Builds of PyTorch without oneDNN lack the operations; oneDNN takes bfloat16 on processors that do."""
-    if not torch.backends.mkldnn.enabled or not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.bfloat16:
-        return _takes_bfloat16()
-    return dtype == torch.float32
-
-
 @cache
-def _takes_bfloat16() -> bool:
+def _has_bfloat16() -> bool:
     return bool(_OPS._is_mkldnn_bf16_supported())

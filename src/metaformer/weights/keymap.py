@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metaformer.errors import UnknownName, WeightsError
-from metaformer.ops.shift import staircase
+from metaformer.ops.cycle import staircase
 from metaformer.weights.class_layers import refuse_torchvision
 from metaformer.weights.formats import FORMATS, POINTWISE, Format
 from metaformer.weights.positions import BACKBONE, KINDS, Positions

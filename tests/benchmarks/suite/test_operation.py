@@ -7,7 +7,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.suite.operation import MULTIPLYING, OURS, kind, named_kernels
 from metaformer.deploy.optimize import optimize
 from metaformer.factory import create_model
-from metaformer.ops.native import library
+from metaformer.ops import cpp
+from metaformer.ops.cpp import kernels
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ from metaformer.ops.native import library
         ("aten::copy_", "passes"),
         ("aten::empty_like", "rest"),
         ("aten::transpose", "rest"),
-        ("metaformer::lean_mlp", "rest"),
+        ("metaformer::train_mlp", "rest"),
         ("autograd::engine::evaluate_function: AddmmBackward0", "rest"),
         ("TorchDynamo Cache Lookup", "rest"),
     ],
@@ -30,12 +31,12 @@ def test_operations(name: str, wanted: str) -> None:
     assert kind(name) == wanted
 
 
-@pytest.mark.parametrize("kernel", library.SIGNATURES)
+@pytest.mark.parametrize("kernel", kernels.SIGNATURES)
 def test_kernels_are_never_the_rest(kernel: str) -> None:
     assert kind(f"{OURS}{kernel}") == ("products" if kernel in MULTIPLYING else "passes")
 
 
-@pytest.mark.skipif(library.load() is None, reason=library.describe())
+@pytest.mark.skipif(cpp.load() is None, reason=cpp.describe())
 def test_the_profiler_sees_our_kernels_while_it_is_asked_to() -> None:
     network, images = optimize(create_model("poolformer_n").eval()), torch.randn(1, 3, 32, 32)
 
@@ -54,6 +55,6 @@ def test_the_profiler_sees_our_kernels_while_it_is_asked_to() -> None:
 
 
 def test_without_a_compiler_there_is_nothing_to_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "load", lambda: None)
+    monkeypatch.setattr(cpp, "load", lambda: None)
     with named_kernels():
         pass

@@ -166,7 +166,7 @@ def test_by_interpreted_kernels(changes: dict[str, object], monkeypatch: pytest.
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets on a machine without CUDA")
 def test_by_kernels() -> None:
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "METAFORMER_OPS": "auto", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "METAFORMER_OPS": "triton", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
     command += ["-k", test_by_interpreted_kernels.__name__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)

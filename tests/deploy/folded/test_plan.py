@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from metaformer.deploy.folded.stage import CapturedGraph, capture
+from metaformer.ops import cpp
 from metaformer.ops.attention import attention
-from metaformer.ops.layer_norm import layer_norm
-from metaformer.ops.native import library
+from metaformer.ops.norm import layer_norm
 
-pytestmark = pytest.mark.skipif(library.load() is None, reason="no C++ kernels on this machine")
+pytestmark = pytest.mark.skipif(cpp.load() is None, reason="no C++ kernels on this machine")
 
 
 def norms(x: Tensor, times: int = 5) -> Tensor:

@@ -8,10 +8,10 @@ from torch import nn
 
 import metaformer
 from metaformer.deploy.folded.stage import ReplayableStage
-from metaformer.ops.native import library
+from metaformer.ops import cpp
 
 pytestmark = pytest.mark.skipif(
-    not library.multiplies(torch.float32), reason="the C++ products do not run on this machine"
+    not cpp.has_linear(torch.float32), reason="the C++ products do not run on this machine"
 )
 
 
@@ -46,7 +46,7 @@ def test_families_run_on_kernels_alone(name: str) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.skipif(not library.multiplies(torch.bfloat16), reason="no products of bfloat16 on this machine")
+@pytest.mark.skipif(not cpp.has_linear(torch.bfloat16), reason="no products of bfloat16 on this machine")
 @pytest.mark.parametrize("name", ["poolformer_s12", "convformer_s18", "caformer_s18", "cyclemlp_b1"])
 def test_so_they_do_in_bfloat16(name: str) -> None:
     model, network = optimized(name, torch.bfloat16)

@@ -29,11 +29,9 @@ from metaformer.mixers.attention import Attention
 from metaformer.mixers.cycle_mlp import CycleMLP
 from metaformer.mixers.pooling import Pooling
 from metaformer.mixers.sepconv import SepConv
-from metaformer.ops import onednn, packed
-from metaformer.ops.backend import triton_usable
-from metaformer.ops.norm_mlp import norm_mlp
-from metaformer.ops.pool_norm import normalized
-from metaformer.ops.product import mlp
+from metaformer.ops import cpp, onednn, triton
+from metaformer.ops.mlp import mlp
+from metaformer.ops.norm import normalize
 
 Fold = Callable[..., nn.Module]
 """From mixer, norm, the branch's scale and the residual to the folded mixer."""
@@ -80,14 +78,13 @@ class FoldedMlp(nn.Module):
             overwrite: the result may overwrite x.
         """
         options = norm_options(self.norm)
-        if options is not None and self.act is None and triton_usable(x):
+        if options is not None and self.act is None and triton.supports(x):
             weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            image, factor = x.permute(0, 3, 1, 2), self.residual.factor
-            y = norm_mlp(image, *weights, **options, act=self.fused_act, shortcut=factor)
-            return y.permute(0, 2, 3, 1)
+            residual, scale = (x, self.residual.scale) if self.residual.enabled else (None, None)
+            return mlp(x, *weights, **options, act=self.fused_act, residual=residual, residual_scale=scale)
         if self._runs_fused(x):
             return self._fused(x, moments, overwrite)
-        h = self.fc1(self.norm(x) if moments is None else normalized(x, moments), self.epilogue)
+        h = self.fc1(self.norm(x) if moments is None else normalize(x, moments), self.epilogue)
         if self.act is not None:
             h = self.act(h)
         elif self.square:
@@ -99,7 +96,7 @@ class FoldedMlp(nn.Module):
         return self.fc1.weight.shape[1 if self._runs_fused(x) else 0]
 
     def _runs_fused(self, x: Tensor) -> bool:
-        return self.act is None and packed.usable(self.fc1.weight, x)
+        return self.act is None and cpp.supports(x, weight=self.fc1.weight)
 
     def _fused(self, x: Tensor, moments: Tensor | None, overwrite: bool) -> Tensor:
         """Both layers in one C++ kernel, the hidden tensor in the cache."""
@@ -112,8 +109,9 @@ class FoldedMlp(nn.Module):
         else:
             n = self.norm(x)
         residual, scale = (x, self.residual.scale_float32) if self.residual.enabled else (None, None)
-        options = {**norm, "act": self.fused_act, "past": residual, "keep": scale}
-        return mlp(n, self.fc1.packed, self.fc2.packed, **options, out=x if overwrite else None)
+        options = {**norm, "act": self.fused_act, "residual": residual, "residual_scale": scale}
+        out = x if overwrite else None
+        return mlp(n, self.fc1.packed, None, self.fc2.packed, None, **options, out=out)
 
 
 class FoldedBlock(nn.Module):
@@ -152,7 +150,7 @@ class FoldedBlock(nn.Module):
         """Map (B, H, W, C) to the same shape."""
         if self.mlp is None:
             return self.mixer(x)
-        if self.shares_moments and not triton_usable(x) and onednn.usable(x):
+        if self.shares_moments and not triton.supports(x) and onednn.supports(x):
             mixer: Any = self.mixer
             return self.mlp(*mixer.forward_with_moments(x, self.mlp.norm.eps), overwrite=True)
         return self.mlp(self.mixer(x), overwrite=self.may_overwrite)

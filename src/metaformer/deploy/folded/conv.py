@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metaformer.deploy.folded.linear import WeightCache
 from metaformer.ops import onednn
-from metaformer.ops.depthwise import Star, depthwise, pack, star_relu, supported
+from metaformer.ops.depthwise_conv import Star, depthwise_conv, pack, star_relu, supports_weight
 
 
 class FoldedConv(WeightCache):
@@ -24,7 +24,7 @@ class FoldedConv(WeightCache):
         """Map (B, in, H, W) to (B, out, h, w), through a StarReLU first where one is given."""
         x = x if star is None else star_relu(x, star)
         packed = None
-        if onednn.usable(x):
+        if onednn.supports(x):
             make = partial(onednn.pack_convolution, self.weight, x.shape, self.geometry)
             packed = self.get_for_shape(x.shape, make)
         if packed is not None:
@@ -43,7 +43,7 @@ class FoldedDepthwise(WeightCache):
     def forward(self, x: Tensor, star: Star | None = None) -> Tensor:
         """Map (B, C, H, W) to the same shape, through a StarReLU first where one is given."""
         packed = self.get("weight", lambda: pack(self.weight))
-        y = depthwise(x.permute(0, 2, 3, 1), self.weight, self.bias, star, packed)
+        y = depthwise_conv(x.permute(0, 2, 3, 1), self.weight, self.bias, star, packed)
         return y.permute(0, 3, 1, 2)
 
 
@@ -52,7 +52,7 @@ def fold_conv(conv: nn.Conv2d) -> FoldedConv | FoldedDepthwise:
     side = conv.kernel_size[0]
     same = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding == (side // 2, side // 2)
     per_channel = conv.groups == conv.in_channels == conv.out_channels
-    return (FoldedDepthwise if same and per_channel and supported(conv.weight) else FoldedConv)(conv)
+    return (FoldedDepthwise if same and per_channel and supports_weight(conv.weight) else FoldedConv)(conv)
 
 
 def can_fold(module: nn.Module) -> TypeGuard[nn.Conv2d]:

@@ -9,12 +9,9 @@ from torch import Tensor, nn
 
 from metaformer.layers.norm import BatchNorm, GroupNorm, LayerNorm, NoNorm
 from metaformer.layers.scale import Scale
-from metaformer.ops import onednn, packed
-from metaformer.ops.layer_norm import layer_norm
-from metaformer.ops.native import library
-from metaformer.ops.packed import Packed
-from metaformer.ops.pool_norm import group_norm
-from metaformer.ops.product import product
+from metaformer.ops import cpp, onednn
+from metaformer.ops.linear import PackedWeight, linear, pack
+from metaformer.ops.norm import group_norm, layer_norm
 
 T = TypeVar("T")
 ACTIVATIONS = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}
@@ -77,7 +74,7 @@ class ChannelsLastNorm(WeightCache):
         norm = self.norm
         if isinstance(norm, LayerNorm) and (norm.bias is None or norm.weight is not None):
             affine: tuple[Tensor | None, Tensor | None] = (norm.weight, norm.bias)
-            if library.usable(x):
+            if cpp.supports(x):
                 affine = self.get("affine", lambda: (_to_float32(norm.weight), _to_float32(norm.bias)))
             return layer_norm(x, norm.eps, *affine)
         return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -166,13 +163,13 @@ class PackedLinear(WeightCache):
             residual: (…, out).
             residual_scale: (out,) in float32.
         """
-        if packed.usable(self.weight, x, *(() if residual is None else (residual,))):
-            return product(x, self.packed, act=act, past=residual, keep=residual_scale)
+        if cpp.supports(x, *(() if residual is None else (residual,)), weight=self.weight):
+            return linear(x, self.packed, act=act, residual=residual, residual_scale=residual_scale)
         if residual is not None and residual_scale is not None:
             residual = residual * residual_scale.to(residual.dtype)
-        if onednn.usable(x):
+        if onednn.supports(x):
             weight = self.get("weight", lambda: onednn.pack(self.weight))
-            return onednn.product(x, weight, self.bias, act, residual)
+            return onednn.linear(x, weight, self.bias, act, residual)
         if torch.compiler.is_dynamo_compiling() and x.device.type == "cpu" and x.ndim == 4:
             return self._conv(x, act, residual)
         y = ACTIVATIONS[act](F.linear(x, self.weight, self.bias))
@@ -180,14 +177,14 @@ class PackedLinear(WeightCache):
 
     def after(self, norm: nn.Module, x: Tensor, act: str = "none") -> Tensor:
         """Compute act(W·norm(x) + b) for a norm of `split_affine`."""
-        if isinstance(norm, PlainLayerNorm) and packed.usable(self.weight, x):
-            return product(x, self.packed, norm="layer_norm", eps=norm.eps, act=act)
+        if isinstance(norm, PlainLayerNorm) and cpp.supports(x, weight=self.weight):
+            return linear(x, self.packed, norm="layer_norm", eps=norm.eps, act=act)
         return self(norm(x), act)
 
     @property
-    def packed(self) -> Packed:
+    def packed(self) -> PackedWeight:
         """Weight and bias as the C++ kernels read them."""
-        return self.get("packed", lambda: packed.pack(self.weight, self.bias))
+        return self.get("packed", lambda: pack(self.weight, self.bias))
 
     def _conv(self, x: Tensor, act: str, residual: Tensor | None) -> Tensor:
         """As a 1×1 convolution, which Inductor gives to oneDNN with its epilogue; linear goes to MKL."""

@@ -23,16 +23,11 @@ from metaformer.mixers.attention import Attention
 from metaformer.mixers.cycle_mlp import CycleMLP
 from metaformer.mixers.pooling import Pooling
 from metaformer.mixers.sepconv import SepConv
-from metaformer.ops import packed
+from metaformer.ops import cpp, triton
 from metaformer.ops.attention import attention
-from metaformer.ops.backend import triton_usable
-from metaformer.ops.cycle_mix import cycle_mean, cycle_mix
-from metaformer.ops.cycle_product import FARTHEST, cycle_means, cycle_product, cycle_shares
-from metaformer.ops.pointwise_act import pointwise_act
-from metaformer.ops.pointwise_residual import pointwise_residual
-from metaformer.ops.pool_norm import pool_norm
-from metaformer.ops.pool_residual import pool_residual
-from metaformer.ops.shift import staircase
+from metaformer.ops.cycle import MAX_KERNEL, cycle_means, cycle_mix, cycle_softmax, staircase
+from metaformer.ops.linear import linear
+from metaformer.ops.pool import pool_residual
 
 
 class FoldedMixer(nn.Module):
@@ -75,21 +70,20 @@ class FoldedPooling(WeightCache):
         self.scale = None if factor is None else nn.Parameter(factor.clone(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.scale is not None and isinstance(self.norm, PlainGroupNorm) and triton_usable(x):
+        if self.scale is not None and isinstance(self.norm, PlainGroupNorm) and triton.supports(x):
             factor = self.residual.factor
             weight = self.scale.expand(x.shape[-1])
-            image = x.permute(0, 3, 1, 2)
-            y = pool_residual(image, weight, self.size, self.norm.eps, 0.0 if factor is None else factor)
-            return y.permute(0, 2, 3, 1)
+            scale = 0.0 if factor is None else factor
+            return pool_residual(x, weight, scale, size=self.size, eps=self.norm.eps)[0]
         n = self.norm(x)
         pooled = F.avg_pool2d(n.permute(0, 3, 1, 2), self.size, 1, self.size // 2, count_include_pad=False)
         return _scale_and_add(pooled.permute(0, 2, 3, 1) - n, self.scale, self.residual(x))
 
-    def forward_with_moments(self, x: Tensor, next_eps: float) -> tuple[Tensor, Tensor]:
+    def forward_with_moments(self, x: Tensor, next_eps: float) -> tuple[Tensor, Tensor | None]:
         """What `forward` gives, and its moments (B, 2) for the next group norm; the own norm is one too."""
         weight, residual_scale = self.get("factors", lambda: self._factors(x.shape[-1]))
         eps: Any = self.norm.eps
-        return pool_norm(x, weight, residual_scale, self.size, eps, next_eps)
+        return pool_residual(x, weight, residual_scale, size=self.size, eps=eps, next_eps=next_eps)
 
     def _factors(self, dim: int) -> tuple[Tensor, Tensor]:
         """The branch's and the residual's factors, (C,) in float32."""
@@ -123,8 +117,8 @@ class FoldedSepConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         options = norm_options(self.norm)
         act = self.act1
-        if options is not None and isinstance(act, StarReLU) and triton_usable(x):
-            return self._triton(x.permute(0, 3, 1, 2), options, act).permute(0, 2, 3, 1)
+        if options is not None and isinstance(act, StarReLU) and triton.supports(x):
+            return self._triton(x, options, act)
         h = self.pwconv1.after(self.norm, x)
         h = h if self.star else act(h)
         h = self.dwconv(h.permute(0, 3, 1, 2), self.star).permute(0, 2, 3, 1)
@@ -133,9 +127,10 @@ class FoldedSepConv(nn.Module):
     def _triton(self, x: Tensor, options: dict[str, Any], act: StarReLU) -> Tensor:
         first, second = self.pwconv1, self.pwconv2
         star: dict[str, Any] = {"act_scale": act.scale, "act_bias": act.bias}
-        h = pointwise_act(x, first.weight, first.bias, **options, act="star_relu", **star)
-        factor = self.residual.factor
-        return pointwise_residual(self.dwconv(h), second.weight, second.bias, x, shortcut=factor)
+        h = linear(x, first.weight, first.bias, **options, act="star_relu", **star)
+        h = self.dwconv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        residual, scale = (x, self.residual.scale) if self.residual.enabled else (None, None)
+        return linear(h, second.weight, second.bias, residual=residual, residual_scale=scale)
 
 
 class FoldedCycleMlp(nn.Module):
@@ -163,9 +158,9 @@ class FoldedCycleMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n = self.norm(x)
-        if triton_usable(n):
-            return self._triton(n.permute(0, 3, 1, 2), x)
-        if self.kernel <= FARTHEST and packed.usable(self.proj.weight, n, x):
+        if triton.supports(n):
+            return self._triton(n, x)
+        if self.kernel <= MAX_KERNEL and cpp.supports(n, x, weight=self.proj.weight):
             return self._cpp(n, x)
         inputs = (*(shift(n) for shift in self.shifts), n)
         means = torch.stack([each.mean((1, 2)) for each in inputs], 1)  # (B, 3, C)
@@ -175,22 +170,22 @@ class FoldedCycleMlp(nn.Module):
         return self.residual.add_to(self.proj, y, x)
 
     def _cpp(self, n: Tensor, x: Tensor) -> Tensor:
-        means = cycle_means(n, self.kernel).flatten(1)
-        weights = cycle_shares(self._logits(self.mean_of_branches(means)))
-        along_width, along_height, plain = (layer.packed for layer in self._layers)
-        branches = along_width, along_height, plain
+        branches, proj = [layer.packed for layer in self._layers], self.proj.packed
         residual, scale = (x, self.residual.scale_float32) if self.residual.enabled else (None, None)
-        return cycle_product(n, branches, weights, self.proj.packed, self.kernel, residual, scale)
+        weights = self._branch_weights(n)
+        return cycle_mix(n, branches, weights, proj, self.kernel, residual=residual, residual_scale=scale)
 
     def _triton(self, n: Tensor, x: Tensor) -> Tensor:
-        along_width, along_height, plain = (layer.weight for layer in self._layers)
-        zero = torch.zeros_like(plain[:, 0])
-        biases = torch.stack([zero if layer.bias is None else layer.bias for layer in self._layers])  # (3, C)
-        mean = cycle_mean(n, along_width, along_height, plain, self.kernel) + biases.sum(0)
-        weights = self._logits(mean).softmax(-1).movedim(-1, 1)  # (B, 3, C)
-        y = cycle_mix(n, along_width, along_height, plain, weights, self.kernel).permute(0, 2, 3, 1)
-        y = y + (weights * biases).sum(1)[:, None, None]
-        return self.proj(y, residual=self.residual(x))
+        branches = [(layer.weight, layer.bias) for layer in self._layers]
+        proj = self.proj.weight, self.proj.bias
+        residual, scale = (x, self.residual.scale) if self.residual.enabled else (None, None)
+        weights = self._branch_weights(n)
+        return cycle_mix(n, branches, weights, proj, self.kernel, residual=residual, residual_scale=scale)
+
+    def _branch_weights(self, n: Tensor) -> Tensor:
+        """What each branch counts for each sample and channel, (B, 3, C)."""
+        means = cycle_means(n, self.kernel).flatten(1)
+        return cycle_softmax(self._logits(self.mean_of_branches(means)))
 
     @property
     def _layers(self) -> list[PackedLinear]:

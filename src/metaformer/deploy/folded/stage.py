@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaformer.deploy.folded.linear import WeightCache
-from metaformer.ops.native import library
+from metaformer.ops import cpp
+from metaformer.ops.cpp import kernels
 
 aten = torch.ops.aten
 _STAGES: "WeakValueDictionary[int, ReplayableStage]" = WeakValueDictionary()
@@ -38,7 +39,7 @@ class ReplayableStage(WeightCache, nn.Sequential):
                 return nn.Sequential.forward(self, x)
             result: Tensor = torch.ops.metaformer.replay_stage(x, self.number)
             return result
-        if not library.usable(x.permute(0, 2, 3, 1)) or any(has_hooks(block) for block in self):
+        if not cpp.supports(x.permute(0, 2, 3, 1)) or any(has_hooks(block) for block in self):
             return nn.Sequential.forward(self, x)
         graph = self.get_for_shape(x.shape, partial(capture, partial(nn.Sequential.forward, self), x))
         return nn.Sequential.forward(self, x) if graph is None or graph.dtype != x.dtype else graph(x)
@@ -80,7 +81,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def capture(function: Callable[[Tensor], Tensor], x: Tensor) -> "CapturedGraph | None":
     """Capture the kernel calls of `function(x)`; None where PyTorch computes any part of it."""
-    with library.noted() as calls, _AllocationMode() as mode:
+    with kernels.record_calls() as calls, _AllocationMode() as mode:
         y = function(x)
     allocated = {_storage_ptr(tensor) for tensor in mode.allocated}
     if mode.computed or _storage_ptr(y) not in allocated:
@@ -100,7 +101,7 @@ class CapturedGraph:
         y: the output.
     """
 
-    def __init__(self, calls: list[library.Call], allocated: list[Tensor], x: Tensor, y: Tensor) -> None:
+    def __init__(self, calls: list[kernels.Call], allocated: list[Tensor], x: Tensor, y: Tensor) -> None:
         self.dtype, self.lock, self.layout = x.dtype, Lock(), (y.shape, y.stride())
         sizes = {_storage_ptr(tensor): tensor.untyped_storage().nbytes() for tensor in allocated}
         del sizes[_storage_ptr(y)]
@@ -141,7 +142,7 @@ class CapturedGraph:
         return y
 
 
-def _allocate_buffers(calls: list[library.Call], sizes: dict[int, int]) -> dict[int, Tensor]:
+def _allocate_buffers(calls: list[kernels.Call], sizes: dict[int, int]) -> dict[int, Tensor]:
     """Buffers for intermediate tensors by their storage's address; tensors not alive at once share one.
 
     Args:

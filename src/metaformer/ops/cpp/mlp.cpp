@@ -1,0 +1,312 @@
+// A linear layer and an MLP of two, with the norm before them and the residual after them:
+//
+//   linear: out = act(norm(x) W' + b) + residual_scale * residual
+//   mlp:    out = act(norm(x) W1' + b1) W2' + b2 + residual_scale * residual
+//
+// and what an MLP needs in training beside that, in float alone: packed weights and the backward pass. Hidden
+// activations are not written: a block of their rows at a time stays in the second cache.
+#include <memory>
+
+#include "matmul.h"
+
+namespace {
+
+constexpr long LINEAR_CACHE = 256 << 10;    // bytes of input rows at a time
+constexpr long MLP_CACHE = 250 << 10;       // bytes of hidden rows at a time
+constexpr long BACKWARD_CACHE = 600 << 10;  // bytes of input and hidden rows, and their gradients, at a time
+
+template <Act act, class T>
+void linear(const Input<T>& x, const PackedWeight<T>& weight, const Output<T>& output, int threads) {
+  const long stride = x.stride(), bytes = stride * long(sizeof(T));
+  parallel_rows(x.count, bytes, LINEAR_CACHE / bytes / ROWS, threads,
+                [&](const Team& team, char* memory, long from, long rows) {
+    T* block = reinterpret_cast<T*>(memory);  // (rows, stride)
+    const Range own = team.share(rows);
+    x.copy(from + own.first, from + own.last, block + own.first * stride);
+    team.wait();
+    matmul(block, rows, stride, weight, team.share(weight.panels()), [&](long r, long c, vec sum) {
+      if (r < rows) output(from + r, c, activate<act, T>(sum));  // matmul rounds rows up
+    });
+  });
+}
+
+template <Act act, class T>
+void mlp(const Input<T>& x, const PackedWeight<T>& w1, const PackedWeight<T>& w2, const Output<T>& output, T* pre_act,
+         int threads) {
+  const long narrow = x.stride(), wide = padded(w1.columns), most = MLP_CACHE / (wide * long(sizeof(T))) / ROWS;
+  const long bytes = (narrow + wide) * long(sizeof(T)), whole = std::max(1L, most) * ROWS;
+  parallel_rows(x.count, bytes, most, threads, [&](const Team& team, char* memory, long from, long rows) {
+    T* block = reinterpret_cast<T*>(memory);  // (whole, narrow)
+    T* hidden = block + whole * narrow;       // (whole, wide)
+    const Range own = team.share(rows);
+    x.copy(from + own.first, from + own.last, block + own.first * narrow);
+    team.wait();
+    matmul(block, rows, narrow, w1, team.share(w1.panels()), [&](long r, long c, vec sum) {
+      if (pre_act && r < rows) store_vec(pre_act + (from + r) * w1.columns + c, sum);
+      store_vec(hidden + r * wide + c, activate<act, T>(sum));
+    });
+    team.wait();
+    matmul(hidden, rows, wide, w2, team.share(w2.panels()), [&](long r, long c, vec sum) {
+      if (r < rows) output(from + r, c, sum);
+    });
+  });
+}
+
+// Packs a weight whose element (column, k) lies at column * across + k * down, one of which is 1: the weight, or its
+// transpose without a copy.
+void pack(const float* weight, long across, long down, const PackedWeight<float>& packed, float* out) {
+  for (long p = 0; p < packed.panels(); ++p) {
+    const long whole = packed.columns / PANEL;
+    const bool narrow = p >= whole;
+    const long column = narrow ? whole * PANEL + (p - whole) * LANES : p * PANEL, width = narrow ? LANES : PANEL;
+    float* panel = out + column * packed.depth;  // (depth, width)
+    const float* from = weight + column * across;
+    if (across == 1) {
+      for (long k = 0; k < packed.depth; ++k) std::copy_n(from + k * down, width, panel + k * width);
+      continue;
+    }
+    for (long k = 0; k < packed.depth; k += LANES)
+      for (long c = 0; c < width; c += LANES) {
+        vec square[LANES];
+        for (int i = 0; i < LANES; ++i) square[i] = load_vec(from + (c + i) * across + k);
+        transpose(square);
+        for (int i = 0; i < LANES; ++i) store_vec(panel + (k + i) * width + c, square[i]);
+      }
+  }
+}
+
+// An activation's value and derivative; GELU's is cdf(x) + x * pdf(x), with pdf(x) = exp(-x^2 / 2) / sqrt(2 pi).
+template <Act act>
+void differentiate(vec x, vec& value, vec& slope) {
+  if constexpr (act == Act::gelu) {
+    const vec low = clamp_below<float>(x), cdf = normal_cdf<float>(low);
+    value = low * cdf;
+    slope = cdf + x * 0.39894228f * exp_vec(x * x * -0.5f);
+  } else {
+    value = activate<act, float>(x);
+    const vec one = x > 0 ? vec{} + 1.0f : vec{};
+    slope = act == Act::relu ? one : 2.0f * one * x;
+  }
+}
+
+// out[i][j] (+)= sum over r of a[r][i] * b[r][j], for `count` <= ROWS of i by COUNT vectors of j.
+template <int COUNT>
+[[gnu::noinline]] void outer_tile(const float* a, long a_stride, const float* b, long b_stride, long rows, float* out,
+                                  long columns, int count, bool add) {
+  vec sum[ROWS][COUNT] = {};
+  if (add)
+    for (int i = 0; i < count; ++i)
+      for (int v = 0; v < COUNT; ++v) __builtin_prefetch(out + i * columns + v * LANES, 1);
+  for (long r = 0; r < rows; ++r) {
+    vec part[COUNT];
+#pragma GCC unroll 8
+    for (int v = 0; v < COUNT; ++v) part[v] = load_vec(b + r * b_stride + v * LANES);
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i) {  // beyond `count` it reads the row's padding, and the sums are not stored
+      const vec one = vec{} + a[r * a_stride + i];
+#pragma GCC unroll 8
+      for (int v = 0; v < COUNT; ++v) sum[i][v] += one * part[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i) {
+    if (i >= count) break;
+#pragma GCC unroll 8
+    for (int v = 0; v < COUNT; ++v) {
+      float* p = out + i * columns + v * LANES;
+      store_vec(p, add ? sum[i][v] + load_vec(p) : sum[i][v]);
+    }
+  }
+}
+
+// out (count, width), rows `columns` apart, = a' b of a (rows, count) and b (rows, width); added to it with `add`.
+void outer(const float* a, long a_stride, long count, const float* b, long b_stride, long width, long rows, float* out,
+           long columns, bool add) {
+  for (long j = 0; j < width;) {
+    const bool wide = j + PANEL <= width;
+    for (long i = 0; i < count; i += ROWS) {
+      const int rest = int(std::min<long>(ROWS, count - i));
+      (wide ? outer_tile<PANEL_VECS> : outer_tile<1>)(a + i, a_stride, b + j, b_stride, rows, out + i * columns + j,
+                                                      columns, rest, add);
+    }
+    j += wide ? PANEL : LANES;
+  }
+}
+
+struct Mlp {
+  const float *w1, *b1, *w2, *pre_act;  // (hidden, dim), (hidden,), (dim, hidden), (rows, hidden); b1, pre_act or null
+  long dim, hidden;
+};
+
+struct Gradients {
+  float *x, *w1, *b1, *w2;
+};
+
+// Hidden channels [first, last), with the three weights that they need, packed side by side.
+struct HiddenSlice {
+  long first, width;
+  std::unique_ptr<float[]> memory;
+  PackedWeight<float> expand, back, contract;  // x W1' is hidden, grad_out W2 is grad_hidden, that times W1 is grad_x
+
+  HiddenSlice(const Mlp& m, long first_, long last, const float* zeros)
+      : first(first_), width(last - first_), memory(new float[3 * m.dim * width]),
+        expand{memory.get(), m.b1 ? m.b1 + first : zeros, m.dim, width},
+        back{memory.get() + m.dim * width, zeros, m.dim, width},
+        contract{memory.get() + 2 * m.dim * width, zeros, width, m.dim} {
+    if (!m.pre_act) pack(m.w1 + first * m.dim, m.dim, 1, expand, memory.get());
+    pack(m.w2 + first, 1, m.hidden, back, memory.get() + m.dim * width);
+    pack(m.w1 + first * m.dim, 1, m.dim, contract, memory.get() + 2 * m.dim * width);
+  }
+};
+
+// Rows [first, last) through one slice of the hidden channels:
+//   grad_hidden = grad_out W2 * act'(pre_act)    grad_x = grad_hidden W1      (writes it: this slice's part of the sum)
+//   grad_w1 = grad_hidden' x                     grad_w2 = grad_out' hidden   (the slice's rows, the slice's columns)
+template <Act act>
+void backward(const float* x, const float* grad_out, const Mlp& m, const HiddenSlice& slice, long first, long last,
+              const Gradients& grads) {
+  const long narrow = padded(m.dim), wide = padded(slice.width);
+  const long most = std::max(1L, BACKWARD_CACHE / long(sizeof(float) * 2 * (narrow + wide)) / ROWS) * ROWS;
+  float* xs = reinterpret_cast<float*>(scratch(2 * most * (narrow + wide) * sizeof(float)));
+  float* grad_outs = xs + most * narrow;          // as xs (most, narrow)
+  float* hidden = grad_outs + most * narrow;      // (most, wide)
+  float* grad_hidden = hidden + most * wide;      // (most, wide)
+  for (long from = first; from < last; from += most) {
+    const long rows = std::min(most, last - from);
+    for (long r = 0; r < rows; ++r) {
+      std::copy_n(x + (from + r) * m.dim, m.dim, xs + r * narrow);
+      std::copy_n(grad_out + (from + r) * m.dim, m.dim, grad_outs + r * narrow);
+    }
+    const Range all(slice.expand.panels(), 0, 1);
+    if (m.pre_act)
+      for (long r = 0; r < rows; ++r)
+        std::copy_n(m.pre_act + (from + r) * m.hidden + slice.first, slice.width, hidden + r * wide);
+    else
+      matmul(xs, rows, narrow, slice.expand, all,
+             [&](long r, long c, vec sum) { store_vec(hidden + r * wide + c, sum); });
+    matmul(grad_outs, rows, narrow, slice.back, all, [&](long r, long c, vec sum) {
+      vec value, slope;
+      differentiate<act>(load_vec(hidden + r * wide + c), value, slope);
+      store_vec(hidden + r * wide + c, value);
+      store_vec(grad_hidden + r * wide + c, sum * slope);
+    });
+    matmul(grad_hidden, rows, wide, slice.contract, Range(slice.contract.panels(), 0, 1), [&](long r, long c, vec sum) {
+      if (r < rows) store_vec(grads.x + (from + r) * m.dim + c, sum);
+    });
+    const bool add = from > first;
+    outer(grad_hidden, wide, slice.width, xs, narrow, m.dim, rows, grads.w1 + slice.first * m.dim, m.dim, add);
+    outer(grad_outs, narrow, m.dim, hidden, wide, slice.width, rows, grads.w2 + slice.first, m.hidden, add);
+    for (long c = 0; c < slice.width; c += LANES) {
+      float* p = grads.b1 + slice.first + c;
+      vec sum = add ? load_vec(p) : vec{};
+      for (long r = 0; r < rows; ++r) sum += load_vec(grad_hidden + r * wide + c);
+      store_vec(p, sum);
+    }
+  }
+}
+
+// a += b, by all threads.
+void add(float* a, const float* b, long count, int threads) {
+#pragma omp parallel for simd num_threads(threads) schedule(static)
+  for (long i = 0; i < count; ++i) a[i] += b[i];
+}
+
+// Threads share the rows in `pairs`; the two of a pair, where there are two, share the hidden channels. So each thread
+// has its own rows of the weights' gradients in its pair's memory, and of grad_x, which sums over hidden channels, the
+// second of a pair has memory of its own. What is added to what depends on `threads` alone: the bits repeat.
+template <Act act>
+void backward_all(const float* x, const float* grad_out, const Mlp& m, const Gradients& grads, long rows, int threads) {
+  const int sides = threads % 2 == 0 && m.hidden >= 2 * PANEL ? 2 : 1, pairs = threads / sides;
+  const long weights = m.dim * m.hidden, elements = rows * m.dim, half = m.hidden / PANEL / 2 * PANEL;
+  const std::vector<float> zeros(std::max(m.dim, m.hidden), 0.0f);
+  std::vector<std::unique_ptr<HiddenSlice>> slices(sides);
+  std::unique_ptr<float[]> other_x(sides > 1 ? new float[elements] : nullptr);
+  std::unique_ptr<float[]> sums(pairs > 1 ? new float[(pairs - 1) * (2 * weights + m.hidden)] : nullptr);
+#pragma omp parallel for num_threads(sides) schedule(static)
+  for (int side = 0; side < sides; ++side) {
+    const long middle = sides > 1 ? half : m.hidden;
+    slices[side].reset(new HiddenSlice(m, side ? middle : 0, side ? m.hidden : middle, zeros.data()));
+  }
+#pragma omp parallel for num_threads(threads) schedule(static, 1)  // there may be fewer threads than were asked for
+  for (int share = 0; share < threads; ++share) {
+    const int side = share % sides, pair = share / sides;
+    Gradients own = grads;
+    if (side > 0) own.x = other_x.get();
+    if (pair > 0) {  // of each further pair: w1 (weights), w2 (weights), b1 (hidden)
+      own.w1 = sums.get() + (pair - 1) * (2 * weights + m.hidden);
+      own.w2 = own.w1 + weights;
+      own.b1 = own.w2 + weights;
+    }
+    const Range range(rows, pair, pairs);
+    if (range.first == range.last) {  // fewer rows than pairs: nothing else writes these sums
+      const HiddenSlice& slice = *slices[side];
+      for (long i = 0; i < slice.width; ++i) own.b1[slice.first + i] = 0;
+      for (long i = 0; i < slice.width * m.dim; ++i) own.w1[slice.first * m.dim + i] = 0;
+      for (long c = 0; c < m.dim; ++c) std::fill_n(own.w2 + c * m.hidden + slice.first, slice.width, 0.0f);
+    }
+    backward<act>(x, grad_out, m, *slices[side], range.first, range.last, own);
+  }
+  if (sides > 1) add(grads.x, other_x.get(), elements, threads);
+  for (int pair = 1; pair < pairs; ++pair) {
+    const float* sum = sums.get() + (pair - 1) * (2 * weights + m.hidden);
+    add(grads.w1, sum, weights, threads);
+    add(grads.w2, sum + weights, weights, threads);
+    add(grads.b1, sum + 2 * weights, m.hidden, threads);
+  }
+}
+
+}  // namespace
+
+#define KERNELS(T, suffix) \
+  extern "C" void linear_##suffix(const T* x, const T* weight, const float* bias, const T* residual, \
+                                  const float* residual_scale, T* out, long rows, long in_features, \
+                                  long out_features, int norm, int act, float eps, int threads) { \
+    const Input<T> input{x, rows, in_features, Norm(norm), eps, nullptr, 1}; \
+    const PackedWeight<T> packed{weight, bias, in_features, out_features}; \
+    const Output<T> output{residual, residual_scale, out, out_features}; \
+    dispatch(Act(act), [&](auto act_) { linear<act_>(input, packed, output, threads); }); \
+  } \
+  extern "C" void mlp_##suffix(const T* x, const float* moments, const T* w1, const float* b1, const T* w2, \
+                               const float* b2, const T* residual, const float* residual_scale, T* out, T* pre_act, \
+                               long samples, long positions, long dim, long hidden, int norm, int act, float eps, \
+                               int threads) { \
+    const Input<T> input{x, samples * positions, dim, Norm(norm), eps, moments, positions}; \
+    const PackedWeight<T> first{w1, b1, dim, hidden}, second{w2, b2, hidden, dim}; \
+    const Output<T> output{residual, residual_scale, out, dim}; \
+    dispatch(Act(act), [&](auto act_) { mlp<act_>(input, first, second, output, pre_act, threads); }); \
+  }
+KERNELS(float, float32)
+KERNELS(bfloat16, bfloat16)
+
+extern "C" void pack_linear_float32(const float* weight, float* packed, long out_features, long in_features,
+                                    int threads) {
+  const long depth = in_features, rest = out_features / PANEL * PANEL;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long p = 0; p < out_features / PANEL; ++p)
+    pack(weight + p * PANEL * depth, depth, 1, {nullptr, nullptr, depth, PANEL}, packed + p * PANEL * depth);
+  pack(weight + rest * depth, depth, 1, {nullptr, nullptr, depth, out_features - rest}, packed + rest * depth);
+}
+
+extern "C" void mlp_backward_float32(const float* x, const float* grad_out, const float* w1, const float* b1,
+                                     const float* w2, const float* pre_act, float* grad_x, float* grad_w1,
+                                     float* grad_b1, float* grad_w2, long rows, long dim, long hidden, int act,
+                                     int threads) {
+  dispatch(Act(act), [&](auto act_) {
+    backward_all<act_>(x, grad_out, {w1, b1, w2, pre_act, dim, hidden}, {grad_x, grad_w1, grad_b1, grad_w2}, rows,
+                       threads);
+  });
+}
+
+// Dtypes for which these kernels were measured, and found as fast as oneDNN's: 1 for float, 2 for bfloat16.
+extern "C" int linear_dtypes() {
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+  return 3;
+#elif defined(__AVX2__) && defined(__FMA__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+extern "C" int simd_lanes() { return LANES; }
+extern "C" int panel_columns() { return PANEL; }
