@@ -73,7 +73,7 @@ def _timm(pipeline: str, folder: Path, config: LoadingConfig, device: torch.devi
     """Timm's loader as its training script builds it: normalized and erased on the device."""
     from timm.data import ImageDataset, create_loader
 
-    from metaformer.tasks.classification.transforms import allow_no_bits
+    from metaformer.tasks.classification.transforms import fix_posterize
 
     settings = training(pipeline, config.size)
     augment, evaluation = settings.augment, pipeline == "evaluation"
@@ -99,7 +99,7 @@ def _timm(pipeline: str, folder: Path, config: LoadingConfig, device: torch.devi
         device=device,
     )
     for step in data.transform.transforms:
-        allow_no_bits(step)  # else Pillow ends it within some batches
+        fix_posterize(step)  # else Pillow ends it within some batches
     return Feed(loader, lambda batch: batch[0])
 
 

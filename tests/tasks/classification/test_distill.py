@@ -9,7 +9,7 @@ from metaformer.tasks.classification.distill import Distillation
 
 
 class Mean(nn.Module):
-    """A teacher whose logits are the images' means by channel."""
+    """Teacher whose logits are the means of the channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,13 +25,13 @@ IMAGES = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 LOGITS = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
 
 
-def test_hard_takes_the_teachers_decision() -> None:
+def test_hard_distillation() -> None:
     loss = Distillation(Mean(), "hard")(LOGITS, IMAGES)
     torch.testing.assert_close(loss, F.cross_entropy(LOGITS, IMAGES.mean(dim=(2, 3)).argmax(1)))
 
 
 @pytest.mark.parametrize("tau", [1.0, 3.0])
-def test_soft_compares_the_distributions_at_the_temperature(tau: float) -> None:
+def test_soft_distillation(tau: float) -> None:
     loss = Distillation(Mean(), "soft", tau=tau)(LOGITS, IMAGES)
     teacher = (IMAGES.mean(dim=(2, 3)) / tau).softmax(1)
     expected = (teacher * (teacher.log() - (LOGITS / tau).log_softmax(1))).sum(1).mean() * tau**2
@@ -42,7 +42,7 @@ def test_soft_compares_the_distributions_at_the_temperature(tau: float) -> None:
     )
 
 
-def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
+def test_teacher_is_frozen_and_in_evaluation_mode() -> None:
     distillation = Distillation(Mean().train(), "soft")
     student = LOGITS.clone().requires_grad_()
     distillation(student, IMAGES).backward()
@@ -50,23 +50,25 @@ def test_the_teacher_is_frozen_and_in_evaluation_mode() -> None:
     assert all(not p.requires_grad and p.grad is None for p in distillation.teacher.parameters())
 
 
-def test_the_teacher_sees_images_normalized_as_it_was_taught() -> None:
+def test_images_are_renormalized_for_the_teacher() -> None:
     student = Preprocess(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    taught = Preprocess(mean=(0.4, 0.4, 0.4), std=(0.2, 0.3, 0.4))
+    trained = Preprocess(mean=(0.4, 0.4, 0.4), std=(0.2, 0.3, 0.4))
     raw = torch.rand(5, 3, 4, 4)
     column = [
-        torch.tensor(values).view(3, 1, 1) for values in (student.mean, student.std, taught.mean, taught.std)
+        torch.tensor(values).view(3, 1, 1)
+        for values in (student.mean, student.std, trained.mean, trained.std)
     ]
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
     teacher = Mean()
-    teacher.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    Distillation(teacher, "hard", student=student, taught=taught)(LOGITS, (raw - column[0]) / column[1])
-    torch.testing.assert_close(seen[0], (raw - column[2]) / column[3])
+    teacher.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    distillation = Distillation(teacher, "hard", student_preprocess=student, teacher_preprocess=trained)
+    distillation(LOGITS, (raw - column[0]) / column[1])
+    torch.testing.assert_close(inputs[0], (raw - column[2]) / column[3])
 
 
 @pytest.mark.parametrize(
     ("kind", "alpha", "tau"), [("warm", 0.5, 1.0), ("soft", 1.5, 1.0), ("soft", 0.5, 0.0)]
 )
-def test_wrong_settings_are_told(kind: str, alpha: float, tau: float) -> None:
+def test_invalid_options(kind: str, alpha: float, tau: float) -> None:
     with pytest.raises(ConfigError, match=r"loss\.distill"):
         Distillation(Mean(), kind, alpha=alpha, tau=tau)

@@ -14,7 +14,7 @@ PREPROCESS = Preprocess(image_size=8, crop=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 
 
 
 def by_gray(images: Tensor) -> Tensor:
-    """Logits that are right but for one image: bee0 (80) is taken for an ant."""
+    """Logits that are wrong for one image: bee0 (80) is taken for an ant."""
     gray = images.mean(dim=(1, 2, 3)) * 255
     bounds = torch.tensor([20.0, 100.0, 170.0])
     return -(gray[:, None] - bounds).abs()
@@ -35,9 +35,9 @@ def test_every_image_counts_once(folder: ImageFolder) -> None:
     assert wrong.score == pytest.approx(math.exp(5) / (math.exp(5) + 2))
 
 
-def test_images_and_answers_outside_a_subset_do_not_count(folder: ImageFolder) -> None:
+def test_class_subset_excludes_other_images_and_logits(folder: ImageFolder) -> None:
     report = ClassificationEvaluation(folder, PREPROCESS, batch_size=3, class_subset=["cat", "ant"]).run(
-        lambda images: by_gray(images) + torch.tensor([0.0, 1e6, 0.0])  # bee, which is no answer here
+        lambda images: by_gray(images) + torch.tensor([0.0, 1e6, 0.0])  # bee, which is not in the subset
     )
     assert report.classes == ["ant", "cat"] and report.images == 5 and report.top1 == 1.0
 
@@ -52,7 +52,7 @@ def test_logits_that_are_not_finite_name_the_image(folder: ImageFolder) -> None:
         ClassificationEvaluation(folder, PREPROCESS, batch_size=3).run(broken)
 
 
-def test_an_evaluation_can_be_run_again(folder: ImageFolder) -> None:
+def test_evaluation_can_be_repeated(folder: ImageFolder) -> None:
     evaluation = ClassificationEvaluation(folder, PREPROCESS, batch_size=3)
     assert evaluation.run(by_gray).metrics == evaluation.run(by_gray).metrics
 

@@ -10,18 +10,18 @@ LABELS = torch.tensor([0, 2])
 SOFT = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]])
 
 
-def test_cross_entropy_with_smoothing_is_that_of_smoothed_targets() -> None:
+def test_label_smoothing_of_cross_entropy() -> None:
     smoothed = F.one_hot(LABELS, 3) * 0.7 + 0.1
     expected = -(smoothed * LOGITS.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(build_criterion("cross_entropy", 0.3)(LOGITS, LABELS), expected)
 
 
-def test_soft_targets_are_not_smoothed_again() -> None:
+def test_soft_targets_are_not_smoothed() -> None:
     expected = -(SOFT * LOGITS.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(build_criterion("cross_entropy", 0.3)(LOGITS, SOFT), expected)
 
 
-def test_bce_is_over_all_classes() -> None:
+def test_bce() -> None:
     loss = build_criterion("bce", 0.0)
     expected = F.binary_cross_entropy_with_logits(LOGITS, F.one_hot(LABELS, 3).float())
     torch.testing.assert_close(loss(LOGITS, LABELS), expected)
@@ -32,7 +32,7 @@ def test_bce_is_over_all_classes() -> None:
     )
 
 
-def test_jsd_adds_the_divergence_of_the_views() -> None:
+def test_jsd() -> None:
     loss = build_criterion("jsd", 0.0, aug_splits=3)
     alike = loss(LOGITS.repeat(3, 1), LABELS.repeat(3))
     torch.testing.assert_close(alike, F.cross_entropy(LOGITS, LABELS))
@@ -45,13 +45,13 @@ def test_jsd_adds_the_divergence_of_the_views() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "smoothing", "aug_splits", "told"),
+    ("name", "smoothing", "aug_splits", "error"),
     [
-        ("mse", 0.0, 1, "'mse' is none of"),
-        ("jsd", 0.0, 1, "augment.aug_splits is 1"),
-        ("bce", 1.0, 1, "smoothing is 1.0"),
+        ("mse", 0.0, 1, "loss.name: 'mse'"),
+        ("jsd", 0.0, 1, "augment.aug_splits"),
+        ("bce", 1.0, 1, "loss.smoothing is 1.0"),
     ],
 )
-def test_what_there_is_not_is_told(name: str, smoothing: float, aug_splits: int, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_options(name: str, smoothing: float, aug_splits: int, error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
         build_criterion(name, smoothing, aug_splits)

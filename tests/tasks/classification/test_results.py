@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from metaformer.errors import OutputError
+from metaformer.tasks.classification.metrics import per_class
 from metaformer.tasks.classification.results import Classification, ClassificationReport, Example
-from metaformer.tasks.confusion import per_class
 from metaformer.tasks.outputs import LARGEST_MATRIX
 
 
@@ -20,7 +20,7 @@ def report(classes: int, real: float | None = None) -> ClassificationReport:
     )
 
 
-def test_json_holds_figures_table_and_confusions() -> None:
+def test_report_as_json() -> None:
     values = json.loads(json.dumps(report(6, real=0.75).to_dict()))
     assert (values["top1"], values["top5"], values["loss"], values["real"]) == (0.9, 1.0, 0.25, 0.75)
     assert values["confusion"][0] == [3, 2, 0, 0, 0, 0] and values["per_class"][0]["accuracy"] == 0.6
@@ -30,26 +30,26 @@ def test_json_holds_figures_table_and_confusions() -> None:
     assert "real" not in report(6).to_dict()
 
 
-def test_many_classes_write_only_what_happened() -> None:
+def test_report_of_many_classes_holds_nonzero_confusions() -> None:
     values = report(LARGEST_MATRIX + 1).to_dict()
     assert "confusion" not in values and len(values["confusion_entries"]) == LARGEST_MATRIX + 2
     assert [0, 1, 2] in values["confusion_entries"]
 
 
-def test_the_page_begins_with_the_weakest_class() -> None:
+def test_report_as_text_begins_with_the_weakest_class() -> None:
     text = report(30, real=0.5).text(rows=3)
     lines = text.splitlines()
     assert "90.00%" in lines[1] and "ReaL     50.00% (4 images)" in text
     assert lines[7].split()[:3] == ["c0", "5", "3"] and "27 classes that do better" in lines[-1]
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_unwritable_report(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         report(2).save(tmp_path / "file" / "report.json")
 
 
-def test_a_classification_knows_its_best() -> None:
+def test_classification() -> None:
     result = Classification("x.png", ("cat", "dog"), (0.75, 0.25), (3, 1))
     assert (result.label, result.score) == ("cat", 0.75)
     assert json.loads(json.dumps(result.to_dict()))["indices"] == [3, 1]

@@ -18,7 +18,7 @@ from metaformer.factory import create_model
 from metaformer.tasks.base import StepContext
 from metaformer.tasks.classification.evaluate import ClassificationEvaluation
 from metaformer.tasks.classification.loss import build_criterion
-from metaformer.tasks.classification.mixup import Mix
+from metaformer.tasks.classification.mixup import Mixup
 from metaformer.tasks.classification.task import ClassificationTask, build_classifier
 from metaformer.training.train import train
 from metaformer.weights.load import load_weights
@@ -37,7 +37,7 @@ def task(configure: Configure, folder: ImageFolder) -> ClassificationTask:
         ClassificationEvaluation(folder, PREPROCESS),
         PREPROCESS,
         build_criterion("cross_entropy"),
-        mix=Mix(3, mixup=0.8, cutmix=1.0, smoothing=0.0),
+        mix=Mixup(3, mixup=0.8, cutmix=1.0, smoothing=0.0),
     )
 
 

@@ -19,7 +19,7 @@ def image(width: int = 100, height: int = 80, seed: int = 0) -> Image.Image:
 @pytest.mark.parametrize("size", [224, 96, 64])
 @pytest.mark.parametrize("crop", [0.875, 0.9, 0.95, 1.0])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_evaluation_is_timms(size: int, crop: float, interpolation: str) -> None:
+def test_evaluation_equals_timms(size: int, crop: float, interpolation: str) -> None:
     from timm.data.transforms_factory import create_transform
 
     theirs = create_transform(
@@ -35,13 +35,13 @@ def test_evaluation_is_timms(size: int, crop: float, interpolation: str) -> None
         assert torch.equal(ours(x), theirs(x))
 
 
-def test_small_images_pass_unchanged() -> None:
+def test_images_of_the_input_size_are_not_resized() -> None:
     x = image(64, 64)
     tensor = eval_transform(64, crop=1.0, mean=(0, 0, 0), std=(1, 1, 1))(x)
     assert np.array_equal((tensor * 255).round().permute(1, 2, 0).numpy(), np.asarray(x))
 
 
-def test_normalization_in_numbers() -> None:
+def test_normalization() -> None:
     tensor = eval_transform(8, crop=1.0)(Image.new("RGB", (8, 8), (255, 0, 51)))
     assert tensor[:, 0, 0].tolist() == pytest.approx(
         [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
@@ -70,12 +70,12 @@ def test_five_crops_are_corners_and_center() -> None:
         ({"image_size": 0}, "image_size"),
     ],
 )
-def test_impossible_evaluations(options: dict[str, Any], field: str) -> None:
+def test_invalid_evaluation_options(options: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         eval_transform(**{"image_size": 32, **options})
 
 
-def test_training_is_timms_pipeline() -> None:
+def test_training_equals_timms() -> None:
     from timm.data.transforms_factory import create_transform
 
     options = {
@@ -103,25 +103,25 @@ def test_training_is_timms_pipeline() -> None:
     "policy", ["rand-m10-inc1-tp", "rand-m9-mstd0.5-inc1", "augmix-m10", "v0", "original", "3a"]
 )
 def test_policies_run_at_every_magnitude(policy: str) -> None:
-    transform = train_transform(32, **without(auto_augment=policy))
+    transform = train_transform(32, **only(auto_augment=policy))
     for seed in range(150):
         with seeded(seed):
             assert transform(image(40, 40)).shape == (3, 32, 32)
 
 
-def test_posterizing_to_no_bits_is_black() -> None:
+def test_posterize_to_0_bits_is_black() -> None:
     from timm.data import auto_augment
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(auto_augment, "_RAND_INCREASING_TRANSFORMS", ["PosterizeIncreasing"])
         black = train_transform(
-            32, **without(auto_augment="rand-m10-n1-p1.0-inc1", mean=(0, 0, 0), std=(1, 1, 1))
+            32, **only(auto_augment="rand-m10-n1-p1.0-inc1", mean=(0, 0, 0), std=(1, 1, 1))
         )
     assert black(image()).max() == 0
 
 
-def without(**options: Any) -> dict[str, Any]:
-    """Switch everything random off but what is named."""
+def only(**options: Any) -> dict[str, Any]:
+    """Options without randomness but for the given ones."""
     still = {
         "scale": (1.0, 1.0),
         "ratio": (1.0, 1.0),
@@ -160,13 +160,13 @@ def test_each_option_has_an_effect(option: dict[str, Any]) -> None:
                 found.add(transform(x).numpy().tobytes())
         return found
 
-    assert len(outcomes(without())) == 1
-    assert len(outcomes(without(**option))) > 1
+    assert len(outcomes(only())) == 1
+    assert len(outcomes(only(**option))) > 1
 
 
 @pytest.mark.parametrize(("mode", "values"), [("const", 1), ("rand", 3), ("pixel", 100)])
 def test_erasing_fills_by_mode(mode: str, values: int) -> None:
-    transform = train_transform(32, **without(erase=1.0, erase_mode=mode, mean=(0, 0, 0), std=(1, 1, 1)))
+    transform = train_transform(32, **only(erase=1.0, erase_mode=mode, mean=(0, 0, 0), std=(1, 1, 1)))
     with seeded(4):
         tensor = transform(Image.new("RGB", (32, 32), "white"))
     erased = tensor[tensor != 1]
@@ -174,9 +174,9 @@ def test_erasing_fills_by_mode(mode: str, values: int) -> None:
     assert len(erased.unique()) == values or (mode == "pixel" and len(erased.unique()) > values)
 
 
-def test_the_first_view_is_clean() -> None:
+def test_first_view_is_not_augmented() -> None:
     x = image(64, 64)
-    transform = train_transform(64, **without(auto_augment="rand-m9-inc1", erase=1.0, aug_splits=3))
+    transform = train_transform(64, **only(auto_augment="rand-m9-inc1", erase=1.0, aug_splits=3))
     with seeded(1):
         views = transform(x)
     assert views.shape == (3, 3, 64, 64)
@@ -199,12 +199,12 @@ def test_the_first_view_is_clean() -> None:
         ({"erase_mode": "fog"}, "fog"),
     ],
 )
-def test_impossible_trainings(options: dict[str, Any], field: str) -> None:
+def test_invalid_training_options(options: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         train_transform(32, **options)
 
 
-def test_other_sizes_and_gray_extremes() -> None:
+def test_other_image_sizes() -> None:
     transform = train_transform(64)
     for x in (image(1, 1), image(1, 300), image(640, 3), image(64, 64)):
         with seeded(0):

@@ -1,4 +1,4 @@
-"""Learning from another network's answers (https://arxiv.org/abs/1503.02531, https://arxiv.org/abs/2012.12877)."""
+"""Knowledge distillation, https://arxiv.org/abs/1503.02531 and https://arxiv.org/abs/2012.12877."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +14,18 @@ KINDS = ("soft", "hard")
 
 
 class Distillation:
-    """The loss of a student's logits against a frozen teacher's.
+    """Distillation loss of a student's logits with a frozen teacher.
 
     Args:
-        teacher: gives logits (B, K) of the images that the student sees.
-        kind: `soft` compares distributions at temperature `tau`, `hard` takes the teacher's decision.
-        alpha: share of this loss in the whole.
+        teacher: network with logits (B, K).
+        kind: `soft` compares distributions at temperature `tau`, `hard` uses the teacher's top class.
+        alpha: weight of this loss in the total.
         tau: temperature.
-        student, taught: how the student's images are normalized, and how the teacher's were.
+        student_preprocess: normalization of the images that the loss is given.
+        teacher_preprocess: normalization that the teacher was trained with.
+
+    Raises:
+        ConfigError: a value out of range.
     """
 
     def __init__(
@@ -31,16 +35,17 @@ class Distillation:
         *,
         alpha: float = 0.5,
         tau: float = 1.0,
-        student: Preprocess | None = None,
-        taught: Preprocess | None = None,
+        student_preprocess: Preprocess | None = None,
+        teacher_preprocess: Preprocess | None = None,
     ) -> None:
         if kind not in KINDS:
-            raise ConfigError(f"loss.distill: {kind!r} is none of none, soft, hard")
+            raise ConfigError(f"loss.distill: {kind!r} is unknown; choose none, soft or hard")
         if not 0 <= alpha <= 1 or tau <= 0:
             raise ConfigError(f"loss.distill_alpha {alpha} must lie in 0 … 1, loss.distill_tau {tau} above 0")
         self.teacher = teacher.eval().requires_grad_(False)
         self.kind, self.alpha, self.tau = kind, alpha, tau
-        self._scale, self._shift = _renormalize(student or Preprocess(), taught or student or Preprocess())
+        source = student_preprocess or Preprocess()
+        self._scale, self._shift = _renormalization(source, teacher_preprocess or source)
 
     def to(self, device: torch.device) -> None:
         """Move the teacher."""
@@ -48,21 +53,28 @@ class Distillation:
         self._scale, self._shift = self._scale.to(device), self._shift.to(device)
 
     def __call__(self, logits: Tensor, images: Tensor) -> Tensor:
-        """Mean loss of the student's logits (B, K) on these images (B, 3, H, W)."""
+        """Mean loss of the student's logits (B, K) for images (B, 3, H, W)."""
         with torch.no_grad():
-            answers = self.teacher(images * self._scale + self._shift).float()
+            targets = self.teacher(images * self._scale + self._shift).float()
         if self.kind == "hard":
-            return F.cross_entropy(logits, answers.argmax(dim=1))
-        student, teacher = (F.log_softmax(x.float() / self.tau, dim=1) for x in (logits, answers))
-        # tau² keeps the gradient's size whatever the temperature (Hinton et al., section 2)
+            return F.cross_entropy(logits, targets.argmax(dim=1))
+        student, teacher = (F.log_softmax(x.float() / self.tau, dim=1) for x in (logits, targets))
+        # tau² makes the scale of gradients independent of the temperature (Hinton et al., section 2)
         return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * self.tau**2
 
 
 def load_teacher(name: str, checkpoint: str | None, classes: int) -> tuple[nn.Module, Preprocess]:
-    """Load a network of this library, or of timm (`timm:NAME`), and say how its images are normalized.
+    """Load a network of this library or of timm (`timm:NAME`), with its preprocessing.
+
+    Args:
+        name: name of the network.
+        checkpoint: file of its weights; None for the published ones.
+        classes: number of classes of the data.
 
     Raises:
-        ConfigError: it tells another number of classes apart.
+        ConfigError: the network has another number of classes.
+        UnknownName: there is no such network.
+        WeightsError: the checkpoint does not fit.
     """
     if name.startswith("timm:"):
         teacher: Any = _timm_teacher(name[5:], checkpoint, classes)
@@ -75,14 +87,14 @@ def load_teacher(name: str, checkpoint: str | None, classes: int) -> tuple[nn.Mo
         )
     if teacher.num_classes != classes:
         raise ConfigError(
-            f"loss.teacher: {name} tells {teacher.num_classes} classes apart, the data has {classes}; "
-            f"give loss.teacher_checkpoint of one that was trained on them"
+            f"loss.teacher: {name} has {teacher.num_classes} classes, the data {classes}; give a "
+            "loss.teacher_checkpoint that was trained on them"
         )
     return teacher, Preprocess.from_pretrained_cfg(teacher.pretrained_cfg)
 
 
 def _timm_teacher(name: str, checkpoint: str | None, classes: int) -> Any:
-    """One of timm's networks; from its published weights, with the classifier that they have."""
+    """Network of timm; published weights keep their own classifier."""
     import timm
 
     if not timm.is_model(name):
@@ -97,11 +109,11 @@ def _timm_teacher(name: str, checkpoint: str | None, classes: int) -> Any:
         ) from error
 
 
-def _renormalize(here: Preprocess, there: Preprocess) -> tuple[Tensor, Tensor]:
-    """Factor and offset (3, 1, 1) that turn images normalized here into images normalized there."""
-    mean, std = _column(here.mean), _column(here.std)
-    mean_there, std_there = _column(there.mean), _column(there.std)
-    return std / std_there, (mean - mean_there) / std_there
+def _renormalization(source: Preprocess, target: Preprocess) -> tuple[Tensor, Tensor]:
+    """Scale and shift (3, 1, 1) from images normalized as `source` to images normalized as `target`."""
+    mean, std = _column(source.mean), _column(source.std)
+    target_mean, target_std = _column(target.mean), _column(target.std)
+    return std / target_std, (mean - target_mean) / target_std
 
 
 def _column(values: Sequence[float]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measuring a classifier: every image once, by however many processes."""
+"""Evaluation of classifiers: every image once, on any number of ranks."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,30 +17,35 @@ from metaformer.data.split import Split, open_split
 from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, rank, world_size
 from metaformer.errors import DataError, TrainingError
 from metaformer.tasks.base import Forward, LoadedModel
-from metaformer.tasks.classification.metrics import RealAccuracy, TopK, read_real_labels
+from metaformer.tasks.classification.metrics import (
+    ConfusionMatrix,
+    RealAccuracy,
+    TopKAccuracy,
+    per_class,
+    read_real_labels,
+)
 from metaformer.tasks.classification.predict import average_views
 from metaformer.tasks.classification.results import ClassificationReport, Example
-from metaformer.tasks.confusion import Confusion, per_class
 
 EXAMPLES = 24
-"""Images of each kind, mistakes and right answers, that a report keeps."""
+"""Images in a report: this many mistakes, and correct predictions."""
 
 
 class ClassificationEvaluation:
-    """A validation set and the way it is looked at; `run` measures one network.
+    """Evaluation on a data set; `run` evaluates one network.
 
     Args:
         folder: the images.
-        preprocess: how they become input.
-        batch_size: images at once, per process.
+        preprocess: preprocessing of the images.
+        batch_size: images per batch and rank.
         workers: processes that read.
-        flip: average the logits with those of the mirrored image.
-        crops: 1, or 5 for center and corners, averaged.
-        real_labels: JSON file of accepted classes.
-        class_subset: names of the classes that alone count; None for all.
-        pin_memory: keep batches in page-locked memory, for copies to CUDA.
-        timeout: seconds to wait for a worker before giving up.
-        stop: asked again and again; once it says so, the evaluation ends unfinished.
+        flip: average the logits with those of the mirror image.
+        crops: 1, or 5 for the average over center and corners.
+        real_labels: JSON file of ImageNet-ReaL.
+        class_subset: names of the classes to evaluate on; None for all.
+        pin_memory: page-locked batches, for copies to CUDA.
+        timeout: seconds to wait for a worker.
+        stop: polled; once true, the evaluation is interrupted.
     """
 
     def __init__(
@@ -60,10 +65,10 @@ class ClassificationEvaluation:
     ) -> None:
         self.folder, self.flip = folder, flip
         classes = folder.classes
-        self.kept = list(range(len(classes)))
+        self.subset = list(range(len(classes)))
         if class_subset is not None:
-            self.kept = sorted({classes.index(name) for name in class_subset})
-        self.names = [classes[i] for i in self.kept]
+            self.subset = sorted({classes.index(name) for name in class_subset})
+        self.names = [classes[i] for i in self.subset]
         self.accepted = read_real_labels(real_labels, folder.paths, len(classes)) if real_labels else None
         sampler = EvalSampler(len(folder), batch_size=batch_size, rank=rank(), world=world_size())
         self.most = sampler.most
@@ -78,18 +83,18 @@ class ClassificationEvaluation:
 
     @torch.inference_mode()
     def run(self, forward: Forward) -> ClassificationReport:
-        """Measure; `forward` gives logits (B, K) of images (B, 3, H, W).
+        """Evaluate a network on all ranks.
 
         Raises:
-            TrainingError: logits that are not finite.
-            Interrupted: `stop` said so, on whatever rank.
+            TrainingError: logits are not finite; the message names the image.
+            Interrupted: `stop` was true on any rank.
         """
-        count = _Count(self)
-        for logits, batch in lockstep(self._looks(forward), self.most):
-            count.update(logits, batch)
-        return count.report()
+        results = _Results(self)
+        for logits, batch in lockstep(self._batches(forward), self.most):
+            results.update(logits, batch)
+        return results.report()
 
-    def _looks(self, forward: Forward) -> Iterator[tuple[Tensor, Batch]]:
+    def _batches(self, forward: Forward) -> Iterator[tuple[Tensor, Batch]]:
         for batch in self.loader:
             logits = average_views(forward, batch.images, self.flip).float().cpu()
             if not logits.isfinite().all():
@@ -102,16 +107,16 @@ class ClassificationEvaluation:
         self.loader.close()
 
 
-class _Count:
-    """Running figures of one evaluation; its classes are those that count."""
+class _Results:
+    """Metrics and examples of one evaluation, on this rank until `report`, in classes of the subset."""
 
     def __init__(self, evaluation: ClassificationEvaluation) -> None:
-        self.of = evaluation
-        self.kept = torch.tensor(evaluation.kept)
-        self.place = torch.full((len(evaluation.folder.classes),), -1)
-        self.place[self.kept] = torch.arange(len(self.kept))
-        self.k = min(5, len(self.kept))
-        self.topk, self.confusion = TopK((1, self.k)), Confusion(len(self.kept))
+        self.evaluation = evaluation
+        self.subset = torch.tensor(evaluation.subset)
+        self.position = torch.full((len(evaluation.folder.classes),), -1)
+        self.position[self.subset] = torch.arange(len(self.subset))
+        self.k = min(5, len(self.subset))
+        self.topk, self.confusion = TopKAccuracy((1, self.k)), ConfusionMatrix(len(self.subset))
         self.real = RealAccuracy(evaluation.accepted) if evaluation.accepted is not None else None
         self.loss = torch.zeros((), dtype=torch.float64)
         self.wrong: list[Example] = []
@@ -119,38 +124,39 @@ class _Count:
         self.shown: Counter[str] = Counter()
 
     def update(self, logits: Tensor, batch: Batch) -> None:
-        labels = self.place[batch.labels]
-        counted = labels >= 0
-        logits, labels, indices = logits[counted][:, self.kept], labels[counted], batch.indices[counted]
+        labels = self.position[batch.labels]
+        counted = labels >= 0  # images of other classes are left out
+        logits, labels, indices = logits[counted][:, self.subset], labels[counted], batch.indices[counted]
         if not len(labels):
             return
         predicted = logits.argmax(dim=1)
         self.topk.update(logits, labels)
         self.confusion.update(predicted, labels)
         if self.real is not None:
-            self.real.update(self.kept[predicted], indices)
+            self.real.update(self.subset[predicted], indices)
         self.loss += F.cross_entropy(logits.double(), labels, reduction="sum")
-        self._remember(logits.softmax(dim=1).amax(dim=1), predicted, labels, indices)
+        self._add_examples(logits.softmax(dim=1).amax(dim=1), predicted, labels, indices)
 
-    def _remember(self, scores: Tensor, predicted: Tensor, labels: Tensor, indices: Tensor) -> None:
-        """Keep the surest mistakes, and of the right answers some of each class."""
-        share = -(-EXAMPLES // len(self.of.names))
+    def _add_examples(self, scores: Tensor, predicted: Tensor, labels: Tensor, indices: Tensor) -> None:
+        """Keep the most confident mistakes, and some correct predictions of each class."""
+        names, folder = self.evaluation.names, self.evaluation.folder
+        share = -(-EXAMPLES // len(names))
         rows = (values.tolist() for values in (indices, labels, predicted, scores))
         for index, label, guess, score in zip(*rows, strict=True):
-            name = self.of.names[label]
-            example = Example(str(self.of.folder.path(index)), name, self.of.names[guess], score, index)
+            name = names[label]
+            example = Example(str(folder.path(index)), name, names[guess], score, index)
             if label != guess:
                 self.wrong.append(example)
             elif self.shown[name] < share:
                 self.shown[name] += 1
                 self.right.append(example)
-        self.wrong = _surest(self.wrong)
+        self.wrong = _most_confident(self.wrong)
 
     def report(self) -> ClassificationReport:
         confusion, accuracy = self.confusion.result(), self.topk.result()
         images = int(confusion.sum())
         if not images:
-            raise DataError(f"{self.of.folder.folder}: no images of the classes that count")
+            raise DataError(f"{self.evaluation.folder.folder}: no images of the classes to evaluate on")
         real, real_images = self.real.result() if self.real is not None else (None, 0)
         right = sorted(all_gather_list(self.right), key=lambda example: example.path)
         return ClassificationReport(
@@ -159,15 +165,15 @@ class _Count:
             top5=accuracy[self.k],
             k=self.k,
             loss=float(all_reduce_sum(self.loss)) / images,
-            per_class=tuple(per_class(confusion, self.of.names)),
+            per_class=tuple(per_class(confusion, self.evaluation.names)),
             confusion=confusion,
             real=real,
             real_images=real_images,
-            examples=(*_surest(all_gather_list(self.wrong)), *right[:EXAMPLES]),
+            examples=(*_most_confident(all_gather_list(self.wrong)), *right[:EXAMPLES]),
         )
 
 
-def _surest(examples: list[Example]) -> list[Example]:
+def _most_confident(examples: list[Example]) -> list[Example]:
     return sorted(examples, key=lambda example: (-example.score, example.path))[:EXAMPLES]
 
 

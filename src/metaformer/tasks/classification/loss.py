@@ -1,4 +1,4 @@
-"""Losses of classification."""
+"""Classification losses."""
 
 from collections.abc import Callable
 
@@ -8,17 +8,21 @@ from torch import Tensor
 from metaformer.errors import ConfigError
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
-"""Logits (B, K) and classes (B,) or soft targets (B, K) to their mean loss."""
+"""Mean loss of logits (B, K) with classes (B,) or soft targets (B, K)."""
 
 
 def build_criterion(name: str, smoothing: float = 0.0, aug_splits: int = 1) -> Criterion:
-    """Make the loss of this name; label smoothing acts on classes, soft targets carry their own.
+    """Build a loss by name.
 
-    `bce` is binary cross-entropy over all classes (https://arxiv.org/abs/2110.00476), `jsd` adds the
-    Jensen-Shannon divergence between `aug_splits` views, stacked view by view (https://arxiv.org/abs/1912.02781).
+    Args:
+        name: `cross_entropy`; `bce`, binary cross-entropy over all classes (https://arxiv.org/abs/2110.00476);
+            or `jsd`, cross-entropy with the Jensen-Shannon divergence between augmented views
+            (https://arxiv.org/abs/1912.02781).
+        smoothing: label smoothing of classes; soft targets have their own.
+        aug_splits: views of each image, which follow each other along the batch.
 
     Raises:
-        ConfigError: an unknown name, or JSD without views.
+        ConfigError: an unknown name, a value out of range, or `jsd` with a single view.
     """
     if not 0 <= smoothing < 1:
         raise ConfigError(f"loss.smoothing is {smoothing}: it must be at least 0 and below 1")
@@ -31,16 +35,16 @@ def build_criterion(name: str, smoothing: float = 0.0, aug_splits: int = 1) -> C
     if name == "jsd":
         if aug_splits < 2:
             raise ConfigError(
-                f"loss.name 'jsd' compares views of an image: augment.aug_splits is {aug_splits}, set 2 or 3"
+                f"loss.name 'jsd' compares views: set augment.aug_splits to 2 or 3, not {aug_splits}"
             )
         from timm.loss import JsdCrossEntropy
 
         return JsdCrossEntropy(num_splits=aug_splits, smoothing=smoothing)
-    raise ConfigError(f"loss.name: {name!r} is none of cross_entropy, bce, jsd")
+    raise ConfigError(f"loss.name: {name!r} is unknown; choose cross_entropy, bce or jsd")
 
 
 class CrossEntropy:
-    """Cross-entropy, over classes with smoothing or over soft targets as they are."""
+    """Cross-entropy with classes, which are label-smoothed, or with soft targets as they are."""
 
     def __init__(self, smoothing: float) -> None:
         self.smoothing = smoothing

@@ -1,4 +1,4 @@
-"""Mixup (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899) by seed, step."""
+"""Mixup (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899) by seed and step."""
 
 import math
 
@@ -10,19 +10,19 @@ from metaformer.data.sampler import hash64
 from metaformer.errors import ConfigError
 
 
-class Mix:
-    """Mix each image of a batch with the one opposite (`flip(0)`), by one draw per batch, as timm does.
+class Mixup:
+    """Mixup or CutMix of a batch with its reverse (`flip(0)`), drawn once per batch, as in timm.
 
-    Targets are soft and carry label smoothing whether anything is mixed or not, so that a loss on soft
-    targets must not smooth again. In a batch of odd size the middle image stays as it is.
+    Targets are soft and label-smoothed whether a batch is mixed or not; the loss must not smooth them again.
+    In a batch of odd size the middle image stays as it is.
 
     Args:
-        num_classes: width of the targets.
-        mixup: Mixup's alpha; 0 for none.
-        cutmix: CutMix's alpha; 0 for none.
-        probability: of mixing a batch at all.
-        switch: probability of CutMix where both are on.
-        smoothing: label smoothing; this share of each target is spread evenly over all classes.
+        num_classes: number of classes.
+        mixup: alpha of Mixup; 0 for none.
+        cutmix: alpha of CutMix; 0 for none.
+        probability: probability of mixing a batch.
+        switch: probability of CutMix if both are on.
+        smoothing: label smoothing.
         seed: the run's seed.
 
     Raises:
@@ -55,26 +55,26 @@ class Mix:
     def __call__(
         self, images: Tensor, labels: Tensor, step: int, *, part: int = 0, active: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Mix images (B, C, H, W) with labels (B,); give new images and targets (B, num_classes), float32.
+        """Mix images (B, C, H, W); returns them with soft targets (B, num_classes), float32.
 
         Args:
-            images: normalized floating point images; left unchanged.
-            labels: class numbers.
+            images: normalized images, which are not modified.
+            labels: classes (B,).
             step: optimizer step since the start of the run.
-            part: which of the step's batches this is, over ranks and micro-batches.
-            active: False passes images through (after `augment.mix_off_epoch`).
+            part: which of the step's batches, over ranks and micro-batches.
+            active: False returns the images as they are (after `augment.mix_off_epoch`).
         """
         targets = self._smooth(labels)
         if not active or not (self.mixup or self.cutmix):
             return images, targets
-        # RandomState's streams are frozen for good, those of numpy's newer generators are not
+        # streams of RandomState are frozen; those of newer generators may change between versions of numpy
         seed = hash64(self.seed, step, part)
         draw = np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32])
         if draw.rand() >= self.probability:
             return images, targets
         both = self.mixup > 0 and self.cutmix > 0
         if draw.rand() < self.switch if both else self.cutmix > 0:
-            images, share = _cut(images, draw.beta(self.cutmix, self.cutmix), draw)
+            images, share = _cutmix(images, draw.beta(self.cutmix, self.cutmix), draw)
         else:
             share = draw.beta(self.mixup, self.mixup)
             images = images * share + images.flip(0) * (1 - share)
@@ -86,8 +86,8 @@ class Mix:
         return targets.scatter_(1, labels.long()[:, None], 1 - self.smoothing + off)
 
 
-def _cut(images: Tensor, share: float, draw: np.random.RandomState) -> tuple[Tensor, float]:
-    """Paste a box of the opposite image; give the share that stays, counted after clipping the box."""
+def _cutmix(images: Tensor, share: float, draw: np.random.RandomState) -> tuple[Tensor, float]:
+    """Paste a box of the reversed batch; returns also the share of pixels outside the clipped box."""
     height, width = images.shape[-2:]
     side = math.sqrt(1 - share)
     box_height, box_width = int(height * side), int(width * side)

@@ -1,4 +1,4 @@
-"""What tasks hand out: predictions, and reports of an evaluation."""
+"""Results of classification: predicted classes, and evaluation reports."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -6,22 +6,22 @@ from typing import Any
 
 from torch import Tensor
 
-from metaformer.tasks.confusion import ClassAccuracy
+from metaformer.tasks.classification.metrics import ClassAccuracy
 from metaformer.tasks.outputs import confusion_values, write_report
 
 
 @dataclass(frozen=True)
 class Classification:
-    """The best classes of one image."""
+    """Top classes of one image."""
 
     path: str
-    """Where the image came from; empty for one that was handed over."""
+    """The image file; empty for an image in memory."""
     labels: tuple[str, ...]
     """Class names, best first."""
     scores: tuple[float, ...]
     """Their probabilities."""
     indices: tuple[int, ...]
-    """Their numbers."""
+    """Their indices."""
 
     @property
     def label(self) -> str:
@@ -40,7 +40,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class Example:
-    """One evaluated image, for the report."""
+    """An evaluated image in a report."""
 
     path: str
     label: str
@@ -48,45 +48,45 @@ class Example:
     score: float
     """Probability of the predicted class."""
     index: int = -1
-    """Its place in the data set, where `path` names no file."""
+    """Its index in the data set, if `path` is not a file."""
 
     @property
     def right(self) -> bool:
-        """Tell whether the prediction is the label."""
+        """Whether the prediction is correct."""
         return self.label == self.predicted
 
 
 @dataclass(frozen=True)
 class ClassificationReport:
-    """How well a classifier does on a data set; every image counted once."""
+    """Evaluation of a classifier on a data set."""
 
     images: int
     top1: float
-    """Share of images whose class has the highest score."""
+    """Top-1 accuracy."""
     top5: float
-    """Share of images whose class is among the `k` highest."""
+    """Top-k accuracy."""
     k: int
-    """5, or the number of classes where that is smaller."""
+    """5, or the number of classes if smaller."""
     loss: float
     """Mean cross-entropy."""
     per_class: tuple[ClassAccuracy, ...]
     confusion: Tensor
-    """Images by true class (row) and predicted class (column), (K, K) int64."""
+    """Confusion matrix of images (K, K), int64: true class by row, predicted class by column."""
     real: float | None = None
-    """Accuracy against the ReaL labels, where they were given."""
+    """Accuracy on ImageNet-ReaL; None without its labels."""
     real_images: int = 0
-    """Images that have ReaL labels."""
+    """Images with ReaL labels."""
     examples: tuple[Example, ...] = field(default=(), repr=False)
-    """Some images with their predictions: the surest mistakes, and some that are right."""
+    """The most confident mistakes, and some correct predictions."""
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of their numbers."""
+        """Class names."""
         return [row.name for row in self.per_class]
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figures that a log holds."""
+        """Metrics by their names in logs."""
         figures = {"top1": self.top1, f"top{self.k}": self.top5, "loss": self.loss}
         return figures if self.real is None else {**figures, "real": self.real}
 
@@ -110,7 +110,7 @@ class ClassificationReport:
         return write_report(self.to_dict(), path)
 
     def text(self, rows: int = 20) -> str:
-        """Make a page to read: the figures, then the table of classes, weakest first."""
+        """Format the metrics and a table of the classes, weakest first."""
         lines = [
             f"images   {self.images}",
             f"top-1    {self.top1:.2%}",

@@ -21,7 +21,7 @@ from metaformer.tasks.base import StepContext, Task
 from metaformer.tasks.classification.distill import Distillation, load_teacher
 from metaformer.tasks.classification.evaluate import ClassificationEvaluation, read_class_subset
 from metaformer.tasks.classification.loss import Criterion, build_criterion
-from metaformer.tasks.classification.mixup import Mix
+from metaformer.tasks.classification.mixup import Mixup
 from metaformer.tasks.classification.transforms import train_transform
 from metaformer.tasks.initial_weights import model_fields
 
@@ -55,7 +55,7 @@ class ClassificationTask(Task):
         preprocess: Preprocess,
         criterion: Criterion,
         *,
-        mix: Mix | None = None,
+        mix: Mixup | None = None,
         mix_off_epoch: int = 0,
         distillation: Distillation | None = None,
     ) -> None:
@@ -227,11 +227,11 @@ def augmentation(config: TrainConfig) -> Callable[[Image], Tensor]:
     return train_transform(config.data.image_size, **fields, mean=config.data.mean, std=config.data.std)
 
 
-def _mix(config: TrainConfig, classes: int) -> Mix | None:
+def _mix(config: TrainConfig, classes: int) -> Mixup | None:
     augment = config.augment
     if not (augment.mixup or augment.cutmix):
         return None
-    return Mix(
+    return Mixup(
         classes,
         mixup=augment.mixup,
         cutmix=augment.cutmix,
@@ -247,7 +247,12 @@ def _distillation(config: TrainConfig, classes: int, student: Preprocess) -> Dis
     if loss.distill == "none":
         return None
     assert loss.teacher is not None
-    teacher, taught = load_teacher(loss.teacher, loss.teacher_checkpoint, classes)
+    teacher, teacher_preprocess = load_teacher(loss.teacher, loss.teacher_checkpoint, classes)
     return Distillation(
-        teacher, loss.distill, alpha=loss.distill_alpha, tau=loss.distill_tau, student=student, taught=taught
+        teacher,
+        loss.distill,
+        alpha=loss.distill_alpha,
+        tau=loss.distill_tau,
+        student_preprocess=student,
+        teacher_preprocess=teacher_preprocess,
     )

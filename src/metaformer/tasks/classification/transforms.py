@@ -1,4 +1,4 @@
-"""Image to tensor: the training pipelines of the papers, and the evaluation they are measured with."""
+"""Image transforms of training and evaluation, as in timm."""
 
 import re
 from typing import Any
@@ -27,14 +27,13 @@ def train_transform(
     std: Channels = IMAGENET_STD,
     aug_splits: int = 1,
 ) -> Transform:
-    """Make timm's training pipeline: random crop, flips, auto-augmentation or jitter, normalize, erase.
+    """Build timm's training pipeline: crop, flips, auto-augmentation or color jitter, normalize, erase.
 
-    The keywords are the fields of the run's `augment` section. The result maps an RGB image to
-    (3, H, W), or with `aug_splits` views to (aug_splits, 3, H, W): one random crop, first clean, then
-    augmented.
+    The keywords are fields of the configuration's `augment` section. The transform maps an RGB image to
+    (3, H, W), or to (aug_splits, 3, H, W): views of one random crop, of which the first is not augmented.
 
     Raises:
-        ConfigError: a value out of range, or an `auto_augment` that timm does not read.
+        ConfigError: a value out of range, or an `auto_augment` that timm cannot parse.
     """
     for field, value in (("hflip", hflip), ("vflip", vflip), ("erase", erase)):
         if not 0 <= value <= 1:
@@ -66,11 +65,11 @@ def train_transform(
         re_prob=erase,
         re_mode=erase_mode,
     )
-    return _Train(*pipeline, aug_splits=aug_splits)
+    return _TrainTransform(*pipeline, aug_splits=aug_splits)
 
 
 def _timm_pipeline(auto_augment: str | None, **options: Any) -> tuple[Any, Any, Any, Any]:
-    """Give crop, augmentation and the ends of the augmented and of the clean views."""
+    """Random crop, augmentation, and the final steps of augmented and of clean views."""
     from timm.data.transforms_factory import create_transform
 
     try:
@@ -78,24 +77,24 @@ def _timm_pipeline(auto_augment: str | None, **options: Any) -> tuple[Any, Any, 
             is_training=True, separate=True, auto_augment=auto_augment, **options
         )
     except (AssertionError, KeyError, ValueError, IndexError) as error:
-        raise ConfigError(f"augment.auto_augment {auto_augment!r}: timm cannot read it ({error})") from error
+        raise ConfigError(f"augment.auto_augment {auto_augment!r}: timm cannot parse it ({error})") from error
     for section in (auto_augment or "").split("-")[1:]:
-        if not re.search(r"\d", section) and not section.startswith("t"):  # timm passes over it in silence
+        if not re.search(r"\d", section) and not section.startswith("t"):  # timm ignores it silently
             raise ConfigError(
-                f"augment.auto_augment {auto_augment!r}: {section!r} lacks a number, as in 'm9'"
+                f"augment.auto_augment {auto_augment!r}: {section!r} needs a number, as in 'm9'"
             )
     for step in augment.transforms:
-        allow_no_bits(step)
+        fix_posterize(step)
     normalize = Normalize(options["mean"], options["std"])
-    finish.transforms[:2] = [normalize]  # ToTensor and Normalize
+    finish.transforms[:2] = [normalize]  # in place of ToTensor and Normalize
     return crop, augment, finish, normalize
 
 
-def allow_no_bits(step: Any) -> None:
-    """Let the Posterize operations of one of timm's auto-augmentations keep no bits at all.
+def fix_posterize(step: Any) -> None:
+    """Let the Posterize operations of a timm auto-augmentation keep 0 bits.
 
-    rand-m9-mstd0.5-inc1 asks for that whenever its magnitude reaches 10, which Pillow 13 answers with an
-    error and the Pillow of the published runs with a black image.
+    rand-m9-mstd0.5-inc1 does so when its magnitude reaches 10. Pillow 13 raises an error; in the versions of
+    the published runs the image became black.
     """
     from timm.data.auto_augment import posterize
 
@@ -111,7 +110,7 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
-class _Train:
+class _TrainTransform:
     def __init__(self, crop: Any, augment: Any, finish: Any, clean: Any, aug_splits: int) -> None:
         self.crop, self.augment, self.finish, self.clean = crop, augment, finish, clean
         self.aug_splits = aug_splits
@@ -136,10 +135,10 @@ def eval_transform(
     std: Channels = IMAGENET_STD,
     crops: int = 1,
 ) -> Transform:
-    """Make the evaluation pipeline: shorter edge to floor(image_size / crop), center crop, normalize.
+    """Build the evaluation pipeline: shorter edge to floor(image_size / crop), center crop, normalize.
 
-    Pillow resizes, since published accuracies were measured so. The result maps an RGB image to
-    (3, H, W); with `crops=5`, the four corners and the center, to (5, 3, H, W).
+    Pillow resizes, as for the published accuracies. The transform maps an RGB image to (3, H, W), or with
+    `crops=5`, four corners and the center, to (5, 3, H, W).
 
     Raises:
         ConfigError: a value out of range.
