@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,22 @@ from metaformer.errors import ConfigError, TrainingError, UnknownName
 from metaformer.factory import create_detector, model_config
 from metaformer.models.detection.structures import Detections, Size
 from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.detection.predict import DetectInference, ImageDetector
+from metaformer.tasks.detection.predict import DetectionPredictor
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.results import DetectedObjects
+from metaformer.tasks.detection.spec import SPEC, DetectionMetadata
 from metaformer.tasks.stream import ImageList
 
 COLORS = ("red", "green", "blue")
-Make = Callable[..., ImageDetector]
+Make = Callable[..., DetectionPredictor]
 
 
 class Brightest(nn.Module):
-    """Finds of each color the box around what is bright in it; the surer, the earlier the color."""
+    """Boxes around what is bright in each color channel, with scores 0.9, 0.6 and 0.3."""
 
     num_classes = 3
 
-    def detect(
+    def forward(
         self, images: Tensor, image_sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[Detections]:
         results = []
@@ -46,12 +48,12 @@ class Brightest(nn.Module):
 
 @pytest.fixture
 def detector() -> Make:
-    def make(model: nn.Module | None = None, inference: DetectInference | None = None, **options: Any) -> Any:
+    def make(model: nn.Module | None = None, **options: Any) -> DetectionPredictor:
         preprocess = DetectionPreprocess(64, 32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        palette = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-        bundle = LoadedModel("net", model or Brightest(), preprocess, COLORS, "detect", palette)
-        chosen = inference or DetectInference()
-        return ImageDetector(bundle.forward, preprocess, COLORS, palette, chosen, **options)
+        metadata = DetectionMetadata(((255, 0, 0), (0, 255, 0), (0, 0, 255)), (1, 2, 3))
+        spec = SPEC if model is not None else replace(SPEC, forward=lambda network: network)
+        loaded = LoadedModel(spec, "net", model or Brightest(), preprocess, COLORS, metadata)
+        return DetectionPredictor(loaded, **options)
 
     return make
 
@@ -63,17 +65,17 @@ def stripes(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def objects_of(detector: ImageDetector, *images: Image.Image) -> list[DetectedObjects]:
-    found = [seen.result for seen in detector.stream(ImageList(list(images)))]
-    assert all(isinstance(one, DetectedObjects) for one in found)
-    return found  # type: ignore[return-value]
+def objects_in(image: Image.Image, detector: DetectionPredictor) -> DetectedObjects:
+    (prediction,) = detector.predict(ImageList(image))
+    assert prediction.image is not None and prediction.frame is None
+    return prediction.result
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("size", [(64, 48), (200, 96), (30, 300)])
 def test_boxes_are_in_the_images_own_pixels(size: tuple[int, int], workers: int, detector: Make) -> None:
     width, height = size
-    (objects,) = objects_of(detector(workers=workers), stripes(*size))
+    objects = objects_in(stripes(*size), detector(workers=workers))
     assert (objects.path, objects.size, objects.names) == ("", size, ["red", "blue"])
     middle = width / 2
     np.testing.assert_allclose(
@@ -82,16 +84,16 @@ def test_boxes_are_in_the_images_own_pixels(size: tuple[int, int], workers: int,
     assert objects.classes == COLORS and objects.palette[2] == (0, 0, 255)
 
 
-def test_an_image_of_one_pixel_has_room_for_an_object(detector: Make) -> None:
-    (objects,) = objects_of(detector(), Image.new("RGB", (1, 1), (0, 255, 0)))
+def test_an_image_of_one_pixel(detector: Make) -> None:
+    objects = objects_in(Image.new("RGB", (1, 1), (0, 255, 0)), detector())
     assert objects.names == ["green"] and objects.boxes.tolist() == [[0, 0, 1, 1]]
 
 
-def test_frames_of_an_animation_are_results_of_their_own(detector: Make, tmp_path: Path) -> None:
+def test_frames_of_an_animation_are_predicted(detector: Make, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (24, 16), color) for color in ((255, 0, 0), (0, 0, 0), (0, 0, 255))]
     frames[0].save(tmp_path / "m.gif", save_all=True, append_images=frames[1:], duration=30)
     stripes(40, 30).save(tmp_path / "a.png")
-    found = list(detector(workers=1).stream(ImageList(tmp_path)))
+    found = list(detector(workers=1).predict(ImageList(tmp_path)))
     assert [(Path(one.result.path).name, one.frame, one.result.names) for one in found] == [
         ("a.png", None, ["red", "blue"]), ("m.gif", 0, ["red"]), ("m.gif", 1, []), ("m.gif", 2, ["blue"]),
     ]  # fmt: skip
@@ -104,38 +106,44 @@ def test_frames_of_an_animation_are_results_of_their_own(detector: Make, tmp_pat
         ({}, ["red", "blue"]),
         ({"score": 0.5}, ["red"]),
         ({"score": 1.0}, []),
-        ({"only": ["blue", "green"]}, ["blue"]),
-        ({"only": ["blue"], "score": 0.5}, []),
-        ({"only": []}, []),
+        ({"classes": ["blue", "green"]}, ["blue"]),
+        ({"classes": ["blue"], "score": 0.5}, []),
+        ({"classes": []}, []),
     ],
 )
-def test_only_what_is_asked_for_is_told(detector: Make, options: dict[str, Any], names: list[str]) -> None:
-    assert objects_of(detector(**options), stripes(64, 32))[0].names == names
+def test_objects_are_filtered_by_score_and_class(
+    detector: Make, options: dict[str, Any], names: list[str]
+) -> None:
+    assert objects_in(stripes(64, 32), detector(**{"score": 0.0, **options})).names == names
 
 
 def test_mirrored_and_larger_views_find_an_object_once(detector: Make) -> None:
-    views = DetectInference(scales=(0.5, 1.0), flip=True)
-    (objects,) = objects_of(detector(inference=views), stripes(64, 32))
+    objects = objects_in(stripes(64, 32), detector(scales=(0.5, 1.0), flip=True))
     assert objects.names == ["red", "blue"]
 
 
-@pytest.mark.parametrize("score", [-0.1, 1.5, float("nan")])
-def test_a_score_that_cannot_be_is_told(detector: Make, score: float) -> None:
-    with pytest.raises(ConfigError, match=f"score is {score}: it must lie between 0 and 1"):
-        detector(score=score)
-
-
-def test_an_unknown_class_is_told_before_the_work(detector: Make) -> None:
-    with pytest.raises(UnknownName, match="unknown class 'bleu': did you mean blue"):
-        detector(only=["red", "bleu"])
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"score": -0.1}, ConfigError, "score is -0.1"),
+        ({"score": 1.5}, ConfigError, "score is 1.5"),
+        ({"score": float("nan")}, ConfigError, "score is nan"),
+        ({"classes": ["red", "bleu"]}, UnknownName, "'bleu': did you mean blue"),
+    ],
+)
+def test_wrong_options_are_named(
+    detector: Make, options: dict[str, Any], error: type[Exception], named: str
+) -> None:
+    with pytest.raises(error, match=named):
+        detector(**options)
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
 @pytest.mark.parametrize("part", ["backbone.stem", "neck", ""])
-def test_weights_that_are_no_numbers_name_the_frame(
+def test_weights_that_are_not_finite_name_the_frame(
     kind: str, part: str, detector: Make, tmp_path: Path
 ) -> None:
-    """No score of such a network lies above a threshold: it would look as if there were nothing."""
+    """Without a check the image would seem empty: no NaN lies above the score threshold."""
     backbone = model_config("poolformer_n", depths=(1,) * 4, dims=(8, 8, 16, 16), grid_mode="interpolate")
     sizes = {"num_classes": 3, "fpn_dim": 8, "box_fc_dim": 8}
     network = create_detector(kind, backbone=backbone, **sizes).eval()  # type: ignore[arg-type]
@@ -145,4 +153,4 @@ def test_weights_that_are_no_numbers_name_the_frame(
             parameter.fill_(torch.nan)
     stripes(24, 16).save(tmp_path / "m.gif", save_all=True, append_images=[stripes(24, 16).rotate(180)])
     with pytest.raises(TrainingError, match=r"m\.gif, frame 0: .*not finite"):
-        list(detector(network).stream(ImageList(tmp_path)))
+        list(detector(network).predict(ImageList(tmp_path)))
