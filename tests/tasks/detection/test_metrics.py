@@ -235,7 +235,7 @@ def test_detections_of_all_ranks_count(monkeypatch: pytest.MonkeyPatch) -> None:
     other = AveragePrecision(one())
     other.update(Found(7, [[10, 10, 50, 50]], [1.0], [1]))
     theirs = list(other._found.items())
-    monkeypatch.setattr("metaformer.tasks.detection.metrics.collect", lambda mine: [*mine, *theirs])
+    monkeypatch.setattr("metaformer.tasks.detection.metrics.all_gather_list", lambda mine: [*mine, *theirs])
     assert AveragePrecision(one()).result()["bbox"].ap == 1
     with pytest.raises(DataError, match="two ranks"):
         other.result()

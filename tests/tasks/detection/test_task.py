@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from metaformer.data.dataset import Batch
@@ -20,10 +19,8 @@ from metaformer.tasks.detection.evaluate import DetectionEvaluation
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.task import DetectionTask
 from metaformer.tasks.detection.transforms import train_transform
-from metaformer.weights.hub import from_pretrained
-from metaformer.weights.io import write_state
 
-LOOK = DetectionPreprocess(long_side=96, short_side=48)
+PREPROCESS = DetectionPreprocess(long_side=96, short_side=48)
 LOSSES = {
     "retinanet": {"loss", "loss_cls", "loss_bbox"},
     "mask_rcnn": {"loss", "loss_cls", "loss_bbox", "loss_rpn_cls", "loss_rpn_bbox", "loss_mask"},
@@ -42,7 +39,7 @@ def make(rectangles: Callable[..., DetectionFolder]) -> Make:
         model = create_detector(kind, backbone=backbone, **sizes)
         scenes = DetectionDataset(folder, train_transform((48,), 96), seed=1, masks=masks)
         return DetectionTask(
-            model, f"{kind}_tiny", scenes, DetectionEvaluation(folder, LOOK, masks=masks), LOOK
+            model, f"{kind}_tiny", scenes, DetectionEvaluation(folder, PREPROCESS, masks=masks), PREPROCESS
         )
 
     return build
@@ -64,15 +61,14 @@ def test_losses_of_a_batch_can_be_minimized(make: Make, kind: str) -> None:
     assert stem.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_images_without_objects_teach_what_is_none(make: Make) -> None:
+def test_images_without_objects_have_losses(make: Make) -> None:
     task = make(nothing=range(7))
     losses = task.losses(task.model, batch_of(task), StepContext(0, 0))
     assert losses["loss"].isfinite() and losses["loss_rpn_cls"] > 0
     assert losses["loss_bbox"] == losses["loss_mask"] == 0
 
 
-def test_what_is_filled_up_does_not_count(make: Make) -> None:
-    """The network is told how much of the batch each image takes."""
+def test_losses_get_the_size_of_each_image_in_the_padded_batch(make: Make) -> None:
     task, asked = make("retinanet"), []
 
     def network(images: Tensor, targets: Any, sizes: Sequence[Size]) -> dict[str, Tensor]:
@@ -89,31 +85,17 @@ def test_a_batch_names_its_files(make: Make) -> None:
     assert [Path(name).name for name in task.names(batch_of(task))] == [f"{i}.png" for i in range(7)]
 
 
-def test_it_is_measured_on_its_own_data(make: Make) -> None:
+def test_it_is_evaluated_on_its_own_data(make: Make) -> None:
     task = make()
-    report = task.evaluate(task.model.eval().detect)
+    report = task.evaluate(task.model.eval().predict)
     assert report.images == 7 and set(report.figures) == {"bbox", "segm"} and task.metric in report.metrics
     task.close()
 
 
-def test_a_card_says_all_that_use_needs(make: Make) -> None:
+def test_the_card_has_architecture_preprocessing_and_classes(make: Make) -> None:
     task = make()
     card = json.loads(json.dumps(task.card()))
     assert DetectorConfig.from_dict(card["model"]) == task.model.config
-    assert DetectionPreprocess.from_dict(card["preprocess"]) == LOOK
+    assert DetectionPreprocess.from_dict(card["preprocess"]) == PREPROCESS
     assert (card["task"], card["name"]) == ("detect", "mask_rcnn_tiny")
     assert (card["classes"], card["category_ids"]) == (["red", "green"], [5, 6])
-
-
-def test_what_is_published_is_read_again(make: Make, tmp_path: Path) -> None:
-    task = make()
-    (tmp_path / "out").mkdir()
-    write_state(tmp_path / "out" / "model.safetensors", task.model.state_dict())
-    (tmp_path / "out" / "config.json").write_text(json.dumps(task.hub_card()))
-    model = from_pretrained(tmp_path / "out")
-    assert list(model.pretrained_cfg["label_names"]) == ["red", "green"]
-    assert list(model.pretrained_cfg["category_ids"]) == [5, 6]
-    image = LOOK.transform()(Image.new("RGB", (60, 40)))[None]
-    with torch.inference_mode():
-        one, other = (network.eval()(image)[0] for network in (task.model, model))
-    assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)

@@ -28,12 +28,10 @@ def lines_of(place: Path) -> list[dict[str, object]]:
 
 
 def test_lines_are_written(spotted: Spotted, tmp_path: Path) -> None:
-    found = [spotted("a/x.jpg"), spotted("clip.gif", frame=7)]
-    assert list(write_detections(found, tmp_path / "out")) == [
-        f"2 images: {tmp_path / 'out' / 'predictions.jsonl'}"
-    ]
-    lines = lines_of(tmp_path / "out")
-    assert lines[0]["path"] == found[0].result.path and lines[1]["frame"] == 7
+    found, place = [spotted("a/x.jpg"), spotted("clip.gif", frame=7)], tmp_path / "out"
+    assert list(write_detections(found, place)) == [f"2 images: {place / 'predictions.jsonl'}"]
+    lines = lines_of(place)
+    assert lines[0]["path"] == found[0].path and lines[1]["frame"] == 7
     assert lines[0]["objects"] == [
         {"label": 1, "name": "<i>", "score": 0.875, "box": [40, 60, 160, 240]},
         {"label": 0, "name": "é, b", "score": 0.5, "box": [240, 60, 360, 240]},

@@ -57,7 +57,7 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
             _classes(evaluation["figures"], palette),
         ],
         preprocess=_describe(state["card"]["preprocess"]),
-        commands="metaformer predict BEST IMAGES --out FOLDER --images --coco\n"
+        commands="metaformer predict BEST IMAGES --out FOLDER --draw --coco\n"
         "metaformer evaluate BEST --data FOLDER",
         python=PYTHON,
     )

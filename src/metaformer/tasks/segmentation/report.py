@@ -59,7 +59,7 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
             confusion_section(evaluation, "pixels", percent=True),
         ],
         preprocess=_describe(state["card"]["preprocess"]),
-        commands="metaformer predict BEST IMAGES --out FOLDER --images\n"
+        commands="metaformer predict BEST IMAGES --out FOLDER --draw\n"
         "metaformer evaluate BEST --data FOLDER --flip --scales 0.75,1,1.25",
         python=PYTHON,
         input_size=f", crops of {crop}×{crop} pixels",
