@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.loading.measuring import measure_loading
 from benchmarks.loading.settings import PIPELINES, LoadingConfig
-from metaformer.storage import write_atomically
+from metaformer.storage import write_text
 
 DESCRIPTION = (
     "Images per second of our loader, timm's and torchvision's in turn, and whether a model waits for them."
@@ -63,5 +63,5 @@ def run(words: argparse.Namespace) -> int:
     text = json.dumps(report.to_dict(), indent=1) + "\n"
     print(text if words.json == "-" else report.text())
     if words.json and words.json != "-":
-        write_atomically(Path(words.json), lambda place: place.write_text(text))
+        write_text(Path(words.json), text)
     return 0

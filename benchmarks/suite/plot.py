@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.suite.verdict import Verdict
-from metaformer.storage import write_atomically
+from metaformer.storage import atomic_bytes
 
 REACHED, MISSED, TOLD = "#2f855a", "#c05621", "#718096"
 
@@ -31,7 +31,8 @@ def plot(verdicts: Sequence[Verdict], place: Path) -> str:
         _bar(axes, height, verdict)
     axes.set_yticks(range(len(drawn)), [f"{v.row}\n{v.claim.title}" for v in reversed(drawn)], fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
-    write_atomically(place, lambda file: figure.savefig(file, format="png", dpi=150))
+    with atomic_bytes(place) as stream:
+        figure.savefig(stream, format="png", dpi=150)
     return f"image: {place}"
 
 

@@ -20,7 +20,7 @@ from benchmarks.suite.verdict import Verdict, judge
 from metaformer.bench.catalog import matches
 from metaformer.bench.run import pick_device
 from metaformer.errors import ConfigError, OutputError, UnknownName
-from metaformer.storage import write_atomically
+from metaformer.storage import write_text
 
 Say = Callable[[str], object]
 
@@ -151,8 +151,8 @@ def _made(folder: Path) -> Path:
 def _write(report: SuiteReport, out: Path) -> None:
     """After each row: a run that is interrupted keeps what it has."""
     text = json.dumps(report.to_dict(), indent=1) + "\n"
-    write_atomically(out / "suite.json", lambda place: place.write_text(text))
-    write_atomically(out / "suite.md", lambda place: place.write_text(report.text()))
+    write_text(out / "suite.json", text)
+    write_text(out / "suite.md", report.text())
 
 
 def _remaining(seconds: float | None) -> str:

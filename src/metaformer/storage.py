@@ -1,70 +1,71 @@
-"""A file that appears under its name only when it is complete."""
+"""Atomic files, locks and the cache directory."""
 
-import contextlib
-import fcntl
 import os
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from safetensors import SafetensorError
-
 from metaformer.errors import MetaFormerError, OutputError
 
+TEMPORARY = ".tmp-"
+"""First part of the name of what is not complete yet."""
+PATIENCE = 10.0
+"""Seconds to wait for a lock, which may outlive a killed process by as much as its data workers do."""
+
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """Open a text file for writing; an error inside leaves what was there before.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Path of a temporary file beside `path`, which replaces it at the end; an error leaves `path` as it was.
 
     Raises:
         OutputError: it cannot be written.
     """
-    with _draft(path) as draft, draft.open("w", encoding="utf-8", newline="") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-@contextmanager
-def whole_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Do the same for a file of bytes, which can also be read and sought in.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    with _draft(path) as draft, draft.open("w+b") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-@contextmanager
-def _draft(path: Path) -> Iterator[Path]:
     check_replaceable(path)
-    draft = path.with_name(f".tmp-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield draft
-        draft.replace(path)
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
     except BaseException as error:
         with suppress(OSError):
-            draft.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, MetaFormerError):
             raise OutputError(f"{path}: cannot write ({error.strerror or error})") from error
         raise
 
 
-def check_place(path: Path) -> None:
-    """Find out before long work whether `whole_file` could write there.
+@contextmanager
+def atomic_text(path: Path) -> Iterator[TextIO]:
+    """Open a UTF-8 text file that appears under its name once it is complete; see `atomic_path`."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        yield stream
+
+
+@contextmanager
+def atomic_bytes(path: Path) -> Iterator[BinaryIO]:
+    """The same for bytes; the stream can also be read and sought in."""
+    with atomic_path(path) as temporary, temporary.open("w+b") as stream:
+        yield stream
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file as `atomic_text` does."""
+    with atomic_text(path) as stream:
+        stream.write(text)
+
+
+def check_writable(path: Path) -> None:
+    """Check before long work that `atomic_path` can write there.
 
     Raises:
-        OutputError: it could not.
+        OutputError: it cannot.
     """
     check_replaceable(path)
-    probe = path.with_name(f".tmp-{path.name}")
+    probe = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -73,91 +74,18 @@ def check_place(path: Path) -> None:
         raise OutputError(f"{path}: cannot write ({error.strerror or error})") from error
 
 
-PATIENCE = 10.0
-"""Seconds to wait for a holder: the data workers of a killed process hold its files till they notice."""
-
-
-@contextmanager
-def lock(file: Path, what: str, patience: float | None = None) -> Iterator[None]:
-    """Hold a file, made where it is missing, so that no two processes write the same thing.
-
-    Args:
-        file: what is held.
-        what: what is written meanwhile, for the message.
-        patience: seconds to wait for another process to let go; PATIENCE when not given.
-
-    Raises:
-        OutputError: another process holds it, or it cannot be made.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        stream = file.open("a")
-    except OSError as error:
-        raise OutputError(f"{file.parent}: cannot make this folder ({error.strerror})") from error
-    with stream:
-        until = time.monotonic() + (PATIENCE if patience is None else patience)
-        while not (held := _take(stream, fcntl.LOCK_EX)) and time.monotonic() < until:
-            time.sleep(0.2)
-        if not held:
-            raise OutputError(f"{what}: another process is writing it: wait for that one, or stop it")
-        yield
-
-
-def is_held(file: Path) -> bool:
-    """Tell whether some process holds a file; makes none."""
-    try:
-        with file.open() as stream:
-            return not _take(stream, fcntl.LOCK_SH)
-    except OSError:
-        return False
-
-
-def _take(stream: TextIO, kind: int) -> bool:
-    try:
-        fcntl.flock(stream, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def cache_dir() -> Path:
-    """`$METAFORMER_HOME`, or `metaformer` in `$XDG_CACHE_HOME` or ~/.cache."""
-    home = os.environ.get("METAFORMER_HOME")
-    if home:
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "metaformer"
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path` and move it there, so that `path` is whole or as it was.
-
-    Raises:
-        OutputError: the place cannot be written to.
-    """
-    check_replaceable(path)
-    try:
-        with _beside(path) as place:
-            write(place)
-            unlock(place)
-            sync(place)
-            os.replace(place, path)
-        sync(path.parent)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise OutputError(f"{path}: cannot be written ({error})") from error
-
-
 def check_replaceable(path: Path) -> None:
-    """Refuse a name that a whole file cannot be moved to; a device would be replaced by a file.
+    """Refuse to replace anything but an ordinary file, such as a device.
 
     Raises:
-        OutputError: there is something there that is no ordinary file.
+        OutputError: `path` is something else.
     """
     if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: cannot be written (it is no ordinary file)")
+        raise OutputError(f"{path}: cannot write (it is no ordinary file)")
 
 
-def unlock(path: Path) -> None:
-    """Give a file that was made private, as mkstemp and safetensors do, the access of the user's own mask."""
+def apply_umask(path: Path) -> None:
+    """Give a file that was created private, as safetensors does, the access that the user's umask allows."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)
@@ -172,33 +100,69 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A new file's name in the same directory; what is left of it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
+@contextmanager
+def lock(file: Path, what: str, patience: float | None = None) -> Iterator[None]:
+    """Hold a lock file, so that no two processes write the same thing; it ends with the process.
+
+    Args:
+        file: the lock file; it is created where it is missing.
+        what: what is written meanwhile, for the message.
+        patience: seconds to wait for another process; PATIENCE by default.
+
+    Raises:
+        OutputError: another process holds it, or it cannot be created.
+    """
+    from filelock import FileLock, Timeout
+
+    timeout = PATIENCE if patience is None else patience
     try:
-        yield Path(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(file, timeout=timeout, poll_interval=0.2, fallback_to_soft=False)
+        held.acquire()
+    except Timeout:
+        raise OutputError(f"{what}: another process is writing it: wait for that one, or stop it") from None
+    except OSError as error:
+        raise OutputError(f"{file.parent}: cannot write here ({error.strerror})") from error
+    try:
+        yield
     finally:
-        Path(name).unlink(missing_ok=True)
+        held.release()
+
+
+def is_held(file: Path) -> bool:
+    """Whether some process holds a lock file; it is not created."""
+    from filelock import lock_descriptor
+
+    try:
+        with file.open() as stream:
+            return not lock_descriptor(stream.fileno(), blocking=False)
+    except OSError:
+        return False
+
+
+def cache_dir() -> Path:
+    """`$METAFORMER_HOME`, or `metaformer` in `$XDG_CACHE_HOME` or ~/.cache."""
+    home = os.environ.get("METAFORMER_HOME")
+    if home:
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "metaformer"
 
 
 class FileNames:
-    """Give each image the name of its own file without ending, numbered where two would be the same.
+    """Distinct file names for outputs: the stem of each input, numbered where it was taken before.
 
-    Names that differ in capitals only count as the same: some file systems think so.
+    Names that differ in case only count as the same, as on some file systems.
     """
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
     def of(self, path: str | Path) -> str:
-        """A name that was not given before; `image` for an image in memory, whose path is empty."""
-        return self.unlike(Path(path).stem or "image")
+        """A new name for an input; `image` for an image in memory, whose path is empty."""
+        return self.unique(Path(path).stem or "image")
 
-    def unlike(self, wanted: str) -> str:
-        """This name, or with the first number that makes it one that was not given before."""
+    def unique(self, wanted: str) -> str:
+        """This name, or with the first number that makes it new."""
         name, number = wanted, 1
         while name.casefold() in self._taken:
             number += 1

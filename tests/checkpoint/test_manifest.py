@@ -8,7 +8,6 @@ import pytest
 from metaformer.checkpoint.manifest import (
     MANIFEST,
     OLD,
-    TEMPORARY,
     recover,
     remove_directory,
     verify,
@@ -16,6 +15,7 @@ from metaformer.checkpoint.manifest import (
 )
 from metaformer.distributed import join
 from metaformer.errors import MetaFormerError, OutputError, WeightsError
+from metaformer.storage import TEMPORARY
 
 
 def fill(directory: Path) -> None:

@@ -41,8 +41,9 @@ def test_only_one_process_writes_a_run(tmp_path: Path) -> None:
         other = subprocess.run([sys.executable, "-c", script, run.path], capture_output=True, text=True)
         assert other.returncode != 0 and "another process is writing it" in other.stderr
     assert not run.running
+    (run.path / ".tmp-0123").touch()  # of a process that was killed
     with run.writing():
-        pass
+        assert [file.name for file in run.path.iterdir()] == [".lock"]
 
 
 def test_the_command_that_goes_on_is_kept(tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ import contextlib
 import os
 import random
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from metaformer.errors import OutputError, WeightsError
-from metaformer.storage import write_atomically
 from metaformer.weights.io import read_metadata, read_state, unwrap, write_state
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
@@ -104,17 +104,16 @@ def test_a_tensor_larger_than_its_numbers_is_refused(tmp_path: Path) -> None:
         read_state(tmp_path / "x.pth")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.pth"
     write_state(path, TENSORS)
     before = path.read_bytes()
 
-    def fail(place: Path) -> None:
-        place.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OutputError, match="No space left"):
-        write_atomically(path, fail)
+    for error in (OSError(28, "No space left on device"), RuntimeError("No space left on device")):
+        fail = Mock(side_effect=error)
+        monkeypatch.setattr(torch, "save", fail)
+        with pytest.raises(OutputError, match=r"x\.pth: .*No space left"):
+            write_state(path, TENSORS)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["x.pth"]
 
 

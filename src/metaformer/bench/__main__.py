@@ -9,7 +9,7 @@ from metaformer.bench.run import DTYPES, BenchConfig, bench
 from metaformer.errors import MetaFormerError
 from metaformer.process import keep_freed_memory
 from metaformer.registry import import_file
-from metaformer.storage import write_atomically
+from metaformer.storage import write_text
 
 EXAMPLE = """  metaformer bench poolformer_s12 cyclemlp_b1 --batch 8 --against timm:poolformer_s12
   metaformer bench semantic_fpn_poolformer_s12 --size 512 --optimize --against smp:fpn/poolformer_s12
@@ -76,7 +76,7 @@ def run(words: argparse.Namespace) -> int:
     text = json.dumps(report.to_dict(), indent=1) + "\n"
     print(text if words.json == "-" else report.text(words.by))
     if words.json and words.json != "-":
-        write_atomically(Path(words.json), lambda place: place.write_text(text))
+        write_text(Path(words.json), text)
     return 0
 
 

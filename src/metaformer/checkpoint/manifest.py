@@ -9,10 +9,9 @@ from pathlib import Path
 
 from metaformer.distributed import all_gather_object, raise_on_all_ranks, rank
 from metaformer.errors import OutputError, WeightsError
-from metaformer.storage import sync, unlock
+from metaformer.storage import TEMPORARY, apply_umask, sync
 
 MANIFEST = "manifest.json"
-TEMPORARY = ".tmp-"
 OLD = ".old-"
 READ = (".json", ".safetensors")
 """Endings of the files that are read of a checkpoint, so that each must be listed."""
@@ -123,7 +122,7 @@ def _agree(temporary: Path) -> None:
 
 def _publish(temporary: Path, target: Path) -> None:
     for name in _files(temporary):
-        unlock(temporary / name)
+        apply_umask(temporary / name)
     _write_manifest(temporary)
     for folder in _folders(temporary):
         sync(folder)

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from metaformer.checkpoint.checkpoint import Checkpoint, checkpoints, newest, read_checkpoint, recover_all
 from metaformer.checkpoint.manifest import recover
 from metaformer.errors import OutputError, WeightsError
-from metaformer.storage import is_held, lock, whole_file
+from metaformer.storage import TEMPORARY, atomic_text, is_held, lock
 
 CONFIG = "config.json"
 
@@ -64,7 +64,8 @@ class RunDir:
             # what cannot be listed would look like a run without checkpoints, and begin anew
             raise OutputError(f"{steps}: is no folder that may be read and written")
 
-    def writing(self, patience: float | None = None) -> AbstractContextManager[None]:
+    @contextmanager
+    def writing(self, patience: float | None = None) -> Iterator[None]:
         """Make the directory and keep it for this process, so that no two write the same run.
 
         Args:
@@ -73,7 +74,11 @@ class RunDir:
         Raises:
             OutputError: another process writes this run, or the directory cannot be made.
         """
-        return lock(self.path / LOCK, str(self.path), patience)
+        with lock(self.path / LOCK, str(self.path), patience):
+            for leftover in self.path.glob(f"{TEMPORARY}*"):  # of a process that was killed
+                if leftover.is_file():
+                    leftover.unlink()
+            yield
 
     @property
     def begun(self) -> bool:
@@ -93,7 +98,7 @@ class RunDir:
 
     def write_command(self, line: str) -> None:
         """Save the shell's line that goes on with this run."""
-        with whole_file(self.path / COMMAND) as stream:
+        with atomic_text(self.path / COMMAND) as stream:
             stream.write(f"{line}\n")
 
     def open(self, resume: str | None, say: Callable[[str], None]) -> Checkpoint | None:
@@ -124,7 +129,7 @@ class RunDir:
     def write_config(self, config: dict[str, Any]) -> None:
         """Save the resolved configuration."""
         text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-        with whole_file(self.config) as stream:
+        with atomic_text(self.config) as stream:
             stream.write(text)
 
 

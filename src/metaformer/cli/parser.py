@@ -67,10 +67,10 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         OutputError: the place cannot be written to.
     """
-    from metaformer.storage import write_atomically
+    from metaformer.storage import write_text
 
     text = json.dumps(value, indent=1) + "\n"
-    write_atomically(path, lambda place: place.write_text(text))
+    write_text(path, text)
 
 
 def explain(message: str, known: Iterable[str]) -> str:

@@ -63,7 +63,7 @@ class DensePreprocess(Serializable):
         for size in (self.fitted_size(*image.size), self.size(*image.size)):
             if size[0] * size[1] > MAX_INPUT_PIXELS:
                 sizes = f"{image.width}x{image.height} becomes {size[0]}x{size[1]} pixels"
-                raise ConfigError(f"scale: {self.scale} makes {sizes}, more than {MAX_INPUT_PIXELS:,}")
+                raise ConfigError(f"scale: {self.scale}: {sizes}, more than {MAX_INPUT_PIXELS:,}")
             if size != image.size:
                 image = image.resize(size, Image.Resampling.BILINEAR)
         return image

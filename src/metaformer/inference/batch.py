@@ -18,7 +18,7 @@ from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError, OutputError
 from metaformer.inference.predictor import Predictor
 from metaformer.serialize import differences
-from metaformer.storage import lock, whole_file
+from metaformer.storage import atomic_text, lock
 from metaformer.tasks.classification.predict import BatchPredictor
 from metaformer.training.progress import Progress
 
@@ -147,7 +147,7 @@ def _claim(place: Path, data: str, job: dict[str, Any]) -> None:
         if place.is_dir() and any(not name.startswith(".") for name in os.listdir(place)):
             raise OutputError(f"{place}: holds something else already: choose another folder")
         own = place / f".job-{os.getpid()}.json"  # all processes write the same, each from a file of its own
-        with whole_file(own) as stream:
+        with atomic_text(own) as stream:
             stream.write(json.dumps({"data": data, **job}, indent=1) + "\n")
         own.replace(file)
     elif changed := differences({name: value for name, value in there.items() if name != "data"}, job):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaformer.data.image import read_image
 from metaformer.errors import ConfigError, OutputError
-from metaformer.storage import FileNames, check_place, whole_file
+from metaformer.storage import FileNames, atomic_text, check_writable
 from metaformer.visualize import album
 
 
@@ -104,7 +104,7 @@ def write_outputs(
     if not is_file and place.suffix.lower() in (".json", ".jsonl", ".csv"):
         raise ConfigError(f"out is {place}: a folder is needed here; leave out {place.suffix}")
     chosen, names, count = outputs(place), _Names(), 0  # may refuse an option: before anything is written
-    check_place(place if is_file else place / LINES)
+    check_writable(place if is_file else place / LINES)
     folders = {output.folder.resolve() for output in chosen if output.folder is not None}
     with ExitStack() as stack:
         writers = [stack.enter_context(output.writer) for output in chosen]
@@ -133,7 +133,7 @@ def jsonl_writer(
     Raises:
         OutputError: it cannot be written.
     """
-    with whole_file(file) as stream:
+    with atomic_text(file) as stream:
 
         def write(name: str, prediction: Prediction[R]) -> None:
             values = json_line(prediction) if line is None else line(name, prediction)
@@ -179,7 +179,7 @@ class _Names:
             return self._names.of(path)
         if path not in self._videos:
             self._videos[path] = self._names.of(path)
-        return self._names.unlike(f"{self._videos[path]}_{prediction.frame:06d}")
+        return self._names.unique(f"{self._videos[path]}_{prediction.frame:06d}")
 
 
 class ImageNumbers:

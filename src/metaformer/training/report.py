@@ -8,7 +8,7 @@ from metaformer.checkpoint.run_dir import RunDir, read_log
 from metaformer.config import TrainConfig
 from metaformer.report.page import render
 from metaformer.serialize import from_dict
-from metaformer.storage import whole_file
+from metaformer.storage import atomic_text
 from metaformer.tasks import TASKS
 from metaformer.training.check import other_sections
 
@@ -34,6 +34,6 @@ def write_report(run: str | Path) -> Path:
         f"processes {state['world_size']} · threads {state['threads']}",
     )
     file = run_dir.path / "report.html"
-    with whole_file(file) as stream:
+    with atomic_text(file) as stream:
         stream.write(page)
     return file

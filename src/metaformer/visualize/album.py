@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Final, Protocol
 from PIL import Image
 
 from metaformer.errors import ConfigError, MissingPackage
-from metaformer.storage import FileNames, whole_bytes
+from metaformer.storage import FileNames, atomic_bytes
 from metaformer.visualize.video import is_video
 
 FOLDER: Final = "images"
@@ -62,7 +62,7 @@ def album_writer(
     def write(name: str, frame: Frame) -> None:
         moving = frame.frame is not None or fps is not None
         file = folder / f"{name}.jpg"
-        with whole_bytes(file) as stream:
+        with atomic_bytes(file) as stream:
             draw(frame, moving).save(stream, "JPEG", quality=QUALITY)
         if not moving:
             return
@@ -94,7 +94,7 @@ def write_animation(files: Sequence[Path], milliseconds: Sequence[int], path: Pa
     images = _ImageSequence(files)
     if max(images.size) > _MAX_WEBP:
         raise ConfigError(f"{path}: an animation is at most {_MAX_WEBP} pixels wide and high")
-    with whole_bytes(path) as stream:
+    with atomic_bytes(path) as stream:
         if path.suffix == ".mp4":
             _write_mp4(images, sorted(milliseconds)[len(milliseconds) // 2], stream)
         else:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.client
+import math
 import os
 import time
 import urllib.error
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from metaformer.errors import DownloadError
-from metaformer.storage import cache_dir, sync
+from metaformer.storage import cache_dir, lock, sync
 
 CHUNK = 1 << 20
 ATTEMPTS = 5
@@ -60,9 +61,10 @@ def download(url: str, target: Path, sha256: str = "", *, progress: bool = True)
     if not url.startswith(("https://", "http://")):
         raise DownloadError(f"{url}: only http and https addresses are downloaded")
     part = target.with_name(target.name + ".part")
+    locked = target.with_name(target.name + ".part.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(part):
+        with lock(locked, str(target), math.inf):
             if target.is_file():  # another process fetched it meanwhile
                 return target
             _fetch_all(url, part, progress)
@@ -70,7 +72,7 @@ def download(url: str, target: Path, sha256: str = "", *, progress: bool = True)
             sync(part)
             os.replace(part, target)
             sync(target.parent)
-            part.with_name(part.name + ".lock").unlink(missing_ok=True)  # who waits for it finds the target
+            locked.unlink(missing_ok=True)  # who waits for it finds the target
     except DownloadError:
         raise
     except OSError as error:
@@ -188,17 +190,3 @@ def _failed(url: str, part: Path, reason: object) -> DownloadError:
         f"{url}: {reason}{kept}. Without a network, fetch the file elsewhere and name it "
         "(checkpoint_path=, --checkpoint)"
     )
-
-
-@contextlib.contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """Let one process at a time work on a part, where the system has such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    lock = part.with_name(part.name + ".lock")
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -18,7 +18,7 @@ from metaformer.errors import (
 )
 from metaformer.models.build import NetworkConfig, build_network
 from metaformer.models.segmentation.segmenter import Segmenter
-from metaformer.storage import write_atomically
+from metaformer.storage import write_text
 from metaformer.weights.card import model_card, read_config
 from metaformer.weights.io import write_state
 from metaformer.weights.load import load_weights
@@ -46,7 +46,7 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
     out_indices = model.out_indices if isinstance(model, MetaFormerFeatures) else None
     text = json.dumps(model_card(name, config, model.pretrained_cfg, out_indices), indent=2) + "\n"
     write_state(directory / WEIGHTS, model.state_dict())
-    write_atomically(directory / CONFIG, lambda place: place.write_text(text))
+    write_text(directory / CONFIG, text)
 
 
 def from_pretrained(

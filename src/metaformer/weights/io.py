@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from metaformer.errors import WeightsError
-from metaformer.storage import write_atomically
+from metaformer.errors import OutputError, WeightsError
+from metaformer.storage import apply_umask, atomic_bytes, atomic_path
 from metaformer.weights.unpickle import load_pickled
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
@@ -128,13 +128,16 @@ def write_state(
     """
     path = Path(path)
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    if path.suffix in PICKLED_SUFFIXES:
-        content: dict[str, Any] = {wrapper: plain} if wrapper else plain
-        write_atomically(path, lambda place: torch.save(content, place))
-    else:
-        write_atomically(
-            path, lambda place: save_file(plain, place, metadata={"format": "pt", **(metadata or {})})
-        )
+    try:
+        if path.suffix in PICKLED_SUFFIXES:
+            with atomic_bytes(path) as stream:
+                torch.save({wrapper: plain} if wrapper else plain, stream)
+        else:
+            with atomic_path(path) as temporary:
+                save_file(plain, temporary, metadata={"format": "pt", **(metadata or {})})
+                apply_umask(temporary)
+    except (SafetensorError, RuntimeError) as error:
+        raise OutputError(f"{path}: cannot write ({error})") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

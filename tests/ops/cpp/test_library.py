@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from metaformer.ops.layer_norm import layer_norm
 from metaformer.ops.native import library
 

@@ -2,13 +2,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
-
 from metaformer.ops.cycle_mix import cycle_mix
 from metaformer.ops.norm_mlp import norm_mlp
 from metaformer.ops.pointwise_act import pointwise_act
 from metaformer.ops.pointwise_residual import pointwise_residual
 from metaformer.ops.pool_residual import pool_residual
+from torch import Tensor
 
 
 def network(x: Tensor, w: Tensor, gain: Tensor) -> Tensor:

@@ -2,9 +2,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
-
 from metaformer.ops.norm_mlp import norm_mlp
+from torch import Tensor
 
 Agrees = Callable[..., None]
 

@@ -17,7 +17,7 @@ from metaformer.deploy.optimize import TOLERANCE, named_tensors, network_outputs
 from metaformer.deploy.packaging.input_limits import InputLimits, Range, Sizes, limits_for
 from metaformer.deploy.packaging.packaged import FORMAT, KEY, SUFFIX, Packaged, load_package, machine_metadata
 from metaformer.errors import ConfigError, OptimizeError
-from metaformer.storage import check_replaceable, write_atomically
+from metaformer.storage import atomic_path, check_replaceable
 
 TYPICAL_BATCH: Final = 8
 """Batch size that the compiler optimizes loops for, within the limits."""
@@ -104,7 +104,8 @@ def package(
         _compile(program, file, card)
         on_step("loading the package, and comparing it with the network")
         difference = compare(load_package(file, trusted=True), trials)
-        write_atomically(path, lambda temporary: shutil.copyfile(file, temporary))
+        with atomic_path(path) as temporary:
+            shutil.copyfile(file, temporary)
     return Written(path, difference, limits)
 
 

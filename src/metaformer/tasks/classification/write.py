@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from metaformer.storage import whole_file
+from metaformer.storage import atomic_text
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.classification.draw import annotate
 from metaformer.tasks.classification.results import Classification
@@ -65,7 +65,7 @@ def csv_writer(file: Path) -> Iterator[Writer[Classification]]:
     Raises:
         OutputError: the file cannot be written.
     """
-    with whole_file(file) as stream:
+    with atomic_text(file) as stream:
         rows = csv.writer(stream, lineterminator="\n")
         head = False
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from metaformer.errors import ConfigError
-from metaformer.storage import whole_file
+from metaformer.storage import atomic_text
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.detection.draw import annotate
 from metaformer.tasks.detection.results import DetectedObjects
@@ -83,7 +83,7 @@ def coco_sink(place: Path, category_ids: Sequence[int] | None = None) -> Iterato
     Raises:
         OutputError: it cannot be written.
     """
-    with whole_file(place / FILE) as stream:
+    with atomic_text(place / FILE) as stream:
         numbers, between = ImageNumbers(), "\n"
         stream.write("[")
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from metaformer.data.rle import run_lengths
 from metaformer.errors import ConfigError
-from metaformer.storage import whole_bytes, whole_file
+from metaformer.storage import atomic_bytes, atomic_text
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.outputs import (
     LINES,
@@ -109,7 +109,7 @@ def mask_writer(place: Path) -> Iterator[Writer[Segmentation]]:
     with jsonl_writer(place / LINES, line) as write_line:
 
         def write(name: str, prediction: Prediction[Segmentation]) -> None:
-            with whole_bytes(place / MASKS / f"{name}.png") as stream:
+            with atomic_bytes(place / MASKS / f"{name}.png") as stream:
                 mask_image(prediction.result).save(stream, "PNG")
             write_line(name, prediction)
 
@@ -131,7 +131,7 @@ def ade20k_writer(place: Path) -> Iterator[Writer[Segmentation]]:
         ConfigError: more than 150 classes, a video frame, or two images of one name.
         OutputError: it cannot be written.
     """
-    with whole_bytes(place / SUBMISSION) as stream, zipfile.ZipFile(stream, "w") as archive:
+    with atomic_bytes(place / SUBMISSION) as stream, zipfile.ZipFile(stream, "w") as archive:
         names: set[str] = set()
 
         def write(_: str, prediction: Prediction[Segmentation]) -> None:
@@ -203,7 +203,7 @@ def coco_file(path: Path) -> Iterator[CocoFile]:
     Raises:
         OutputError: it cannot be written.
     """
-    with whole_file(path) as stream:
+    with atomic_text(path) as stream:
         file = CocoFile(stream)
         yield file
         file.finish()
@@ -229,7 +229,7 @@ def panoptic_writer(place: Path) -> Iterator[Writer[Segmentation]]:
 
         def write(name: str, prediction: Prediction[Segmentation]) -> None:
             image = file.add_image(name, prediction)
-            with whole_bytes(place / "panoptic" / f"{name}.png") as stream:
+            with atomic_bytes(place / "panoptic" / f"{name}.png") as stream:
                 panoptic_image(prediction.result).save(stream, "PNG")
             segments = [{"id": segment["category_id"], **segment} for segment in _segments(prediction.result)]
             file.add([{"image_id": image, "file_name": f"{name}.png", "segments_info": segments}])
