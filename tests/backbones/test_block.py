@@ -12,14 +12,13 @@ TINY = {"depths": (1,), "dims": (6,), "downsamples": (), "pos_embed": (False,), 
 
 def block(**changes: object) -> Block:
     fields = {**TINY, "mixers": ("pooling",), "layer_scale": (0.5,), "res_scale": (None,), **changes}
-    made = Block(MetaFormerConfig(**fields), 0, fields["mixers"][0], 0.0)  # type: ignore[arg-type,index]
-    return made.double()
+    return Block(MetaFormerConfig(**fields), 0, fields["mixers"][0], 0.0).double()  # type: ignore[arg-type,index]
 
 
 X = torch.randn(2, 6, 5, 5, dtype=torch.float64)
 
 
-def test_two_scaled_branches_beside_shortcuts() -> None:
+def test_two_scaled_branches_with_residuals() -> None:
     b = block(res_scale=(2.0,), skip_lam=4.0)
     x = 2 * X + 0.5 * b.token_mixer(b.norm1(X)) / 4
     torch.testing.assert_close(b(X), 2 * x + 0.5 * b.mlp(b.norm2(x)) / 4)
@@ -33,7 +32,7 @@ def test_no_residual_and_no_mlp() -> None:
 
 
 class Fused(nn.Module):
-    """A mixer whose fast form is told norm and scale; `calls` proves that it ran."""
+    """Mixer with a fused form of norm, mixer and scale; `calls` proves that it ran."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -48,7 +47,7 @@ class Fused(nn.Module):
 
 
 class Plain(Fused):
-    """The same without the fast form."""
+    """The same without the fused form."""
 
     fused = None  # type: ignore[assignment]
 
@@ -60,7 +59,7 @@ def test_a_fused_form_is_used_where_the_mixer_has_one() -> None:
     assert fused.token_mixer.calls == 1 and plain.token_mixer.calls == 0
 
 
-LEAN = [
+CHANGES = [
     {},
     {"layer_scale": (None,)},
     {"res_scale": (0.5,)},
@@ -71,20 +70,20 @@ LEAN = [
 ]
 
 
-def learned(b: Block, x: Tensor, **how: bool) -> list[Tensor]:
+def gradients(b: Block, x: Tensor, **options: bool) -> list[Tensor]:
     """Result and gradients of a block, with the same random numbers each time."""
     torch.manual_seed(0)
     b.zero_grad()
     x = x.clone().requires_grad_()
-    y = b(x, **how)
+    y = b(x, **options)
     y.float().pow(2).sum().backward()
-    gradients = [p.grad.clone() for p in b.parameters() if p.grad is not None]
-    assert x.grad is not None and len(gradients) == len(list(b.parameters()))
-    return [y.detach(), x.grad, *gradients]
+    grads = [p.grad.clone() for p in b.parameters() if p.grad is not None]
+    assert x.grad is not None and len(grads) == len(list(b.parameters()))
+    return [y.detach(), x.grad, *grads]
 
 
-def kept(b: Block, x: Tensor, **how: bool) -> int:
-    """Numbers that a block keeps for its backward pass, weights aside."""
+def saved(b: Block, x: Tensor, **options: bool) -> int:
+    """Numbers that a block saves for its backward pass, weights aside."""
     weights, found = {p.data_ptr() for p in b.parameters()}, {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -93,63 +92,62 @@ def kept(b: Block, x: Tensor, **how: bool) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = b(x.clone().requires_grad_(), **how)
+        y = b(x.clone().requires_grad_(), **options)
     assert y.requires_grad
     return sum(found.values())
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
-@pytest.mark.parametrize("changes", LEAN, ids=str)
-def test_the_lean_form_learns_what_plain_pytorch_learns(
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_the_fast_mlp_has_the_gradients_of_plain_pytorch(
     changes: dict[str, object], drop_path: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     b, x = block(**changes).float().train(), torch.randn(4, 6, 5, 5)
     b.drop_path1, b.drop_path2 = DropPath(drop_path), DropPath(drop_path)
-    found = learned(b, x, recompute_mlp=True)
+    found = gradients(b, x, recompute_mlp=True)
     with monkeypatch.context() as patch:
-        patch.setattr("metaformer.backbones.block.lean_half", None)  # proves that it ran
+        patch.setattr("metaformer.backbones.fast_mlp.mlp_branch", None)  # proves that it ran
         with pytest.raises(TypeError):
             b(x, recompute_mlp=True)
     monkeypatch.setenv("METAFORMER_OPS", "reference")
-    for ours, theirs in zip(found, learned(b, x), strict=True):
+    for ours, theirs in zip(found, gradients(b, x), strict=True):
         largest = max(1.0, float(theirs.abs().max()))
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("changes", LEAN, ids=str)
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_recomputing_the_mlp_changes_nothing_but_memory(changes: dict[str, object], dropout: float) -> None:
     b, x = block(dropout=dropout, **changes).train(), torch.randn(4, 6, 5, 5, dtype=torch.float64)
     b.drop_path1, b.drop_path2 = DropPath(0.5), DropPath(0.5)
-    plain, spared = learned(b, x), learned(b, x, recompute_mlp=True)
-    for ours, theirs in zip(spared, plain, strict=True):
+    plain, recomputed = gradients(b, x), gradients(b, x, recompute_mlp=True)
+    for ours, theirs in zip(recomputed, plain, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_what_is_kept_for_the_backward_pass() -> None:
+def test_what_is_saved_for_the_backward_pass() -> None:
     b, x = block(mlp_ratios=(4,)).train(), torch.randn(2, 6, 16, 16, dtype=torch.float64)
-    wide = kept(b, x)
-    lean, spared = kept(b.float(), x.float(), recompute_mlp=True), kept(b.double(), x, recompute_mlp=True)
-    assert wide > 11 * x.numel()
-    assert lean < 2.2 * x.numel() and spared < 2.2 * x.numel()
+    assert saved(b, x) > 11 * x.numel()
+    assert saved(b, x, recompute_mlp=True) < 2.2 * x.numel()
+    assert saved(b.float(), x.float(), recompute_mlp=True) < 2.2 * x.numel()
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_small_scale_survives_float16(recompute: bool) -> None:
     b, x = block(layer_scale=(1e-5,)).float().train(), torch.randn(2, 6, 5, 5)
-    exact = learned(b, x)
+    exact = gradients(b, x)
     with torch.autocast("cpu", dtype=torch.float16):
-        found = learned(b, x, recompute_mlp=recompute)
+        found = gradients(b, x, recompute_mlp=recompute)
     change, wanted = found[0] - x, exact[0] - x
     assert (change - wanted).abs().max() <= 0.02 * wanted.abs().max()
 
 
-def test_hooks_are_told_of_every_part() -> None:
-    b, seen = block().float().train(), []
+def test_hooks_of_every_part_are_called() -> None:
+    b, called = block().float().train(), []
     for name in ("norm1", "token_mixer", "layer_scale1", "norm2", "mlp.fc1", "mlp.act", "layer_scale2"):
-        b.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+        b.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name))
     b(X.float(), recompute_mlp=True)
-    assert seen == ["norm1", "token_mixer", "layer_scale1", "norm2", "mlp.fc1", "mlp.act", "layer_scale2"]
+    assert called == ["norm1", "token_mixer", "layer_scale1", "norm2", "mlp.fc1", "mlp.act", "layer_scale2"]
 
 
 def test_drop_path_drops_both_branches() -> None:

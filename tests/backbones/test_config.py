@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,6 @@ from metaformer.errors import ConfigError, UnknownName
 
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_every_variant_survives_json(name: str) -> None:
-    import json
-
     assert MetaFormerConfig.from_dict(json.loads(json.dumps(VARIANTS[name].to_dict()))) == VARIANTS[name]
 
 

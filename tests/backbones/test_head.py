@@ -21,26 +21,22 @@ def test_order_of_norm_and_average_matters() -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_drops_classifies_and_resets(name: str) -> None:
-    made = head(head=name, head_dropout=0.5)
-    assert made(X).shape == (3, 5)
-    assert not torch.equal(made.train()(X), made(X))
-    assert torch.equal(made.eval()(X), made(X))
-    assert made(X, pre_logits=True).shape == (3, 8)
-    made.reset(8, 9, "")
-    assert made(X).shape == (3, 9, 4, 5)
-    made.reset(8, 0, "max")
-    assert made(X).shape == (3, 8)
+    built = head(head=name, head_dropout=0.5)
+    assert built(X).shape == (3, 5)
+    assert not torch.equal(built.train()(X), built(X))
+    assert torch.equal(built.eval()(X), built(X))
+    assert built(X, pre_logits=True).shape == (3, 8)
+    built.reset(8, 9, "")
+    assert built(X).shape == (3, 9, 4, 5)
+    built.reset(8, 0, "max")
+    assert built(X).shape == (3, 8)
 
 
 def test_max_pooling() -> None:
-    made = head(
-        head="norm_pool_fc",
-        norm="none",
-        global_pool="max",
-    )
-    torch.testing.assert_close(made(X, pre_logits=True), X.amax((2, 3)))
+    built = head(head="norm_pool_fc", norm="none", global_pool="max")
+    torch.testing.assert_close(built(X, pre_logits=True), X.amax((2, 3)))
 
 
 def test_mlp_head_norm_has_its_own_epsilon() -> None:
-    made = head(head="pool_norm_mlp", norm_eps=1e-6)
-    assert (made.norm.eps, made.fc.norm.eps) == (1e-6, 1e-5)
+    built = head(head="pool_norm_mlp", norm_eps=1e-6)
+    assert (built.norm.eps, built.fc.norm.eps) == (1e-6, 1e-5)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
+from metaformer.backbones.metaformer import FeatureInfo, MetaFormer, MetaFormerFeatures
 from metaformer.errors import ConfigError, SizeError
 
 TINY = MetaFormerConfig(depths=(1, 1, 2, 1), dims=(4, 8, 12, 16), num_classes=5, image_size=(64, 64))
@@ -47,13 +47,13 @@ def test_interface_of_timm() -> None:
 
 def test_intermediates() -> None:
     model = MetaFormer(TINY).eval()
-    last, maps = model.forward_intermediates(X)
-    assert [m.shape[1:] for m in maps] == [(4, 16, 16), (8, 8, 8), (12, 4, 4), (16, 2, 2)]
-    assert torch.equal(last, maps[-1])
+    last, features = model.forward_intermediates(X)
+    assert [m.shape[1:] for m in features] == [(4, 16, 16), (8, 8, 8), (12, 4, 4), (16, 2, 2)]
+    assert torch.equal(last, features[-1])
     two = model.forward_intermediates(X, 2, norm=True, output_fmt="NHWC", intermediates_only=True)
     torch.testing.assert_close(two[1], model.head.norm(last).permute(0, 2, 3, 1))
     first = model.forward_intermediates(X, [0], stop_early=True)[0]
-    assert torch.equal(first, maps[0])
+    assert torch.equal(first, features[0])
     with pytest.raises(ConfigError, match="NCWH"):
         model.forward_intermediates(X, output_fmt="NCWH")
 
@@ -110,10 +110,27 @@ def test_group_matcher_orders_all_parameters() -> None:
 
 def test_whole_network_is_channels_last() -> None:
     model = MetaFormer(TINY).eval()
-    seen = []
+    layouts = []
     for stage in model.stages:
         stage.register_forward_hook(
-            lambda _m, _i, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+            lambda _m, _i, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
         )
     model(X)
-    assert seen == [True] * 4
+    assert layouts == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("config", "channels", "reduction"),
+    [
+        (MetaFormerConfig(), [64, 128, 320, 512], [4, 8, 16, 32]),
+        (
+            MetaFormerConfig(dims=(64, 64, 320, 512), downsamples=(False, True, True)),
+            [64, 64, 320, 512],
+            [4, 4, 8, 16],
+        ),
+    ],
+)
+def test_feature_info(config: MetaFormerConfig, channels: list[int], reduction: list[int]) -> None:
+    info = FeatureInfo.of(config)
+    assert (info.channels(), info.reduction()) == (channels, reduction)
+    assert info.pick((1, 3)).module_name() == ["stages.1", "stages.3"]

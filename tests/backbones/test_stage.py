@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,7 +44,5 @@ def test_checkpointing_gives_the_same_gradients(dtype: torch.dtype) -> None:
 
 
 def test_stage_without_downsampling() -> None:
-    from dataclasses import replace
-
     stage = Stage(replace(CONFIG, downsamples=(False,), pos_embed=(False, False)), 1)
     assert stage(torch.randn(1, 4, 8, 8)).shape == (1, 4, 8, 8)

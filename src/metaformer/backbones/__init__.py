@@ -1,1 +1,1 @@
-"""The skeleton that all mixers share, and the published networks as data."""
+"""Networks: the skeleton that all mixers share, and the published variants as data."""

@@ -2,23 +2,20 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from metaformer.backbones.config import MetaFormerConfig, MixerSpec
+from metaformer.backbones.fast_mlp import fast_mlp, has_hooks
 from metaformer.layers.drop_path import DropPath
-from metaformer.layers.lean import can_recompute, mlp_branch, watched
 from metaformer.layers.mlp import Mlp
 from metaformer.layers.norm import NORMS
 from metaformer.layers.scale import Scale
 from metaformer.mixers import MIXERS
-from metaformer.ops.backend import working_dtype
 from metaformer.registry import parse
 
 
 class Block(nn.Module):
-    """Mix tokens, then channels; each on a normalized, scaled branch beside a shortcut."""
+    """Token mixer, then channel MLP, each on a normalized, scaled branch beside a residual connection."""
 
     def __init__(self, config: MetaFormerConfig, stage: int, mixer: MixerSpec, drop_path: float) -> None:
         super().__init__()
@@ -39,54 +36,32 @@ class Block(nn.Module):
             self.res_scale2 = _scale(dim, config.res_scale[stage])
 
     def forward(self, x: Tensor, recompute_mlp: bool = False) -> Tensor:
-        """Map (B, C, H, W) to the same shape.
+        """Map (B, C, H, W) to the same shape; `recompute_mlp` saves no hidden activations of the MLP."""
+        # x = x + drop_path1(layer_scale1(token_mixer(norm1(x))))
+        x = self._residual(x, self.drop_path1(self._mix_tokens(x)), self.res_scale1)
+        if self.mlp is None:
+            return x
+        y = fast_mlp(self, x, recompute_mlp)
+        if y is not None:
+            return y
+        # x = x + drop_path2(layer_scale2(mlp(norm2(x))))
+        return self._residual(x, self.drop_path2(self.layer_scale2(self.mlp(self.norm2(x)))), self.res_scale2)
 
-        Args:
-            x: the map.
-            recompute_mlp: keep a narrow map for the backward pass, and make the MLP's wide ones again.
-        """
+    def _mix_tokens(self, x: Tensor) -> Tensor:
+        """layer_scale1(token_mixer(norm1(x))), in the mixer's fused form where it has one."""
         fused: Callable[..., Tensor] | None = getattr(self.token_mixer, "fused", None)
-        if fused is not None and not watched(self.norm1, self.token_mixer, self.layer_scale1):
-            branch = fused(x, self.norm1, self.layer_scale1)
-        else:
-            branch = self.layer_scale1(self.token_mixer(self.norm1(x)))
-        x = self._add(self.res_scale1, x, self.drop_path1(branch))
-        return x if self.mlp is None else self._mix_channels(x, self.mlp, recompute_mlp)
+        if fused is None or has_hooks(self.norm1, self.token_mixer, self.layer_scale1):
+            return self.layer_scale1(self.token_mixer(self.norm1(x)))
+        return fused(x, self.norm1, self.layer_scale1)
 
-    def _mix_channels(self, x: Tensor, mlp: nn.Module, recompute: bool) -> Tensor:
-        free = not watched(self.norm2, mlp, self.layer_scale2, self.drop_path2, self.res_scale2)
-        if free and can_recompute(x, self.norm2, mlp, self.layer_scale2, recompute):
-            whole = self._has_bare_shortcut()
-            y = mlp_branch(x, self.norm2, mlp, self.layer_scale2, whole, keep=not recompute)
-            return y if whole else self._add(self.res_scale2, x, self.drop_path2(y))
-        if recompute:
-            branch = checkpoint(self._scaled_mlp, x, mlp, free, use_reentrant=False)
-        else:
-            branch = self._scaled_mlp(x, mlp, free and torch.is_grad_enabled())
-        return self._add(self.res_scale2, x, self.drop_path2(branch))
-
-    def _scaled_mlp(self, x: Tensor, mlp: nn.Module, fold: bool) -> Tensor:
-        """`fold`: the scale in the second product's weights, so that its result is neither kept nor made."""
-        # a LayerScale of 1e-5 times a weight is too small a number for float16
-        fold = fold and working_dtype(x) != torch.float16
-        if fold and type(mlp) is Mlp and type(self.layer_scale2) is Scale:
-            return mlp(self.norm2(x), self.layer_scale2.scale)
-        return self.layer_scale2(mlp(self.norm2(x)))
-
-    def _has_bare_shortcut(self) -> bool:
-        """Whether the second half is x + branch, and nothing else now."""
-        dropping = self.training and self.drop_path2.rate > 0
-        plain = type(self.drop_path2) is DropPath and type(self.res_scale2) is nn.Identity
-        return plain and not dropping and self.residual and self.skip_lam == 1.0
-
-    def _add(self, res_scale: nn.Module, shortcut: Tensor, branch: Tensor) -> Tensor:
-        if self.skip_lam != 1.0:
-            branch = branch / self.skip_lam
-        return res_scale(shortcut) + branch if self.residual else branch
+    def _residual(self, x: Tensor, branch: Tensor, res_scale: nn.Module) -> Tensor:
+        """res_scale(x) + branch / skip_lam, or the branch alone without a residual connection."""
+        branch = branch if self.skip_lam == 1.0 else branch / self.skip_lam
+        return res_scale(x) + branch if self.residual else branch
 
 
 def build_mixer(spec: MixerSpec, dim: int, grid: tuple[int, int], grid_mode: str) -> nn.Module:
-    """Make a mixer from its name, or from a class or callable that takes `dim`.
+    """Build a mixer from its name, or from a class or callable that takes `dim`.
 
     Raises:
         ConfigError: an unknown name or option.

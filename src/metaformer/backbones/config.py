@@ -86,7 +86,7 @@ class MetaFormerConfig(Serializable):
     num_classes: Annotated[int, NATURAL] = 1000
     """Outputs of the classifier; 0 leaves it out."""
     head: Annotated[str, OneOf(HEADS)] = "norm_pool_fc"
-    """Order of the head: normalize the map, average it, classify (`norm_pool_fc`: PoolFormer, CycleMLP);
+    """Order of the head: normalize features, average them, classify (`norm_pool_fc`: PoolFormer, CycleMLP);
     or average first (`pool_norm_fc`: the baselines and timm), with an MLP (`pool_norm_mlp`)."""
     head_norm_eps: float | None = None
     """Epsilon of the final norm, where it differs from `norm_eps`."""
@@ -119,7 +119,7 @@ class MetaFormerConfig(Serializable):
         return stage == 0 or self.downsamples[stage - 1] or self.dims[stage] != self.dims[stage - 1]
 
     def grid(self, stage: int) -> tuple[int, int]:
-        """Height and width of a stage's map for an input of `image_size`."""
+        """Height and width of a stage's features for an input of `image_size`."""
         height, width = self.image_size
         for i in range(stage + 1):
             if i == 0:

@@ -1,4 +1,4 @@
-"""From the last map to class logits."""
+"""Classification head."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from metaformer.layers.norm import NORMS
 
 
 class MlpClassifier(nn.Module):
-    """Two layers, four times as wide between, https://arxiv.org/abs/2210.13452."""
+    """Classifier of two layers, 4 · dim between them, https://arxiv.org/abs/2210.13452."""
 
     def __init__(self, dim: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class MlpClassifier(nn.Module):
 
 
 class Head(nn.Module):
-    """The final norm, the average over positions and the classifier, in the order that the family defines."""
+    """Final norm, average pooling and classifier, in the order that the family defines."""
 
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Head(nn.Module):
         self.reset(dim, config.num_classes, config.global_pool)
 
     def reset(self, dim: int, num_classes: int, global_pool: str) -> None:
-        """Replace the classifier by a fresh one."""
+        """Replace the classifier by a new one."""
         self.global_pool = global_pool
         self.drop = nn.Dropout(0.0 if self.mlp else self.dropout)
         self.fc: nn.Module

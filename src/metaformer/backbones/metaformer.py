@@ -1,4 +1,4 @@
-"""The network: stem, stages, head."""
+"""MetaFormer networks: the classifier and the feature pyramid, on stem and stages."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.feature_info import FeatureInfo
 from metaformer.backbones.head import Head
 from metaformer.backbones.stage import Recompute, Stage
 from metaformer.errors import ConfigError, SizeError
@@ -15,8 +14,38 @@ from metaformer.layers.embed import Downsample, Stem
 from metaformer.layers.norm import NORMS
 
 
+class FeatureInfo(list[dict[str, Any]]):
+    """Levels of a pyramid: `num_chs`, `reduction` (pixels per position) and `module` of each, as in timm."""
+
+    @classmethod
+    def of(cls, config: MetaFormerConfig) -> "FeatureInfo":
+        """The levels of all stages of a network."""
+        info, reduction = cls(), 1
+        for stage, dim in enumerate(config.dims):
+            if config.downsampled(stage):
+                reduction *= config.down_stride if stage else config.stem_stride
+            info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{stage}"})
+        return info
+
+    def pick(self, indices: Sequence[int]) -> "FeatureInfo":
+        """Some of the levels."""
+        return FeatureInfo(self[i] for i in indices)
+
+    def channels(self) -> list[int]:
+        """Channels of each level."""
+        return [level["num_chs"] for level in self]
+
+    def reduction(self) -> list[int]:
+        """Input pixels per position, of each level."""
+        return [level["reduction"] for level in self]
+
+    def module_name(self) -> list[str]:
+        """Module that outputs each level."""
+        return [level["module"] for level in self]
+
+
 class Trunk(nn.Module):
-    """Stem and stages: what classifier and pyramid share."""
+    """Stem and stages, which classifier and pyramid share."""
 
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__()
@@ -51,12 +80,12 @@ class Trunk(nn.Module):
         self.pretrained_cfg = value
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Map images (B, in_chans, H, W) to the last map (B, C, h, w), before the final norm.
+        """Features (B, C, h, w) of the last stage, before the final norm, of images (B, in_chans, H, W).
 
         Raises:
             SizeError: the image is smaller than the network's minimum, or has another number of channels.
         """
-        return self.stages(self.stem(self._entered(x)))
+        return self.stages(self.stem(self._checked(x)))
 
     def forward_intermediates(
         self,
@@ -67,35 +96,35 @@ class Trunk(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Return (last map, list of the stages' maps), or the list alone; timm's arguments.
+        """Return (last features, list of the stages' features), or the list alone; timm's arguments.
 
         Args:
             x: images (B, in_chans, H, W).
-            indices: stages to return; a number means the last so many; all by default.
-            norm: normalize the last stage's map with the final norm, where it is a norm of maps.
+            indices: stages to return; a number n means the last n; all by default.
+            norm: normalize the last stage's features with the final norm.
             stop_early: run no stage after the last one asked for.
             output_fmt: `NCHW` or `NHWC`.
-            intermediates_only: leave the last map out.
+            intermediates_only: return the list alone.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ConfigError(f"output_fmt {output_fmt!r} is neither 'NCHW' nor 'NHWC'")
         stages = self.config.stages
         wanted = resolve_indices(range(-indices, 0) if isinstance(indices, int) else indices, stages)
-        x, maps = self.stem(self._entered(x)), []
+        x, features = self.stem(self._checked(x)), []
         for i, stage in enumerate(self.stages):
             if stop_early and i > max(wanted):
                 break
             x = stage(x)
             if i in wanted:
                 level = self._final_norm(x) if norm and i == stages - 1 else x
-                maps.append(level.permute(0, 2, 3, 1) if output_fmt == "NHWC" else level)
-        return maps if intermediates_only else (x, maps)
+                features.append(level.permute(0, 2, 3, 1) if output_fmt == "NHWC" else level)
+        return features if intermediates_only else (x, features)
 
     def set_grad_checkpointing(self, enable: Recompute = True) -> None:
-        """Recompute blocks in the backward pass instead of keeping their activations.
+        """Recompute blocks in the backward pass instead of saving their activations.
 
         Args:
-            enable: `"mlp"` recomputes the wide maps of the blocks' MLPs alone: most of the memory for little
+            enable: `"mlp"` recomputes the hidden activations of the MLPs alone: most of the memory for little
                 time.
 
         Raises:
@@ -126,8 +155,8 @@ class Trunk(nn.Module):
     def _final_norm(self, x: Tensor) -> Tensor:
         return x
 
-    def _entered(self, x: Tensor) -> Tensor:
-        """Check the images and lay them out channels-last, in which every later operation is fastest."""
+    def _checked(self, x: Tensor) -> Tensor:
+        """The images, checked and channels-last, in which every later operation is fastest."""
         if not torch.compiler.is_compiling():
             if x.ndim != 4 or x.shape[1] != self.config.in_chans:
                 raise SizeError(f"expected images (B, {self.config.in_chans}, H, W), got {tuple(x.shape)}")
@@ -140,7 +169,7 @@ class Trunk(nn.Module):
 
 
 class MetaFormer(Trunk):
-    """A classifier; everything about it is in `config`."""
+    """Classifier; everything about it is in `config`."""
 
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__(config)
@@ -157,15 +186,15 @@ class MetaFormer(Trunk):
         return self.forward_head(self.forward_features(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map the last map (B, C, h, w) to logits; `pre_logits` stops at the vector (B, C) before them."""
+        """Logits of the last features (B, C, h, w); `pre_logits` stops at the vector (B, C) before them."""
         return self.head(x, pre_logits=pre_logits)
 
     def get_classifier(self) -> nn.Module:
-        """The classifier behind norm and pooling."""
+        """The last layer, behind norm and pooling."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one; 0 classes leave it out."""
+        """Replace the classifier by a new one; 0 classes leave it out."""
         self.num_classes = num_classes
         self.head.reset(
             self.num_features, num_classes, self.head.global_pool if global_pool is None else global_pool
@@ -180,7 +209,7 @@ class MetaFormer(Trunk):
 
 
 class MetaFormerFeatures(Trunk):
-    """A pyramid for dense tasks: the stages' maps, each under its own norm where `feature_norm` says so."""
+    """Feature pyramid for dense tasks: the stages' outputs, each with a norm of its own by `feature_norm`."""
 
     def __init__(self, config: MetaFormerConfig, out_indices: Sequence[int] = (0, 1, 2, 3)) -> None:
         super().__init__(config)
@@ -192,11 +221,11 @@ class MetaFormerFeatures(Trunk):
                 self.norms[str(i)] = NORMS.build(config.norm, config.dims[i], eps=config.norm_eps)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Map images (B, in_chans, H, W) to maps (B, C_i, H_i, W_i), finest first."""
-        maps = self.forward_intermediates(x, self.out_indices, stop_early=True, intermediates_only=True)
+        """Features (B, C_i, H_i, W_i), finest first, of images (B, in_chans, H, W)."""
+        levels = self.forward_intermediates(x, self.out_indices, stop_early=True, intermediates_only=True)
         if not self.norms:
-            return maps
-        return [self.norms[str(i)](level) for i, level in zip(self.out_indices, maps, strict=True)]
+            return levels
+        return [self.norms[str(i)](level) for i, level in zip(self.out_indices, levels, strict=True)]
 
 
 def resolve_indices(indices: Sequence[int] | None, stages: int) -> tuple[int, ...]:
@@ -212,7 +241,7 @@ def resolve_indices(indices: Sequence[int] | None, stages: int) -> tuple[int, ..
 
 
 def _min_size(config: MetaFormerConfig) -> int:
-    """The smallest input side that leaves every stage a position."""
+    """Smallest input side that leaves every stage one position."""
     size = 1
     for stage in reversed(range(config.stages)):
         if stage == 0:

@@ -1,4 +1,4 @@
-"""One resolution of the network: downsampling, position embedding, blocks."""
+"""Stage of the network: downsampling, position embedding, and the blocks of one resolution."""
 
 from typing import Literal
 
@@ -10,11 +10,11 @@ from metaformer.backbones.config import MetaFormerConfig
 from metaformer.layers.embed import Downsample, PositionEmbedding
 
 Recompute = bool | Literal["mlp"]
-"""What is made again in the backward pass: nothing, blocks, or what is wide in their MLPs."""
+"""What the backward pass recomputes: nothing, whole blocks, or the hidden activations of their MLPs."""
 
 
 class Stage(nn.Module):
-    """The blocks that share a map size."""
+    """Blocks of one resolution."""
 
     def __init__(self, config: MetaFormerConfig, stage: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Stage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to this stage's channels and resolution."""
+        """Map (B, C_in, H_in, W_in) to (B, C, H, W) of this stage."""
         x = self.pos_embed(self.downsample(x))
         if not self.grad_checkpointing or not self.training:
             return self.blocks(x)

@@ -1,1 +1,1 @@
-"""The small parts between the mixers: norms, activations, scales, MLP, patch embedding."""
+"""Layers between the mixers: norms, activations, scales, MLP, patch embedding."""

@@ -1,4 +1,4 @@
-"""CycleFC: a channel product that samples along a staircase, https://arxiv.org/abs/2107.10224."""
+"""CycleFC: a linear layer over channels that are read along a staircase, https://arxiv.org/abs/2107.10224."""
 
 from typing import Literal
 
@@ -13,9 +13,9 @@ AXES = {"height": 2, "width": 3}
 
 
 class CycleFC(Pointwise):
-    """A 1×1 product whose input channel c is read `staircase(kernel)[c % kernel]` positions along one axis.
+    """Linear layer whose input channel c is read `staircase(kernel)[c % kernel]` positions along one axis.
 
-    Exactly the original's deformable convolution with its fixed whole-number offsets, without that operation.
+    Exactly the original's deformable convolution with its fixed integer offsets, without that operation.
     """
 
     def __init__(

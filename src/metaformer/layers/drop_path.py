@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Leave a branch out for whole samples by chance while training; the others are scaled up for it."""
+    """In training, drop a branch for whole samples at random, and divide the others by 1 − rate."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -13,8 +13,8 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        keep = 1.0 - self.rate
-        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+        survival = 1.0 - self.rate
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(survival).div_(survival)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"

@@ -1,4 +1,4 @@
-"""Strided convolutions between resolutions, and learned positions."""
+"""Patch embedding, downsampling and position embedding."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from metaformer.layers.norm import NORMS
 
 
 class Stem(nn.Module):
-    """Overlapping patch embedding of the image: convolution, then norm."""
+    """Overlapping patch embedding: strided convolution, then norm."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Strided convolution between two stages: norm, then convolution."""
+    """Downsampling between two stages: norm, then strided convolution."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Downsample(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """A learned vector per position, added; it starts at zero (PoolFormer's hybrids with attention)."""
+    """Learned vector per position, added; it starts at zero (PoolFormer's hybrids with attention)."""
 
     def __init__(self, dim: int, grid: tuple[int, int], grid_mode: str = "strict") -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class PositionEmbedding(nn.Module):
         """Add to (B, C, H, W).
 
         Raises:
-            GridError: the map is not of the grid's size, and `grid_mode` is strict.
+            GridError: x is not of the grid's size, and `grid_mode` is strict.
         """
         size = (x.shape[-2], x.shape[-1])
         if size == self.grid:

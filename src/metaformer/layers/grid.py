@@ -1,4 +1,4 @@
-"""Mixing by a matrix over positions, which fits one grid only."""
+"""Base of mixers whose weights belong to the positions of one grid."""
 
 from abc import abstractmethod
 
@@ -9,7 +9,7 @@ from metaformer.errors import GridError
 
 
 class FixedGrid(nn.Module):
-    """A mixer whose weights belong to the positions of one grid.
+    """Mixer over the positions of one grid.
 
     At another size it raises `GridError`, or, with `grid_mode="interpolate"`, resamples the tokens to its
     grid, mixes, and resamples back.

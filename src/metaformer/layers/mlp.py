@@ -1,4 +1,4 @@
-"""The channel MLP."""
+"""Channel MLP."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from metaformer.layers.pointwise import Pointwise
 
 
 class Mlp(nn.Module):
-    """Two 1×1 products with an activation between, (B, C, H, W) to (B, out, H, W)."""
+    """Two linear layers over channels with an activation between, (B, C, H, W) to (B, out, H, W)."""
 
     def __init__(
         self,
@@ -26,16 +26,16 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.fc2 = Pointwise(hidden, dim if out is None else out, bias)
 
-    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Map (B, C, H, W) to (B, out, H, W).
 
         Args:
-            x: the map.
-            factor: (out,), what each channel of the result is multiplied by: in the weights, so that the
-                gradient needs no result without it.
+            x: the input.
+            scale: (out,), a LayerScale, folded into the second layer's weights: the gradient then needs no
+                unscaled output.
         """
         hidden = self.drop(self.act(self.fc1(x)))
-        if factor is None:
+        if scale is None:
             return self.drop(self.fc2(hidden))
-        bias = None if self.fc2.bias is None else self.fc2.bias * factor
-        return self.drop(F.conv2d(hidden, self.fc2.weight * factor[:, None, None, None], bias))
+        bias = None if self.fc2.bias is None else self.fc2.bias * scale
+        return self.drop(F.conv2d(hidden, self.fc2.weight * scale[:, None, None, None], bias))

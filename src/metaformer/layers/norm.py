@@ -1,4 +1,4 @@
-"""Normalizations of a (B, C, H, W) map."""
+"""Norms of (B, C, H, W)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ NORMS: Registry[nn.Module] = Registry("norm")
 
 @NORMS.register("group_norm")
 class GroupNorm(nn.GroupNorm):
-    """One group: mean and variance over channels and positions, PoolFormer's norm (paper Table 5)."""
+    """Group norm of one group: over channels and positions, PoolFormer's norm (paper Table 5)."""
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__(1, dim, eps)
@@ -20,20 +20,20 @@ class GroupNorm(nn.GroupNorm):
 
 @NORMS.register("layer_norm")
 class LayerNorm(nn.LayerNorm):
-    """Mean and variance over the channels of each position."""
+    """Layer norm over the channels of each position."""
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__(dim, eps, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize (B, C, H, W); channels-last maps are read in place."""
+        """Normalize (B, C, H, W); channels-last memory is read in place."""
         x = x.permute(0, 2, 3, 1)
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
 @NORMS.register("batch_norm")
 class BatchNorm(nn.BatchNorm2d):
-    """Mean and variance of each channel over the batch."""
+    """Batch norm."""
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__(dim, eps)
@@ -43,7 +43,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 @NORMS.register("none")
 class NoNorm(nn.Identity):
-    """The map as it is."""
+    """No norm."""
 
     def __init__(self, dim: int, eps: float = 0.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The 1×1 product over channels that most of a MetaFormer's work consists of."""
+"""Linear layer over channels: most of a MetaFormer's FLOPs."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class Pointwise(nn.Conv2d):
-    """A linear map of each position's channels, (B, C, H, W) to (B, out, H, W).
+    """Linear layer over each position's channels, (B, C, H, W) to (B, out, H, W).
 
-    A 1×1 convolution rather than `nn.Linear`: on channels-last maps it needs no permutation, and oneDNN
-    runs it faster than the plain product at most shapes.
+    A 1×1 convolution rather than `nn.Linear`: on channels-last memory it needs no permutation, and oneDNN
+    runs it faster than a matrix product at most shapes.
     """
 
     def __init__(self, dim: int, out: int, bias: bool = True) -> None:

@@ -1,11 +1,11 @@
-"""A learned factor per channel: LayerScale on a branch, ResScale on a shortcut."""
+"""Learned factor per channel: LayerScale on a branch, ResScale on a residual."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Scale(nn.Module):
-    """Multiply each channel by its own number.
+    """Multiply each channel by a learned factor.
 
     The (C,) vector stands for (1, C, 1, 1): every sample and every position shares it.
     LayerScale: https://arxiv.org/abs/2103.17239. ResScale: https://arxiv.org/abs/2110.09456.

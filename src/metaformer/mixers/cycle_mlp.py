@@ -1,4 +1,4 @@
-"""CycleMLP's mixing: three channel products, weighted per channel, https://arxiv.org/abs/2107.10224."""
+"""CycleMLP's mixing: three linear layers, weighted per channel, https://arxiv.org/abs/2107.10224."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from metaformer.mixers import MIXERS
 
 @MIXERS.register("cycle_mlp")
 class CycleMLP(nn.Module):
-    """A CycleFC along the width, one along the height and a plain product, summed with softmax weights.
+    """A CycleFC along the width, one along the height and a linear layer, summed with softmax weights.
 
     The published names are swapped: `sfc_h` samples along the width, `sfc_w` along the height.
     """
@@ -27,6 +27,6 @@ class CycleMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
         mean = h.mean((2, 3), keepdim=True) + w.mean((2, 3), keepdim=True) + c.mean((2, 3), keepdim=True)
-        shares = self.reweight(mean).unflatten(1, (-1, 3)).softmax(2)
-        of_h, of_w, of_c = shares.movedim(2, 0).contiguous()  # each (B, C, 1, 1), its channels side by side
-        return self.proj(torch.addcmul(torch.addcmul(h * of_h, w, of_w), c, of_c))
+        weights = self.reweight(mean).unflatten(1, (-1, 3)).softmax(2)
+        w_h, w_w, w_c = weights.movedim(2, 0).contiguous()  # each (B, C, 1, 1), its channels contiguous
+        return self.proj(torch.addcmul(torch.addcmul(h * w_h, w, w_w), c, w_c))

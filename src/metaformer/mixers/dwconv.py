@@ -8,7 +8,7 @@ from metaformer.mixers import MIXERS
 
 @MIXERS.register("dwconv")
 class DepthwiseConv(nn.Module):
-    """One filter per channel."""
+    """Depthwise convolution."""
 
     def __init__(self, dim: int, kernel: int = 3, bias: bool = True) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from metaformer.mixers import MIXERS
 
 @MIXERS.register("identity")
 class Identity(nn.Identity):
-    """The tokens as they are."""
+    """No mixing."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

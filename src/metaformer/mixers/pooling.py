@@ -1,4 +1,4 @@
-"""PoolFormer's mixing: the average of the neighbors, https://arxiv.org/abs/2111.11418."""
+"""PoolFormer's mixing: average pooling, https://arxiv.org/abs/2111.11418."""
 
 import torch
 import torch.nn.functional as F
@@ -13,22 +13,22 @@ from metaformer.ops.pool import pool_minus_self
 
 @MIXERS.register("pooling")
 class Pooling(nn.Module):
-    """Average over a window, less the token itself, which the shortcut adds back.
+    """Average pooling minus the input, which the residual adds back.
 
-    Only positions inside the map are averaged (`count_include_pad=False`): a constant map gives zero.
+    Only positions inside are averaged (`count_include_pad=False`): a constant input gives zero.
     """
 
     def __init__(self, dim: int, size: int = 3) -> None:
         super().__init__()
         if size < 1 or size % 2 == 0:
-            raise ConfigError(f"pooling size {size} must be odd: an even window would change the map's size")
+            raise ConfigError(f"pooling size {size} must be odd: an even window changes the output's size")
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
         return pool_minus_self(x, self.size)
 
     def fused(self, x: Tensor, norm: nn.Module, scale: nn.Module) -> Tensor:
-        """Give scale(pool(norm(x)) − norm(x)); in training a group norm's constants take the scale over."""
+        """scale(pool(norm(x)) − norm(x)); in training the scale is folded into a group norm's constants."""
         if not torch.is_grad_enabled() or type(norm) is not GroupNorm or type(scale) is not Scale:
             return scale(self(norm(x)))
         weight = norm.weight * scale.scale

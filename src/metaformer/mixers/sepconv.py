@@ -10,7 +10,7 @@ from metaformer.mixers import MIXERS
 
 @MIXERS.register("sepconv")
 class SepConv(nn.Module):
-    """Widen, activate, convolve each channel on its own, narrow."""
+    """Linear layer to more channels, activation, depthwise convolution, linear layer back."""
 
     def __init__(
         self, dim: int, expansion: float = 2, kernel: int = 7, act: str = "star_relu", bias: bool = False

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.feature_info import FeatureInfo
+from metaformer.backbones.metaformer import FeatureInfo
 from metaformer.errors import ConfigError, SizeError
 from metaformer.models.detection.build import build_detector
 from metaformer.models.detection.config import KINDS, DetectorConfig

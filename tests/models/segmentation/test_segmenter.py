@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.feature_info import FeatureInfo
+from metaformer.backbones.metaformer import FeatureInfo
 from metaformer.backbones.stage import Recompute
 from metaformer.errors import ConfigError, SizeError
 from metaformer.models.segmentation.config import SegmenterConfig

@@ -6,8 +6,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from metaformer.backbones.feature_info import FeatureInfo
-from metaformer.backbones.metaformer import Trunk
+from metaformer.backbones.metaformer import FeatureInfo, Trunk
 from metaformer.errors import ConfigError, SizeError
 from metaformer.serialize import Serializable
 

@@ -1,0 +1,169 @@
+"""Fast forms of a block's channel MLP in training: the one place that chooses a CPU kernel for it."""
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils.checkpoint import checkpoint
+
+from metaformer.layers.act import SquaredReLU, StarReLU
+from metaformer.layers.drop_path import DropPath
+from metaformer.layers.mlp import Mlp
+from metaformer.layers.norm import GroupNorm, LayerNorm, NoNorm
+from metaformer.layers.pointwise import Pointwise
+from metaformer.layers.scale import Scale
+from metaformer.ops import onednn, train_mlp
+from metaformer.ops.backend import mode, without_autocast, working_dtype
+
+FEW_SAMPLES: Final = 16
+"""Batch size from which on oneDNN's convolution is as fast on one thread as on several."""
+NORMS: Final[dict[type[nn.Module], str]] = {
+    GroupNorm: "group_norm",
+    LayerNorm: "layer_norm",
+    NoNorm: "none",
+}
+ACTS: Final[dict[type[nn.Module], str]] = {
+    nn.GELU: "gelu",
+    nn.ReLU: "relu",
+    SquaredReLU: "squared_relu",
+    StarReLU: "squared_relu",
+}
+
+
+def fast_mlp(block: Any, x: Tensor, recompute: bool) -> Tensor | None:
+    """A `Block`'s second half, residual included, in a faster form than the plain one; None without one.
+
+    That is `ops.train_mlp` on CPUs; elsewhere, with `recompute`, a checkpoint; and where a gradient is
+    computed LayerScale in the second layer's weights: the unscaled output is neither computed nor saved.
+
+    Args:
+        block: the block.
+        x: input of its second half, (B, C, H, W).
+        recompute: recompute the hidden activations in the backward pass rather than save them.
+    """
+    if not recompute and not torch.is_grad_enabled():
+        return None
+    parts = block.norm2, block.mlp, block.layer_scale2
+    hooked = has_hooks(*parts, block.drop_path2, block.res_scale2)
+    if not hooked and supports(x, *parts, recompute):
+        residual = _adds_input(block)
+        y = mlp_branch(x, *parts, residual=residual, save_pre_act=not recompute)
+        if residual:
+            return y
+    elif recompute:
+        y = checkpoint(_scaled_mlp, x, *parts, not hooked, use_reentrant=False)
+    elif hooked:
+        return None
+    else:
+        y = _scaled_mlp(x, *parts, True)
+    return block._residual(x, block.drop_path2(y), block.res_scale2)
+
+
+def supports(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, recompute: bool) -> bool:
+    """Whether `mlp_branch` computes scale(mlp(norm(x))): with a gradient, on a CPU, of modules that it knows.
+
+    Modules with hooks, dropout or of a user's own it does not know; the first is checked by the caller.
+
+    Args:
+        x: (B, C, H, W).
+        norm: before the MLP.
+        mlp: the MLP.
+        scale: behind it.
+        recompute: whether little memory is asked for; else it runs only where it is faster.
+    """
+    return (
+        torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.numel() > 1  # group norm of one number is an error, and plain PyTorch says so
+        and onednn.has_dtype(working_dtype(x))
+        and mode() != "reference"
+        and _is_known(norm, mlp, scale)
+        and not _is_traced()
+        and (recompute or _is_faster(x, mlp))
+    )
+
+
+def mlp_branch(
+    x: Tensor, norm: nn.Module, mlp: Any, scale: nn.Module, residual: bool, save_pre_act: bool = False
+) -> Tensor:
+    """scale(mlp(norm(x))) by `ops.train_mlp`, plus x with `residual`, of (B, C, H, W).
+
+    LayerScale and StarReLU's two numbers are folded into the second layer's weights.
+    """
+    dtype = working_dtype(x)
+    w1, b1, w2, b2 = mlp.fc1.matrix(), mlp.fc1.bias, mlp.fc2.matrix(), mlp.fc2.bias
+    if isinstance(mlp.act, StarReLU):
+        shift = w2.sum(1) * mlp.act.bias
+        b2 = shift if b2 is None else b2 + shift
+        w2 = w2 * mlp.act.scale
+    if isinstance(scale, Scale):
+        w2 = w2 * scale.scale[:, None]
+        b2 = None if b2 is None else b2 * scale.scale
+    w1, b1, w2, b2 = (None if tensor is None else tensor.to(dtype) for tensor in (w1, b1, w2, b2))
+    gamma, beta = (_widened(getattr(norm, name, None), x) for name in ("weight", "bias"))
+    eps = getattr(norm, "eps", 0.0)
+    names, adds = (NORMS[type(norm)], eps, ACTS[type(mlp.act)]), residual and x.dtype == dtype
+    with without_autocast(x):
+        y, _ = train_mlp.train_mlp(x, w1, b1, w2, b2, gamma, beta, *names, adds, save_pre_act)
+    return x + y if residual and not adds else y
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether any of these modules has a hook, so that it has to be called itself."""
+    return torch_module._has_any_global_hook() or any(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        for module in modules
+        for part in module.modules()
+    )
+
+
+def _scaled_mlp(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, fold: bool) -> Tensor:
+    """scale(mlp(norm(x))) in plain PyTorch; `fold` puts the scale into the second layer's weights."""
+    # a LayerScale of 1e-5 times a weight is too small a number for float16
+    if fold and working_dtype(x) != torch.float16 and type(mlp) is Mlp and type(scale) is Scale:
+        return mlp(norm(x), scale.scale)
+    return scale(mlp(norm(x)))
+
+
+def _adds_input(block: Any) -> bool:
+    """Whether the second half is x + branch, and nothing else now."""
+    dropping = block.training and block.drop_path2.rate > 0
+    plain = type(block.drop_path2) is DropPath and type(block.res_scale2) is nn.Identity
+    return plain and not dropping and block.residual and block.skip_lam == 1.0
+
+
+def _widened(constant: Tensor | None, x: Tensor) -> Tensor | None:
+    """Norms take constants that are wider than x, and none that are narrower."""
+    return None if constant is None else constant.to(torch.promote_types(constant.dtype, x.dtype))
+
+
+def _is_faster(x: Tensor, mlp: Any) -> bool:
+    """In C++, and on one thread, where PyTorch's 1×1 convolution is slow."""
+    if torch.compiler.is_compiling() or working_dtype(x) != torch.float32:
+        return False
+    one_thread = len(x) < FEW_SAMPLES and torch.get_num_threads() == 1
+    return train_mlp.supports_cpp(mlp.fc1.matrix()) or one_thread
+
+
+def _is_known(norm: nn.Module, mlp: nn.Module, scale: nn.Module) -> bool:
+    return (
+        type(norm) in NORMS
+        and type(mlp) is Mlp
+        and type(mlp.fc1) is type(mlp.fc2) is Pointwise
+        and type(mlp.act) in ACTS
+        and getattr(mlp.act, "approximate", "none") == "none"
+        and not (mlp.drop.p and mlp.training)
+        and type(scale) in (Scale, nn.Identity)
+    )
+
+
+def _is_traced() -> bool:
+    """Whether something records every operation: an exporter, a transform, a counter of FLOPs."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return (
+        torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
