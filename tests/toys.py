@@ -192,6 +192,42 @@ def blocks(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFact
     return root
 
 
+@pytest.fixture(scope="session")
+def tagged(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images with the colors of their blocks as labels, in SPLIT.csv; some have none."""
+    root = tmp_path_factory.mktemp("tagged")
+    for split, images in scenes.items():
+        (root / split).mkdir()
+        lines = ["image,labels"]
+        for i, (pixels, there) in enumerate(images):
+            Image.fromarray(pixels).save(root / split / f"{i:02d}.png")
+            names = {("green", "blue")[block.label] for block in there if not block.crowd}
+            lines.append(f"{i:02d}.png,{' '.join(sorted(names))}")
+        (root / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def configure_multilabel(tagged: Path) -> Configure:
+    """Make a tiny multi-label run's configuration; keywords are sections with the fields that differ."""
+
+    def make(**sections: Any) -> TrainConfig:
+        plain: dict[str, Any] = {
+            "task": "multilabel",
+            "model": {"name": "poolformer_n", "overrides": TINY},
+            "data": {
+                "root": str(tagged), "image_size": 32, "batch_size": 6, "eval_batch_size": 4, "workers": 0,
+            },
+            "augment": {"auto_augment": None, "mixup": 0.0, "cutmix": 0.0, "scale": [0.5, 1.0]},
+            "optim": {"lr": 3e-3},
+            "schedule": {"epochs": 2, "warmup_epochs": 0, "min_lr": 0.0},
+            "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "keep": 100},
+        }  # fmt: skip
+        return changed(plain, sections)
+
+    return make
+
+
 def detect_plain(root: Path) -> dict[str, Any]:
     """A tiny detection run's configuration."""
     return {

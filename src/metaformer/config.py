@@ -318,15 +318,43 @@ class DetectConfig:
 
 
 @dataclass(frozen=True)
+class MultilabelConfig:
+    """Multi-label classification: what `task` `multilabel` takes beside the other sections."""
+
+    layout: Literal["auto", "csv", "jsonl", "coco"] = "auto"
+    """How the labels lie on disk: SPLIT.csv, SPLIT.jsonl, or COCO's objects; recognized by default."""
+    class_names: str | None = None
+    """Text file with one class name per line; by default the columns or labels of the training split."""
+    separator: str = " "
+    """What stands between the labels in a CSV column."""
+    loss: Literal["bce", "asymmetric"] = "bce"
+    """Binary cross-entropy, or asymmetric loss (https://arxiv.org/abs/2009.14119)."""
+    gamma_pos: float = 0.0
+    """Focusing of present classes in the asymmetric loss."""
+    gamma_neg: float = 4.0
+    """Focusing of absent classes in the asymmetric loss."""
+    margin: float = 0.05
+    """Probability below which absent classes count nothing in the asymmetric loss."""
+    pos_weight: list[float] | None = None
+    """Weight of the loss of present classes, a number for each class."""
+    balance: bool = False
+    """Weight present classes by absent per present training images instead."""
+    threshold: float | None = None
+    """Score from which on a class is predicted; null chooses for each class the one of the highest F1 on the
+    validation data, and keeps it in the checkpoint."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run."""
 
-    task: Literal["classify", "segment", "detect"] = "classify"
-    """Image classification, semantic segmentation, or object detection."""
+    task: Literal["classify", "multilabel", "segment", "detect"] = "classify"
+    """Image classification, multi-label classification, semantic segmentation, or object detection."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

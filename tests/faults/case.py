@@ -75,6 +75,38 @@ CLASSIFY = Case(
 )
 
 
+def colored_tags(root: Path) -> None:
+    """Images with a green square, a blue one, both or neither, and a CSV of the colors."""
+    draw = np.random.RandomState(3)
+    for split, count in (("train", 24), ("val", 12)):
+        (root / split).mkdir(parents=True)
+        lines = ["image,labels"]
+        for i in range(count):
+            pixels = draw.randint(0, 180, (36 + i % 8, 40, 3), dtype=np.uint8)
+            names = [name for bit, name in enumerate(("green", "blue")) if i >> bit & 1]
+            for name in names:
+                channel = 1 if name == "green" else 2
+                pixels[:18, 20 * channel - 20 : 20 * channel, channel] += 60
+            Image.fromarray(pixels).save(root / split / f"{i:02d}.png")
+            lines.append(f"{i:02d}.png,{' '.join(names)}")
+        (root / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+MULTILABEL = Case(
+    "multilabel",
+    "demo/multilabel",
+    colored_tags,
+    {
+        **CLASSIFY.config,
+        "task": "multilabel",
+        "augment": {"mixup": 0.0, "cutmix": 0.0, "erase": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1"},
+        "multilabel": {"loss": "asymmetric"},
+    },
+    "11.png",
+    11,
+)
+
+
 def colored_patches(root: Path) -> None:
     """Images with a square of one of two colors on a third class, in ADE20K's layout."""
     draw = np.random.RandomState(1)
@@ -181,6 +213,6 @@ DETECT = Case(
     11,
 )
 
-TASKS = {case.task: case for case in (CLASSIFY, SEGMENT, DETECT)}
+TASKS = {case.task: case for case in (CLASSIFY, MULTILABEL, SEGMENT, DETECT)}
 EPOCH = 4
 """Steps of an epoch."""

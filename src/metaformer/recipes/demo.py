@@ -9,6 +9,7 @@ from metaformer.config import (
     EmaConfig,
     EvalConfig,
     ModelConfig,
+    MultilabelConfig,
     OptimConfig,
     RuntimeConfig,
     ScheduleConfig,
@@ -44,6 +45,21 @@ CLASSIFY = Recipe(
         "98 % of the held-out digits, after three to four minutes on two cores (`make demo`).",
         "Batch norm, since pooling networks of this size start slowly with the published group norm.",
     ),
+)
+
+MULTILABEL = Recipe(
+    name="demo/multilabel",
+    config=replace(
+        CLASSIFY.config,
+        task="multilabel",
+        data=DataConfig(image_size=128, batch_size=16, eval_batch_size=64, workers=1),
+        multilabel=MultilabelConfig(loss="asymmetric"),
+        optim=OptimConfig(lr=2e-3, weight_decay=0.01, clip=1.0),
+        schedule=ScheduleConfig(epochs=12, warmup_epochs=1),
+        runtime=RuntimeConfig(threads=2),
+    ),
+    summary="A pooling network says which digits a scene holds on two processor cores",
+    notes=("Begins with the weights of demo/classify: --model.checkpoint RUN/best/model.safetensors.",),
 )
 
 SEGMENT = Recipe(
@@ -102,4 +118,4 @@ DETECT = Recipe(
     ),
 )
 
-RUNS = (CLASSIFY, SEGMENT, DETECT)
+RUNS = (CLASSIFY, MULTILABEL, SEGMENT, DETECT)

@@ -7,6 +7,7 @@ from metaformer.tasks.base import TaskSpec
 
 FOLDERS = {
     "classify": "classification",
+    "multilabel": "multilabel",
     "segment": "segmentation",
     "detect": "detection",
 }

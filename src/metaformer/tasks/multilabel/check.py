@@ -1,0 +1,127 @@
+"""Check of multi-label data sets."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from metaformer.data.scan import scan
+from metaformer.errors import DataError
+from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, size_range
+from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
+from metaformer.tasks.multilabel.formats import Layout, find_label_file
+
+RARE: Final = 5
+"""Training images below which a class is reported as rare."""
+
+
+@dataclass(frozen=True)
+class MultilabelSummary(SplitSummary):
+    """Images and labels of a split."""
+
+    per_class: dict[str, int]
+    """Images of each class."""
+    empty: int
+    """Images without a label."""
+
+    def text(self) -> str:
+        """One line for people."""
+        counts = sorted(self.per_class.values()) or [0]
+        bad = f" ({self.unreadable:,} unreadable)" if self.unreadable else ""
+        labels = f"{sum(counts) / max(1, self.images):.2f} labels each, {self.empty:,} without"
+        spread = f"{counts[0]:,} to {counts[-1]:,} (median {statistics.median_high(counts):,})"
+        classes = f"{len(counts):,} classes of {spread} images"
+        return f"{self.name}: {self.images:,} images{bad}, {labels}; {classes}; {self.sizes_text()}"
+
+
+def check_multilabel(
+    root: str | Path,
+    splits: Sequence[str] = ("train", "val"),
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    layout: Literal["auto", "csv", "jsonl", "coco"] = "auto",
+    class_names: Sequence[str] | str | Path | None = None,
+    separator: str = " ",
+) -> CheckReport:
+    """Read all images and labels of a data set and report everything that is wrong with it.
+
+    Args:
+        root: the data set.
+        splits: their names; the first is the one to train on, whose classes the others must have.
+        workers: processes that read (default: one per core).
+        progress: show a progress bar.
+        layout: how the data set lies on disk; `auto` recognizes it.
+        class_names: file of class names, one a line (default: those of the training split).
+        separator: what stands between the labels in a CSV column (default: a space).
+    """
+    return _Check(root, workers, progress, layout, class_names, separator).run(splits)
+
+
+def recognize(root: str | Path) -> int:
+    """How surely a folder holds a multi-label data set; see `TaskSpec.recognize`."""
+    try:
+        return 3 if any(find_label_file(root, split) for split in ("train", "val")) else 0
+    except DataError:  # two label files: the check says so
+        return 3
+
+
+class _Check(DatasetCheck[MultilabelSummary]):
+    def __init__(
+        self,
+        root: str | Path,
+        workers: int | None,
+        progress: bool,
+        layout: Layout,
+        class_names: Sequence[str] | str | Path | None,
+        separator: str,
+    ) -> None:
+        super().__init__(root, workers, progress)
+        self.layout, self.separator, self.class_names = layout, separator, class_names
+
+    def check_split(self, name: str) -> None:
+        """Check a split."""
+        try:
+            folder = open_multilabel(
+                self.root,
+                name,
+                self.layout,
+                class_names=self.class_names,
+                separator=self.separator,
+                on_error=lambda error: self.error("layout", str(error)),
+            )
+        except DataError as error:
+            return self.error("layout", str(error))
+        for path in folder.unlabeled:
+            self.warn("unlabeled", f"{path}: {folder.file.name} has no row for it: it is not used")
+        images = scan(folder, workers=self.workers, label=name, progress=self.progress)
+        for image in images:
+            self.check_image(folder.path(image.index), image)
+        readable = [image for image in images if not image.error]
+        self.check_duplicates(
+            ((str(folder.path(i.index)), i.digest, tuple(folder.labels[i.index].tolist())) for i in readable),
+            lambda first, other: "with other labels",
+        )
+        counts = [int(count) for count in folder.labels.sum(dim=0)]
+        per_class = dict(zip(folder.classes, counts, strict=True))
+        if not self.summaries:
+            self.class_names = folder.classes
+            self._check_counts(folder, per_class)
+        empty = int((folder.labels.sum(dim=1) == 0).sum())
+        bad = len(images) - len(readable)
+        self.summaries.append(
+            MultilabelSummary(name, len(images), bad, *size_range(images), per_class=per_class, empty=empty)
+        )
+        return None
+
+    def _check_counts(self, folder: MultilabelFolder, per_class: dict[str, int]) -> None:
+        """Report classes that no training image has, few have, or all have."""
+        self.warn_absent(folder.file, "image", [name for name, count in per_class.items() if not count])
+        if not any(per_class.values()):
+            self.error("absent", f"{folder.file}: no image has a label")
+        for name, count in per_class.items():
+            if count == len(folder):
+                self.warn("uneven", f"{folder.file}: every image has the label {name!r}: nothing is learned")
+            elif 0 < count < RARE:
+                self.warn("uneven", f"{folder.file}: only {count} image(s) have the label {name!r}")

@@ -1,0 +1,158 @@
+"""Images of one split with any number of classes each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metaformer.data.class_lists import Names, given_names
+from metaformer.data.folder import EXTENSIONS
+from metaformer.data.image import read_image
+from metaformer.errors import DataError
+from metaformer.tasks.detection.dataset import open_detection
+from metaformer.tasks.multilabel.formats import (
+    IMAGE_FOLDERS,
+    LabelFile,
+    Layout,
+    OnError,
+    find_label_file,
+    raise_error,
+    read_labels,
+)
+
+
+class MultilabelFolder:
+    """Images with their labels; `open_multilabel` makes it.
+
+    Args:
+        file: the label file.
+        folder: where the images lie.
+        paths: image files.
+        labels: (N, K) bool, which classes each image has.
+        classes: names of the K classes.
+        unlabeled: images in `folder` that the label file does not name.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        folder: Path,
+        paths: Sequence[Path],
+        labels: Tensor,
+        classes: Sequence[str],
+        unlabeled: Sequence[Path] = (),
+    ) -> None:
+        self.file, self.folder, self.classes, self.unlabeled = file, folder, tuple(classes), tuple(unlabeled)
+        self.labels: Tensor = labels.float()
+        """(N, K) float32, 0 or 1."""
+        self._paths = [str(path) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, index: int) -> Path:
+        """File of an image."""
+        return Path(self._paths[index])
+
+    def image(self, index: int) -> Image.Image:
+        """An image in RGB.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        return read_image(self._paths[index])
+
+
+def open_multilabel(
+    root: str | Path,
+    split: str,
+    layout: Layout = "auto",
+    *,
+    class_names: Names = None,
+    separator: str = " ",
+    on_error: OnError = raise_error,
+) -> MultilabelFolder:
+    """Open the images and labels of a split; no image is read.
+
+    Args:
+        root: the data set.
+        split: its name, such as `train`.
+        layout: `csv`, `jsonl`, `coco` (the classes whose objects an image holds), or `auto`.
+        class_names: class names in order, or a file with one a line; by default the label file's columns, or
+            its labels sorted.
+        separator: what stands between labels in a CSV column.
+        on_error: is given every error; what has one is left out if it returns.
+
+    Raises:
+        DataError: no label file, a label that is no class, or an image that is missing; the message names
+            file and line or image.
+    """
+    root = Path(root).expanduser()
+    file = None if layout == "coco" else find_label_file(root, split, layout)
+    if file is None and layout in ("auto", "coco"):
+        return _open_coco(root, split, layout, class_names)
+    if file is None:
+        raise DataError(f"{root}: no {split}.{layout}, labels/{split}.{layout} or {split}/labels.{layout}")
+    read = read_labels(file, separator, on_error)
+    if not read.images:
+        raise DataError(f"{file}: no images")
+    classes = _classes(file, read, class_names, on_error)
+    folder = _image_folder(root, split, file, read.images)
+    found = [(folder / name, labels) for name, labels in zip(read.images, read.labels, strict=True)]
+    missing = [path for path, _ in found if not path.is_file()]
+    if missing:
+        more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        on_error(DataError(f"{file}: names {missing[0]}, which is not there{more}"))
+    found = [(path, labels) for path, labels in found if path not in set(missing)]
+    index = {name: place for place, name in enumerate(classes)}
+    matrix = torch.zeros(len(found), len(classes), dtype=torch.bool)
+    for row, (_, labels) in enumerate(found):
+        for label in labels:
+            if label in index:  # else `on_error` was told of it
+                matrix[row, index[label]] = True
+    named = {path for path, _ in found}
+    nested = folder.is_dir() and folder != root
+    there = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS) if nested else []
+    unlabeled = [path for path in there if path not in named]
+    return MultilabelFolder(file, folder, [path for path, _ in found], matrix, classes, unlabeled)
+
+
+def _open_coco(root: Path, split: str, layout: Layout, class_names: Names) -> MultilabelFolder:
+    """The classes whose objects, crowds among them, each image of a COCO data set holds."""
+    if layout == "auto" and not any(root.glob("**/*.json")):
+        raise DataError(
+            f"{root}: no labels of {split}: write {split}.csv with columns image and labels, or {split}.jsonl"
+        )
+    objects = open_detection(root, split, "coco", classes=class_names, masks=False)
+    matrix = torch.zeros(len(objects), len(objects.classes), dtype=torch.bool)
+    for index in range(len(objects)):
+        matrix[index, torch.from_numpy(objects.objects.labels[objects.objects.of(index)]).long()] = True
+    paths = [objects.path(index) for index in range(len(objects))]
+    return MultilabelFolder(objects.annotations, objects.folder, paths, matrix, objects.classes)
+
+
+def _classes(file: Path, read: LabelFile, class_names: Names, on_error: OnError) -> tuple[str, ...]:
+    """Class names: those given, of which the file's must be, else the file's own."""
+    own = read.classes or tuple(sorted(frozenset().union(*read.labels)))
+    given, where = given_names(class_names)
+    if given is None:
+        return own
+    unknown = sorted(set(own) - set(given))
+    if unknown:
+        line = (
+            f"{file}: {unknown[0]!r} is none of the {len(given)} classes of {where or 'the training split'}"
+        )
+        on_error(DataError(line + (f", nor are {len(unknown) - 1} more labels" if len(unknown) > 1 else "")))
+    return given
+
+
+def _image_folder(root: Path, split: str, file: Path, images: Sequence[str]) -> Path:
+    """The folder that the names in a label file are relative to."""
+    places = [root / place.format(split=split) for place in IMAGE_FOLDERS]
+    for place in (*places, file.parent):
+        if any((place / name).is_file() for name in images[:10]):
+            return place
+    tried = ", ".join(str(place) for place in places)
+    raise DataError(f"{file}: names {images[0]}, which is in none of {tried}")

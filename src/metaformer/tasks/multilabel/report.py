@@ -1,0 +1,94 @@
+"""Report of a multi-label run: images with errors, and the classes, the weakest first."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from PIL import Image
+
+from metaformer.config import TrainConfig
+from metaformer.data.image import read_image
+from metaformer.errors import MetaFormerError
+from metaformer.report.blocks import Example, Examples, Row, Section, Table, data_uri, percentage
+from metaformer.report.page import TaskReport
+
+THUMBNAIL = 160
+"""Longer side of an image on the page, in pixels."""
+NAMES = {"map": "mAP", "f1_micro": "F1 (micro)", "f1_macro": "F1 (macro)", "loss": "loss"}
+PYTHON = """from metaformer import Predictor
+
+predictor = Predictor("BEST")
+for result in predictor("IMAGES"):
+    print(result.path, result.labels)"""
+NOTE = (
+    "AP: area under the precision-recall curve. F1, precision and recall: at the threshold, which is the one "
+    "with the highest F1 on these images unless the run sets it."
+)
+
+
+def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
+    """The report of a best checkpoint's state."""
+    evaluation, preprocess = state["evaluation"], state["card"]["preprocess"]
+    size = preprocess["image_size"]
+    return TaskReport(
+        metrics={name: NAMES[name] for name in state["metrics"]},
+        counts={"images": evaluation["images"]},
+        sections=[
+            Section("Validation images", _examples(evaluation["examples"])),
+            Section("Classes, the weakest first", [_table(evaluation["per_class"])], note=NOTE),
+        ],
+        preprocess=f"{size} pixels, crop {preprocess['crop']}, {preprocess['interpolation']}",
+        commands="metaformer predict BEST IMAGES\nmetaformer evaluate BEST --data FOLDER",
+        python=PYTHON,
+        input_size=f", {size}×{size} pixels",
+    )
+
+
+def _table(classes: Sequence[dict[str, Any]]) -> Table:
+    columns = ("class", "images", "AP", "F1", "precision", "recall", "threshold")
+    rows = [
+        Row(
+            [
+                row["name"],
+                f"{row['images']:,}",
+                *(percentage(row[name]) for name in ("ap", "f1", "precision", "recall")),
+                f"{row['threshold']:.2f}",
+            ]
+        )
+        for row in sorted(classes, key=lambda row: (row["ap"] is None, row["ap"] or 0.0, row["name"]))
+    ]
+    return Table(columns, rows, bar=2)
+
+
+def _examples(examples: Sequence[dict[str, Any]]) -> list[Examples]:
+    """The images with the highest loss, and some without an error; without images that are gone."""
+    found = []
+    for title, correct in (("Highest loss", False), ("Without an error", True)):
+        chosen = [one for one in examples if (set(one["labels"]) == set(one["predicted"])) == correct]
+        shown = [(one, _thumbnail(one["path"])) for one in chosen]
+        built = [_example(one, source) for one, source in shown if source is not None]
+        found += [Examples(title, built)] if built else []
+    return found
+
+
+def _example(example: dict[str, Any], source: str) -> Example:
+    labels, predicted = set(example["labels"]), set(example["predicted"])
+    missed, extra = ", ".join(sorted(labels - predicted)), ", ".join(sorted(predicted - labels))
+    notes = [f"missed {missed}"] if missed else []
+    notes += [f"wrong {extra}"] if extra else []
+    return Example(
+        panels={"image": source},
+        value=", ".join(sorted(labels & predicted)) or "–",
+        note="; ".join(notes),
+        title=example["path"],
+        correct=not notes,
+    )
+
+
+def _thumbnail(path: str) -> str | None:
+    """Data URI of a thumbnail; None where the image is gone since the evaluation."""
+    with suppress(MetaFormerError):
+        image = read_image(path)
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+        return data_uri(image)
+    return None

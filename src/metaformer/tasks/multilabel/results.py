@@ -1,0 +1,134 @@
+"""Results of multi-label classification: predictions, and the report of an evaluation."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metaformer.tasks.outputs import write_report
+
+
+@dataclass(frozen=True)
+class MultilabelResult:
+    """The classes of one image."""
+
+    path: str
+    """Image file; empty for an image in memory."""
+    classes: tuple[str, ...]
+    """Names of all K classes."""
+    scores: tuple[float, ...]
+    """Probability of each."""
+    thresholds: tuple[float, ...]
+    """Score from which on each is predicted."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the predicted classes, most probable first."""
+        rows = zip(self.classes, self.scores, self.thresholds, strict=True)
+        predicted = [(score, name) for name, score, threshold in rows if score >= threshold]
+        return tuple(name for _, name in sorted(predicted, key=lambda row: -row[0]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        scores = {name: round(score, 6) for name, score in zip(self.classes, self.scores, strict=True)}
+        return {"path": self.path, "labels": list(self.labels), "scores": scores}
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Figures of one class."""
+
+    name: str
+    images: int
+    """Images that have it."""
+    ap: float | None
+    """Average precision; None where no image has it."""
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class MultilabelExample:
+    """One evaluated image, for the report."""
+
+    path: str
+    labels: tuple[str, ...]
+    predicted: tuple[str, ...]
+    loss: float
+    """Mean binary cross-entropy over the classes."""
+
+
+@dataclass(frozen=True)
+class MultilabelReport:
+    """Result of evaluating a multi-label classifier; every image counts once."""
+
+    images: int
+    map: float
+    """Mean over the classes that some image has of the average precision."""
+    f1_micro: float
+    """F1 over all pairs of an image and a class."""
+    f1_macro: float
+    """Mean over the classes that some image has of F1."""
+    loss: float
+    """Mean binary cross-entropy."""
+    per_class: tuple[ClassScore, ...]
+    examples: tuple[MultilabelExample, ...] = field(default=(), repr=False)
+    """The images with the highest loss, and some without an error."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in order."""
+        return [row.name for row in self.per_class]
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The threshold of each class that F1 was measured with."""
+        return tuple(row.threshold for row in self.per_class)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures that a log holds."""
+        return {"map": self.map, "f1_micro": self.f1_micro, "f1_macro": self.f1_macro, "loss": self.loss}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "images": self.images,
+            **self.metrics,
+            "per_class": [asdict(row) for row in self.per_class],
+            "examples": [asdict(example) for example in self.examples],
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write `to_dict` as a JSON file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        return write_report(self.to_dict(), path)
+
+    def text(self, rows: int = 20) -> str:
+        """The figures and the table of classes, weakest first."""
+        weakest = sorted(self.per_class, key=lambda row: (row.ap is None, row.ap or 0.0, row.name))
+        width = max([5, *(len(row.name) for row in weakest[:rows])])
+        lines = [
+            f"images    {self.images}",
+            f"mAP       {self.map:.2%}",
+            f"F1 micro  {self.f1_micro:.2%}",
+            f"F1 macro  {self.f1_macro:.2%}",
+            f"loss      {self.loss:.4f}",
+            "",
+            f"{'class':<{width}}  images      AP      F1  precision  recall  threshold",
+        ]
+        for row in weakest[:rows]:
+            ap = "-" if row.ap is None else f"{row.ap:.1%}"
+            lines.append(
+                f"{row.name:<{width}}  {row.images:>6}  {ap:>6}  {row.f1:>6.1%}  {row.precision:>9.1%}  "
+                f"{row.recall:>6.1%}  {row.threshold:>9.3f}"
+            )
+        if len(weakest) > rows:
+            lines.append(
+                f"… and {len(weakest) - rows} classes with a higher AP (all of them are in the JSON)"
+            )
+        return "\n".join(lines)

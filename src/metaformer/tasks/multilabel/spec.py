@@ -1,0 +1,109 @@
+"""Multi-label image classification as a task."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from metaformer.config import TrainConfig
+from metaformer.errors import ConfigError
+from metaformer.tasks.base import LoadedModel, TaskSpec
+from metaformer.tasks.classification import spec as classification
+from metaformer.tasks.multilabel.check import check_multilabel, recognize
+from metaformer.tasks.multilabel.demo import write_demo
+from metaformer.tasks.multilabel.evaluate import build_evaluation
+from metaformer.tasks.multilabel.metrics import DEFAULT_THRESHOLD
+from metaformer.tasks.multilabel.predict import MultilabelPredictor
+from metaformer.tasks.multilabel.report import build_report
+from metaformer.tasks.multilabel.task import build_multilabel
+from metaformer.tasks.multilabel.write import write_multilabel
+
+
+def check_config(config: TrainConfig) -> None:
+    """Check the values of `multilabel`.
+
+    Raises:
+        ConfigError: the first that is out of range, or two that contradict each other.
+    """
+    options = config.multilabel
+    for field, value, low, high in (
+        ("gamma_pos", options.gamma_pos, 0.0, 100.0),
+        ("gamma_neg", options.gamma_neg, 0.0, 100.0),
+        ("margin", options.margin, 0.0, 0.999),
+        ("threshold", 0.5 if options.threshold is None else options.threshold, 0.0, 1.0),
+        *(("pos_weight", weight, 0.0, math.inf) for weight in options.pos_weight or ()),
+    ):
+        if not low <= value <= high:
+            raise ConfigError(f"multilabel.{field} is {value}: it must lie between {low:g} and {high:g}")
+    if options.pos_weight is not None and options.balance:
+        raise ConfigError("multilabel.pos_weight and multilabel.balance both set weights: choose one")
+    if not options.separator:
+        raise ConfigError("multilabel.separator is empty: write what stands between labels")
+
+
+def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
+    """A multi-label classifier from a checkpoint's card, its weights random."""
+    model = classification.load(spec, card)
+    return replace(model, metadata=read_thresholds(card["thresholds"], model.num_classes))
+
+
+def create(
+    name: str,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    data: tuple[str | Path, str] | None = None,
+) -> nn.Module | None:
+    """None: the published classifiers tell one class an image."""
+    return None
+
+
+def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
+    """A multi-label classifier with what its `pretrained_cfg` says of it."""
+    loaded = classification.describe(spec, model, name)
+    thresholds = model.pretrained_cfg.get("thresholds", (DEFAULT_THRESHOLD,) * loaded.num_classes)  # type: ignore[union-attr,operator]
+    return replace(loaded, metadata=read_thresholds(thresholds, loaded.num_classes))
+
+
+def read_thresholds(values: Any, count: int) -> tuple[float, ...]:
+    """Thresholds from a file's plain values.
+
+    Raises:
+        ConfigError: anything but `count` numbers of 0 … 1.
+    """
+    numbers = isinstance(values, list | tuple) and all(
+        isinstance(value, int | float) and 0 <= value <= 1 for value in values
+    )
+    if not numbers or len(values) != count:
+        raise ConfigError(f"thresholds: must be {count} numbers of 0 … 1, one for each class")
+    return tuple(map(float, values))
+
+
+SPEC = TaskSpec(
+    name="multilabel",
+    title="multi-label classification",
+    folder="multilabel",
+    section="multilabel",
+    unused={
+        "augment.mixup": 0.0,
+        "augment.cutmix": 0.0,
+        "augment.aug_splits": 1,
+        "evaluate.real_labels": None,
+        "evaluate.class_subset": None,
+    },
+    check_config=check_config,
+    build=build_multilabel,
+    forward=lambda model: model,
+    load=load,
+    create=create,
+    describe=describe,
+    evaluation=build_evaluation,
+    predictor=MultilabelPredictor,
+    write=write_multilabel,
+    report=build_report,
+    check_data=check_multilabel,
+    recognize=recognize,
+    write_demo=write_demo,
+)
