@@ -298,8 +298,8 @@ def bad_pets(pets: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def seen(tmp_path: Path) -> Callable[..., Prediction]:
-    """Make an image file with three classes in it, left, middle and right, and its result."""
+def segmented(tmp_path: Path) -> Callable[..., Prediction]:
+    """Make an image file and its segmentation into three classes: left, middle and right."""
 
     def make(
         name: str = "a/x.jpg", size: tuple[int, int] = (12, 8), gray: int = 120, **fields: Any

@@ -18,7 +18,7 @@ def names_into(names: list[str]) -> Iterator[Writer[Any]]:
     names.append("end")
 
 
-def test_every_output_gets_every_prediction_under_one_name(seen: Make, tmp_path: Path) -> None:
+def test_every_output_gets_every_prediction_under_one_name(segmented: Make, tmp_path: Path) -> None:
     first: list[str] = []
     second: list[str] = []
 
@@ -29,14 +29,19 @@ def test_every_output_gets_every_prediction_under_one_name(seen: Make, tmp_path:
             Output(names_into(second), "images", folder, folder),
         ]
 
-    predictions = [seen("a/x.jpg"), seen("b/x.jpg"), seen("c.gif", frame=0), seen("c.gif", frame=1)]
+    predictions = [
+        segmented("a/x.jpg"),
+        segmented("b/x.jpg"),
+        segmented("c.gif", frame=0),
+        segmented("c.gif", frame=1),
+    ]
     lines = list(write_outputs(predictions, tmp_path, outputs, needs_folder={}))
     assert first == second == ["x", "x_2", "c_000000", "c_000001", "end"]
     assert lines == [f"4 lines: {tmp_path / 'lines'}", f"4 images: {tmp_path / 'drawn'}"]
 
 
-def test_images_in_an_output_folder_are_not_overwritten(seen: Make, tmp_path: Path) -> None:
-    prediction = seen("a/x.jpg")
+def test_images_in_an_output_folder_are_not_overwritten(segmented: Make, tmp_path: Path) -> None:
+    prediction = segmented("a/x.jpg")
 
     def outputs(place: Path) -> list[Output]:
         return [Output(names_into([]), "images", place, Path(prediction.path).parent)]
@@ -45,10 +50,12 @@ def test_images_in_an_output_folder_are_not_overwritten(seen: Make, tmp_path: Pa
         list(write_outputs([prediction], tmp_path / "out", outputs, needs_folder={}))
 
 
-def test_predictions_without_a_place_are_json_lines_with_the_frame(seen: Make) -> None:
-    lines = write_outputs([seen(), seen(frame=3)], None, lambda place: [], needs_folder={"draw": False})
+def test_predictions_without_a_place_are_json_lines_with_the_frame(segmented: Make) -> None:
+    lines = write_outputs(
+        [segmented(), segmented(frame=3)], None, lambda place: [], needs_folder={"draw": False}
+    )
     assert [json.loads(line).get("frame") for line in lines] == [None, 3]
-    assert json_line(seen(frame=3))["frame"] == 3 and "frame" not in json_line(seen())
+    assert json_line(segmented(frame=3))["frame"] == 3 and "frame" not in json_line(segmented())
 
 
 @pytest.mark.parametrize(

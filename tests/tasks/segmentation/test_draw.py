@@ -43,9 +43,9 @@ def test_thickness_of_boundaries() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (128, 128), (31, 500), (2000, 300)])
 def test_images_of_any_size_have_a_readable_legend(
-    size: tuple[int, int], seen: Callable[..., Prediction]
+    size: tuple[int, int], segmented: Callable[..., Prediction]
 ) -> None:
-    result, image, *_ = seen(size=size)
+    result, image, *_ = segmented(size=size)
     assert image is not None
     drawn = annotate(image, result)
     times = upscale_factor(size, 384)
@@ -59,8 +59,8 @@ def test_legend_orders_classes_by_area_or_in_videos_by_index(monkeypatch: pytest
     entries: list[list[tuple[str, float]]] = []
     monkeypatch.setattr(
         "metaformer.tasks.segmentation.draw.legend",
-        lambda classes, width, places: (
-            entries.append([(name, share) for name, _, share in classes]) or legend(classes, width, places)
+        lambda classes, width, slots: (
+            entries.append([(name, share) for name, _, share in classes]) or legend(classes, width, slots)
         ),
     )
     label_map = np.array([[2, 2, 2, 0]], np.uint8)

@@ -19,7 +19,7 @@ from metaformer.training.train import train
 Configure = Callable[..., TrainConfig]
 
 
-def test_the_page_shows_images_truth_and_predictions(
+def test_report_shows_images_ground_truth_and_predictions(
     configure_segment: Configure, patches: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "patches"
@@ -31,7 +31,7 @@ def test_the_page_shows_images_truth_and_predictions(
     state = json.loads((run / "best" / "state.json").read_text())
     assert f"{state['metrics']['miou']:.2%}" in text and "validation mIoU" in text
     assert "metaformer predict" in text and "cat_max_ratio" in text and "distill" not in text
-    shutil.rmtree(root)  # without the data truth and predictions are shown alone
+    shutil.rmtree(root)  # without the data, label maps are drawn alone
     text = write_report(run).read_text()
     assert [text.count(f'alt="{word}"') for word in ("image", "ground truth", "prediction")] == [0, 5, 5]
     assert text.count(">gone<") == 5
@@ -41,8 +41,8 @@ def state(classes: int, confusion: torch.Tensor, examples: tuple[SegmentExample,
     names = ["<b>", *(f"class {i}" for i in range(1, classes))]
     palette = tuple((i % 256, 7, 9) for i in range(classes))
     report = SegmentationReport(len(examples), figures(confusion, names), confusion, palette, examples)
-    look = {"long_side": 2048, "short_side": 512, "size_divisor": 32}
-    card = {"task": "segment", "name": "net", "classes": names, "preprocess": look}
+    preprocess = {"long_side": 2048, "short_side": 512, "size_divisor": 32}
+    card = {"task": "segment", "name": "net", "classes": names, "preprocess": preprocess}
     return {
         "card": card, "evaluation": json.loads(json.dumps(report.to_dict())), "metrics": report.metrics,
         "metric": "miou", "step": 1200,
@@ -64,9 +64,9 @@ def test_classes_are_listed_by_iou() -> None:
 def test_examples_have_panels_and_a_legend(classes: int, tmp_path: Path) -> None:
     palette = tuple((i % 256, 7, 9) for i in range(classes))
     truth = np.array([[0, 1, 255 if classes < 256 else 299]] * 2, np.uint16 if classes > 255 else np.uint8)
-    made = thumbnail(truth, palette)
+    png = thumbnail(truth, palette)
     examples = tuple(
-        SegmentExample(str(tmp_path / f"{i}.png"), i, i / 10, made, made, tuple(range(classes))[:12])
+        SegmentExample(str(tmp_path / f"{i}.png"), i, i / 10, png, png, tuple(range(classes))[:12])
         for i in (1, 0)
     )
     found = build_report(state(classes, torch.ones(classes, classes).long(), examples), TrainConfig())

@@ -38,8 +38,8 @@ def result(label_map: list[list[int]], classes: int) -> Segmentation:
     return Segmentation("", np.array(label_map, kind), names, ((1, 2, 3),) * classes)
 
 
-def test_label_maps_and_json_lines(seen: Make, tmp_path: Path) -> None:
-    predictions = [seen("a/x.jpg"), seen("b/x.png"), seen("clip.gif", frame=7)]
+def test_label_maps_and_json_lines(segmented: Make, tmp_path: Path) -> None:
+    predictions = [segmented("a/x.jpg"), segmented("b/x.png"), segmented("clip.gif", frame=7)]
     printed = list(write_segmentations(predictions, tmp_path / "out"))
     assert printed == [f"3 label maps: {tmp_path / 'out' / 'masks'}"]
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
@@ -51,9 +51,9 @@ def test_label_maps_and_json_lines(seen: Make, tmp_path: Path) -> None:
         assert np.asarray(image.convert("RGB"))[0, 5].tolist() == [200, 40, 40]
 
 
-def test_all_outputs_at_once(seen: Make, tmp_path: Path) -> None:
+def test_all_outputs_at_once(segmented: Make, tmp_path: Path) -> None:
     out, options = tmp_path / "out", {"draw": True, "panoptic": True, "rle": True, "fps": 10}
-    predictions = [seen("x.jpg"), seen("y.jpg")]
+    predictions = [segmented("x.jpg"), segmented("y.jpg")]
     printed = list(write_segmentations(predictions, out, submission="ade20k", **options))  # type: ignore[arg-type]
     assert len(printed) == 5 and all(line.startswith("2 ") for line in printed)
     assert {str(file.relative_to(out)) for file in out.rglob("*.*")} == {
@@ -63,8 +63,8 @@ def test_all_outputs_at_once(seen: Make, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_without_a_place_lines_are_yielded(seen: Make) -> None:
-    (line,) = write_segmentations([seen()], None)
+def test_without_a_place_lines_are_yielded(segmented: Make) -> None:
+    (line,) = write_segmentations([segmented()], None)
     assert json.loads(line)["classes"] == pytest.approx({"sky": 1 / 3, "é, b": 1 / 3, "<i>": 1 / 3})
     assert "é" in line
 
@@ -97,9 +97,9 @@ def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_an_error_leaves_only_complete_files(seen: Make, tmp_path: Path) -> None:
+def test_an_error_leaves_only_complete_files(segmented: Make, tmp_path: Path) -> None:
     def broken() -> Iterator[Prediction]:
-        yield seen("x.jpg")
+        yield segmented("x.jpg")
         raise RuntimeError("a bad image")
 
     with pytest.raises(RuntimeError):
@@ -108,8 +108,8 @@ def test_an_error_leaves_only_complete_files(seen: Make, tmp_path: Path) -> None
     assert files == {"x.png"}
 
 
-def test_images_are_not_overwritten(seen: Make, tmp_path: Path) -> None:
-    inside = seen("masks/x.png")
+def test_images_are_not_overwritten(segmented: Make, tmp_path: Path) -> None:
+    inside = segmented("masks/x.png")
     before = Path(inside.path).read_bytes()
     with pytest.raises(OutputError, match=r"masks/x\.png: lies in the folder"):
         list(write_segmentations([inside], tmp_path / "photos"))
@@ -121,11 +121,11 @@ def test_many_classes_are_16_bit_gray() -> None:
     assert image.mode == "I;16" and np.asarray(image).tolist() == [[299, 0]]
 
 
-def test_ade20k_submission(seen: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_ade20k_submission(segmented: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "out" / "submission_ade20k.zip"
     with ade20k_writer(file.parent) as write:
         for number in (1, 2):
-            write("another", seen(f"ADE_test_{number:08d}.jpg"))
+            write("another", segmented(f"ADE_test_{number:08d}.jpg"))
         assert not file.exists()
     with zipfile.ZipFile(file) as archive:
         assert caplog.messages == ["submission: the benchmark has 150 classes, not 3"]
@@ -135,12 +135,12 @@ def test_ade20k_submission(seen: Make, tmp_path: Path, caplog: pytest.LogCapture
             assert np.asarray(image)[3].tolist() == [1] * 4 + [2] * 4 + [3] * 4
 
 
-def test_ade20k_submission_needs_unique_file_names(seen: Make, tmp_path: Path) -> None:
+def test_ade20k_submission_needs_unique_file_names(segmented: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"submission: .*x\.png"), ade20k_writer(tmp_path / "out") as write:
-        write("x", seen("a/x.jpg"))
-        write("x_2", seen("b/x.jpg"))
+        write("x", segmented("a/x.jpg"))
+        write("x_2", segmented("b/x.jpg"))
     assert not list((tmp_path / "out").iterdir())
-    for one in (seen(frame=0), seen()._replace(result=result([[0]], 1))):
+    for one in (segmented(frame=0), segmented()._replace(result=result([[0]], 1))):
         with pytest.raises(ConfigError, match="submission"), ade20k_writer(tmp_path / "out") as write:
             write("x", one)
 
@@ -151,37 +151,37 @@ def test_ade20k_submission_holds_150_classes() -> None:
         submission_image(result([[0]], 151))
 
 
-def test_coco_ids_are_file_names_or_free_numbers(seen: Make, tmp_path: Path) -> None:
+def test_coco_ids_are_file_names_or_free_numbers(segmented: Make, tmp_path: Path) -> None:
     names = ["x", "000000000002", "y", "2", "0"]
     with coco_file(tmp_path / "f.json") as file:
-        ids = [file.add_image(name, seen(f"{name}.jpg")) for name in names]
+        ids = [file.add_image(name, segmented(f"{name}.jpg")) for name in names]
         file.add({"image_id": number} for number in ids[:2])
         file.add([{"image_id": ids[2]}])
     assert ids == [1, 2, 3, 4, 5]
     document = read_json(tmp_path / "f.json")
     assert [row["image_id"] for row in document["annotations"]] == [1, 2, 3]
-    path = seen("000000000002.jpg").path
+    path = segmented("000000000002.jpg").path
     assert document["images"][1] == {"id": 2, "file_name": path, "width": 12, "height": 8}
     assert document["categories"][1] == {
         "id": 2, "name": "é, b", "supercategory": "", "isthing": 0, "color": [200, 40, 40],
     }  # fmt: skip
 
 
-def test_coco_files_of_frames_and_after_errors(seen: Make, tmp_path: Path) -> None:
+def test_coco_files_of_frames_and_after_errors(segmented: Make, tmp_path: Path) -> None:
     with pytest.raises(KeyError), coco_file(tmp_path / "f.json") as file:
-        file.add_image("x", seen(frame=3))
+        file.add_image("x", segmented(frame=3))
         raise KeyError
     assert not list(tmp_path.glob("*f.json"))
     with coco_file(tmp_path / "f.json") as file:
-        file.add_image("x", seen(frame=3))
+        file.add_image("x", segmented(frame=3))
     document = read_json(tmp_path / "f.json")
     assert document["images"][0]["frame"] == 3 and document["annotations"] == []
 
 
-def test_panoptic_images_and_segments(seen: Make, tmp_path: Path) -> None:
+def test_panoptic_images_and_segments(segmented: Make, tmp_path: Path) -> None:
     with panoptic_writer(tmp_path / "out") as write:
-        write("x", seen("x.jpg"))
-        write("y", seen("y.jpg", size=(3, 2)))
+        write("x", segmented("x.jpg"))
+        write("y", segmented("y.jpg", size=(3, 2)))
         assert not (tmp_path / "out" / "panoptic.json").exists()
     document = read_json(tmp_path / "out" / "panoptic.json")
     first = document["annotations"][0]
@@ -197,10 +197,10 @@ def test_panoptic_images_and_segments(seen: Make, tmp_path: Path) -> None:
     assert colors[0].tolist() == [[255, 0, 0], [0, 1, 0], [44, 1, 0]]
 
 
-def test_run_lengths_of_each_class(seen: Make, tmp_path: Path) -> None:
+def test_run_lengths_of_each_class(segmented: Make, tmp_path: Path) -> None:
     with rle_writer(tmp_path) as write:
-        write("x", seen("x.jpg"))
-        write("y", seen("y.jpg"))
+        write("x", segmented("x.jpg"))
+        write("y", segmented("y.jpg"))
     rows = read_json(tmp_path / "rle.json")["annotations"]
     ids = [(row["id"], row["image_id"], row["category_id"]) for row in rows]
     assert ids == [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 2, 1), (5, 2, 2), (6, 2, 3)]

@@ -117,20 +117,20 @@ def boundaries(label_map: NDArray[np.integer[Any]], thickness: int = 1) -> NDArr
     return edge.astype(np.uint8) * np.uint8(190)
 
 
-def legend(entries: Sequence[Entry], width: int, places: int | None = None) -> Image.Image:
+def legend(entries: Sequence[Entry], width: int, slots: int | None = None) -> Image.Image:
     """Legend: a panel of classes in columns, each with color, name and share.
 
     Args:
         entries: the classes, the most important first.
         width: width of the panel, in pixels.
-        places: entries that the panel has space for; by default as many as needed.
+        slots: entries that the panel has space for; by default as many as needed.
     """
     size = min(max(round(width / 58), 13), 40)
     font, line, pad = ImageFont.load_default(size), round(size * 1.75), size
     columns = max(1, (width - pad) // (size * 13))
-    places = min(len(entries), MAX_ENTRIES) if places is None else places
-    shown = entries if len(entries) <= places else entries[: places - 1]
-    panel = Image.new("RGB", (width, -(-places // columns) * line + pad), PANEL)
+    slots = min(len(entries), MAX_ENTRIES) if slots is None else slots
+    shown = entries if len(entries) <= slots else entries[: slots - 1]
+    panel = Image.new("RGB", (width, -(-slots // columns) * line + pad), PANEL)
     draw, column = ImageDraw.Draw(panel), (width - pad) // columns
 
     def position(number: int) -> tuple[int, float]:

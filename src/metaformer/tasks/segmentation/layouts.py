@@ -264,8 +264,9 @@ def _label_maps(
                 others[extension or "without extension"] += 1
     for encoding in layout.encodings:
         suffix = encoding.suffix
-        if maps := {stem.removesuffix(suffix): name for stem, name in found.items() if stem.endswith(suffix)}:
-            return encoding, maps
+        chosen = {stem.removesuffix(suffix): name for stem, name in found.items() if stem.endswith(suffix)}
+        if chosen:
+            return encoding, chosen
     suffixes = " or ".join(f"*{encoding.suffix}.png" for encoding in layout.encodings)
     holds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
     holds = f"; it holds {holds} file(s)" if holds else ""

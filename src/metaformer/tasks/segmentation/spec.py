@@ -52,7 +52,7 @@ def check_config(config: TrainConfig) -> None:
     if not 0 < low <= high < math.inf:
         raise ConfigError(f"segment.scale is {config.segment.scale}: a smaller and a larger factor, above 0")
     if not config.segment.scales:
-        raise ConfigError("segment.scales is empty: give 1 for the images' own size")
+        raise ConfigError("segment.scales is empty: set 1 for a single scale")
 
 
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:

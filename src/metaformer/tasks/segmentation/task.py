@@ -1,4 +1,4 @@
-"""Semantic segmentation."""
+"""Training of semantic segmentation: data, network, loss and evaluation of a run."""
 
 from typing import Any
 
@@ -27,11 +27,11 @@ class SegmentationTask(Task):
     """Semantic segmentation.
 
     Args:
-        model: gives logits (B, K, H, W), or losses where it is also given label maps.
-        name: what the model is called.
+        model: the network.
+        name: its name.
         train: augmented training images with their label maps.
-        evaluation: the validation data.
-        preprocess: how images become input when the model is used.
+        evaluation: evaluation on the validation data.
+        preprocess: preprocessing of evaluation and prediction.
     """
 
     metric = "miou"
@@ -57,27 +57,27 @@ class SegmentationTask(Task):
 
 
 def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -> SegmentationTask:
-    """Open the data and make model, loss and evaluation, all on the run's device; `stop` cuts evaluations.
+    """Build network, loss, data and evaluation on the run's device; `stop` interrupts evaluations.
 
-    All label maps are looked at before anything is learned.
+    All label maps are validated first.
 
     Raises:
-        ConfigError: values that do not fit each other, the data or the model.
-        DataError: the data set is not laid out as it should be, or a label map cannot be used.
+        ConfigError: values that do not match each other, the data or the network.
+        DataError: another layout, or a label map that cannot be used.
         WeightsError: a checkpoint does not fit.
     """
     train, val = (open_labeled(config, split) for split in (config.data.train, config.data.val))
     _check_classes(config, train, val)
     validate_splits(world, validate_label_maps, (train, config.data.on_bad_image == "skip"), (val, False))
-    preprocess, plan = dense_preprocessing(config), config.segment
+    preprocess, options = evaluation_preprocess(config), config.segment
     torch.manual_seed(config.seed)
     augment = train_transform(
         crop=config.data.image_size,
-        resize=plan.resize,
-        scale=plan.scale,
-        cat_max_ratio=plan.cat_max_ratio,
+        resize=options.resize,
+        scale=options.scale,
+        cat_max_ratio=options.cat_max_ratio,
         hflip=config.augment.hflip,
-        photometric=plan.photometric,
+        photometric=options.photometric,
         ignore_index=train.ignore_index,
         mean=config.data.mean,
         std=config.data.std,
@@ -91,7 +91,7 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
         timeout=min(DATA_TIMEOUT, config.runtime.timeout),
         stop=stop,
     )
-    name = f"{plan.head}_{config.model.name}"
+    name = f"{options.head}_{config.model.name}"
     task = SegmentationTask(
         build_segmenter(config, train),
         name,
@@ -107,53 +107,53 @@ def open_labeled(config: TrainConfig, split: str) -> SegmentationFolder:
     """Open a split of a run's data set.
 
     Raises:
-        DataError: it is not laid out as it should be.
+        DataError: another layout.
     """
-    plan = config.segment
+    options = config.segment
     return open_segmentation(
         config.data.root,
         split,
-        plan.layout,
-        classes=plan.class_names,
-        reduce_zero_label=plan.reduce_zero_label,
+        options.layout,
+        classes=options.class_names,
+        reduce_zero_label=options.reduce_zero_label,
     )
 
 
-def dense_preprocessing(config: TrainConfig) -> DensePreprocess:
-    """How a run's images become input in evaluation."""
+def evaluation_preprocess(config: TrainConfig) -> DensePreprocess:
+    """Preprocessing of a run's evaluation."""
     longer, shorter = config.segment.resize or (None, None)
     return DensePreprocess(longer, shorter, config.segment.size_divisor, config.data.mean, config.data.std)
 
 
 def build_segmenter(config: TrainConfig, data: SegmentationFolder) -> Segmenter:
-    """Make the network for the classes of the data, from own or published weights where they are asked for.
+    """Build the network of a run, with its initial weights.
 
-    A file of a backbone leaves neck and head fresh; one of other classes gives everything but the last layer.
+    Weights of a backbone leave neck and head initialized; those for other classes, the classifier.
 
     Raises:
-        ConfigError: an unknown model or field, or a value that does not fit.
+        ConfigError: an unknown network or field, or a value out of range.
         WeightsError: the checkpoint cannot be read or does not fit.
     """
     from metaformer.factory import create_segmenter
 
-    plan = config.segment
+    options = config.segment
     model = create_segmenter(
-        plan.head,
+        options.head,
         backbone=backbone_config(config.model, image_size=(config.data.image_size,) * 2),
         num_classes=len(data.classes),
-        fpn_dim=plan.fpn_dim,
-        head_dim=plan.head_dim,
-        dropout=plan.dropout,
-        auxiliary=plan.auxiliary,
-        feature_norm=plan.feature_norm,
+        fpn_dim=options.fpn_dim,
+        head_dim=options.head_dim,
+        dropout=options.dropout,
+        auxiliary=options.auxiliary,
+        feature_norm=options.feature_norm,
         drop_path_rate=None,  # the configuration has it
     )
     model.criterion = SegmentationLoss(
         ignore_index=data.ignore_index,
-        reduction=plan.reduction,
-        ohem=plan.ohem,
-        dice=plan.dice,
-        class_weights=plan.class_weights,
+        reduction=options.reduction,
+        ohem=options.ohem,
+        dice=options.dice,
+        class_weights=options.class_weights,
     )
     load_initial_weights(model, config.model)
     return model
@@ -162,13 +162,13 @@ def build_segmenter(config: TrainConfig, data: SegmentationFolder) -> Segmenter:
 def _check_classes(config: TrainConfig, train: SegmentationFolder, val: SegmentationFolder) -> None:
     classes = len(train.classes)
     if train.classes != val.classes:
-        raise DataError(f"{val.folder}: {len(val.classes)} classes, but {train.folder} has {classes} others")
+        raise DataError(f"{val.folder}: {len(val.classes)} classes, {train.folder} {classes} others")
     if classes < 2:
         raise DataError(f"{train.folder}: only one class, {train.classes[0]!r}: training needs at least two")
     if config.model.num_classes not in (None, classes):
         raise ConfigError(
             f"model.num_classes is {config.model.num_classes}, {train.folder} holds {classes} classes: "
-            "leave the field out"
+            "leave it out"
         )
     weights = config.segment.class_weights
     if weights is not None and len(weights) != classes:
