@@ -13,8 +13,9 @@ from benchmarks.loading.images import lay_out
 from benchmarks.loading.report import LoadingReport, Measured
 from benchmarks.loading.settings import LoadingConfig
 from benchmarks.suite.measuring import one_line
-from metaformer.bench.run import BenchConfig, bench, pick_device
+from metaformer.bench.run import BenchConfig, bench
 from metaformer.bench.timing import Machine, Timing
+from metaformer.distributed import find_device
 from metaformer.errors import DataError, MetaFormerError, MissingPackage
 
 STEP_ROUNDS = 5
@@ -29,7 +30,7 @@ def measure_loading(config: LoadingConfig) -> LoadingReport:
         DataError: too few images, or one that cannot be read.
         MissingPackage: images cannot be read or made without it.
     """
-    device = pick_device(config.device)
+    device = find_device(config.device)
     try:
         import timm.data  # noqa: F401
         import torchvision  # noqa: F401

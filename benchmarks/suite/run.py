@@ -18,7 +18,7 @@ from benchmarks.suite.row import Device, Row
 from benchmarks.suite.table import TABLE
 from benchmarks.suite.verdict import Verdict, judge
 from metaformer.bench.catalog import matches
-from metaformer.bench.run import pick_device
+from metaformer.distributed import find_device
 from metaformer.errors import ConfigError, OutputError, UnknownName
 from metaformer.storage import write_text
 
@@ -85,7 +85,7 @@ def choose(config: SuiteConfig) -> tuple[Row, ...]:
         UnknownName: the pattern fits none.
         ConfigError: no such device.
     """
-    kind: Device = "cuda" if pick_device(config.device).type == "cuda" else "cpu"
+    kind: Device = "cuda" if find_device(config.device).type == "cuda" else "cpu"
     known = grid(kind) if config.grid else tuple(row for row in TABLE if row.device == kind)
     rows = tuple(row for row in known if matches(row.name, config.rows))
     if not rows:

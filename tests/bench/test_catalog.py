@@ -52,7 +52,7 @@ def test_multiply_adds_are_the_published_ones(name: str, size: str) -> None:
     [("poolformer_s12", 224), ("metaformer_ppaa_s12", 224), ("cyclemlp_b1", 224), ("identityformer_s12", 224),
      ("randformer_s12", 224), ("poolformerv2_s12", 224), ("convformer_s18", 384), ("caformer_s18", 384)],
 )  # fmt: skip
-def test_one_block_of_a_stage_stands_for_all(name: str, size: int) -> None:
+def test_one_block_per_stage_gives_the_whole_networks_counts(name: str, size: int) -> None:
     with torch.device("meta"):
         network = MetaFormer(replace(VARIANTS[name], image_size=(size, size)))
     counts = count(network, (size, size))
@@ -61,7 +61,7 @@ def test_one_block_of_a_stage_stands_for_all(name: str, size: int) -> None:
 
 def test_the_table_in_the_package_is_what_is_counted() -> None:
     text = resources.files("metaformer.bench").joinpath("costs.json").read_text()
-    assert text == write_table(), "write bench/costs.json anew: metaformer.bench.catalog.write_table()"
+    assert text == write_table(), "rewrite bench/costs.json with metaformer.bench.catalog.write_table()"
 
 
 def test_every_model_and_every_published_checkpoint_is_listed() -> None:

@@ -71,7 +71,7 @@ def test_pooling_and_norms_stand_apart() -> None:
 
 
 class Honest(nn.Module):
-    """A mixer that says what it costs, and does something that counters cannot see or see wrongly."""
+    """A mixer with `macs`, whose operations counters would count differently."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class FusedHonest(Honest):
 
 
 @pytest.mark.parametrize("mixer", [Honest, FusedHonest])
-def test_a_mixers_own_word_wins(mixer: type[nn.Module]) -> None:
+def test_a_mixers_macs_replace_what_is_counted(mixer: type[nn.Module]) -> None:
     plain = count(build(replace(TINY, mixers="identity")), (64, 64))
     honest = count(build(replace(TINY, mixers=(mixer, "identity", "identity", mixer))), (64, 64))
     assert honest.macs - plain.macs == 7 * 256 + 7 * 4
@@ -116,7 +116,7 @@ def test_breakdown_names_stages_and_mixers() -> None:
     assert counts.by("mixer")["Attention"]["attention"] == counts.attention
 
 
-def test_the_counted_model_is_untouched() -> None:
+def test_the_model_is_unchanged() -> None:
     model = MetaFormer(TINY).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     count(model, (64, 64))

@@ -49,7 +49,7 @@ def test_from_a_classifier_to_predictions(
 def test_accuracy_is_kept_where_speed_cannot_be_measured(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8_speed, "CHILD", (sys.executable, "-c", "raise SystemExit('no torch here')"))
+    monkeypatch.setattr(int8_speed, "WORKER", (sys.executable, "-c", "raise SystemExit('no torch here')"))
     out, told = tmp_path / "int8", tmp_path / "told.json"
     words = [str(place / "net"), "--data", str(place / "data"), "--out", str(out), "--json", str(told)]
     assert main(["quantize", *words]) == 1

@@ -1,4 +1,4 @@
-"""What there is: models with their size and cost, and the weights that were published for them."""
+"""Catalog of models with their size and multiply-adds, and of their published weights."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ class Entry:
     macs: int
     """Multiply-adds at this size."""
     top1: float | None
-    """Published ImageNet-1K top-1 in per cent."""
+    """Published ImageNet-1K top-1 in percent."""
     num_classes: int
 
     @property
@@ -57,7 +57,7 @@ def catalog(pattern: str = "") -> list[Entry]:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Tell whether a name fits a filter."""
+    """Whether a name matches a filter."""
     if "*" in pattern or "?" in pattern:
         return fnmatch(name, pattern) or fnmatch(name.partition(".")[0], pattern)
     return pattern in name
@@ -70,7 +70,7 @@ def cost(model: str, image_size: int, num_classes: int) -> tuple[int, int]:
 
 
 def counted(model: str, image_size: int, num_classes: int) -> tuple[int, int]:
-    """Count them; one block of each stage stands for all, since a variant's stages hold equal blocks."""
+    """Count them on one block per stage: the blocks of a variant's stage are equal."""
     config, size = VARIANTS[model], (image_size, image_size)
     short = replace(config, depths=(1,) * config.stages, image_size=size, num_classes=num_classes)
     with torch.device("meta"):
@@ -86,7 +86,7 @@ def counted(model: str, image_size: int, num_classes: int) -> tuple[int, int]:
 
 
 def write_table() -> str:
-    """The table's text; a test compares it with the file, and says to write it anew where they differ."""
+    """The text of costs.json; a test compares it with the file."""
     keys = [(entry.model, entry.image_size, entry.num_classes) for entry in _entries()]
     rows = {" ".join(map(str, key)): list(counted(*key)) for key in dict.fromkeys(keys)}
     lines = (f' "{key}": {json.dumps(value)}' for key, value in rows.items())

@@ -1,9 +1,8 @@
-"""Parameters and arithmetic of a network, counted on the meta device, where nothing is computed."""
+"""Parameters and multiply-adds of a network, counted on the meta device, where nothing is computed."""
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -25,36 +24,36 @@ NORMS = {aten.native_layer_norm, aten.native_group_norm, aten.native_batch_norm,
 
 @dataclass(frozen=True)
 class Counts:
-    """What one image costs."""
+    """Parameters and arithmetic of a forward pass of one image."""
 
     params: int
     """Parameters, frozen ones included."""
     trainable: int
-    """Parameters that are trained."""
+    """Parameters with `requires_grad`."""
     convolutions: int
-    """Multiply-adds of convolutions, 1×1 products among them."""
+    """Multiply-adds of convolutions, 1×1 ones included."""
     products: int
     """Multiply-adds of matrix products."""
     attention: int
-    """Multiply-adds of attention: queries by keys, weights by values."""
+    """Multiply-adds of attention: queries times keys, weights times values."""
     pooling: int
     """Additions in averages and comparisons in maxima; not part of `macs`."""
     norms: int
-    """Elements that are normalized; not part of `macs`."""
+    """Elements that norms read; not part of `macs`."""
     activations: int
-    """Elements that convolutions, products and attention put out."""
+    """Output elements of convolutions, products and attention."""
     parts: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
-    """The same figures of each module that has its own, by dotted name."""
+    """The figures of each module with arithmetic or parameters of its own, by dotted name."""
     mixers: dict[str, str] = field(default_factory=dict, repr=False)
     """Class of each token mixer, by dotted name."""
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of convolutions, products and attention, as papers give them."""
+        """Multiply-adds of convolutions, products and attention, as papers report them."""
         return self.convolutions + self.products + self.attention
 
     def by(self, what: By) -> dict[str, dict[str, int]]:
-        """Sum the parts up by stage, by block, or by kind of token mixer beside the other parts."""
+        """Sum the parts by stage, by block, or by class of token mixer and other parts."""
         rows: dict[str, Counter[str]] = {}
         for name, figures in self.parts.items():
             bare = name.removeprefix("backbone.")  # of a dense network's backbone
@@ -71,14 +70,15 @@ class Counts:
 
 
 def count(model: nn.Module, image_size: tuple[int, int] = (224, 224), in_chans: int = 3) -> Counts:
-    """Count one forward pass of one image (1, in_chans, H, W); the model stays as it is.
+    """Count a forward pass of one image (1, in_chans, H, W) on a copy of the model.
 
-    Fused attention is counted; so is CycleFC, which is a shift and a product. A module that has a method
-    `macs(height, width)` is believed: what it says stands for everything it computes.
+    Fused attention is counted, and CycleFC as a 1×1 convolution. The method `macs(height, width)` of a module
+    that has one replaces what is counted inside it.
     """
     model = copy.deepcopy(model).to("meta", torch.float32).eval()
     tally = _Tally(model)
-    with torch.no_grad(), tally.watching(), _Attention(tally), _Operations(tally):
+    tally.add_hooks()
+    with torch.no_grad(), _AttentionMode(tally), _OperationMode(tally):
         model(torch.empty(1, in_chans, *image_size, device="meta"))
     for name, module in model.named_modules():
         own = sum(p.numel() for p in module.parameters(recurse=False))
@@ -97,33 +97,31 @@ def count(model: nn.Module, image_size: tuple[int, int] = (224, 224), in_chans: 
 
 
 class _Tally:
-    """Figures by the module that is running, and whether that module's own word replaces them."""
+    """Figures by the running module; inside a module with `macs`, its multiply-adds are not counted."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.parts: dict[str, Counter[str]] = {}
         self.running: list[str] = [""]
-        self.silent = 0
+        self.inside_macs = 0
 
     def add(self, kind: str, amount: int, activations: int = 0) -> None:
-        """Book an operation on the innermost running module."""
-        if self.silent and kind in ("convolutions", "products", "attention"):
+        """Add an operation to the innermost running module."""
+        if self.inside_macs and kind in ("convolutions", "products", "attention"):
             amount = 0
         figures = {kind: amount, "activations": activations}
         self.parts.setdefault(self.running[-1], Counter()).update(figures)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Keep track of the running module; the model is a copy, so its hooks need no removal."""
+    def add_hooks(self) -> None:
+        """Track the running module; the model is a copy, so the hooks need no removal."""
         for name, module in self.model.named_modules():
             module.register_forward_pre_hook(lambda m, args, name=name: self._enter(name, m, *args[:1]))
             module.register_forward_hook(lambda m, args, out: self._leave(m), always_call=True)
             fused = getattr(module, "fused", None)
             if fused is not None:  # called by the block in place of the module itself
-                module.fused = self._followed(name, module, fused)
-        yield
+                module.fused = self._tracked(name, module, fused)
 
-    def _followed(self, name: str, module: nn.Module, fused: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _tracked(self, name: str, module: nn.Module, fused: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def run(x: Tensor, *args: Any) -> Tensor:
             self._enter(name, module, x)
             try:
@@ -137,17 +135,17 @@ class _Tally:
         self.running.append(name)
         macs = getattr(module, "macs", None)
         if callable(macs):
-            if x is not None and not self.silent:
+            if x is not None and not self.inside_macs:
                 self.add("products", int(macs(*x.shape[-2:])))
-            self.silent += 1
+            self.inside_macs += 1
 
     def _leave(self, module: nn.Module) -> None:
         self.running.pop()
-        self.silent -= callable(getattr(module, "macs", None))
+        self.inside_macs -= callable(getattr(module, "macs", None))
 
 
-class _Attention(TorchFunctionMode):
-    """Counts attention where it is called, whichever kernel it would run."""
+class _AttentionMode(TorchFunctionMode):
+    """Counts attention at the call, whichever kernel would run."""
 
     def __init__(self, tally: _Tally) -> None:
         super().__init__()
@@ -166,8 +164,8 @@ class _Attention(TorchFunctionMode):
         return out
 
 
-class _Operations(TorchDispatchMode):
-    """Counts everything else where it reaches PyTorch's dispatcher."""
+class _OperationMode(TorchDispatchMode):
+    """Counts everything else at PyTorch's dispatcher."""
 
     def __init__(self, tally: _Tally) -> None:
         super().__init__()
@@ -184,8 +182,8 @@ class _Operations(TorchDispatchMode):
             macs = self.flops[packet](*args, **(kwargs or {}), out_val=out) // 2
             self.tally.add(kind, int(macs), out.numel())
         elif packet in POOLING:
-            maps = out[0] if isinstance(out, tuple) else out
-            self.tally.add("pooling", maps.numel() * prod(_pair(args[1])))
+            pooled = out[0] if isinstance(out, tuple) else out
+            self.tally.add("pooling", pooled.numel() * prod(_pair(args[1])))
         elif packet in REDUCTIONS:
             self.tally.add("pooling", args[0].numel())
         elif packet in NORMS:
@@ -199,19 +197,19 @@ def _pair(size: int | list[int]) -> list[int]:
 
 
 def _group(name: str, what: By) -> str:
-    """Row of a table to which a module belongs."""
-    words = name.split(".")
-    if words[0] != "stages" or len(words) < 2:
-        return words[0] or "between modules"
+    """Row of the breakdown that a module belongs to."""
+    parts = name.split(".")
+    if parts[0] != "stages" or len(parts) < 2:
+        return parts[0] or "between modules"
     if what == "stage":
-        return ".".join(words[:2])
-    if len(words) < 4 or words[2] != "blocks":
-        return ".".join(words[:3]) if what == "block" else (words[2] if len(words) > 2 else "stages")
+        return ".".join(parts[:2])
+    if len(parts) < 4 or parts[2] != "blocks":
+        return ".".join(parts[:3]) if what == "block" else (parts[2] if len(parts) > 2 else "stages")
     if what == "block":
-        return ".".join(words[:4])
-    return _role(words[4]) if len(words) > 4 else "block"
+        return ".".join(parts[:4])
+    return _role(parts[4]) if len(parts) > 4 else "block"
 
 
-def _role(word: str) -> str:
-    """A module of a block without its number: norm1 and norm2 are both `norm`."""
-    return word.rstrip("0123456789")
+def _role(name: str) -> str:
+    """Name of a block's module without its number: norm1 and norm2 are both `norm`."""
+    return name.rstrip("0123456789")

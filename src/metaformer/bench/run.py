@@ -1,4 +1,4 @@
-"""Measure models by name."""
+"""Benchmark of models by name: parameters, multiply-adds and speed, as a table and as JSON."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,33 +13,27 @@ from metaformer.backbones.block import Block
 from metaformer.bench.counts import By, Counts, count
 from metaformer.bench.timing import Machine, Timing, TrainingStep, measure, ratios
 from metaformer.deploy.optimize import optimize
+from metaformer.distributed import find_device
 from metaformer.errors import ConfigError, MissingPackage, UnknownName
+from metaformer.factory import create_network
 from metaformer.models.build import DETECTOR, kind_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 SMP_CLASSES = 150
-"""Outputs of another library's segmentation networks: as many as this library's have by default."""
-
-
+"""Classes of segmentation_models_pytorch's networks: this library's default."""
 COUNT_HEAD = ("model", "size", "params", "GMACs", "conv", "product", "attention", "Mact", "pool M", "norm M")
-
-
 PART_HEAD = ("part", "params", "%", "MMACs", "%", "Mact", "pool M", "norm M")
-
-
 TIME_HEAD = ("model", "images/s", "median ms", "min ms", "peak MiB")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """Under which conditions models are measured."""
+    """Conditions of a benchmark."""
 
     batch: int = 1
     """Images per forward pass."""
     size: int | None = None
-    """Height and width of the images; each model's own when not given."""
+    """Height and width of the images; each model's own by default."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of weights and images."""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
@@ -47,19 +41,19 @@ class BenchConfig:
     compile: bool = False
     """Run through torch.compile; compilation is not timed."""
     optimize: bool = False
-    """Measure this library's networks in their inference form; others as they are."""
+    """Measure this library's networks in their inference form."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: int | None = None
-    """CPU threads; PyTorch's choice when not given."""
+    """CPU threads; PyTorch's choice by default."""
     rounds: int = 10
     """Measurements of each model."""
     warmup: int = 3
     """Forward passes before the first measurement."""
     speed: bool = True
-    """Measure time; otherwise only count."""
+    """Measure time, or only count."""
     train: bool = False
-    """Measure forward and backward pass in training mode, cross-entropy between, instead of inference."""
+    """Measure forward pass, cross-entropy and backward pass in training mode instead of inference."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "size", "threads", "rounds"):
@@ -74,7 +68,7 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """One model."""
+    """Counts and times of a model."""
 
     name: str
     image_size: tuple[int, int]
@@ -84,16 +78,16 @@ class Row:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Models measured in one run under the same conditions."""
+    """Result of a benchmark."""
 
     rows: tuple[Row, ...]
     machine: Machine
     settings: Mapping[str, Any]
     ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """How many times as fast as `settings["against"]` each model was, round by round."""
+    """Speed of each model relative to `settings["against"]`, round by round."""
 
     def text(self, by: By | None = None) -> str:
-        """Make a page to read."""
+        """The report as text."""
         lines = [*table(COUNT_HEAD, [_count_cells(row) for row in self.rows])]
         if by:
             for row in self.rows:
@@ -137,14 +131,14 @@ def bench(
     against: str | nn.Module | None = None,
     mixers: Sequence[str] | None = None,
 ) -> BenchReport:
-    """Count and time models; `against` is measured in the same rounds, and the ratios taken pair by pair.
+    """Count and time models, and compare them with another one in the same rounds.
 
     Args:
         models: names of this library's models, segmenters and detectors (their `forward_head`), `timm:NAME`
-            for timm's, `smp:KIND/ENCODER` for those of segmentation_models_pytorch, or modules.
+            for timm's, `smp:KIND/ENCODER` for segmentation_models_pytorch's, or modules.
         config: the conditions.
         against: the model to compare with.
-        mixers: other token mixers for the named models, one for all or one per stage.
+        mixers: other token mixers for this library's models, one for all or one per stage.
 
     Raises:
         UnknownName: no such model.
@@ -154,7 +148,7 @@ def bench(
     config = config or BenchConfig()
     if not models:
         raise ConfigError("bench: name at least one model")
-    device = pick_device(config.device)
+    device = find_device(config.device)
     entries = [_Entry.of(model, config.size, mixers) for model in models]
     if against is not None:
         entries.append(_Entry.of(against, config.size or entries[0].image_size[0], None))
@@ -175,7 +169,7 @@ def bench(
 
 
 def _compared(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
-    """Ratios of all rows to the last one."""
+    """Speed of all rows relative to the last one."""
     *models, other = rows
     return {
         row.name: ratios(row.timing, other.timing)
@@ -186,7 +180,7 @@ def _compared(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
 
 @dataclass
 class _Entry:
-    """A model and what it wants to see."""
+    """A model with its name and input size."""
 
     name: str
     model: nn.Module
@@ -197,17 +191,18 @@ class _Entry:
     def of(cls, model: str | nn.Module, size: int | None, mixers: Sequence[str] | None) -> "_Entry":
         if isinstance(model, nn.Module):
             own = getattr(getattr(model, "config", None), "image_size", (224, 224))
-            return cls(type(model).__name__, copy.deepcopy(model).eval(), (size, size) if size else own)
-        if model.startswith("timm:"):
-            return _from_timm(model, size)
-        if model.startswith("smp:"):
-            return _from_smp(model, size)
-        return _from_here(model, size, mixers)
+            entry = cls(type(model).__name__, copy.deepcopy(model).eval(), own)
+        elif model.startswith("timm:"):
+            entry = _from_timm(model)
+        elif model.startswith("smp:"):
+            entry = _from_smp(model)
+        else:
+            entry = _from_here(model, size, mixers)
+        entry.image_size = (size, size) if size else entry.image_size
+        return entry
 
 
 def _from_here(name: str, size: int | None, mixers: Sequence[str] | None) -> _Entry:
-    from metaformer.factory import create_network
-
     overrides: dict[str, Any] = {}
     if size:
         overrides["image_size"] = (size, size)
@@ -215,24 +210,25 @@ def _from_here(name: str, size: int | None, mixers: Sequence[str] | None) -> _En
         overrides["mixers"] = mixers[0] if len(mixers) == 1 else tuple(mixers)
     model = create_network(name, **overrides).eval()
     channels, height, width = model.pretrained_cfg["input_size"]
-    if kind_of(model.config) is DETECTOR:  # its dense part: what follows depends on the objects in an image
-        model, width = _Raw(model), height
-    return _Entry(name, model, (size, size) if size else (height, width), channels)
+    if kind_of(model.config) is DETECTOR:
+        model, width = _DenseOutputs(model), height
+    return _Entry(name, model, (height, width), channels)
 
 
-class _Raw(nn.Module):
+class _DenseOutputs(nn.Module):
+    """A detector up to its dense outputs; decoding depends on the objects in an image."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Any:
-        """What the network gives for images before any object is chosen."""
         forward_head: Any = self.model.forward_head
         return forward_head(images)
 
 
-def _from_smp(name: str, size: int | None) -> _Entry:
-    """A network of segmentation_models_pytorch, its encoder one of its own or of timm."""
+def _from_smp(name: str) -> _Entry:
+    """A network of segmentation_models_pytorch with an encoder of its own or of timm."""
     try:
         import segmentation_models_pytorch as smp
         import timm
@@ -249,10 +245,10 @@ def _from_smp(name: str, size: int | None) -> _Entry:
             raise UnknownName("smp encoder", encoder, [*own, *timm.list_models()])
         encoder = f"tu-{encoder}"
     model = smp.create_model(kind, encoder_name=encoder, encoder_weights=None, classes=SMP_CLASSES).eval()
-    return _Entry(name, model, (size, size) if size else (512, 512))
+    return _Entry(name, model, (512, 512))
 
 
-def _from_timm(name: str, size: int | None) -> _Entry:
+def _from_timm(name: str) -> _Entry:
     try:
         import timm
     except ImportError as error:
@@ -262,7 +258,7 @@ def _from_timm(name: str, size: int | None) -> _Entry:
         raise UnknownName("timm model", bare, timm.list_models())
     model = timm.create_model(bare).eval()
     channels, height, width = model.default_cfg["input_size"]
-    return _Entry(name, model, (size, size) if size else (height, width), channels)
+    return _Entry(name, model, (height, width), channels)
 
 
 def _timed(entries: Sequence[_Entry], config: BenchConfig, device: torch.device) -> list[Any]:
@@ -270,10 +266,10 @@ def _timed(entries: Sequence[_Entry], config: BenchConfig, device: torch.device)
     layout = torch.channels_last if config.memory_format == "channels_last" else torch.contiguous_format
     generator = torch.Generator().manual_seed(0)
     models: list[nn.Module] = []
-    images: list[torch.Tensor] = []
+    images: list[Tensor] = []
     try:
         for entry in entries:
-            if config.train and isinstance(entry.model, _Raw):
+            if config.train and isinstance(entry.model, _DenseOutputs):
                 raise ConfigError(
                     f"{entry.name}: a detector's training step is not timed here: leave --train out"
                 )
@@ -293,25 +289,6 @@ def _prepared(model: nn.Module, config: BenchConfig) -> nn.Module:
     if config.optimize and any(isinstance(module, Block) for module in model.modules()):
         return optimize(model, dtype=dtype)
     return model.to(dtype).train(config.train)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; with `auto` the GPU where there is one.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is none of auto, cpu, cuda, cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device: {name!r} is not there: {torch.cuda.device_count()} CUDA devices are visible"
-        )
-    return device
 
 
 def _count_cells(row: Row) -> list[str]:
@@ -368,7 +345,7 @@ def _row_dict(row: Row) -> dict[str, Any]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of even width; the first to the left, figures to the right."""
+    """Aligned columns: the first to the left, the others to the right."""
     widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""How long networks take, measured in turn so that a busy machine slows all of them alike."""
+"""Timing of networks in alternating rounds, so that a busy machine slows all of them alike."""
 
 import math
 import os
@@ -22,39 +22,39 @@ SAMPLE_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that one batch took, one value per round."""
+    """Seconds per batch, one value for each round."""
 
     seconds: tuple[float, ...]
     batch: int
     peak_bytes: int | None = None
-    """Most GPU memory that was taken at once; None on a CPU."""
+    """Peak GPU memory; None on a CPU."""
 
     @property
     def median(self) -> float:
-        """Seconds per batch in the middle round."""
+        """Median over the rounds."""
         return median(self.seconds)
 
     @property
     def minimum(self) -> float:
-        """Seconds per batch in the quickest round."""
+        """Fastest round."""
         return min(self.seconds)
 
     @property
     def images_per_second(self) -> float:
-        """Throughput in the middle round."""
+        """Throughput by the median."""
         return self.batch / self.median
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where something was measured."""
+    """Machine and software that something was measured on."""
 
     device: str
     threads: int
     pytorch: str
     python: str
     operations: str
-    """Which forms of this library's operations run here, and why."""
+    """Backends of this library's operations here, and why."""
 
     @classmethod
     def here(cls, device: torch.device) -> "Machine":
@@ -76,7 +76,7 @@ def measure(
     gradients: bool = False,
     after_round: Callable[[int], object] = lambda turn: None,
 ) -> list[Timing]:
-    """Time `model(images)` for each pair, in every round one after the other, the order alternating."""
+    """Time `model(images)` for each pair: all of them in each round, in alternating order."""
     runs = [_runner(model, batch) for model, batch in zip(models, images, strict=True)]
     device = images[0].device
     seconds: list[list[float]] = [[] for _ in runs]
@@ -98,12 +98,12 @@ def measure(
 
 
 def ratios(model: Timing, other: Timing) -> tuple[float, ...]:
-    """How many times as fast as the other the model was, round by round."""
+    """Speed relative to another model, round by round."""
     return tuple(theirs / ours for ours, theirs in zip(model.seconds, other.seconds, strict=True))
 
 
 def _runner(model: nn.Module, images: Tensor) -> Callable[[int], float]:
-    """A function that runs the model so often and returns seconds per batch."""
+    """A function that runs the model a number of times and returns seconds per batch."""
     cuda = images.device.type == "cuda"
 
     def run(repeats: int) -> float:
@@ -128,7 +128,7 @@ def _peak(run: Callable[[int], float], device: torch.device) -> int | None:
 
 
 def _processor() -> str:
-    """The processor's name as Linux tells it, else Python's word for it."""
+    """The processor's name by /proc/cpuinfo, else by Python."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():
