@@ -75,7 +75,7 @@ def test_own_folder_and_published_checkpoint(installed: Path, tmp_path: Path) ->
     assert "top-1" in run(installed, tmp_path, "evaluate run --json report.json")
     per_class = json.loads((tmp_path / "report.json").read_text())["per_class"]
     assert [row["name"] for row in per_class] == ["dark", "gray", "light"]
-    run(installed, tmp_path, "predict run own/val/light --out out.csv --images")
+    run(installed, tmp_path, "predict run own/val/light --out out.csv --draw")
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
     assert (tmp_path / "run" / "report.html").is_file()
 

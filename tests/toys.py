@@ -1,8 +1,10 @@
 """Small data sets, configurations and runs that tests use: fixtures for every folder."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from metaformer.checkpoint.checkpoint import write_checkpoint
+from metaformer.cli import COMMANDS
+from metaformer.cli.parser import Parser
 from metaformer.config import TrainConfig
 from metaformer.data.folder import ImageFolder
 from metaformer.data.rle import encode
 from metaformer.distributed import World
 from metaformer.models.detection.detector import Detector
 from metaformer.models.detection.retinanet import RetinaNet
-from metaformer.serialize import from_dict
+from metaformer.recipes import RECIPES
+from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import Task
 from metaformer.tasks.demo import write_demo_data
@@ -516,9 +522,6 @@ def rectangles(tmp_path: Path) -> Rectangles:
     return put
 
 
-"""For tests of models with published weights."""
-
-
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache directory that downloads would have filled."""
@@ -529,3 +532,55 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def build_task(config: TrainConfig, world: World | None = None) -> Task:
     """The task of a run's configuration, in one process."""
     return TASKS[config.task].build(config, world or World())
+
+
+def demo_config(task: str, root: Path, **sections: Any) -> TrainConfig:
+    """The demo recipe of a task with a tiny network, for two steps on the data of `demo`."""
+    tiny: dict[str, dict[str, Any]] = {
+        "model": {"name": "poolformer_n", "overrides": TINY},
+        "data": {"root": str(root / task), "batch_size": 4, "eval_batch_size": 64, "workers": 0},
+        "optim": {"lr": 1e-3},
+        "schedule": {"steps": 2, "warmup_epochs": 0, "warmup_steps": 0},
+        "evaluate": {"every_steps": 2},
+        "runtime": {"device": "cpu", "log_every": 1, "threads": 1},
+    }
+    for name, fields in sections.items():
+        tiny.setdefault(name, {}).update(fields)
+    return changed(to_dict(RECIPES[f"demo/{task}"]()), tiny)
+
+
+@pytest.fixture(scope="session")
+def untrained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each task with random weights."""
+    directories = {}
+    for name in TASKS:
+        config = demo_config(name, demo)
+        task, directories[name] = build_task(config), tmp_path_factory.mktemp(name) / "checkpoint"
+        state = {"card": task.card(), "config": to_dict(config)}
+        write_checkpoint(directories[name], {"model": task.model.state_dict()}, state)
+    return directories
+
+
+class Parsed(Exception):
+    """A command line was parsed."""
+
+
+@pytest.fixture
+def parse_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Parse a shell command of metaformer without running it."""
+
+    def stop(*arguments: Any) -> None:
+        raise Parsed
+
+    def parse_args(self: Parser, argv: list[str]) -> None:
+        stop(super(Parser, self).parse_args(argv))
+
+    def parse(command: str) -> None:
+        args = shlex.split(command, comments=True)
+        name, *rest = args[args.index("metaformer") + 1 :]
+        with pytest.raises((Parsed, SystemExit)):
+            import_module(f"metaformer.cli.{COMMANDS[name].module}").run(rest)
+
+    monkeypatch.setattr(Parser, "parse_args", parse_args)
+    monkeypatch.setattr("metaformer.training.train.train", stop)
+    return parse

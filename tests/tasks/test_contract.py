@@ -1,0 +1,176 @@
+"""What holds for every task of `TASKS`."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from metaformer.checkpoint.checkpoint import read_checkpoint
+from metaformer.cli import main
+from metaformer.cli.options import options_of
+from metaformer.config import TrainConfig
+from metaformer.errors import ConfigError, UnknownName
+from metaformer.inference.evaluate import COMMON, check_options, evaluate, task_options
+from metaformer.inference.model import load_model
+from metaformer.inference.predictor import Predictor
+from metaformer.recipes import RECIPES
+from metaformer.serialize import from_dict, to_dict
+from metaformer.tasks import FOLDERS, TASKS
+from metaformer.tasks.base import LoadedModel, TaskSpec
+from metaformer.tasks.stream import ImageList
+from metaformer.training.check import check_config
+from metaformer.training.train import train
+from metaformer.weights.io import write_state
+from toys import build_task, demo_config
+
+OPTIONS = ("evaluation", "predictor", "write", "check_data")
+"""Fields of TaskSpec whose functions take options."""
+every_task = pytest.mark.parametrize("spec", TASKS.values(), ids=TASKS)
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    torch.manual_seed(0)
+    return Image.fromarray(torch.randint(0, 256, (60, 80, 3), dtype=torch.uint8).numpy())
+
+
+@every_task
+def test_names_of_a_specification_exist(spec: TaskSpec) -> None:
+    assert TASKS[spec.name] is spec and spec.folder == FOLDERS[spec.name]
+    assert import_module(f"metaformer.tasks.{spec.folder}.spec").SPEC is spec
+    assert spec.section in {field.name for field in fields(TrainConfig)}
+    for field in spec.unused:
+        attrgetter(field)(TrainConfig())
+    assert RECIPES[f"demo/{spec.name}"]().task == spec.name
+
+
+@every_task
+@pytest.mark.parametrize("field", OPTIONS)
+def test_options_have_a_type_and_a_description(spec: TaskSpec, field: str) -> None:
+    options = list(options_of(getattr(spec, field), skip=COMMON))
+    assert {option.name for option in options} == task_options(getattr(spec, field)).keys()
+    assert all(option.help for option in options)
+
+
+@every_task
+@pytest.mark.parametrize("field", OPTIONS)
+def test_options_of_other_tasks_are_refused_by_name(
+    spec: TaskSpec, field: str, untrained: dict[str, Path]
+) -> None:
+    model, own = load_model(untrained[spec.name]), task_options(getattr(spec, field))
+    check_options(field, model, dict.fromkeys(own))
+    for other in TASKS.values():
+        for name in task_options(getattr(other, field)).keys() - own:
+            with pytest.raises(ConfigError, match=f"{name}: .*{other.title}.* {spec.title}"):
+                check_options(field, model, {name: None})
+    with pytest.raises(UnknownName, match="mosaic"):
+        check_options(field, model, {"mosaic": None})
+
+
+def other_value(value: Any) -> Any:
+    """A valid value of a field that differs from this one."""
+    if isinstance(value, bool):
+        return not value
+    return "a file" if value is None else value + (4 if isinstance(value, int) else 0.5)
+
+
+@every_task
+def test_fields_that_a_task_does_not_use_are_refused_by_name(spec: TaskSpec) -> None:
+    plain = to_dict(RECIPES[f"demo/{spec.name}"]())
+    plain["data"]["root"] = "somewhere"
+    check_config(from_dict(TrainConfig, plain))
+    unused = list(spec.unused)
+    for section in {other.section for other in TASKS.values()} - {spec.section}:
+        numbers = [name for name, value in plain[section].items() if isinstance(value, int | float)]
+        unused.append(f"{section}.{numbers[0]}")
+    for field in unused:
+        section, _, name = field.partition(".")
+        changed = {**plain, section: {**plain[section], name: other_value(plain[section][name])}}
+        with pytest.raises(ConfigError, match=f"{re.escape(field)}: .*{spec.title}"):
+            check_config(from_dict(TrainConfig, changed))
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (["predict"], ("predictor", "write")),
+        (["evaluate"], ("evaluation",)),
+        (["data", "check"], ("check_data",)),
+    ],
+)
+def test_help_has_every_task_and_option(
+    command: list[str], options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    for spec in TASKS.values():
+        assert spec.title in text
+        for field in options:
+            for name in task_options(getattr(spec, field)):
+                assert f"--{name.replace('_', '-')} " in text
+
+
+def predict(model: LoadedModel, image: Image.Image) -> dict[str, Any]:
+    predictor = model.spec.predictor(model.to(torch.device("cpu"), "none"))
+    (prediction,) = predictor.predict(ImageList(image))
+    values: dict[str, Any] = prediction.result.to_dict()
+    return values
+
+
+@every_task
+def test_cards_build_the_same_model_again(
+    spec: TaskSpec, demo: Path, tmp_path: Path, image: Image.Image
+) -> None:
+    task = build_task(demo_config(spec.name, demo))
+    card = json.loads(json.dumps(task.card()))
+    loaded = spec.load(spec, card)
+    loaded.model.load_state_dict(task.model.state_dict())
+    assert loaded.spec is spec and loaded.name == task.name and loaded.preprocess == task.preprocess
+    assert loaded.classes is not None and loaded.num_classes == len(loaded.classes)
+    write_state(tmp_path / "model.safetensors", task.model.state_dict())
+    (tmp_path / "config.json").write_text(json.dumps(task.hub_card()))
+    described = load_model(tmp_path)
+    assert described.spec is spec and described.classes == loaded.classes
+    assert (described.preprocess, described.metadata) == (loaded.preprocess, loaded.metadata)
+    assert predict(described, image) == predict(loaded, image)
+
+
+@every_task
+def test_demo_data_is_recognized_and_right(spec: TaskSpec, demo: Path) -> None:
+    root = demo / spec.name
+    certainty = {other.name: other.recognize(root) for other in TASKS.values()}
+    assert [name for name, value in certainty.items() if value == max(certainty.values())] == [spec.name]
+    report = spec.check_data(root, ("train", "val"), workers=1, progress=False)
+    assert report.ok and [split.name for split in report.splits] == ["train", "val"]
+
+
+@every_task
+def test_a_run_is_trained_evaluated_and_used(
+    spec: TaskSpec, demo: Path, tmp_path: Path, image: Image.Image, parse_command: Callable[[str], None]
+) -> None:
+    result = train(demo_config(spec.name, demo), tmp_path / "run")
+    assert result.complete and result.steps == 2 and result.metric in result.metrics
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    state = read_checkpoint(tmp_path / "run" / "best").state
+    for command in spec.report(state, demo_config(spec.name, demo)).commands.splitlines():
+        parse_command(command)
+    report = evaluate(tmp_path / "run", device="cpu", workers=0)
+    assert report.metrics == pytest.approx(result.metrics, nan_ok=True)
+    assert json.loads(report.save(tmp_path / "report.json").read_text()) == json.loads(
+        json.dumps(report.to_dict())
+    )
+    predictor = Predictor(tmp_path / "run", device="cpu")
+    (prediction,) = predictor.predictions(image)
+    lines = list(spec.write([prediction], tmp_path / "out", predictor.model, draw=True))
+    assert lines and all(line.startswith("1 ") for line in lines)
+    (line,) = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line).items() >= json.loads(json.dumps(prediction.result.to_dict())).items()
+    assert [file.name for file in (tmp_path / "out" / "images").iterdir()] == ["image.jpg"]
