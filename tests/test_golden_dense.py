@@ -1,4 +1,4 @@
-"""What mmsegmentation computes with PoolFormer, through the public loader from its own key names."""
+"""Golden values of mmsegmentation's Semantic FPN on PoolFormer, with weights loaded from its key names."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def close(ours: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANC
     assert error <= tolerance * float(expected.abs().max()), f"{what}: {error}"
 
 
-def test_the_whole_file_is_loaded() -> None:
+def test_all_weights_are_loaded() -> None:
     report = load_weights(tiny(), STATE)
     assert report.format == "mmsegmentation" and report.complete and report.fraction == 1.0
     assert not report.fresh and not report.dropped and not report.adapted
@@ -56,22 +56,21 @@ def test_the_whole_file_is_loaded() -> None:
 def test_features_and_logits(size: str) -> None:
     model, image = tiny().eval(), VECTORS[f"input.{size}"]
     assert model.neck is not None
-    maps = model.backbone(image)
-    levels = model.neck(maps)
+    features = model.backbone(image)
+    levels = model.neck(features)
     for i in range(4):
-        close(maps[i], VECTORS[f"backbone.{size}.{i}"], f"map {i}")
+        close(features[i], VECTORS[f"backbone.{size}.{i}"], f"features {i}")
         close(levels[i], VECTORS[f"neck.{size}.{i}"], f"level {i}")
     close(model.head.features(levels), VECTORS[f"head_before_conv_seg.{size}"], "head")
-    raw = model.forward_head(image)
-    close(raw, VECTORS[f"logits.{size}"], "logits")
-    logits = model(image)
+    outputs, logits = model.forward_head(image), model(image)
+    close(outputs, VECTORS[f"logits.{size}"], "logits")
     expected = VECTORS[f"pred.{size}"].long()
-    # what is decided by less than rounding may be decided otherwise
-    pair = logits[0].topk(2, dim=0).values
-    sure = pair[0] - pair[1] > TOLERANCE * float(logits.abs().max())
+    # ties up to rounding may be decided otherwise
+    best, second = logits[0].topk(2, dim=0).values
+    sure = best - second > TOLERANCE * float(logits.abs().max())
     assert sure.float().mean() > 0.999
     assert torch.equal(logits[0].argmax(0)[sure], expected[sure])
-    (decoded,) = model.decode(raw, [image.shape[2:]])
+    (decoded,) = model.decode(outputs, [image.shape[2:]])
     assert torch.equal(decoded, logits[0].argmax(0))
     for what, value in (("sum", logits.double().sum()), ("abssum", logits.double().abs().sum())):
         assert float(value) == pytest.approx(LOSSES[f"full_logits_{what}.{size}"], rel=1e-5)
@@ -92,7 +91,7 @@ def test_loss_gradients_and_running_statistics_in_training_mode() -> None:
     assert losses["loss"].item() == pytest.approx(LOSSES[TRAIN]["decode.loss_ce"], rel=TOLERANCE)
     losses["loss"].backward()
     check_gradients(model, LOSSES["loss_train_mode_grads"])
-    names = ours_of(model)
+    names = our_names(model)
     state = model.state_dict()
     assert len(LOSSES["running_after_train_step"]) == 21
     for key, first in LOSSES["running_after_train_step"].items():
@@ -100,8 +99,8 @@ def test_loss_gradients_and_running_statistics_in_training_mode() -> None:
         close(value, torch.tensor(first, dtype=torch.float64), key)
 
 
-def test_a_divisor_without_ignored_pixels_gives_another_loss() -> None:
-    """Fact 10: what others compute is a sixth more here."""
+def test_loss_over_labeled_pixels_is_larger() -> None:
+    """Published runs divide by all pixels; over labeled pixels alone the loss is a sixth larger."""
     model = tiny().eval()
     model.criterion = SegmentationLoss()
     label = VECTORS["loss.label"][None]
@@ -112,8 +111,8 @@ def test_a_divisor_without_ignored_pixels_gives_another_loss() -> None:
 
 
 def check_gradients(model: Segmenter, expected: dict[str, dict[str, Any]]) -> None:
-    """Norm, sum and first numbers of each gradient; the recorded stack freezes the stem (fact 3)."""
-    names, parameters = ours_of(model), dict(model.named_parameters())
+    """Compare norm, sum and first values of each gradient; mmsegmentation freezes the stem."""
+    names, parameters = our_names(model), dict(model.named_parameters())
     trained = {names[key]: key for key in expected}
     assert set(parameters) - set(trained) == {"backbone.stem.conv.weight", "backbone.stem.conv.bias"}
     largest = max(max(map(abs, figures["first"])) for figures in expected.values())
@@ -130,8 +129,8 @@ def check_gradients(model: Segmenter, expected: dict[str, dict[str, Any]]) -> No
         assert abs(float(ours.sum()) - figures["sum"]) <= GRADIENT_TOLERANCE * top * size, key
 
 
-def ours_of(model: Segmenter) -> dict[str, str]:
-    """Our name of each key of the recorded state, found by loading numbers that tell the keys apart."""
+def our_names(model: Segmenter) -> dict[str, str]:
+    """Our name of each key of the recorded state."""
     from metaformer.weights.keymap import to_ours
 
     renamed = to_ours(load_file(STATE))
