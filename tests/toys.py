@@ -1,9 +1,13 @@
-"""Small data sets, configurations and runs that tests use: fixtures for every folder."""
+"""Small data sets, configurations and runs of every task: functions that write them, then fixtures.
+
+Session fixtures are shared: tests must not change their files. Those in `tmp_path` are a test's own.
+"""
 
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,320 +39,151 @@ from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.training.train import train
 
-Configure = Callable[..., TrainConfig]
-
-
+CLASSES = ("ant", "bee", "cat")
 TINY = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
 
-
-def changed(plain: dict[str, Any], sections: dict[str, Any]) -> TrainConfig:
-    """A configuration with some fields changed, section by section."""
-    for name, fields in sections.items():
-        if isinstance(fields, dict):
-            plain.setdefault(name, {}).update(fields)
-        else:
-            plain[name] = fields
-    return from_dict(TrainConfig, plain)
+Pixels = NDArray[np.uint8]
+Pair = tuple[Pixels, Pixels]
+"""An image (H, W, 3) and its label map (H, W)."""
+Configure = Callable[..., TrainConfig]
+Write = Callable[[str, object], Path]
 
 
-@pytest.fixture(scope="session")
-def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes told apart by color: 8 training and 5 validation images each."""
-    root, draw = tmp_path_factory.mktemp("pets"), np.random.RandomState(0)
-    for split, count in (("train", 8), ("val", 5)):
-        for channel, name in enumerate(("ant", "bee", "cat")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
+# Files
+
+
+def save_image(path: Path, pixels: Pixels) -> Path:
+    """Write an image (H, W, 3) or label map (H, W), and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_image_folder(
+    root: Path,
+    counts: Mapping[str, int],
+    size: Callable[[int], tuple[int, int]] = lambda i: (36 + i, 40),
+    noise: int = 120,
+    color: Callable[[int], int] = lambda i: 130,
+    seed: int = 0,
+) -> Path:
+    """An image folder whose classes differ in the channel that is brighter.
+
+    Args:
+        root: the data set.
+        counts: images per class of each split.
+        size: height and width of the i-th image of a class.
+        noise: values of all channels are below.
+        color: what is added to the class's channel of the i-th image.
+        seed: seed of the noise.
+    """
+    random = np.random.RandomState(seed)
+    for split, count in counts.items():
+        for channel, name in enumerate(CLASSES):
             for i in range(count):
-                pixels = draw.randint(0, 120, (36 + i, 40, 3), dtype=np.uint8)
-                pixels[..., channel] += 130
-                Image.fromarray(pixels).save(folder / f"{i}.png")
+                pixels = random.randint(0, noise, (*size(i), 3), dtype=np.uint8)
+                pixels[..., channel] += color(i)
+                save_image(root / split / name / f"{i}.png", pixels)
     return root
 
 
-@pytest.fixture
-def configure(pets: Path) -> Configure:
-    """Make a tiny run's configuration; keywords are sections with the fields that differ."""
-
-    def make(**sections: Any) -> TrainConfig:
-        plain: dict[str, Any] = {
-            "model": {"name": "poolformer_n", "overrides": TINY},
-            "data": {
-                "root": str(pets), "image_size": 32, "batch_size": 6, "eval_batch_size": 4, "workers": 0,
-            },
-            "augment": {"auto_augment": None, "mixup": 0.0, "cutmix": 0.0, "scale": [0.5, 1.0]},
-            "loss": {"smoothing": 0.0},
-            "optim": {"lr": 3e-3},
-            "schedule": {"epochs": 2, "warmup_epochs": 0, "min_lr": 0.0},
-            "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "keep": 100},
-        }  # fmt: skip
-        return changed(plain, sections)
-
-    return make
+def square_pair(
+    i: int,
+    random: np.random.RandomState,
+    size: tuple[int, int],
+    noise: int,
+    square: tuple[int, int],
+    color: int,
+) -> Pair:
+    """An image with a green (odd i: blue) square somewhere, labels 1 and 2, on noise, label 0."""
+    pixels = random.randint(0, noise, (*size, 3), dtype=np.uint8)
+    labels = np.zeros(size, dtype=np.uint8)
+    top, left = random.randint(0, 16, 2)
+    labels[top : top + square[0], left : left + square[1]] = 1 + i % 2
+    pixels[..., 1 + i % 2] += ((labels > 0) * color).astype(np.uint8)
+    return pixels, labels
 
 
-@pytest.fixture(scope="session")
-def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images with a green or blue square on a third class, 12 and 5 of them; ADE20K's layout."""
-    root, draw = tmp_path_factory.mktemp("patches"), np.random.RandomState(1)
-    for split, count in (("training", 12), ("validation", 5)):
-        for kind in ("images", "annotations"):
-            (root / kind / split).mkdir(parents=True)
-        for i in range(count):
-            pixels = draw.randint(0, 120, (36 + i, 44, 3), dtype=np.uint8)
-            labels = np.zeros((36 + i, 44), dtype=np.uint8)
-            top, left = draw.randint(0, 16, 2)
-            labels[top : top + 20, left : left + 24] = 1 + i % 2
-            pixels[..., 1 + i % 2] += (labels > 0).astype(np.uint8) * 130
-            Image.fromarray(pixels).save(root / "images" / split / f"{i:02d}.png")
-            Image.fromarray(labels).save(root / "annotations" / split / f"{i:02d}.png")
-    (root / "objectInfo150.txt").write_text("Idx\tRatio\tName\n1\t0.5\tgreen\n2\t0.5\tblue\n")
+def write_ade20k(root: Path, pairs: Mapping[str, Sequence[Pair]], classes: Sequence[str]) -> Path:
+    """Images and label maps by split in ADE20K's layout."""
+    for split, content in pairs.items():
+        for i, (pixels, labels) in enumerate(content):
+            save_image(root / "images" / split / f"{i:02d}.png", pixels)
+            save_image(root / "annotations" / split / f"{i:02d}.png", labels)
+    rows = [f"{number}\t0.5\t{name}" for number, name in enumerate(classes, start=1)]
+    (root / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tName", *rows]) + "\n")
     return root
-
-
-@pytest.fixture
-def configure_segment(patches: Path) -> Configure:
-    """Make a tiny segmentation run's configuration; keywords are sections with the fields that differ."""
-
-    def make(**sections: Any) -> TrainConfig:
-        plain: dict[str, Any] = {
-            "task": "segment",
-            "model": {"name": "poolformer_n", "overrides": TINY},
-            "data": {"root": str(patches), "image_size": 32, "batch_size": 6, "workers": 0},
-            "augment": {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0},
-            "segment": {"fpn_dim": 16, "head_dim": 16, "resize": None, "reduce_zero_label": False},
-            "optim": {"lr": 3e-3},
-            "schedule": {"epochs": 2, "warmup_epochs": 0, "min_lr": 0.0},
-            "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "keep": 100},
-        }
-        return changed(plain, sections)
-
-    return make
 
 
 class Block(NamedTuple):
-    """An object of the images of detection."""
+    """A rectangular object."""
 
     label: int
     box: tuple[int, int, int, int]
     """Left, top, width and height."""
     crowd: bool = False
+    mask: tuple[int, int, int, int] | None = None
+    """The part of the image that a crowd's mask covers, where that is not its box."""
 
 
-Scene = tuple[NDArray[np.uint8], list[Block]]
+Scene = tuple[Pixels, list[Block]]
+"""An image and its objects."""
 
 
-def scene(i: int, draw: np.random.RandomState) -> Scene:
-    """An image with a green block, a blue one, both or neither; the wide ones' third has a crowd."""
-    height, width = (44, 36 + i) if i % 3 == 2 else (36 + i, 44)
-    pixels = draw.randint(0, 120, (height, width, 3), dtype=np.uint8)
-    blocks = []
-    for label in ((0,), (1,), (0, 1), ())[i % 4]:
-        left, top = draw.randint(18 * label, 18 * label + 4), draw.randint(14 * label, 14 * label + 4)
-        pixels[top : top + 16, left : left + 14, 1 + label] += 130
-        blocks.append(Block(label, (left, top, 14, 16)))
-    return pixels, [*blocks, Block(0, (26, 0, 10, 10), crowd=True)] if i == 4 else blocks
+def write_coco(
+    root: Path,
+    split: str,
+    scenes: Sequence[Scene],
+    categories: Mapping[str, int],
+    ids: Sequence[int],
+    name: str = "{i:02d}.png",
+    **fields: Any,
+) -> Path:
+    """Scenes in COCO's layout: outlines of objects, run lengths of crowds; returns the annotation file.
 
-
-@pytest.fixture(scope="session")
-def scenes() -> dict[str, list[Scene]]:
-    """Images of green and blue blocks by split, 12 and 6 of them."""
-    draw = np.random.RandomState(2)
-    return {split: [scene(i, draw) for i in range(count)] for split, count in (("train", 12), ("val", 6))}
-
-
-def annotation(number: int, block: Block, height: int, width: int) -> dict[str, Any]:
-    """An object as COCO writes it; a crowd in run lengths, others as an outline."""
-    left, top, across, down = block.box
-    right, bottom = left + across, top + down
-    outline: Any = [[left, top, right, top, right, bottom, left, bottom]]
-    if block.crowd:
-        runs = [left * height + top, *[down, height - down] * across]
-        runs[-1] = height * width - sum(runs[:-1])
-        outline = {"size": [height, width], "counts": runs}
-    return {
-        "id": number,
-        "category_id": (3, 7)[block.label],
-        "bbox": list(block.box),
-        "area": across * down,
-        "iscrowd": int(block.crowd),
-        "segmentation": outline,
-    }
-
-
-@pytest.fixture(scope="session")
-def blocks(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """These in COCO's layout, with outlines."""
-    root = tmp_path_factory.mktemp("blocks")
-    (root / "annotations").mkdir()
-    for split, scenes_of_split in scenes.items():
-        (root / f"{split}2017").mkdir()
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for i, (pixels, there) in enumerate(scenes_of_split):
-            name, (height, width, _) = f"{i:02d}.png", pixels.shape
-            Image.fromarray(pixels).save(root / f"{split}2017" / name)
-            images.append({"id": 10 + i, "file_name": name, "width": width, "height": height})
-            for block in there:
-                one = annotation(len(annotations) + 1, block, height, width)
-                annotations.append({**one, "image_id": 10 + i})
-        categories = [{"id": 3, "name": "green"}, {"id": 7, "name": "blue"}]
-        document = {"images": images, "annotations": annotations, "categories": categories}
-        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(document))
-    return root
-
-
-@pytest.fixture(scope="session")
-def tagged(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same images with the colors of their blocks as labels, in SPLIT.csv; some have none."""
-    root = tmp_path_factory.mktemp("tagged")
-    for split, images in scenes.items():
-        (root / split).mkdir()
-        lines = ["image,labels"]
-        for i, (pixels, there) in enumerate(images):
-            Image.fromarray(pixels).save(root / split / f"{i:02d}.png")
-            names = {("green", "blue")[block.label] for block in there if not block.crowd}
-            lines.append(f"{i:02d}.png,{' '.join(sorted(names))}")
-        (root / f"{split}.csv").write_text("\n".join(lines) + "\n")
-    return root
-
-
-@pytest.fixture
-def configure_multilabel(tagged: Path) -> Configure:
-    """Make a tiny multi-label run's configuration; keywords are sections with the fields that differ."""
-
-    def make(**sections: Any) -> TrainConfig:
-        plain: dict[str, Any] = {
-            "task": "multilabel",
-            "model": {"name": "poolformer_n", "overrides": TINY},
-            "data": {
-                "root": str(tagged), "image_size": 32, "batch_size": 6, "eval_batch_size": 4, "workers": 0,
-            },
-            "augment": {"auto_augment": None, "mixup": 0.0, "cutmix": 0.0, "scale": [0.5, 1.0]},
-            "optim": {"lr": 3e-3},
-            "schedule": {"epochs": 2, "warmup_epochs": 0, "min_lr": 0.0},
-            "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "keep": 100},
-        }  # fmt: skip
-        return changed(plain, sections)
-
-    return make
-
-
-def detect_plain(root: Path) -> dict[str, Any]:
-    """A tiny detection run's configuration."""
-    return {
-        "task": "detect",
-        "model": {"name": "poolformer_n", "overrides": TINY},
-        "data": {"root": str(root), "batch_size": 6, "workers": 0},
-        "augment": {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0},
-        "detect": {
-            "head": "mask_rcnn",
-            "fpn_dim": 16,
-            "box_fc_dim": 32,
-            "roi_batch_size": 32,
-            "anchor_scale": 4.0,
-            "max_detections": 20,
-            "long_side": None,
-        },
-        "optim": {"lr": 1e-2},
-        "schedule": {"steps": 2, "warmup_steps": 0, "min_lr": 0.0},
-        "evaluate": {"every_steps": 2},
-        "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "keep": 100},
-    }
-
-
-@pytest.fixture
-def configure_detect(blocks: Path) -> Configure:
-    """Make a tiny detection run's configuration; keywords are sections with the fields that differ."""
-
-    def make(**sections: Any) -> TrainConfig:
-        return changed(detect_plain(blocks), sections)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def detect_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of Mask R-CNN that finds green and blue blocks; not to be changed."""
-    plan = {
-        "optim": {"lr": 5e-3, "clip": 1.0},
-        "schedule": {"steps": 80, "warmup_steps": 5},
-        "evaluate": {"every_steps": 40},
-    }
-    torch.set_num_threads(1)
-    return train(changed(detect_plain(blocks), plan), tmp_path_factory.mktemp("detect") / "run").run
-
-
-@pytest.fixture
-def digest() -> Callable[[Path], dict[str, Any]]:
-    """Every tensor of a checkpoint directory, by file and name."""
-    from safetensors.torch import load_file
-
-    def read(directory: Path) -> dict[str, Any]:
-        return {
-            f"{file.name}:{name}": tensor.clone()  # the file stays mapped
-            for file in sorted(directory.glob("*.safetensors"))
-            for name, tensor in load_file(file).items()
-        }
-
-    return read
-
-
-@pytest.fixture
-def bad_pets(pets: Path, tmp_path: Path) -> Path:
-    """The same with one empty file among the validation images."""
-    root = tmp_path / "pets"
-    shutil.copytree(pets, root)
-    (root / "val" / "bee" / "1.png").write_bytes(b"")
-    return root
-
-
-@pytest.fixture
-def segmented(tmp_path: Path) -> Callable[..., Prediction]:
-    """Make an image file and its segmentation into three classes: left, middle and right."""
-
-    def make(
-        name: str = "a/x.jpg", size: tuple[int, int] = (12, 8), gray: int = 120, **fields: Any
-    ) -> Prediction:
-        file, (width, height) = tmp_path / "photos" / name, size
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.new("RGB", size, (gray, gray, gray))
-        image.save(file)
-        label_map = np.repeat((np.arange(width) * 3 // width).astype(np.uint8)[None], height, axis=0)
-        colors = ((0, 0, 0), (200, 40, 40), (40, 40, 200))
-        return Prediction(Segmentation(str(file), label_map, ("sky", "é, b", "<i>"), colors), image, **fields)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small demo data of every task: each digit once; not to be changed."""
-    root = tmp_path_factory.mktemp("data") / "demo"
-    write_demo_data(root, copies=1, scenes=(8, 4), progress=False)
-    return root
-
-
-@pytest.fixture
-def noise_pets(tmp_path: Path) -> Path:
-    """Three classes of four images, in train and val."""
-    draw = np.random.RandomState(0)
-    for split in ("train", "val"):
-        for name in ("ant", "bee", "cat"):
-            folder = tmp_path / "pets" / split / name
-            folder.mkdir(parents=True)
-            for i in range(4):
-                pixels = draw.randint(0, 256, (40 + 3 * i, 50, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return tmp_path / "pets"
-
-
-Write = Callable[[str, object], Path]
+    Args:
+        root: the data set.
+        split: name of the image folder, such as `val2017`.
+        scenes: the images.
+        categories: ids by name, in the order of the blocks' labels.
+        ids: id of each image.
+        name: format of the file names, of index `i` and `id`.
+        fields: replace those of every annotation.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for i, (pixels, blocks) in enumerate(scenes):
+        file_name, (height, width, _) = name.format(i=i, id=ids[i]), pixels.shape
+        save_image(root / split / file_name, pixels)
+        images.append({"id": ids[i], "file_name": file_name, "width": width, "height": height})
+        for label, box, crowd, mask in blocks:
+            left, top, across, down = mask or box
+            right, bottom = left + across, top + down
+            outline: Any = [[left, top, right, top, right, bottom, left, bottom]]
+            if crowd:
+                runs = [left * height + top, *[down, height - down] * across][:-1]
+                rest = height * width - sum(runs)
+                outline = {"size": [height, width], "counts": [*runs, rest] if rest else runs}
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": ids[i],
+                "category_id": list(categories.values())[label],
+                "bbox": list(box),
+                "area": box[2] * box[3],
+                "iscrowd": int(crowd),
+                "segmentation": outline,
+            }
+            annotations.append({**annotation, **fields})
+    rows = [{"id": number, "name": category} for category, number in categories.items()]
+    file = root / "annotations" / f"instances_{split}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": rows}))
+    return file
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write a file below `data`: an array as PNG (three axes) or label map (two), text as it is."""
+    """Write a file below `data`: an array as an image or label map, text and bytes unchanged."""
 
     def put(name: str, content: object) -> Path:
         path = tmp_path / "data" / name
@@ -359,107 +194,146 @@ def write(tmp_path: Path) -> Write:
             path.write_bytes(content)
         else:
             assert isinstance(content, np.ndarray)
-            Image.fromarray(content).save(path)
+            save_image(path, content)
         return path
 
     return put
 
 
+# Image folders
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Image folder of three classes that differ in color: 8 training and 5 validation images each; shared."""
+    return write_image_folder(tmp_path_factory.mktemp("pets"), {"train": 8, "val": 5})
+
+
+@pytest.fixture
+def own_pets(tmp_path: Path) -> Path:
+    """Image folder of three classes of noise: 4 images each, of 40 to 49 × 50 pixels; a test's own."""
+    counts = {"train": 4, "val": 4}
+    return write_image_folder(tmp_path / "pets", counts, lambda i: (40 + 3 * i, 50), 256, lambda i: 0)
+
+
+@pytest.fixture
+def bad_pets(pets: Path, tmp_path: Path) -> Path:
+    """`pets` with an empty file among the validation images; a test's own."""
+    root = shutil.copytree(pets, tmp_path / "pets")
+    (root / "val" / "bee" / "1.png").write_bytes(b"")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ImageFolder:
+    """Seven images of three classes, each of a gray that gives class and number; a test's own."""
+    for label, (name, count) in enumerate(zip(CLASSES, (3, 2, 2), strict=True)):
+        for i in range(count):
+            gray = np.full((8, 8, 3), 80 * label + 20 * i, dtype=np.uint8)
+            save_image(tmp_path / "val" / name / f"{name}{i}.png", gray)
+    return ImageFolder(tmp_path, "val")
+
+
+# Images with label maps
+
+
+@pytest.fixture(scope="session")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images with a green or blue square, 12 and 5, in ADE20K's layout; shared."""
+    random = np.random.RandomState(1)
+    pairs = {
+        split: [square_pair(i, random, (36 + i, 44), 120, (20, 24), 130) for i in range(count)]
+        for split, count in (("training", 12), ("validation", 5))
+    }
+    return write_ade20k(tmp_path_factory.mktemp("patches"), pairs, ("green", "blue"))
+
+
 @pytest.fixture
 def labeled(write: Write, tmp_path: Path) -> Path:
-    """Four images to learn from and two held out, of sky, grass and road, in plain folders."""
-    draw = np.random.RandomState(0)
+    """Four training and two validation images of sky, grass and road, in plain folders; a test's own."""
+    random = np.random.RandomState(0)
     for split, count in (("train", 4), ("val", 2)):
         for i in range(count):
-            write(f"images/{split}/{i}.png", draw.randint(0, 256, (20 + i, 24, 3), dtype=np.uint8))
-            labels = draw.randint(0, 3, (20 + i, 24)).astype(np.uint8)
+            write(f"images/{split}/{i}.png", random.randint(0, 256, (20 + i, 24, 3), dtype=np.uint8))
+            labels = random.randint(0, 3, (20 + i, 24)).astype(np.uint8)
             labels[:3] = 255
             write(f"annotations/{split}/{i}.png", labels)
     write("classes.txt", "sky\ngrass\nroad\n")
     return tmp_path / "data"
 
 
+# Images with objects
+
+
+def block_scene(i: int, random: np.random.RandomState) -> Scene:
+    """An image with a green block, a blue one, both or none; the fifth, a wide one, also has a crowd."""
+    height, width = (44, 36 + i) if i % 3 == 2 else (36 + i, 44)
+    pixels = random.randint(0, 120, (height, width, 3), dtype=np.uint8)
+    blocks = []
+    for label in ((0,), (1,), (0, 1), ())[i % 4]:
+        left, top = random.randint(18 * label, 18 * label + 4), random.randint(14 * label, 14 * label + 4)
+        pixels[top : top + 16, left : left + 14, 1 + label] += 130
+        blocks.append(Block(label, (left, top, 14, 16)))
+    return pixels, [*blocks, Block(0, (26, 0, 10, 10), crowd=True)] if i == 4 else blocks
+
+
+@pytest.fixture(scope="session")
+def scenes() -> dict[str, list[Scene]]:
+    """Images of green and blue blocks by split, 12 and 6."""
+    random = np.random.RandomState(2)
+    counts = {"train": 12, "val": 6}
+    return {split: [block_scene(i, random) for i in range(count)] for split, count in counts.items()}
+
+
+@pytest.fixture(scope="session")
+def blocks(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`scenes` in COCO's layout; shared."""
+    root = tmp_path_factory.mktemp("blocks")
+    for split, content in scenes.items():
+        write_coco(root, f"{split}2017", content, {"green": 3, "blue": 7}, range(10, 10 + len(content)))
+    return root
+
+
+def write_tags(root: Path, split: str, images: Sequence[tuple[Pixels, Sequence[str]]]) -> None:
+    """Images with any number of labels each, in a CSV."""
+    lines = ["image,labels"]
+    for i, (pixels, names) in enumerate(images):
+        save_image(root / split / f"{i:02d}.png", pixels)
+        lines.append(f"{i:02d}.png,{' '.join(names)}")
+    (root / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def tagged(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`scenes` with the colors of their blocks as labels in a CSV; some have none; shared."""
+    root = tmp_path_factory.mktemp("tagged")
+    for split, content in scenes.items():
+        images = []
+        for pixels, blocks in content:
+            names = {("green", "blue")[block.label] for block in blocks if not block.crowd}
+            images.append((pixels, sorted(names)))
+        write_tags(root, split, images)
+    return root
+
+
 @pytest.fixture
-def objects(write: Write, tmp_path: Path) -> Path:
-    """Five images of many sizes in COCO's layout; the third holds nothing, the fourth a crowd."""
-    draw = np.random.RandomState(0)
-    images, annotations = [], []
-    for number, (width, height) in enumerate([(24, 16), (16, 24), (20, 20), (40, 10), (30, 21)], start=1):
-        write(f"train2017/{number}.png", draw.randint(0, 256, (height, width, 3), dtype=np.uint8))
-        images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
-        for left in (1, 8) if number != 3 else ():
-            crowd = number == 4 and left == 8
-            runs = [width * height - height, height]  # the last column
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": 3 if left == 1 else 7,
-                    "bbox": [left, 2, 5, 6],
-                    "area": 30,
-                    "iscrowd": int(crowd),
-                    "segmentation": {"size": [height, width], "counts": runs}
-                    if crowd
-                    else [[left, 2, left + 5, 2, left + 5, 8, left, 8]],
-                }
-            )
-    categories = [{"id": 3, "name": "ant"}, {"id": 7, "name": "bee"}]
-    document = {"images": images, "annotations": annotations, "categories": categories}
-    write("annotations/instances_train2017.json", json.dumps(document))
+def objects(tmp_path: Path) -> Path:
+    """Five images of many sizes in COCO's layout, the third empty, the fourth with a crowd; a test's own."""
+    random, sizes = np.random.RandomState(0), [(24, 16), (16, 24), (20, 20), (40, 10), (30, 21)]
+    scenes: list[Scene] = []
+    for i, (width, height) in enumerate(sizes):
+        last_column = (width - 1, 0, 1, height) if i == 3 else None
+        blocks = [Block(0, (1, 2, 5, 6)), Block(1, (8, 2, 5, 6), i == 3, last_column)] if i != 2 else []
+        scenes.append((random.randint(0, 256, (height, width, 3), dtype=np.uint8), blocks))
+    write_coco(tmp_path / "data", "train2017", scenes, {"ant": 3, "bee": 7}, range(1, 6), "{id}.png")
     return tmp_path / "data"
 
 
-@pytest.fixture
-def spotted(tmp_path: Path) -> Callable[..., Prediction]:
-    """Make a gray image file with two objects in it, left and right, masks their upper halves."""
-
-    def make(
-        name: str = "a/x.jpg", size: tuple[int, int] = (400, 300), masks: bool = True, **fields: Any
-    ) -> Prediction:
-        file, (width, height) = tmp_path / "photos" / name, size
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.new("RGB", size, (100, 100, 100))
-        image.save(file)
-        boxes = (
-            np.array([[0.1, 0.2, 0.4, 0.8], [0.6, 0.2, 0.9, 0.8]]) * [width, height, width, height]
-        ).round()
-        drawn = np.zeros((2, height, width), bool)
-        for place, (left, top, right, bottom) in zip(drawn, boxes.astype(int).tolist(), strict=True):
-            place[top : (top + bottom) // 2, left:right] = True
-        objects = DetectedObjects(
-            str(file),
-            size,
-            boxes.astype(np.float32),
-            np.array([0.875, 0.5], np.float32),
-            np.array([1, 0]),
-            ("é, b", "<i>"),
-            ((200, 40, 40), (40, 40, 200)),
-            tuple(encode(place) for place in drawn) if masks else None,
-        )
-        return Prediction(objects, image, **fields)
-
-    return make
-
-
-Rectangles = Callable[..., DetectionFolder]
-
-
 SIZES = [(40, 30), (64, 64), (1, 1), (33, 70), (50, 20), (31, 31), (90, 41)]
-
-
+"""Width and height of the images of `rectangles`."""
 NOTHING = (3, 5)
-"""Images without objects."""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> ImageFolder:
-    """Seven images of three classes, each of one gray that tells its class and number."""
-    for label, (name, count) in enumerate((("ant", 3), ("bee", 2), ("cat", 2))):
-        (tmp_path / "val" / name).mkdir(parents=True)
-        for i in range(count):
-            gray = np.full((8, 8, 3), 80 * label + 20 * i, dtype=np.uint8)
-            Image.fromarray(gray).save(tmp_path / "val" / name / f"{name}{i}.png")
-    return ImageFolder(tmp_path, "val")
+"""Those without objects."""
+Rectangles = Callable[..., DetectionFolder]
 
 
 def boxes_of(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
@@ -473,60 +347,118 @@ def boxes_of(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     ]
 
 
-def torchvision_state(model: Detector) -> dict[str, Tensor]:
-    """A detector's tensors shaped as in torchvision's arithmetic: a box of the background, P6 made of P5."""
-    state, fpn_dim = dict(model.state_dict()), model.config.fpn_dim
-    if isinstance(model, RetinaNet):
-        state["neck.extra.p6.weight"] = state["neck.extra.p6.weight"].new_zeros(fpn_dim, fpn_dim, 3, 3)
-    else:
-        for part in ("weight", "bias"):
-            name = f"box_predictor.bbox_pred.{part}"
-            state[name] = torch.cat([state[name][:4], state[name]])
-    return state
-
-
 @pytest.fixture
 def rectangles(tmp_path: Path) -> Rectangles:
     """Write images with a red and a green rectangle, some with none, one of one pixel."""
 
     def put(classes: int = 2, nothing: Sequence[int] = NOTHING, **fields: Any) -> DetectionFolder:
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        (tmp_path / "val2017").mkdir()
-        (tmp_path / "annotations").mkdir()
+        scenes: list[Scene] = []
         for i, size in enumerate(SIZES):
             pixels = np.full((size[1], size[0], 3), (40, 40, 30 * i), np.uint8)
-            images.append({"id": 100 - i, "file_name": f"{i}.png", "width": size[0], "height": size[1]})
-            for label, box in enumerate([] if i in nothing else boxes_of(size)[:classes]):
-                left, top, width, height = box
-                right, bottom = left + width, top + height
-                pixels[top:bottom, left:right, label] = 250
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": 100 - i,
-                        "category_id": 5 + label,
-                        "bbox": box,
-                        "area": width * height,
-                        "iscrowd": 0,
-                        "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
-                        **fields,
-                    }
-                )
-            Image.fromarray(pixels).save(tmp_path / "val2017" / f"{i}.png")
-        categories = [{"id": 5, "name": "red"}, {"id": 6, "name": "green"}][:classes]
-        document = {"images": images, "annotations": annotations, "categories": categories}
-        (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(document))
+            boxes = [] if i in nothing else boxes_of(size)[:classes]
+            for label, (left, top, width, height) in enumerate(boxes):
+                pixels[top : top + height, left : left + width, label] = 250
+            scenes.append((pixels, [Block(label, box) for label, box in enumerate(boxes)]))
+        categories = dict(list({"red": 5, "green": 6}.items())[:classes])
+        write_coco(tmp_path, "val2017", scenes, categories, range(100, 93, -1), "{i}.png", **fields)
         return open_detection(tmp_path, "val", masks=True)
 
     return put
 
 
+# Demo data
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demo data of every task, `demo / TASK`: each digit once; shared."""
+    root = tmp_path_factory.mktemp("data") / "demo"
+    write_demo_data(root, copies=1, scenes=(8, 4), progress=False)
+    return root
+
+
+# Configurations and runs
+
+PLAIN = {"auto_augment": None, "mixup": 0.0, "cutmix": 0.0, "scale": [0.5, 1.0]}
+EPOCHS = {"epochs": 2, "warmup_epochs": 0, "min_lr": 0.0}
+OWN_SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "classify": {
+        "data": {"image_size": 32, "eval_batch_size": 4},
+        "augment": PLAIN,
+        "loss": {"smoothing": 0.0},
+        "schedule": EPOCHS,
+    },
+    "multilabel": {"data": {"image_size": 32, "eval_batch_size": 4}, "augment": PLAIN, "schedule": EPOCHS},
+    "segment": {
+        "data": {"image_size": 32},
+        "augment": {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0},
+        "segment": {"fpn_dim": 16, "head_dim": 16, "resize": None, "reduce_zero_label": False},
+        "schedule": EPOCHS,
+    },
+    "detect": {
+        "augment": {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0},
+        "detect": {
+            "head": "mask_rcnn",
+            "fpn_dim": 16,
+            "box_fc_dim": 32,
+            "roi_batch_size": 32,
+            "anchor_scale": 4.0,
+            "max_detections": 20,
+            "long_side": None,
+        },
+        "optim": {"lr": 1e-2},
+        "schedule": {"steps": 2, "warmup_steps": 0, "min_lr": 0.0},
+        "evaluate": {"every_steps": 2},
+    },
+}
+"""What the tiny runs of each task add to the sections of all."""
+
+
+def changed(plain: dict[str, Any], *changes: dict[str, Any]) -> TrainConfig:
+    """A configuration with some fields changed, section by section."""
+    for sections in changes:
+        for name, fields in sections.items():
+            if isinstance(fields, dict):
+                plain.setdefault(name, {}).update(fields)
+            else:
+                plain[name] = fields
+    return from_dict(TrainConfig, plain)
+
+
+def tiny_config(task: str, root: Path, **sections: Any) -> TrainConfig:
+    """Configuration of a run of a few steps; keywords are sections with the fields that differ."""
+    plain: dict[str, Any] = {
+        "task": task,
+        "model": {"name": "poolformer_n", "overrides": TINY},
+        "data": {"root": str(root), "batch_size": 6, "workers": 0},
+        "optim": {"lr": 3e-3},
+        "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "keep": 100},
+    }
+    return changed(plain, OWN_SECTIONS[task], sections)
+
+
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache directory that downloads would have filled."""
-    monkeypatch.setenv("METAFORMER_HOME", str(tmp_path))
-    return tmp_path / "weights"
+def configure(pets: Path) -> Configure:
+    """Configuration of a tiny classification run; see `tiny_config`."""
+    return partial(tiny_config, "classify", pets)
+
+
+@pytest.fixture
+def configure_multilabel(tagged: Path) -> Configure:
+    """Configuration of a tiny multi-label run; see `tiny_config`."""
+    return partial(tiny_config, "multilabel", tagged)
+
+
+@pytest.fixture
+def configure_segment(patches: Path) -> Configure:
+    """Configuration of a tiny segmentation run; see `tiny_config`."""
+    return partial(tiny_config, "segment", patches)
+
+
+@pytest.fixture
+def configure_detect(blocks: Path) -> Configure:
+    """Configuration of a tiny detection run; see `tiny_config`."""
+    return partial(tiny_config, "detect", blocks)
 
 
 def build_task(config: TrainConfig, world: World | None = None) -> Task:
@@ -551,7 +483,7 @@ def demo_config(task: str, root: Path, **sections: Any) -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def untrained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint of each task with random weights."""
+    """A checkpoint of each task with random weights; shared."""
     directories = {}
     for name in TASKS:
         config = demo_config(name, demo)
@@ -559,6 +491,113 @@ def untrained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         state = {"card": task.card(), "config": to_dict(config)}
         write_checkpoint(directories[name], {"model": task.model.state_dict()}, state)
     return directories
+
+
+@pytest.fixture(scope="session")
+def detect_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of Mask R-CNN that finds green and blue blocks; shared."""
+    config = tiny_config(
+        "detect",
+        blocks,
+        optim={"lr": 5e-3, "clip": 1.0},
+        schedule={"steps": 80, "warmup_steps": 5},
+        evaluate={"every_steps": 40},
+    )
+    torch.set_num_threads(1)
+    return train(config, tmp_path_factory.mktemp("detect") / "run").run
+
+
+@pytest.fixture
+def digest() -> Callable[[Path], dict[str, Any]]:
+    """Every tensor of a checkpoint directory, by file and name."""
+    from safetensors.torch import load_file
+
+    def read(directory: Path) -> dict[str, Any]:
+        return {
+            f"{file.name}:{name}": tensor.clone()  # the file stays mapped
+            for file in sorted(directory.glob("*.safetensors"))
+            for name, tensor in load_file(file).items()
+        }
+
+    return read
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache directory of downloaded weights."""
+    monkeypatch.setenv("METAFORMER_HOME", str(tmp_path))
+    return tmp_path / "weights"
+
+
+def torchvision_state(model: Detector) -> dict[str, Tensor]:
+    """A detector's tensors shaped as in torchvision's arithmetic: a box of the background, P6 made of P5."""
+    state, fpn_dim = dict(model.state_dict()), model.config.fpn_dim
+    if isinstance(model, RetinaNet):
+        state["neck.extra.p6.weight"] = state["neck.extra.p6.weight"].new_zeros(fpn_dim, fpn_dim, 3, 3)
+    else:
+        for part in ("weight", "bias"):
+            name = f"box_predictor.bbox_pred.{part}"
+            state[name] = torch.cat([state[name][:4], state[name]])
+    return state
+
+
+# Predictions
+
+COLORS = ((0, 0, 0), (200, 40, 40), (40, 40, 200))
+
+
+def gray_photo(file: Path, size: tuple[int, int], gray: int) -> Image.Image:
+    """A gray image, which is also written to a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, (gray, gray, gray))
+    image.save(file)
+    return image
+
+
+@pytest.fixture
+def segmented(tmp_path: Path) -> Callable[..., Prediction]:
+    """Segmentation of a gray image file into three classes: left, middle and right."""
+
+    def make(
+        name: str = "a/x.jpg", size: tuple[int, int] = (12, 8), gray: int = 120, **fields: Any
+    ) -> Prediction:
+        file, (width, height) = tmp_path / "photos" / name, size
+        label_map = np.repeat((np.arange(width) * 3 // width).astype(np.uint8)[None], height, axis=0)
+        result = Segmentation(str(file), label_map, ("sky", "é, b", "<i>"), COLORS)
+        return Prediction(result, gray_photo(file, size, gray), **fields)
+
+    return make
+
+
+@pytest.fixture
+def spotted(tmp_path: Path) -> Callable[..., Prediction]:
+    """Detection of two objects in a gray image file, left and right; their masks are the upper halves."""
+
+    def make(
+        name: str = "a/x.jpg", size: tuple[int, int] = (400, 300), masks: bool = True, **fields: Any
+    ) -> Prediction:
+        file, (width, height) = tmp_path / "photos" / name, size
+        relative = np.array([[0.1, 0.2, 0.4, 0.8], [0.6, 0.2, 0.9, 0.8]])
+        boxes = (relative * [width, height, width, height]).round()
+        drawn = np.zeros((2, height, width), bool)
+        for mask, (left, top, right, bottom) in zip(drawn, boxes.astype(int).tolist(), strict=True):
+            mask[top : (top + bottom) // 2, left:right] = True
+        objects = DetectedObjects(
+            str(file),
+            size,
+            boxes.astype(np.float32),
+            np.array([0.875, 0.5], np.float32),
+            np.array([1, 0]),
+            ("é, b", "<i>"),
+            COLORS[1:],
+            tuple(encode(mask) for mask in drawn) if masks else None,
+        )
+        return Prediction(objects, gray_photo(file, size, 100), **fields)
+
+    return make
+
+
+# The command line
 
 
 class Parsed(Exception):

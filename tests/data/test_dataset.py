@@ -25,34 +25,34 @@ PIPELINES = {
 }
 
 
-def augmented(noise_pets: Path, seed: int = 0, **options: object) -> AugmentedDataset:
-    return AugmentedDataset(ImageFolder(noise_pets, "train"), train_transform(32, **options), seed)
+def augmented(own_pets: Path, seed: int = 0, **options: object) -> AugmentedDataset:
+    return AugmentedDataset(ImageFolder(own_pets, "train"), train_transform(32, **options), seed)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_a_sample_is_a_function_of_seed_and_place(noise_pets: Path, name: str) -> None:
-    data = augmented(noise_pets, **PIPELINES[name])
+def test_a_sample_is_a_function_of_seed_and_place(own_pets: Path, name: str) -> None:
+    data = augmented(own_pets, **PIPELINES[name])
     wanted = [Sample(epoch, index, repeat) for epoch in (0, 1) for index in (0, 7) for repeat in (0, 1)]
     first = {sample: data[sample][0] for sample in wanted}
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
-    again = augmented(noise_pets, **PIPELINES[name])
+    again = augmented(own_pets, **PIPELINES[name])
     for sample in reversed(wanted):
         assert torch.equal(again[sample][0], first[sample])
     tensors = list(first.values())
     for i, one in enumerate(tensors):
         assert not any(torch.equal(one, other) for other in tensors[:i])
-    other_seed = augmented(noise_pets, seed=1, **PIPELINES[name])
+    other_seed = augmented(own_pets, seed=1, **PIPELINES[name])
     assert not torch.equal(other_seed[wanted[0]][0], first[wanted[0]])
 
 
-def test_label_and_index_come_along(noise_pets: Path) -> None:
-    data = augmented(noise_pets)
+def test_label_and_index_come_along(own_pets: Path) -> None:
+    data = augmented(own_pets)
     assert len(data) == 12
     assert [data[Sample(0, i)][1:] for i in range(12)] == [(i // 4, i) for i in range(12)]
 
 
-def test_making_a_sample_leaves_the_runs_random_streams_alone(noise_pets: Path) -> None:
-    data = augmented(noise_pets)
+def test_making_a_sample_leaves_the_runs_random_streams_alone(own_pets: Path) -> None:
+    data = augmented(own_pets)
 
     def draws() -> tuple[float, float, float]:
         return random.random(), np.random.rand(), torch.rand(()).item()
@@ -75,7 +75,7 @@ def test_seeded_is_pure_and_reaches_all_three() -> None:
     assert all(a != b for a, b in zip(draws(1), draws(1 + (1 << 40)), strict=True))
 
 
-def test_streams_come_back_after_an_error(noise_pets: Path) -> None:
+def test_streams_come_back_after_an_error(own_pets: Path) -> None:
     torch.manual_seed(0)
     expected = torch.rand(())
     torch.manual_seed(0)
@@ -84,11 +84,11 @@ def test_streams_come_back_after_an_error(noise_pets: Path) -> None:
     assert torch.equal(torch.rand(()), expected)
 
 
-def test_a_bad_image_is_named(noise_pets: Path) -> None:
-    bad = noise_pets / "train/bee/1.png"
+def test_a_bad_image_is_named(own_pets: Path) -> None:
+    bad = own_pets / "train/bee/1.png"
     bad.write_bytes(bad.read_bytes()[:300])
     with pytest.raises(BadImage, match=str(bad)):
-        augmented(noise_pets)[Sample(0, 5)]
+        augmented(own_pets)[Sample(0, 5)]
 
 
 def pairs(labeled: Path, seed: int = 0) -> SegmentationDataset:

@@ -27,8 +27,8 @@ from metaformer.tasks.segmentation.dataset import SegmentationDataset, open_segm
 from metaformer.tasks.segmentation.transforms import train_transform as segmentation_transform
 
 
-def loader(noise_pets: Path, workers: int, **options: object) -> Loader:
-    data = AugmentedDataset(ImageFolder(noise_pets, "train"), train_transform(32, **options), seed=3)
+def loader(own_pets: Path, workers: int, **options: object) -> Loader:
+    data = AugmentedDataset(ImageFolder(own_pets, "train"), train_transform(32, **options), seed=3)
     return Loader(data, PureSampler(12, batch_size=4, seed=3, repeated_aug=2), workers=workers)
 
 
@@ -42,15 +42,15 @@ def epochs(loader: Loader) -> list[Batch]:
 
 
 @pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
-def test_batches_do_not_depend_on_the_workers(noise_pets: Path) -> None:
-    expected = epochs(loader(noise_pets, 0))
+def test_batches_do_not_depend_on_the_workers(own_pets: Path) -> None:
+    expected = epochs(loader(own_pets, 0))
     assert len(expected) == 6
     assert expected[0].images.shape == (4, 3, 32, 32)
     assert expected[0].labels.dtype == expected[0].indices.dtype == torch.int64
     for workers in (1, 2):
         random.seed(workers)
         torch.manual_seed(workers)
-        got = epochs(loader(noise_pets, workers))
+        got = epochs(loader(own_pets, workers))
         assert all(
             torch.equal(a, b)
             for one, other in zip(expected, got, strict=True)
@@ -63,8 +63,8 @@ def _is_handed_over_uncopied(items: list[SampleOrError]) -> bool:
     return isinstance(batch, Batch) and batch.images.is_shared()
 
 
-def test_workers_write_batches_where_the_main_process_reads_them(noise_pets: Path) -> None:
-    data = AugmentedDataset(ImageFolder(noise_pets, "val"), eval_transform(32))
+def test_workers_write_batches_where_the_main_process_reads_them(own_pets: Path) -> None:
+    data = AugmentedDataset(ImageFolder(own_pets, "val"), eval_transform(32))
     for workers in (0, 1):
         shared = DataLoader(
             data,
@@ -75,9 +75,9 @@ def test_workers_write_batches_where_the_main_process_reads_them(noise_pets: Pat
         assert list(shared) == [workers > 0] * 3
 
 
-def test_a_run_can_go_on_with_another_number_of_workers(noise_pets: Path) -> None:
-    expected = epochs(loader(noise_pets, 2))
-    rest = loader(noise_pets, 0)
+def test_a_run_can_go_on_with_another_number_of_workers(own_pets: Path) -> None:
+    expected = epochs(loader(own_pets, 2))
+    rest = loader(own_pets, 0)
     assert isinstance(rest.sampler, PureSampler)
     rest.sampler.seek(1, 1)
     assert len(rest) == 2
@@ -85,8 +85,8 @@ def test_a_run_can_go_on_with_another_number_of_workers(noise_pets: Path) -> Non
         assert torch.equal(one.images, other.images) and torch.equal(one.indices, other.indices)
 
 
-def test_iterating_draws_nothing_from_the_run(noise_pets: Path) -> None:
-    batches = loader(noise_pets, 1)
+def test_iterating_draws_nothing_from_the_run(own_pets: Path) -> None:
+    batches = loader(own_pets, 1)
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -94,16 +94,16 @@ def test_iterating_draws_nothing_from_the_run(noise_pets: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_views_stay_together(noise_pets: Path) -> None:
-    batch = next(iter(loader(noise_pets, 0, aug_splits=3)))
+def test_views_stay_together(own_pets: Path) -> None:
+    batch = next(iter(loader(own_pets, 0, aug_splits=3)))
     assert batch.images.shape == (4, 3, 3, 32, 32)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_bad_image_arrives_as_what_it_is(noise_pets: Path, workers: int) -> None:
-    bad = noise_pets / "val/bee/2.png"
+def test_a_bad_image_arrives_as_what_it_is(own_pets: Path, workers: int) -> None:
+    bad = own_pets / "val/bee/2.png"
     bad.write_bytes(b"no image")
-    data = AugmentedDataset(ImageFolder(noise_pets, "val"), eval_transform(32))
+    data = AugmentedDataset(ImageFolder(own_pets, "val"), eval_transform(32))
     batches = Loader(data, EvalSampler(12, batch_size=5), workers=workers)
     with pytest.raises(BadImage) as caught:
         list(batches)
@@ -144,8 +144,8 @@ class Buggy(ImageFolder):
 @pytest.mark.parametrize(
     "how", ["killed", "status 3", "status 0", "reads", "not enough memory", "not enough memory for it"]
 )
-def test_the_end_of_a_worker_is_told_with_its_image_in_bounded_time(noise_pets: Path, how: str) -> None:
-    source = Faulty(noise_pets, how)
+def test_the_end_of_a_worker_is_told_with_its_image_in_bounded_time(own_pets: Path, how: str) -> None:
+    source = Faulty(own_pets, how)
     batches = Loader(
         AugmentedDataset(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=1, timeout=2
     )
@@ -157,10 +157,10 @@ def test_the_end_of_a_worker_is_told_with_its_image_in_bounded_time(noise_pets: 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_images_are_left_out_where_that_is_wanted(noise_pets: Path, workers: int) -> None:
-    bad = noise_pets / "val/bee/2.png"
+def test_bad_images_are_left_out_where_that_is_wanted(own_pets: Path, workers: int) -> None:
+    bad = own_pets / "val/bee/2.png"
     bad.write_bytes(b"no image")
-    source = ImageFolder(noise_pets, "val")
+    source = ImageFolder(own_pets, "val")
     place = source.paths.index(bad)
     data = AugmentedDataset(source, eval_transform(32))
     batches = list(Loader(data, EvalSampler(12, batch_size=5), workers=workers, skip_bad=True))
@@ -170,31 +170,31 @@ def test_bad_images_are_left_out_where_that_is_wanted(noise_pets: Path, workers:
     assert left_out.index == place and left_out.reason.startswith(str(bad))
 
 
-def test_a_batch_of_bad_images_only_is_an_error(noise_pets: Path) -> None:
-    for file in (noise_pets / "val/bee").iterdir():
+def test_a_batch_of_bad_images_only_is_an_error(own_pets: Path) -> None:
+    for file in (own_pets / "val/bee").iterdir():
         file.write_bytes(b"")
-    data = AugmentedDataset(ImageFolder(noise_pets, "val"), eval_transform(32))
+    data = AugmentedDataset(ImageFolder(own_pets, "val"), eval_transform(32))
     with pytest.raises(DataError, match=r"none of the 2 images of a batch can be read; the first: .*bee"):
         list(Loader(data, EvalSampler(12, batch_size=2), skip_bad=True))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_wish_to_stop_ends_the_wait(noise_pets: Path, workers: int) -> None:
+def test_a_wish_to_stop_ends_the_wait(own_pets: Path, workers: int) -> None:
     asked: list[int] = []
 
     def stop() -> bool:
         asked.append(1)
         return len(asked) > 2
 
-    data = AugmentedDataset(Faulty(noise_pets, "reads"), eval_transform(32))
+    data = AugmentedDataset(Faulty(own_pets, "reads"), eval_transform(32))
     sampler = EvalSampler(7 if workers == 0 else 12, batch_size=1)
     with pytest.raises(Interrupted):
         list(Loader(data, sampler, workers=workers, stop=stop))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bug_is_told_with_its_image_and_where_it_is(noise_pets: Path, workers: int) -> None:
-    source = Buggy(noise_pets, "val")
+def test_a_bug_is_told_with_its_image_and_where_it_is(own_pets: Path, workers: int) -> None:
+    source = Buggy(own_pets, "val")
     with pytest.raises(DataError, match="RuntimeError while it was read or transformed: a bug") as caught:
         list(
             Loader(
@@ -205,17 +205,17 @@ def test_a_bug_is_told_with_its_image_and_where_it_is(noise_pets: Path, workers:
     assert "test_loader.py" in caught.value.__notes__[0]
 
 
-def test_workers_are_counted_from_zero_and_bounded_by_the_cores(noise_pets: Path) -> None:
+def test_workers_are_counted_from_zero_and_bounded_by_the_cores(own_pets: Path) -> None:
     with pytest.raises(ConfigError, match="workers is -1"):
-        loader(noise_pets, -1)
-    assert len(list(loader(noise_pets, 500))) == 3
+        loader(own_pets, -1)
+    assert len(list(loader(own_pets, 500))) == 3
 
 
 @pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_workers_leave_signals_to_the_main_process(noise_pets: Path, number: int) -> None:
+def test_workers_leave_signals_to_the_main_process(own_pets: Path, number: int) -> None:
     """A scheduler, `timeout` or Ctrl-C signals the whole process group."""
-    batches = loader(noise_pets, 2)
+    batches = loader(own_pets, 2)
     taken = iter(batches)
     first = next(taken)
     for worker in batches._loader._iterator._workers:
@@ -224,8 +224,8 @@ def test_workers_leave_signals_to_the_main_process(noise_pets: Path, number: int
     batches.close()
 
 
-def test_closing_ends_workers_that_hang(noise_pets: Path) -> None:
-    batches = loader(noise_pets, 1)
+def test_closing_ends_workers_that_hang(own_pets: Path) -> None:
+    batches = loader(own_pets, 1)
     next(iter(batches))
     worker = batches._loader._iterator._workers[0]
     os.kill(worker.pid, signal.SIGSTOP)
@@ -254,8 +254,8 @@ class Held(ImageFolder):
 
 
 @pytest.mark.timeout(60)
-def test_closing_asks_nothing_of_a_lock_that_a_killed_worker_may_hold(noise_pets: Path) -> None:
-    batches = loader(noise_pets, 1)
+def test_closing_asks_nothing_of_a_lock_that_a_killed_worker_may_hold(own_pets: Path) -> None:
+    batches = loader(own_pets, 1)
     next(iter(batches))
     event = batches._loader._iterator._workers_done_event  # type: ignore[union-attr]
     assert event._cond.acquire(timeout=10)  # a worker that asks whether it is done holds it for a moment
@@ -263,8 +263,8 @@ def test_closing_asks_nothing_of_a_lock_that_a_killed_worker_may_hold(noise_pets
     assert not batches._workers
 
 
-def test_a_worker_held_while_it_hands_over_a_batch_ends_the_wait(noise_pets: Path) -> None:
-    source = Held(noise_pets, "val")
+def test_a_worker_held_while_it_hands_over_a_batch_ends_the_wait(own_pets: Path) -> None:
+    source = Held(own_pets, "val")
     batches = Loader(
         AugmentedDataset(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=1, timeout=1
     )
@@ -287,9 +287,9 @@ def others_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ob
 
 
 def test_closing_is_no_death_for_another_loader_of_the_process(
-    noise_pets: Path, others_handler: Callable[..., object]
+    own_pets: Path, others_handler: Callable[..., object]
 ) -> None:
-    batches = loader(noise_pets, 1)
+    batches = loader(own_pets, 1)
     next(iter(batches))
     iterator = batches._loader._iterator
     shut_down, during = iterator._shutdown_workers, []  # type: ignore[union-attr]
@@ -304,9 +304,9 @@ def test_closing_is_no_death_for_another_loader_of_the_process(
 
 
 def test_a_death_is_told_with_a_name_beside_another_loader_too(
-    noise_pets: Path, others_handler: Callable[..., object]
+    own_pets: Path, others_handler: Callable[..., object]
 ) -> None:
-    taking = iter(batches := loader(noise_pets, 1))
+    taking = iter(batches := loader(own_pets, 1))
     next(taking)
     os.kill(batches._loader._iterator._workers[0].pid, signal.SIGKILL)  # type: ignore[union-attr]
     with pytest.raises(DataError, match=r"SIGKILL (at|after) .*\.png"):

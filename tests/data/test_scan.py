@@ -30,10 +30,10 @@ class Deadly:
         return Image.new("RGB", (index + 1, 3), (index % 256, 0, 0))
 
 
-def test_every_image_is_seen_once_and_in_order(noise_pets: Path) -> None:
-    folder = ImageFolder(noise_pets, "train")
-    (noise_pets / "train/bee/1.png").write_bytes(b"junk")
-    Image.open(noise_pets / "train/ant/0.png").save(noise_pets / "train/cat/3.bmp")
+def test_every_image_is_seen_once_and_in_order(own_pets: Path) -> None:
+    folder = ImageFolder(own_pets, "train")
+    (own_pets / "train/bee/1.png").write_bytes(b"junk")
+    Image.open(own_pets / "train/ant/0.png").save(own_pets / "train/cat/3.bmp")
     for workers in (1, 3):
         seen = scan(folder, workers=workers, progress=False)
         assert [one.index for one in seen] == list(range(12))
@@ -43,9 +43,9 @@ def test_every_image_is_seen_once_and_in_order(noise_pets: Path) -> None:
         assert len({one.digest for one in seen}) == 12
 
 
-def test_the_digest_is_that_of_the_pixels(noise_pets: Path) -> None:
-    Image.open(noise_pets / "train/ant/0.png").save(noise_pets / "train/cat/9.bmp")
-    seen = scan(ImageFolder(noise_pets, "train"), progress=False)
+def test_the_digest_is_that_of_the_pixels(own_pets: Path) -> None:
+    Image.open(own_pets / "train/ant/0.png").save(own_pets / "train/cat/9.bmp")
+    seen = scan(ImageFolder(own_pets, "train"), progress=False)
     assert seen[0].digest == seen[12].digest
 
 
@@ -67,8 +67,8 @@ def test_some_images_can_be_looked_at_otherwise() -> None:
     assert all((one.width, one.height) == (one.index + 1, 0) for one in seen[1:])
 
 
-def test_progress_is_shown(noise_pets: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    scan(ImageFolder(noise_pets, "train"), workers=1, label="train")
+def test_progress_is_shown(own_pets: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    scan(ImageFolder(own_pets, "train"), workers=1, label="train")
     assert "train: 100%" in capfd.readouterr().err
 
 

@@ -15,13 +15,13 @@ from metaformer.errors import DataError
 from metaformer.tasks.classification.transforms import train_transform
 
 
-def test_each_kind_is_recognized(noise_pets: Path, tmp_path: Path) -> None:
+def test_each_kind_is_recognized(own_pets: Path, tmp_path: Path) -> None:
     for kind, made in (("parquet", ParquetImages), ("tar", TarImages)):
-        write_shards(noise_pets, tmp_path / kind, kind=kind, workers=1, progress=False)
+        write_shards(own_pets, tmp_path / kind, kind=kind, workers=1, progress=False)
         assert isinstance(open_split(tmp_path / kind, "train"), made)
         assert isinstance(open_split(f"file://{tmp_path / kind}", "train"), made)
-    assert isinstance(open_split(noise_pets, "train"), ImageFolder)
-    assert open_split(noise_pets, "train", ["cat", "bee", "ant"]).classes == ("cat", "bee", "ant")
+    assert isinstance(open_split(own_pets, "train"), ImageFolder)
+    assert open_split(own_pets, "train", ["cat", "bee", "ant"]).classes == ("cat", "bee", "ant")
 
 
 def test_places_without_data_are_told(tmp_path: Path) -> None:
@@ -33,10 +33,8 @@ def test_places_without_data_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_on_parquet_is_training_on_the_folder(
-    workers: int, noise_pets: Path, tmp_path: Path
-) -> None:
-    write_shards(noise_pets, tmp_path / "out", shard_size=0.02, workers=1, progress=False)
+def test_training_on_parquet_is_training_on_the_folder(workers: int, own_pets: Path, tmp_path: Path) -> None:
+    write_shards(own_pets, tmp_path / "out", shard_size=0.02, workers=1, progress=False)
 
     def batches(root: Path, workers: int) -> list[torch.Tensor]:
         data = AugmentedDataset(open_split(root, "train"), train_transform(32), seed=3)
@@ -47,5 +45,5 @@ def test_training_on_parquet_is_training_on_the_folder(
             found += [part for batch in Loader(data, sampler, workers=workers) for part in batch[:3]]
         return found
 
-    expected, got = batches(noise_pets, 0), batches(tmp_path / "out", workers)
+    expected, got = batches(own_pets, 0), batches(tmp_path / "out", workers)
     assert len(expected) == 12 and all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from faults.case import Case
+from faults.case import COMMON, Case
 from faults.run import Run
 from metaformer.errors import WeightsError
 from metaformer.factory import create_model
@@ -73,7 +73,7 @@ def test_prefixes_of_wrappers_are_no_other_model(prefix: str, tmp_path: Path, ta
 def test_a_run_of_another_model_is_not_gone_on_with(
     case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally
 ) -> None:
-    overrides = case.config["model"]["overrides"]
+    overrides = COMMON["model"]["overrides"]
     model = (
         {"overrides": {**overrides, "dims": [64, 128, 192, 128]}},
         {"overrides": {**overrides, "depths": [1, 2, 1, 1]}},

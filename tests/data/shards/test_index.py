@@ -40,9 +40,9 @@ def test_shards_of_others_are_found_by_their_names(names: list[str], tmp_path: P
     assert find_shards(tmp_path, "test") is None
 
 
-def test_an_image_folder_is_no_shards(noise_pets: Path) -> None:
-    assert find_shards(noise_pets, "train") is None
-    assert find_shards(noise_pets / "none", "train") is None
+def test_an_image_folder_is_no_shards(own_pets: Path) -> None:
+    assert find_shards(own_pets, "train") is None
+    assert find_shards(own_pets / "none", "train") is None
 
 
 def test_tar_files_may_have_a_list_of_classes(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ def table(root: Path, **columns: list[object]) -> Path:
 
 
 @pytest.fixture
-def shards(noise_pets: Path, tmp_path: Path) -> Path:
-    write_shards(noise_pets, tmp_path / "shards", shard_size=0.02, workers=1, progress=False)
+def shards(own_pets: Path, tmp_path: Path) -> Path:
+    write_shards(own_pets, tmp_path / "shards", shard_size=0.02, workers=1, progress=False)
     return tmp_path / "shards"
 
 
@@ -84,11 +84,11 @@ def test_object_storage_serves_as_well(shards: Path, memory: str) -> None:
     assert address.image(5).tobytes() == local.image(5).tobytes()
 
 
-def test_other_contents_under_the_same_name_are_read_anew(noise_pets: Path, tmp_path: Path) -> None:
+def test_other_contents_under_the_same_name_are_read_anew(own_pets: Path, tmp_path: Path) -> None:
     for value in (10, 200):
-        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(noise_pets / "train/ant/0.png")
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(own_pets / "train/ant/0.png")
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        write_shards(noise_pets, tmp_path / "out", workers=1, progress=False)
+        write_shards(own_pets, tmp_path / "out", workers=1, progress=False)
         assert opened(tmp_path / "out").image(0).getpixel((0, 0)) == (value,) * 3
 
 

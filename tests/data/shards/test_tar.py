@@ -37,8 +37,8 @@ def tar(file: Path, *members: tuple[str, bytes], mode: str = "w") -> Path:
 
 
 @pytest.fixture
-def shards(noise_pets: Path, tmp_path: Path) -> Path:
-    write_shards(noise_pets, tmp_path / "shards", kind="tar", shard_size=0.02, workers=1, progress=False)
+def shards(own_pets: Path, tmp_path: Path) -> Path:
+    write_shards(own_pets, tmp_path / "shards", kind="tar", shard_size=0.02, workers=1, progress=False)
     return tmp_path / "shards"
 
 
@@ -51,14 +51,14 @@ def place(request: pytest.FixtureRequest, shards: Path) -> Iterator[str]:
     fsspec.filesystem("memory").store.clear()
 
 
-def test_images_are_read_in_any_order_and_as_a_stream(place: str, noise_pets: Path) -> None:
+def test_images_are_read_in_any_order_and_as_a_stream(place: str, own_pets: Path) -> None:
     train = opened(place)
     assert train.classes == ("ant", "bee", "cat") and len(train) == len(train.paths) == 12
     streamed = [read for file in range(len(train.shards.files)) for read in train.stream(file)]
     assert [read.index for read in streamed] == list(range(12))
     for read in reversed(streamed):
         name = read.name.rpartition(": ")[2]
-        assert read.name == train.path(read.index) and read.data == (noise_pets / "train" / name).read_bytes()
+        assert read.name == train.path(read.index) and read.data == (own_pets / "train" / name).read_bytes()
         assert read.label == train.labels[read.index] == ("ant", "bee", "cat").index(name.partition("/")[0])
         with Image.open(io.BytesIO(read.data)) as image:
             assert train.image(read.index).tobytes() == image.tobytes()

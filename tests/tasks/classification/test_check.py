@@ -12,15 +12,15 @@ from metaformer.tasks.classification.check import check_data_set
 
 
 @pytest.fixture
-def own(noise_pets: Path) -> Path:
-    """The noise_pets, with other images to validate on than to train on."""
+def own(own_pets: Path) -> Path:
+    """The own_pets, with other images to validate on than to train on."""
     draw = np.random.RandomState(1)
-    for file in sorted((noise_pets / "val").rglob("*.png")):
+    for file in sorted((own_pets / "val").rglob("*.png")):
         Image.fromarray(draw.randint(0, 256, (30, 31, 3), dtype=np.uint8)).save(file)
     draw = np.random.RandomState(2)
-    for number, file in enumerate(sorted((noise_pets / "train").rglob("*.png"))):
+    for number, file in enumerate(sorted((own_pets / "train").rglob("*.png"))):
         Image.fromarray(draw.randint(0, 256, (40 + number, 50, 3), dtype=np.uint8)).save(file)
-    return noise_pets
+    return own_pets
 
 
 def found(report: CheckReport, grade: str) -> list[tuple[str, str]]:
