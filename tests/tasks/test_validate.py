@@ -4,7 +4,7 @@ import pytest
 
 from metaformer.distributed import World
 from metaformer.errors import BadImage
-from metaformer.tasks.validate import validate_splits
+from metaformer.tasks.check import validate_splits
 
 
 @pytest.mark.parametrize(("rank", "size"), [(0, 1), (0, 2), (1, 2)])

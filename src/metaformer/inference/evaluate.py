@@ -10,7 +10,8 @@ from metaformer.errors import ConfigError, UnknownName
 from metaformer.inference.model import load_model
 from metaformer.models.base import PRECISIONS
 from metaformer.tasks import TASKS
-from metaformer.tasks.base import LoadedModel, Report
+from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.outputs import Report
 
 COMMON = ("batch_size", "workers", "progress")
 """Keyword arguments that every task's builder takes; the others are options of the task."""

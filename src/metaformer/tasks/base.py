@@ -19,7 +19,7 @@ from metaformer.errors import ConfigError
 from metaformer.models.base import autocast
 from metaformer.report.page import TaskReport
 from metaformer.tasks.check import CheckReport
-from metaformer.tasks.outputs import Prediction
+from metaformer.tasks.outputs import Prediction, Report
 from metaformer.tasks.stream import ImageList
 
 Forward = Callable[..., Any]
@@ -47,19 +47,6 @@ class StepContext(NamedTuple):
     epoch: int
     part: int = 0
     """Which of the step's batches, over ranks and micro-batches."""
-
-
-class Report(Protocol):
-    """Result of an evaluation."""
-
-    @property
-    def metrics(self) -> dict[str, float]: ...
-
-    def to_dict(self) -> dict[str, Any]: ...
-
-    def text(self) -> str: ...
-
-    def save(self, path: str | Path) -> Path: ...
 
 
 class Evaluation(Protocol):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from metaformer.data.scan import ImageInfo
-from metaformer.errors import BadImage
+from metaformer.distributed import World, raise_on_all_ranks
+from metaformer.errors import BadImage, DataError
 
 L = TypeVar("L")
 S = TypeVar("S", bound="SplitSummary")
@@ -193,3 +194,23 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def validate_splits(world: World, check: Callable[..., None], *folders: tuple[Any, bool]) -> None:
+    """Validate the data of a run before training: each process checks its part, and all fail together.
+
+    Args:
+        world: the processes.
+        check: called with a folder, `part` (rank and size), `skip_bad` and `progress`.
+        folders: data, and whether training leaves out a few bad images of it.
+
+    Raises:
+        DataError: what the check found; ranks that found nothing raise RankError.
+    """
+    failure: DataError | None = None
+    try:
+        for folder, skip_bad in folders:
+            check(folder, part=(world.rank, world.size), skip_bad=skip_bad, progress=world.main)
+    except DataError as error:
+        failure = error
+    raise_on_all_ranks(failure)

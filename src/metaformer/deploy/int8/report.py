@@ -2,7 +2,6 @@
 
 from collections import deque
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from metaformer.tasks.base import Forward
 from metaformer.tasks.classification.evaluate import ClassificationEvaluation
 from metaformer.tasks.classification.results import ClassificationReport
-from metaformer.tasks.outputs import write_report
+from metaformer.tasks.outputs import Report
 
 PRINTED: Final = 6
 """Layers left in floating point that the text names; the JSON has all."""
@@ -30,7 +29,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class QuantizeReport:
+class QuantizeReport(Report):
     """Result of a quantization."""
 
     name: str
@@ -57,19 +56,16 @@ class QuantizeReport:
     rest: str
     """Type in which this machine computes them, and norms, activations and sums."""
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Top-1 of both networks."""
+        return {"float32_top1": self.float32.top1, "int8_top1": self.int8.top1}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
 
-    def save(self, path: str | Path) -> Path:
-        """Write `to_dict` as a JSON file.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        return write_report(self.to_dict(), path)
-
-    def text(self) -> str:
+    def text(self, rows: int = PRINTED) -> str:
         """The report as text."""
         formats = {
             "top-1": ("top1", ".2%", 1.0),

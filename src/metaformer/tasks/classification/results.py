@@ -1,13 +1,12 @@
 """Results of classification: predicted classes, and evaluation reports."""
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from metaformer.tasks.classification.metrics import ClassAccuracy
-from metaformer.tasks.outputs import confusion_values, write_report
+from metaformer.tasks.outputs import Report, class_table, confusion_values
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class ClassificationReport:
+class ClassificationReport(Report):
     """Evaluation of a classifier on a data set."""
 
     images: int
@@ -101,14 +100,6 @@ class ClassificationReport:
             values["real_images"] = self.real_images
         return {**values, **confusion_values(self.confusion)}
 
-    def save(self, path: str | Path) -> Path:
-        """Write `to_dict` as a JSON file.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        return write_report(self.to_dict(), path)
-
     def text(self, rows: int = 20) -> str:
         """Format the metrics and a table of the classes, weakest first."""
         lines = [
@@ -120,13 +111,9 @@ class ClassificationReport:
         if self.real is not None:
             lines.append(f"ReaL     {self.real:.2%} ({self.real_images} images)")
         weakest = sorted(self.per_class, key=lambda row: (row.accuracy, row.name))
-        width = max([5, *(len(row.name) for row in weakest[:rows])])
-        lines += ["", f"{'class':<{width}}  images  correct  accuracy  precision"]
-        lines += [
-            f"{row.name:<{width}}  {row.images:>6}  {row.correct:>7}  "
-            f"{row.accuracy:>8.2%}  {row.precision:>9.2%}"
-            for row in weakest[:rows]
+        table = [
+            (row.name, f"{row.images}", f"{row.correct}", f"{row.accuracy:.2%}", f"{row.precision:.2%}")
+            for row in weakest
         ]
-        if len(weakest) > rows:
-            lines.append(f"… and {len(weakest) - rows} classes that do better (all of them are in the JSON)")
-        return "\n".join(lines)
+        columns = ("class", "images", "correct", "accuracy", "precision")
+        return "\n".join([*lines, "", *class_table(columns, table, rows)])

@@ -1,26 +1,13 @@
 """Class predictions to files: JSON lines, CSV, drawn images."""
 
-import csv
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from metaformer.storage import atomic_text
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.classification.draw import annotate
 from metaformer.tasks.classification.results import Classification
-from metaformer.tasks.outputs import (
-    LINES,
-    Output,
-    Prediction,
-    Writer,
-    drawn_output,
-    jsonl_writer,
-    write_outputs,
-)
+from metaformer.tasks.outputs import Prediction, write_rows
 
 
 def write_classifications(
@@ -42,47 +29,13 @@ def write_classifications(
         ConfigError: `draw` without a place.
         OutputError: the place cannot be written to.
     """
-
-    def outputs(place: Path) -> list[Output]:
-        lone = place.suffix.lower() in (".jsonl", ".csv")
-        lines, table = (place, place) if lone else (place / LINES, place / "predictions.csv")
-        chosen = []
-        if lines.suffix.lower() == ".jsonl":
-            chosen.append(Output(jsonl_writer(lines), "predictions", lines))
-        if table.suffix.lower() == ".csv":
-            chosen.append(Output(csv_writer(table), "predictions", table))
-        if draw:
-            chosen.append(drawn_output(place.parent if lone else place, _drawn))
-        return chosen
-
-    return write_outputs(predictions, out, outputs, needs_folder={"draw": draw}, suffixes=(".jsonl", ".csv"))
+    return write_rows(predictions, out, csv_row, annotate, draw)
 
 
-@contextmanager
-def csv_writer(file: Path) -> Iterator[Writer[Classification]]:
-    """Write one row an image: path, label, score, then the further classes with theirs.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    with atomic_text(file) as stream:
-        rows = csv.writer(stream, lineterminator="\n")
-        head = False
-
-        def write(name: str, prediction: Prediction[Classification]) -> None:
-            nonlocal head
-            result = prediction.result
-            if not head:
-                further = range(2, len(result.labels) + 1)
-                rest = [f"{column}_{i}" for i in further for column in ("label", "score")]
-                rows.writerow(["path", "label", "score", *rest])
-                head = True
-            pairs = zip(result.labels, result.scores, strict=True)
-            cells: list[Any] = [cell for label, score in pairs for cell in (label, f"{score:.6f}")]
-            rows.writerow([result.path, *cells])
-
-        yield write
-
-
-def _drawn(prediction: Prediction[Classification], moving: bool) -> Image.Image:
-    return annotate(prediction.pixels(), prediction.result)
+def csv_row(result: Classification) -> dict[str, Any]:
+    """Path, label and score, then the further classes with theirs as `label_2`, `score_2` and so on."""
+    row: dict[str, Any] = {"path": result.path}
+    for rank, (label, score) in enumerate(zip(result.labels, result.scores, strict=True), start=1):
+        suffix = f"_{rank}" if rank > 1 else ""
+        row |= {f"label{suffix}": label, f"score{suffix}": f"{score:.6f}"}
+    return row

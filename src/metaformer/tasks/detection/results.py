@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -12,7 +11,7 @@ from metaformer.data.class_lists import Palette
 from metaformer.data.rle import Mask, compress, counts_of, decode, encode, mask_areas
 from metaformer.errors import DataError, MissingPackage, UnknownName
 from metaformer.tasks.detection.metrics import DetectionFigures, Found, Kind
-from metaformer.tasks.outputs import write_report
+from metaformer.tasks.outputs import Report, class_table
 
 if TYPE_CHECKING:
     import supervision
@@ -254,7 +253,7 @@ class DetectExample:
 
 
 @dataclass(frozen=True, eq=False)
-class DetectionReport:
+class DetectionReport(Report):
     """How well a detector does on a data set."""
 
     images: int
@@ -296,14 +295,6 @@ class DetectionReport:
             "examples": [asdict(example) for example in self.examples],
         }
 
-    def save(self, path: str | Path) -> Path:
-        """Write `to_dict` as a JSON file.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        return write_report(self.to_dict(), path)
-
     def text(self, rows: int = 20) -> str:
         """Make a page to read: the figures, then the table of classes, weakest first."""
         objects = self.figures["bbox"].objects
@@ -326,16 +317,17 @@ def _table(figures: Mapping[Kind, DetectionFigures], rows: int) -> list[str]:
     there = sorted(
         (kinds for kinds in both if kinds[0].objects), key=lambda kinds: (kinds[0].ap or 0.0, kinds[0].name)
     )
-    width = max([5, *(len(kinds[0].name) for kinds in there[:rows])])
-    lines = [f"{'class':<{width}}  objects    found      AP    AP50" + "  mask AP" * (len(figures) - 1)]
-    lines += [
-        f"{box.name:<{width}}  {box.objects:>7,}  {box.found:>7,}"
-        + "".join(f"  {_percent(share):>6}" for share in (box.ap, box.ap50))
-        + "".join(f"  {_percent(mask.ap):>7}" for mask in masks)
-        for box, *masks in there[:rows]
+    table = [
+        (
+            box.name,
+            f"{box.objects:,}",
+            f"{box.found:,}",
+            *map(_percent, (box.ap, box.ap50, *(mask.ap for mask in masks))),
+        )
+        for box, *masks in there
     ]
-    if len(there) > rows:
-        lines.append(f"… and {len(there) - rows} classes that do better (all of them are in the JSON)")
+    columns = ("class", "objects", "found", "AP", "AP50", *["mask AP"] * (len(figures) - 1))
+    lines = class_table(columns, table, rows)
     if len(there) < len(both):
         lines.append(f"{len(both) - len(there)} classes without objects: left out")
     return lines

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from torch import nn
 
 from metaformer.config import TrainConfig
-from metaformer.data.class_lists import Palette, category_ids, class_list, palette, palette_for, read_palette
+from metaformer.data.class_lists import Palette, category_ids, read_palette
 from metaformer.errors import ConfigError
 from metaformer.factory import create_detector, is_detector
 from metaformer.models.detection.build import build_detector
@@ -15,6 +15,7 @@ from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
 from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, check_ranges
 from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
+from metaformer.tasks.dense import published_classes
 from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.demo import write_demo
 from metaformer.tasks.detection.evaluate import build_evaluation
@@ -93,17 +94,10 @@ def create(
 def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     """A detector with the preprocessing and classes of its `pretrained_cfg`."""
     assert isinstance(model, Detector)
-    cfg = model.pretrained_cfg
-    classes = tuple(cfg["label_names"]) if cfg.get("label_names") else None
-    if classes is None and "data" in cfg:  # published: the data set's, unless trained for others
-        names = class_list(str(cfg["data"])).names
-        classes = names if len(names) == model.num_classes else None
+    (classes, colors), cfg = published_classes(model), model.pretrained_cfg
     preprocess = (
         DetectionPreprocess.from_dict(cfg["preprocess"]) if "preprocess" in cfg else DetectionPreprocess()
     )
-    colors = palette_for(classes) if classes else palette(model.num_classes)
-    if "palette" in cfg:
-        colors = read_palette(cfg["palette"], model.num_classes)
     ids = tuple(int(number) for number in cfg.get("category_ids", category_ids(classes or ())))
     return LoadedModel(spec, name, model, preprocess, classes, DetectionMetadata(colors, ids))
 

@@ -11,9 +11,10 @@ from metaformer.data.dataset import Batch
 from metaformer.data.loader import DATA_TIMEOUT, Stop
 from metaformer.data.sampler import GroupSampler, PureSampler
 from metaformer.distributed import World
-from metaformer.errors import ConfigError, DataError
 from metaformer.models.detection.detector import Detector
 from metaformer.tasks.base import StepContext, Task
+from metaformer.tasks.check import validate_splits
+from metaformer.tasks.dense import check_split_classes
 from metaformer.tasks.detection.check import check_sizes
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
 from metaformer.tasks.detection.evaluate import DetectionEvaluation
@@ -21,7 +22,6 @@ from metaformer.tasks.detection.predict import run_inference
 from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.transforms import train_transform
 from metaformer.tasks.initial_weights import backbone_config, load_initial_weights
-from metaformer.tasks.validate import validate_splits
 
 
 class DetectionTask(Task):
@@ -90,7 +90,7 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
     """
     train = open_annotated(config, config.data.train, config.data.on_bad_image)
     val = open_annotated(config, config.data.val, classes=train.classes)  # it may lack some
-    _check_classes(config, train, val)
+    check_split_classes(config, train, val)
     train.check_any()
     val.check_any()
     validate_splits(world, check_sizes, (train, config.data.on_bad_image == "skip"), (val, False))
@@ -185,14 +185,3 @@ def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
     )
     load_initial_weights(model, config.model)
     return model
-
-
-def _check_classes(config: TrainConfig, train: DetectionFolder, val: DetectionFolder) -> None:
-    classes = len(train.classes)
-    if train.classes != val.classes:
-        raise DataError(f"{val.folder}: {len(val.classes)} classes, but {train.folder} has {classes} others")
-    if config.model.num_classes not in (None, classes):
-        raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, {train.folder} holds {classes} classes: "
-            "leave the field out"
-        )

@@ -1,10 +1,9 @@
 """Results of multi-label classification: predictions, and the report of an evaluation."""
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from metaformer.tasks.outputs import write_report
+from metaformer.tasks.outputs import Report, class_table
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class MultilabelExample:
 
 
 @dataclass(frozen=True)
-class MultilabelReport:
+class MultilabelReport(Report):
     """Result of evaluating a multi-label classifier; every image counts once."""
 
     images: int
@@ -100,18 +99,9 @@ class MultilabelReport:
             "examples": [asdict(example) for example in self.examples],
         }
 
-    def save(self, path: str | Path) -> Path:
-        """Write `to_dict` as a JSON file.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        return write_report(self.to_dict(), path)
-
     def text(self, rows: int = 20) -> str:
         """The figures and the table of classes, weakest first."""
         weakest = sorted(self.per_class, key=lambda row: (row.ap is None, row.ap or 0.0, row.name))
-        width = max([5, *(len(row.name) for row in weakest[:rows])])
         lines = [
             f"images    {self.images}",
             f"mAP       {self.map:.2%}",
@@ -119,16 +109,16 @@ class MultilabelReport:
             f"F1 macro  {self.f1_macro:.2%}",
             f"loss      {self.loss:.4f}",
             "",
-            f"{'class':<{width}}  images      AP      F1  precision  recall  threshold",
         ]
-        for row in weakest[:rows]:
-            ap = "-" if row.ap is None else f"{row.ap:.1%}"
-            lines.append(
-                f"{row.name:<{width}}  {row.images:>6}  {ap:>6}  {row.f1:>6.1%}  {row.precision:>9.1%}  "
-                f"{row.recall:>6.1%}  {row.threshold:>9.3f}"
+        table = [
+            (
+                row.name,
+                f"{row.images:,}",
+                "–" if row.ap is None else f"{row.ap:.1%}",
+                *(f"{share:.1%}" for share in (row.f1, row.precision, row.recall)),
+                f"{row.threshold:.3f}",
             )
-        if len(weakest) > rows:
-            lines.append(
-                f"… and {len(weakest) - rows} classes with a higher AP (all of them are in the JSON)"
-            )
-        return "\n".join(lines)
+            for row in weakest
+        ]
+        columns = ("class", "images", "AP", "F1", "precision", "recall", "threshold")
+        return "\n".join([*lines, *class_table(columns, table, rows)])

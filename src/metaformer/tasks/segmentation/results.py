@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.data.class_lists import Palette
-from metaformer.tasks.outputs import confusion_values, write_report
+from metaformer.tasks.outputs import Report, class_table, confusion_values
 from metaformer.tasks.segmentation.metrics import ClassIoU, SegmentationFigures
 
 THUMBNAIL = 256
@@ -77,7 +76,7 @@ class SegmentExample:
 
 
 @dataclass(frozen=True, eq=False)
-class SegmentationReport:
+class SegmentationReport(Report):
     """Evaluation of a segmenter on a data set."""
 
     images: int
@@ -115,14 +114,6 @@ class SegmentationReport:
             "examples": [asdict(example) for example in self.examples],
             **confusion_values(self.confusion),
         }
-
-    def save(self, path: str | Path) -> Path:
-        """Write `to_dict` as a JSON file.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        return write_report(self.to_dict(), path)
 
     def text(self, rows: int = 20) -> str:
         """Format the metrics and a table of the classes, weakest first."""
@@ -178,15 +169,11 @@ def _table(per_class: Sequence[ClassIoU], rows: int) -> list[str]:
     """Table of the classes that occur or are predicted, weakest first."""
     present = [row for row in per_class if row.iou is not None]
     weakest = sorted(present, key=lambda row: (row.iou or 0.0, row.name))
-    width = max([5, *(len(row.name) for row in weakest[:rows])])
-    lines = [f"{'class':<{width}}  {'pixels':>13}     IoU  accuracy  precision"]
-    lines += [
-        f"{row.name:<{width}}  {row.pixels:>13,}  {_percent(row.iou):>6}  "
-        f"{_percent(row.accuracy):>8}  {_percent(row.precision):>9}"
-        for row in weakest[:rows]
+    table = [
+        (row.name, f"{row.pixels:,}", *map(_percent, (row.iou, row.accuracy, row.precision)))
+        for row in weakest
     ]
-    if len(weakest) > rows:
-        lines.append(f"… and {len(weakest) - rows} classes that do better (all of them are in the JSON)")
+    lines = class_table(("class", "pixels", "IoU", "accuracy", "precision"), table, rows)
     if len(present) < len(per_class):
         lines.append(f"{len(per_class) - len(present)} classes neither occur nor are predicted")
     return lines

@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import nn
 
 from metaformer.config import TrainConfig
-from metaformer.data.class_lists import class_list, palette, palette_for, read_palette
+from metaformer.data.class_lists import read_palette
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import ConfigError
 from metaformer.factory import create_segmenter, is_segmenter
@@ -16,6 +16,7 @@ from metaformer.models.segmentation.config import SegmenterConfig
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.serialize import NON_NEGATIVE, POSITIVE_INT, Range, check_ranges
 from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
+from metaformer.tasks.dense import published_classes
 from metaformer.tasks.segmentation.check import check_label_maps
 from metaformer.tasks.segmentation.demo import write_demo
 from metaformer.tasks.segmentation.evaluate import build_evaluation
@@ -80,15 +81,8 @@ def create(
 def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     """A segmenter with the preprocessing, classes and palette of its `pretrained_cfg`."""
     assert isinstance(model, Segmenter)
-    cfg = model.pretrained_cfg
-    classes = tuple(cfg["label_names"]) if cfg.get("label_names") else None
-    if classes is None and "data" in cfg:  # published: the data set's, unless trained for others
-        names = class_list(str(cfg["data"])).names
-        classes = names if len(names) == model.num_classes else None
+    (classes, colors), cfg = published_classes(model), model.pretrained_cfg
     preprocess = DensePreprocess.from_dict(cfg["preprocess"]) if "preprocess" in cfg else DensePreprocess()
-    colors = palette_for(classes) if classes else palette(model.num_classes)
-    if "palette" in cfg:
-        colors = read_palette(cfg["palette"], model.num_classes)
     return LoadedModel(spec, name, model, preprocess, classes, colors)
 
 

@@ -14,13 +14,14 @@ from metaformer.errors import ConfigError, DataError
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.tasks.base import StepContext, Task
+from metaformer.tasks.check import validate_splits
+from metaformer.tasks.dense import check_split_classes
 from metaformer.tasks.initial_weights import backbone_config, load_initial_weights
 from metaformer.tasks.segmentation.check import validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
 from metaformer.tasks.segmentation.predict import run_inference
 from metaformer.tasks.segmentation.transforms import train_transform
-from metaformer.tasks.validate import validate_splits
 
 
 class SegmentationTask(Task):
@@ -160,16 +161,9 @@ def build_segmenter(config: TrainConfig, data: SegmentationFolder) -> Segmenter:
 
 
 def _check_classes(config: TrainConfig, train: SegmentationFolder, val: SegmentationFolder) -> None:
-    classes = len(train.classes)
-    if train.classes != val.classes:
-        raise DataError(f"{val.folder}: {len(val.classes)} classes, {train.folder} {classes} others")
+    check_split_classes(config, train, val)
+    classes, weights = len(train.classes), config.segment.class_weights
     if classes < 2:
         raise DataError(f"{train.folder}: only one class, {train.classes[0]!r}: training needs at least two")
-    if config.model.num_classes not in (None, classes):
-        raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, {train.folder} holds {classes} classes: "
-            "leave it out"
-        )
-    weights = config.segment.class_weights
     if weights is not None and len(weights) != classes:
         raise ConfigError(f"segment.class_weights has {len(weights)} numbers for {classes} classes")
