@@ -4,7 +4,6 @@ from math import log
 
 import torch
 from torch import Tensor
-from torchvision import ops
 
 SHIFTED = 10_000
 """Up to this many boxes, all classes are suppressed in one call, each class shifted to a place of its own."""
@@ -54,6 +53,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
         iou_threshold: of two boxes of a class with a greater IoU the worse one is removed.
         limit: how many remain at most.
     """
+    from torchvision import ops
+
     if not len(boxes):
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
     if len(boxes) > SHIFTED:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.retinanet import RetinaNetHead
 
 from metaformer.models.detection.anchors import Anchors, BoxCoder, rescale_boxes
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
+from metaformer.models.detection.heads import RetinaNetHead, by_anchor
 from metaformer.models.detection.matcher import IGNORED, Matcher
 from metaformer.models.detection.nms import batched_nms, nonempty, topk_logits
 from metaformer.models.detection.structures import Detections, Size, Targets, level_shapes
@@ -55,22 +55,13 @@ class RetinaNet(Detector):
         self.anchors = Anchors(self.strides, scales)
         self.coder = BoxCoder()
         self.matcher = Matcher(positive=0.5, negative=0.4)
-        dim = config.head_channels
-        self.head = RetinaNetHead(dim, self.anchors.per_cell, config.num_classes)
-        if dim != config.fpn_dim:
-            for tower in (self.head.classification_head, self.head.regression_head):
-                tower.conv[0][0] = nn.Conv2d(config.fpn_dim, dim, 3, padding=1)
-                nn.init.normal_(tower.conv[0][0].weight, std=0.01)
-                nn.init.zeros_(tower.conv[0][0].bias)
+        self.head = RetinaNetHead(
+            config.fpn_dim, config.head_channels, self.anchors.per_cell, config.num_classes
+        )
 
     def forward_head(self, x: Tensor) -> RetinaNetOutputs:
         """Map images (B, 3, H, W) to logits and deltas of each level."""
-        levels = self.features(x)
-        classes, boxes = self.head.classification_head, self.head.regression_head
-        return RetinaNetOutputs(
-            tuple(classes.cls_logits(classes.conv(level)) for level in levels),
-            tuple(boxes.bbox_reg(boxes.conv(level)) for level in levels),
-        )
+        return RetinaNetOutputs(*self.head(self.features(x)))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -80,8 +71,8 @@ class RetinaNet(Detector):
         image_sizes: Sequence[Size],
         original_sizes: Sequence[Size] | None = None,
     ) -> list[Detections]:
-        logits = [_by_anchor(level, self.num_classes) for level in outputs.logits]
-        deltas = [_by_anchor(level, 4) for level in outputs.deltas]
+        logits = [by_anchor(level, self.num_classes) for level in outputs.logits]
+        deltas = [by_anchor(level, 4) for level in outputs.deltas]
         anchors = self.anchors.per_level(level_shapes(outputs.logits), outputs.logits[0].device)
         results = []
         for i, (size, original) in enumerate(zip(image_sizes, original_sizes or image_sizes, strict=True)):
@@ -102,10 +93,10 @@ class RetinaNet(Detector):
     ) -> dict[str, Tensor]:
         """Focal loss `loss_cls` and L1 `loss_bbox`, both divided by the number of positive anchors."""
         assigned = self.assign_targets(level_shapes(outputs.logits), targets, image_sizes)
-        deltas = torch.cat([_by_anchor(level, 4) for level in outputs.deltas], 1)
+        deltas = torch.cat([by_anchor(level, 4) for level in outputs.deltas], 1)
         positive_deltas = deltas[assigned.images, assigned.anchors]
         focal = [
-            focal_loss(_by_anchor(level, self.num_classes), labels)
+            focal_loss(by_anchor(level, self.num_classes), labels)
             for level, labels in zip(outputs.logits, assigned.labels, strict=True)
         ]
         return {
@@ -171,8 +162,3 @@ def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def _negative_loss(logits: Tensor) -> Tensor:
     """(1 − alpha) · p² · −log(1 − p): the loss of each logit if its class is absent."""
     return (1 - ALPHA) * logits.sigmoid().square() * F.softplus(logits)
-
-
-def _by_anchor(level: Tensor, channels: int) -> Tensor:
-    """Reshape (B, A·C, H, W) to (B, H·W·A, C); a view of a channels-last tensor."""
-    return level.permute(0, 2, 3, 1).reshape(len(level), -1, channels)

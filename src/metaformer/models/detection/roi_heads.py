@@ -5,11 +5,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.ops import roi_align
 
 from metaformer.errors import ConfigError
+from metaformer.models.detection.heads import ConvTower
 from metaformer.models.detection.structures import Targets
 
 FINEST_SIDE = 56
@@ -45,6 +43,8 @@ def pyramid_roi_align(
     Returns:
         Features (N, C, side, side), float32, in the order of the boxes.
     """
+    from torchvision.ops import roi_align
+
     rois = to_rois(boxes)
     levels = assign_levels(rois[:, 1:], len(features))
     order = levels.argsort(stable=True)
@@ -58,7 +58,7 @@ def pyramid_roi_align(
     return torch.cat(pooled)[order.argsort()]
 
 
-class BoxHead(TwoMLPHead):
+class BoxHead(nn.Module):
     """Two linear layers on flattened RoI features, initialized as in mmdetection.
 
     Args:
@@ -68,10 +68,16 @@ class BoxHead(TwoMLPHead):
     """
 
     def __init__(self, in_dim: int, side: int, dim: int) -> None:
-        super().__init__(in_dim * side**2, dim)
+        super().__init__()
+        self.fc6 = nn.Linear(in_dim * side**2, dim)
+        self.fc7 = nn.Linear(dim, dim)
         for layer in (self.fc6, self.fc7):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_dim, side, side) to (N, dim)."""
+        return F.relu(self.fc7(F.relu(self.fc6(x.flatten(1)))))
 
 
 class BoxPredictor(nn.Module):
@@ -120,7 +126,7 @@ def score_candidates(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor, 
     return regions, labels, scores[regions, labels]
 
 
-class MaskHead(MaskRCNNHeads):
+class MaskHead(ConvTower):
     """Four 3×3 convolutions on RoI features of 14×14.
 
     Args:
@@ -129,10 +135,15 @@ class MaskHead(MaskRCNNHeads):
     """
 
     def __init__(self, in_dim: int, dim: int) -> None:
-        super().__init__(in_dim, (dim,) * 4, dilation=1)
+        super().__init__(in_dim, dim, 4)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
-class MaskPredictor(MaskRCNNPredictor):
+class MaskPredictor(nn.Module):
     """Upsampling to 28×28 and one mask for each class.
 
     Args:
@@ -141,11 +152,19 @@ class MaskPredictor(MaskRCNNPredictor):
     """
 
     def __init__(self, dim: int, num_classes: int) -> None:
-        super().__init__(dim, dim, num_classes)
+        super().__init__()
+        self.conv5_mask = nn.ConvTranspose2d(dim, dim, 2, 2)
+        self.mask_fcn_logits = nn.Conv2d(dim, num_classes, 1)
+        for layer in (self.conv5_mask, self.mask_fcn_logits):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, dim, 14, 14) to mask logits (N, K, 28, 28)."""
+        return self.mask_fcn_logits(F.relu(self.conv5_mask(x), inplace=True))
 
     def forward_class(self, x: Tensor, labels: Tensor) -> Tensor:
         """Map (N, dim, 14, 14) to the mask logits (N, 28, 28), float32, of the classes (N,)."""
-        logits: Tensor = self(x)
+        logits = self(x)
         return logits[torch.arange(len(labels), device=labels.device), labels].float()
 
 
@@ -160,6 +179,8 @@ def mask_targets(masks: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
     Returns:
         (N, 28, 28) of 0 and 1.
     """
+    from torchvision.ops import roi_align
+
     height, width = masks.shape[1:]
     clipped = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height, width, height)))
     targets = boxes.new_zeros(len(boxes), MASK_SIDE, MASK_SIDE)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
 
 from metaformer.models.detection.anchors import Anchors, BoxCoder
+from metaformer.models.detection.heads import RPNHead, by_anchor
 from metaformer.models.detection.matcher import Matcher, Sampler
 from metaformer.models.detection.nms import batched_nms, nonempty
 from metaformer.models.detection.structures import Size, level_shapes
@@ -31,7 +31,7 @@ class RPN(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Map levels (B, dim, H_i, W_i) to logits (B, A, H_i, W_i) and deltas (B, 4A, H_i, W_i)."""
-        objectness, deltas = self.head(list(features))
+        objectness, deltas = self.head(features)
         return objectness, deltas
 
     @torch.no_grad()
@@ -58,7 +58,7 @@ class RPN(nn.Module):
         anchors = self.anchors.per_level(level_shapes(objectness), objectness[0].device)
         top_logits, top_deltas, top_anchors, levels = [], [], [], []
         for i, (level_logits, level_deltas) in enumerate(zip(objectness, deltas, strict=True)):
-            flat_logits, flat_deltas = _flatten([level_logits], [level_deltas], len(image_sizes))
+            flat_logits, flat_deltas = _flatten([level_logits], [level_deltas])
             # by logits, not by scores: the same order with fewer ties
             best, index = flat_logits.topk(min(pre_nms_topk, flat_logits.shape[1]), dim=1)  # (B, k)
             top_logits.append(best)
@@ -92,7 +92,7 @@ class RPN(nn.Module):
         """
         shapes, device = level_shapes(objectness), objectness[0].device
         anchors = torch.cat(self.anchors.per_level(shapes, device))
-        logits, moves = _flatten(objectness, deltas, len(boxes))
+        logits, moves = _flatten(objectness, deltas)
         loss_cls, loss_bbox, divisor = logits.new_zeros(()), moves.new_zeros(()), 0
         for own_logits, own_deltas, truth, size in zip(logits, moves, boxes, image_sizes, strict=True):
             matches = self.matcher(truth, anchors, self.anchors.valid_flags(shapes, size, device))
@@ -105,7 +105,8 @@ class RPN(nn.Module):
         return loss_cls / divisor, loss_bbox / divisor
 
 
-def _flatten(objectness: Sequence[Tensor], deltas: Sequence[Tensor], images: int) -> tuple[Tensor, Tensor]:
+def _flatten(objectness: Sequence[Tensor], deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Logits (B, N) and deltas (B, N, 4), float32, in the order of the anchors."""
-    logits, moves = concat_box_prediction_layers(list(objectness), list(deltas))
-    return logits.view(images, -1).float(), moves.view(images, -1, 4).float()
+    logits = torch.cat([by_anchor(level, 1)[..., 0] for level in objectness], 1)
+    moves = torch.cat([by_anchor(level, 4) for level in deltas], 1)
+    return logits.float(), moves.float()
