@@ -1,9 +1,11 @@
 """The house keeps its own rules."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import grimp
@@ -14,18 +16,22 @@ import metaformer
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "metaformer"
 MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if not path.name.startswith("_"))
-# What a bare GPU machine lacks; `ops` to `weights` and `bench` must do without.
-HEAVY = (
-    "timm",
-    "torchvision",
-    "huggingface_hub",
-    "matplotlib",
-    "jsonargparse",
-    "PIL",
-    "tqdm",
-    "yaml",
-    "sklearn",
-)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DISTRIBUTIONS = {name: found[0].lower().replace("_", "-") for name, found in packages_distributions().items()}
+BARE = {"torch", "safetensors", "numpy", "triton"}
+"""All that a bare GPU machine has (triton comes with torch): networks, weights and `bench` do with it."""
+
+
+def requirements(*extras: str) -> set[str]:
+    """Distributions of the core, or of extras."""
+    lists = [PROJECT["optional-dependencies"][extra] for extra in extras] or [PROJECT["dependencies"]]
+    return {re.split(r"[\[<>=]", line)[0] for lines in lists for line in lines}
+
+
+CORE, EXTRAS = requirements(), requirements(*PROJECT["optional-dependencies"])
+OPTIONAL = (CORE | requirements(*PROJECT["optional-dependencies"].keys() - {"dev"})) - BARE
+HEAVY = {name for name, distribution in DISTRIBUTIONS.items() if distribution in OPTIONAL}
+"""What the bare machine lacks, by the names of imports."""
 
 
 # Groups of tests of the whole.
@@ -57,9 +63,8 @@ def test_every_exported_name_is_there() -> None:
 
 
 def test_version_is_the_changelogs_newest() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     newest = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
-    assert newest.split()[1] == project["version"]
+    assert newest.split()[1] == PROJECT["version"]
 
 
 def test_readme_and_contributing_stay_short() -> None:
@@ -83,15 +88,40 @@ def test_no_file_can_run_code(module: Path) -> None:
                 assert words.get("weights_only") == "True"
 
 
-def test_a_bare_machine_suffices_below_the_engine() -> None:
-    """Only torch, safetensors and numpy are there; a model is built, run, counted and saved."""
+def test_dependencies_are_what_is_imported() -> None:
+    """Modules import the core when they are loaded, functions may import extras; the core is imported."""
+    loaded, called = set(), set()
+    for file in SOURCE.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = (
+                    [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+                )
+                names = {str(name).partition(".")[0] for name in modules}
+                (loaded if node in tree.body else called).update(names)
+    known = {*sys.stdlib_module_names, "metaformer"}
+    loaded, called = ({DISTRIBUTIONS.get(n, n) for n in found - known} for found in (loaded, called))
+    assert loaded <= CORE | BARE
+    assert called <= CORE | EXTRAS | BARE
+    assert loaded | called >= CORE
+
+
+def test_a_bare_machine_suffices_for_networks_weights_and_bench() -> None:
+    """Every module loads with torch, safetensors and numpy alone; a model is built, run and loaded."""
     script = f"""
-import sys
+import importlib, pkgutil, sys
 for name in {HEAVY}: sys.modules[name] = None
-import torch, metaformer, metaformer.bench.__main__
+import torch, metaformer
+for part in ("ops", "layers", "mixers", "backbones", "models", "weights", "bench"):
+    package = importlib.import_module(f"metaformer.{{part}}")
+    for module in pkgutil.walk_packages(package.__path__, f"metaformer.{{part}}."):
+        importlib.import_module(module.name)
 model = metaformer.create_model("poolformer_n", num_classes=3)
 assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 metaformer.load_weights(model, model.state_dict())
+metaformer.create_segmenter("upernet", "poolformer_n")
+metaformer.create_detector("mask_rcnn", "poolformer_n")
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 

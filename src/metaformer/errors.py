@@ -103,7 +103,8 @@ class RankError(TrainingError):
 
 
 class MissingPackage(MetaFormerError, ImportError):
-    """An optional package that is not installed."""
+    """A package that is not installed: of an extra, or one that a bare machine lacks."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}: pip install 'metaformer[{extra}]'")
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
+        wanted = f"'metaformer[{extra}]'" if extra else package
+        super().__init__(f"{purpose} needs {package}: pip install {wanted}")

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from metaformer.bench.timing import SAMPLE_SECONDS, Machine, Timing, measure, ratios
 from metaformer.deploy.optimize import optimize
 from metaformer.errors import ConfigError, MetaFormerError
-from metaformer.inference.int8_model import Int8Network
-from metaformer.inference.model import load_model
 from metaformer.process import keep_freed_memory
 from metaformer.registry import import_file
 
@@ -91,6 +89,9 @@ def measure_int8(
         ConfigError: `quantized` is no int8 network.
         MetaFormerError: a network could not be loaded or run; all workers have ended.
     """
+    from metaformer.inference.int8_model import Int8Network
+    from metaformer.inference.model import load_model
+
     network = load_model(quantized).model
     if not isinstance(network, Int8Network):
         raise ConfigError(f"{quantized}: is not in int8")
@@ -197,6 +198,8 @@ def main() -> int:
 def _load(order: Mapping[str, Any]) -> nn.Module:
     if order.get("file"):
         import_file(order["file"])
+    from metaformer.inference.model import load_model
+
     network = load_model(order["source"], order.get("checkpoint"), class_names=order.get("class_names")).model
     return network if order["form"] == "int8" else optimize(network, dtype=getattr(torch, order["form"]))
 

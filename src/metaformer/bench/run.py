@@ -252,7 +252,7 @@ def _from_timm(name: str) -> _Entry:
     try:
         import timm
     except ImportError as error:
-        raise MissingPackage("timm", "peers", f"{name!r}") from error
+        raise MissingPackage("timm", None, f"{name!r}") from error
     bare = name.removeprefix("timm:")
     if not timm.is_model(bare):
         raise UnknownName("timm model", bare, timm.list_models())

@@ -35,7 +35,7 @@ def class_map_21k() -> list[int | None]:
     try:
         from timm.data import ImageNetInfo
     except ImportError as error:
-        raise MissingPackage("timm", "peers", "mapping 21,841 classes to 1,000") from error
+        raise MissingPackage("timm", None, "mapping 21,841 classes to 1,000") from error
     place = {synset: i for i, synset in enumerate(ImageNetInfo("imagenet-22k").label_names())}
     return [place.get(synset) for synset in ImageNetInfo("imagenet-1k").label_names()]
 

@@ -55,7 +55,7 @@ def register_timm() -> list[str]:
     try:
         from timm.models import generate_default_cfgs, is_model, register_model
     except ImportError as error:
-        raise MissingPackage("timm", "peers", "registering models with timm") from error
+        raise MissingPackage("timm", None, "registering models with timm") from error
     default_cfgs.update(generate_default_cfgs(_cards()))
     for variant in VARIANTS:
         if not is_model(PREFIX + variant):
