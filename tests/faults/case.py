@@ -1,4 +1,4 @@
-"""The tasks that the suite is run for: a new task is one more entry of `TASKS`."""
+"""Tasks that the suite runs for: a new task is one more row of `TASKS`."""
 
 import copy
 from collections.abc import Callable
@@ -25,32 +25,32 @@ COMMON: Plain = {
     "evaluate": {"every": 2},
     "runtime": {"device": "cpu", "log_every": 1, "threads": 1, "save_every": 2, "keep": 2},
 }
-"""Epochs of 4 steps, a checkpoint of more than 20 MB every 2 steps; tasks add everything random."""
+"""Epochs of 4 steps, a checkpoint of more than 20 MB every 2 steps; tasks add what is random in them."""
 EPOCH = 4
 """Steps of an epoch."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Data and settings of a task's runs."""
+    """Data set and configuration of a task's runs."""
 
     task: str
     write: Callable[[Path], None]
-    """Writes a data set of 24 training images, so that a batch of 6 makes 4 steps an epoch."""
+    """Writes a data set of 24 training images: 4 steps an epoch in batches of 6."""
     image: str
-    """The training image that the faults of workers happen at; part of its path."""
+    """Training image at which data workers fail: end of its path."""
     index: int
-    """Its index in the data."""
+    """Its index in the data set."""
     own: Plain
     """What the task adds to the sections of `COMMON`."""
 
     @property
     def recipe(self) -> str:
-        """A recipe whose settings `settings` replaces."""
+        """Recipe that the configuration is applied to."""
         return f"demo/{self.task}"
 
     def settings(self, data: Path, sections: Plain) -> Plain:
-        """The case's configuration with some fields changed, section by section."""
+        """The configuration for a data set, with some fields changed."""
         plain = copy.deepcopy(COMMON)
         for name, fields in [*self.own.items(), *sections.items()]:
             plain[name] = {**plain.get(name, {}), **fields}

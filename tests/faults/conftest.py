@@ -1,4 +1,4 @@
-"""What breaks training runs, done to them on purpose: `make faults` prints what they survived."""
+"""Fault injection into training runs: `make faults` prints a table of what they survived."""
 
 import os
 from collections import Counter
@@ -10,22 +10,21 @@ import pytest
 from filelock import FileLock
 
 from faults.case import TASKS, Case
-from faults.run import Run, torchrun
+from faults.run import Run, Tally, torchrun
 
 HERE = Path(__file__).parent
 RECORD = "fault"
-Tally = Callable[[str, str, bool], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="faults: as often as the figures of the README say")
+    parser.addoption("--full", action="store_true", help="faults: the full suite, not its short form")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "often(short, whole): run so often, each time as another `attempt`")
-    config.addinivalue_line("markers", "every_task(short, whole): also for tasks after the first, so often")
-    config.addinivalue_line("markers", "epochs(short, whole): how long its runs are, where not 4 of 4 steps")
-    config.addinivalue_line("markers", "waits: it mostly waits, and leaves its core to others")
+    config.addinivalue_line("markers", "often(short, full): number of attempts")
+    config.addinivalue_line("markers", "every_task(short, full): the same for tasks after the first")
+    config.addinivalue_line("markers", "epochs(short, full): length of its runs, if not 4 epochs of 4 steps")
+    config.addinivalue_line("markers", "waits: mostly waits, so that it can run beside others")
     config.pluginmanager.register(Table(), "fault-table")
 
 
@@ -40,12 +39,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.faults)
     config.hook.pytest_deselected(items=[item for item in items if not _wanted(item)])
     items[:] = [item for item in items if _wanted(item)]
-    if config.getoption("full", default=False):  # long waits begin early, beside what computes
+    if config.getoption("full", default=False):  # long waits start first, beside tests that compute
         items.sort(key=lambda item: item.get_closest_marker("waits") is None)
 
 
 def _wanted(item: pytest.Item) -> bool:
-    """What one task shows of the engine holds for all: of the others only some is run again."""
+    """The first task runs all tests: the engine is the same for the others, which repeat some."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     if HERE not in item.path.parents or parameters.get("case") in (None, next(iter(TASKS.values()))):
         return _attempts(item) > 0
@@ -58,7 +57,7 @@ def _wanted(item: pytest.Item) -> bool:
 
 
 def _attempts(item: pytest.Item) -> int:
-    """How often a test is asked for; 0 leaves it to the whole suite."""
+    """Number of attempts at a test; 0 leaves it to the full suite."""
     marker = item.get_closest_marker("often")
     if marker is None:
         return 1
@@ -69,13 +68,13 @@ def _attempts(item: pytest.Item) -> int:
 
 @pytest.fixture(scope="session")
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether the whole suite was asked for, not its short form."""
+    """Whether this is the full suite, not its short form."""
     return bool(request.config.getoption("full", default=False))
 
 
 @pytest.fixture(scope="session")
 def often(full: bool) -> Callable[[int, int], int]:
-    """Choose how often to try: `often(short, whole)`."""
+    """Number of attempts: `often(short, full)`."""
     return lambda short, whole: whole if full else short
 
 
@@ -88,7 +87,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of pytest-xdist see."""
+    """Folder shared by all processes of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "faults"
     folder.mkdir(exist_ok=True)
@@ -97,7 +96,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(case: Case, shared: Path) -> Path:
-    """The case's images."""
+    """The task's data set."""
     folder = shared / case.task
     with FileLock(shared / f"{case.task}.lock"):
         if not folder.exists():
@@ -107,14 +106,14 @@ def data(case: Case, shared: Path) -> Path:
 
 @pytest.fixture
 def epochs(request: pytest.FixtureRequest, often: Callable[[int, int], int]) -> int:
-    """Length of the test's runs."""
+    """Length of the test's runs in epochs."""
     marker = request.node.get_closest_marker("epochs")
     return 4 if marker is None else often(*marker.args)
 
 
 @pytest.fixture
-def quiet_run(case: Case, data: Path, shared: Path, epochs: int) -> Callable[..., Run]:
-    """Give a run that nothing happens to, of the test's length, made by the first test that asks for it."""
+def reference_run(case: Case, data: Path, shared: Path, epochs: int) -> Callable[..., Run]:
+    """Runs without faults, each trained by the first test that needs it."""
 
     def make(name: str, launcher: tuple[str, ...] = (), **sections: Any) -> Run:
         run = Run(case, data, shared / f"{case.task}-{name}-{epochs}", epochs, **sections)
@@ -127,20 +126,20 @@ def quiet_run(case: Case, data: Path, shared: Path, epochs: int) -> Callable[...
 
 
 @pytest.fixture
-def straight(quiet_run: Callable[..., Run]) -> Run:
-    """A run that nothing happens to; not to be changed."""
-    return quiet_run("straight")
+def reference(reference_run: Callable[..., Run]) -> Run:
+    """A run without faults; not to be changed."""
+    return reference_run("reference")
 
 
 @pytest.fixture
-def together(quiet_run: Callable[..., Run]) -> Run:
-    """A run of two processes that nothing happens to; not to be changed."""
-    return quiet_run("together", torchrun())
+def reference_ddp(reference_run: Callable[..., Run]) -> Run:
+    """A run of two ranks without faults; not to be changed."""
+    return reference_run("reference_ddp", torchrun())
 
 
 @pytest.fixture
 def new_run(case: Case, data: Path, tmp_path: Path, epochs: int) -> Iterator[Callable[..., Run]]:
-    """Make runs of the case; their processes are ended with the test."""
+    """Start new runs; their processes are killed after the test."""
     runs: list[Run] = []
 
     def make(name: str = "it", **sections: Any) -> Run:
@@ -154,9 +153,9 @@ def new_run(case: Case, data: Path, tmp_path: Path, epochs: int) -> Iterator[Cal
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Tally:
-    """Count one try for the table: `tally(item, what, survived)`; `item` is the acceptance suite's number.
+    """Count one attempt for the table; see `run.Tally`.
 
-    Call it before the assertion, so that a try that was not survived is counted too.
+    Call it before the assertion, so that failures are counted too.
     """
     node = request.node
 
@@ -167,14 +166,14 @@ def tally(request: pytest.FixtureRequest) -> Tally:
 
 
 class Table:
-    """Adds up the tallies of all tests, also those that ran in xdist's processes, and prints them."""
+    """Sums the tallies of all tests, also of xdist's processes, and prints them."""
 
     def __init__(self) -> None:
         self.tried: Counter[tuple[str, str]] = Counter()
         self.survived: Counter[tuple[str, str]] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when != "teardown":  # every phase's report carries the properties: count one of them
+        if report.when != "teardown":  # each phase reports the properties again
             return
         for name, value in report.user_properties:
             if name == RECORD:
@@ -186,7 +185,7 @@ class Table:
         if not self.tried:
             return
         write = terminalreporter.write_line
-        terminalreporter.section("faults: how often tried, how often survived")
+        terminalreporter.section("faults: attempts, and how many were survived")
         width = max(len(what) for _, what in self.tried)
         write(f"{'item':>4}  {'what':<{width}}  {'tries':>5}  {'survived':>8}")
         for item, what in sorted(self.tried, key=_order):

@@ -1,4 +1,4 @@
-"""Files made to run code, or to fill the memory of whoever opens them."""
+"""Files that try to run code or to exhaust the memory of their reader."""
 
 import io
 import json
@@ -24,7 +24,7 @@ BOMB = 2**28
 
 @dataclass(frozen=True)
 class Canary:
-    """A file that appears when somebody's code was run."""
+    """A file that appears if code was run."""
 
     path: Path
 
@@ -34,7 +34,7 @@ class Canary:
 
     @property
     def code(self) -> str:
-        """An expression of Python that makes it appear."""
+        """Python expression that creates it."""
         return f"__import__('os').system({self.command!r})"
 
     def attack(self) -> "Attack":
@@ -62,7 +62,7 @@ class Reduced:
 
 
 def weights(folder: Path, canary: Canary) -> list[Path]:
-    """Files that stand where weights are expected; a reader gets `canary` or an error."""
+    """Files of weights."""
     attack = canary.attack()
     files: dict[str, Callable[[Path], object]] = {
         "zip.pt": lambda path: torch.save({"a": torch.ones(1), "x": attack}, path),
@@ -98,7 +98,7 @@ def _npz(path: Path, attack: Attack) -> None:
 
 
 def _bytes_of_storage() -> Callable[..., object]:
-    return torch.storage._load_from_bytes  # unpickles again, and without asking
+    return torch.storage._load_from_bytes  # unpickles again, with weights_only off
 
 
 def _old_tar(path: Path, program: bytes) -> None:
@@ -129,8 +129,8 @@ def _tensor(path: Path, shape: list[int], offsets: list[int]) -> None:
     _safetensors(path, json.dumps(header).encode(), bytes(16))
 
 
-def checkpoints(folder: Path, honest: Path, canary: Canary) -> list[Path]:
-    """Checkpoint directories of our own form whose text wants more than to be read."""
+def checkpoints(folder: Path, valid: Path, canary: Canary) -> list[Path]:
+    """Checkpoint directories in our own format."""
     code = canary.code
     states: dict[str, Callable[[dict[str, Any]], object]] = {
         "mixers": lambda state: state["card"]["model"].update(mixers=f"os.system({canary.command!r})"),
@@ -146,13 +146,13 @@ def checkpoints(folder: Path, honest: Path, canary: Canary) -> list[Path]:
         ),
         "kinds": lambda state: state.update(card=[code], config=code, optimizer=code),
     }
-    made = []
+    directories = []
     for name, change in states.items():
         target = folder / f"state_{name}"
-        write_directory(target, lambda place, change=change: _copy(honest, place, change))  # type: ignore[misc]
+        write_directory(target, lambda directory, change=change: _copy(valid, directory, change))  # type: ignore[misc]
         (target / "evil.py").write_text(f"import os\nos.system({canary.command!r})\n")
-        torch.save({"x": canary.attack()}, target / "model.pt")  # a place where others look first
-        made.append(target)
+        torch.save({"x": canary.attack()}, target / "model.pt")  # where other libraries look first
+        directories.append(target)
     secret = folder / "secret"
     secret.write_text("not for you")
     manifests = {
@@ -166,31 +166,31 @@ def checkpoints(folder: Path, honest: Path, canary: Canary) -> list[Path]:
     }
     for name, text in manifests.items():
         target = folder / f"manifest_{name}"
-        shutil.copytree(honest, target)
+        shutil.copytree(valid, target)
         (target / MANIFEST).write_text(text)
-        made.append(target)
+        directories.append(target)
     target = folder / "state_deep"
-    write_directory(target, lambda place: _deep(honest, place))
-    made.append(target)
-    pipe = folder / "pipe"  # would be waited for without end
-    shutil.copytree(honest, pipe)
+    write_directory(target, lambda directory: _deep(valid, directory))
+    directories.append(target)
+    pipe = folder / "pipe"  # opening it would block
+    shutil.copytree(valid, pipe)
     (pipe / "model.safetensors").unlink()
     os.mkfifo(pipe / "model.safetensors")
-    return [*made, pipe]
+    return [*directories, pipe]
 
 
-def _copy(honest: Path, place: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    for file in honest.iterdir():
+def _copy(valid: Path, directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    for file in valid.iterdir():
         if file.name != MANIFEST:
-            shutil.copy(file, place / file.name)
-    state = json.loads((place / "state.json").read_text())
+            shutil.copy(file, directory / file.name)
+    state = json.loads((directory / "state.json").read_text())
     change(state)
-    (place / "state.json").write_text(json.dumps(state))
+    (directory / "state.json").write_text(json.dumps(state))
 
 
-def _deep(honest: Path, place: Path) -> None:
-    _copy(honest, place, lambda state: None)
-    (place / "state.json").write_text(DEEP)
+def _deep(valid: Path, directory: Path) -> None:
+    _copy(valid, directory, lambda state: None)
+    (directory / "state.json").write_text(DEEP)
 
 
 def configurations(folder: Path, canary: Canary) -> list[Path]:
@@ -217,7 +217,7 @@ def configurations(folder: Path, canary: Canary) -> list[Path]:
 
 
 def _laughs() -> str:
-    """A billion of them, by aliases."""
+    """A billion elements, by aliases."""
     lines = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
     return "\n".join([*lines, "seed: *a9", ""])

@@ -1,4 +1,4 @@
-"""Every registered network, and what is different in kind among them."""
+"""Registered networks grouped by architecture."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ DIMS = (8, 8, 16, 16)
 
 
 def structures() -> dict[MetaFormerConfig, list[str]]:
-    """One narrow, shallow network of each kind, with the names of the networks that are of this kind."""
+    """Small configuration of each architecture, with the names of its networks."""
     kinds: dict[MetaFormerConfig, list[str]] = {}
     for name in list_models():
         config = VARIANTS[name]
@@ -25,6 +25,6 @@ def structures() -> dict[MetaFormerConfig, list[str]]:
     return kinds
 
 
-def of_each_kind() -> list[str]:
-    """The first, which is the smallest, of each kind."""
+def one_of_each_kind() -> list[str]:
+    """The first and smallest network of each architecture."""
     return [names[0] for names in structures().values()]

@@ -1,6 +1,6 @@
-"""Open files by the command line, each in a forked process of its own, and tell what came of it.
+"""Run commands of the command line, each in a forked process, and report how they end.
 
-Reads a JSON list of word lists from standard input; prints a JSON line per entry.
+Reads a JSON list of argument lists from standard input; prints a JSON line per command.
 """
 
 import json
@@ -10,16 +10,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-import metaformer.models  # noqa: F401
+import metaformer.training.train  # noqa: F401 - before forking: most of the time and memory is importing
 from metaformer.cli import main
 
-SECONDS = 20.0
+TIMEOUT = 20.0
 
 
-def attempt(words: Sequence[str]) -> dict[str, object]:
-    """Run one command; its status, what it printed, its largest memory and how long it took."""
+def attempt(args: Sequence[str]) -> dict[str, object]:
+    """Run one command: its status, output, peak memory and duration."""
     with tempfile.TemporaryFile() as output:
-        began = time.monotonic()
+        started = time.monotonic()
         pid = os.fork()
         if pid == 0:
             os.dup2(output.fileno(), 1)
@@ -28,7 +28,7 @@ def attempt(words: Sequence[str]) -> dict[str, object]:
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             status = 70
             try:
-                status = main(list(words))
+                status = main(list(args))
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -40,12 +40,12 @@ def attempt(words: Sequence[str]) -> dict[str, object]:
         status, usage = wait(pid)
         output.seek(0)
         text = output.read().decode(errors="replace")
-    return {"status": status, "text": text, "megabytes": usage, "seconds": time.monotonic() - began}
+    return {"status": status, "text": text, "megabytes": usage, "seconds": time.monotonic() - started}
 
 
 def wait(pid: int) -> tuple[int, float]:
-    """Status and megabytes of a child; one that hangs is killed."""
-    limit = time.monotonic() + SECONDS
+    """Status and peak megabytes of a child; one that hangs is killed."""
+    limit = time.monotonic() + TIMEOUT
     while True:
         found, status, usage = os.wait4(pid, os.WNOHANG)
         if found:

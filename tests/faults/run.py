@@ -1,4 +1,4 @@
-"""A training run, and the processes that are let loose on it."""
+"""A training run and the processes that work on it."""
 
 import contextlib
 import hashlib
@@ -15,43 +15,46 @@ from pathlib import Path
 from typing import Any
 
 from faults.case import EPOCH, Case
-from faults.warm import Warm
+from faults.fork import ForkedProcess
 from metaformer.checkpoint.checkpoint import Checkpoint
 
 HERE = Path(__file__).parent
-VICTIM = HERE / "victim.py"
-PATIENCE = 90.0
-"""Seconds after which a process that should have ended is a failure of its own."""
+SCRIPT = HERE / "inject.py"
+TIMEOUT = 90.0
+"""Seconds after which a process that should have ended fails the test."""
+Tally = Callable[[str, str, bool], None]
+"""`tally(item, what, survived)` counts one attempt; `item` is a number of docs/reliability.md."""
+NewRun = Callable[..., "Run"]
 
 
 @dataclass
-class End:
+class Exit:
     """How a process ended."""
 
     status: int
     text: str
-    """What it printed, on both streams."""
+    """Output on stdout and stderr."""
     seconds: float
-    """From the start, or from `Victim.mark` if that was called."""
+    """From the start, or from `Process.restart_clock` if that was called."""
 
     @property
     def error(self) -> str:
-        """The line by which the command line tells an error."""
+        """The command line's error message."""
         lines = [line for line in self.text.splitlines() if "metaformer: error:" in line]
         return lines[-1] if lines else ""
 
 
-class Victim:
-    """A process that trains, in a process group of its own."""
+class Process:
+    """A training process in a process group of its own."""
 
     def __init__(
-        self, command: list[str], environment: dict[str, str], run: "Run", output: Path, warm: bool = False
+        self, command: list[str], environment: dict[str, str], run: "Run", output: Path, fork: bool = False
     ) -> None:
-        self.run, self.output, self.began = run, output, time.monotonic()
-        self.process: subprocess.Popen[bytes] | Warm
-        if warm:
+        self.run, self.output, self.started = run, output, time.monotonic()
+        self.process: subprocess.Popen[bytes] | ForkedProcess
+        if fork:
             output.touch()
-            self.process = Warm(command[2:], environment, output)
+            self.process = ForkedProcess(command[2:], environment, output)
             return
         with output.open("wb") as stream:
             self.process = subprocess.Popen(
@@ -62,67 +65,76 @@ class Victim:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def mark(self) -> None:
-        """Count seconds from now."""
-        self.began = time.monotonic()
+    def restart_clock(self) -> None:
+        """Count `Exit.seconds` from now."""
+        self.started = time.monotonic()
 
-    def until(self, happened: Callable[[], object], what: str) -> None:
-        """Wait for something that the run does."""
-        limit = time.monotonic() + PATIENCE
+    def wait_until(self, happened: Callable[[], object], what: str) -> None:
+        """Wait for a condition.
+
+        Raises:
+            AssertionError: the process ended first, or it takes too long.
+        """
+        limit = time.monotonic() + TIMEOUT
         while not happened():
             if self.process.poll() is not None:
                 raise AssertionError(f"ended with {self.process.returncode} before {what}:\n{self.text}")
             if time.monotonic() > limit:
                 self.destroy()
-                raise AssertionError(f"no {what} within {PATIENCE} s:\n{self.text}")
+                raise AssertionError(f"no {what} within {TIMEOUT} s:\n{self.text}")
             time.sleep(0.005)
 
-    def until_step(self, step: int) -> None:
-        """Wait until this many steps of the run are taken, by whichever process."""
-        self.until(lambda: self.run.reached >= step, f"step {step}")
+    def wait_until_fault(self) -> None:
+        """Wait for the injected fault, and count seconds from then."""
+        self.wait_until(self.run.faults, "fault")
+        self.restart_clock()
+
+    def wait_until_step(self, step: int) -> None:
+        """Wait until the run has done this many steps, in any process."""
+        self.wait_until(lambda: self.run.steps_done >= step, f"step {step}")
 
     def signal(self, number: int, *, group: bool = False) -> None:
-        """Signal the process, or it and all its children."""
-        self.mark()
+        """Send a signal to the process or its group, and count seconds from then."""
+        self.restart_clock()
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.process.pid, number)
 
-    def wait(self, patience: float = PATIENCE) -> End:
+    def wait(self, timeout: float = TIMEOUT) -> Exit:
         """Wait for the end."""
         try:
-            status = self.process.wait(timeout=patience)
+            status = self.process.wait(timeout=timeout)
         except (subprocess.TimeoutExpired, TimeoutError):
             text = self.text
             self.destroy()
-            raise AssertionError(f"still there after {patience} s:\n{text}") from None
-        return End(status, self.text, time.monotonic() - self.began)
+            raise AssertionError(f"still running after {timeout} s:\n{text}") from None
+        return Exit(status, self.text, time.monotonic() - self.started)
 
     def destroy(self) -> None:
-        """Leave nothing of it."""
+        """Kill it with all its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for pid in self.run.processes():  # torchrun's have groups of their own
+        for pid in self.run.processes():  # torchrun's are in groups of their own
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
 class Run:
-    """A run directory with its configuration, and a log of the samples that each step saw.
+    """A run directory with its configuration, and a log of the samples of each step.
 
     Args:
         case: the task.
-        images: what it learns from.
-        folder: where run, configuration and logs are put.
-        epochs: how long it is.
-        sections: fields that differ from the case's.
+        images: the data set.
+        folder: where run, configuration and logs are written.
+        epochs: length of the run.
+        sections: fields of the configuration to change.
     """
 
     def __init__(self, case: Case, images: Path, folder: Path, epochs: int, **sections: Any) -> None:
         self.case, self.images, self.folder, self.sections = case, images, folder, sections
         self.epochs, self.total = epochs, epochs * EPOCH
         self.path = folder / "run"
-        self.victims: list[Victim] = []
+        self.started: list[Process] = []
 
     @property
     def checkpoints(self) -> Path:
@@ -130,30 +142,30 @@ class Run:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of which there is a checkpoint directory, whole or not."""
+        """Steps with a checkpoint directory, complete or not."""
         return sorted(int(path.name[5:]) for path in self.checkpoints.glob("step_*"))
 
     @property
     def last(self) -> Path:
-        """The newest checkpoint directory."""
+        """Newest checkpoint directory."""
         return self.checkpoints / f"step_{self.steps[-1]}"
 
     @property
-    def reached(self) -> int:
-        """Steps taken so far, over all processes."""
+    def steps_done(self) -> int:
+        """Steps done so far, in any process."""
         return max((line["step"] + 1 for line in self.sample_log()), default=0)
 
     def command(self, resume: str | None = "auto", **sections: Any) -> list[str]:
-        """What a user would type, but for the program that things go wrong in."""
+        """The command line, with `inject.py` for `metaformer`."""
         settings = self.case.settings(self.images, {"schedule": {"epochs": self.epochs}})
         for changes in (self.sections, sections):
             for name, fields in changes.items():
                 settings[name] = {**settings.get(name, {}), **fields}
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / f"config-{len(self.victims)}.json"
+        file = self.folder / f"config-{len(self.started)}.json"
         file.write_text(json.dumps(settings))
-        words = [str(VICTIM), "train", self.case.recipe, str(file), "--out", str(self.path)]
-        return words + (["--resume", resume] if resume is not None else [])
+        args = [str(SCRIPT), "train", self.case.recipe, str(file), "--out", str(self.path)]
+        return args + (["--resume", resume] if resume is not None else [])
 
     def start(
         self,
@@ -162,80 +174,91 @@ class Run:
         fault: dict[str, Any] | None = None,
         launcher: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
-        warm: bool = False,
+        fork: bool = False,
         **sections: Any,
-    ) -> Victim:
-        """Start a process; `fault` is what `harm.arm` is told, `launcher` stands for `python`.
+    ) -> Process:
+        """Start a process.
 
-        A `warm` one does not import anything first, which is most of a short run's time.
+        Args:
+            resume: value of `--resume`.
+            fault: the fault to inject, see `inject.py`.
+            launcher: command instead of `python`.
+            environment: additional variables.
+            fork: fork it from a server that has imported the library.
+            sections: fields of the configuration to change.
         """
         own = {
             "OMP_NUM_THREADS": "1",
             "MF_SAMPLES": str(self.folder / "samples"),
             "MF_FAULT": json.dumps(fault or {}),
-            "MF_MARK": str(self.folder / "mark"),
+            "MF_FAULTS": str(self.folder / "faults"),
         }
         command = [*(launcher or (sys.executable,)), *self.command(resume, **sections)]
-        output = self.folder / f"output-{len(self.victims)}.txt"
-        victim = Victim(command, {**os.environ, **own, **(environment or {})}, self, output, warm)
-        self.victims.append(victim)
-        return victim
+        output = self.folder / f"output-{len(self.started)}.txt"
+        process = Process(command, {**os.environ, **own, **(environment or {})}, self, output, fork)
+        self.started.append(process)
+        return process
 
-    def go(self, patience: float = PATIENCE, **how: Any) -> End:
+    def go(self, timeout: float = TIMEOUT, **options: Any) -> Exit:
         """Start a process and wait for its end."""
-        return self.start(**how).wait(patience)
+        return self.start(**options).wait(timeout)
 
-    def finish(self, ranks: int = 1, **how: Any) -> End:
-        """Go on to the end of the run, which must be a good one; more than one process need no launcher."""
-        how.setdefault("warm", bool(self.victims) and not how.get("launcher"))
-        victims = [self.start(environment=place, **how) for place in _places(ranks)]
-        ends = [victim.wait() for victim in victims]
-        for end in ends:
-            assert end.status == 0, end.text
-        return ends[0]
+    def finish(self, ranks: int = 1, **options: Any) -> Exit:
+        """Resume the run and complete it; several ranks need no launcher."""
+        options.setdefault("fork", bool(self.started) and not options.get("launcher"))
+        processes = [self.start(environment=variables, **options) for variables in _rank_variables(ranks)]
+        exits = [process.wait() for process in processes]
+        for exit in exits:
+            assert exit.status == 0, exit.text
+        return exits[0]
+
+    def equals(self, other: "Run", ranks: int = 1) -> bool:
+        """Same bits of weights, optimizer, EMA and state, and the same samples in every step."""
+        same = self.fingerprint() == other.fingerprint() and not self.leftovers()
+        return same and all(self.samples(rank) == other.samples(rank) for rank in range(ranks))
 
     def clean_up(self) -> None:
-        """Leave no process behind."""
-        for victim in self.victims:
-            victim.destroy()
+        """Kill all processes."""
+        for process in self.started:
+            process.destroy()
 
-    def processes(self, kind: str = "") -> list[int]:
-        """All that the run's starts left; of the kind `train`, those that train, not what launched them."""
+    def processes(self, training: bool = False) -> list[int]:
+        """IDs of the run's processes; optionally without launchers and data workers."""
         mine = f"MF_SAMPLES={self.folder / 'samples'}\0".encode()
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it may have ended meanwhile; a zombie has no environment
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                trains = str(VICTIM).encode() in words[1:2] or words[1:3] == [b"-u", str(VICTIM).encode()]
-                if mine in (entry / "environ").read_bytes() + b"\0" and (trains or kind != "train"):
+                args = (entry / "cmdline").read_bytes().split(b"\0")
+                trains = str(SCRIPT).encode() in args[1:2] or args[1:3] == [b"-u", str(SCRIPT).encode()]
+                if mine in (entry / "environ").read_bytes() + b"\0" and (trains or not training):
                     found.append(int(entry.name))
         return found
 
     def sample_log(self, rank: int = 0) -> list[dict[str, Any]]:
-        """What was trained on, step by step, with the steps that were done again."""
+        """Samples of each step of a rank, with the steps that were repeated."""
         file = Path(f"{self.folder / 'samples'}.{rank}")
         lines = file.read_text().splitlines() if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]  # a killed process may cut one
+        return [json.loads(line) for line in lines if line.endswith("}")]  # a killed process may truncate one
 
     def samples(self, rank: int = 0) -> dict[int, set[str]]:
-        """For each step the different batches that it was ever taken on: one, if all is well."""
-        seen: dict[int, set[str]] = {}
+        """The different batches that each step was done with: one, if resuming is exact."""
+        batches: dict[int, set[str]] = {}
         for line in self.sample_log(rank):
-            seen.setdefault(line["step"], set()).add(json.dumps([line["indices"], line["pixels"]]))
-        return seen
+            batches.setdefault(line["step"], set()).add(json.dumps([line["indices"], line["pixels"]]))
+        return batches
 
-    def marks(self) -> list[dict[str, Any]]:
-        """What the fault noted."""
-        file = self.folder / "mark"
+    def faults(self) -> list[dict[str, Any]]:
+        """Records of the injected faults."""
+        file = self.folder / "faults"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def leftovers(self) -> list[str]:
-        """Hidden names that a finished run should not leave."""
+        """Temporary files and directories, which a finished run does not leave."""
         hidden = [path for path in self.path.rglob(".*") if path.name.startswith((".tmp", ".old"))]
         return [str(path.relative_to(self.path)) for path in hidden]
 
     def fingerprint(self) -> dict[str, str]:
-        """The sha256 of all files of the last checkpoint and of the best: weights, moments, state."""
+        """SHA-256 of all files of the last and of the best checkpoint."""
         return {
             **{f"last/{name}": digest for name, digest in fingerprint(self.last).items()},
             **{f"best/{name}": digest for name, digest in fingerprint(self.path / "best").items()},
@@ -243,10 +266,9 @@ class Run:
 
 
 def fingerprint(directory: Path) -> dict[str, str]:
-    """The sha256 of each file; a state without what may differ between two equal runs, the workers.
+    """SHA-256 of each file of a checkpoint; of the state, without the number of workers.
 
-    Of tensors that lie in parts, which process wrote a part of which is left to chance: they are compared as
-    they are read.
+    Sharded tensors are compared as they are read: which rank writes which shard is left to chance.
     """
     found: dict[str, str] = {}
     for file in sorted(path for path in directory.iterdir() if path.is_file()):
@@ -266,8 +288,8 @@ def fingerprint(directory: Path) -> dict[str, str]:
     return found
 
 
-def _places(ranks: int) -> list[dict[str, str]]:
-    """What torchrun would put into the environments of so many processes."""
+def _rank_variables(ranks: int) -> list[dict[str, str]]:
+    """Environment variables of each rank, as torchrun sets them."""
     if ranks == 1:
         return [{}]
     with socket.socket() as free:
@@ -277,7 +299,7 @@ def _places(ranks: int) -> list[dict[str, str]]:
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
-def torchrun(ranks: int = 2, *words: str) -> tuple[str, ...]:
-    """The words that start so many processes on this machine."""
+def torchrun(ranks: int = 2, *options: str) -> tuple[str, ...]:
+    """Launcher for this many processes on this machine."""
     start = (sys.executable, "-m", "torch.distributed.run", "--standalone")
-    return (*start, "--nproc-per-node", str(ranks), *words)
+    return (*start, "--nproc-per-node", str(ranks), *options)

@@ -1,6 +1,6 @@
-"""Kill a process before each single file operation of a save, one after another, and look at what is left.
+"""Kill a process before each file operation of saving a checkpoint, and check what is left.
 
-Run by test_sweep.py in a process of its own, which forks one child per operation. Prints a JSON line.
+Run by test_sweep.py in another process, which forks one child per operation. Prints a JSON line.
 """
 
 import json
@@ -20,7 +20,7 @@ OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.
 
 
 def save(run: RunDir, step: int) -> None:
-    """What the loop does after a step that gave a new best."""
+    """What the loop does after a step with a new best evaluation."""
     tensors = {"weight": torch.full((64, 64), float(step)), "bias": torch.full((64,), -float(step))}
     write_checkpoint(run.best, {"model": tensors}, {"step": step})
     write_checkpoint(
@@ -29,8 +29,8 @@ def save(run: RunDir, step: int) -> None:
     prune(run.checkpoints, 2)
 
 
-class Bomb:
-    """Ends this process before its `at`-th file operation below a folder, or only counts them."""
+class KillSwitch:
+    """Kills this process before its `at`-th file operation below a folder, or only counts them."""
 
     def __init__(self, folder: Path, at: int | None) -> None:
         self.folder, self.at, self.count = str(folder), at, 0
@@ -39,12 +39,12 @@ class Bomb:
         os.fsync = lambda handle: (self("fsync", (self.folder,)), fsync(handle))[1]  # type: ignore[assignment]
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Count what changes or reads files of the run."""
+        """Count an operation on files of the run."""
         inside = event == "fsync" or (
             event in OPERATIONS
             and (
                 any(self.folder in os.fsdecode(a) for a in arguments if isinstance(a, (str, bytes, Path)))
-                or event in ("os.remove", "os.rmdir")  # of rmtree, by names relative to a handle
+                or event in ("os.remove", "os.rmdir")  # in rmtree, names are relative to a handle
             )
         )
         if not inside:
@@ -55,36 +55,36 @@ class Bomb:
 
 
 def child(run: RunDir, at: int | None, count: Path | None = None) -> int:
-    """Save step 6 in another process that dies at an operation; gives its status."""
+    """Save step 6 in a child process that is killed at an operation; returns its status."""
     pid = os.fork()
     if pid == 0:
-        bomb = Bomb(run.path, at)
+        switch = KillSwitch(run.path, at)
         save(run, 6)
         if count is not None:
-            bomb.folder = "-"
-            count.write_text(str(bomb.count))
+            switch.folder = "-"
+            count.write_text(str(switch.count))
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def look(run: RunDir) -> str:
-    """Resume as a new process would, and save once more; gives what is wrong, or nothing."""
-    said: list[str] = []
-    saved = run.open("auto", said.append)
-    if said:
-        return f"took a checkpoint for damaged: {said}"
+def problem_after(run: RunDir) -> str:
+    """Resume as a new process would, and save once more; returns what is wrong, or nothing."""
+    warnings: list[str] = []
+    saved = run.open("auto", warnings.append)
+    if warnings:
+        return f"a valid checkpoint was skipped: {warnings}"
     if saved is None or saved.state["step"] not in (4, 6):
-        return f"went on from {saved and saved.state['step']}"
+        return f"resumed from {saved and saved.state['step']}"
     for directory, group in ((saved.directory, "optimizer"), (run.best, "model")):
-        held = read_checkpoint(directory)
-        if not bool((held.tensors(group)["weight"] == held.state["step"]).all()):
+        loaded = read_checkpoint(directory)
+        if not bool((loaded.tensors(group)["weight"] == loaded.state["step"]).all()):
             return f"{directory.name} mixes two steps"
     if read_checkpoint(run.best).state["step"] not in (4, 6):
         return "best is neither the old one nor the new"
     save(run, 8)
-    again = newest(run.checkpoints, said.append)
-    if again is None or again.state["step"] != 8 or said:
-        return f"the next save failed: {said}"
+    again = newest(run.checkpoints, warnings.append)
+    if again is None or again.state["step"] != 8 or warnings:
+        return f"the next save failed: {warnings}"
     left = [path.name for path in run.path.rglob(".*") if path.name not in (".lock",)]
     return f"left {left}" if left else ""
 
@@ -100,16 +100,16 @@ def main(folder: Path) -> None:
     shutil.copytree(template.path, folder / "counting")
     assert child(RunDir(folder / "counting"), None, counted) == 0
     operations = int(counted.read_text())
-    wrong: list[str] = []
+    problems: list[str] = []
     for at in range(1, operations + 1):
         run = RunDir(folder / "it")
         shutil.rmtree(run.path, ignore_errors=True)
         shutil.copytree(template.path, run.path)
         status = child(run, at)
-        problem = "was not killed" if status != -signal.SIGKILL else look(run)
+        problem = "was not killed" if status != -signal.SIGKILL else problem_after(run)
         if problem:
-            wrong.append(f"operation {at} of {operations}: {problem}")
-    print(json.dumps({"operations": operations, "wrong": wrong}))
+            problems.append(f"operation {at} of {operations}: {problem}")
+    print(json.dumps({"operations": operations, "problems": problems}))
 
 
 if __name__ == "__main__":

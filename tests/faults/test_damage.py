@@ -1,4 +1,4 @@
-"""Item 6: a checkpoint that is not what was written is never taken for one."""
+"""Item 6: a damaged checkpoint is never loaded."""
 
 import shutil
 from collections.abc import Callable
@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 
 from faults.case import Case
-from faults.run import Run
+from faults.run import NewRun, Run, Tally
 from metaformer.checkpoint.checkpoint import read_checkpoint
 from metaformer.errors import WeightsError
 
-Tally = Callable[[str, str, bool], None]
-NewRun = Callable[..., Run]
-
 
 def detected(directory: Path, name: str) -> bool:
-    """Tell whether reading fails with an error that names the file."""
+    """Whether reading fails with an error that names the file."""
     try:
         saved = read_checkpoint(directory)
         for file in directory.glob("*.safetensors"):
@@ -31,35 +28,35 @@ def files(directory: Path) -> list[Path]:
     return sorted(file for file in directory.rglob("*") if file.is_file())
 
 
-def place(file: Path, draw: np.random.RandomState) -> int:
-    """A byte: by chance anywhere, or among the first or last, where headers and ends are."""
+def random_offset(file: Path, draw: np.random.RandomState) -> int:
+    """A byte anywhere, or near the start or the end of the file."""
     size = file.stat().st_size
     near = int(draw.randint(min(size, 300)))
     return (int(draw.randint(size)), near, size - 1 - near)[draw.randint(3)]
 
 
 @pytest.fixture
-def victim(straight: Run, tmp_path: Path) -> Path:
+def checkpoint(reference: Run, tmp_path: Path) -> Path:
     """A checkpoint to damage."""
-    target = tmp_path / straight.last.name
-    shutil.copytree(straight.last, target)
+    target = tmp_path / reference.last.name
+    shutil.copytree(reference.last, target)
     return target
 
 
-def test_bits_that_flipped(case: Case, victim: Path, often: Callable[[int, int], int], tally: Tally) -> None:
+def test_flipped_bits(case: Case, checkpoint: Path, often: Callable[[int, int], int], tally: Tally) -> None:
     draw = np.random.RandomState(0)
     missed = []
     for number in range(often(30, 300)):
-        file = files(victim)[number % len(files(victim))]
-        at, bit = place(file, draw), 1 << draw.randint(8)
+        file = files(checkpoint)[number % len(files(checkpoint))]
+        at, bit = random_offset(file, draw), 1 << draw.randint(8)
         flip(file, at, bit)
-        found = detected(victim, file.name)
+        found = detected(checkpoint, file.name)
         flip(file, at, bit)
         tally("6", f"{case.task}: a checkpoint with one bit flipped", found)
         if not found:
             missed.append((file.name, at, bit))
     assert not missed
-    read_checkpoint(victim)  # whole again
+    read_checkpoint(checkpoint)  # restored
 
 
 def flip(file: Path, at: int, bit: int) -> None:
@@ -70,43 +67,43 @@ def flip(file: Path, at: int, bit: int) -> None:
         stream.write(bytes([byte ^ bit]))
 
 
-def test_files_that_were_cut(
-    case: Case, victim: Path, often: Callable[[int, int], int], tally: Tally
+def test_truncated_files(
+    case: Case, checkpoint: Path, often: Callable[[int, int], int], tally: Tally
 ) -> None:
     draw = np.random.RandomState(1)
     missed = []
     for number in range(often(30, 300)):
-        file = files(victim)[number % len(files(victim))]
+        file = files(checkpoint)[number % len(files(checkpoint))]
         whole = file.read_bytes()
-        # the first time by its last byte alone
-        size = len(whole) - 1 if number < len(files(victim)) else place(file, draw)
+        # the first time, the last byte alone
+        size = len(whole) - 1 if number < len(files(checkpoint)) else random_offset(file, draw)
         file.write_bytes(whole[:size])
-        found = detected(victim, file.name)
+        found = detected(checkpoint, file.name)
         file.write_bytes(whole)
         tally("6", f"{case.task}: a checkpoint with a file cut short", found)
         if not found:
             missed.append((file.name, size, len(whole)))
     assert not missed
-    read_checkpoint(victim)
+    read_checkpoint(checkpoint)
 
 
-def test_files_that_are_gone_or_others(case: Case, victim: Path, straight: Run, tally: Tally) -> None:
+def test_missing_and_foreign_files(case: Case, checkpoint: Path, reference: Run, tally: Tally) -> None:
     missed = []
-    for file in files(victim):
+    for file in files(checkpoint):
         for what, content in (("gone", None), ("empty", b""), ("zeroed", bytes(file.stat().st_size))):
             whole = file.read_bytes()
             file.unlink() if content is None else file.write_bytes(content)
-            found = detected(victim, file.name)
+            found = detected(checkpoint, file.name)
             file.write_bytes(whole)
             tally("6", f"{case.task}: a checkpoint with a file {what}", found)
             missed += [] if found else [(file.name, what)]
-    other = straight.checkpoints / f"step_{straight.steps[-2]}"
-    for file in files(victim):  # as a careless copy leaves them
+    other = reference.checkpoints / f"step_{reference.steps[-2]}"
+    for file in files(checkpoint):  # as an incomplete copy leaves them
         if file.read_bytes() == (other / file.name).read_bytes():
             continue
         whole = file.read_bytes()
         shutil.copy(other / file.name, file)
-        found = detected(victim, file.name)
+        found = detected(checkpoint, file.name)
         file.write_bytes(whole)
         tally("6", f"{case.task}: a checkpoint with a file of another", found)
         missed += [] if found else [(file.name, "of another")]
@@ -114,32 +111,32 @@ def test_files_that_are_gone_or_others(case: Case, victim: Path, straight: Run, 
 
 
 @pytest.mark.often(0, 4)
-def test_auto_takes_the_newest_that_is_whole(
-    case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally
+def test_auto_resumes_from_the_newest_valid_checkpoint(
+    case: Case, attempt: int, reference: Run, new_run: NewRun, tally: Tally
 ) -> None:
-    """It names the file that is not; a path that was given is taken or refused."""
+    """The damaged file is named; an explicit path is refused."""
     run = new_run()
-    shutil.copytree(straight.path, run.path)
-    broken = files(run.last)[attempt % len(files(run.last))]
-    flip(broken, broken.stat().st_size // 2, 4)
-    named = run.go(resume=str(run.last), warm=True)
-    refused = named.status == 1 and broken.name in named.error and "Traceback" not in named.text
+    shutil.copytree(reference.path, run.path)
+    damaged = files(run.last)[attempt % len(files(run.last))]
+    flip(damaged, damaged.stat().st_size // 2, 4)
+    explicit = run.go(resume=str(run.last), fork=True)
+    refused = explicit.status == 1 and damaged.name in explicit.error and "Traceback" not in explicit.text
     end = run.finish()
-    older = straight.steps[-2]
-    told = f"{run.last.name}/{broken.name}" in end.text and f"step_{older} (step {older})" in end.text
-    well = refused and told and run.fingerprint() == straight.fingerprint()
-    tally("6", f"{case.task}: --resume auto passes over a damaged checkpoint", well)
-    assert well, str((named, end))
+    older = reference.steps[-2]
+    reported = f"{run.last.name}/{damaged.name}" in end.text and f"step_{older} (step {older})" in end.text
+    ok = refused and reported and run.fingerprint() == reference.fingerprint()
+    tally("6", f"{case.task}: --resume auto skips a damaged checkpoint", ok)
+    assert ok, str((explicit, end))
 
 
 @pytest.mark.often(0, 1)
-def test_nothing_whole_is_an_error(case: Case, straight: Run, new_run: NewRun, tally: Tally) -> None:
-    """Not a silent beginning from the first step."""
+def test_no_valid_checkpoint_is_an_error(case: Case, reference: Run, new_run: NewRun, tally: Tally) -> None:
+    """The run does not silently start again."""
     run = new_run()
-    shutil.copytree(straight.path, run.path)
+    shutil.copytree(reference.path, run.path)
     for step in run.steps:
         (run.checkpoints / f"step_{step}" / "manifest.json").unlink()
-    end = run.go(warm=True)
-    well = end.status == 1 and "no checkpoint is whole" in end.error
-    tally("6", f"{case.task}: no checkpoint is whole", well)
-    assert well, str(end)
+    end = run.go(fork=True)
+    ok = end.status == 1 and "no checkpoint is whole" in end.error
+    tally("6", f"{case.task}: no checkpoint is whole", ok)
+    assert ok, str(end)

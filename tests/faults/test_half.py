@@ -1,4 +1,4 @@
-"""Item 14: half precision gives what single precision gives, within the roundings of its format."""
+"""Item 14: half precision equals single precision within its rounding error."""
 
 import contextlib
 import copy
@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from faults.networks import of_each_kind
+from faults.networks import one_of_each_kind
+from faults.run import Tally
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import VARIANTS
 from metaformer.factory import list_models
 from metaformer.layers.norm import NORMS
 
-Tally = Callable[[str, str, bool], None]
 SIZE = 32
 CLASSES = 10
 FORMS = ("float16", "bfloat16", "autocast")
@@ -28,27 +28,26 @@ def one_thread() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """All networks, or in the short form one of each kind."""
+    """All networks; in the short form, one of each kind."""
     if "network_name" in metafunc.fixturenames:
         full = metafunc.config.getoption("full", default=False)
-        metafunc.parametrize("network_name", list_models() if full else of_each_kind())
+        metafunc.parametrize("network_name", list_models() if full else one_of_each_kind())
 
 
-def test_half_precision_is_single_precision_rounded(
+def test_half_precision_is_single_precision_within_rounding(
     network_name: str, tally: Tally, often: Callable[[int, int], int]
 ) -> None:
-    """Of the largest logit, float16 may be off by 1 % for each 12 blocks, bfloat16 by 8 times that.
+    """Tolerance: 1 % of the largest logit per 12 blocks in float16, 8 times that in bfloat16.
 
-    Roundings add up with depth, and bfloat16's are 8 times as large. Networks differ by nature: of random
-    weights timm's own poolformerv2_m48 is off by 2.2 % in float16, ours by 2.3 %; most are by a third of
-    what they may, or less. Layer scales are set to 1: as they begin, blocks would add next to nothing, and
-    hide what they round.
+    Rounding errors add up with depth; bfloat16's are 8 times as large. With random weights timm's
+    poolformerv2_m48 is off by 2.2 % in float16, ours by 2.3 %; most networks by a third of the tolerance or
+    less. Layer scales are set to 1: with their initial values blocks would add next to nothing.
     """
     network = _network(network_name)
     weights = copy.deepcopy(network.state_dict())
     prototypes, images = _images(often(2, 10))
     logits, nearest = _run(network, prototypes, images, "float32")
-    assert nearest.equal(torch.arange(CLASSES).repeat(often(2, 10))), "the images are told apart at all"
+    assert nearest.equal(torch.arange(CLASSES).repeat(often(2, 10))), "the classes are distinguishable"
     for form in FORMS:
         half, half_nearest = _run(network, prototypes, images, form)
         network.float()
@@ -67,7 +66,7 @@ def test_half_precision_is_single_precision_rounded(
 )
 @torch.inference_mode()
 def test_norms_of_large_activations_are_finite(name: str, form: str, largest: float, tally: Tally) -> None:
-    """Squares of these are more than float16 can hold: sums must be kept in single precision."""
+    """Their squares overflow float16: sums must be computed in single precision."""
     torch.manual_seed(0)
     norm = NORMS.build(name, 64).eval()
     x = torch.randn(2, 64, 7, 7).clamp(-3, 3) * (largest / 3)
@@ -93,7 +92,7 @@ def _network(name: str) -> MetaFormer:
 
 
 def _images(each: int) -> tuple[Tensor, Tensor]:
-    """A prototype of each class, and images that are noisy copies of them."""
+    """A prototype of each class, and noisy copies of it."""
     draw = torch.Generator().manual_seed(1)
     coarse = torch.randn(CLASSES, 3, 4, 4, generator=draw)
     prototypes = F.interpolate(coarse, (SIZE, SIZE), mode="bilinear", align_corners=False)
@@ -103,15 +102,15 @@ def _images(each: int) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def _run(network: MetaFormer, prototypes: Tensor, images: Tensor, form: str) -> tuple[Tensor, Tensor]:
-    """Logits of the images, and the class whose prototype's features are nearest to each one's."""
+    """Logits of the images, and the class with the nearest prototype in feature space."""
     kind = torch.float32 if form == "autocast" else getattr(torch, form)
     network.to(kind)
     cast = torch.autocast("cpu", torch.bfloat16) if form == "autocast" else contextlib.nullcontext()
     with cast:
         known = network.forward_head(network.forward_features(prototypes.to(kind)), pre_logits=True).float()
-        maps = network.forward_features(images.to(kind))
-        seen = network.forward_head(maps, pre_logits=True).float()
-        logits = network.forward_head(maps).float()
+        features = network.forward_features(images.to(kind))
+        pooled = network.forward_head(features, pre_logits=True).float()
+        logits = network.forward_head(features).float()
     center = known.mean(0)
-    likeness = F.normalize(seen - center) @ F.normalize(known - center).T
-    return logits, likeness.argmax(dim=1)
+    similarity = F.normalize(pooled - center) @ F.normalize(known - center).T
+    return logits, similarity.argmax(dim=1)

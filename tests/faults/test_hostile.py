@@ -1,28 +1,26 @@
-"""Item 7: no file that is opened can run code, or take the machine's memory."""
+"""Item 7: no file can run code or exhaust the memory when it is opened."""
 
 import ast
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from faults import hostile
 from faults.case import Case
-from faults.run import Run
+from faults.run import Run, Tally
 
-Tally = Callable[[str, str, bool], None]
 MEMORY = 150.0
-"""Megabytes that opening a file may take, above what an honest command takes."""
+"""Megabytes that opening a file may take, beyond those of a valid command."""
 
 
-def opened(honest: list[str], commands: list[list[str]], folder: Path) -> list[dict[str, Any]]:
-    """Run commands one after another; the memory that an honest one takes is taken off."""
+def run_commands(valid: list[str], commands: list[list[str]], folder: Path) -> list[dict[str, Any]]:
+    """Run commands in turn; the memory of the valid one is subtracted."""
     script = Path(__file__).with_name("open_hostile.py")
     done = subprocess.run(
         [sys.executable, str(script)],
-        input=json.dumps([honest, *commands]),
+        input=json.dumps([valid, *commands]),
         capture_output=True,
         text=True,
         timeout=280,
@@ -35,7 +33,7 @@ def opened(honest: list[str], commands: list[list[str]], folder: Path) -> list[d
 
 
 def expect_refusals(
-    honest: list[str],
+    valid: list[str],
     commands: list[list[str]],
     folder: Path,
     canary: hostile.Canary,
@@ -43,18 +41,18 @@ def expect_refusals(
     tally: Tally,
     ignored: tuple[str, ...] = (),
 ) -> None:
-    """Each command is refused in one line, without the file's code being run."""
+    """Each command fails with one line, and the file's code does not run."""
     failures = []
-    for command, result in zip(commands, opened(honest, commands, folder), strict=True):
+    for command, result in zip(commands, run_commands(valid, commands, folder), strict=True):
         lines = result["text"].strip().splitlines()
         refused = result["status"] in (1, 2) and bool(lines) and "metaformer: error:" in lines[-1]
         bounded = result["megabytes"] <= MEMORY and result["seconds"] < 15
         ran = canary.path.exists()
         canary.path.unlink(missing_ok=True)
-        passed_over = result["status"] == 0 and any(name in " ".join(command) for name in ignored)
-        well = (refused or passed_over) and bounded and not ran and "Traceback" not in result["text"]
-        tally("7", f"hostile {what} opened", well)
-        if not well:
+        ignored_field = result["status"] == 0 and any(name in " ".join(command) for name in ignored)
+        ok = (refused or ignored_field) and bounded and not ran and "Traceback" not in result["text"]
+        tally("7", f"hostile {what} opened", ok)
+        if not ok:
             figures = f"status {result['status']}, {result['megabytes']:.0f} MB, {result['seconds']:.1f} s"
             failures.append(f"{command}: {figures}, code run: {ran}: {result['text'][-300:]!r}")
     assert not failures, "\n".join(failures)
@@ -67,17 +65,20 @@ def test_weights_run_nothing(tmp_path: Path, tally: Tally) -> None:
     expect_refusals(["--version"], commands, tmp_path, canary, "file of weights", tally)
 
 
-def test_checkpoints_run_nothing(case: Case, straight: Run, data: Path, tmp_path: Path, tally: Tally) -> None:
-    """Read to predict with, and to go on from."""
+def test_checkpoints_run_nothing(
+    case: Case, reference: Run, data: Path, tmp_path: Path, tally: Tally
+) -> None:
+    """Checkpoints to predict with."""
     canary = hostile.Canary(tmp_path / "canary")
     image = str(next(data.rglob("*.png")))
-    made = hostile.checkpoints(tmp_path / "made", straight.last, canary)
-    honest, *commands = (
-        ["predict", str(path), image, "--out", str(tmp_path / "found.csv")] for path in (straight.last, *made)
+    directories = hostile.checkpoints(tmp_path / "directories", reference.last, canary)
+    valid, *commands = (
+        ["predict", str(path), image, "--out", str(tmp_path / "found.csv")]
+        for path in (reference.last, *directories)
     )
-    # a prediction does not read these fields, which name code
+    # prediction does not read these fields
     ignored = ("state_import", "state_config", "state_name")
-    expect_refusals(honest, commands, tmp_path, canary, "checkpoint", tally, ignored)
+    expect_refusals(valid, commands, tmp_path, canary, "checkpoint", tally, ignored)
 
 
 def test_configurations_run_nothing(case: Case, data: Path, tmp_path: Path, tally: Tally) -> None:
@@ -98,8 +99,7 @@ FORBIDDEN = {
 MODULES = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal", "runpy"}
 
 
-def test_the_source_has_no_way_to_run_what_it_reads(tally: Tally) -> None:
-    """Nor in what is added later."""
+def test_the_source_never_runs_what_it_reads(tally: Tally) -> None:
     source = Path(hostile.write_directory.__code__.co_filename).parents[1]
     found = []
     for file in sorted(source.rglob("*.py")):
@@ -116,16 +116,16 @@ def _problems(node: ast.AST) -> list[str]:
     if not isinstance(node, ast.Call):
         return []
     called = ast.unparse(node.func)
-    words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+    options = {option.arg: ast.unparse(option.value) for option in node.keywords}
     return [
         text
         for text, wrong in (
             (called, called in FORBIDDEN),
-            ("weights_only", words.get("weights_only", "True") != "True"),
-            (called, called == "torch.load" and "weights_only" not in words),
-            ("allow_pickle", words.get("allow_pickle", "False") != "False"),
-            ("trust_remote_code", words.get("trust_remote_code", "False") != "False"),
-            ("shell", words.get("shell", "False") != "False"),
+            ("weights_only", options.get("weights_only", "True") != "True"),
+            (called, called == "torch.load" and "weights_only" not in options),
+            ("allow_pickle", options.get("allow_pickle", "False") != "False"),
+            ("trust_remote_code", options.get("trust_remote_code", "False") != "False"),
+            ("shell", options.get("shell", "False") != "False"),
         )
         if wrong
     ]

@@ -1,4 +1,4 @@
-"""Two hosts, each a network name space of its own with a cable between them, and what befalls them."""
+"""Items 17 and 18 on two hosts: two network namespaces connected by a virtual cable."""
 
 import os
 import shutil
@@ -6,40 +6,38 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from faults.case import Case
-from faults.run import End, Run, Victim
+from faults.run import Exit, NewRun, Process, Run, Tally
 
-Tally = Callable[[str, str, bool], None]
-NewRun = Callable[..., Run]
 pytestmark = pytest.mark.waits
 
 
 class Hosts:
-    """Two network name spaces that see each other and nothing else."""
+    """Two network namespaces that reach each other and nothing else."""
 
     def __init__(self) -> None:
         self.names = [f"mf{os.getpid()}{letter}" for letter in "ab"]
 
     def open(self) -> str:
-        """Make them; gives the reason where that is not possible."""
+        """Create them; returns the reason if that is not possible."""
         if shutil.which("ip") is None:
             return "the command ip is not installed"
         a, b = self.names
-        for words in (
+        for command in (
             *(f"netns add {name}" for name in self.names),
             f"link add {a} netns {a} type veth peer name {b} netns {b}",
             *(f"-n {name} link set lo up" for name in self.names),
             *(f"-n {name} addr add {self.address(i)}/24 dev {name}" for i, name in enumerate(self.names)),
             *(f"-n {name} link set {name} up" for name in self.names),
         ):
-            done = subprocess.run(["ip", *words.split()], capture_output=True, text=True)
+            done = subprocess.run(["ip", *command.split()], capture_output=True, text=True)
             if done.returncode:
-                return f"network name spaces are not permitted here ({done.stderr.strip()})"
+                return f"network namespaces are not permitted here ({done.stderr.strip()})"
         return ""
 
     def close(self) -> None:
@@ -52,7 +50,7 @@ class Hosts:
         subprocess.run(["ip", "-n", self.names[1], "link", "set", self.names[1], state], check=True)
 
     def kill(self, host: int) -> None:
-        """End all its processes at once."""
+        """Kill all its processes at once."""
         done = subprocess.run(["ip", "netns", "pids", self.names[host]], capture_output=True, text=True)
         for pid in done.stdout.split():
             os.kill(int(pid), signal.SIGKILL)
@@ -61,8 +59,8 @@ class Hosts:
     def address(host: int) -> str:
         return f"10.77.0.{host + 1}"
 
-    def start(self, run: Run, port: int, **how: Any) -> list[Victim]:
-        """One torchrun on each, as docs/reliability.md says."""
+    def start(self, run: Run, port: int, **options: Any) -> list[Process]:
+        """Start torchrun on each, as in docs/reliability.md."""
         return [
             run.start(
                 launcher=(
@@ -77,7 +75,7 @@ class Hosts:
                     ),
                 ),
                 environment={"GLOO_SOCKET_IFNAME": name},
-                **how,
+                **options,
             )
             for host, name in enumerate(self.names)
         ]
@@ -85,66 +83,60 @@ class Hosts:
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    made = Hosts()
+    pair = Hosts()
     try:
-        if reason := made.open():
+        if reason := pair.open():
             pytest.skip(reason)
-        yield made
+        yield pair
     finally:
-        made.close()
+        pair.close()
 
 
-def equal(run: Run, together: Run) -> bool:
-    return run.fingerprint() == together.fingerprint() and all(
-        run.samples(rank) == together.samples(rank) for rank in range(2)
-    )
-
-
-def told(ends: list[End]) -> str:
+def describe(ends: list[Exit]) -> str:
     return "\n".join(f"host {n}: status {e.status}, {e.seconds:.1f} s\n{e.text}" for n, e in enumerate(ends))
 
 
 @pytest.mark.often(0, 1)
 def test_two_hosts_train_together(
-    case: Case, hosts: Hosts, new_run: NewRun, together: Run, tally: Tally
+    case: Case, hosts: Hosts, new_run: NewRun, reference_ddp: Run, tally: Tally
 ) -> None:
-    """As two processes of one host, to the bit."""
+    """With the same bits as two processes of one host."""
     run = new_run()
-    ends = [victim.wait() for victim in hosts.start(run, 29400)]
-    same = [end.status for end in ends] == [0, 0] and equal(run, together)
+    ends = [process.wait() for process in hosts.start(run, 29400)]
+    same = [end.status for end in ends] == [0, 0] and run.equals(reference_ddp, ranks=2)
     tally("17", f"{case.task}: two hosts equal one", same)
-    assert same, told(ends)
+    assert same, describe(ends)
 
 
 @pytest.mark.often(0, 3)
-def test_a_host_that_is_lost(
-    case: Case, attempt: int, hosts: Hosts, new_run: NewRun, together: Run, tally: Tally
+def test_a_lost_host(
+    case: Case, attempt: int, hosts: Hosts, new_run: NewRun, reference_ddp: Run, tally: Tally
 ) -> None:
-    """All its processes killed at once, or its cable pulled; then both hosts go on where they were.
+    """All its processes are killed, or its cable is pulled; then both hosts resume.
 
-    torchrun itself may take minutes to see that a cable is pulled: what counts is that nobody trains on.
+    torchrun itself may take minutes to notice a pulled cable: what counts is that the training processes end.
     """
     what, lost = (("its cable is pulled", 1), ("it is killed", 1), ("it is killed", 0))[attempt]
     run = new_run()
-    pause = {"kind": "step", "how": "slow", "step": 6, "seconds": 1}  # the run must not be over before
-    victims = hosts.start(run, 29401, runtime={"timeout": 10}, fault=pause)
-    victims[0].until_step(6)
-    began = time.monotonic()
+    pause = {"kind": "step", "how": "slow", "step": 6, "seconds": 1}  # so that the run is not over before
+    processes = hosts.start(run, 29401, runtime={"timeout": 10}, fault=pause)
+    processes[0].wait_until_step(6)
+    started = time.monotonic()
     if what == "it is killed":
         hosts.kill(lost)
     else:
         hosts.cable("down")
-    while run.processes("train") and time.monotonic() < began + 90:
+    while run.processes(training=True) and time.monotonic() < started + 90:
         time.sleep(0.2)
-    seconds = time.monotonic() - began
-    for victim in victims:
-        victim.destroy()
-    texts = "\n".join(victim.text for victim in victims)
-    said = "lost contact with another process" in texts
+    seconds = time.monotonic() - started
+    for process in processes:
+        process.destroy()
+    texts = "\n".join(process.text for process in processes)
+    reported = "lost contact with another process" in texts
     hosts.cable("up")
-    ends = [victim.wait() for victim in hosts.start(run, 29402)]
+    ends = [process.wait() for process in hosts.start(run, 29402)]
     same = [end.status for end in ends] == [0, 0] and all(
-        run.samples(rank) == together.samples(rank) for rank in range(2)
+        run.samples(rank) == reference_ddp.samples(rank) for rank in range(2)
     )
-    tally("18", f"{case.task}: one of two hosts is lost: {what}", seconds <= 60 and said and same)
-    assert seconds <= 60 and said and same, f"{seconds} s:\n{texts}\n{told(ends)}"
+    tally("18", f"{case.task}: one of two hosts is lost: {what}", seconds <= 60 and reported and same)
+    assert seconds <= 60 and reported and same, f"{seconds} s:\n{texts}\n{describe(ends)}"

@@ -1,18 +1,15 @@
-"""Item 13: a number that is none never reaches the weights, and is told with what it came from."""
+"""Item 13: NaN and infinity never reach the weights, and the error says where they came from."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from faults.case import Case
-from faults.run import Run
+from faults.run import NewRun, Run, Tally
 
-Tally = Callable[[str, str, bool], None]
-NewRun = Callable[..., Run]
-# Where it arises, which value, and a word that must then be in the message.
-PLACES = [
+# Where it arises, the value, and a part of the message.
+VALUES = [
     ("input", "nan", "input"),
     ("gradient", "inf", "gradient"),
     ("loss", "inf", "loss"),
@@ -25,7 +22,7 @@ PLACES = [
 
 
 def all_finite(run: Run) -> bool:
-    """No checkpoint of the run holds a number that is none."""
+    """Whether all tensors in the checkpoints of a run are finite."""
     files = [
         file for folder in (run.checkpoints, run.path / "best") for file in folder.rglob("*.safetensors")
     ]
@@ -37,46 +34,46 @@ def _finite(file: Path) -> bool:
 
 
 @pytest.mark.every_task(0, 4)
-@pytest.mark.often(1, len(PLACES))
-def test_a_step_that_is_not_finite_is_refused(
-    case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally
+@pytest.mark.often(1, len(VALUES))
+def test_a_nonfinite_step_is_not_taken(
+    case: Case, attempt: int, reference: Run, new_run: NewRun, tally: Tally
 ) -> None:
-    """Weights, buffers, moments and average stay as they were; the message names step, files and place."""
-    where, value, word = PLACES[attempt]
+    """Weights, buffers, optimizer and EMA do not change; the message names step, images and location."""
+    where, value, word = VALUES[attempt]
     step = 9
     run = new_run()
-    end = run.go(fault={"kind": "poison", "where": where, "value": value, "steps": [step]}, warm=True)
-    (mark,) = run.marks()
-    untouched = mark["before"] == mark["after"]
-    files = mark["files"][1:2] if where == "input" else mark["files"]  # one image is poisoned
-    told = (
+    end = run.go(fault={"kind": "poison", "where": where, "value": value, "steps": [step]}, fork=True)
+    (record,) = run.faults()
+    unchanged = record["before"] == record["after"]
+    files = record["files"][1:2] if where == "input" else record["files"]  # one image of the batch
+    reported = (
         end.status == 1
         and f"step {step}" in end.error
         and word in end.error
         and all(file in end.error for file in files)
     )
-    kept = run.steps[-1] == step and all_finite(run)
+    saved = run.steps[-1] == step and all_finite(run)
     run.finish()
-    same = run.fingerprint() == straight.fingerprint() and run.samples() == straight.samples()
-    tally("13", f"{case.task}: not finite: {where}", untouched and told and kept and same)
-    assert untouched and told and kept, str((end, mark, run.steps))
+    same = run.equals(reference)
+    tally("13", f"{case.task}: not finite: {where}", unchanged and reported and saved and same)
+    assert unchanged and reported and saved, str((end, record, run.steps))
     assert same
 
 
 @pytest.mark.often(0, 3)
-def test_up_to_three_refused_steps_are_left_out_on_request(
-    case: Case, attempt: int, straight: Run, new_run: NewRun, tally: Tally
+def test_up_to_three_nonfinite_steps_are_skipped_on_request(
+    case: Case, attempt: int, reference: Run, new_run: NewRun, tally: Tally
 ) -> None:
-    """The run goes on after them, and ends by itself at a fourth in a row."""
+    """The run continues after them, and stops at a fourth in a row."""
     where = ("loss", "gradient", "input")[attempt]
     run = new_run("three", runtime={"on_nonfinite": "skip"})
-    three = run.go(fault={"kind": "poison", "where": where, "steps": [5, 6, 7, 11]}, warm=True)
-    untouched = [mark["before"] == mark["after"] for mark in run.marks()]
-    went_on = three.status == 0 and untouched == [True] * 4 and all_finite(run)
+    three = run.go(fault={"kind": "poison", "where": where, "steps": [5, 6, 7, 11]}, fork=True)
+    unchanged = [record["before"] == record["after"] for record in run.faults()]
+    skipped = three.status == 0 and unchanged == [True] * 4 and all_finite(run)
     four = new_run("four", runtime={"on_nonfinite": "skip"})
-    end = four.go(fault={"kind": "poison", "where": where, "steps": [5, 6, 7, 8]}, warm=True)
-    ended = end.status == 1 and "4 such steps in a row" in end.error and all_finite(four)
-    tally("13", f"{case.task}: not finite three times: left out", went_on)
-    tally("13", f"{case.task}: not finite four times: ended", ended)
-    assert went_on, str((three, run.marks()))
-    assert ended, str(end)
+    end = four.go(fault={"kind": "poison", "where": where, "steps": [5, 6, 7, 8]}, fork=True)
+    stopped = end.status == 1 and "4 such steps in a row" in end.error and all_finite(four)
+    tally("13", f"{case.task}: not finite three times: skipped", skipped)
+    tally("13", f"{case.task}: not finite four times: stopped", stopped)
+    assert skipped, str((three, run.faults()))
+    assert stopped, str(end)

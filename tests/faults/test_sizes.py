@@ -1,4 +1,4 @@
-"""Item 15: an input of any size gives the documented shape, or a ValueError that says what is needed."""
+"""Item 15: an input of any size gives the documented shape, or an error that names the required size."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from faults.networks import structures
+from faults.run import Tally
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.errors import GridError, SizeError
 from metaformer.factory import list_models
 
-Tally = Callable[[str, str, bool], None]
 WHAT = "sizes: any H, W ≤ 512, batch ≤ 4, channels give the shape or say what is needed"
 KINDS = structures()
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: KINDS[config][0])
-def test_any_size_gives_the_shape_or_says_what_is_needed(
+def test_any_size_gives_the_shape_or_an_error(
     config: MetaFormerConfig, tally: Tally, often: Callable[[int, int], int]
 ) -> None:
     networks = {
@@ -55,14 +55,14 @@ def test_any_size_gives_the_shape_or_says_what_is_needed(
 
 @torch.inference_mode()
 def _wrong(network: MetaFormer, x: Tensor) -> str:
-    """What is not as documented; empty when all is."""
+    """What is not as documented, or nothing."""
     config, (batch, chans, height, width) = network.config, x.shape
     try:
         logits = network(x)
     except GridError as error:
         grid = f"{height}×{width}"
-        told = "made for a grid of" in str(error) and "grid_mode='interpolate'" in str(error)
-        return "" if told and config.grid_mode == "strict" else f"{grid}: {error}"
+        explained = "made for a grid of" in str(error) and "grid_mode='interpolate'" in str(error)
+        return "" if explained and config.grid_mode == "strict" else f"{grid}: {error}"
     except SizeError as error:
         if chans != config.in_chans:
             return "" if f"expected images (B, {config.in_chans}, H, W)" in str(error) else str(error)
@@ -78,5 +78,5 @@ def _wrong(network: MetaFormer, x: Tensor) -> str:
     return ""
 
 
-def test_every_registered_network_is_of_a_kind_that_is_tried() -> None:
+def test_every_registered_network_is_covered() -> None:
     assert sorted(name for names in KINDS.values() for name in names) == sorted(list_models())

@@ -1,15 +1,14 @@
-"""Item 2, exhaustively: a save that is cut before any of its file operations."""
+"""Item 2, exhaustively: a process killed before any file operation of saving a checkpoint."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-Tally = Callable[[str, str, bool], None]
+from faults.run import Tally
 
 
-def test_a_save_may_end_before_any_file_operation(tmp_path: Path, tally: Tally) -> None:
+def test_killed_before_each_file_operation_of_a_save(tmp_path: Path, tally: Tally) -> None:
     script = Path(__file__).with_name("sweep.py")
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=280
@@ -18,5 +17,5 @@ def test_a_save_may_end_before_any_file_operation(tmp_path: Path, tally: Tally) 
     found = json.loads(done.stdout)
     assert found["operations"] >= 30, found
     for number in range(found["operations"]):
-        tally("2", "kill -9 before each file operation of a save", number >= len(found["wrong"]))
-    assert not found["wrong"]
+        tally("2", "kill -9 before each file operation of a save", number >= len(found["problems"]))
+    assert not found["problems"]

@@ -1,4 +1,4 @@
-"""Processes that begin with the library imported already: most of a short run is that."""
+"""Processes forked from a server that has imported the library: importing is most of a short run's time."""
 
 import multiprocessing
 import os
@@ -11,24 +11,24 @@ PRELOAD = [
     *("metaformer.training.train", "metaformer.cli.train", "timm.data", "torch.utils.tensorboard"),
     *("jsonargparse", "docstring_parser", "jinja2"),
 ]
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(PRELOAD)
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOAD)
 
 
-class Warm:
-    """What `subprocess.Popen` is to a command, to one that `victim.py` would run."""
+class ForkedProcess:
+    """The part of `subprocess.Popen` that `Process` needs, for a command of `inject.py`."""
 
-    def __init__(self, words: Sequence[str], environment: dict[str, str], output: Path) -> None:
+    def __init__(self, args: Sequence[str], environment: dict[str, str], output: Path) -> None:
         here = str(Path(__file__).parent)
-        if here not in sys.path:  # the new process gets this one's path
+        if here not in sys.path:  # the child process inherits it
             sys.path.insert(0, here)
-        self._process = _forks.Process(target=_run, args=(list(words), environment, str(output)))
+        self._process = _context.Process(target=_run, args=(list(args), environment, str(output)))
         self._process.start()
         self.pid: int = self._process.pid or 0
 
     @property
     def returncode(self) -> int | None:
-        """The exit status, or minus the signal; None while it runs."""
+        """Exit status, or minus the signal; None while it runs."""
         return self._process.exitcode
 
     def poll(self) -> int | None:
@@ -36,7 +36,7 @@ class Warm:
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end.
+        """Wait for the exit status.
 
         Raises:
             TimeoutError: it takes longer.
@@ -47,14 +47,14 @@ class Warm:
         return self._process.exitcode
 
 
-def _run(words: list[str], environment: dict[str, str], output: str) -> None:
+def _run(args: list[str], environment: dict[str, str], output: str) -> None:
     os.setsid()
-    multiprocessing.set_start_method(None, force=True)  # else its data workers would import all again
+    multiprocessing.set_start_method(None, force=True)  # else its data workers would import everything again
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(handle, stream)
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    import victim
+    import inject
 
-    sys.exit(victim.run(words))
+    sys.exit(inject.run(args))

@@ -1,4 +1,4 @@
-"""What is done to a run from inside its process: the library itself has no hook for any of it."""
+"""Fault injection: the command line with one fault and a log of samples, by patching; run by the tests."""
 
 import hashlib
 import json
@@ -13,21 +13,29 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
+from metaformer.cli import main
 from metaformer.data.folder import ImageFolder
 from metaformer.training.trainer import Trainer
 
 Fault = dict[str, Any]
 
 
-def arm(fault: Fault) -> None:
-    """Prepare one fault: `{"kind": …}` with what that kind needs; `rank` limits it to one process."""
+def run(args: list[str]) -> int:
+    """Run a command of the command line with the fault that the environment describes."""
+    log_samples(os.environ["MF_SAMPLES"])
+    prepare(json.loads(os.environ.get("MF_FAULT", "{}")))
+    return main(args)
+
+
+def prepare(fault: Fault) -> None:
+    """Prepare a fault: its `kind` with the fields of that kind; `rank` limits it to one process."""
     if fault and fault.get("rank", rank()) == rank() and _is_due(fault):
         KINDS[fault["kind"]](fault)
 
 
 def log_samples(path: str) -> None:
-    """Note for each step that was taken what it was taken on."""
-    honest = Trainer.take_step
+    """Log the images and pixels of each step."""
+    original = Trainer.take_step
 
     def take_step(self: Trainer, batches: Any, epoch: int) -> Any:
         step = self.step
@@ -36,7 +44,7 @@ def log_samples(path: str) -> None:
         for batch in batches:
             for part in (batch.images, batch.labels):
                 pixels.update(part.contiguous().numpy().tobytes())
-        figures = honest(self, batches, epoch)
+        figures = original(self, batches, epoch)
         line = {"step": step, "indices": indices, "pixels": pixels.hexdigest()}
         with open(f"{path}.{rank()}", "a") as stream:
             stream.write(json.dumps(line) + "\n")
@@ -46,30 +54,30 @@ def log_samples(path: str) -> None:
 
 
 def rank() -> int:
-    """This process among the run's."""
+    """Rank of this process."""
     return int(os.environ.get("RANK", "0"))
 
 
-def mark(**what: Any) -> None:
-    """Tell the test that the fault happens now."""
-    with open(os.environ["MF_MARK"], "a") as stream:
-        stream.write(json.dumps({"time": time.time(), "pid": os.getpid(), "rank": rank(), **what}) + "\n")
+def record(**values: Any) -> None:
+    """Let the test know that the fault happens now."""
+    with open(os.environ["MF_FAULTS"], "a") as stream:
+        stream.write(json.dumps({"pid": os.getpid(), "rank": rank(), **values}) + "\n")
 
 
 def _is_due(fault: Fault) -> bool:
-    """A fault of the first start only is over once it has left its mark."""
-    return not (fault.get("once") and Path(os.environ["MF_MARK"]).exists())
+    """False for a fault that happens `once` and has happened."""
+    return not (fault.get("once") and Path(os.environ["MF_FAULTS"]).exists())
 
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-# --- between the operations of a save -------------------------------------------------------------
+# --- points in saving a checkpoint ------------------------------------------------------------------
 
 
 def _point(fault: Fault) -> None:
-    """Kill this process at a named point of a save, at its `time`-th occurrence."""
+    """Kill this process at the `time`-th occurrence of a point in saving a checkpoint."""
     reached, wanted = 0, int(fault.get("time", 1))
     name = fault["point"]
 
@@ -78,7 +86,7 @@ def _point(fault: Fault) -> None:
         if event in EVENTS and POINTS[name](event, *map(_text, arguments[:2])):
             reached += 1
             if reached == wanted:
-                mark(point=name)
+                record(point=name)
                 _die()
 
     sys.addaudithook(hook)
@@ -110,16 +118,16 @@ POINTS: dict[str, Callable[[str, str, str], bool]] = {
 
 
 def _image(fault: Fault) -> None:
-    """Let reading one image of a split end in `how`, from the `after`-th step's time on."""
-    honest = ImageFolder.image
+    """Fail while reading one image of a split, after `after` steps."""
+    original = ImageFolder.image
 
     def image(self: ImageFolder, index: int) -> Any:
-        mine = self.folder.name == fault.get("split", "train") and fault.get("index", index) == index
-        if mine and (get_worker_info() is not None or fault.get("anywhere")) and _started(fault):
+        matches = self.folder.name == fault.get("split", "train") and fault.get("index", index) == index
+        if matches and (get_worker_info() is not None or fault.get("anywhere")) and _started(fault):
             if not fault.get("quiet"):
-                mark(how=fault["how"], index=index)
+                record(how=fault["how"], index=index)
             ENDS[fault["how"]](fault)
-        return honest(self, index)
+        return original(self, index)
 
     ImageFolder.image = image  # type: ignore[method-assign]
 
@@ -144,7 +152,7 @@ def _eat_memory(fault: Fault) -> None:
 
 
 class _Stopping(dict[Any, Any]):
-    """What a worker has to hand over; it is stopped as it is asked for it."""
+    """Shared-memory handles of a worker, which is stopped when one is asked for."""
 
     def pop(self, *key: Any) -> Any:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -152,7 +160,7 @@ class _Stopping(dict[Any, Any]):
 
 
 def _stop_when_asked(fault: Fault) -> None:
-    """Stop this worker in the middle of handing over its next batch."""
+    """Stop this worker while it hands over its next batch."""
     from multiprocessing import resource_sharer
 
     sharer = resource_sharer._resource_sharer  # type: ignore[attr-defined]
@@ -175,14 +183,14 @@ ENDS: dict[str, Callable[[Fault], object]] = {
 
 
 def _step(fault: Fault) -> None:
-    """Let something happen as step `step` is taken."""
-    honest = Trainer.take_step
+    """Fail at the start of step `step`."""
+    original = Trainer.take_step
 
     def take_step(self: Trainer, batches: Any, epoch: int) -> Any:
         if self.step == fault["step"] and _is_due(fault):
-            mark(how=fault["how"], step=self.step)
+            record(how=fault["how"], step=self.step)
             STEP_ENDS[fault["how"]](fault)
-        return honest(self, batches, epoch)
+        return original(self, batches, epoch)
 
     Trainer.take_step = take_step  # type: ignore[method-assign]
 
@@ -198,30 +206,30 @@ STEP_ENDS: dict[str, Callable[[Fault], object]] = {
 
 
 def _poison(fault: Fault) -> None:
-    """Put a number that is none into `where` (input, loss, gradient, buffer) at some `steps`."""
-    honest = Trainer.take_step
+    """Put NaN or infinity into `where` (input, loss, gradient, activation) at some `steps`."""
+    original = Trainer.take_step
 
     def take_step(self: Trainer, batches: Any, epoch: int) -> Any:
         if self.step not in fault["steps"]:
-            return honest(self, batches, epoch)
+            return original(self, batches, epoch)
         before = _digest(self)
         undo = POISONS[fault["where"]](self, batches, float(fault.get("value", "nan")))
         files = self.task.names(batches[0])
         try:
-            return honest(self, batches, epoch)
+            return original(self, batches, epoch)
         finally:
             undo()
-            mark(step=self.step, before=before, after=_digest(self), files=files)
+            record(step=self.step, before=before, after=_digest(self), files=files)
 
     Trainer.take_step = take_step  # type: ignore[method-assign]
 
 
 def _digest(trainer: Trainer) -> str:
-    """Weights, buffers, moments and average, to the bit."""
-    groups, _ = trainer.state_dicts()
+    """Hash of weights, buffers, optimizer and EMA."""
+    tensors, _ = trainer.state_dicts()
     whole = hashlib.sha256()
-    for group in sorted(groups):
-        for name, tensor in sorted(groups[group].items()):
+    for group in sorted(tensors):
+        for name, tensor in sorted(tensors[group].items()):
             whole.update(name.encode() + tensor.detach().contiguous().cpu().numpy().tobytes())
     return whole.hexdigest()
 
@@ -232,10 +240,10 @@ def _poison_input(trainer: Trainer, batches: Any, value: float) -> Callable[[], 
 
 
 def _poison_loss(trainer: Trainer, batches: Any, value: float) -> Callable[[], object]:
-    honest = trainer.task.losses
+    original = trainer.task.losses
 
     def losses(*arguments: Any) -> Any:
-        return {name: loss * value for name, loss in honest(*arguments).items()}
+        return {name: loss * value for name, loss in original(*arguments).items()}
 
     trainer.task.losses = losses  # type: ignore[method-assign]
     return lambda: vars(trainer.task).pop("losses")
@@ -248,7 +256,7 @@ def _poison_gradient(trainer: Trainer, batches: Any, value: float) -> Callable[[
 
 
 def _poison_activation(trainer: Trainer, batches: Any, value: float) -> Callable[[], object]:
-    """What a layer gives, in the middle of the network."""
+    """Output of a layer in the middle of the network."""
     norms = [m for name, m in trainer.task.model.named_modules() if name.endswith("norm2")]
     handle = norms[len(norms) // 2].register_forward_hook(lambda module, _, out: out * value)
     return handle.remove
@@ -266,14 +274,14 @@ POISONS: dict[str, Callable[[Trainer, Any, float], Callable[[], object]]] = {
 
 
 def _slow_evaluation(fault: Fault) -> None:
-    """Let each batch of an evaluation take `seconds`, from the first that comes after `after` steps on."""
-    honest = Trainer.forward
+    """Let each batch of an evaluation take `seconds`, after `after` steps."""
+    original = Trainer.forward
 
     def forward(self: Trainer, images: Any, *sizes: Any) -> Any:
         if self.step >= fault.get("after", 0):
-            mark(how="evaluating", step=self.step)
+            record(how="evaluating", step=self.step)
             time.sleep(fault["seconds"])
-        return honest(self, images, *sizes)
+        return original(self, images, *sizes)
 
     Trainer.forward = forward  # type: ignore[method-assign]
 
@@ -285,3 +293,7 @@ KINDS: dict[str, Callable[[Fault], None]] = {
     "poison": _poison,
     "slow_evaluation": _slow_evaluation,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
