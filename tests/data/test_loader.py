@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterator
 from multiprocessing import resource_sharer
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
-from torch.utils.data._utils.pin_memory import pin_memory
 
 from metaformer.data.dataset import AugmentedDataset, Batch, SampleOrError
 from metaformer.data.folder import ImageFolder
@@ -99,16 +96,54 @@ def test_views_stay_together(own_pets: Path) -> None:
     assert batch.images.shape == (4, 3, 3, 32, 32)
 
 
+@pytest.fixture(params=["image", "image of a pair", "label map", "scene"])
+def with_bad_file(request: pytest.FixtureRequest) -> tuple[AugmentedDataset, Path, int]:
+    """Data with a file that cannot be used, and its index."""
+    if request.param == "image":
+        bad = request.getfixturevalue("own_pets") / "val/bee/2.png"
+        bad.write_bytes(b"no image")
+        source = ImageFolder(bad.parents[2], "val")
+        return AugmentedDataset(source, eval_transform(32)), bad, source.paths.index(bad)
+    if request.param == "scene":
+        root = request.getfixturevalue("objects")
+        scenes = open_detection(root, "train", masks=True)
+        bad = scenes.path(1)
+        bad.write_bytes(b"no image")
+        return DetectionDataset(scenes, detection_transform((20, 40), 60), masks=True), bad, 1
+    pairs = open_segmentation(request.getfixturevalue("labeled"), "train")
+    if request.param == "label map":
+        bad = pairs.label_path(1)
+        Image.new("L", (24, 21), 77).save(bad)
+    else:
+        bad = pairs.path(1)
+        bad.write_bytes(b"no image")
+    return SegmentationDataset(pairs, segmentation_transform(16, (40, 24))), bad, 1
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_bad_image_arrives_as_what_it_is(own_pets: Path, workers: int) -> None:
-    bad = own_pets / "val/bee/2.png"
-    bad.write_bytes(b"no image")
-    data = AugmentedDataset(ImageFolder(own_pets, "val"), eval_transform(32))
-    batches = Loader(data, EvalSampler(12, batch_size=5), workers=workers)
+def test_a_bad_file_is_raised_as_what_it_is(
+    with_bad_file: tuple[AugmentedDataset, Path, int], workers: int
+) -> None:
+    data, bad, _ = with_bad_file
     with pytest.raises(BadImage) as caught:
-        list(batches)
+        list(Loader(data, EvalSampler(len(data), batch_size=2), workers=workers))
     assert caught.value.path == bad
     assert str(caught.value).startswith(str(bad)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_files_are_left_out_on_request(
+    with_bad_file: tuple[AugmentedDataset, Path, int], workers: int
+) -> None:
+    data, bad, place = with_bad_file
+    batches = list(Loader(data, EvalSampler(len(data), batch_size=2), workers=workers, skip_bad=True))
+    indices = [index for batch in batches for index in batch.indices.tolist()]
+    assert indices == [index for index in range(len(data)) if index != place]
+    (left_out,) = (one for batch in batches for one in batch.bad)
+    assert left_out.index == place and left_out.reason.startswith(str(bad))
+    for batch in batches:
+        assert len(batch.images) == len(batch.labels) == len(batch.indices)
+        assert len(batch.targets) == len(batch.sizes) in (0, len(batch.images))
 
 
 class Faulty(ImageFolder):
@@ -154,20 +189,6 @@ def test_the_end_of_a_worker_is_told_with_its_image_in_bounded_time(own_pets: Pa
         list(batches)
     assert time.monotonic() - began < 60  # it would be 600
     assert str(source.path(7)) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_bad_images_are_left_out_where_that_is_wanted(own_pets: Path, workers: int) -> None:
-    bad = own_pets / "val/bee/2.png"
-    bad.write_bytes(b"no image")
-    source = ImageFolder(own_pets, "val")
-    place = source.paths.index(bad)
-    data = AugmentedDataset(source, eval_transform(32))
-    batches = list(Loader(data, EvalSampler(12, batch_size=5), workers=workers, skip_bad=True))
-    kept = [int(index) for batch in batches for index in batch.indices]
-    assert kept == [index for index in range(12) if index != place]
-    (left_out,) = (one for batch in batches for one in batch.bad)
-    assert left_out.index == place and left_out.reason.startswith(str(bad))
 
 
 def test_a_batch_of_bad_images_only_is_an_error(own_pets: Path) -> None:
@@ -312,102 +333,3 @@ def test_a_death_is_told_with_a_name_beside_another_loader_too(
     with pytest.raises(DataError, match=r"SIGKILL (at|after) .*\.png"):
         list(taking)
     assert signal.getsignal(signal.SIGCHLD) is others_handler
-
-
-def labeled_batches(labeled: Path, workers: int, skip_bad: bool = False) -> list[Batch]:
-    data = SegmentationDataset(
-        open_segmentation(labeled, "train"), segmentation_transform(16, (40, 24)), seed=3
-    )
-    return list(Loader(data, EvalSampler(4, batch_size=2), workers=workers, skip_bad=skip_bad))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_label_maps_are_stacked(labeled: Path, workers: int) -> None:
-    first, second = labeled_batches(labeled, workers)
-    assert first.images.shape == (2, 3, 16, 16)
-    assert first.labels.shape == (2, 16, 16) and first.labels.dtype == torch.uint8
-    assert second.indices.tolist() == [2, 3]
-    assert torch.equal(second.labels, labeled_batches(labeled, 0)[1].labels)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("part", ["images", "annotations"])
-def test_a_bad_image_or_label_map_is_raised_or_left_out(labeled: Path, workers: int, part: str) -> None:
-    bad = labeled / part / "train/1.png"
-    if part == "images":
-        bad.write_bytes(b"no image")
-    else:
-        Image.new("L", (24, 21), 77).save(bad)
-    with pytest.raises(BadImage, match=str(bad)) as caught:
-        labeled_batches(labeled, workers)
-    assert caught.value.path == bad
-    first, second = labeled_batches(labeled, workers, skip_bad=True)
-    assert [(one.index, str(bad) in one.reason) for one in first.bad] == [(1, True)]
-    assert first.labels.shape == (1, 16, 16) and second.bad == ()
-
-
-def test_an_evaluation_takes_each_image_in_its_own_size(labeled: Path) -> None:
-    def whole(image: Image.Image, labels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros(3, 32, 32), torch.from_numpy(labels)
-
-    data = SegmentationDataset(open_segmentation(labeled, "val"), whole)
-    shapes = [tuple(batch.labels.shape) for batch in Loader(data, EvalSampler(2, batch_size=1))]
-    assert shapes == [(1, 20, 24), (1, 21, 24)]
-
-
-def scene_batches(objects: Path, workers: int, masks: bool = True, skip_bad: bool = False) -> list[Batch]:
-    source = open_detection(objects, "train", masks=masks)
-    data = DetectionDataset(source, detection_transform((20, 40), 60), seed=3, masks=masks)
-    return list(Loader(data, EvalSampler(5, batch_size=3), workers=workers, skip_bad=skip_bad))
-
-
-@pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("masks", [False, True])
-def test_scenes_of_many_sizes_are_filled_up_and_keep_their_objects(objects: Path, masks: bool) -> None:
-    batches = scene_batches(objects, 0, masks)
-    assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2], [3, 4]]
-    for batch in batches:
-        assert batch.labels.tolist() == [0] * len(batch.images)
-        assert batch.images.shape[2] % 32 == batch.images.shape[3] % 32 == 0
-        for image, targets, (height, width) in zip(batch.images, batch.targets, batch.sizes, strict=True):
-            assert not image[:, height:].any() and not image[:, :, width:].any()
-            assert image[:, height - 1, width - 1].any()
-            assert (targets.boxes <= torch.tensor([width, height, width, height])).all()
-            assert (targets.masks is not None) == masks
-            if targets.masks is not None:
-                assert targets.masks.shape == (len(targets), *batch.images.shape[2:])
-    assert [len(targets) for batch in batches for targets in batch.targets] == [2, 2, 0, 2, 2]
-    assert [bool(t.crowd.any()) for batch in batches for t in batch.targets] == [False] * 3 + [True, False]
-    for workers in (1, 2):
-        for one, other in zip(batches, scene_batches(objects, workers, masks), strict=True):
-            assert torch.equal(one.images, other.images) and one.sizes == other.sizes
-            for old, new in zip(one.targets, other.targets, strict=True):
-                for name, value in vars(old).items():
-                    assert (
-                        value is None
-                        if getattr(new, name) is None
-                        else torch.equal(getattr(new, name), value)
-                    )
-
-
-def test_a_batch_moves_as_a_whole_after_page_locking(objects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's thread makes lists of tuples."""
-    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    batch = scene_batches(objects, 0)[0]
-    moved = pin_memory(batch).to(torch.device("cpu"))
-    assert isinstance(moved, Batch) and moved.sizes == batch.sizes and isinstance(moved.targets, tuple)
-    for old, new in zip(batch.targets, moved.targets, strict=True):
-        assert torch.equal(old.boxes, new.boxes) and torch.equal(old.masks, new.masks)  # type: ignore[arg-type]
-    assert {targets.boxes.device.type for targets in batch.to(torch.device("meta")).targets} == {"meta"}
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_scene_is_raised_or_left_out(objects: Path, workers: int) -> None:
-    bad = objects / "train2017/2.png"
-    bad.write_bytes(b"no image")
-    with pytest.raises(BadImage) as caught:
-        scene_batches(objects, workers)
-    assert caught.value.path == bad
-    first, _ = scene_batches(objects, workers, skip_bad=True)
-    assert first.indices.tolist() == [0, 2] and len(first.targets) == len(first.sizes) == 2
-    assert [one.index for one in first.bad] == [1]
