@@ -21,6 +21,7 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from metaformer.tasks.detection.formats.coco import parse_coco
 from metaformer.tasks.detection.metrics import Found, Kind, coco_figures
 
 WIDTH, HEIGHT, CLASSES, DETECTIONS = 640, 480, 80, 100
@@ -102,7 +103,7 @@ def main(images: int = 5000, objects: int = 36_000, kind: Kind = "bbox", rounds:
     document, found = make(images, objects, kind)
 
     def ours() -> Sequence[float]:
-        stats = coco_figures(document, found, (kind,))[kind].stats
+        stats = coco_figures(parse_coco(document), found, (kind,))[kind].stats
         return [-1 if value is None else value for value in stats]
 
     def timed(work: Callable[[], Sequence[float]]) -> tuple[Sequence[float], float]:

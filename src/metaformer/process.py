@@ -1,9 +1,12 @@
 """This process: its memory, its threads and the signals that stop it; for programs to call, not libraries."""
 
 import ctypes
+import gc
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 # Parameter numbers in glibc's malloc.h
@@ -32,6 +35,18 @@ def sleep_rather_than_spin() -> None:
     takes effect before torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@contextmanager
+def paused_gc() -> Iterator[None]:
+    """Pause the garbage collector, which would visit millions of objects that all stay, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def cores() -> int:

@@ -1,11 +1,17 @@
+"""`metaformer data check` of detection data sets, and the check of sizes before a run."""
+
 import json
 import shutil
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from metaformer.data.scan import ImageInfo
+from metaformer.errors import BadImage
 from metaformer.tasks.check import CheckReport
-from metaformer.tasks.detection.check import check_objects
+from metaformer.tasks.detection.check import ObjectCount, check_objects, check_sizes, summarize
+from metaformer.tasks.detection.dataset import open_detection
 
 
 def check(root: Path, **options: object) -> CheckReport:
@@ -32,15 +38,15 @@ def test_a_good_data_set_has_no_findings(objects: Path) -> None:
     held_out(objects)
     report = check(objects)
     assert report.ok and not report.findings
-    told = report.text().splitlines()
-    assert told[0].startswith(
+    lines = report.text().splitlines()
+    assert lines[0].startswith(
         "train: 5 images, 1 of them empty, with 8 objects (8 with masks, 1 crowds) of 2 of 2"
     )
     written = json.loads(json.dumps(report.to_dict()))
     assert written["ok"] and written["splits"][1]["per_class"]["bee"] == {"objects": 3, "images": 3}
 
 
-def test_all_that_is_wrong_is_told_at_once(objects: Path) -> None:
+def test_all_errors_are_reported_at_once(objects: Path) -> None:
     file = held_out(objects)
     document = json.loads(file.read_text())
     rows, annotations = document["images"], document["annotations"]
@@ -65,7 +71,7 @@ def test_all_that_is_wrong_is_told_at_once(objects: Path) -> None:
         ("id", f"{file}: annotation 4: another annotation has this id"),
         (
             "size",
-            f"{images}/3.png: is 20x20, but 21x20 as {file} has it: "
+            f"{images}/3.png: is 20x20, but 21x20 in {file}: "
             "boxes are of another image, or of another size of it",
         ),
         (
@@ -84,7 +90,7 @@ def test_all_that_is_wrong_is_told_at_once(objects: Path) -> None:
     assert report.splits[1].unreadable == 2 and report.text().endswith("7 error(s), 2 warning(s)")
 
 
-def test_copies_and_classes_that_nothing_shows(objects: Path) -> None:
+def test_duplicates_and_absent_classes(objects: Path) -> None:
     file = held_out(objects)
     document = json.loads(file.read_text())
     document["categories"].append({"id": 9, "name": "cat"})
@@ -117,7 +123,7 @@ def test_copies_and_classes_that_nothing_shows(objects: Path) -> None:
     assert ("leak", leak) in warnings
 
 
-def test_what_hides_everything_else(objects: Path) -> None:
+def test_errors_that_hide_all_others(objects: Path) -> None:
     assert [kind for kind, _ in found(check(objects), "error")] == ["layout"]  # no val
     file = objects / "annotations/instances_train2017.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
@@ -126,6 +132,30 @@ def test_what_hides_everything_else(objects: Path) -> None:
     assert "no such folder" in found(check(objects / "none"), "error")[0][1]
 
 
-def test_the_demo_scenes_are_good(demo: Path) -> None:
+def test_demo_data_have_no_errors(demo: Path) -> None:
     report = check(demo / "detect")
     assert report.ok and [split.objects for split in report.splits] == [20, 11]
+
+
+def test_objects_and_images_are_counted_without_crowds(objects: Path) -> None:
+    folder = open_detection(objects, "train", masks=True)
+    images = [ImageInfo(index, *folder.size(index)) for index in range(4)] + [ImageInfo(4, error="damaged")]
+    summary = summarize("train", folder, images)
+    assert (summary.images, summary.unreadable, summary.empty) == (5, 1, 1)
+    assert (summary.objects, summary.crowds, summary.outlined) == (8, 1, 8)
+    assert summary.per_class == {"ant": ObjectCount(4, 4), "bee": ObjectCount(3, 3)}
+    assert (summary.smallest, summary.median, summary.largest) == ((24, 16), (20, 20), (40, 10))
+    assert "train: 5 images (1 unusable), 1 of them empty, with 8 objects" in summary.text()
+
+
+def test_images_of_another_size_are_named_by_their_headers(objects: Path) -> None:
+    folder = open_detection(objects, "train")
+    check_sizes(folder, workers=1, progress=False)
+    Image.new("RGB", (12, 8)).save(objects / "train2017/1.png")
+    (objects / "train2017/2.png").write_bytes(b"junk")
+    error = r"1\.png: is 12x8, but 24x16 in .* \(and 1 more bad files; metaformer data check lists all\)"
+    with pytest.raises(BadImage, match=error):
+        check_sizes(folder, workers=1, progress=False)
+    with pytest.raises(BadImage, match=r"2\.png: not a JPEG"):
+        check_sizes(folder, part=(1, 5), workers=1, progress=False)
+    check_sizes(folder, part=(2, 5), workers=1, progress=False)

@@ -1,3 +1,5 @@
+"""Detection data set: fields, examples, and what is refused."""
+
 import json
 import pickle
 from pathlib import Path
@@ -8,12 +10,13 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from metaformer.data.rle import encode
+from metaformer.data.rle import decode
 from metaformer.errors import BadImage, DataError
 from metaformer.tasks.detection.dataset import open_detection
+from metaformer.tasks.detection.metrics import ground_truth
 
 
-def test_what_a_folder_tells(objects: Path) -> None:
+def test_fields_of_a_folder(objects: Path) -> None:
     folder = pickle.loads(pickle.dumps(open_detection(objects, "train", masks=True)))
     assert (len(folder), folder.layout, folder.split) == (5, "coco", "train2017")
     assert (folder.classes, folder.category_ids, len(folder.palette)) == (("ant", "bee"), (3, 7), 2)
@@ -44,11 +47,11 @@ def test_an_example_is_image_boxes_and_masks(objects: Path) -> None:
         bare.example(0, masks=True)
 
 
-def test_images_of_another_size_are_told(objects: Path) -> None:
+def test_images_of_another_size_are_refused(objects: Path) -> None:
     folder = open_detection(objects, "train")
     Image.new("RGB", (24, 17)).save(objects / "train2017/1.png")
     Image.new("RGB", (24, 16)).save(objects / "train2017/2.png")
-    with pytest.raises(BadImage, match=r"1\.png: is 24x17, but 24x16 as .*json has it: boxes are of another"):
+    with pytest.raises(BadImage, match=r"1\.png: is 24x17, but 24x16 in .*json: boxes are of another"):
         folder.example(0)
     with pytest.raises(BadImage, match="EXIF"):
         folder.example(1)
@@ -58,38 +61,43 @@ def test_images_of_another_size_are_told(objects: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_demo_scenes_come_out_as_they_were_written(demo: Path, split: str) -> None:
+def test_demo_data_are_read_as_they_were_written(demo: Path, split: str) -> None:
     folder = open_detection(demo / "detect", split, masks=True)
-    document = folder.document()
     written = json.loads((demo / "detect" / f"annotations/instances_{split}2017.json").read_text())
-    for annotation in written["annotations"]:
-        del annotation["source"]
-    assert document["annotations"] == written["annotations"] and document["images"] == written["images"]
-    assert [category["name"] for category in document["categories"]] == list(folder.classes)
+    for index, image in enumerate(written["images"]):
+        assert (folder.image_id(index), folder.path(index).name) == (image["id"], image["file_name"])
+        assert folder.size(index) == (image["width"], image["height"])
+    assert [category["name"] for category in written["categories"]] == list(folder.classes)
+    for row, annotation in enumerate(written["annotations"]):
+        one = folder.objects.instance(row)
+        assert folder.image_id(int(folder.objects.images[row])) == annotation["image_id"]
+        assert folder.category_ids[one.label] == annotation["category_id"]
+        assert folder.objects.boxes[row].tolist() == annotation["bbox"]
+        assert (one.id, one.area, one.crowd) == (annotation["id"], annotation["area"], annotation["iscrowd"])
+        assert one.segmentation == annotation["segmentation"]
 
 
-def test_pycocotools_sees_the_same_masks(objects: Path, tmp_path: Path) -> None:
+def test_masks_are_those_of_pycocotools(objects: Path, tmp_path: Path) -> None:
     folder = open_detection(objects, "train", masks=True)
-    (tmp_path / "own.json").write_text(json.dumps(folder.document()))
+    (tmp_path / "own.json").write_text(json.dumps(ground_truth(folder.annotations, masks=True)))
     theirs = COCO(tmp_path / "own.json")
     for index in range(len(folder)):
         masks = folder.example(index, masks=True)[1].masks
         assert masks is not None
-        loaded = theirs.loadAnns(theirs.getAnnIds(folder.image_id(index)))
+        loaded = theirs.loadAnns(theirs.getAnnIds(index + 1))
         for mask, annotation in zip(masks.numpy(), loaded, strict=True):
-            counts = theirs.annToRLE(annotation)["counts"]
-            assert encode(mask)["counts"] == counts.decode()
+            assert np.array_equal(mask, decode(theirs.annToRLE(annotation)))
 
 
-def test_a_split_without_images_is_told(objects: Path) -> None:
+def test_a_split_without_images_is_refused(objects: Path) -> None:
     file = objects / "annotations/instances_train2017.json"
     file.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]}))
     with pytest.raises(DataError, match=r"instances_train2017\.json: no images"):
         open_detection(objects, "train")
 
 
-def test_a_folder_is_small_to_send(objects: Path) -> None:
-    """A thousand objects take a few dozen bytes each, without masks."""
+def test_a_pickled_folder_is_small(objects: Path) -> None:
+    """A few dozen bytes for each of a thousand objects, without masks."""
     file = objects / "annotations/instances_train2017.json"
     document = json.loads(file.read_text())
     one = document["annotations"][0]
@@ -102,13 +110,13 @@ def test_a_folder_is_small_to_send(objects: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("crowd", "told"), [(None, "no object at all"), (1, "no object but crowds")], ids=["none", "crowds"]
+    ("crowd", "error"), [(None, "no object at all"), (1, "no object but crowds")], ids=["none", "crowds"]
 )
-def test_a_split_that_teaches_nothing_is_refused(objects: Path, crowd: int | None, told: str) -> None:
+def test_a_split_without_objects_is_refused(objects: Path, crowd: int | None, error: str) -> None:
     file = objects / "annotations/instances_train2017.json"
     document = json.loads(file.read_text())
     open_detection(objects, "train").check_any()
-    kept = [] if crowd is None else [{**one, "iscrowd": crowd} for one in document["annotations"]]
-    file.write_text(json.dumps({**document, "annotations": kept}))
-    with pytest.raises(DataError, match=f"instances_train2017.json: {told} in the split 'train2017'"):
+    objects_left = [] if crowd is None else [{**one, "iscrowd": crowd} for one in document["annotations"]]
+    file.write_text(json.dumps({**document, "annotations": objects_left}))
+    with pytest.raises(DataError, match=f"instances_train2017.json: {error} in the split 'train2017'"):
         open_detection(objects, "train").check_any()

@@ -1,32 +1,38 @@
+"""Evaluation of detectors, and the examples of its report."""
+
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from metaformer.data.rle import decode, encode
 from metaformer.distributed import Interrupted, join
 from metaformer.errors import BadImage, MissingPackage, RankError, TrainingError
 from metaformer.models.detection.structures import Detections, Size
 from metaformer.tasks.detection.dataset import DetectionFolder, open_detection
-from metaformer.tasks.detection.evaluate import DetectionEvaluation
+from metaformer.tasks.detection.evaluate import EXAMPLES, DetectionEvaluation, Examples, f1_score
+from metaformer.tasks.detection.instances import Instance
 from metaformer.tasks.detection.predict import DetectForward, DetectInference
-from metaformer.tasks.detection.preprocess import DetectionPreprocess
+from metaformer.tasks.detection.results import DetectedObjects
+from metaformer.tasks.detection.transforms import DetectionPreprocess
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 OWN = DetectionPreprocess(None, None, **PLAIN)
-LOOK = DetectionPreprocess(long_side=128, short_side=64, **PLAIN)
+RESIZED = DetectionPreprocess(long_side=128, short_side=64, **PLAIN)
 Rectangles = Callable[..., DetectionFolder]
 
 
 def finder(
     shift: float = 0.0, score: float = 0.9, swapped: bool = False, hollow: bool = False
 ) -> DetectForward:
-    """Finds the box around all that is bright in red, and in green; or does worse."""
+    """Detector of the box around all that is bright in red, and in green; or a worse one."""
 
     def find(images: Tensor, image_sizes: Sequence[Size], original_sizes: Sequence[Size]) -> list[Detections]:
         results = []
@@ -51,13 +57,13 @@ def finder(
 
 
 def nothing(images: Tensor, *sizes: Sequence[Size]) -> list[Detections]:
-    """Finds no object."""
+    """Detector of nothing."""
     empty = torch.zeros(0)
     return [Detections(torch.zeros(0, 4), empty, empty.long(), torch.zeros(0, 28, 28)) for _ in images]
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_who_finds_all_has_all(rectangles: Rectangles, flip: bool) -> None:
+def test_perfect_detections_have_an_ap_of_1(rectangles: Rectangles, flip: bool) -> None:
     evaluation = DetectionEvaluation(rectangles(), OWN, inference=DetectInference(flip=flip), masks=True)
     report = evaluation.run(finder())
     assert report.images == 7 and report.classes == ["red", "green"]
@@ -69,14 +75,14 @@ def test_who_finds_all_has_all(rectangles: Rectangles, flip: bool) -> None:
     evaluation.close()
 
 
-def test_resized_images_are_measured_in_their_own_pixels(rectangles: Rectangles) -> None:
+def test_resized_images_are_evaluated_in_their_own_pixels(rectangles: Rectangles) -> None:
     folder = rectangles()
     for inference in (DetectInference(), DetectInference(scales=(0.5, 1.0, 2.0), flip=True)):
-        metrics = DetectionEvaluation(folder, LOOK, inference=inference, masks=True).run(finder()).metrics
+        metrics = DetectionEvaluation(folder, RESIZED, inference=inference, masks=True).run(finder()).metrics
         assert metrics["ap50"] == metrics["mask_ap50"] == pytest.approx(1) and metrics["ap"] > 0.6
 
 
-def test_who_does_worse_has_less(rectangles: Rectangles) -> None:
+def test_worse_detections_have_a_lower_ap(rectangles: Rectangles) -> None:
     evaluation = DetectionEvaluation(rectangles(), OWN, masks=True)
 
     def figure(name: str, **worse: Any) -> float:
@@ -88,7 +94,7 @@ def test_who_does_worse_has_less(rectangles: Rectangles) -> None:
     assert figure("ap", hollow=True) == pytest.approx(1) and figure("mask_ap50", hollow=True) < 0.2
 
 
-def test_boxes_alone_are_measured_where_masks_are_not_asked_for(rectangles: Rectangles) -> None:
+def test_boxes_alone_are_evaluated_without_masks(rectangles: Rectangles) -> None:
     report = DetectionEvaluation(rectangles(), OWN).run(finder(hollow=True))
     assert set(report.figures) == {"bbox"} and not any(name.startswith("mask") for name in report.metrics)
 
@@ -99,7 +105,7 @@ def test_one_class_is_enough(rectangles: Rectangles) -> None:
     assert report.metrics["ap"] == report.metrics["mask_ap"] == pytest.approx(1)
 
 
-def test_who_finds_nothing_has_nothing(rectangles: Rectangles) -> None:
+def test_no_detections_have_an_ap_of_0(rectangles: Rectangles) -> None:
     report = DetectionEvaluation(rectangles(), OWN, masks=True).run(nothing)
     assert report.metrics["ap"] == report.metrics["mask_ap50"] == report.metrics["ar_100"] == 0
     assert [row.found for row in report.figures["bbox"].per_class] == [0, 0]
@@ -107,7 +113,7 @@ def test_who_finds_nothing_has_nothing(rectangles: Rectangles) -> None:
 
 
 @pytest.mark.parametrize("forward", [finder(), nothing], ids=["some", "none"])
-def test_a_data_set_without_objects_can_be_measured(rectangles: Rectangles, forward: DetectForward) -> None:
+def test_a_data_set_without_objects_can_be_evaluated(rectangles: Rectangles, forward: DetectForward) -> None:
     report = DetectionEvaluation(rectangles(nothing=range(7)), OWN, masks=True).run(forward)
     zeros = {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
     assert report.metrics == {**zeros, **{f"mask_{name}": 0.0 for name in zeros}} and report.images == 7
@@ -124,17 +130,17 @@ def test_crowds_neither_help_nor_harm(rectangles: Rectangles) -> None:
 
 
 @pytest.mark.parametrize("inference", [DetectInference(), DetectInference(scales=(1.0, 2.0), flip=True)])
-def test_a_worker_changes_nothing(rectangles: Rectangles, inference: DetectInference) -> None:
+def test_workers_do_not_change_the_report(rectangles: Rectangles, inference: DetectInference) -> None:
     folder = rectangles()
-    alone = DetectionEvaluation(folder, LOOK, inference=inference, masks=True).run(finder())
-    evaluation = DetectionEvaluation(folder, LOOK, inference=inference, masks=True, workers=1)
+    alone = DetectionEvaluation(folder, RESIZED, inference=inference, masks=True).run(finder())
+    evaluation = DetectionEvaluation(folder, RESIZED, inference=inference, masks=True, workers=1)
     assert evaluation.run(finder()).to_dict() == alone.to_dict()
     evaluation.close()
 
 
-def test_the_worst_and_the_best_are_shown(rectangles: Rectangles) -> None:
+def test_the_report_shows_the_worst_and_the_best(rectangles: Rectangles) -> None:
     def forgetful(images: Tensor, *sizes: Any) -> list[Detections]:
-        """Overlooks the green object of wide images."""
+        """Misses the green object of wide images."""
         (found,) = finder()(images, *sizes)
         return [found[:1] if sizes[1][0][1] == 50 else found]
 
@@ -147,43 +153,43 @@ def test_the_worst_and_the_best_are_shown(rectangles: Rectangles) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_wish_to_stop_ends_it_unfinished(rectangles: Rectangles, workers: int) -> None:
-    seen: list[int] = []
+def test_stop_interrupts_the_evaluation(rectangles: Rectangles, workers: int) -> None:
+    calls: list[int] = []
 
     def forward(images: Tensor, *sizes: Any) -> list[Detections]:
-        seen.append(1)
+        calls.append(1)
         return nothing(images)
 
-    evaluation = DetectionEvaluation(rectangles(), OWN, workers=workers, stop=lambda: len(seen) > 2)
+    evaluation = DetectionEvaluation(rectangles(), OWN, workers=workers, stop=lambda: len(calls) > 2)
     with pytest.raises(Interrupted):
         evaluation.run(forward)
-    assert len(seen) == 3
+    assert len(calls) == 3
 
 
-def test_what_is_not_finite_names_the_image(rectangles: Rectangles) -> None:
+def test_outputs_that_are_not_finite_name_the_image(rectangles: Rectangles) -> None:
     def broken(images: Tensor, *sizes: Any) -> list[Detections]:
         if sizes[0] == [(70, 33)]:
-            raise TrainingError("the network's answer is not finite")
+            raise TrainingError("the network's outputs are not finite")
         return nothing(images)
 
     with pytest.raises(TrainingError, match=r"3\.png: .*not finite"):
         DetectionEvaluation(rectangles(), OWN).run(broken)
 
 
-def test_an_image_that_is_not_the_annotated_one_is_named(rectangles: Rectangles) -> None:
+def test_an_image_of_another_size_is_named(rectangles: Rectangles) -> None:
     folder = rectangles()
     Image.new("RGB", (5, 5)).save(folder.path(1))
     with pytest.raises(BadImage, match=r"1\.png: is 5x5, but 64x64"):
         DetectionEvaluation(folder, OWN).run(nothing)
 
 
-def test_what_measures_may_be_missing(rectangles: Rectangles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_evaluator_is_named(rectangles: Rectangles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(MissingPackage, match=r"metaformer\[detect\]"):
-        DetectionEvaluation(rectangles(), OWN)  # before anything is learned
+        DetectionEvaluation(rectangles(), OWN)
 
 
-def measure(root: str) -> None:
+def evaluate(root: str) -> None:
     """What each of two ranks does."""
     torch.set_num_threads(1)
     join("cpu")
@@ -195,8 +201,86 @@ def measure(root: str) -> None:
         evaluation.run(nothing)
 
 
-def test_two_ranks_measure_the_same(rectangles: Rectangles, two_ranks: Callable[..., list[str]]) -> None:
+def test_two_ranks_report_the_same(rectangles: Rectangles, two_ranks: Callable[..., list[str]]) -> None:
     folder = rectangles()
     alone = DetectionEvaluation(folder, OWN, masks=True).run(finder(shift=1.0)).to_dict()
-    told = two_ranks(measure, str(folder.folder.parent))
-    assert [json.loads(out) for out in told] == [json.loads(json.dumps(alone))] * 2
+    printed = two_ranks(evaluate, str(folder.folder.parent))
+    assert [json.loads(out) for out in printed] == [json.loads(json.dumps(alone))] * 2
+
+
+LEFT, RIGHT = (10.0, 10.0, 30.0, 30.0), (60.0, 10.0, 90.0, 40.0)
+
+
+def detected(*objects: tuple[Any, int, float], path: str = "x.jpg", **fields: Any) -> DetectedObjects:
+    return DetectedObjects(
+        path,
+        (400, 300),
+        np.array([box for box, _, _ in objects], np.float32).reshape(-1, 4),
+        np.array([score for _, _, score in objects], np.float32),
+        np.array([label for _, label, _ in objects], np.int64),
+        ("ant", "bee"),
+        ((200, 0, 0), (0, 200, 0)),
+        **fields,
+    )
+
+
+def annotated(box: Any, label: int = 0, crowd: bool = False, outline: Any = None) -> Instance:
+    return Instance(box, label, crowd, 1, 400.0, outline)
+
+
+@pytest.mark.parametrize(
+    ("objects", "truth", "f1"),
+    [
+        ([(LEFT, 0, 0.9)], [annotated(LEFT)], 1.0),
+        ([(LEFT, 1, 0.9)], [annotated(LEFT)], 0.0),
+        ([(LEFT, 0, 0.9), (LEFT, 0, 0.8)], [annotated(LEFT)], 2 / 3),
+        ([(LEFT, 0, 0.9)], [annotated(LEFT), annotated(RIGHT)], 2 / 3),
+        ([], [annotated(LEFT)], 0.0),
+        ([(LEFT, 0, 0.9)], [], 0.0),
+        ([], [], None),
+        ([(RIGHT, 0, 0.9), (LEFT, 0, 0.8)], [annotated((50, 0, 99, 50), crowd=True), annotated(LEFT)], 1.0),
+        ([(RIGHT, 0, 0.9)], [annotated((50, 0, 99, 50), crowd=True)], None),
+        ([((10, 10, 10, 10), 0, 0.9)], [annotated(LEFT)], 0.0),
+        ([((14, 10, 34, 30), 0, 0.9), (LEFT, 0, 0.5)], [annotated(LEFT)], 2 / 3),
+    ],
+)
+def test_f1_score(objects: Any, truth: Any, f1: float | None) -> None:
+    assert f1_score(detected(*objects), truth) == (None if f1 is None else pytest.approx(f1))
+
+
+def test_examples_are_the_worst_and_the_best() -> None:
+    examples, boxes = Examples(), [(x, 10.0, x + 8, 20.0) for x in range(0, 200, 10)]
+    for index in range(20):
+        objects = detected(*((box, 0, 0.9) for box in boxes[: index + 1]), path=f"{index:02d}.jpg")
+        examples.update(index, objects, [annotated(box) for box in boxes])
+    examples.update(20, detected(), [])
+    chosen = examples.chosen()
+    assert [one.index for one in chosen] == [*range(EXAMPLES), *range(19, 19 - EXAMPLES, -1)]
+    assert chosen[EXAMPLES].f1 == 1 and len(chosen[0].truth) == 20 and len(chosen[0].predicted) == 1
+
+
+def test_few_images_are_shown_once() -> None:
+    examples = Examples()
+    for index in range(3):
+        examples.update(index, detected((LEFT, 0, 0.9), (RIGHT, 0, 0.1)), [annotated(LEFT)])
+    assert [one.index for one in examples.chosen()] == [0, 1, 2]
+    assert examples.chosen()[0].f1 == 1  # low scores do not count
+
+
+def test_masks_of_examples_are_small() -> None:
+    pixels = np.zeros((300, 400), bool)
+    pixels[10:30, 10:30] = True
+    square = [[10.0, 10, 30, 10, 30, 30, 10, 30]]
+    runs = {"size": [300, 400], "counts": [3010, *([20, 280] * 20)[:-1], 113290 - 2000 + 0]}
+    runs["counts"][-1] = 300 * 400 - sum(runs["counts"][:-1])
+    examples = Examples()
+    examples.update(
+        0,
+        detected((LEFT, 0, 0.9), masks=(encode(pixels),)),
+        [annotated(LEFT, outline=square), annotated(LEFT, outline=runs), annotated(RIGHT, crowd=True)],
+    )
+    (example,) = examples.chosen()
+    small = decode(example.predicted[0].mask or {})
+    assert small.shape == (192, 256) and small.sum() == pytest.approx(400 * 0.64**2, rel=0.1)
+    assert [decode(one.mask or {}).tolist() == small.tolist() for one in example.truth[:2]] == [True, True]
+    assert example.truth[2].crowd and example.truth[2].mask is None

@@ -1,3 +1,5 @@
+"""COCO average precision, compared with pycocotools."""
+
 import contextlib
 import copy
 import io
@@ -14,7 +16,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from metaformer.errors import DataError, MissingPackage
-from metaformer.tasks.detection.metrics import AveragePrecision, Found, Kind, coco_figures
+from metaformer.tasks.detection.formats.annotations import Annotations
+from metaformer.tasks.detection.formats.coco import parse_coco
+from metaformer.tasks.detection.metrics import (
+    AveragePrecision,
+    Found,
+    Kind,
+    coco_figures,
+    figures,
+    ground_truth,
+)
 
 WIDTH, HEIGHT = 200, 150
 Document = dict[str, Any]
@@ -62,9 +73,8 @@ def theirs(document: Document, found: list[Found], kind: Kind) -> tuple[list[flo
 
 
 def check(document: Document, found: list[Found], *kinds: Kind) -> None:
-    before = copy.deepcopy(document)
-    mine = coco_figures(document, found, kinds)
-    assert document == before
+    names = [category["name"] for category in document["categories"]]
+    mine = coco_figures(parse_coco(document, classes=names), found, kinds)
     for kind in kinds:
         stats, per_class = theirs(document, found, kind)
         assert [-1 if value is None else value for value in mine[kind].stats] == pytest.approx(
@@ -77,11 +87,11 @@ def check(document: Document, found: list[Found], *kinds: Kind) -> None:
 corners = st.tuples(*(st.integers(0, side) for side in (WIDTH, HEIGHT, WIDTH, HEIGHT))).map(
     lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
 )
-# Few places, so that boxes are equal or all but equal; some of them without area.
-places = st.sampled_from(
-    [(0, 0, 0, 0), (5, 5, 5, 40), (10, 10, 42, 42), (10, 10, 42, 43), (12, 11, 43, 44), (0, 0, 200, 150)]
-)
-boxes_of = st.one_of(places, places, corners)
+# Few places, so that boxes are equal or all but equal; of detections, some without area.
+PLACES = [(10, 10, 42, 42), (10, 10, 42, 43), (12, 11, 43, 44), (0, 0, 200, 150)]
+places, flat = st.sampled_from(PLACES), st.sampled_from([(0, 0, 0, 0), (5, 5, 5, 40)])
+annotated_boxes = st.one_of(places, places, corners.filter(lambda c: c[0] < c[2] and c[1] < c[3]))
+detected_boxes = st.one_of(places, places, flat, corners)
 
 
 @st.composite
@@ -91,7 +101,7 @@ def scenes(draw: st.DrawFn) -> tuple[Document, list[Found]]:
     annotations: list[dict[str, Any]] = []
     found = []
     for image in images:
-        objects = draw(st.lists(st.tuples(boxes_of, st.sampled_from(ids), st.booleans()), max_size=6))
+        objects = draw(st.lists(st.tuples(annotated_boxes, st.sampled_from(ids), st.booleans()), max_size=6))
         for box, category, crowd in objects:
             left, top, right, bottom = box
             area = draw(st.sampled_from([0, 32**2, 96**2, (right - left) * (bottom - top)]))
@@ -99,7 +109,8 @@ def scenes(draw: st.DrawFn) -> tuple[Document, list[Found]]:
             row |= {"bbox": [left, top, right - left, bottom - top], "iscrowd": int(crowd)}
             annotations.append({**row, "segmentation": rectangle(*box)})
         if draw(st.booleans()):
-            guess = st.tuples(boxes_of, st.sampled_from([0.1, 0.5, 0.5, 0.9]), st.integers(0, len(ids) - 1))
+            labels = st.integers(0, len(ids) - 1)
+            guess = st.tuples(detected_boxes, st.sampled_from([0.1, 0.5, 0.5, 0.9]), labels)
             guesses = draw(st.lists(guess, max_size=8)) * draw(st.sampled_from([1, 1, 1, 30]))
             shapes = [rectangle(*box, text=draw(st.booleans())) for box, _, _ in guesses[:8]] * 30
             found.append(
@@ -123,7 +134,7 @@ def scenes(draw: st.DrawFn) -> tuple[Document, list[Found]]:
 
 @given(scenes())
 @settings(max_examples=150, deadline=None)
-@example(({"images": [], "annotations": [], "categories": []}, []))
+@example(({"images": [], "annotations": [], "categories": [{"id": 1, "name": "ant"}]}, []))
 def test_all_figures_are_pycocotools(case: tuple[Document, list[Found]]) -> None:
     check(*case, "bbox", "segm")
 
@@ -158,20 +169,16 @@ def test_many_detections_in_fractions_of_pixels(seed: int) -> None:
     check(*crowded(seed), "bbox", "segm")
 
 
-def one(**fields: Any) -> Document:
-    annotation = {
-        "id": 1,
-        "image_id": 7,
-        "category_id": 3,
-        "bbox": [10, 10, 40, 40],
-        "area": 1600,
-        "iscrowd": 0,
-    }
-    return {
-        "images": [{"id": 7, "width": WIDTH, "height": HEIGHT}],
-        "annotations": [{**annotation, **fields}],
-        "categories": [{"id": 9, "name": "ant"}, {"id": 3, "name": "bee"}],
-    }
+def one(**fields: Any) -> Annotations:
+    """A bee, label 1, in the image 7."""
+    annotation = {"id": 1, "image_id": 7, "category_id": 9, "bbox": [10, 10, 40, 40], "area": 1600, **fields}
+    return parse_coco(
+        {
+            "images": [{"id": 7, "width": WIDTH, "height": HEIGHT}],
+            "annotations": [annotation],
+            "categories": [{"id": 3, "name": "ant"}, {"id": 9, "name": "bee"}],
+        }
+    )
 
 
 def test_what_figures_say() -> None:
@@ -187,20 +194,43 @@ def test_no_detections_and_no_objects() -> None:
     assert set(coco_figures(one(iscrowd=1), [Found(7, [], [], [])])["bbox"].stats) == {None}
 
 
-def test_ids_that_pycocotools_takes_for_none() -> None:
-    """An object of id 0 counts like any other, and so does one whose id is a word."""
-    for number in (0, "a"):
-        assert coco_figures(one(id=number), [Found(7, [[10, 10, 50, 50]], [1.0], [1])])["bbox"].ap == 1
+def test_an_object_of_id_0_which_pycocotools_takes_for_none() -> None:
+    assert coco_figures(one(id=0), [Found(7, [[10, 10, 50, 50]], [1.0], [1])])["bbox"].ap == 1
 
 
-def test_tensors_are_taken() -> None:
+def test_the_ground_truth_is_numbered_from_1_and_its_run_lengths_compressed() -> None:
+    """Evaluators hold ids as floating-point numbers, and take 0 for none."""
+    runs = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
+    images = [{"id": own, "width": WIDTH, "height": HEIGHT} for own in (2**53 + 1, 0)]
+    row = {"bbox": [0, 0, 8, 9.5], "area": 5, "segmentation": runs}
+    rows = [{**row, "id": own, "image_id": 2**53 + 1, "category_id": 0} for own in (5, 0)]
+    annotations = parse_coco(
+        {"images": images, "annotations": rows, "categories": [{"id": 0, "name": "ant"}]}
+    )
+    document = ground_truth(annotations, masks=True)
+    assert [image["id"] for image in document["images"]] == [2, 1]
+    assert [(one["id"], one["image_id"], one["category_id"]) for one in document["annotations"]] == [
+        (1, 2, 1), (2, 2, 1),
+    ]  # fmt: skip
+    first = document["annotations"][0]
+    assert first["bbox"] == [0, 0, 8, 9.5] and first["area"] == 5 and first["iscrowd"] == 0
+    assert first["segmentation"] == rectangle(0, 0, WIDTH, HEIGHT)
+    assert "segmentation" not in ground_truth(annotations, masks=False)["annotations"][0]
+
+
+def test_masks_need_outlines_of_all_objects() -> None:
+    with pytest.raises(DataError, match="segmentation"):
+        AveragePrecision(one(), ("segm",))
+
+
+def test_tensors_are_accepted() -> None:
     precision = AveragePrecision(one())
     precision.update(Found(7, torch.tensor([[10.0, 10, 50, 50]]), torch.ones(1), torch.tensor([1])))
     assert precision.result()["bbox"].ap == 1
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "error"),
     [
         (Found(8, [], [], []), "image 8: the data set has no such image"),
         (Found(7, [[0, 0, 1, 1]], [1.0], [2]), "image 7: a label is no class: there are 2, from 0"),
@@ -214,18 +244,18 @@ def test_tensors_are_taken() -> None:
         (Found(7, [[0, 0, 1, 1]], [1.0], [0], [{"size": [1, 1], "counts": "01"}]), r"mask 0: .*\[1, 1\]"),
     ],
 )
-def test_what_cannot_be_is_told(found: Found, told: str) -> None:
-    document = one(segmentation=rectangle(10, 10, 50, 50))
-    with pytest.raises(DataError, match=told):
-        coco_figures(document, [found], ("bbox", "segm"))
+def test_invalid_detections_are_refused(found: Found, error: str) -> None:
+    annotations = one(segmentation=rectangle(10, 10, 50, 50))
+    with pytest.raises(DataError, match=error):
+        coco_figures(annotations, [found], ("bbox", "segm"))
 
 
 def test_an_image_counts_once() -> None:
-    with pytest.raises(DataError, match="image 7: was counted before"):
+    with pytest.raises(DataError, match="image 7: was added before"):
         coco_figures(one(), [Found(7, [], [], [])] * 2)
 
 
-def test_a_missing_package_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(MissingPackage, match=r"metaformer\[detect\]"):
         AveragePrecision(one())
@@ -239,3 +269,22 @@ def test_detections_of_all_ranks_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert AveragePrecision(one()).result()["bbox"].ap == 1
     with pytest.raises(DataError, match="two ranks"):
         other.result()
+
+
+def test_figures_are_read_from_their_axes() -> None:
+    draw = np.random.default_rng(0)
+    precision, recall = draw.random((10, 101, 2, 4, 3)), draw.random((10, 2, 4, 3))
+    found = figures(precision, recall, ["ant", "bee"], [3, 1], [5, 0])
+    assert found.ap == precision[..., 0, 2].mean() and found.ap75 == precision[5, ..., 0, 2].mean()
+    assert found.ap_large == precision[..., 3, 2].mean() and found.ar_10 == recall[..., 0, 1].mean()
+    assert found.ar_small == recall[..., 1, 2].mean() and found.stats[10] == found.ar_medium
+    bee = found.per_class[1]
+    assert (bee.name, bee.objects, bee.found, found.objects) == ("bee", 1, 0, 4)
+    assert bee.ap50 == precision[0, :, 1, 0, 2].mean() and bee.ar == recall[:, 1, 0, 2].mean()
+
+
+def test_minus_one_is_none() -> None:
+    precision, recall = np.full((10, 101, 2, 4, 3), -1.0), np.full((10, 2, 4, 3), -1.0)
+    precision[:, :, 0], recall[:, 0] = 0.5, 0.25
+    found = figures(precision, recall, ["ant", "bee"], [1, 0], [1, 0])
+    assert found.ap == 0.5 and found.per_class[0].ar == 0.25 and found.per_class[1].ap is None

@@ -1,17 +1,25 @@
-"""Views of an image: what each shows comes back into the image's own frame, and is told once."""
+"""Detection with test-time augmentation, and the predictor of images and videos."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from metaformer.errors import ConfigError, MetaFormerError
+from metaformer.errors import ConfigError, MetaFormerError, TrainingError, UnknownName
+from metaformer.factory import create_detector, model_config
 from metaformer.models.detection.structures import Detections, Size
-from metaformer.tasks.detection.predict import DetectInference
-from metaformer.tasks.detection.preprocess import DetectionPreprocess
+from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.detection.predict import DetectInference, DetectionPredictor
+from metaformer.tasks.detection.results import DetectedObjects
+from metaformer.tasks.detection.spec import SPEC, DetectionMetadata
+from metaformer.tasks.detection.transforms import DetectionPreprocess
+from metaformer.tasks.stream import ImageList
 
 PLAIN = DetectionPreprocess(None, None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -19,7 +27,7 @@ PLAIN = DetectionPreprocess(None, None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0
 def brightest(
     images: Tensor, image_sizes: Sequence[Size], original_sizes: Sequence[Size]
 ) -> list[Detections]:
-    """Finds the box around all that is bright; its mask grows brighter to the right of the input."""
+    """Detector of the box around all that is bright; its mask grows brighter to the right of the input."""
     results = []
     for image, (height, width), (full_height, full_width) in zip(
         images, image_sizes, original_sizes, strict=True
@@ -43,29 +51,31 @@ def image() -> Image.Image:
 
 @pytest.mark.parametrize("scales", [(1.0,), (2.0,), (0.5,)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_boxes_are_in_the_images_pixels(scales: tuple[float, ...], flip: bool, image: Image.Image) -> None:
+def test_boxes_of_views_are_in_the_images_pixels(
+    scales: tuple[float, ...], flip: bool, image: Image.Image
+) -> None:
     found = DetectInference(scales=scales, flip=flip).detections(brightest, image, PLAIN)
     assert found.labels.tolist() == [2]
     assert found.boxes[0].tolist() == pytest.approx([4, 6, 20, 18], abs=1.5)
 
 
-def test_masks_of_a_mirrored_view_are_turned_back(image: Image.Image) -> None:
+def test_masks_of_a_mirrored_view_are_flipped_back(image: Image.Image) -> None:
     found = DetectInference(flip=True, nms_threshold=1.0).detections(brightest, image, PLAIN)
     assert found.masks is not None and len(found) == 2
     assert torch.equal(found.masks[0], found.masks[1].flip(-1))
 
 
-def test_an_object_that_all_views_show_is_told_once(image: Image.Image) -> None:
+def test_an_object_of_all_views_is_detected_once(image: Image.Image) -> None:
     found = DetectInference(scales=(1.0, 2.0, 3.0), flip=True).detections(brightest, image, PLAIN)
     assert len(found) == 1
 
 
-def test_no_more_are_told_than_asked_for(image: Image.Image) -> None:
+def test_max_detections(image: Image.Image) -> None:
     many = DetectInference(scales=(1.0, 2.0), flip=True, nms_threshold=1.0, max_detections=3)
     assert len(many.detections(brightest, image, PLAIN)) == 3
 
 
-def test_a_tensor_is_looked_at_as_it_is() -> None:
+def test_a_tensor_needs_no_preprocessing() -> None:
     image = torch.zeros(3, 20, 30)
     image[:, 5:10, 3:9] = 1.0
     found = DetectInference().detections(brightest, image, original_size=(40, 60))
@@ -74,7 +84,7 @@ def test_a_tensor_is_looked_at_as_it_is() -> None:
         DetectInference(scales=(1.0, 2.0)).detections(brightest, image)
 
 
-def test_what_is_not_finite_names_the_image(image: Image.Image) -> None:
+def test_outputs_that_are_not_finite_name_the_image(image: Image.Image) -> None:
     def broken(images: Tensor, *sizes: Sequence[Size]) -> list[Detections]:
         return [Detections(torch.zeros(1, 4), torch.tensor([torch.nan]), torch.tensor([0]))]
 
@@ -83,6 +93,143 @@ def test_what_is_not_finite_names_the_image(image: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (float("nan"),)])
-def test_scales_that_cannot_be(scales: tuple[float, ...]) -> None:
+def test_wrong_scales_are_refused(scales: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="scales"):
         DetectInference(scales=scales)
+
+
+COLORS = ("red", "green", "blue")
+Make = Callable[..., DetectionPredictor]
+
+
+class Brightest(nn.Module):
+    """Boxes around what is bright in each color channel, with scores 0.9, 0.6 and 0.3."""
+
+    num_classes = 3
+
+    def forward(
+        self, images: Tensor, image_sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[Detections]:
+        results = []
+        for image, (height, width), (tall, wide) in zip(images, image_sizes, original_sizes, strict=True):
+            boxes, labels = [], []
+            for label, channel in enumerate(image[:, :height, :width]):
+                rows, columns = (channel > 0.5).nonzero(as_tuple=True)
+                if len(rows):
+                    boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+                    labels.append(label)
+            factors = torch.tensor([wide / width, tall / height]).repeat(2)
+            scores = torch.tensor([(0.9, 0.6, 0.3)[label] for label in labels])
+            corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) * factors
+            results.append(Detections(corners, scores, torch.tensor(labels, dtype=torch.int64)))
+        return results
+
+
+@pytest.fixture
+def detector() -> Make:
+    def make(model: nn.Module | None = None, **options: Any) -> DetectionPredictor:
+        preprocess = DetectionPreprocess(64, 32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        metadata = DetectionMetadata(((255, 0, 0), (0, 255, 0), (0, 0, 255)), (1, 2, 3))
+        spec = SPEC if model is not None else replace(SPEC, forward=lambda network: network)
+        loaded = LoadedModel(spec, "net", model or Brightest(), preprocess, COLORS, metadata)
+        return DetectionPredictor(loaded, **options)
+
+    return make
+
+
+def stripes(width: int, height: int) -> Image.Image:
+    """Red on the left, blue on the right."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = pixels[:, width // 2 :, 2] = 255
+    return Image.fromarray(pixels)
+
+
+def objects_in(image: Image.Image, detector: DetectionPredictor) -> DetectedObjects:
+    (prediction,) = detector.predict(ImageList(image))
+    assert prediction.image is not None and prediction.frame is None
+    return prediction.result
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("size", [(64, 48), (200, 96), (30, 300)])
+def test_boxes_are_in_the_images_own_pixels(size: tuple[int, int], workers: int, detector: Make) -> None:
+    width, height = size
+    objects = objects_in(stripes(*size), detector(workers=workers))
+    assert (objects.path, objects.size, objects.names) == ("", size, ["red", "blue"])
+    middle = width / 2
+    np.testing.assert_allclose(
+        objects.boxes, [[0, 0, middle, height], [middle, 0, width, height]], atol=width / 16
+    )
+    assert objects.classes == COLORS and objects.palette[2] == (0, 0, 255)
+
+
+def test_an_image_of_one_pixel(detector: Make) -> None:
+    objects = objects_in(Image.new("RGB", (1, 1), (0, 255, 0)), detector())
+    assert objects.names == ["green"] and objects.boxes.tolist() == [[0, 0, 1, 1]]
+
+
+def test_frames_of_an_animation_are_predicted(detector: Make, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (24, 16), color) for color in ((255, 0, 0), (0, 0, 0), (0, 0, 255))]
+    frames[0].save(tmp_path / "m.gif", save_all=True, append_images=frames[1:], duration=30)
+    stripes(40, 30).save(tmp_path / "a.png")
+    found = list(detector(workers=1).predict(ImageList(tmp_path)))
+    assert [(Path(one.result.path).name, one.frame, one.result.names) for one in found] == [
+        ("a.png", None, ["red", "blue"]), ("m.gif", 0, ["red"]), ("m.gif", 1, []), ("m.gif", 2, ["blue"]),
+    ]  # fmt: skip
+    assert found[3].milliseconds == 30 and found[3].result.size == (24, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ["red", "blue"]),
+        ({"score": 0.5}, ["red"]),
+        ({"score": 1.0}, []),
+        ({"classes": ["blue", "green"]}, ["blue"]),
+        ({"classes": ["blue"], "score": 0.5}, []),
+        ({"classes": []}, []),
+    ],
+)
+def test_objects_are_filtered_by_score_and_class(
+    detector: Make, options: dict[str, Any], names: list[str]
+) -> None:
+    assert objects_in(stripes(64, 32), detector(**{"score": 0.0, **options})).names == names
+
+
+def test_mirrored_and_larger_views_find_an_object_once(detector: Make) -> None:
+    objects = objects_in(stripes(64, 32), detector(scales=(0.5, 1.0), flip=True))
+    assert objects.names == ["red", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"score": -0.1}, ConfigError, "score is -0.1"),
+        ({"score": 1.5}, ConfigError, "score is 1.5"),
+        ({"score": float("nan")}, ConfigError, "score is nan"),
+        ({"classes": ["red", "bleu"]}, UnknownName, "'bleu': did you mean blue"),
+    ],
+)
+def test_wrong_options_are_named(
+    detector: Make, options: dict[str, Any], error: type[Exception], named: str
+) -> None:
+    with pytest.raises(error, match=named):
+        detector(**options)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
+@pytest.mark.parametrize("part", ["backbone.stem", "neck", ""])
+def test_weights_that_are_not_finite_name_the_frame(
+    kind: str, part: str, detector: Make, tmp_path: Path
+) -> None:
+    """Without a check the image would seem empty: no NaN lies above the score threshold."""
+    backbone = model_config("poolformer_n", depths=(1,) * 4, dims=(8, 8, 16, 16), grid_mode="interpolate")
+    sizes = {"num_classes": 3, "fpn_dim": 8, "box_fc_dim": 8}
+    network = create_detector(kind, backbone=backbone, **sizes).eval()  # type: ignore[arg-type]
+    broken = network.get_submodule(part or {"retinanet": "head", "mask_rcnn": "box_head"}[kind])
+    with torch.no_grad():
+        for parameter in broken.parameters():
+            parameter.fill_(torch.nan)
+    stripes(24, 16).save(tmp_path / "m.gif", save_all=True, append_images=[stripes(24, 16).rotate(180)])
+    with pytest.raises(TrainingError, match=r"m\.gif, frame 0: .*not finite"):
+        list(detector(network).predict(ImageList(tmp_path)))

@@ -9,6 +9,7 @@ from metaformer.checkpoint.checkpoint import read_checkpoint
 from metaformer.config import TrainConfig
 from metaformer.data.rle import encode
 from metaformer.report.blocks import Examples, Section, Table
+from metaformer.tasks.detection.formats.coco import parse_coco
 from metaformer.tasks.detection.metrics import Found, Kind, coco_figures
 from metaformer.tasks.detection.report import build_report
 from metaformer.tasks.detection.results import DetectExample, DetectionReport, ExampleObject
@@ -64,7 +65,7 @@ def state(
     found = [Found(i, [[0, 0, 40, 40]], [0.9], [i], [encode(mask)]) for i in range(0, classes - 1, 3)]
     kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
     palette = tuple((i % 256, 7, 9) for i in range(classes))
-    report = DetectionReport(classes, coco_figures(document, found, kinds), palette, examples)
+    report = DetectionReport(classes, coco_figures(parse_coco(document), found, kinds), palette, examples)
     card = {
         "task": "detect", "name": "net", "classes": names,
         "preprocess": {"long_side": look, "short_side": 800},

@@ -1,6 +1,9 @@
+"""Detected objects and evaluation reports: conversions, tables, and what is refused."""
+
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as their_mask
 
+from metaformer.data.rle import decode, encode
 from metaformer.errors import DataError, MissingPackage, UnknownName
 from metaformer.models.detection.structures import Detections
-from metaformer.tasks.detection.metrics import coco_figures
-from metaformer.tasks.detection.results import DetectedObjects
+from metaformer.tasks.detection.formats.coco import parse_coco
+from metaformer.tasks.detection.metrics import Found, coco_figures
+from metaformer.tasks.detection.results import DetectedObjects, DetectExample, DetectionReport, ExampleObject
 
 PALETTE = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
 CLASSES = ("ant", "bee", "cat")
@@ -50,7 +55,7 @@ def some(count: int, size: tuple[int, int], seed: int = 0) -> Detections:
 
 @given(st.integers(0, 6), st.tuples(st.integers(1, 90), st.integers(1, 90)), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_masks_are_those_that_were_pasted(count: int, size: tuple[int, int], seed: int) -> None:
+def test_masks_are_the_pasted_ones(count: int, size: tuple[int, int], seed: int) -> None:
     found = some(count, size, seed)
     objects = DetectedObjects.from_detections(found, "x.jpg", size, CLASSES, PALETTE)
     assert objects.masks is not None and len(objects) == count
@@ -63,13 +68,9 @@ def test_masks_are_those_that_were_pasted(count: int, size: tuple[int, int], see
         )
 
 
-def test_json_holds_plain_values(make: Make) -> None:
+def test_to_dict_is_json(make: Make) -> None:
     values = json.loads(json.dumps(make().to_dict()))
-    assert {key: values[key] for key in ("path", "width", "height")} == {
-        "path": "x.jpg",
-        "width": 40,
-        "height": 30,
-    }
+    assert (values["path"], values["width"], values["height"]) == ("x.jpg", 40, 30)
     first = {"label": 2, "name": "cat", "score": 0.9, "box": [4.0, 6.0, 20.0, 26.0]}
     assert values["objects"][0] == first and len(values["objects"]) == 2
 
@@ -84,27 +85,27 @@ def test_coco_rows_are_read_by_pycocotools(make: Make) -> None:
     assert areas.tolist() == [objects.mask(index).sum() for index in range(3)]
 
 
-def test_figures_are_made_of_them(make: Make) -> None:
+def test_average_precision_takes_them(make: Make) -> None:
     document = {
         "images": [{"id": 5, "width": 40, "height": 30}],
         "annotations": [{"id": 1, "image_id": 5, "category_id": 9, "bbox": [4, 6, 16, 20], "area": 320}],
         "categories": [{"id": own, "name": name} for own, name in zip((1, 4, 9), CLASSES, strict=True)],
     }
-    assert coco_figures(document, [make().as_found(5)])["bbox"].ap == 1
+    assert coco_figures(parse_coco(document), [make().to_found(5)])["bbox"].ap == 1
 
 
-def test_less_sure_objects_and_other_classes_are_left_out(make: Make) -> None:
+def test_objects_are_filtered_by_score_and_class(make: Make) -> None:
     objects = DetectedObjects.from_detections(some(4, (40, 30)), "", (40, 30), CLASSES, PALETTE)
-    kept = objects.filtered(float(objects.scores[2]), ["ant", "cat"])
-    assert kept.names == ["ant", "cat"] and kept.masks is not None and objects.masks is not None
-    assert kept.masks == (objects.masks[0], objects.masks[2]) and len(objects) == 4
-    assert len(make().filtered(only=[])) == 0 and len(make().filtered()) == 2
+    some_of = objects.filtered(float(objects.scores[2]), ["ant", "cat"])
+    assert some_of.names == ["ant", "cat"] and some_of.masks is not None and objects.masks is not None
+    assert some_of.masks == (objects.masks[0], objects.masks[2]) and len(objects) == 4
+    assert len(make().filtered(names=[])) == 0 and len(make().filtered()) == 2
     with pytest.raises(UnknownName, match="unknown class 'bea': did you mean bee"):
-        make().filtered(only=["bea"])
+        make().filtered(names=["bea"])
 
 
 @pytest.mark.filterwarnings("ignore:OpenCV")
-def test_supervision_gets_all_of_it(make: Make) -> None:
+def test_to_supervision(make: Make) -> None:
     import supervision
 
     given = make().to_supervision()
@@ -119,7 +120,7 @@ def test_supervision_gets_all_of_it(make: Make) -> None:
     assert len(empty) == 0 and empty.mask is not None and empty.mask.shape == (0, 30, 40)
 
 
-def test_supervision_may_be_missing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(MissingPackage, match=r"metaformer\[supervision\]"):
         make().to_supervision()
@@ -131,7 +132,7 @@ def test_boxes_alone_have_no_masks(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "error"),
     [
         ({"scores": np.array([0.9], np.float32)}, r"boxes \(2, 4\), scores \(1,\), labels \(2,\)"),
         ({"scores": np.array([0.9, np.nan])}, "between 0 and 1"),
@@ -143,6 +144,75 @@ def test_boxes_alone_have_no_masks(make: Make) -> None:
         ({"masks": ({"size": [40, 30], "counts": "01"},) * 2}, "mask 0: "),
     ],
 )
-def test_what_cannot_be_is_told(make: Make, fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(DataError, match=f"^x.jpg: .*{told}"):
+def test_invalid_values_are_refused(make: Make, fields: dict[str, Any], error: str) -> None:
+    with pytest.raises(DataError, match=f"^x.jpg: .*{error}"):
         make(**fields)
+
+
+def report_of(masks: bool = False, annotated: bool = True) -> DetectionReport:
+    whole = {"size": [60, 80], "counts": [80, 3200, 1520]}
+    annotation: dict[str, Any] = {"image_id": 1, "area": 1600, "segmentation": whole}
+    document = {
+        "images": [{"id": 1, "width": 80, "height": 60}],
+        "annotations": [
+            {**annotation, "id": 1, "category_id": 1, "bbox": [0, 0, 40, 40]},
+            {**annotation, "id": 2, "category_id": 2, "bbox": [40, 0, 40, 40]},
+        ],
+        "categories": [
+            {"id": 1, "name": "ant"},
+            {"id": 2, "name": "a much longer name"},
+            {"id": 3, "name": "cat"},
+        ],
+    }
+    if not annotated:
+        document["annotations"] = []
+    found = Found(1, [[0, 0, 40, 40]], [0.9], [0], [encode(decode(whole))])
+    kinds = ("bbox", "segm") if masks else ("bbox",)
+    detected = ExampleObject(0, (0.0, 0.0, 40.0, 40.0), 0.9)
+    example = DetectExample("x.jpg", 0, (80, 60), 0.5, (), (detected,))
+    return DetectionReport(1, coco_figures(parse_coco(document), [found], kinds), PALETTE, (example,))
+
+
+def test_metrics_of_a_report() -> None:
+    metrics = report_of().metrics
+    assert (
+        metrics["ap"] == metrics["ap50"] == 0.5 and metrics["ap_medium"] == 0.5 and metrics["ar_100"] == 0.5
+    )
+    assert "ap_small" not in metrics and "mask_ap" not in metrics
+    assert report_of(annotated=False).metrics == {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+
+
+def test_metrics_of_masks() -> None:
+    report = report_of(masks=True)
+    assert report.metrics["mask_ap"] == report.metrics["mask_ap50"] == 0.5
+    lines = report.text().splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["AP", "boxes", "masks"]
+    assert lines[6].endswith("mask AP") and lines[7].split()[-2:] == ["0.00%", "0.00%"]
+
+
+def test_text_has_the_weakest_class_first() -> None:
+    lines = report_of().text(rows=1).splitlines()
+    assert lines[0] == "1 images, 2 objects" and "50.00%" in lines[3] and "–" in lines[3]
+    assert lines[6].split()[-4:] == ["1", "0", "0.00%", "0.00%"] and lines[6].startswith("a much longer name")
+    assert "and 1 classes" in lines[7] and "1 classes without objects" in lines[8]
+    assert "nothing to evaluate" in report_of(annotated=False).text()
+
+
+def test_a_report_is_saved(tmp_path: Path) -> None:
+    report = report_of(masks=True)
+    values = json.loads(report.save(tmp_path / "a" / "report.json").read_text())
+    assert values["images"] == 1 and values["objects"] == 2 and values["ap"] == 0.5
+    assert values["classes"] == report.classes == ["ant", "a much longer name", "cat"]
+    assert (
+        values["figures"]["segm"]["per_class"][0]["ap"] == 1 and values["figures"]["bbox"]["ap_small"] is None
+    )
+    assert values["palette"] == np.asarray(PALETTE).tolist()
+    (example,) = values["examples"]
+    assert example["predicted"] == [
+        {"label": 0, "box": [0, 0, 40, 40], "score": 0.9, "crowd": False, "mask": None}
+    ]
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_text_is_narrow(rows: int) -> None:
+    assert max(map(len, report_of(masks=True).text(rows).splitlines())) <= 80

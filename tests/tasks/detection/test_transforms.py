@@ -1,3 +1,6 @@
+"""Training transform, preprocessing and padding of images with objects."""
+
+import json
 import random
 from typing import Any
 
@@ -11,8 +14,12 @@ from torch import Tensor
 
 from metaformer.errors import ConfigError
 from metaformer.models.detection.structures import Targets
-from metaformer.tasks.detection.preprocess import DetectionPreprocess
-from metaformer.tasks.detection.transforms import train_transform
+from metaformer.tasks.detection.transforms import (
+    DetectionPreprocess,
+    pad_images,
+    pad_targets,
+    train_transform,
+)
 
 PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 Box = tuple[int, int, int, int]
@@ -52,10 +59,10 @@ def scenes(draw: st.DrawFn) -> tuple[int, int, list[Box]]:
 
 @settings(deadline=None)
 @given(scenes(), st.integers(1, 48), st.integers(0, 2**32))
-def test_colors_masks_and_boxes_stay_together_in_crop_and_flip(
-    made: tuple[int, int, list[Box]], crop: int, seed: int
+def test_crops_and_flips_keep_image_masks_and_boxes_together(
+    spec: tuple[int, int, list[Box]], crop: int, seed: int
 ) -> None:
-    image, targets = scene(*made)
+    image, targets = scene(*spec)
     size = max(image.size)
     transform = train_transform(jitter=(size / crop, size / crop), crop=crop, **PLAIN)  # its own size
     random.seed(seed)
@@ -75,7 +82,7 @@ def test_colors_masks_and_boxes_stay_together_in_crop_and_flip(
     assert shown == {10.0 * label + 10 for label in found.labels.tolist()}
 
 
-def test_a_box_that_the_crop_cuts_shrinks_to_what_is_seen_of_its_mask() -> None:
+def test_a_cropped_box_shrinks_to_its_mask() -> None:
     image, targets = scene(20, 10, [(0, 0, 20, 10)])
     assert targets.masks is not None
     targets.masks[0, :, 2:] = False
@@ -98,9 +105,9 @@ def test_a_box_that_the_crop_cuts_shrinks_to_what_is_seen_of_its_mask() -> None:
 @settings(deadline=None)
 @given(scenes(), st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32))
 def test_boxes_and_masks_follow_any_size(
-    made: tuple[int, int, list[Box]], side: int, long: int, seed: int
+    spec: tuple[int, int, list[Box]], side: int, long: int, seed: int
 ) -> None:
-    image, targets = scene(*made)
+    image, targets = scene(*spec)
     random.seed(seed)
     x, found = train_transform((side,), long, hflip=0.0, **PLAIN)(image, targets)
     _, height, width = x.shape
@@ -112,7 +119,7 @@ def test_boxes_and_masks_follow_any_size(
         assert torch.allclose(box, wanted, atol=1e-4)
         seen = torch.tensor(bounds(mask))
         assert (seen[:2] >= box[:2] - 0.51).all() and (seen[2:] <= box[2:] + 0.51).all()
-        rows, columns = mask.nonzero().unbind(1)  # the old pixel under the new one's center is the object's
+        rows, columns = mask.nonzero().unbind(1)  # the nearest neighbor of a pixel of the mask
         old = (
             (2 * rows + 1) * image.height // (2 * height),
             (2 * columns + 1) * image.width // (2 * width),
@@ -121,7 +128,7 @@ def test_boxes_and_masks_follow_any_size(
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (1, 1), (2000, 100), (33, 500)])
-def test_the_image_is_that_of_evaluation(size: tuple[int, int]) -> None:
+def test_images_are_resized_as_in_evaluation(size: tuple[int, int]) -> None:
     image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (*size[::-1], 3), dtype=np.uint8))
     nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     x, found = train_transform((80,), 133, hflip=0.0)(image, nothing)
@@ -132,7 +139,7 @@ def test_the_image_is_that_of_evaluation(size: tuple[int, int]) -> None:
     assert torch.equal(mirrored, own.flip(2))
 
 
-def test_sides_flips_and_factors_are_drawn_by_chance() -> None:
+def test_sides_flips_and_factors_are_random() -> None:
     image, targets = scene(64, 48, [(4, 8, 20, 40)], masks=False)
     random.seed(0)
     transform = train_transform((24, 48, 96), 1333)
@@ -147,7 +154,7 @@ def test_sides_flips_and_factors_are_drawn_by_chance() -> None:
     assert min(sides) < 4 and max(sides) > 28
 
 
-def test_what_is_left_of_no_object_is_left_out() -> None:
+def test_objects_that_are_too_small_are_left_out() -> None:
     image, targets = scene(100, 50, [(0, 0, 60, 40), (50, 10, 52, 40), (70, 10, 90, 13)])
     random.seed(0)
     _, found = train_transform((25,), 50, hflip=0.0)(image, targets)
@@ -176,7 +183,7 @@ def test_images_without_objects_and_of_one_pixel(options: dict[str, Any], masks:
     assert image.shape == (3, 64, 64) and found.boxes.tolist() == [[0, 0, 64, 64]]
 
 
-def test_colors_change_and_objects_do_not() -> None:
+def test_photometric_distortion_changes_colors_alone() -> None:
     image, targets = scene(40, 30, [(3, 4, 20, 22)])
     random.seed(3)
     plain, _ = train_transform((30,), 40, hflip=0.0)(image, targets)
@@ -187,7 +194,7 @@ def test_colors_change_and_objects_do_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "error"),
     [
         ({"sides": ()}, "at least one"),
         ({"sides": (800, 0)}, r"\[800, 0\]"),
@@ -201,6 +208,84 @@ def test_colors_change_and_objects_do_not() -> None:
         ({"hflip": 1.5}, "hflip is 1.5"),
     ],
 )
-def test_impossible_values(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_values_are_refused(options: dict[str, Any], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
         train_transform(**options)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [
+        ((640, 480), (1067, 800)),
+        ((480, 640), (800, 1067)),
+        ((640, 426), (1202, 800)),
+        ((640, 360), (1333, 750)),
+        ((500, 375), (1067, 800)),
+        ((4000, 3000), (1067, 800)),
+        ((1, 1), (800, 800)),
+        ((1, 5000), (1, 1333)),
+    ],
+)
+def test_sizes_are_those_of_the_published_pipeline(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+    assert DetectionPreprocess().size(*size) == fitted
+
+
+def test_the_tensor_is_the_image_resized_once_and_normalized() -> None:
+    preprocess = DetectionPreprocess(133, 80)
+    given = noise(50, 37)
+    tensor = preprocess.transform()(given)
+    assert tensor.shape == (3, 80, 108)
+    assert torch.equal(tensor, preprocess.to_tensor(given.resize((108, 80), Image.Resampling.BILINEAR)))
+    assert DetectionPreprocess(None, None).transform()(given).shape == (3, 37, 50)
+
+
+def test_preprocessing_is_scaled_and_saved() -> None:
+    double = DetectionPreprocess().scaled(2.0)
+    assert double.size(640, 480) == (2133, 1600) and isinstance(double, DetectionPreprocess)
+    for preprocess in (double, DetectionPreprocess(None, None, std=(1.0, 2.0, 3.0))):
+        assert DetectionPreprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=4), st.booleans())
+def test_batches_are_padded_on_the_right_and_below(sizes: list[tuple[int, int]], masked: bool) -> None:
+    images, targets = [], []
+    for number, (height, width) in enumerate(sizes):
+        images.append(torch.ones(3, height, width))
+        count = number % 3
+        targets.append(
+            Targets(
+                torch.tensor([0.0, 0.0, width, height]).repeat(count, 1),
+                torch.full((count,), number),
+                torch.ones(count, height, width, dtype=torch.bool) if masked else None,
+                torch.ones(count, dtype=torch.bool),
+            )
+        )
+    batch = pad_images(images)
+    height, width = batch.shape[2:]
+    assert height % 32 == width % 32 == 0
+    assert 0 <= height - max(h for h, _ in sizes) < 32 and 0 <= width - max(w for _, w in sizes) < 32
+    padded = pad_targets(targets, (height, width))
+    for (h, w), image, place, old, new in zip(sizes, images, batch, targets, padded, strict=True):
+        assert torch.equal(place[:, :h, :w], image) and place.sum() == image.sum()
+        assert torch.equal(new.boxes, old.boxes) and torch.equal(new.labels, old.labels)
+        assert torch.equal(new.crowd, old.crowd)
+        assert (new.masks is not None) == masked
+        if new.masks is not None and old.masks is not None:
+            assert new.masks.shape == (len(old), height, width)
+            assert torch.equal(new.masks[:, :h, :w], old.masks) and new.masks.sum() == old.masks.sum()
+    tensors = {new.boxes.untyped_storage().data_ptr() for new in padded}
+    assert len(tensors) == 1
+
+
+def test_a_batch_without_objects() -> None:
+    none = Targets(
+        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 5, 7, dtype=torch.bool)
+    )
+    first, second = pad_targets([none, none], (32, 64))
+    assert len(first) == len(second) == 0
+    assert first.masks is not None and first.masks.shape == (0, 32, 64)

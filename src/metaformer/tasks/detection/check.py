@@ -13,7 +13,7 @@ from metaformer.data.scan import ImageInfo, reason, scan, scan_bad
 from metaformer.errors import DataError
 from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, raise_bad, size_range
 from metaformer.tasks.detection.dataset import READERS, DetectionFolder
-from metaformer.tasks.detection.formats.layouts import choose_detection_layout, find_place
+from metaformer.tasks.detection.formats.layouts import find_layout, find_split
 
 
 def check_objects(
@@ -86,16 +86,15 @@ class _Check(DatasetCheck[DetectionSummary]):
     def check_split(self, name: str) -> None:
         """Check a split."""
         try:
-            form, root = choose_detection_layout(self.root, self.layout)
-            place = find_place(form, root, name)
-            annotated = READERS[form.name](place, self.classes, None)
+            paths = find_split(*find_layout(self.root, self.layout), name)
+            annotations = READERS[paths.layout](paths, self.classes, None)
         except DataError as error:
             return self.error("layout", str(error))
-        for fault in annotated.faults:
+        for fault in annotations.faults:
             self.error(fault.kind, fault.text)
-        for file in annotated.unused:
+        for file in annotations.unused:
             self.warn("ignored", file)
-        folder = DetectionFolder(place, annotated)
+        folder = DetectionFolder(paths, annotations)
         images = scan(folder, workers=self.workers, label=name, progress=self.progress)
         for image in images:
             path, size = folder.path(image.index), (image.width, image.height)
@@ -124,15 +123,15 @@ class _Check(DatasetCheck[DetectionSummary]):
         """Report classes that cannot be learned."""
         absent = [name for name, count in self.summaries[0].per_class.items() if not count.objects]
         if len(absent) == len(folder.classes):
-            self.error("absent", f"{folder.annotations}: no object at all: there is nothing to learn")
+            self.error("absent", f"{folder.annotation_path}: no object at all: there is nothing to learn")
         else:
-            self.warn_absent(folder.annotations, "object", absent)
+            self.warn_absent(folder.annotation_path, "object", absent)
 
 
 def _name(folder: DetectionFolder, row: int) -> str:
     """Name of an object in findings."""
     image = folder.path(int(folder.objects.images[row]))
-    return f"{folder.annotations}: annotation {folder.objects.instance(row).id} of {image.name}"
+    return f"{folder.annotation_path}: annotation {folder.objects.ids[row]} of {image.name}"
 
 
 def _objects(folder: DetectionFolder, images: Sequence[ImageInfo]) -> Iterator[tuple[str, bytes, bytes]]:

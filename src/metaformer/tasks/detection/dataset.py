@@ -1,9 +1,10 @@
-"""A data set whose images have objects: boxes with classes, and their outlines."""
+"""Detection data set: images with annotated objects."""
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 from PIL import Image
@@ -15,25 +16,19 @@ from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import BadImage, DataError
 from metaformer.models.detection.structures import Targets
-from metaformer.tasks.detection.formats.annotations import Annotated
+from metaformer.tasks.detection.formats.annotations import Annotations
 from metaformer.tasks.detection.formats.coco import read_coco
-from metaformer.tasks.detection.formats.layouts import SplitPaths, choose_detection_layout, find_place
+from metaformer.tasks.detection.formats.layouts import SplitPaths, find_layout, find_split
 from metaformer.tasks.detection.formats.voc import read_voc
 from metaformer.tasks.detection.formats.yolo import read_yolo
 from metaformer.tasks.detection.instances import Instance
-from metaformer.tasks.detection.preprocess import stack, stack_targets
-from metaformer.tasks.detection.transforms import SceneTransform
+from metaformer.tasks.detection.transforms import DetectionTransform, pad_images, pad_targets
 
-Reader = Callable[[SplitPaths, Names, bool | None], Annotated]
-
-
+Reader = Callable[[SplitPaths, Names, bool | None], Annotations]
 READERS: Final[dict[str, Reader]] = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
-
-
-_FEW: Final = 1e-3
-"""Share of the objects that cannot be used up to which leaving them out, where asked for, is a remedy."""
-
-
+"""Reader of the annotations of each layout."""
+_BAD_SHARE: Final = 1e-3
+"""Largest share of unusable objects that `on_bad="skip"` leaves out; more is an error."""
 _log = logging.getLogger(__name__)
 
 
@@ -41,27 +36,26 @@ class DetectionFolder:
     """Images of one split with their objects; `open_detection` makes it.
 
     Args:
-        place: where the files lie.
-        annotated: what they say.
+        paths: paths of the split.
+        annotations: its images and objects.
     """
 
-    def __init__(self, place: SplitPaths, annotated: Annotated) -> None:
-        self.folder, self.split, self.layout = place.images, place.split, place.layout
-        self.annotations = place.labels
-        """The file of annotations, or their folder."""
-        self.classes, self.category_ids = annotated.classes, annotated.category_ids
+    def __init__(self, paths: SplitPaths, annotations: Annotations) -> None:
+        self.folder, self.split, self.layout = paths.images, paths.split, paths.layout
+        self.annotation_path = paths.labels
+        """The annotation file, or the folder of such files."""
+        self.annotations = annotations
+        self.classes, self.category_ids = annotations.classes, annotations.category_ids
+        self.objects = annotations.objects
         self.palette: tuple[Color, ...] = palette_for(self.classes)
-        """Red, green and blue of each class."""
-        self.objects = annotated.objects
-        """All objects, packed."""
-        self._files, self._sizes, self._ids = annotated.files, annotated.sizes, annotated.ids
+        """Color of each class."""
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.annotations.files)
 
     @property
     def labels(self) -> Sequence[int]:
-        """One label per image, as `Source` wants it; all are 0, since classes are those of objects."""
+        """Zeros: classes are those of objects, not of images."""
         return [0] * len(self)
 
     @property
@@ -70,25 +64,25 @@ class DetectionFolder:
         return bool(self.objects.outlined.all())
 
     def path(self, index: int) -> Path:
-        """Tell where an image lies."""
-        return self.folder / self._files[index]
+        """Path of an image."""
+        return self.folder / self.annotations.files[index]
 
     def image_id(self, index: int) -> int:
-        """Tell the number of an image: COCO's, or its place counted from 1."""
-        return int(self._ids[index])
+        """COCO's `image_id`; counted from 1 in other formats."""
+        return int(self.annotations.ids[index])
 
     def size(self, index: int) -> tuple[int, int]:
-        """Tell the width and height of an image, as its annotations have it."""
-        width, height = self._sizes[index].tolist()
+        """Width and height of an image according to its annotations."""
+        width, height = self.annotations.sizes[index].tolist()
         return width, height
 
     def aspect(self, index: int) -> float:
-        """Tell the width of an image over its height."""
+        """Width / height of an image."""
         width, height = self.size(index)
         return width / height
 
     def image(self, index: int) -> Image.Image:
-        """Read an image as RGB.
+        """Image as RGB.
 
         Raises:
             BadImage: it cannot be read.
@@ -96,79 +90,49 @@ class DetectionFolder:
         return read_image(self.path(index))
 
     def instances(self, index: int) -> tuple[Instance, ...]:
-        """Tell of an image's objects."""
+        """Objects of an image."""
         return tuple(self.objects.instance(row) for row in self.objects.of(index).tolist())
 
     def example(self, index: int, masks: bool = False) -> tuple[Image.Image, Targets]:
-        """Read an image, and give its objects, with masks (N, H, W) where they are asked for.
+        """Image as RGB and its objects, with masks (N, H, W) if asked for.
 
         Raises:
             BadImage: the image cannot be read, or has another size than its annotations say.
-            DataError: masks of a data set that was opened without, or has none.
+            DataError: objects have no outline, or the data set was opened without masks.
         """
         image = self.image(index)
-        if trouble := self.size_mismatch(index, image.size):
-            raise BadImage(self.path(index), trouble)
+        if error := self.size_mismatch(index, image.size):
+            raise BadImage(self.path(index), error)
         rows = self.objects.of(index)
-        drawn = None
-        if masks:
-            if not self.objects.outlined[rows].all():
-                raise DataError(f"{self.path(index)}: objects without masks: open the data with masks=True")
-            drawn = torch.from_numpy(self.objects.masks(rows, (image.height, image.width)))
+        if masks and not self.objects.outlined[rows].all():
+            raise DataError(f"{self.path(index)}: objects without masks: open the data with masks=True")
+        size = (image.height, image.width)
         return image, Targets(
             boxes=torch.from_numpy(self.objects.corners(rows)).float(),
             labels=torch.from_numpy(self.objects.labels[rows]).long(),
-            masks=drawn,
+            masks=torch.from_numpy(self.objects.masks(rows, size)) if masks else None,
             crowd=torch.from_numpy(self.objects.crowd[rows]),
         )
 
     def check_any(self) -> None:
-        """Refuse a split that neither teaches nor measures anything.
+        """Refuse a split that can neither be trained nor evaluated on.
 
         Raises:
             DataError: it has no object, or crowds alone.
         """
         if self.objects.crowd.all():
             what = "no object but crowds" if len(self.objects) else "no object at all"
-            raise DataError(f"{self.annotations}: {what} in the split {self.split!r}: add annotations")
+            raise DataError(f"{self.annotation_path}: {what} in the split {self.split!r}: add annotations")
 
     def size_mismatch(self, index: int, image: tuple[int, int]) -> str:
-        """Say how an image's size differs from what the annotations say; empty where it does not."""
-        said = self.size(index)
-        if said == image:
+        """How an image's width and height differ from those in its annotations; empty if they do not."""
+        annotated = self.size(index)
+        if annotated == image:
             return ""
-        told = f"is {image[0]}x{image[1]}, but {said[0]}x{said[1]} as {self.annotations} has it"
-        if said == image[::-1]:
-            return f"{told}: images are turned as their EXIF orientation says, and boxes must be of that"
-        return f"{told}: boxes are of another image, or of another size of it"
-
-    def document(self) -> dict[str, Any]:
-        """Give all annotations in COCO's form: boxes as in the file, classes in the order of labels."""
-        images = [
-            {"id": number, "file_name": name, "width": width, "height": height}
-            for number, name, (width, height) in zip(
-                self._ids.tolist(), self._files, self._sizes.tolist(), strict=True
-            )
-        ]
-        categories = [
-            {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
-        ]
-        every = ((index, row) for index in range(len(self)) for row in self.objects.of(index).tolist())
-        annotations = [self._annotation(index, row) for index, row in every]
-        return {"images": images, "annotations": annotations, "categories": categories}
-
-    def _annotation(self, index: int, row: int) -> dict[str, Any]:
-        instance = self.objects.instance(row)
-        outline = {} if instance.segmentation is None else {"segmentation": instance.segmentation}
-        return {
-            "id": instance.id,
-            "image_id": self.image_id(index),
-            "category_id": self.category_ids[instance.label],
-            "bbox": self.objects.boxes[row].tolist(),
-            "area": instance.area,
-            "iscrowd": int(instance.crowd),
-            **outline,
-        }
+        text = f"is {image[0]}x{image[1]}, but {annotated[0]}x{annotated[1]} in {self.annotation_path}"
+        if annotated == image[::-1]:
+            return f"{text}: images are rotated by their EXIF orientation, and boxes must be, too"
+        return f"{text}: boxes are of another image, or of another size of it"
 
 
 def open_detection(
@@ -180,57 +144,57 @@ def open_detection(
     masks: bool | None = False,
     on_bad: Literal["error", "skip"] = "error",
 ) -> DetectionFolder:
-    """Open the images and objects of a split; all annotations are read and checked, and no image.
+    """Open a split; all annotations are read and validated, images are not.
 
     Args:
         root: the data set.
-        split: its name; `train` and `val` are translated to what the layout calls them.
+        split: its name; `train` and `val` are translated to the layout's own.
         layout: `coco`, `voc`, `yolo`, or `auto` to recognize it.
-        classes: names of the classes, or a text file of them, one a line, in the order of labels: those of a
+        classes: class names, or a text file of them, one a line, in the order of labels: those of a
             checkpoint, or where the data set brings none. The data set's own must be among them.
         masks: keep the outlines, of which every object must have one; None keeps those that there are.
-        on_bad: what to do about objects that cannot be used: an error, or leave them out and log each, up to
-            0.1 % of all. COCO's train2017 has two, of height 0.
+        on_bad: raise an error for unusable objects, or leave out up to 0.1 % of all and log each. COCO's
+            train2017 has two, of height 0.
 
     Raises:
-        DataError: the layout is another one, an image is missing, or an annotation cannot be used; the
-            message names the first and says how many more there are.
-        UnknownName: there is no such layout.
+        DataError: another layout, a missing image, or an unusable annotation; the message names the first and
+            counts the others.
+        UnknownName: an unknown layout.
     """
-    place = find_place(*choose_detection_layout(root, layout), split)
-    annotated = READERS[place.layout](place, classes, masks)
-    single = [fault for fault in annotated.faults if fault.single]
-    few = len(single) <= _FEW * (len(single) + len(annotated.objects))
-    faults = annotated.faults
-    if on_bad == "skip" and few:
-        faults = tuple(fault for fault in faults if not fault.single)
-        for fault in single:
+    paths = find_split(*find_layout(root, layout), split)
+    annotations = READERS[paths.layout](paths, classes, masks)
+    of_objects = [fault for fault in annotations.faults if fault.one_object]
+    faults = annotations.faults
+    if on_bad == "skip" and len(of_objects) <= _BAD_SHARE * (len(of_objects) + len(annotations.objects)):
+        faults = tuple(fault for fault in faults if not fault.one_object)
+        for fault in of_objects:
             _log.warning("left out: %s", fault.text)
     if faults:
         more = f" ({len(faults) - 1:,} more such; metaformer data check lists all)"
         raise DataError(faults[0].text + (more if len(faults) > 1 else ""))
-    if not annotated.files:
-        raise DataError(f"{place.labels}: no images")
-    return DetectionFolder(place, annotated)
+    if not annotations.files:
+        raise DataError(f"{paths.labels}: no images")
+    return DetectionFolder(paths, replace(annotations, faults=(), unused=()))
 
 
 class DetectionDataset(AugmentedDataset):
-    """The same of images with the objects on them, which are transformed together.
+    """Augmented images with their objects, which are transformed together.
 
     Args:
-        source: the images and objects.
-        transform: RGB image and its objects to a tensor and the objects on that; see `AugmentedDataset`.
+        source: images and objects.
+        transform: maps an RGB image and its objects to a tensor and the objects on that.
         seed: the run's seed.
-        masks: make the objects' masks, for those who learn from them.
+        masks: with the objects' masks.
     """
 
-    transform: SceneTransform  # type: ignore[assignment]  # takes both
+    source: DetectionFolder
+    transform: DetectionTransform  # type: ignore[assignment]  # takes both
 
     def __init__(
-        self, source: DetectionFolder, transform: SceneTransform, seed: int = 0, *, masks: bool = False
+        self, source: DetectionFolder, transform: DetectionTransform, seed: int = 0, *, masks: bool = False
     ) -> None:
         super().__init__(source, transform, seed)  # type: ignore[arg-type]
-        self.scenes, self.masks = source, masks
+        self.masks = masks
 
     def stack(
         self,
@@ -239,18 +203,18 @@ class DetectionDataset(AugmentedDataset):
         indices: Tensor,
         bad: tuple[BadSample, ...],
     ) -> Batch:
-        """Make a batch of scenes, filled up with 0 on the right and below to one size."""
-        batch = stack(images)
+        """Batch of images of any size, padded with 0 on the right and below."""
+        batch = pad_images(images)
         sizes = tuple((image.shape[1], image.shape[2]) for image in images)
-        filled = stack_targets(labels, (batch.shape[2], batch.shape[3]))
-        return Batch(batch, torch.zeros(len(indices), dtype=torch.int64), indices, bad, filled, sizes)
+        targets = pad_targets(labels, (batch.shape[2], batch.shape[3]))
+        return Batch(batch, torch.zeros(len(indices), dtype=torch.int64), indices, bad, targets, sizes)
 
     def __getitem__(self, sample: Sample) -> Item:
-        """Make one sample: its image (3, h, w), its objects in pixels of that, and its index.
+        """Image (3, h, w), its objects in pixels of that, and its index.
 
         Raises:
-            BadImage: the image cannot be read, or is of another size than its annotations say.
+            BadImage: the image cannot be read, or has another size than its annotations say.
         """
-        image, targets = self.scenes.example(sample.index, self.masks)
+        image, targets = self.source.example(sample.index, self.masks)
         with seeded(sample_seed(self.seed, sample)):
             return *self.transform(image, targets), sample.index

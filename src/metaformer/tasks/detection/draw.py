@@ -1,4 +1,4 @@
-"""Objects drawn on their image: boxes and masks in class colors, with names and scores."""
+"""Drawing of boxes and masks on images, in class colors, with names and scores."""
 
 import colorsys
 from collections.abc import Sequence
@@ -13,31 +13,31 @@ from metaformer.data.rle import Mask, decode
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.visualize.canvas import INK, PANEL, Color, Font, limit_size, truncate, upscale_factor
 
-SMALLEST_WIDTH = 384
-"""Smaller images are enlarged, so that names can be read."""
-STRENGTH = 0.45
-"""Share of the class color in an object's pixels."""
+MIN_WIDTH = 384
+"""Narrower images are enlarged, so that names can be read."""
+ALPHA = 0.45
+"""Opacity of masks."""
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom."""
 
 
 class Shape(NamedTuple):
-    """One object as it is drawn."""
+    """One object to draw."""
 
     box: Box
     """In the image's pixels."""
     text: str
-    """What stands at the box; nothing where it is empty."""
+    """Label at the box; empty for none."""
     color: Color
     mask: Mask | None = None
-    """Run lengths of its pixels; the whole of it is stretched over the whole image."""
+    """RLE; a mask of another size is stretched over the image."""
 
 
-def annotate(image: Image.Image, objects: DetectedObjects) -> Image.Image:
-    """Draw the objects of an image, with class and score of each; small images are enlarged."""
+def draw_objects(image: Image.Image, objects: DetectedObjects) -> Image.Image:
+    """Draw detected objects with class and score; small images are enlarged."""
     masks = objects.masks or (None,) * len(objects)
     rows = zip(objects.boxes.tolist(), objects.labels.tolist(), objects.scores.tolist(), masks, strict=True)
-    return drawn(
+    return draw_shapes(
         image,
         [
             Shape(tuple(box), f"{objects.classes[label]} {score:.2f}", objects.palette[label], mask)
@@ -46,13 +46,13 @@ def annotate(image: Image.Image, objects: DetectedObjects) -> Image.Image:
     )
 
 
-def drawn(image: Image.Image, shapes: Sequence[Shape], width: int = SMALLEST_WIDTH) -> Image.Image:
-    """Draw objects over an image, the first on top of the others.
+def draw_shapes(image: Image.Image, shapes: Sequence[Shape], width: int = MIN_WIDTH) -> Image.Image:
+    """Draw objects over an image, the first on top.
 
     Args:
-        image: of any size.
+        image: an image of any size.
         shapes: the objects, the most important first.
-        width: pixels that the drawing is at least wide.
+        width: least width of the drawing, in pixels.
     """
     size = limit_size(image.size)
     magnify = upscale_factor(size, width)
@@ -62,45 +62,45 @@ def drawn(image: Image.Image, shapes: Sequence[Shape], width: int = SMALLEST_WID
     placed = [
         one._replace(
             box=(one.box[0] * across, one.box[1] * down, one.box[2] * across, one.box[3] * down),
-            color=vivid(one.color),
+            color=brighten(one.color),
         )
         for one in shapes
     ]
-    canvas = _masked(canvas, placed, thick)
+    canvas = _blend_masks(canvas, placed, thick)
     draw = ImageDraw.Draw(canvas)
     for one in reversed(placed):
         left, top, right, bottom = one.box
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
         draw.rectangle(tuple(np.add(corners, (-1, -1, 1, 1))), outline=PANEL, width=thick + 2)
         draw.rectangle(corners, outline=one.color, width=thick)
-    _write(draw, placed, canvas.size)
+    _draw_labels(draw, placed, canvas.size)
     return canvas
 
 
-def vivid(color: Color) -> Color:
-    """A class color made so bright that a line of it is seen; which it is stays as it was."""
+def brighten(color: Color) -> Color:
+    """Class color with a brightness of at least one half, in which lines are visible; the hue stays."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(part / 255 for part in color))
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, 0.5 + value / 2)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _masked(canvas: Image.Image, shapes: Sequence[Shape], thick: int) -> Image.Image:
-    """Blend the masks' colors in, each with a line around it."""
+def _blend_masks(canvas: Image.Image, shapes: Sequence[Shape], thick: int) -> Image.Image:
+    """Blend the masks in, each with an outline."""
     if all(one.mask is None for one in shapes):
         return canvas
     pixels = np.array(canvas)
     for one in reversed(shapes):
         if one.mask is None:
             continue
-        region, inside = _part(decode(one.mask), one.box, canvas.size)
-        under, color = pixels[region], np.array(one.color)
-        under[inside] = under[inside] * (1 - STRENGTH) + color * STRENGTH
-        under[_edge(inside, thick // 2)] = color
+        region, inside = _scale_mask(decode(one.mask), one.box, canvas.size)
+        part, color = pixels[region], np.array(one.color)
+        part[inside] = part[inside] * (1 - ALPHA) + color * ALPHA
+        part[_edge(inside, thick // 2)] = color
     return Image.fromarray(pixels)
 
 
-def _part(mask: NDArray[np.bool_], box: Box, size: tuple[int, int]) -> tuple[Any, NDArray[np.bool_]]:
-    """Rows and columns of a canvas (width, height) where a mask lies, and which pixels there are its own."""
+def _scale_mask(mask: NDArray[np.bool_], box: Box, size: tuple[int, int]) -> tuple[Any, NDArray[np.bool_]]:
+    """Rows and columns of a canvas (width, height) around a box, and the mask scaled to these."""
     height, width = mask.shape
     margin = (max(size) / max(mask.shape)) + 1  # a pixel of the mask may reach beyond the box
     ends = [(0, 2, size[0]), (1, 3, size[1])]
@@ -117,19 +117,19 @@ def _part(mask: NDArray[np.bool_], box: Box, size: tuple[int, int]) -> tuple[Any
 
 
 def _edge(inside: NDArray[np.bool_], thick: int) -> NDArray[np.bool_]:
-    """The pixels of a mask that are near others."""
-    kept = inside.copy()
+    """Pixels of a mask near its border: those that erosion removes."""
+    eroded = inside.copy()
     for _ in range(max(1, thick)):
-        padded = np.pad(kept, 1)
-        kept = kept & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return inside & ~kept
+        padded = np.pad(eroded, 1)
+        eroded = eroded & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inside & ~eroded
 
 
-def _write(draw: ImageDraw.ImageDraw, shapes: Sequence[Shape], size: tuple[int, int]) -> None:
-    """Put each text where it hides no other's, if there is such a place at its box."""
+def _draw_labels(draw: ImageDraw.ImageDraw, shapes: Sequence[Shape], size: tuple[int, int]) -> None:
+    """Draw each label where it covers no other, if there is such a place at its box."""
     letters = min(max(round((size[0] * size[1]) ** 0.5 / 40), 12), 64)
     font, pad = ImageFont.load_default(letters), max(2, letters // 5)
-    taken = np.zeros((len(shapes), 4))  # a scene may hold thousands of objects
+    taken = np.zeros((len(shapes), 4))  # preallocated: an image may have thousands of objects
     tags: list[tuple[Box, str, Color]] = []
     for one in shapes:
         if one.text:
@@ -144,7 +144,7 @@ def _write(draw: ImageDraw.ImageDraw, shapes: Sequence[Shape], size: tuple[int, 
 
 
 def _free(box: Box, width: float, height: float, size: tuple[int, int], taken: NDArray[np.float64]) -> Box:
-    """Of the places at a box the first that covers nothing that is taken, or else the least."""
+    """Place at a box that covers the least of the taken ones; the first of several."""
     left, top, right, bottom = box
     corners = [
         (left, top - height), (left, top), (left, bottom), (left, bottom - height),
@@ -158,7 +158,7 @@ def _free(box: Box, width: float, height: float, size: tuple[int, int], taken: N
 
 
 def _covered(places: NDArray[np.float64], taken: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much of each place (P, 4) is taken by boxes (N, 4): (P,)."""
+    """Area of each place (P, 4) that boxes (N, 4) cover: (P,)."""
     low = np.maximum(places[:, None, :2], taken[:, :2])
     high = np.minimum(places[:, None, 2:], taken[:, 2:])
     shared: NDArray[np.float64] = (high - low).clip(0).prod(axis=2).sum(axis=1)

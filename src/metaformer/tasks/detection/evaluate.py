@@ -1,4 +1,4 @@
-"""Measuring a detector: every image once, in its own pixels, by however many processes."""
+"""Evaluation of a detector: average precision in the images' own pixels, and the worst and best images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,35 +12,44 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
-from metaformer.data.rle import decode, encode
+from metaformer.data.rle import encode
 from metaformer.data.sampler import EvalSampler
 from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, rank, world_size
 from metaformer.models.detection.structures import Targets
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
-from metaformer.tasks.detection.instances import Instance
+from metaformer.tasks.detection.instances import Instance, segmentation_mask
 from metaformer.tasks.detection.metrics import AveragePrecision, Kind
-from metaformer.tasks.detection.polygons import polygons_mask
 from metaformer.tasks.detection.predict import DetectForward, DetectInference, run_inference
-from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.results import DetectedObjects, DetectExample, DetectionReport, ExampleObject
+from metaformer.tasks.detection.transforms import DetectionPreprocess
+
+EXAMPLES = 6
+"""Worst images, and best images, of a report."""
+SCORE = 0.3
+"""Score threshold of the examples."""
+MIN_IOU = 0.5
+"""IoU from which a detected box of an example is correct."""
+THUMBNAIL = 256
+"""Longest side, in pixels, of an example's masks."""
 
 
 class DetectionEvaluation:
-    """A validation set and the way it is looked at; `run` measures one network.
+    """A validation set and how detectors are evaluated on it.
 
     Args:
         source: images and their objects.
-        preprocess: how images become input.
-        inference: in one view or several; one when not given.
-        masks: measure masks, too.
+        preprocess: preprocessing of images.
+        inference: test-time augmentation; none by default.
+        masks: evaluate masks, too.
         workers: processes that read.
-        pin_memory: keep batches in page-locked memory, for copies to CUDA.
+        pin_memory: batches in page-locked memory, for copies to CUDA.
         timeout: seconds to wait for a worker before giving up.
-        stop: asked again and again; once it says so, the evaluation ends unfinished.
+        stop: ends the evaluation once it returns True.
 
     Raises:
-        MissingPackage: faster-coco-eval, which measures, is not installed.
+        DataError: `masks`, and an object has no outline.
+        MissingPackage: faster-coco-eval is not installed.
     """
 
     def __init__(
@@ -57,14 +66,13 @@ class DetectionEvaluation:
     ) -> None:
         self.source, self.preprocess, self.masks = source, preprocess, masks
         self.inference = inference or DetectInference()
-        self.document = source.document()
-        AveragePrecision(self.document, self.kinds)  # what is wrong shows before anything is learned
+        AveragePrecision(source.annotations, self.kinds)  # raises its errors before training
         sampler = EvalSampler(len(source), batch_size=1, rank=rank(), world=world_size())
         self.most = sampler.most
-        # Workers resize, where one size is all that the network wants.
         self.resized = self.inference.scales == (1.0,)
+        """Whether workers resize, which they can to one scale."""
         self.loader = Loader(
-            DetectionDataset(source, _Image(preprocess if self.resized else None), masks=False),
+            DetectionDataset(source, _ImageTransform(preprocess if self.resized else None)),
             sampler,
             workers=workers,
             pin_memory=pin_memory,
@@ -74,52 +82,50 @@ class DetectionEvaluation:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What overlaps are measured of, in COCO's words."""
+        """What average precision is computed of, in COCO's terms."""
         return ("bbox", "segm") if self.masks else ("bbox",)
 
     def run(self, forward: DetectForward) -> DetectionReport:
-        """Measure; `forward` finds objects in images (B, 3, h, w).
+        """Evaluate a detector, by all ranks together.
 
         Raises:
-            TrainingError: boxes or scores that are not finite; the message names the image.
-            Interrupted: `stop` said so, on whatever rank.
+            TrainingError: boxes or scores are not finite; the message names the image.
+            Interrupted: `stop` returned True on any rank.
         """
-        precision = AveragePrecision(self.document, self.kinds)
+        precision = AveragePrecision(self.source.annotations, self.kinds)
         examples = Examples()
-        seen = 0
-        for index, found in lockstep(self._found(forward), self.most):
-            precision.update(found.as_found(self.source.image_id(index)))
-            examples.update(index, found, self.source.instances(index))
-            seen += 1
+        count = 0
+        for index, objects in lockstep(self._detect(forward), self.most):
+            precision.update(objects.to_found(self.source.image_id(index)))
+            examples.update(index, objects, self.source.instances(index))
+            count += 1
         return DetectionReport(
-            images=int(all_reduce_sum(torch.tensor(seen))),
+            images=int(all_reduce_sum(torch.tensor(count))),
             figures=precision.result(),
             palette=self.source.palette,
             examples=examples.chosen(),
         )
 
-    def _found(self, forward: DetectForward) -> Iterator[tuple[int, DetectedObjects]]:
-        """Look at image after image; what can go wrong does so in here, where all ranks hear of it."""
+    def _detect(self, forward: DetectForward) -> Iterator[tuple[int, DetectedObjects]]:
+        """Index and objects of each image of this rank; `lockstep` shares the errors with all ranks."""
         for batch in self.loader:
             index, (height, width) = int(batch.indices[0]), batch.sizes[0]
             x = batch.images[0, :, :height, :width]
             image = x if self.resized else Image.fromarray(x.permute(1, 2, 0).numpy())
-            size, name = self.source.size(index), self.source.path(index)
-            found = self.inference.detections(forward, image, self.preprocess, (size[1], size[0]), name=name)
-            yield (
-                index,
-                DetectedObjects.from_detections(
-                    found, str(name), size, self.source.classes, self.source.palette
-                ),
+            size, path = self.source.size(index), str(self.source.path(index))
+            detections = self.inference.detections(
+                forward, image, self.preprocess, (size[1], size[0]), name=path
             )
+            classes, palette = self.source.classes, self.source.palette
+            yield index, DetectedObjects.from_detections(detections, path, size, classes, palette)
 
     def close(self) -> None:
-        """Stop the processes that read."""
+        """Stop the worker processes."""
         self.loader.close()
 
 
-class _Image:
-    """An image as input, or as it is, (3, h, w); its objects are those of the document."""
+class _ImageTransform:
+    """An image (3, h, w), preprocessed or as it is, without its objects."""
 
     def __init__(self, preprocess: DetectionPreprocess | None) -> None:
         self.transform = None if preprocess is None else preprocess.transform()
@@ -131,22 +137,6 @@ class _Image:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1), none
 
 
-EXAMPLES = 6
-"""Images of each kind, the worst and the best, that a report keeps."""
-
-
-SCORE = 0.3
-"""Objects that are less sure are neither counted nor shown."""
-
-
-OVERLAP = 0.5
-"""Least intersection over union of a box that is right."""
-
-
-THUMBNAIL = 256
-"""Longest side, in pixels, of the masks that a report holds."""
-
-
 @dataclass
 class Examples:
     """The worst and the best images so far."""
@@ -154,85 +144,82 @@ class Examples:
     worst: list[DetectExample] = field(default_factory=list)
     best: list[DetectExample] = field(default_factory=list)
 
-    def update(self, index: int, found: DetectedObjects, truth: Sequence[Instance]) -> None:
-        """Look at an image: its place in the data set, what was found, what is annotated."""
-        sure = found.filtered(SCORE)
-        f1 = agreement(sure, truth)
+    def update(self, index: int, objects: DetectedObjects, truth: Sequence[Instance]) -> None:
+        """Add an image: its index in the data set, its detected and its annotated objects."""
+        objects = objects.filtered(SCORE)
+        f1 = f1_score(objects, truth)
         if f1 is None:
             return
-        rank = (f1, found.path)
-        low = len(self.worst) < EXAMPLES or rank < _rank(self.worst[-1])
-        high = len(self.best) < EXAMPLES or rank > _rank(self.best[0])
+        key = (f1, objects.path)
+        low = len(self.worst) < EXAMPLES or key < _key(self.worst[-1])
+        high = len(self.best) < EXAMPLES or key > _key(self.best[0])
         if low or high:
-            annotated = tuple(_annotated(one, found.size) for one in truth)
-            example = DetectExample(found.path, index, found.size, f1, annotated, _predicted(sure))
-            self.worst = sorted([*self.worst, example], key=_rank)[:EXAMPLES]
-            self.best = sorted([*self.best, example], key=_rank)[-EXAMPLES:]
+            annotated = tuple(_annotated(one, objects.size) for one in truth)
+            example = DetectExample(objects.path, index, objects.size, f1, annotated, _detected(objects))
+            self.worst = sorted([*self.worst, example], key=_key)[:EXAMPLES]
+            self.best = sorted([*self.best, example], key=_key)[-EXAMPLES:]
 
     def chosen(self) -> tuple[DetectExample, ...]:
-        """The worst of all ranks, then the best; none twice."""
-        worst = sorted(all_gather_list(self.worst), key=_rank)[:EXAMPLES]
-        best = sorted(all_gather_list(self.best), key=_rank, reverse=True)[:EXAMPLES]
+        """The worst images of all ranks, then the best, each once."""
+        worst = sorted(all_gather_list(self.worst), key=_key)[:EXAMPLES]
+        best = sorted(all_gather_list(self.best), key=_key, reverse=True)[:EXAMPLES]
         shown = {example.index for example in worst}
         return (*worst, *(example for example in best if example.index not in shown))
 
 
-def agreement(found: DetectedObjects, truth: Sequence[Instance]) -> float | None:
-    """F1 of the boxes of one image, each taken for the one it covers best; crowds neither help nor harm.
+def f1_score(objects: DetectedObjects, truth: Sequence[Instance]) -> float | None:
+    """F1 score of the boxes of one image, matched best first; crowds neither help nor harm.
 
-    None where there is nothing to find, and nothing was found.
+    None if there is nothing to detect, and nothing was detected.
     """
-    overlaps, inside = _overlaps(found.boxes, np.array([one.box for one in truth]).reshape(-1, 4))
-    same = found.labels[:, None] == np.array([one.label for one in truth], np.int64)
+    iou, inside = _overlaps(objects.boxes, np.array([one.box for one in truth]).reshape(-1, 4))
+    same = objects.labels[:, None] == np.array([one.label for one in truth], np.int64)
     crowd = np.array([one.crowd for one in truth], bool)
-    free, right, excused = ~crowd, 0, 0
-    for row in range(len(found)):
-        fits = np.where(same[row] & free, overlaps[row], 0.0)
-        if fits.max(initial=0.0) >= OVERLAP:
-            free[fits.argmax()] = False
-            right += 1
+    free, correct, ignored = ~crowd, 0, 0
+    for row in range(len(objects)):
+        candidates = np.where(same[row] & free, iou[row], 0.0)
+        if candidates.max(initial=0.0) >= MIN_IOU:
+            free[candidates.argmax()] = False
+            correct += 1
         else:
-            excused += bool((inside[row, crowd & same[row]] >= OVERLAP).any())
-    whole = len(found) - excused + int((~crowd).sum())
-    return 2 * right / whole if whole else None
+            ignored += bool((inside[row, crowd & same[row]] >= MIN_IOU).any())
+    total = len(objects) - ignored + int((~crowd).sum())
+    return 2 * correct / total if total else None
 
 
 def _overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Intersection over union (N, M), and the share of each box that lies in each other (N, M)."""
+    """Intersection over union (N, M), and intersection over the area of each box (N, M)."""
     start = np.maximum(boxes[:, None, :2], others[:, :2])
     both = (np.minimum(boxes[:, None, 2:], others[:, 2:]) - start).clip(0).prod(axis=2)
-    own, its = ((some[:, 2:] - some[:, :2]).prod(axis=1) for some in (boxes, others))
-    either = own[:, None] + its - both
-    return both / np.where(either > 0, either, 1), both / np.where(own > 0, own, 1)[:, None]
+    area, other_area = ((some[:, 2:] - some[:, :2]).prod(axis=1) for some in (boxes, others))
+    union = area[:, None] + other_area - both
+    return both / np.where(union > 0, union, 1), both / np.where(area > 0, area, 1)[:, None]
 
 
-def _predicted(found: DetectedObjects) -> tuple[ExampleObject, ...]:
-    masks = [None if found.masks is None else _small(found.mask(place)) for place in range(len(found))]
-    rows = zip(found.labels.tolist(), found.boxes.tolist(), found.scores.tolist(), masks, strict=True)
+def _detected(objects: DetectedObjects) -> tuple[ExampleObject, ...]:
+    masks = [None if objects.masks is None else _thumbnail(objects.mask(i)) for i in range(len(objects))]
+    rows = zip(objects.labels.tolist(), objects.boxes.tolist(), objects.scores.tolist(), masks, strict=True)
     return tuple(ExampleObject(label, tuple(box), score, mask=mask) for label, box, score, mask in rows)
 
 
 def _annotated(one: Instance, size: tuple[int, int]) -> ExampleObject:
-    outline, mask = one.segmentation, None
-    if isinstance(outline, list):
-        corners = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in outline]
-        mask = _small(polygons_mask(corners, (size[1], size[0])))
-    elif outline is not None:
-        mask = _small(decode(outline))
+    mask = None
+    if one.segmentation is not None:
+        mask = _thumbnail(segmentation_mask(one.segmentation, (size[1], size[0])))
     return ExampleObject(one.label, one.box, crowd=one.crowd, mask=mask)
 
 
-def _small(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Run lengths of a mask made small; each of its pixels is one of the mask's."""
-    share = max(1.0, max(mask.shape) / THUMBNAIL)
+def _thumbnail(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """RLE of a mask shrunk by nearest-neighbor sampling."""
+    factor = max(1.0, max(mask.shape) / THUMBNAIL)
     rows, columns = (
-        ((np.arange(fewer) * 2 + 1) * side) // (2 * fewer)
-        for side, fewer in ((side, max(1, round(side / share))) for side in mask.shape)
+        ((np.arange(count) * 2 + 1) * side) // (2 * count)  # the old pixels under the new centers
+        for side, count in ((side, max(1, round(side / factor))) for side in mask.shape)
     )
     return encode(mask[rows[:, None], columns])
 
 
-def _rank(example: DetectExample) -> tuple[float, str]:
+def _key(example: DetectExample) -> tuple[float, str]:
     return example.f1, example.path
 
 

@@ -1,97 +1,85 @@
-"""Average precision of boxes and masks as COCO defines it, through faster-coco-eval."""
+"""COCO average precision of boxes and masks, computed by faster-coco-eval."""
 
-import gc
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metaformer.data.rle import Mask, compress, counts_of, mask_areas
+from metaformer.data.rle import Mask, compress, mask_areas
 from metaformer.distributed import all_gather_list
 from metaformer.errors import DataError, MissingPackage
+from metaformer.process import paused_gc
+from metaformer.tasks.detection.formats.annotations import Annotations
 
 Kind = Literal["bbox", "segm"]
-"""What overlaps: boxes or masks."""
-
-
+"""What the IoU is computed of: boxes or masks."""
+_ALL_SIZES = 0
+"""Index of the figures of objects of all sizes; small, medium and large follow."""
 _log = logging.getLogger(__name__)
 
 
-_ALL = 0
-"""Where the figures of objects of all sizes are; small, medium and large ones follow."""
-
-
-_FARTHEST = 1e5
-"""Pixels beyond which no corner of an outline is: what reads them takes memory by how far they go."""
-
-
-Size = tuple[int, int]  # height, width
-
-
 class Found(NamedTuple):
-    """What was found in one image."""
+    """Detections in one image."""
 
     image_id: int
-    """The image's id in the document."""
+    """The image's id in the annotations."""
     boxes: ArrayLike
     """Left, top, right and bottom (N, 4), in the image's own pixels."""
     scores: ArrayLike
-    """How sure each is (N,)."""
+    """(N,)."""
     labels: ArrayLike
-    """Classes (N,), from 0 in the document's order."""
+    """Classes (N,), from 0."""
     masks: Sequence[Mask] | None = None
-    """Compressed run lengths of each."""
+    """Compressed RLE of each."""
 
 
 @dataclass(frozen=True)
 class ClassAP:
-    """How the objects of one class fared."""
+    """Average precision of one class; None without objects."""
 
     name: str
     objects: int
-    """Annotated ones; crowds do not count."""
+    """Annotated objects without crowds."""
     found: int
-    """What was taken for one of the class, however unsure."""
+    """Detections of the class, of any score."""
     ap: float | None
-    """Average precision over overlaps (IoU) from 0.5 to 0.95; None of no objects, as all of these."""
+    """Mean over IoU thresholds 0.5, 0.55, … 0.95."""
     ap50: float | None
-    """At an overlap of 0.5."""
+    """At IoU 0.5."""
     ap75: float | None
-    """At an overlap of 0.75."""
+    """At IoU 0.75."""
     ar: float | None
-    """Share of the objects that is found, over the same overlaps as `ap`."""
+    """Average recall over the same thresholds as `ap`."""
 
 
 @dataclass(frozen=True)
 class DetectionFigures:
-    """COCO's twelve figures; None where COCO says −1, of no objects."""
+    """COCO's twelve figures; None, where COCO has −1, without objects."""
 
     ap: float | None
-    """Average precision over classes and overlaps (IoU) from 0.5 to 0.95."""
+    """Mean over classes and IoU thresholds 0.5, 0.55, … 0.95."""
     ap50: float | None
-    """At an overlap of 0.5."""
+    """At IoU 0.5."""
     ap75: float | None
-    """At an overlap of 0.75."""
+    """At IoU 0.75."""
     ap_small: float | None
     """Of objects of less than 32² pixels."""
     ap_medium: float | None
     ap_large: float | None
     """Of objects of more than 96² pixels."""
     ar_1: float | None
-    """Share of the objects that the surest detection of each class and image finds."""
+    """Average recall with one detection per class and image."""
     ar_10: float | None
     ar_100: float | None
     ar_small: float | None
     ar_medium: float | None
     ar_large: float | None
     objects: int
-    """Annotated ones; crowds do not count."""
+    """Annotated objects without crowds."""
     per_class: tuple[ClassAP, ...]
 
     @property
@@ -102,68 +90,95 @@ class DetectionFigures:
 
 
 class AveragePrecision:
-    """Detections of a data set, image by image, and what they come to.
+    """COCO average precision, updated image by image.
 
     Args:
-        document: the data set's images, classes and objects in COCO's format.
-        kinds: what to measure; for `segm` all objects and detections need masks.
+        annotations: the ground truth.
+        kinds: what IoU is computed of; `segm` needs masks of all objects and detections.
 
     Raises:
-        DataError: something in the document that cannot be.
+        DataError: `segm`, and an object has no outline.
         MissingPackage: faster-coco-eval is not installed.
     """
 
-    def __init__(self, document: Mapping[str, Any], kinds: Sequence[Kind] = ("bbox",)) -> None:
+    def __init__(self, annotations: Annotations, kinds: Sequence[Kind] = ("bbox",)) -> None:
         _evaluator()
-        self.kinds = tuple(kinds)
-        self.truth = GroundTruth(document, masks="segm" in kinds)
-        self._found: dict[int, _Objects] = {}
+        if "segm" in kinds and not annotations.objects.outlined.all():
+            raise DataError("segm: an object has no segmentation: evaluate boxes alone")
+        self.annotations, self.kinds = annotations, tuple(kinds)
+        self._sizes = dict(zip(annotations.ids.tolist(), annotations.sizes[:, ::-1].tolist(), strict=True))
+        """Height and width of each image by its id."""
+        self._found: dict[int, _Detections] = {}
 
     def update(self, found: Found) -> None:
-        """Take in one image's detections; in images that are never given there are none.
+        """Add the detections of one image; images that are never added have none.
 
         Raises:
-            DataError: no such image, or given before; values that cannot be.
+            DataError: an unknown image, one that was added before, or invalid values.
         """
         number = found.image_id
         if number in self._found:
-            raise DataError(f"image {number}: was counted before")
-        if number not in self.truth.sizes:
+            raise DataError(f"image {number}: was added before")
+        if number not in self._sizes:
             raise DataError(f"image {number}: the data set has no such image")
         try:
-            objects = _objects(found, len(self.truth.names))
+            detections = _check(found, len(self.annotations.classes))
             if "segm" in self.kinds:
-                objects.add_masks(found.masks, self.truth.sizes[number])
+                detections.add_masks(found.masks, tuple(self._sizes[number]))
         except DataError as error:
             raise DataError(f"image {number}: {error}") from error
-        self._found[number] = objects
+        self._found[number] = detections
 
     def result(self) -> dict[Kind, DetectionFigures]:
-        """The figures over all ranks; every rank works them out.
+        """Figures over all ranks, computed on each.
 
         Raises:
-            DataError: two ranks were given the same image.
+            DataError: two ranks added the same image.
         """
         everything = dict(parts := all_gather_list(list(self._found.items())))
         if len(everything) < len(parts):
-            raise DataError("an image was counted by two ranks")
-        with _no_collection():
-            return {kind: _figures(self.truth, everything, kind) for kind in self.kinds}
+            raise DataError("an image was added by two ranks")
+        with paused_gc():
+            return {kind: self._figures(everything, kind) for kind in self.kinds}
+
+    def _figures(self, found: Mapping[int, "_Detections"], kind: Kind) -> DetectionFigures:
+        from faster_coco_eval import COCO
+
+        truth = ground_truth(self.annotations, masks=kind == "segm")
+        numbers = dict(zip(self.annotations.ids.tolist(), _image_numbers(self.annotations), strict=True))
+        # evaluators write into a document: detections get images and classes of their own
+        results = {
+            "images": [dict(image) for image in truth["images"]],
+            "annotations": list(_results(found, numbers, kind)),
+            "categories": [dict(category) for category in truth["categories"]],
+        }
+        evaluation = _evaluator()(COCO(truth), COCO(results), kind, print_function=_log.debug)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        objects, classes = self.annotations.objects, len(self.annotations.classes)
+        labels = np.concatenate([np.zeros(0, np.int64), *(one.labels for one in found.values())])
+        return figures(
+            evaluation.eval["precision"],
+            evaluation.eval["recall"],
+            self.annotations.classes,
+            np.bincount(objects.labels[~objects.crowd], minlength=classes).tolist(),
+            np.bincount(labels, minlength=classes).tolist(),
+        )
 
 
 def coco_figures(
-    document: Mapping[str, Any], found: Iterable[Found], kinds: Sequence[Kind] = ("bbox",)
+    annotations: Annotations, found: Iterable[Found], kinds: Sequence[Kind] = ("bbox",)
 ) -> dict[Kind, DetectionFigures]:
-    """Measure detections at once; see `AveragePrecision`."""
-    precision = AveragePrecision(document, kinds)
+    """Evaluate detections at once; see `AveragePrecision`."""
+    precision = AveragePrecision(annotations, kinds)
     for one in found:
         precision.update(one)
     return precision.result()
 
 
 @dataclass(eq=False)
-class _Objects:
-    """Detections of an image that native code may have."""
+class _Detections:
+    """Valid detections of an image: native code reads them."""
 
     boxes: NDArray[np.float64]
     """Left, top, width and height."""
@@ -173,13 +188,13 @@ class _Objects:
     areas: NDArray[np.int64] | None = None
     """Of the masks."""
 
-    def add_masks(self, masks: Sequence[Mask] | None, size: tuple[int, int]) -> None:
+    def add_masks(self, masks: Sequence[Mask] | None, size: tuple[int, ...]) -> None:
         if masks is None or len(masks) != len(self.boxes):
             raise DataError(f"{len(self.boxes)} boxes, but {len(masks or ())} masks")
-        self.masks, self.areas = masks, mask_areas(masks, size)
+        self.masks, self.areas = masks, mask_areas(masks, (size[0], size[1]))
 
     def rows(self, kind: Kind) -> Iterator[tuple[int, float, float, Any]]:
-        """Label, score, area and shape of each."""
+        """Label, score, area and box or mask of each."""
         if kind == "bbox":
             areas, shapes = self.boxes[:, 2] * self.boxes[:, 3], self.boxes.tolist()
         else:
@@ -187,129 +202,76 @@ class _Objects:
         return zip(self.labels.tolist(), self.scores.tolist(), areas.tolist(), shapes, strict=True)
 
 
-def _objects(found: Found, classes: int) -> _Objects:
-    corners, sure = np.asarray(found.boxes, np.float64), np.asarray(found.scores, np.float64)
-    named = np.asarray(found.labels)
-    named = named if named.size else named.astype(np.int64)
-    if not (corners.size == 4 * sure.size == 4 * named.size and sure.ndim == named.ndim == 1):
-        raise DataError(f"boxes {corners.shape}, scores {sure.shape} and labels {named.shape} do not fit")
+def _check(found: Found, classes: int) -> _Detections:
+    corners, scores = np.asarray(found.boxes, np.float64), np.asarray(found.scores, np.float64)
+    labels = np.asarray(found.labels)
+    labels = labels if labels.size else labels.astype(np.int64)
+    if not (corners.size == 4 * scores.size == 4 * labels.size and scores.ndim == labels.ndim == 1):
+        raise DataError(f"boxes {corners.shape}, scores {scores.shape} and labels {labels.shape} do not fit")
     start, end = np.split(corners.reshape(-1, 4), 2, axis=1)
-    if not (np.isfinite(corners).all() and np.isfinite(sure).all()):
+    if not (np.isfinite(corners).all() and np.isfinite(scores).all()):
         raise DataError("a box or a score is not finite")
     if (end < start).any():
         raise DataError("a box ends before it begins")
-    if named.dtype.kind not in "iu" or ((named < 0) | (named >= classes)).any():
+    if labels.dtype.kind not in "iu" or ((labels < 0) | (labels >= classes)).any():
         raise DataError(f"a label is no class: there are {classes}, from 0")
-    return _Objects(np.concatenate([start, end - start], axis=1), sure, named.astype(np.int64))
+    return _Detections(np.concatenate([start, end - start], axis=1), scores, labels.astype(np.int64))
 
 
-class GroundTruth:
-    """Images, classes and objects of a document in COCO's format.
+def ground_truth(annotations: Annotations, masks: bool) -> dict[str, Any]:
+    """COCO document as evaluators take it: ids are floating-point numbers to them, and 0 is none.
 
-    Images are numbered from 1 in the order of their ids, classes in the order in which they stand, objects
-    as they come: evaluators hold ids as floating-point numbers, and take 0 for none.
-
-    Args:
-        document: `images`, `annotations`, `categories`, as in COCO's instances files.
-        masks: whether objects need outlines.
-
-    Raises:
-        DataError: something in it that cannot be; the message names the annotation.
+    Images are numbered from 1 in the order of their ids, classes by label, and objects by row.
     """
-
-    def __init__(self, document: Mapping[str, Any], masks: bool = False) -> None:
-        self.sizes = {int(image["id"]): _size(image) for image in document["images"]}
-        """Height and width of each image, by its id."""
-        self.numbers = {own: number for number, own in enumerate(sorted(self.sizes), start=1)}
-        """The number that each image gets, by its id."""
-        self.names = tuple(str(category["name"]) for category in document["categories"])
-        """Names of the classes in the order of their labels."""
-        if len(self.sizes) < len(document["images"]):
-            raise DataError("two images have the same id")
-        self._labels = {category["id"]: label for label, category in enumerate(document["categories"])}
-        if len(self._labels) < len(self.names):
-            raise DataError("two classes have the same id")
-        self.objects = [self._object(annotation, masks) for annotation in document["annotations"]]
-        """The objects in COCO's form, with these numbers; without `id`."""
-        self.counts = [0] * len(self.names)
-        """How many objects of each class there are; crowds do not count."""
-        for found in self.objects:
-            self.counts[found["category_id"] - 1] += not found["iscrowd"]
-
-    def document(self) -> dict[str, Any]:
-        """A document as evaluators read it; they write into it, so each gets its own."""
-        return self.with_objects({**found, "id": place} for place, found in enumerate(self.objects, start=1))
-
-    def with_objects(self, objects: Any) -> dict[str, Any]:
-        """The same images and classes with other objects."""
-        sizes = ((self.numbers[own], *size) for own, size in self.sizes.items())
-        return {
-            "images": [{"id": number, "height": height, "width": width} for number, height, width in sizes],
-            "annotations": list(objects),
-            "categories": [{"id": label + 1, "name": name} for label, name in enumerate(self.names)],
-        }
-
-    def _object(self, annotation: Mapping[str, Any], masks: bool) -> dict[str, Any]:
-        where = f"annotation {annotation.get('id')}"
-        if annotation.get("image_id") not in self.sizes:
-            raise DataError(f"{where}: there is no image {annotation.get('image_id')!r}")
-        if annotation.get("category_id") not in self._labels:
-            raise DataError(f"{where}: there is no class {annotation.get('category_id')!r}")
-        box, area = annotation.get("bbox"), annotation.get("area")
-        if not _are_numbers(box, 4) or min(box[2:]) < 0:  # type: ignore[index]
-            raise DataError(f"{where}: bbox is {box!r}: it must be left, top, width and height")
-        if not _are_numbers([area], 1):
-            raise DataError(f"{where}: area is {area!r}: it must be a number of pixels")
-        size = self.sizes[annotation["image_id"]]
-        found = {
-            "image_id": self.numbers[annotation["image_id"]],
-            "category_id": self._labels[annotation["category_id"]] + 1,
-            "bbox": list(box),  # type: ignore[arg-type]
-            "area": area,
-            "iscrowd": int(bool(annotation.get("iscrowd", 0))),
-        }
-        return {**found, "segmentation": _outline(annotation, size, where)} if masks else found
+    objects, numbers = annotations.objects, _image_numbers(annotations)
+    images = zip(numbers, annotations.sizes.tolist(), strict=True)
+    rows = zip(
+        objects.images.tolist(), objects.labels.tolist(), objects.boxes.tolist(), objects.areas.tolist(),
+        objects.crowd.tolist(), strict=True,
+    )  # fmt: skip
+    return {
+        "images": [{"id": number, "height": height, "width": width} for number, (width, height) in images],
+        "annotations": [
+            {
+                "id": row + 1, "image_id": numbers[image], "category_id": label + 1, "bbox": box,
+                "area": area, "iscrowd": int(crowd),
+                **({"segmentation": _outline(annotations, row)} if masks else {}),
+            }
+            for row, (image, label, box, area, crowd) in enumerate(rows)
+        ],
+        "categories": [{"id": label + 1, "name": name} for label, name in enumerate(annotations.classes)],
+    }  # fmt: skip
 
 
-def _figures(truth: GroundTruth, found: Mapping[int, _Objects], kind: Kind) -> DetectionFigures:
-    from faster_coco_eval import COCO
-
-    results = truth.with_objects(_results(truth, found, kind))
-    evaluation = _evaluator()(COCO(truth.document()), COCO(results), kind, print_function=_log.debug)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    labels = np.concatenate([np.zeros(0, np.int64), *(one.labels for one in found.values())])
-    taken = np.bincount(labels, minlength=len(truth.names)).tolist()
-    return figures(evaluation.eval["precision"], evaluation.eval["recall"], truth.names, truth.counts, taken)
+def _image_numbers(annotations: Annotations) -> list[int]:
+    """Number of each image, from 1 in the order of their ids."""
+    return (annotations.ids.argsort().argsort() + 1).tolist()
 
 
-def _results(truth: GroundTruth, found: Mapping[int, _Objects], kind: Kind) -> Iterator[dict[str, Any]]:
-    """Detections as `COCO.loadRes` would make them, without what nobody asks for; a box would hide a mask."""
-    numbers, shape_of = count(1), "bbox" if kind == "bbox" else "segmentation"
-    for image_id, one in found.items():
-        image = truth.numbers[image_id]
-        for label, score, area, shape in one.rows(kind):
+def _outline(annotations: Annotations, row: int) -> Any:
+    """Polygons, or compressed RLE."""
+    outline = annotations.objects.segmentation(row)
+    if isinstance(outline, dict):
+        return {**outline, "counts": compress(np.array(outline["counts"], np.int64))}
+    return outline
+
+
+def _results(
+    found: Mapping[int, _Detections], image_numbers: Mapping[int, int], kind: Kind
+) -> Iterator[dict[str, Any]]:
+    """Detections as `COCO.loadRes` makes them; with a box, a mask would be ignored."""
+    numbers, shape_key = count(1), "bbox" if kind == "bbox" else "segmentation"
+    for image_id, detections in found.items():
+        for label, score, area, shape in detections.rows(kind):
             yield {
                 "id": next(numbers),
-                "image_id": image,
+                "image_id": image_numbers[image_id],
                 "category_id": label + 1,
                 "score": score,
                 "area": area,
                 "iscrowd": 0,
-                shape_of: shape,
+                shape_key: shape,
             }
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep Python from looking through half a million objects again and again: a third of the time."""
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
 
 
 def _evaluator() -> Any:
@@ -327,16 +289,17 @@ def figures(
     objects: Sequence[int],
     found: Sequence[int],
 ) -> DetectionFigures:
-    """The figures of COCO's arrays, in which −1 stands for what does not exist.
+    """Figures of COCO's arrays, in which −1 stands for none.
 
     Args:
-        precision: by overlap, recall, class, size of the objects, and most detections (1, 10, 100).
-        recall: the same without the second.
-        names: the classes.
-        objects: how many of each are annotated.
-        found: how many of each were found.
+        precision: by IoU threshold (10), recall (101), class, size of objects (4), and limit of detections
+            (1, 10, 100).
+        recall: the same without the second axis.
+        names: class names.
+        objects: annotated objects of each class.
+        found: detections of each class.
     """
-    whole, reached = precision[..., _ALL, -1], recall[..., _ALL, -1]
+    whole, reached = precision[..., _ALL_SIZES, -1], recall[..., _ALL_SIZES, -1]
     rows = zip(names, objects, found, strict=True)
     return DetectionFigures(
         ap=_mean(whole),
@@ -345,8 +308,8 @@ def figures(
         ap_small=_mean(precision[..., 1, -1]),
         ap_medium=_mean(precision[..., 2, -1]),
         ap_large=_mean(precision[..., 3, -1]),
-        ar_1=_mean(recall[..., _ALL, 0]),
-        ar_10=_mean(recall[..., _ALL, 1]),
+        ar_1=_mean(recall[..., _ALL_SIZES, 0]),
+        ar_10=_mean(recall[..., _ALL_SIZES, 1]),
         ar_100=_mean(reached),
         ar_small=_mean(recall[..., 1, -1]),
         ar_medium=_mean(recall[..., 2, -1]),
@@ -366,41 +329,5 @@ def figures(
 
 
 def _mean(values: NDArray[Any]) -> float | None:
-    there = values[values > -1]
-    return float(np.mean(there)) if there.size else None
-
-
-def _size(image: Mapping[str, Any]) -> Size:
-    height, width = image.get("height"), image.get("width")
-    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
-        raise DataError(f"image {image.get('id')}: height {height!r}, width {width!r}: both must be pixels")
-    return height, width
-
-
-def _outline(annotation: Mapping[str, Any], size: Size, where: str) -> Any:
-    """Polygons, or run lengths, which come back compressed."""
-    outline = annotation.get("segmentation")
-    if isinstance(outline, list):
-        whole = outline and all(isinstance(corners, list) for corners in outline)
-        if not whole or not all(_is_polygon(corners) for corners in outline):
-            raise DataError(f"{where}: segmentation: a polygon needs three corners, as numbers x, y, x, y …")
-        return outline
-    if not isinstance(outline, dict) or tuple(outline.get("size", ())) != size:
-        raise DataError(f"{where}: segmentation: neither polygons nor run lengths of the image's size")
-    try:
-        return {"size": list(size), "counts": compress(counts_of(outline))}
-    except DataError as error:
-        raise DataError(f"{where}: segmentation: {error}") from error
-
-
-def _is_polygon(corners: Sequence[Any]) -> bool:
-    whole = len(corners) >= 6 and len(corners) % 2 == 0 and _are_numbers(corners, len(corners))
-    return whole and max(map(abs, corners)) <= _FARTHEST
-
-
-def _are_numbers(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) == count
-        and all(isinstance(value, int | float) and isfinite(value) for value in values)
-    )
+    valid = values[values > -1]
+    return float(np.mean(valid)) if valid.size else None

@@ -1,4 +1,4 @@
-"""From an image to the objects in it: in one view or several."""
+"""Detection in images of any size, with test-time augmentation."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,26 +13,26 @@ from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, TrainingError, UnknownName
 from metaformer.models.detection.structures import Detections, Size
 from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.detection.preprocess import DetectionPreprocess, stack
 from metaformer.tasks.detection.results import DetectedObjects
+from metaformer.tasks.detection.transforms import DetectionPreprocess, pad_images
 from metaformer.tasks.stream import StreamPredictor
 
 DetectForward = Callable[[Tensor, Sequence[Size], Sequence[Size]], list[Detections]]
-"""What finds objects: images (B, 3, H, W), their sizes in these, and the sizes that boxes are to refer to."""
+"""`Detector.predict`: images (B, 3, H, W), sizes of the images inside, and sizes that boxes are scaled to."""
 
 
 @dataclass(frozen=True)
 class DetectInference:
-    """How an image is looked at; the default is once."""
+    """Test-time augmentation; the default is none."""
 
     scales: tuple[float, ...] = (1.0,)
-    """Test-time augmentation: sizes of the input, as factors."""
+    """Factors of the input's size."""
     flip: bool = False
-    """Test-time augmentation: each size also mirrored left to right."""
+    """Each scale also mirrored left to right."""
     nms_threshold: float = 0.5
-    """Of two boxes of a class from different views that overlap by more than this IoU one is kept."""
+    """IoU above which the worse of two boxes of a class, from all views, is removed."""
     max_detections: int = 100
-    """Most objects of an image."""
+    """Objects of an image, at most."""
 
     def __post_init__(self) -> None:
         if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
@@ -48,61 +48,57 @@ class DetectInference:
         *,
         name: str | Path = "the image",
     ) -> Detections:
-        """Objects of an image, on the CPU, their boxes in the image's own pixels, best first.
+        """Objects of an image, on the CPU, best first, with boxes in the image's own pixels.
 
         Args:
             forward: the network.
-            image: an RGB image, or a normalized tensor (3, h, w) that is looked at as it is.
-            preprocess: how an image becomes input; a tensor needs none.
-            original_size: height and width that boxes refer to; the image's own when not given.
-            name: what errors call the image.
+            image: an RGB image, or a preprocessed tensor (3, h, w).
+            preprocess: preprocessing of an RGB image.
+            original_size: height and width that boxes are scaled to; the image's own by default.
+            name: the image's name in errors.
 
         Raises:
-            TrainingError: boxes or scores that are not finite.
+            TrainingError: boxes or scores are not finite.
             ConfigError: several scales of a tensor, or an image without preprocessing.
         """
         own = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
         size = (own[0], own[1]) if original_size is None else original_size
-        found = []
-        for x in self._sights(image, preprocess):
-            for mirrored in (False, True)[: 1 + self.flip]:
-                found.append(_seen(forward, x.flip(-1) if mirrored else x, size, mirrored, name))
-        return found[0] if len(found) == 1 else self._merged(found)
+        views = []
+        for x in self._scaled(image, preprocess):
+            for flip in (False, True)[: 1 + self.flip]:
+                views.append(_detect(forward, x.flip(-1) if flip else x, size, flip, name))
+        return views[0] if len(views) == 1 else self._merge(views)
 
-    def _sights(
+    def _scaled(
         self, image: Image.Image | Tensor, preprocess: DetectionPreprocess | None
     ) -> Iterator[Tensor]:
+        """The input (3, h, w) at each scale."""
         if isinstance(image, Tensor):
             if self.scales != (1.0,):
-                raise ConfigError(f"scales is {self.scales}: a tensor has one size only; give the image")
+                raise ConfigError(f"scales is {self.scales}: a tensor has one size: give the image")
             yield image
             return
         if preprocess is None:
-            raise ConfigError("preprocess: say how an image becomes input")
+            raise ConfigError("preprocess: an image needs preprocessing, only a tensor needs none")
         for scale in self.scales:
             yield preprocess.scaled(scale).transform()(image)
 
-    def _merged(self, found: Sequence[Detections]) -> Detections:
-        """Join what views saw: of boxes on one object the best, with its own mask."""
+    def _merge(self, views: Sequence[Detections]) -> Detections:
+        """Detections of all views after NMS, each with its own mask."""
         from metaformer.models.detection.nms import batched_nms
 
         boxes, scores, labels = (
-            torch.cat([getattr(one, part) for one in found]) for part in ("boxes", "scores", "labels")
+            torch.cat([getattr(view, name) for view in views]) for name in ("boxes", "scores", "labels")
         )
-        masks = (
-            None
-            if found[0].masks is None
-            else torch.cat([one.masks for one in found if one.masks is not None])
-        )
-        kept = batched_nms(boxes, scores, labels, self.nms_threshold, self.max_detections)
-        return Detections(boxes[kept], scores[kept], labels[kept], None if masks is None else masks[kept])
+        masks = [view.masks for view in views if view.masks is not None]
+        rows = batched_nms(boxes, scores, labels, self.nms_threshold, self.max_detections)
+        return Detections(boxes, scores, labels, torch.cat(masks) if masks else None)[rows]
 
 
-def _seen(forward: DetectForward, image: Tensor, size: Size, mirrored: bool, name: str | Path) -> Detections:
-    """What one view shows, in the frame of the image."""
-    inside = (image.shape[-2], image.shape[-1])
+def _detect(forward: DetectForward, x: Tensor, size: Size, flipped: bool, name: str | Path) -> Detections:
+    """Detections of one view (3, h, w), scaled to an image of this height and width, flipped back."""
     try:
-        (found,) = forward(stack([image]), [inside], [size])
+        (found,) = forward(pad_images([x]), [(x.shape[-2], x.shape[-1])], [size])
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
     except TrainingError as error:
@@ -110,13 +106,11 @@ def _seen(forward: DetectForward, image: Tensor, size: Size, mirrored: bool, nam
     found = found.to(torch.device("cpu"))
     if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
         raise TrainingError(f"{name}: boxes or scores are not finite: the weights may be damaged")
-    if not mirrored:
+    if not flipped:
         return found
     boxes = found.boxes.clone()
     boxes[:, 0], boxes[:, 2] = size[1] - found.boxes[:, 2], size[1] - found.boxes[:, 0]
-    return Detections(
-        boxes, found.scores, found.labels, None if found.masks is None else found.masks.flip(-1)
-    )
+    return replace(found, boxes=boxes, masks=None if found.masks is None else found.masks.flip(-1))
 
 
 def run_inference(

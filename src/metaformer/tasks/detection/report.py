@@ -19,7 +19,7 @@ from metaformer.report.blocks import (
     worst_and_best,
 )
 from metaformer.report.page import TaskReport
-from metaformer.tasks.detection.draw import Shape, drawn
+from metaformer.tasks.detection.draw import Shape, draw_shapes
 from metaformer.tasks.detection.evaluate import SCORE
 from metaformer.visualize.canvas import Color
 
@@ -69,7 +69,7 @@ def _example(example: dict[str, Any], names: Sequence[str], palette: Sequence[Co
     except BadImage:  # gone since the evaluation
         image = Image.new("RGB", tuple(example["size"]), (128, 128, 128))
     panels = {
-        caption: data_uri(drawn(image, [_shape(item, names, palette) for item in example[key]], WIDTH))
+        caption: data_uri(draw_shapes(image, [_shape(item, names, palette) for item in example[key]], WIDTH))
         for caption, key in (("ground truth", "truth"), ("prediction", "predicted"))
     }
     return Example(panels, value=f"{example['f1']:.0%}", text="F1", note=example["path"])

@@ -1,4 +1,4 @@
-"""What detection hands out: the objects of images."""
+"""Results of detection: the objects in images, and the report of an evaluation."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.data.class_lists import Palette
-from metaformer.data.rle import Mask, compress, counts_of, decode, encode, mask_areas
+from metaformer.data.rle import Mask, decode, encode, mask_areas
 from metaformer.errors import DataError, MissingPackage, UnknownName
 from metaformer.tasks.detection.metrics import DetectionFigures, Found, Kind
 from metaformer.tasks.outputs import Report, class_table
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 
 BLOCK = 1 << 24
-"""Pixels of masks that are there at once."""
+"""Pixels of masks that are pasted at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class DetectedObjects:
-    """The objects of one image, best first.
+    """Objects detected in one image, best first.
 
     Raises:
-        DataError: values that do not fit each other, or cannot be.
+        DataError: values that do not fit each other, or are out of range.
     """
 
     path: str
-    """Where the image came from; empty for one that was handed over."""
+    """The image's file; empty for an image in memory."""
     size: tuple[int, int]
     """Width and height of the image."""
     boxes: NDArray[np.float32]
     """Left, top, right and bottom (N, 4), in the image's pixels."""
     scores: NDArray[np.float32]
-    """How sure the network is (N,), 0 … 1."""
+    """(N,), 0 … 1."""
     labels: NDArray[np.int64]
     """Classes (N,), from 0."""
     classes: tuple[str, ...]
-    """Class names in the order of their numbers."""
+    """Class names by label."""
     palette: Palette
-    """Color of each class, red, green and blue."""
+    """Color of each class."""
     masks: tuple[Mask, ...] | None = None
-    """Each object's pixels in COCO's compressed run lengths; None of boxes alone."""
+    """Compressed RLE of each object's mask; None for boxes alone."""
 
     def __post_init__(self) -> None:
         try:
@@ -73,17 +73,17 @@ class DetectedObjects:
     @classmethod
     def from_detections(
         cls,
-        found: "Detections",
+        detections: "Detections",
         path: str,
         size: tuple[int, int],
         classes: Sequence[str],
         palette: Palette,
     ) -> Self:
-        """Take over what a detector gave for an image of this width and height, boxes in its pixels."""
-        found = found.to("cpu")
-        boxes, scores, labels = (part.numpy() for part in (found.boxes, found.scores, found.labels))
-        masks = None if found.masks is None else tuple(_pasted(found, size))
-        return cls(path, size, boxes, scores, labels, tuple(classes), palette, masks)
+        """Objects of a detector's `Detections` in pixels of an image of this width and height."""
+        detections = detections.to("cpu")
+        masks = None if detections.masks is None else tuple(_paste(detections, size))
+        boxes, scores, labels = detections.boxes, detections.scores, detections.labels
+        return cls(path, size, boxes.numpy(), scores.numpy(), labels.numpy(), tuple(classes), palette, masks)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -94,36 +94,36 @@ class DetectedObjects:
         return [self.classes[label] for label in self.labels]
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """Which pixels (H, W) are one object's.
+        """Mask (H, W), bool, of one object.
 
         Raises:
-            DataError: there are only boxes.
+            DataError: there are no masks.
         """
         if self.masks is None:
-            raise DataError(f"{self.path or 'the image'}: there are boxes alone, no masks")
+            raise DataError(f"{self.path or 'the image'}: there are no masks, boxes alone")
         return decode(self.masks[index])
 
-    def filtered(self, score: float = 0.0, only: Collection[str] | None = None) -> Self:
-        """Leave out objects that are less sure, or of other classes.
+    def filtered(self, score: float = 0.0, names: Collection[str] | None = None) -> Self:
+        """Objects of a score and class.
 
         Args:
-            score: the least that is kept.
-            only: names of the classes that are kept; all when not given.
+            score: least score.
+            names: names of the classes; all by default.
 
         Raises:
-            UnknownName: there is no such class.
+            UnknownName: an unknown class.
         """
-        for name in only or ():
+        for name in names or ():
             if name not in self.classes:
                 raise UnknownName("class", name, self.classes)
-        wanted = [only is None or name in only for name in self.classes]
-        kept = np.flatnonzero((self.scores >= score) & np.array(wanted, bool)[self.labels])
-        parts = {name: getattr(self, name)[kept] for name in ("boxes", "scores", "labels")}
-        masks = None if self.masks is None else tuple(self.masks[index] for index in kept)
+        wanted = [names is None or name in names for name in self.classes]
+        rows = np.flatnonzero((self.scores >= score) & np.array(wanted, bool)[self.labels])
+        parts = {name: getattr(self, name)[rows] for name in ("boxes", "scores", "labels")}
+        masks = None if self.masks is None else tuple(self.masks[row] for row in rows)
         return replace(self, **parts, masks=masks)
 
-    def as_found(self, image_id: int) -> Found:
-        """Give what average precision is measured of."""
+    def to_found(self, image_id: int) -> Found:
+        """The same for `AveragePrecision`."""
         return Found(image_id, self.boxes, self.scores, self.labels, self.masks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,11 +140,11 @@ class DetectedObjects:
         return {"path": self.path, "width": self.size[0], "height": self.size[1], "objects": objects}
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """Rows of a results file as COCO's servers and pycocotools take them.
+        """Rows of a COCO results file.
 
         Args:
-            image_id: the number of the image.
-            category_ids: the number of each class; counted from 1 when not given.
+            image_id: COCO's id of the image.
+            category_ids: COCO's id of each class; counted from 1 by default.
         """
         results: list[dict[str, Any]] = [
             {
@@ -160,7 +160,7 @@ class DetectedObjects:
         return results
 
     def to_supervision(self) -> "supervision.Detections":
-        """Give the same as supervision's `Detections`, masks as arrays, class names in `data["class_name"]`.
+        """Supervision's `Detections`, with masks as arrays and class names in `data["class_name"]`.
 
         Raises:
             MissingPackage: supervision is not installed.
@@ -172,8 +172,8 @@ class DetectedObjects:
         masks = None
         if self.masks is not None:
             masks = np.zeros((len(self), self.size[1], self.size[0]), bool)
-            for place, mask in zip(masks, self.masks, strict=True):
-                place[:] = decode(mask)
+            for pixels, mask in zip(masks, self.masks, strict=True):
+                pixels[:] = decode(mask)
         return supervision.Detections(
             xyxy=self.boxes,
             mask=masks,
@@ -186,31 +186,19 @@ class DetectedObjects:
         return zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
 
 
-def _pasted(found: "Detections", size: tuple[int, int]) -> Iterator[Mask]:
-    """The masks in an image of this width and height, a few at a time."""
+def _paste(detections: "Detections", size: tuple[int, int]) -> Iterator[Mask]:
+    """RLE of each mask in an image of this width and height, a few masks at a time."""
     width, height = size
-    many = max(1, BLOCK // (width * height))
-    for first in range(0, len(found), many):
-        part = found[first : first + many]
-        for mask, box in zip(part.paste((height, width)).numpy(), part.boxes.tolist(), strict=True):
-            yield _run_lengths(mask, max(0, int(box[0]) - 2), min(width, int(box[2]) + 3))
+    count = max(1, BLOCK // (width * height))
+    for first in range(0, len(detections), count):
+        part = detections[first : first + count]
+        for mask, (left, _, right, _) in zip(
+            part.paste((height, width)).numpy(), part.boxes.tolist(), strict=True
+        ):
+            yield encode(mask, max(0, min(width, int(left) - 2)), max(0, min(width, int(right) + 3)))
 
 
-def _run_lengths(mask: NDArray[np.bool_], left: int, right: int) -> Mask:
-    """Encode a mask (H, W) of which only these columns have pixels: of a large image that is quicker."""
-    height, width = mask.shape
-    if left >= right:
-        left, right = 0, width
-    runs = counts_of(encode(mask[:, left:right]))
-    runs[0] += left * height
-    if len(runs) % 2:
-        runs[-1] += (width - right) * height
-    elif right < width:
-        runs = np.append(runs, (width - right) * height)
-    return {"size": [height, width], "counts": compress(runs)}
-
-
-HEADS = {
+COLUMNS = {
     "AP": "ap",
     "AP50": "ap50",
     "AP75": "ap75",
@@ -219,61 +207,60 @@ HEADS = {
     "large": "ap_large",
     "AR": "ar_100",
 }
-"""The columns of the figures, and where they come from."""
+"""Columns of the table of figures, and the fields that they show."""
 
 
 @dataclass(frozen=True)
 class ExampleObject:
-    """An object of an evaluated image."""
+    """Annotated or detected object of an example."""
 
     label: int
     box: tuple[float, float, float, float]
     """Left, top, right and bottom, in the image's pixels."""
     score: float | None = None
-    """How sure the network is; None of one that is annotated."""
+    """None for an annotated object."""
     crowd: bool = False
-    """Many annotated objects in one box."""
     mask: Mask | None = None
-    """Its pixels, in the image made small."""
+    """Compressed RLE, in a smaller copy of the image."""
 
 
 @dataclass(frozen=True)
 class DetectExample:
-    """One evaluated image, for the report."""
+    """One evaluated image of the report."""
 
     path: str
     index: int
-    """Its place in the data set."""
+    """Index in the data set."""
     size: tuple[int, int]
     """Width and height."""
     f1: float
-    """Harmonic mean of the shares of right among the objects found, and of found among the annotated."""
+    """F1 score of its detections."""
     truth: tuple[ExampleObject, ...]
     predicted: tuple[ExampleObject, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class DetectionReport(Report):
-    """How well a detector does on a data set."""
+    """Evaluation of a detector on a data set."""
 
     images: int
     figures: Mapping[Kind, DetectionFigures]
-    """Of boxes, and of masks where they were measured."""
+    """Of boxes, and of masks if they were evaluated."""
     palette: Palette
     """Color of each class."""
     examples: tuple[DetectExample, ...] = ()
-    """The worst images, then the best; none twice."""
+    """The worst images, then the best, each once."""
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of their numbers."""
+        """Class names by label."""
         return [row.name for row in self.figures["bbox"].per_class]
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figures that a log holds, those of masks as `mask_ap` and so on.
+        """Figures by name for the log, those of masks as `mask_ap` and so on.
 
-        Of sizes that no object has there are none; `ap`, `ap50` and `ap75` are 0 where nothing is annotated.
+        Figures without objects are left out, but `ap`, `ap50` and `ap75` are 0.
         """
         values: dict[str, float] = {}
         for kind, figures in self.figures.items():
@@ -296,14 +283,14 @@ class DetectionReport(Report):
         }
 
     def text(self, rows: int = 20) -> str:
-        """Make a page to read: the figures, then the table of classes, weakest first."""
+        """Figures, and a table of the weakest classes, for people."""
         objects = self.figures["bbox"].objects
-        lines = [f"{self.images} images, {objects:,} objects", "", _row("", HEADS)]
+        lines = [f"{self.images} images, {objects:,} objects", "", _row("", COLUMNS)]
         for kind, figures in self.figures.items():
             name = "boxes" if kind == "bbox" else "masks"
-            lines.append(_row(name, [_percent(getattr(figures, key)) for key in HEADS.values()]))
+            lines.append(_row(name, [_percent(getattr(figures, key)) for key in COLUMNS.values()]))
         if not objects:
-            lines.append("no object is annotated: there is nothing to measure")
+            lines.append("no object is annotated: there is nothing to evaluate")
         return "\n".join([*lines, "", *_table(self.figures, rows)])
 
 
@@ -312,7 +299,7 @@ def _row(name: str, cells: Collection[str]) -> str:
 
 
 def _table(figures: Mapping[Kind, DetectionFigures], rows: int) -> list[str]:
-    """The classes that there are objects of, weakest first."""
+    """Table of the classes with objects, weakest first."""
     both = list(zip(*(one.per_class for one in figures.values()), strict=True))
     there = sorted(
         (kinds for kinds in both if kinds[0].objects), key=lambda kinds: (kinds[0].ap or 0.0, kinds[0].name)

@@ -19,11 +19,11 @@ from metaformer.tasks.dense import published_classes
 from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.demo import write_demo
 from metaformer.tasks.detection.evaluate import build_evaluation
-from metaformer.tasks.detection.formats.layouts import find_detection_layout
+from metaformer.tasks.detection.formats.layouts import recognize_layout
 from metaformer.tasks.detection.predict import DetectionPredictor
-from metaformer.tasks.detection.preprocess import DetectionPreprocess
 from metaformer.tasks.detection.report import build_report
 from metaformer.tasks.detection.task import build_detect
+from metaformer.tasks.detection.transforms import DetectionPreprocess
 from metaformer.tasks.detection.write import write_detections
 
 
@@ -104,7 +104,7 @@ def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
 
 def recognize(root: str | Path) -> int:
     """How surely a folder holds images with annotated objects; see `TaskSpec.recognize`."""
-    return 0 if find_detection_layout(root) is None else 3
+    return 0 if recognize_layout(root) is None else 3
 
 
 def forward(model: nn.Module) -> Any:

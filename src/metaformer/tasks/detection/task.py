@@ -19,8 +19,7 @@ from metaformer.tasks.detection.check import check_sizes
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
 from metaformer.tasks.detection.evaluate import DetectionEvaluation
 from metaformer.tasks.detection.predict import run_inference
-from metaformer.tasks.detection.preprocess import DetectionPreprocess
-from metaformer.tasks.detection.transforms import train_transform
+from metaformer.tasks.detection.transforms import DetectionPreprocess, train_transform
 from metaformer.tasks.initial_weights import backbone_config, load_initial_weights
 
 
@@ -57,7 +56,7 @@ class DetectionTask(Task):
         """Order of the training images, wide and tall ones apart where asked for."""
         if not self.group_by_aspect:
             return super().sampler(**options)
-        source = self.train.scenes
+        source = self.train.source
         return GroupSampler([source.aspect(index) > 1 for index in range(len(source))], **options)
 
     def losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
@@ -71,9 +70,9 @@ class DetectionTask(Task):
             "task": "detect",
             "name": self.name,
             "model": self.model.config.to_dict(),
-            "classes": list(self.train.scenes.classes),
-            "palette": [list(color) for color in self.train.scenes.palette],
-            "category_ids": list(self.train.scenes.category_ids),
+            "classes": list(self.train.source.classes),
+            "palette": [list(color) for color in self.train.source.palette],
+            "category_ids": list(self.train.source.category_ids),
             "preprocess": self.preprocess.to_dict(),
         }
 

@@ -11,7 +11,7 @@ from PIL import Image
 from metaformer.errors import ConfigError
 from metaformer.storage import atomic_text
 from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.detection.draw import annotate
+from metaformer.tasks.detection.draw import draw_objects
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.outputs import (
     LINES,
@@ -98,4 +98,4 @@ def coco_sink(place: Path, category_ids: Sequence[int] | None = None) -> Iterato
 
 
 def _drawn(prediction: Prediction[DetectedObjects], moving: bool) -> Image.Image:
-    return annotate(prediction.pixels(), prediction.result)
+    return draw_objects(prediction.pixels(), prediction.result)

@@ -130,7 +130,7 @@ def _open_coco(root: Path, split: str, layout: Layout, class_names: Names) -> Mu
     for index in range(len(objects)):
         matrix[index, torch.from_numpy(objects.objects.labels[objects.objects.of(index)]).long()] = True
     paths = [objects.path(index) for index in range(len(objects))]
-    return MultilabelFolder(objects.annotations, objects.folder, paths, matrix, objects.classes)
+    return MultilabelFolder(objects.annotation_path, objects.folder, paths, matrix, objects.classes)
 
 
 def _classes(file: Path, read: LabelFile, class_names: Names, on_error: OnError) -> tuple[str, ...]:

@@ -1,37 +1,99 @@
+"""What readers of annotations share: rules of boxes, polygons and sizes, image files, ids."""
+
+import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from metaformer.errors import DataError
-from metaformer.tasks.detection.formats.annotations import AnnotationBuilder, ImageFiles
+from metaformer.tasks.detection.formats.annotations import (
+    MIN_SIDE,
+    SLACK,
+    AnnotationBuilder,
+    BadAnnotation,
+    ImageFiles,
+    check_box,
+    check_polygon,
+    check_size,
+    is_number,
+)
+
+ANY = st.floats(-20, 40) | st.floats()
+SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20))
 
 
-def test_images_are_found_below_the_folder_only(tmp_path: Path) -> None:
+@given(st.tuples(ANY, ANY, ANY, ANY), SIZES)
+def test_boxes_that_pass_have_area_within_the_image(
+    box: tuple[float, float, float, float], size: tuple[int, int]
+) -> None:
+    left, top, width, height = box
+    try:
+        check_box(box, size)
+    except BadAnnotation as bad:
+        assert bad.kind == "box" and bad.reason
+        inside = min(left, top) >= 0 and left + width <= size[0] and top + height <= size[1]
+        assert not (inside and width >= 2 * MIN_SIDE and height >= 2 * MIN_SIDE)
+    else:
+        assert min(left + width, size[0]) - max(left, 0) >= MIN_SIDE
+        assert min(top + height, size[1]) - max(top, 0) >= MIN_SIDE
+        assert min(left, top) >= -SLACK
+        assert left + width <= size[0] + SLACK and top + height <= size[1] + SLACK
+
+
+@given(st.lists(ANY, max_size=9), SIZES)
+def test_polygons_that_pass_are_three_points_near_the_image(
+    numbers: list[float], size: tuple[int, int]
+) -> None:
+    try:
+        check_polygon(numbers, size)
+    except BadAnnotation as bad:
+        assert bad.kind == "segmentation" and bad.reason
+    else:
+        assert len(numbers) >= 6 and len(numbers) % 2 == 0
+        assert all(-SLACK <= number <= side + SLACK for number, side in zip(numbers, size * 9, strict=False))
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, -1), ("5", 5), (True, 5), (5, math.nan), (5, 5.5), (None, 5)])
+def test_image_sizes_are_whole_numbers_above_zero(size: tuple[object, object]) -> None:
+    with pytest.raises(BadAnnotation):
+        check_size(*size)
+    assert check_size(5.0, 7) == (5, 7)
+    with pytest.raises(BadAnnotation, match="allowed"):
+        check_size(10_000, 5_001)
+
+
+def test_booleans_are_no_numbers() -> None:
+    assert [is_number(value) for value in (1, 1.5, True, "1", None)] == [True, True, False, False, False]
+
+
+def test_images_are_below_the_folder(tmp_path: Path) -> None:
     (tmp_path / "in/deep").mkdir(parents=True)
     for name in ("out.png", "in/a.png", "in/b.JPG", "in/notes.txt", "in/deep/c.png", "in/deep/d.png"):
         (tmp_path / name).touch()
     files = ImageFiles(tmp_path / "in")
-    assert not files.trouble("a.png") and not files.trouble("deep/c.png") and not files.trouble("./a.png")
+    assert not files.error("a.png") and not files.error("deep/c.png") and not files.error("./a.png")
     for name in ("../out.png", "deep/../../out.png", str(tmp_path / "out.png"), "", "a.png\0", "deep"):
-        assert files.trouble(name), name
-    assert files.trouble("z.png") == f"no such image {tmp_path}/in/z.png"
-    assert files.trouble("none/z.png") == f"no such image {tmp_path}/in/none/z.png"
+        assert files.error(name), name
+    assert files.error("z.png") == f"no such image {tmp_path}/in/z.png"
+    assert files.error("none/z.png") == f"no such image {tmp_path}/in/none/z.png"
     assert files.unused() == [
         f"{tmp_path}/in: 1 image(s) without annotations are not used",
         f"{tmp_path}/in/deep: 1 image(s) without annotations are not used",
     ]
 
 
-def test_a_name_that_no_file_can_have_is_told(tmp_path: Path) -> None:
+def test_file_names_that_are_too_long(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot list it: File name too long"):
-        ImageFiles(tmp_path).trouble("x" * 5000 + "/a.png")
-    assert ImageFiles(tmp_path).trouble("x" * 5000 + ".png")
+        ImageFiles(tmp_path).error("x" * 5000 + "/a.png")
+    assert ImageFiles(tmp_path).error("x" * 5000 + ".png")
 
 
 @pytest.mark.parametrize("numbers", [None, (4, 2)])
-def test_classes_have_numbers(numbers: tuple[int, ...] | None) -> None:
-    found = AnnotationBuilder(("ant", "bee"), numbers)
-    assert (found.add("a.png", (3, 4)), found.add("b.png", (5, 6), 77)) == (0, 1)
-    packed = found.packed()
-    assert packed.category_ids == (numbers or (1, 2)) and packed.ids.tolist() == [1, 77]
-    assert packed.sizes.tolist() == [[3, 4], [5, 6]] and len(packed.objects) == 0
+def test_categories_have_ids(numbers: tuple[int, ...] | None) -> None:
+    builder = AnnotationBuilder(("ant", "bee"), numbers)
+    assert (builder.add_image("a.png", (3, 4)), builder.add_image("b.png", (5, 6), 77)) == (0, 1)
+    annotations = builder.build()
+    assert annotations.category_ids == (numbers or (1, 2)) and annotations.ids.tolist() == [1, 77]
+    assert annotations.sizes.tolist() == [[3, 4], [5, 6]] and len(annotations.objects) == 0

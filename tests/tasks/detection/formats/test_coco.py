@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from metaformer.errors import DataError
 from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.dataset import open_detection
-from metaformer.tasks.detection.formats.annotations import Annotated
+from metaformer.tasks.detection.formats.annotations import Annotations
 from metaformer.tasks.detection.formats.coco import read_coco
-from metaformer.tasks.detection.formats.layouts import SplitPaths, choose_detection_layout, find_place
+from metaformer.tasks.detection.formats.layouts import SplitPaths, find_layout, find_split
+from metaformer.tasks.detection.metrics import ground_truth
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -28,12 +29,12 @@ def edit(root: Path, change: Change) -> Path:
     return file
 
 
-def place(root: Path) -> SplitPaths:
-    return find_place(*choose_detection_layout(root, "coco"), "train")
+def paths(root: Path) -> SplitPaths:
+    return find_split(*find_layout(root, "coco"), "train")
 
 
-def read(root: Path, masks: bool | None = True) -> Annotated:
-    return read_coco(place(root), None, masks)
+def read(root: Path, masks: bool | None = True) -> Annotations:
+    return read_coco(paths(root), None, masks)
 
 
 def first(**fields: object) -> Change:
@@ -50,9 +51,9 @@ BAD: dict[str, tuple[Change, str, str]] = {
     "negative box": (first(bbox=[1, 2, 5, -6]), BOX, "is 5 wide and -6 high: both must be above 0"),
     "NaN box": (first(bbox=[1, math.nan, 5, 6]), BOX, "holds a number that is not finite"),
     "endless box": (first(bbox=[1, 2, math.inf, 6]), BOX, "holds a number that is not finite"),
-    "outside box": (first(bbox=[20, 2, 9, 6]), BOX, "reaches outside its image, which is 24x16"),
-    "string box": (first(bbox=["1", 2, 5, 6]), BOX, "left, top, width and height are wanted"),
-    "text for a box": (first(bbox="1 2 5 6"), BOX, "left, top, width and height are wanted"),
+    "outside box": (first(bbox=[20, 2, 9, 6]), BOX, "exceeds its image, which is 24x16"),
+    "string box": (first(bbox=["1", 2, 5, 6]), BOX, "not left, top, width and height"),
+    "text for a box": (first(bbox="1 2 5 6"), BOX, "not left, top, width and height"),
     "no box": (first(bbox=None), BOX, "bbox is None"),
     "huge box": (first(bbox=[10**400, 2, 5, 6]), BOX, "a number that is too large"),
     "missing image": (first(image_id=77), "image", "image_id is 77: no such image in the file"),
@@ -64,27 +65,27 @@ BAD: dict[str, tuple[Change, str, str]] = {
         "another annotation has this id",
     ),
     "2-point polygon": (
-        first(segmentation=[[1, 2, 3, 4]]), SEGMENTATION, "a polygon of 4 numbers: x and y of at least"
+        first(segmentation=[[1, 2, 3, 4]]), SEGMENTATION, "a polygon of 4 numbers"
     ),
     "odd polygon": (first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), SEGMENTATION, "a polygon of 7 numbers"),
     "empty polygon": (first(segmentation=[[]]), SEGMENTATION, "a polygon of 0 numbers"),
-    "no polygon": (first(segmentation=[]), SEGMENTATION, "has no segmentation, which"),
+    "no polygon": (first(segmentation=[]), SEGMENTATION, "has no segmentation"),
     "flat polygon": (first(segmentation=[1, 2, 3, 4, 5, 6]), SEGMENTATION, "a polygon is 1"),
     "polygon of text": (first(segmentation=[["1"] * 6]), SEGMENTATION, "a polygon is ['1', '1'"),
     "NaN polygon": (first(segmentation=[[math.nan] * 6]), SEGMENTATION, "that is not finite"),
     "outside polygon": (
-        first(segmentation=[[1, 2, 3, 4, 5e9, 6]]), SEGMENTATION, "a polygon reaches outside its image"
+        first(segmentation=[[1, 2, 3, 4, 5e9, 6]]), SEGMENTATION, "a polygon exceeds its image"
     ),
     "bad RLE": (
-        first(segmentation={"size": [16, 24], "counts": "~~no~~"}), SEGMENTATION, "hold the character '~'"
+        first(segmentation={"size": [16, 24], "counts": "~~no~~"}), SEGMENTATION, "hold characters"
     ),
     "negative RLE": (
-        first(segmentation={"size": [16, 24], "counts": [400, -16]}), SEGMENTATION, "lengths of -16 to 400"
+        first(segmentation={"size": [16, 24], "counts": [400, -16]}), SEGMENTATION, "a run length is below 0"
     ),
     "RLE of wrong sum": (
         first(segmentation={"size": [16, 24], "counts": [100, 20]}),
         SEGMENTATION,
-        "run lengths add up to 120 pixels, but width 24 times height 16 is 384",
+        "run lengths add up to 120 pixels, but 24×16 are 384",
     ),
     "RLE-size mismatch": (
         first(segmentation={"size": [24, 16], "counts": [384]}),
@@ -113,13 +114,13 @@ FAULTY_IMAGES: dict[str, tuple[Change, str, str]] = {
     "no id": (lambda document: document["images"].append({}), "id", "images[5]: has no whole number as id"),
 }  # fmt: skip
 USELESS: dict[str, tuple[Change, str]] = {
-    "list root": (lambda document: document["annotations"], "results of a detector are no annotations"),
+    "list root": (lambda document: document["annotations"], "a detector's results are no annotations"),
     "text root": (lambda document: "text", "holds no object with images, annotations and categories"),
-    "no categories": (lambda document: document.pop("categories") and None, "no categories; COCO's form has"),
+    "no categories": (lambda document: document.pop("categories") and None, "no categories; a COCO file has"),
     "empty categories": (lambda document: document.update(categories=[]), "there is no class to learn"),
     "no annotations": (
         lambda document: document.pop("annotations") and None,
-        "no annotations; COCO's form has",
+        "no annotations; a COCO file has",
     ),
     "images by name": (lambda document: document.update(images={}), "images is no list"),
     "nameless category": (
@@ -173,7 +174,7 @@ def test_a_useless_file_says_what_it_lacks(case: str, objects: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"images": 1' + "0" * 5000 + "}", "\x00"])
 def test_what_is_no_json_is_told(text: str, objects: Path) -> None:
-    place(objects).labels.write_text(text)
+    paths(objects).labels.write_text(text)
     with pytest.raises(DataError, match="cannot be read as JSON"):
         read(objects)
 
@@ -191,7 +192,7 @@ def test_the_first_is_told_and_the_others_counted_and_a_few_can_be_left_out(
         open_detection(objects, "train")
     with pytest.raises(DataError, match=told):
         open_detection(objects, "train", on_bad="skip")  # a quarter are not few
-    monkeypatch.setattr("metaformer.tasks.detection.dataset._FEW", 0.25)
+    monkeypatch.setattr("metaformer.tasks.detection.dataset._BAD_SHARE", 0.25)
     folder = open_detection(objects, "train", on_bad="skip")
     assert [len(folder.instances(index)) for index in range(5)] == [1, 1, 0, 2, 2]
     assert f"left out: {file}: annotations[3]: is 5, no object" in caplog.text
@@ -214,22 +215,23 @@ def test_crowds_and_what_may_be_left_out(objects: Path) -> None:
     assert found.objects.instance(0).area == 30 and found.objects.crowd.sum() == 1
 
 
-def test_boxes_a_pixel_over_the_edge_are_cut_and_kept_as_they_are_for_measuring(objects: Path) -> None:
+def test_boxes_a_pixel_over_the_edge_are_clipped_but_for_evaluation(objects: Path) -> None:
     edit(objects, first(bbox=[-0.4, -1, 25.2, 17.5]))
     folder = open_detection(objects, "train")
     assert folder.instances(0)[0].box == (0, 0, 24, 16)
-    assert folder.document()["annotations"][0]["bbox"] == [-0.4, -1, 25.2, 17.5]
+    document = ground_truth(folder.annotations, masks=False)
+    assert document["annotations"][0]["bbox"] == [-0.4, -1, 25.2, 17.5]
 
 
 def test_classes_go_by_number_or_in_the_order_that_is_given(objects: Path) -> None:
     edit(objects, lambda document: document["categories"].reverse())
     found = read(objects)
     assert (found.classes, found.category_ids) == (("ant", "bee"), (3, 7))
-    found = read_coco(place(objects), ("cat", "bee", "ant"), False)
+    found = read_coco(paths(objects), ("cat", "bee", "ant"), False)
     assert (found.classes, found.category_ids) == (("cat", "bee", "ant"), (8, 7, 3))
     assert found.objects.labels.tolist()[:2] == [2, 1]
     with pytest.raises(DataError, match="category 'bee' is not among the 1 of the class list"):
-        read_coco(place(objects), ["ant"], False)
+        read_coco(paths(objects), ["ant"], False)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -282,7 +284,7 @@ VALUES = st.recursive(
 def test_whatever_stands_in_a_field_is_used_or_an_error(
     objects: Path, where: str, key: str, value: object
 ) -> None:
-    kept = place(objects).labels.read_bytes()
+    kept = paths(objects).labels.read_bytes()
     try:
         edit(objects, lambda document: document[where][1].update({key: value}))
         try:
@@ -291,9 +293,9 @@ def test_whatever_stands_in_a_field_is_used_or_an_error(
             str(error).encode()
         else:
             folder.example(0, masks=True)
-            json.dumps(folder.document())
+            json.dumps(ground_truth(folder.annotations, masks=True))
     finally:
-        place(objects).labels.write_bytes(kept)
+        paths(objects).labels.write_bytes(kept)
 
 
 LONG = "y" * 100_000

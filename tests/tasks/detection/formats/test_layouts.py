@@ -1,14 +1,12 @@
+"""Layouts: recognized, named, and what is missing."""
+
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from metaformer.errors import DataError, UnknownName
-from metaformer.tasks.detection.formats.layouts import (
-    choose_detection_layout,
-    find_detection_layout,
-    find_place,
-)
+from metaformer.tasks.detection.formats.layouts import find_layout, find_split, recognize_layout
 
 Write = Callable[[str, object], Path]
 
@@ -48,44 +46,41 @@ def test_layouts_are_recognized_or_named(
     for name in files:
         write(name, "")
     for name in ("auto", layout):
-        form, home = choose_detection_layout(root, name)
-        place = find_place(form, home, "val")
-        assert (place.layout, place.labels, place.images) == (layout, root / labels, root / images)
+        found = find_layout(root, name)
+        paths = find_split(*found, "val")
+        assert (paths.layout, paths.labels, paths.images) == (layout, root / labels, root / images)
     if layout != "voc":  # whose files are those of all splits
         with pytest.raises(DataError, match="no annotations of split 'test'"):
-            find_place(form, home, "test")
+            find_split(*found, "test")
 
 
-def test_what_is_not_there_is_told(write: Write, tmp_path: Path) -> None:
+def test_missing_files_are_named(write: Write, tmp_path: Path) -> None:
     root = tmp_path / "data"
     with pytest.raises(DataError, match="no such folder"):
-        choose_detection_layout(root, "auto")
+        find_layout(root, "auto")
     write("readme.md", "")
-    assert find_detection_layout(root) is None
-    with pytest.raises(DataError, match=r"it holds readme\.md; say detect\.layout \(coco, voc, yolo\)"):
-        choose_detection_layout(root, "auto")
+    assert recognize_layout(root) is None
+    with pytest.raises(DataError, match=r"it holds readme\.md; set detect\.layout \(coco, voc, yolo\)"):
+        find_layout(root, "auto")
     with pytest.raises(DataError, match="is a file"):
-        choose_detection_layout(root / "readme.md", "coco")
+        find_layout(root / "readme.md", "coco")
     with pytest.raises(UnknownName, match="did you mean coco"):
-        choose_detection_layout(root, "cocoa")
-    wanted = (
-        r"no annotations of split 'val': annotations/instances_val2017\.json or annotations/instances_val"
-    )
-    with pytest.raises(DataError, match=wanted):
-        find_place(*choose_detection_layout(root, "coco"), "val")
+        find_layout(root, "cocoa")
+    with pytest.raises(DataError, match=r"split 'val': .*instances_val2017\.json or .*instances_val"):
+        find_split(*find_layout(root, "coco"), "val")
     write("annotations/instances_val2017.json", "")
     with pytest.raises(DataError, match=r"no folder of its images, .*/val2017 or .*/images/val2017"):
-        find_place(*choose_detection_layout(root, "coco"), "val")
+        find_split(*find_layout(root, "coco"), "val")
 
 
 def test_label_maps_are_no_text_files(write: Write, tmp_path: Path) -> None:
     write("labels/train/1.png", "")
     write("images/train/1.png", "")
-    assert find_detection_layout(tmp_path / "data") is None
+    assert recognize_layout(tmp_path / "data") is None
 
 
-def test_another_layout_is_named_where_it_is_what_there_is(write: Write, tmp_path: Path) -> None:
+def test_the_recognized_layout_is_named_beside_a_wrong_one(write: Write, tmp_path: Path) -> None:
     write("labels/train/a.txt", "")
     root = tmp_path / "data"
     with pytest.raises(DataError, match=r"no annotations of split 'train': .* it looks like the layout yolo"):
-        find_place(*choose_detection_layout(root, "coco"), "train")
+        find_split(*find_layout(root, "coco"), "train")

@@ -41,9 +41,9 @@ def test_boxes_are_counted_from_0_and_the_difficult_are_crowds(voc: Path) -> Non
     assert folder.instances(1) == () and folder.size(1) == (20, 10)
     image, targets = folder.example(0)
     assert image.size == (20, 10) and targets.boxes.tolist() == [[0, 1, 20, 9.5], [0, 1, 5, 9.5]]
-    assert [x["id"] for x in folder.document()["images"]] == [1, 2]
+    assert [folder.image_id(index) for index in range(2)] == [1, 2]
     assert not folder.has_masks
-    with pytest.raises(DataError, match="boxes only"):
+    with pytest.raises(DataError, match="no masks"):
         open_detection(voc, "train", masks=True)
 
 
@@ -58,10 +58,10 @@ def test_classes_may_be_others(voc: Path, write: Write) -> None:
     [
         ("dog", "cactus", "object 1: name 'cactus' is not among the 20 classes: list the data set's own"),
         (">20</xmax", ">0</xmax", "object 1: bndbox xmin 1 ymin 2 xmax 0 ymax 9.5 is 0 wide and 8.5 high"),
-        (">20</xmax", ">40</xmax", "reaches outside its image, which is 20x10"),
+        (">20</xmax", ">40</xmax", "exceeds its image, which is 20x10"),
         (">20</xmax", ">nan</xmax", "holds a number that is not finite"),
-        (">20</xmax", ">wide</xmax", "bndbox xmin 1 ymin 2 xmax wide ymax 9.5: four numbers are wanted"),
-        ("<xmax>20</xmax>", "", "bndbox xmin 1 ymin 2 xmax ? ymax 9.5: four numbers are wanted"),
+        (">20</xmax", ">wide</xmax", "bndbox xmin 1 ymin 2 xmax wide ymax 9.5: it must be four numbers"),
+        ("<xmax>20</xmax>", "", "bndbox xmin 1 ymin 2 xmax ? ymax 9.5: it must be four numbers"),
         ("<width>20", "<width>-20", "a.xml: size is -20 x 10, not an image's"),
         ("<width>20", "<width>two", "a.xml: size is two x 10, not an image's"),
         ("</annotation>", "", "a.xml: cannot be read as XML (no element found"),

@@ -1,60 +1,141 @@
-"""The images of a split with their objects, as a reader of annotations found them."""
+"""Annotations of a split, as the readers of all formats return them, and the rules that each must obey."""
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.data.class_lists import category_ids
 from metaformer.data.folder import EXTENSIONS
+from metaformer.data.image import MAX_PIXELS
 from metaformer.errors import DataError
 from metaformer.tasks.detection.instances import InstanceTable, Row
+
+SLACK: Final = 1
+"""Pixels by which boxes and polygons may exceed their image, as rounding makes them; boxes are clipped."""
+MIN_SIDE: Final = 0.01
+"""Smallest width and height of a box, in pixels."""
+BOXES_DO: Final = "detect.head retinanet or faster_rcnn needs no masks"
+"""Remedy where there are no outlines."""
+Box = tuple[float, float, float, float]
+"""Left, top, width and height."""
+
+
+class BadAnnotation(Exception):
+    """An annotation that breaks a rule; its reader adds file and place."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind, self.reason = kind, reason
+
+
+def check_box(box: Box, size: tuple[int, int]) -> None:
+    """Check that a box has an area inside an image of this width and height.
+
+    Raises:
+        BadAnnotation: it has none, exceeds the image, or is not finite.
+    """
+    left, top, width, height = box
+    right, bottom = left + width, top + height
+    if (
+        min(right, size[0]) - max(left, 0) >= MIN_SIDE
+        and min(bottom, size[1]) - max(top, 0) >= MIN_SIDE
+        and left >= -SLACK
+        and top >= -SLACK
+        and right <= size[0] + SLACK
+        and bottom <= size[1] + SLACK
+    ):
+        return
+    if not all(map(math.isfinite, box)):
+        raise BadAnnotation("box", "holds a number that is not finite")
+    if width < MIN_SIDE or height < MIN_SIDE:
+        raise BadAnnotation("box", f"is {width:g} wide and {height:g} high: both must be above 0")
+    raise BadAnnotation("box", f"exceeds its image, which is {size[0]}x{size[1]}")
+
+
+def check_polygon(numbers: Sequence[float], size: tuple[int, int]) -> None:
+    """Check that a polygon x, y, x, y … has three points or more in an image of this width and height.
+
+    Raises:
+        BadAnnotation: it has fewer, exceeds the image, or is not finite.
+    """
+    if len(numbers) % 2 or len(numbers) < 6:
+        few = f"a polygon of {len(numbers)} numbers: it needs x and y of at least 3 points"
+        raise BadAnnotation("segmentation", few)
+    if not math.isfinite(sum(numbers)):
+        raise BadAnnotation("segmentation", "a polygon holds a number that is not finite")
+    x, y = numbers[0::2], numbers[1::2]
+    if min(x) < -SLACK or min(y) < -SLACK or max(x) > size[0] + SLACK or max(y) > size[1] + SLACK:
+        raise BadAnnotation("segmentation", f"a polygon exceeds its image, which is {size[0]}x{size[1]}")
+
+
+def check_size(width: Any, height: Any) -> tuple[int, int]:
+    """Check an image's width and height.
+
+    Raises:
+        BadAnnotation: they are not whole numbers above 0, or too large.
+    """
+    if not (is_number(width) and is_number(height) and 0 < width < MAX_PIXELS and 0 < height < MAX_PIXELS):
+        raise BadAnnotation("image", f"width {width!r:.40} and height {height!r:.40} must be above 0")
+    if int(width) != width or int(height) != height:
+        raise BadAnnotation("image", f"width {width!r:.40} and height {height!r:.40} must be whole numbers")
+    if width * height > MAX_PIXELS:
+        raise BadAnnotation("image", f"{width}x{height} is more than the {MAX_PIXELS:,} pixels allowed")
+    return int(width), int(height)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number; booleans are none."""
+    return type(value) is int or type(value) is float
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something in the annotations that must be mended."""
+    """An error in the annotations."""
 
     kind: str
     """`image`, `id`, `category`, `box`, `segmentation`, or `annotation`."""
     text: str
-    """Which file and annotation, and what is wrong."""
-    single: bool
+    """File, annotation, and what is wrong."""
+    one_object: bool
     """Whether it is about one object, without which the others can be used."""
 
 
 @dataclass(frozen=True)
-class Annotated:
-    """What the files of a split say."""
+class Annotations:
+    """Images of a split and their objects."""
 
     files: list[str]
-    """Images, below their folder."""
+    """Images, relative to their folder."""
     sizes: NDArray[np.int32]
-    """Width and height of each (N, 2)."""
+    """Width and height of each image (N, 2)."""
     ids: NDArray[np.int64]
-    """COCO's number of each image; counted from 1 where there is none."""
+    """COCO's `image_id` of each image; counted from 1 in other formats."""
     objects: InstanceTable
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    """COCO's number of each class."""
-    faults: tuple[Fault, ...]
-    """What these are about is left out above."""
-    unused: tuple[str, ...]
-    """What is there and not used."""
+    """COCO's `category_id` of each class."""
+    faults: tuple[Fault, ...] = ()
+    """Errors; the images and objects that they are about are left out above."""
+    unused: tuple[str, ...] = ()
+    """Files that are not used."""
 
 
 class AnnotationBuilder:
-    """What a reader has found so far.
+    """Annotations under construction.
 
     Args:
-        classes: names of the classes.
-        numbers: COCO's numbers of them, where its file has some.
+        classes: class names.
+        numbers: their `category_id`; COCO's own for its classes, or counted from 1, by default.
     """
 
     def __init__(self, classes: tuple[str, ...], numbers: tuple[int, ...] | None = None) -> None:
-        self.classes, self.ids_of_classes = classes, numbers or category_ids(classes)
+        self.classes, self.category_ids = classes, numbers or category_ids(classes)
         self.files: list[str] = []
         self.sizes: list[tuple[int, int]] = []
         self.ids: list[int] = []
@@ -62,70 +143,70 @@ class AnnotationBuilder:
         self.faults: list[Fault] = []
         self.unused: list[str] = []
 
-    def add(self, file: str, size: tuple[int, int], number: int | None = None) -> int:
-        """Add an image; gives its place."""
+    def add_image(self, file: str, size: tuple[int, int], number: int | None = None) -> int:
+        """Add an image of a width and height; returns its index."""
         self.files.append(file)
         self.sizes.append(size)
         self.ids.append(len(self.files) if number is None else number)
         return len(self.files) - 1
 
-    def fault(self, kind: str, text: str, single: bool = False) -> None:
-        """Note what must be mended."""
-        self.faults.append(Fault(kind, text, single))
+    def add_fault(self, kind: str, text: str, one_object: bool = False) -> None:
+        """Add an error."""
+        self.faults.append(Fault(kind, text, one_object))
 
-    def packed(self) -> Annotated:
-        """Give all that was found; it is collected no further."""
+    def build(self) -> Annotations:
+        """The annotations; releases the rows."""
         sizes = np.array(self.sizes, dtype=np.int32).reshape(-1, 2)
-        return Annotated(
+        return Annotations(
             self.files,
             sizes,
             np.array(self.ids, dtype=np.int64),
             InstanceTable(self.rows, sizes),
             self.classes,
-            self.ids_of_classes,
+            self.category_ids,
             tuple(self.faults),
             tuple(self.unused),
         )
 
 
 class ImageFiles:
-    """Which files there are below a folder, listed once; nothing outside it is ever there.
+    """Image files below a folder, each directory listed once; nothing outside the folder exists.
 
     Args:
-        folder: where images lie.
+        folder: the folder of images.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._listed: dict[str, set[str]] = {}
-        self._seen: set[str] = set()
+        self._used: set[str] = set()
 
-    def trouble(self, name: str) -> str:
-        """Say why a name below the folder is no image's; empty where it is."""
+    def error(self, name: str) -> str:
+        """Why a file name, relative to the folder, names no image; empty if it does."""
         path = PurePosixPath(name)
         if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
             return f"file_name {name!r:.200} does not lie in {self.folder}"
-        above, base = os.path.split(str(path))
-        if above not in self._listed:
-            self._listed[above] = names_in(self.folder / above)
-        if base not in self._listed[above]:
+        parent, base = os.path.split(str(path))
+        if parent not in self._listed:
+            self._listed[parent] = file_names(self.folder / parent)
+        if base not in self._listed[parent]:
             return f"no such image {self.folder / name!s:.400}"
-        self._seen.add(str(path))
+        self._used.add(str(path))
         return ""
 
     def unused(self) -> list[str]:
-        """Say how many images in the folders that were listed nobody asked for."""
-        told = []
-        for above, names in self._listed.items():
+        """A line for each listed directory with images that were not asked for."""
+        lines = []
+        for parent, names in self._listed.items():
             images = (name for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS)
-            over = sum(os.path.join(above, name) not in self._seen for name in images)
-            if over:
-                told.append(f"{self.folder / above}: {over:,} image(s) without annotations are not used")
-        return told
+            count = sum(os.path.join(parent, name) not in self._used for name in images)
+            if count:
+                lines.append(f"{self.folder / parent}: {count:,} image(s) without annotations are not used")
+        return lines
 
 
-def names_in(folder: Path) -> set[str]:
-    """Names of the files in a folder; none where there is no such folder.
+def file_names(folder: Path) -> set[str]:
+    """Names of the files in a folder; empty if there is no such folder.
 
     Raises:
         DataError: it cannot be listed.

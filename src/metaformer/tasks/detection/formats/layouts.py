@@ -1,4 +1,4 @@
-"""How data sets of objects lie on disk: as COCO's JSON, Pascal VOC's XML or YOLO's text files."""
+"""Layouts of detection data sets on disk: COCO's JSON, Pascal VOC's XML, YOLO's text files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,37 +13,37 @@ _ROBOFLOW: Final = {"val": "valid"}
 
 @dataclass(frozen=True)
 class LayoutVariant:
-    """One way in which a layout puts its files, below the root; `{split}` is replaced."""
+    """Paths of a layout relative to its root; `{split}` stands for the split."""
 
     labels: str
-    """The file of all annotations, or the folder of those of each image."""
+    """File of all annotations, or folder of a file for each image."""
     images: tuple[str, ...]
-    """Folders of images; the first that exists is taken."""
+    """Folders of images; the first that exists is used."""
     splits: Mapping[str, str] = field(default_factory=dict)
-    """What `train` and `val` are called, where they are called otherwise."""
+    """Names of the splits `train` and `val`, if they are others."""
 
 
 @dataclass(frozen=True)
 class DetectionLayout:
-    """Where images and annotations of a split lie."""
+    """Where images and annotations of a split are."""
 
     name: str
-    forms: tuple[LayoutVariant, ...]
-    """The first whose annotations exist is taken."""
-    home: tuple[str, ...] = ()
-    """Folders below the root that the data set may lie in, as its archive unpacks."""
+    variants: tuple[LayoutVariant, ...]
+    """The first whose annotations exist is used."""
+    subfolders: tuple[str, ...] = ()
+    """Folders that the archive unpacks to, any of which may be the root."""
     suffix: str = ""
-    """What annotations are told from other files by, where they lie in a folder."""
+    """Suffix of annotation files, if they lie in a folder."""
 
 
 @dataclass(frozen=True)
 class SplitPaths:
-    """Where one split lies."""
+    """Paths of one split."""
 
     layout: str
     split: str
     """As the layout calls it."""
-    home: Path
+    root: Path
     """The data set."""
     labels: Path
     images: Path
@@ -63,7 +63,7 @@ DETECTION_LAYOUTS: Final = {
         DetectionLayout(
             "voc",
             (LayoutVariant("Annotations", ("JPEGImages",)),),
-            home=("VOC2012", "VOCdevkit/VOC2012", "VOC2007", "VOCdevkit/VOC2007"),
+            subfolders=("VOC2012", "VOCdevkit/VOC2012", "VOC2007", "VOCdevkit/VOC2007"),
             suffix=".xml",
         ),
         DetectionLayout(
@@ -80,29 +80,30 @@ DETECTION_LAYOUTS: Final = {
 }
 
 
-def find_detection_layout(root: str | Path) -> tuple[DetectionLayout, Path] | None:
-    """Recognize a data set of objects; gives its layout and the folder that has it, or None."""
+def recognize_layout(root: str | Path) -> tuple[DetectionLayout, Path] | None:
+    """Layout of a data set and the folder that has it, or None if it is none of detection."""
     root = Path(root).expanduser()
     for layout in DETECTION_LAYOUTS.values():
-        for home in ("", *layout.home):
-            if any(_has(root / home, form, layout.suffix) for form in layout.forms):
-                return layout, root / home
+        for folder in ("", *layout.subfolders):
+            if any(_exists(root / folder, variant, layout.suffix) for variant in layout.variants):
+                return layout, root / folder
     return None
 
 
-def _has(home: Path, form: LayoutVariant, suffix: str) -> bool:
-    for labels in home.glob(form.labels.format(split="*")):
+def _exists(root: Path, variant: LayoutVariant, suffix: str) -> bool:
+    """Whether annotations of any split exist."""
+    for labels in root.glob(variant.labels.format(split="*")):
         if not suffix or (labels.is_dir() and next(labels.rglob(f"*{suffix}"), None) is not None):
             return True
     return False
 
 
-def choose_detection_layout(root: str | Path, name: str) -> tuple[DetectionLayout, Path]:
-    """Give the layout of this name, or with `auto` the one that is recognized, and the folder that has it.
+def find_layout(root: str | Path, name: str) -> tuple[DetectionLayout, Path]:
+    """The layout of this name, or with `auto` the recognized one, and the folder that has it.
 
     Raises:
         DataError: none is recognized.
-        UnknownName: there is no such layout.
+        UnknownName: an unknown layout.
     """
     root = Path(root).expanduser()
     if name != "auto" and name not in DETECTION_LAYOUTS:
@@ -110,35 +111,35 @@ def choose_detection_layout(root: str | Path, name: str) -> tuple[DetectionLayou
     if not root.is_dir():
         raise DataError(f"{root}: {'is a file, not a folder' if root.is_file() else 'no such folder'}")
     if name == "auto":
-        found = find_detection_layout(root)
+        found = recognize_layout(root)
         if found is None:
-            there = ", ".join(sorted(entry.name for entry in root.iterdir())[:10]) or "nothing"
+            content = ", ".join(sorted(entry.name for entry in root.iterdir())[:10]) or "nothing"
             known = ", ".join(DETECTION_LAYOUTS)
             raise DataError(
-                f"{root}: no layout of objects that is known; it holds {there}; say detect.layout ({known})"
+                f"{root}: no known layout of objects; it holds {content}; set detect.layout ({known})"
             )
         return found
     layout = DETECTION_LAYOUTS[name]
-    homes = [root / home for home in ("", *layout.home)]
-    return layout, next((home for home in homes if any(_has(home, f, "") for f in layout.forms)), root)
+    roots = [root / folder for folder in ("", *layout.subfolders)]
+    return layout, next((r for r in roots if any(_exists(r, v, "") for v in layout.variants)), root)
 
 
-def find_place(layout: DetectionLayout, home: Path, split: str) -> SplitPaths:
-    """Find the files of a split.
+def find_split(layout: DetectionLayout, root: Path, split: str) -> SplitPaths:
+    """Paths of a split.
 
     Raises:
         DataError: there are no annotations, or no folder of images.
     """
-    for form in layout.forms:
-        name = form.splits.get(split, split)
-        labels = home / form.labels.format(split=name)
+    for variant in layout.variants:
+        name = variant.splits.get(split, split)
+        labels = root / variant.labels.format(split=name)
         if labels.is_dir() if layout.suffix else labels.is_file():
-            folders = [home / folder.format(split=name) for folder in form.images]
+            folders = [root / folder.format(split=name) for folder in variant.images]
             images = next((folder for folder in folders if folder.is_dir()), None)
             if images is None:
                 raise DataError(f"{labels}: no folder of its images, {' or '.join(map(str, folders))}")
-            return SplitPaths(layout.name, name, home, labels, images)
-    wanted = dict.fromkeys(form.labels.format(split=form.splits.get(split, split)) for form in layout.forms)
-    other = find_detection_layout(home)
+            return SplitPaths(layout.name, name, root, labels, images)
+    expected = dict.fromkeys(v.labels.format(split=v.splits.get(split, split)) for v in layout.variants)
+    other = recognize_layout(root)
     hint = "" if other is None or other[0] is layout else f"; it looks like the layout {other[0].name}"
-    raise DataError(f"{home}: no annotations of split {split!r}: {' or '.join(wanted)} is wanted{hint}")
+    raise DataError(f"{root}: no annotations of split {split!r}: expected {' or '.join(expected)}{hint}")
