@@ -17,28 +17,7 @@ from metaformer.layers.cycle_fc import CycleFC
 from metaformer.mixers.cycle_mlp import CycleMLP
 from metaformer.ops.cycle import staircase
 
-
-class Deformable(nn.Module):
-    """A CycleFC by deformable convolution, as the authors wrote it."""
-
-    offset: Tensor
-
-    def __init__(self, layer: CycleFC) -> None:
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-        steps = torch.tensor(staircase(layer.staircase))[torch.arange(layer.in_channels) % layer.staircase]
-        offset = torch.zeros(layer.in_channels, 2)
-        offset[:, 1 if layer.axis == "width" else 0] = steps.float()
-        self.register_buffer("offset", offset.reshape(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
-        from torchvision.ops import deform_conv2d
-
-        known = _known_type(x)
-        offset = self.offset.to(known).expand(len(x), -1, *x.shape[2:])
-        bias = None if self.bias is None else self.bias.to(known)
-        return deform_conv2d(x.to(known), offset, self.weight.to(known), bias).to(x.dtype)
+Form = Callable[[CycleFC], nn.Module]
 
 
 class Padded(nn.Module):
@@ -65,7 +44,29 @@ class Padded(nn.Module):
         return F.conv2d(torch.cat(parts, 1), self.weight, self.bias)
 
 
-Form = Callable[[CycleFC], nn.Module]
+class Deformable(nn.Module):
+    """A CycleFC by deformable convolution, as the authors wrote it."""
+
+    offset: Tensor
+
+    def __init__(self, layer: CycleFC) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        steps = torch.tensor(staircase(layer.staircase))[torch.arange(layer.in_channels) % layer.staircase]
+        offset = torch.zeros(layer.in_channels, 2)
+        offset[:, 1 if layer.axis == "width" else 0] = steps.float()
+        self.register_buffer("offset", offset.reshape(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        from torchvision.ops import deform_conv2d
+
+        known = _known_type(x)
+        offset = self.offset.to(known).expand(len(x), -1, *x.shape[2:])
+        bias = None if self.bias is None else self.bias.to(known)
+        return deform_conv2d(x.to(known), offset, self.weight.to(known), bias).to(x.dtype)
+
+
 FORMS: dict[str, Form] = {"deformable": Deformable, "padded": Padded}
 
 

@@ -1,22 +1,28 @@
-"""A command line of `python -m benchmarks.NAME`."""
+"""Command line of a benchmark, `python -m benchmarks.NAME`."""
 
 import sys
-from collections.abc import Sequence
-from types import ModuleType
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 
 from metaformer.cli.parser import Parser, UsageError
 from metaformer.errors import MetaFormerError
 from metaformer.process import keep_freed_memory
 
 
-def run_program(name: str, command: ModuleType, argv: Sequence[str] | None = None) -> int:
-    """Run a module's `run` on the options that its `add_options` adds; gives the exit status."""
-    parser = Parser(name, command.DESCRIPTION, command.EXAMPLE.strip(), program="python -m")
-    command.add_options(parser)
+def run_program(
+    name: str,
+    description: str,
+    example: str,
+    add_options: Callable[[ArgumentParser], None],
+    run: Callable[[Namespace], int],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse options, run a benchmark and return the exit status."""
+    parser = Parser(name, description, example.strip(), program="python -m")
+    add_options(parser)
     keep_freed_memory()
     try:
-        status: int = command.run(parser.parse_args(argv))
-        return status
+        return run(parser.parse_args(argv))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

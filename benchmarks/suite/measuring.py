@@ -1,4 +1,4 @@
-"""One row: every contender made ready, then all of them timed in turn."""
+"""Measurement of a row: its contenders prepared one by one, then timed in alternating rounds."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,22 +8,19 @@ from typing import Any
 import torch
 
 from benchmarks.suite.ceilings import CEILINGS, Ceiling
-from benchmarks.suite.contender import Contender, Ready, prepare
-from benchmarks.suite.forms import COMPILERS
-from benchmarks.suite.memory import peak
-from benchmarks.suite.outcome import Outcome, RowResult
-from benchmarks.suite.profile import profile
-from benchmarks.suite.row import Row
-from benchmarks.suite.sides import build
+from benchmarks.suite.contender import COMPILERS, Contender, Ready, build, prepare
+from benchmarks.suite.profile import peak_memory, profile
+from benchmarks.suite.result import Outcome, RowResult
+from benchmarks.suite.rows import Row
 from metaformer.bench.counts import Counts, count
 from metaformer.bench.run import DTYPES
 from metaformer.bench.timing import Machine, measure
 
-Tell = Callable[[Mapping[str, Any]], object]
+Report = Callable[[Mapping[str, Any]], object]
 BACKWARD = 3
-"""A training step's arithmetic by the forward pass's: gradients of maps and of weights cost as much again."""
-LINE = 300
-"""Letters of a failure that are told."""
+"""A training step's arithmetic relative to the forward pass: the two gradients cost as much each."""
+MAX_LINE = 300
+"""Characters of a failure that are reported."""
 
 
 def measure_row(
@@ -32,18 +29,18 @@ def measure_row(
     *,
     skip: Mapping[str, str] | None = None,
     ceilings: bool = True,
-    tell: Tell = lambda event: None,
+    report: Report = lambda event: None,
 ) -> RowResult:
-    """Prepare and time a row's contenders in this process; one that fails is told, and the others go on.
+    """Prepare and time a row's contenders in this process; one that fails is left out.
 
-    Whoever of ours is the quickest of a claim is profiled at the end.
+    The fastest of our contenders in each claim is profiled at the end.
 
     Args:
-        row: what to measure.
-        rounds: how often each contender is timed.
+        row: the row.
+        rounds: measurements of each contender.
         skip: contenders to leave out, with the reason.
-        ceilings: measure what the machine can do at best in the same rounds.
-        tell: is given each event: `preparing`, `prepared`, `failed`, `round`.
+        ceilings: measure the machine's ceilings in the same rounds.
+        report: called with each event: `preparing`, `prepared`, `failed`, `round`.
     """
     skip = skip or {}
     ready: dict[str, Ready] = {}
@@ -52,27 +49,27 @@ def measure_row(
         if name in skip:
             outcomes[name] = Outcome(name, failure=skip[name])
             continue
-        tell({"preparing": name})
+        report({"preparing": name})
         start = time.perf_counter()
         try:
             ready[name] = prepare(name, row)
-        except Exception as error:  # of compilers and other libraries: anything
+        except Exception as error:  # whatever compilers and other libraries raise
             outcomes[name] = Outcome(name, failure=one_line(error))
-            tell({"failed": name, "reason": outcomes[name].failure})
+            report({"failed": name, "reason": outcomes[name].failure})
             continue
         seconds = time.perf_counter() - start
-        outcomes[name] = _described(name, row, ready[name], seconds)
-        tell({"prepared": name, "seconds": round(seconds, 1)})
-    outcomes.update(_timed(row, ready, outcomes, rounds, tell))
+        outcomes[name] = _describe(name, row, ready[name], seconds)
+        report({"prepared": name, "seconds": round(seconds, 1)})
+    outcomes.update(_timed(row, ready, outcomes, rounds, report))
     outcomes.update(_profiled(row, ready, outcomes))
     return RowResult(row, tuple(outcomes.values()), Machine.here(torch.device(row.device)))
 
 
 def one_line(error: BaseException) -> str:
-    """The kind of an error and the beginning of what it says."""
+    """An error's class and the beginning of its message."""
     text = " ".join(str(error).split())
     kind = type(error).__name__
-    return (text if kind == "ConfigError" else f"{kind}: {text}".removesuffix(": "))[:LINE]
+    return (text if kind == "ConfigError" else f"{kind}: {text}".removesuffix(": "))[:MAX_LINE]
 
 
 def _ceilings(row: Row) -> tuple[str, ...]:
@@ -81,8 +78,8 @@ def _ceilings(row: Row) -> tuple[str, ...]:
     return tuple(f"{kind} {dtype}" for dtype in dtypes for kind in CEILINGS)
 
 
-def _described(name: str, row: Row, ready: Ready, seconds: float) -> Outcome:
-    """What is known before any time is."""
+def _describe(name: str, row: Row, ready: Ready, seconds: float) -> Outcome:
+    """An outcome before the timing."""
     if isinstance(ready.module, Ceiling):
         return Outcome(name, prepared=seconds, work=ready.module.work, dtype=name.split()[-1])
     contender = Contender.read(name, row)
@@ -101,13 +98,13 @@ def _described(name: str, row: Row, ready: Ready, seconds: float) -> Outcome:
 
 
 def _counts(model: str, size: int) -> Counts:
-    """Arithmetic of our network, which is that of every other form of it."""
+    """Counts of our network, which hold for its other forms."""
     with torch.device("meta"):
         return count(build("ours", model, size), (size, size))
 
 
 def _timed(
-    row: Row, ready: dict[str, Ready], outcomes: Mapping[str, Outcome], rounds: int, tell: Tell
+    row: Row, ready: dict[str, Ready], outcomes: Mapping[str, Outcome], rounds: int, report: Report
 ) -> Iterator[tuple[str, Outcome]]:
     if not ready:
         return
@@ -118,11 +115,11 @@ def _timed(
         rounds=rounds,
         warmup=2,
         gradients=training,
-        after_round=lambda turn: tell({"round": turn + 1, "of": rounds}),
+        after_round=lambda turn: report({"round": turn + 1, "of": rounds}),
     )
     for (name, each), timing in zip(ready.items(), timings, strict=True):
         with torch.inference_mode(not training):
-            memory = None if isinstance(each.module, Ceiling) else peak(each.module, each.images)
+            memory = None if isinstance(each.module, Ceiling) else peak_memory(each.module, each.images)
         yield name, replace(outcomes[name], timing=timing, memory=memory or None)
 
 
@@ -139,7 +136,7 @@ def _profiled(
 
 
 def _best(row: Row, outcomes: Mapping[str, Outcome]) -> list[str]:
-    """Whose quickest round the claims compare, once each."""
-    quickest = {name: o.timing.minimum for name, o in outcomes.items() if o.timing is not None}
-    sides = ([name for name in claim.ours if name in quickest] for claim in row.claims)
-    return list(dict.fromkeys(min(names, key=quickest.__getitem__) for names in sides if names))
+    """Our contenders whose fastest round the claims compare, once each."""
+    fastest = {name: o.timing.minimum for name, o in outcomes.items() if o.timing is not None}
+    sides = ([name for name in claim.ours if name in fastest] for claim in row.claims)
+    return list(dict.fromkeys(min(names, key=fastest.__getitem__) for names in sides if names))

@@ -1,13 +1,15 @@
-"""The findings as Markdown: one table of claims, then each row's contenders."""
+"""Results as Markdown, a table of claims and one of each row's contenders, and as an image."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
-from benchmarks.suite.outcome import Outcome, RowResult
-from benchmarks.suite.row import Claim
-from benchmarks.suite.verdict import Verdict
+from benchmarks.suite.result import Outcome, RowResult, Verdict
+from benchmarks.suite.rows import Claim
 from metaformer.bench.timing import Machine
+from metaformer.storage import atomic_bytes
 
-CLAIM_HEAD = ("row", "comparison", "target", "minima", "median [quartiles]", "ms, quickest round", "verdict")
+CLAIM_HEAD = ("row", "comparison", "target", "minima", "median [quartiles]", "ms, fastest round", "verdict")
 CONTENDER_HEAD = (
     "contender",
     "min ms",
@@ -17,7 +19,7 @@ CONTENDER_HEAD = (
     "of copy ceiling",
     "peak MiB",
     "ready after s",
-    "told",
+    "note",
 )
 PROFILE_HEAD = (
     "row",
@@ -26,13 +28,14 @@ PROFILE_HEAD = (
     "passes over memory",
     "the rest",
     "of GEMM ceiling",
-    "profiled by plain run",
+    "profiled / plain run",
 )
 NONE = "–"
+REACHED, MISSED, NO_TARGET = "#2f855a", "#c05621", "#718096"
 
 
 def page(results: Sequence[RowResult], verdicts: Sequence[Verdict], rounds: int) -> str:
-    """Write the whole page."""
+    """The whole page."""
     lines = ["# Benchmark", "", _conditions(results, rounds), "", *claims_table(results, verdicts)]
     lines += _profiles(results)
     for result in results:
@@ -42,53 +45,57 @@ def page(results: Sequence[RowResult], verdicts: Sequence[Verdict], rounds: int)
 
 
 def claims_table(results: Sequence[RowResult], verdicts: Sequence[Verdict]) -> list[str]:
-    """Row by row, what was to be reached and what was."""
+    """The claims with their targets and ratios."""
     by_name = {result.row.name: result for result in results}
     cells = [_claim_cells(verdict, by_name[verdict.row]) for verdict in verdicts]
     return _table(CLAIM_HEAD, cells)
 
 
 def _profiles(results: Sequence[RowResult]) -> list[str]:
-    """Where the time of our best goes, with a title; nothing where no one was profiled."""
+    """Profiles of our best contenders, with a title; empty where none was profiled."""
     cells = [_profile_cells(result, outcome) for result in results for outcome in result.outcomes]
     cells = [line for line in cells if line]
-    told = (
-        "Parts of a run's time. *products*: convolutions, products and attention, with what is fused into "
+    legend = (
+        "Shares of a run's time. *products*: convolutions, products and attention, with what is fused into "
         "them; *passes over memory*: norms, pooling, elementwise operations, copies; *the rest*: Python, "
-        "dispatch, allocation, and what PyTorch's profiler costs. Of generated code only calls of libraries "
-        "can be seen (≥), and everything else counts as passes (≤)."
+        "dispatch, allocation, and the profiler's overhead. Of generated code only calls of libraries are "
+        "recorded (≥), and everything else counts as passes (≤)."
     )
-    return ["", "## Where our time goes", "", told, "", *_table(PROFILE_HEAD, cells)] if cells else []
+    return (
+        ["", "## Profiles of our best contenders", "", legend, "", *_table(PROFILE_HEAD, cells)]
+        if cells
+        else []
+    )
 
 
 def _profile_cells(result: RowResult, outcome: Outcome) -> list[str]:
-    found = outcome.profile
-    if found is None:
+    profile = outcome.profile
+    if profile is None:
         return []
     at_least, at_most, also = (
-        ("≥ ", "≤ ", ", generated code and the rest") if found.rest is None else [""] * 3
+        ("≥ ", "≤ ", ", generated code and the rest") if profile.rest is None else [""] * 3
     )
     return [
         result.row.name,
         outcome.name,
-        f"{at_least}{found.products:.0%}",
-        f"{at_most}{found.passes:.0%}{also}",
-        _percent(found.rest),
+        f"{at_least}{profile.products:.0%}",
+        f"{at_most}{profile.passes:.0%}{also}",
+        _percent(profile.rest),
         _percent(result.gemm_share(outcome)),
-        f"{found.slowdown:.2f}",
+        f"{profile.slowdown:.2f}",
     ]
 
 
 def _conditions(results: Sequence[RowResult], rounds: int) -> str:
     machines: list[Machine] = list(dict.fromkeys(r.machine for r in results if r.machine is not None))
-    told = "; ".join(
+    text = "; ".join(
         f"{m.device}, {m.threads} threads, PyTorch {m.pytorch}, Python {m.python}, operations: {m.operations}"
         for m in machines
     )
     return (
-        f"{told or 'nothing was measured'}. {rounds} rounds, in each of which all contenders of a row run "
-        "one after the other. *minima*: ratio of both sides' quickest rounds; *median*: of the ratios round "
-        "by round; *ms*: the quickest round of each contender, in bold what *minima* compares."
+        f"{text or 'nothing was measured'}. {rounds} rounds, in each of which all contenders of a row run "
+        "one after the other. *minima*: ratio of both sides' fastest rounds; *median*: of the ratios round "
+        "by round; *ms*: the fastest round of each contender, in bold what *minima* compares."
     )
 
 
@@ -103,12 +110,12 @@ def _claim_cells(verdict: Verdict, result: RowResult) -> list[str]:
         NONE if verdict.minima is None else f"{verdict.minima:.3f}",
         middle,
         _figures(verdict, result),
-        verdict.word,
+        verdict.text,
     ]
 
 
 def _figures(verdict: Verdict, result: RowResult) -> str:
-    """Milliseconds, or for memory MiB, of ours against theirs; the compared one in bold."""
+    """Milliseconds or, for memory, MiB of ours and theirs; the compared one in bold."""
     claim = verdict.claim
     sides = ((claim.ours, verdict.ours), (claim.theirs, verdict.theirs))
     return " : ".join(_side(claim, result, names, best) for names, best in sides)
@@ -146,11 +153,11 @@ def _contender_cells(result: RowResult, outcome: Outcome) -> list[str]:
         _percent(result.copy_share(outcome)),
         NONE if outcome.memory is None else f"{outcome.memory / 2**20:.0f}",
         NONE if outcome.prepared is None else f"{outcome.prepared:.1f}",
-        _told(outcome),
+        _note(outcome),
     ]
 
 
-def _told(outcome: Outcome) -> str:
+def _note(outcome: Outcome) -> str:
     if outcome.name.startswith("ceiling") and outcome.timing and outcome.work:
         unit = "GB/s" if "copy" in outcome.name else "GFLOP/s"
         return f"{outcome.work / outcome.timing.minimum / 1e9:.1f} {unit}"
@@ -164,3 +171,41 @@ def _percent(share: float | None) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def plot(verdicts: Sequence[Verdict], file: Path) -> str:
+    """Draw each claim's ratio, quartiles and target; returns a line about the result.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return "no image: matplotlib is not installed: pip install matplotlib"
+    drawn = [verdict for verdict in verdicts if verdict.median is not None]
+    if not drawn:
+        return "no image: nothing was compared"
+    figure: Any = Figure(figsize=(10, 1.2 + 0.45 * len(drawn)), layout="constrained")
+    axes = figure.add_subplot(
+        xscale="log", xlabel="ratio: bar median with quartiles, dot minima, line target"
+    )
+    for height, verdict in enumerate(reversed(drawn)):
+        _bar(axes, height, verdict)
+    axes.set_yticks(range(len(drawn)), [f"{v.row}\n{v.claim.title}" for v in reversed(drawn)], fontsize=7)
+    axes.axvline(1, color="black", linewidth=0.8)
+    with atomic_bytes(file) as stream:
+        figure.savefig(stream, format="png", dpi=150)
+    return f"image: {file}"
+
+
+def _bar(axes: Any, height: int, verdict: Verdict) -> None:
+    middle, target = verdict.median or 0.0, verdict.claim.target
+    low, high = verdict.quartiles or (middle, middle)
+    reached = verdict.text.startswith("reached")
+    color = NO_TARGET if target is None else REACHED if reached else MISSED
+    axes.barh(height, middle - 1, left=1, color=color, height=0.6)
+    axes.hlines(height, low, high, color="black", linewidth=1.5)
+    axes.plot(verdict.minima, height, "o", color="black", markersize=3)
+    if target is not None:
+        axes.vlines(target, height - 0.4, height + 0.4, color="black", linestyles="dashed", linewidth=1)

@@ -1,4 +1,8 @@
-"""A row in a process of its own, so that memory, compilers' state and crashes stay with it."""
+"""Measurement of a row in a process of its own, so that memory, compilers' state and crashes stay in it.
+
+The process reads the row from standard input. Its standard output carries one JSON object a line: events, and
+at the end the result. What compilers and libraries print goes to standard error.
+"""
 
 import json
 import os
@@ -11,52 +15,55 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.suite.measuring import Tell
-from benchmarks.suite.outcome import Outcome, RowResult
-from benchmarks.suite.row import Row
-from metaformer.bench.timing import Machine
+import torch
 
-CHILD = (sys.executable, "-m", "benchmarks.suite.child")
+from benchmarks.suite.measuring import Report, measure_row
+from benchmarks.suite.result import Outcome, RowResult
+from benchmarks.suite.rows import Claim, Row
+from metaformer.bench.timing import Machine
+from metaformer.process import keep_freed_memory
+
+WORKER = (sys.executable, "-m", "benchmarks.suite.process")
 
 
 @dataclass(frozen=True)
 class Order:
-    """How rows are measured."""
+    """Settings of a measurement."""
 
     rounds: int
     threads: int | None
-    """PyTorch's threads; its own choice when None."""
+    """PyTorch's threads; None for its own choice."""
     limit: float
-    """Seconds after which a row is given up."""
+    """Seconds after which a row is abandoned."""
     caches: Path
-    """Where compilers put what they make."""
+    """Directory of the compilers' caches."""
 
 
-def run_row(row: Row, order: Order, log: Path, tell: Tell) -> RowResult:
-    """Measure a row; a contender that takes the process down is left out, and the row begun anew.
+def run_row(row: Row, order: Order, log: Path, report: Report) -> RowResult:
+    """Measure a row; a contender that crashes the process is left out, and the row measured again.
 
     Args:
-        row: what to measure.
-        order: how.
+        row: the row.
+        order: settings.
         log: file for what compilers and libraries print.
-        tell: is given each event, as by `measure_row`.
+        report: called with each event, as by `measure_row`.
     """
     skip: dict[str, str] = {}
     while True:
-        end = _once(row, order, skip, log, tell)
+        end = _once(row, order, skip, log, report)
         if isinstance(end, RowResult):
             return end
         culprit, reason = end
         if not culprit or culprit in skip:
             return RowResult(row, (), failure=reason)
         skip[culprit] = reason
-        tell({"failed": culprit, "reason": reason})
+        report({"failed": culprit, "reason": reason})
 
 
 def _once(
-    row: Row, order: Order, skip: Mapping[str, str], log: Path, tell: Tell
+    row: Row, order: Order, skip: Mapping[str, str], log: Path, report: Report
 ) -> RowResult | tuple[str, str]:
-    """The result, or the contender in preparation when the process ended, and why it did."""
+    """The result, or the contender being prepared when the process ended, and the reason."""
     result: RowResult | None = None
     preparing = ""
     with log.open("a") as errors, _started(order, errors) as (process, overdue):
@@ -67,30 +74,30 @@ def _once(
                 outcomes = tuple(Outcome.from_dict(values) for values in event["outcomes"])
                 result = RowResult(row, outcomes, Machine(**event["machine"]))
             else:
-                tell(event)
+                report(event)
         status = process.wait()
     if result is not None:
         return result
     if overdue.is_set():
         return preparing, f"took longer than {order.limit:.0f} s"
-    what = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    return preparing, f"its process {what}; {_last_line(log) or 'it said nothing'}"
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    return preparing, f"its process {how}; {_last_line(log) or 'it printed nothing'}"
 
 
 @contextmanager
 def _started(order: Order, errors: IO[str]) -> Iterator[tuple["subprocess.Popen[str]", threading.Event]]:
-    """The child, killed when its time is over or ours is."""
+    """The process, killed at the time limit or the end of the block, and whether it reached the limit."""
     overdue = threading.Event()
     pipe, environment = subprocess.PIPE, _environment(order)
     with subprocess.Popen(
-        CHILD, stdin=pipe, stdout=pipe, stderr=errors, env=environment, text=True
+        WORKER, stdin=pipe, stdout=pipe, stderr=errors, env=environment, text=True
     ) as process:
 
-        def give_up() -> None:
+        def abandon() -> None:
             overdue.set()
             process.kill()
 
-        timer = threading.Timer(order.limit, give_up)
+        timer = threading.Timer(order.limit, abandon)
         timer.start()
         try:
             yield process, overdue
@@ -100,7 +107,7 @@ def _started(order: Order, errors: IO[str]) -> Iterator[tuple["subprocess.Popen[
 
 
 def _environment(order: Order) -> dict[str, str]:
-    """Threads wait as in any program that imports torch, not as our command line has them wait."""
+    """Threads wait as in any program that imports torch, not as our command line sets it."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     for name, folder in (
         ("TORCHINDUCTOR_CACHE_DIR", "inductor"),
@@ -112,9 +119,9 @@ def _environment(order: Order) -> dict[str, str]:
 
 
 def _send(process: "subprocess.Popen[str]", values: Mapping[str, Any]) -> None:
-    """One line; the pipe stays open, since its end tells the child that we are gone."""
+    """Send a line; the pipe stays open, as its end ends the process."""
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it has ended already, and its status says why
+    with suppress(BrokenPipeError):  # the process has ended, and its status says why
         print(json.dumps(values), file=process.stdin, flush=True)
 
 
@@ -127,3 +134,42 @@ def _events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
 def _last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
+
+
+def row_of(values: Mapping[str, Any]) -> Row:
+    """Undo `dataclasses.asdict` of a row, after JSON."""
+    claims = tuple(
+        Claim(**{**claim, "ours": tuple(claim["ours"]), "theirs": tuple(claim["theirs"])})
+        for claim in values["claims"]
+    )
+    return Row(**{**values, "claims": claims})
+
+
+def main() -> int:
+    """Run as the process of a row."""
+    keep_freed_memory()
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if order["threads"]:
+        torch.set_num_threads(order["threads"])
+
+    def report(event: Mapping[str, Any]) -> None:
+        print(json.dumps(event), file=events)
+
+    result = measure_row(row_of(order["row"]), order["rounds"], skip=order["skip"], report=report)
+    machine = asdict(result.machine) if result.machine else None
+    report({"outcomes": [asdict(outcome) for outcome in result.outcomes], "machine": machine})
+    return 0
+
+
+def _end_with_parent() -> None:
+    """End this process when standard input ends, as it does when the parent is gone."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The suite: rows chosen, each measured in its own process, written down after each."""
+"""The suite: rows chosen and measured one by one, the results written after each."""
 
 import json
 import sys
@@ -9,38 +9,34 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite.grid import grid
-from benchmarks.suite.outcome import RowResult
-from benchmarks.suite.page import claims_table, page
-from benchmarks.suite.plot import plot
+from benchmarks.suite.page import claims_table, page, plot
 from benchmarks.suite.process import Order, run_row
-from benchmarks.suite.row import Device, Row
-from benchmarks.suite.table import TABLE
-from benchmarks.suite.verdict import Verdict, judge
+from benchmarks.suite.result import RowResult, Verdict, judge
+from benchmarks.suite.rows import TABLE, Device, Row, grid
 from metaformer.bench.catalog import matches
 from metaformer.distributed import find_device
 from metaformer.errors import ConfigError, OutputError, UnknownName
 from metaformer.storage import write_text
 
-Say = Callable[[str], object]
+Log = Callable[[str], object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteConfig:
-    """Which rows are measured, and how."""
+    """Rows of a run and its settings."""
 
     rows: str = ""
     """Part of a row's name, or a pattern with * and ?; all rows when empty."""
     grid: bool = False
-    """The wide grid instead of the table that the library is judged by."""
+    """The grid of all families and conditions instead of the table that the library is judged by."""
     device: str = "auto"
-    """`auto`, `cpu` or `cuda`: rows are made for one of the two."""
+    """`auto`, `cpu` or `cuda`: each row is for one of the two."""
     rounds: int = 10
     """Measurements of each contender."""
     threads: int | None = None
-    """CPU threads; PyTorch's choice when not given."""
+    """CPU threads; PyTorch's choice by default."""
     limit: float = 3600.0
-    """Seconds after which a row is given up."""
+    """Seconds after which a row is abandoned."""
 
     def __post_init__(self) -> None:
         for name in ("rounds", "threads", "limit"):
@@ -51,7 +47,7 @@ class SuiteConfig:
 
 @dataclass(frozen=True)
 class SuiteReport:
-    """What a run of the suite found."""
+    """Result of a run of the suite."""
 
     config: SuiteConfig
     results: tuple[RowResult, ...]
@@ -79,10 +75,10 @@ class SuiteReport:
 
 
 def choose(config: SuiteConfig) -> tuple[Row, ...]:
-    """The rows that are asked for.
+    """The rows of a configuration.
 
     Raises:
-        UnknownName: the pattern fits none.
+        UnknownName: no row matches.
         ConfigError: no such device.
     """
     kind: Device = "cuda" if find_device(config.device).type == "cuda" else "cpu"
@@ -98,58 +94,57 @@ def run_suite(
     out: str | Path = "runs/bench-suite",
     *,
     rows: Sequence[Row] | None = None,
-    say: Say = lambda line: print(line, file=sys.stderr),
+    log: Log = lambda line: print(line, file=sys.stderr),
 ) -> SuiteReport:
-    """Measure rows and write `suite.json`, `suite.md`, `suite.png` and what compilers said into a directory.
+    """Measure rows and write `suite.json`, `suite.md`, `suite.png` and the compilers' logs.
 
     Args:
-        config: which rows, and how.
-        out: the directory.
-        rows: rows of one's own instead of the table's.
-        say: is given each line of progress.
+        config: rows and settings.
+        out: directory to write to.
+        rows: rows in place of the configuration's.
+        log: called with each line of progress.
 
     Raises:
-        UnknownName: no row of that name.
+        UnknownName: no row matches.
         ConfigError: no such device.
         OutputError: the directory cannot be written to.
     """
     config = config or SuiteConfig()
     rows = choose(config) if rows is None else rows
     out = Path(out)
-    logs = _made(out / "logs")
+    logs = _make_directory(out / "logs")
     results: list[RowResult] = []
     report = SuiteReport(config, ())
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-suite-") as caches:
         order = Order(config.rounds, config.threads, config.limit, Path(caches))
         for number, row in enumerate(rows, 1):
-            left = (
-                (time.monotonic() - start) / (number - 1) * (len(rows) - number + 1) if number > 1 else None
-            )
-            say(f"row {number} of {len(rows)}: {row.name}{_remaining(left)}")
-            log = logs / f"{row.name}.log"
-            log.unlink(missing_ok=True)
-            results.append(run_row(row, order, log, lambda event: _tell(event, say)))
+            done = number - 1
+            left = (time.monotonic() - start) / done * (len(rows) - done) if done else None
+            log(f"row {number} of {len(rows)}: {row.name}{_remaining(left)}")
+            file = logs / f"{row.name}.log"
+            file.unlink(missing_ok=True)
+            results.append(run_row(row, order, file, lambda event: _log_event(event, log)))
             report = SuiteReport(config, tuple(results))
             _write(report, out)
             for verdict in report.verdicts[-len(row.claims) :]:
-                say(f"  {verdict.claim.title}: {_said(verdict)}")
-            for line in _divided(results[-1]):
-                say(line)
-    say(plot(report.verdicts, out / "suite.png"))
+                log(f"  {verdict.claim.title}: {_summary(verdict)}")
+            for line in _profiles(results[-1]):
+                log(line)
+    log(plot(report.verdicts, out / "suite.png"))
     return report
 
 
-def _made(folder: Path) -> Path:
+def _make_directory(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror})") from error
+        raise OutputError(f"{folder}: cannot be created ({error.strerror})") from error
     return folder
 
 
 def _write(report: SuiteReport, out: Path) -> None:
-    """After each row: a run that is interrupted keeps what it has."""
+    """Write after each row, so that an interrupted run has its results."""
     text = json.dumps(report.to_dict(), indent=1) + "\n"
     write_text(out / "suite.json", text)
     write_text(out / "suite.md", report.text())
@@ -159,15 +154,15 @@ def _remaining(seconds: float | None) -> str:
     return "" if seconds is None else f" (about {seconds / 60:.0f} min to go)"
 
 
-def _said(verdict: Verdict) -> str:
+def _summary(verdict: Verdict) -> str:
     if verdict.minima is None or verdict.median is None:
-        return verdict.word
+        return verdict.text
     ratios = f"{verdict.minima:.3f} by minima, {verdict.median:.3f} by median"
-    return f"{ratios} ({verdict.claim.goal}): {verdict.word}"
+    return f"{ratios} ({verdict.claim.goal}): {verdict.text}"
 
 
-def _divided(result: RowResult) -> Iterator[str]:
-    """Where the time of our best goes."""
+def _profiles(result: RowResult) -> Iterator[str]:
+    """Profiles of our best contenders."""
     for outcome in result.outcomes:
         if outcome.profile is not None:
             share = result.gemm_share(outcome)
@@ -175,11 +170,11 @@ def _divided(result: RowResult) -> Iterator[str]:
             yield f"  {outcome.name}: {outcome.profile}{ceiling}"
 
 
-def _tell(event: Mapping[str, Any], say: Say) -> None:
-    """Progress inside a row, in a line each."""
+def _log_event(event: Mapping[str, Any], log: Log) -> None:
+    """Log an event inside a row."""
     if "prepared" in event:
-        say(f"  {event['prepared']}: ready after {event['seconds']} s")
+        log(f"  {event['prepared']}: ready after {event['seconds']} s")
     elif "failed" in event:
-        say(f"  {event['failed']}: left out: {event['reason']}")
+        log(f"  {event['failed']}: left out: {event['reason']}")
     elif "round" in event:
-        say(f"  round {event['round']} of {event['of']}")
+        log(f"  round {event['round']} of {event['of']}")

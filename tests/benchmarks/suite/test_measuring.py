@@ -1,4 +1,4 @@
-"""One row in this process."""
+"""Measurement of a row in this process."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.suite import ceilings, forms
-from benchmarks.suite.forms import Form
+from benchmarks.suite import ceilings
+from benchmarks.suite.contender import FORMS, Form
 from benchmarks.suite.measuring import measure_row, one_line
-from benchmarks.suite.row import Claim, Row
+from benchmarks.suite.rows import Claim, Row
 from metaformer.errors import ConfigError
 
 CLAIM = Claim("any", ("ours eager", "ours broken"), ("ours channels_last bf16", "timm eager"), 1.0)
@@ -18,20 +18,20 @@ ROW = Row(model="poolformer_n", device="cpu", batch=2, size=32, claims=(CLAIM,))
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ceilings that are quickly reached, and a form that breaks."""
+    """Small ceilings, and a form that fails."""
 
     def broken(form: Form) -> Form:
         raise RuntimeError("the compiler\n  said so")
 
-    monkeypatch.setitem(forms.FORMS, "broken", broken)
+    monkeypatch.setitem(FORMS, "broken", broken)
     monkeypatch.setitem(ceilings.SIDE, "cpu", 64)
     monkeypatch.setitem(ceilings.POSITIONS, "cpu", (1, 4, 4))
     monkeypatch.setitem(ceilings.COPIED, "cpu", 1 << 16)
 
 
-def test_failures_are_told_and_the_rest_goes_on() -> None:
+def test_a_failing_contender_is_left_out() -> None:
     events: list[Mapping[str, Any]] = []
-    result = measure_row(ROW, 2, tell=events.append)
+    result = measure_row(ROW, 2, report=events.append)
     ours, broken, other = (result[name] for name in (*CLAIM.ours, CLAIM.theirs[0]))
     assert ours.timing is not None and len(ours.timing.seconds) == 2 and ours.prepared
     assert broken.timing is None and broken.failure == "RuntimeError: the compiler said so"
@@ -51,15 +51,15 @@ def test_contenders_are_left_out_on_request() -> None:
     assert {outcome.name for outcome in result.outcomes} == set(ROW.contenders)
 
 
-def test_the_quickest_of_each_claim_is_profiled() -> None:
-    claims = (Claim("a", ("ours eager", "ours eager 64"), ()), Claim("b", ("ours eager 64",), ()))
+def test_the_fastest_of_each_claim_is_profiled() -> None:
+    claims = (Claim("a", ("ours eager", "ours eager 224"), ()), Claim("b", ("ours eager 224",), ()))
     result = measure_row(replace(ROW, claims=claims), 2, ceilings=False)
     assert all(outcome.profile is not None for outcome in result.outcomes)
     result = measure_row(replace(ROW, claims=claims[:1]), 2, ceilings=False)
     assert [outcome.name for outcome in result.outcomes if outcome.profile] == ["ours eager"], "the small one"
 
 
-def test_training_tells_memory_and_three_times_the_work() -> None:
+def test_training_has_memory_and_three_times_the_work() -> None:
     claims = (Claim("any", ("ours eager",), ()),)
     inference, training = (
         measure_row(
@@ -74,7 +74,7 @@ def test_training_tells_memory_and_three_times_the_work() -> None:
     assert training.work and inference.work and training.work == 3 * inference.work
 
 
-def test_a_row_of_which_nothing_is_left() -> None:
+def test_a_row_without_contenders() -> None:
     result = measure_row(ROW, 1, skip=dict.fromkeys(ROW.contenders, "no"), ceilings=False)
     assert all(outcome.failure == "no" for outcome in result.outcomes)
 

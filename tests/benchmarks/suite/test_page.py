@@ -1,10 +1,14 @@
-"""The page to read."""
+"""Results as Markdown and as an image."""
 
-from benchmarks.suite.outcome import Outcome, RowResult
-from benchmarks.suite.page import page
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.suite.page import page, plot
 from benchmarks.suite.profile import Profile
-from benchmarks.suite.row import Claim, Row
-from benchmarks.suite.verdict import judge
+from benchmarks.suite.result import Outcome, RowResult, Verdict, judge
+from benchmarks.suite.rows import Claim, Row
 from metaformer.bench.timing import Machine, Timing
 
 CLAIMS = (
@@ -14,7 +18,7 @@ CLAIMS = (
 ROW = Row(model="poolformer_n", device="cpu", mode="training", claims=CLAIMS)
 
 
-def test_where_time_goes() -> None:
+def test_profiles() -> None:
     timing = Timing((0.010,), 8)
     result = RowResult(
         ROW,
@@ -30,7 +34,7 @@ def test_where_time_goes() -> None:
     assert f"| {name} | ours eager | 61% | 29% | 10% | 50% | 1.04 |" in text
     compiled = f"| {name} | ours compiled | ≥ 70% | ≤ 30%, generated code and the rest | – | – | 0.98 |"
     assert compiled in text and f"| {name} | timm" not in text
-    assert "Where our time goes" not in page([RowResult(ROW, result.outcomes[2:])], [], rounds=1)
+    assert "Profiles of our best" not in page([RowResult(ROW, result.outcomes[2:])], [], rounds=1)
 
 
 def test_claims_and_contenders() -> None:
@@ -61,3 +65,24 @@ def test_claims_and_contenders() -> None:
         "cpu: abacus, 2 threads, PyTorch 2.15, Python 3.13, operations: plain PyTorch: no CUDA device" in text
         and "it was killed" in text
     )
+
+
+VERDICTS = [
+    Verdict("row", Claim("faster", (), (), 1.05), 1.2, (1.1, 1.2, 1.3)),
+    Verdict("row", Claim("smaller", (), (), 0.5, "memory"), 0.7, (0.7,)),
+    Verdict("row", Claim("no target", (), ()), 2.0, (2.0, 2.1)),
+    Verdict("row", Claim("not measured", (), (), 1.0)),
+]
+
+
+def test_image(tmp_path: Path) -> None:
+    file = tmp_path / "suite.png"
+    assert str(file) in plot(VERDICTS, file)
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nothing was compared" in plot(VERDICTS[-1:], tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install matplotlib" in plot(VERDICTS, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())

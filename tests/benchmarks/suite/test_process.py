@@ -1,4 +1,4 @@
-"""A row in a process of its own: whole, crashing, and too slow."""
+"""A row in a process of its own: complete, crashing, and too slow."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.suite import process
-from benchmarks.suite.process import Order, run_row
-from benchmarks.suite.row import Claim, Row
+from benchmarks.suite.process import Order, row_of, run_row
+from benchmarks.suite.rows import TABLE, Claim, Row
 
 ROW = Row(
     model="poolformer_n",
@@ -36,11 +36,11 @@ print(json.dumps({"outcomes": outcomes, "machine": machine}))
 """
 
 
-def order(place: Path, limit: float = 100) -> Order:
-    return Order(rounds=1, threads=1, limit=limit, caches=place)
+def order(caches: Path, limit: float = 100) -> Order:
+    return Order(rounds=1, threads=1, limit=limit, caches=caches)
 
 
-def test_whole(tmp_path: Path) -> None:
+def test_a_whole_row(tmp_path: Path) -> None:
     events: list[Mapping[str, Any]] = []
     result = run_row(ROW, order(tmp_path), tmp_path / "log", events.append)
     assert all(result[name].timing is not None for name in ROW.contenders), result.failure
@@ -50,24 +50,24 @@ def test_whole(tmp_path: Path) -> None:
     assert events[-1] == {"round": 1, "of": 1}
 
 
-def test_who_crashes_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "CHILD", (sys.executable, "-c", CRASH))
+def test_a_crashing_contender_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WORKER", (sys.executable, "-c", CRASH))
     result = run_row(ROW, order(tmp_path), tmp_path / "log", lambda event: None)
     for name in ROW.contenders:
         assert "killed by signal 6" in result[name].failure and "a bad instruction" in result[name].failure
 
 
-def test_a_row_that_cannot_begin_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "CHILD", (sys.executable, "-c", "raise SystemExit('no torch here')"))
+def test_a_process_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WORKER", (sys.executable, "-c", "raise SystemExit('no torch here')"))
     result = run_row(ROW, order(tmp_path), tmp_path / "log", lambda event: None)
     assert "ended with status 1" in result.failure and "no torch here" in result.failure
 
 
-def test_the_child_leaves_with_its_parent(tmp_path: Path) -> None:
+def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     """Its standard input ends while it still measures."""
     values = {"row": asdict(ROW), "rounds": 10**6, "threads": 1, "skip": {}}
     child = subprocess.Popen(
-        process.CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        process.WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     with child:
         assert child.stdin is not None and child.stdout is not None
@@ -77,7 +77,12 @@ def test_the_child_leaves_with_its_parent(tmp_path: Path) -> None:
         assert child.wait(timeout=60) == 1
 
 
-def test_a_row_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "CHILD", (sys.executable, "-c", "import time; time.sleep(100)"))
+def test_a_row_over_the_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WORKER", (sys.executable, "-c", "import time; time.sleep(100)"))
     result = run_row(ROW, order(tmp_path, limit=1), tmp_path / "log", lambda event: None)
     assert "longer than 1 s" in result.failure
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_rows_survive_json(row: Row) -> None:
+    assert row_of(json.loads(json.dumps(asdict(row)))) == row

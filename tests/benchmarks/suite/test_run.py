@@ -1,4 +1,4 @@
-"""The suite from choice to files, on made-up measurements."""
+"""The suite from rows to files, on invented times."""
 
 import json
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks.suite import run
-from benchmarks.suite.outcome import Outcome, RowResult
 from benchmarks.suite.profile import Profile
-from benchmarks.suite.row import Row
+from benchmarks.suite.result import Outcome, RowResult
+from benchmarks.suite.rows import Row
 from benchmarks.suite.run import SuiteConfig, choose, run_suite
 from metaformer.bench.timing import Machine, Timing
 from metaformer.errors import ConfigError, OutputError, UnknownName
@@ -18,12 +18,12 @@ from metaformer.errors import ConfigError, OutputError, UnknownName
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of rows in the order in which they were asked for; ours takes 1 s, everything else 2."""
+    """Names of rows in the order of measurement; ours takes 1 s, everything else 2."""
     names: list[str] = []
 
-    def run_row(row: Row, order: Any, log: Path, tell: Callable[[Any], None]) -> RowResult:
+    def run_row(row: Row, order: Any, log: Path, report: Callable[[Any], None]) -> RowResult:
         names.append(row.name)
-        tell({"prepared": "ours eager", "seconds": 1})
+        report({"prepared": "ours eager", "seconds": 1})
         outcomes = (
             Outcome(
                 n,
@@ -45,7 +45,7 @@ def test_rows_by_pattern_and_device() -> None:
     some = choose(SuiteConfig(device="cpu", rows="*-training-*"))
     assert 0 < len(some) < len(everything) and all(row.mode == "training" for row in some)
     assert len(choose(SuiteConfig(device="cpu", grid=True, rows="caformer"))) == 12
-    with pytest.raises(UnknownName, match="unknown row 'resnet'"):
+    with pytest.raises(UnknownName, match="resnet"):
         choose(SuiteConfig(device="cpu", rows="resnet"))
 
 
@@ -58,7 +58,7 @@ def test_numbers_below_one_are_refused(field: str) -> None:
 def test_files_agree(measured: list[str], tmp_path: Path) -> None:
     lines: list[str] = []
     config = SuiteConfig(device="cpu", rows="cpu-poolformer_s12-inference-fp32", rounds=3)
-    report = run_suite(config, tmp_path / "out", say=lines.append)
+    report = run_suite(config, tmp_path / "out", log=lines.append)
     assert measured == [row.name for row in choose(config)] and len(measured) == 3
     values = json.loads((tmp_path / "out" / "suite.json").read_text())
     page = (tmp_path / "out" / "suite.md").read_text()
@@ -75,10 +75,10 @@ def test_files_agree(measured: list[str], tmp_path: Path) -> None:
     assert any("row 2 of 3" in line and "to go" in line for line in lines)
     assert any("ready after 1 s" in line for line in lines) and "2.000 by minima" in "".join(lines)
     assert any("ours eager: products 50%, passes over memory 30%" in line for line in lines)
-    assert values["rows"][0]["contenders"][0]["profile"]["products"] == 0.5 and "Where our time goes" in page
+    assert values["rows"][0]["contenders"][0]["profile"]["products"] == 0.5 and "Profiles of our best" in page
 
 
-def test_a_place_that_cannot_be_written_to(measured: list[str], tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_to(measured: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         run_suite(SuiteConfig(device="cpu"), tmp_path / "file")

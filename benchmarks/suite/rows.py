@@ -1,13 +1,22 @@
-"""The comparisons that the library is judged by.
+"""Rows of the suite: contenders that are measured together, and the claims about them.
 
-A contender's name says whose network it is, then what is done to it, one word after the other, then the
-conditions in which it differs from its row: `ours optimized compiled bf16`.
+A contender's name is its side, its forms in order, then the conditions in which it differs from its row, such
+as `ours optimized compiled bf16`.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
 
-from benchmarks.suite.row import Claim, Row
-
+Kind = Literal["speed", "memory", "pixels"]
+Device = Literal["cpu", "cuda"]
+Mode = Literal["inference", "training"]
+TIMM_MODELS = ("poolformer_s12", "poolformerv2_s12", "convformer_s18", "caformer_s18")
+"""Models that timm has."""
+CYCLEMLP_MODELS = ("cyclemlp_b1",)
+OWN_MODELS = ("identityformer_s12", "randformer_s12", "metaformer_ppaa_s12")
+"""Models that other libraries lack."""
+DTYPES, BATCHES = ("fp32", "bf16"), (1, 8, 64)
 OURS = ("ours eager", "ours optimized")
 OURS_COMPILED = ("ours compiled", "ours optimized compiled")
 OURS_BEST = (*OURS, *OURS_COMPILED, "ours frozen", "ours optimized frozen", "ours optimized aoti")
@@ -20,13 +29,70 @@ TIMM_BEST = (
     "timm channels_last aoti",
     "timm openvino",
 )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Comparison of the best of our contenders with the best of theirs."""
+
+    title: str
+    ours: tuple[str, ...]
+    """Contenders, as `contender.Contender.read` takes them."""
+    theirs: tuple[str, ...]
+    target: float | None = None
+    """Ratio to reach; None for a comparison without a target."""
+    kind: Kind = "speed"
+    """`speed`: their time relative to ours, at least the target. `memory`: our peak relative to theirs, at
+    most the target. `pixels`: our time per pixel relative to theirs, at most the target."""
+
+    @property
+    def at_most(self) -> bool:
+        """Whether lower is better."""
+        return self.kind != "speed"
+
+    @property
+    def goal(self) -> str:
+        """The target as text."""
+        if self.target is None:
+            return "–"
+        return f"{'≤' if self.at_most else '≥'} {self.target:g} ×"
+
+
 CONVOLUTIONS = Claim("convolutions alone, by the whole", OURS_BEST, ("ours convolutions",), 0.85)
-QUICKEST = Claim("the same in their quickest forms", OURS_BEST, ("ours quickest_convolutions",), 0.85)
-SHARES = (replace(CONVOLUTIONS, target=None), replace(QUICKEST, target=None))
+FASTEST = Claim("the same in their fastest forms", OURS_BEST, ("ours fastest_convolutions",), 0.85)
+SHARES = (replace(CONVOLUTIONS, target=None), replace(FASTEST, target=None))
 STEPS = ("ours eager", "ours compiled")
-LEAN_STEPS = ("ours lean",)
+RECOMPUTE_STEPS = ("ours recompute_mlp",)
 TIMM_STEPS = (*TIMM, "timm compiled", "timm channels_last compiled")
 DEFORMABLE = ("deformable eager", "deformable compiled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Contenders that are measured in alternating rounds in one process."""
+
+    model: str
+    device: Device
+    mode: Mode = "inference"
+    dtype: str = "fp32"
+    batch: int = 8
+    size: int = 224
+    subject: str = ""
+    """Last part of the name, beside the conditions."""
+    claims: tuple[Claim, ...]
+
+    @property
+    def name(self) -> str:
+        """Device, model, mode, type and batch, as `--rows` filters them."""
+        parts = (self.device, self.model, self.mode, self.dtype, f"b{self.batch}", self.subject)
+        return "-".join(filter(None, parts))
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """The claims' contenders, once each."""
+        names = (name for claim in self.claims for name in (*claim.ours, *claim.theirs))
+        return tuple(dict.fromkeys(names))
+
 
 ON_CPU = (
     Row(
@@ -71,7 +137,7 @@ ON_CPU = (
             Claim("best by best", OURS_BEST, TIMM_BEST, 1.05),
             Claim("eager by eager", OURS, TIMM, 1.05),
             CONVOLUTIONS,
-            QUICKEST,
+            FASTEST,
         ),
     ),
     Row(
@@ -102,10 +168,10 @@ ON_CPU = (
         mode="training",
         claims=(
             Claim("step, best by best", STEPS, TIMM_STEPS, 1.2),
-            Claim("lean step, by timm's best", LEAN_STEPS, TIMM_STEPS),
+            Claim("step recomputing MLPs, by timm's best", RECOMPUTE_STEPS, TIMM_STEPS),
             Claim(
-                "peak memory of a lean step, by timm compiled",
-                LEAN_STEPS,
+                "peak memory of a step recomputing MLPs, by timm compiled",
+                RECOMPUTE_STEPS,
                 ("timm compiled", "timm channels_last compiled"),
                 0.5,
                 "memory",
@@ -123,11 +189,9 @@ ON_CPU = (
         claims=(Claim("best by best", OURS_BEST, TIMM_BEST, 1.2), *SHARES),
     ),
 )
-
 BEST_ON_CUDA = (*OURS, *OURS_COMPILED, "ours optimized aoti", "ours optimized autotuned")
 TIMM_ON_CUDA = (*TIMM, "timm channels_last compiled", "timm channels_last autotuned")
 STEPS_ON_CUDA = (*STEPS, "ours autotuned")
-
 ON_CUDA = (
     *(
         Row(
@@ -188,7 +252,6 @@ ON_CUDA = (
         ),
     ),
 )
-
 SIZES = (384, 512, 768, 1024)
 BY_SIZE = tuple(
     Row(
@@ -210,5 +273,34 @@ BY_SIZE = tuple(
     for dtype in ("fp32", "bf16")
     for model in ("poolformer_s12", "cyclemlp_b1")
 )
-
 TABLE = (*ON_CPU, *ON_CUDA, *BY_SIZE)
+
+
+def grid(device: Device) -> tuple[Row, ...]:
+    """Every family × {fp32, bf16} × {batch 1, 8, 64} × {inference, training}, eager and compiled."""
+    modes: tuple[Mode, ...] = ("inference", "training")
+    conditions = product((*TIMM_MODELS, *CYCLEMLP_MODELS, *OWN_MODELS), modes, DTYPES, BATCHES)
+    return tuple(
+        Row(model=model, device=device, mode=mode, dtype=dtype, batch=batch, subject="grid", claims=claims)
+        for model, mode, dtype, batch in conditions
+        for claims in (_claims(model, mode),)
+    )
+
+
+def _claims(model: str, mode: Mode) -> tuple[Claim, ...]:
+    """The same form on both sides; in inference, ours may be optimized."""
+    optimized = ("ours optimized",) if mode == "inference" else ()
+    compiled = ("ours optimized compiled",) if mode == "inference" else ()
+    eager_theirs, compiled_theirs = _theirs(model)
+    return (
+        Claim("eager by eager", ("ours eager", *optimized), eager_theirs),
+        Claim("compiled by compiled", ("ours compiled", *compiled), compiled_theirs),
+    )
+
+
+def _theirs(model: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if model in TIMM_MODELS:
+        return ("timm eager", "timm channels_last"), ("timm channels_last compiled",)
+    if model in CYCLEMLP_MODELS:
+        return ("deformable eager",), ("deformable compiled",)
+    return (), ()

@@ -1,0 +1,86 @@
+"""Command lines of the benchmarks: results, one line for an error, and a bare machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import loading
+from benchmarks.program import run_program
+from benchmarks.suite import __main__ as suite
+
+LOADING = ["--images=4", "--batch=4", "--size=32", "--workers=0", "--rounds=1", "--device=cpu"]
+LOADING += ["--pipelines", "evaluation", "--model-speed", "5"]
+BARE = """
+import runpy, sys
+for name in ("timm", "torchvision", "huggingface_hub", "matplotlib", "jsonargparse", "PIL", "tqdm", "yaml"):
+    sys.modules[name] = None
+module, *sys.argv[1:] = sys.argv[1:]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def run(program: str, *args: str) -> int:
+    module = suite if program == "suite" else loading
+    return run_program(
+        f"benchmarks.{program}", module.DESCRIPTION, module.EXAMPLE, module.add_options, module.run, args
+    )
+
+
+def test_loading_writes_text_and_json(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--root", str(images), *LOADING]
+    assert run("loading", *args, "--json", str(tmp_path / "data.json")) == 0
+    text = capsys.readouterr().out
+    assert "evaluation: resize" in text and "torchvision tensors" in text and str(images) in text
+    values = json.loads((tmp_path / "data.json").read_text())
+    assert values["model_images_per_second"] == 5
+    assert run("loading", *args, "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out).keys() == values.keys()
+
+
+def test_the_suite_lists_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("suite", "--list", "--device", "cpu", "--rows", "caformer") == 0
+    text = capsys.readouterr().out
+    assert "cpu-caformer_s18-inference-fp32-b8" in text and "≥ 1.2 ×" in text and "timm openvino" in text
+    assert run("suite", "--list", "--device", "cpu", "--grid") == 0
+    assert "cpu-randformer_s12-training-bf16-b64-grid" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("program", "args", "status", "message"),
+    [
+        ("suite", ["--rows", "resnet"], 1, "resnet"),
+        ("suite", ["--rounds", "0"], 1, "rounds"),
+        ("suite", ["--rounds", "few"], 2, "few"),
+        ("suite", ["--round", "3"], 2, "--rounds"),
+        ("suite", ["--device", "abacus"], 2, "abacus"),
+        ("loading", ["--pipelines", "trian"], 1, "did you mean train"),
+        ("loading", ["--images", "7"], 1, "images"),
+        ("loading", ["--worker", "3"], 2, "--workers"),
+        ("loading", ["--root", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_an_error_is_one_line(
+    program: str, args: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(program, *args) == status
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (["benchmarks.suite", "--list", "--device=cpu"], 0, "cpu-poolformer_s12-training-fp32-b8"),
+        (["benchmarks.suite", "--rows=resnet"], 1, "unknown row"),
+        (["benchmarks.loading"], 1, "needs timm and torchvision: pip install"),
+    ],
+)
+def test_on_a_bare_machine(args: list[str], status: int, message: str) -> None:
+    done = subprocess.run([sys.executable, "-c", BARE, *args], capture_output=True, text=True, timeout=120)
+    assert done.returncode == status and message in done.stdout + done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
