@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -615,7 +616,7 @@ def parse_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         stop(super(Parser, self).parse_args(argv))
 
     def parse(command: str) -> None:
-        args = shlex.split(command, comments=True)
+        args = list(takewhile(lambda arg: arg not in (">", "|", "&"), shlex.split(command, comments=True)))
         name, *rest = args[args.index("metaformer") + 1 :]
         with pytest.raises((Parsed, SystemExit)):
             import_module(f"metaformer.cli.{COMMANDS[name].module}").run(rest)

@@ -1,119 +1,144 @@
+"""`metaformer data demo`, `check` and `shard`."""
+
 import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from metaformer.cli import main
+from metaformer.tasks import TASKS
+
+Cli = Callable[..., Any]
 
 
 @pytest.fixture
-def flowers(tmp_path: Path) -> Path:
-    """Two classes of three images, in train and val."""
-    draw = np.random.RandomState(0)
-    for split in ("train", "val"):
-        for name in ("daisy", "rose"):
-            (tmp_path / "flowers" / split / name).mkdir(parents=True)
-            for i in range(3):
-                pixels = draw.randint(0, 256, (20, 20, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "flowers" / split / name / f"{i}.png")
-    return tmp_path / "flowers"
+def own_pets(pets: Path, tmp_path: Path) -> Path:
+    """Pets, to be changed."""
+    return shutil.copytree(pets, tmp_path / "pets")
+
+
+def test_demo_writes_a_data_set_for_each_task(cli: Cli, tmp_path: Path) -> None:
+    status, out, _ = cli("data", "demo", tmp_path / "demo", "--copies=1", "--scenes", "2", "1")
+    assert status == 0 and all(str(tmp_path / "demo" / task) in out for task in TASKS)
+    assert len(list((tmp_path / "demo" / "classify" / "val").iterdir())) == 10
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_shard_then_check(
-    kind: str,
-    flowers: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_shards_are_written_and_checked(
+    kind: str, pets: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    out = str(tmp_path / "out")
-    assert main(["data", "shard", str(flowers), out, f"--to={kind}", "--workers=1"]) == 0
-    assert "train: 6 images in 1 files" in capsys.readouterr().out
-    assert main(["data", "check", out, "--workers=1", f"--json={tmp_path / 'found.json'}"]) == 0
-    assert json.loads((tmp_path / "found.json").read_text())["ok"]
-    assert main(["data", "shard", str(flowers), out]) == 1
-    assert "out: holds shards.json" in capsys.readouterr().err
+    out, file = tmp_path / "out", tmp_path / "found.json"
+    result = cli("data", "shard", pets, out, f"--to={kind}", "--workers=1")
+    assert result.status == 0 and "train: 24 images in 1 files" in result.out
+    assert cli("data", "check", out, "--workers=1", f"--json={file}").status == 0
+    assert json.loads(file.read_text())["ok"]
+    result = cli("data", "shard", pets, out)
+    assert result.status == 1 and "shards.json" in result.error
 
 
-def test_faults_end_in_status_1(flowers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (flowers / "val/rose/1.png").write_bytes(b"junk")
-    assert main(["data", "check", str(flowers), "--workers=1"]) == 1
-    assert "val/rose/1.png" in capsys.readouterr().out
-    assert main(["data", "shard", str(flowers), str(tmp_path / "out"), "--split=val", "--workers=1"]) == 1
-    assert "val/rose/1.png" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-    assert main(["data", "shard", str(flowers), str(tmp_path / "out"), "--split=train", "--workers=1"]) == 0
+def test_an_unreadable_image_ends_in_status_1(own_pets: Path, cli: Cli, tmp_path: Path) -> None:
+    (own_pets / "val/bee/1.png").write_bytes(b"junk")
+    out = tmp_path / "out"
+    result = cli("data", "check", own_pets, "--workers=1")
+    assert result.status == 1 and "val/bee/1.png" in result.out
+    result = cli("data", "shard", own_pets, out, "--split=val", "--workers=1")
+    assert result.status == 1 and "val/bee/1.png" in result.error and not out.exists()
+    assert cli("data", "shard", own_pets, out, "--split=train", "--workers=1").status == 0
 
 
-def test_help_tells_what_there_is_and_what_a_stream_costs(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["data"], ["data", "--help"]):
-        assert main(words) == 0
-        text = capsys.readouterr().out
-        assert all(what in text for what in ("demo", "check", "shard"))
-    assert main(["data", "shard", "--help"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
+def test_help_describes_subcommands_and_what_a_stream_costs(cli: Cli) -> None:
+    for args in (["data"], ["data", "--help"]):
+        status, out, _ = cli(*args)
+        assert status == 0 and all(name in out for name in ("demo", "check", "shard"))
+    text = " ".join(cli("data", "shard", "--help").out.split())
     assert "an epoch may repeat or miss some, and a resumed run sees another order" in text
-    assert main(["data", "shrad", "x"]) == 2
-    assert "did you mean shard?" in capsys.readouterr().err
-    assert main(["data", "zzz"]) == 2
-    assert "known: demo, check, shard" in capsys.readouterr().err
+    for name, hint in (("shrad", "did you mean shard"), ("zzz", "demo, check, shard")):
+        result = cli("data", name, "x")
+        assert result.status == 2 and hint in result.error
 
 
-def test_label_maps_are_recognized_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, draw = tmp_path / "scenes", np.random.RandomState(0)
+@pytest.mark.parametrize("folder", ["masks", "labels"])
+def test_scenes_need_class_names(folder: str, cli: Cli, tmp_path: Path) -> None:
+    scenes(tmp_path, folder)
+    result = cli("data", "check", tmp_path, "--workers=1")
+    assert result.status == 1 and {"masks": "classes.txt", "labels": "data.yaml"}[folder] in result.out
+
+
+def scenes(root: Path, folder: str) -> None:
+    """Two images in train and val, with label maps in `masks` or an object of YOLO's in `labels`."""
+    draw = np.random.RandomState(0)
     for split in ("train", "val"):
-        for part in ("images", "masks"):
+        for part in ("images", folder):
             (root / part / split).mkdir(parents=True)
         for i in range(2):
             pixels = draw.randint(0, 256, (9, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / f"images/{split}/{i}.png")
-            Image.fromarray(pixels[..., 0] % 3).save(root / f"masks/{split}/{i}.png")
-    names = tmp_path / "names.txt"
+            if folder == "masks":
+                Image.fromarray(pixels[..., 0] % 3).save(root / f"masks/{split}/{i}.png")
+            else:
+                (root / f"labels/{split}/{i}.txt").write_text("0 0.5 0.5 1 1\n")
+
+
+def test_label_maps_are_recognized_and_checked(cli: Cli, tmp_path: Path) -> None:
+    root, names, file = tmp_path / "scenes", tmp_path / "names.txt", tmp_path / "found.json"
+    scenes(root, "masks")
     names.write_text("sky\nsea\nsand\n")
-    words = ["data", "check", str(root), "--workers=1"]
-    assert main(words) == 1
-    assert "classes.txt: no such file: name the classes in it" in capsys.readouterr().out
-    assert main([*words, f"--classes={names}", f"--json={tmp_path / 'found.json'}"]) == 0
-    assert "train: 2 images with label maps of 3 of 3 classes" in capsys.readouterr().out
-    assert json.loads((tmp_path / "found.json").read_text())["splits"][0]["per_class"]["sea"]["images"] == 2
-    assert main([*words, f"--classes={names}", "--layout=folders", "--reduce-zero-label=yes"]) == 0
-    assert main([*words, "--layout=voc"]) == 1
-    assert f"{root}/JPEGImages: no such folder" in capsys.readouterr().out
-    assert main([*words, "--layout=folder"]) == 1
-    assert "did you mean folders?" in capsys.readouterr().err
+
+    def check(*options: str) -> Any:
+        return cli("data", "check", root, "--workers=1", *options)
+
+    named = f"--class-names={names}"
+    result = check(named, f"--json={file}")
+    assert result.status == 0 and "train: 2 images with label maps of 3 of 3 classes" in result.out
+    assert json.loads(file.read_text())["splits"][0]["per_class"]["sea"]["images"] == 2
+    assert check(named, "--layout=folders", "--reduce-zero-label=yes").status == 0
+    result = check("--layout=voc")
+    assert result.status == 1 and f"{root}/JPEGImages" in result.out
     Image.fromarray(np.full((9, 8), 3, dtype=np.uint8)).save(root / "masks/val/1.png")
-    assert main([*words, f"--classes={names}"]) == 1
-    assert f"error: {root}/masks/val/1.png: label 3 (72 pixels)" in capsys.readouterr().out
+    result = check(named)
+    assert result.status == 1 and f"error: {root}/masks/val/1.png: label 3 (72 pixels)" in result.out
 
 
-def test_objects_are_recognized_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, draw = tmp_path / "scenes", np.random.RandomState(0)
-    for split in ("train", "val"):
-        for part in ("images", "labels"):
-            (root / part / split).mkdir(parents=True)
-        pixels = draw.randint(0, 256, (9, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / f"images/{split}/0.png")
-        (root / f"labels/{split}/0.txt").write_text("0 0.5 0.5 1 1\n")
-    words = ["data", "check", str(root), "--workers=1"]
-    assert main(words) == 1
-    assert "data.yaml: no such file: name the classes in it" in capsys.readouterr().out
+def test_objects_are_recognized_and_checked(cli: Cli, tmp_path: Path) -> None:
+    root, file = tmp_path / "scenes", tmp_path / "found.json"
+    scenes(root, "labels")
     (root / "classes.txt").write_text("cat\n")
-    assert main([*words, f"--json={tmp_path / 'found.json'}"]) == 0
-    assert "train: 1 images, 0 of them empty, with 1 objects" in capsys.readouterr().out
-    assert json.loads((tmp_path / "found.json").read_text())["splits"][0]["per_class"]["cat"]["objects"] == 1
-    assert main([*words, "--layout=coco"]) == 1
-    assert "no annotations of split 'train'" in capsys.readouterr().out
-    assert main([*words, "--task=detect", "--layout=voc"]) == 1
-    assert "Annotations is wanted" in capsys.readouterr().out
+
+    def check(*options: str) -> Any:
+        return cli("data", "check", root, "--workers=1", *options)
+
+    result = check(f"--json={file}")
+    assert result.status == 0 and "train: 2 images, 0 of them empty, with 2 objects" in result.out
+    assert json.loads(file.read_text())["splits"][0]["per_class"]["cat"]["objects"] == 2
+    for layout, named in (("coco", "train"), ("voc", "Annotations")):
+        result = check(f"--layout={layout}")
+        assert result.status == 1 and named in result.out
     (root / "labels/train/0.txt").write_text("1 0.5 0.5 1 1\n")
-    assert main(words) == 1
-    assert f"error: {root}/labels/train/0.txt: line 1: class 1 is not among the 1" in capsys.readouterr().out
-    Image.new("L", (8, 9)).save(root / "labels/train/0.png")
-    assert main(words) == 2
-    assert "holds objects and label maps: say --task detect or segment" in capsys.readouterr().err
-    assert main([*words, "--task=segment", "--split=train"]) == 1
-    assert "only one class, 'cat'" in capsys.readouterr().out
+    result = check()
+    assert result.status == 1 and f"error: {root}/labels/train/0.txt: line 1: class 1" in result.out
+    Image.new("L", (8, 9)).save(root / "labels/train/0.png")  # also a label map
+    result = check()
+    assert result.status == 2 and "--task" in result.error
+    result = check("--task=segment", "--split=train")
+    assert result.status == 1 and "'cat'" in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--layout=folder"], "--layout.*'folder'.*folders"),
+        (["--layout=yolo", "--reduce-zero-label=yes"], "--layout, --reduce-zero-label"),
+        (["--task=classify", "--layout=coco"], "--layout.*image classification"),
+        (["--task=classif"], "--task.*'classif'.*classify"),
+        (["--workers=few"], "--workers.*'few'"),
+    ],
+)
+def test_wrong_options_are_named(options: list[str], named: str, pets: Path, cli: Cli) -> None:
+    result = cli("data", "check", pets, *options)
+    assert result.status == 2 and re.search(named, result.error), result

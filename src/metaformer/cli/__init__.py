@@ -12,7 +12,7 @@ from metaformer.cli.parser import UsageError
 from metaformer.errors import MetaFormerError, RankError, UnknownName
 from metaformer.process import keep_freed_memory, sleep_rather_than_spin
 
-__all__ = ["VERBS", "main"]
+__all__ = ["COMMANDS", "main"]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import re
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def add_options(parser: Any, options: Sequence[Option], given_only: bool = False
             option = other
         merged[option.name] = option
     for name, kind, default, text in merged.values():
-        flag, shown = f"--{name.replace('_', '-')}", text.rstrip(".").replace("%", "%%")
+        flag, shown = _flag(name), _help(text, merged)
         if default not in (None, False) and "(default" not in shown:
             shown += f" (default {default})"
         common = {"help": shown, "default": argparse.SUPPRESS if given_only else default}
@@ -81,7 +82,9 @@ def add_options(parser: Any, options: Sequence[Option], given_only: bool = False
                 flag, type=lambda value, flag=flag: numbers(value, flag), metavar="X,X,…", **common
             )
         elif kind == list[str]:
-            parser.add_argument(flag, type=_words, metavar="NAME,NAME,…", **common)
+            parser.add_argument(
+                flag, type=lambda value, flag=flag: _names(value, flag), metavar="NAME,NAME,…", **common
+            )
         else:
             parser.add_argument(flag, type=kind, metavar=METAVARS[kind], **common)
 
@@ -114,11 +117,21 @@ def task_options(field: str) -> dict[str, list[tuple[str, Option]]]:
     return found
 
 
-def _words(text: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise UsageError(f"{text!r}: write names with commas between")
-    return words
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _help(text: str, options: Collection[str]) -> str:
+    """Help text of a description, in which other options are called by their flags."""
+    text = re.sub(r"`(\w+)`", lambda found: _flag(found[1]) if found[1] in options else found[0], text)
+    return text.rstrip(".").replace("%", "%%")
+
+
+def _names(text: str, flag: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UsageError(f"{flag} {text!r}: write names with commas between")
+    return names
 
 
 def _kind(hint: Any) -> Any:
@@ -133,7 +146,7 @@ def _kind(hint: Any) -> Any:
         if one in METAVARS or one is bool:
             return one
     for one in choices:
-        if get_origin(one) is not None and get_args(one)[:1] in ((float,), (str,)):
+        if get_origin(one) in (Sequence, list, tuple) and get_args(one)[:1] in ((float,), (str,)):
             return list[get_args(one)[0]]  # type: ignore[misc]
     raise AssertionError(f"no option stands for {hint}")
 

@@ -1,0 +1,214 @@
+"""Help, exit statuses and the one-line errors of all commands."""
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaformer.cli import COMMANDS
+from metaformer.factory import create_model
+from metaformer.recipes import RECIPES
+
+Cli = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
+
+
+def shell(command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = f"set -o pipefail; {command.replace('metaformer', f'{sys.executable} -m metaformer', 1)}"
+    options |= {"stderr": subprocess.PIPE, "text": True, "timeout": 60}
+    return subprocess.run(["bash", "-c", command], **options)
+
+
+def test_help_needs_no_torch() -> None:
+    script = (
+        "from metaformer.cli import main; main(['--help']); import sys; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name, command in COMMANDS.items():
+        assert name in done.stdout and command.example in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_examples(
+    name: str, cli: Cli, parse_command: Callable[[str], None]
+) -> None:
+    status, out, _ = cli(name, "--help")
+    assert status == 0 and f"usage: metaformer {name}" in out
+    examples = re.findall(r"^  (metaformer .*)", out, re.MULTILINE)
+    assert examples
+    for command in (*examples, COMMANDS[name].example):
+        parse_command(command)
+
+
+def documented() -> Iterator[str]:
+    """Commands of README, docs, Makefile and recipes."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in page.read_text().split("\n```")[1::2]:
+            yield from re.findall(r"^(?:torchrun .*)?metaformer .*", block.replace("\\\n", ""), re.MULTILINE)
+    if shutil.which("make"):
+        shown = subprocess.run(["make", "-nB", "demo"], cwd=ROOT, capture_output=True, text=True)
+        yield from re.findall(r"metaformer (?:train|evaluate|predict|data) .*", shown.stdout)
+    yield from (recipe.full_command for recipe in RECIPES.values())
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(documented()))
+def test_documented_commands_can_be_parsed(
+    command: str, parse_command: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in re.findall(r"\S+\.(?:yaml|py)\b", command):
+        Path(file).write_text("seed: 1" if file.endswith("yaml") else "")
+    parse_command(command)
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").out.startswith("metaformer 0.")
+
+
+def test_as_a_module() -> None:
+    done = shell("metaformer tarin")
+    assert done.returncode == 2 and "did you mean train" in done.stderr
+
+
+WRONG_USE: dict[str, tuple[list[str], str]] = {
+    "command": (["evaluat"], "did you mean evaluate"),
+    "subcommand": (["data", "deom", "x"], "'deom': did you mean demo"),
+    "no recipe": (["train", "--seed=1"], "recipe"),
+    "option": (["evaluate", "poolformer_n", "--flipp"], "--flipp: did you mean --flip"),
+    "argument": (["runs", "a", "b"], "'b'"),
+    "number": (["bench", "poolformer_n", "--batch=many"], "--batch.*'many'"),
+    "choice": (["data", "shard", "a", "b", "--to=zip"], "--to.*'zip'.*parquet"),
+    "place": (["predict", "poolformer_n", "x.png", "--draw"], "--draw.*--out"),
+    "input": (["predict", "poolformer_n"], "--data"),
+}
+WRONG_VALUE: dict[str, tuple[list[str], str]] = {
+    "recipe": (["train", "imagenet/poolfromer_s12"], "imagenet/poolformer_s12"),
+    "source": (["evaluate", "poolformer_s13", "--data=DATA"], "poolformer_s12"),
+    "no weights": (["predict", "poolformer_n", "DATA"], "poolformer_n"),
+    "format": (["convert", "a", "b", "--to=time"], "timm"),
+    "bench model": (["bench", "timm:resnet5O"], "resnet50"),
+    "bench batch": (["bench", "poolformer_n", "--batch=0"], "batch"),
+    "verify": (["verify", "caformer_s81", "--data=DATA"], "caformer_s18"),
+    "runs": (["runs", "TMP/none"], "TMP/none"),
+    "list": (["list", "caformr"], "caformer"),
+    "import": (["list", "--import=/nowhere/own.py"], r"own\.py"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "args", "named"),
+    [(2, *case) for case in WRONG_USE.values()] + [(1, *case) for case in WRONG_VALUE.values()],
+    ids=[*WRONG_USE, *WRONG_VALUE],
+)
+def test_errors_name_the_word(
+    status: int, args: list[str], named: str, pets: Path, cli: Cli, tmp_path: Path
+) -> None:
+    result = cli(*(arg.replace("DATA", str(pets)).replace("TMP", str(tmp_path)) for arg in args))
+    assert result.status == status and re.search(named.replace("TMP", str(tmp_path)), result.error), result
+
+
+class Evil:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("other classes", "classes"),
+        ("other model", r"stages\.0"),
+        ("truncated", r"weights\.pth"),
+        ("code", r"weights\.pth"),
+    ],
+)
+def test_wrong_checkpoints_are_named_and_their_code_is_not_run(
+    kind: str, named: str, pets: Path, cli: Cli, train_args: tuple[str, ...], tmp_path: Path
+) -> None:
+    file = tmp_path / "weights.pth"
+    model = create_model("poolformer_s12" if kind == "other model" else "poolformer_n", num_classes=7)
+    state: dict[str, Any] = dict(model.state_dict())
+    torch.save({"state_dict": state, "hook": Evil(tmp_path / "ran")} if kind == "code" else state, file)
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:10_000])
+    result = cli("evaluate", "poolformer_n", f"--checkpoint={file}", f"--data={pets}", "--workers=0")
+    assert result.status == 1 and re.search(named, result.error), result
+    if kind in ("truncated", "code"):
+        weights = ("--model.overrides={}", f"--model.checkpoint={file}")
+        cli(*train_args, *weights, f"--data.root={pets}", f"--out={tmp_path / 'run'}").error  # noqa: B018
+        cli("convert", file, tmp_path / "b.pth", "--to=timm").error  # noqa: B018
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) in (
+        ["weights.pth"], [".lock", "weights.pth"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "convert", "bench", "data"])
+def test_outputs_that_cannot_be_written_are_named(
+    command: str, run: Path, pets: Path, cli: Cli, train_args: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("a file, not a folder")
+    out = tmp_path / "file" / "out"  # not even root may write below a file
+    torch.save(create_model("poolformer_n").state_dict(), tmp_path / "a.pth")
+    args = {
+        "train": [*train_args, f"--data.root={pets}", f"--out={out}"],
+        "evaluate": ["evaluate", run, "--workers=0", f"--json={out}.json"],
+        "predict": ["predict", run, pets / "val", f"--out={out}"],
+        "convert": ["convert", tmp_path / "a.pth", f"{out}.pth", "--to=timm"],
+        "bench": ["bench", "poolformer_n", "--counts", f"--json={out}.json"],
+        "data": ["data", "demo", out],
+    }[command]
+    result = cli(*args)
+    assert result.status == 1 and str(tmp_path / "file") in result.error
+    assert (tmp_path / "file").read_text() == "a file, not a folder"
+
+
+def raising(error: BaseException) -> Callable[[list[str]], int]:
+    def run(argv: list[str]) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "named"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried …"), 1, "CUDA out of memory"),
+    ],
+)
+def test_interruptions_and_lack_of_memory(
+    error: BaseException, status: int, named: str, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.setattr(importlib.import_module("metaformer.cli.listing"), "run", raising(error))
+    result = cli("list")
+    assert result.status == status and named in result.err and result.err.count("\n") == 1
+
+
+def test_a_file_that_exits_is_an_error(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("raise SystemExit(0)\n")
+    assert "own.py: line 1" in cli("list", f"--import={tmp_path / 'own.py'}").error
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    done = shell("metaformer list | head -1", stdout=subprocess.PIPE)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_below_standard_output() -> None:
+    done = shell("metaformer list > /dev/full")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "[Errno 28] No space left on device" in done.stderr

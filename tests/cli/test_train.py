@@ -1,0 +1,221 @@
+"""`metaformer train`: recipes, configuration files and options, and whole runs in small."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaformer.cli.plain_yaml import check_yaml
+from metaformer.cli.train import _command, resolve
+from metaformer.errors import ConfigError
+from metaformer.factory import create_model
+from metaformer.recipes import RECIPES
+
+Cli = Callable[..., Any]
+Args = tuple[str, ...]
+
+
+# --- configuration
+
+
+def test_a_yaml_file_then_options_change_a_recipe(tmp_path: Path) -> None:
+    recipe, file = RECIPES["imagenet/caformer_s18"], tmp_path / "own.yaml"
+    assert resolve(recipe, []) == recipe()
+    file.write_text("optim: {lr: 0.5, clip: 1}\nmodel:\n  mixers: [pooling, pooling, attention, attention]\n")
+    config = resolve(recipe, [str(file), "--optim.lr", "2e-3", "--ema.decay=0.9"])
+    assert config.optim.lr == 2e-3 and config.optim.clip == 1.0 and config.optim.name == "lamb"
+    assert config.ema.decay == 0.9 and config.model.drop_path_rate == 0.15
+    assert config.model.mixers == ["pooling", "pooling", "attention", "attention"]
+    assert resolve(recipe, ["--model.mixers", "pooling(size=5)"]).model.mixers == "pooling(size=5)"
+    assert resolve(recipe, ["--augment.auto_augment=null"]).augment.auto_augment is None
+
+
+def test_the_printed_configuration_is_read_back(cli: Cli, tmp_path: Path) -> None:
+    status, out, _ = cli("train", "imagenet/cyclemlp_b2", "--optim.lr=0.25", "--print_config")
+    (tmp_path / "own.yaml").write_text(out)
+    assert status == 0
+    config = resolve(RECIPES["imagenet/poolformer_s12"], [str(tmp_path / "own.yaml")])
+    assert config == resolve(RECIPES["imagenet/cyclemlp_b2"], ["--optim.lr=0.25"])
+
+
+def test_the_command_that_resumes_has_one_resume_option() -> None:
+    for resume in ([], ["--resume", "auto"], ["--resume=auto"], ["--resume", "a/step_1"]):
+        command = _command(["finetune", *resume, "--out", "my run"])
+        assert command == "metaformer train finetune --out 'my run' --resume auto"
+
+
+def test_help_of_a_recipe_has_its_values_and_descriptions_of_fields(cli: Cli) -> None:
+    status, out, _ = cli("train", "imagenet/caformer_b36", "--help")
+    text = " ".join(out.split())
+    assert status == 0 and "Published: top-1 85.5 %" in text and "default: 0.008" in text
+    assert "earning rate" in text and "--import FILE.py" in text and "--resume" in text
+
+
+@pytest.mark.parametrize("key", ["import", "file"])
+def test_a_configuration_cannot_run_code(key: str, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "own.yaml").write_text(f"{key}: {tmp_path / 'evil.py'}\n")
+    assert f"unknown field {key}" in cli("train", "demo/classify", tmp_path / "own.yaml").error
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"optim: {lr: [1", "line 1"),
+        (b"", "fields"),
+        (b"- a\n", "fields"),
+        (b"\x89PNG\xff", "text"),
+        (b"optim: {lrr: 1}", "optim.lrr: did you mean --optim.lr"),
+        (b"optim: {lr: fast}", "optim.lr: expected float, got fast"),
+        (b"data: 3", "data: 3"),
+        (b"seed: 1\nseed: 2", "seed"),
+    ],
+)
+def test_errors_in_a_yaml_file_name_the_file(content: bytes, named: str, cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_bytes(content)
+    error = cli("train", "demo/classify", file, "--data.root=x", f"--out={tmp_path / 'run'}").error
+    assert f"{file}" in error and named in error and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("a: " + "[" * 30 + "]" * 30, "line 1: nested"),
+        ("[" * 200_000, "nested"),
+        ("a: &x [1, 1]\nb: [*x, *x]", r"line 2: aliases \(\*x\)"),
+        ("seed: 1\noptim:\n  lr: 1\n  eps: 2\n  lr: 3", "line 5: lr"),
+        ("a: " + "1" * 1_000_001, "1,000,004 bytes"),
+    ],
+)
+def test_yaml_beyond_plain_fields_is_refused(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"own\.yaml.*{named}"):
+        check_yaml(file)
+
+
+@pytest.mark.parametrize("text", ["", "seed: 1", "a: {b: [1, [2, 3]], c: null}\nd: {b: 1}", "? [a, b]\n: 1"])
+def test_plain_yaml_passes(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    check_yaml(file)
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "named"),
+    [
+        (["--model.name=poolformer_s21"], 1, "poolformer_s12"),
+        (["--model.name=cyclemlp_t"], 1, "without code"),
+        (["--model.mixers=poling"], 1, "pooling"),
+        (["--model.mixers=pooling(syze=3)"], 1, "syze"),
+        (["--model.overrides={nrom: batch_norm}"], 1, "norm"),
+        (["--optim.lrr=1"], 2, "did you mean --optim.lr"),
+        (["--lr=1"], 2, "--lr: did you mean --optim.lr"),
+        (["--outt=x"], 2, "--outt: did you mean --out"),
+        (["--optim.lr=fast"], 2, "optim.lr: expected float, got fast"),
+        (["--optim.name=adam"], 2, "optim.name: expected one of 'adamw', 'lamb', 'sgd', got adam"),
+        (["--optim.clip=much"], 2, "optim.clip"),
+        (["nonsense"], 2, "nonsense"),
+        (["--data.batch_size=0"], 1, "data.batch_size"),
+        (["--config=own.yaml"], 2, "own.yaml"),
+        (["--import=/nowhere/own.py"], 1, "own.py"),
+        (["--resume=/nowhere/step_1"], 1, "step_1"),
+        (["--runtime.device=abacus"], 1, "abacus"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_wrong_options_are_named_and_leave_no_run(
+    args: list[str], status: int, named: str, pets: Path, cli: Cli, train_args: Args, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = cli(*train_args, f"--data.root={pets}", f"--out={out}", *args)
+    assert result.status == status and named in result.error, result
+    assert not [path for path in out.rglob("*") if path.is_file()]
+
+
+# --- runs
+
+
+def test_training_leaves_a_run_directory(run: Path, pets: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config = config.get("config", config)
+    assert config["optim"]["lr"] == 0.01 and config["seed"] == 3 and config["data"]["root"] == str(pets)
+    assert (run / "metrics.jsonl").read_text().count("\n") >= 3
+    assert (run / "best").exists() and (run / "report.html").stat().st_size > 1000
+
+
+def test_a_run_is_resumed_not_overwritten(
+    run: Path, pets: Path, cli: Cli, train_args: Args, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    args = (*train_args, f"--data.root={pets}", f"--out={copy}", "--seed=3", "--optim.lr=0.01")
+    assert "resume" in cli(*args, "--schedule.epochs=3").error
+    before = (copy / "metrics.jsonl").read_text()
+    assert cli(*args, "--schedule.epochs=4", "--resume=auto").status == 0
+    after = (copy / "metrics.jsonl").read_text()
+    assert after.startswith(before) and len(after) > len(before)
+
+
+def test_fine_tuning_from_a_published_format_of_other_classes(
+    pets: Path, cli: Cli, train_args: Args, tmp_path: Path
+) -> None:
+    ours, published, out = (tmp_path / name for name in ("ours.pth", "published.pth", "run"))
+    torch.save(create_model("poolformer_n").state_dict(), ours)
+    assert cli("convert", ours, published, "--to=poolformer").status == 0
+    assert any(key.startswith("network.") for key in torch.load(published, weights_only=True))
+    weights = ("--model.name=poolformer_n", "--model.overrides={}", f"--model.checkpoint={published}")
+    more = (f"--data.root={pets}", f"--out={out}", "--schedule.warmup_epochs=0")
+    assert cli("train", "finetune", *train_args[2:], *weights, *more).status == 0
+    assert cli("evaluate", out, "--workers=0").status == 0
+
+
+ROWS = """
+from torch import Tensor, nn
+from metaformer.mixers import MIXERS
+
+@MIXERS.register('rows')
+class Rows(nn.Module):
+    def __init__(self, dim: int, share: float = 0.5) -> None:
+        super().__init__()
+        self.share = share
+    def forward(self, x: Tensor) -> Tensor:
+        return self.share * x.mean(3, keepdim=True).expand_as(x)
+"""
+
+
+def test_a_mixer_of_ones_own_by_name(pets: Path, cli: Cli, train_args: Args, tmp_path: Path) -> None:
+    (tmp_path / "rows.py").write_text(ROWS)
+    own, out = f"--import={tmp_path / 'rows.py'}", tmp_path / "run"
+    mixers = "--model.mixers=[rows, rows(share=0.25), pooling, rows]"
+    assert cli(*train_args, f"--data.root={pets}", f"--out={out}", mixers, own).status == 0
+    assert "rows(share=0.25)" in (out / "config.json").read_text()
+    again = [sys.executable, "-m", "metaformer", "evaluate", str(out), "--workers=0"]
+    done = subprocess.run(again, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "--import" in done.stderr, "a checkpoint brings no code along"
+    assert subprocess.run([*again, own], timeout=120).returncode == 0
+    assert cli("bench", "poolformer_n", "--counts", own, "--mixers", "rows").status == 0
+
+
+@pytest.mark.parametrize("fault", ["train", "ant", "bee", "cat/0.png"])
+def test_wrong_data_is_named(fault: str, pets: Path, cli: Cli, train_args: Args, tmp_path: Path) -> None:
+    root = shutil.copytree(pets, tmp_path / "data")
+    if fault == "train":  # no split of this name
+        shutil.rmtree(root / "train")
+    elif fault == "ant":  # the only class
+        for folder in (*root.glob("*/bee"), *root.glob("*/cat")):
+            shutil.rmtree(folder)
+    elif fault == "bee":  # missing in val
+        shutil.rmtree(root / "val" / "bee")
+    else:
+        for file in (root / "train" / "cat").iterdir():
+            file.write_bytes(file.read_bytes()[:60])
+    result = cli(*train_args, f"--data.root={root}", f"--out={tmp_path / 'run'}")
+    assert result.status == 1 and fault.split("/")[0] in result.error
