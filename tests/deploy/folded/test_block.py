@@ -1,4 +1,4 @@
-"""A folded block is the block, whatever it is made of."""
+"""Folded blocks compute what blocks do, for every mixer, norm, activation, scale and residual."""
 
 import copy
 import os
@@ -22,17 +22,17 @@ DIM, GRID = 12, (7, 6)
 KINDS = pytest.mark.parametrize(
     ("dtype", "dim"),
     [(torch.float32, 64), (torch.float32, DIM), (torch.float64, DIM)],
-    ids=["own products", "onednn", "plain"],
+    ids=["cpp", "onednn", "plain"],
 )
 
 
-class Made(NamedTuple):
+class Example(NamedTuple):
     block: Block
     dim: int
 
 
-def made(dim: int = DIM, **changes: object) -> Made:
-    """A block whose numbers are all its own: no weight is one, no bias zero."""
+def example(dim: int = DIM, **changes: object) -> Example:
+    """A block of random parameters and statistics: no weight is one, no bias zero."""
     fields = {
         "depths": (1,),
         "dims": (dim,),
@@ -54,37 +54,37 @@ def made(dim: int = DIM, **changes: object) -> Made:
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
-    return Made(block.eval(), dim)
+    return Example(block.eval(), dim)
 
 
-def check(of: Made, dtype: torch.dtype, batch: int = 2, size: tuple[int, int] = GRID) -> None:
+def check(of: Example, dtype: torch.dtype, batch: int = 2, size: tuple[int, int] = GRID) -> None:
     block = of.block.to(dtype)
     x = torch.randn(batch, of.dim, *size, dtype=dtype).to(memory_format=torch.channels_last)
     before = x.clone()
     with torch.inference_mode():
-        wanted = block(x)
+        expected = block(x)
         folded = FoldedBlock(copy.deepcopy(block)).eval()
-        found = [folded(x) for _ in range(3)]  # a shape that comes again has weights laid out for it
+        results = [folded(x) for _ in range(3)]  # weights are packed when a shape repeats
     assert torch.equal(x, before)
     tolerance = 2e-5 if dtype == torch.float32 else 1e-12
-    largest = wanted.abs().max().item() if wanted.numel() else 0.0
-    for tokens in found:
-        torch.testing.assert_close(tokens, wanted, rtol=0, atol=tolerance * max(1.0, largest))
+    largest = expected.abs().max().item() if expected.numel() else 0.0
+    for result in results:
+        torch.testing.assert_close(result, expected, rtol=0, atol=tolerance * max(1.0, largest))
 
 
 @KINDS
 @pytest.mark.parametrize("norm", list(NORMS))
 @pytest.mark.parametrize("mixer", list(MIXERS))
 def test_every_mixer_behind_every_norm(mixer: str, norm: str, dtype: torch.dtype, dim: int) -> None:
-    check(made(dim, mixers=(mixer,), norm=norm), dtype)
+    check(example(dim, mixers=(mixer,), norm=norm), dtype)
 
 
 @KINDS
 @pytest.mark.parametrize("act", list(ACTS))
 def test_every_activation(act: str, dtype: torch.dtype, dim: int) -> None:
-    check(made(dim, act=act), dtype)
-    check(made(dim, act=act, mlp_bias=False), dtype)
-    check(made(dim, mixers=(f"sepconv(act='{act}')",)), dtype)
+    check(example(dim, act=act), dtype)
+    check(example(dim, act=act, mlp_bias=False), dtype)
+    check(example(dim, mixers=(f"sepconv(act='{act}')",)), dtype)
 
 
 @KINDS
@@ -102,29 +102,29 @@ def test_every_activation(act: str, dtype: torch.dtype, dim: int) -> None:
     ],
     ids=str,
 )
-def test_every_scale_and_shortcut(
+def test_every_scale_and_residual(
     mixer: str, changes: dict[str, object], dtype: torch.dtype, dim: int
 ) -> None:
-    check(made(dim, mixers=(mixer,), **changes), dtype)
+    check(example(dim, mixers=(mixer,), **changes), dtype)
 
 
 @pytest.mark.parametrize("options", ["qkv_bias=True", "kernel=5", "kernel=1"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (13, 11)])
-def test_cycle_mlp_on_small_and_large_maps(options: str, size: tuple[int, int]) -> None:
+def test_cycle_mlp_at_small_and_large_sizes(options: str, size: tuple[int, int]) -> None:
     for dim in (DIM, 64):
-        check(made(dim, mixers=(f"cycle_mlp({options})",), norm="layer_norm"), torch.float32, 3, size)
-        check(made(dim, mixers=(f"cycle_mlp({options})",), layer_scale=(0.5,)), torch.float32, 3, size)
+        check(example(dim, mixers=(f"cycle_mlp({options})",), norm="layer_norm"), torch.float32, 3, size)
+        check(example(dim, mixers=(f"cycle_mlp({options})",), layer_scale=(0.5,)), torch.float32, 3, size)
 
 
 @pytest.mark.parametrize("mixer", list(MIXERS))
 @pytest.mark.parametrize("batch", [0, 1, 5])
-def test_samples_in_parts(mixer: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_in_chunks(mixer: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folded_block, "CHUNK_ELEMENTS", 2 * GRID[0] * GRID[1] * 3 * DIM)
-    check(made(mixers=(mixer,)), torch.float32, batch)
+    check(example(mixers=(mixer,)), torch.float32, batch)
 
 
-class Shy(nn.Module):
-    """A mixer from outside that this library knows nothing about."""
+class Foreign(nn.Module):
+    """A mixer from outside this library."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -135,18 +135,18 @@ class Shy(nn.Module):
 
 
 def test_a_mixer_from_outside() -> None:
-    check(made(mixers=(Shy,), layer_scale=(0.5,)), torch.float32)
+    check(example(mixers=(Foreign,), layer_scale=(0.5,)), torch.float32)
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-BY_KERNELS = [
-    made_of
+TRITON = [
+    changes
     for mixer, norm, act in (
         ("pooling", "group_norm", "gelu"),
         ("sepconv", "layer_norm", "star_relu"),
         ("cycle_mlp", "layer_norm", "squared_relu"),
     )
-    for made_of in (
+    for changes in (
         {"mixers": (mixer,), "norm": norm, "act": act, "layer_scale": (0.5,)},
         {"mixers": (mixer,), "norm": norm, "act": act, "res_scale": (0.5,)},
         {"mixers": (mixer,), "norm": norm, "act": act, "residual": False},
@@ -154,20 +154,20 @@ BY_KERNELS = [
 ]
 
 
-@pytest.mark.parametrize("changes", BY_KERNELS if INTERPRETED else BY_KERNELS[:0], ids=str)
-def test_by_interpreted_kernels(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operation's registered form is what ran: without it the block fails."""
-    check(made(**changes), torch.float32, 1, (3, 4))
+@pytest.mark.parametrize("changes", TRITON if INTERPRETED else TRITON[:0], ids=str)
+def test_interpreted_triton_kernels(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registered operation is what runs: without it the block fails."""
+    check(example(**changes), torch.float32, 1, (3, 4))
     monkeypatch.setattr(torch.ops, "metaformer", None)
     with pytest.raises(AttributeError):
-        check(made(**changes), torch.float32, 1, (3, 4))
+        check(example(**changes), torch.float32, 1, (3, 4))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets on a machine without CUDA")
-def test_by_kernels() -> None:
+def test_triton_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "METAFORMER_OPS": "triton", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
-    command += ["-k", test_by_interpreted_kernels.__name__]
+    command += ["-k", test_interpreted_triton_kernels.__name__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0 and f"{len(BY_KERNELS)} passed" in done.stdout, done.stdout[-8000:]
+    assert done.returncode == 0 and f"{len(TRITON)} passed" in done.stdout, done.stdout[-8000:]

@@ -1,3 +1,5 @@
+"""Convolutions with packed weights."""
+
 import copy
 
 import pytest
@@ -16,7 +18,7 @@ CONVS = {
 
 @pytest.mark.parametrize("name", CONVS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_is_the_convolution_whatever_came_before(name: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_any_sequence_of_shapes(name: str, dtype: torch.dtype, tolerance: float) -> None:
     conv = copy.deepcopy(CONVS[name])
     folded = fold_conv(conv).to(dtype)
     conv = copy.deepcopy(conv).double()
@@ -28,7 +30,7 @@ def test_is_the_convolution_whatever_came_before(name: str, dtype: torch.dtype, 
             torch.testing.assert_close(folded(x).double(), conv(x.double()), rtol=tolerance, atol=tolerance)
 
 
-def test_only_the_last_layout_is_cache_and_new_weights_are_seen() -> None:
+def test_one_packed_weight_is_cached_and_follows_the_weight() -> None:
     folded = FoldedConv(nn.Conv2d(3, 4, 3)).requires_grad_(False)
     images = [torch.randn(1, 3, size, size) for size in (8, 8, 9, 9)]
     for x in images:
@@ -39,15 +41,15 @@ def test_only_the_last_layout_is_cache_and_new_weights_are_seen() -> None:
     assert copy.deepcopy(folded)._cache == {}
 
 
-def test_a_star_relu_before_it() -> None:
+def test_star_relu() -> None:
     x = torch.randn(2, 16, 9, 5).contiguous(memory_format=torch.channels_last)
     for conv in (nn.Conv2d(16, 16, 7, padding=3, groups=16), nn.Conv2d(16, 4, 3)):
         with torch.inference_mode():
-            wanted = conv(0.8 * x.relu().square() - 0.4)
-            torch.testing.assert_close(fold_conv(conv)(x, (0.8, -0.4)), wanted, rtol=1e-4, atol=1e-5)
+            expected = conv(0.8 * x.relu().square() - 0.4)
+            torch.testing.assert_close(fold_conv(conv)(x, (0.8, -0.4)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_wide_ones_of_each_channel_have_a_form_of_their_own() -> None:
+def test_depthwise_convolutions_that_keep_the_size() -> None:
     assert isinstance(fold_conv(nn.Conv2d(16, 16, 7, padding=3, groups=16)), FoldedDepthwise)
     for other in (
         nn.Conv2d(16, 16, 7, padding=2, groups=16),
@@ -60,7 +62,7 @@ def test_wide_ones_of_each_channel_have_a_form_of_their_own() -> None:
         assert isinstance(fold_conv(other), FoldedConv)
 
 
-def test_which_convolutions_it_stands_for() -> None:
+def test_which_convolutions_are_folded() -> None:
     assert can_fold(nn.Conv2d(3, 4, 3, padding=1)) and not can_fold(nn.ConvTranspose2d(3, 4, 3))
     assert not can_fold(nn.Conv2d(3, 4, 3, padding="same"))
     assert not can_fold(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))

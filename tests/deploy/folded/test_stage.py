@@ -1,18 +1,120 @@
+"""Captured kernel calls, and the stages that replay them."""
+
 import copy
 import pickle
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import metaformer
-from metaformer.deploy.folded.stage import ReplayableStage
+from metaformer.deploy.folded.stage import CapturedGraph, ReplayableStage, capture
 from metaformer.ops import cpp
+from metaformer.ops.attention import attention
+from metaformer.ops.norm import layer_norm
 
-pytestmark = pytest.mark.skipif(
-    not cpp.has_linear(torch.float32), reason="the C++ products do not run on this machine"
-)
+kernels = pytest.mark.skipif(cpp.load() is None, reason="no C++ kernels on this machine")
+linear = pytest.mark.skipif(not cpp.has_linear(torch.float32), reason="no C++ linear layers on this machine")
+FAMILIES = ["poolformer_s12", "convformer_s18", "caformer_s18", "cyclemlp_b1"]
+
+
+def norms(x: Tensor, times: int = 5) -> Tensor:
+    """(B, C, H, W) through some kernels, as blocks call them."""
+    x = x.permute(0, 2, 3, 1)
+    for _ in range(times):
+        x = layer_norm(x, 0.5)
+    return x.permute(0, 3, 1, 2)
+
+
+def features(batch: int = 2, **options: torch.dtype) -> Tensor:
+    return torch.randn(batch, 32, 5, 3, **options).contiguous(memory_format=torch.channels_last)
+
+
+def captured(function: Callable[[Tensor], Tensor], x: Tensor) -> CapturedGraph:
+    graph = capture(function, x)
+    assert graph is not None
+    return graph
+
+
+@kernels
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_replay_computes_what_the_calls_did(dtype: torch.dtype) -> None:
+    graph = captured(norms, features(dtype=dtype))
+    assert len(graph.calls) == 5
+    results = []
+    for _ in range(3):
+        x = features(dtype=dtype)
+        results.append((graph(x), norms(x)))  # the next replay does not overwrite a result
+    for result, expected in results:
+        assert result.stride() == expected.stride() and torch.equal(result, expected)
+
+
+@kernels
+@torch.inference_mode()
+def test_tensors_that_are_not_alive_at_once_share_memory() -> None:
+    x = features()
+    for times in (4, 12):
+        graph = captured(lambda x, times=times: norms(x, times), x)
+        assert sum({buffer.data_ptr(): buffer.nbytes for buffer in graph.owned}.values()) == 2 * x.nbytes
+
+
+@kernels
+@torch.inference_mode()
+def test_a_slice_of_a_larger_tensor_is_read_in_place() -> None:
+    graph, x = captured(norms, features(5)[1:3]), features(7)
+    assert torch.equal(graph(x[3:5]), norms(x[3:5]))
+
+
+@kernels
+@torch.inference_mode()
+def test_nothing_is_captured_where_pytorch_computes() -> None:
+    qkv = torch.randn(2, 7, 3, 1, 20)  # heads of 20 channels have no kernel
+    for function in (
+        lambda x: norms(x) + 1,
+        lambda x: norms(x * 2),
+        lambda x: norms(x).relu_(),
+        lambda x: x,
+        lambda x: attention(qkv),
+    ):
+        assert capture(function, features()) is None
+
+
+@kernels
+@torch.inference_mode()
+def test_weights_live_as_long_as_the_graph() -> None:
+    def weighted(x: Tensor) -> Tensor:
+        return layer_norm(x.permute(0, 2, 3, 1), 0.5, weights[0], weights[1]).permute(0, 3, 1, 2)
+
+    weights = [torch.full((32,), 3.0), torch.full((32,), 4.0)]
+    x = features()
+    expected, graph = weighted(x), captured(weighted, x)
+    weights.clear()
+    _ = [torch.zeros(32) for _ in range(100)]  # would reuse freed memory
+    assert torch.equal(graph(x), expected)
+
+
+@kernels
+@torch.inference_mode()
+def test_threads_replay_one_after_the_other() -> None:
+    graph = captured(norms, features())
+    equal: list[bool] = []
+
+    def replay() -> None:
+        with torch.inference_mode():
+            for _ in range(50):
+                x = features()
+                equal.append(torch.equal(graph(x), norms(x)))
+
+    threads = [threading.Thread(target=replay) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(equal) == 150 and all(equal)
 
 
 def optimized(
@@ -23,42 +125,43 @@ def optimized(
     return model, metaformer.optimize(model, dtype=dtype)
 
 
-def chains(network: nn.Module) -> list[ReplayableStage]:
+def stages(network: nn.Module) -> list[ReplayableStage]:
     return [module for module in network.modules() if isinstance(module, ReplayableStage)]
 
 
-def planned(network: nn.Module) -> list[bool]:
-    return [any(plan is not None for plan in chain._cache.values()) for chain in chains(network)]
+def have_graphs(network: nn.Module) -> bool:
+    return all(any(stage._cache.values()) for stage in stages(network))
 
 
-def images(size: int = 64, batch: int = 1) -> torch.Tensor:
-    return torch.randn(batch, 3, size, size)
+def images(size: int = 64) -> Tensor:
+    return torch.randn(1, 3, size, size)
 
 
+@linear
 @torch.inference_mode()
-@pytest.mark.parametrize("name", ["poolformer_s12", "convformer_s18", "caformer_s18", "cyclemlp_b1"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_families_run_on_kernels_alone(name: str) -> None:
     model, network = optimized(name)
     for size in (64, 64, 64, 96, 64, 64):
         x = images(size)
         torch.testing.assert_close(network(x), model(x), rtol=0, atol=1e-4)
-    assert planned(network) == [True] * 4
+    assert have_graphs(network)
 
 
 @torch.inference_mode()
-@pytest.mark.skipif(not cpp.has_linear(torch.bfloat16), reason="no products of bfloat16 on this machine")
-@pytest.mark.parametrize("name", ["poolformer_s12", "convformer_s18", "caformer_s18", "cyclemlp_b1"])
-def test_so_they_do_in_bfloat16(name: str) -> None:
+@pytest.mark.skipif(not cpp.has_linear(torch.bfloat16), reason="no bfloat16 linear layers on this machine")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_run_on_kernels_alone_in_bfloat16(name: str) -> None:
     model, network = optimized(name, torch.bfloat16)
     x = images().bfloat16()
-    found, wanted = [network(x).float() for _ in range(4)], model(x.float())
-    for logits in found:
-        assert (logits - wanted).abs().max() <= 0.05 * wanted.abs().max()
-    assert planned(network) == [True] * 4
+    results, expected = [network(x).float() for _ in range(4)], model(x.float())
+    assert all((logits - expected).abs().max() <= 0.05 * expected.abs().max() for logits in results)
+    assert have_graphs(network)
 
 
+@linear
 @torch.inference_mode()
-def test_another_type_of_maps_is_not_misread() -> None:
+def test_images_of_another_type_are_refused() -> None:
     _, network = optimized()
     x = images().contiguous(memory_format=torch.channels_last)
     for _ in range(3):
@@ -67,14 +170,12 @@ def test_another_type_of_maps_is_not_misread() -> None:
         network(x.bfloat16())
 
 
+@linear
 @torch.inference_mode()
-def test_new_weights_are_seen() -> None:
-    _, network = optimized()
-    torch.manual_seed(1)
-    other = metaformer.optimize(
-        metaformer.create_model("poolformer_s12", depths=(2, 1, 1, 1), num_classes=7).eval()
-    )
-    x = images()
+def test_loaded_weights_replace_a_graph() -> None:
+    (_, network), (model, _), x = optimized(), optimized(), images()
+    nn.init.normal_(model.stages[0].blocks[0].mlp.fc1.weight)
+    other = metaformer.optimize(model)
     for _ in range(3):
         network(x)
     network.load_state_dict(other.state_dict())
@@ -82,35 +183,37 @@ def test_new_weights_are_seen() -> None:
         torch.testing.assert_close(network(x), other(x), rtol=0, atol=1e-5)
 
 
+@linear
 @torch.inference_mode()
-def test_hooks_on_blocks_are_called() -> None:
+def test_hooks_of_blocks_are_called() -> None:
     _, network = optimized()
     x = images()
     for _ in range(3):
         network(x)
-    seen: list[torch.Size] = []
-    chains(network)[0][1].register_forward_hook(lambda module, maps, result: seen.append(result.shape))
+    shapes: list[torch.Size] = []
+    stages(network)[0][1].register_forward_hook(lambda module, args, result: shapes.append(result.shape))
     network(x)
-    assert seen == [torch.Size((1, 64, 16, 16))]
+    assert shapes == [torch.Size((1, 64, 16, 16))]
 
 
+@linear
 @torch.inference_mode()
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
-def test_copies_are_on_their_own(copied: object) -> None:
-    assert callable(copied)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_copies_are_independent(copied: Callable[[nn.Module], nn.Module]) -> None:
     _, network = optimized()
     x = images()
-    wanted = [network(x) for _ in range(3)][-1]
+    expected = [network(x) for _ in range(3)][-1]
     other = copied(network)
-    numbers = {chain.number for net in (network, other) for chain in chains(net)}
+    numbers = {stage.number for net in (network, other) for stage in stages(net)}
     assert len(numbers) == 8 and None not in numbers
     del network
     for _ in range(3):
-        torch.testing.assert_close(other(x), wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(other(x), expected, rtol=0, atol=1e-6)
 
 
+@linear
 @torch.inference_mode()
-def test_a_chain_is_one_operation_of_a_graph() -> None:
+def test_a_stage_is_one_operation_of_a_compiled_graph() -> None:
     _, network = optimized()
     graphs: list[torch.fx.GraphModule] = []
 
@@ -119,32 +222,31 @@ def test_a_chain_is_one_operation_of_a_graph() -> None:
         return graph.forward
 
     x = images()
-    wanted = network(x)
-    torch.testing.assert_close(torch.compile(network, backend=backend, fullgraph=True)(x), wanted)
+    expected = network(x)
+    torch.testing.assert_close(torch.compile(network, backend=backend, fullgraph=True)(x), expected)
     (graph,) = graphs
     called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     assert sum("metaformer.replay_stage" in name for name in called) == 4
     assert not any("gelu" in name for name in called)
 
 
-def test_the_operation_is_well_registered() -> None:
+@linear
+def test_the_operation_is_registered_correctly() -> None:
     _, network = optimized()
-    chain = chains(network)[1]
-    assert chain.number is not None
+    stage = stages(network)[1]
+    assert stage.number is not None
     with torch.inference_mode():
         x = torch.randn(1, 128, 6, 5).contiguous(memory_format=torch.channels_last)
-    torch.library.opcheck(
-        torch.ops.metaformer.replay_stage.default,
-        (x.clone(), chain.number),
-        test_utils=("test_schema", "test_faketensor"),
-    )
+    operation, tests = torch.ops.metaformer.replay_stage.default, ("test_schema", "test_faketensor")
+    torch.library.opcheck(operation, (x.clone(), stage.number), test_utils=tests)
 
 
-def test_mixers_from_outside_and_gradients_go_block_by_block() -> None:
+@linear
+def test_mixers_without_kernels_and_gradients_run_block_by_block() -> None:
     model, network = optimized(mixers=("pooling", "identity", "dwconv", "pooling"))
-    assert [chain.number is None for chain in chains(network)] == [False, True, True, False]
+    assert [stage.number is None for stage in stages(network)] == [False, True, True, False]
     x = images().requires_grad_()
     torch.testing.assert_close(network(x), model(x), rtol=0, atol=1e-5)
     (gradient,) = torch.autograd.grad(network(x).square().sum(), x)
-    (wanted,) = torch.autograd.grad(model(x).square().sum(), x)
-    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5)
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
