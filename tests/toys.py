@@ -18,7 +18,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaformer.checkpoint.checkpoint import write_checkpoint
 from metaformer.cli import COMMANDS
@@ -540,6 +540,26 @@ def torchvision_state(model: Detector) -> dict[str, Tensor]:
             name = f"box_predictor.bbox_pred.{part}"
             state[name] = torch.cat([state[name][:4], state[name]])
     return state
+
+
+def randomized(model: nn.Module) -> Any:
+    """A network whose every weight and statistic is random."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for value in (*model.parameters(), *model.buffers()):
+            if value.is_floating_point():
+                value.normal_(0.5, 0.3).abs_()
+    return model.eval()
+
+
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a network's state."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def equal_states(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two states have the same names, shapes and values."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # Predictions

@@ -18,8 +18,7 @@ from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.weights.card import pretrained_cfg
 from metaformer.weights.download import fetch
-from metaformer.weights.fit import Classifier
-from metaformer.weights.load import load_weights
+from metaformer.weights.load import Classifier, load_weights
 from metaformer.weights.sources import SOURCES, Source, find_source, split_name, tags
 
 if TYPE_CHECKING:

@@ -5,19 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import VARIANTS
 from metaformer.errors import OutputError, UnknownName, WeightsError
-from metaformer.models.detection.build import build_detector
-from metaformer.models.detection.config import KINDS, DetectorConfig
-from metaformer.models.segmentation.config import SegmenterConfig
-from metaformer.models.segmentation.segmenter import Segmenter
+from metaformer.models.build import DENSE_KINDS, DETECTOR, NetworkKind, build_network
 from metaformer.weights.convert import convert
 from metaformer.weights.io import read_metadata, read_state, write_state
 from metaformer.weights.load import load_weights
-from toys import torchvision_state
+from toys import equal_states, torchvision_state
 
 ORIGINAL_FORMATS = {"poolformer": "poolformer", "metaformer": "poolformer", "cyclemlp": "cyclemlp"}
 OTHER_FORMATS = {
@@ -36,10 +32,6 @@ def tiny(name: str) -> MetaFormer:
     return MetaFormer(replace(config, depths=(1,) * 4, dims=(32,) * 4, num_classes=7, image_size=(64, 64)))
 
 
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_both_ways_through_every_format_of_a_family(tmp_path: Path, name: str) -> None:
     family = name.split("_")[0]
@@ -54,7 +46,7 @@ def test_both_ways_through_every_format_of_a_family(tmp_path: Path, name: str) -
         report = load_weights(tiny(name), done.target)
         assert report.fraction == 1.0
     back = read_state(next(tmp_path.glob(f"{len(chain)}.*"))).tensors
-    assert same(back, model.state_dict())
+    assert equal_states(back, model.state_dict())
 
 
 def test_cyclemlp_files_look_as_published(tmp_path: Path) -> None:
@@ -119,37 +111,26 @@ def test_the_file_read_is_not_written_over(tmp_path: Path) -> None:
     assert source.read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", ["semantic_fpn", "upernet"])
-def test_segmenters_both_ways(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "head"), [(kind, head) for kind in DENSE_KINDS for head in kind.heads])
+def test_dense_networks_both_ways(tmp_path: Path, kind: NetworkKind, head: str) -> None:
+    ours, theirs = ("detector", "mmdetection") if kind is DETECTOR else ("segmenter", "mmsegmentation")
     backbone = replace(VARIANTS["poolformer_s12"], feature_norm="fresh")
-    model = Segmenter(SegmenterConfig(kind=kind, backbone=backbone, fpn_dim=8, head_dim=8, num_classes=2))
+    small = {"fpn_dim": 8, **({"box_fc_dim": 8} if kind is DETECTOR else {"head_dim": 8})}
+    config = kind.config(kind=head, backbone=backbone, num_classes=2, **small)
+    model = build_network(config)
     write_state(tmp_path / "in.safetensors", model.state_dict())
-    there = convert(tmp_path / "in.safetensors", tmp_path / "there.pth", "mmsegmentation", "poolformer_s12")
-    assert there.model == "poolformer_s12" and there.source_format == "segmenter"
+    there = convert(tmp_path / "in.safetensors", tmp_path / "there.pth", theirs, "poolformer_s12")
+    assert there.model == "poolformer_s12" and there.source_format == ours
     content = torch.load(there.target, weights_only=True)
-    assert list(content) == ["state_dict"] and "decode_head.conv_seg.weight" in content["state_dict"]
-    back = convert(there.target, tmp_path / "back.safetensors", "segmenter")
-    assert back.source_format == "mmsegmentation"
-    assert same(read_state(back.target).tensors, model.state_dict())
+    assert list(content) == ["state_dict"] and "backbone.norm6.weight" in content["state_dict"]
+    back = convert(there.target, tmp_path / "back.safetensors", ours)
+    assert back.source_format == theirs
+    again = build_network(config)
+    assert load_weights(again, back.target).fraction == 1.0
+    assert equal_states(again.state_dict(), model.state_dict())
     with pytest.raises(WeightsError, match="no place in the format 'timm'"):
         convert(there.target, tmp_path / "no.pth", "timm")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_detectors_both_ways(tmp_path: Path, kind: str) -> None:
-    backbone = replace(VARIANTS["poolformer_s12"], feature_norm="fresh")
-    config = DetectorConfig(kind=kind, backbone=backbone, fpn_dim=8, box_fc_dim=8, num_classes=2)
-    model = build_detector(config)
-    write_state(tmp_path / "in.safetensors", model.state_dict())
-    there = convert(tmp_path / "in.safetensors", tmp_path / "there.pth", "mmdetection", "poolformer_s12")
-    assert there.model == "poolformer_s12" and there.source_format == "detector"
-    content = torch.load(there.target, weights_only=True)
-    assert list(content) == ["state_dict"] and "neck.fpn_convs.2.conv.weight" in content["state_dict"]
-    back = convert(there.target, tmp_path / "back.safetensors", "detector")
-    assert back.source_format == "mmdetection"
-    again = build_detector(config)
-    assert load_weights(again, back.target).fraction == 1.0
-    assert same(again.state_dict(), model.state_dict())
-    write_state(tmp_path / "tv.safetensors", torchvision_state(model))
-    with pytest.raises(WeightsError, match=r"tv\.safetensors: .*torchvision"):
-        convert(tmp_path / "tv.safetensors", tmp_path / "no.pth", "mmdetection", "poolformer_s12")
+    if kind is DETECTOR:
+        write_state(tmp_path / "tv.safetensors", torchvision_state(model))
+        with pytest.raises(WeightsError, match=r"tv\.safetensors: .*torchvision"):
+            convert(tmp_path / "tv.safetensors", tmp_path / "no.pth", "mmdetection", "poolformer_s12")

@@ -1,1 +1,1 @@
-"""Published weights: where they are, how they are named, and how to read and write them safely."""
+"""Weights: published files, their formats, and reading and writing them safely."""

@@ -1,6 +1,7 @@
-"""Fit tensors to a model that differs in input channels, classes or grid."""
+"""Adapt tensors to a model with other input channels, classes or grid."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,27 @@ from metaformer.errors import MissingPackage, WeightsError
 
 Grid = tuple[int, int]
 CLASSES_21K, CLASSES_1K = 21841, 1000
+BOXES, BACKGROUND = "box_predictor.bbox_pred.weight", "box_predictor.cls_score.weight"
+ANCHORS, ANCHOR_CLASSES = (
+    "head.regression_head.bbox_reg.weight",
+    "head.classification_head.cls_logits.weight",
+)
+P6 = "neck.extra.p6.weight"
+LAST_LAYERS = (
+    "head.fc.fc2",
+    "head.fc",
+    "head.classifier",
+    "auxiliary.classifier",
+    "head.classification_head.cls_logits",
+    "box_predictor.cls_score",
+    "box_predictor.bbox_pred",
+    "mask_predictor.mask_fcn_logits",
+)
+"""Layers with outputs for each class; a classifier has one of the first two."""
 
 
 def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
-    """Fit a stem (O, I, k, k) to other input channels, as timm does.
+    """Adapt a stem (O, I, k, k) to other input channels, as timm does.
 
     One channel gets the sum; more get the channels in turn, scaled so that equal inputs give the same output.
     """
@@ -25,7 +43,7 @@ def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
 
 
 def class_map_21k() -> list[int | None]:
-    """For each ImageNet-1K class its place among the 21,841 of ImageNet-21K (fall 2011); None for 850.
+    """Index of each ImageNet-1K class among the 21,841 of ImageNet-21K (fall 2011); None for 850.
 
     The class lists are timm's; the map is the one that the authors of the baselines publish.
 
@@ -58,8 +76,42 @@ def map_21k_to_1k(value: Tensor) -> Tensor:
     return mapped
 
 
+def class_layers(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    """Names of weights and biases with outputs for each class, of those that are in both states."""
+    names = [f"{layer}.{part}" for layer in LAST_LAYERS for part in ("weight", "bias")]
+    return [name for name in names if name in state and name in other]
+
+
+def class_count(state: Mapping[str, Tensor]) -> int:
+    """Number of classes of a network's tensors, without a detector's background; 0 for none."""
+    if BACKGROUND in state:
+        return state[BACKGROUND].shape[0] - 1
+    if ANCHOR_CLASSES in state and ANCHORS in state:
+        return state[ANCHOR_CLASSES].shape[0] // max(1, state[ANCHORS].shape[0] // 4)
+    layers = (state.get(f"{layer}.weight") for layer in LAST_LAYERS)
+    return next((layer.shape[0] for layer in layers if layer is not None), 0)
+
+
+def refuse_torchvision(state: Mapping[str, Tensor]) -> None:
+    """Refuse a detector in torchvision's arithmetic: the same names, trained to mean something else.
+
+    There the background is the first class and has a box of its own, and RetinaNet's P6 is made of P5.
+
+    Raises:
+        WeightsError: the shapes of the tensors say so.
+    """
+    levels = [int(name.split(".")[2]) for name in state if name.startswith("neck.laterals.")]
+    channels = state[f"neck.laterals.{max(levels)}.weight"].shape[1] if levels else 0
+    background_box = {BOXES, BACKGROUND} <= state.keys() and len(state[BOXES]) == 4 * len(state[BACKGROUND])
+    if background_box or (levels and P6 in state and state[P6].shape[1] != channels):
+        raise WeightsError(
+            "a detector in torchvision's arithmetic (background first, P6 made of P5), and this library "
+            "computes mmdetection's alone: load its backbone alone (backbone_checkpoint=) and train the heads"
+        )
+
+
 def resample_grid(value: Tensor, shape: torch.Size, grid: Grid) -> Tensor | None:
-    """Fit a position embedding, or a matrix or bias over positions, to another grid; None where it is none.
+    """Resample a position embedding, or a matrix or bias over positions, to another grid; None for others.
 
     A matrix becomes: resample to the old grid, mix, resample back; what `grid_mode="interpolate"` computes.
 

@@ -1,4 +1,4 @@
-"""Fetch published files once, resumed where they were cut and checked where a hash is known."""
+"""Download published files once, with resumption and hash checks."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ USER_AGENT = "metaformer"
 
 
 class Published(Protocol):
-    """A file that somebody put on the network."""
+    """A published file."""
 
     @property
     def url(self) -> str: ...
@@ -35,7 +35,7 @@ class Published(Protocol):
 
 
 def fetch(source: Published, progress: bool = True) -> Path:
-    """Return the local file of a source, downloaded where it is not there yet.
+    """Local file of a source, downloaded if it is not in the cache.
 
     Raises:
         DownloadError: no network, no such file, no room, or not the file that was published.
@@ -47,7 +47,7 @@ def fetch(source: Published, progress: bool = True) -> Path:
 
 
 def download(url: str, target: Path, sha256: str = "", *, progress: bool = True) -> Path:
-    """Download `url` to `target`, going on from a `.part` file that an earlier try left behind.
+    """Download `url` to `target`, resuming the `.part` file of an earlier try.
 
     Args:
         url: http or https.
@@ -81,7 +81,7 @@ def download(url: str, target: Path, sha256: str = "", *, progress: bool = True)
 
 
 def _fetch_all(url: str, part: Path, progress: bool) -> None:
-    """Ask again for the rest until all of it is there."""
+    """Retry until all of it is there."""
     reason: object = ""
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -105,7 +105,7 @@ def _fetch_all(url: str, part: Path, progress: bool) -> None:
 
 
 def _fetch_rest(url: str, part: Path, progress: bool) -> bool:
-    """Append to `part` what is missing; tell whether all of it is there now."""
+    """Append to `part` what is missing; whether it is complete then."""
     done = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
     version = part.with_name(part.name + ".etag")

@@ -1,9 +1,10 @@
-"""The published formats of checkpoints as tables: each names the same tensors in its own words."""
+"""Published checkpoint formats, as tables of the names that they give to the same tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metaformer.weights.heads import MMDETECTION_HEADS, MMSEGMENTATION_HEADS, TRANSFORMERS_HEADS, Rule
+Rule = tuple[str, str | None]
+"""A template of theirs and ours for it; None for names that are known and ignored."""
 
 # Placeholders: {stage} and {block} count from 0. {net}, {down} and {pos} are positions in the originals' one
 # list of blocks, downsamplings and position embeddings: all give the stage. {last} is the last stage's {net}.
@@ -97,6 +98,75 @@ OTHER_PARTS: tuple[Rule, ...] = tuple(
     )
 )
 
+DEEPEST = 6
+"""Largest number of upsamplings of a level in Semantic FPN that has rules; published ones have three."""
+
+PYRAMID: tuple[Rule, ...] = (
+    ("neck.lateral_convs.{level}.conv.*", "neck.laterals.{level}.*"),
+    ("neck.fpn_convs.{extra}.conv.*", "neck.extra.p{stage}.*"),  # counted on behind the levels there
+    ("neck.fpn_convs.{level}.conv.*", "neck.outputs.{level}.*"),
+)
+MMSEGMENTATION_HEADS: tuple[Rule, ...] = (
+    *PYRAMID,
+    *(
+        (f"decode_head.scale_heads.{{level}}.{2 * i}.{theirs}.*", f"head.scales.{{level}}.{i}.{ours}.*")
+        for i in range(DEEPEST)  # a doubling stands after each convolution there
+        for theirs, ours in (("conv", "conv"), ("bn", "norm"))
+    ),
+    *(
+        (f"decode_head.{theirs}.{their_part}.*", f"head.{ours}.{our_part}.*")
+        for theirs, ours in (
+            ("psp_modules.{level}.1", "pools.{level}"),
+            ("bottleneck", "bottleneck"),
+            ("lateral_convs.{level}", "laterals.{level}"),
+            ("fpn_convs.{level}", "outputs.{level}"),
+            ("fpn_bottleneck", "fusion"),
+        )
+        for their_part, our_part in (("conv", "conv"), ("bn", "norm"))
+    ),
+    ("decode_head.conv_seg.*", "head.classifier.*"),
+    ("auxiliary_head.convs.0.conv.*", "auxiliary.conv.conv.*"),
+    ("auxiliary_head.convs.0.bn.*", "auxiliary.conv.norm.*"),
+    ("auxiliary_head.conv_seg.*", "auxiliary.classifier.*"),
+    ("data_preprocessor.*", None),
+)
+TRANSFORMERS_HEADS: tuple[Rule, ...] = tuple(
+    (
+        theirs.replace(".bn.", ".batch_norm.").replace("conv_seg", "classifier"),
+        ours,
+    )
+    for theirs, ours in MMSEGMENTATION_HEADS
+    if theirs.startswith(("decode_head.", "auxiliary_head.")) and "scale_heads" not in theirs
+)
+MMDETECTION_HEADS: tuple[Rule, ...] = (
+    *PYRAMID,
+    *(
+        (f"bbox_head.{theirs}", f"head.{ours}")
+        for theirs, ours in (
+            ("cls_convs.{level}.conv.*", "classification_head.conv.{level}.0.*"),
+            ("retina_cls.*", "classification_head.cls_logits.*"),
+            ("reg_convs.{level}.conv.*", "regression_head.conv.{level}.0.*"),
+            ("retina_reg.*", "regression_head.bbox_reg.*"),
+        )
+    ),
+    ("rpn_head.rpn_conv.*", "rpn.head.conv.0.0.*"),
+    ("rpn_head.rpn_cls.*", "rpn.head.cls_logits.*"),
+    ("rpn_head.rpn_reg.*", "rpn.head.bbox_pred.*"),
+    *(
+        (f"roi_head.{theirs}", ours)
+        for theirs, ours in (
+            ("bbox_head.shared_fcs.0.*", "box_head.fc6.*"),
+            ("bbox_head.shared_fcs.1.*", "box_head.fc7.*"),
+            ("bbox_head.fc_cls.*", "box_predictor.cls_score.*"),
+            ("bbox_head.fc_reg.*", "box_predictor.bbox_pred.*"),
+            ("mask_head.convs.{level}.conv.*", "mask_head.{level}.0.*"),
+            ("mask_head.upsample.*", "mask_predictor.conv5_mask.*"),
+            ("mask_head.conv_logits.*", "mask_predictor.mask_fcn_logits.*"),
+        )
+    ),
+    ("data_preprocessor.*", None),
+)
+
 CYCLE_POINTWISE = (
     "token_mixer.mlp_c.weight",
     "token_mixer.proj.weight",
@@ -124,21 +194,21 @@ class Format:
     title: str
     """What users know it as."""
     signs: tuple[str, ...]
-    """Templates that a file of this format, and of none before it in the table, all has."""
+    """Templates that each match a key of a file of this format, and not all of a format before it."""
     rules: tuple[Rule, ...]
-    """Names, theirs to ours."""
+    """Templates of their names and ours."""
     any_sign: tuple[str, ...] = ()
-    """Templates of which such a file has one at least."""
+    """Templates of which at least one matches."""
     families: tuple[str, ...]
-    """Beginnings of the names of the models that its own software can hold; empty for all."""
+    """Prefixes of the models that its own software has; empty for all."""
     matrices: tuple[str, ...] = ()
-    """Ends of our names whose (out, in, 1, 1) is a matrix there."""
+    """Suffixes of our names whose (out, in, 1, 1) is a matrix there."""
     matrices_with: str = ""
-    """… only in stages that hold a name with this end."""
+    """… only in stages that have a name with this suffix."""
     wrapper: str = ""
-    """The entry of the file that holds the tensors; empty when the file is nothing else."""
+    """Key of the file under which the tensors are; empty if the file holds nothing else."""
     dense: bool = False
-    """Of a network with a backbone among its parts; its names are `backbone.…`, `neck.…`, `head.…` here."""
+    """Of a network on a backbone, with names `backbone.…`, `neck.…`, `head.…` here."""
 
 
 def _under(prefix: str, rules: Sequence[Rule], ours_under: str = "") -> tuple[Rule, ...]:

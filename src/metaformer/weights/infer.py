@@ -1,4 +1,4 @@
-"""Tell from a checkpoint's tensors which published networks it may be of."""
+"""Published variants that a checkpoint may be of, by its tensors."""
 
 from collections.abc import Mapping
 
@@ -15,13 +15,13 @@ MIXER_SIGNS = {
     "token_mixer.fc.weight": "spatial_fc",
     "token_mixer.random_matrix": "random",
 }
-"""Ends of names that only one mixer has."""
+"""Suffixes of names that only one mixer has."""
 WITHOUT_WEIGHTS = frozenset({"pooling", "identity"})
-"""Mixers that leave no trace in a checkpoint."""
+"""Mixers without weights."""
 
 
 def candidates(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the variants that tensors, by our names, may be of; only pooling may leave several."""
+    """Variants that tensors (by our names) may be of; several if they differ in mixers without weights."""
     return [name for name, config in VARIANTS.items() if _fits(state, config)]
 
 

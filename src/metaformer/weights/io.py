@@ -1,4 +1,4 @@
-"""Read any published file of weights safely, and write files that are whole or not there."""
+"""Read weights from files of any kind safely, and write them atomically."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from metaformer.storage import apply_umask, atomic_bytes, atomic_path
 from metaformer.weights.unpickle import load_pickled
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
-"""Entries in which training files keep the tensors; raw weights before averaged ones, as published."""
+"""Keys of the tensors in training files; raw weights come before averaged ones, as published."""
 
 
 DIRECTORY_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What is read where a directory is given."""
+"""Files that are read from a directory."""
 
 
 PICKLED_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -34,18 +34,18 @@ NO_CHECKPOINTS = (
 
 @dataclass(frozen=True)
 class StateFile:
-    """The tensors of a file by their names in it, and where they were."""
+    """Tensors of a file by name."""
 
     tensors: dict[str, Tensor]
     """Tensors by name."""
     wrapper: str = ""
-    """The entry of the file that held them; empty when the file is nothing else."""
+    """Key of the file under which they are; empty if it holds nothing else."""
 
 
 def read_state(path: str | Path) -> StateFile:
     """Read the tensors of a checkpoint: safetensors, or PyTorch's zip or older form, or a directory with one.
 
-    Nothing in the file is run: see `load_pickled` for what is let in.
+    No code in the file is run, see `load_pickled`.
 
     Raises:
         WeightsError: no such file; or one that is empty, cut short, no checkpoint, or with code in it.
@@ -77,7 +77,7 @@ def read_state(path: str | Path) -> StateFile:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The notes in a safetensors file's header; none in other files."""
+    """Metadata of a safetensors file; empty for other files."""
     try:
         with safe_open(Path(path), framework="pt") as file:
             return dict(file.metadata() or {})
@@ -86,15 +86,15 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def unwrap(loaded: Any, where: str) -> StateFile:
-    """Find the tensors in what a training script saved.
+    """Find the tensors in what `torch.save` wrote.
 
     Raises:
         WeightsError: there are none.
     """
     wrapper = ""
-    seen: list[Any] = []  # a hostile file's dictionary may hold itself
-    while isinstance(loaded, Mapping) and not any(loaded is one for one in seen):
-        seen.append(loaded)
+    outer: list[Any] = []  # a hostile file's dictionary may hold itself
+    while isinstance(loaded, Mapping) and not any(loaded is one for one in outer):
+        outer.append(loaded)
         inner = next((name for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
             break
@@ -124,7 +124,7 @@ def write_state(
     """Write tensors: safetensors, or `torch.save` where the name ends in .pth, .pt, .bin or .tar.
 
     Raises:
-        OutputError: the place cannot be written to.
+        OutputError: it cannot be written.
     """
     path = Path(path)
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -149,5 +149,5 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _holds_its_size(value: Tensor) -> bool:
-    """Tell whether each number of a tensor is stored, rather than one being shown many times."""
+    """Whether a tensor's storage holds all its values, rather than one of them expanded."""
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()

@@ -8,13 +8,82 @@ from torch import Tensor
 
 from metaformer.errors import UnknownName, WeightsError
 from metaformer.ops.cycle import staircase
-from metaformer.weights.class_layers import refuse_torchvision
+from metaformer.weights.adapt import refuse_torchvision
 from metaformer.weights.formats import FORMATS, POINTWISE, Format
-from metaformer.weights.positions import BACKBONE, KINDS, Positions
 
 State = dict[str, Tensor]
 WRAPPINGS = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes of DistributedDataParallel and torch.compile."""
+BACKBONE = "backbone."
+"""Prefix of the backbone's names in a network on a backbone."""
+KINDS = ("net", "down", "pos", "last", "extra")
+"""Placeholders of positions."""
+FIRST_EXTRA = 6
+"""The number of a pyramid's first output beyond its levels, P6."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Which positions of the originals' one list hold which stage's blocks, downsampling and embedding.
+
+    `levels` is how many levels a pyramid has, behind which its further outputs are counted on.
+    """
+
+    blocks: tuple[int, ...]
+    levels: int = 0
+    down: Mapping[int, int] = field(default_factory=dict)
+    pos: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_foreign(cls, keys: Iterable[str]) -> "Positions":
+        """Read it from keys such as `network.0.1.norm1.weight`: lists of blocks have a number next."""
+        entries = [key.removeprefix(BACKBONE).split(".") for key in keys]
+        blocks = {
+            int(e[1])
+            for e in entries
+            if e[0] == "network" and len(e) > 2 and e[1].isdecimal() and e[2].isdecimal()
+        }
+        return cls(tuple(sorted(blocks)), _numbers(entries, "neck", "lateral_convs"))
+
+    @classmethod
+    def of_ours(cls, keys: Iterable[str]) -> "Positions":
+        """Lay our stages out as the originals' list does."""
+        names = [key.removeprefix(BACKBONE) for key in keys]
+        parts = {tuple(name.split(".")[1:3]) for name in names if name.startswith("stages.")}
+        blocks, down, pos, place = [], {}, {}, 0
+        for stage in range(1 + max((int(number) for number, _ in parts), default=-1)):
+            if (str(stage), "downsample") in parts:
+                down[stage], place = place, place + 1
+            if (str(stage), "pos_embed") in parts:
+                pos[stage], place = place, place + 1
+            blocks.append(place)
+            place += 1
+        levels = _numbers((name.split(".") for name in names), "neck", "laterals")
+        return cls(tuple(blocks), levels, down, pos)
+
+    def stage(self, kind: str, position: int) -> int:
+        """The stage that an entry of the list belongs to: as many lists of blocks stand before it."""
+        if kind == "extra":
+            return FIRST_EXTRA + position - self.levels
+        return sum(other < position for other in self.blocks)
+
+    def fits(self, kind: str, position: int) -> bool:
+        """Whether a placeholder may be at this position."""
+        if kind == "extra":
+            return position >= self.levels
+        if kind == "last":
+            return position == max(self.blocks, default=-1)
+        return (position in self.blocks) == (kind == "net")
+
+    def position(self, kind: str, stage: int) -> int | None:
+        """The inverse of `stage`, for each kind of entry."""
+        if kind == "last":
+            return max(self.blocks, default=None)
+        if kind == "net":
+            return self.blocks[stage] if stage < len(self.blocks) else None
+        if kind == "extra":
+            return self.levels + stage - FIRST_EXTRA
+        return (self.down if kind == "down" else self.pos).get(stage)
 
 
 @dataclass
@@ -34,7 +103,7 @@ class Renamed:
 
     @property
     def dense(self) -> bool:
-        """Tell whether it is of a network with a backbone among its parts."""
+        """Whether it is of a network on a backbone."""
         return FORMATS[self.format].dense
 
     def backbone(self) -> "Renamed":
@@ -51,7 +120,7 @@ class Renamed:
 
 
 def recognize(keys: Iterable[str]) -> str:
-    """Tell the format of a checkpoint from its keys.
+    """Recognize the format of a checkpoint by its keys.
 
     Raises:
         WeightsError: no format has such keys.
@@ -66,7 +135,7 @@ def recognize(keys: Iterable[str]) -> str:
 
 
 def _has(form: Format, keys: Iterable[str]) -> bool:
-    """Tell whether keys hold all that a format is told by."""
+    """Whether keys match the signs of a format."""
     names = list(keys)
     needed, one_of = (
         [any(_match(sign, key) is not None for key in names) for sign in signs]
@@ -136,7 +205,7 @@ def from_ours(state: Mapping[str, Tensor], format_name: str, *, kernel: int = 3)
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Take `module.` and `_orig_mod.` off, where every name begins so."""
+    """Remove `module.` and `_orig_mod.` if every name begins with it."""
     while state:
         prefix = next((p for p in WRAPPINGS if all(key.startswith(p) for key in state)), None)
         if prefix is None:
@@ -225,7 +294,7 @@ def _is_matrix(name: str, value: Tensor, form: Format, state: Mapping[str, Tenso
 
 
 def _is_ours(state: Mapping[str, Tensor]) -> bool:
-    """Tell our states from timm's, which have the same names: its attention stages hold matrices."""
+    """Whether a state is ours and not timm's: the same names, but matrices in attention stages."""
     return not any(value.ndim == 2 and _in_block(key, POINTWISE) for key, value in state.items())
 
 
@@ -239,3 +308,8 @@ def _offset(key: str, weight: Tensor, kernel: int) -> State:
     # the published names are swapped: sfc_h samples along the width
     offset[:, 1 if part == "sfc_h" else 0] = steps[torch.arange(weight.shape[1]) % kernel]
     return State({key.removesuffix("weight") + "offset": offset.reshape(1, -1, 1, 1)})
+
+
+def _numbers(entries: Iterable[list[str]], *before: str) -> int:
+    """How many different parts stand behind these first parts of names."""
+    return len({tuple(e[: len(before) + 1]) for e in entries if tuple(e[: len(before)]) == before})

@@ -1,4 +1,4 @@
-"""What came of loading a checkpoint."""
+"""Report of loading a checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ SHOWN = 10
 
 @dataclass
 class LoadReport:
-    """Which tensors of a checkpoint went into a model, and which did not."""
+    """Tensors of a checkpoint that were loaded into a model, and those that were not."""
 
     format: str = ""
     """The checkpoint's format, a key of `metaformer.weights.formats.FORMATS`."""
     source: str = ""
-    """The file, or `a state dict`."""
+    """The file, or `state dict`."""
     loaded: list[str] = field(default_factory=list)
     """The model's tensors that were filled from the checkpoint."""
     missing: list[str] = field(default_factory=list)
@@ -26,15 +26,15 @@ class LoadReport:
     fresh: list[str] = field(default_factory=list)
     """The model's tensors that were to stay as initialized: a new classifier, fresh pyramid norms."""
     dropped: list[str] = field(default_factory=list)
-    """The checkpoint's tensors that were to be left out: a replaced classifier, a head, fixed offsets."""
+    """The checkpoint's tensors that were dropped on purpose: a replaced classifier, a head, fixed offsets."""
     adapted: list[str] = field(default_factory=list)
-    """What was changed on the way, in words."""
+    """Descriptions of what was changed."""
     fraction: float = 0.0
-    """Share of the model's numbers that came from the checkpoint."""
+    """Share of the model's values that came from the checkpoint."""
 
     @property
     def complete(self) -> bool:
-        """Tell whether checkpoint and model fitted each other, apart from what was asked for."""
+        """Whether checkpoint and model matched, apart from what was asked for."""
         return not (self.missing or self.unexpected or self.misshaped)
 
     def problems(self) -> list[str]:

@@ -22,24 +22,24 @@ FIELDS = {
     *("url", "num_classes", "input_size", "crop_pct", "interpolation", "mean", "std"),
     *("first_conv", "classifier", "license"),
 }
-"""What timm's record of weights shares with ours."""
+"""Fields that timm's `PretrainedCfg` shares with our cards."""
 RENAMED = {"drop_rate": "head_dropout", "proj_drop_rate": "dropout", "img_size": "image_size"}
-"""timm's words for our fields."""
+"""timm's names of our fields."""
 
 default_cfgs: dict[str, Any] = {}
-"""timm looks for its records of weights here, in the module of the functions that it registers."""
+"""Where timm looks for configurations: the module of the functions that it registers."""
 
 
 class TimmMetaFormer(MetaFormer):
-    """The same network, laid out and filled as timm does it."""
+    """The same network, in timm's memory format, loading weights by timm's interface."""
 
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__(config)
-        # timm's pyramids call stem and stages themselves: the weights' layout decides the maps'
+        # timm's feature extractors call stem and stages themselves: the weights decide the memory format
         self.to(memory_format=torch.channels_last)
 
     def load_pretrained(self, path: str, prefix: str = "") -> None:
-        """Fill it from a published file; a classifier of other classes stays as initialized."""
+        """Load a published file; a classifier of other classes stays as initialized."""
         load_weights(self, path, classifier="reset")
 
 
@@ -64,7 +64,7 @@ def register_timm() -> list[str]:
 
 
 def _cards() -> dict[str, dict[str, Any]]:
-    """Make timm's record for each variant and each of its published weights."""
+    """Configurations for timm of each variant and each of its published weights."""
     cards = {}
     for variant in VARIANTS:
         published: list[Source | None] = [source for source in SOURCES.values() if source.model == variant]

@@ -17,20 +17,20 @@ OF_TENSORS = (
     *("torch.storage.", "torch.serialization._get_layout", "torch.Size", "torch.Tensor", "torch.device"),
     *("collections.OrderedDict", "collections.Counter", "_codecs.encode", "builtins.set", "__builtin__.set"),
 )
-"""Beginnings of names that files of tensors hold; PyTorch checks each of them."""
+"""Prefixes of the names that files of tensors hold; PyTorch checks each of them."""
 
 
 DTYPES = frozenset(name for name in vars(torch) if isinstance(getattr(torch, name), torch.dtype))
 
 
 class Inert:
-    """Stands for an object of a foreign class: it takes whatever the file gives it and does nothing."""
+    """Placeholder for an object of a foreign class; it takes any arguments and does nothing."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
     def __new__(cls, *args: object, **kwargs: object) -> "Inert":
-        """Make one, whatever it is given."""
+        """Ignore the arguments."""
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
@@ -38,7 +38,7 @@ class Inert:
 
 
 class InertList:
-    """Stands for a kind of list."""
+    """Placeholder for a subclass of list."""
 
     def __new__(cls, *args: object) -> list[Any]:  # type: ignore[misc]  # PyTorch fills plain lists only
         """Make an empty list."""
@@ -46,14 +46,14 @@ class InertList:
 
 
 class InertDict:
-    """Stands for a kind of dictionary."""
+    """Placeholder for a subclass of dict."""
 
     def __new__(cls, *args: object) -> dict[Any, Any]:  # type: ignore[misc]  # PyTorch fills plain dictionaries only
         """Make an empty dictionary."""
         return {}
 
 
-STAND_INS: dict[str, type] = {
+PLACEHOLDERS: dict[str, type] = {
     "collections.deque": InertList,
     "collections.defaultdict": InertDict,
     **dict.fromkeys(
@@ -82,13 +82,13 @@ STAND_INS: dict[str, type] = {
         Inert,
     ),
 }
-"""Names that published training files carry beside their tensors, and the empty objects that replace them."""
+"""Classes named in published training files beside their tensors, and what replaces them."""
 
 
 def load_pickled(path: Path) -> Any:
     """Read a file of `torch.save`, in the zip or the older form: tensors and plain containers only.
 
-    Objects of the classes in `STAND_INS` come as empty stand-ins; any other class or function is refused.
+    Objects of the classes in `PLACEHOLDERS` are empty; any other class or function is refused.
 
     Raises:
         WeightsError: the file names code, is damaged, or would unpack to far more than its size.
@@ -96,7 +96,9 @@ def load_pickled(path: Path) -> Any:
     _refuse_bomb(path)
     try:
         with (
-            torch.serialization.safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()]),
+            torch.serialization.safe_globals(
+                [(placeholder, name) for name, placeholder in PLACEHOLDERS.items()]
+            ),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # about the storages of old files
@@ -116,7 +118,7 @@ def load_pickled(path: Path) -> Any:
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Compare what a zip says it holds with its size."""
+    """Refuse a zip that declares far more than its size."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return
@@ -133,7 +135,7 @@ def _refuse_bomb(path: Path) -> None:
 
 
 def _foreign_names(path: Path) -> set[str]:
-    """What the file's pickle programs would import, beyond tensors and stand-ins; they are read, not run."""
+    """What the file's pickle programs would import beyond tensors and placeholders; they are not run."""
     names: set[str] = set()
     try:
         with path.open("rb") as file:
@@ -149,11 +151,11 @@ def _foreign_names(path: Path) -> set[str]:
                     _disassemble(file, names)
     except Exception:  # damaged from here on: what was found until then counts
         pass
-    return {name for name in names if name not in STAND_INS and not _of_tensors(name)}
+    return {name for name in names if name not in PLACEHOLDERS and not _of_tensors(name)}
 
 
 def _of_tensors(name: str) -> bool:
-    """Tell whether any file of tensors may hold this name."""
+    """Whether any file of tensors may hold this name."""
     kind = name.removeprefix("torch.")
     of_torch = name.startswith("torch.") and (kind.endswith("Storage") or kind in DTYPES)
     return of_torch or name.startswith(OF_TENSORS)
