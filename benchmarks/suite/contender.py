@@ -51,7 +51,7 @@ def optimized(form: Form) -> Form:
     from metaformer.deploy.optimize import optimize
 
     images = form.images.contiguous(memory_format=torch.channels_last)
-    return Form(optimize(form.network.eval(), dtype=images.dtype), images)
+    return Form(optimize(form.network.eval(), dtype=images.dtype, compile=False), images)
 
 
 def recompute_mlp(form: Form) -> Form:

@@ -117,6 +117,15 @@ def test_a_compiled_segmenter_is_a_segmenter() -> None:
     torch.testing.assert_close(network(x), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.gpu
+def test_compiled_by_default_on_cuda() -> None:
+    model = trained(metaformer.create_model("poolformer_s12", **TINY)).cuda()
+    network, x = optimize(model), torch.randn(2, 3, 64, 64, device="cuda")
+    assert network.compiled and not hasattr(optimize(model, compile=False), "compiled")
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), model(x), rtol=1e-3, atol=1e-3)
+
+
 def test_export() -> None:
     model = trained(metaformer.create_model("convformer_s18", **TINY))
     x = torch.randn(2, 3, 64, 64)

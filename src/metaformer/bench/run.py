@@ -287,7 +287,7 @@ def _timed(entries: Sequence[_Entry], config: BenchConfig, device: torch.device)
 def _prepared(model: nn.Module, config: BenchConfig) -> nn.Module:
     dtype = DTYPES[config.dtype]
     if config.optimize and any(isinstance(module, Block) for module in model.modules()):
-        return optimize(model, dtype=dtype)
+        return optimize(model, dtype=dtype, compile=False if config.compile else None)
     return model.to(dtype).train(config.train)
 
 

@@ -27,7 +27,7 @@ def optimize(
     model: nn.Module,
     *,
     dtype: torch.dtype | None = None,
-    compile: bool = False,
+    compile: bool | None = None,
     sample: Tensor | None = None,
 ) -> nn.Module:
     """Copy a classifier, segmenter, detector or backbone into its inference form: the same function, faster.
@@ -41,7 +41,8 @@ def optimize(
         model: a network of this library, or a module that contains its backbones, on the device to run on.
         dtype: type of the copy's weights and images; the model's own by default.
         compile: compile a dense network's `forward_head`, another's `forward`, on a CPU with the weights as
-            constants; the first call with each shape of images then takes a minute or so.
+            constants; the first call with each shape of images then takes a minute or so. None, the default,
+            compiles on CUDA, where a network of uncompiled operations waits for launches.
         sample: images (B, in_chans, H, W) to compare on; two random ones of the model's size by default.
 
     Raises:
@@ -49,6 +50,8 @@ def optimize(
         OptimizeError: the copy's outputs differ from the original's, or there is none to compare.
     """
     network = model if getattr(model, "optimized", False) else _folded(model, dtype, sample)
+    if compile is None:
+        compile = next(network.parameters()).device.type == "cuda"
     return network if not compile or getattr(network, "compiled", False) else _compiled(network)
 
 

@@ -136,7 +136,7 @@ def _optimized(model: nn.Module, dtype: torch.dtype | None, sample: Tensor | Non
         raise ConfigError(
             f"{type(model).__name__} is compiled already: package the network before compilation"
         )
-    network = optimize(model, dtype=dtype, sample=sample)
+    network = optimize(model, dtype=dtype, compile=False, sample=sample)
     own = next(network.parameters()).dtype
     if dtype not in (None, own):
         raise ConfigError(f"dtype is {dtype}, but the network was optimized in {own}: leave one of them out")
