@@ -4,7 +4,7 @@ from torch import nn
 from metaformer.training.ema import Ema
 
 
-def test_parameters_and_running_statistics_follow_and_counts_are_copied() -> None:
+def test_parameters_and_running_statistics_are_averaged_and_integers_copied() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     ema = Ema(model, 0.75)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -17,7 +17,7 @@ def test_parameters_and_running_statistics_follow_and_counts_are_copied() -> Non
         torch.testing.assert_close(value, before[name] + step)
 
 
-def test_the_average_is_a_model_of_its_own_in_evaluation_mode() -> None:
+def test_the_average_is_a_separate_model_in_evaluation_mode() -> None:
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2)).train()
     ema = Ema(model, 0.9)
     assert not ema.model.training and model.training

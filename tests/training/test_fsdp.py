@@ -35,7 +35,7 @@ SHARDED = RuntimeConfig(device="cpu", parallel="fsdp")
 
 
 def net(norm: str = "group_norm") -> nn.Module:
-    """Four kinds of mixer, one with a frozen parameter, and a head of fewer rows than ranks have."""
+    """Four kinds of mixer, one with a frozen parameter, and a head with fewer rows than ranks."""
     torch.manual_seed(0)
     return create_model(
         "poolformer_n",
@@ -48,114 +48,114 @@ def net(norm: str = "group_norm") -> nn.Module:
     )
 
 
-def images(first: int, last: int) -> Tensor:
-    return torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(5))[first:last]
+IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
 
-def learn(model: nn.Module, optimizer: torch.optim.Optimizer, share: slice, steps: int, scale: float) -> None:
+def learn(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, steps: int, scale: float
+) -> None:
     for _ in range(steps):
         optimizer.zero_grad()
-        (model(images(0, 8)[share]).square().mean() * scale).backward()
+        (model(images).square().mean() * scale).backward()
         optimizer.step()
 
 
-def pieces(folder: str) -> None:
+def check_rank(folder: str) -> None:
     torch.set_num_threads(1)
     world = join("cpu")
-    share = slice(world.rank * 4, world.rank * 4 + 4)
+    own = IMAGES[world.rank * 4 : world.rank * 4 + 4]
     for name in ("sgd", "adamw", "lamb"):
-        check_optimizer(name, world, share)
-    model, ema = check_state(world, share)
-    check_writing(Path(folder), world, model, ema)
+        check_optimizer(name, world, own)
+    model, ema = check_state(world, own)
+    check_checkpoint(Path(folder), world, model, ema)
 
 
-def check_optimizer(name: str, world: World, share: slice) -> None:
-    """A model in parts learns what a whole one does; with a loss so large that LAMB clips."""
-    # some gradients are rounding alone, which a small eps would take for more
+def check_optimizer(name: str, world: World, own: Tensor) -> None:
+    """A sharded model learns as an unsharded one; the loss is so large that LAMB clips."""
+    # some gradients are rounding errors, which a small eps would amplify
     config = OptimConfig(name=name, lr=1e-2, eps=1e-2)  # type: ignore[arg-type]
-    whole, parts, parallel = net(), net(), build_parallel(SHARDED, world)
-    learner = parallel.wrap(parts)
-    assert parallel.sharded and learner is parts and all(map(is_sharded, parts.parameters()))
-    learn(whole, one := build_optimizer(config, whole), slice(0, 8), 3, 100.0)
-    learn(learner, build_optimizer(config, parts), share, 3, 100.0)
-    norm = parallel.gradient_norm(parts.parameters())
+    whole, model, fsdp = net(), net(), build_parallel(SHARDED, world)
+    assert fsdp.wrap(model) is model and fsdp.sharded and all(map(is_sharded, model.parameters()))
+    learn(whole, one := build_optimizer(config, whole), IMAGES, 3, 100.0)
+    learn(model, build_optimizer(config, model), own, 3, 100.0)
+    norm = fsdp.gradient_norm(model.parameters())
     assert norm > 1
     torch.testing.assert_close(norm, torch.nn.utils.get_total_norm([
         p.grad for g in one.param_groups for p in g["params"]
     ]), rtol=1e-4, atol=0.0)  # fmt: skip
-    state = parallel.full_state_dict(parts)
+    state = fsdp.full_state_dict(model)
     assert bool(state) == world.main
     for key, value in state.items():
         torch.testing.assert_close(value, whole.state_dict()[key], rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
 
 
-def check_state(world: World, share: slice) -> tuple[nn.Module, nn.Module]:
-    parallel, model = build_parallel(SHARDED, world), net("batch_norm")
+def check_state(world: World, own: Tensor) -> tuple[nn.Module, nn.Module]:
+    fsdp, model = build_parallel(SHARDED, world), net("batch_norm")
     ema = Ema(model, 0.5)
-    parallel.shard(ema.model)
-    before = {name: value.clone() for name, value in parallel.full_state_dict(ema.model).items()}
-    learner = parallel.wrap(model)
+    fsdp.shard(ema.model)
+    before = {name: value.clone() for name, value in fsdp.full_state_dict(ema.model).items()}
+    fsdp.wrap(model)
     optimizer = build_optimizer(OptimConfig(name="sgd", lr=0.1), model)
 
-    # micro-batches: nothing is exchanged before the last
+    # gradients are reduced with the last micro-batch only
     for last in (False, True):
-        with parallel.gradient_sync(learner, last):
-            learner(images(0, 8)[share]).square().mean().backward()
+        with fsdp.gradient_sync(model, last):
+            model(own).square().mean().backward()
         assert all((p.grad is not None) == last for p in model.parameters() if p.requires_grad)
     optimizer.step()
     ema.update(model)
-    after, now = parallel.full_state_dict(ema.model), parallel.full_state_dict(model)
+    after, now = fsdp.full_state_dict(ema.model), fsdp.full_state_dict(model)
     for name, value in before.items():
         if value.is_floating_point() and world.main:
             torch.testing.assert_close(after[name], (value + now[name]) / 2)
 
-    # each rank runs the whole model as often as it has batches, and then again all together
+    # each rank runs the full model as often as it has batches, and then all together again
     for one in (model, ema.model):
         one.eval()
-        with parallel.summon_full_params(one), torch.no_grad():
-            alone = [one(images(0, 2)) for _ in range(1 + 3 * world.rank)]
-        assert torch.equal(alone[0], alone[-1])
+        with fsdp.summon_full_params(one), torch.no_grad():
+            outputs = [one(IMAGES[:2]) for _ in range(1 + 3 * world.rank)]
+        assert torch.equal(outputs[0], outputs[-1])
         assert all(map(is_sharded, one.parameters()))
-        torch.testing.assert_close(one(images(0, 2)), alone[0])
+        torch.testing.assert_close(one(IMAGES[:2]), outputs[0])
     return model, ema.model
 
 
-def check_writing(folder: Path, world: World, model: nn.Module, average: nn.Module) -> None:
+def check_checkpoint(folder: Path, world: World, model: nn.Module, average: nn.Module) -> None:
     optimizer = build_optimizer(OptimConfig(lr=0.1), model)
     model.train()
-    learn(model, optimizer, slice(0, 4), 2, 1.0)
+    learn(model, optimizer, IMAGES[:4], 2, 1.0)
     build_parallel(SHARDED, world).broadcast_buffers(model, average)
     tensors, plain = pack_optimizer(optimizer)
     groups = {"plain": {"x": torch.arange(3)}, "model": model.state_dict(), "optimizer": tensors}
     target = write_checkpoint(folder / "step_1", groups, {"optimizer": plain})
 
-    # back into parts, of a model and an optimizer that have moved on
-    kept = {name: local(value).clone() for name, value in model.state_dict().items()}
+    # loaded into shards of a model and an optimizer that have changed since
+    weights = {name: local(value).clone() for name, value in model.state_dict().items()}
     moments = {name: local(value).clone() for name, value in tensors.items()}
-    learn(model, optimizer, slice(0, 4), 1, 1.0)
+    learn(model, optimizer, IMAGES[:4], 1, 1.0)
     saved = read_checkpoint(target)
     saved.load(model)
     restore_optimizer(optimizer, saved)
-    assert all(torch.equal(local(value), kept[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(local(value), weights[name]) for name, value in model.state_dict().items())
     again, _ = pack_optimizer(optimizer)
     assert all(torch.equal(local(value), moments[name]) for name, value in again.items())
     assert torch.equal(saved.tensors("plain")["x"], torch.arange(3))
 
-    # the disk of the last rank is full
+    # the last rank cannot write
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    with ExitStack() as after:
+    with ExitStack() as stack:
         if world.rank == 1:
-            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, most))
-            after.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
-        after.enter_context(
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+            stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (hard, hard))
+        stack.enter_context(
             pytest.raises(OutputError, match=r"step_2: cannot write \(File too large, rank 1")
         )
         write_checkpoint(folder / "step_2", groups, {})
 
 
-def test_a_model_in_parts_learns_and_is_saved_as_the_whole(two_ranks: Ranks, tmp_path: Path) -> None:
-    two_ranks(pieces, str(tmp_path))
+def test_a_sharded_model_learns_and_is_saved_as_an_unsharded_one(two_ranks: Ranks, tmp_path: Path) -> None:
+    two_ranks(check_rank, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
     saved, model = read_checkpoint(tmp_path / "step_1"), net("batch_norm")
     saved.load(model)
@@ -178,7 +178,7 @@ def job(config: TrainConfig, out: Path, resume: str | None = None) -> dict[str, 
 
 
 def cut_back(run: Path, to: int) -> None:
-    """Take a run back to the checkpoint of a step."""
+    """Remove the checkpoints after a step."""
     for folder in (run / "checkpoints").iterdir():
         if int(folder.name.removeprefix("step_")) > to:
             shutil.rmtree(folder)
@@ -193,7 +193,7 @@ def digest(run: Path, step: int = 6) -> dict[str, Tensor]:
     }
 
 
-def test_a_run_in_parts_equals_one_process_and_goes_on_exactly(
+def test_an_fsdp_run_equals_one_process_and_resumes_exactly(
     configure: Configure, tmp_path: Path, two_ranks: Ranks
 ) -> None:
     def config(**runtime: Any) -> TrainConfig:
@@ -208,14 +208,14 @@ def test_a_run_in_parts_equals_one_process_and_goes_on_exactly(
     one, two, again, back, over = (tmp_path / name for name in ("one", "two", "again", "back", "over"))
     train(config(), one)
     two_ranks(runs, json.dumps([job(config(parallel="fsdp"), two)]))
-    expected, straight = digest(one), digest(two)
+    expected, uninterrupted = digest(one), digest(two)
     for name, value in expected.items():
-        torch.testing.assert_close(straight[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(uninterrupted[name], value, rtol=1e-4, atol=1e-5)
     losses = [[line["loss"] for line in read_log(run) if line["kind"] != "resume"] for run in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     step = two / "checkpoints" / "step_6"
     assert len(list(step.glob("model/*.safetensors"))) == 2
-    # what is published is whole, and a checkpoint in parts is as good a source
+    # `best` is not sharded, and a sharded checkpoint can be evaluated too
     assert {path.name for path in (two / "best").iterdir() if path.suffix == ".safetensors"} == {
         "model.safetensors"
     }
@@ -223,14 +223,14 @@ def test_a_run_in_parts_equals_one_process_and_goes_on_exactly(
     measured = evaluate(step, workers=0, device="cpu")
     assert measured.top1 == last["top1"] and measured.loss == pytest.approx(last["loss"], rel=1e-5)
 
-    # goes on in new processes; from the checkpoint of one process; and in one process from that of two
+    # resumes in new processes, from the checkpoint of one process, and in one process from that of two
     for source, target in ((two, again), (two, back), (one, over)):
         shutil.copytree(source, target)
         cut_back(target, 4)
     jobs = [job(config(parallel="fsdp"), run, "auto") for run in (again, over)]
     two_ranks(runs, json.dumps(jobs))
     resumed = digest(again)
-    assert all(torch.equal(resumed[name], value) for name, value in straight.items())
+    assert all(torch.equal(resumed[name], value) for name, value in uninterrupted.items())
     train(config(), back, "auto")
     for other in (digest(over), digest(back)):
         for name, value in expected.items():
@@ -238,19 +238,19 @@ def test_a_run_in_parts_equals_one_process_and_goes_on_exactly(
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_what_autocast_keeps_is_gathered_as_it_is(amp: str) -> None:
+def test_what_autocast_does_not_cast_is_gathered_in_its_own_dtype(amp: str) -> None:
     from metaformer.training.fsdp import FullyShardedParallel
 
-    parts = FullyShardedParallel.__new__(FullyShardedParallel)
-    parts.runtime = RuntimeConfig(amp=amp)  # type: ignore[arg-type]
+    fsdp = FullyShardedParallel.__new__(FullyShardedParallel)
+    fsdp.runtime = RuntimeConfig(amp=amp)  # type: ignore[arg-type]
     model = net()
-    policy = parts._mixed_precision(model)
+    policy = fsdp._mixed_precision(model)
     assert not policy.cast_forward_inputs
-    kept = getattr(policy, "param_dtype_override_fn", None)
-    if kept is None:  # PyTorch before 2.15
+    own_dtype = getattr(policy, "param_dtype_override_fn", None)
+    if own_dtype is None:  # PyTorch before 2.15
         assert policy.param_dtype is None
         return
     assert policy.reduce_dtype == torch.float32
-    low = {name for name, value in model.named_parameters() if kept(value) is None}
+    low = {name for name, value in model.named_parameters() if own_dtype(value) is None}
     assert "stages.0.blocks.0.mlp.fc1.weight" in low and "stages.0.blocks.0.norm1.weight" not in low
     assert not any("scale" in name or "norm" in name for name in low)

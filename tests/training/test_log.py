@@ -19,12 +19,12 @@ from metaformer.training.train import train
 Configure = Callable[..., TrainConfig]
 
 
-def test_lines_are_appended_and_a_resumed_run_takes_back_what_it_does_again(tmp_path: Path) -> None:
+def test_lines_are_appended_and_a_resumed_run_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, print) as log:
         for step in (1, 2, 3):
             log.write("train", step, 0, {"loss": float(step)})
     with (tmp_path / "metrics.jsonl").open("a") as stream:
-        stream.write('{"kind": "tra')  # killed as it wrote
+        stream.write('{"kind": "tra')  # a killed process
     with MetricsLog(tmp_path, print) as log:
         log.write("resume", 2, 0)
         log.write("train", 3, 0, {"loss": 30.0})
@@ -36,7 +36,7 @@ def test_lines_are_appended_and_a_resumed_run_takes_back_what_it_does_again(tmp_
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
 
 
-def test_tensorboard_holds_the_same_figures(tmp_path: Path) -> None:
+def test_tensorboard_has_the_same_metrics(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with MetricsLog(tmp_path, print) as log:
@@ -46,30 +46,20 @@ def test_tensorboard_holds_the_same_figures(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("eval/top1")] == [(7, 0.5)]
 
 
-def test_without_tensorboard_a_line_says_how_to_get_it(tmp_path: Path) -> None:
-    import sys
-
-    kept = {
-        name: module for name, module in sys.modules.items() if name.startswith("torch.utils.tensorboard")
-    }
-    for name in kept:
-        del sys.modules[name]
-    sys.modules["tensorboard"], before = None, sys.modules.get("tensorboard")  # type: ignore[assignment]
-    told: list[str] = []
-    try:
-        with MetricsLog(tmp_path, told.append) as log:
-            log.write("train", 1, 0, {"loss": 1.0})
-    finally:
-        if before is None:
-            del sys.modules["tensorboard"]
-        else:
-            sys.modules["tensorboard"] = before
-        sys.modules.update(kept)
-    assert len(told) == 1 and "pip install 'metaformer[log]'" in told[0]
+def test_without_tensorboard_a_line_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    lines: list[str] = []
+    with MetricsLog(tmp_path, lines.append) as log:
+        log.write("train", 1, 0, {"loss": 1.0})
+    assert len(lines) == 1 and "metaformer[log]" in lines[0]
     assert read_log(tmp_path)[0]["loss"] == 1.0
 
 
-def test_a_line_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
+def test_a_line_that_is_not_text_is_skipped(tmp_path: Path) -> None:
     lines = b'{"kind": "train", "step": 1}', b"\xff\xfe", b'{"kind": "eval", "step": 2}'
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2]
@@ -78,6 +68,7 @@ def test_a_line_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
 TRAIN = """
 import json, sys
 from pathlib import Path
+from metaformer.config import TrainConfig
 from metaformer.serialize import from_dict
 from metaformer.training.train import train
 train(from_dict(TrainConfig, json.loads(Path(sys.argv[1]).read_text())), sys.argv[2], sys.argv[3] or None)
@@ -87,7 +78,7 @@ train(from_dict(TrainConfig, json.loads(Path(sys.argv[1]).read_text())), sys.arg
 def start(
     config: Path, out: Path, resume: str = "", **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Train in a process of its own: the service's client leaves threads behind."""
+    """Train in another process: wandb leaves threads behind."""
     words = [sys.executable, "-c", TRAIN, str(config), str(out), resume]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     env = {**kept, "HOME": str(out.parent), "OMP_NUM_THREADS": "1", **environment}
@@ -95,12 +86,12 @@ def start(
 
 
 def stored(run: Path) -> list[bytes]:
-    """What each session has kept for later."""
+    """The offline files of each session."""
     files = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
     return [file.read_bytes() for file in files]
 
 
-def test_offline_a_run_and_its_continuation_are_kept_in_the_run_directory(
+def test_offline_runs_are_stored_in_the_run_directory(
     configure: Configure, tmp_path: Path, digest: Callable[[Path], dict[str, torch.Tensor]]
 ) -> None:
     pytest.importorskip("wandb")
@@ -115,26 +106,26 @@ def test_offline_a_run_and_its_continuation_are_kept_in_the_run_directory(
     name = (out / "wandb/id.txt").read_text().strip().encode()
     assert len(sessions) == 2
     for session in sessions:
-        assert name in session and b"digits" in session  # the same run of the same project
+        assert name in session and b"digits" in session  # the same wandb run
         assert b"train/loss" in session and b"eval/top1" in session and b"poolformer_n" in session
     one, other = (digest(run / "checkpoints/step_8") for run in (out, plain))
-    assert one.keys() == other.keys()  # and the training is what it was
+    assert one.keys() == other.keys()  # training is unchanged
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_without_a_key_it_is_told_before_the_first_step(configure: Configure, tmp_path: Path) -> None:
+def test_without_a_key_training_does_not_start(configure: Configure, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     file = tmp_path / "config.json"
     file.write_text(json.dumps(to_dict(configure(runtime={"wandb": "digits"}))))
     done = start(file, tmp_path / "run", WANDB_BASE_URL="http://127.0.0.1:9")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert "ConfigError: runtime.wandb 'digits': it cannot be reached" in last
+    assert "ConfigError: runtime.wandb 'digits'" in last
     assert "WANDB_MODE=offline" in last
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_a_missing_package_is_told_with_the_other_settings(
+def test_a_missing_package_is_an_error_of_the_configuration(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -146,7 +137,7 @@ def test_a_missing_package_is_told_with_the_other_settings(
     check_config(configure())
 
 
-def test_a_service_that_fails_ends_no_training(tmp_path: Path) -> None:
+def test_a_failing_service_does_not_stop_training(tmp_path: Path) -> None:
     class Failing:
         def log(self, figures: dict[str, float]) -> None:
             raise ConnectionError("gone")
@@ -154,10 +145,10 @@ def test_a_service_that_fails_ends_no_training(tmp_path: Path) -> None:
         def finish(self) -> None:
             raise AssertionError("not asked again")
 
-    told: list[str] = []
+    lines: list[str] = []
     wandb_log = WandbLog.__new__(WandbLog)
-    wandb_log.run, wandb_log.warn = Failing(), told.append
+    wandb_log.run, wandb_log.warn = Failing(), lines.append
     wandb_log.log("train", 1, 0, {"loss": 1.0})
     wandb_log.log("train", 2, 0, {"loss": 1.0})
     wandb_log.close()
-    assert len(told) == 1 and "gone" in told[0] and "metrics.jsonl" in told[0]
+    assert len(lines) == 1 and "gone" in lines[0] and "metrics.jsonl" in lines[0]

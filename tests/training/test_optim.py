@@ -26,7 +26,7 @@ def stepped(config: OptimConfig) -> list[torch.Tensor]:
     return [parameter.detach() for parameter in model.parameters()]
 
 
-def test_vectors_biases_and_named_parameters_do_not_decay() -> None:
+def test_biases_vectors_and_listed_parameters_have_no_weight_decay() -> None:
     model = tiny()
     groups = parameter_groups(model, 0.05)
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
@@ -38,13 +38,13 @@ def test_vectors_biases_and_named_parameters_do_not_decay() -> None:
     assert {name for name in named if named[name] != decay[name]} == {"head.fc.weight"}
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_frozen_parameters_are_not_optimized() -> None:
     model = tiny(mixers=("identity", "identity", "random", "random"), image_size=(32, 32))
     names = {name for group in parameter_groups(model, 0.0) for name in group["names"]}
     assert names == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def test_layer_decay_slows_each_block_against_the_next() -> None:
+def test_layer_decay_lowers_the_rate_from_block_to_block() -> None:
     model = tiny()
     scales = layer_scales(model, 0.5)
     assert scales["head.fc.weight"] == 1.0
@@ -58,7 +58,7 @@ def test_layer_decay_slows_each_block_against_the_next() -> None:
     assert first < third < last <= 1.0
 
 
-def test_the_learning_rate_reaches_each_group_with_its_scale() -> None:
+def test_each_group_has_its_scale_of_the_learning_rate() -> None:
     optimizer = build_optimizer(replace(OptimConfig(), layer_decay=0.5), tiny())
     set_learning_rate(optimizer, 0.8)
     assert {group["lr"] / group["lr_scale"] for group in optimizer.param_groups} == {0.8}
@@ -66,7 +66,7 @@ def test_the_learning_rate_reaches_each_group_with_its_scale() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_optimizer_steps_as_its_own_kind(name: str) -> None:
+def test_optimizers_differ(name: str) -> None:
     config = OptimConfig(name=name, lr=0.01, weight_decay=0.0)  # type: ignore[arg-type]
     ours = stepped(config)
     for other in NAMES:
@@ -74,7 +74,7 @@ def test_each_optimizer_steps_as_its_own_kind(name: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)) == (other == name)
 
 
-def test_adamw_is_torchs() -> None:
+def test_adamw_equals_torch() -> None:
     ours = stepped(OptimConfig(lr=0.01, weight_decay=0.0, betas=(0.8, 0.9), eps=1e-3))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))

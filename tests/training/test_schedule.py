@@ -12,24 +12,24 @@ def test_warms_up_linearly() -> None:
     assert PLAN(5) == pytest.approx(0.55)
 
 
-def test_cosine_counts_from_the_start_of_the_run() -> None:
+def test_cosine_includes_the_warm_up() -> None:
     for step in (10, 50, 99):
         assert PLAN(step) == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi * step / 100)) / 2)
     assert PLAN(50) == pytest.approx(0.505)
 
 
-def test_ends_and_cools_down_at_the_smallest_rate() -> None:
+def test_cool_down_has_the_minimum_rate() -> None:
     assert PLAN.total == 105
     assert {PLAN(step) for step in range(100, 105)} == {0.01}
     assert all(PLAN(step) > PLAN(step + 1) for step in range(10, 99))
 
 
-def test_constant_stays() -> None:
+def test_constant() -> None:
     plan = Schedule(lr=0.5, steps=10, warmup_steps=2, shape="constant")
     assert [plan(step) for step in range(5)] == [0.0, 0.25, 0.5, 0.5, 0.5]
 
 
-def test_warm_up_may_be_a_part_of_a_step_or_longer_than_the_run() -> None:
+def test_warm_up_shorter_than_a_step_or_longer_than_the_run() -> None:
     assert Schedule(lr=1.0, steps=4, warmup_steps=0.5, shape="constant")(0) == 0.0
     assert Schedule(lr=1.0, steps=4, warmup_steps=8)(3) == pytest.approx(3 / 8)
 

@@ -1,4 +1,4 @@
-"""Each feature of a step changes what is learned; each of these fails when its feature is off."""
+"""Each option of a step changes the weights; each test fails if its option has no effect."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +11,7 @@ from metaformer.config import TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, WeightsError
+from metaformer.tasks.base import StepContext
 from metaformer.training.schedule import Schedule
 from metaformer.training.trainer import Trainer
 from toys import build_task
@@ -29,7 +30,7 @@ def batch(count: int = 6, views: int = 0, seed: int = 0) -> Batch:
     return Batch(torch.randn(shape), torch.arange(count) % 3, torch.arange(count))
 
 
-def learned(config: TrainConfig, steps: int = 2, **options: Any) -> dict[str, Tensor]:
+def trained(config: TrainConfig, steps: int = 2, **options: Any) -> dict[str, Tensor]:
     one = trainer(config)
     for step in range(steps):
         one.take_step([batch(seed=step, **options)], 0)
@@ -62,18 +63,18 @@ def differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     ],
     ids=str,
 )
-def test_each_setting_changes_what_is_learned(configure: Configure, sections: dict[str, Any]) -> None:
-    plain = learned(configure())
-    assert not differ(plain, learned(configure()))
-    assert differ(plain, learned(configure(**sections)))
-    assert not differ(learned(configure(**sections)), learned(configure(**sections)))
+def test_each_option_changes_the_weights(configure: Configure, sections: dict[str, Any]) -> None:
+    plain = trained(configure())
+    assert not differ(plain, trained(configure()))
+    assert differ(plain, trained(configure(**sections)))
+    assert not differ(trained(configure(**sections)), trained(configure(**sections)))
 
 
 @pytest.mark.parametrize("mode", [True, "mlp"])
-def test_gradient_checkpointing_changes_nothing_but_memory(configure: Configure, mode: object) -> None:
-    plain, spared = learned(configure()), learned(configure(model={"grad_checkpointing": mode}))
+def test_gradient_checkpointing_does_not_change_the_weights(configure: Configure, mode: object) -> None:
+    plain, recomputed = trained(configure()), trained(configure(model={"grad_checkpointing": mode}))
     for name, value in plain.items():
-        torch.testing.assert_close(spared[name], value)
+        torch.testing.assert_close(recomputed[name], value)
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16"])
@@ -98,19 +99,21 @@ def test_clipping_bounds_the_step_of_sgd(configure: Configure) -> None:
     norm = one.take_step([batch()], 0)["grad_norm"]
     after = torch.cat([p.detach().flatten() for p in one.task.model.parameters()])
     assert norm > 0.1
-    # nesterov's first step is the gradient times 1 + momentum
+    # Nesterov's first step is the gradient times 1 + momentum
     assert float((after - before).norm()) == pytest.approx(0.01 * 1.9, rel=1e-3)
 
 
-def test_mixing_ends_at_its_epoch(configure: Configure) -> None:
+def test_mixup_ends_at_its_epoch(configure: Configure) -> None:
     mixed = trainer(configure(augment={"mixup": 0.8, "mix_off_epoch": 3}))
     plain = trainer(configure())
-    early, late = (mixed.task.losses(mixed.model, batch(), _moment(epoch))["loss"].item() for epoch in (2, 3))
-    straight = plain.task.losses(plain.model, batch(), _moment(3))["loss"].item()
-    assert late == pytest.approx(straight, rel=1e-6) and early != pytest.approx(straight, rel=1e-5)
+    early, late = (
+        mixed.task.losses(mixed.model, batch(), StepContext(5, epoch))["loss"].item() for epoch in (2, 3)
+    )
+    unmixed = plain.task.losses(plain.model, batch(), StepContext(5, 3))["loss"].item()
+    assert late == pytest.approx(unmixed, rel=1e-6) and early != pytest.approx(unmixed, rel=1e-5)
 
 
-def test_the_average_is_what_is_measured_and_published(configure: Configure) -> None:
+def test_the_ema_is_evaluated_and_saved(configure: Configure) -> None:
     averaged = trainer(configure(ema={"decay": 0.5}))
     raw = trainer(configure(ema={"decay": 0.5, "evaluate": False}))
     start = averaged.task.model.head.fc.weight.detach().clone()
@@ -124,7 +127,7 @@ def test_the_average_is_what_is_measured_and_published(configure: Configure) -> 
     torch.testing.assert_close(raw.forward(images), model.eval()(images))
 
 
-def test_evaluation_has_no_dropout_and_leaves_the_mode(configure: Configure) -> None:
+def test_evaluation_has_no_dropout_and_restores_training_mode(configure: Configure) -> None:
     one = trainer(configure(model={"head_dropout": 0.9, "drop_path_rate": 0.9}))
     one.task.model.train()
     assert torch.equal(one.forward(batch().images), one.forward(batch().images))
@@ -135,13 +138,13 @@ def test_jsd_compares_views(configure: Configure) -> None:
     config = configure(loss={"name": "jsd"}, augment={"aug_splits": 3})
     one, views = trainer(config), batch(4, views=3)
     views.images[:, 1:] = views.images[:, :1]
-    same = one.task.losses(one.model, views, _moment(0))["loss"].item()
+    same = one.task.losses(one.model, views, StepContext(5, 0))["loss"].item()
     clean = trainer(configure()).task.criterion(one.model(views.images[:, 0]), views.labels).item()
-    assert same == pytest.approx(clean, rel=1e-4)  # no divergence between equal views
-    assert differ(learned(config, views=3), learned(configure(augment={"aug_splits": 3}), views=3))
+    assert same == pytest.approx(clean, rel=1e-4)  # equal views do not diverge
+    assert differ(trained(config, views=3), trained(configure(augment={"aug_splits": 3}), views=3))
 
 
-def test_half_precision_scales_its_loss_and_steps(configure: Configure) -> None:
+def test_float16_scales_its_loss_and_steps(configure: Configure) -> None:
     one = trainer(configure(runtime={"amp": "fp16"}))
     before = one.task.model.head.fc.weight.detach().clone()
     figures = one.take_step([batch()], 0)
@@ -149,7 +152,7 @@ def test_half_precision_scales_its_loss_and_steps(configure: Configure) -> None:
     assert not torch.equal(before, one.task.model.head.fc.weight)
 
 
-def test_an_overflow_of_half_precision_leaves_the_step_out(configure: Configure) -> None:
+def test_an_overflow_in_float16_skips_the_step(configure: Configure) -> None:
     one = trainer(configure(runtime={"amp": "fp16"}))
     one.scaler.load_state_dict({**one.scaler.state_dict(), "scale": 3e38})
     before = {name: value.clone() for name, value in one.task.model.state_dict().items()}
@@ -159,7 +162,7 @@ def test_an_overflow_of_half_precision_leaves_the_step_out(configure: Configure)
     assert one.scaler.get_scale() < 3e38
 
 
-def test_dropout_is_a_function_of_the_step_whatever_was_drawn_before(configure: Configure) -> None:
+def test_dropout_depends_on_the_step_and_not_on_earlier_draws(configure: Configure) -> None:
     config = configure(model={"head_dropout": 0.5})
     one, other = trainer(config), trainer(config)
     one.take_step([batch()], 0)
@@ -170,9 +173,9 @@ def test_dropout_is_a_function_of_the_step_whatever_was_drawn_before(configure: 
 
 
 @pytest.mark.slow
-def test_compilation_changes_nothing_but_speed(configure: Configure) -> None:
-    plain = learned(configure())
-    compiled = learned(configure(runtime={"compile": True}))
+def test_compilation_does_not_change_the_weights(configure: Configure) -> None:
+    plain = trained(configure())
+    compiled = trained(configure(runtime={"compile": True}))
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-2, atol=1e-3)
 
@@ -185,7 +188,7 @@ def test_distillation_follows_the_teacher(configure: Configure, tmp_path: Any, k
 
     torch.manual_seed(3)
     teacher = create_model("poolformer_n", num_classes=3)
-    teacher.head.fc.bias.data += torch.tensor([0.0, 0.0, 9.0])  # always the third class
+    teacher.head.fc.bias.data += torch.tensor([0.0, 0.0, 9.0])  # predicts the third class
     save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
     fields = {
         "distill": kind,
@@ -197,12 +200,12 @@ def test_distillation_follows_the_teacher(configure: Configure, tmp_path: Any, k
         figures = one.take_step([batch()], 0)
     assert one.forward(batch().images).argmax(dim=1).tolist() == [2] * 6
     assert figures["distill"] == pytest.approx(figures["loss"])
-    half = learned(configure(loss=fields))
-    assert differ(half, learned(configure()))
-    assert differ(half, learned(configure(loss={**fields, "distill": "hard" if kind == "soft" else "soft"})))
+    half = trained(configure(loss=fields))
+    assert differ(half, trained(configure()))
+    assert differ(half, trained(configure(loss={**fields, "distill": "hard" if kind == "soft" else "soft"})))
 
 
-def test_a_teacher_of_timm_is_taken_and_one_of_other_classes_refused(
+def test_a_timm_teacher_works_and_one_of_other_classes_is_refused(
     configure: Configure, tmp_path: Any
 ) -> None:
     import timm
@@ -228,7 +231,7 @@ def test_a_teacher_of_timm_is_taken_and_one_of_other_classes_refused(
         )
 
 
-def test_an_unknown_teacher_is_told(configure: Configure) -> None:
+def test_an_unknown_teacher_is_an_error(configure: Configure) -> None:
     for name in ("timm:resnet10x", "poolformer_s13"):
         with pytest.raises(ConfigError, match=name.removeprefix("timm:")):
             build_task(configure(loss={"distill": "soft", "teacher": name}), World())
@@ -239,9 +242,3 @@ def create(classes: int) -> dict[str, Tensor]:
 
     state: dict[str, Tensor] = timm.create_model("resnet10t", num_classes=classes).state_dict()
     return state
-
-
-def _moment(epoch: int) -> Any:
-    from metaformer.tasks.base import StepContext
-
-    return StepContext(5, epoch)
