@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from metaformer.bench.run import DTYPES, BenchConfig, bench
@@ -18,8 +19,8 @@ EXAMPLE = """  metaformer bench poolformer_s12 cyclemlp_b1 --batch 8 --against t
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `run` reads."""
-    add, conditions = parser.add_argument, BenchConfig()
+    """Add the options that `run` reads."""
+    add, config = parser.add_argument, BenchConfig()
     add(
         "models",
         nargs="+",
@@ -27,21 +28,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a name of `metaformer list`, semantic_fpn_NAME, upernet_NAME, timm:NAME or smp:KIND/ENCODER",
     )
     add("--against", metavar="MODEL", help="measure this model in the same rounds and print the ratio")
-    add("--batch", type=int, default=conditions.batch, metavar="N", help="images at once (default 1)")
+    add("--batch", type=int, default=config.batch, metavar="N", help="images at once (default 1)")
     add("--size", type=int, metavar="N", help="height and width of the images (default: the model's own)")
-    add("--dtype", choices=list(DTYPES), default=conditions.dtype, help="type of weights and images")
+    add("--dtype", choices=list(DTYPES), default=config.dtype, help="type of weights and images")
     add(
         "--memory-format",
         choices=["channels_last", "contiguous"],
-        default=conditions.memory_format,
+        default=config.memory_format,
         help="layout of weights and images (default channels_last)",
     )
     add("--compile", action="store_true", help="run through torch.compile")
     add("--optimize", action="store_true", help="this library's networks in their inference form")
-    add("--device", default=conditions.device, help="auto, cpu, cuda or cuda:N")
+    add("--device", default=config.device, help="auto, cpu, cuda or cuda:N")
     add("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
-    add("--rounds", type=int, default=conditions.rounds, metavar="N", help="measurements (default 10)")
-    add("--warmup", type=int, default=conditions.warmup, metavar="N", help="passes before them (default 3)")
+    add("--rounds", type=int, default=config.rounds, metavar="N", help="measurements (default 10)")
+    add("--warmup", type=int, default=config.warmup, metavar="N", help="passes before them (default 3)")
     add("--train", action="store_true", help="measure forward and backward pass, and the memory of both")
     add("--counts", action="store_true", help="only count parameters and multiply-adds, measure no time")
     add("--by", choices=["stage", "mixer", "block"], help="break the counts down")
@@ -50,33 +51,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--json", metavar="FILE", help="write everything there; - for standard output, without the table")
 
 
-def run(words: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit status.
 
     Raises:
-        MetaFormerError: something the user can mend.
+        MetaFormerError: something that the user can correct.
     """
-    if words.file:
-        import_file(words.file)
-    config = BenchConfig(
-        batch=words.batch,
-        size=words.size,
-        dtype=words.dtype,
-        memory_format=words.memory_format,
-        compile=words.compile,
-        optimize=words.optimize,
-        device=words.device,
-        threads=words.threads,
-        rounds=words.rounds,
-        warmup=words.warmup,
-        speed=not words.counts,
-        train=words.train,
-    )
-    report = bench(words.models, config, against=words.against, mixers=words.mixers)
+    if args.file:
+        import_file(args.file)
+    given = {field.name: getattr(args, field.name) for field in fields(BenchConfig) if field.name != "speed"}
+    config = BenchConfig(**given, speed=not args.counts)
+    report = bench(args.models, config, against=args.against, mixers=args.mixers)
     text = json.dumps(report.to_dict(), indent=1) + "\n"
-    print(text if words.json == "-" else report.text(words.by))
-    if words.json and words.json != "-":
-        write_text(Path(words.json), text)
+    print(text if args.json == "-" else report.text(args.by))
+    if args.json and args.json != "-":
+        write_text(Path(args.json), text)
     return 0
 
 

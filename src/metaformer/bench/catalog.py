@@ -45,7 +45,7 @@ class Entry:
 
 
 def catalog(pattern: str = "") -> list[Entry]:
-    """List models and weights whose name holds `pattern`, or matches it where it has * or ?.
+    """List models and weights whose name contains `pattern`, or matches its * and ?.
 
     Raises:
         UnknownName: nothing matches.

@@ -17,7 +17,7 @@ from metaformer.ops import cpp, triton
 from metaformer.ops.backend import mode
 
 SAMPLE_SECONDS = 0.05
-"""A measurement repeats a quick model until it lasts about this long."""
+"""Seconds that a measurement lasts at least, by repetition."""
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,14 @@ def _processor() -> str:
 
 
 class TrainingStep(nn.Module):
-    """Forward and backward pass of a model that gives logits, of images or of pixels."""
+    """Forward pass, cross-entropy and backward pass of a classifier or segmenter."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> None:
-        """Leave gradients behind."""
+        """Compute gradients."""
         self.model.zero_grad(set_to_none=True)
         logits = self.model(images)
         labels = torch.zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.long, device=logits.device)

@@ -20,7 +20,7 @@ def run(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     if args.sizes and args.image_size:
-        parser.error("--sizes and --image-size both say how large images are: give one of them")
+        parser.error("--sizes and --image-size both set the image size: give one of them")
     parser.run_import(vars(args))
     import torch
 
@@ -71,17 +71,17 @@ def _parser() -> Parser:
 
 
 def _size(model: "LoadedModel", args: Namespace) -> Any:
-    """What `package` takes as its size."""
+    """The `size` of `package`."""
     from metaformer.data.preprocess import Preprocess
 
     if args.sizes:
         return tuple(args.sizes)
-    look = model.preprocess
-    return (look.image_size,) * 2 if isinstance(look, Preprocess) else "dynamic"
+    preprocess = model.preprocess
+    return (preprocess.image_size,) * 2 if isinstance(preprocess, Preprocess) else "dynamic"
 
 
 def _notes(model: "LoadedModel") -> dict[str, Any]:
-    """What a user of the package needs beside it."""
+    """Metadata that a user of the package needs."""
     return {
         "name": model.name,
         "task": model.task,

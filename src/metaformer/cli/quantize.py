@@ -6,7 +6,7 @@ from metaformer.cli.parser import Parser, write_json
 EXAMPLE = """metaformer quantize runs/demo-classify --out runs/demo-int8
   metaformer evaluate runs/demo-int8"""
 BATCHES = (1, 8)
-"""Images at once, in the measurement of speed."""
+"""Batch sizes of the speed measurement."""
 
 
 def run(argv: list[str]) -> int:

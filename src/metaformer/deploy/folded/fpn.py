@@ -34,23 +34,15 @@ MIN_POSITIONS = 64 * 64
 
 
 @dataclass(frozen=True)
-class _Composed:
-    """A level's lateral, output and first head convolution as one."""
-
-    own: Kernel
-    """5×5, on the backbone's features."""
-    coarser: tuple[Tensor, ...]
-    """3×3, 2×3, 3×2 and 2×2, on the coarser level and its differences."""
-
-
-@dataclass(frozen=True)
 class _Level:
     lateral: Kernel
     output: Kernel
     convs: list[Kernel]
     """The head's, batch norm folded in."""
-    composed: _Composed | None
-    """None where composing saves no work."""
+    composed: Kernel | None
+    """Lateral, output and first head convolution in one, 5×5; None where that saves no work."""
+    coarser: tuple[Tensor, ...]
+    """3×3, 2×3, 3×2 and 2×2 kernels for the coarser level and its differences."""
 
 
 class FoldedSemanticFPN(WeightCache):
@@ -84,17 +76,16 @@ class FoldedSemanticFPN(WeightCache):
         return halved and batch * height * width >= MIN_POSITIONS and not any(map(has_hooks, self.modules()))
 
     def _levels(self) -> list[_Level]:
-        laterals, outputs = self.neck.laterals, self.neck.outputs
-        levels: list[_Level] = []
-        for i, convs in enumerate(self.head.scales):
-            kernels = (
-                _kernel(laterals[i]),
-                _kernel(outputs[i]),
-                [_with_norm(conv) for conv in convs.children()],
-            )
-            composed = None if i + 1 == len(laterals) else _compose(*kernels[:2], kernels[2][0])
-            levels.append(_Level(*kernels, composed))
-        return levels
+        levels: list[_Level] = []  # coarsest first
+        for lateral, output, convs in zip(
+            map(_kernel, reversed(self.neck.laterals)),
+            map(_kernel, reversed(self.neck.outputs)),
+            ([_with_norm(conv) for conv in convs.children()] for convs in reversed(self.head.scales)),
+            strict=True,
+        ):
+            composed = _compose(lateral, output, convs[0]) if levels else (None, ())
+            levels.append(_Level(lateral, output, convs, *composed))
+        return levels[::-1]
 
     def _features(self, features: Sequence[Tensor], levels: Sequence[_Level]) -> Tensor:
         """The head's sum over the levels, (B, dim, H_0, W_0)."""
@@ -111,7 +102,7 @@ class FoldedSemanticFPN(WeightCache):
                 assert merged is not None
                 x = _conv(_conv(merged, level.output), level.convs[0])
             else:
-                x = _convolve_composed(x, coarser, level, level.composed)
+                x = _convolve_composed(x, coarser, level)
             coarser = merged
             x = x.relu_()
             for kernel in level.convs[1:]:
@@ -148,17 +139,17 @@ def _channels_last(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _compose(lateral: Kernel, output: Kernel, first: Kernel) -> _Composed | None:
-    """Three convolutions in a row as one, computed in float64; None where that saves no multiply-adds."""
+def _compose(lateral: Kernel, output: Kernel, first: Kernel) -> tuple[Kernel | None, tuple[Tensor, ...]]:
+    """A `_Level`'s composed kernels, computed in float64."""
     channels, middle, dim = lateral[0].shape[1], output[0].shape[0], first[0].shape[0]
     if 25 * channels * dim >= 9 * middle * middle:
-        return None
+        return None, ()
     dtype = first[0].dtype
     both = F.conv_transpose2d(first[0].double(), output[0].double())  # (dim, middle, 5, 5)
     own = torch.einsum("omhw,mc->ochw", both, lateral[0].double()[:, :, 0, 0])
     bias = first[1].double() + torch.einsum("omhw,m->o", first[0].double(), output[1].double())
     coarser = tuple(_channels_last(weight, dtype) for weight in _before_upsampling(both))
-    return _Composed((_channels_last(own, dtype), bias.to(dtype)), coarser)
+    return (_channels_last(own, dtype), bias.to(dtype)), coarser
 
 
 def _before_upsampling(weight: Tensor) -> tuple[Tensor, ...]:
@@ -184,15 +175,14 @@ def _before_upsampling(weight: Tensor) -> tuple[Tensor, ...]:
     return right(lower, 3), right(upper, 3), left_minus_right(lower, 3), left_minus_right(upper, 3)
 
 
-def _convolve_composed(x: Tensor, coarser: Tensor, level: _Level, composed: _Composed) -> Tensor:
+def _convolve_composed(x: Tensor, coarser: Tensor, level: _Level) -> Tensor:
     """The head's first convolution at a level, from backbone features (B, C, H, W) and the coarser level."""
     coarser = coarser + level.lateral[1][:, None, None]  # this level's bias is constant too
-    out = _conv(x, composed.own).permute(0, 2, 3, 1).contiguous()
+    assert level.composed is not None
+    out = _conv(x, level.composed).permute(0, 2, 3, 1).contiguous()
     batch, height, width, dim = out.shape
     quarters = out.view(batch, height // 2, 2, width // 2, 2, dim)  # [:, :, row, :, column] of each 2×2
-    lower_right, upper, left, both = (
-        part.permute(0, 2, 3, 1) for part in _quarters(coarser, composed.coarser)
-    )
+    lower_right, upper, left, both = (part.permute(0, 2, 3, 1) for part in _quarters(coarser, level.coarser))
     quarters[:, :, 1, :, 1] += lower_right
     quarters[:, :, 0, :, 1] += lower_right + upper
     lower_left = lower_right + left

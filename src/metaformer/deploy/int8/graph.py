@@ -145,7 +145,7 @@ def _root_log_level_restored() -> Iterator[None]:
 
 
 def _prepare(program: Any) -> list[tuple[str, int]]:
-    """Make a program readable by OpenVINO; gives modules with weights and these' sizes, in call order."""
+    """Make a program readable by OpenVINO; returns modules with weights and their sizes, in call order."""
     names = []
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.empty_like.default:  # OpenVINO has no uninitialized memory

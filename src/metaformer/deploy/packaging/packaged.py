@@ -59,7 +59,7 @@ def load_package(path: str | Path, *, trusted: bool = False) -> Packaged:
 
     Args:
         path: the .pt2 file.
-        trusted: a package holds native code, which loading runs: True if you trust whoever made it.
+        trusted: a package holds native code, which loading runs: True if you trust its author.
 
     Raises:
         ConfigError: `trusted` is False, or the package is for another kind of processor or device.
@@ -71,7 +71,7 @@ def load_package(path: str | Path, *, trusted: bool = False) -> Packaged:
     if not trusted:
         raise ConfigError(
             f"{path}: a package holds compiled code, and loading runs it: "
-            "load_package(path, trusted=True) where you trust whoever made it"
+            "load_package(path, trusted=True) if you trust its author"
         )
     _check_machine(path, metadata)
     from torch._inductor import aoti_load_package
