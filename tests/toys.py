@@ -1,12 +1,12 @@
-"""Small data sets, configurations and runs of every task: functions that write them, then fixtures.
+"""Small data sets, configurations and runs of every task: functions that write them, and fixtures.
 
-Session fixtures are shared: tests must not change their files. Those in `tmp_path` are a test's own.
+What a fixture of the session gives is shared by all tests, and must not be changed; the rest is a test's own.
 """
 
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import takewhile
@@ -122,9 +122,8 @@ class Block(NamedTuple):
     label: int
     box: tuple[int, int, int, int]
     """Left, top, width and height."""
-    crowd: bool = False
-    mask: tuple[int, int, int, int] | None = None
-    """The part of the image that a crowd's mask covers, where that is not its box."""
+    crowd: bool | tuple[int, int, int, int] = False
+    """Whether it is a crowd; if its mask covers another part of the image than its box, that part."""
 
 
 Scene = tuple[Pixels, list[Block]]
@@ -157,8 +156,8 @@ def write_coco(
         file_name, (height, width, _) = name.format(i=i, id=ids[i]), pixels.shape
         save_image(root / split / file_name, pixels)
         images.append({"id": ids[i], "file_name": file_name, "width": width, "height": height})
-        for label, box, crowd, mask in blocks:
-            left, top, across, down = mask or box
+        for label, box, crowd in blocks:
+            left, top, across, down = crowd if isinstance(crowd, tuple) else box
             right, bottom = left + across, top + down
             outline: Any = [[left, top, right, top, right, bottom, left, bottom]]
             if crowd:
@@ -171,7 +170,7 @@ def write_coco(
                 "category_id": list(categories.values())[label],
                 "bbox": list(box),
                 "area": box[2] * box[3],
-                "iscrowd": int(crowd),
+                "iscrowd": int(bool(crowd)),
                 "segmentation": outline,
             }
             annotations.append({**annotation, **fields})
@@ -180,6 +179,29 @@ def write_coco(
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": rows}))
     return file
+
+
+_shared: dict[Path, dict[Path, tuple[int, int]]] = {}
+
+
+def shared(root: Path) -> Path:
+    """Data of the session; at its end it must be as it is now."""
+    _shared[root] = _files(root)
+    return root
+
+
+def _files(root: Path) -> dict[Path, tuple[int, int]]:
+    """Size and modification time of each file."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_data_is_not_changed() -> Iterator[None]:
+    """Fail the session if a test has changed shared data."""
+    yield
+    for root, before in _shared.items():
+        assert _files(root) == before, f"{root}: a test has changed shared data: give it its own"
 
 
 @pytest.fixture
@@ -206,20 +228,20 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.fixture(scope="session")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Image folder of three classes that differ in color: 8 training and 5 validation images each; shared."""
-    return write_image_folder(tmp_path_factory.mktemp("pets"), {"train": 8, "val": 5})
+    """Image folder of three classes that differ in color: 8 training and 5 validation images each."""
+    return shared(write_image_folder(tmp_path_factory.mktemp("pets"), {"train": 8, "val": 5}))
 
 
 @pytest.fixture
 def own_pets(tmp_path: Path) -> Path:
-    """Image folder of three classes of noise: 4 images each, of 40 to 49 × 50 pixels; a test's own."""
+    """Image folder of three classes of noise: 4 images each, of 40 to 49 × 50 pixels."""
     counts = {"train": 4, "val": 4}
     return write_image_folder(tmp_path / "pets", counts, lambda i: (40 + 3 * i, 50), 256, lambda i: 0)
 
 
 @pytest.fixture
 def bad_pets(pets: Path, tmp_path: Path) -> Path:
-    """`pets` with an empty file among the validation images; a test's own."""
+    """`pets` with an empty file among the validation images."""
     root = shutil.copytree(pets, tmp_path / "pets")
     (root / "val" / "bee" / "1.png").write_bytes(b"")
     return root
@@ -227,7 +249,7 @@ def bad_pets(pets: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> ImageFolder:
-    """Seven images of three classes, each of a gray that gives class and number; a test's own."""
+    """Seven images of three classes, each of a gray that gives class and number."""
     for label, (name, count) in enumerate(zip(CLASSES, (3, 2, 2), strict=True)):
         for i in range(count):
             gray = np.full((8, 8, 3), 80 * label + 20 * i, dtype=np.uint8)
@@ -240,18 +262,18 @@ def folder(tmp_path: Path) -> ImageFolder:
 
 @pytest.fixture(scope="session")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images with a green or blue square, 12 and 5, in ADE20K's layout; shared."""
+    """Images with a green or blue square, 12 and 5, in ADE20K's layout."""
     random = np.random.RandomState(1)
     pairs = {
         split: [square_pair(i, random, (36 + i, 44), 120, (20, 24), 130) for i in range(count)]
         for split, count in (("training", 12), ("validation", 5))
     }
-    return write_ade20k(tmp_path_factory.mktemp("patches"), pairs, ("green", "blue"))
+    return shared(write_ade20k(tmp_path_factory.mktemp("patches"), pairs, ("green", "blue")))
 
 
 @pytest.fixture
 def labeled(write: Write, tmp_path: Path) -> Path:
-    """Four training and two validation images of sky, grass and road, in plain folders; a test's own."""
+    """Four training and two validation images of sky, grass and road, in plain folders."""
     random = np.random.RandomState(0)
     for split, count in (("train", 4), ("val", 2)):
         for i in range(count):
@@ -288,11 +310,11 @@ def scenes() -> dict[str, list[Scene]]:
 
 @pytest.fixture(scope="session")
 def blocks(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`scenes` in COCO's layout; shared."""
+    """`scenes` in COCO's layout."""
     root = tmp_path_factory.mktemp("blocks")
     for split, content in scenes.items():
         write_coco(root, f"{split}2017", content, {"green": 3, "blue": 7}, range(10, 10 + len(content)))
-    return root
+    return shared(root)
 
 
 def write_tags(root: Path, split: str, images: Sequence[tuple[Pixels, Sequence[str]]]) -> None:
@@ -306,7 +328,7 @@ def write_tags(root: Path, split: str, images: Sequence[tuple[Pixels, Sequence[s
 
 @pytest.fixture(scope="session")
 def tagged(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`scenes` with the colors of their blocks as labels in a CSV; some have none; shared."""
+    """`scenes` with the colors of their blocks as labels in a CSV; some have none."""
     root = tmp_path_factory.mktemp("tagged")
     for split, content in scenes.items():
         images = []
@@ -314,17 +336,18 @@ def tagged(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFact
             names = {("green", "blue")[block.label] for block in blocks if not block.crowd}
             images.append((pixels, sorted(names)))
         write_tags(root, split, images)
-    return root
+    return shared(root)
 
 
 @pytest.fixture
 def objects(tmp_path: Path) -> Path:
-    """Five images of many sizes in COCO's layout, the third empty, the fourth with a crowd; a test's own."""
+    """Five images of many sizes in COCO's layout, the third empty, the fourth with a crowd."""
     random, sizes = np.random.RandomState(0), [(24, 16), (16, 24), (20, 20), (40, 10), (30, 21)]
     scenes: list[Scene] = []
     for i, (width, height) in enumerate(sizes):
-        last_column = (width - 1, 0, 1, height) if i == 3 else None
-        blocks = [Block(0, (1, 2, 5, 6)), Block(1, (8, 2, 5, 6), i == 3, last_column)] if i != 2 else []
+        last_column = (width - 1, 0, 1, height)
+        crowd = last_column if i == 3 else False
+        blocks = [Block(0, (1, 2, 5, 6)), Block(1, (8, 2, 5, 6), crowd)] if i != 2 else []
         scenes.append((random.randint(0, 256, (height, width, 3), dtype=np.uint8), blocks))
     write_coco(tmp_path / "data", "train2017", scenes, {"ant": 3, "bee": 7}, range(1, 6), "{id}.png")
     return tmp_path / "data"
@@ -372,10 +395,10 @@ def rectangles(tmp_path: Path) -> Rectangles:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Demo data of every task, `demo / TASK`: each digit once; shared."""
+    """Demo data of every task, `demo / TASK`: each digit once."""
     root = tmp_path_factory.mktemp("data") / "demo"
     write_demo_data(root, copies=1, scenes=(8, 4), progress=False)
-    return root
+    return shared(root)
 
 
 # Configurations and runs
@@ -484,7 +507,7 @@ def demo_config(task: str, root: Path, **sections: Any) -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def untrained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint of each task with random weights; shared."""
+    """A checkpoint of each task with random weights."""
     directories = {}
     for name in TASKS:
         config = demo_config(name, demo)
@@ -496,7 +519,7 @@ def untrained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="session")
 def detect_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of Mask R-CNN that finds green and blue blocks; shared."""
+    """A run of Mask R-CNN that finds green and blue blocks."""
     config = tiny_config(
         "detect",
         blocks,
@@ -505,7 +528,7 @@ def detect_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluate={"every_steps": 40},
     )
     torch.set_num_threads(1)
-    return train(config, tmp_path_factory.mktemp("detect") / "run").run
+    return shared(train(config, tmp_path_factory.mktemp("detect") / "run").run)
 
 
 @pytest.fixture
@@ -591,7 +614,7 @@ def segmented(tmp_path: Path) -> Callable[..., Prediction]:
 
 
 @pytest.fixture
-def spotted(tmp_path: Path) -> Callable[..., Prediction]:
+def detected(tmp_path: Path) -> Callable[..., Prediction]:
     """Detection of two objects in a gray image file, left and right; their masks are the upper halves."""
 
     def make(

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,9 @@ def test_validation_digits_are_held_out_in_every_task(demo: Path) -> None:
     assert used["train"] and not used["train"] & held_out
 
 
-def test_writing_again_mends_and_changes_nothing_else(demo: Path) -> None:
+def test_writing_again_mends_and_changes_nothing_else(demo: Path, tmp_path: Path) -> None:
     before = contents(demo)
+    demo = shutil.copytree(demo, tmp_path / "demo")
     victim = demo / "classify/val/3"
     lost = sorted(victim.iterdir())
     lost[0].unlink()

@@ -20,8 +20,8 @@ def near(pixel: np.ndarray, color: tuple[int, int, int]) -> bool:
     return int(np.abs(pixel.astype(int) - color).max()) <= 3
 
 
-def test_masks_are_blended_and_boxes_drawn(spotted: Callable[..., Prediction]) -> None:
-    seen = spotted(size=(600, 450))
+def test_masks_are_blended_and_boxes_drawn(detected: Callable[..., Prediction]) -> None:
+    seen = detected(size=(600, 450))
     pixels = np.asarray(draw_objects(seen.image, seen.result))
     assert pixels.shape == (450, 600, 3)
     left, top, _right, bottom = (int(side) for side in seen.result.boxes[1])
@@ -34,15 +34,15 @@ def test_masks_are_blended_and_boxes_drawn(spotted: Callable[..., Prediction]) -
     assert (pixels[top - 12 : top, left : left + 60] == red).all(axis=2).mean() > 0.4  # the name's ground
 
 
-def test_boxes_alone(spotted: Callable[..., Prediction]) -> None:
-    seen = spotted(size=(600, 450), masks=False)
+def test_boxes_alone(detected: Callable[..., Prediction]) -> None:
+    seen = detected(size=(600, 450), masks=False)
     pixels = np.asarray(draw_objects(seen.image, seen.result))
     left, top, *_ = (int(side) for side in seen.result.boxes[0])
     assert near(pixels[top + 60, left + 60], (100, 100, 100)) and near(pixels[top + 60, left], brighten(BLUE))
 
 
-def test_small_images_are_enlarged(spotted: Callable[..., Prediction]) -> None:
-    seen = spotted(size=(100, 80))
+def test_small_images_are_enlarged(detected: Callable[..., Prediction]) -> None:
+    seen = detected(size=(100, 80))
     image = draw_objects(seen.image, seen.result)
     assert image.size == (400, 320) and image.width >= MIN_WIDTH
     pixels = np.asarray(image)

@@ -27,8 +27,8 @@ def lines_of(place: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (place / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_lines_are_written(spotted: Spotted, tmp_path: Path) -> None:
-    found, place = [spotted("a/x.jpg"), spotted("clip.gif", frame=7)], tmp_path / "out"
+def test_lines_are_written(detected: Spotted, tmp_path: Path) -> None:
+    found, place = [detected("a/x.jpg"), detected("clip.gif", frame=7)], tmp_path / "out"
     assert list(write_detections(found, place)) == [f"2 images: {place / 'predictions.jsonl'}"]
     lines = lines_of(place)
     assert lines[0]["path"] == found[0].path and lines[1]["frame"] == 7
@@ -39,9 +39,9 @@ def test_lines_are_written(spotted: Spotted, tmp_path: Path) -> None:
     assert {file.name for file in place.iterdir()} == {"predictions.jsonl"}
 
 
-def test_all_outputs_together(spotted: Spotted, tmp_path: Path) -> None:
+def test_all_outputs_together(detected: Spotted, tmp_path: Path) -> None:
     place = tmp_path / "out"
-    found = [spotted("7.jpg"), spotted("y.jpg", masks=False)]
+    found = [detected("7.jpg"), detected("y.jpg", masks=False)]
     lines = list(write_detections(found, place, MODEL, draw=True, coco=True, fps=10))
     assert len(lines) == 3 and all(line.startswith("2 ") for line in lines)
     assert {str(file.relative_to(place)) for file in place.rglob("*.*")} == {
@@ -56,14 +56,14 @@ def test_all_outputs_together(spotted: Spotted, tmp_path: Path) -> None:
         assert image.size == (400, 300)
 
 
-def test_frames_become_an_animation(spotted: Spotted, tmp_path: Path) -> None:
-    found = [spotted("clip.gif", frame=number, milliseconds=40) for number in range(3)]
+def test_frames_become_an_animation(detected: Spotted, tmp_path: Path) -> None:
+    found = [detected("clip.gif", frame=number, milliseconds=40) for number in range(3)]
     list(write_detections(found, tmp_path / "out", draw=True))
     assert (tmp_path / "out" / "images" / "clip.webp").is_file()
 
 
-def test_without_a_place_lines_are_printed(spotted: Spotted) -> None:
-    (line,) = write_detections([spotted()], None)
+def test_without_a_place_lines_are_printed(detected: Spotted) -> None:
+    (line,) = write_detections([detected()], None)
     assert len(json.loads(line)["objects"]) == 2 and "é" in line
 
 
@@ -89,16 +89,16 @@ def test_wrong_options_are_named_before_the_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_images_are_not_overwritten(spotted: Spotted, tmp_path: Path) -> None:
-    inside = spotted("images/x.jpg")
+def test_images_are_not_overwritten(detected: Spotted, tmp_path: Path) -> None:
+    inside = detected("images/x.jpg")
     before = Path(inside.path).read_bytes()
     with pytest.raises(OutputError, match=r"images/x\.jpg"):
         list(write_detections([inside], tmp_path / "photos", draw=True))
     assert Path(inside.path).read_bytes() == before
 
 
-def test_pycocotools_reads_the_results(spotted: Spotted, tmp_path: Path) -> None:
-    found = [spotted("000000000139.jpg"), spotted("holiday.jpg")]
+def test_pycocotools_reads_the_results(detected: Spotted, tmp_path: Path) -> None:
+    found = [detected("000000000139.jpg"), detected("holiday.jpg")]
     list(write_detections(found, tmp_path / "out", MODEL, coco=True))
     file = tmp_path / "out" / "coco.json"
     rows = json.loads(file.read_text())
@@ -120,9 +120,9 @@ def test_no_objects_are_an_empty_list(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "coco.json").read_text()) == []
 
 
-def test_files_of_many_images_appear_when_they_are_complete(spotted: Spotted, tmp_path: Path) -> None:
+def test_files_of_many_images_appear_when_they_are_complete(detected: Spotted, tmp_path: Path) -> None:
     def broken() -> Iterator[Prediction[DetectedObjects]]:
-        yield spotted()
+        yield detected()
         raise RuntimeError("a bad image")
 
     with pytest.raises(RuntimeError):
