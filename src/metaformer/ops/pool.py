@@ -52,7 +52,8 @@ def pool_residual(
         next_eps: the same of y; asks for each sample's mean and 1/σ of y, (B, 2) in float32.
     """
     if size == SIZE and cpp.supports(x) and not needs_gradient(weight, residual_scale):
-        return _by_cpp(x, weight, residual_scale, eps, eps if next_eps is None else next_eps)
+        y, moments = _by_cpp(x, weight, residual_scale, eps, eps if next_eps is None else next_eps)
+        return y, None if next_eps is None else moments
     x = x.to(working_dtype(x))
     with without_autocast(x):
         if triton.supports(x):

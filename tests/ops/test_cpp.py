@@ -1,0 +1,168 @@
+"""The C++ backend: compilation, signatures, checked calls."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from metaformer.ops import cpp
+from metaformer.ops.cpp import kernels
+from metaformer.ops.norm import layer_norm
+
+CHECK = "from metaformer.ops import cpp; print(cpp.describe())"
+# where there is a compiler, that nothing was compiled is a failure
+compiled = pytest.mark.skipif(cpp.reason_against() is not None, reason=str(cpp.reason_against()))
+
+
+def described(**environment: str) -> str:
+    command = [sys.executable, "-c", CHECK]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, **environment}
+    )
+    return done.stdout.strip()
+
+
+@compiled
+def test_compiled_once_and_kept(tmp_path: Path) -> None:
+    assert described(METAFORMER_HOME=str(tmp_path)) == "C++ kernels"
+    (library,) = (tmp_path / "cpp").glob("*.so")
+    before = library.stat().st_mtime_ns
+    assert described(METAFORMER_HOME=str(tmp_path)) == "C++ kernels"
+    assert library.stat().st_mtime_ns == before
+    library.chmod(0o777)  # anybody may have written it since
+    assert described(METAFORMER_HOME=str(tmp_path)).startswith("plain PyTorch: ")
+
+
+@compiled
+def test_without_a_compiler_plain_pytorch_runs(tmp_path: Path) -> None:
+    assert "no C++ compiler" in described(METAFORMER_HOME=str(tmp_path), PATH=str(tmp_path), CXX="")
+    assert "could not be compiled" in described(METAFORMER_HOME=str(tmp_path), CXX="false")
+    assert not list(tmp_path.glob("cpp/*.so"))
+
+
+def declared() -> dict[str, list[tuple[str, str]]]:
+    """Kernel -> C types and names of its parameters, in the C++ sources, but for the number of threads."""
+    source = "".join(path.read_text() for path in Path(cpp.__file__).parent.glob("*.cpp"))
+    found = {}
+    for name, parameters in re.findall(r'extern "C" void (\w+?)(?:_##suffix|_float32)\(([^)]*)\)', source):
+        each = [" ".join(part.replace("\\", " ").split()) for part in parameters.split(",")]
+        assert each.pop() == "int threads"
+        found[name] = [(c_type, word) for c_type, _, word in (part.rpartition(" ") for part in each)]
+    return found
+
+
+def test_signatures_are_those_of_the_sources() -> None:
+    sources = declared()
+    assert set(sources) == set(kernels.SIGNATURES)
+    for kernel, signature in kernels.SIGNATURES.items():
+        element = "float" if kernel in kernels.FLOAT32_ONLY else "T"
+        wanted = [(c_type.replace("T*", f"{element}*"), name) for name, (c_type, _) in signature.items()]
+        assert sources[kernel] == wanted
+        c_types = [c_type for c_type, _ in signature.values()]
+        assert c_types == sorted(c_types, key=lambda c_type: not c_type.endswith("*")), "tensors come first"
+
+
+@compiled
+def test_every_kernel_has_its_dtypes() -> None:
+    library = cpp.load()
+    for kernel in kernels.SIGNATURES:
+        suffixes = ["float32"] if kernel in kernels.FLOAT32_ONLY else cpp.SUFFIXES.values()
+        assert all(hasattr(library, f"{kernel}_{suffix}") for suffix in suffixes)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"bias": torch.zeros(3, dtype=torch.bfloat16)}, "bias must be of torch.float32"),
+        ({"out": torch.zeros(5, 3, dtype=torch.float64)}, "out must be of torch.float32"),
+        ({"out": None}, "out must be of torch.float32, got None"),
+        ({"x": torch.zeros(5, 3, dtype=torch.float64), "out": torch.zeros(5, 3).double()}, "no kernel"),
+    ],
+)
+def test_wrong_and_missing_tensors_do_not_reach_cpp(changes: dict[str, object], match: str) -> None:
+    x = torch.randn(5, 3)
+    arguments = {"x": x, "weight": None, "bias": None, "out": torch.empty_like(x), "tokens": 5, "channels": 3}
+    with pytest.raises(TypeError, match=match):
+        kernels.layer_norm(**{**arguments, **changes}, eps=1e-5)  # type: ignore[arg-type]
+
+
+@compiled
+def test_arguments_are_keywords_in_order() -> None:
+    x = torch.randn(5, 3)
+    with pytest.raises(TypeError, match="layer_norm takes the keywords x, weight, bias, out"):
+        kernels.layer_norm(x=x, out=x, weight=None, bias=None, tokens=5, channels=3, eps=1e-5)
+    with pytest.raises(TypeError, match="takes the keywords"):
+        kernels.layer_norm(x=x, weight=None, bias=None, out=x, tokens=5, channels=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="takes the keywords"):
+        kernels.layer_norm(x, None, None, x, 5, 3, 1e-5)  # type: ignore[misc]
+    weight = torch.zeros(2, 2, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match="no kernel for"):
+        kernels.pack_linear(weight=weight, packed=weight, out_features=2, in_features=2)
+
+
+@compiled
+def test_registers_and_panels_are_whole() -> None:
+    assert cpp.lanes() in (8, 16) and cpp.panel() % cpp.lanes() == 0
+    assert cpp.panel() > cpp.lanes()
+
+
+@compiled
+def test_linear_dtypes_are_those_that_onednn_does_not_beat() -> None:
+    library = cpp.load()
+    assert library is not None
+    assert cpp.has_linear(torch.float32) == bool(library.linear_dtypes() & 1)
+    assert cpp.has_linear(torch.bfloat16) == bool(library.linear_dtypes() & 2)
+    assert not cpp.has_linear(torch.float64) and not cpp.has_linear(torch.float16)
+
+
+def test_without_a_library_nothing_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpp, "load", lambda: None)
+    assert not cpp.has_linear.__wrapped__(torch.float32)
+    assert cpp.lanes.__wrapped__() == cpp.panel.__wrapped__() == 1
+    assert not cpp.supports(torch.randn(2, 3))
+
+
+@compiled
+def test_supported_tensors() -> None:
+    x = torch.randn(2, 3)
+    assert cpp.supports(x) and cpp.supports(x.bfloat16())
+    assert not cpp.supports(x.double()) and not cpp.supports(x.t()) and not cpp.supports(x[:0])
+    assert not cpp.supports(x, x.bfloat16())
+
+
+@compiled
+def test_recorded_calls_can_be_made_again() -> None:
+    x = torch.randn(5, 3)
+    with kernels.record_calls() as calls:
+        found = layer_norm(x, 1e-5)
+    ((function, arguments),) = calls
+    assert arguments[0] is x and arguments[3] is found
+    wanted = found.clone()
+    found.zero_()
+    function(*(word.data_ptr() if isinstance(word, torch.Tensor) else word for word in arguments), 1)
+    assert torch.equal(found, wanted)
+
+
+@compiled
+def test_calls_of_this_thread_are_recorded_within_the_context() -> None:
+    x = torch.randn(5, 3)
+    with kernels.record_calls() as calls:
+        other = threading.Thread(target=layer_norm, args=(x, 1e-5))
+        other.start()
+        other.join()
+        assert not calls
+    layer_norm(x, 1e-5)
+    assert not calls
+    with pytest.raises(ZeroDivisionError), kernels.record_calls() as calls:
+        1 / 0  # noqa: B018
+    layer_norm(x, 1e-5)
+    assert not calls
+    with kernels.record_calls() as outer, kernels.record_calls() as inner:
+        layer_norm(x, 1e-5)
+    assert len(outer) == len(inner) == 1
