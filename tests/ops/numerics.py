@@ -1,6 +1,6 @@
 """What tests of operations share: backends, tolerances, comparisons with float64.
 
-Triton decides for its interpreter when it is imported, so where there is no CUDA, `test_backend.py` starts the
+Triton decides for its interpreter when it is imported, so where there is no CUDA `test_backend.py` starts the
 tests whose backend is Triton in a process of their own. On a bare GPU machine with pytest and Hypothesis:
     PYTHONPATH=src:tests python -m pytest -c /dev/null --rootdir . --confcutdir tests/ops tests/ops -k triton
 """
