@@ -3,6 +3,7 @@
 Reads a JSON list of argument lists from standard input; prints a JSON line per command.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -10,7 +11,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-import metaformer.training.train  # noqa: F401 - before forking: most of the time and memory is importing
+from fork import PRELOAD
+
 from metaformer.cli import main
 
 TIMEOUT = 20.0
@@ -57,5 +59,7 @@ def wait(pid: int) -> tuple[int, float]:
 
 
 if __name__ == "__main__":
+    for module in PRELOAD:  # before forking, so that memory and time are those of the file
+        importlib.import_module(module)
     for line in json.load(sys.stdin):
         print(json.dumps(attempt(line)), flush=True)
