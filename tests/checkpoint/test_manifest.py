@@ -68,7 +68,7 @@ def test_a_file_that_was_not_written_is_not_taken(tmp_path: Path, name: str) -> 
         "\xff",
     ],
 )
-def test_a_manifest_that_is_none_is_told(tmp_path: Path, text: str) -> None:
+def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
     target = write_directory(tmp_path / "whole", fill)
     (target / MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(WeightsError, match=r"manifest\.json: damaged"):
@@ -115,14 +115,14 @@ def test_a_write_that_fails_leaves_the_old_directory(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["whole"]
 
 
-def test_a_replacement_takes_the_place_of_the_old(tmp_path: Path) -> None:
+def test_a_directory_is_replaced(tmp_path: Path) -> None:
     target = write_directory(tmp_path / "whole", fill)
     write_directory(target, lambda directory: (directory / "c").touch())
     verify(target)
     assert {file.name for file in target.iterdir()} == {"c", MANIFEST}
 
 
-def test_a_replacement_cut_between_its_renames_is_taken_back(tmp_path: Path) -> None:
+def test_a_replacement_interrupted_between_its_renames_is_undone(tmp_path: Path) -> None:
     target = write_directory(tmp_path / "whole", fill)
     target.rename(tmp_path / f"{OLD}whole")
     (tmp_path / f"{TEMPORARY}whole").mkdir()
@@ -136,7 +136,7 @@ def test_a_removal_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_manifest_tells_sizes_and_digests(tmp_path: Path) -> None:
+def test_the_manifest_has_sizes_and_digests(tmp_path: Path) -> None:
     files = json.loads((write_directory(tmp_path / "whole", fill) / MANIFEST).read_text())["files"]
     assert files["a.bin"]["bytes"] == 64 and len(files["a.bin"]["sha256"]) == 64
 
@@ -173,7 +173,7 @@ def write_together(folder: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         part(directory)
 
-    with pytest.raises(MetaFormerError, match="the folder must lie on a disk that all share"):
+    with pytest.raises(MetaFormerError, match="on a disk that all share"):
         write_directory(own, elsewhere, together=True)
     assert not list(own.parent.iterdir())
 

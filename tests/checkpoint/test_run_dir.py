@@ -9,7 +9,7 @@ from metaformer.checkpoint.run_dir import RunDir, find_checkpoint
 from metaformer.errors import OutputError, WeightsError
 
 
-def test_a_new_run_makes_its_directory(tmp_path: Path) -> None:
+def test_a_new_run_creates_its_directory(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "runs" / "new")
     assert run.open(None, print) is None
     run.write_config({"a": 1})
@@ -19,7 +19,7 @@ def test_a_new_run_makes_its_directory(tmp_path: Path) -> None:
         run.check(None)
 
 
-def test_checking_a_place_makes_nothing(tmp_path: Path) -> None:
+def test_a_check_creates_nothing(tmp_path: Path) -> None:
     RunDir(tmp_path / "runs" / "new").check(None)
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
@@ -46,27 +46,27 @@ def test_only_one_process_writes_a_run(tmp_path: Path) -> None:
         assert [file.name for file in run.path.iterdir()] == [".lock"]
 
 
-def test_the_command_that_goes_on_is_kept(tmp_path: Path) -> None:
+def test_the_resuming_command_is_saved(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     assert run.command is None
     run.write_command("metaformer train finetune --resume auto")
     assert run.command == "metaformer train finetune --resume auto"
 
 
-def test_auto_begins_where_there_is_no_checkpoint_yet(tmp_path: Path) -> None:
+def test_auto_starts_where_there_is_no_checkpoint_yet(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.write_config({})
     assert run.open("auto", print) is None
 
 
-def test_auto_does_not_begin_anew_over_a_run_whose_checkpoints_are_all_damaged(tmp_path: Path) -> None:
+def test_auto_does_not_start_over_a_run_whose_checkpoints_are_all_damaged(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     step = write_checkpoint(run.checkpoints / "step_3", {}, {"step": 3})
     (step / "manifest.json").write_text("{")
-    told: list[str] = []
-    with pytest.raises(WeightsError, match="no checkpoint is whole"):
-        run.open("auto", told.append)
-    assert len(told) == 1 and "step_3" in told[0]
+    lines: list[str] = []
+    with pytest.raises(WeightsError, match="checkpoints: every checkpoint is damaged"):
+        run.open("auto", lines.append)
+    assert len(lines) == 1 and "step_3" in lines[0]
 
 
 def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_named_checkpoint_is_taken_or_refused(tmp_path: Path) -> None:
         run.open(str(run.checkpoints / "step_4"), print)
 
 
-def test_a_best_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
+def test_a_best_that_was_being_replaced_is_restored(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     write_checkpoint(run.best, {}, {"step": 1}).rename(tmp_path / ".old-best")
     run.open("auto", print)

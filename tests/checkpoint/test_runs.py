@@ -52,24 +52,24 @@ def test_a_finished_run(run: Path) -> None:
     assert status == only(run) == only(run.parent.parent, contents=True)
 
 
-def test_a_run_that_has_stopped_goes_on_by_the_line_that_is_told(run: Path) -> None:
+def test_a_stopped_run_is_resumed_by_its_command(run: Path) -> None:
     shutil.rmtree(run / "checkpoints/step_8")
     status = only(run)
     assert (status.state, status.step, status.total) == ("stopped", 6, 8)
     assert status.resume is not None
-    words = shlex.split(status.resume)
-    assert words[:2] == ["metaformer", "train"]
-    assert main(words[1:]) == 0
+    command = shlex.split(status.resume)
+    assert command[:2] == ["metaformer", "train"]
+    assert main(command[1:]) == 0
     assert only(run).state == "complete"
 
 
-def test_the_line_that_a_run_was_begun_with_is_told(run: Path) -> None:
+def test_the_command_that_started_a_run_is_listed(run: Path) -> None:
     shutil.rmtree(run / "checkpoints/step_8")
     RunDir(run).write_command("torchrun -m metaformer train demo/classify --resume auto")
     assert only(run).resume == "torchrun -m metaformer train demo/classify --resume auto"
 
 
-def test_damage_is_told_and_passed_over_as_resuming_does(run: Path) -> None:
+def test_damage_is_noted_and_skipped_as_in_resuming(run: Path) -> None:
     weights = run / "checkpoints/step_8/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     status = only(run)
@@ -104,8 +104,8 @@ with RunDir(Path(sys.argv[1])).writing():
 
 def test_a_run_that_is_being_written(run: Path) -> None:
     shutil.rmtree(run / "checkpoints/step_8")
-    words = [sys.executable, "-c", RUNNING, str(run)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", RUNNING, str(run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         status = only(run)
         process.kill()
@@ -164,9 +164,9 @@ def test_the_command_line_lists_them(run: Path, capsys: pytest.CaptureFixture[st
     shutil.copytree(run, run.parent / "two")
     shutil.rmtree(run.parent / "two/checkpoints/step_8")
     assert main(["runs", str(run.parent)]) == 0
-    told = capsys.readouterr().out
-    assert f"{run}  " in told and "complete  8/8" in told and "stopped   6/8" in told and "top1" in told
-    assert f"to go on with {run.parent / 'two'}:\n  metaformer train" in told
+    text = capsys.readouterr().out
+    assert f"{run}  " in text and "complete  8/8" in text and "stopped   6/8" in text and "top1" in text
+    assert f"to go on with {run.parent / 'two'}:\n  metaformer train" in text
     assert main(["runs", str(run.parent), "--json"]) == 0
     assert {one["state"] for one in json.loads(capsys.readouterr().out)} == {"complete", "stopped"}
     for step in (2, 4, 6, 8):

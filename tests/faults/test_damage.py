@@ -137,6 +137,6 @@ def test_no_valid_checkpoint_is_an_error(case: Case, reference: Run, new_run: Ne
     for step in run.steps:
         (run.checkpoints / f"step_{step}" / "manifest.json").unlink()
     end = run.go(fork=True)
-    ok = end.status == 1 and "no checkpoint is whole" in end.error
+    ok = end.status == 1 and "every checkpoint is damaged" in end.error
     tally("6", f"{case.task}: no checkpoint is whole", ok)
     assert ok, str(end)

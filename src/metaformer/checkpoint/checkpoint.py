@@ -1,23 +1,25 @@
 """Checkpoints on disk: safetensors and JSON under a sha256 manifest; nothing in them can run code."""
 
 import json
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from metaformer.checkpoint.manifest import recover, remove_directory, verify, write_directory
-from metaformer.checkpoint.tensors import Spec, TensorStore, has_shards
+from metaformer.checkpoint.tensors import TensorSpec, TensorStore, has_shards
 from metaformer.distributed import rank
 from metaformer.errors import VersionError, WeightsError
 from metaformer.weights.report import LoadReport
 
 FORMAT = 2
-"""Of the saved configuration and tensors; it changes with the names of options."""
+"""Version of the layout; it changes with the names of options, too."""
 STEP = "step_"
 STATE = "state.json"
 HUB_CARD = "config.json"
@@ -25,68 +27,68 @@ HUB_CARD = "config.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds."""
+    """A checkpoint directory: plain values, and the state dicts `model`, `ema`, `optimizer` and `random`."""
 
     directory: Path
     state: dict[str, Any]
-    """Everything but tensors: `card`, `config`, `step`, `metrics`, …"""
+    """All but tensors: `card`, `config`, `step`, `metrics`, …"""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """One group of tensors, whole: `model`, `ema` or `optimizer`.
+        """One state dict, whole.
 
         Raises:
-            WeightsError: it is not there, or damaged.
+            WeightsError: it is missing or damaged.
         """
         return TensorStore(self.directory, name).read()
 
     def load(self, model: nn.Module, name: str = "model") -> None:
-        """Fill a model with one group of tensors, all of them and nothing else.
+        """Load one state dict into a model, all of it and nothing else.
 
         Raises:
-            WeightsError: they do not fit.
+            WeightsError: it does not fit.
         """
-        group, own = TensorStore(self.directory, name), model.state_dict()
-        stored = group.specs()
+        store, own = TensorStore(self.directory, name), model.state_dict()
+        specs = store.specs()
         report = LoadReport(
-            missing=[key for key in own if key not in stored],
-            unexpected=[key for key in stored if key not in own],
+            missing=[key for key in own if key not in specs],
+            unexpected=[key for key in specs if key not in own],
             misshaped=[
-                (key, stored[key].shape, tuple(value.shape))
+                (key, specs[key].shape, tuple(value.shape))
                 for key, value in own.items()
-                if key in stored and stored[key].shape != tuple(value.shape)
+                if key in specs and specs[key].shape != tuple(value.shape)
             ],
         )
         if not report.complete:
             raise WeightsError(
-                f"{self.directory}: is of another model: go on with the run's own settings, or begin anew in "
-                f"another place ({'; '.join(report.problems())})"
+                f"{self.directory}: is of another model: resume with the run's settings, or start anew in "
+                f"another directory ({'; '.join(report.problems())})"
             )
-        group.fill(own)
+        store.fill(own)
 
     def has(self, name: str) -> bool:
-        """Tell whether this group of tensors is there."""
+        """Whether the checkpoint has this state dict."""
         return TensorStore(self.directory, name).exists()
 
 
 def write_checkpoint(
     target: Path,
-    groups: Mapping[str, Mapping[str, Tensor]],
+    state_dicts: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     hub_card: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write groups of tensors and a state of plain values as one directory.
+    """Write state dicts and plain values as one directory.
 
-    With a `hub_card` it also is a directory that `metaformer.from_pretrained` reads. Where tensors are shared
-    out over ranks, all ranks must call this, on a disk that they share; else one rank does.
+    With a `hub_card` `metaformer.from_pretrained` reads it, too. If tensors are sharded, all ranks must call
+    this, on a shared disk; else one rank does.
 
     Raises:
-        OutputError: the place cannot be written to; earlier checkpoints are untouched.
+        OutputError: it cannot be written; earlier checkpoints are untouched.
     """
-    together = any(map(has_shards, groups.values()))
+    together = any(map(has_shards, state_dicts.values()))
 
     def fill(directory: Path) -> None:
-        # what all do together comes first: no rank waits for one that has failed on its own
-        for name, tensors in sorted(groups.items(), key=lambda item: not has_shards(item[1])):
+        # collective writes come first: no rank waits for one that has failed on its own
+        for name, tensors in sorted(state_dicts.items(), key=lambda item: not has_shards(item[1])):
             TensorStore(directory, name).write(tensors)
         if together and rank() != 0:
             return
@@ -101,8 +103,8 @@ def read_checkpoint(directory: Path, verified: bool = False) -> Checkpoint:
     """Verify a checkpoint and open it.
 
     Args:
-        directory: where it lies.
-        verified: it has just been read whole by another process of this run.
+        directory: the checkpoint.
+        verified: another process of this run has just read all of it.
 
     Raises:
         VersionError: it is in the format of another version.
@@ -115,7 +117,7 @@ def read_checkpoint(directory: Path, verified: bool = False) -> Checkpoint:
 
 
 def write_state(directory: Path, state: Mapping[str, Any]) -> None:
-    """Write `state.json`: the format, the version that wrote it, and a checkpoint's plain values."""
+    """Write `state.json`: the format, the version of this library, and plain values."""
     _write_json(directory / STATE, {"format": FORMAT, "version": metadata.version("metaformer"), **state})
 
 
@@ -134,10 +136,7 @@ def read_state(directory: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise WeightsError(f"{file}: damaged (no checkpoint format)")
     if state["format"] != FORMAT:
-        versions = state["format"], state.get("version"), FORMAT
-        if "int8" in (state.get("card") or {}):
-            raise VersionError(directory, *versions, kind="int8 network", remedy="quantize the network again")
-        raise VersionError(directory, *versions)
+        raise VersionError(directory, state["format"], state.get("version"), FORMAT)
     return state
 
 
@@ -145,15 +144,20 @@ def _write_json(file: Path, values: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def step_directory(folder: Path, step: int) -> Path:
+    """The checkpoint directory of a step."""
+    return folder / f"{STEP}{step}"
+
+
 def checkpoints(folder: Path) -> list[Path]:
-    """Step directories of a run, newest first."""
+    """Checkpoint directories of a run, newest first."""
     named = [path for path in folder.glob(f"{STEP}*") if path.name.isascii()]
-    found = [path for path in named if path.name[len(STEP) :].isdigit()]
-    return sorted(found, key=_step, reverse=True)
+    numbered = [path for path in named if path.name[len(STEP) :].isdigit()]
+    return sorted(numbered, key=lambda path: int(path.name[len(STEP) :]), reverse=True)
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """Open the newest checkpoint that is whole; each damaged one that is passed over is said in a line.
+    """Open the newest checkpoint that is not damaged; `say` gets a line for each that is skipped.
 
     Raises:
         VersionError: it is in the format of another version.
@@ -165,29 +169,24 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
         except VersionError:
             raise
         except WeightsError as error:
-            say(f"passed over a damaged checkpoint: {error}")
+            say(f"skipped a damaged checkpoint: {error}")
     return None
 
 
 def recover_all(folder: Path) -> None:
-    """Clear away what a killed process left half written."""
+    """Remove or complete what a killed process left half written."""
     for leftover in folder.glob(".*-*"):
         recover(folder / leftover.name.split("-", 1)[1])
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` step directories."""
+    """Remove all but the newest `keep` checkpoints."""
     for directory in checkpoints(folder)[keep:]:
         remove_directory(directory)
 
 
-def step_directory(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step belongs."""
-    return folder / f"{STEP}{step}"
-
-
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimizer's state into tensors, named after parameters, and plain values."""
+    """Split an optimizer's state into tensors, named by parameter, and plain values."""
     tensors: dict[str, Tensor] = {}
     groups: list[dict[str, Any]] = []
     for number, group in enumerate(optimizer.param_groups):
@@ -207,47 +206,70 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, {"groups": groups}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Checkpoint) -> None:
-    """Put back what `pack_optimizer` took; each moment lies in memory as its parameter does.
+def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Inverse of `pack_optimizer`; moments get the memory format of their parameter.
 
     Raises:
         WeightsError: the optimizer has other groups than the saved one.
     """
-    plain, group = saved.state["optimizer"], TensorStore(saved.directory, "optimizer")
+    plain, store = checkpoint.state["optimizer"], TensorStore(checkpoint.directory, "optimizer")
     names = [group["names"] for group in optimizer.param_groups]
     if names != [group["names"] for group in plain["groups"]]:
         raise WeightsError(
-            "the checkpoint's optimizer holds other parameter groups: resume with the run's own settings"
+            "the checkpoint's optimizer has other parameter groups: resume with the run's own settings"
         )
     parameters = {n: p for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
     fused = {n for g in optimizer.param_groups if g.get("fused") for n in g["names"]}
     entries: dict[str, Tensor] = {}
-    for key, spec in group.specs().items():
+    for key, spec in store.specs().items():
         name, _, entry = key.rpartition("/")
         if name:
-            entries[key] = _room(spec, parameters[name], name in fused)
+            entries[key] = _empty_moment(spec, parameters[name], name in fused)
             optimizer.state[parameters[name]][entry] = entries[key]
         else:
             number, _, entry = key.removeprefix("group.").partition(".")
             entries[key] = torch.empty(spec.shape, dtype=spec.dtype)
             optimizer.param_groups[int(number)][entry] = entries[key]
-    group.fill(entries)
-    for own, told in zip(optimizer.param_groups, plain["groups"], strict=True):
-        own.update({key: _plain(value) for key, value in told.items() if key not in ("state", "names")})
-        for name, values in told["state"].items():
-            optimizer.state[parameters[name]].update(values)
+    store.fill(entries)
+    for group, saved in zip(optimizer.param_groups, plain["groups"], strict=True):
+        # JSON has no tuples
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+        group.update({key: value for key, value in values.items() if key not in ("state", "names")})
+        for name, state in saved["state"].items():
+            optimizer.state[parameters[name]].update(state)
 
 
-def _room(spec: Spec, parameter: Tensor, fused: bool) -> Tensor:
-    """Memory for a moment, like its parameter's; a step count lies beside it for fused kernels only."""
+def _empty_moment(spec: TensorSpec, parameter: Tensor, fused: bool) -> Tensor:
+    """Memory for a moment, like its parameter's; step counts are on its device for fused kernels only."""
     if spec.shape != tuple(parameter.shape):
         return torch.empty(spec.shape, dtype=spec.dtype, device=parameter.device if fused else "cpu")
     return torch.empty_like(parameter, dtype=spec.dtype).detach()
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """States of the generators of `random`, `numpy.random` and torch, on the CPU and on a CUDA device."""
+    version, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor([position, has_gauss, *map(int, keys)], dtype=torch.int64),
+        "numpy.gauss": torch.tensor([cached], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
 
 
-def _step(directory: Path) -> int:
-    return int(directory.name[len(STEP) :])
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Inverse of `random_state`."""
+    version, *words = state["python"].tolist()
+    gauss = state["python.gauss"].tolist()
+    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    position, has_gauss, *keys = state["numpy"].tolist()
+    cached = float(state["numpy.gauss"])
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

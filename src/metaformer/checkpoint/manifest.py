@@ -1,4 +1,4 @@
-"""A directory that is either whole or not there: sha256 manifest written last, then renamed into place."""
+"""Atomic directories: a sha256 manifest is written last, then the directory is renamed into place."""
 
 import hashlib
 import json
@@ -14,49 +14,49 @@ from metaformer.storage import TEMPORARY, apply_umask, sync
 MANIFEST = "manifest.json"
 OLD = ".old-"
 READ = (".json", ".safetensors")
-"""Endings of the files that are read of a checkpoint, so that each must be listed."""
+"""Suffixes of the files that are read from a checkpoint; each must be in the manifest."""
 PATIENCE = 60.0
-"""Seconds until what one machine writes on a shared disk has come in sight of the others."""
+"""Seconds until all machines see what one has written on a shared disk."""
 
 
 def write_directory(target: Path, fill: Callable[[Path], None], together: bool = False) -> Path:
-    """Let `fill` write files into a new directory, and put it in place of `target` at one stroke.
+    """Write a directory atomically.
 
     The files are written beside the target and synchronized to the disk before the rename, so that a
     process or machine that dies leaves the old directory or the new one.
 
     Args:
         target: the directory.
-        fill: writes into the directory that it is given, and into folders of that.
-        together: all ranks call this, and all fill one directory; the first does the rest.
+        fill: writes files into the directory that it is given, and into folders of that.
+        together: all ranks call this and fill one directory; the first does the rest.
 
     Raises:
-        OutputError: it could not be written; what was there before is untouched.
+        OutputError: it cannot be written; what was there before is untouched.
     """
     temporary = target.with_name(f"{TEMPORARY}{target.name}")
-    leads = not together or rank() == 0
+    first = not together or rank() == 0
 
-    def attempt(work: Callable[[Path], None], mine: bool = True) -> None:
-        trouble: Exception | None = None
+    def attempt(action: Callable[[Path], None], mine: bool = True) -> None:
+        failure: Exception | None = None
         try:
             if mine:
-                work(temporary)
+                action(temporary)
         except OSError as error:
-            trouble = OutputError(_explain(target, error, _size(temporary)))
-            trouble.__cause__ = error
+            failure = OutputError(_explain(target, error, _size(temporary)))
+            failure.__cause__ = error
         except Exception as error:
-            trouble = error
+            failure = error
         if together:
-            raise_on_all_ranks(trouble)
-        elif trouble is not None:
-            raise trouble
+            raise_on_all_ranks(failure)
+        elif failure is not None:
+            raise failure
 
     try:
-        attempt(_begin, leads)
+        attempt(_create, first)
         attempt(fill)
         if together:
-            attempt(_agree)
-        attempt(lambda place: _publish(place, target), leads)
+            attempt(_wait_for_files)
+        attempt(lambda directory: _publish(directory, target), first)
     except Exception:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -64,7 +64,7 @@ def write_directory(target: Path, fill: Callable[[Path], None], together: bool =
 
 
 def recover(target: Path) -> None:
-    """Finish a replacement that was cut between its two renames."""
+    """Complete a replacement that was interrupted between its two renames."""
     old = target.with_name(f"{OLD}{target.name}")
     if old.is_dir() and not target.exists():
         old.rename(target)
@@ -77,10 +77,10 @@ def verify(directory: Path, *, contents: bool = True) -> None:
 
     Args:
         directory: the checkpoint.
-        contents: read the files; without it their sizes alone are compared, which is quick.
+        contents: read the files; without it only their sizes are compared, which is quick.
 
     Raises:
-        WeightsError: a file is missing, is not what was written, or was not written; the message names it.
+        WeightsError: a file is missing, changed, or was not written; the message names it.
     """
     expected = _read_manifest(directory)
     for name, (size, digest) in expected.items():
@@ -97,26 +97,26 @@ def verify(directory: Path, *, contents: bool = True) -> None:
 
 
 def remove_directory(directory: Path) -> None:
-    """Remove a directory so that it is never seen half removed."""
-    doomed = directory.with_name(f"{TEMPORARY}{directory.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    directory.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Remove a directory; after a rename, so that it is never half removed."""
+    temporary = directory.with_name(f"{TEMPORARY}{directory.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    directory.rename(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _begin(temporary: Path) -> None:
+def _create(temporary: Path) -> None:
     temporary.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
 
 
-def _agree(temporary: Path) -> None:
-    """Make sure that the first rank sees what all have written."""
+def _wait_for_files(temporary: Path) -> None:
+    """Wait until the first rank sees what all have written."""
     wanted = {name for names in all_gather_object(_files(temporary)) for name in names}
     deadline = time.monotonic() + PATIENCE
     while rank() == 0 and not wanted <= set(_files(temporary)):
         if time.monotonic() > deadline:
-            raise OSError("other machines write elsewhere: the folder must lie on a disk that all share")
+            raise OSError("other machines write elsewhere: the folder must be on a disk that all share")
         time.sleep(0.2)
 
 
@@ -151,7 +151,7 @@ def _manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
 
 
 def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
-    """Size and digest of each file by its name, which is a path for files in folders."""
+    """Size and digest of each file by its relative path."""
     try:
         text = (directory / MANIFEST).read_text(encoding="utf-8")
         listed = json.loads(text)["files"]
@@ -170,7 +170,7 @@ def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
 
 
 def _files(directory: Path) -> list[str]:
-    """Paths of all files in a directory and its folders, seen from there."""
+    """Relative paths of all files in a directory and its folders."""
     return sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
 
 
@@ -189,8 +189,8 @@ def _digest(file: Path) -> str:
 
 def _explain(target: Path, error: OSError, needed: int) -> str:
     reason = error.strerror or str(error)
-    place = target.parent if target.parent.is_dir() else target.parent.parent
-    free = f", {shutil.disk_usage(place).free:,} bytes are free" if place.is_dir() else ""
+    folder = target.parent if target.parent.is_dir() else target.parent.parent
+    free = f", {shutil.disk_usage(folder).free:,} bytes are free" if folder.is_dir() else ""
     return (
         f"{target}: cannot write ({reason}) after {needed:,} bytes{free}; earlier checkpoints are untouched"
     )

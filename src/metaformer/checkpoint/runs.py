@@ -1,79 +1,79 @@
-"""Runs found in a folder: what became of each, how good it is, and how to go on with it."""
+"""Status of the runs in a folder."""
 
 import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from metaformer.checkpoint.checkpoint import checkpoints, read_state
 from metaformer.checkpoint.manifest import verify
-from metaformer.checkpoint.run_dir import FILE, RunDir
+from metaformer.checkpoint.run_dir import LOG, RunDir
 from metaformer.errors import OutputError, VersionError, WeightsError
 
 DEPTH: Final = 4
-"""Folders below the one that is named in which runs are looked for."""
+"""Levels of folders that are searched for runs."""
 _TAIL: Final = 1 << 14
 State = Literal["running", "complete", "stopped", "damaged", "other version"]
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run from outside."""
+    """Status of a run, read from its files."""
 
     path: str
-    model: str
     state: State
-    step: int
-    """Steps done: of a run that has stopped, those that its newest whole checkpoint holds."""
-    total: int | None
-    metric: str | None
-    best: float | None
-    best_step: int | None
-    updated: float
-    """When something was last written, in seconds since 1970."""
-    resume: str | None
-    """The shell's line that goes on with it; None where there is nothing to go on with."""
+    model: str = "?"
+    step: int = 0
+    """Steps done: of a stopped run, those of its newest checkpoint that is not damaged."""
+    total: int | None = None
+    metric: str | None = None
+    best: float | None = None
+    best_step: int | None = None
+    updated: float = 0.0
+    """Time of the last change, in seconds since 1970."""
+    resume: str | None = None
+    """The shell command that resumes it; None if there is nothing to resume."""
     notes: tuple[str, ...] = ()
     """What is damaged, or of another version."""
 
     @property
     def age(self) -> str:
-        """How long nothing was written, in the largest unit."""
-        passed = max(time.time() - self.updated, 0.0)
+        """Time since the last change, in the largest unit."""
+        seconds_ago = max(time.time() - self.updated, 0.0)
         for name, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
-            if passed >= seconds:
-                return f"{passed / seconds:.0f} {name}"
-        return f"{passed:.0f} s"
+            if seconds_ago >= seconds:
+                return f"{seconds_ago / seconds:.0f} {name}"
+        return f"{seconds_ago:.0f} s"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Plain values for JSON."""
         return asdict(self)
 
 
 def find_runs(folder: str | Path, *, contents: bool = False) -> list[RunStatus]:
-    """Look at the runs in a folder, or at the run that it is; the one last written to comes first.
+    """Status of the runs in a folder, or of the run that it is; the one last written comes first.
 
     Args:
-        folder: where to look.
+        folder: where to search.
         contents: verify checkpoints by reading them, not only by their files' sizes.
 
     Raises:
         OutputError: no such folder.
     """
-    place = Path(folder)
-    if not place.is_dir():
-        raise OutputError(f"{place}: no such folder")
-    found = [_look_or_tell(RunDir(path), contents) for path in _search(place, DEPTH)]
-    return sorted(found, key=lambda run: (-run.updated, run.path))
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: no such folder")
+    runs = [_status(RunDir(path), contents) for path in _search(folder, DEPTH)]
+    return sorted(runs, key=lambda run: (-run.updated, run.path))
 
 
 def _search(folder: Path, depth: int) -> Iterator[Path]:
     run = RunDir(folder)
-    if run.config.is_file() and (run.checkpoints.is_dir() or (folder / FILE).is_file()):
+    if run.config.is_file() and (run.checkpoints.is_dir() or (folder / LOG).is_file()):
         yield folder
         return
     if depth:
@@ -89,65 +89,61 @@ def _folders(folder: Path) -> list[Path]:
                 for entry in entries
                 if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
             ]
-    except OSError:  # not ours to look into
+    except OSError:  # no permission
         return []
 
 
-def _look_or_tell(run: RunDir, contents: bool) -> RunStatus:
-    """One strange folder does not hide the others."""
-    try:
-        return _look(run, contents)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        why = f"{run.path}: its files are none of a run's ({type(error).__name__}: {error})"
-        return _unread(run, "damaged", why)
-
-
-def _unread(run: RunDir, state: State, why: str, updated: float = 0.0) -> RunStatus:
-    return RunStatus(str(run.path), "?", state, 0, None, None, None, None, updated, None, (why,))
-
-
-def _look(run: RunDir, contents: bool) -> RunStatus:
-    notes: list[str] = []
+def _status(run: RunDir, contents: bool) -> RunStatus:
+    """Status of a run; a folder with foreign files is damaged, so that it does not hide the others."""
     steps = checkpoints(run.checkpoints)
     try:
-        state = next((state for path in steps if (state := _state(path, contents, notes.append))), {})
-        if run.best.is_dir():
-            _state(run.best, contents, notes.append)  # for its note: training goes on without
+        return _known_status(run, steps, contents)
     except VersionError as error:
-        return _unread(run, "other version", str(error), _updated(run, steps))
-    config = _read(run.config)
-    step, total = state.get("step", 0), state.get("total")
-    best = state.get("best") or {}
-    complete = bool(state) and not state.get("evaluation_pending") and total is not None and step >= total
-    kind: State = "complete" if complete else "stopped"
-    if steps and not state:
-        kind = "damaged"
+        return RunStatus(str(run.path), "other version", updated=_updated(run, steps), notes=(str(error),))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        note = f"{run.path}: its files are not those of a run ({type(error).__name__}: {error})"
+        return RunStatus(str(run.path), "damaged", notes=(note,))
+
+
+def _known_status(run: RunDir, steps: list[Path], contents: bool) -> RunStatus:
+    notes: list[str] = []
+    saved = next((saved for path in steps if (saved := _read_state(path, contents, notes))), {})
+    if run.best.is_dir():
+        _read_state(run.best, contents, notes)  # for its note: training resumes without it
+    step, total = saved.get("step", 0), saved.get("total")
+    best = saved.get("best") or {}
+    complete = bool(saved) and not saved.get("evaluation_pending") and total is not None and step >= total
+    state: State = "complete" if complete else "damaged" if steps and not saved else "stopped"
     if run.running:
-        kind, step = "running", max(step, _last_step(run.path))
+        state, step = "running", max(step, _last_step(run.path))
     return RunStatus(
         path=str(run.path),
-        model=str(config.get("model", {}).get("name", "?")),
-        state=kind,
+        state=state,
+        model=str(_read(run.config).get("model", {}).get("name", "?")),
         step=step,
         total=total,
-        metric=state.get("metric"),
+        metric=saved.get("metric"),
         best=best.get("value"),
         best_step=best.get("step"),
         updated=_updated(run, steps),
-        resume=_resume(run) if kind == "stopped" else None,
+        resume=_resume_command(run) if state == "stopped" else None,
         notes=tuple(notes),
     )
 
 
-def _state(directory: Path, contents: bool, tell: Callable[[str], None]) -> dict[str, Any]:
-    """What a checkpoint says of its run; nothing where it is damaged."""
+def _read_state(directory: Path, contents: bool, notes: list[str]) -> dict[str, Any]:
+    """A checkpoint's plain values; empty, with a note, if it is damaged.
+
+    Raises:
+        VersionError: it is in the format of another version.
+    """
     try:
         verify(directory, contents=contents)
         return read_state(directory)
     except VersionError:
         raise
     except WeightsError as error:
-        tell(str(error))
+        notes.append(str(error))
         return {}
 
 
@@ -160,9 +156,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _last_step(run: Path) -> int:
-    """The step of the last line of the log; a training's figures come more often than checkpoints."""
+    """The step of the log's last line; lines are written more often than checkpoints."""
     try:
-        with (run / FILE).open("rb") as stream:
+        with (run / LOG).open("rb") as stream:
             stream.seek(-min(_TAIL, stream.seek(0, os.SEEK_END)), os.SEEK_END)
             lines = stream.read().decode(errors="replace").splitlines()
     except OSError:
@@ -171,16 +167,16 @@ def _last_step(run: Path) -> int:
         try:
             return int(json.loads(line)["step"])
         except (ValueError, KeyError, TypeError):
-            continue  # half a line: it is being written, or the tail begins in it
+            continue  # half a line: it is being written, or the tail starts in it
     return 0
 
 
 def _updated(run: RunDir, steps: list[Path]) -> float:
-    files = [run.config, run.path / FILE, *steps[:1]]
+    files = [run.config, run.path / LOG, *steps[:1]]
     return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
 
-def _resume(run: RunDir) -> str:
-    """The line the run was begun with; of one that was begun in Python, its settings for the command line."""
-    words = ["metaformer", "train", "finetune", str(run.config), "--out", str(run.path), "--resume", "auto"]
-    return run.command or shlex.join(words)
+def _resume_command(run: RunDir) -> str:
+    """The command that started the run, or of one started in Python, its settings for the command line."""
+    command = ["metaformer", "train", "finetune", str(run.config), "--out", str(run.path), "--resume", "auto"]
+    return run.command or shlex.join(command)

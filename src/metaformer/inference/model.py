@@ -119,7 +119,7 @@ def _published(directory: Path) -> LoadedModel:
     """The network of a directory as `save_pretrained` writes it."""
     from metaformer.weights.hub import from_pretrained
 
-    if RunDir(directory).begun:
+    if RunDir(directory).started:
         raise WeightsError(f"{directory}: this run has no checkpoint yet")
     config = directory / "config.json"
     if not config.exists():

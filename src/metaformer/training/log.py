@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from metaformer.checkpoint.run_dir import FILE
+from metaformer.checkpoint.run_dir import LOG
 from metaformer.errors import ConfigError, MissingPackage, OutputError
 
 WANDB_DIR: Final = "wandb"
@@ -38,7 +38,7 @@ class MetricsLog:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self._wandb = None if project is None else WandbLog(project, run, config or {}, warn)
-        file = run / FILE
+        file = run / LOG
         truncated = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
         self._stream = file.open("a", encoding="utf-8")
         if truncated:

@@ -9,8 +9,14 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from metaformer.checkpoint.checkpoint import Checkpoint, prune, step_directory, write_checkpoint
-from metaformer.checkpoint.random_state import random_state, set_random_state
+from metaformer.checkpoint.checkpoint import (
+    Checkpoint,
+    prune,
+    random_state,
+    set_random_state,
+    step_directory,
+    write_checkpoint,
+)
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import BAD_SHARE, Batch
