@@ -138,5 +138,5 @@ def test_no_valid_checkpoint_is_an_error(case: Case, reference: Run, new_run: Ne
         (run.checkpoints / f"step_{step}" / "manifest.json").unlink()
     end = run.go(fork=True)
     ok = end.status == 1 and "every checkpoint is damaged" in end.error
-    tally("6", f"{case.task}: no checkpoint is whole", ok)
+    tally("6", f"{case.task}: every checkpoint damaged", ok)
     assert ok, str(end)

@@ -348,13 +348,13 @@ def test_a_wrong_field_is_named_before_any_work(
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_directory_without_permission_is_an_error(configure: Configure, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match=r"no permission|cannot make"):
+    with pytest.raises(OutputError, match=r"no permission|cannot create"):
         train(configure(), tmp_path)
 
 
 def test_a_file_in_place_of_the_directory_is_an_error(configure: Configure, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(OutputError, match="cannot make this folder"):
+    with pytest.raises(OutputError, match="cannot create this folder"):
         train(configure(), tmp_path / "run")
 
 
