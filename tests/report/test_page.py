@@ -92,7 +92,8 @@ def test_charts_show_the_log() -> None:
 
 
 def test_settings_mark_what_differs_and_leave_out_hidden_sections() -> None:
-    found = dict(settings(TrainConfig(ema=EmaConfig(0.5), seed=3), ["segment"]))
+    found = dict(settings(TrainConfig(ema=EmaConfig(0.5), seed=3), ["segment", "data.root"]))
     assert ("seed", "3", True) in found["run"] and ("task", "classify", False) in found["run"]
     assert found["ema"] == [("decay", "0.5", True), ("evaluate", "True", False)]
     assert "segment" not in found and "loss" in found
+    assert "root" not in [name for name, *_ in found["data"]]

@@ -53,7 +53,7 @@ def render(
         config: the run's configuration.
         log: the run's log.
         best: the best checkpoint.
-        hidden: sections of the configuration that are for other tasks.
+        hidden: sections and dotted fields of the configuration that the task does not use.
         footer: last line.
     """
     from jinja2 import Environment, PackageLoader
@@ -106,14 +106,15 @@ def charts(log: Log, metric: str, title: str, unit: str) -> list[Chart]:
 def settings(
     config: TrainConfig, hidden: Collection[str] = ()
 ) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-    """Fields by section: name, value, and whether it differs from the default; without `hidden` sections."""
+    """Fields by section: name, value, whether it differs from the default; without `hidden` ones."""
     values, default = to_dict(config), to_dict(TrainConfig())
     sections: dict[str, list[tuple[str, str, bool]]] = {"run": []}
     for name, value in values.items():
         if name in hidden:
             continue
         if isinstance(value, dict):
-            sections[name] = [(key, _text(v), v != default[name][key]) for key, v in value.items()]
+            shown = {key: v for key, v in value.items() if f"{name}.{key}" not in hidden}
+            sections[name] = [(key, _text(v), v != default[name][key]) for key, v in shown.items()]
         else:
             sections["run"].append((name, _text(value), value != default[name]))
     return list(sections.items())

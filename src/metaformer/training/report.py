@@ -29,7 +29,7 @@ def write_report(run: str | Path) -> Path:
         config,
         read_log(run_dir.path),
         run_dir.best,
-        other_sections(spec),
+        other_sections(spec) | spec.unused.keys(),
         f"metaformer {metadata.version('metaformer')} · seed {config.seed} · "
         f"processes {state['world_size']} · threads {state['threads']}",
     )
