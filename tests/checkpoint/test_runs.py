@@ -166,7 +166,7 @@ def test_the_command_line_lists_them(run: Path, capsys: pytest.CaptureFixture[st
     assert main(["runs", str(run.parent)]) == 0
     text = capsys.readouterr().out
     assert f"{run}  " in text and "complete  8/8" in text and "stopped   6/8" in text and "top1" in text
-    assert f"to go on with {run.parent / 'two'}:\n  metaformer train" in text
+    assert f"to resume {run.parent / 'two'}:\n  metaformer train" in text
     assert main(["runs", str(run.parent), "--json"]) == 0
     assert {one["state"] for one in json.loads(capsys.readouterr().out)} == {"complete", "stopped"}
     for step in (2, 4, 6, 8):

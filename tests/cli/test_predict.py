@@ -1,6 +1,7 @@
 """`metaformer predict` and `metaformer evaluate`."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,21 +149,21 @@ def test_objects_are_printed_by_score_and_class(untrained: dict[str, Path], phot
     [
         ("segment", "--scales 1,x", "--scales '1,x'"),
         ("segment", "--scales 0", "scales"),
-        ("segment", "--workers -1", "workers is -1"),
+        ("segment", "--workers -1", r"workers\b.*\-1"),
         ("segment", "--draw", "--draw needs --out"),
         ("segment", "--rle", "--rle needs --out"),
-        ("segment", "--out OUT.csv", "out.csv"),
+        ("segment", "--out OUT.csv", r"out\.csv"),
         ("segment", "--out OUT --fps 5", "fps"),
-        ("segment", "--out OUT --draw --fps 0", "fps is 0"),
+        ("segment", "--out OUT --draw --fps 0", r"fps\b.*0"),
         ("segment", "--out OUT --submission voc", "--submission: invalid choice: 'voc'"),
-        ("detect", "--score 1.5", "score is 1.5"),
+        ("detect", "--score 1.5", r"score\b.*1\.5"),
         ("detect", "--score much", "--score: invalid float value: 'much'"),
         ("detect", "--classes 1,tow", "'tow'"),
         ("detect", "--classes 1,,2", "--classes '1,,2'"),
         ("detect", "--coco", "--coco needs --out"),
-        ("detect", "--out OUT.json", "out.json"),
-        ("classify", "--out OUT.json", "out.json"),
-        ("classify", "--crops 2", "crops is 2"),
+        ("detect", "--out OUT.json", r"out\.json"),
+        ("classify", "--out OUT.json", r"out\.json"),
+        ("classify", "--crops 2", r"crops\b.*2"),
         ("classify", "--top-k many", "--top-k: invalid int value: 'many'"),
         ("classify", "--optimize --amp bf16", "--amp"),
     ],
@@ -171,7 +172,7 @@ def test_wrong_options_are_named_and_leave_nothing(
     task: str, options: str, named: str, untrained: dict[str, Path], photos: Path, cli: Cli, tmp_path: Path
 ) -> None:
     args = options.replace("OUT", str(tmp_path / "out")).split()
-    assert named in cli("predict", untrained[task], photos / "a", *args).error
+    assert re.search(named, cli("predict", untrained[task], photos / "a", *args).error)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""`metaformer COMMAND …`: each command calls one Python function, and loads what that needs."""
+"""`metaformer COMMAND …`: each command calls one Python function and imports only what that needs."""
 
 import difflib
 import importlib
@@ -17,21 +17,21 @@ __all__ = ["COMMANDS", "main"]
 
 @dataclass(frozen=True)
 class Command:
-    """A word of the command line."""
+    """One command."""
 
     help: str
     example: str
     module: str
-    """Where its `run` is."""
+    """Module of this package whose `run` it calls."""
 
 
 COMMANDS: dict[str, Command] = {
     "list": Command("models, weights, recipes and mixers", "metaformer list caformer", "listing"),
-    "data": Command("make, check and shard data sets", "metaformer data demo demo-data", "data"),
+    "data": Command("write demo data, check and shard data sets", "metaformer data demo demo-data", "data"),
     "train": Command(
         "train by a recipe", "metaformer train demo/classify --data.root demo-data/classify", "train"
     ),
-    "runs": Command("trainings: state, best figure, how to go on", "metaformer runs runs/", "runs"),
+    "runs": Command("runs: state, best metric, how to resume", "metaformer runs runs/", "runs"),
     "evaluate": Command("measure accuracy", "metaformer evaluate runs/demo-classify --flip", "evaluate"),
     "predict": Command(
         "classes, label maps or objects of images",
@@ -59,25 +59,26 @@ COMMANDS: dict[str, Command] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 for an error told in one line, 2 for a wrong call."""
+    """Run one command; exit status 0, 1 for an error, printed in one line, or 2 for a usage error."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(args)
     except UsageError as error:
         return _fail(str(error), 2)
     except MetaFormerError as error:
-        _tell_launcher(error)
-        own = isinstance(error, UnknownName) and error.kind == "mixer"
-        return _fail(f"{error}{'; a mixer of your own comes with --import FILE.py' if own else ''}", 1)
+        _report_to_launcher(error)
+        is_mixer = isinstance(error, UnknownName) and error.kind == "mixer"
+        return _fail(f"{error}{'; load a mixer of your own with --import FILE.py' if is_mixer else ''}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, MemoryError, RuntimeError) as error:
-        if not (told := _of_the_machine(error)):
+        message = _machine_error(error)
+        if not message:
             raise
-        return _fail(told, 1)
+        return _fail(message, 1)
     except SystemExit as stop:  # --help, or a training that was asked to stop
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
@@ -102,26 +103,26 @@ def _run(args: list[str]) -> int:
     return status
 
 
-def _tell_launcher(error: MetaFormerError) -> None:
-    """Write the file in which torchrun looks for the failure that began it all."""
+def _report_to_launcher(error: MetaFormerError) -> None:
+    """Write the file from which torchrun reports the first failure."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, RankError):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
 
 
-def _of_the_machine(error: Exception) -> str:
-    """What to tell of a full disk or memory; empty for what is a mistake in the program."""
+def _machine_error(error: Exception) -> str:
+    """Message for a full disk or too little memory; empty for other errors, which are bugs."""
     if isinstance(error, OSError) and error.errno is not None:
         try:
             sys.stdout.flush()
-        except OSError:  # it is standard output that failed, and leaving would fail again
+        except OSError:  # standard output itself failed, and would fail again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return str(error)
     full = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or full:
-        told = str(error).partition(". ")[0] or "not enough memory"
-        return f"{told}: take smaller images or batches; in training, --optim.accumulate keeps the batch"
+        message = str(error).partition(". ")[0] or "not enough memory"
+        return f"{message}: use smaller images or batches; --optim.accumulate keeps a training's batch size"
     return ""
 
 
@@ -140,7 +141,7 @@ def _line(message: str) -> str:
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = ["usage: metaformer COMMAND … (metaformer COMMAND --help tells more; --version)", ""]
+    lines = ["usage: metaformer COMMAND … (metaformer COMMAND --help, metaformer --version)", ""]
     lines += [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     lines += ["", "examples:", *(f"  {command.example}" for command in COMMANDS.values())]
     return "\n".join(lines)

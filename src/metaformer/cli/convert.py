@@ -15,7 +15,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("source", metavar="IN", help="checkpoint in any published format")
     parser.add_argument("target", metavar="OUT", help="file to write: .safetensors, .pth, .pt or .bin")
     parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
-    parser.add_argument("--model", metavar="NAME", help="the model, where the checkpoint does not tell")
+    parser.add_argument("--model", metavar="NAME", help="model name, where the file does not identify it")
     args = parser.parse_args(argv)
     from metaformer.weights.convert import convert
 

@@ -1,4 +1,4 @@
-"""`metaformer data WHAT …`: make, check and shard data sets."""
+"""`metaformer data demo|check|shard`: write, check and shard data sets."""
 
 import difflib
 from collections.abc import Callable
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """Do one of the things that can be done with data sets."""
+    """Run a subcommand."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -148,7 +148,7 @@ def _add_workers(parser: Parser) -> None:
 
 
 def _overview() -> str:
-    lines = ["usage: metaformer data WHAT … (metaformer data WHAT --help tells more)", ""]
+    lines = ["usage: metaformer data COMMAND … (metaformer data COMMAND --help)", ""]
     lines += [f"  {what:<6} {text}" for what, (text, _) in SUBCOMMANDS.items()]
     return "\n".join([*lines, "", "example:", "  metaformer data check flowers"])
 

@@ -9,11 +9,11 @@ from metaformer.errors import UnknownName
 
 
 def run(argv: list[str]) -> int:
-    """Print what there is."""
+    """Print a list."""
     parser = Parser("list", "Models and published weights, recipes, mixers.", "metaformer list 'caformer_*'")
     add = parser.add_argument
     add("filter", nargs="?", default="", metavar="FILTER", help="part of a name, or a pattern with * and ?")
-    add("--recipes", action="store_true", help="what `metaformer train` can follow")
+    add("--recipes", action="store_true", help="training recipes")
     add("--segmenters", action="store_true", help="published segmentation networks")
     add("--detectors", action="store_true", help="published detectors")
     add("--mixers", action="store_true", help="token mixers, with their options")

@@ -1,4 +1,4 @@
-"""Options that complain in one line."""
+"""Argument parser whose errors are one line."""
 
 import argparse
 import difflib
@@ -14,13 +14,13 @@ class UsageError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is raised, in one line, with the nearest options where one is unknown."""
+    """argparse, but errors are raised as UsageError, with the nearest options where one is unknown."""
 
     def __init__(
-        self, verb: str, description: str, example: str, add_help: bool = True, program: str = "metaformer"
+        self, command: str, description: str, example: str, add_help: bool = True, program: str = "metaformer"
     ) -> None:
         super().__init__(
-            f"{program} {verb}",
+            f"{program} {command}",
             description=description,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -29,9 +29,9 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing and leaving."""
-        verb = self.prog.rpartition("metaformer ")[2]
-        raise UsageError(f"{verb}: {explain(message, re.findall(r'--[a-z-]+', self.format_usage()))}")
+        """Raise UsageError in place of printing and exiting."""
+        command = self.prog.rpartition("metaformer ")[2]
+        raise UsageError(f"{command}: {explain(message, re.findall(r'--[a-z-]+', self.format_usage()))}")
 
     def add_source(self) -> None:
         """Add the network: a run, a checkpoint or a model by name."""
@@ -57,15 +57,15 @@ class Parser(argparse.ArgumentParser):
             import_file(args["import_file"])
 
     def add_json(self) -> None:
-        """Add the option for a machine's eyes."""
+        """Add the option that writes the result as JSON."""
         self.add_argument("--json", type=Path, metavar="FILE", help="write the result there as JSON")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a result for a machine.
+    """Write a result as a JSON file.
 
     Raises:
-        OutputError: the place cannot be written to.
+        OutputError: it cannot be written.
     """
     from metaformer.storage import write_text
 
@@ -74,12 +74,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def explain(message: str, known: Iterable[str]) -> str:
-    """Shorten what argparse and jsonargparse say to one line, with the nearest of the known options."""
+    """Message of argparse or jsonargparse in one line, with the nearest of the known options."""
     message = " ".join(message.split())
     if found := re.search(r"unrecognized arguments: (-[^\s=]+)", message):
         return f"unknown option {found[1]}{_near(found[1], known)}"
     if found := re.search(r"unrecognized arguments: (\S+)", message):
-        return f"unexpected word {found[1]!r}"
+        return f"unexpected argument {found[1]!r}"
     if found := re.search(r"Group '(.+)' does not accept option '(.+)'", message):
         name = f"{found[1]}.{found[2]}"
         return f"unknown field {name}{_near('--' + name, known)}"
@@ -102,7 +102,7 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 def _types(text: str) -> str:
-    """Type names as people say them."""
+    """Types without Python's notation."""
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
     text = re.sub(r"typing\.Literal\[(.+?)\]", r"one of \1", text)
     if union := re.search(r"[Uu]nion.*?Got value: (\S+)", text):

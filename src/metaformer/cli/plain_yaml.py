@@ -1,4 +1,4 @@
-"""A look at a YAML file before it is parsed in earnest: deep, self-repeating or ambiguous ones stay out."""
+"""Checks of a YAML file before it is parsed: size, depth, aliases and repeated keys."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +8,13 @@ import yaml
 from metaformer.errors import ConfigError
 
 LARGEST = 1_000_000
-"""Bytes of a configuration."""
+"""Bytes of a configuration, at most."""
 DEEPEST = 20
-"""Levels of a configuration."""
+"""Levels of nesting, at most."""
 
 
 def check_yaml(file: Path) -> None:
-    """Refuse what a configuration does not need, and a parser may choke on.
+    """Refuse YAML that no configuration needs and that could exhaust a parser.
 
     Raises:
         ConfigError: the file is too large, nested too deeply, uses aliases, or names a field twice.
@@ -43,12 +43,12 @@ def _line(part: yaml.Event | yaml.Node) -> str:
 
 def _repeated(node: yaml.Node | None) -> Iterator[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        names: set[str] = set()
         for key, value in node.value:
-            name = str(key.value)  # of a key that is no word, its parts: the parser has its say on those
-            if name in seen:
+            name = str(key.value)  # keys that are no strings are left to the parser
+            if name in names:
                 yield key
-            seen.add(name)
+            names.add(name)
             yield from _repeated(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:

@@ -9,13 +9,13 @@ HEADS = ("run", "model", "state", "step", "best", "last written")
 
 
 def run(argv: list[str]) -> int:
-    """List the runs in a folder; 1 where one is damaged."""
+    """List the runs in a folder; status 1 where one is damaged."""
     parser = Parser(
         "runs",
-        "Runs in a folder: state, best figure, and how to go on with those that have stopped.",
+        "Runs in a folder: state, best metric, and the command that resumes each stopped one.",
         "metaformer runs runs/",
     )
-    parser.add_argument("dir", nargs="?", default="runs", metavar="DIR", help="where to look (default: runs)")
+    parser.add_argument("dir", nargs="?", default="runs", metavar="DIR", help="folder (default: runs)")
     parser.add_argument("--verify", action="store_true", help="read the checkpoints and compare their hashes")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
@@ -37,5 +37,5 @@ def run(argv: list[str]) -> int:
             for note in one.notes:
                 print(f"\n{note}" if one.state == "other version" else f"\ndamaged: {note}")
             if one.resume:
-                print(f"\nto go on with {one.path}:\n  {one.resume}")
+                print(f"\nto resume {one.path}:\n  {one.resume}")
     return int(any(one.state == "damaged" for one in found))

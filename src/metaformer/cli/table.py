@@ -1,10 +1,10 @@
-"""Rows of words under heads, in columns."""
+"""Plain-text tables."""
 
 from collections.abc import Sequence
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Line up cells; a column is as wide as its widest."""
+    """A table with aligned columns."""
     lines = [heads, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     return "\n".join(

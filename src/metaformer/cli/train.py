@@ -31,7 +31,7 @@ EXAMPLE = "metaformer train finetune --data.root flowers --out runs/flowers --mo
 
 
 def run(argv: list[str]) -> int:
-    """Train; the engine prints where it writes and how it goes."""
+    """Train; progress is printed on standard error."""
     if argv and argv[0] in ("-h", "--help"):
         print(USAGE + "\n".join(f"  {name}" for name in RECIPES) + f"\n\nexample:\n  {EXAMPLE}")
         return 0
@@ -76,10 +76,10 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
     for file in _files(argv):
-        with suppress(OSError, UnicodeDecodeError, YAMLError):  # what the parser says below is better
+        with suppress(OSError, UnicodeDecodeError, YAMLError):  # the parser reports these below
             check_yaml(file)
     parser = _parser(recipe, show_own=any(arg in ("-h", "--help") for arg in argv))
-    if len(argv) > 1 and argv[0] == "--config":  # alone first, so that what is wrong in it is said of it
+    if len(argv) > 1 and argv[0] == "--config":  # alone first, so that its errors name the file
         alone = _read(parser, recipe, argv[:2], f"{argv[1]}: ")
         alone.pop("config", None)
         try:
@@ -133,10 +133,10 @@ def _parser(recipe: Recipe, show_own: bool) -> Any:
 
 
 def _add_own(parser: Any, recipe: Recipe) -> None:
-    """Add what is no part of a configuration, and so is never read from one."""
+    """Add options that are no part of a configuration, so that a file cannot set them."""
     add, out = parser.add_argument, f"runs/{recipe.name.replace('/', '-')}"
     add("--out", metavar="RUN", default=out, help="run directory")
-    add("--resume", metavar="auto|PATH", help="go on from the newest checkpoint, or from this one")
+    add("--resume", metavar="auto|PATH", help="resume from the newest checkpoint, or from this one")
     add(
         "--import",
         dest="import_file",

@@ -1,4 +1,4 @@
-"""Predictions for a whole data set: one file from each process, written so that a stop loses nothing."""
+"""Prediction of a whole data set: one file per process, resumed after a stop or a kill."""
 
 import hashlib
 import json
@@ -26,15 +26,15 @@ JOB = "job.json"
 
 
 @dataclass(frozen=True)
-class Bulk:
-    """What predicting a data set came to, on this process."""
+class BatchResult:
+    """Counts of a prediction job on this process."""
 
     file: Path
     images: int
     bad: int
-    """Images that cannot be read; their lines say why."""
+    """Images that cannot be read; their lines have the reason."""
     before: int
-    """Images that an earlier attempt had done."""
+    """Images that were predicted before the job was resumed."""
 
 
 def predict_all(
@@ -46,25 +46,25 @@ def predict_all(
     data: str = "",
     skip_bad: bool = False,
     stop: Stop | None = None,
-) -> Bulk:
-    """Classify a source's images, process `r` of `world` each `world`-th, into `out/part-r-of-world.jsonl`.
+) -> BatchResult:
+    """Predict every `world`-th image of a source, from the rank on, into `out/part-RANK-of-WORLD.jsonl`.
 
-    A part appears under its name when it is whole. What was done before a stop, a crash or a kill is kept
-    beside it and not done again. Each line is one image: its result, or `path` and `error`.
+    A part appears under its name when it is complete; until then its lines are in a hidden file, from which a
+    stopped, crashed or killed job is resumed. Each line is one image: its result, or `path` and `error`.
 
     Args:
         predictor: the network.
         source: the images.
-        out: folder of the parts; `job.json` in it says what they are predictions of.
-        world: this process among all; they do not talk to each other.
-        data: what to call the data set.
+        out: folder of the parts; its `job.json` identifies network, settings and data.
+        world: rank and number of processes, which do not communicate.
+        data: name of the data set.
         skip_bad: write a line for an image that cannot be read, up to 0.1 % of them, rather than raise.
-        stop: asked again and again; once it says so, the work ends and can be gone on with.
+        stop: polled between images; once true, the job ends and can be resumed.
 
     Raises:
         BadImage, DataError: an image cannot be read; too many of them.
-        OutputError: the folder cannot be written to, or holds predictions of something else.
-        Interrupted: `stop` said so.
+        OutputError: the folder cannot be written to, or holds predictions of another job.
+        Interrupted: `stop` was true.
     """
     place = Path(out)
     _claim(place, data, {**_images(source), "processes": world.size, **_network(predictor)})
@@ -75,7 +75,7 @@ def predict_all(
 
 def _predict(
     predictor: Predictor, source: Source, whole: Path, world: World, skip_bad: bool, stop: Stop | None
-) -> Bulk:
+) -> BatchResult:
     if not isinstance(predictor.predictor, BatchPredictor):
         raise ConfigError(f"data: no option of {predictor.model.spec.title}; name images or folders instead")
     batches = predictor.predictor.batches
@@ -85,9 +85,9 @@ def _predict(
         done = _Done(whole, mine)
         if done.lines < mine or done.cut:
             raise OutputError(
-                f"{whole}: damaged after {done.lines} of {mine} lines: delete it to make it anew"
+                f"{whole}: damaged after {done.lines} of {mine} lines: delete it to predict these again"
             )
-        return Bulk(whole, mine, done.bad, mine)
+        return BatchResult(whole, mine, done.bad, mine)
     done = _Done(part, mine)
     done.mend()
     bad = done.bad
@@ -108,11 +108,11 @@ def _predict(
     finally:
         progress.close()
     part.replace(whole)
-    return Bulk(whole, mine, bad, done.lines)
+    return BatchResult(whole, mine, bad, done.lines)
 
 
 def _images(source: Source) -> dict[str, Any]:
-    """How many there are, and which in what order."""
+    """Number and order of the images."""
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(f"{source.path(index)}\n".encode(errors="surrogateescape"))
@@ -135,30 +135,30 @@ def _network(predictor: Predictor) -> dict[str, Any]:
 
 
 def _claim(place: Path, data: str, job: dict[str, Any]) -> None:
-    """Write down whose predictions the folder holds, or compare with what stands there."""
+    """Write what the folder holds predictions of, or compare with what it holds."""
     file = place / JOB
     try:
         there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     except (OSError, ValueError) as error:
         raise OutputError(f"{file}: cannot be read ({error}): choose another folder") from error
     if there is not None and not isinstance(there, dict):
-        raise OutputError(f"{file}: damaged: choose another folder, or delete it if you know what lies there")
+        raise OutputError(f"{file}: damaged: choose another folder, or delete the file")
     if there is None:
         if place.is_dir() and any(not name.startswith(".") for name in os.listdir(place)):
             raise OutputError(f"{place}: holds something else already: choose another folder")
-        own = place / f".job-{os.getpid()}.json"  # all processes write the same, each from a file of its own
+        own = place / f".job-{os.getpid()}.json"  # all processes write the same content, each its own file
         with atomic_text(own) as stream:
             stream.write(json.dumps({"data": data, **job}, indent=1) + "\n")
         own.replace(file)
     elif changed := differences({name: value for name, value in there.items() if name != "data"}, job):
         raise OutputError(
-            f"{place}: holds predictions made in another way ({'; '.join(changed)}): go on as before, "
+            f"{place}: holds predictions of another job ({'; '.join(changed)}): use the same settings, "
             "or choose another folder"
         )
 
 
 class _Done:
-    """What stands in a part: whole lines from its beginning, up to the first that is none."""
+    """Complete lines of a part, up to the first that is damaged."""
 
     def __init__(self, file: Path, most: int) -> None:
         self.file, self.lines, self.bad, self.size, self.cut = file, 0, 0, 0, False
@@ -176,16 +176,16 @@ class _Done:
         except OSError as error:
             raise OutputError(f"{file}: cannot be read ({error.strerror}): delete it") from error
         if self.lines > most:
-            raise OutputError(f"{file}: {self.lines} lines for {most} images: delete it to make it anew")
+            raise OutputError(f"{file}: {self.lines} lines for {most} images: delete it")
 
     def mend(self) -> None:
-        """Cut off what a killed process, or machine, left unfinished: it is done again."""
+        """Cut off an incomplete line of a killed process."""
         if self.cut:
             os.truncate(self.file, self.size)
 
 
 def _values(line: bytes) -> dict[str, Any] | None:
-    """A line's object; None where it is half a line, or none of ours."""
+    """The object of a line; None where the line is incomplete or no prediction."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -207,7 +207,7 @@ def _appending(part: Path) -> Iterator[TextIO]:
 
 
 def _lines(source: Source, batch: Batch, results: list[Any]) -> list[str]:
-    """A batch's images in the order of their numbers, so that counting lines tells where to go on."""
+    """Lines of a batch in the order of the images, so that their number says where to resume."""
     values = {int(i): result.to_dict() for i, result in zip(batch.indices, results, strict=True)}
     values |= {bad.index: {"path": str(source.path(bad.index)), "error": bad.reason} for bad in batch.bad}
     return [json.dumps(values[index], ensure_ascii=False) + "\n" for index in sorted(values)]
@@ -215,4 +215,4 @@ def _lines(source: Source, batch: Batch, results: list[Any]) -> list[str]:
 
 def _write(stream: TextIO, lines: list[str]) -> None:
     stream.writelines(lines)
-    stream.flush()  # what the system holds outlives this process; the disk is waited for at the end
+    stream.flush()  # the page cache outlives this process; fsync follows at the end
