@@ -8,7 +8,15 @@ import torch
 
 from metaformer.checkpoint.run_dir import read_log
 from metaformer.config import TrainConfig
-from metaformer.distributed import World, find_device, join
+from metaformer.distributed import (
+    World,
+    all_gather_list,
+    all_reduce_sum,
+    find_device,
+    join,
+    rank,
+    world_size,
+)
 from metaformer.errors import ConfigError
 from metaformer.inference.evaluate import evaluate
 from metaformer.serialize import from_dict, to_dict
@@ -38,7 +46,7 @@ def test_two_processes_equal_one_and_go_on_bit_for_bit(
     train(config, tmp_path / "one")
     file = tmp_path / "config.json"
     file.write_text(json.dumps(to_dict(config)))
-    told = two_ranks(train_and_measure, str(file), str(tmp_path / "two"))
+    lines = two_ranks(train_and_measure, str(file), str(tmp_path / "two"))
     one, two = (digest(tmp_path / name / "checkpoints" / "step_6") for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
@@ -50,7 +58,7 @@ def test_two_processes_equal_one_and_go_on_bit_for_bit(
     assert [loss for _, loss in shared] == pytest.approx([loss for _, loss in straight], rel=1e-4)
     # measured together: every image once, and the same figures on both
     alone = evaluate(tmp_path / "two", workers=0)
-    for line in told:
+    for line in lines:
         figures = json.loads(line)
         assert figures["images"] == alone.images == 15
         assert figures["top1"] == alone.top1 and figures["loss"] == pytest.approx(alone.loss, rel=1e-5)
@@ -64,16 +72,17 @@ def test_two_processes_equal_one_and_go_on_bit_for_bit(
 
 def test_one_process_needs_no_group() -> None:
     world = join("cpu")
-    assert world == World() and world.main
+    assert world == World() and world.main and (rank(), world_size()) == (0, 1)
     assert not torch.distributed.is_initialized()
+    assert int(all_reduce_sum(torch.tensor(3))) == 3 and all_gather_list(["a"]) == ["a"]
 
 
 @pytest.mark.parametrize("name", ["gpu", "tpu", "meta", "cuda:99", ""])
-def test_a_device_that_is_not_there_is_told(name: str) -> None:
+def test_a_missing_device_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match="device"):
         find_device(name)
 
 
-def test_auto_is_what_there_is() -> None:
+def test_auto_is_the_best_device() -> None:
     assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert find_device("cpu") == torch.device("cpu")
