@@ -1,4 +1,4 @@
-"""For every test."""
+"""Settings and fixtures of every test; data sets are in toys.py."""
 
 import inspect
 import os
@@ -13,42 +13,42 @@ import torch
 
 from metaformer.process import keep_freed_memory, sleep_rather_than_spin
 
-keep_freed_memory()  # as the command line does: training tests run far faster where memory is scarce
+keep_freed_memory()  # as the command line does; training tests are much faster where memory is scarce
 sleep_rather_than_spin()
 
 pytest_plugins = ["toys"]
-RANK = "import runpy, sys; file, name, *rest = sys.argv[1:]; runpy.run_path(file)[name](*rest)"
+CALL = "import runpy, sys; file, name, *rest = sys.argv[1:]; runpy.run_path(file)[name](*rest)"
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Same bits wherever a test runs, and no contention beside others."""
+    """Compute with one thread: the same bits on any machine, no contention with parallel tests."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def arrow_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `datasets` keep what it prepares with the tests."""
+    """Put the cache of Hugging Face's `datasets` below the tests' temporary folder."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "arrow"))
 
 
 @pytest.fixture
 def two_ranks() -> Callable[..., list[str]]:
-    """Call a function of a test's file in two processes, as torchrun would; gives what each printed."""
+    """Call a function of a test's file in two processes, as torchrun would; returns the output of each."""
 
-    def start(function: Callable[..., None], *words: str) -> list[str]:
+    def start(function: Callable[..., None], *args: str) -> list[str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        whole = {
+        environment = {
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         }  # fmt: skip
         file = inspect.getfile(function)
         processes = [
             subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", RANK, file, function.__name__, *words],
-                env={**os.environ, **whole, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                [sys.executable, "-W", "error", "-c", CALL, file, function.__name__, *args],
+                env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -56,12 +56,12 @@ def two_ranks() -> Callable[..., list[str]]:
             for rank in range(2)
         ]
         try:
-            ends = [process.communicate(timeout=120) for process in processes]
+            outputs = [process.communicate(timeout=120) for process in processes]
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
-        assert [process.returncode for process in processes] == [0, 0], ends
-        return [out for out, _ in ends]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+        return [out for out, _ in outputs]
 
     return start

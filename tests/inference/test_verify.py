@@ -3,10 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from metaformer.errors import UnknownName, WeightsError
 from metaformer.factory import create_model
@@ -18,14 +16,9 @@ NAME = "poolformer_n.small"
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for name in ("a", "b", "c"):
-        folder = tmp_path / "data" / "val" / name
-        folder.mkdir(parents=True)
-        for i in range(4):
-            Image.fromarray(rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    return tmp_path / "data"
+def data(own_pets: Path) -> Path:
+    """An image folder with a `val` split of three classes."""
+    return own_pets
 
 
 @pytest.fixture
