@@ -122,7 +122,7 @@ def _ours(pipeline: str, folder: Path, config: LoadingConfig, device: torch.devi
     """The loader of `metaformer train` and of its evaluations."""
     from metaformer.data.dataset import AugmentedDataset
     from metaformer.data.loader import Loader
-    from metaformer.data.sampler import EvalSampler, PureSampler
+    from metaformer.data.sampler import EvalSampler, TrainSampler
     from metaformer.data.split import open_split
     from metaformer.tasks.classification.task import augmentation, preprocessing
 
@@ -136,7 +136,7 @@ def _ours(pipeline: str, folder: Path, config: LoadingConfig, device: torch.devi
     if pipeline == "evaluation":
         data = AugmentedDataset(split, preprocessing(settings).transform())
         return Feed(Loader(data, EvalSampler(len(split), batch_size=config.batch), **options), images)
-    sampler = PureSampler(len(split), batch_size=config.batch)
+    sampler = TrainSampler(len(split), batch_size=config.batch)
     return Feed(
         Loader(AugmentedDataset(split, augmentation(settings)), sampler, **options), images, sampler.seek
     )

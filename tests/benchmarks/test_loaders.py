@@ -10,7 +10,7 @@ from benchmarks.loaders import FEEDS, PIPELINES, SIZE, Feed, LoadingConfig, trai
 from metaformer.config import AugmentConfig
 from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.folder import ImageFolder
-from metaformer.data.sampler import PureSampler
+from metaformer.data.sampler import TrainSampler
 from metaformer.errors import ConfigError, DataError
 from metaformer.process import cores
 from metaformer.recipes.poolformer import COMMON
@@ -48,7 +48,7 @@ def test_all_train_on_normalized_crops(name: str, pipeline: str, images: Path) -
 def test_ours_is_the_loader_of_training(images: Path) -> None:
     source = ImageFolder(images, "train")
     data = AugmentedDataset(source, augmentation(train_config("train", 64)))
-    sampler = PureSampler(len(source), batch_size=4)
+    sampler = TrainSampler(len(source), batch_size=4)
     expected = torch.stack([data[sample][0] for sample in next(iter(sampler))])
     assert torch.equal(built("ours", "train", images).first(), expected)
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from metaformer.data.dataset import AugmentedDataset, Batch, SampleOrError
 from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Loader
-from metaformer.data.sampler import EvalSampler, PureSampler
+from metaformer.data.sampler import EvalSampler, TrainSampler
 from metaformer.distributed import Interrupted
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.tasks.classification.transforms import eval_transform, train_transform
@@ -26,11 +26,11 @@ from metaformer.tasks.segmentation.transforms import train_transform as segmenta
 
 def loader(own_pets: Path, workers: int, **options: object) -> Loader:
     data = AugmentedDataset(ImageFolder(own_pets, "train"), train_transform(32, **options), seed=3)
-    return Loader(data, PureSampler(12, batch_size=4, seed=3, repeated_aug=2), workers=workers)
+    return Loader(data, TrainSampler(12, batch_size=4, seed=3, repeated_aug=2), workers=workers)
 
 
 def epochs(loader: Loader) -> list[Batch]:
-    assert isinstance(loader.sampler, PureSampler)
+    assert isinstance(loader.sampler, TrainSampler)
     batches = []
     for epoch in range(2):
         loader.sampler.seek(epoch)
@@ -75,7 +75,7 @@ def test_workers_write_batches_where_the_main_process_reads_them(own_pets: Path)
 def test_a_run_can_go_on_with_another_number_of_workers(own_pets: Path) -> None:
     expected = epochs(loader(own_pets, 2))
     rest = loader(own_pets, 0)
-    assert isinstance(rest.sampler, PureSampler)
+    assert isinstance(rest.sampler, TrainSampler)
     rest.sampler.seek(1, 1)
     assert len(rest) == 2
     for one, other in zip(expected[4:], rest, strict=True):
@@ -238,10 +238,10 @@ def test_workers_leave_signals_to_the_main_process(own_pets: Path, number: int) 
     """A scheduler, `timeout` or Ctrl-C signals the whole process group."""
     batches = loader(own_pets, 2)
     taken = iter(batches)
-    first = next(taken)
+    first = [next(taken), next(taken)]  # one of each worker: both have set up their signals
     for worker in batches._loader._iterator._workers:
         os.kill(worker.pid, number)
-    assert len([first, *taken]) == 3
+    assert len([*first, *taken]) == 3
     batches.close()
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaformer.data.sampler import EvalSampler, GroupSampler, PureSampler, Sample, permutation, sample_seed
+from metaformer.data.sampler import EvalSampler, Sample, TrainSampler, permutation, sample_seed
 from metaformer.errors import ConfigError, DataError
 
 SEEDS = st.integers(0, 2**32)
@@ -33,7 +33,7 @@ def test_order_is_pinned() -> None:
     """A changed order would silently break the resuming of older runs."""
     assert permutation(8, 42, 3).tolist() == [0, 1, 5, 7, 3, 4, 2, 6]
     assert sample_seed(42, Sample(1, 2, 3)) == 4591807362961508349
-    sampler = GroupSampler([0, 1, 0, 0, 1, 0, 1, 0], batch_size=2, seed=42)
+    sampler = TrainSampler(8, batch_size=2, seed=42, groups=[0, 1, 0, 0, 1, 0, 1, 0])
     sampler.seek(3)
     assert [[s.index for s in batch] for batch in sampler] == [[0, 5], [7, 3], [1, 4], [2, 6]]
 
@@ -44,7 +44,7 @@ EPOCHS = st.integers(0, 9)
 
 @st.composite
 def layouts(draw: st.DrawFn, grouped: bool | None = None) -> Layout:
-    """Arguments of a sampler, for one process; with `groups` of a GroupSampler."""
+    """Arguments of a sampler, for one process; with or without groups."""
     world, accumulate = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     batch = world * accumulate * draw(st.integers(1, 4))
     layout: Layout = {
@@ -55,21 +55,17 @@ def layouts(draw: st.DrawFn, grouped: bool | None = None) -> Layout:
         "repeated_aug": draw(st.integers(1, 4)),
     }
     if draw(st.booleans()) if grouped is None else grouped:
-        groups = st.integers(0, draw(st.integers(0, 3)))
-        return {**layout, "groups": draw(st.lists(groups, min_size=batch, max_size=200))}
-    return {**layout, "length": draw(st.integers(batch, 300))}
-
-
-def length_of(layout: Layout) -> int:
-    return len(layout["groups"]) if "groups" in layout else layout["length"]
+        group = st.integers(0, draw(st.integers(0, 3)))
+        groups = draw(st.lists(group, min_size=batch, max_size=200))
+        return {**layout, "length": len(groups), "groups": groups}
+    return {**layout, "length": draw(st.integers(batch, 300)), "groups": None}
 
 
 def ranks(layout: Layout, epoch: int, start: int = 0) -> list[list[list[Sample]]]:
     """Batches of an epoch on each rank."""
-    kind = GroupSampler if "groups" in layout else PureSampler
     batches = []
     for rank in range(layout["world"]):
-        sampler = kind(rank=rank, **layout)
+        sampler = TrainSampler(rank=rank, **layout)
         sampler.seek(epoch, start)
         batches.append(list(sampler))
         assert len(sampler) == len(batches[-1])
@@ -82,7 +78,7 @@ def steps_of(layout: Layout, epoch: int) -> list[list[Sample]]:
 
 @given(layouts(), EPOCHS)
 def test_epoch(layout: Layout, epoch: int) -> None:
-    batches, length = ranks(layout, epoch), length_of(layout)
+    batches, length = ranks(layout, epoch), layout["length"]
     steps = length // layout["batch_size"]
     size = layout["batch_size"] // (layout["world"] * layout["accumulate"])
     for own in batches:
@@ -103,7 +99,7 @@ def test_a_step_holds_the_same_samples_on_any_number_of_ranks(layout: Layout, ep
     for number, step in enumerate(steps_of(layout, epoch)):
         parts = [micro for own in many for micro in own[number * k : (number + 1) * k]]
         assert sorted(sample for micro in parts for sample in micro) == sorted(step)
-        if "groups" in layout:  # only micro-batches at a border of two groups are mixed
+        if layout["groups"]:  # only micro-batches at a border of two groups are mixed
             groups = [{layout["groups"][sample.index] for sample in micro} for micro in parts]
             borders = len({layout["groups"][sample.index] for sample in step}) - 1
             assert sum(len(group) > 1 for group in groups) <= borders
@@ -111,17 +107,16 @@ def test_a_step_holds_the_same_samples_on_any_number_of_ranks(layout: Layout, ep
 
 @given(layouts(), EPOCHS, st.data())
 def test_resuming_gives_the_rest(layout: Layout, epoch: int, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, length_of(layout) // layout["batch_size"]))
+    start = data.draw(st.integers(0, layout["length"] // layout["batch_size"]))
     whole, rest = ranks(layout, epoch), ranks(layout, epoch, start)
     for full, part in zip(whole, rest, strict=True):
         assert full[start * layout["accumulate"] :] == part
 
 
 @given(layouts(grouped=True), EPOCHS)
-def test_an_epoch_of_groups_has_the_samples_of_a_pure_one(layout: Layout, epoch: int) -> None:
-    pure = {**layout, "length": length_of(layout)}
-    groups = pure.pop("groups")
-    expected, found = steps_of(pure, epoch), steps_of(layout, epoch)
+def test_an_epoch_of_groups_has_the_samples_of_one_without(layout: Layout, epoch: int) -> None:
+    expected, found = steps_of({**layout, "groups": None}, epoch), steps_of(layout, epoch)
+    groups = layout["groups"]
     assert sorted(s for step in found for s in step) == sorted(s for step in expected for s in step)
     held = Counter(groups[sample.index] for step in found for sample in step)
     own = [[groups[sample.index] for sample in step] for step in found]
@@ -132,7 +127,7 @@ def test_an_epoch_of_groups_has_the_samples_of_a_pure_one(layout: Layout, epoch:
 
 def test_epochs_of_groups_differ_and_a_small_group_comes_as_often_as_others() -> None:
     groups = [1 if index % 20 == 0 else 0 for index in range(101)]
-    sampler, uses, first = GroupSampler(groups, batch_size=16), Counter[int](), set()
+    sampler, uses, first = TrainSampler(101, batch_size=16, groups=groups), Counter[int](), set()
     for epoch in range(400):
         sampler.seek(epoch)
         steps = list(sampler)
@@ -152,7 +147,7 @@ def test_copies_go_to_different_ranks() -> None:
 
 
 def test_iterating_again_starts_at_the_same_place() -> None:
-    sampler = PureSampler(10, batch_size=2, seed=3)
+    sampler = TrainSampler(10, batch_size=2, seed=3)
     assert list(sampler) == list(sampler)
     first = list(sampler)
     sampler.seek(1)
@@ -173,17 +168,13 @@ def test_iterating_again_starts_at_the_same_place() -> None:
 )
 def test_impossible_layouts(options: dict[str, int], field: str) -> None:
     with pytest.raises(ConfigError, match=field):
-        PureSampler(100, **options)
-    with pytest.raises(ConfigError, match=field):
-        GroupSampler([0] * 100, **options)
+        TrainSampler(100, **options)
 
 
 def test_too_few_images_and_steps_out_of_range() -> None:
     with pytest.raises(DataError, match="5 training images do not fill one batch of 8"):
-        PureSampler(5, batch_size=8)
-    with pytest.raises(DataError, match="2 training images do not fill one batch of 8"):
-        GroupSampler([0, 1], batch_size=8)
-    sampler = PureSampler(20, batch_size=8)
+        TrainSampler(5, batch_size=8)
+    sampler = TrainSampler(20, batch_size=8)
     sampler.seek(4, 2)
     assert list(sampler) == []
     with pytest.raises(ConfigError, match="step 3 of epoch 4"):

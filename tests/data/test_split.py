@@ -6,7 +6,7 @@ import torch
 from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Loader
-from metaformer.data.sampler import PureSampler
+from metaformer.data.sampler import TrainSampler
 from metaformer.data.shards.parquet import ParquetImages
 from metaformer.data.shards.tar import TarImages
 from metaformer.data.shards.write import write_shards
@@ -38,7 +38,7 @@ def test_training_on_parquet_is_training_on_the_folder(workers: int, own_pets: P
 
     def batches(root: Path, workers: int) -> list[torch.Tensor]:
         data = AugmentedDataset(open_split(root, "train"), train_transform(32), seed=3)
-        sampler = PureSampler(len(data), batch_size=5, seed=3, repeated_aug=2)
+        sampler = TrainSampler(len(data), batch_size=5, seed=3, repeated_aug=2)
         found = []
         for epoch in range(2):
             sampler.seek(epoch)

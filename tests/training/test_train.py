@@ -15,7 +15,7 @@ import torch
 
 from metaformer.checkpoint.run_dir import RunDir, read_log
 from metaformer.config import TrainConfig
-from metaformer.data.sampler import PureSampler
+from metaformer.data.sampler import TrainSampler
 from metaformer.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
 from metaformer.serialize import to_dict
 from metaformer.training.loop import RemainingBatches
@@ -366,7 +366,7 @@ def test_evaluations_are_logged_with_their_epoch(configure: Configure, tmp_path:
 
 def test_remaining_batches_are_those_of_the_whole_run() -> None:
     def batches(first: int) -> list[object]:
-        sampler = PureSampler(22, batch_size=4, seed=3, repeated_aug=2, accumulate=2)
+        sampler = TrainSampler(22, batch_size=4, seed=3, repeated_aug=2, accumulate=2)
         rest = RemainingBatches(sampler, first, 3 * sampler.steps)
         found = list(rest)
         assert len(found) == len(rest)

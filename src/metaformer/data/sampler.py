@@ -50,7 +50,7 @@ def permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(keys ^ (keys >> np.uint64(31)), kind="stable")
 
 
-class PureSampler(Sampler[list[Sample]]):
+class TrainSampler(Sampler[list[Sample]]):
     """Shuffled training batches, for `DataLoader(batch_sampler=...)`; each item is a rank's micro-batch.
 
     The global order of an epoch depends on (length, seed, epoch, repeated_aug) alone. Step `s` takes
@@ -62,6 +62,13 @@ class PureSampler(Sampler[list[Sample]]):
     in a row, so that its copies go to different ranks, and the epoch is cut to its length without repeats:
     it has one image in `repeated_aug`, that often. DeiT cuts to multiples of 256, this to batches.
 
+    With groups, such as the orientation of an image, a step has images of one group where possible. The
+    images of an epoch are the same, in an order that also depends on the batch size: they are queued in the
+    order above, one queue per group, and a queue that holds a batch is the next step. What the queues hold
+    in the end is concatenated and cut into the last steps, so that images of small groups come as often as
+    others. Within a step neighbors go to one rank and one micro-batch, so that only the micro-batches at a
+    border of two groups are mixed.
+
     Args:
         length: number of images.
         batch_size: images per optimizer step, over all ranks and micro-batches.
@@ -70,6 +77,7 @@ class PureSampler(Sampler[list[Sample]]):
         world: number of processes.
         repeated_aug: copies of an image in an epoch.
         accumulate: micro-batches per optimizer step.
+        groups: group of each image; none when not given.
 
     Raises:
         ConfigError: a batch that cannot be divided evenly, or a number out of range.
@@ -86,6 +94,7 @@ class PureSampler(Sampler[list[Sample]]):
         world: int = 1,
         repeated_aug: int = 1,
         accumulate: int = 1,
+        groups: Sequence[int] | None = None,
     ) -> None:
         _check_rank(rank, world)
         for field, value in (
@@ -107,6 +116,7 @@ class PureSampler(Sampler[list[Sample]]):
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world, self.repeated_aug, self.accumulate = rank, world, repeated_aug, accumulate
+        self.groups = None if groups is None else np.asarray(groups, dtype=np.int64)
         self.epoch = 0
         self.start = 0
 
@@ -132,80 +142,26 @@ class PureSampler(Sampler[list[Sample]]):
     def __iter__(self) -> Iterator[list[Sample]]:
         epoch = self.epoch
         order = permutation(self.length, self.seed, epoch)
-        share = self.batch_size // self.world
-        micro = share // self.accumulate
-        for step in range(self.start, self.steps):
-            positions = [step * self.batch_size + self.rank + i * self.world for i in range(share)]
-            samples = [
-                Sample(epoch, int(order[p // self.repeated_aug]), p % self.repeated_aug) for p in positions
-            ]
-            for first in range(0, share, micro):
-                yield samples[first : first + micro]
+        for step in self._positions(order)[self.start :, :, self.rank]:  # (accumulate, micro-batch)
+            for positions in step.tolist():
+                yield [
+                    Sample(epoch, int(order[p // self.repeated_aug]), p % self.repeated_aug)
+                    for p in positions
+                ]
 
-
-class GroupSampler(PureSampler):
-    """Shuffled training batches whose images are of one group where possible, such as one orientation.
-
-    Steps, resuming and the division among ranks are as in `PureSampler`, and so are the images of an epoch.
-    Their order is another, a function of (groups, seed, epoch, repeated_aug, batch size) alone: they are
-    queued in `PureSampler`'s order, one queue per group, and a queue that holds a batch is the next step.
-    What the queues hold in the end, less than a batch each, is concatenated and cut into the last steps, so
-    that images of small groups come as often as others. Within a step neighbors go to one rank and one
-    micro-batch: only the micro-batches at a border of two groups are mixed.
-
-    Args:
-        groups: group of each image.
-        batch_size, seed, rank, world, repeated_aug, accumulate: see `PureSampler`.
-
-    Raises:
-        ConfigError, DataError: see `PureSampler`.
-    """
-
-    def __init__(
-        self,
-        groups: Sequence[int],
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        repeated_aug: int = 1,
-        accumulate: int = 1,
-    ) -> None:
-        super().__init__(
-            len(groups),
-            batch_size=batch_size,
-            seed=seed,
-            rank=rank,
-            world=world,
-            repeated_aug=repeated_aug,
-            accumulate=accumulate,
-        )
-        self.groups = np.asarray(groups, dtype=np.int64)
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        epoch = self.epoch
-        order = permutation(self.length, self.seed, epoch)
-        micro = self.batch_size // (self.world * self.accumulate)
-        for positions in self._steps(order)[self.start :]:
-            samples = [
-                Sample(epoch, int(order[p // self.repeated_aug]), int(p % self.repeated_aug))
-                for p in positions
-            ]
-            for number in range(self.accumulate):
-                first = (number * self.world + self.rank) * micro
-                yield samples[first : first + micro]
-
-    def _steps(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions in the epoch's order of each step, (steps, batch size)."""
+    def _positions(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions in the epoch's order: (steps, accumulate, world, micro-batch)."""
         positions = np.arange(self.steps * self.batch_size)
+        if self.groups is None:
+            return positions.reshape(self.steps, self.accumulate, -1, self.world).swapaxes(2, 3)
         groups = self.groups[order[positions // self.repeated_aug]]
         queues = [positions[groups == group] for group in np.unique(groups)]
         full = [queue[: len(queue) // self.batch_size * self.batch_size] for queue in queues]
         rest = [queue[len(part) :] for queue, part in zip(queues, full, strict=True)]
         steps = np.concatenate(full).reshape(-1, self.batch_size)
         steps = steps[np.argsort(steps[:, -1])]  # a queue's batch is due when its last image is queued
-        return np.concatenate([steps, np.concatenate(rest).reshape(-1, self.batch_size)])
+        positions = np.concatenate([steps.ravel(), *rest])
+        return positions.reshape(self.steps, self.accumulate, self.world, -1)
 
 
 class EvalSampler(Sampler[list[Sample]]):

@@ -13,7 +13,7 @@ from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.demo import WriteDemo
 from metaformer.data.loader import Stop
-from metaformer.data.sampler import PureSampler
+from metaformer.data.sampler import TrainSampler
 from metaformer.distributed import World
 from metaformer.errors import ConfigError
 from metaformer.models.base import autocast
@@ -125,9 +125,9 @@ class Task(ABC):
         """Move the network to a device, channels last."""
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def sampler(self, **options: Any) -> PureSampler:
-        """Order of the training images; `options` are those of `PureSampler`."""
-        return PureSampler(len(self.train), **options)
+    def sampler(self, **options: Any) -> TrainSampler:
+        """Order of the training images; `options` are those of `TrainSampler`."""
+        return TrainSampler(len(self.train), **options)
 
     def names(self, batch: Batch) -> list[str]:
         """Image files of a batch."""

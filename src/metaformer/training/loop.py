@@ -21,7 +21,7 @@ from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import BAD_SHARE, Batch
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
-from metaformer.data.sampler import PureSampler, Sample
+from metaformer.data.sampler import Sample, TrainSampler
 from metaformer.data.shards.stream_loader import StreamLoader
 from metaformer.data.shards.tar import TarImages
 from metaformer.distributed import (
@@ -56,7 +56,7 @@ class Best:
 class RemainingBatches(Sampler[list[Sample]]):
     """Batch sampler from a step to the end of the run, across epochs, so that workers never pause there."""
 
-    def __init__(self, sampler: PureSampler, first: int, total: int) -> None:
+    def __init__(self, sampler: TrainSampler, first: int, total: int) -> None:
         self.sampler, self.first, self.total = sampler, first, total
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class Loop:
         config: TrainConfig,
         task: Task,
         trainer: Trainer,
-        sampler: PureSampler,
+        sampler: TrainSampler,
         run: RunDir,
         world: World,
         stop: Stop,

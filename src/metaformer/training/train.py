@@ -12,7 +12,7 @@ import torch
 from metaformer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
-from metaformer.data.sampler import PureSampler
+from metaformer.data.sampler import TrainSampler
 from metaformer.distributed import (
     World,
     all_gather_object,
@@ -93,7 +93,7 @@ def train(
     return result
 
 
-def _build_sampler(config: TrainConfig, task: Task, world: World) -> PureSampler:
+def _build_sampler(config: TrainConfig, task: Task, world: World) -> TrainSampler:
     """Sampler of the training images."""
     options: dict[str, Any] = {
         "batch_size": config.data.batch_size,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from metaformer.data.dataset import AugmentedDataset, Batch
-from metaformer.data.sampler import PureSampler
+from metaformer.data.sampler import TrainSampler
 from metaformer.data.shards.index import find_shards
 from metaformer.data.shards.stream_loader import StreamLoader
 from metaformer.data.shards.tar import TarImages
@@ -66,7 +66,7 @@ def loader(
     **options: object,
 ) -> StreamLoader:
     images = source(root)
-    sampler = PureSampler(
+    sampler = TrainSampler(
         len(images),
         batch_size=batch_size,
         seed=3,

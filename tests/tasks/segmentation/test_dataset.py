@@ -9,7 +9,7 @@ from PIL import Image
 
 from metaformer.data.class_lists import class_list
 from metaformer.data.loader import Loader
-from metaformer.data.sampler import PureSampler
+from metaformer.data.sampler import TrainSampler
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.tasks.demo import write_demo_data
 from metaformer.tasks.segmentation.check import validate_label_maps
@@ -34,7 +34,7 @@ def load(folder: SegmentationFolder) -> None:
     """Validate it, and load a batch of it."""
     validate_label_maps(folder, workers=1, progress=False)
     data = SegmentationDataset(folder, train_transform(16, ignore_index=folder.ignore_index))
-    batch = next(iter(Loader(data, PureSampler(len(folder), batch_size=len(folder)))))
+    batch = next(iter(Loader(data, TrainSampler(len(folder), batch_size=len(folder)))))
     assert batch.images.shape == (len(folder), 3, 16, 16)
     known = {*range(len(folder.classes)), folder.ignore_index}
     assert set(batch.labels.unique().tolist()) <= known

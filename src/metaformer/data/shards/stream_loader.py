@@ -8,7 +8,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from metaformer.data.dataset import AugmentedDataset, Batch, Item, SampleOrError
 from metaformer.data.image import decode_image
 from metaformer.data.loader import ErrorCapturingDataset, Loader, Stop
-from metaformer.data.sampler import PureSampler, Sample, hash64, permutation
+from metaformer.data.sampler import Sample, TrainSampler, hash64, permutation
 from metaformer.data.shards.tar import EncodedImage, TarImages
 from metaformer.errors import ConfigError, DataError, MetaFormerError
 
@@ -48,7 +48,7 @@ class StreamLoader(Loader):
     def __init__(
         self,
         dataset: AugmentedDataset,
-        sampler: PureSampler,
+        sampler: TrainSampler,
         first: int,
         total: int,
         *,
@@ -87,7 +87,7 @@ class _BatchStream(IterableDataset[Batch | MetaFormerError]):
     """Batches of one worker."""
 
     def __init__(self, loader: StreamLoader, samples: ErrorCapturingDataset) -> None:
-        assert isinstance(samples.dataset.source, TarImages) and isinstance(loader.sampler, PureSampler)
+        assert isinstance(samples.dataset.source, TarImages) and isinstance(loader.sampler, TrainSampler)
         self.samples, self.source, self.sampler = samples, samples.dataset.source, loader.sampler
         self.first, self.batches, self.buffer = loader.first, loader.batches, loader.buffer
 

@@ -21,8 +21,8 @@ from metaformer.data.shards.index import FORMATS, INDEX, Shard, index_text
 from metaformer.data.shards.parquet import ParquetShard, read_parquet
 from metaformer.data.shards.remote import is_remote
 from metaformer.data.shards.tar import TarShard, contents_name, read_tar
-from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError, OutputError
-from metaformer.storage import sync
+from metaformer.errors import BadImage, ConfigError, DataError, OutputError
+from metaformer.storage import atomic_path
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -212,22 +212,10 @@ class _Writer:
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[Path]:
-        """A temporary path, which is renamed to the file's own when the block succeeds."""
-        file = self.root / name
-        draft = file.with_name(f".{file.name}.tmp")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+        """Temporary path of a file; see `storage.atomic_path`."""
+        self.written.append(self.root / name)
+        with atomic_path(self.root / name) as draft:
             yield draft
-            sync(draft)
-            draft.replace(file)
-            self.written.append(file)
-            sync(file.parent)
-        except OSError as error:
-            if isinstance(error, MetaFormerError):
-                raise
-            raise OutputError(f"{error.filename or file}: {error.strerror or error}") from error
-        finally:
-            draft.unlink(missing_ok=True)
 
     @contextmanager
     def removed_on_failure(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.data.loader import DATA_TIMEOUT, Stop
-from metaformer.data.sampler import GroupSampler, PureSampler
+from metaformer.data.sampler import TrainSampler
 from metaformer.distributed import World
 from metaformer.models.detection.detector import Detector
 from metaformer.tasks.base import StepContext, Task
@@ -52,12 +52,11 @@ class DetectionTask(Task):
         super().__init__(model, name, train, evaluation, preprocess)
         self.group_by_aspect = group_by_aspect
 
-    def sampler(self, **options: Any) -> PureSampler:
-        """Order of the training images, wide and tall ones apart where asked for."""
-        if not self.group_by_aspect:
-            return super().sampler(**options)
+    def sampler(self, **options: Any) -> TrainSampler:
+        """Order of the training images, on request with wide and tall ones in separate batches."""
         source = self.train.source
-        return GroupSampler([source.aspect(index) > 1 for index in range(len(source))], **options)
+        wide = [source.aspect(index) > 1 for index in range(len(source))] if self.group_by_aspect else None
+        return super().sampler(groups=wide, **options)
 
     def losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Losses of a batch of images."""
