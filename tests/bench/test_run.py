@@ -14,28 +14,25 @@ from metaformer.bench.run import BenchConfig, bench
 from metaformer.errors import ConfigError, UnknownName
 
 QUICK = BenchConfig(batch=2, size=32, rounds=3, warmup=1, threads=1)
+ONCE = BenchConfig(size=64, rounds=1, warmup=0)
+COUNTS = BenchConfig(speed=False)
 
 
 def tiny(depth: int) -> MetaFormer:
     return MetaFormer(MetaFormerConfig(depths=(depth,) * 4, dims=(8, 8, 8, 8), image_size=(64, 64)))
 
 
-def test_times_and_counts_a_model_by_name() -> None:
+def test_times_and_counts_of_a_model_by_name() -> None:
+    before = torch.get_num_threads()
     report = bench(["poolformer_n"], QUICK)
     (row,) = report.rows
     assert row.timing is not None and len(row.timing.seconds) == 3
     assert row.timing.images_per_second == pytest.approx(2 / row.timing.median)
-    assert report.machine.threads == 1
+    assert report.machine.threads == 1 and torch.get_num_threads() == before
     text = report.text("stage")
     assert "poolformer_n" in text and "stages.3" in text and torch.__version__ in text and "1 threads" in text
     assert f"operations: {report.machine.operations}" in text
     json.dumps(report.to_dict())
-
-
-def test_threads_are_put_back() -> None:
-    before = torch.get_num_threads()
-    bench([tiny(1)], QUICK)
-    assert torch.get_num_threads() == before
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -56,36 +53,60 @@ def test_optimize_applies_to_this_librarys_networks() -> None:
         BenchConfig(optimize=True, train=True)
 
 
-def test_compares_with_timm() -> None:
-    report = bench(
-        ["poolformer_s12"], BenchConfig(size=64, rounds=1, warmup=0), against="timm:poolformer_s12"
-    )
-    ours, theirs = report.rows
-    assert ours.counts.params == theirs.counts.params
-    assert ours.counts.macs == theirs.counts.macs
+def test_other_libraries_networks() -> None:
+    report = bench(["poolformer_s12"], ONCE, against="timm:poolformer_s12")
+    ours, theirs = (row.counts for row in report.rows)
+    assert (ours.params, ours.macs) == (theirs.params, theirs.macs)
     assert list(report.ratios) == ["poolformer_s12"]
+    segmenters = bench(["smp:fpn/poolformer_s12", "smp:unet/resnet18"], COUNTS).rows
+    assert [row.image_size for row in segmenters] == [(512, 512)] * 2
+    assert segmenters[0].counts.params == 13_307_478, "150 classes"
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_other_types(dtype: str) -> None:
-    config = BenchConfig(size=32, rounds=1, warmup=0, dtype=dtype)  # type: ignore[arg-type]
     model = tiny(1)
+    config = BenchConfig(size=32, rounds=1, warmup=0, dtype=dtype)  # type: ignore[arg-type]
     assert bench([model], config).rows[0].timing is not None
-    assert next(model.parameters()).dtype == torch.float32, "the caller's module must stay as it was"
+    assert next(model.parameters()).dtype == torch.float32, "the caller's module is unchanged"
 
 
 def test_counts_alone() -> None:
-    report = bench(["caformer_b36"], BenchConfig(speed=False))
-    assert report.rows[0].timing is None and report.rows[0].counts.params == 98753614
+    (row,) = bench(["caformer_b36"], COUNTS).rows
+    assert row.timing is None and row.counts.params == 98753614
 
 
 def test_other_mixers() -> None:
-    config = BenchConfig(size=224, speed=False)
     plain, other = (
-        bench(["poolformer_s12"], config, mixers=mixers)
+        bench(["poolformer_s12"], COUNTS, mixers=mixers).rows[0].counts.attention
         for mixers in (None, ["identity", "identity", "identity", "attention"])
     )
-    assert other.rows[0].counts.attention > plain.rows[0].counts.attention == 0
+    assert other > plain == 0
+
+
+def test_segmenters_by_name() -> None:
+    fpn, upernet = bench(["semantic_fpn_poolformer_n", "upernet_poolformer_n"], ONCE).rows
+    assert fpn.image_size == (64, 64) and fpn.timing is not None and upernet.timing is not None
+    stages = fpn.counts.by("stage")
+    assert {"stem", "stages.0", "stages.3", "norms", "neck", "head"} <= set(stages)
+    assert {"Pooling", "mlp"} <= set(fpn.counts.by("mixer"))
+    assert fpn.counts.params == sum(row.get("params", 0) for row in stages.values())
+    (default,) = bench(["upernet_randformer_s12"], COUNTS, mixers=["identity"]).rows
+    assert default.image_size == (512, 512) and len(set(default.counts.mixers.values())) == 1
+
+
+def test_detectors_by_name() -> None:
+    for row in bench(["retinanet_poolformer_n", "mask_rcnn_poolformer_n"], ONCE).rows:
+        assert row.image_size == (64, 64) and row.timing is not None and row.counts.macs > 0
+    with pytest.raises(ConfigError, match="retinanet_poolformer_n"):
+        bench(["retinanet_poolformer_n"], BenchConfig(size=64, rounds=1, train=True))
+
+
+@pytest.mark.parametrize("name", ["poolformer_n", "semantic_fpn_poolformer_n", "smp:fpn/resnet18"])
+def test_training_steps(name: str) -> None:
+    report = bench([name], BenchConfig(batch=2, size=64, rounds=1, warmup=0, train=True))
+    (row,) = report.rows
+    assert row.timing is not None and row.timing.minimum > 0 and "forward and backward" in report.text()
 
 
 @pytest.mark.parametrize("field", ["batch", "size", "threads", "rounds"])
@@ -138,45 +159,3 @@ runpy.run_module("metaformer.bench", run_name="__main__")
     assert done.returncode == 0 and model["image_size"] == [32, 32] and model["images_per_second"] > 0
     done = subprocess.run([*command, "--against=timm:resnet18"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "pip install" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_segmenters_by_name() -> None:
-    report = bench(["semantic_fpn_poolformer_n", "upernet_poolformer_n"], BenchConfig(size=64, rounds=1))
-    fpn, upernet = report.rows
-    assert fpn.image_size == (64, 64) and fpn.timing is not None and upernet.timing is not None
-    stages = fpn.counts.by("stage")
-    assert {"stem", "stages.0", "stages.3", "norms", "neck", "head"} <= set(stages)
-    assert {"Pooling", "mlp"} <= set(fpn.counts.by("mixer"))
-    assert fpn.counts.params == sum(row.get("params", 0) for row in stages.values())
-    (default,) = bench(["upernet_randformer_s12"], BenchConfig(speed=False), mixers=["identity"]).rows
-    assert default.image_size == (512, 512) and len(set(default.counts.mixers.values())) == 1
-
-
-def test_detectors_by_name() -> None:
-    report = bench(["retinanet_poolformer_n", "mask_rcnn_poolformer_n"], BenchConfig(size=64, rounds=1))
-    for row in report.rows:
-        assert row.image_size == (64, 64) and row.timing is not None and row.counts.macs > 0
-    with pytest.raises(ConfigError, match="retinanet_poolformer_n"):
-        bench(["retinanet_poolformer_n"], BenchConfig(size=64, rounds=1, train=True))
-
-
-def test_compares_with_segmentation_models_pytorch() -> None:
-    report = bench(
-        ["semantic_fpn_poolformer_n"],
-        BenchConfig(size=64, rounds=1, warmup=0),
-        against="smp:fpn/poolformer_s12",
-    )
-    _, theirs = report.rows
-    assert theirs.name == "smp:fpn/poolformer_s12" and theirs.image_size == (64, 64)
-    assert theirs.counts.params == 13_307_478, "150 classes"
-    assert list(report.ratios) == ["semantic_fpn_poolformer_n"]
-    (own,) = bench(["smp:unet/resnet18"], BenchConfig(speed=False)).rows
-    assert own.image_size == (512, 512)
-
-
-@pytest.mark.parametrize("name", ["poolformer_n", "semantic_fpn_poolformer_n", "smp:fpn/resnet18"])
-def test_training_is_measured_too(name: str) -> None:
-    report = bench([name], BenchConfig(batch=2, size=64, rounds=1, warmup=0, train=True))
-    (row,) = report.rows
-    assert row.timing is not None and row.timing.seconds[0] > 0
-    assert "forward and backward" in report.text()
