@@ -112,9 +112,9 @@ def mask_areas(masks: Sequence[Mask], size: tuple[int, int]) -> NDArray[np.int64
         if tuple(own) != size:
             raise DataError(f"mask {number}: its height and width are {list(own)}, the image's {list(size)}")
         texts.append(_encoded(counts))
-    owners, places, runs = _decompress(texts, "mask {}: ")
+    owners, positions, runs = _decompress(texts, "mask {}: ")
     _check(runs, owners, len(texts), size, "mask {}: ")
-    return np.bincount(owners, runs * (places % 2), len(texts)).astype(np.int64)
+    return np.bincount(owners, runs * (positions % 2), len(texts)).astype(np.int64)
 
 
 def compress(runs: Runs) -> str:
@@ -124,18 +124,18 @@ def compress(runs: Runs) -> str:
     characters = np.zeros((len(rest), _LONGEST), dtype=np.uint8)
     used = np.zeros(characters.shape, dtype=np.bool_)
     going = np.ones(len(rest), dtype=np.bool_)
-    for place in range(_LONGEST):
+    for digit in range(_LONGEST):
         bits = rest & 31
         rest >>= _BITS
         more = rest != np.where(bits & 16, -1, 0)
-        characters[:, place] = bits + 32 * more + _FIRST
-        used[:, place] = going
+        characters[:, digit] = bits + 32 * more + _FIRST
+        used[:, digit] = going
         going &= more
     return characters[used].tobytes().decode("ascii")
 
 
 def _decompress(texts: Sequence[bytes], prefix: str) -> tuple[NDArray[np.int64], NDArray[np.int64], Runs]:
-    """Index of the text, place in it, and run length, of all runs in several compressed texts.
+    """Index of the text, position in it, and run length of all runs in several compressed texts.
 
     A number is its characters' low five bits, the lowest first; bit 0x20 says that more follow, and bit 0x10
     of the last that the number is negative.
@@ -159,14 +159,14 @@ def _decompress(texts: Sequence[bytes], prefix: str) -> tuple[NDArray[np.int64],
     owners = text_of[ends]  # of each number
     counts = np.bincount(owners, minlength=len(texts))
     first = counts.cumsum() - counts  # index of each text's first number
-    places = np.arange(len(owners)) - first.repeat(counts)
-    # Undo the differences: running sums of the odd places, and of the even ones but the very first.
-    odd, begins = places % 2 == 1, places == 0
+    positions = np.arange(len(owners)) - first.repeat(counts)
+    # Undo the differences: running sums of the odd positions, and of the even ones but the very first.
+    odd, begins = positions % 2 == 1, positions == 0
     runs = np.where(
         odd, _running_sum(numbers, odd, first, counts), _running_sum(numbers, ~odd & ~begins, first, counts)
     )
     runs[begins] = numbers[begins]
-    return owners, places, runs
+    return owners, positions, runs
 
 
 def _running_sum(

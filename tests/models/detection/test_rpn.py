@@ -82,7 +82,7 @@ def test_the_best_come_first_and_levels_do_not_suppress_each_other() -> None:
 
 
 def test_losses_are_divided_by_all_sampled_anchors_of_the_batch() -> None:
-    """Fact 20: with nothing learned, each anchor costs log 2, and an image without objects divides too."""
+    """Fact 20: at zero logits, each anchor costs log 2, and an image without objects divides too."""
     objectness, deltas = ([torch.zeros_like(level) for level in levels] for levels in random_outputs(2))
     classes, boxes = rpn(256).losses(objectness, deltas, [BOXES, NONE], [(128, 128)] * 2)
     negatives, divisor = 256, 256 + 256 + 1  # the image without objects counts one for its positives

@@ -80,12 +80,12 @@ def test_all_errors_are_reported_at_once(objects: Path) -> None:
         ),
         (
             "segmentation",
-            f"{file}: annotation 4 of 2.png: has no segmentation, which others have and masks are made of",
+            f"{file}: annotation 4 of 2.png: has no segmentation, which other objects have",
         ),
     ]
     assert found(report, "warning") == [
         ("ignored", f"{images}: 2 image(s) without annotations are not used"),
-        ("tiny", f"{file}: annotation 3 of 2.png: is narrower than a pixel: never learned"),
+        ("tiny", f"{file}: annotation 3 of 2.png: is narrower than a pixel: never trained on"),
     ]
     assert report.splits[1].unreadable == 2 and report.text().endswith("7 error(s), 2 warning(s)")
 
@@ -128,7 +128,7 @@ def test_errors_that_hide_all_others(objects: Path) -> None:
     file = objects / "annotations/instances_train2017.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
     report = check(objects, splits=("train",))
-    assert found(report, "error") == [("absent", f"{file}: no object at all: there is nothing to learn")]
+    assert found(report, "error") == [("absent", f"{file}: no object at all: there is nothing to train on")]
     assert "no such folder" in found(check(objects / "none"), "error")[0][1]
 
 

@@ -391,8 +391,8 @@ def test_validation_data_may_lack_a_class(configure_detect: Configure, copied: P
     file = copied / "annotations" / "instances_val2017.json"
     document = json.loads(file.read_text())
     document["categories"] = [one for one in document["categories"] if one["name"] == "blue"]
-    kept = document["categories"][0]["id"]
-    document["annotations"] = [one for one in document["annotations"] if one["category_id"] == kept]
+    blue = document["categories"][0]["id"]
+    document["annotations"] = [one for one in document["annotations"] if one["category_id"] == blue]
     file.write_text(json.dumps(document))
     task = build_task(configure_detect(data={"root": str(copied)}))
     assert list(task.evaluation.source.classes) == NAMES

@@ -21,10 +21,10 @@ def near(pixel: np.ndarray, color: tuple[int, int, int]) -> bool:
 
 
 def test_masks_are_blended_and_boxes_drawn(detected: Callable[..., Prediction]) -> None:
-    seen = detected(size=(600, 450))
-    pixels = np.asarray(draw_objects(seen.image, seen.result))
+    prediction = detected(size=(600, 450))
+    pixels = np.asarray(draw_objects(prediction.image, prediction.result))
     assert pixels.shape == (450, 600, 3)
-    left, top, _right, bottom = (int(side) for side in seen.result.boxes[1])
+    left, top, _right, bottom = (int(side) for side in prediction.result.boxes[1])
     red = brighten(RED)
     assert near(pixels[(top + bottom) // 2 + 60, left], red)  # the box
     inside = pixels[top + 60, left + 60]
@@ -35,18 +35,18 @@ def test_masks_are_blended_and_boxes_drawn(detected: Callable[..., Prediction]) 
 
 
 def test_boxes_alone(detected: Callable[..., Prediction]) -> None:
-    seen = detected(size=(600, 450), masks=False)
-    pixels = np.asarray(draw_objects(seen.image, seen.result))
-    left, top, *_ = (int(side) for side in seen.result.boxes[0])
+    prediction = detected(size=(600, 450), masks=False)
+    pixels = np.asarray(draw_objects(prediction.image, prediction.result))
+    left, top, *_ = (int(side) for side in prediction.result.boxes[0])
     assert near(pixels[top + 60, left + 60], (100, 100, 100)) and near(pixels[top + 60, left], brighten(BLUE))
 
 
 def test_small_images_are_enlarged(detected: Callable[..., Prediction]) -> None:
-    seen = detected(size=(100, 80))
-    image = draw_objects(seen.image, seen.result)
+    prediction = detected(size=(100, 80))
+    image = draw_objects(prediction.image, prediction.result)
     assert image.size == (400, 320) and image.width >= MIN_WIDTH
     pixels = np.asarray(image)
-    left, top, _, bottom = (4 * int(side) for side in seen.result.boxes[0])
+    left, top, _, bottom = (4 * int(side) for side in prediction.result.boxes[0])
     assert near(pixels[bottom - 20, left], brighten(BLUE))
     assert near(pixels[top + 40, left + 40], tuple(round(55 + 0.45 * p) for p in brighten(BLUE)))  # type: ignore[arg-type]
 
@@ -74,8 +74,8 @@ def test_names_do_not_hide_each_other() -> None:
         alone = np.asarray(
             draw_shapes(Image.new("RGB", (400, 400)), [Shape((100, 100, 300, 300), "a name", color)])
         )
-        seen = [int((image == brighten(color)).all(axis=2)[:, 105:150].sum()) for image in (pixels, alone)]
-        assert seen[0] > 0.6 * seen[1]
+        visible = [int((image == brighten(color)).all(axis=2)[:, 105:150].sum()) for image in (pixels, alone)]
+        assert visible[0] > 0.6 * visible[1]
 
 
 @given(

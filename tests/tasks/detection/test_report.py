@@ -27,8 +27,8 @@ def test_the_page_shows_images_with_truth_and_predictions(detect_run: Path) -> N
     count = len(state["evaluation"]["examples"])
     assert shown(text) == [count, count] and count >= 5
     assert text.count("<svg") == 3
-    for name, told in (("ap", "box AP"), ("ap50", "box AP50"), ("mask_ap", "mask AP")):
-        assert f"{state['metrics'][name]:.2%}" in text and f"validation {told}<" in text
+    for name, title in (("ap", "box AP"), ("ap50", "box AP50"), ("mask_ap", "mask AP")):
+        assert f"{state['metrics'][name]:.2%}" in text and f"validation {title}<" in text
     assert "<script" not in text and "images at their own size" in text
     assert "metaformer predict" in text and "roi_batch_size" in text and "cat_max_ratio" not in text
 
@@ -44,7 +44,7 @@ def test_images_that_are_gone_are_gray(detect_run: Path) -> None:
 
 
 def state(
-    classes: int, masks: bool = False, examples: tuple[DetectExample, ...] = (), look: int | None = 1333
+    classes: int, masks: bool = False, examples: tuple[DetectExample, ...] = (), long_side: int | None = 1333
 ) -> dict[str, Any]:
     """A checkpoint's state: one object of each class but the last, every third of them found."""
     names = [f"class {i}" for i in range(classes)]
@@ -68,7 +68,7 @@ def state(
     report = DetectionReport(classes, coco_figures(parse_coco(document), found, kinds), palette, examples)
     card = {
         "task": "detect", "name": "net", "classes": names,
-        "preprocess": {"long_side": look, "short_side": 800},
+        "preprocess": {"long_side": long_side, "short_side": 800},
     }  # fmt: skip
     return {
         "card": card, "evaluation": json.loads(json.dumps(report.to_dict())), "metrics": report.metrics,
@@ -102,7 +102,7 @@ def test_masks_have_columns_of_their_own() -> None:
     ("side", "text"), [(1333, "images fitted into 1333×800 pixels"), (None, "images at their own size")]
 )
 def test_preprocessing_is_described(side: int | None, text: str) -> None:
-    assert build_report(state(3, look=side), TrainConfig()).preprocess == text
+    assert build_report(state(3, long_side=side), TrainConfig()).preprocess == text
 
 
 def test_examples_have_ground_truth_and_prediction(tmp_path: Path) -> None:

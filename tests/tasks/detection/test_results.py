@@ -134,13 +134,13 @@ def test_boxes_alone_have_no_masks(make: Make) -> None:
 @pytest.mark.parametrize(
     ("fields", "error"),
     [
-        ({"scores": np.array([0.9], np.float32)}, r"boxes \(2, 4\), scores \(1,\), labels \(2,\)"),
-        ({"scores": np.array([0.9, np.nan])}, "between 0 and 1"),
+        ({"scores": np.array([0.9], np.float32)}, r"boxes \(2, 4\), scores \(1,\) and labels \(2,\)"),
+        ({"scores": np.array([0.9, np.nan])}, "not finite"),
         ({"scores": np.array([1.5, 0.1])}, "between 0 and 1"),
         ({"labels": np.array([0, 3])}, "a label is no class: there are 3"),
-        ({"boxes": np.array([[0, 0, np.inf, 1]] * 2)}, "a box is not finite"),
+        ({"boxes": np.array([[0, 0, np.inf, 1]] * 2)}, "not finite"),
         ({"boxes": np.array([[9, 0, 5, 1]] * 2)}, "ends before it begins"),
-        ({"masks": ({"size": [30, 40], "counts": "T14"},)}, "2 objects, but 1 masks"),
+        ({"masks": ({"size": [30, 40], "counts": "T14"},)}, "2 boxes, but 1 masks"),
         ({"masks": ({"size": [40, 30], "counts": "01"},) * 2}, "mask 0: "),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 SHIFTED = 10_000
-"""Up to this many boxes, all classes are suppressed in one call, each class shifted to a place of its own."""
+"""Up to this many boxes, NMS of all classes is one call, with each class shifted to a region of its own."""
 
 
 def topk_logits(logits: Tensor, k: int, threshold: float | None = None) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ def check_objects(
         splits: their names; the first is the one to train on, whose classes the others must have.
         workers: processes that read (default: one per core).
         progress: show a progress bar.
-        layout: how the data set lies on disk; `auto` recognizes it.
+        layout: layout of the data set on disk; `auto` recognizes it.
         class_names: file of class names, one a line, where the data set brings none.
 
     Raises:
@@ -114,16 +114,16 @@ class _Check(DatasetCheck[DetectionSummary]):
         table = folder.objects
         if table.outlined.any():
             for row in np.flatnonzero(~table.outlined).tolist():
-                bare = "has no segmentation, which others have and masks are made of"
+                bare = "has no segmentation, which other objects have"
                 self.error("segmentation", f"{_name(folder, row)}: {bare}")
         for row in np.flatnonzero((table.boxes[:, 2:] < 1).any(axis=1)).tolist():
-            self.warn("tiny", f"{_name(folder, row)}: is narrower than a pixel: never learned")
+            self.warn("tiny", f"{_name(folder, row)}: is narrower than a pixel: never trained on")
 
     def _check_classes(self, folder: DetectionFolder) -> None:
-        """Report classes that cannot be learned."""
+        """Report classes without objects."""
         absent = [name for name, count in self.summaries[0].per_class.items() if not count.objects]
         if len(absent) == len(folder.classes):
-            self.error("absent", f"{folder.annotation_path}: no object at all: there is nothing to learn")
+            self.error("absent", f"{folder.annotation_path}: no object at all: there is nothing to train on")
         else:
             self.warn_absent(folder.annotation_path, "object", absent)
 

@@ -122,7 +122,7 @@ class AveragePrecision:
         if number not in self._sizes:
             raise DataError(f"image {number}: the data set has no such image")
         try:
-            detections = _check(found, len(self.annotations.classes))
+            detections = check_found(found, len(self.annotations.classes))
             if "segm" in self.kinds:
                 detections.add_masks(found.masks, tuple(self._sizes[number]))
         except DataError as error:
@@ -202,7 +202,13 @@ class _Detections:
         return zip(self.labels.tolist(), self.scores.tolist(), areas.tolist(), shapes, strict=True)
 
 
-def _check(found: Found, classes: int) -> _Detections:
+def check_found(found: Found, classes: int) -> _Detections:
+    """Validate boxes, scores and labels.
+
+    Raises:
+        DataError: shapes that do not fit, values that are not finite, boxes that end before they begin, or
+            labels that are no class.
+    """
     corners, scores = np.asarray(found.boxes, np.float64), np.asarray(found.scores, np.float64)
     labels = np.asarray(found.labels)
     labels = labels if labels.size else labels.astype(np.int64)

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.data.class_lists import Palette
-from metaformer.data.rle import Mask, decode, encode, mask_areas
+from metaformer.data.rle import Mask, decode, encode
 from metaformer.errors import DataError, MissingPackage, UnknownName
-from metaformer.tasks.detection.metrics import DetectionFigures, Found, Kind
+from metaformer.tasks.detection.metrics import DetectionFigures, Found, Kind, check_found
 from metaformer.tasks.outputs import Report, class_table
 
 if TYPE_CHECKING:
@@ -55,20 +55,13 @@ class DetectedObjects:
             raise DataError(f"{self.path or 'the image'}: {error}") from error
 
     def _check(self) -> None:
-        count = len(self.scores)
-        if (self.boxes.shape, self.scores.shape, self.labels.shape) != ((count, 4), (count,), (count,)):
-            shapes = f"boxes {self.boxes.shape}, scores {self.scores.shape}, labels {self.labels.shape}"
-            raise DataError(f"{shapes}: they must be (N, 4), (N,) and (N,)")
-        if not (np.isfinite(self.boxes).all() and (self.boxes[:, 2:] >= self.boxes[:, :2]).all()):
-            raise DataError("a box is not finite, or ends before it begins")
+        detections = check_found(self.to_found(0), len(self.classes))
+        if self.boxes.shape != (len(self), 4):
+            raise DataError(f"boxes {self.boxes.shape}: they must be (N, 4)")
         if not ((self.scores >= 0) & (self.scores <= 1)).all():
             raise DataError("a score is not between 0 and 1")
-        if not ((self.labels >= 0) & (self.labels < len(self.classes))).all():
-            raise DataError(f"a label is no class: there are {len(self.classes)}, from 0")
         if self.masks is not None:
-            if len(self.masks) != count:
-                raise DataError(f"{count} objects, but {len(self.masks)} masks")
-            mask_areas(self.masks, (self.size[1], self.size[0]))
+            detections.add_masks(self.masks, (self.size[1], self.size[0]))
 
     @classmethod
     def from_detections(

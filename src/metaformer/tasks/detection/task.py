@@ -79,7 +79,7 @@ class DetectionTask(Task):
 def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) -> DetectionTask:
     """Open the data and make model and evaluation, all on the run's device; `stop` cuts evaluations.
 
-    Every image's size is looked at before anything is learned.
+    The size of every image is checked before training.
 
     Raises:
         ConfigError: values that do not fit each other, the data or the model.
@@ -114,10 +114,10 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
         timeout=min(DATA_TIMEOUT, config.runtime.timeout),
         stop=stop,
     )
-    scenes = DetectionDataset(train, augment, config.seed, masks=plan.head == "mask_rcnn")
+    dataset = DetectionDataset(train, augment, config.seed, masks=plan.head == "mask_rcnn")
     name = f"{plan.head}_{config.model.name}"
     task = DetectionTask(
-        build_detector(config, train), name, scenes, evaluation, preprocess, plan.group_by_aspect
+        build_detector(config, train), name, dataset, evaluation, preprocess, plan.group_by_aspect
     )
     task.to(world.device)
     return task
@@ -148,14 +148,14 @@ def open_annotated(
 
 
 def detection_preprocessing(config: TrainConfig) -> DetectionPreprocess:
-    """How a run's images become input in evaluation."""
+    """Preprocessing of a run's evaluation."""
     plan = config.detect
     short = None if plan.long_side is None else plan.short_sides[-1]
     return DetectionPreprocess(plan.long_side, short, mean=config.data.mean, std=config.data.std)
 
 
 def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
-    """Make the network for the classes of the data, from own or published weights where they are asked for.
+    """Network for the classes of the data, with initial weights if the configuration names some.
 
     A file of a backbone leaves neck and heads fresh; one of other classes gives all but the last layers.
 

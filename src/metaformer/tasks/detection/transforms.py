@@ -22,7 +22,7 @@ MULTIPLE: Final = 32
 DetectionTransform = Callable[[Image.Image, Targets], tuple[Tensor, Targets]]
 """Maps an RGB image and its objects to (3, h, w) float32 and the objects in its pixels."""
 TVTensors = list[Any]
-"""Image, boxes and, if there are any, masks, as torchvision's transforms tell them apart."""
+"""Image, boxes and, if there are any, masks, as torchvision's transforms distinguish them."""
 
 
 @dataclass(frozen=True)

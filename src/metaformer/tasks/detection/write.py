@@ -1,4 +1,4 @@
-"""Found objects to files: JSON lines always, what else is asked for beside them."""
+"""Files of detected objects: JSON lines, drawn images, COCO results."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,3 +1,5 @@
+"""COCO annotations: what is read, and that any error is named in training and by the check."""
+
 import json
 import math
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metaformer.errors import DataError
-from metaformer.tasks.detection.check import check_objects
+from metaformer.tasks.check import Finding
 from metaformer.tasks.detection.dataset import open_detection
 from metaformer.tasks.detection.formats.annotations import Annotations
 from metaformer.tasks.detection.formats.coco import read_coco
@@ -18,6 +20,7 @@ from metaformer.tasks.detection.formats.layouts import SplitPaths, find_layout, 
 from metaformer.tasks.detection.metrics import ground_truth
 
 Change = Callable[[dict[str, Any]], object]
+ErrorsOf = Callable[..., tuple[str, list[Finding]]]
 
 
 def edit(root: Path, change: Change) -> Path:
@@ -46,140 +49,116 @@ def image(**fields: object) -> Change:
 
 
 BOX, SEGMENTATION = "box", "segmentation"
+
+
+def outline(value: object) -> Change:
+    return first(segmentation=value)
+
+
+def runs(counts: object, *size: int) -> Change:
+    return outline({"size": list(size) or [16, 24], "counts": counts})
+
+
 BAD: dict[str, tuple[Change, str, str]] = {
     "zero box": (first(bbox=[1, 2, 0, 6]), BOX, "bbox [1, 2, 0, 6] is 0 wide and 6 high"),
-    "negative box": (first(bbox=[1, 2, 5, -6]), BOX, "is 5 wide and -6 high: both must be above 0"),
-    "NaN box": (first(bbox=[1, math.nan, 5, 6]), BOX, "holds a number that is not finite"),
-    "endless box": (first(bbox=[1, 2, math.inf, 6]), BOX, "holds a number that is not finite"),
+    "negative box": (first(bbox=[1, 2, 5, -6]), BOX, "is 5 wide and -6 high"),
+    "NaN box": (first(bbox=[1, math.nan, 5, 6]), BOX, "not finite"),
+    "endless box": (first(bbox=[1, 2, math.inf, 6]), BOX, "not finite"),
     "outside box": (first(bbox=[20, 2, 9, 6]), BOX, "exceeds its image, which is 24x16"),
     "string box": (first(bbox=["1", 2, 5, 6]), BOX, "not left, top, width and height"),
     "text for a box": (first(bbox="1 2 5 6"), BOX, "not left, top, width and height"),
     "no box": (first(bbox=None), BOX, "bbox is None"),
-    "huge box": (first(bbox=[10**400, 2, 5, 6]), BOX, "a number that is too large"),
-    "missing image": (first(image_id=77), "image", "image_id is 77: no such image in the file"),
+    "huge box": (first(bbox=[10**400, 2, 5, 6]), BOX, "too large"),
+    "missing image": (first(image_id=77), "image", "image_id is 77"),
     "image of no number": (first(image_id=[1]), "image", "image_id is [1]"),
-    "unknown category": (first(category_id=4), "category", "category_id is 4: no such category in the file"),
-    "duplicate ids": (
-        lambda document: document["annotations"].append(dict(document["annotations"][0])),
-        "id",
-        "another annotation has this id",
-    ),
-    "2-point polygon": (
-        first(segmentation=[[1, 2, 3, 4]]), SEGMENTATION, "a polygon of 4 numbers"
-    ),
-    "odd polygon": (first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), SEGMENTATION, "a polygon of 7 numbers"),
-    "empty polygon": (first(segmentation=[[]]), SEGMENTATION, "a polygon of 0 numbers"),
-    "no polygon": (first(segmentation=[]), SEGMENTATION, "has no segmentation"),
-    "flat polygon": (first(segmentation=[1, 2, 3, 4, 5, 6]), SEGMENTATION, "a polygon is 1"),
-    "polygon of text": (first(segmentation=[["1"] * 6]), SEGMENTATION, "a polygon is ['1', '1'"),
-    "NaN polygon": (first(segmentation=[[math.nan] * 6]), SEGMENTATION, "that is not finite"),
-    "outside polygon": (
-        first(segmentation=[[1, 2, 3, 4, 5e9, 6]]), SEGMENTATION, "a polygon exceeds its image"
-    ),
-    "bad RLE": (
-        first(segmentation={"size": [16, 24], "counts": "~~no~~"}), SEGMENTATION, "hold characters"
-    ),
-    "negative RLE": (
-        first(segmentation={"size": [16, 24], "counts": [400, -16]}), SEGMENTATION, "a run length is below 0"
-    ),
-    "RLE of wrong sum": (
-        first(segmentation={"size": [16, 24], "counts": [100, 20]}),
-        SEGMENTATION,
-        "run lengths add up to 120 pixels, but 24×16 are 384",
-    ),
-    "RLE-size mismatch": (
-        first(segmentation={"size": [24, 16], "counts": [384]}),
-        SEGMENTATION,
-        "run lengths are of size [24, 16], the image of height and width [16, 24]",
-    ),
-    "text for a segmentation": (first(segmentation="none"), SEGMENTATION, "segmentation is 'none'"),
-    "half a crowd": (first(iscrowd=2), "annotation", "iscrowd is 2, not 0 or 1"),
+    "unknown category": (first(category_id=4), "category", "category_id is 4"),
+    "duplicate ids": (lambda d: d["annotations"].append(dict(d["annotations"][0])), "id", "has this id"),
+    "2-point polygon": (outline([[1, 2, 3, 4]]), SEGMENTATION, "a polygon of 4 numbers"),
+    "odd polygon": (outline([[1, 2, 3, 4, 5, 6, 7]]), SEGMENTATION, "a polygon of 7 numbers"),
+    "empty polygon": (outline([[]]), SEGMENTATION, "a polygon of 0 numbers"),
+    "no polygon": (outline([]), SEGMENTATION, "has no segmentation"),
+    "flat polygon": (outline([1, 2, 3, 4, 5, 6]), SEGMENTATION, "a polygon is 1"),
+    "polygon of text": (outline([["1"] * 6]), SEGMENTATION, "a polygon is ['1', '1'"),
+    "NaN polygon": (outline([[math.nan] * 6]), SEGMENTATION, "not finite"),
+    "outside polygon": (outline([[1, 2, 3, 4, 5e9, 6]]), SEGMENTATION, "a polygon exceeds its image"),
+    "bad RLE": (runs("~~no~~"), SEGMENTATION, "characters"),
+    "negative RLE": (runs([400, -16]), SEGMENTATION, "below 0"),
+    "RLE of wrong sum": (runs([100, 20]), SEGMENTATION, "add up to 120 pixels, but 24×16 are 384"),
+    "RLE-size mismatch": (runs([384], 24, 16), SEGMENTATION, "size [24, 16]"),
+    "text for a segmentation": (outline("none"), SEGMENTATION, "segmentation is 'none'"),
+    "half a crowd": (first(iscrowd=2), "annotation", "iscrowd is 2"),
     "no area": (first(area="big"), "annotation", "area is 'big'"),
-}  # fmt: skip
-FAULTY_IMAGES: dict[str, tuple[Change, str, str]] = {
-    "missing file": (image(file_name="9.png"), "image", "image 1: no such image "),
+}
+BAD_IMAGES: dict[str, tuple[Change, str, str]] = {
+    "missing file": (image(file_name="9.png"), "image", "no such image "),
     "file elsewhere": (image(file_name="../train2017/1.png"), "image", "'../train2017/1.png' does not lie"),
     "absolute file": (image(file_name="/etc/passwd"), "image", "'/etc/passwd' does not lie in"),
     "unprintable file": (image(file_name="\ud800"), "image", r"file_name is '\ud800'"),
     "no file": (image(file_name=None), "image", "file_name is None"),
-    "no width": (image(width=0), "image", "width 0 and height 16 must be above 0"),
-    "text for a width": (image(width="24"), "image", "width '24' and height 16 must be"),
-    "half a width": (image(width=23.5), "image", "must be whole numbers"),
-    "too large": (image(width=10_000, height=10_000), "image", "10000x10000 is more than the 50,000,000"),
-    "two of one id": (
-        lambda document: document["images"].append(dict(document["images"][0])),
-        "id",
-        "images[5] has an id that another has",
-    ),
-    "no id": (lambda document: document["images"].append({}), "id", "images[5]: has no whole number as id"),
-}  # fmt: skip
-USELESS: dict[str, tuple[Change, str]] = {
-    "list root": (lambda document: document["annotations"], "a detector's results are no annotations"),
-    "text root": (lambda document: "text", "holds no object with images, annotations and categories"),
-    "no categories": (lambda document: document.pop("categories") and None, "no categories; a COCO file has"),
-    "empty categories": (lambda document: document.update(categories=[]), "there is no class to learn"),
-    "no annotations": (
-        lambda document: document.pop("annotations") and None,
-        "no annotations; a COCO file has",
-    ),
-    "images by name": (lambda document: document.update(images={}), "images is no list"),
-    "nameless category": (
-        lambda document: document["categories"].append({"id": 1}),
-        "categories[2] has no whole",
-    ),
-    "two categories of a name": (
-        lambda document: document["categories"].append({"id": 9, "name": "ant"}),
-        "categories[2] has the id or name of another",
-    ),
+    "no width": (image(width=0), "image", "width 0"),
+    "text for a width": (image(width="24"), "image", "width '24'"),
+    "half a width": (image(width=23.5), "image", "whole numbers"),
+    "too large": (image(width=10_000, height=10_000), "image", "10000x10000"),
+    "two of one id": (lambda d: d["images"].append(dict(d["images"][0])), "id", "images[5] has an id"),
+    "no id": (lambda d: d["images"].append({}), "id", "images[5]: has no whole number as id"),
 }
+BAD_FILES: dict[str, tuple[Change, str]] = {
+    "list root": (lambda document: document["annotations"], "results are no annotations"),
+    "text root": (lambda document: "text", "holds no object with images"),
+    "no categories": (lambda document: document.pop("categories") and None, "no categories"),
+    "empty categories": (lambda document: document.update(categories=[]), "categories is empty"),
+    "no annotations": (lambda document: document.pop("annotations") and None, "no annotations"),
+    "images by name": (lambda document: document.update(images={}), "images is no list"),
+    "nameless category": (lambda d: d["categories"].append({"id": 1}), "categories[2] has no whole"),
+    "two categories of a name": (
+        lambda d: d["categories"].append({"id": 9, "name": "ant"}), "categories[2] has the id or name"
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_annotation_is_named_before_training_and_by_the_check(case: str, objects: Path) -> None:
-    change, kind, told = BAD[case]
+def test_a_bad_annotation_is_named_in_training_and_by_the_check(
+    case: str, objects: Path, errors_of: ErrorsOf
+) -> None:
+    change, kind, error = BAD[case]
     file = edit(objects, change)
-    with pytest.raises(DataError) as caught:
-        open_detection(objects, "train", masks=True)
-    assert str(caught.value).startswith(f"{file}: annotation 1") and told in str(caught.value)
-    report = check_objects(objects, ["train"], workers=1, progress=False)
-    assert not report.ok
-    assert any(
-        found.kind == kind and told in found.text and f"{file}: annotation 1" in found.text
-        for found in report.findings
-    )
+    message, findings = errors_of(objects, masks=True)
+    start = f"{file}: annotation 1"
+    assert message.startswith(start) and error in message
+    assert any(one.kind == kind and error in one.text and one.text.startswith(start) for one in findings)
 
 
-@pytest.mark.parametrize("case", FAULTY_IMAGES)
-def test_a_bad_image_is_named_before_training_and_by_the_check(case: str, objects: Path) -> None:
-    change, kind, told = FAULTY_IMAGES[case]
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_a_bad_image_is_named_in_training_and_by_the_check(
+    case: str, objects: Path, errors_of: ErrorsOf
+) -> None:
+    change, kind, error = BAD_IMAGES[case]
     file = edit(objects, change)
-    with pytest.raises(DataError) as caught:
-        open_detection(objects, "train")
-    assert str(caught.value).startswith(f"{file}: image") and told in str(caught.value)
-    (error, *others) = check_objects(objects, ["train"], workers=1, progress=False).findings
-    assert error.kind == kind and told in error.text
-    assert all(one.grade == "warning" for one in others), "what is on a bad image is not told again"
+    message, (first_finding, *others) = errors_of(objects)
+    assert message.startswith(f"{file}: image") and error in message
+    assert first_finding.kind == kind and error in first_finding.text
+    assert all(one.grade == "warning" for one in others), "objects of a bad image are not reported"
 
 
-@pytest.mark.parametrize("case", USELESS)
-def test_a_useless_file_says_what_it_lacks(case: str, objects: Path) -> None:
-    change, told = USELESS[case]
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_named_in_training_and_by_the_check(
+    case: str, objects: Path, errors_of: ErrorsOf
+) -> None:
+    change, error = BAD_FILES[case]
     file = edit(objects, change)
-    with pytest.raises(DataError) as caught:
-        open_detection(objects, "train")
-    assert str(caught.value).startswith(f"{file}: ") and told in str(caught.value)
-    (error,) = check_objects(objects, ["train"], workers=1, progress=False).findings
-    assert (error.grade, error.kind) == ("error", "layout") and told in error.text
+    message, (finding,) = errors_of(objects)
+    assert message.startswith(f"{file}: ") and error in message
+    assert (finding.grade, finding.kind) == ("error", "layout") and error in finding.text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"images": 1' + "0" * 5000 + "}", "\x00"])
-def test_what_is_no_json_is_told(text: str, objects: Path) -> None:
+def test_damaged_json_is_refused(text: str, objects: Path) -> None:
     paths(objects).labels.write_text(text)
     with pytest.raises(DataError, match="cannot be read as JSON"):
         read(objects)
 
 
-def test_the_first_is_told_and_the_others_counted_and_a_few_can_be_left_out(
+def test_the_first_error_is_named_the_others_counted_and_a_few_skipped(
     objects: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def two(document: dict[str, Any]) -> None:
@@ -187,10 +166,10 @@ def test_the_first_is_told_and_the_others_counted_and_a_few_can_be_left_out(
         document["annotations"][3] = 5
 
     file = edit(objects, two)
-    told = r"annotation 2 of 1\.png: bbox \[0, 0, 0, 0\] .* \(1 more such; metaformer data check lists all\)"
-    with pytest.raises(DataError, match=told):
+    error = r"annotation 2 of 1\.png: bbox \[0, 0, 0, 0\] .* \(1 more such; metaformer data check lists all\)"
+    with pytest.raises(DataError, match=error):
         open_detection(objects, "train")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=error):
         open_detection(objects, "train", on_bad="skip")  # a quarter are not few
     monkeypatch.setattr("metaformer.tasks.detection.dataset._BAD_SHARE", 0.25)
     folder = open_detection(objects, "train", on_bad="skip")
@@ -199,7 +178,7 @@ def test_the_first_is_told_and_the_others_counted_and_a_few_can_be_left_out(
     assert "annotation 2 of 1.png" in caplog.text
 
 
-def test_crowds_and_what_may_be_left_out(objects: Path) -> None:
+def test_crowds_and_optional_fields(objects: Path) -> None:
     def bare(document: dict[str, Any]) -> None:
         for annotation in document["annotations"]:
             del annotation["area"], annotation["segmentation"]
@@ -223,7 +202,7 @@ def test_boxes_a_pixel_over_the_edge_are_clipped_but_for_evaluation(objects: Pat
     assert document["annotations"][0]["bbox"] == [-0.4, -1, 25.2, 17.5]
 
 
-def test_classes_go_by_number_or_in_the_order_that_is_given(objects: Path) -> None:
+def test_classes_are_ordered_by_id_or_as_given(objects: Path) -> None:
     edit(objects, lambda document: document["categories"].reverse())
     found = read(objects)
     assert (found.classes, found.category_ids) == (("ant", "bee"), (3, 7))
@@ -281,10 +260,10 @@ VALUES = st.recursive(
     ),
     value=VALUES,
 )
-def test_whatever_stands_in_a_field_is_used_or_an_error(
+def test_any_value_of_a_field_is_valid_or_an_error(
     objects: Path, where: str, key: str, value: object
 ) -> None:
-    kept = paths(objects).labels.read_bytes()
+    before = paths(objects).labels.read_bytes()
     try:
         edit(objects, lambda document: document[where][1].update({key: value}))
         try:
@@ -295,28 +274,21 @@ def test_whatever_stands_in_a_field_is_used_or_an_error(
             folder.example(0, masks=True)
             json.dumps(ground_truth(folder.annotations, masks=True))
     finally:
-        paths(objects).labels.write_bytes(kept)
+        paths(objects).labels.write_bytes(before)
 
 
 LONG = "y" * 100_000
 
 
+OF_OBJECTS = ("id", "image_id", "category_id", "iscrowd", "area", "bbox", "segmentation")
+OF_IMAGES = ("width", "file_name", "id")
+
+
 @pytest.mark.parametrize(
     "change",
-    [
-        first(id=LONG),
-        first(image_id=LONG),
-        first(category_id=LONG),
-        first(iscrowd=LONG),
-        first(area=LONG),
-        first(bbox=LONG),
-        first(segmentation=LONG),
-        image(width=LONG),
-        image(file_name=LONG),
-        image(id=LONG),
-    ],
+    [*(first(**{key: LONG}) for key in OF_OBJECTS), *(image(**{key: LONG}) for key in OF_IMAGES)],
 )
-def test_an_endless_value_does_not_make_an_endless_message(change: Change, objects: Path) -> None:
+def test_messages_of_long_values_are_short(change: Change, objects: Path) -> None:
     file = edit(objects, change)
     with pytest.raises(DataError) as caught:
         open_detection(objects, "train")

@@ -1,3 +1,5 @@
+"""YOLO annotations."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,10 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metaformer.errors import DataError
+from metaformer.tasks.check import Finding
 from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.dataset import open_detection
 
 Write = Callable[[str, object], Path]
+ErrorsOf = Callable[..., tuple[str, list[Finding]]]
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_names_are_those_of_the_data_set_or_given(yolo: Path, write: Write) -> N
     assert open_detection(yolo, "train", classes=["cat", "dog"]).classes == ("cat", "dog")
     with pytest.raises(DataError, match=r"its 2 classes are not the 2 of .*data\.yaml in their order"):
         open_detection(yolo, "train", classes=["dog", "cat"])
-    for text, told in (
+    for text, error in (
         ("names: [cat, cat]", r"data\.yaml: names: .*'cat'"),
         ("names: {0: cat, dog: dog}", "names is no list of classes, nor numbers from 0"),
         ("names: [[cat, dog]]", "names is no list of classes, nor numbers from 0"),
@@ -60,7 +64,7 @@ def test_names_are_those_of_the_data_set_or_given(yolo: Path, write: Write) -> N
         ("#" * 1_000_001, "is larger than"),
     ):
         write("data.yaml", text)
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=error):
             open_detection(yolo, "train")
     (yolo / "data.yaml").unlink()
     with pytest.raises(DataError, match=r"data\.yaml: no such file: name the classes in it"):
@@ -71,7 +75,7 @@ def test_names_are_those_of_the_data_set_or_given(yolo: Path, write: Write) -> N
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "error"),
     [
         ("2 0.5 0.5 1 1", "class 2 is not among the 2, counted from 0"),
         ("-1 0.5 0.5 1 1", "class -1 is not among the 2"),
@@ -89,16 +93,16 @@ def test_names_are_those_of_the_data_set_or_given(yolo: Path, write: Write) -> N
         ("dog 0.5 0.5 1 1", "'dog 0.5 0.5 1 1' holds no numbers: class, x and y"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(line: str, told: str, yolo: Path, write: Write) -> None:
+def test_errors_are_named_with_their_line(
+    line: str, error: str, yolo: Path, write: Write, errors_of: ErrorsOf
+) -> None:
     file = write("labels/train/a.txt", f"1 0.5 0.5 1 1\n{line}\n")
-    with pytest.raises(DataError) as caught:
-        open_detection(yolo, "train")
-    assert str(caught.value).startswith(f"{file}: line 2: ") and told in str(caught.value)
-    (error, *_) = check_objects(yolo, ["train"], workers=1, progress=False).findings
-    assert error.grade == "error" and error.text == str(caught.value)
+    message, (finding, *_) = errors_of(yolo)
+    assert message.startswith(f"{file}: line 2: ") and error in message
+    assert finding.grade == "error" and finding.text == message
 
 
-def test_files_that_do_not_fit_each_other(yolo: Path, write: Write) -> None:
+def test_files_without_a_partner(yolo: Path, write: Write) -> None:
     write("labels/train/over.txt", "0 0.5 0.5 1 1")
     write("labels/train/b.txt", b"\xff\xfe\xff")
     findings = check_objects(yolo, ["train"], workers=1, progress=False).findings
@@ -128,7 +132,7 @@ def test_any_text_is_objects_or_an_error(yolo: Path, text: str) -> None:
         folder.example(0)
 
 
-def test_two_images_of_a_name_are_not_told_apart(yolo: Path, write: Write) -> None:
+def test_two_images_of_a_name_are_refused(yolo: Path, write: Write) -> None:
     write("images/train/a.jpg", np.zeros((10, 20, 3), dtype=np.uint8))
     with pytest.raises(DataError, match=r"a\.png: .*a\.jpg has the same name.*: rename one"):
         open_detection(yolo, "train")

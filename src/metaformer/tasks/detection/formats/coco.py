@@ -123,7 +123,7 @@ class _Parser:
             numbers[name] = number
             used.add(number)
         if not numbers:
-            raise DataError(f"{self.file}: categories is empty: there is no class to learn")
+            raise DataError(f"{self.file}: categories is empty: there are no classes")
         names, where = given_names(given)
         if names is None:
             names = tuple(sorted(numbers, key=numbers.__getitem__))
