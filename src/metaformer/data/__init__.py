@@ -1,1 +1,1 @@
-"""Images on disk, the order and augmentation in which a run sees them, and demo data."""
+"""Data loading that all tasks share: images, splits, samplers, loader, scans, shards and demo scenes."""

@@ -51,7 +51,7 @@ class SplitSummary:
         raise NotImplementedError
 
     def sizes_text(self) -> str:
-        """The part of the line that gives the sizes."""
+        """The part of `text` with the sizes."""
         sizes = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys((self.smallest, self.largest)))
         return f"sizes {sizes}, median {self.median[0]}x{self.median[1]}"
 
@@ -142,7 +142,7 @@ class DatasetCheck(ABC, Generic[S]):
 
         Args:
             images: name, digest and labels of each.
-            difference: words for how the labels of the second image differ from the first's.
+            difference: describes how the labels of the second image differ from the first's.
         """
         seen: dict[bytes, tuple[str, L]] = {}
         for name, digest, labels in images:

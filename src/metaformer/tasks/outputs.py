@@ -1,4 +1,4 @@
-"""Predictions and reports, and the files that they are written to."""
+"""Predictions and reports, and the files they are written to."""
 
 import csv
 import json
@@ -125,26 +125,26 @@ def write_outputs(
     Args:
         predictions: what is written; a file for one image appears when that image is done.
         out: a folder, or a file that ends in one of `suffixes`; None yields JSON lines and writes nothing.
-        outputs: the outputs for a place.
-        needs_folder: options that need a place, with their values.
+        outputs: the outputs in a folder or file.
+        needs_folder: options that need `out`, with their values.
         suffixes: endings of files that may be written instead of a folder.
 
     Raises:
-        ConfigError: an option without a place, or a file where a folder is needed.
-        OutputError: the place cannot be written to, or is where the images lie.
+        ConfigError: an option without `out`, or a file where a folder is needed.
+        OutputError: `out` cannot be written to, or is the folder of the images.
     """
-    asked = [name for name, value in needs_folder.items() if value]
+    requested = [name for name, value in needs_folder.items() if value]
     if out is None:
-        if asked:
-            raise ConfigError(f"{', '.join(asked)}: say where to write with `out`")
+        if requested:
+            raise ConfigError(f"{', '.join(requested)}: say where to write with `out`")
         yield from (json.dumps(json_line(prediction), ensure_ascii=False) for prediction in predictions)
         return
-    place = Path(out)
-    is_file = place.suffix.lower() in suffixes
-    if not is_file and place.suffix.lower() in (".json", ".jsonl", ".csv"):
-        raise ConfigError(f"out is {place}: a folder is needed here; leave out {place.suffix}")
-    chosen, names, count = outputs(place), _Names(), 0  # may refuse an option: before anything is written
-    check_writable(place if is_file else place / LINES)
+    target = Path(out)
+    is_file = target.suffix.lower() in suffixes
+    if not is_file and target.suffix.lower() in (".json", ".jsonl", ".csv"):
+        raise ConfigError(f"out is {target}: a folder is needed here; leave out {target.suffix}")
+    chosen, names, count = outputs(target), _Names(), 0  # may refuse an option: before anything is written
+    check_writable(target if is_file else target / LINES)
     folders = {output.folder.resolve() for output in chosen if output.folder is not None}
     with ExitStack() as stack:
         writers = [stack.enter_context(output.writer) for output in chosen]
@@ -164,11 +164,11 @@ def write_outputs(
 def jsonl_writer(
     file: Path, line: Callable[[str, Prediction[R]], dict[str, Any]] | None = None
 ) -> Iterator[Writer[R]]:
-    """Write one JSON object a line; the file appears when all predictions are in.
+    """JSON lines writer; the file appears when all predictions are written.
 
     Args:
-        file: where to.
-        line: gives the object of a prediction; by default its result's plain values.
+        file: the file.
+        line: JSON object of a prediction; by default its result's plain values.
 
     Raises:
         OutputError: it cannot be written.
@@ -194,26 +194,26 @@ def write_rows(
     Args:
         predictions: what is written.
         out: a file that ends in .jsonl or .csv, or a folder; None yields JSON lines.
-        row: gives the cells of a CSV row by their column; all rows have the same columns.
-        annotate: draws a result on its image.
+        row: cells of a CSV row by column; all rows have the same columns.
+        annotate: draw a result on its image.
         draw: also write the images with the predictions drawn on them, in the folder `images`.
 
     Raises:
-        ConfigError: `draw` without a place.
-        OutputError: the place cannot be written to.
+        ConfigError: `draw` without `out`.
+        OutputError: `out` cannot be written to.
     """
 
-    def outputs(place: Path) -> list[Output]:
-        ending = place.suffix.lower() if place.suffix.lower() in FILES else ""
+    def outputs(target: Path) -> list[Output]:
+        ending = target.suffix.lower() if target.suffix.lower() in FILES else ""
         chosen = []
         if ending != ".csv":
-            lines = place if ending else place / LINES
+            lines = target if ending else target / LINES
             chosen.append(Output(jsonl_writer(lines), "predictions", lines))
         if ending != ".jsonl":
-            table = place if ending else place / "predictions.csv"
+            table = target if ending else target / "predictions.csv"
             chosen.append(Output(csv_writer(table, row), "predictions", table))
         if draw:
-            folder = place.parent if ending else place
+            folder = target.parent if ending else target
             chosen.append(drawn_output(folder, lambda one, moving: annotate(one.pixels(), one.result)))
         return chosen
 
@@ -222,7 +222,7 @@ def write_rows(
 
 @contextmanager
 def csv_writer(file: Path, row: Callable[[R], dict[str, Any]]) -> Iterator[Writer[R]]:
-    """Write one CSV row an image; the file appears when all predictions are in.
+    """CSV writer with a row per image; the file appears when all predictions are written.
 
     Raises:
         OutputError: it cannot be written.
@@ -242,12 +242,12 @@ def csv_writer(file: Path, row: Callable[[R], dict[str, Any]]) -> Iterator[Write
 
 
 def drawn_output(
-    place: Path, draw: Callable[[Prediction[Any], bool], Image.Image], fps: float | None = None
+    root: Path, draw: Callable[[Prediction[Any], bool], Image.Image], fps: float | None = None
 ) -> Output:
     """The output of drawn images; those of videos are also joined.
 
     Args:
-        place: folder in which a folder of them is made.
+        root: folder in which a folder of them is created.
         draw: draws a prediction on its image; its second argument says that it is a frame of many.
         fps: frames a second: all images are also joined to one animation.
 
@@ -256,8 +256,8 @@ def drawn_output(
     """
     if fps is not None and not 0 < fps <= 1000:
         raise ConfigError(f"fps is {fps:g}: it must be above 0, and at most 1000")
-    folder = place / album.FOLDER
-    return Output(album.album_writer(place, draw, fps), "drawn images", folder, folder)
+    folder = root / album.FOLDER
+    return Output(album.album_writer(root, draw, fps), "drawn images", folder, folder)
 
 
 def json_line(prediction: Prediction[Any]) -> dict[str, Any]:
@@ -299,7 +299,7 @@ class ImageNumbers:
 
 
 def confusion_values(confusion: Tensor) -> dict[str, Any]:
-    """A matrix (K, K) as a report's JSON holds it: rows, or of many classes the entries that are not zero."""
+    """Confusion matrix (K, K) for a report's JSON: its rows, or for many classes its non-zero entries."""
     if len(confusion) <= LARGEST_MATRIX:
         return {"confusion": confusion.tolist()}
     rows, columns = confusion.nonzero(as_tuple=True)

@@ -24,33 +24,33 @@ ImageInput = str | Path | Image.Image
 
 
 class ImageList:
-    """A list of images, read when they are needed; a data source without labels.
+    """Source of images without labels, which are read when they are needed.
 
     Raises:
-        DataError: a path that is not there, or nothing found.
+        DataError: a path that does not exist, or no images in it.
     """
 
     def __init__(self, images: ImageInput | Iterable[ImageInput]) -> None:
         single = isinstance(images, str | Path | Image.Image)
-        wanted: list[ImageInput] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
-        self._found: list[Path | Image.Image] = []
-        for image in wanted:
-            self._found += [image] if isinstance(image, Image.Image) else _files(image)
-        if not self._found:
+        inputs: list[ImageInput] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
+        self._images: list[Path | Image.Image] = []
+        for image in inputs:
+            self._images += [image] if isinstance(image, Image.Image) else _files(image)
+        if not self._images:
             raise DataError("no images were given")
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._images)
 
     @property
     def labels(self) -> Sequence[int]:
-        """Zeros: what the images show is to be found out."""
+        """Zeros, since the labels are unknown."""
         return [0] * len(self)
 
     def path(self, index: int) -> str:
-        """Where an image lies; empty for an image in memory."""
-        found = self._found[index]
-        return "" if isinstance(found, Image.Image) else str(found)
+        """File of an image; empty for an image in memory."""
+        image = self._images[index]
+        return "" if isinstance(image, Image.Image) else str(image)
 
     def image(self, index: int) -> Image.Image:
         """The image as RGB.
@@ -58,8 +58,8 @@ class ImageList:
         Raises:
             BadImage: it cannot be read.
         """
-        found = self._found[index]
-        return found.convert("RGB") if isinstance(found, Image.Image) else read_image(found)
+        image = self._images[index]
+        return image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
 
 
 class StreamPredictor(ABC, Generic[R]):
@@ -107,7 +107,7 @@ class StreamPredictor(ABC, Generic[R]):
 
 
 def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterator[Read]:
-    """`read(0)` to `read(count - 1)` in order, made by threads that keep as many ready as they are."""
+    """`read(0)` to `read(count - 1)` in order, from threads that each prefetch one item."""
     if workers < 1:
         yield from map(read, range(count))
         return
@@ -120,8 +120,9 @@ def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterato
             yield done
 
 
-def _files(place: str | Path) -> list[Path]:
-    path = Path(place)
+def _files(pattern: str | Path) -> list[Path]:
+    """Image files of a file, folder or glob, sorted."""
+    path = Path(pattern)
     if path.is_file():
         check_name(path)
         return [path]
@@ -129,15 +130,13 @@ def _files(place: str | Path) -> list[Path]:
         found = [file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()]
         found = [file for file in found if not file.name.startswith(".")]
         kind = "folder"
-    elif glob.has_magic(str(place)):
-        found, kind = (
-            [Path(file) for file in glob.glob(str(place), recursive=True) if Path(file).is_file()],
-            "pattern",
-        )
+    elif glob.has_magic(str(pattern)):
+        matches = map(Path, glob.glob(str(pattern), recursive=True))
+        found, kind = [file for file in matches if file.is_file()], "pattern"
     else:
-        raise DataError(f"{place}: no such file or folder")
+        raise DataError(f"{pattern}: no such file or folder")
     if not found:
-        raise DataError(f"{place}: no images in this {kind}")
+        raise DataError(f"{pattern}: no images in this {kind}")
     for file in found:
         check_name(file)
     return sorted(found)
