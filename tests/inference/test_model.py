@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import metaformer
+from metaformer.checkpoint.checkpoint import read_checkpoint, write_checkpoint
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, DataError, WeightsError
 from metaformer.factory import create_detector
@@ -115,3 +116,11 @@ def test_a_published_detector_has_cocos_names_and_category_ids(tmp_path: Path) -
     assert loaded.classes is not None and loaded.classes[0] == "person" and loaded.task == "detect"
     ids = loaded.metadata.category_ids
     assert (ids[0], ids[11], ids[-1]) == (1, 13, 90) and len(loaded.metadata.palette) == 80
+
+
+def test_a_checkpoint_of_an_unknown_task_is_refused(untrained: dict[str, Path], tmp_path: Path) -> None:
+    saved = read_checkpoint(untrained["classify"])
+    card = {**saved.state["card"], "task": "caption"}
+    write_checkpoint(tmp_path / "new", {"model": saved.tensors("model")}, {**saved.state, "card": card})
+    with pytest.raises(WeightsError, match="'caption'"):
+        load_model(tmp_path / "new")

@@ -30,7 +30,7 @@ def test_validation_digits_are_held_out_in_every_task(demo: Path) -> None:
     assert used["train"] and not used["train"] & held_out
 
 
-def test_writing_again_mends_and_changes_nothing_else(demo: Path, tmp_path: Path) -> None:
+def test_writing_again_restores_missing_files_only(demo: Path, tmp_path: Path) -> None:
     before = contents(demo)
     demo = shutil.copytree(demo, tmp_path / "demo")
     victim = demo / "classify/val/3"
@@ -80,7 +80,7 @@ def test_values_out_of_range(tmp_path: Path, field: str, value: int | tuple[int,
     assert not os.listdir(tmp_path)
 
 
-def test_scikit_learn_is_asked_for(tmp_path: Path) -> None:
+def test_scikit_learn_is_named_where_it_is_missing(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['sklearn'] = None\n"
         "from metaformer.errors import MissingPackage\n"
