@@ -132,7 +132,7 @@ def run_inference(
             nms_threshold=options.nms_threshold,
             max_detections=options.max_detections,
         )
-    return replace(own, flip=own.flip or flip, scales=tuple(scales) if scales else own.scales)
+    return replace(own, flip=own.flip or flip, scales=own.scales if scales is None else tuple(scales))
 
 
 class DetectionPredictor(StreamPredictor[DetectedObjects]):

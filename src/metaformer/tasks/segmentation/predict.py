@@ -179,6 +179,9 @@ def run_inference(
         scales: factors of the input size; None for the run's own.
         flip: also average with the mirror image.
         sliding_window: height and width of the windows; 0 for whole images, None for the run's own.
+
+    Raises:
+        ConfigError: a value out of range.
     """
     own = InferenceConfig()
     if config is not None:
@@ -190,9 +193,11 @@ def run_inference(
             scales=tuple(options.scales),
             flip=config.evaluate.flip,
         )
-    own = replace(own, flip=own.flip or flip, scales=tuple(scales) if scales else own.scales)
+    own = replace(own, flip=own.flip or flip, scales=own.scales if scales is None else tuple(scales))
     if sliding_window is None:
         return own
+    if sliding_window < 0:
+        raise ConfigError(f"sliding_window is {sliding_window}: it must be 0 or more")
     if not sliding_window:
         return replace(own, mode="whole")
     side = (sliding_window, sliding_window)
