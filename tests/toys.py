@@ -3,9 +3,11 @@
 What a fixture of the session gives is shared by all tests, and must not be changed; the rest is a test's own.
 """
 
+import io
 import json
 import shlex
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -13,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -26,6 +29,7 @@ from metaformer.cli.parser import Parser
 from metaformer.config import TrainConfig
 from metaformer.data.folder import ImageFolder
 from metaformer.data.rle import encode
+from metaformer.data.shards.write import write_shards
 from metaformer.distributed import World
 from metaformer.models.detection.detector import Detector
 from metaformer.models.detection.retinanet import RetinaNet
@@ -255,6 +259,45 @@ def folder(tmp_path: Path) -> ImageFolder:
             gray = np.full((8, 8, 3), 80 * label + 20 * i, dtype=np.uint8)
             save_image(tmp_path / "val" / name / f"{name}{i}.png", gray)
     return ImageFolder(tmp_path, "val")
+
+
+# Shards
+
+
+def gray_png(value: int = 0, size: int = 8) -> bytes:
+    """A gray square as PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_tar(file: Path, *members: tuple[str, bytes], mode: str = "w") -> Path:
+    """A tar file of named contents."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, mode) as archive:  # type: ignore[call-overload]
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return file
+
+
+@pytest.fixture
+def shard_pets(own_pets: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Write `own_pets` as shards of a few images each, of a format."""
+
+    def write(kind: str) -> Path:
+        write_shards(own_pets, tmp_path / kind, kind=kind, shard_size=0.02, workers=1, progress=False)
+        return tmp_path / kind
+
+    return write
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """URL of an object storage in the memory of this process."""
+    yield "memory://bucket"
+    fsspec.filesystem("memory").store.clear()
 
 
 # Images with label maps

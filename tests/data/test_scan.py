@@ -30,41 +30,41 @@ class Deadly:
         return Image.new("RGB", (index + 1, 3), (index % 256, 0, 0))
 
 
-def test_every_image_is_seen_once_and_in_order(own_pets: Path) -> None:
+def test_every_image_is_read_once_and_in_order(own_pets: Path) -> None:
     folder = ImageFolder(own_pets, "train")
     (own_pets / "train/bee/1.png").write_bytes(b"junk")
     Image.open(own_pets / "train/ant/0.png").save(own_pets / "train/cat/3.bmp")
     for workers in (1, 3):
-        seen = scan(folder, workers=workers, progress=False)
-        assert [one.index for one in seen] == list(range(12))
-        assert [one.index for one in seen if one.error] == [5]
-        assert "not a JPEG" in seen[5].error
-        assert (seen[3].width, seen[3].height) == (50, 49)
-        assert len({one.digest for one in seen}) == 12
+        images = scan(folder, workers=workers, progress=False)
+        assert [image.index for image in images] == list(range(12))
+        assert [image.index for image in images if image.error] == [5]
+        assert "not a JPEG" in images[5].error
+        assert (images[3].width, images[3].height) == (50, 49)
+        assert len({image.digest for image in images}) == 12
 
 
 def test_the_digest_is_that_of_the_pixels(own_pets: Path) -> None:
     Image.open(own_pets / "train/ant/0.png").save(own_pets / "train/cat/9.bmp")
-    seen = scan(ImageFolder(own_pets, "train"), progress=False)
-    assert seen[0].digest == seen[12].digest
+    images = scan(ImageFolder(own_pets, "train"), progress=False)
+    assert images[0].digest == images[12].digest
 
 
 @pytest.mark.parametrize("killers", [(0,), (70,), (3, 4, 150, 199)])
-def test_images_that_kill_their_reader_are_named(killers: tuple[int, ...]) -> None:
-    seen = scan(Deadly(200, *killers), workers=2, progress=False)
-    assert [one.index for one in seen] == list(range(200))
-    assert {one.index: one.error for one in seen if one.error} == dict.fromkeys(killers, DEADLY)
+def test_images_that_kill_their_reader(killers: tuple[int, ...]) -> None:
+    images = scan(Deadly(200, *killers), workers=2, progress=False)
+    assert [image.index for image in images] == list(range(200))
+    assert {image.index: image.error for image in images if image.error} == dict.fromkeys(killers, DEADLY)
 
 
 def _width(source: ImageFolder, index: int) -> ImageInfo:
     return ImageInfo(index, source.image(index).width)
 
 
-def test_some_images_can_be_looked_at_otherwise() -> None:
-    seen = scan(Deadly(200, 5), workers=2, progress=False, read=_width, indices=range(5, 200, 3))
-    assert [one.index for one in seen] == list(range(5, 200, 3))
-    assert seen[0].error == DEADLY
-    assert all((one.width, one.height) == (one.index + 1, 0) for one in seen[1:])
+def test_another_reader_of_some_images() -> None:
+    images = scan(Deadly(200, 5), workers=2, progress=False, read=_width, indices=range(5, 200, 3))
+    assert [image.index for image in images] == list(range(5, 200, 3))
+    assert images[0].error == DEADLY
+    assert all((image.width, image.height) == (image.index + 1, 0) for image in images[1:])
 
 
 def test_progress_is_shown(own_pets: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -92,12 +92,12 @@ scan(Slow(), workers=2, progress=False)
 
 
 def test_an_interrupt_ends_it_soon() -> None:
-    words = [sys.executable, "-c", SLOW]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    args = [sys.executable, "-c", SLOW]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "begun\n"
         time.sleep(0.5)
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=30)
+        _, output = process.communicate(timeout=30)
         assert time.monotonic() - began < 5
-        assert told.count("KeyboardInterrupt") == 1, told  # of the main process, none of the workers
+        assert output.count("KeyboardInterrupt") == 1, output  # of the main process, none of the workers

@@ -10,8 +10,8 @@ from metaformer.errors import DataError
 
 
 @pytest.fixture(params=["path", "file", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A folder that holds `a/one.bin`, by path, by address and in the memory of this process."""
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A folder that holds `a/one.bin`, by path, by URL and in the memory of this process."""
     root = {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": "memory://listed"}[request.param]
     if request.param == "memory":
         with fsspec.open(f"{root}/a/one.bin", "wb") as stream:
@@ -23,39 +23,39 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     fsspec.filesystem("memory").store.clear()
 
 
-def test_files_are_read_whole_and_in_part(place: str) -> None:
-    assert is_remote(place) == ("://" in place)
-    assert read_bytes(f"{place}/a/one.bin") == b"0123456789"
-    assert read_bytes(f"{place}/a/one.bin", 2, 5) == b"234"
-    assert read_bytes(f"{place}/a/one.bin", 7) == b"789"
-    with open_file(f"{place}/a/one.bin") as stream:
+def test_files_are_read_whole_and_in_part(url: str) -> None:
+    assert is_remote(url) == ("://" in url)
+    assert read_bytes(f"{url}/a/one.bin") == b"0123456789"
+    assert read_bytes(f"{url}/a/one.bin", 2, 5) == b"234"
+    assert read_bytes(f"{url}/a/one.bin", 7) == b"789"
+    with open_file(f"{url}/a/one.bin") as stream:
         assert stream.read(3) == b"012" and stream.read() == b"3456789"
-    size, tag = size_and_version(f"{place}/a/one.bin")
-    assert size == 10 and tag
+    size, version = size_and_version(f"{url}/a/one.bin")
+    assert size == 10 and version
 
 
-def test_folders_are_listed(place: str) -> None:
-    assert list_folder(f"{place}/a") == ["one.bin"]
-    assert list_folder(place) == ["a"]
-    assert list_folder(f"{place}/none") == []
+def test_folders_are_listed(url: str) -> None:
+    assert list_folder(f"{url}/a") == ["one.bin"]
+    assert list_folder(url) == ["a"]
+    assert list_folder(f"{url}/none") == []
 
 
-def test_what_is_not_there_is_told_or_replaced(place: str) -> None:
-    assert read_bytes(f"{place}/none", missing=b"") == b""
+def test_missing_files(url: str) -> None:
+    assert read_bytes(f"{url}/none", missing=b"") == b""
     for read in (read_bytes, size_and_version):
         with pytest.raises(DataError, match=r"none: (no such file|cannot be read)"):
-            read(f"{place}/none")
-    with pytest.raises(DataError, match="none: cannot be read"), open_file(f"{place}/none"):
+            read(f"{url}/none")
+    with pytest.raises(DataError, match="none: cannot be read"), open_file(f"{url}/none"):
         pass
 
 
-@pytest.mark.parametrize("address", ["nonsense://bucket/x", "pipe://touch canary", "pipe:touch canary"])
-def test_addresses_that_nothing_opens_are_told_and_run_nothing(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bad", ["nonsense://bucket/x", "pipe://touch canary", "pipe:touch canary"])
+def test_unknown_urls_are_errors_and_run_nothing(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"pipe|nonsense"):
-        read_bytes(address)
+        read_bytes(bad)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,5 @@
-import io
 import os
 import signal
-import tarfile
 import time
 from collections import Counter
 from itertools import pairwise
@@ -10,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.sampler import TrainSampler
@@ -20,30 +17,23 @@ from metaformer.data.shards.tar import TarImages
 from metaformer.distributed import Interrupted
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.tasks.classification.transforms import train_transform
+from toys import gray_png, write_tar
 
 pytestmark = pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
 
 
 def png(number: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.full((12, 12, 3), number, np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
+    return gray_png(number, 12)
 
 
 def shards(root: Path, *counts: int) -> Path:
     """Tar files of so many images each; the classes are 0 and 1."""
     number = 0
-    for place, count in enumerate(counts):
-        with tarfile.open(root / f"train-{place}.tar", "w") as out:
-            for _ in range(count):
-                for name, data in (
-                    (f"{number}.png", png(number)),
-                    (f"{number}.cls", b"01"[number % 2 :][:1]),
-                ):
-                    entry = tarfile.TarInfo(name)
-                    entry.size = len(data)
-                    out.addfile(entry, io.BytesIO(data))
-                number += 1
+    for file, count in enumerate(counts):
+        images = range(number, number + count)
+        members = [m for i in images for m in ((f"{i}.png", png(i)), (f"{i}.cls", b"01"[i % 2 :][:1]))]
+        write_tar(root / f"train-{file}.tar", *members)
+        number += count
     return root
 
 
