@@ -153,14 +153,12 @@ def new_run(case: Case, data: Path, tmp_path: Path, epochs: int) -> Iterator[Cal
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Tally:
-    """Count one attempt for the table; see `run.Tally`.
-
-    Call it before the assertion, so that failures are counted too.
-    """
+    """Count one attempt for the table and assert that it was survived; see `run.Tally`."""
     node = request.node
 
-    def count(item: str, what: str, survived: bool) -> None:
+    def count(item: str, what: str, survived: object, details: object = "") -> None:
         node.user_properties.append((RECORD, [str(item), what, bool(survived)]))
+        assert survived, f"{what}: {details}"
 
     return count
 

@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 SCRIPT = HERE / "inject.py"
 TIMEOUT = 90.0
 """Seconds after which a process that should have ended fails the test."""
-Tally = Callable[[str, str, bool], None]
-"""`tally(item, what, survived)` counts one attempt; `item` is a number of docs/reliability.md."""
+Tally = Callable[..., None]
+"""`tally(item, what, survived, details)` counts and asserts; `item` is a number of docs/reliability.md."""
 NewRun = Callable[..., "Run"]
 
 

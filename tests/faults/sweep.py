@@ -1,6 +1,6 @@
 """Kill a process before each file operation of saving a checkpoint, and check what is left.
 
-Run by test_sweep.py in another process, which forks one child per operation. Prints a JSON line.
+Run by test_kill.py in another process, which forks one child per operation. Prints a JSON line.
 """
 
 import json

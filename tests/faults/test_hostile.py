@@ -42,7 +42,6 @@ def expect_refusals(
     ignored: tuple[str, ...] = (),
 ) -> None:
     """Each command fails with one line, and the file's code does not run."""
-    failures = []
     for command, result in zip(commands, run_commands(valid, commands, folder), strict=True):
         lines = result["text"].strip().splitlines()
         refused = result["status"] in (1, 2) and bool(lines) and "metaformer: error:" in lines[-1]
@@ -51,11 +50,7 @@ def expect_refusals(
         canary.path.unlink(missing_ok=True)
         ignored_field = result["status"] == 0 and any(name in " ".join(command) for name in ignored)
         ok = (refused or ignored_field) and bounded and not ran and "Traceback" not in result["text"]
-        tally("7", f"hostile {what} opened", ok)
-        if not ok:
-            figures = f"status {result['status']}, {result['megabytes']:.0f} MB, {result['seconds']:.1f} s"
-            failures.append(f"{command}: {figures}, code run: {ran}: {result['text'][-300:]!r}")
-    assert not failures, "\n".join(failures)
+        tally("7", f"hostile {what} opened", ok, (command, result, ran))
 
 
 def test_weights_run_nothing(tmp_path: Path, tally: Tally) -> None:
@@ -101,12 +96,9 @@ MODULES = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal", "runp
 
 def test_the_source_never_runs_what_it_reads(tally: Tally) -> None:
     source = Path(hostile.write_directory.__code__.co_filename).parents[1]
-    found = []
     for file in sorted(source.rglob("*.py")):
         problems = [text for node in ast.walk(ast.parse(file.read_text())) for text in _problems(node)]
-        tally("7", "source file without a way to run what is read", not problems)
-        found += [f"{file.relative_to(source)}: {text}" for text in problems]
-    assert not found
+        tally("7", "source file without a way to run what is read", not problems, (file, problems))
 
 
 def _problems(node: ast.AST) -> list[str]:

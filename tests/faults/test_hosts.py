@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from faults.case import Case
-from faults.run import Exit, NewRun, Process, Run, Tally
+from faults.run import NewRun, Process, Run, Tally
 
 pytestmark = pytest.mark.waits
 
@@ -92,10 +92,6 @@ def hosts() -> Iterator[Hosts]:
         pair.close()
 
 
-def describe(ends: list[Exit]) -> str:
-    return "\n".join(f"host {n}: status {e.status}, {e.seconds:.1f} s\n{e.text}" for n, e in enumerate(ends))
-
-
 @pytest.mark.often(0, 1)
 def test_two_hosts_train_together(
     case: Case, hosts: Hosts, new_run: NewRun, reference_ddp: Run, tally: Tally
@@ -104,8 +100,7 @@ def test_two_hosts_train_together(
     run = new_run()
     ends = [process.wait() for process in hosts.start(run, 29400)]
     same = [end.status for end in ends] == [0, 0] and run.equals(reference_ddp, ranks=2)
-    tally("17", f"{case.task}: two hosts equal one", same)
-    assert same, describe(ends)
+    tally("17", f"{case.task}: two hosts equal one", same, ends)
 
 
 @pytest.mark.often(0, 3)
@@ -138,5 +133,5 @@ def test_a_lost_host(
     same = [end.status for end in ends] == [0, 0] and all(
         run.samples(rank) == reference_ddp.samples(rank) for rank in range(2)
     )
-    tally("18", f"{case.task}: one of two hosts is lost: {what}", seconds <= 60 and reported and same)
-    assert seconds <= 60 and reported and same, f"{seconds} s:\n{texts}\n{describe(ends)}"
+    ok = seconds <= 60 and reported and same
+    tally("18", f"{case.task}: one of two hosts is lost: {what}", ok, (seconds, texts, ends))

@@ -1,8 +1,12 @@
 """Items 1, 2 and 3: a run that is killed at any moment and resumed ends with the same bits."""
 
+import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,8 +58,7 @@ def test_killed_at_random_moments(
     run.finish(data={"workers": attempt % 3})
     same = run.equals(reference)
     for state in states:
-        tally("1", f"{case.task}: kill -9 {state}", same)
-    assert same, states
+        tally("1", f"{case.task}: kill -9 {state}", same, states)
 
 
 # Point and occurrence: there is an older checkpoint to lose from the second one on.
@@ -85,8 +88,7 @@ def test_killed_at_a_point_of_a_save(
     assert end.status == -signal.SIGKILL, f"{point} was never reached:\n{end.text}"
     run.finish()
     same = run.equals(reference)
-    tally("2", f"{case.task}: kill -9 at a named point of a save", same)
-    assert same, point
+    tally("2", f"{case.task}: kill -9 at a named point of a save", same, point)
 
 
 @pytest.mark.every_task(0, 1)
@@ -99,4 +101,15 @@ def test_the_number_of_workers_does_not_matter(
     run.finish(data={"workers": workers}, fork=True)
     same = run.equals(reference)
     tally("3", f"{case.task}: other workers, the same bits", same)
-    assert same
+
+
+def test_killed_before_each_file_operation_of_a_save(tmp_path: Path, tally: Tally) -> None:
+    script = Path(__file__).with_name("sweep.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["operations"] >= 30, found
+    for number in range(found["operations"]):
+        tally("2", "kill -9 before each file operation of a save", number >= len(found["problems"]), found)

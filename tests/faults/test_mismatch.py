@@ -46,12 +46,10 @@ def test_weights_of_another_model_are_refused(what: str, tmp_path: Path, tally: 
     sized = bool(SHAPES.search(text)) or what in ("depths", "mixers", "norm")
     named = all(len(re.findall(r"\b(?:stem|stages|head)\.", line)) <= 10 for line in text.splitlines())
     ok = bool(counts) and str(file) in text and unchanged and sized and named
-    tally("8", "weights of another model refused", ok)
-    assert ok, text
+    tally("8", "weights of another model refused", ok, text)
     report = load_weights(model, file, strict=False)
     shown = f"{report.fraction:.1%} of the model" in str(report) and 0 < report.fraction <= 1
-    tally("8", "weights of another model loaded in part, with the share", shown)
-    assert shown, str(report)
+    tally("8", "weights of another model loaded in part, with the share", shown, report)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
@@ -63,7 +61,6 @@ def test_prefixes_of_wrappers_are_removed(prefix: str, tmp_path: Path, tally: Ta
     complete = report.complete and report.fraction == 1
     same = all(torch.equal(v, load_file(file)[prefix + name]) for name, v in model.state_dict().items())
     tally("8", "weights with a wrapper's prefix", complete and same)
-    assert complete and same
 
 
 @pytest.mark.often(0, 3)
@@ -83,5 +80,4 @@ def test_a_run_of_another_model_is_not_resumed(
         reason in end.error for reason in ("in the file", "unknown to the model")
     )
     same = run.fingerprint() == reference.fingerprint()
-    tally("8", f"{case.task}: --resume into another model", end.status == 1 and named and same)
-    assert end.status == 1 and named and same, end.text
+    tally("8", f"{case.task}: --resume into another model", end.status == 1 and named and same, end.text)

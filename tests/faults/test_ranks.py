@@ -45,8 +45,7 @@ def test_a_failing_rank_ends_the_job(
         run.finish(ranks=2)
         same = run.equals(request.getfixturevalue("reference_ddp"), ranks=2)
     ok = end.status != 0 and soon and ended and right and same
-    tally("17", f"{case.task}: one of two ranks {how}", ok)
-    assert ok, f"{end.seconds} s, {ended}, {root_causes(end.text)}, {same}:\n{end.text}"
+    tally("17", f"{case.task}: one of two ranks {how}", ok, (end, ended, root_causes(end.text), same))
 
 
 @pytest.mark.often(0, 2)
@@ -63,8 +62,8 @@ def test_a_data_worker_of_one_rank_is_killed(
     saved = run.steps[-1:] == [run.steps_done]
     run.finish(ranks=2)
     same = run.equals(reference_ddp, ranks=2)
-    tally("17", f"{case.task}: a data worker of one rank is killed", reported and saved and same)
-    assert reported and saved and same, f"{end.seconds} s, saved {saved}, same {same}:\n{end.text}"
+    ok = reported and saved and same
+    tally("17", f"{case.task}: a data worker of one rank is killed", ok, (end, saved, same))
 
 
 @pytest.mark.often(0, 3)
@@ -82,8 +81,7 @@ def test_a_hanging_rank_times_out(
     run.finish(ranks=2, runtime={"timeout": 60})
     ok = end.status != 0 and end.seconds <= 60 and ended and reported
     same = all(run.samples(rank) == reference_ddp.samples(rank) for rank in range(2))
-    tally("18", f"{case.task}: one of two ranks hangs", ok and same)
-    assert ok and same, f"{end.seconds} s, ended {ended}, same {same}:\n{end.text}"
+    tally("18", f"{case.task}: one of two ranks hangs", ok and same, (end, ended, same))
 
 
 @pytest.mark.often(0, 4)
@@ -109,8 +107,8 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(
     reported = end.status != 0 and "--resume auto" in end.text and end.seconds <= 30
     run.finish(ranks=2)
     same = run.equals(reference_ddp, ranks=2)
-    tally("19", f"{case.task}: SIGTERM to one of two ranks", common and reported and same)
-    assert common and reported and same, f"{target}, {end.seconds} s, {counts}, {same}:\n{end.text}"
+    ok = common and reported and same
+    tally("19", f"{case.task}: SIGTERM to one of two ranks", ok, (target, end, counts, same))
 
 
 @pytest.mark.often(0, 1)
@@ -124,8 +122,7 @@ def test_torchrun_restarts_the_job(case: Case, new_run: NewRun, reference_ddp: R
     fault = {"kind": "step", "how": "killed", "step": 9, "rank": 1, "once": True}
     end = run.go(fault=fault, launcher=torchrun(2, "--max-restarts", "1"), environment=environment)
     same = len(run.faults()) == 1 and end.status == 0 and run.equals(reference_ddp, ranks=2)
-    tally("17", f"{case.task}: torchrun goes on after a rank's death", same)
-    assert same, end.text
+    tally("17", f"{case.task}: torchrun goes on after a rank's death", same, end.text)
 
 
 @pytest.mark.often(0, 1)
@@ -133,7 +130,6 @@ def test_differences_from_the_checkpoint_are_printed(
     case: Case, new_run: NewRun, reference_ddp: Run, tally: Tally
 ) -> None:
     """Item 3: number of processes, of threads, other settings; the run continues."""
-    reported = []
     for name, sections, difference in (
         ("world", {}, "world_size: 2 → 1"),
         ("threads", {"runtime": {"threads": 2}}, "threads: 1 → 2"),
@@ -143,9 +139,8 @@ def test_differences_from_the_checkpoint_are_printed(
         shutil.copytree(reference_ddp.path, run.path)
         shutil.rmtree(run.last)
         end = run.go(**sections, fork=True)
-        reported.append(end.status == 0 and any(difference in line for line in _warnings(end.text)))
-        tally("3", f"{case.task}: another {name} is printed", reported[-1])
-    assert all(reported), reported
+        ok = end.status == 0 and any(difference in line for line in _warnings(end.text))
+        tally("3", f"{case.task}: another {name} is printed", ok, end)
 
 
 def _warnings(text: str) -> list[str]:

