@@ -28,8 +28,8 @@ from metaformer.training.ema import Ema
 from metaformer.training.optim import build_optimizer
 from metaformer.training.train import train
 from metaformer.training.trainer import build_parallel
+from toys import Configure
 
-Configure = Callable[..., TrainConfig]
 Ranks = Callable[..., list[str]]
 SHARDED = RuntimeConfig(device="cpu", parallel="fsdp")
 

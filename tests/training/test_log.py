@@ -9,14 +9,12 @@ import pytest
 import torch
 
 from metaformer.checkpoint.run_dir import read_log
-from metaformer.config import TrainConfig
 from metaformer.errors import MissingPackage
 from metaformer.serialize import to_dict
 from metaformer.training.check import check_config
 from metaformer.training.log import MetricsLog, WandbLog
 from metaformer.training.train import train
-
-Configure = Callable[..., TrainConfig]
+from toys import Configure
 
 
 def test_lines_are_appended_and_a_resumed_run_replaces_the_steps_it_repeats(tmp_path: Path) -> None:

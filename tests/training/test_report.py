@@ -1,17 +1,14 @@
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from metaformer.config import TrainConfig
 from metaformer.data.shards.write import write_shards
 from metaformer.errors import WeightsError
 from metaformer.training.report import write_report
 from metaformer.training.train import train
-
-Configure = Callable[..., TrainConfig]
+from toys import Configure
 
 
 def test_the_page_shows_curves_images_classes_and_settings(configure: Configure, tmp_path: Path) -> None:

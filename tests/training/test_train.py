@@ -14,14 +14,13 @@ import pytest
 import torch
 
 from metaformer.checkpoint.run_dir import RunDir, read_log
-from metaformer.config import TrainConfig
 from metaformer.data.sampler import TrainSampler
 from metaformer.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
 from metaformer.serialize import to_dict
 from metaformer.training.loop import RemainingBatches
 from metaformer.training.train import train
+from toys import Configure
 
-Configure = Callable[..., TrainConfig]
 Digest = Callable[[Path], dict[str, Any]]
 
 EVERYTHING: dict[str, Any] = {

@@ -1,23 +1,23 @@
 """Each option of a step changes the weights; each test fails if its option has no effect."""
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, WeightsError
+from metaformer.factory import create_model
 from metaformer.tasks.base import StepContext
 from metaformer.training.schedule import Schedule
 from metaformer.training.trainer import Trainer
-from toys import build_task
-
-Configure = Callable[..., TrainConfig]
-PLAIN: dict[str, Any] = {"augment": {"erase": 0.0, "hflip": 0.0, "color_jitter": 0.0}}
+from toys import Configure, build_task
 
 
 def trainer(config: TrainConfig, lr: float = 1e-2) -> Trainer:
@@ -70,11 +70,20 @@ def test_each_option_changes_the_weights(configure: Configure, sections: dict[st
     assert not differ(trained(configure(**sections)), trained(configure(**sections)))
 
 
-@pytest.mark.parametrize("mode", [True, "mlp"])
-def test_gradient_checkpointing_does_not_change_the_weights(configure: Configure, mode: object) -> None:
-    plain, recomputed = trained(configure()), trained(configure(model={"grad_checkpointing": mode}))
+@pytest.mark.parametrize(
+    ("sections", "tolerance"),
+    [
+        ({"model": {"grad_checkpointing": True}}, {}),
+        ({"model": {"grad_checkpointing": "mlp"}}, {}),
+        pytest.param({"runtime": {"compile": True}}, {"rtol": 1e-2, "atol": 1e-3}, marks=pytest.mark.slow),
+    ],
+)
+def test_what_only_saves_memory_or_time_does_not_change_the_weights(
+    configure: Configure, sections: dict[str, Any], tolerance: dict[str, float]
+) -> None:
+    plain, other = trained(configure()), trained(configure(**sections))
     for name, value in plain.items():
-        torch.testing.assert_close(recomputed[name], value)
+        torch.testing.assert_close(other[name], value, **tolerance)
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16"])
@@ -147,8 +156,8 @@ def test_jsd_compares_views(configure: Configure) -> None:
 def test_float16_scales_its_loss_and_steps(configure: Configure) -> None:
     one = trainer(configure(runtime={"amp": "fp16"}))
     before = one.task.model.head.fc.weight.detach().clone()
-    figures = one.take_step([batch()], 0)
-    assert one.scaler.is_enabled() and figures["grad_norm"] < 1e3
+    metrics = one.take_step([batch()], 0)
+    assert one.scaler.is_enabled() and metrics["grad_norm"] < 1e3
     assert not torch.equal(before, one.task.model.head.fc.weight)
 
 
@@ -156,8 +165,8 @@ def test_an_overflow_in_float16_skips_the_step(configure: Configure) -> None:
     one = trainer(configure(runtime={"amp": "fp16"}))
     one.scaler.load_state_dict({**one.scaler.state_dict(), "scale": 3e38})
     before = {name: value.clone() for name, value in one.task.model.state_dict().items()}
-    figures = one.take_step([batch()], 0)
-    assert figures["overflow"] == 1 and "grad_norm" not in figures
+    metrics = one.take_step([batch()], 0)
+    assert metrics["overflow"] == 1 and "grad_norm" not in metrics
     assert not differ(before, one.task.model.state_dict())
     assert one.scaler.get_scale() < 3e38
 
@@ -172,73 +181,45 @@ def test_dropout_depends_on_the_step_and_not_on_earlier_draws(configure: Configu
     assert not differ(one.task.model.state_dict(), other.task.model.state_dict())
 
 
-@pytest.mark.slow
-def test_compilation_does_not_change_the_weights(configure: Configure) -> None:
-    plain = trained(configure())
-    compiled = trained(configure(runtime={"compile": True}))
-    for name, value in plain.items():
-        torch.testing.assert_close(compiled[name], value, rtol=1e-2, atol=1e-3)
+def distillation(file: Path, name: str, teacher: nn.Module, **fields: Any) -> dict[str, Any]:
+    """The section `loss` for a teacher, whose weights are written to a file."""
+    save_file(teacher.state_dict(), file)
+    return {"distill": "hard", "teacher": name, "teacher_checkpoint": str(file), **fields}
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_distillation_follows_the_teacher(configure: Configure, tmp_path: Any, kind: str) -> None:
-    from safetensors.torch import save_file
-
-    from metaformer.factory import create_model
-
+def test_distillation_follows_the_teacher(configure: Configure, tmp_path: Path, kind: str) -> None:
     torch.manual_seed(3)
     teacher = create_model("poolformer_n", num_classes=3)
     teacher.head.fc.bias.data += torch.tensor([0.0, 0.0, 9.0])  # predicts the third class
-    save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
-    fields = {
-        "distill": kind,
-        "teacher": "poolformer_n",
-        "teacher_checkpoint": str(tmp_path / "teacher.safetensors"),
-    }
-    one = trainer(configure(loss={**fields, "distill_alpha": 1.0}))
+    loss = distillation(tmp_path / "teacher.safetensors", "poolformer_n", teacher, distill=kind)
+    one = trainer(configure(loss={**loss, "distill_alpha": 1.0}))
     for _ in range(10):
-        figures = one.take_step([batch()], 0)
+        metrics = one.take_step([batch()], 0)
     assert one.forward(batch().images).argmax(dim=1).tolist() == [2] * 6
-    assert figures["distill"] == pytest.approx(figures["loss"])
-    half = trained(configure(loss=fields))
+    assert metrics["distill"] == pytest.approx(metrics["loss"])
+    half = trained(configure(loss=loss))
     assert differ(half, trained(configure()))
-    assert differ(half, trained(configure(loss={**fields, "distill": "hard" if kind == "soft" else "soft"})))
+    assert differ(half, trained(configure(loss={**loss, "distill": "hard" if kind == "soft" else "soft"})))
 
 
 def test_a_timm_teacher_works_and_one_of_other_classes_is_refused(
-    configure: Configure, tmp_path: Any
+    configure: Configure, tmp_path: Path
 ) -> None:
-    import timm
-    from safetensors.torch import save_file
-
     torch.manual_seed(0)
-    teacher = timm.create_model("resnet10t", num_classes=3)
-    save_file(teacher.state_dict(), tmp_path / "t.safetensors")
-    fields = {
-        "distill": "hard",
-        "teacher": "timm:resnet10t",
-        "teacher_checkpoint": str(tmp_path / "t.safetensors"),
-    }
-    task = build_task(configure(loss=fields), World())
+    teacher, other = (timm.create_model("resnet10t", num_classes=classes) for classes in (3, 7))
+    loss = distillation(tmp_path / "t.safetensors", "timm:resnet10t", teacher)
+    task = build_task(configure(loss=loss), World())
     assert task.distillation is not None and not task.distillation.teacher.training
     images = batch().images
-    expected = teacher.eval()(images)
-    torch.testing.assert_close(task.distillation.teacher(images), expected)
-    save_file(create(7), tmp_path / "seven.safetensors")
+    torch.testing.assert_close(task.distillation.teacher(images), teacher.eval()(images))
     with pytest.raises(WeightsError, match="seven"):
         build_task(
-            configure(loss={**fields, "teacher_checkpoint": str(tmp_path / "seven.safetensors")}), World()
+            configure(loss=distillation(tmp_path / "seven.safetensors", "timm:resnet10t", other)), World()
         )
 
 
-def test_an_unknown_teacher_is_an_error(configure: Configure) -> None:
-    for name in ("timm:resnet10x", "poolformer_s13"):
-        with pytest.raises(ConfigError, match=name.removeprefix("timm:")):
-            build_task(configure(loss={"distill": "soft", "teacher": name}), World())
-
-
-def create(classes: int) -> dict[str, Tensor]:
-    import timm
-
-    state: dict[str, Tensor] = timm.create_model("resnet10t", num_classes=classes).state_dict()
-    return state
+@pytest.mark.parametrize("name", ["timm:resnet10x", "poolformer_s13"])
+def test_an_unknown_teacher_is_an_error(configure: Configure, name: str) -> None:
+    with pytest.raises(ConfigError, match=name.removeprefix("timm:")):
+        build_task(configure(loss={"distill": "soft", "teacher": name}), World())
