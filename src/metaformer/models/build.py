@@ -30,9 +30,10 @@ class NetworkKind:
 
 
 def _build_detector(config: DetectorConfig, backbone: nn.Module | None) -> nn.Module:
-    from metaformer.models.detection.build import build_detector  # which imports torchvision
+    from metaformer.models.detection.rcnn import RCNN  # imports torchvision
+    from metaformer.models.detection.retinanet import RetinaNet
 
-    return build_detector(config, backbone)
+    return (RetinaNet if config.kind == "retinanet" else RCNN)(config, backbone)
 
 
 SEGMENTER = NetworkKind(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import FeatureInfo
 from metaformer.errors import ConfigError, SizeError
-from metaformer.models.detection.build import build_detector
+from metaformer.models.build import build_network
 from metaformer.models.detection.config import KINDS, DetectorConfig
 from metaformer.models.detection.detector import Detector
 from metaformer.models.detection.retinanet import RetinaNet
@@ -30,7 +30,7 @@ RCNN_LOSSES = LOSSES | {"loss_rpn_cls", "loss_rpn_bbox"}
 def build(kind: str, **options: Any) -> Detector:
     """A detector that finds something with random weights."""
     torch.manual_seed(0)
-    model = build_detector(replace(CONFIG, kind=kind, **options))
+    model = build_network(replace(CONFIG, kind=kind, **options))
     if isinstance(model, RetinaNet):
         logits = model.head.classification_head.cls_logits
         nn.init.constant_(logits.bias, -2.0)
@@ -248,21 +248,21 @@ class Pyramid(nn.Module):
 
 def test_foreign_backbones() -> None:
     config = replace(CONFIG, backbone=None)
-    model = build_detector(config, Pyramid()).eval()
+    model = build_network(config, Pyramid()).eval()
     assert model.strides == [16, 32, 64] and model.min_size == 1
     assert len(model(torch.randn(1, 3, 64, 80))) == 1
-    assert build_detector(replace(config, kind="faster_rcnn"), Pyramid()).strides == [8, 16, 32]
+    assert build_network(replace(config, kind="faster_rcnn"), Pyramid()).strides == [8, 16, 32]
 
     single = Pyramid()
     single.feature_info = FeatureInfo([{"num_chs": 5, "reduction": 8}])
     with pytest.raises(ConfigError, match="backbone: 1 levels"):
-        build_detector(config, single)
+        build_network(config, single)
 
 
 def test_layer_wise_decay_goes_by_depth() -> None:
     from timm.models import group_parameters
 
-    model = build_detector(CONFIG)
+    model = build_network(CONFIG)
     depths = group_parameters(model, model.group_matcher(), reverse=True)
     assert depths["backbone.stem.conv.weight"] < depths["backbone.stages.3.blocks.0.mlp.fc1.weight"]
     assert depths["neck.laterals.0.weight"] == max(depths.values())

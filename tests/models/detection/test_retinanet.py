@@ -10,7 +10,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.variants import VARIANTS
-from metaformer.models.detection.build import build_detector
+from metaformer.models.build import build_network
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.matcher import IGNORED
 from metaformer.models.detection.retinanet import RetinaNet, RetinaNetOutputs, focal_loss
@@ -28,7 +28,7 @@ TARGETS = [
 def test_published_sizes(variant: str, millions: float) -> None:
     backbone = replace(VARIANTS[f"poolformer_{variant}"], feature_norm="fresh")
     with torch.device("meta"):
-        model = build_detector(DetectorConfig(backbone=backbone))
+        model = build_network(DetectorConfig(backbone=backbone))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 

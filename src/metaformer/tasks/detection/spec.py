@@ -10,7 +10,7 @@ from metaformer.config import TrainConfig
 from metaformer.data.class_lists import Palette, category_ids, read_palette
 from metaformer.errors import ConfigError
 from metaformer.factory import create_detector, is_detector
-from metaformer.models.detection.build import build_detector
+from metaformer.models.build import build_network
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
 from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, check_ranges
@@ -70,7 +70,7 @@ def check_config(config: TrainConfig) -> None:
 
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     """A detector from a checkpoint's card, its weights random."""
-    model = build_detector(DetectorConfig.from_dict(card["model"]))
+    model = build_network(DetectorConfig.from_dict(card["model"]))
     preprocess, classes = DetectionPreprocess.from_dict(card["preprocess"]), tuple(card["classes"])
     colors = read_palette(card["palette"], len(classes))
     metadata = DetectionMetadata(colors, tuple(int(number) for number in card["category_ids"]))
