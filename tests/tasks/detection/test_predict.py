@@ -22,88 +22,15 @@ from metaformer.tasks.detection.transforms import DetectionPreprocess
 from metaformer.tasks.stream import ImageList
 
 PLAIN = DetectionPreprocess(None, None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-
-def brightest(
-    images: Tensor, image_sizes: Sequence[Size], original_sizes: Sequence[Size]
-) -> list[Detections]:
-    """Detector of the box around all that is bright; its mask grows brighter to the right of the input."""
-    results = []
-    for image, (height, width), (full_height, full_width) in zip(
-        images, image_sizes, original_sizes, strict=True
-    ):
-        rows, columns = (image[0, :height, :width] > 0.5).nonzero(as_tuple=True)
-        corners = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        factors = torch.tensor([full_width / width, full_height / height]).repeat(2)
-        box = torch.tensor([[float(side) for side in corners]]) * factors
-        mask = torch.linspace(0, 1, 28).expand(1, 28, 28)
-        results.append(Detections(box, torch.tensor([0.9]), torch.tensor([2]), mask))
-    return results
-
-
-@pytest.fixture
-def image() -> Image.Image:
-    """40 pixels wide and 30 tall, with a bright box on the left."""
-    pixels = np.zeros((30, 40, 3), np.uint8)
-    pixels[6:18, 4:20] = 255
-    return Image.fromarray(pixels)
-
-
-@pytest.mark.parametrize("scales", [(1.0,), (2.0,), (0.5,)])
-@pytest.mark.parametrize("flip", [False, True])
-def test_boxes_of_views_are_in_the_images_pixels(
-    scales: tuple[float, ...], flip: bool, image: Image.Image
-) -> None:
-    found = DetectInference(scales=scales, flip=flip).detections(brightest, image, PLAIN)
-    assert found.labels.tolist() == [2]
-    assert found.boxes[0].tolist() == pytest.approx([4, 6, 20, 18], abs=1.5)
-
-
-def test_masks_of_a_mirrored_view_are_flipped_back(image: Image.Image) -> None:
-    found = DetectInference(flip=True, nms_threshold=1.0).detections(brightest, image, PLAIN)
-    assert found.masks is not None and len(found) == 2
-    assert torch.equal(found.masks[0], found.masks[1].flip(-1))
-
-
-def test_an_object_of_all_views_is_detected_once(image: Image.Image) -> None:
-    found = DetectInference(scales=(1.0, 2.0, 3.0), flip=True).detections(brightest, image, PLAIN)
-    assert len(found) == 1
-
-
-def test_max_detections(image: Image.Image) -> None:
-    many = DetectInference(scales=(1.0, 2.0), flip=True, nms_threshold=1.0, max_detections=3)
-    assert len(many.detections(brightest, image, PLAIN)) == 3
-
-
-def test_a_tensor_needs_no_preprocessing() -> None:
-    image = torch.zeros(3, 20, 30)
-    image[:, 5:10, 3:9] = 1.0
-    found = DetectInference().detections(brightest, image, original_size=(40, 60))
-    assert found.boxes.tolist() == [[6, 10, 18, 20]]
-    with pytest.raises(ConfigError, match="a tensor has one size"):
-        DetectInference(scales=(1.0, 2.0)).detections(brightest, image)
-
-
-def test_outputs_that_are_not_finite_name_the_image(image: Image.Image) -> None:
-    def broken(images: Tensor, *sizes: Sequence[Size]) -> list[Detections]:
-        return [Detections(torch.zeros(1, 4), torch.tensor([torch.nan]), torch.tensor([0]))]
-
-    with pytest.raises(MetaFormerError, match=r"a\.jpg: .*finite"):
-        DetectInference().detections(broken, image, PLAIN, name="a.jpg")
-
-
-@pytest.mark.parametrize("scales", [(), (0.0,), (float("nan"),)])
-def test_wrong_scales_are_refused(scales: tuple[float, ...]) -> None:
-    with pytest.raises(ConfigError, match="scales"):
-        DetectInference(scales=scales)
-
-
 COLORS = ("red", "green", "blue")
 Make = Callable[..., DetectionPredictor]
 
 
 class Brightest(nn.Module):
-    """Boxes around what is bright in each color channel, with scores 0.9, 0.6 and 0.3."""
+    """Boxes around what is bright in each color channel, with scores 0.9, 0.6 and 0.3.
+
+    Masks grow brighter to the right of the input.
+    """
 
     num_classes = 3
 
@@ -121,8 +48,66 @@ class Brightest(nn.Module):
             factors = torch.tensor([wide / width, tall / height]).repeat(2)
             scores = torch.tensor([(0.9, 0.6, 0.3)[label] for label in labels])
             corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) * factors
-            results.append(Detections(corners, scores, torch.tensor(labels, dtype=torch.int64)))
+            masks = torch.linspace(0, 1, 28).expand(len(labels), 28, 28)
+            results.append(Detections(corners, scores, torch.tensor(labels, dtype=torch.int64), masks))
         return results
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    """40 pixels wide and 30 tall, with a blue box on the left."""
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    pixels[6:18, 4:20, 2] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (2.0,), (0.5,)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_boxes_of_views_are_in_the_images_pixels(
+    scales: tuple[float, ...], flip: bool, image: Image.Image
+) -> None:
+    found = DetectInference(scales=scales, flip=flip).detections(Brightest(), image, PLAIN)
+    assert found.labels.tolist() == [2]
+    assert found.boxes[0].tolist() == pytest.approx([4, 6, 20, 18], abs=1.5)
+
+
+def test_masks_of_a_mirrored_view_are_flipped_back(image: Image.Image) -> None:
+    found = DetectInference(flip=True, nms_threshold=1.0).detections(Brightest(), image, PLAIN)
+    assert found.masks is not None and len(found) == 2
+    assert torch.equal(found.masks[0], found.masks[1].flip(-1))
+
+
+def test_an_object_of_all_views_is_detected_once(image: Image.Image) -> None:
+    found = DetectInference(scales=(1.0, 2.0, 3.0), flip=True).detections(Brightest(), image, PLAIN)
+    assert len(found) == 1
+
+
+def test_max_detections(image: Image.Image) -> None:
+    many = DetectInference(scales=(1.0, 2.0), flip=True, nms_threshold=1.0, max_detections=3)
+    assert len(many.detections(Brightest(), image, PLAIN)) == 3
+
+
+def test_a_tensor_needs_no_preprocessing() -> None:
+    image = torch.zeros(3, 20, 30)
+    image[2, 5:10, 3:9] = 1.0
+    found = DetectInference().detections(Brightest(), image, original_size=(40, 60))
+    assert found.boxes.tolist() == [[6, 10, 18, 20]]
+    with pytest.raises(ConfigError, match="a tensor has one size"):
+        DetectInference(scales=(1.0, 2.0)).detections(Brightest(), image)
+
+
+def test_outputs_that_are_not_finite_name_the_image(image: Image.Image) -> None:
+    def broken(images: Tensor, *sizes: Sequence[Size]) -> list[Detections]:
+        return [Detections(torch.zeros(1, 4), torch.tensor([torch.nan]), torch.tensor([0]))]
+
+    with pytest.raises(MetaFormerError, match=r"a\.jpg: .*finite"):
+        DetectInference().detections(broken, image, PLAIN, name="a.jpg")
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (float("nan"),)])
+def test_wrong_scales_are_refused(scales: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="scales"):
+        DetectInference(scales=scales)
 
 
 @pytest.fixture
