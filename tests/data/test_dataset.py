@@ -95,7 +95,7 @@ def test_the_runs_random_streams_are_left_alone(open_dataset: Open) -> None:
     assert (before, draws()) == expected
 
 
-def test_label_and_index_come_along(own_pets: Path) -> None:
+def test_a_sample_has_label_and_index(own_pets: Path) -> None:
     data = pets_dataset(own_pets)
     assert len(data) == 12
     assert [data[Sample(0, i)][1:] for i in range(12)] == [(i // 4, i) for i in range(12)]

@@ -82,7 +82,7 @@ def test_a_run_can_go_on_with_another_number_of_workers(own_pets: Path) -> None:
         assert torch.equal(one.images, other.images) and torch.equal(one.indices, other.indices)
 
 
-def test_iterating_draws_nothing_from_the_run(own_pets: Path) -> None:
+def test_iterating_leaves_the_runs_random_stream_alone(own_pets: Path) -> None:
     batches = loader(own_pets, 1)
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -91,7 +91,7 @@ def test_iterating_draws_nothing_from_the_run(own_pets: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_views_stay_together(own_pets: Path) -> None:
+def test_views_are_stacked(own_pets: Path) -> None:
     batch = next(iter(loader(own_pets, 0, aug_splits=3)))
     assert batch.images.shape == (4, 3, 3, 32, 32)
 
@@ -121,9 +121,7 @@ def with_bad_file(request: pytest.FixtureRequest) -> tuple[AugmentedDataset, Pat
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_bad_file_is_raised_as_what_it_is(
-    with_bad_file: tuple[AugmentedDataset, Path, int], workers: int
-) -> None:
+def test_a_bad_file_raises_bad_image(with_bad_file: tuple[AugmentedDataset, Path, int], workers: int) -> None:
     data, bad, _ = with_bad_file
     with pytest.raises(BadImage) as caught:
         list(Loader(data, EvalSampler(len(data), batch_size=2), workers=workers))
@@ -179,7 +177,7 @@ class Buggy(ImageFolder):
 @pytest.mark.parametrize(
     "how", ["killed", "status 3", "status 0", "reads", "not enough memory", "not enough memory for it"]
 )
-def test_the_end_of_a_worker_is_told_with_its_image_in_bounded_time(own_pets: Path, how: str) -> None:
+def test_a_dead_or_hung_worker_is_reported_with_its_image_in_bounded_time(own_pets: Path, how: str) -> None:
     source = Faulty(own_pets, how)
     batches = Loader(
         AugmentedDataset(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=1, timeout=2
@@ -200,12 +198,12 @@ def test_a_batch_of_bad_images_only_is_an_error(own_pets: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_wish_to_stop_ends_the_wait(own_pets: Path, workers: int) -> None:
-    asked: list[int] = []
+def test_stop_ends_the_wait(own_pets: Path, workers: int) -> None:
+    calls: list[int] = []
 
     def stop() -> bool:
-        asked.append(1)
-        return len(asked) > 2
+        calls.append(1)
+        return len(calls) > 2
 
     data = AugmentedDataset(Faulty(own_pets, "reads"), eval_transform(32))
     sampler = EvalSampler(7 if workers == 0 else 12, batch_size=1)
@@ -214,7 +212,7 @@ def test_a_wish_to_stop_ends_the_wait(own_pets: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bug_is_told_with_its_image_and_where_it_is(own_pets: Path, workers: int) -> None:
+def test_a_bug_is_reported_with_its_image_and_traceback(own_pets: Path, workers: int) -> None:
     source = Buggy(own_pets, "val")
     with pytest.raises(DataError, match="RuntimeError while it was read or transformed: a bug") as caught:
         list(
@@ -256,7 +254,7 @@ def test_closing_ends_workers_that_hang(own_pets: Path) -> None:
 
 
 class Stopping(dict[int, object]):
-    """What a worker has to hand over: it is stopped as it is asked for it."""
+    """Batches that a worker hands over; it is stopped when one is fetched."""
 
     def pop(self, *key: int) -> object:  # type: ignore[override]
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -275,7 +273,7 @@ class Held(ImageFolder):
 
 
 @pytest.mark.timeout(60)
-def test_closing_asks_nothing_of_a_lock_that_a_killed_worker_may_hold(own_pets: Path) -> None:
+def test_closing_does_not_take_a_lock_that_a_killed_worker_may_hold(own_pets: Path) -> None:
     batches = loader(own_pets, 1)
     next(iter(batches))
     event = batches._loader._iterator._workers_done_event  # type: ignore[union-attr]
@@ -307,7 +305,7 @@ def others_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ob
     signal.signal(signal.SIGCHLD, before)
 
 
-def test_closing_is_no_death_for_another_loader_of_the_process(
+def test_closing_leaves_another_loaders_signal_handler_alone(
     own_pets: Path, others_handler: Callable[..., object]
 ) -> None:
     batches = loader(own_pets, 1)
@@ -324,7 +322,7 @@ def test_closing_is_no_death_for_another_loader_of_the_process(
     assert during == [signal.SIG_DFL] and signal.getsignal(signal.SIGCHLD) is others_handler
 
 
-def test_a_death_is_told_with_a_name_beside_another_loader_too(
+def test_a_death_is_reported_with_a_name_beside_another_loader_too(
     own_pets: Path, others_handler: Callable[..., object]
 ) -> None:
     taking = iter(batches := loader(own_pets, 1))

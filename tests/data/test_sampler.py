@@ -146,7 +146,7 @@ def test_copies_go_to_different_ranks() -> None:
     assert len(places) == 80 and all(len(on) == 3 for on in places.values())
 
 
-def test_iterating_again_starts_at_the_same_place() -> None:
+def test_iterating_again_starts_at_the_same_position() -> None:
     sampler = TrainSampler(10, batch_size=2, seed=3)
     assert list(sampler) == list(sampler)
     first = list(sampler)
@@ -182,16 +182,16 @@ def test_too_few_images_and_steps_out_of_range() -> None:
 
 
 @given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 5))
-def test_evaluation_sees_each_image_once(length: int, batch_size: int, world: int) -> None:
-    seen = []
+def test_evaluation_has_each_image_once(length: int, batch_size: int, world: int) -> None:
+    indices = []
     for rank in range(world):
         sampler = EvalSampler(length, batch_size=batch_size, rank=rank, world=world)
         batches = list(sampler)
         assert len(batches) == len(sampler)
         own = [sample.index for batch in batches for sample in batch]
         assert own == sorted(own) and all(len(batch) <= batch_size for batch in batches)
-        seen += own
-    assert sorted(seen) == list(range(length))
+        indices += own
+    assert sorted(indices) == list(range(length))
 
 
 @given(st.tuples(SEEDS, *[st.integers(0, 2**31)] * 3), st.tuples(SEEDS, *[st.integers(0, 2**31)] * 3))

@@ -30,7 +30,7 @@ def touch(root: Path, *names: str) -> Path:
         ["train-000.tar", "train-001.tar", "val-000.tar"],
     ],
 )
-def test_shards_of_others_are_found_by_their_names(names: list[str], tmp_path: Path) -> None:
+def test_shards_of_other_writers_are_found_by_their_names(names: list[str], tmp_path: Path) -> None:
     touch(tmp_path, *names, "train/notes.txt")
     found = find_shards(tmp_path, "train")
     assert found is not None and found.kind == names[0].rpartition(".")[2]
@@ -40,7 +40,7 @@ def test_shards_of_others_are_found_by_their_names(names: list[str], tmp_path: P
     assert find_shards(tmp_path, "test") is None
 
 
-def test_an_image_folder_is_no_shards(own_pets: Path) -> None:
+def test_an_image_folder_has_no_shards(own_pets: Path) -> None:
     assert find_shards(own_pets, "train") is None
     assert find_shards(own_pets / "none", "train") is None
 
@@ -77,13 +77,13 @@ def test_the_index_comes_back_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"format": 1}', '{"format": "metaformer shards 1", "kind": "zip"}', "\x00\xff"]
 )
-def test_a_damaged_index_is_told(text: str, tmp_path: Path) -> None:
+def test_a_damaged_index(text: str, tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=r"shards\.json: not an index of shards"):
         find_shards(tmp_path, "train")
 
 
-def test_an_index_with_strange_rows_is_told(tmp_path: Path) -> None:
+def test_an_index_with_unknown_fields(tmp_path: Path) -> None:
     values = {"format": "metaformer shards 1", "kind": "tar", "classes": [], "splits": {"train": [{"a": 1}]}}
     (tmp_path / INDEX).write_text(json.dumps(values))
     with pytest.raises(DataError, match="not an index"):

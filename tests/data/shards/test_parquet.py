@@ -54,7 +54,7 @@ def test_other_contents_under_the_same_name_are_read_anew(own_pets: Path, tmp_pa
         ({"img": [PNG, PNG], "cls": ["bee", "ant"], "more": [1.0, 2.0]}, ["ant", "bee"]),
     ],
 )
-def test_files_of_others_are_read(
+def test_files_of_other_writers_are_read(
     columns: dict[str, list[object]], classes: list[str], tmp_path: Path
 ) -> None:
     train = opened(table(tmp_path / "data [1]", **columns))
@@ -79,14 +79,12 @@ def test_numbers_without_names_are_named_by_a_checkpoint(tmp_path: Path) -> None
         ({"image": [PNG], "label": [-1]}, "label -1 has no name"),
     ],
 )
-def test_tables_that_are_no_data_set_are_told(
-    columns: dict[str, list[object]], message: str, tmp_path: Path
-) -> None:
+def test_tables_that_are_no_data_set(columns: dict[str, list[object]], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         opened(table(tmp_path / "data", **columns))
 
 
-def test_bad_images_are_told_by_name_and_no_file_is_opened_for_them(tmp_path: Path) -> None:
+def test_bad_images_are_named_and_no_file_is_opened_for_them(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "canary.png")
     images = [
         {"bytes": b"junk", "path": "ant/0.png"},
@@ -101,7 +99,7 @@ def test_bad_images_are_told_by_name_and_no_file_is_opened_for_them(tmp_path: Pa
         assert str(caught.value).startswith(f"{tmp_path}/data/train: ")
 
 
-def test_damaged_files_are_told(shards: Path, tmp_path: Path) -> None:
+def test_damaged_files(shards: Path, tmp_path: Path) -> None:
     file = shards / "train/00001.parquet"
     data = file.read_bytes()
     file.write_bytes(data[:-9])

@@ -80,7 +80,7 @@ def indices(batches: list[Batch]) -> list[int]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_as_many_as_asked_and_hold_every_image(workers: int, tmp_path: Path) -> None:
+def test_the_number_of_batches_and_every_image_in_them(workers: int, tmp_path: Path) -> None:
     shards(tmp_path, 9, 3, 12)
     batches = loader(tmp_path, 8, workers=workers)
     assert len(batches) == 48
@@ -105,22 +105,20 @@ def test_the_order_is_shuffled_and_the_same_again(tmp_path: Path) -> None:
     assert near > 10  # of a random order 20
 
 
-def test_the_augmentation_is_a_function_of_seed_round_and_index(tmp_path: Path) -> None:
+def test_the_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path: Path) -> None:
     shards(tmp_path, 10, 10)
     images: dict[int, set[bytes]] = {}
     for workers in (0, 1, 2):
         for batch in taken(loader(tmp_path, 3, workers=workers)):
             for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
                 images.setdefault(index, set()).add(image.numpy().tobytes())
-    assert all(len(seen) <= 5 for seen in images.values())  # rounds 0 … 4 at most, by whomever they were read
+    assert all(len(variants) <= 5 for variants in images.values())  # of epochs 0 … 4 at most
 
 
 @pytest.mark.parametrize(
     ("files", "workers", "world"), [((7,), 2, 2), ((1, 40), 2, 2), ((5, 5, 5, 5, 5), 1, 2)]
 )
-def test_uneven_files_keep_no_rank_waiting(
-    files: tuple[int, ...], workers: int, world: int, tmp_path: Path
-) -> None:
+def test_uneven_files_block_no_rank(files: tuple[int, ...], workers: int, world: int, tmp_path: Path) -> None:
     shards(tmp_path, *files)
     found = [
         taken(loader(tmp_path, 6, batch_size=2, rank=rank, world=world, workers=workers))
@@ -130,7 +128,7 @@ def test_uneven_files_keep_no_rank_waiting(
     assert set(indices([batch for batches in found for batch in batches])) == set(range(sum(files)))
 
 
-def test_a_round_is_dealt_out_among_ranks(tmp_path: Path) -> None:
+def test_an_epochs_files_are_distributed_over_ranks(tmp_path: Path) -> None:
     shards(tmp_path, 8, 8, 8, 8)
     images = source(tmp_path)
     rounds = []
@@ -147,14 +145,14 @@ def test_accumulation_cuts_the_batch(tmp_path: Path) -> None:
     assert len(found) == 12 and all(len(batch.labels) == 2 for batch in found)
 
 
-def test_a_resumed_run_takes_what_is_left(tmp_path: Path) -> None:
+def test_a_resumed_run_takes_the_rest(tmp_path: Path) -> None:
     shards(tmp_path, 6, 6, 6, 6)
     assert len(taken(loader(tmp_path, 2, first=9))) == 3
     assert not taken(loader(tmp_path, 1, first=6))
-    dealt = loader(tmp_path)._loader.dataset._shares(0, 0, 1)
+    shares = loader(tmp_path)._loader.dataset._shares(0, 0, 1)
     begun = loader(tmp_path, 1, first=3)._loader.dataset._read(0, 1)
     epoch, read = next(begun)
-    assert epoch == 0 and read.index // 6 == dealt[2][0]  # half of the files lie behind it
+    assert epoch == 0 and read.index // 6 == shares[2][0]  # half of the files are skipped
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -172,7 +170,7 @@ def test_bad_images_follow_the_policy(workers: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_damaged_since_is_told(workers: int, tmp_path: Path) -> None:
+def test_a_file_damaged_after_opening(workers: int, tmp_path: Path) -> None:
     shards(tmp_path, 8, 8)
     batches = loader(tmp_path, 20, workers=workers)
     data = (tmp_path / "train-1.tar").read_bytes()
@@ -181,7 +179,7 @@ def test_a_file_damaged_since_is_told(workers: int, tmp_path: Path) -> None:
         list(batches)
 
 
-def test_a_killed_worker_is_told_with_a_name(tmp_path: Path) -> None:
+def test_a_killed_worker_is_reported_with_its_image(tmp_path: Path) -> None:
     shards(tmp_path, 8)
     batches = loader(tmp_path, 500, workers=1)
     taking = iter(batches)
@@ -193,7 +191,7 @@ def test_a_killed_worker_is_told_with_a_name(tmp_path: Path) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_wish_to_stop_ends_it(tmp_path: Path) -> None:
+def test_stop_ends_the_stream(tmp_path: Path) -> None:
     shards(tmp_path, 8)
     wishes = iter([False, False, False])
     with pytest.raises(Interrupted):
@@ -206,7 +204,7 @@ def test_more_workers_than_images_still_get_some(tmp_path: Path) -> None:
         assert len(taken(loader(tmp_path, 9, batch_size=2, rank=rank, world=2, workers=2))) == 9
 
 
-def test_repeats_are_told(tmp_path: Path) -> None:
+def test_repeated_augmentation_is_refused(tmp_path: Path) -> None:
     shards(tmp_path, 2)
     with pytest.raises(ConfigError, match=r"data\.repeated_aug is 3: .* use parquet"):
         loader(tmp_path, repeated_aug=3, batch_size=2)

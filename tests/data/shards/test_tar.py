@@ -34,7 +34,7 @@ def test_a_stream_has_the_images_in_order(shards: Path, own_pets: Path) -> None:
     assert [image.label for image in val.stream(0)] == list(val.labels)[: len(list(val.stream(0)))]
 
 
-def test_without_index_and_contents_files_are_looked_through(shards: Path) -> None:
+def test_files_without_index_and_contents_are_scanned(shards: Path) -> None:
     expected = opened(shards)
     for file in [shards / "shards.json", *shards.rglob("*.contents.json")]:
         file.unlink()
@@ -46,13 +46,13 @@ def test_without_index_and_contents_files_are_looked_through(shards: Path) -> No
     assert opened(shards).classes == ("ant", "bee", "cat")
 
 
-def test_contents_say_the_same_as_the_file(shards: Path) -> None:
+def test_contents_agree_with_the_file(shards: Path) -> None:
     train = opened(shards)
     for file, address in enumerate(train.shards.urls):
         assert scan_tar(address) == train._contents(file)
 
 
-def test_files_of_others_are_read(tmp_path: Path) -> None:
+def test_files_of_other_writers_are_read(tmp_path: Path) -> None:
     write_tar(
         tmp_path / "train-0.tar",
         ("README", b"text"),
@@ -77,7 +77,7 @@ def test_files_of_others_are_read(tmp_path: Path) -> None:
         ([("README", b"x")], "no images"),
     ],
 )
-def test_tar_files_that_are_no_data_set_are_told(
+def test_tar_files_that_are_no_data_set(
     members: list[tuple[str, bytes]], message: str, tmp_path: Path
 ) -> None:
     write_tar(tmp_path / "train-0.tar", *members)
@@ -85,7 +85,7 @@ def test_tar_files_that_are_no_data_set_are_told(
         opened(tmp_path)
 
 
-def test_numbers_without_names_are_told(tmp_path: Path) -> None:
+def test_numbers_without_names(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", ("a.png", gray_png()), ("a.cls", b"7"))
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
     with pytest.raises(DataError, match="class 7 has no name"):
@@ -94,7 +94,7 @@ def test_numbers_without_names_are_told(tmp_path: Path) -> None:
         opened(tmp_path, "train", ["ant", "bee"])
 
 
-def test_bad_images_are_told_by_name(tmp_path: Path) -> None:
+def test_bad_images_are_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", ("a.png", b"junk"), ("a.cls", b"0"), ("b.png", b""), ("b.cls", b"0"))
     train = opened(tmp_path)
     with pytest.raises(BadImage, match=r"train-0\.tar: a\.png: not a JPEG"):
@@ -103,14 +103,14 @@ def test_bad_images_are_told_by_name(tmp_path: Path) -> None:
         train.image(1)
 
 
-def test_compressed_tar_files_are_told(tmp_path: Path) -> None:
+def test_compressed_tar_files(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", ("a.png", gray_png()), ("a.cls", b"0"), mode="w:gz")
     with pytest.raises(DataError, match=r"train-0\.tar: damaged, or no uncompressed tar file"):
         opened(tmp_path)
 
 
 @pytest.mark.parametrize("length", [0, 100, 512, 700, 5000, -11000])
-def test_damaged_files_are_told(length: int, shards: Path) -> None:
+def test_damaged_files(length: int, shards: Path) -> None:
     """Cut anywhere: in a header, in an image, between members."""
     file = shards / "train/00001.tar"
     whole = opened(shards)
@@ -125,7 +125,7 @@ def test_damaged_files_are_told(length: int, shards: Path) -> None:
         whole._contents(1)
 
 
-def test_damaged_contents_are_told(shards: Path) -> None:
+def test_damaged_contents(shards: Path) -> None:
     contents = Path(contents_name(str(shards / "train/00000.tar")))
     text = contents.read_text()
     for damaged in ("{", "[[1]]", '[["a"],["b"],[0],[1]]', text[:-5]):

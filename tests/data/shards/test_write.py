@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from metaformer.data.folder import ImageFolder
-from metaformer.data.shards.index import INDEX
+from metaformer.data.shards.index import FORMATS, INDEX
 from metaformer.data.shards.write import ShardReport, write_shards
 from metaformer.data.split import open_split
 from metaformer.errors import BadImage, ConfigError, DataError, OutputError
@@ -28,30 +28,19 @@ def contents(root: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_shards_hold_the_folder(kind: str, own_pets: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_report_has_sizes_and_hashes(kind: str, own_pets: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = shard(own_pets, out, kind)
     assert len(done.splits["train"]) > 2 and sum(s.images for s in done.splits["train"]) == 12
     assert "train: 12 images in" in done.text()
-    names = contents(out)
+    hashes = contents(out)
     for shards in done.splits.values():
-        assert all(names[s.file] == s.sha256 and (out / s.file).stat().st_size == s.bytes for s in shards)
-    assert not [name for name in names if "tmp" in name]
-    folder = ImageFolder(own_pets, "val")
-    source = open_split(out, "val")
-    images = {name: folder.image(i) for i, name in enumerate(str(p) for p in folder.paths)}
-    labels = dict(zip(map(str, folder.paths), folder.labels, strict=True))
-    found = set()
-    for i in range(len(source)):
-        name = str(own_pets / "val" / str(source.path(i)).rpartition(": ")[2])
-        assert source.image(i).tobytes() == images[name].tobytes()
-        assert source.labels[i] == labels[name]
-        found.add(name)
-    assert found == set(images)
+        assert all(hashes[s.file] == s.sha256 and (out / s.file).stat().st_size == s.bytes for s in shards)
+    assert not [name for name in hashes if "tmp" in name]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_the_same_folder_gives_the_same_bytes(kind: str, own_pets: Path, tmp_path: Path) -> None:
     shard(own_pets, tmp_path / "one", kind)
     shard(own_pets, tmp_path / "two", kind)
@@ -92,7 +81,7 @@ def test_tar_files_are_not_sorted_by_class(own_pets: Path, tmp_path: Path) -> No
     assert sorted(labels) == [0] * 4 + [1] * 4 + [2] * 4 != labels
 
 
-def test_what_is_there_is_not_overwritten(own_pets: Path, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(own_pets: Path, tmp_path: Path) -> None:
     shard(own_pets, tmp_path / "out")
     before = contents(tmp_path / "out")
     with pytest.raises(OutputError, match=r"out: holds shards\.json and 2 more: choose a new or empty"):
@@ -147,7 +136,7 @@ def test_a_full_disk_leaves_nothing_behind(
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_values_that_cannot_be_are_told(own_pets: Path, tmp_path: Path) -> None:
+def test_values_out_of_range(own_pets: Path, tmp_path: Path) -> None:
     for options in ({"kind": "zip"}, {"on_bad_image": "ignore"}, {"splits": []}):
         with pytest.raises(ConfigError, match="choose parquet or tar"):
             shard(own_pets, tmp_path / "out", **options)
@@ -164,9 +153,9 @@ def test_values_that_cannot_be_are_told(own_pets: Path, tmp_path: Path) -> None:
         shard(own_pets, tmp_path / "out")
 
 
-def test_names_need_not_be_ascii_but_text(own_pets: Path, tmp_path: Path) -> None:
+def test_names_are_utf8(own_pets: Path, tmp_path: Path) -> None:
     shutil.move(own_pets / "train/ant/0.png", own_pets / "train/ant/Ämeise 1.v2.PNG")
-    for kind in ("parquet", "tar"):
+    for kind in FORMATS:
         shard(own_pets, tmp_path / kind, kind)
         source = open_split(tmp_path / kind, "train")
         names = {str(source.path(i)).rpartition(": ")[2] for i in range(len(source))}

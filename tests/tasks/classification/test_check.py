@@ -45,7 +45,7 @@ def test_a_good_data_set_has_no_findings(own: Path) -> None:
     assert json.loads(json.dumps(report.to_dict()))["ok"] is True
 
 
-def test_all_that_is_wrong_is_told_at_once(own: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_errors_and_warnings_are_reported_at_once(own: Path, caplog: pytest.LogCaptureFixture) -> None:
     train, val = own / "train", own / "val"
     (train / "ant/0.png").write_bytes(b"")
     (train / "bee/2.png").write_bytes(b"<html>")
@@ -104,7 +104,7 @@ def test_uneven_classes_and_a_single_one(own: Path) -> None:
     ]
 
 
-def test_missing_splits_and_places(own: Path) -> None:
+def test_missing_splits_and_folders(own: Path) -> None:
     shutil.rmtree(own / "val")
     report = check(own)
     assert found(report, "error") == [("layout", f"{own}: no folder 'val'; it holds train")]
@@ -123,12 +123,12 @@ def test_links_in_a_circle_do_not_hide_the_rest(own: Path) -> None:
     ]
 
 
-def test_long_lists_are_cut_and_say_so(own: Path) -> None:
+def test_long_lists_are_cut_with_a_count(own: Path) -> None:
     for file in (own / "train").rglob("*.png"):
         file.write_bytes(b"")
-    told = check(own).text(limit=3).splitlines()
-    assert sum("the file is empty" in line for line in told) == 3
-    assert "error: … and 9 more such (unreadable); --json lists all" in told
+    lines = check(own).text(limit=3).splitlines()
+    assert sum("the file is empty" in line for line in lines) == 3
+    assert "error: … and 9 more such (unreadable); --json lists all" in lines
 
 
 def test_the_demo_data_are_good(demo: Path) -> None:
@@ -136,9 +136,7 @@ def test_the_demo_data_are_good(demo: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_shards_are_checked_as_the_folder_that_they_were_made_from(
-    own: Path, tmp_path: Path, kind: str
-) -> None:
+def test_shards_are_checked_like_their_folder(own: Path, tmp_path: Path, kind: str) -> None:
     shutil.copy(own / "train/bee/0.png", own / "val/bee/9.png")
     shutil.copy(own / "train/ant/1.png", own / "train/cat/again.png")
     folder, out = check(own), tmp_path / "shards"
@@ -150,7 +148,7 @@ def test_shards_are_checked_as_the_folder_that_they_were_made_from(
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_damaged_shards_are_told_with_their_images(own: Path, tmp_path: Path, kind: str) -> None:
+def test_damaged_shards_are_reported_with_their_images(own: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "shards"
     write_shards(own, out, ("train", "val"), kind, workers=1, progress=False)
     (shard,) = (out / "train").glob(f"*.{kind}")
