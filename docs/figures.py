@@ -1,4 +1,4 @@
-"""Draw the images of docs/answers.md from the library itself: `python docs/figures.py`."""
+"""Draw the images of README and docs from the library itself: `make demo`, then `python docs/figures.py`."""
 
 from pathlib import Path
 
@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from metaformer.layers.scale import Scale
 from metaformer.ops.cycle import shift_channels
+from metaformer.tasks import TASKS
 
 IMAGES = Path(__file__).parent / "img"
 BLUE, ORANGE, GRAY = "#2f6db5", "#e08a2c", "#dcdfe4"
@@ -75,6 +77,22 @@ def layer_scale() -> None:
     save(figure, "layer_scale")
 
 
+def demo() -> None:
+    """A prediction of each demo network, side by side: the second image that `predict --draw` drew."""
+    height, gap = 360, 12
+    tiles = []
+    for task in TASKS:
+        drawn = sorted(Path("runs", f"demo-{task}", "predictions", "images").iterdir())[1]
+        with Image.open(drawn) as image:
+            tiles.append(image.convert("RGB").resize((round(image.width * height / image.height), height)))
+    sheet = Image.new("RGB", (sum(tile.width + gap for tile in tiles) - gap, height), "white")
+    left = 0
+    for tile in tiles:
+        sheet.paste(tile, (left, 0))
+        left += tile.width + gap
+    sheet.quantize(128).save(IMAGES / "demo.png", optimize=True)
+
+
 LABEL = {"ha": "center", "va": "center", "fontsize": 10, "color": "white"}
 
 
@@ -103,5 +121,5 @@ def save(figure: plt.Figure, name: str) -> None:
 
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    for draw in (cycle_fc, count_include_pad, layer_scale):
+    for draw in (cycle_fc, count_include_pad, layer_scale, demo):
         draw()

@@ -69,7 +69,7 @@ def test_version_is_the_changelogs_newest() -> None:
 
 def test_readme_and_contributing_stay_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
-    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 160
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
