@@ -48,8 +48,8 @@ def test_files_without_index_and_contents_are_scanned(shards: Path) -> None:
 
 def test_contents_agree_with_the_file(shards: Path) -> None:
     train = opened(shards)
-    for file, address in enumerate(train.shards.urls):
-        assert scan_tar(address) == train._contents(file)
+    for file, url in enumerate(train.shards.urls):
+        assert scan_tar(url) == train._contents(file)
 
 
 def test_files_of_other_writers_are_read(tmp_path: Path) -> None:
