@@ -78,7 +78,7 @@ __all__ = [
     "train",
 ]
 
-# Each name loads its module when it is asked for: `metaformer --help` needs no torch, a backbone no timm.
+# Each name loads its module on first use: `metaformer --help` needs no torch, a backbone no timm.
 _MODULES = {
     "backbones.config": ("MetaFormerConfig",),
     "backbones.metaformer": ("MetaFormer", "MetaFormerFeatures"),

@@ -1,4 +1,4 @@
-"""What users are told: each error says what was wrong, where, and what to do about it."""
+"""Errors for users: each says what was wrong, where, and what to do about it."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class MetaFormerError(Exception):
-    """Something its reader can mend; the command line prints it without a traceback."""
+    """Error that its reader can fix; the command line prints it without a traceback."""
 
 
 class ConfigError(MetaFormerError, ValueError):
@@ -14,7 +14,7 @@ class ConfigError(MetaFormerError, ValueError):
 
 
 class UnknownName(ConfigError):
-    """A name that no registry, variant table or recipe knows."""
+    """A name that is in no registry or table."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
@@ -29,7 +29,7 @@ class SizeError(MetaFormerError, ValueError):
 
 
 class GridError(SizeError):
-    """A part made for one grid of positions was given a map of another size."""
+    """A part for one grid of positions got features of another size."""
 
     def __init__(self, part: str, grid: tuple[int, int], size: tuple[int, int]) -> None:
         super().__init__(
@@ -83,12 +83,12 @@ class BadImage(DataError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["BadImage"], tuple[Path, str]]:
-        """Let the error cross from a data worker to the main process whole."""
+        """Pickle the error with its fields, from a data worker to the main process."""
         return type(self), (self.path, self.reason)
 
 
 class OutputError(MetaFormerError, OSError):
-    """A place that cannot be written to."""
+    """A file or folder that cannot be written."""
 
 
 class TrainingError(MetaFormerError, RuntimeError):

@@ -408,7 +408,7 @@ def _create_dense(
     weights: InitialWeights,
     **options: Any,
 ) -> Any:
-    """A network on a backbone: `changes` are fields of the backbone, `options` those of the network."""
+    """Build a network on a backbone: `changes` are fields of the backbone, `options` those of the network."""
     parts = split_network(name, kind)
     if parts is None:
         known = combined(kind.heads)

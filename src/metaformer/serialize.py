@@ -129,8 +129,8 @@ def from_dict(kind: type[T], values: Any, name: str = "") -> T:
     for field in fields(record):
         if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise ConfigError(f"{prefix}{field.name}: missing")
-    made: T = record(**{key: _read(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
-    return made
+    built: T = record(**{key: _read(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
+    return built
 
 
 def validate(record: Any) -> None:
@@ -255,7 +255,7 @@ _WORDS = {
 
 
 def _describe(hint: Any) -> str:
-    """What values of a type are, in words."""
+    """Description of the values of a type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return " and ".join(map(str, args[1:]))

@@ -248,10 +248,10 @@ def _empty_moment(spec: TensorSpec, parameter: Tensor, fused: bool) -> Tensor:
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """States of the generators of `random`, `numpy.random` and torch, on the CPU and on a CUDA device."""
-    version, words, gauss = random.getstate()
+    version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
     state = {
-        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "python": torch.tensor([version, *internal], dtype=torch.int64),
         "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
         "numpy": torch.tensor([position, has_gauss, *map(int, keys)], dtype=torch.int64),
         "numpy.gauss": torch.tensor([cached], dtype=torch.float64),
@@ -264,9 +264,9 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     """Inverse of `random_state`."""
-    version, *words = state["python"].tolist()
+    version, *internal = state["python"].tolist()
     gauss = state["python.gauss"].tolist()
-    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    random.setstate((version, tuple(internal), gauss[0] if gauss else None))
     position, has_gauss, *keys = state["numpy"].tolist()
     cached = float(state["numpy.gauss"])
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))

@@ -100,7 +100,7 @@ class RunDir:
         """Open the checkpoint to resume from, if any.
 
         Args:
-            resume: None for a new run; `auto` for the newest checkpoint that is whole, or a new run if
+            resume: None for a new run; `auto` for the newest undamaged checkpoint, or a new run if
                 there is none yet; else a checkpoint directory, which is used or refused.
             say: gets a line for each damaged checkpoint that `auto` skips.
 

@@ -21,6 +21,7 @@ from metaformer.report.page import TaskReport
 from metaformer.tasks.check import CheckReport
 from metaformer.tasks.outputs import Prediction, Report
 from metaformer.tasks.stream import ImageList
+from metaformer.weights.card import model_card
 
 Forward = Callable[..., Any]
 """A network's outputs for a batch of images (B, 3, H, W), on the run's device and in its precision."""
@@ -103,23 +104,12 @@ class Task(ABC):
 
     def hub_card(self) -> dict[str, Any]:
         """The same as `from_pretrained` reads it from `config.json`."""
-        card = self.card()
-        pretrained_cfg = {
-            key: value for key, value in card.items() if key not in ("task", "name", "model", "classes")
-        }
-        return {
-            "library_name": "metaformer",
-            "task": card["task"],
-            "architecture": self.name,
-            "config": card["model"],
-            "pretrained_cfg": {
-                "num_classes": len(card["classes"]),
-                "label_names": card["classes"],
-                "mean": card["preprocess"]["mean"],
-                "std": card["preprocess"]["std"],
-                **pretrained_cfg,
-            },
-        }
+        card: dict[str, Any] = self.card()
+        config: Any = self.model.config
+        cfg = {key: value for key, value in card.items() if key not in ("task", "name", "model", "classes")}
+        mean, std = card["preprocess"]["mean"], card["preprocess"]["std"]
+        cfg |= {"num_classes": len(card["classes"]), "label_names": card["classes"], "mean": mean, "std": std}
+        return {**model_card(self.name, config, cfg), "task": card["task"]}
 
     def to(self, device: torch.device) -> None:
         """Move the network to a device, channels last."""

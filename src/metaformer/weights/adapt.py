@@ -45,7 +45,7 @@ def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
 def class_map_21k() -> list[int | None]:
     """Index of each ImageNet-1K class among the 21,841 of ImageNet-21K (fall 2011); None for 850.
 
-    The class lists are timm's; the map is the one that the authors of the baselines publish.
+    The class lists are timm's; the mapping is the one that the authors of the baselines publish.
 
     Raises:
         MissingPackage: timm is not installed.
@@ -54,8 +54,8 @@ def class_map_21k() -> list[int | None]:
         from timm.data import ImageNetInfo
     except ImportError as error:
         raise MissingPackage("timm", None, "mapping 21,841 classes to 1,000") from error
-    place = {synset: i for i, synset in enumerate(ImageNetInfo("imagenet-22k").label_names())}
-    return [place.get(synset) for synset in ImageNetInfo("imagenet-1k").label_names()]
+    index = {synset: i for i, synset in enumerate(ImageNetInfo("imagenet-22k").label_names())}
+    return [index.get(synset) for synset in ImageNetInfo("imagenet-1k").label_names()]
 
 
 def map_21k_to_1k(value: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def model_card(
     pretrained_cfg: Mapping[str, Any],
     out_indices: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
-    """The content of `config.json`, from which `read_config` makes the configuration again.
+    """Content of `config.json`, which `read_config` reads.
 
     Args:
         name: of the architecture.

@@ -14,7 +14,7 @@ from metaformer.weights.sources import split_name
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was rewritten."""
+    """Result of a conversion."""
 
     source: Path
     """The file read."""
@@ -25,7 +25,7 @@ class Conversion:
     target_format: str
     """The format asked for."""
     model: str
-    """The variant that the tensors are of; empty for a network that is none of the published ones."""
+    """The variant, if it is a published one; else empty."""
     tensors: int
     """How many were written."""
 
@@ -36,7 +36,7 @@ class Conversion:
 
 
 def convert(source: str | Path, target: str | Path, to: str, model: str | None = None) -> Conversion:
-    """Read a checkpoint of any format and write it in another; the name of `target` tells the kind of file.
+    """Rewrite a checkpoint of any format in another; the suffix of `target` decides the kind of file.
 
     Args:
         source: safetensors or a file of `torch.save`, in any format of `FORMATS`.
@@ -46,7 +46,7 @@ def convert(source: str | Path, target: str | Path, to: str, model: str | None =
 
     Raises:
         UnknownName: no such format or model.
-        WeightsError: an unreadable file, tensors that the format has no place for, or an unclear model.
+        WeightsError: an unreadable file, tensors that the format has no place for, or an ambiguous model.
         OutputError: the target cannot be written, or is the source.
     """
     source, target = Path(source), Path(target)
@@ -54,7 +54,7 @@ def convert(source: str | Path, target: str | Path, to: str, model: str | None =
         raise UnknownName("checkpoint format", to, FORMATS)
     file = read_state(source)
     if target.exists() and target.samefile(source):
-        raise OutputError(f"{target}: is the file to read, which would be lost: choose another name")
+        raise OutputError(f"{target}: is the file to read: choose another name")
     try:
         renamed = to_ours(file.tensors)
         if renamed.unknown:
@@ -69,13 +69,13 @@ def convert(source: str | Path, target: str | Path, to: str, model: str | None =
 
 
 def _model(found: list[str], asked: str | None, source: str, to: str) -> str:
-    """The variant that the tensors are of, where that matters for the format."""
+    """The variant of the tensors, if the format has only some."""
     if asked is not None:
         asked, _ = split_name(asked)
         if asked not in VARIANTS:
             raise UnknownName("model", asked, VARIANTS)
         if asked not in found:
-            raise WeightsError(f"not of {asked}; it looks like {' or '.join(found) or 'no published model'}")
+            raise WeightsError(f"not of {asked}; it is of {' or '.join(found) or 'no published model'}")
         found = [asked]
     possible = [name for name in found if name.startswith(FORMATS[source].families or ("",))]
     allowed = [name for name in possible if name.startswith(FORMATS[to].families or ("",))]

@@ -51,7 +51,7 @@ def download(url: str, target: Path, sha256: str = "", *, progress: bool = True)
 
     Args:
         url: http or https.
-        target: the file to make; it appears only once it is whole.
+        target: the file; it is created when the download is complete.
         sha256: first digits of the expected SHA-256, or empty.
         progress: show a bar on the standard error.
 
@@ -185,8 +185,10 @@ def _check(url: str, part: Path, sha256: str) -> None:
 
 
 def _failed(url: str, part: Path, reason: object) -> DownloadError:
-    kept = f"; {part.stat().st_size:,} bytes are kept in {part} for the next try" if part.is_file() else ""
+    resumable = (
+        f"; {part.stat().st_size:,} bytes are kept in {part} for the next try" if part.is_file() else ""
+    )
     return DownloadError(
-        f"{url}: {reason}{kept}. Without a network, fetch the file elsewhere and name it "
+        f"{url}: {reason}{done}. Without a network, fetch the file elsewhere and name it "
         "(checkpoint_path=, --checkpoint)"
     )

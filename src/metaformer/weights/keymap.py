@@ -50,14 +50,14 @@ class Positions:
         """Lay our stages out as the originals' list does."""
         names = [key.removeprefix(BACKBONE) for key in keys]
         parts = {tuple(name.split(".")[1:3]) for name in names if name.startswith("stages.")}
-        blocks, down, pos, place = [], {}, {}, 0
+        blocks, down, pos, position = [], {}, {}, 0
         for stage in range(1 + max((int(number) for number, _ in parts), default=-1)):
             if (str(stage), "downsample") in parts:
-                down[stage], place = place, place + 1
+                down[stage], position = position, position + 1
             if (str(stage), "pos_embed") in parts:
-                pos[stage], place = place, place + 1
-            blocks.append(place)
-            place += 1
+                pos[stage], position = position, position + 1
+            blocks.append(position)
+            position += 1
         levels = _numbers((name.split(".") for name in names), "neck", "laterals")
         return cls(tuple(blocks), levels, down, pos)
 
@@ -155,10 +155,10 @@ def to_ours(state: Mapping[str, Tensor], format_name: str | None = None) -> Rena
         format_name = recognize(state)
         if format_name == "timm" and _is_ours(state):
             format_name = "metaformer"
-    form, places = FORMATS[format_name], Positions.of_foreign(state)
+    form, positions = FORMATS[format_name], Positions.of_foreign(state)
     renamed = Renamed(format_name)
     for key, value in state.items():
-        name = _translate(key, form, places)
+        name = _translate(key, form, positions)
         if name is None and form.dense and key.startswith(BACKBONE):
             name = key  # of a foreign backbone, whose names are its own
         if name is None:
@@ -173,12 +173,12 @@ def to_ours(state: Mapping[str, Tensor], format_name: str | None = None) -> Rena
 
 
 def from_ours(state: Mapping[str, Tensor], format_name: str, *, kernel: int = 3) -> State:
-    """Rename and reshape our tensors as `format_name` has them; CycleFC's offset buffers are made anew.
+    """Rename and reshape our tensors as `format_name` has them; CycleFC's offset buffers are computed.
 
     Args:
         state: tensors by our names.
         format_name: key of `FORMATS`.
-        kernel: CycleFC's kernel, which only the offsets tell.
+        kernel: CycleFC's kernel, which only the offsets depend on.
 
     Raises:
         UnknownName: no such format.
@@ -188,10 +188,10 @@ def from_ours(state: Mapping[str, Tensor], format_name: str, *, kernel: int = 3)
         raise UnknownName("checkpoint format", format_name, FORMATS)
     if format_name == "mmdetection":
         refuse_torchvision(state)
-    form, places, out = FORMATS[format_name], Positions.of_ours(state), State()
+    form, positions, out = FORMATS[format_name], Positions.of_ours(state), State()
     for name, value in state.items():
         key = next(
-            (key for theirs, ours in form.rules if ours and (key := _rewrite(ours, theirs, name, places))),
+            (key for theirs, ours in form.rules if ours and (key := _rewrite(ours, theirs, name, positions))),
             None,
         )
         if key is None:
@@ -245,7 +245,7 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
     return template
 
 
-def _translate(key: str, form: Format, places: Positions) -> str | None:
+def _translate(key: str, form: Format, positions: Positions) -> str | None:
     """Our name of a foreign key; empty for what is left out, None for what the format does not have."""
     for theirs, ours in form.rules:
         values = _match(theirs, key)
@@ -253,21 +253,21 @@ def _translate(key: str, form: Format, places: Positions) -> str | None:
             continue
         kind = next((kind for kind in KINDS if kind in values), None)
         if kind is not None:
-            if not places.fits(kind, int(values[kind])):
+            if not positions.fits(kind, int(values[kind])):
                 continue
-            values["stage"] = str(places.stage(kind, int(values[kind])))
+            values["stage"] = str(positions.stage(kind, int(values[kind])))
         return "" if ours is None else _fill(ours, values)
     return None
 
 
-def _rewrite(ours: str, theirs: str, name: str, places: Positions) -> str | None:
+def _rewrite(ours: str, theirs: str, name: str, positions: Positions) -> str | None:
     """The foreign key of our name by one rule, or None where the rule is not about it."""
     values = _match(ours, name)
     if values is None:
         return None
     kind = next((kind for kind in KINDS if f"{{{kind}}}" in theirs), None)
     if kind is not None:
-        position = places.position(kind, int(values.get("stage", -1)))
+        position = positions.position(kind, int(values.get("stage", -1)))
         if position is None:
             return None
         values[kind] = str(position)

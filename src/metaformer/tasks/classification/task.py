@@ -24,6 +24,7 @@ from metaformer.tasks.classification.loss import Criterion, build_criterion
 from metaformer.tasks.classification.mixup import Mixup
 from metaformer.tasks.classification.transforms import train_transform
 from metaformer.tasks.initial_weights import model_fields
+from metaformer.weights.card import model_card
 
 
 class ClassificationTask(Task):
@@ -105,24 +106,19 @@ def classifier_hub_card(
     model: MetaFormer, name: str, classes: list[str], preprocess: Preprocess
 ) -> dict[str, Any]:
     """`config.json` of a classifier: ours, with `pretrained_cfg` in timm's terms."""
-    return {
-        "library_name": "metaformer",
-        "architecture": name,
-        "out_indices": None,
-        "config": model.config.to_dict(),
-        "pretrained_cfg": {
-            **model.pretrained_cfg,
-            "url": "",
-            "tag": "",
-            "num_classes": len(classes),
-            "label_names": classes,
-            "input_size": [3, preprocess.image_size, preprocess.image_size],
-            "crop_pct": preprocess.crop,
-            "interpolation": preprocess.interpolation,
-            "mean": list(preprocess.mean),
-            "std": list(preprocess.std),
-        },
+    pretrained_cfg = {
+        **model.pretrained_cfg,
+        "url": "",
+        "tag": "",
+        "num_classes": len(classes),
+        "label_names": classes,
+        "input_size": [3, preprocess.image_size, preprocess.image_size],
+        "crop_pct": preprocess.crop,
+        "interpolation": preprocess.interpolation,
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
     }
+    return model_card(name, model.config, pretrained_cfg)
 
 
 def build_classifier(config: TrainConfig, classes: int) -> MetaFormer:
