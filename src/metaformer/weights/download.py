@@ -185,10 +185,9 @@ def _check(url: str, part: Path, sha256: str) -> None:
 
 
 def _failed(url: str, part: Path, reason: object) -> DownloadError:
-    resumable = (
-        f"; {part.stat().st_size:,} bytes are kept in {part} for the next try" if part.is_file() else ""
-    )
+    size = part.stat().st_size if part.is_file() else 0
+    kept = f"; {size:,} bytes are kept in {part} for the next try" if size else ""
     return DownloadError(
-        f"{url}: {reason}{done}. Without a network, fetch the file elsewhere and name it "
+        f"{url}: {reason}{kept}. Without a network, fetch the file elsewhere and name it "
         "(checkpoint_path=, --checkpoint)"
     )
