@@ -144,13 +144,6 @@ def test_augmentation_and_windows_change_few_pixels(
     assert 0.8 < same < 1
 
 
-def test_frames_of_an_animation_are_predicted(segment_run: Path, tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (20, 12), color) for color in ((0, 200, 0), (0, 0, 200))]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    predictions = list(Predictor(segment_run, device="cpu").predictions(tmp_path / "a.gif"))
-    assert [(one.frame, one.result.size) for one in predictions] == [(0, (20, 12)), (1, (20, 12))]
-
-
 def detect(run: Path, images: Any, **options: Any) -> list[DetectedObjects]:
     results = Predictor(run, device="cpu", **options)(images)
     assert all(isinstance(result, DetectedObjects) for result in results)
@@ -174,18 +167,6 @@ def test_objects_are_detected_in_the_images_own_pixels(detect_run: Path, blocks:
         (in_memory,) = detect(detect_run, image.convert("RGB"), workers=1)
         assert in_memory.path == "" and in_memory.size == image.size
     assert (in_memory.boxes == results[2].boxes).all() and in_memory.masks == results[2].masks
-
-
-def test_objects_are_filtered_by_score_and_class(detect_run: Path, blocks: Path) -> None:
-    folder = blocks / "val2017"
-    every, sure, green = (
-        detect(detect_run, folder, **options)
-        for options in ({"score": 0.0}, {}, {"score": 0.0, "classes": ["green"]})
-    )
-    for all_of, above, named in zip(every, sure, green, strict=True):
-        assert above.scores.tolist() == [score for score in all_of.scores.tolist() if score >= 0.3]
-        assert len(named) == all_of.names.count("green") and set(named.names) <= {"green"}
-    assert sum(map(len, every)) > sum(map(len, sure)) > 0
 
 
 @pytest.mark.filterwarnings("ignore:OpenCV")
@@ -216,8 +197,6 @@ def test_objects_convert_to_supervision_and_coco(detect_run: Path, blocks: Path)
         ("segment_run", {"workers": -1}, r"workers\b.*-1"),
         ("detect_run", {"scales": [-1.0]}, "scales"),
         ("detect_run", {"scales": []}, "scales"),
-        ("detect_run", {"score": 2.0}, r"score\b.*2\.0"),
-        ("detect_run", {"classes": ["gren"]}, "'gren': did you mean green"),
     ],
 )
 def test_wrong_options_are_named(

@@ -17,8 +17,8 @@ from metaformer.checkpoint.checkpoint import read_checkpoint
 from metaformer.cli import main
 from metaformer.cli.options import options_of
 from metaformer.config import TrainConfig
-from metaformer.errors import ConfigError, UnknownName
-from metaformer.inference.evaluate import COMMON, check_options, evaluate, task_options
+from metaformer.errors import ConfigError
+from metaformer.inference.evaluate import COMMON, evaluate, task_options
 from metaformer.inference.model import load_model
 from metaformer.inference.predictor import Predictor
 from metaformer.recipes import RECIPES
@@ -58,21 +58,6 @@ def test_options_have_a_type_and_a_description(spec: TaskSpec, field: str) -> No
     options = list(options_of(getattr(spec, field), skip=COMMON))
     assert {option.name for option in options} == task_options(getattr(spec, field)).keys()
     assert all(option.help for option in options)
-
-
-@every_task
-@pytest.mark.parametrize("field", OPTIONS)
-def test_options_of_other_tasks_are_refused_by_name(
-    spec: TaskSpec, field: str, untrained: dict[str, Path]
-) -> None:
-    model, own = load_model(untrained[spec.name]), task_options(getattr(spec, field))
-    check_options(field, model, dict.fromkeys(own))
-    for other in TASKS.values():
-        for name in task_options(getattr(other, field)).keys() - own:
-            with pytest.raises(ConfigError, match=f"{name}: .*{other.title}.* {spec.title}"):
-                check_options(field, model, {name: None})
-    with pytest.raises(UnknownName, match="mosaic"):
-        check_options(field, model, {"mosaic": None})
 
 
 def other_value(value: Any) -> Any:
