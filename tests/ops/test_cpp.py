@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,15 +93,21 @@ def test_wrong_and_missing_tensors_do_not_reach_cpp(changes: dict[str, object], 
         kernels.layer_norm(**{**arguments, **changes}, eps=1e-5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kernel", kernels.SIGNATURES)
+def test_arguments_go_by_name(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    signature = kernels.SIGNATURES[kernel]
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(kernels, "_call", lambda *arguments: calls.append(arguments))
+    getattr(kernels, kernel)(**{name: name for name in reversed(signature)})
+    pointers = [name for name, (c_type, _) in signature.items() if c_type.endswith("*")]
+    numbers = [name for name in signature if name not in pointers]
+    assert calls == [(kernel, tuple(pointers), tuple(numbers))]
+    with pytest.raises(TypeError):
+        getattr(kernels, kernel)(*signature)
+
+
 @compiled
-def test_arguments_are_keywords_in_order() -> None:
-    x = torch.randn(5, 3)
-    with pytest.raises(TypeError, match="layer_norm takes the keywords x, weight, bias, out"):
-        kernels.layer_norm(x=x, out=x, weight=None, bias=None, tokens=5, channels=3, eps=1e-5)
-    with pytest.raises(TypeError, match="takes the keywords"):
-        kernels.layer_norm(x=x, weight=None, bias=None, out=x, tokens=5, channels=3)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="takes the keywords"):
-        kernels.layer_norm(x, None, None, x, 5, 3, 1e-5)  # type: ignore[misc]
+def test_kernels_for_float32_alone() -> None:
     weight = torch.zeros(2, 2, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match="no kernel for"):
         kernels.pack_linear(weight=weight, packed=weight, out_features=2, in_features=2)

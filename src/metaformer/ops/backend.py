@@ -37,9 +37,7 @@ def working_dtype(x: Tensor) -> torch.dtype:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """Context in which autocast does not choose dtypes again, operation by operation.
-
-    Where it is off nothing is entered, as exporters make a subgraph of what runs inside.
-    """
+    """Context in which autocast does not choose dtypes again, operation by operation."""
     kind = x.device.type
+    # where it is off nothing is entered, as exporters make a subgraph of what runs inside
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

@@ -1,9 +1,8 @@
 """Channel MLP with its norm and residual as CPUs train it: one operation with a backward pass of its own.
 
 Both passes take some tokens after the other, so that their hidden activations stay in the cache. Saved for
-the backward pass are x and, in C++, the hidden activations before the activation function, unless little
-memory is asked for, when they are recomputed. Linear layers run in C++ in float32 where
-`cpp.supports_weight`, elsewhere in oneDNN.
+the backward pass are x and, on request and in C++, the hidden activations before `act`, which else are
+recomputed. Linear layers run in C++ in float32 where `cpp.supports_weight`, elsewhere in oneDNN.
 https://arxiv.org/abs/2111.11418
 """
 
@@ -32,19 +31,9 @@ _ATEN = torch.ops.aten
 
 @custom_op("metaformer::train_mlp", mutates_args=(), device_types="cpu")
 def train_mlp(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    norm: str,
-    eps: float,
-    act: str,
-    residual: bool,
-    save_pre_act: bool,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, gamma: Tensor | None,
+    beta: Tensor | None, norm: str, eps: float, act: str, residual: bool, save_pre_act: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Channel MLP: act(norm(x) · w1ᵀ + b1) · w2ᵀ + b2, plus x with `residual`, in the dtype of the weights.
 
     The second result is for the backward pass: the hidden activations before `act`, (B · H · W, M), if saved.
@@ -83,19 +72,9 @@ def train_mlp(
 
 @custom_op("metaformer::train_mlp_backward", mutates_args=(), device_types="cpu")
 def train_mlp_backward(
-    grad_out: Tensor,
-    pre_act: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    norm: str,
-    eps: float,
-    act: str,
-    residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_out: Tensor, pre_act: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor,
+    gamma: Tensor | None, beta: Tensor | None, norm: str, eps: float, act: str, residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients for x, w1, b1, w2, b2, gamma and beta, whether these are there or not."""
     tokens = x.permute(0, 2, 3, 1).contiguous()
     normed, *moments = norm_forward(tokens, norm, gamma, beta, eps)
@@ -120,16 +99,9 @@ def supports_cpp(w1: Tensor) -> bool:
 
 
 def cpp_forward(
-    n: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    act: str,
-    residual: Tensor | None,
-    out: Tensor,
-    pre_act: Tensor | None,
-) -> None:
+    n: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str,
+    residual: Tensor | None, out: Tensor, pre_act: Tensor | None,
+) -> None:  # fmt: skip
     """Write act(n · w1ᵀ + b1) · w2ᵀ + b2 + residual of n (N, C) to `out` (N, C), both contiguous.
 
     n · w1ᵀ + b1 is written to `pre_act` (N, M), if that is there.
@@ -138,14 +110,9 @@ def cpp_forward(
 
 
 def cpp_backward(
-    n: Tensor,
-    grad_out: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    act: str,
+    n: Tensor, grad_out: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, act: str,
     pre_act: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients for n (N, C), w1 (M, C), b1 (M,), w2 (C, M); `pre_act` is recomputed if it was not saved."""
     w1, w2 = w1.contiguous(), w2.contiguous()
     grad_n, grad_w1, grad_b1, grad_w2 = (torch.empty_like(like) for like in (n, w1, w1[:, 0], w2))
@@ -157,18 +124,9 @@ def cpp_backward(
 
 
 def reference(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    norm: str,
-    eps: float,
-    act: str,
-    residual: bool,
-) -> Tensor:
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, gamma: Tensor | None,
+    beta: Tensor | None, norm: str, eps: float, act: str, residual: bool,
+) -> Tensor:  # fmt: skip
     """The first result in plain PyTorch: the formula of `ops.mlp`."""
     tokens = x.permute(0, 2, 3, 1)
     n = normalized(tokens, norm, gamma, beta, eps).to(w1.dtype)
@@ -265,15 +223,9 @@ def _(x: Tensor, w1: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 @train_mlp_backward.register_fake
 def _(
-    grad_out: Tensor,
-    pre_act: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    gamma: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
+    grad_out: Tensor, pre_act: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor,
+    gamma: Tensor | None, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
     batch, dim, height, width = x.shape
     grad_x = x.new_empty((batch, height, width, dim)).permute(0, 3, 1, 2)
     grad_b2 = w1.new_empty(dim)

@@ -21,14 +21,8 @@ from metaformer.storage import cache_dir
 SUFFIXES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Dtype -> the end of the names of the functions for it."""
 _FLAGS: Final = (
-    "-O3",
-    "-march=native",
-    "-fopenmp",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fPIC",
-    "-shared",
-)
+    "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared",
+)  # fmt: skip
 _TIMEOUT: Final = 120
 """Seconds that the compiler may take."""
 

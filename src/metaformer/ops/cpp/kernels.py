@@ -1,10 +1,9 @@
-"""Signatures of the C++ kernels: the table by which calls are checked.
+"""The C++ kernels as Python functions: the table of their arguments' names and types.
 
-A kernel is declared by a function without a body, whose parameters have the names and C types of the C++
-function's, tensors first; type checkers check the calls by it, and a test compares it with the C++ sources.
-Arguments are keywords in the order of the signature, and each tensor must be of the dtype that its pointer
-type says, or may be none where it is optional: so neither swapped nor missing tensors reach C++. `T` is the
-dtype of the first tensor, float32 or bfloat16. C++ takes one more argument, the number of threads.
+Each function has the parameters of the C++ function, by name and C type, tensors first; a test compares them
+with the C++ sources. They are keywords, and each tensor must be of the dtype that its pointer type says, or
+none where it is optional: so neither swapped nor missing tensors reach C++. `T` is the dtype of the first
+tensor, float32 or bfloat16. C++ takes one more argument, the number of threads.
 """
 
 import ctypes
@@ -12,7 +11,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Final, ParamSpec, get_args
+from typing import Annotated, Any, Final, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -30,74 +29,61 @@ Float = Annotated[float, "float"]
 
 _C_TYPES: Final = {"long": ctypes.c_long, "int": ctypes.c_int, "float": ctypes.c_float}
 _POINTED: Final = {"float*": torch.float32, "int*": torch.int32}
-P = ParamSpec("P")
-Argument = Tensor | int | float | None
-Call = tuple[Callable[..., None], tuple[Argument, ...]]
+F = TypeVar("F", bound=Callable[..., None])
+Call = tuple[Callable[..., None], tuple[Tensor | float | None, ...]]
 """A C++ function, and its arguments but for the number of threads."""
 Signature = dict[str, tuple[str, bool]]
 """Parameter -> its C type, and whether it may be null."""
 
 SIGNATURES: Final[dict[str, Signature]] = {}
 """Kernel -> its signature."""
-FLOAT32_ONLY: Final[set[str]] = set()
-"""Kernels that exist for float32 alone."""
+FLOAT32_ONLY: Final = ("pack_linear", "mlp_backward")
+"""Kernels that exist for float32 alone; the others for all of `cpp.SUFFIXES`."""
+_functions: Final[dict[tuple[object, ...], Callable[..., None]]] = {}
+"""Kernel and its tensors' dtypes, once they were checked -> the C++ function."""
 _recording = threading.local()
 
 
-def _signature(declaration: Callable[..., Any]) -> Signature:
-    signature: Signature = {}
-    for name, parameter in inspect.signature(declaration).parameters.items():
-        options = get_args(
-            parameter.annotation
-        )  # (Annotated, None) of an optional one, else (Tensor, C type)
+def _declare(function: F) -> F:
+    """Enter a function into the table."""
+    signature = SIGNATURES[function.__name__] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        options = get_args(parameter.annotation)  # (Annotated, None) if optional, else (Tensor, C type)
         optional = type(None) in options
         signature[name] = get_args(options[0])[1] if optional else options[1], optional
-    return signature
+    return function
 
 
-def _kernel(*dtypes: torch.dtype) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Declare a kernel for these dtypes, all that there are by default."""
+def _call(kernel: str, tensors: tuple[Tensor | None, ...], numbers: tuple[float, ...]) -> None:
+    """Call the C++ function for the tensors' dtypes, with PyTorch's number of threads."""
+    key: list[object] = [kernel]
+    pointers: list[int | None] = []
+    for x in tensors:
+        key.append(None if x is None else x.dtype)
+        pointers.append(None if x is None else x.data_ptr())
+    # dtypes that were checked once lead to the function: checking each argument costs as much as the call
+    function = _functions.get(tuple(key)) or _check(*key)
+    calls: list[Call] | None = getattr(_recording, "calls", None)
+    if calls is not None:
+        calls.append((function, (*tensors, *numbers)))
+    function(*pointers, *numbers, torch.get_num_threads())
 
-    def declare(declaration: Callable[P, None]) -> Callable[P, None]:
-        kernel = declaration.__name__
-        signature = SIGNATURES[kernel] = _signature(declaration)
-        if dtypes:
-            FLOAT32_ONLY.add(kernel)
-        names = tuple(signature)
-        count = sum(c_type.endswith("*") for c_type, _ in signature.values())
-        checked: dict[tuple[torch.dtype | None, ...], Callable[..., None]] = {}
 
-        def check(tensors: tuple[Any, ...], types: tuple[torch.dtype | None, ...]) -> Callable[..., None]:
-            """The C++ function for tensors of these dtypes, which the next call finds in `checked`."""
-            for (name, (c_type, optional)), found in zip(signature.items(), types, strict=False):
-                wanted = _POINTED.get(c_type.removeprefix("const "), types[0])
-                if found != wanted and not (optional and found is None):
-                    raise TypeError(f"{kernel}: {name} must be of {wanted}, got {found}")
-            if types[0] is None or types[0] not in (dtypes or cpp.SUFFIXES):
-                raise TypeError(f"{kernel}: there is no kernel for {types[0]}")
-            function = getattr(cpp.load(), f"{kernel}_{cpp.SUFFIXES[types[0]]}")
-            pointers = [ctypes.c_void_p] * count
-            numbers = [_C_TYPES[c_type] for c_type, _ in list(signature.values())[count:]]
-            function.argtypes, function.restype = [*pointers, *numbers, ctypes.c_int], None
-            checked[types] = function
-            return function
-
-        def call(*args: P.args, **arguments: P.kwargs) -> None:
-            if args or tuple(arguments) != names:
-                raise TypeError(f"{kernel} takes the keywords {', '.join(names)}, in this order")
-            values: tuple[Any, ...] = tuple(arguments.values())
-            tensors = values[:count]
-            types = tuple([None if x is None else x.dtype for x in tensors])
-            function = checked.get(types) or check(tensors, types)
-            calls: list[Call] | None = getattr(_recording, "calls", None)
-            if calls is not None:
-                calls.append((function, values))
-            pointers = [None if x is None else x.data_ptr() for x in tensors]
-            function(*pointers, *values[count:], torch.get_num_threads())
-
-        return call
-
-    return declare
+def _check(kernel: Any, *dtypes: Any) -> Callable[..., None]:
+    """The C++ function for tensors of these dtypes, None for one that is none."""
+    signature = SIGNATURES[kernel]
+    for (name, (c_type, optional)), found in zip(signature.items(), dtypes, strict=False):
+        wanted = _POINTED.get(c_type.removeprefix("const "), dtypes[0])
+        if found != wanted and not (optional and found is None):
+            raise TypeError(f"{kernel}: {name} must be of {wanted}, got {found}")
+    if dtypes[0] not in ([torch.float32] if kernel in FLOAT32_ONLY else cpp.SUFFIXES):
+        raise TypeError(f"{kernel}: there is no kernel for {dtypes[0]}")
+    function: Any = getattr(cpp.load(), f"{kernel}_{cpp.SUFFIXES[dtypes[0]]}")
+    c_types = [c_type for c_type, _ in signature.values()]
+    types = [ctypes.c_void_p if c_type.endswith("*") else _C_TYPES[c_type] for c_type in c_types]
+    function.argtypes, function.restype = [*types, ctypes.c_int], None
+    _functions[kernel, *dtypes] = function
+    return function
 
 
 @contextmanager
@@ -114,87 +100,108 @@ def record_calls() -> Iterator[list[Call]]:
             outer += calls
 
 
-@_kernel()
+@_declare
 def attention(*, qkv: In, out: Out, batch: Long, tokens: Long, heads: Long, head_dim: Long) -> None:
     """Self-attention: out = softmax(q · kᵀ / √head_dim) · v; qkv (batch, tokens, 3, heads, head_dim)."""
+    _call("attention", (qkv, out), (batch, tokens, heads, head_dim))
 
 
-@_kernel()
+@_declare
 def depthwise_conv(
     *, x: In, taps: InFloat, bias: InFloat | None, out: Out, batch: Long, height: Long, width: Long,
     channels: Long, kernel: Int, star: Int, star_scale: Float, star_bias: Float,
 ) -> None:  # fmt: skip
     """Convolution of each channel of x (batch, height, width, channels), after a StarReLU if `star`."""
+    tensors = x, taps, bias, out
+    _call("depthwise_conv", tensors, (batch, height, width, channels, kernel, star, star_scale, star_bias))
 
 
-@_kernel()
+@_declare
 def linear(
     *, x: In, weight: In, bias: InFloat, residual: In | None, residual_scale: InFloat | None, out: Out,
     rows: Long, in_features: Long, out_features: Long, norm: Int, act: Int, eps: Float,
 ) -> None:  # fmt: skip
     """Linear layer: out = act(norm(x) · weightᵀ + bias) + residual_scale · residual; weight packed."""
+    tensors = x, weight, bias, residual, residual_scale, out
+    _call("linear", tensors, (rows, in_features, out_features, norm, act, eps))
 
 
-@_kernel()
+@_declare
 def mlp(
     *, x: In, moments: InFloat | None, w1: In, b1: InFloat, w2: In, b2: InFloat, residual: In | None,
     residual_scale: InFloat | None, out: Out, pre_act: Out | None, samples: Long, positions: Long, dim: Long,
     hidden: Long, norm: Int, act: Int, eps: Float,
 ) -> None:  # fmt: skip
     """MLP: pre_act = norm(x) · w1ᵀ + b1, out = act(pre_act) · w2ᵀ + b2 + residual_scale · residual."""
+    tensors = x, moments, w1, b1, w2, b2, residual, residual_scale, out, pre_act
+    _call("mlp", tensors, (samples, positions, dim, hidden, norm, act, eps))
 
 
-@_kernel(torch.float32)
+@_declare
 def pack_linear(*, weight: In, packed: Out, out_features: Long, in_features: Long) -> None:
     """The weight (out_features, in_features) in panels, as `linear` and `mlp` read it."""
+    _call("pack_linear", (weight, packed), (out_features, in_features))
 
 
-@_kernel(torch.float32)
+@_declare
 def mlp_backward(
     *, x: In, grad_out: In, w1: In, b1: In | None, w2: In, pre_act: In | None, grad_x: Out, grad_w1: Out,
     grad_b1: Out, grad_w2: Out, rows: Long, dim: Long, hidden: Long, act: Int,
 ) -> None:  # fmt: skip
     """Gradients of act(x · w1ᵀ + b1) · w2ᵀ; pre_act (rows, hidden) is recomputed where it is null."""
+    tensors = x, grad_out, w1, b1, w2, pre_act, grad_x, grad_w1, grad_b1, grad_w2
+    _call("mlp_backward", tensors, (rows, dim, hidden, act))
 
 
-@_kernel()
+@_declare
 def layer_norm(
     *, x: In, weight: InFloat | None, bias: InFloat | None, out: Out, tokens: Long, channels: Long, eps: Float
 ) -> None:
     """Layer norm: out = (x − mean(x)) / √(var(x) + eps) · weight + bias; x (tokens, channels)."""
+    _call("layer_norm", (x, weight, bias, out), (tokens, channels, eps))
 
 
-@_kernel()
+@_declare
 def pool_minus_self(
     *, x: In, out: Out, batch: Long, height: Long, width: Long, channels: Long, transposed: Int
 ) -> None:
     """Stencil: out = avg_pool3×3(x) − x of x (batch, height, width, channels), or its transpose."""
+    _call("pool_minus_self", (x, out), (batch, height, width, channels, transposed))
 
 
-@_kernel()
+@_declare
 def pool_residual(
     *, x: In, weight: InFloat, residual_scale: InFloat, out: Out, moments: OutFloat, batch: Long,
     height: Long, width: Long, channels: Long, eps: Float, next_eps: Float,
 ) -> None:  # fmt: skip
     """Pooling: out = residual_scale · x + weight / σ(x) · (avg_pool3×3(x) − x); moments of out (batch, 2)."""
+    tensors = x, weight, residual_scale, out, moments
+    _call("pool_residual", tensors, (batch, height, width, channels, eps, next_eps))
 
 
-@_kernel()
+@_declare
 def cycle_means(
     *, x: In, offsets: InInt, out: Out, batch: Long, height: Long, width: Long, channels: Long
 ) -> None:
     """Means (batch, 3, channels) of x (batch, height, width, channels) shifted along width, height, not."""
+    _call("cycle_means", (x, offsets, out), (batch, height, width, channels))
 
 
-@_kernel()
+@_declare
 def cycle_softmax(*, logits: In, out: OutFloat, batch: Long, channels: Long) -> None:
     """Softmax over the last of logits (batch, channels, 3): out (batch, 3, channels)."""
+    _call("cycle_softmax", (logits, out), (batch, channels))
 
 
-@_kernel()
+@_declare
 def cycle_mix(
     *, x: In, offsets: InInt, branch_weights: InFloat, w_width: In, b_width: InFloat, w_height: In,
     b_height: InFloat, w_plain: In, b_plain: InFloat, w_proj: In, b_proj: InFloat, residual: In | None,
     residual_scale: InFloat | None, out: Out, batch: Long, height: Long, width: Long, channels: Long,
 ) -> None:  # fmt: skip
     """CycleMLP: out = proj(Σ branch_weightsᵢ · linearᵢ(shiftᵢ(x))) + residual_scale · residual."""
+    tensors = (
+        x, offsets, branch_weights, w_width, b_width, w_height, b_height, w_plain, b_plain, w_proj, b_proj,
+        residual, residual_scale, out,
+    )  # fmt: skip
+    _call("cycle_mix", tensors, (batch, height, width, channels))

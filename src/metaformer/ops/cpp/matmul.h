@@ -164,8 +164,8 @@ struct Input {
 
 enum class Act : int { none = 0, relu = 1, squared_relu = 2, gelu = 3 };  // numbers of `ops.linear.ACTS`
 
-// GELU is x * cdf(x), where cdf(x) = 1/2 + x * p(x^2), p a minimax polynomial for |x| <= MAX, beyond which cdf is 0 or 1
-// to the type's last place. x * cdf(x) errs by 1e-6 for float, by 2.5e-5 for bfloat16.
+// GELU is x * cdf(x), where cdf(x) = 1/2 + x * p(x^2), p a minimax polynomial for |x| <= MAX, beyond which cdf is 0 or
+// 1 to the type's last place. x * cdf(x) errs by 1e-6 for float, by 2.5e-5 for bfloat16.
 template <class T>
 struct NormalCdf;
 

@@ -31,19 +31,9 @@ _CHUNK, _PROGRAMS = 1024, 264
 
 @triton.jit
 def _gathered(x, row, index, length, stride, live, channel, DIM: tl.constexpr, KERNEL: tl.constexpr):
-    """A tile (positions, channels) shifted along one axis, zero beyond the border.
-
-    Args:
-        x: the activations.
-        row: number of each position.
-        index: of each position along the axis.
-        length: of the axis.
-        stride: positions from one index to the next.
-        live: which positions there are.
-        channel: numbers of the channels.
-        DIM: channels of x.
-        KERNEL: number of classes.
-    """
+    # A tile (positions, channels) of x shifted along one axis, zero beyond the border: position number `row`
+    # has `index` of `length` along the axis, where neighbors are `stride` positions apart. `live` masks the
+    # positions there are.
     known = channel < DIM
     residue_of = channel % KERNEL
     tile = tl.load(x + row[:, None] * DIM + channel[None, :], mask=live[:, None] & known[None, :], other=0.0)
@@ -109,7 +99,7 @@ def _forward_kernel(
 
 @triton.jit
 def _branch_gradient(
-    result, grad_out, row, shift, inside, w, share, place, width,
+    result, grad_out, row, shift, inside, w, share, member, width,
     DIM: tl.constexpr, PRECISION: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Add one branch's part of ∂x: (∂y · s, read `shift` positions away) · w, w (DIM, width) of one class."""
@@ -123,8 +113,8 @@ def _branch_gradient(
         )
         part = tl.load(share + output, mask=known, other=0.0).to(tl.float32)
         right = tl.load(
-            w + output[:, None] * width + place[None, :],
-            mask=known[:, None] & (place < width)[None, :],
+            w + output[:, None] * width + member[None, :],
+            mask=known[:, None] & (member < width)[None, :],
             other=0.0,
         )
         left = (grad.to(tl.float32) * part[None, :]).to(right.dtype)
@@ -139,9 +129,8 @@ def _input_gradient_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     # A tile (ROWS positions of one sample, COLUMNS channels of one class) of ∂x.
-    # Position p of x went to p − offset, so its gradient is read there: all channels of a class have one
-    # offset. Weights are (KERNEL, DIM, CLASS): number `place` of a class is channel place * KERNEL +
-    # residue.
+    # Position p of x went to p − offset, so its gradient is read there; all channels of a class have one
+    # offset. Weights are (KERNEL, DIM, CLASS): `member` of a class is channel member * KERNEL + residue.
     blocks: tl.constexpr = (CLASS + COLUMNS - 1) // COLUMNS
     pid = tl.program_id(0)  # (tile * blocks + block) * KERNEL + residue, tile = sample * parts + part
     residue = pid % KERNEL
@@ -152,8 +141,8 @@ def _input_gradient_kernel(
     position = (tile % parts) * ROWS + tl.arange(0, ROWS)
     live = position < height * width
     offset = (residue + KERNEL // 2) % KERNEL - KERNEL // 2  # `staircase(KERNEL)[residue]`
-    place = block * COLUMNS + tl.arange(0, COLUMNS)
-    channel = place * KERNEL + residue
+    member = block * COLUMNS + tl.arange(0, COLUMNS)
+    channel = member * KERNEL + residue
     own = residue * (DIM * CLASS)
     row = sample.to(tl.int64) * (height * width) + position
     column = position % width - offset
@@ -162,15 +151,15 @@ def _input_gradient_kernel(
     result = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     inside = live & (column >= 0) & (column < width)
     result = _branch_gradient(
-        result, grad_out, row, -offset, inside, w_width + own, share, place, CLASS, DIM, PRECISION, DEPTH
+        result, grad_out, row, -offset, inside, w_width + own, share, member, CLASS, DIM, PRECISION, DEPTH
     )
     inside = live & (line >= 0) & (line < height)
     result = _branch_gradient(
-        result, grad_out, row, -offset * width, inside, w_height + own, share + DIM, place, CLASS,
+        result, grad_out, row, -offset * width, inside, w_height + own, share + DIM, member, CLASS,
         DIM, PRECISION, DEPTH,
     )  # fmt: skip
     result = _branch_gradient(
-        result, grad_out, row, 0, live, w_plain + own, share + 2 * DIM, place, CLASS, DIM, PRECISION, DEPTH
+        result, grad_out, row, 0, live, w_plain + own, share + 2 * DIM, member, CLASS, DIM, PRECISION, DEPTH
     )
     to = out + row[:, None] * DIM + channel[None, :]
     tl.store(to, result.to(out.dtype.element_ty), mask=live[:, None] & (channel < DIM)[None, :])
@@ -267,14 +256,9 @@ def _input_gradient(
 
 
 def _weight_gradient(
-    grad_out: Tensor,
-    x: Tensor,
-    w_width: Tensor,
-    w_height: Tensor,
-    w_plain: Tensor,
-    weights: Tensor,
+    grad_out: Tensor, x: Tensor, w_width: Tensor, w_height: Tensor, w_plain: Tensor, weights: Tensor,
     kernel: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients for the three weights, (3, C, C), and for the branch weights, (B, 3, C), in float32."""
     batch, height, width, dim = x.shape
     blocks = _weight_gradient_blocks(x.dtype)
@@ -344,14 +328,9 @@ def _empty(x: Tensor, *rest: Any) -> Tensor:
 
 @backward_op("cycle_mix_backward")
 def cycle_mix_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    w_width: Tensor,
-    w_height: Tensor,
-    w_plain: Tensor,
-    weights: Tensor,
+    grad_out: Tensor, x: Tensor, w_width: Tensor, w_height: Tensor, w_plain: Tensor, weights: Tensor,
     kernel: int,
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """Gradients for the five tensors behind `grad_out`."""
     grad_out = grad_out.contiguous()
     tensors = (w_width, w_height, w_plain, weights)

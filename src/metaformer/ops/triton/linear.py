@@ -203,37 +203,15 @@ def fold(
 
 
 def fused_linear(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    *,
-    moments: Tensor | None = None,
-    total: Tensor | None = None,
-    norm: str = "none",
-    act: str = "none",
-    star: Tensor | None = None,
-    offset: Tensor | None = None,
-    scale: Tensor | None = None,
-    residual: Tensor | None = None,
-    residual_scale: Tensor | None = None,
+    x: Tensor, w: Tensor, bias: Tensor | None, *, moments: Tensor | None = None, total: Tensor | None = None,
+    norm: str = "none", act: str = "none", star: Tensor | None = None, offset: Tensor | None = None,
+    scale: Tensor | None = None, residual: Tensor | None = None, residual_scale: Tensor | None = None,
     factor: float = 1.0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """residual_scale · residual + scale · act(w · norm(x) + bias) of x (B, H, W, K) by a weight (N, K).
 
-    Args:
-        x: the activations.
-        w: the weight, with γ folded in where there is a norm.
-        bias: (N,), with w · β in it where there is a norm.
-        moments: of each sample or token, as `norm` says.
-        total: sums of the folded weight.
-        norm: "group_norm", "layer_norm" or "none".
-        act: the activation, or "none".
-        star: StarReLU's scale.
-        offset: StarReLU's bias.
-        scale: (N,).
-        residual: (B, H, W, N).
-        residual_scale: (N,); `factor` where there is none.
-        factor: see `residual_scale`.
+    With a norm, w, `total` and bias are those of `fold`, and `moments` are its samples' or tokens'. The
+    residual is (B, H, W, N), its factor `residual_scale` (N,) or, where there is none, `factor`.
     """
     batch, height, width, dim = x.shape
     out = x.new_empty((batch, height, width, w.shape[0]))
@@ -277,13 +255,7 @@ def act_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Turn `grad` (N, M), in place, into the gradient before `act`; returns its sums, and StarReLU's.
 
-    Args:
-        pre_act: (N, M), what was activated; with `activate` it becomes what comes of that.
-        grad: after the activation, contiguous as `pre_act` is.
-        act: the activation.
-        star: StarReLU's scale, where there is one.
-        offset: StarReLU's bias.
-        activate: see `pre_act`.
+    With `activate`, pre_act (N, M) becomes act(pre_act); both lie contiguous.
     """
     number, width = pre_act.shape
     down, across = cdiv(number, _ROWS), cdiv(width, _COLUMNS)
@@ -310,14 +282,9 @@ def rows_linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _linear_act_gradient(
-    n: Tensor,
-    grad: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    act: str,
-    star: Tensor | None,
+    n: Tensor, grad: Tensor, w: Tensor, bias: Tensor | None, act: str, star: Tensor | None,
     offset: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of act(n · wᵀ + bias) for rows n (N, K), and in float32 for w, bias and StarReLU's two."""
     grad_n = torch.empty_like(n)
     grad_w = w.new_zeros(w.shape, dtype=torch.float32)
@@ -336,17 +303,9 @@ def _linear_act_gradient(
 
 @forward_op("linear_act")
 def linear_act(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    star: Tensor | None,
-    offset: Tensor | None,
-    eps: float,
-    norm: str,
-    act: str,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, w: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None, star: Tensor | None,
+    offset: Tensor | None, eps: float, norm: str, act: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """act(w · norm(x) + bias), and for a norm over samples each one's mean and 1/σ."""
     moments = moments_for(x, norm, eps)
     folded, total, constant = (w, None, bias) if norm == "none" else fold(w, gamma, beta, bias)
@@ -363,19 +322,9 @@ def _empty(x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 @backward_op("linear_act_backward")
 def linear_act_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    star: Tensor | None,
-    offset: Tensor | None,
-    sample_moments: Tensor,
-    eps: float,
-    norm: str,
-    act: str,
-) -> list[Tensor]:
+    grad_out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+    star: Tensor | None, offset: Tensor | None, sample_moments: Tensor, eps: float, norm: str, act: str,
+) -> list[Tensor]:  # fmt: skip
     """Gradients for x and the six tensors after it, empty for those that are not there."""
     grad_out = grad_out.contiguous()
     moments = token_moments(x, eps) if norm == "layer_norm" else sample_moments
@@ -424,14 +373,9 @@ linear_act_backward.register_fake(_empty_gradients)
 
 @forward_op("linear_residual")
 def linear_residual(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    residual: Tensor | None,
-    residual_scale: Tensor | None,
-    factor: float,
-) -> Tensor:
+    x: Tensor, w: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None,
+    residual_scale: Tensor | None, factor: float,
+) -> Tensor:  # fmt: skip
     """Linear layer with scale and residual, whose factor is `residual_scale` or, without one, `factor`."""
     return fused_linear(
         x, w, bias, scale=scale, residual=residual, residual_scale=residual_scale, factor=factor

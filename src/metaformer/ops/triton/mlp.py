@@ -96,24 +96,10 @@ def _mlp_kernel(
 
 
 def _narrow_mlp(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    moments: Tensor,
-    scale: Tensor | None,
-    residual_scale: Tensor | None,
-    star: Tensor | None,
-    offset: Tensor | None,
-    *,
-    factor: float | None,
-    eps: float,
-    norm: str,
-    act: str,
-) -> Tensor:
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, gamma: Tensor | None,
+    beta: Tensor | None, moments: Tensor, scale: Tensor | None, residual_scale: Tensor | None,
+    star: Tensor | None, offset: Tensor | None, *, factor: float | None, eps: float, norm: str, act: str,
+) -> Tensor:  # fmt: skip
     batch, height, width, dim = x.shape
     number = batch * height * width
     out = x.new_empty(x.shape)
@@ -144,22 +130,10 @@ def _blocks(rows: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
 
 @forward_op("mlp")
 def mlp(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    scale: Tensor | None,
-    residual_scale: Tensor | None,
-    star: Tensor | None,
-    offset: Tensor | None,
-    factor: float | None,
-    eps: float,
-    norm: str,
-    act: str,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, gamma: Tensor | None,
+    beta: Tensor | None, scale: Tensor | None, residual_scale: Tensor | None, star: Tensor | None,
+    offset: Tensor | None, factor: float | None, eps: float, norm: str, act: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The result, and for a norm over samples each one's mean and 1/σ.
 
     The residual is x times `residual_scale`, or where there is none `factor`; neither: no residual.
@@ -190,29 +164,12 @@ def _empty(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _rows_gradient(
-    n: Tensor,
-    grad: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    act: str,
-    star: Tensor | None,
+    n: Tensor, grad: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, act: str, star: Tensor | None,
     offset: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of both layers, whose hidden activations are recomputed slice by slice.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients for rows n (N, C), and in float32 for w1, b1, then gradᵀ · hidden, and StarReLU's two.
 
-    Args:
-        n: rows (N, C) that go in.
-        grad: rows (N, C) of the gradient that comes back, not yet scaled.
-        w1: (M, C).
-        b1: (M,).
-        w2: (C, M), scaled.
-        act: the activation.
-        star: StarReLU's scale.
-        offset: StarReLU's bias.
-
-    Returns:
-        Gradients for n, w1, b1, then gradᵀ · hidden, and StarReLU's two, all but the first in float32.
+    `grad` (N, C) is not scaled yet, w2 is. Hidden activations are recomputed slice by slice.
     """
     grad_n = torch.empty_like(n)
     grad_w1 = w1.new_zeros(w1.shape, dtype=torch.float32)
@@ -233,24 +190,11 @@ def _rows_gradient(
 
 @backward_op("mlp_backward")
 def mlp_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    scale: Tensor | None,
-    residual_scale: Tensor | None,
-    star: Tensor | None,
-    offset: Tensor | None,
-    sample_moments: Tensor,
-    factor: float | None,
-    eps: float,
-    norm: str,
-    act: str,
-) -> list[Tensor]:
+    grad_out: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
+    gamma: Tensor | None, beta: Tensor | None, scale: Tensor | None, residual_scale: Tensor | None,
+    star: Tensor | None, offset: Tensor | None, sample_moments: Tensor, factor: float | None, eps: float,
+    norm: str, act: str,
+) -> list[Tensor]:  # fmt: skip
     """Gradients for x and the ten tensors after it, empty for those that are not there."""
     grad_out = grad_out.contiguous()
     moments = token_moments(x, eps) if norm == "layer_norm" else sample_moments

@@ -269,27 +269,13 @@ def normalize(
 
 
 def norm_gradient(
-    x: Tensor,
-    grad_n: Tensor,
-    grad_out: Tensor | None,
-    gamma: Tensor | None,
-    moments: Tensor,
-    residual_scale: Tensor | None,
-    *,
-    norm: str,
-    factor: float | None,
-) -> tuple[Tensor, Tensor]:
-    """Gradient for x of norm and residual, and the sums over all tokens (4, C) of `_sums_kernel`.
+    x: Tensor, grad_n: Tensor, grad_out: Tensor | None, gamma: Tensor | None, moments: Tensor,
+    residual_scale: Tensor | None, *, norm: str, factor: float | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradient for x (B, H, W, C) of norm and residual, and sums (4, C) of `_sums_kernel` over all tokens.
 
-    Args:
-        x: (B, H, W, C).
-        grad_n: gradient behind the norm, (B, H, W, C).
-        grad_out: gradient of the result that the residual x is part of, if it is.
-        gamma: the norm's weight.
-        moments: of each sample or token, as `norm` says.
-        residual_scale: (C,); where there is none, it is `factor`.
-        norm: "group_norm", "layer_norm" or "none".
-        factor: see `residual_scale`; None where there is no residual.
+    `grad_n` is the gradient behind the norm, `grad_out` that of the result which the residual x is part of,
+    if it is: times `residual_scale` (C,) or, where there is none, `factor`; neither: no residual.
     """
     batch, height, width, dim = x.shape
     per_sample = height * width

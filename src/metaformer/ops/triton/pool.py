@@ -233,14 +233,9 @@ def _empty(
 
 @backward_op("pool_residual_backward")
 def pool_residual_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    residual_scale: Tensor | None,
-    moments: Tensor,
-    size: int,
+    grad_out: Tensor, x: Tensor, weight: Tensor, residual_scale: Tensor | None, moments: Tensor, size: int,
     factor: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients for x, the weight and the residual's scale."""
     grad_out = grad_out.contiguous()
     batch, height, width, dim = x.shape
@@ -265,14 +260,9 @@ def pool_residual_backward(
 
 
 def _empty_gradients(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    residual_scale: Tensor | None,
-    moments: Tensor,
-    size: int,
+    grad_out: Tensor, x: Tensor, weight: Tensor, residual_scale: Tensor | None, moments: Tensor, size: int,
     factor: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_scale = weight.new_empty(0) if residual_scale is None else torch.empty_like(residual_scale)
     return x.new_empty(x.shape), torch.empty_like(weight), grad_scale
 
