@@ -1,4 +1,4 @@
-"""Image classification as a task."""
+"""`TaskSpec` of image classification: what evaluation, prediction and the command line ask of the task."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Image classification."""
+"""Training of image classification: data, network, loss and evaluation of a run."""
 
 import logging
 from collections.abc import Callable

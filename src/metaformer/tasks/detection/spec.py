@@ -1,4 +1,4 @@
-"""Object detection and instance segmentation as a task."""
+"""`TaskSpec` of object detection and instance segmentation: what evaluation, prediction and the command line ask of the task."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Object detection and instance segmentation."""
+"""Training of object detection and instance segmentation: data, network, loss and evaluation of a run."""
 
 from collections.abc import Sequence
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""Multi-label image classification as a task."""
+"""`TaskSpec` of multi-label image classification: what evaluation, prediction and the command line ask of the task."""
 
 import math
 from collections.abc import Mapping

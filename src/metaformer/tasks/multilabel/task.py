@@ -1,4 +1,4 @@
-"""Training of multi-label classifiers."""
+"""Training of multi-label image classification: data, network, loss and evaluation of a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

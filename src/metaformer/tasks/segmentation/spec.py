@@ -1,4 +1,4 @@
-"""Semantic segmentation as a task."""
+"""`TaskSpec` of semantic segmentation: what evaluation, prediction and the command line ask of the task."""
 
 import math
 from collections.abc import Mapping
