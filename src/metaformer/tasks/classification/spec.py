@@ -1,4 +1,4 @@
-"""`TaskSpec` of image classification: what evaluation, prediction and the command line ask of the task."""
+"""`TaskSpec` of image classification: what the rest of the library asks of it."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`TaskSpec` of object detection and instance segmentation: what evaluation, prediction and the command line ask of the task."""
+"""`TaskSpec` of object detection and instance segmentation: what the rest of the library asks of it."""
 
 from collections.abc import Mapping
 from pathlib import Path

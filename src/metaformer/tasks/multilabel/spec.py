@@ -1,4 +1,4 @@
-"""`TaskSpec` of multi-label image classification: what evaluation, prediction and the command line ask of the task."""
+"""`TaskSpec` of multi-label image classification: what the rest of the library asks of it."""
 
 import math
 from collections.abc import Mapping

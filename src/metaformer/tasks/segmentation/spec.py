@@ -1,4 +1,4 @@
-"""`TaskSpec` of semantic segmentation: what evaluation, prediction and the command line ask of the task."""
+"""`TaskSpec` of semantic segmentation: what the rest of the library asks of it."""
 
 import math
 from collections.abc import Mapping
