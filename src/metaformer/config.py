@@ -319,7 +319,7 @@ class DetectConfig:
 
 @dataclass(frozen=True)
 class MultilabelConfig:
-    """Multi-label classification: what `task` `multilabel` takes beside the other sections."""
+    """Multi-label classification; read by task `multilabel` only."""
 
     layout: Literal["auto", "csv", "jsonl", "coco"] = "auto"
     """How the labels lie on disk: SPLIT.csv, SPLIT.jsonl, or COCO's objects; recognized by default."""

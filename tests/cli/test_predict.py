@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from metaformer.cli.options import task_options
+import metaformer
+from metaformer.cli.options import options_by_name
 from metaformer.tasks import TASKS
 
 Cli = Callable[..., Any]
@@ -69,6 +72,15 @@ def test_classes_are_printed_or_written(run: Path, pets: Path, cli: Cli, tmp_pat
     assert (tmp_path / "found.csv").read_text().count("\n") == 11
     assert cli("predict", run, inputs[0], f"--out={tmp_path / 'drawn'}", "--draw").status == 0
     assert len(list((tmp_path / "drawn" / "images").iterdir())) == 5
+
+
+def test_a_model_by_name_takes_the_weights_beside_it(photos: Path, cli: Cli, tmp_path: Path) -> None:
+    file, image = tmp_path / "weights.safetensors", photos / "a/x.png"
+    torch.manual_seed(0)
+    save_file(metaformer.create_model("poolformer_n").state_dict(), file)
+    result = cli("predict", "poolformer_n", image, "--checkpoint", file, "--device=cpu")
+    (expected,) = metaformer.Predictor("poolformer_n", file, device="cpu")(image)
+    assert result.status == 0 and json.loads(result.out)["labels"] == list(expected.labels)
 
 
 # --- segmentation
@@ -176,7 +188,7 @@ def test_wrong_options_are_named_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
-VALUES = {int: "5", float: "0.5", Path: "x", list[float]: "1", list[str]: "a"}
+VALUES = {str: ";", int: "5", float: "0.5", Path: "x", list[float]: "1", list[str]: "a"}
 """A value for each type of an option; a flag needs none."""
 
 
@@ -189,7 +201,7 @@ def test_options_of_other_tasks_are_named_with_both_tasks(
     if field == "evaluation":
         command = ("evaluate", untrained[task])
     title = TASKS[task].title
-    for name, tasks in task_options(field).items():
+    for name, tasks in options_by_name(field).items():
         titles, kind = [owner for owner, _ in tasks], tasks[0][1].kind
         if title in titles:
             continue

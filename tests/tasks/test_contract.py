@@ -17,8 +17,8 @@ from metaformer.checkpoint.checkpoint import read_checkpoint
 from metaformer.cli import main
 from metaformer.cli.options import options_of
 from metaformer.config import TrainConfig
-from metaformer.errors import ConfigError
-from metaformer.inference.evaluate import COMMON, evaluate, task_options
+from metaformer.errors import ConfigError, UnknownName
+from metaformer.inference.evaluate import COMMON, check_options, evaluate, task_options
 from metaformer.inference.model import load_model
 from metaformer.inference.predictor import Predictor
 from metaformer.recipes import RECIPES
@@ -28,6 +28,7 @@ from metaformer.tasks.base import LoadedModel, TaskSpec
 from metaformer.tasks.stream import ImageList
 from metaformer.training.check import check_config
 from metaformer.training.train import train
+from metaformer.weights.hub import from_pretrained, save_pretrained
 from metaformer.weights.io import write_state
 from toys import build_task, demo_config
 
@@ -44,8 +45,8 @@ def image() -> Image.Image:
 
 @every_task
 def test_names_of_a_specification_exist(spec: TaskSpec) -> None:
-    assert TASKS[spec.name] is spec and spec.folder == FOLDERS[spec.name]
-    assert import_module(f"metaformer.tasks.{spec.folder}.spec").SPEC is spec
+    assert TASKS[spec.name] is spec
+    assert import_module(f"metaformer.tasks.{FOLDERS[spec.name]}.spec").SPEC is spec
     assert spec.section in {field.name for field in fields(TrainConfig)}
     for field in spec.unused:
         attrgetter(field)(TrainConfig())
@@ -81,6 +82,17 @@ def test_fields_that_a_task_does_not_use_are_refused_by_name(spec: TaskSpec) -> 
         changed = {**plain, section: {**plain[section], name: other_value(plain[section][name])}}
         with pytest.raises(ConfigError, match=f"{re.escape(field)}: .*{spec.title}"):
             check_config(from_dict(TrainConfig, changed))
+
+
+@every_task
+def test_a_value_that_is_no_choice_is_refused(spec: TaskSpec, untrained: dict[str, Path]) -> None:
+    model = load_model(untrained[spec.name])
+    for field in ("evaluation", "predictor", "write"):
+        for option in options_of(getattr(spec, field)):
+            if isinstance(option.kind, tuple):
+                check_options(field, model, dict.fromkeys([option.name], option.kind[0]))
+                with pytest.raises(UnknownName, match=option.name):
+                    check_options(field, model, {option.name: "other"})
 
 
 @pytest.mark.parametrize(
@@ -126,6 +138,10 @@ def test_cards_build_the_same_model_again(
     assert described.spec is spec and described.classes == loaded.classes
     assert (described.preprocess, described.metadata) == (loaded.preprocess, loaded.metadata)
     assert predict(described, image) == predict(loaded, image)
+    save_pretrained(from_pretrained(tmp_path), tmp_path / "again")
+    again = load_model(tmp_path / "again")
+    assert again.spec is spec and again.metadata == loaded.metadata
+    assert predict(again, image) == predict(loaded, image)
 
 
 @every_task

@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
 def _demo(argv: list[str]) -> int:
     parser = Parser(
         "data demo",
-        "Write the demo data sets: digits on photographs, as an image folder, as ADE20K and as COCO.",
+        "Write the demo data sets: digits on photographs, as an image folder, CSV labels, ADE20K and COCO.",
         "metaformer data demo demo-data",
     )
     add = parser.add_argument

@@ -13,10 +13,11 @@ def run(argv: list[str]) -> int:
     parser = Parser("list", "Models and published weights, recipes, mixers.", "metaformer list 'caformer_*'")
     add = parser.add_argument
     add("filter", nargs="?", default="", metavar="FILTER", help="part of a name, or a pattern with * and ?")
-    add("--recipes", action="store_true", help="training recipes")
-    add("--segmenters", action="store_true", help="published segmentation networks")
-    add("--detectors", action="store_true", help="published detectors")
-    add("--mixers", action="store_true", help="token mixers, with their options")
+    kind = parser.add_mutually_exclusive_group().add_argument
+    kind("--recipes", action="store_true", help="training recipes")
+    kind("--segmenters", action="store_true", help="published segmentation networks")
+    kind("--detectors", action="store_true", help="published detectors")
+    kind("--mixers", action="store_true", help="token mixers, with their options")
     add("--json", action="store_true", help="print JSON")
     parser.add_import()
     args = parser.parse_args(argv)

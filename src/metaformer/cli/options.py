@@ -98,14 +98,14 @@ def add_task_options(parser: Parser, *fields: str) -> None:
     """
     groups: dict[tuple[str, ...], list[Option]] = {}
     for field in fields:
-        for options in task_options(field).values():
+        for options in options_by_name(field).values():
             titles = tuple(title for title, _ in options)
             groups.setdefault(titles, []).extend(option for _, option in options)
     for titles, found in sorted(groups.items(), key=lambda group: -len(group[0])):
         add_options(parser.add_argument_group(", ".join(titles)), found, given_only=True)
 
 
-def task_options(field: str) -> dict[str, list[tuple[str, Option]]]:
+def options_by_name(field: str) -> dict[str, list[tuple[str, Option]]]:
     """The options of all tasks in a field of `TaskSpec` by name, each with the titles of its tasks."""
     from metaformer.inference.evaluate import COMMON
     from metaformer.tasks import TASKS

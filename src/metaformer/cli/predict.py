@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metaformer.cli.options import accepts, add_options, add_task_options, options_of, task_options
+from metaformer.cli.options import add_options, add_task_options, options_by_name, options_of
 from metaformer.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -18,26 +18,22 @@ EXAMPLE = """metaformer predict runs/demo photo.jpg folder/ 'more/*.png' --out p
 def run(argv: list[str]) -> int:
     """Predict on images, folders, videos or a whole data set."""
     from metaformer.deploy.optimize import optimize
+    from metaformer.inference.evaluate import check_options
     from metaformer.inference.predictor import Predictor
 
     parser = _parser()
     args = vars(parser.parse_args(argv))
-    outputs = {name: args.pop(name) for name in task_options("write") if name in args}
+    outputs = {name: args.pop(name) for name in options_by_name("write") if name in args}
     _check(parser, args, outputs)
     parser.run_import(args)
     common = {option.name: args[option.name] for option in options_of(Predictor, skip=("rewrite",))}
-    options = {name: args[name] for name in task_options("predictor") if name in args}
-    predictor = Predictor(args["source"], **common, rewrite=optimize if args["optimize"] else None, **options)
+    options = {name: args[name] for name in options_by_name("predictor") if name in args}
+    rewrite = optimize if args["optimize"] else None
+    predictor = Predictor(args["source"], args["checkpoint"], **common, rewrite=rewrite, **options)
     if args["data"]:
         return _predict_all(predictor, args)
     model = predictor.model
-    if not accepts(model.spec.write, outputs):
-        from metaformer.inference.evaluate import check_options
-
-        check_options("write", model, outputs)
-        parser.error(
-            f"{', '.join(f'--{name} {value}' for name, value in outputs.items())}: not known to its task"
-        )
+    check_options("write", model, outputs)
     for line in model.spec.write(predictor.predictions(args["inputs"]), args["out"], model, **outputs):
         print(line)
     return 0

@@ -60,7 +60,7 @@ class Preprocess(Serializable):
         from torchvision.transforms import InterpolationMode
 
         if crops not in (1, 5):
-            raise ConfigError(f"evaluate.crops is {crops}: choose 1 or 5")
+            raise ConfigError(f"crops is {crops}: choose 1 or 5")
         size = (self.image_size, self.image_size)
         crop = transforms.CenterCrop(size) if crops == 1 else transforms.FiveCrop(size)
         resize = transforms.Resize(self.resize, InterpolationMode(self.interpolation))

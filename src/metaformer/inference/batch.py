@@ -16,6 +16,7 @@ from metaformer.data.loader import Stop
 from metaformer.data.sampler import EvalSampler
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError, OutputError
+from metaformer.inference.int8_model import Int8Network
 from metaformer.inference.predictor import Predictor
 from metaformer.serialize import differences
 from metaformer.storage import atomic_text, lock
@@ -121,6 +122,9 @@ def _images(source: Source) -> dict[str, Any]:
 
 def _network(predictor: Predictor) -> dict[str, Any]:
     model, digest = predictor.model, hashlib.sha256()
+    if isinstance(model.model, Int8Network):  # its weights lie in files, not in a state dict
+        for suffix in (".xml", ".bin"):
+            digest.update(model.model.file.with_suffix(suffix).read_bytes())
     for name, value in model.model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from metaformer.distributed import join
 from metaformer.errors import ConfigError, UnknownName
@@ -48,7 +48,7 @@ def evaluate(
             `real_labels` and `class_subset`, or `scales`, `flip`, `sliding_window` and `layout`.
 
     Returns:
-        The task's report: `ClassificationReport`, `SegmentationReport`, `DetectionReport`.
+        The task's report, such as `ClassificationReport`.
 
     Raises:
         ConfigError: a value out of range, an option that the task does not take, classes that do not match.
@@ -86,7 +86,7 @@ def task_options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def check_options(field: str, model: LoadedModel, options: dict[str, Any]) -> None:
-    """Refuse options that the model's task does not take.
+    """Refuse options, and choices of them, that the model's task does not take.
 
     Args:
         field: the field of `TaskSpec` that takes the options, such as `evaluation`.
@@ -95,11 +95,17 @@ def check_options(field: str, model: LoadedModel, options: dict[str, Any]) -> No
 
     Raises:
         ConfigError: an option of other tasks.
-        UnknownName: an option of none.
+        UnknownName: an option of none, or a value that is not among its choices.
     """
-    own = task_options(getattr(model.spec, field))
-    for name in options:
+    function = getattr(model.spec, field)
+    own = task_options(function)
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    for name, value in options.items():
         if name in own:
+            kinds = (hints[name], *get_args(hints[name]))  # Literal[…], or Literal[…] | None
+            choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+            if choices and value is not None and value not in choices:
+                raise UnknownName(name, value, choices)
             continue
         others = [spec.title for spec in TASKS.values() if name in task_options(getattr(spec, field))]
         if not others:

@@ -34,6 +34,7 @@ class Int8Network(nn.Module):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
+        self.file = file
         self._openvino = load_openvino()
         try:
             self._graph = self._openvino.Core().read_model(file)

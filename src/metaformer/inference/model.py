@@ -9,8 +9,9 @@ from metaformer.checkpoint.checkpoint import STATE, Checkpoint, read_checkpoint
 from metaformer.checkpoint.manifest import MANIFEST
 from metaformer.checkpoint.run_dir import RunDir, find_checkpoint
 from metaformer.config import TrainConfig
+from metaformer.data.class_lists import given_names
 from metaformer.data.preprocess import Preprocess
-from metaformer.errors import ConfigError, DataError, WeightsError
+from metaformer.errors import ConfigError, WeightsError
 from metaformer.inference.int8_model import NETWORK, Int8Network
 from metaformer.serialize import from_dict
 from metaformer.tasks import TASKS
@@ -43,8 +44,9 @@ def load_model(
     Raises:
         ConfigError: no such run, checkpoint or model.
         WeightsError: the weights cannot be read or do not fit.
+        DataError: the file of class names cannot be read, or a name is empty or there twice.
     """
-    names = read_class_names(class_names)
+    names, _ = given_names(class_names)
     path = Path(source)
     if path.is_dir():
         if checkpoint is not None:
@@ -64,23 +66,6 @@ def load_model(
     if model.classes not in (None, names) and sorted(model.classes or ()) == sorted(names):
         raise ConfigError(f"class_names: those of {source} in another order; leave them out, it knows them")
     return replace(model, classes=names)
-
-
-def read_class_names(names: str | Path | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Class names as they are, or from a file with one a line.
-
-    Raises:
-        DataError: the file cannot be read, or holds no name.
-    """
-    if names is None or not isinstance(names, str | Path):
-        return None if names is None else tuple(names)
-    try:
-        lines = [line.strip() for line in Path(names).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{names}: cannot be read ({error})") from error
-    if not any(lines):
-        raise DataError(f"{names}: holds no class name; write one a line")
-    return tuple(name for name in lines if name)
 
 
 def _saved(saved: Checkpoint, raw: bool) -> LoadedModel:

@@ -61,8 +61,8 @@ class Predictor:
     def __call__(self, images: ImageInput | Iterable[ImageInput]) -> list[Any]:
         """Results for a file, a folder, a glob, an image, or a list of these; in order, files sorted.
 
-        They are `Classification`s, `Segmentation`s or `DetectedObjects`, at the images' own size; one for
-        each frame of an animation or a video.
+        They are `Classification`s, `MultilabelResult`s, `Segmentation`s or `DetectedObjects`, at the images'
+        own size; one for each frame of an animation or a video.
 
         Raises:
             DataError: nothing found, or an image that cannot be read.

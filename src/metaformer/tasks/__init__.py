@@ -1,4 +1,4 @@
-"""The tasks: one folder each, and one value that tells the rest of the library all about it."""
+"""The tasks: one folder each, and one `TaskSpec` that the rest of the library asks about it."""
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module

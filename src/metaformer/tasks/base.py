@@ -243,8 +243,6 @@ class TaskSpec:
     """What configurations and checkpoints call it, such as `detect`."""
     title: str
     """What people call it, such as "object detection"."""
-    folder: str
-    """Its folder in `metaformer.tasks`."""
     section: str
     """The section of `TrainConfig` that only this task reads."""
     unused: Mapping[str, Any] = field(default_factory=dict)

@@ -76,8 +76,8 @@ def model_card(
     """
     kind = kind_of(config)
     card: dict[str, Any] = {"library_name": "metaformer", "version": metadata.version("metaformer")}
-    if kind is not None:
-        card["task"] = kind.task
+    if task := pretrained_cfg.get("task") if kind is None else kind.task:
+        card["task"] = task
     card |= {"architecture": name, "config": config.to_dict(), "pretrained_cfg": dict(pretrained_cfg)}
     if kind is None:
         card["out_indices"] = None if out_indices is None else list(out_indices)

@@ -89,6 +89,8 @@ def from_pretrained(
     except MetaFormerError as error:
         raise ConfigError(f"{file}: {error}") from error
     notes = dict(card.get("pretrained_cfg") or {})
+    if isinstance(config, MetaFormerConfig) and "task" in card:  # such as multilabel; saved again with it
+        notes["task"] = card["task"]
     model.pretrained_cfg = {key: tuple(v) if isinstance(v, list) else v for key, v in notes.items()}
     load_weights(model, weights)
     return model.eval()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metaformer.data.class_lists import read_lines
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.preprocess import Preprocess
@@ -250,10 +251,7 @@ def read_class_subset(path: str | Path | None, classes: Sequence[str]) -> list[s
     """
     if path is None:
         return None
-    try:
-        names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    names = [line.strip() for line in read_lines(path) if line.strip()]
     strange = [name for name in names if name not in set(classes)]
     if strange or not names:
         what = f"{strange[0]!r} is no class of the data" if strange else "names no class"

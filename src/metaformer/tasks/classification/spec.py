@@ -89,7 +89,6 @@ def default_classes(count: int) -> tuple[str, ...]:
 SPEC = TaskSpec(
     name="classify",
     title="image classification",
-    folder="classification",
     section="loss",
     check_config=check_config,
     build=build_classify,

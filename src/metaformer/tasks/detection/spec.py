@@ -116,7 +116,6 @@ def forward(model: nn.Module) -> Any:
 SPEC = TaskSpec(
     name="detect",
     title="object detection",
-    folder="detection",
     section="detect",
     unused=CLASSIFICATION_ONLY,
     check_config=check_config,

@@ -66,14 +66,14 @@ def write_detections(
             chosen.append(drawn_output(place, _drawn, fps))
         if coco:
             ids = model.metadata.category_ids if model is not None else None
-            chosen.append(Output(coco_sink(place, ids), "images for COCO", place / FILE))
+            chosen.append(Output(coco_writer(place, ids), "images for COCO", place / FILE))
         return chosen
 
     return write_outputs(predictions, out, outputs, needs_folder={"draw": draw, "coco": coco})
 
 
 @contextmanager
-def coco_sink(place: Path, category_ids: Sequence[int] | None = None) -> Iterator[Writer[DetectedObjects]]:
+def coco_writer(place: Path, category_ids: Sequence[int] | None = None) -> Iterator[Writer[DetectedObjects]]:
     """Write PLACE/coco.json when all results are in.
 
     Args:
@@ -87,9 +87,9 @@ def coco_sink(place: Path, category_ids: Sequence[int] | None = None) -> Iterato
         numbers, between = ImageNumbers(), "\n"
         stream.write("[")
 
-        def add(name: str, seen: Prediction[DetectedObjects]) -> None:
+        def add(name: str, prediction: Prediction[DetectedObjects]) -> None:
             nonlocal between
-            for row in seen.result.to_coco(numbers.of(name), category_ids):
+            for row in prediction.result.to_coco(numbers.of(name), category_ids):
                 stream.write(between + json.dumps(row))
                 between = ",\n"
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from metaformer.data.scan import scan
 from metaformer.errors import DataError
@@ -41,7 +41,7 @@ def check_multilabel(
     *,
     workers: int | None = None,
     progress: bool = True,
-    layout: Literal["auto", "csv", "jsonl", "coco"] = "auto",
+    layout: Layout = "auto",
     class_names: Sequence[str] | str | Path | None = None,
     separator: str = " ",
 ) -> CheckReport:

@@ -32,7 +32,7 @@ class MultilabelFolder:
         paths: image files.
         labels: (N, K) bool, which classes each image has.
         classes: names of the K classes.
-        unlabeled: images in `folder` that the label file does not name.
+        unlabeled: images directly in `folder`, where it is not the root, that the label file does not name.
     """
 
     def __init__(
@@ -105,12 +105,13 @@ def open_multilabel(
     if missing:
         more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         on_error(DataError(f"{file}: names {missing[0]}, which is not there{more}"))
-    found = [(path, labels) for path, labels in found if path not in set(missing)]
+    gone = set(missing)
+    found = [(path, labels) for path, labels in found if path not in gone]
     index = {name: place for place, name in enumerate(classes)}
     matrix = torch.zeros(len(found), len(classes), dtype=torch.bool)
     for row, (_, labels) in enumerate(found):
         for label in labels:
-            if label in index:  # else `on_error` was told of it
+            if label in index:  # else `_classes` has reported it
                 matrix[row, index[label]] = True
     named = {path for path, _ in found}
     nested = folder.is_dir() and folder != root

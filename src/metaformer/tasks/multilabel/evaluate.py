@@ -1,8 +1,8 @@
 """Evaluation of multi-label classifiers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from metaformer.errors import ConfigError, TrainingError
 from metaformer.tasks.base import Forward, LoadedModel
 from metaformer.tasks.classification.predict import average_views
 from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
+from metaformer.tasks.multilabel.formats import Layout
 from metaformer.tasks.multilabel.metrics import average_precision, best_thresholds, count
 from metaformer.tasks.multilabel.results import ClassScore, MultilabelExample, MultilabelReport
 
@@ -103,11 +104,9 @@ class MultilabelEvaluation:
             thresholds = best_thresholds(scores, labels)
         else:
             thresholds = torch.tensor(self.thresholds, dtype=torch.float64)
-        counts, ap, there = (
-            count(scores, labels, thresholds),
-            average_precision(scores, labels),
-            labels.sum(dim=0) > 0,
-        )
+        counts = count(scores, labels, thresholds)
+        ap = average_precision(scores, labels)
+        there = labels.sum(dim=0) > 0
         tp, fp, fn = (float(part.sum()) for part in counts)
         precision = counts.tp / (counts.tp + counts.fp).clamp(min=1)
         recall = counts.tp / (counts.tp + counts.fn).clamp(min=1)
@@ -128,7 +127,7 @@ class MultilabelEvaluation:
             f1_macro=float(counts.f1()[there].mean()) if there.any() else 0.0,
             loss=float(loss.mean()),
             per_class=tuple(
-                ClassScore(name, int(images), None if own != own else own, *figures)
+                ClassScore(name, int(images), None if math.isnan(own) else own, *figures)
                 for name, images, own, *figures in rows
             ),
             examples=self._examples(scores >= thresholds, labels > 0.5, loss, indices),
@@ -160,7 +159,8 @@ def build_evaluation(
     *,
     batch_size: int = 128,
     workers: int = 4,
-    layout: Literal["auto", "csv", "jsonl", "coco"] | None = None,
+    layout: Layout | None = None,
+    separator: str | None = None,
     threshold: float | None = None,
     image_size: int | None = None,
     flip: bool = False,
@@ -175,6 +175,7 @@ def build_evaluation(
         batch_size: images at once, per device.
         workers: processes that read images, per device.
         layout: how the labels lie on disk (default: the run's own, or recognized).
+        separator: what stands between the labels in a CSV column (default: the run's own, or a space).
         threshold: score from which on a class is predicted (default: the checkpoint's, one for each class).
         image_size: height and width of the network's input, in pixels (default: the checkpoint's).
         flip: average with the mirrored image.
@@ -189,9 +190,9 @@ def build_evaluation(
     folder = open_multilabel(
         model.data_root(data),
         split or (run.data.val if run is not None else "val"),
-        layout or (run.multilabel.layout if run is not None and data is None else "auto"),
+        layout or (run.multilabel.layout if run is not None else "auto"),
         class_names=model.classes,
-        separator=run.multilabel.separator if run is not None else " ",
+        separator=separator or (run.multilabel.separator if run is not None else " "),
     )
     model.check_classes(folder.classes, folder.file)
     return MultilabelEvaluation(

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-from metaformer.errors import DataError
+from metaformer.errors import DataError, UnknownName
 
 IMAGE_COLUMNS: Final = ("image", "file", "filename", "file_name", "path", "image_path")
 LABEL_COLUMNS: Final = ("labels", "label", "tags", "classes")
@@ -159,15 +159,19 @@ Layout = Literal["auto", "csv", "jsonl", "coco"]
 EXTENSIONS: Final[dict[str, str]] = {"csv": ".csv", "jsonl": ".jsonl"}
 _PLACES: Final = ("{split}{ending}", "labels/{split}{ending}", "{split}/labels{ending}")
 IMAGE_FOLDERS: Final = ("", "{split}", "images/{split}", "images")
-"""Folders that the names in a label file may be relative to; the first that has the first image is taken."""
+"""Folders that the names in a label file may be relative to, then the file's own; the first that holds one of
+the first ten images is taken."""
 
 
 def find_label_file(root: str | Path, split: str, layout: Layout = "auto") -> Path | None:
     """The label file of a split: SPLIT.csv, labels/SPLIT.csv or SPLIT/labels.csv, or the same as .jsonl.
 
     Raises:
+        UnknownName: a layout that there is not.
         DataError: there are several.
     """
+    if layout not in get_args(Layout):
+        raise UnknownName("layout", layout, get_args(Layout))
     root = Path(root).expanduser()
     endings = EXTENSIONS.values() if layout == "auto" else [EXTENSIONS[layout]]
     files = [root / place.format(split=split, ending=ending) for ending in endings for place in _PLACES]

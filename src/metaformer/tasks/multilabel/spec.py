@@ -1,15 +1,15 @@
 """`TaskSpec` of multi-label image classification: what the rest of the library asks of it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
+from metaformer.serialize import NON_NEGATIVE, Range, check_ranges
 from metaformer.tasks.base import LoadedModel, TaskSpec
 from metaformer.tasks.classification import spec as classification
 from metaformer.tasks.multilabel.check import check_multilabel, recognize
@@ -21,6 +21,14 @@ from metaformer.tasks.multilabel.report import build_report
 from metaformer.tasks.multilabel.task import build_multilabel
 from metaformer.tasks.multilabel.write import write_multilabel
 
+RANGES: Final[Mapping[str, Range]] = {
+    "multilabel.gamma_pos": Range(0, 100),
+    "multilabel.gamma_neg": Range(0, 100),
+    "multilabel.margin": Range(0, 1, below=True),
+    "multilabel.threshold": Range(0, 1),
+    "multilabel.pos_weight": NON_NEGATIVE,
+}
+
 
 def check_config(config: TrainConfig) -> None:
     """Check the values of `multilabel`.
@@ -28,16 +36,8 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         ConfigError: the first that is out of range, or two that contradict each other.
     """
+    check_ranges(config, RANGES)
     options = config.multilabel
-    for field, value, low, high in (
-        ("gamma_pos", options.gamma_pos, 0.0, 100.0),
-        ("gamma_neg", options.gamma_neg, 0.0, 100.0),
-        ("margin", options.margin, 0.0, 0.999),
-        ("threshold", 0.5 if options.threshold is None else options.threshold, 0.0, 1.0),
-        *(("pos_weight", weight, 0.0, math.inf) for weight in options.pos_weight or ()),
-    ):
-        if not low <= value <= high:
-            raise ConfigError(f"multilabel.{field} is {value}: it must lie between {low:g} and {high:g}")
     if options.pos_weight is not None and options.balance:
         raise ConfigError("multilabel.pos_weight and multilabel.balance both set weights: choose one")
     if not options.separator:
@@ -84,7 +84,6 @@ def read_thresholds(values: Any, count: int) -> tuple[float, ...]:
 SPEC = TaskSpec(
     name="multilabel",
     title="multi-label classification",
-    folder="multilabel",
     section="multilabel",
     unused={
         "augment.mixup": 0.0,

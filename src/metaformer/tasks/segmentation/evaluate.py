@@ -185,7 +185,7 @@ def build_evaluation(
         split: its split; None for the run's own, or `val`.
         batch_size: not used: images are evaluated one at a time.
         workers: processes that read images.
-        layout: how the data set lies on disk (default: recognized).
+        layout: how the data set lies on disk (default: the run's own, or recognized).
         scales: test-time augmentation: factors of the input's size, such as 0.75,1,1.25.
         flip: average with the mirrored image.
         sliding_window: side of overlapping windows that are evaluated and averaged, in pixels; 0 for none.

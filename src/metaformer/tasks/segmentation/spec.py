@@ -102,7 +102,6 @@ def forward(model: nn.Module) -> Any:
 SPEC = TaskSpec(
     name="segment",
     title="semantic segmentation",
-    folder="segmentation",
     section="segment",
     unused=CLASSIFICATION_ONLY,
     check_config=check_config,
