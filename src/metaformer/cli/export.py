@@ -57,7 +57,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     parser.add_source()
     add("out", metavar="OUT.pt2", help="file to write")
-    add("--class-names", metavar="FILE", help="class names, one per line, where nothing else tells")
+    add("--class-names", metavar="FILE", help="class names, one per line, where nothing else gives them")
     add("--dtype", choices=list(DTYPES), help="type of weights and images (default: the weights' own)")
     least_most = ("MIN", "MAX")
     numbers: dict[str, Any] = {"type": int, "nargs": 2, "metavar": least_most}

@@ -58,8 +58,8 @@ class Recipe:
         yield f"{self.summary}."
         yield ""
         if self.config.schedule.steps is not None:
-            plan, side = self.config.data, self.config.data.image_size
-            yield f"Cost: {self.config.schedule.steps:,} steps of {plan.batch_size} crops of {side}×{side}."
+            data, side = self.config.data, self.config.data.image_size
+            yield f"Cost: {self.config.schedule.steps:,} steps of {data.batch_size} crops of {side}×{side}."
         elif self.exaflops is not None:
             yield f"Cost: {self.epochs} epochs, about {self.exaflops:.2g} exaFLOP forward and backward."
         else:

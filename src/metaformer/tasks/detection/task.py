@@ -92,15 +92,15 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
     train.check_any()
     val.check_any()
     validate_splits(world, check_sizes, (train, config.data.on_bad_image == "skip"), (val, False))
-    preprocess, plan = detection_preprocessing(config), config.detect
+    preprocess, detect = detection_preprocessing(config), config.detect
     torch.manual_seed(config.seed)
     augment = train_transform(
-        sides=tuple(plan.short_sides),
-        long_side=plan.long_side,
+        sides=tuple(detect.short_sides),
+        long_side=detect.long_side,
         hflip=config.augment.hflip,
-        photometric=plan.photometric,
-        jitter=plan.jitter,
-        crop=config.data.image_size if plan.jitter is not None else None,
+        photometric=detect.photometric,
+        jitter=detect.jitter,
+        crop=config.data.image_size if detect.jitter is not None else None,
         mean=config.data.mean,
         std=config.data.std,
     )
@@ -108,16 +108,16 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
         val,
         preprocess,
         inference=run_inference(config),
-        masks=plan.head == "mask_rcnn",
+        masks=detect.head == "mask_rcnn",
         workers=config.data.workers,
         pin_memory=world.device.type == "cuda",
         timeout=min(DATA_TIMEOUT, config.runtime.timeout),
         stop=stop,
     )
-    dataset = DetectionDataset(train, augment, config.seed, masks=plan.head == "mask_rcnn")
-    name = f"{plan.head}_{config.model.name}"
+    dataset = DetectionDataset(train, augment, config.seed, masks=detect.head == "mask_rcnn")
+    name = f"{detect.head}_{config.model.name}"
     task = DetectionTask(
-        build_detector(config, train), name, dataset, evaluation, preprocess, plan.group_by_aspect
+        build_detector(config, train), name, dataset, evaluation, preprocess, detect.group_by_aspect
     )
     task.to(world.device)
     return task
@@ -136,22 +136,22 @@ def open_annotated(
     Raises:
         DataError: it is not laid out as it should be.
     """
-    plan = config.detect
+    detect = config.detect
     return open_detection(
         config.data.root,
         split,
-        plan.layout,
-        classes=plan.class_names or classes,
-        masks=plan.head == "mask_rcnn",
+        detect.layout,
+        classes=detect.class_names or classes,
+        masks=detect.head == "mask_rcnn",
         on_bad=on_bad,
     )
 
 
 def detection_preprocessing(config: TrainConfig) -> DetectionPreprocess:
     """Preprocessing of a run's evaluation."""
-    plan = config.detect
-    short = None if plan.long_side is None else plan.short_sides[-1]
-    return DetectionPreprocess(plan.long_side, short, mean=config.data.mean, std=config.data.std)
+    detect = config.detect
+    short = None if detect.long_side is None else detect.short_sides[-1]
+    return DetectionPreprocess(detect.long_side, short, mean=config.data.mean, std=config.data.std)
 
 
 def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
@@ -165,20 +165,20 @@ def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
     """
     from metaformer.factory import create_detector
 
-    plan = config.detect
+    detect = config.detect
     model = create_detector(
-        plan.head,
+        detect.head,
         backbone=backbone_config(config.model, grid_mode="interpolate"),
         num_classes=len(data.classes),
-        fpn_dim=plan.fpn_dim,
-        head_dim=plan.head_dim,
-        box_fc_dim=plan.box_fc_dim,
-        roi_batch_size=plan.roi_batch_size,
-        anchor_scale=plan.anchor_scale,
-        feature_norm=plan.feature_norm,
-        score_threshold=plan.score_threshold,
-        nms_threshold=plan.nms_threshold,
-        max_detections=plan.max_detections,
+        fpn_dim=detect.fpn_dim,
+        head_dim=detect.head_dim,
+        box_fc_dim=detect.box_fc_dim,
+        roi_batch_size=detect.roi_batch_size,
+        anchor_scale=detect.anchor_scale,
+        feature_norm=detect.feature_norm,
+        score_threshold=detect.score_threshold,
+        nms_threshold=detect.nms_threshold,
+        max_detections=detect.max_detections,
         drop_path_rate=None,  # the configuration has it
     )
     load_initial_weights(model, config.model)

@@ -56,7 +56,7 @@ def create(
     num_classes: int | None = None,
     data: tuple[str | Path, str] | None = None,
 ) -> nn.Module | None:
-    """None: the published classifiers tell one class an image."""
+    """None: the published classifiers give one class an image."""
     return None
 
 
