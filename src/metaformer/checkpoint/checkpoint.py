@@ -136,7 +136,9 @@ def read_state(directory: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise WeightsError(f"{file}: damaged (no checkpoint format)")
     if state["format"] != FORMAT:
-        raise VersionError(directory, state["format"], state.get("version"), FORMAT)
+        int8 = "int8" in (state.get("card") or {})  # it has no weights that could be loaded
+        again = {"kind": "int8 network", "remedy": "quantize the network again"} if int8 else {}
+        raise VersionError(directory, state["format"], state.get("version"), FORMAT, **again)
     return state
 
 
