@@ -71,15 +71,15 @@ def test_preprocessing_can_be_changed_field_by_field(run: Path) -> None:
 
 def test_class_names_come_from_a_list_or_a_file(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
-    file.write_text("x\ny\n\nz\n")
+    file.write_text("x\ny\nz\n")
     assert load_model(run, class_names=file).classes == ("x", "y", "z")
     assert load_model(run, class_names=["Ameise", "Biene", "Katze"]).classes == ("Ameise", "Biene", "Katze")
     with pytest.raises(ConfigError, match=r"class_names: 2 .* 3"):
         load_model(run, class_names=["x", "y"])
     with pytest.raises(ConfigError, match=r"class_names: .* order"):  # the run's own
         load_model(run, class_names=["bee", "ant", "cat"])
-    file.write_text("\n")
-    with pytest.raises(DataError, match=r"names\.txt"):
+    file.write_text("x\n\nz\n")  # the names after an empty line would go to other classes
+    with pytest.raises(DataError, match=r"names\.txt.*line 2"):
         load_model(run, class_names=file)
 
 
