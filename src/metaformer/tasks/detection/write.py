@@ -48,8 +48,8 @@ def write_detections(
         fps: with `draw`, frames a second: join all images to one animation.
 
     Raises:
-        ConfigError: an option without a place, or options that do not go together.
-        OutputError: the place cannot be written to, or the images lie in it.
+        ConfigError: an option without `out`, or options that do not go together.
+        OutputError: `out` cannot be written to, or the images lie in it.
     """
     if fps is not None and not draw:
         raise ConfigError("fps joins drawn images to an animation: ask for `draw` too")

@@ -26,8 +26,8 @@ def write_multilabel(
         draw: also write the images with the predictions drawn on them, in the folder `images`.
 
     Raises:
-        ConfigError: `draw` without a place.
-        OutputError: the place cannot be written to.
+        ConfigError: `draw` without `out`.
+        OutputError: `out` cannot be written to.
     """
     return write_rows(predictions, out, csv_row, annotate, draw)
 
