@@ -3,80 +3,43 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from metaformer.backbones.config import MetaFormerConfig
-    from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
-    from metaformer.config import TrainConfig
-    from metaformer.deploy.int8.quantize import quantize
-    from metaformer.deploy.optimize import optimize
-    from metaformer.deploy.packaging.package import package
-    from metaformer.deploy.packaging.packaged import load_package
-    from metaformer.errors import MetaFormerError
-    from metaformer.factory import (
-        create_detector,
-        create_model,
-        create_segmenter,
-        is_detector,
-        is_model,
-        is_segmenter,
-        list_detectors,
-        list_models,
-        list_segmenters,
-    )
-    from metaformer.inference.evaluate import evaluate
-    from metaformer.inference.predictor import Predictor
-    from metaformer.mixers import MIXERS
-    from metaformer.models.detection.config import DetectorConfig
-    from metaformer.models.detection.detector import Detector
-    from metaformer.models.detection.structures import Detections, Targets
-    from metaformer.models.segmentation.config import SegmenterConfig
-    from metaformer.models.segmentation.loss import SegmentationLoss
-    from metaformer.models.segmentation.segmenter import Segmenter
-    from metaformer.training.train import train
-    from metaformer.weights.convert import convert
-    from metaformer.weights.hub import from_pretrained, push_to_hub, save_pretrained
-    from metaformer.weights.load import load_weights
-    from metaformer.weights.report import LoadReport
-    from metaformer.weights.timm_registry import register_timm
-
-__all__ = [
-    "MIXERS",
-    "Detections",
-    "Detector",
-    "DetectorConfig",
-    "LoadReport",
-    "MetaFormer",
-    "MetaFormerConfig",
-    "MetaFormerError",
-    "MetaFormerFeatures",
-    "Predictor",
-    "SegmentationLoss",
-    "Segmenter",
-    "SegmenterConfig",
-    "Targets",
-    "TrainConfig",
-    "convert",
-    "create_detector",
-    "create_model",
-    "create_segmenter",
-    "evaluate",
-    "from_pretrained",
-    "is_detector",
-    "is_model",
-    "is_segmenter",
-    "list_detectors",
-    "list_models",
-    "list_segmenters",
-    "load_package",
-    "load_weights",
-    "optimize",
-    "package",
-    "push_to_hub",
-    "quantize",
-    "register_timm",
-    "save_pretrained",
-    "train",
-]
+if TYPE_CHECKING:  # `X as X` exports a name to type checkers
+    from metaformer.backbones.config import MetaFormerConfig as MetaFormerConfig
+    from metaformer.backbones.metaformer import MetaFormer as MetaFormer
+    from metaformer.backbones.metaformer import MetaFormerFeatures as MetaFormerFeatures
+    from metaformer.config import TrainConfig as TrainConfig
+    from metaformer.deploy.int8.quantize import quantize as quantize
+    from metaformer.deploy.optimize import optimize as optimize
+    from metaformer.deploy.packaging.package import package as package
+    from metaformer.deploy.packaging.packaged import load_package as load_package
+    from metaformer.errors import MetaFormerError as MetaFormerError
+    from metaformer.factory import create_detector as create_detector
+    from metaformer.factory import create_model as create_model
+    from metaformer.factory import create_segmenter as create_segmenter
+    from metaformer.factory import is_detector as is_detector
+    from metaformer.factory import is_model as is_model
+    from metaformer.factory import is_segmenter as is_segmenter
+    from metaformer.factory import list_detectors as list_detectors
+    from metaformer.factory import list_models as list_models
+    from metaformer.factory import list_segmenters as list_segmenters
+    from metaformer.inference.evaluate import evaluate as evaluate
+    from metaformer.inference.predictor import Predictor as Predictor
+    from metaformer.mixers import MIXERS as MIXERS
+    from metaformer.models.detection.config import DetectorConfig as DetectorConfig
+    from metaformer.models.detection.detector import Detector as Detector
+    from metaformer.models.detection.structures import Detections as Detections
+    from metaformer.models.detection.structures import Targets as Targets
+    from metaformer.models.segmentation.config import SegmenterConfig as SegmenterConfig
+    from metaformer.models.segmentation.loss import SegmentationLoss as SegmentationLoss
+    from metaformer.models.segmentation.segmenter import Segmenter as Segmenter
+    from metaformer.training.train import train as train
+    from metaformer.weights.convert import convert as convert
+    from metaformer.weights.hub import from_pretrained as from_pretrained
+    from metaformer.weights.hub import push_to_hub as push_to_hub
+    from metaformer.weights.hub import save_pretrained as save_pretrained
+    from metaformer.weights.load import load_weights as load_weights
+    from metaformer.weights.report import LoadReport as LoadReport
+    from metaformer.weights.timm_registry import register_timm as register_timm
 
 # Each name loads its module on first use: `metaformer --help` needs no torch, a backbone no timm.
 _MODULES = {
@@ -115,6 +78,9 @@ _MODULES = {
     "weights.report": ("LoadReport",),
     "weights.timm_registry": ("register_timm",),
 }
+
+
+__all__ = [name for names in _MODULES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

@@ -279,22 +279,12 @@ def list_models(filter: str = "", pretrained: bool = False) -> list[str]:
 
 
 def list_segmenters(filter: str = "", pretrained: bool = False) -> list[str]:
-    """Names of the segmentation networks, or with `pretrained` of their published weights (`name.tag`).
-
-    Args:
-        filter: a pattern with `*` and `?`, matched against name and name.tag.
-        pretrained: list weights instead of networks.
-    """
+    """Names of the segmentation networks, or of their published weights; arguments as of `list_models`."""
     return _names(combined(SEGMENTER.heads), filter, pretrained)
 
 
 def list_detectors(filter: str = "", pretrained: bool = False) -> list[str]:
-    """Names of the detectors, or with `pretrained` of their published weights (`name.tag`).
-
-    Args:
-        filter: a pattern with `*` and `?`, matched against name and name.tag.
-        pretrained: list weights instead of networks.
-    """
+    """Names of the detectors, or of their published weights; arguments as of `list_models`."""
     return _names(combined(DETECTOR.heads), filter, pretrained)
 
 
