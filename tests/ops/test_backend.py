@@ -36,7 +36,8 @@ driver.set_active(Hopper())
 from metaformer.ops.triton import cycle, linear, mlp, pool
 
 def compile_only(kernel, grid, on, *arguments, **options):
-    made = kernel.warmup(*arguments, grid=(grid,), **options)
+    pointers = [on if argument is None else argument for argument in arguments]
+    made = kernel.warmup(*pointers, grid=(grid,), **options)
     print(kernel.fn.__name__, made.metadata.shared)
     assert made.metadata.shared <= 99 * 1024, kernel
 

@@ -1,7 +1,8 @@
 """Linear layer over channels, with the norm before it and activation, scale and residual after it."""
 
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -105,24 +106,19 @@ def linear(
     x = x.to(working_dtype(x))
     weight = weight.flatten(1).to(x.dtype)
     residual = None if residual is None else residual.to(x.dtype)
-
-    def plain(*tensors: Any) -> Tensor:
-        x, weight, bias, gamma, beta, act_scale, act_bias, scale, residual = tensors
-        return reference(
-            x, weight, bias, norm=norm, gamma=gamma, beta=beta, eps=eps, act=act, act_scale=act_scale,
-            act_bias=act_bias, scale=scale, residual=residual, residual_scale=residual_scale,
-        )  # fmt: skip
-
-    tensors = x, weight, bias, gamma, beta, act_scale, act_bias, scale, residual
+    plain = partial(
+        reference, x, weight, bias, norm=norm, gamma=gamma, beta=beta, eps=eps, act=act, act_scale=act_scale,
+        act_bias=act_bias, scale=scale, residual=residual, residual_scale=residual_scale,
+    )  # fmt: skip
     with without_autocast(x):
         if norm == act == "none" and triton.supports(x):
             vector, factor = split_scale(residual_scale)
             operands = contiguous(x, weight, bias, scale, residual, vector)
-            return triton.call("linear_residual", lambda: plain(*tensors), *operands, factor)
+            return triton.call("linear_residual", plain, *operands, factor)
         if scale is residual is None and triton.supports(x):
             operands = contiguous(x, weight, bias, gamma, beta, act_scale, act_bias)
-            return triton.call("linear_act", lambda: (plain(*tensors),), *operands, eps, norm, act)[0]
-        return plain(*tensors)
+            return triton.call("linear_act", lambda: (plain(),), *operands, eps, norm, act)[0]
+        return plain()
 
 
 def reference(

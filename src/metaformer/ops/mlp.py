@@ -3,6 +3,7 @@
 With a gradient only x is kept, and two numbers per sample: the hidden activations are recomputed.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,23 +94,17 @@ def mlp(
     x = x.to(working_dtype(x))
     w1, w2 = w1.flatten(1).to(x.dtype), w2.flatten(1).to(x.dtype)
     residual = x if is_own else None if residual is None else residual.to(x.dtype)
-
-    def plain(*tensors: Any) -> Tensor:
-        x, w1, b1, w2, b2, gamma, beta, act_scale, act_bias, scale, residual = tensors
-        return reference(
-            x, w1, b1, w2, b2, norm=norm, gamma=gamma, beta=beta, eps=eps, moments=moments, act=act,
-            act_scale=act_scale, act_bias=act_bias, scale=scale, residual=residual,
-            residual_scale=residual_scale,
-        )  # fmt: skip
-
-    tensors = x, w1, b1, w2, b2, gamma, beta, act_scale, act_bias, scale, residual
+    plain = partial(
+        reference, x, w1, b1, w2, b2, norm=norm, gamma=gamma, beta=beta, eps=eps, moments=moments, act=act,
+        act_scale=act_scale, act_bias=act_bias, scale=scale, residual=residual, residual_scale=residual_scale,
+    )  # fmt: skip
     with without_autocast(x):
         if moments is None and (residual is None or is_own) and act != "none" and triton.supports(x):
             vector, number = split_scale(residual_scale)
             weights = contiguous(x, w1, b1, w2, b2, gamma, beta, scale, vector, act_scale, act_bias)
             factor = number if is_own else None
-            return triton.call("mlp", lambda: (plain(*tensors),), *weights, factor, eps, norm, act)[0]
-        return plain(*tensors)
+            return triton.call("mlp", lambda: (plain(),), *weights, factor, eps, norm, act)[0]
+        return plain()
 
 
 def reference(
@@ -120,20 +115,14 @@ def reference(
     b2: Tensor | None,
     *,
     norm: str = "none",
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    eps: float = 1e-5,
     moments: Tensor | None = None,
     act: str = "gelu",
-    act_scale: Tensor | None = None,
-    act_bias: Tensor | None = None,
     scale: Tensor | None = None,
     residual: Tensor | None = None,
     residual_scale: Scale = None,
+    **options: Any,
 ) -> Tensor:
-    """The same in plain PyTorch."""
+    """The same in plain PyTorch; options are those of the norm and of the activation."""
     x, norm = (x, norm) if moments is None else (normalize(x, moments), "none")
-    hidden = layer.reference(
-        x, w1, b1, norm=norm, gamma=gamma, beta=beta, eps=eps, act=act, act_scale=act_scale, act_bias=act_bias
-    )
+    hidden = layer.reference(x, w1, b1, norm=norm, act=act, **options)
     return layer.reference(hidden, w2, b2, scale=scale, residual=residual, residual_scale=residual_scale)

@@ -28,9 +28,13 @@ def backward_op(name: str) -> Callable[[Function], Any]:
 
 
 def launch(kernel: Any, grid: int, on: Tensor, *arguments: Any, **options: Any) -> None:
-    """Run `grid` programs of a kernel on the device of the tensor `on`."""
+    """Run `grid` programs of a kernel on the device of the tensor `on`.
+
+    In place of a tensor that is None the kernel gets `on`, and an option that says not to read it.
+    """
+    pointers = (on if argument is None else argument for argument in arguments)
     with _device(on.device):
-        (kernel if INTERPRETED else wrap_triton(kernel))[(grid,)](*arguments, **options)
+        (kernel if INTERPRETED else wrap_triton(kernel))[(grid,)](*pointers, **options)
 
 
 def precision(dtype: torch.dtype) -> str:

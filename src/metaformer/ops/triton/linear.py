@@ -194,10 +194,9 @@ def fold(
     block = power_of_two(dim)
     rows = max(1, 2048 // block)
     launch(
-        _fold_kernel, cdiv(width, rows), w, w, w if gamma is None else gamma, w if beta is None else beta,
-        w if bias is None else bias, folded if gamma is not None else total, total, offset, width, DIM=dim,
-        HAS_GAMMA=gamma is not None, HAS_BETA=beta is not None, HAS_BIAS=bias is not None,
-        ROWS=rows, BLOCK=block, num_warps=4,
+        _fold_kernel, cdiv(width, rows), w, w, gamma, beta, bias, total if gamma is None else folded, total,
+        offset, width, DIM=dim, HAS_GAMMA=gamma is not None, HAS_BETA=beta is not None,
+        HAS_BIAS=bias is not None, ROWS=rows, BLOCK=block, num_warps=4,
     )  # fmt: skip
     return folded, total, offset
 
@@ -220,12 +219,10 @@ def fused_linear(
     kind = "none" if residual is None else "factor" if residual_scale is None else "vector"
     launch(
         _linear_kernel, cdiv(number, blocks["ROWS"]) * cdiv(w.shape[0], blocks["COLUMNS"]), x,
-        x, w, out, w if bias is None else bias, w if total is None else total,
-        w if moments is None else moments, w if residual is None else residual, w if scale is None else scale,
-        w if residual_scale is None else residual_scale, w if star is None else star,
-        w if offset is None else offset, number, height * width, factor, WIDTH=w.shape[0], DIM=dim, NORM=norm,
-        HAS_BIAS=bias is not None, ACT=act, HAS_STAR=star is not None, HAS_SCALE=scale is not None,
-        RESIDUAL=kind, PRECISION=precision(x.dtype), **blocks,
+        x, w, out, bias, total, moments, residual, scale, residual_scale, star, offset, number,
+        height * width, factor, WIDTH=w.shape[0], DIM=dim, NORM=norm, HAS_BIAS=bias is not None, ACT=act,
+        HAS_STAR=star is not None, HAS_SCALE=scale is not None, RESIDUAL=kind, PRECISION=precision(x.dtype),
+        **blocks,
     )  # fmt: skip
     return out
 
@@ -262,9 +259,9 @@ def act_gradient(
     sums = pre_act.new_empty((down, width), dtype=torch.float32)
     star_sums = pre_act.new_empty((down * across, 2) if star is not None else (1, 2), dtype=torch.float32)
     launch(
-        _act_gradient_kernel, down * across, pre_act, pre_act, grad, sums, star_sums,
-        sums if star is None else star, sums if offset is None else offset, number, WIDTH=width, ACT=act,
-        HAS_STAR=star is not None, ACTIVATE=activate, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
+        _act_gradient_kernel, down * across, pre_act, pre_act, grad, sums, star_sums, star, offset, number,
+        WIDTH=width, ACT=act, HAS_STAR=star is not None, ACTIVATE=activate, ROWS=_ROWS, COLUMNS=_COLUMNS,
+        num_warps=4,
     )  # fmt: skip
     return sums.sum(0), star_sums.sum(0)
 

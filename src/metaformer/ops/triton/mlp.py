@@ -106,11 +106,9 @@ def _narrow_mlp(
     blocks = _blocks(number, dim, x.dtype)
     residual = "vector" if residual_scale is not None else "none" if factor is None else "factor"
     launch(
-        _mlp_kernel, cdiv(number, blocks["ROWS"]), x, x, out, w1, w1 if b1 is None else b1, w2,
-        w1 if b2 is None else b2, w1 if gamma is None else gamma, w1 if beta is None else beta, moments,
-        w1 if scale is None else scale, w1 if residual_scale is None else residual_scale,
-        w1 if star is None else star, w1 if offset is None else offset, number, height * width,
-        1.0 if factor is None else factor, eps, DIM=dim, HIDDEN=w1.shape[0], NORM=norm, ACT=act,
+        _mlp_kernel, cdiv(number, blocks["ROWS"]), x, x, out, w1, b1, w2, b2, gamma, beta, moments, scale,
+        residual_scale, star, offset, number, height * width, 1.0 if factor is None else factor, eps,
+        DIM=dim, HIDDEN=w1.shape[0], NORM=norm, ACT=act,
         HAS_B1=b1 is not None, HAS_B2=b2 is not None, HAS_GAMMA=gamma is not None, HAS_BETA=beta is not None,
         HAS_SCALE=scale is not None, HAS_STAR=star is not None, RESIDUAL=residual,
         PRECISION=precision(x.dtype), **blocks,

@@ -261,9 +261,9 @@ def normalize(
     block = power_of_two(dim)
     rows = max(1, 4096 // block)
     launch(
-        _normalize_kernel, cdiv(number, rows), x, x, out, x if gamma is None else gamma,
-        x if beta is None else beta, moments, number, height * width, eps, DIM=dim, NORM=norm,
-        HAS_GAMMA=gamma is not None, HAS_BETA=beta is not None, ROWS=rows, BLOCK=block, num_warps=4,
+        _normalize_kernel, cdiv(number, rows), x, x, out, gamma, beta, moments, number, height * width, eps,
+        DIM=dim, NORM=norm, HAS_GAMMA=gamma is not None, HAS_BETA=beta is not None, ROWS=rows, BLOCK=block,
+        num_warps=4,
     )  # fmt: skip
     return out
 
@@ -282,9 +282,9 @@ def norm_gradient(
     parts = cdiv(per_sample, _ROWS)
     sums = x.new_empty((batch, parts, 4, dim), dtype=torch.float32)
     launch(
-        _sums_kernel, batch * parts * cdiv(dim, _CHANNELS), x, x, grad_n, x if grad_out is None else grad_out,
-        moments, sums, per_sample, DIM=dim, NORM=norm, HAS_GRAD_OUT=grad_out is not None, ROWS=_ROWS,
-        STEP=_STEP, CHANNELS=_CHANNELS, num_warps=4,
+        _sums_kernel, batch * parts * cdiv(dim, _CHANNELS), x, x, grad_n, grad_out, moments, sums, per_sample,
+        DIM=dim, NORM=norm, HAS_GRAD_OUT=grad_out is not None, ROWS=_ROWS, STEP=_STEP, CHANNELS=_CHANNELS,
+        num_warps=4,
     )  # fmt: skip
     sample_sums = sums.sum(1)  # (B, 4, C)
     gain = 1.0 if gamma is None else gamma.float()
@@ -294,9 +294,8 @@ def norm_gradient(
     block = power_of_two(dim)
     rows = max(1, 4096 // block)
     launch(
-        _gradient_kernel, cdiv(batch * per_sample, rows), x, x, grad_n, x if grad_out is None else grad_out,
-        out, x if gamma is None else gamma, moments, means, x if residual_scale is None else residual_scale,
-        batch * per_sample, per_sample, 1.0 if factor is None else factor, DIM=dim, NORM=norm,
+        _gradient_kernel, cdiv(batch * per_sample, rows), x, x, grad_n, grad_out, out, gamma, moments, means,
+        residual_scale, batch * per_sample, per_sample, 1.0 if factor is None else factor, DIM=dim, NORM=norm,
         HAS_GAMMA=gamma is not None, RESIDUAL=residual, ROWS=rows, BLOCK=block, num_warps=4,
     )  # fmt: skip
     return out, sample_sums.sum(0)

@@ -73,20 +73,36 @@ def _tile(
 
 
 @triton.jit
+def _first_rows(
+    x, row, column, channel, height, width, DIM: tl.constexpr, SIZE: tl.constexpr, TRANSPOSED: tl.constexpr
+):
+    """Sums of the upper two rows of the first 3 × 3 window, which is around `row`; else zeros."""
+    above = tl.zeros((column.shape[0], channel.shape[0]), dtype=tl.float32)
+    here = above
+    if SIZE == 3:
+        above = _row_sum(x, row - 1, column, channel, height, width, DIM, SIZE, TRANSPOSED)
+        here = _row_sum(x, row, column, channel, height, width, DIM, SIZE, TRANSPOSED)
+    return above, here
+
+
+@triton.jit
 def _window_sum(
-    x, row, column, channel, height, width, above, here, below,
+    x, row, column, channel, height, width, above, here,
     DIM: tl.constexpr, SIZE: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
-    """Sum of a window; a 3 × 3 one of the sums of three rows, which the next row's window shares."""
+    """Sum of the window around `row`, and of the two rows that a 3 × 3 one shares with the next row's."""
     if SIZE == 3:
+        below = _row_sum(x, row + 1, column, channel, height, width, DIM, SIZE, TRANSPOSED)
         total = above + here + below
+        above = here
+        here = below
     else:
         total = _row_sum(x, row - SIZE // 2, column, channel, height, width, DIM, SIZE, TRANSPOSED)
         for step in tl.static_range(1, SIZE):
             total += _row_sum(
                 x, row + step - SIZE // 2, column, channel, height, width, DIM, SIZE, TRANSPOSED
             )
-    return total
+    return total, above, here
 
 
 @triton.jit
@@ -106,19 +122,12 @@ def _forward_kernel(
     if VECTOR:
         scale = tl.load(residual_scale + channel, mask=known, other=0.0).to(tl.float32)
     count_across = _count(column, width, SIZE // 2)
-    above = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
-    here = above
-    below = above
-    if SIZE == 3:
-        here = _row_sum(x, first - 1, column, channel, height, width, DIM, SIZE, False)
-        below = _row_sum(x, first, column, channel, height, width, DIM, SIZE, False)
+    above, here = _first_rows(x, first, column, channel, height, width, DIM, SIZE, False)
     for step in tl.static_range(ROWS):
         row = first + step
-        if SIZE == 3:  # one row further: a new sum comes in below
-            above = here
-            here = below
-            below = _row_sum(x, row + 1, column, channel, height, width, DIM, SIZE, False)
-        total = _window_sum(x, row, column, channel, height, width, above, here, below, DIM, SIZE, False)
+        total, above, here = _window_sum(
+            x, row, column, channel, height, width, above, here, DIM, SIZE, False
+        )
         index = (row * width + column)[:, None] * DIM + channel[None, :]
         inside = ((row < height) & (column < width))[:, None] & known[None, :]
         value = tl.load(x + index, mask=inside, other=0.0).to(tl.float32)
@@ -140,21 +149,14 @@ def _sums_kernel(
     grad_out += base
     known = channel < DIM
     count_across = _count(column, width, SIZE // 2)
-    above = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
-    here = above
-    below = above
-    sum_branch = above
-    sum_x = above
-    if SIZE == 3:
-        here = _row_sum(x, first - 1, column, channel, height, width, DIM, SIZE, False)
-        below = _row_sum(x, first, column, channel, height, width, DIM, SIZE, False)
+    sum_branch = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
+    sum_x = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
+    above, here = _first_rows(x, first, column, channel, height, width, DIM, SIZE, False)
     for step in tl.static_range(ROWS):
         row = first + step
-        if SIZE == 3:
-            above = here
-            here = below
-            below = _row_sum(x, row + 1, column, channel, height, width, DIM, SIZE, False)
-        total = _window_sum(x, row, column, channel, height, width, above, here, below, DIM, SIZE, False)
+        total, above, here = _window_sum(
+            x, row, column, channel, height, width, above, here, DIM, SIZE, False
+        )
         index = (row * width + column)[:, None] * DIM + channel[None, :]
         inside = ((row < height) & (column < width))[:, None] & known[None, :]
         value = tl.load(x + index, mask=inside, other=0.0).to(tl.float32)
@@ -187,20 +189,11 @@ def _backward_kernel(
     scale = tl.zeros((CHANNELS,), dtype=tl.float32) + factor
     if VECTOR:
         scale = tl.load(residual_scale + channel, mask=known, other=0.0).to(tl.float32)
-    above = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
-    here = above
-    below = above
-    if SIZE == 3:
-        here = _row_sum(grad_out, first - 1, column, channel, height, width, DIM, SIZE, True)
-        below = _row_sum(grad_out, first, column, channel, height, width, DIM, SIZE, True)
+    above, here = _first_rows(grad_out, first, column, channel, height, width, DIM, SIZE, True)
     for step in tl.static_range(ROWS):
         row = first + step
-        if SIZE == 3:
-            above = here
-            here = below
-            below = _row_sum(grad_out, row + 1, column, channel, height, width, DIM, SIZE, True)
-        total = _window_sum(
-            grad_out, row, column, channel, height, width, above, here, below, DIM, SIZE, True
+        total, above, here = _window_sum(
+            grad_out, row, column, channel, height, width, above, here, DIM, SIZE, True
         )
         index = (row * width + column)[:, None] * DIM + channel[None, :]
         inside = ((row < height) & (column < width))[:, None] & known[None, :]
@@ -218,9 +211,8 @@ def pool_residual(
     moments = sample_moments(x, eps)
     out = x.new_empty(x.shape)
     launch(
-        _forward_kernel, _programs(x), x, x, weight, moments,
-        weight if residual_scale is None else residual_scale, out, factor, x.shape[1], x.shape[2],
-        VECTOR=residual_scale is not None, **_options(x, size),
+        _forward_kernel, _programs(x), x, x, weight, moments, residual_scale, out, factor, x.shape[1],
+        x.shape[2], VECTOR=residual_scale is not None, **_options(x, size),
     )  # fmt: skip
     return out, moments
 
@@ -250,8 +242,8 @@ def pool_residual_backward(
     pull = (sums[:, 0] * weight.float()).sum(1) * inverse**3 / (height * width * dim)  # (B,)
     grad_x = x.new_empty(x.shape)
     launch(
-        _backward_kernel, _programs(x), x, x, grad_out, weight, moments, pull,
-        residual_scale if is_vector else weight, grad_x, factor, height, width, VECTOR=is_vector, **options,
+        _backward_kernel, _programs(x), x, x, grad_out, weight, moments, pull, residual_scale, grad_x, factor,
+        height, width, VECTOR=is_vector, **options,
     )  # fmt: skip
     grad_weight = (sums[:, 0] * inverse[:, None]).sum(0).to(weight.dtype)
     if residual_scale is None:
