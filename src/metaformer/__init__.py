@@ -10,8 +10,8 @@ if TYPE_CHECKING:  # `X as X` exports a name to type checkers
     from metaformer.config import TrainConfig as TrainConfig
     from metaformer.deploy.int8.quantize import quantize as quantize
     from metaformer.deploy.optimize import optimize as optimize
-    from metaformer.deploy.packaging.package import package as package
-    from metaformer.deploy.packaging.packaged import load_package as load_package
+    from metaformer.deploy.packaging.load import load_package as load_package
+    from metaformer.deploy.packaging.write import package as package
     from metaformer.errors import MetaFormerError as MetaFormerError
     from metaformer.factory import create_detector as create_detector
     from metaformer.factory import create_model as create_model
@@ -48,8 +48,8 @@ _MODULES = {
     "config": ("TrainConfig",),
     "deploy.int8.quantize": ("quantize",),
     "deploy.optimize": ("optimize",),
-    "deploy.packaging.package": ("package",),
-    "deploy.packaging.packaged": ("load_package",),
+    "deploy.packaging.write": ("package",),
+    "deploy.packaging.load": ("load_package",),
     "errors": ("MetaFormerError",),
     "factory": (
         "create_detector",

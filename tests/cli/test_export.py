@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from metaformer.deploy.packaging.packaged import load_package
+from metaformer.deploy.packaging.load import load_package
 from metaformer.factory import create_model
 from metaformer.weights.hub import save_pretrained
 

@@ -24,7 +24,7 @@ def run(argv: list[str]) -> int:
     parser.run_import(vars(args))
     import torch
 
-    from metaformer.deploy.packaging.package import check_possible, package
+    from metaformer.deploy.packaging.write import check_possible, package
     from metaformer.distributed import find_device
     from metaformer.inference.model import load_model
 

@@ -11,8 +11,8 @@ from metaformer.checkpoint.checkpoint import write_state
 from metaformer.checkpoint.manifest import write_directory
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import Split
+from metaformer.deploy.int8.accuracy import Accuracy, QuantizeReport, compare
 from metaformer.deploy.int8.graph import Images, calibrate, float_products, load_nncf, make_graph
-from metaformer.deploy.int8.report import Accuracy, QuantizeReport, compare
 from metaformer.errors import ConfigError, OutputError
 from metaformer.inference.int8_model import NETWORK, Int8Network, load_openvino
 from metaformer.inference.model import load_model

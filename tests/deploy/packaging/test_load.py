@@ -11,7 +11,7 @@ from torch import Tensor
 
 import metaformer
 from metaformer.deploy.packaging.input_limits import InputLimits
-from metaformer.deploy.packaging.packaged import FORMAT, KEY, Packaged, machine_metadata, read_metadata
+from metaformer.deploy.packaging.load import FORMAT, KEY, Packaged, machine_metadata, read_metadata
 from metaformer.errors import ConfigError, SizeError, VersionError, WeightsError
 
 INPUTS = {

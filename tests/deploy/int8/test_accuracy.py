@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
-from metaformer.deploy.int8.report import Accuracy, QuantizeReport, compare
+from metaformer.deploy.int8.accuracy import Accuracy, QuantizeReport, compare
 from metaformer.tasks.classification.evaluate import ClassificationEvaluation
 
 REPORT = QuantizeReport(

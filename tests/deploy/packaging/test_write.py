@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import metaformer
 from metaformer.deploy.optimize import named_tensors, network_outputs
 from metaformer.deploy.packaging.input_limits import InputLimits, limits_for
-from metaformer.deploy.packaging.package import OutputTuple, _exported, compare, package, trial_batches
-from metaformer.deploy.packaging.packaged import FORMAT, Packaged, read_metadata
+from metaformer.deploy.packaging.load import FORMAT, Packaged, read_metadata
+from metaformer.deploy.packaging.write import OutputTuple, _exported, compare, package, trial_batches
 from metaformer.errors import ConfigError, GridError, OptimizeError, OutputError, SizeError
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "image_size": (64, 64), "num_classes": 5}

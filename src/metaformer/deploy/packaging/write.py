@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from metaformer.deploy.optimize import TOLERANCE, named_tensors, network_outputs, optimize
 from metaformer.deploy.packaging.input_limits import InputLimits, Range, Sizes, limits_for
-from metaformer.deploy.packaging.packaged import FORMAT, KEY, SUFFIX, Packaged, load_package, machine_metadata
+from metaformer.deploy.packaging.load import FORMAT, KEY, SUFFIX, Packaged, load_package, machine_metadata
 from metaformer.errors import ConfigError, OptimizeError
 from metaformer.storage import atomic_path, check_replaceable
 
