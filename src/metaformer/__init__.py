@@ -37,8 +37,8 @@ if TYPE_CHECKING:  # `X as X` exports a name to type checkers
     from metaformer.weights.hub import from_pretrained as from_pretrained
     from metaformer.weights.hub import push_to_hub as push_to_hub
     from metaformer.weights.hub import save_pretrained as save_pretrained
+    from metaformer.weights.load import LoadReport as LoadReport
     from metaformer.weights.load import load_weights as load_weights
-    from metaformer.weights.report import LoadReport as LoadReport
     from metaformer.weights.timm_registry import register_timm as register_timm
 
 # Each name loads its module on first use: `metaformer --help` needs no torch, a backbone no timm.
@@ -74,8 +74,7 @@ _MODULES = {
     "training.train": ("train",),
     "weights.convert": ("convert",),
     "weights.hub": ("from_pretrained", "push_to_hub", "save_pretrained"),
-    "weights.load": ("load_weights",),
-    "weights.report": ("LoadReport",),
+    "weights.load": ("LoadReport", "load_weights"),
     "weights.timm_registry": ("register_timm",),
 }
 

@@ -19,8 +19,7 @@ from metaformer.models.detection.config import KINDS, DetectorConfig
 from metaformer.models.segmentation.config import SegmenterConfig
 from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours
-from metaformer.weights.load import load_weights
-from metaformer.weights.report import LoadReport
+from metaformer.weights.load import LoadReport, load_weights
 from toys import copied, equal_states, randomized, torchvision_state
 
 TINY = MetaFormerConfig(depths=(1, 1, 2, 1), dims=(8, 16, 20, 28), num_classes=7, image_size=(64, 64))

@@ -16,7 +16,7 @@ from metaformer.checkpoint.manifest import recover, remove_directory, verify, wr
 from metaformer.checkpoint.tensors import TensorSpec, TensorStore, has_shards
 from metaformer.distributed import rank
 from metaformer.errors import VersionError, WeightsError
-from metaformer.weights.report import LoadReport
+from metaformer.weights.load import LoadReport
 
 FORMAT = 2
 """Version of the layout; it changes with the names of options, too."""

@@ -1,10 +1,10 @@
-"""`metaformer list [FILTER]`."""
+"""`metaformer list [FILTER]`, and tables as plain text."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from metaformer.cli.parser import Parser
-from metaformer.cli.table import table
 from metaformer.errors import UnknownName
 
 
@@ -140,3 +140,13 @@ def _cell(head: str, value: Any) -> str:
     if head == "params":
         return f"{value / 1e6:.1f}M"
     return f"{value / 1e9:.2f}G" if head == "macs" else str(value)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with aligned columns."""
+    lines = [heads, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

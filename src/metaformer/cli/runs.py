@@ -2,8 +2,8 @@
 
 import json
 
+from metaformer.cli.listing import table
 from metaformer.cli.parser import Parser
-from metaformer.cli.table import table
 
 HEADS = ("run", "model", "state", "step", "best", "last written")
 
