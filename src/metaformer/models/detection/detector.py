@@ -63,22 +63,6 @@ class Detector(DenseNetwork, ABC):
         """Map images (B, 3, H, W) to the levels of the pyramid (B, fpn_dim, H_i, W_i)."""
         return self.neck(self.backbone(x)[self.first_level :])
 
-    @abstractmethod
-    def forward_head(self, x: Tensor) -> Any:
-        """Map images (B, 3, H, W) to tensors whose shapes depend on H and W alone."""
-
-    @abstractmethod
-    def decode(
-        self, outputs: Any, image_sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None
-    ) -> list[Detections]:
-        """Turn the outputs of `forward_head` into detections, one value per image.
-
-        Args:
-            outputs: outputs of `forward_head`.
-            image_sizes: height and width of each image inside the padded batch.
-            original_sizes: height and width that each image's boxes are scaled to; `image_sizes` by default.
-        """
-
     def predict(
         self,
         x: Tensor,

@@ -75,7 +75,29 @@ def call(name: str, reference: Callable[[], T], *arguments: Any) -> T:
         return result
 
 
-def reference_gradients(
+def gradients(
+    name: str,
+    reference: Callable[..., Tensor],
+    grad_out: Tensor,
+    tensors: Sequence[Tensor | None],
+    *arguments: Any,
+) -> list[Tensor | None]:
+    """Gradients for an operation's tensors, none for those that are not there, by the operation NAME.
+
+    Args:
+        name: of the operation that computes them.
+        reference: the first operation on `tensors` in plain PyTorch, of which autograd computes the same.
+        grad_out: the gradient of its result.
+        tensors: the first operation's.
+        arguments: of the operation NAME, after `grad_out` and the tensors.
+    """
+    found = call(
+        name, lambda: _reference_gradients(reference, tensors, grad_out), grad_out, *tensors, *arguments
+    )
+    return [None if x is None else grad for x, grad in zip(tensors, found, strict=True)]
+
+
+def _reference_gradients(
     reference: Callable[..., Tensor], tensors: Sequence[Tensor | None], grad_out: Tensor
 ) -> list[Tensor | None]:
     """Gradients of `reference(*tensors)` for each tensor, by autograd."""

@@ -354,11 +354,7 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     def plain(x, w_width, w_height, w_plain, weights):
         return reference(x, (w_width, w_height, w_plain), weights, ctx.kernel)
 
-    grads = backend.call(
-        "cycle_mix_backward", lambda: backend.reference_gradients(plain, tensors, grad_out),
-        grad_out, *tensors, ctx.kernel,
-    )  # fmt: skip
-    return (*grads, None)
+    return (*backend.gradients("cycle_mix_backward", plain, grad_out, tensors, ctx.kernel), None)
 
 
 cycle_mix.register_autograd(_backward, setup_context=_setup_context)

@@ -356,11 +356,8 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...
         options = {"norm": norm, "gamma": gamma, "beta": beta, "eps": eps, "act": act}
         return reference(x, w, bias, **options, act_scale=star, act_bias=offset)
 
-    grads = backend.call(
-        "linear_act_backward", lambda: backend.reference_gradients(plain, tensors, grad_out),
-        grad_out, *tensors, moments, eps, norm, act,
-    )  # fmt: skip
-    return (*(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None, None)
+    grads = backend.gradients("linear_act_backward", plain, grad_out, tensors, moments, eps, norm, act)
+    return (*grads, None, None, None)
 
 
 linear_act.register_autograd(_backward, setup_context=_setup_context)
@@ -421,20 +418,14 @@ def _backward_residual(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     def plain(x, w, bias, scale):
         return reference(x, w, bias, scale=scale)
 
-    grads = backend.call(
-        "linear_residual_backward",
-        lambda: backend.reference_gradients(plain, tensors, grad_out),
-        grad_out,
-        *tensors,
-    )
-    present = (None if t is None else grad for t, grad in zip(tensors, grads, strict=True))
+    grads = backend.gradients("linear_residual_backward", plain, grad_out, tensors)
     grad_residual, grad_residual_scale = None, None
     if residual_scale is not None:
         grad_residual = grad_out * residual_scale.to(grad_out.dtype)
         grad_residual_scale = (grad_out.float() * residual).sum((0, 1, 2)).to(residual_scale.dtype)
     elif ctx.has_residual:
         grad_residual = grad_out if ctx.factor == 1.0 else grad_out * ctx.factor
-    return (*present, grad_residual, grad_residual_scale, None)
+    return (*grads, grad_residual, grad_residual_scale, None)
 
 
 linear_residual.register_autograd(_backward_residual, setup_context=_setup_residual)

@@ -233,11 +233,8 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...
         star_relu = {"act_scale": star, "act_bias": offset}
         return reference(x, w1, b1, w2, b2, **options, **star_relu, residual=residual, **factors)
 
-    grads = backend.call(
-        "mlp_backward", lambda: backend.reference_gradients(plain, tensors, grad_out),
-        grad_out, *tensors, moments, factor, eps, norm, act,
-    )  # fmt: skip
-    return (*(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), *[None] * 4)
+    grads = backend.gradients("mlp_backward", plain, grad_out, tensors, moments, *ctx.options)
+    return (*grads, *[None] * 4)
 
 
 mlp.register_autograd(_backward, setup_context=_setup_context)

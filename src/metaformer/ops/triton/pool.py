@@ -271,11 +271,10 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...
         scale = ctx.factor if residual_scale is None else residual_scale
         return reference(x, weight, scale, ctx.size, ctx.eps)
 
-    grads = backend.call(
-        "pool_residual_backward", lambda: backend.reference_gradients(plain, tensors, grad_out),
-        grad_out, *tensors, moments, ctx.size, ctx.factor,
-    )  # fmt: skip
-    return (*(None if t is None else grad for t, grad in zip(tensors, grads, strict=True)), None, None, None)
+    grads = backend.gradients(
+        "pool_residual_backward", plain, grad_out, tensors, moments, ctx.size, ctx.factor
+    )
+    return (*grads, None, None, None)
 
 
 def _channels(dim: int) -> int:
