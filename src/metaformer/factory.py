@@ -256,7 +256,8 @@ def create_network(
     kind = next((kind for kind in DENSE_KINDS if split_network(name, kind) is not None), None)
     if kind is None:
         if split_name(name)[0] not in (*VARIANTS, *UNAVAILABLE):
-            raise UnknownName("network", name, [*VARIANTS, *UNAVAILABLE, *combined(_heads())])
+            dense = combined(head for kind in DENSE_KINDS for head in kind.heads)
+            raise UnknownName("network", name, [*VARIANTS, *UNAVAILABLE, *dense])
         return create_model(name, pretrained, checkpoint_path, num_classes, **options)
     if num_classes is not None:
         options["num_classes"] = num_classes
@@ -301,11 +302,6 @@ def is_segmenter(name: str) -> bool:
 def is_detector(name: str) -> bool:
     """Whether `create_detector` knows a name of kind and backbone, with or without tag."""
     return _is_known(name, combined(DETECTOR.heads))
-
-
-def is_network(name: str) -> bool:
-    """Whether `create_network` knows a name, with or without tag."""
-    return is_model(name) or _is_known(name, combined(_heads()))
 
 
 def model_config(name: str, **overrides: Any) -> MetaFormerConfig:
@@ -458,10 +454,6 @@ def split_network(name: str, kind: NetworkKind) -> tuple[str, str, str] | None:
 def combined(heads: Iterable[str]) -> list[str]:
     """Names of each head on each backbone."""
     return [f"{head}_{variant}" for head in heads for variant in VARIANTS]
-
-
-def _heads() -> list[str]:
-    return [head for kind in DENSE_KINDS for head in kind.heads]
 
 
 def _names(networks: list[str], pattern: str, pretrained: bool) -> list[str]:

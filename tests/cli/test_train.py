@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from metaformer.cli.plain_yaml import check_yaml
-from metaformer.cli.train import _command, resolve
+from metaformer.cli.train import _command, check_yaml, resolve
 from metaformer.errors import ConfigError
 from metaformer.factory import create_model
 from metaformer.recipes import RECIPES

@@ -6,8 +6,7 @@ import pytest
 
 from metaformer.data.shards.write import write_shards
 from metaformer.errors import WeightsError
-from metaformer.training.report import write_report
-from metaformer.training.train import train
+from metaformer.training.train import train, write_report
 from toys import Configure
 
 

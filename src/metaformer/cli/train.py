@@ -3,16 +3,16 @@
 import argparse
 import os
 import shlex
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from yaml import YAMLError
+import yaml
 
 from metaformer.cli.parser import Parser, UsageError, explain
-from metaformer.cli.plain_yaml import check_yaml
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
 from metaformer.recipes import RECIPES, find
@@ -28,6 +28,10 @@ recipes:
 """
 OWN = ("out", "resume", "import", "config", "print_config")
 EXAMPLE = "metaformer train finetune --data.root flowers --out runs/flowers --model.name caformer_s18"
+LARGEST = 1_000_000
+"""Bytes of a configuration, at most."""
+DEEPEST = 20
+"""Levels of nesting, at most."""
 
 
 def run(argv: list[str]) -> int:
@@ -76,7 +80,7 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
     for file in _files(argv):
-        with suppress(OSError, UnicodeDecodeError, YAMLError):  # the parser reports these below
+        with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # the parser reports these below
             check_yaml(file)
     parser = _parser(recipe, show_own=any(arg in ("-h", "--help") for arg in argv))
     if len(argv) > 1 and argv[0] == "--config":  # alone first, so that its errors name the file
@@ -89,6 +93,48 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     values = _read(parser, recipe, argv)
     values.pop("config", None)
     return from_dict(TrainConfig, values)
+
+
+def check_yaml(file: Path) -> None:
+    """Refuse YAML that no configuration needs and that could exhaust a parser.
+
+    Raises:
+        ConfigError: the file is too large, nested too deeply, uses aliases, or names a field twice.
+        OSError, UnicodeDecodeError, yaml.YAMLError: it cannot be read; the parser's own message is better.
+    """
+    if file.stat().st_size > LARGEST:
+        raise ConfigError(f"{file}: {file.stat().st_size:,} bytes are no configuration ({LARGEST:,} at most)")
+    text, depth = file.read_text(encoding="utf-8"), 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):  # one after another, without recursion
+        where = f"{file}, {_line(event)}"
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"{where}: aliases (*{event.anchor}) are not read: write the value out")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                raise ConfigError(f"{where}: nested more than {DEEPEST} levels deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    for key in _repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
+        raise ConfigError(f"{file}, {_line(key)}: {key.value} is given a second time")
+
+
+def _line(part: yaml.Event | yaml.Node) -> str:
+    return f"line {part.start_mark.line + 1}" if part.start_mark is not None else "somewhere"
+
+
+def _repeated(node: yaml.Node | None) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        names: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)  # keys that are no strings are left to the parser
+            if name in names:
+                yield key
+            names.add(name)
+            yield from _repeated(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated(item)
 
 
 def _files(argv: list[str]) -> list[Path]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from metaformer.errors import MissingPackage, WeightsError
 
 Grid = tuple[int, int]
-CLASSES_21K, CLASSES_1K = 21841, 1000
+CLASSES_21K = 21841
 BOXES, BACKGROUND = "box_predictor.bbox_pred.weight", "box_predictor.cls_score.weight"
 ANCHORS, ANCHOR_CLASSES = (
     "head.regression_head.bbox_reg.weight",

@@ -13,8 +13,7 @@ from metaformer.report.blocks import Examples, Matrix, Table
 from metaformer.tasks.segmentation.metrics import figures
 from metaformer.tasks.segmentation.report import build_report
 from metaformer.tasks.segmentation.results import SegmentationReport, SegmentExample, thumbnail
-from metaformer.training.report import write_report
-from metaformer.training.train import train
+from metaformer.training.train import train, write_report
 
 Configure = Callable[..., TrainConfig]
 
