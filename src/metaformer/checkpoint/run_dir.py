@@ -11,7 +11,7 @@ from typing import Any
 from metaformer.checkpoint.checkpoint import Checkpoint, checkpoints, newest, read_checkpoint, recover_all
 from metaformer.checkpoint.manifest import recover
 from metaformer.errors import OutputError, WeightsError
-from metaformer.storage import TEMPORARY, atomic_text, is_held, lock
+from metaformer.storage import TEMPORARY, is_held, lock, write_text
 
 CONFIG, COMMAND, LOCK, LOG = "config.json", "command.txt", ".lock", "metrics.jsonl"
 
@@ -93,8 +93,7 @@ class RunDir:
 
     def write_command(self, line: str) -> None:
         """Save the shell command that resumes this run."""
-        with atomic_text(self.path / COMMAND) as stream:
-            stream.write(f"{line}\n")
+        write_text(self.path / COMMAND, f"{line}\n")
 
     def open(self, resume: str | None, say: Callable[[str], None]) -> Checkpoint | None:
         """Open the checkpoint to resume from, if any.
@@ -124,9 +123,7 @@ class RunDir:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Save the resolved configuration."""
-        text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-        with atomic_text(self.config) as stream:
-            stream.write(text)
+        write_text(self.config, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
 def find_checkpoint(source: Path) -> Path:

@@ -19,7 +19,7 @@ from metaformer.errors import ConfigError, DataError, OutputError
 from metaformer.inference.int8_model import Int8Network
 from metaformer.inference.predictor import Predictor
 from metaformer.serialize import differences
-from metaformer.storage import atomic_text, lock
+from metaformer.storage import lock, write_text
 from metaformer.tasks.classification.predict import BatchPredictor
 from metaformer.training.progress import Progress
 
@@ -151,8 +151,7 @@ def _claim(place: Path, data: str, job: dict[str, Any]) -> None:
         if place.is_dir() and any(not name.startswith(".") for name in os.listdir(place)):
             raise OutputError(f"{place}: holds something else already: choose another folder")
         own = place / f".job-{os.getpid()}.json"  # all processes write the same content, each its own file
-        with atomic_text(own) as stream:
-            stream.write(json.dumps({"data": data, **job}, indent=1) + "\n")
+        write_text(own, json.dumps({"data": data, **job}, indent=1) + "\n")
         own.replace(file)
     elif changed := differences({name: value for name, value in there.items() if name != "data"}, job):
         raise OutputError(

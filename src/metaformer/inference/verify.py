@@ -10,7 +10,7 @@ from typing import Any, Literal
 from metaformer.errors import DownloadError, MetaFormerError, UnknownName, WeightsError
 from metaformer.tasks.classification.results import ClassificationReport
 from metaformer.weights.download import fetch
-from metaformer.weights.sources import SOURCES, Source, find_source
+from metaformer.weights.sources import SOURCES, Source, find_source, split_name, tags
 
 TOLERANCE = 0.1
 """Percentage points by which another decoder, library or device may move an accuracy."""
@@ -93,11 +93,8 @@ def _chosen(name: str) -> list[Source]:
         if not chosen:
             raise UnknownName("weights", name, SOURCES)
         return chosen
-    if name not in SOURCES and name.partition(".")[0] not in {s.model for s in SOURCES.values()}:
-        from metaformer.weights.sources import ALIASES
-
-        if name not in ALIASES:
-            raise UnknownName("weights", name, {*SOURCES, *(s.model for s in SOURCES.values())})
+    if not tags(split_name(name)[0]):
+        raise UnknownName("weights", name, {*SOURCES, *(s.model for s in SOURCES.values())})
     source = find_source(name)
     if "top1" not in source.metrics:
         raise WeightsError(f"{source.name}: no ImageNet-1K accuracy was published for these weights")

@@ -7,7 +7,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from metaformer.data.dataset import AugmentedDataset, Batch, Item, SampleOrError
 from metaformer.data.image import decode_image
-from metaformer.data.loader import ErrorCapturingDataset, Loader, Stop
+from metaformer.data.loader import ErrorCapturingDataset, Loader
 from metaformer.data.sampler import Sample, TrainSampler, hash64, permutation
 from metaformer.data.shards.tar import EncodedImage, TarImages
 from metaformer.errors import ConfigError, DataError, MetaFormerError
@@ -38,8 +38,8 @@ class StreamLoader(Loader):
         sampler: batch size, seed, rank and world; its order is not used.
         first: first step.
         total: step to stop before.
-        workers, pin_memory, timeout, stop, skip_bad: see `Loader`; the order depends on the workers.
         buffer: size of each worker's shuffle buffer, in images.
+        options: of `Loader`; here the order depends on the number of workers.
 
     Raises:
         ConfigError: repeated augmentation, which needs images in any order.
@@ -52,12 +52,8 @@ class StreamLoader(Loader):
         first: int,
         total: int,
         *,
-        workers: int = 0,
-        pin_memory: bool = False,
-        timeout: float = 120.0,
-        stop: Stop | None = None,
-        skip_bad: bool = False,
         buffer: int = BUFFER,
+        **options: Any,
     ) -> None:
         if sampler.repeated_aug > 1:
             raise ConfigError(
@@ -66,15 +62,7 @@ class StreamLoader(Loader):
             )
         self.batches = max(0, total - first) * sampler.accumulate
         self.first, self.buffer = first, buffer
-        super().__init__(
-            dataset,
-            sampler,
-            workers=workers,
-            pin_memory=pin_memory,
-            timeout=timeout,
-            stop=stop,
-            skip_bad=skip_bad,
-        )
+        super().__init__(dataset, sampler, **options)
 
     def __len__(self) -> int:
         return self.batches

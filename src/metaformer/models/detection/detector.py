@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from metaformer.errors import ConfigError, TrainingError
 from metaformer.models.base import DenseNetwork
 from metaformer.models.detection.config import DetectorConfig
-from metaformer.models.detection.fpn import DetectionPyramid
 from metaformer.models.detection.structures import Detections, Size, Targets
+from metaformer.models.fpn import DetectionPyramid
 
 
 class Detector(DenseNetwork, ABC):
