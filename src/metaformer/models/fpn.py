@@ -1,4 +1,4 @@
-"""Feature pyramids, https://arxiv.org/abs/1612.03144: of segmenters, and of detectors, with coarser levels."""
+"""Feature pyramids, https://arxiv.org/abs/1612.03144: of segmenters, and of detectors with coarser levels."""
 
 from collections.abc import Sequence
 
