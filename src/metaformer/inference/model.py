@@ -26,7 +26,6 @@ def load_model(
     checkpoint: str | Path | None = None,
     *,
     class_names: str | Path | Sequence[str] | None = None,
-    num_classes: int | None = None,
     data: tuple[str | Path, str] | None = None,
     raw: bool = False,
 ) -> LoadedModel:
@@ -37,7 +36,6 @@ def load_model(
             model name: its published weights, or those of `checkpoint`.
         checkpoint: a weight file in any published format, for a model name.
         class_names: class names, or a file with one a line, where the source does not know them.
-        num_classes: outputs of the network for a model name; as published when not given.
         data: root and split of a data set that gives the number of classes of a classifier by name.
         raw: take the raw weights of a checkpoint that also holds their average.
 
@@ -58,7 +56,7 @@ def load_model(
         ours = any((found / name).exists() for name in (MANIFEST, STATE))
         model = _saved(read_checkpoint(found), raw) if ours else _published(path)
     else:
-        model = _named(str(source), checkpoint, len(names) if names else num_classes, data)
+        model = _named(str(source), checkpoint, len(names) if names else None, data)
     if names is None:
         return model
     if len(names) != model.num_classes:

@@ -27,7 +27,7 @@ def by_loop(matcher: Matcher, boxes: Tensor, anchors: Tensor) -> Tensor:
     matches[best < matcher.negative] = NEGATIVE
     matches[best >= matcher.positive] = owner[best >= matcher.positive]
     for i, own in enumerate(overlap):
-        if matcher.low_quality and own.max() >= matcher.min_positive:
+        if own.max() >= matcher.min_positive:
             matches[own == own.max()] = i
     return matches
 
@@ -38,13 +38,12 @@ def by_loop(matcher: Matcher, boxes: Tensor, anchors: Tensor) -> Tensor:
     st.integers(1, 40),
     st.integers(0, 1000),
     st.sampled_from([(0.5, 0.4, 0.0), (0.7, 0.3, 0.3), (0.5, 0.5, 0.5)]),
-    st.booleans(),
     st.sampled_from([1, 60, 1 << 20]),
 )
 def test_matches_are_those_of_a_loop(
-    objects: int, count: int, seed: int, levels: tuple[float, ...], low_quality: bool, pairs: int
+    objects: int, count: int, seed: int, levels: tuple[float, ...], pairs: int
 ) -> None:
-    matcher = Matcher(*levels, low_quality=low_quality)
+    matcher = Matcher(*levels)
     boxes, anchors = random_boxes(objects, seed), random_boxes(count, seed + 1)
     valid = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.7
     with pytest.MonkeyPatch.context() as patch:

@@ -19,16 +19,12 @@ class Matcher:
     Args:
         positive: IoU from which an anchor belongs to the object.
         negative: IoU below which it is background; between the two it is ignored.
-        min_positive: least IoU of an object's best anchors.
-        low_quality: match each object to its best anchors, all that tie, whatever else they overlap; of
-            several such objects the last one wins.
+        min_positive: least IoU of an object's best anchors, which are all that tie; of several such objects
+            the last one wins.
     """
 
-    def __init__(
-        self, positive: float, negative: float, min_positive: float = 0.0, low_quality: bool = True
-    ) -> None:
-        self.positive, self.negative = positive, negative
-        self.min_positive, self.low_quality = min_positive, low_quality
+    def __init__(self, positive: float, negative: float, min_positive: float = 0.0) -> None:
+        self.positive, self.negative, self.min_positive = positive, negative, min_positive
 
     def __call__(self, boxes: Tensor, anchors: Tensor, valid: Tensor | None = None) -> Tensor:
         """Match anchors to objects.
@@ -54,12 +50,10 @@ class Matcher:
             value, index = overlap.max(0)
             better = value > best  # on ties the first object stays
             best, owner = torch.where(better, value, best), torch.where(better, index + first, owner)
-            if self.low_quality:
-                most = overlap.amax(1, keepdim=True)
-                ties = (overlap == most) & (most >= self.min_positive)
-                indices = torch.arange(first, first + len(overlap), device=owner.device)
-                last = torch.where(ties, indices[:, None], NEGATIVE).amax(0)
-                forced = torch.maximum(forced, last)
+            most = overlap.amax(1, keepdim=True)
+            ties = (overlap == most) & (most >= self.min_positive)
+            indices = torch.arange(first, first + len(overlap), device=owner.device)
+            forced = torch.maximum(forced, torch.where(ties, indices[:, None], NEGATIVE).amax(0))
         matches = torch.where(best < self.negative, NEGATIVE, IGNORED)
         matches = torch.where(best >= self.positive, owner, matches)
         matches = torch.where(forced >= 0, forced, matches)

@@ -49,9 +49,9 @@ def cdiv(a: int, b: int) -> int:
     return (a + b - 1) // b
 
 
-def power_of_two(n: int, least: int = 16) -> int:
-    """The next power of two: the lengths that Triton's blocks have."""
-    return max(least, 1 << (n - 1).bit_length())
+def power_of_two(n: int) -> int:
+    """The next power of two from 16 on: the lengths that Triton's blocks have."""
+    return max(16, 1 << (n - 1).bit_length())
 
 
 def gradient_like(gradient: Tensor, tensor: Tensor | None) -> Tensor:
