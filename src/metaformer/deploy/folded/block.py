@@ -80,8 +80,7 @@ class FoldedMlp(nn.Module):
         options = norm_options(self.norm)
         if options is not None and self.act is None and triton.supports(x):
             weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            residual, scale = (x, self.residual.scale) if self.residual.enabled else (None, None)
-            return mlp(x, *weights, **options, act=self.fused_act, residual=residual, residual_scale=scale)
+            return mlp(x, *weights, **options, act=self.fused_act, **self.residual.options(x))
         if self._runs_fused(x):
             return self._fused(x, moments, overwrite)
         h = self.fc1(self.norm(x) if moments is None else normalize(x, moments), self.epilogue)
@@ -108,8 +107,7 @@ class FoldedMlp(nn.Module):
             norm = {"norm": "layer_norm", "eps": self.norm.eps}
         else:
             n = self.norm(x)
-        residual, scale = (x, self.residual.scale_float32) if self.residual.enabled else (None, None)
-        options = {**norm, "act": self.fused_act, "residual": residual, "residual_scale": scale}
+        options = {**norm, **self.residual.options(x, float32=True), "act": self.fused_act}
         out = x if overwrite else None
         return mlp(n, self.fc1.packed, None, self.fc2.packed, None, **options, out=out)
 

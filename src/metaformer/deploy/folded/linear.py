@@ -242,6 +242,12 @@ class Residual(WeightCache):
         """The input's factor as the Triton operations take it; None without a residual."""
         return (1.0 if self.scale is None else self.scale) if self.enabled else None
 
+    def options(self, x: Tensor, float32: bool = False) -> dict[str, Any]:
+        """Keywords by which the operations of `ops` add the input, its factor in float32 for C++."""
+        if not self.enabled:
+            return {}
+        return {"residual": x, "residual_scale": self.scale_float32 if float32 else self.scale}
+
     @property
     def scale_float32(self) -> Tensor | None:
         """The input's factor (C,) as the C++ kernels take it; None where it is 1."""
@@ -255,6 +261,4 @@ class Residual(WeightCache):
 
     def add_to(self, linear: PackedLinear, branch: Tensor, x: Tensor) -> Tensor:
         """Compute linear(branch) + residual(x) in one operation."""
-        return (
-            linear(branch, residual=x, residual_scale=self.scale_float32) if self.enabled else linear(branch)
-        )
+        return linear(branch, **self.options(x, float32=True))

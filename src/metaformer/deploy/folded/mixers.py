@@ -129,8 +129,7 @@ class FoldedSepConv(nn.Module):
         star: dict[str, Any] = {"act_scale": act.scale, "act_bias": act.bias}
         h = linear(x, first.weight, first.bias, **options, act="star_relu", **star)
         h = self.dwconv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        residual, scale = (x, self.residual.scale) if self.residual.enabled else (None, None)
-        return linear(h, second.weight, second.bias, residual=residual, residual_scale=scale)
+        return linear(h, second.weight, second.bias, **self.residual.options(x))
 
 
 class FoldedCycleMlp(nn.Module):
@@ -171,16 +170,14 @@ class FoldedCycleMlp(nn.Module):
 
     def _cpp(self, n: Tensor, x: Tensor) -> Tensor:
         branches, proj = [layer.packed for layer in self._layers], self.proj.packed
-        residual, scale = (x, self.residual.scale_float32) if self.residual.enabled else (None, None)
-        weights = self._branch_weights(n)
-        return cycle_mix(n, branches, weights, proj, self.kernel, residual=residual, residual_scale=scale)
+        residual = self.residual.options(x, float32=True)
+        return cycle_mix(n, branches, self._branch_weights(n), proj, self.kernel, **residual)
 
     def _triton(self, n: Tensor, x: Tensor) -> Tensor:
         branches = [(layer.weight, layer.bias) for layer in self._layers]
         proj = self.proj.weight, self.proj.bias
-        residual, scale = (x, self.residual.scale) if self.residual.enabled else (None, None)
-        weights = self._branch_weights(n)
-        return cycle_mix(n, branches, weights, proj, self.kernel, residual=residual, residual_scale=scale)
+        residual = self.residual.options(x)
+        return cycle_mix(n, branches, self._branch_weights(n), proj, self.kernel, **residual)
 
     def _branch_weights(self, n: Tensor) -> Tensor:
         """What each branch counts for each sample and channel, (B, 3, C)."""

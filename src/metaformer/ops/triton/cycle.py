@@ -50,11 +50,11 @@ def _gathered(x, row, index, length, stride, live, channel, DIM: tl.constexpr, K
 
 
 @triton.jit
-def _weights_tile(w, output, channel, OUT: tl.constexpr, DIM: tl.constexpr):
-    """A tile (channels, outputs) of wᵀ, w (OUT, DIM)."""
+def _weights_tile(w, output, channel, DIM: tl.constexpr):
+    """A tile (channels, outputs) of wᵀ, w (DIM, DIM)."""
     return tl.load(
         w + output[None, :] * DIM + channel[:, None],
-        mask=(output < OUT)[None, :] & (channel < DIM)[:, None],
+        mask=(output < DIM)[None, :] & (channel < DIM)[:, None],
         other=0.0,
     )
 
@@ -81,13 +81,13 @@ def _forward_kernel(
     for done in range(0, DIM, DEPTH):
         channel = done + tl.arange(0, DEPTH)
         tile = _gathered(x, row_64, column, width, 1, live, channel, DIM, KERNEL)
-        right = _weights_tile(w_width, output, channel, DIM, DIM)
+        right = _weights_tile(w_width, output, channel, DIM)
         sum_width = tl.dot(tile, right, sum_width, input_precision=PRECISION)
         tile = _gathered(x, row_64, line, height, width, live, channel, DIM, KERNEL)
-        right = _weights_tile(w_height, output, channel, DIM, DIM)
+        right = _weights_tile(w_height, output, channel, DIM)
         sum_height = tl.dot(tile, right, sum_height, input_precision=PRECISION)
         tile = _gathered(x, row_64, line, height, width, live, channel, DIM, 1)
-        right = _weights_tile(w_plain, output, channel, DIM, DIM)
+        right = _weights_tile(w_plain, output, channel, DIM)
         sum_plain = tl.dot(tile, right, sum_plain, input_precision=PRECISION)
     inside = live[:, None] & (output < DIM)[None, :]
     share = weights + sample[:, None] * (3 * DIM) + output[None, :]

@@ -231,12 +231,8 @@ def token_moments(x: Tensor, eps: float) -> Tensor:
     dim = x.shape[3]
     number = x.shape[0] * x.shape[1] * x.shape[2]
     out = x.new_empty((number, 2), dtype=_FLOAT)
-    block = power_of_two(dim)
-    rows = max(1, 4096 // block)
-    launch(
-        _token_kernel, cdiv(number, rows), x, x, out, number, eps, DIM=dim, ROWS=rows, BLOCK=block,
-        num_warps=4,
-    )  # fmt: skip
+    blocks = _blocks(dim)
+    launch(_token_kernel, cdiv(number, blocks["ROWS"]), x, x, out, number, eps, DIM=dim, **blocks)
     return out
 
 
@@ -258,12 +254,11 @@ def normalize(
     batch, height, width, dim = x.shape
     number = batch * height * width
     out = x.new_empty(x.shape)
-    block = power_of_two(dim)
-    rows = max(1, 4096 // block)
+    blocks = _blocks(dim)
     launch(
-        _normalize_kernel, cdiv(number, rows), x, x, out, gamma, beta, moments, number, height * width, eps,
-        DIM=dim, NORM=norm, HAS_GAMMA=gamma is not None, HAS_BETA=beta is not None, ROWS=rows, BLOCK=block,
-        num_warps=4,
+        _normalize_kernel, cdiv(number, blocks["ROWS"]), x, x, out, gamma, beta, moments, number,
+        height * width, eps, DIM=dim, NORM=norm, HAS_GAMMA=gamma is not None, HAS_BETA=beta is not None,
+        **blocks,
     )  # fmt: skip
     return out
 
@@ -291,11 +286,16 @@ def norm_gradient(
     means = (sample_sums[:, :2] * gain).sum(2) / (per_sample * dim)  # (B, 2)
     out = x.new_empty(x.shape)
     residual = "vector" if residual_scale is not None else "none" if factor is None else "factor"
-    block = power_of_two(dim)
-    rows = max(1, 4096 // block)
+    number, blocks = batch * per_sample, _blocks(dim)
     launch(
-        _gradient_kernel, cdiv(batch * per_sample, rows), x, x, grad_n, grad_out, out, gamma, moments, means,
-        residual_scale, batch * per_sample, per_sample, 1.0 if factor is None else factor, DIM=dim, NORM=norm,
-        HAS_GAMMA=gamma is not None, RESIDUAL=residual, ROWS=rows, BLOCK=block, num_warps=4,
+        _gradient_kernel, cdiv(number, blocks["ROWS"]), x, x, grad_n, grad_out, out, gamma, moments, means,
+        residual_scale, number, per_sample, 1.0 if factor is None else factor, DIM=dim, NORM=norm,
+        HAS_GAMMA=gamma is not None, RESIDUAL=residual, **blocks,
     )  # fmt: skip
     return out, sample_sums.sum(0)
+
+
+def _blocks(dim: int) -> dict[str, int]:
+    """Tile of a program that reads whole tokens: some of them, with all their channels."""
+    block = power_of_two(dim)
+    return {"ROWS": max(1, 4096 // block), "BLOCK": block, "num_warps": 4}
