@@ -80,7 +80,8 @@ class FoldedMlp(nn.Module):
         options = norm_options(self.norm)
         if options is not None and self.act is None and triton.supports(x):
             weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            return mlp(x, *weights, **options, act=self.fused_act, **self.residual.options(x))
+            options |= self.residual.options(x)
+            return mlp(x, *weights, **options, act=self.fused_act)
         if self._runs_fused(x):
             return self._fused(x, moments, overwrite)
         h = self.fc1(self.norm(x) if moments is None else normalize(x, moments), self.epilogue)
