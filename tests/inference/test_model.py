@@ -1,17 +1,28 @@
+"""Loaded models, their 8-bit form, and the check of what was exported."""
+
+import os
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import nn
 
 import metaformer
 from metaformer.checkpoint.checkpoint import read_checkpoint, write_checkpoint
 from metaformer.config import TrainConfig
-from metaformer.errors import ConfigError, DataError, WeightsError
-from metaformer.factory import create_detector
+from metaformer.errors import ConfigError, DataError, MissingPackage, SizeError, UnknownName, WeightsError
+from metaformer.factory import create_detector, create_model
+from metaformer.inference.evaluate import evaluate
+from metaformer.inference.int8_model import MAX_COMPILED, Int8Network, load_openvino, without_telemetry
 from metaformer.inference.model import load_model
+from metaformer.inference.verify import Verdict, verify
 from metaformer.training.train import train
+from metaformer.weights.sources import SOURCES, Source
 from toys import TINY, build_task
 
 Configure = Callable[..., TrainConfig]
@@ -124,3 +135,138 @@ def test_a_checkpoint_of_an_unknown_task_is_refused(untrained: dict[str, Path], 
     write_checkpoint(tmp_path / "new", {"model": saved.tensors("model")}, {**saved.state, "card": card})
     with pytest.raises(WeightsError, match="'caption'"):
         load_model(tmp_path / "new")
+
+
+class Written(NamedTuple):
+    network: nn.Module
+    file: Path
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """A network and its graph in a file; in which types the graph stores its weights does not matter here."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+    openvino: Any = load_openvino()
+    graph = openvino.convert_model(torch.export.export(network, (torch.zeros(2, 3, 8, 8),)))
+    graph.reshape([-1, 3, 8, 8])
+    file = tmp_path_factory.mktemp("int8") / "network.xml"
+    openvino.save_model(graph, file, compress_to_fp16=False)
+    return Written(network, file)
+
+
+def test_every_batch_size(written: Written) -> None:
+    network = Int8Network(written.file)
+    assert (network.in_chans, network.image_size, network.num_classes) == (3, (8, 8), 4)
+    assert network.float_dtype in ("bfloat16", "float16", "float32")
+    results = []
+    for batch in (*range(MAX_COMPILED + 3), 1):
+        images = torch.randn(batch, 3, 8, 8).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            results.append((network(images), written.network(images)))
+    for logits, expected in results:  # a later call leaves earlier results alone
+        assert logits.shape == expected.shape and logits.dtype == torch.float32
+        torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05)
+    assert len(network._compiled) == MAX_COMPILED
+
+
+def test_other_sizes_and_autocast_are_refused(written: Written) -> None:
+    network = Int8Network(written.file)
+    with pytest.raises(SizeError, match=r"\(3, 8, 9\).*\(3, 8, 8\)"):
+        network(torch.zeros(1, 3, 8, 9))
+    with torch.autocast("cpu"), pytest.raises(ConfigError, match="amp"):
+        network(torch.zeros(1, 3, 8, 8))
+
+
+def test_a_damaged_file_is_refused(written: Written, tmp_path: Path) -> None:
+    (tmp_path / "network.xml").write_text(written.file.read_text()[:500])
+    with pytest.raises(WeightsError, match=r"network\.xml"):
+        Int8Network(tmp_path / "network.xml")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingPackage, match=r"metaformer\[int8\]"):
+        load_openvino()
+
+
+def test_telemetry_is_off_and_the_environment_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "false")
+    monkeypatch.delenv("NNCF_CI", raising=False)
+    with without_telemetry():
+        assert os.environ["CI"] == os.environ["NNCF_CI"] == "true"
+    assert os.environ["CI"] == "false" and "NNCF_CI" not in os.environ
+
+
+NAME = "poolformer_n.small"
+
+
+@pytest.fixture
+def data(own_pets: Path) -> Path:
+    """An image folder with a `val` split of three classes."""
+    return own_pets
+
+
+@pytest.fixture
+def source(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
+    """A checkpoint in the cache, with the accuracy that it really has on the data."""
+    monkeypatch.setenv("METAFORMER_HOME", str(tmp_path / "cache"))
+    small = Source(
+        model="poolformer_n",
+        tag="small",
+        url="https://example.invalid/files/small.pth",
+        format="timm",
+        metrics={"top1": 0.0},
+        num_classes=3,
+        image_size=(32, 32),
+        crop_pct=0.8,
+    )
+    torch.manual_seed(0)
+    file = tmp_path / "cache" / "weights" / small.file
+    file.parent.mkdir(parents=True)
+    torch.save(create_model("poolformer_n", num_classes=3).state_dict(), file)
+    monkeypatch.setitem(SOURCES, NAME, small)
+    top1 = 100 * evaluate(NAME, data, workers=0, device="cpu").top1
+    small = replace(small, metrics={"top1": round(top1, 1)})
+    monkeypatch.setitem(SOURCES, NAME, small)
+    return small
+
+
+def test_measured_equals_published(source: Source, data: Path) -> None:
+    (verdict,) = verify(NAME, data, workers=0, device="cpu")
+    assert verdict.ok and verdict.measured == pytest.approx(source.metrics["top1"], abs=0.05)
+    assert "ok" in verdict.text() and verdict.to_dict()["ok"] is True
+
+
+def test_a_difference_is_reported(source: Source, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, NAME, replace(source, metrics={"top1": source.metrics["top1"] + 0.4}))
+    (verdict,) = verify(NAME, data, workers=0, device="cpu")
+    assert not verdict.ok and "differs" in verdict.text() and "-0." in verdict.text()
+
+
+def test_a_changed_file_is_refused(source: Source, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, NAME, replace(source, sha256="0123abcd"))
+    (verdict,) = verify(NAME, data, workers=0, device="cpu")
+    assert not verdict.ok and verdict.measured is None and "published is 0123abcd" in verdict.text()
+
+
+def test_one_failure_does_not_stop_the_others(
+    source: Source, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SOURCES, "poolformer_n.other", replace(source, tag="other", sha256="0123abcd"))
+    verdicts = {verdict.name: verdict for verdict in verify("poolformer_n.*", data, workers=0, device="cpu")}
+    assert verdicts[NAME].ok and not verdicts["poolformer_n.other"].ok
+
+
+def test_names_that_cannot_be_verified(data: Path) -> None:
+    with pytest.raises(UnknownName, match="caformer_s18"):
+        next(verify("caformer_s81", data))
+    with pytest.raises(UnknownName, match="caformer_s18"):
+        next(verify("caformr_s*", data))
+    with pytest.raises(WeightsError, match=r"caformer_s18\.sail_in22k"):
+        next(verify("caformer_s18.sail_in22k", data))
+
+
+def test_tolerance() -> None:
+    assert Verdict("a", 80.3, 80.33).ok and Verdict("a", 80.3, 80.2).ok
+    assert not Verdict("a", 80.3, 80.41).ok and not Verdict("a", None, 80.3).ok
