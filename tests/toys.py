@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metaformer.checkpoint.checkpoint import write_checkpoint
+from metaformer.checkpoint.run_dir import read_log
 from metaformer.cli import COMMANDS
 from metaformer.cli.parser import Parser
 from metaformer.config import TrainConfig
@@ -51,6 +52,7 @@ Pixels = NDArray[np.uint8]
 Pair = tuple[Pixels, Pixels]
 """An image (H, W, 3) and its label map (H, W)."""
 Configure = Callable[..., TrainConfig]
+Digest = Callable[[Path], dict[str, Any]]
 Write = Callable[[str, object], Path]
 
 
@@ -505,26 +507,27 @@ def tiny_config(task: str, root: Path, **sections: Any) -> TrainConfig:
 
 
 @pytest.fixture
+def configure_task(pets: Path, tagged: Path, patches: Path, blocks: Path) -> Configure:
+    """Configuration of a tiny run of a task, the first argument; see `tiny_config`."""
+    roots = {"classify": pets, "multilabel": tagged, "segment": patches, "detect": blocks}
+    return lambda task, **sections: tiny_config(task, roots[task], **sections)
+
+
+@pytest.fixture
 def configure(pets: Path) -> Configure:
-    """Configuration of a tiny classification run; see `tiny_config`."""
+    """Configuration of a tiny classification run."""
     return partial(tiny_config, "classify", pets)
 
 
 @pytest.fixture
-def configure_multilabel(tagged: Path) -> Configure:
-    """Configuration of a tiny multi-label run; see `tiny_config`."""
-    return partial(tiny_config, "multilabel", tagged)
-
-
-@pytest.fixture
 def configure_segment(patches: Path) -> Configure:
-    """Configuration of a tiny segmentation run; see `tiny_config`."""
+    """Configuration of a tiny segmentation run."""
     return partial(tiny_config, "segment", patches)
 
 
 @pytest.fixture
 def configure_detect(blocks: Path) -> Configure:
-    """Configuration of a tiny detection run; see `tiny_config`."""
+    """Configuration of a tiny detection run."""
     return partial(tiny_config, "detect", blocks)
 
 
@@ -574,8 +577,13 @@ def detect_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shared(train(config, tmp_path_factory.mktemp("detect") / "run").run)
 
 
+def log_lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    """Lines of one kind of a run's log."""
+    return [line for line in read_log(run) if line["kind"] == kind]
+
+
 @pytest.fixture
-def digest() -> Callable[[Path], dict[str, Any]]:
+def digest() -> Digest:
     """Every tensor of a checkpoint directory, by file and name."""
     from safetensors.torch import load_file
 
