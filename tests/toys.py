@@ -564,6 +564,16 @@ def untrained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.fixture(scope="session")
+def classify_run(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of classification for an epoch of 4 steps, with averaged weights."""
+    config = tiny_config(
+        "classify", pets, schedule={"epochs": 1}, ema={"decay": 0.5}, evaluate={"crop": 0.75}
+    )
+    torch.set_num_threads(1)
+    return shared(train(config, tmp_path_factory.mktemp("classify") / "run").run)
+
+
+@pytest.fixture(scope="session")
 def detect_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of Mask R-CNN that finds green and blue blocks."""
     config = tiny_config(

@@ -101,17 +101,13 @@ def saved(folder: Path, step: int) -> Path:
 
 
 def test_tensors_and_state_come_back_exactly(tmp_path: Path) -> None:
-    tensors = {
-        "half": torch.randn(3, 5).bfloat16(),
-        "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
-        "count": torch.tensor(7),
-    }
-    target = write_checkpoint(tmp_path / "step_1", {"model": tensors}, {"step": 1, "text": "é", "x": 0.1})
+    own = tensors()
+    target = write_checkpoint(tmp_path / "step_1", {"model": own}, {"step": 1, "text": "é", "x": 0.1})
     opened = read_checkpoint(target)
     written = {"format": FORMAT, "version": metadata.version("metaformer")}
     assert opened.state == {**written, "step": 1, "text": "é", "x": 0.1}
     read = opened.tensors("model")
-    assert equal_states(read, tensors) and all(read[name].dtype == tensors[name].dtype for name in read)
+    assert equal_states(read, own) and all(read[name].dtype == own[name].dtype for name in read)
     assert not opened.has("ema")
     with pytest.raises(WeightsError, match=r"no ema\.safetensors"):
         opened.tensors("ema")

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ from metaformer.checkpoint.manifest import write_directory
 from metaformer.checkpoint.run_dir import RunDir, find_checkpoint
 from metaformer.checkpoint.runs import RunStatus, find_runs
 from metaformer.cli import main
-from metaformer.config import TrainConfig
 from metaformer.errors import OutputError, WeightsError
 from metaformer.training.train import train
+from toys import tiny_config
 
 
 def test_a_new_run_creates_its_directory(tmp_path: Path) -> None:
@@ -115,22 +114,16 @@ def test_a_run_stands_for_its_best_else_its_newest_checkpoint(tmp_path: Path) ->
     assert find_checkpoint(tmp_path) == run.best
 
 
-Configure = Callable[..., TrainConfig]
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """One place for the run that the first test trains; the others copy it."""
-    return [tmp_path_factory.mktemp("runs") / "one"]
+def finished(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 8 steps, with all its checkpoints; not to be changed."""
+    config = tiny_config("classify", pets, runtime={"save_every": 2})
+    return train(config, tmp_path_factory.mktemp("runs") / "one").run
 
 
 @pytest.fixture
-def run(finished: list[Path], configure: Configure, tmp_path: Path) -> Path:
-    """A finished run of 8 steps, with all its checkpoints."""
-    if not finished[0].exists():
-        train(configure(runtime={"save_every": 2}), finished[0])
-    shutil.copytree(finished[0], tmp_path / "runs/one")
-    return tmp_path / "runs/one"
+def run(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "runs/one")
 
 
 def only(folder: Path, **options: bool) -> RunStatus:
@@ -205,11 +198,8 @@ def test_a_run_that_is_being_written(run: Path) -> None:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         status = only(run)
         process.kill()
-    assert (status.state, status.step, status.resume) == (
-        "running",
-        8,
-        None,
-    )  # by its log, not its checkpoints
+    # by its log, not its checkpoints
+    assert (status.state, status.step, status.resume) == ("running", 8, None)
     assert only(run).state == "stopped"
 
 

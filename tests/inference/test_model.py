@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,65 +13,57 @@ from torch import nn
 
 import metaformer
 from metaformer.checkpoint.checkpoint import read_checkpoint, write_checkpoint
-from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, DataError, MissingPackage, SizeError, UnknownName, WeightsError
 from metaformer.factory import create_detector, create_model
 from metaformer.inference.evaluate import evaluate
 from metaformer.inference.int8_model import MAX_COMPILED, Int8Network, load_openvino, without_telemetry
 from metaformer.inference.model import load_model
 from metaformer.inference.verify import Verdict, verify
-from metaformer.training.train import train
 from metaformer.weights.sources import SOURCES, Source
-from toys import TINY, build_task
-
-Configure = Callable[..., TrainConfig]
+from toys import TINY, Configure, build_task
 
 
-@pytest.fixture
-def run(configure: Configure, tmp_path: Path) -> Path:
-    train(configure(schedule={"epochs": 1}, ema={"decay": 0.5}, evaluate={"crop": 0.75}), tmp_path / "run")
-    return tmp_path / "run"
-
-
-def test_a_checkpoint_is_self_contained(run: Path) -> None:
-    loaded = load_model(run)
+def test_a_checkpoint_is_self_contained(classify_run: Path) -> None:
+    loaded = load_model(classify_run)
     assert loaded.classes == ("ant", "bee", "cat") and loaded.name == "poolformer_n"
     assert (loaded.preprocess.image_size, loaded.preprocess.crop) == (32, 0.75)
     assert list(loaded.model.config.dims) == TINY["dims"]
     assert loaded.config is not None and loaded.config.ema.decay == 0.5
 
 
-def test_averaged_weights_are_the_default_and_raw_ones_optional(run: Path) -> None:
-    step = run / "checkpoints" / "step_4"
-    loaded = [load_model(source, raw=raw) for source, raw in ((step, False), (step, True), (run, False))]
+def test_averaged_weights_are_the_default_and_raw_ones_optional(classify_run: Path) -> None:
+    step = classify_run / "checkpoints" / "step_4"
+    loaded = [
+        load_model(source, raw=raw) for source, raw in ((step, False), (step, True), (classify_run, False))
+    ]
     average, raw, best = (one.model.head.fc.weight for one in loaded)
     assert torch.equal(average, best) and not torch.equal(average, raw)
 
 
-def test_from_pretrained_reads_the_best_checkpoint(run: Path) -> None:
-    model = metaformer.from_pretrained(run / "best")
+def test_from_pretrained_reads_the_best_checkpoint(classify_run: Path) -> None:
+    model = metaformer.from_pretrained(classify_run / "best")
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(model(images), load_model(run).model.eval()(images))
+    assert torch.equal(model(images), load_model(classify_run).model.eval()(images))
     assert list(model.pretrained_cfg["label_names"]) == ["ant", "bee", "cat"]
     assert model.pretrained_cfg["crop_pct"] == 0.75
 
 
 def test_a_run_fine_tunes_the_best_of_another_of_other_classes(
-    run: Path, configure: Configure, tmp_path: Path
+    classify_run: Path, configure: Configure, tmp_path: Path
 ) -> None:
-    config = configure(model={"checkpoint": str(run / "best" / "model.safetensors")})
+    config = configure(model={"checkpoint": str(classify_run / "best" / "model.safetensors")})
     two = tmp_path / "two"
     shutil.copytree(config.data.root, two, ignore=shutil.ignore_patterns("cat"))
     fewer = configure(model={"checkpoint": config.model.checkpoint}, data={"root": str(two)})
-    best = load_model(run).model
+    best = load_model(classify_run).model
     same, other = (build_task(one).model for one in (config, fewer))
     assert torch.equal(same.head.fc.weight, best.head.fc.weight)
     assert torch.equal(other.stem.conv.weight, best.stem.conv.weight)
     assert other.head.fc.weight.shape[0] == 2
 
 
-def test_preprocessing_can_be_changed_field_by_field(run: Path) -> None:
-    loaded = load_model(run)
+def test_preprocessing_can_be_changed_field_by_field(classify_run: Path) -> None:
+    loaded = load_model(classify_run)
     changed = loaded.with_preprocess(image_size=64, interpolation="bilinear", crop=None).preprocess
     assert (changed.image_size, changed.crop, changed.interpolation) == (64, 0.75, "bilinear")
     assert loaded.preprocess.image_size == 32
@@ -80,24 +71,28 @@ def test_preprocessing_can_be_changed_field_by_field(run: Path) -> None:
         loaded.with_preprocess(long_side=64)
 
 
-def test_class_names_come_from_a_list_or_a_file(run: Path, tmp_path: Path) -> None:
+def test_class_names_come_from_a_list_or_a_file(classify_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("x\ny\nz\n")
-    assert load_model(run, class_names=file).classes == ("x", "y", "z")
-    assert load_model(run, class_names=["Ameise", "Biene", "Katze"]).classes == ("Ameise", "Biene", "Katze")
+    assert load_model(classify_run, class_names=file).classes == ("x", "y", "z")
+    assert load_model(classify_run, class_names=["Ameise", "Biene", "Katze"]).classes == (
+        "Ameise",
+        "Biene",
+        "Katze",
+    )
     with pytest.raises(ConfigError, match=r"class_names: 2 .* 3"):
-        load_model(run, class_names=["x", "y"])
+        load_model(classify_run, class_names=["x", "y"])
     with pytest.raises(ConfigError, match=r"class_names: .* order"):  # the run's own
-        load_model(run, class_names=["bee", "ant", "cat"])
+        load_model(classify_run, class_names=["bee", "ant", "cat"])
     file.write_text("x\n\nz\n")  # the names after an empty line would go to other classes
     with pytest.raises(DataError, match=r"names\.txt.*line 2"):
-        load_model(run, class_names=file)
+        load_model(classify_run, class_names=file)
 
 
-def test_weights_come_from_one_place(run: Path) -> None:
-    file = run / "best" / "model.safetensors"
+def test_weights_come_from_one_place(classify_run: Path) -> None:
+    file = classify_run / "best" / "model.safetensors"
     with pytest.raises(ConfigError, match="checkpoint"):
-        load_model(run, file)
+        load_model(classify_run, file)
     with pytest.raises(ConfigError, match=f"MODEL --checkpoint {file}"):
         load_model(file)
 
@@ -113,10 +108,11 @@ def test_a_directory_of_save_pretrained_is_a_source(tmp_path: Path) -> None:
         load_model(tmp_path / "empty")
 
 
-def test_a_checkpoint_without_its_manifest_is_damaged(run: Path) -> None:
-    (run / "best" / "manifest.json").unlink()
+def test_a_checkpoint_without_its_manifest_is_damaged(classify_run: Path, tmp_path: Path) -> None:
+    best = shutil.copytree(classify_run / "best", tmp_path / "best")
+    (best / "manifest.json").unlink()
     with pytest.raises(WeightsError, match="manifest"):
-        load_model(run)
+        load_model(best)
 
 
 def test_a_published_detector_has_cocos_names_and_category_ids(tmp_path: Path) -> None:

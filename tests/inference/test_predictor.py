@@ -16,20 +16,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from metaformer.config import TrainConfig
 from metaformer.data.folder import ImageFolder
 from metaformer.distributed import Interrupted, World
 from metaformer.errors import BadImage, ConfigError, DataError, OutputError
 from metaformer.factory import create_model
 from metaformer.inference.batch import predict_all
 from metaformer.inference.predictor import Predictor
-from metaformer.serialize import from_dict
 from metaformer.storage import lock
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.training.train import train
 from metaformer.weights.hub import save_pretrained
-from toys import TINY
+from toys import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -176,36 +174,28 @@ def test_two_killed_processes_resume_from_the_command_line(
     assert sorted(paths) == [str(path) for path in ImageFolder(pets, "train").paths]
 
 
-NO_AUGMENT = {"auto_augment": None, "mixup": 0.0, "cutmix": 0.0, "color_jitter": 0.0, "erase": 0.0}
-SHORT = {
-    "model": {"name": "poolformer_n", "overrides": TINY},
-    "augment": NO_AUGMENT,
+PLAIN = {"color_jitter": 0.0, "erase": 0.0}
+SHORT: dict[str, Any] = {
     "optim": {"lr": 1e-2},
-    "schedule": {"steps": 40, "warmup_steps": 0, "min_lr": 0.0},
+    "schedule": {"steps": 40, "warmup_steps": 0},
     "evaluate": {"every_steps": 20},
-    "runtime": {"device": "cpu", "threads": 1},
 }
 
 
 @pytest.fixture(scope="module")
 def run(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier of the three colors."""
-    data = {"root": str(pets), "image_size": 32, "batch_size": 6, "workers": 0}
+    """A classifier that tells the pets apart."""
     return train(
-        from_dict(TrainConfig, {**SHORT, "data": data}), tmp_path_factory.mktemp("predict") / "run"
+        tiny_config("classify", pets, augment=PLAIN, **SHORT), tmp_path_factory.mktemp("runs") / "run"
     ).run
 
 
 @pytest.fixture(scope="module")
 def segment_run(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A segmenter of green and blue squares."""
-    data = {"root": str(patches), "image_size": 32, "batch_size": 6, "workers": 0}
-    segment = {
-        "fpn_dim": 16, "head_dim": 16, "dropout": 0.0, "resize": None, "reduce_zero_label": False,
-        "photometric": False, "scale": [1.0, 1.5],
-    }  # fmt: skip
-    config = from_dict(TrainConfig, {**SHORT, "task": "segment", "data": data, "segment": segment})
-    return train(config, tmp_path_factory.mktemp("predict") / "segment").run
+    segment = {"dropout": 0.0, "photometric": False, "scale": [1.0, 1.5]}
+    config = tiny_config("segment", patches, augment=PLAIN, segment=segment, **SHORT)
+    return train(config, tmp_path_factory.mktemp("runs") / "segment").run
 
 
 def test_sources_are_files_folders_globs_images_and_lists(run: Path, pets: Path) -> None:
@@ -325,21 +315,6 @@ def test_objects_are_detected_in_the_images_own_pixels(detect_run: Path, blocks:
         (in_memory,) = detect(detect_run, image.convert("RGB"), workers=1)
         assert in_memory.path == "" and in_memory.size == image.size
     assert (in_memory.boxes == results[2].boxes).all() and in_memory.masks == results[2].masks
-
-
-@pytest.mark.filterwarnings("ignore:OpenCV")
-def test_objects_convert_to_supervision_and_coco(detect_run: Path, blocks: Path) -> None:
-    predictor = Predictor(detect_run, device="cpu", score=0.0)
-    (result,) = predictor(blocks / "val2017" / "02.png")
-    assert isinstance(result, DetectedObjects) and len(result) > 1
-    converted = result.to_supervision()
-    assert converted.class_id is not None and converted.class_id.tolist() == result.labels.tolist()
-    assert converted["class_name"].tolist() == result.names and (converted.xyxy == result.boxes).all()
-    assert converted.mask is not None and converted.mask.shape == (len(result), *result.size[::-1])
-    assert (converted.mask[0] == result.mask(0)).all() and converted.mask[0].any()
-    rows = json.loads(json.dumps(result.to_coco(12, predictor.model.metadata.category_ids)))
-    assert [row["category_id"] for row in rows] == [(3, 7)[label] for label in result.labels]
-    assert all(row["image_id"] == 12 and row["segmentation"]["size"] == [44, 38] for row in rows)
 
 
 @pytest.mark.parametrize(

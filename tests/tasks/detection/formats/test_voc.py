@@ -12,8 +12,8 @@ from metaformer.errors import DataError
 from metaformer.tasks.check import Finding
 from metaformer.tasks.detection.dataset import open_detection
 from metaformer.tasks.detection.formats.voc import read_xml
+from toys import Write
 
-Write = Callable[[str, object], Path]
 ErrorsOf = Callable[..., tuple[str, list[Finding]]]
 SIZE = "<size><width>20</width><height>10</height><depth>3</depth></size>"
 DOG = (

@@ -12,8 +12,8 @@ from metaformer.errors import DataError
 from metaformer.tasks.check import Finding
 from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.dataset import open_detection
+from toys import Write
 
-Write = Callable[[str, object], Path]
 ErrorsOf = Callable[..., tuple[str, list[Finding]]]
 
 
