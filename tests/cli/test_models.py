@@ -16,16 +16,9 @@ from metaformer.factory import create_model
 from metaformer.mixers import MIXERS
 from metaformer.recipes import RECIPES
 from metaformer.weights.hub import save_pretrained
+from metaformer.weights.sources import SOURCES
 
 Cli = Callable[..., Any]
-DETECTORS = [
-    ("retinanet_poolformer_s12.sail_coco_1x", 21.7, 36.2, None),
-    ("retinanet_poolformer_s24.sail_coco_1x", 31.1, 38.9, None),
-    ("retinanet_poolformer_s36.sail_coco_1x", 40.6, 39.5, None),
-    ("mask_rcnn_poolformer_s12.sail_coco_1x", 31.6, 37.3, 34.6),
-    ("mask_rcnn_poolformer_s24.sail_coco_1x", 41.0, 40.1, 37.0),
-    ("mask_rcnn_poolformer_s36.sail_coco_1x", 50.5, 41.0, 37.7),
-]
 
 
 def test_models_with_published_figures(cli: Cli) -> None:
@@ -43,12 +36,22 @@ def test_recipes_and_mixers(cli: Cli) -> None:
     assert "size=3" in cli("list", "--mixers", "pooling").out
 
 
-def test_segmenters_and_detectors_with_published_figures(cli: Cli) -> None:
-    rows = json.loads(cli("list", "--segmenters", "--json").out)
-    assert [row["miou"] for row in rows] == [37.07, 40.36, 41.81, 42.35, 42.76]
-    rows = json.loads(cli("list", "--detectors", "--json").out)
-    listed = [(r["detector"], round(r["params"] / 1e6, 1), r["box_ap"], r["mask_ap"]) for r in rows]
-    assert listed == DETECTORS
+@pytest.mark.parametrize(
+    ("noun", "data", "metrics"),
+    [("segmenter", "ade20k", ["miou"]), ("detector", "coco", ["box_ap", "mask_ap"])],
+)
+def test_dense_networks_with_published_figures(noun: str, data: str, metrics: list[str], cli: Cli) -> None:
+    rows = json.loads(cli("list", f"--{noun}s", "--json").out)
+    published = {name: source for name, source in SOURCES.items() if source.data == data}
+    assert [row[noun] for row in rows] == list(published)
+    for row in rows:
+        figures = published[row[noun]].metrics
+        assert row["params"] > 1e7 and [row[name] for name in metrics] == [
+            figures.get(name) for name in metrics
+        ]
+
+
+def test_detectors_are_listed_by_pattern(cli: Cli) -> None:
     table = cli("list", "--detectors", "retinanet*s12").out
     assert "21.7M" in table and "36.2" in table and "mask_rcnn" not in table
 

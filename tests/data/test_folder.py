@@ -1,4 +1,4 @@
-"""Image folders: classes, splits, scans and the demo."""
+"""Image folders: classes, splits, scans, class lists and the digits of the demo."""
 
 import os
 import pickle

@@ -56,7 +56,6 @@ DETECT: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("task", "sections", "evaluated", "workers", "then"),
     [
-        ("classify", CLASSIFY, [4, 8], 0, 0),
         ("classify", CLASSIFY, [4, 8], 2, 0),
         ("classify", CLASSIFY, [4, 8], 0, 2),
         ("multilabel", MULTILABEL, [2, 4, 6], 0, 2),

@@ -132,11 +132,6 @@ def test_errors_that_hide_all_others(objects: Path) -> None:
     assert "no such folder" in found(check(objects / "none"), "error")[0][1]
 
 
-def test_demo_data_have_no_errors(demo: Path) -> None:
-    report = check(demo / "detect")
-    assert report.ok and [split.objects for split in report.splits] == [20, 11]
-
-
 def test_objects_and_images_are_counted_without_crowds(objects: Path) -> None:
     folder = open_detection(objects, "train", masks=True)
     images = [ImageInfo(index, *folder.size(index)) for index in range(4)] + [ImageInfo(4, error="damaged")]

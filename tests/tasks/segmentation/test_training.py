@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from metaformer.data.resize_preprocess import DensePreprocess
-from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError, TrainingError
 from metaformer.inference.evaluate import evaluate
 from metaformer.inference.model import load_model
@@ -20,7 +19,7 @@ from metaformer.tasks.segmentation.layouts import LAYOUTS
 from metaformer.tasks.segmentation.results import Segmentation, SegmentationReport
 from metaformer.training.train import train
 from metaformer.training.trainer import Trainer
-from toys import Configure, build_task, log_lines
+from toys import Configure, log_lines
 
 
 def test_training_improves_and_evaluation_repeats_its_metric(
@@ -64,22 +63,6 @@ def test_unknown_labels_are_found_before_training(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_options_of_another_task_are_refused(configure_segment: Configure, tmp_path: Path) -> None:
-    train(configure_segment(schedule={"epochs": 1}), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"crops: .*semantic segmentation"):
-        evaluate(tmp_path / "run", crops=5, device="cpu")
-
-
-def test_initial_weights_of_a_classifier(
-    configure: Configure, configure_segment: Configure, tmp_path: Path
-) -> None:
-    train(configure(schedule={"epochs": 1}), tmp_path / "classifier")
-    file = tmp_path / "classifier" / "best" / "model.safetensors"
-    task = build_task(configure_segment(model={"checkpoint": str(file)}), World())
-    classifier = load_model(tmp_path / "classifier").model
-    assert torch.equal(task.model.backbone.stem.conv.weight, classifier.stem.conv.weight)  # type: ignore[union-attr]
-
-
 def test_loading_by_name_and_from_save_pretrained(patches: Path, tmp_path: Path) -> None:
     from metaformer.factory import create_segmenter
     from metaformer.weights.hub import save_pretrained
@@ -88,7 +71,7 @@ def test_loading_by_name_and_from_save_pretrained(patches: Path, tmp_path: Path)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
     published = load_model("semantic_fpn_poolformer_n", tmp_path / "weights.pth")
     assert published.task == "segment" and len(published.metadata) == 150
-    save_pretrained(create_segmenter("upernet_poolformer_n", num_classes=3), tmp_path / "saved")
+    save_pretrained(create_segmenter("upernet_poolformer_n", num_classes=3, head_dim=8), tmp_path / "saved")
     saved = load_model(tmp_path / "saved", class_names=["a", "b", "c"])
     assert saved.classes == ("a", "b", "c") and isinstance(saved.preprocess, DensePreprocess)
     (tmp_path / "names.txt").write_text("background\ngreen\nblue\n")
