@@ -32,13 +32,16 @@ from metaformer.data.folder import ImageFolder
 from metaformer.data.rle import encode
 from metaformer.data.shards.write import write_shards
 from metaformer.distributed import World
+from metaformer.errors import DataError
 from metaformer.models.detection.detector import Detector
 from metaformer.models.detection.retinanet import RetinaNet
 from metaformer.recipes import RECIPES
 from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import Task
+from metaformer.tasks.check import CheckReport, Finding
 from metaformer.tasks.demo import write_demo_data
+from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.dataset import DetectionFolder, open_detection
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.outputs import Prediction
@@ -54,6 +57,7 @@ Pair = tuple[Pixels, Pixels]
 Configure = Callable[..., TrainConfig]
 Digest = Callable[[Path], dict[str, Any]]
 Write = Callable[[str, object], Path]
+ErrorsOf = Callable[..., tuple[str, tuple[Finding, ...]]]
 
 
 # Files
@@ -433,6 +437,25 @@ def rectangles(tmp_path: Path) -> Rectangles:
         return open_detection(tmp_path, "val", masks=True)
 
     return put
+
+
+@pytest.fixture
+def errors_of() -> ErrorsOf:
+    """Error of opening a training split of objects, and the findings of `metaformer data check`."""
+
+    def both(root: Path, **options: Any) -> tuple[str, tuple[Finding, ...]]:
+        with pytest.raises(DataError) as caught:
+            open_detection(root, "train", **options)
+        report = check_objects(root, ["train"], workers=1, progress=False)
+        assert not report.ok
+        return str(caught.value), tuple(report.findings)
+
+    return both
+
+
+def findings(report: CheckReport, grade: str) -> list[tuple[str, str]]:
+    """Kind and text of the findings of a grade, in their order."""
+    return [(finding.kind, finding.text) for finding in report.findings if finding.grade == grade]
 
 
 # Demo data

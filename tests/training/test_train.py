@@ -35,21 +35,6 @@ def test_a_run_learns_and_writes_its_run_directory(configure: Configure, tmp_pat
     assert max(line["top1"] for line in evals) == result.best
 
 
-def test_another_seed_gives_another_run(configure: Configure, tmp_path: Path, digest: Digest) -> None:
-    for seed in (1, 2):
-        train(configure(seed=seed, schedule={"epochs": 1}), tmp_path / str(seed))
-    one, other = (digest(tmp_path / name / "checkpoints" / "step_4") for name in ("1", "2"))
-    assert not equal_states(one, other)
-
-
-def test_a_run_is_not_overwritten(configure: Configure, tmp_path: Path) -> None:
-    config = configure(schedule={"epochs": 1})
-    train(config, tmp_path)
-    with pytest.raises(OutputError, match=r"holds a run already.*--resume auto"):
-        train(config, tmp_path)
-    assert train(config, tmp_path, resume="auto").steps == 4
-
-
 def test_a_run_that_finished_while_this_one_waited_is_not_overwritten(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,17 +240,6 @@ def test_a_directory_without_permission_is_an_error(configure: Configure, tmp_pa
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match=r"no permission|cannot create"):
         train(configure(), tmp_path)
-
-
-def test_a_file_in_place_of_the_directory_is_an_error(configure: Configure, tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("")
-    with pytest.raises(OutputError, match="cannot create this folder"):
-        train(configure(), tmp_path / "run")
-
-
-def test_evaluations_are_logged_with_their_epoch(configure: Configure, tmp_path: Path) -> None:
-    train(configure(evaluate={"every": 2}, schedule={"epochs": 3}), tmp_path)
-    assert [line["epoch"] for line in log_lines(tmp_path, "eval")] == [2, 3]
 
 
 def test_remaining_batches_are_those_of_the_whole_run() -> None:

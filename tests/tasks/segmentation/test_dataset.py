@@ -1,6 +1,5 @@
 """Data sets of label maps: layouts, what is refused, batches and the demo."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from metaformer.data.class_lists import class_list
 from metaformer.data.dataset import Batch
 from metaformer.data.loader import Loader
 from metaformer.data.sampler import EvalSampler, TrainSampler
-from metaformer.errors import BadImage, ConfigError, DataError
+from metaformer.errors import BadImage, DataError
 from metaformer.tasks.segmentation.check import check_label_maps, validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.transforms import train_transform
@@ -172,29 +171,6 @@ def test_missing_label_maps(labeled: Path) -> None:
         open_segmentation(labeled, "train")
 
 
-def test_an_rgb_label_map(labeled: Path) -> None:
-    Image.new("RGB", (24, 20)).save(labeled / "annotations/train/0.png")
-    with pytest.raises(BadImage, match=r"train/0\.png: is an RGB image"):
-        open_segmentation(labeled, "train").label_map(0)
-
-
-def test_unknown_values(labeled: Path) -> None:
-    values = np.zeros((20, 24), dtype=np.uint8)
-    values[0, :5], values[1, 0] = 3, 254
-    Image.fromarray(values).save(labeled / "annotations/train/0.png")
-    with pytest.raises(BadImage, match=r"annotations/train/0\.png: label 3 \(5 pixels\), 254 \(1 pixel\)"):
-        open_segmentation(labeled, "train").pair(0)
-
-
-def test_number_of_class_names(labeled: Path) -> None:
-    own = labeled / "own.txt"
-    own.write_text("sky\ngrass\n")
-    with pytest.raises(DataError, match=r"own\.txt: 2 classes, .*classes\.txt 3"):
-        open_segmentation(labeled, "train", classes=own)
-    with pytest.raises(DataError, match=r"class list: 4 classes, .*classes\.txt 3"):
-        open_segmentation(labeled, "train", classes=["sky", "grass", "road", "sea"])
-
-
 def test_an_image_with_exif_orientation(labeled: Path) -> None:
     image = labeled / "images/train/0.jpg"
     (labeled / "images/train/0.png").unlink()
@@ -219,18 +195,6 @@ def test_one_pixel_and_nothing_but_ignored(labeled: Path) -> None:
     load(folder)
     image, labels = train_transform(8, resize=None)(*folder.pair(1))
     assert (labels == 255).all() and torch.isfinite(image).all()
-
-
-def test_missing_data(labeled: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
-        open_segmentation(tmp_path / "none", "train")
-    with pytest.raises(DataError, match="images/test: no such folder"):
-        open_segmentation(labeled, "test")
-    with pytest.raises(ConfigError, match="layout 'folder'"):
-        open_segmentation(labeled, "train", "folder")
-    shutil.rmtree(labeled / "images")
-    with pytest.raises(DataError, match=r"layout.* holds annotations, classes\.txt"):
-        open_segmentation(labeled, "train")
 
 
 def batches(labeled: Path, workers: int) -> list[Batch]:
