@@ -1,8 +1,6 @@
 """Networks by name."""
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +34,6 @@ from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours
 from metaformer.weights.sources import ALIASES, SOURCES, find_source
 
-PUBLISHED_PARAMETERS = {
-    "poolformer_s12": 11_915_176,
-    "poolformer_s24": 21_388_968,
-    "poolformer_s36": 30_862_760,
-    "poolformer_m36": 56_172_520,
-    "poolformer_m48": 73_473_448,
-    "metaformer_pppa_s12": 14_038_440,
-    "metaformer_ppaa_s12": 16_535_592,
-    "metaformer_pppf_s12": 11_919_978,
-    "metaformer_ppff_s12": 12_150_474,
-    "cyclemlp_b1": 15_155_400,
-    "cyclemlp_b2": 26_802_504,
-    "cyclemlp_b3": 38_385_720,
-    "cyclemlp_b4": 51_796_552,
-    "cyclemlp_b5": 75_747_280,
-    "identityformer_s12": 11_891_712,
-    "poolformerv2_s12": 11_891_712,
-    "convformer_s18": 26_774_448,
-    "caformer_s18": 26_341_656,
-    "caformer_b36": 98_753_614,
-}
 PUBLISHED_MILLIONS = {
     "semantic_fpn": {"s12": 15.7, "s24": 25.1, "s36": 34.6, "m36": 59.8, "m48": 77.1},
     "retinanet": {"s12": 21.7, "s24": 31.1, "s36": 40.6},
@@ -75,15 +52,8 @@ def narrow(kind: NetworkKind) -> dict[str, Any]:
     return NARROW if kind is SEGMENTER else {**NARROW, "box_fc_dim": 8}
 
 
-@pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
-def test_published_parameter_counts(name: str) -> None:
-    with torch.device("meta"):
-        model = create_model(name)
-    assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED_PARAMETERS[name]
-
-
 @pytest.mark.parametrize("head", PUBLISHED_MILLIONS)
-def test_published_parameter_counts_of_dense_networks(head: str) -> None:
+def test_published_parameter_counts(head: str) -> None:
     for size, millions in PUBLISHED_MILLIONS[head].items():
         with torch.device("meta"):
             model = create_network(f"{head}_poolformer_{size}")
@@ -348,14 +318,6 @@ def test_every_name_is_split_into_what_it_is_made_of() -> None:
         for variant in VARIANTS:
             assert split_network(f"{head}_{variant}.tag", kind) == (head, variant, "tag")
     assert split_network("mask_rcnn_resnet50", kind) is None and split_network("masked", kind) is None
-
-
-def test_names_need_no_torchvision() -> None:
-    script = (
-        "import sys; sys.modules['torchvision'] = None; import metaformer as m; m.is_detector('x'); "
-        "m.list_detectors(); m.Detections, m.Targets, m.DetectorConfig; m.create_model('poolformer_n')"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,8 @@ assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 metaformer.load_weights(model, model.state_dict())
 metaformer.create_segmenter("upernet", "poolformer_n")
 metaformer.create_detector("mask_rcnn", "poolformer_n")
+assert metaformer.list_detectors() and not metaformer.is_detector("x")
+metaformer.Detections, metaformer.Targets, metaformer.DetectorConfig
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 

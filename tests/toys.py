@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metaformer.checkpoint.checkpoint import write_checkpoint
+from metaformer.checkpoint.run_dir import read_log
 from metaformer.cli import COMMANDS
 from metaformer.cli.parser import Parser
 from metaformer.config import TrainConfig
@@ -31,13 +32,16 @@ from metaformer.data.folder import ImageFolder
 from metaformer.data.rle import encode
 from metaformer.data.shards.write import write_shards
 from metaformer.distributed import World
+from metaformer.errors import DataError
 from metaformer.models.detection.detector import Detector
 from metaformer.models.detection.retinanet import RetinaNet
 from metaformer.recipes import RECIPES
 from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import Task
+from metaformer.tasks.check import CheckReport, Finding
 from metaformer.tasks.demo import write_demo_data
+from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.dataset import DetectionFolder, open_detection
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.outputs import Prediction
@@ -51,7 +55,9 @@ Pixels = NDArray[np.uint8]
 Pair = tuple[Pixels, Pixels]
 """An image (H, W, 3) and its label map (H, W)."""
 Configure = Callable[..., TrainConfig]
+Digest = Callable[[Path], dict[str, Any]]
 Write = Callable[[str, object], Path]
+ErrorsOf = Callable[..., tuple[str, tuple[Finding, ...]]]
 
 
 # Files
@@ -433,6 +439,25 @@ def rectangles(tmp_path: Path) -> Rectangles:
     return put
 
 
+@pytest.fixture
+def errors_of() -> ErrorsOf:
+    """Error of opening a training split of objects, and the findings of `metaformer data check`."""
+
+    def both(root: Path, **options: Any) -> tuple[str, tuple[Finding, ...]]:
+        with pytest.raises(DataError) as caught:
+            open_detection(root, "train", **options)
+        report = check_objects(root, ["train"], workers=1, progress=False)
+        assert not report.ok
+        return str(caught.value), tuple(report.findings)
+
+    return both
+
+
+def findings(report: CheckReport, grade: str) -> list[tuple[str, str]]:
+    """Kind and text of the findings of a grade, in their order."""
+    return [(finding.kind, finding.text) for finding in report.findings if finding.grade == grade]
+
+
 # Demo data
 
 
@@ -505,26 +530,27 @@ def tiny_config(task: str, root: Path, **sections: Any) -> TrainConfig:
 
 
 @pytest.fixture
+def configure_task(pets: Path, tagged: Path, patches: Path, blocks: Path) -> Configure:
+    """Configuration of a tiny run of a task, the first argument; see `tiny_config`."""
+    roots = {"classify": pets, "multilabel": tagged, "segment": patches, "detect": blocks}
+    return lambda task, **sections: tiny_config(task, roots[task], **sections)
+
+
+@pytest.fixture
 def configure(pets: Path) -> Configure:
-    """Configuration of a tiny classification run; see `tiny_config`."""
+    """Configuration of a tiny classification run."""
     return partial(tiny_config, "classify", pets)
 
 
 @pytest.fixture
-def configure_multilabel(tagged: Path) -> Configure:
-    """Configuration of a tiny multi-label run; see `tiny_config`."""
-    return partial(tiny_config, "multilabel", tagged)
-
-
-@pytest.fixture
 def configure_segment(patches: Path) -> Configure:
-    """Configuration of a tiny segmentation run; see `tiny_config`."""
+    """Configuration of a tiny segmentation run."""
     return partial(tiny_config, "segment", patches)
 
 
 @pytest.fixture
 def configure_detect(blocks: Path) -> Configure:
-    """Configuration of a tiny detection run; see `tiny_config`."""
+    """Configuration of a tiny detection run."""
     return partial(tiny_config, "detect", blocks)
 
 
@@ -561,6 +587,16 @@ def untrained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.fixture(scope="session")
+def classify_run(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of classification for an epoch of 4 steps, with averaged weights."""
+    config = tiny_config(
+        "classify", pets, schedule={"epochs": 1}, ema={"decay": 0.5}, evaluate={"crop": 0.75}
+    )
+    torch.set_num_threads(1)
+    return shared(train(config, tmp_path_factory.mktemp("classify") / "run").run)
+
+
+@pytest.fixture(scope="session")
 def detect_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of Mask R-CNN that finds green and blue blocks."""
     config = tiny_config(
@@ -574,8 +610,13 @@ def detect_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shared(train(config, tmp_path_factory.mktemp("detect") / "run").run)
 
 
+def log_lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    """Lines of one kind of a run's log."""
+    return [line for line in read_log(run) if line["kind"] == kind]
+
+
 @pytest.fixture
-def digest() -> Callable[[Path], dict[str, Any]]:
+def digest() -> Digest:
     """Every tensor of a checkpoint directory, by file and name."""
     from safetensors.torch import load_file
 

@@ -1,9 +1,15 @@
+"""Blocks, stages and heads."""
+
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.block import Block, build_mixer
-from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.config import HEADS, MetaFormerConfig
+from metaformer.backbones.head import Head
+from metaformer.backbones.stage import Recompute, Stage
 from metaformer.layers.drop_path import DropPath
 from metaformer.layers.scale import Scale
 
@@ -164,3 +170,82 @@ def test_scales_start_at_their_values() -> None:
 @pytest.mark.parametrize("spec", ["identity", nn.Identity, lambda dim: nn.Conv2d(dim, dim, 1)])
 def test_mixers_by_name_class_or_callable(spec: object) -> None:
     assert build_mixer(spec, 6, (5, 5), "strict")(X.float()).shape == X.shape  # type: ignore[arg-type]
+
+
+CONFIG = MetaFormerConfig(
+    depths=(1, 3), dims=(4, 4), mlp_ratios=(2, 2), mixers=("pooling", "pooling"), layer_scale=(1.0, 1.0),
+    res_scale=(None, None), pos_embed=(False, True), downsamples=(True,), drop_path_rate=0.3,
+    image_size=(32, 32),
+)  # fmt: skip
+
+
+def test_downsample_position_blocks() -> None:
+    stage = Stage(CONFIG, 1).eval()
+    torch.nn.init.normal_(stage.pos_embed.weight)
+    x = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(stage(x), stage.blocks(stage.downsample(x) + stage.pos_embed.weight))
+    assert stage(x).shape == (2, 4, 4, 4)
+
+
+def test_drop_path_grows_over_the_whole_network() -> None:
+    rates = [m.rate for i in (0, 1) for m in Stage(CONFIG, i).modules() if isinstance(m, DropPath)]
+    torch.testing.assert_close(rates[::2], [0.0, 0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_checkpointing_gives_the_same_gradients(dtype: torch.dtype) -> None:
+    stage = Stage(CONFIG, 1).to(dtype).train()
+    grads = []
+    modes: tuple[Recompute, ...] = (False, True, "mlp")
+    for on in modes:
+        torch.manual_seed(0)
+        stage.grad_checkpointing = on
+        stage.zero_grad()
+        stage(torch.ones(2, 4, 8, 8, dtype=dtype)).square().sum().backward()
+        grads.append([p.grad.clone() for p in stage.parameters() if p.grad is not None])
+    for plain, *others in zip(*grads, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, plain)
+
+
+def test_stage_without_downsampling() -> None:
+    stage = Stage(replace(CONFIG, downsamples=(False,), pos_embed=(False, False)), 1)
+    assert stage(torch.randn(1, 4, 8, 8)).shape == (1, 4, 8, 8)
+
+
+FEATURES = torch.randn(3, 8, 4, 5)
+
+
+def head(**changes: object) -> Head:
+    return Head(MetaFormerConfig(dims=(2, 2, 2, 8), num_classes=5, **changes))  # type: ignore[arg-type]
+
+
+def test_order_of_norm_and_average_matters() -> None:
+    first, last = head(head="norm_pool_fc", norm="layer_norm"), head(head="pool_norm_fc")
+    last.load_state_dict(first.state_dict())
+    torch.testing.assert_close(first(FEATURES), first.fc(first.norm(FEATURES).mean((2, 3))))
+    torch.testing.assert_close(last(FEATURES), last.fc(last.norm(FEATURES.mean((2, 3)))))
+    assert not torch.allclose(first(FEATURES), last(FEATURES))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_drops_classifies_and_resets(name: str) -> None:
+    built = head(head=name, head_dropout=0.5)
+    assert built(FEATURES).shape == (3, 5)
+    assert not torch.equal(built.train()(FEATURES), built(FEATURES))
+    assert torch.equal(built.eval()(FEATURES), built(FEATURES))
+    assert built(FEATURES, pre_logits=True).shape == (3, 8)
+    built.reset(8, 9, "")
+    assert built(FEATURES).shape == (3, 9, 4, 5)
+    built.reset(8, 0, "max")
+    assert built(FEATURES).shape == (3, 8)
+
+
+def test_max_pooling() -> None:
+    built = head(head="norm_pool_fc", norm="none", global_pool="max")
+    torch.testing.assert_close(built(FEATURES, pre_logits=True), FEATURES.amax((2, 3)))
+
+
+def test_mlp_head_norm_has_its_own_epsilon() -> None:
+    built = head(head="pool_norm_mlp", norm_eps=1e-6)
+    assert (built.norm.eps, built.fc.norm.eps) == (1e-6, 1e-5)

@@ -1,17 +1,237 @@
-"""Benchmarks of real models in very few rounds."""
+"""Measuring a model: what is counted, timed and shown."""
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from decimal import Decimal
+from importlib import resources
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer
+from metaformer.backbones.variants import VARIANTS
+from metaformer.bench.catalog import catalog, cost, counted, write_table
+from metaformer.bench.counts import count
 from metaformer.bench.run import BenchConfig, bench
+from metaformer.bench.timing import Timing, measure, ratios
 from metaformer.errors import ConfigError, UnknownName
+from metaformer.weights.sources import SOURCES
+
+
+class Recorded(nn.Module):
+    def __init__(self, name: str, calls: list[str]) -> None:
+        super().__init__()
+        self.name, self.calls = name, calls
+
+    def forward(self, x: Tensor) -> None:
+        self.calls.append(self.name)
+        torch.ones(300, 300) @ torch.ones(300, 300)
+
+
+def test_all_run_in_each_round_in_alternating_order() -> None:
+    calls: list[str] = []
+    models, ends = [Recorded("a", calls), Recorded("b", calls)], []
+
+    def after(turn: int) -> None:
+        ends.append((turn, len(calls)))
+
+    timings = measure(models, [torch.zeros(1)] * 2, rounds=2, warmup=0, after_round=after)
+    (first, middle), (second, end) = ends
+    assert (first, second) == (0, 1) and all(len(timing.seconds) == 2 for timing in timings)
+    assert calls[middle - 1] == calls[middle] == "b" and calls[end - 1] == "a"
+
+
+def test_ratios_of_known_times() -> None:
+    assert ratios(Timing((1.0, 2.0), 1), Timing((3.0, 2.0), 1)) == (3.0, 1.0)
+
+
+TINY = MetaFormerConfig(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=10, image_size=(64, 64))
+
+
+def build(config: MetaFormerConfig) -> MetaFormer:
+    with torch.device("meta"):
+        return MetaFormer(config)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("randformer")])
+def test_frozen_parameters_are_counted_apart(name: str) -> None:
+    counts = count(build(VARIANTS[name]))
+    _, _, random, wide = VARIANTS[name].depths
+    assert counts.params - counts.trainable == random * 196**2 + wide * 49**2
+
+
+def test_a_convolution_by_hand() -> None:
+    counts = count(nn.Conv2d(3, 8, 3, stride=2, padding=1), (16, 16))
+    assert counts.macs == counts.convolutions == 8 * 8 * 8 * 3 * 9
+    assert counts.activations == 8 * 8 * 8
+    assert count(nn.Conv2d(8, 8, 7, padding=3, groups=8), (4, 4), in_chans=8).macs == 4 * 4 * 8 * 49
+
+
+class Attend(nn.Module):
+    """Attention of an image's rows to each other, two heads of width W."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(1, 2, -1, x.shape[3])
+        return F.scaled_dot_product_attention(x, x, value=x)
+
+
+def test_fused_attention_is_counted() -> None:
+    counts = count(Attend(), (16, 8), in_chans=2)  # (1, 2 heads, 16 tokens, 8 wide)
+    assert counts.attention == counts.macs == 2 * (16 * 16 * 8) * 2
+
+
+def test_attention_grows_with_the_square_of_the_tokens() -> None:
+    config = replace(TINY, mixers=("identity", "identity", "attention(head_dim=16)", "identity"))
+    small, large = count(build(config), (64, 64)), count(build(config), (128, 128))
+    assert small.attention == 2 * 16 * 16 * 16
+    assert large.attention == 16 * small.attention
+
+
+def test_cyclefc_costs_a_product() -> None:
+    plain, cycle = (count(build(replace(TINY, mixers=name)), (64, 64)) for name in ("identity", "cycle_fc"))
+    assert cycle.macs - plain.macs == 256 * 8 * 8 + 64 * 8 * 8 + 16 * 16 * 16 + 4 * 16 * 16
+
+
+def test_pooling_and_norms_stand_apart() -> None:
+    plain, pooled = (
+        count(build(replace(TINY, mixers=name)), (64, 64)) for name in ("identity", "pooling(size=5)")
+    )
+    assert pooled.macs == plain.macs
+    assert pooled.pooling - plain.pooling == 25 * (256 * 8 + 64 * 8 + 16 * 16 + 4 * 16)
+    assert plain.norms == 2 * (256 * 8 + 64 * 8 + 16 * 16 + 4 * 16) + 4 * 16
+    assert count(build(replace(TINY, norm="none")), (64, 64)).norms == 0
+
+
+class Honest(nn.Module):
+    """A mixer with `macs`, whose operations counters would count differently."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(dim, dim, 1)
+
+    def macs(self, height: int, width: int) -> int:
+        return 7 * height * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wide(x)
+
+
+class FusedHonest(Honest):
+    """The same, called by the block with norm and scale."""
+
+    def fused(self, x: Tensor, norm: nn.Module, scale: nn.Module) -> Tensor:
+        return scale(self.wide(norm(x)))
+
+
+@pytest.mark.parametrize("mixer", [Honest, FusedHonest])
+def test_a_mixers_macs_replace_what_is_counted(mixer: type[nn.Module]) -> None:
+    plain = count(build(replace(TINY, mixers="identity")), (64, 64))
+    honest = count(build(replace(TINY, mixers=(mixer, "identity", "identity", mixer))), (64, 64))
+    assert honest.macs - plain.macs == 7 * 256 + 7 * 4
+    assert honest.by("mixer")[mixer.__name__]["products"] == 7 * 256 + 7 * 4
+    assert honest.norms == plain.norms
+
+
+@pytest.mark.parametrize("what", ["stage", "mixer", "block"])
+def test_the_parts_add_up(what: Any) -> None:
+    counts = count(build(VARIANTS["caformer_s18"]))
+    rows = counts.by(what).values()
+    assert sum(row.get("params", 0) for row in rows) == counts.params
+    for kind in ("convolutions", "products", "attention", "pooling", "norms", "activations"):
+        assert sum(row.get(kind, 0) for row in rows) == getattr(counts, kind)
+
+
+def test_breakdown_names_stages_and_mixers() -> None:
+    counts = count(build(VARIANTS["caformer_s18"]))
+    assert list(counts.by("stage")) == ["stem", "stages.0", "stages.1", "stages.2", "stages.3", "head"]
+    assert {"SepConv", "Attention", "mlp", "norm", "downsample"} <= set(counts.by("mixer"))
+    assert counts.by("mixer")["Attention"]["attention"] == counts.attention
+
+
+def test_the_model_is_unchanged() -> None:
+    model = MetaFormer(TINY).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    count(model, (64, 64))
+    assert model.training and not model._forward_hooks
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published.json").read_text())["models"]
+
+
+def agrees(counted: int, printed: str, unit: int) -> bool:
+    """Within 1 %, or equal after rounding to the digits that were printed."""
+    digits = -int(Decimal(printed).as_tuple().exponent)
+    return abs(counted / unit / float(printed) - 1) <= 0.01 or round(counted / unit, digits) == float(printed)
+
+
+def test_every_published_model_is_in_the_transcription() -> None:
+    assert set(VARIANTS) - set(PUBLISHED) == {"poolformer_n"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones(name: str) -> None:
+    row, (params, _) = PUBLISHED[name], cost(name, 224, 1000)
+    if isinstance(row["params"], int):
+        assert params == row["params"]
+    else:
+        total = float(row["params"]) + float(row.get("frozen", 0))
+        assert agrees(params, f"{total:.1f}" if "." in row["params"] else row["params"], 10**6)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [(name, size) for name, row in PUBLISHED.items() for size in row["macs"]]
+)
+def test_multiply_adds_are_the_published_ones(name: str, size: str) -> None:
+    assert agrees(cost(name, int(size), 1000)[1], PUBLISHED[name]["macs"][size], 10**9)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("poolformer_s12", 224), ("metaformer_ppaa_s12", 224), ("cyclemlp_b1", 224), ("identityformer_s12", 224),
+     ("randformer_s12", 224), ("poolformerv2_s12", 224), ("convformer_s18", 384), ("caformer_s18", 384)],
+)  # fmt: skip
+def test_one_block_per_stage_gives_the_whole_networks_counts(name: str, size: int) -> None:
+    with torch.device("meta"):
+        network = MetaFormer(replace(VARIANTS[name], image_size=(size, size)))
+    counts = count(network, (size, size))
+    assert counted(name, size, 1000) == (counts.params, counts.macs)
+
+
+def test_the_table_in_the_package_is_what_is_counted() -> None:
+    text = resources.files("metaformer.bench").joinpath("costs.json").read_text()
+    assert text == write_table(), "rewrite bench/costs.json with metaformer.bench.catalog.write_table()"
+
+
+def test_every_model_and_every_published_checkpoint_is_listed() -> None:
+    entries = catalog()
+    assert {entry.model for entry in entries} == set(VARIANTS)
+    assert {entry.name for entry in entries if entry.tag} == {
+        name for name, source in SOURCES.items() if not source.data
+    }
+
+
+def test_figures_follow_size_and_classes() -> None:
+    entries = {entry.tag: entry for entry in catalog("convformer_s18")}
+    small, large, many = (entries[tag] for tag in ("sail_in1k", "sail_in1k_384", "sail_in22k"))
+    assert (small.image_size, large.image_size) == (224, 384)
+    assert large.macs > 2.9 * small.macs and large.params == small.params == 26774448
+    assert many.num_classes == 21841 and many.params > small.params and many.top1 is None
+
+
+@pytest.mark.parametrize("pattern", ["caformer", "caformer_*", "caformer_?18"])
+def test_filters(pattern: str) -> None:
+    found = catalog(pattern)
+    assert found and all(entry.family == "caformer" for entry in found)
+
 
 QUICK = BenchConfig(batch=2, size=32, rounds=3, warmup=1, threads=1)
 ONCE = BenchConfig(size=64, rounds=1, warmup=0)
@@ -69,11 +289,6 @@ def test_other_types(dtype: str) -> None:
     config = BenchConfig(size=32, rounds=1, warmup=0, dtype=dtype)  # type: ignore[arg-type]
     assert bench([model], config).rows[0].timing is not None
     assert next(model.parameters()).dtype == torch.float32, "the caller's module is unchanged"
-
-
-def test_counts_alone() -> None:
-    (row,) = bench(["caformer_b36"], COUNTS).rows
-    assert row.timing is None and row.counts.params == 98753614
 
 
 def test_other_mixers() -> None:

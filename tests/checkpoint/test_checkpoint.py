@@ -1,5 +1,9 @@
+"""Checkpoints: tensors, manifest and the order of a save."""
+
+import errno
 import json
 import random
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -7,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metaformer.checkpoint.checkpoint import (
     FORMAT,
@@ -23,11 +27,70 @@ from metaformer.checkpoint.checkpoint import (
     step_directory,
     write_checkpoint,
 )
-from metaformer.checkpoint.manifest import write_directory
+from metaformer.checkpoint.manifest import (
+    MANIFEST,
+    OLD,
+    recover,
+    remove_directory,
+    verify,
+    write_directory,
+)
+from metaformer.checkpoint.tensors import TensorSpec, TensorStore
 from metaformer.config import OptimConfig
-from metaformer.errors import VersionError, WeightsError
+from metaformer.distributed import join
+from metaformer.errors import MetaFormerError, OutputError, VersionError, WeightsError
+from metaformer.storage import TEMPORARY
 from metaformer.training.optim import build_optimizer
 from toys import equal_states
+
+
+def tensors() -> dict[str, Tensor]:
+    return {
+        "half": torch.randn(3, 5).bfloat16(),
+        "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "count": torch.tensor(7),
+        "none": torch.empty(0, 3),
+    }
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    store, own = TensorStore(tmp_path, "model"), tensors()
+    assert not store.exists()
+    store.write(own)
+    assert store.exists() and [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    assert store.specs() == {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in own.items()}
+    read = store.read()
+    assert all(torch.equal(read[name], value) for name, value in own.items())
+
+
+def test_tensors_are_filled_where_they_lie(tmp_path: Path) -> None:
+    store, own = TensorStore(tmp_path, "model"), tensors()
+    store.write(own)
+    target = {name: torch.zeros_like(value).requires_grad_(name == "last") for name, value in own.items()}
+    store.fill({"last": target["last"], "half": target["half"]})
+    assert torch.equal(target["last"], own["last"]) and torch.equal(target["half"], own["half"])
+    assert target["last"].is_contiguous(memory_format=torch.channels_last) and int(target["count"]) == 0
+
+
+def test_missing_or_damaged_tensors_are_refused(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path, "ema")
+    for use in (store.read, store.specs, lambda: store.fill({})):
+        with pytest.raises(WeightsError, match=r"holds no ema\.safetensors"):
+            use()
+    store.file.write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
+    for use in (store.read, store.specs, lambda: store.fill({"x": torch.empty(1)})):
+        with pytest.raises(WeightsError, match=r"ema\.safetensors: damaged"):
+            use()
+
+
+def test_damaged_shards_are_refused(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path, "ema")
+    store.folder.mkdir()
+    (store.folder / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"nonsense")
+    for use in (store.read, store.specs, lambda: store.fill({"x": torch.empty(1)})):
+        with pytest.raises(WeightsError, match=r"ema: damaged"):
+            use()
+
 
 CPU = torch.device("cpu")
 
@@ -38,17 +101,13 @@ def saved(folder: Path, step: int) -> Path:
 
 
 def test_tensors_and_state_come_back_exactly(tmp_path: Path) -> None:
-    tensors = {
-        "half": torch.randn(3, 5).bfloat16(),
-        "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
-        "count": torch.tensor(7),
-    }
-    target = write_checkpoint(tmp_path / "step_1", {"model": tensors}, {"step": 1, "text": "é", "x": 0.1})
+    own = tensors()
+    target = write_checkpoint(tmp_path / "step_1", {"model": own}, {"step": 1, "text": "é", "x": 0.1})
     opened = read_checkpoint(target)
     written = {"format": FORMAT, "version": metadata.version("metaformer")}
     assert opened.state == {**written, "step": 1, "text": "é", "x": 0.1}
     read = opened.tensors("model")
-    assert equal_states(read, tensors) and all(read[name].dtype == tensors[name].dtype for name in read)
+    assert equal_states(read, own) and all(read[name].dtype == own[name].dtype for name in read)
     assert not opened.has("ema")
     with pytest.raises(WeightsError, match=r"no ema\.safetensors"):
         opened.tensors("ema")
@@ -161,3 +220,168 @@ def test_a_damaged_state_under_a_sound_manifest_is_named(tmp_path: Path, text: s
     write_directory(tmp_path / "step_1", lambda to: (to / STATE).write_text(text))
     with pytest.raises(WeightsError, match=r"state\.json"):
         read_checkpoint(tmp_path / "step_1")
+
+
+def fill(directory: Path) -> None:
+    (directory / "a.bin").write_bytes(bytes(range(64)))
+    (directory / "b.txt").write_text("b")
+
+
+def test_what_was_written_verifies_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    target = write_directory(tmp_path / "x" / "whole", fill)
+    verify(target)
+    assert {file.name for file in target.iterdir()} == {"a.bin", "b.txt", MANIFEST}
+    assert [file.name for file in target.parent.iterdir()] == ["whole"]
+
+
+def test_folders_are_part_of_it(tmp_path: Path) -> None:
+    def fill_folder(directory: Path) -> None:
+        (directory / "model").mkdir()
+        fill(directory / "model")
+
+    target = write_directory(tmp_path / "whole", fill_folder)
+    files = json.loads((target / MANIFEST).read_text())["files"]
+    assert files.keys() == {"model/a.bin", "model/b.txt"}
+    verify(target)
+    (target / "model" / "a.bin").write_bytes(bytes(64))
+    with pytest.raises(WeightsError, match=r"model/a\.bin: damaged"):
+        verify(target)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "state.json", "model/x.safetensors"])
+def test_a_file_that_was_not_written_is_not_taken(tmp_path: Path, name: str) -> None:
+    target = write_directory(tmp_path / "whole", fill)
+    (target / "notes.txt").touch()  # a user's own
+    verify(target)
+    (target / name).parent.mkdir(exist_ok=True)
+    (target / name).touch()
+    with pytest.raises(WeightsError, match="is no part of this checkpoint"):
+        verify(target)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"files": {"a.bin": {"bytes": 1e999, "sha256": ""}}}',
+        '{"files": {"../other": {"bytes": 0, "sha256": ""}}}',
+        json.dumps({"files": {"../other": {"bytes": 0, "sha256": ""}}}, indent=1) + "\n",
+        '{"files": []}',
+        "{}",
+        "",
+        "\xff",
+    ],
+)
+def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    target = write_directory(tmp_path / "whole", fill)
+    (target / MANIFEST).write_text(text, encoding="latin-1")
+    with pytest.raises(WeightsError, match=r"manifest\.json: damaged"):
+        verify(target)
+
+
+def test_every_flipped_bit_and_every_truncation_is_found(tmp_path: Path) -> None:
+    target = write_directory(tmp_path / "whole", fill)
+    for file in ("a.bin", MANIFEST):
+        good = (target / file).read_bytes()
+        for place in [*range(0, len(good), 3), len(good) - 1]:
+            changed = bytearray(good)
+            changed[place] ^= 1 << (place % 8)
+            (target / file).write_bytes(changed)
+            with pytest.raises(WeightsError, match=str(target)):
+                verify(target)
+            (target / file).write_bytes(good[:place])
+            with pytest.raises(WeightsError, match=str(target)):
+                verify(target)
+        (target / file).write_bytes(good)
+    verify(target)
+
+
+def test_missing_files_are_found(tmp_path: Path) -> None:
+    target = write_directory(tmp_path / "whole", fill)
+    (target / "b.txt").unlink()
+    with pytest.raises(WeightsError, match=r"b\.txt: missing"):
+        verify(target)
+    (target / MANIFEST).unlink()
+    with pytest.raises(WeightsError, match="unfinished"):
+        verify(target)
+
+
+def test_a_write_that_fails_leaves_the_old_directory(tmp_path: Path) -> None:
+    target = write_directory(tmp_path / "whole", fill)
+
+    def full(directory: Path) -> None:
+        (directory / "a.bin").write_bytes(b"123")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"whole: cannot write \(No space left on device\) after 3 bytes"):
+        write_directory(target, full)
+    verify(target)
+    assert [file.name for file in tmp_path.iterdir()] == ["whole"]
+
+
+def test_a_directory_is_replaced(tmp_path: Path) -> None:
+    target = write_directory(tmp_path / "whole", fill)
+    write_directory(target, lambda directory: (directory / "c").touch())
+    verify(target)
+    assert {file.name for file in target.iterdir()} == {"c", MANIFEST}
+
+
+def test_a_replacement_interrupted_between_its_renames_is_undone(tmp_path: Path) -> None:
+    target = write_directory(tmp_path / "whole", fill)
+    target.rename(tmp_path / f"{OLD}whole")
+    (tmp_path / f"{TEMPORARY}whole").mkdir()
+    recover(target)
+    verify(target)
+    assert [file.name for file in tmp_path.iterdir()] == ["whole"]
+
+
+def test_a_removal_leaves_nothing(tmp_path: Path) -> None:
+    remove_directory(write_directory(tmp_path / "whole", fill))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_manifest_has_sizes_and_digests(tmp_path: Path) -> None:
+    files = json.loads((write_directory(tmp_path / "whole", fill) / MANIFEST).read_text())["files"]
+    assert files["a.bin"]["bytes"] == 64 and len(files["a.bin"]["sha256"]) == 64
+
+
+def write_together(folder: str) -> None:
+    from metaformer.checkpoint import manifest
+
+    rank = join("cpu").rank
+    target = Path(folder) / "whole"
+
+    def part(directory: Path) -> None:
+        (directory / "parts").mkdir(exist_ok=True)
+        (directory / "parts" / f"{rank}.bin").write_bytes(bytes([rank]))
+
+    write_directory(target, part, together=True)
+    verify(target)
+    assert sorted(file.name for file in (target / "parts").iterdir()) == ["0.bin", "1.bin"]
+
+    def broken(directory: Path) -> None:
+        part(directory)
+        if rank == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = r"whole: cannot write \(No space left on device\)"
+    with pytest.raises(MetaFormerError, match=expected if rank else f"rank 1: .*{expected}"):
+        write_directory(target, broken, together=True)
+    verify(target)
+
+    # machines that do not share a disk: each has a folder of its own
+    manifest.PATIENCE = 0.5
+    own = Path(folder) / f"machine_{rank}" / "whole"
+
+    def elsewhere(directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        part(directory)
+
+    with pytest.raises(MetaFormerError, match="on a disk that all share"):
+        write_directory(own, elsewhere, together=True)
+    assert not list(own.parent.iterdir())
+
+
+def test_ranks_write_one_directory_or_none(tmp_path: Path, two_ranks: Callable[..., list[str]]) -> None:
+    two_ranks(write_together, str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "machine_0", "machine_1"}

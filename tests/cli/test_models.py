@@ -1,6 +1,7 @@
-"""`metaformer list`, `convert` and `bench`."""
+"""Listing, exporting and quantizing models."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from metaformer.bench import int8_speed
 from metaformer.bench.catalog import catalog
+from metaformer.deploy.packaging.load import load_package
 from metaformer.factory import create_model
 from metaformer.mixers import MIXERS
 from metaformer.recipes import RECIPES
+from metaformer.weights.hub import save_pretrained
+from metaformer.weights.sources import SOURCES
 
 Cli = Callable[..., Any]
-DETECTORS = [
-    ("retinanet_poolformer_s12.sail_coco_1x", 21.7, 36.2, None),
-    ("retinanet_poolformer_s24.sail_coco_1x", 31.1, 38.9, None),
-    ("retinanet_poolformer_s36.sail_coco_1x", 40.6, 39.5, None),
-    ("mask_rcnn_poolformer_s12.sail_coco_1x", 31.6, 37.3, 34.6),
-    ("mask_rcnn_poolformer_s24.sail_coco_1x", 41.0, 40.1, 37.0),
-    ("mask_rcnn_poolformer_s36.sail_coco_1x", 50.5, 41.0, 37.7),
-]
 
 
 def test_models_with_published_figures(cli: Cli) -> None:
@@ -39,12 +36,22 @@ def test_recipes_and_mixers(cli: Cli) -> None:
     assert "size=3" in cli("list", "--mixers", "pooling").out
 
 
-def test_segmenters_and_detectors_with_published_figures(cli: Cli) -> None:
-    rows = json.loads(cli("list", "--segmenters", "--json").out)
-    assert [row["miou"] for row in rows] == [37.07, 40.36, 41.81, 42.35, 42.76]
-    rows = json.loads(cli("list", "--detectors", "--json").out)
-    listed = [(r["detector"], round(r["params"] / 1e6, 1), r["box_ap"], r["mask_ap"]) for r in rows]
-    assert listed == DETECTORS
+@pytest.mark.parametrize(
+    ("noun", "data", "metrics"),
+    [("segmenter", "ade20k", ["miou"]), ("detector", "coco", ["box_ap", "mask_ap"])],
+)
+def test_dense_networks_with_published_figures(noun: str, data: str, metrics: list[str], cli: Cli) -> None:
+    rows = json.loads(cli("list", f"--{noun}s", "--json").out)
+    published = {name: source for name, source in SOURCES.items() if source.data == data}
+    assert [row[noun] for row in rows] == list(published)
+    for row in rows:
+        figures = published[row[noun]].metrics
+        assert row["params"] > 1e7 and [row[name] for name in metrics] == [
+            figures.get(name) for name in metrics
+        ]
+
+
+def test_detectors_are_listed_by_pattern(cli: Cli) -> None:
     table = cli("list", "--detectors", "retinanet*s12").out
     assert "21.7M" in table and "36.2" in table and "mask_rcnn" not in table
 
@@ -83,3 +90,89 @@ def test_verify_offline_has_an_error_line_for_each_checkpoint(
     lines = out.splitlines()
     assert status == 1 and len(lines) == 5 and "Traceback" not in err
     assert all("error: https://" in line for line in lines)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    tiny = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "num_classes": 3, "image_size": (64, 64)}
+    save_pretrained(create_model("poolformer_s12", **tiny), tmp_path / "net")
+    return tmp_path / "net"
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "named"),
+    [
+        ("net.zip", "", ".pt2"),
+        ("net.pt2", "--sizes 20 64", "sizes that vary must begin at 35 pixels"),
+        ("net.pt2", "--batch 4 2", "batch is 4 … 2"),
+        ("net.pt2", "--sizes 64 96 --image-size 64", "--sizes and --image-size"),
+    ],
+)
+def test_wrong_options_of_an_export_are_named(
+    saved: Path, file: str, options: str, named: str, cli: Cli
+) -> None:
+    assert named in cli("export", saved, saved.parent / file, *options.split()).error
+    assert [path.name for path in saved.parent.iterdir()] == ["net"]
+
+
+@pytest.mark.slow
+def test_a_file_is_written(saved: Path, cli: Cli) -> None:
+    out = saved.parent / "net.pt2"
+    result = cli("export", saved, out, "--batch", "1", "4", "--image-size", "96")
+    assert result.status == 0 and "trusted=True" in result.out
+    assert "1…4 images of 96×96 pixels, float32 on cpu" in result.out
+    assert "compiling, which takes a minute" in result.err
+    network = load_package(out, trusted=True)
+    assert network.metadata["task"] == "classify" and network.metadata["preprocess"]["image_size"] == 96
+    assert network(torch.zeros(2, 3, 96, 96)).shape == (2, 3)
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny classifier of pets."""
+    pytest.importorskip("nncf")
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    tiny = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "image_size": (32, 32)}
+    model = create_model("poolformer_s12", num_classes=3, **tiny)
+    model.pretrained_cfg.update(label_names=["ant", "bee", "cat"], input_size=(3, 32, 32))
+    directory = tmp_path_factory.mktemp("saved")
+    save_pretrained(model, directory)
+    return directory
+
+
+def test_from_a_classifier_to_predictions(quantized: Path, pets: Path, cli: Cli, tmp_path: Path) -> None:
+    out, file = tmp_path / "int8", tmp_path / "report.json"
+    result = cli("quantize", quantized, "--data", pets, "--out", out, "--json", file, "--rounds", 1)
+    values = json.loads(file.read_text())
+    assert result.status == 0 and "milliseconds an image" in result.out
+    assert f"top-1  {values['float32']['top1']:>15.2%}" in result.out
+    assert values["calibrated"] == 24 and set(values["speed"]["seconds"]) == {"1", "8"}
+    result = cli("evaluate", out, "--data", pets, "--workers=0", "--device=cpu")
+    assert result.status == 0 and f"top-1    {values['int8']['top1']:.2%}" in result.out
+    result = cli("predict", out, pets / "val", "--device=cpu")
+    assert result.status == 0 and len(result.out.splitlines()) == 15
+
+
+def test_accuracy_is_reported_where_speed_cannot_be_measured(
+    quantized: Path, pets: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_speed, "WORKER", (sys.executable, "-c", "raise SystemExit('no torch here')"))
+    out, file = tmp_path / "int8", tmp_path / "report.json"
+    result = cli("quantize", quantized, "--data", pets, "--out", out, "--json", file)
+    assert result.status == 1 and "top-1" in result.out
+    assert "speed of float32" in result.error and "no torch here" in result.error
+    values = json.loads(file.read_text())
+    assert values["calibrated"] == 24 and "speed" not in values
+    assert cli("predict", out, pets / "val", "--device=cpu").status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "named"),
+    [("", 2, "--out"), ("--out OUT --rounds -1", 2, "--rounds -1"), ("--out OUT --images 1", 1, "images")],
+)
+def test_wrong_options_of_quantizing_are_named(
+    options: str, status: int, named: str, cli: Cli, tmp_path: Path
+) -> None:
+    result = cli("quantize", "poolformer_n", *options.replace("OUT", str(tmp_path / "out")).split())
+    assert result.status == status and named in result.error

@@ -1,11 +1,16 @@
+"""Preprocessing of images."""
+
 import json
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalize, Preprocess
+from metaformer.data.resize_preprocess import DensePreprocess, fit_size
 from metaformer.errors import ConfigError
 from metaformer.tasks.classification.transforms import eval_transform
 
@@ -69,3 +74,100 @@ def test_normalizing_is_torchvisions_bit_for_bit(mean: tuple[float, float, float
     ours = Normalize(mean, IMAGENET_STD)(image)
     assert ours.dtype == torch.float32 and ours.is_contiguous()
     assert torch.equal(ours, theirs(image))
+
+
+def image(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted", "final"),
+    [
+        ((683, 512), (683, 512), (704, 512)),
+        ((512, 683), (512, 683), (512, 704)),
+        ((1024, 1024), (512, 512), (512, 512)),
+        ((4096, 512), (2048, 256), (2048, 256)),
+        ((300, 200), (768, 512), (768, 512)),
+        ((1, 1), (512, 512), (512, 512)),
+        ((1, 5000), (1, 2048), (32, 2048)),
+    ],
+)
+def test_sizes_are_those_of_the_published_test_pipeline(
+    size: tuple[int, int], fitted: tuple[int, int], final: tuple[int, int]
+) -> None:
+    preprocess = DensePreprocess()
+    assert preprocess.fitted_size(*size) == fitted
+    assert preprocess.size(*size) == final
+    assert DensePreprocess(size_divisor=1).size(*size) == fitted
+
+
+def test_transform_normalizes() -> None:
+    preprocess = DensePreprocess(None, None, size_divisor=1)
+    x = image(9, 7)
+    tensor = preprocess.transform()(x)
+    assert tensor.shape == (3, 7, 9) and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    pixels = torch.from_numpy(np.array(x)).permute(2, 0, 1).double() / 255
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (preprocess.mean, preprocess.std)
+    )
+    assert torch.allclose(tensor.double(), (pixels - mean) / std, atol=2e-6)
+    assert torch.equal(preprocess.to_tensor(preprocess.resize(x)), tensor)
+
+
+def test_two_resizes_in_sequence() -> None:
+    x = image(50, 37)
+    preprocess = DensePreprocess(96, 64)
+    once = x.resize(preprocess.fitted_size(50, 37), Image.Resampling.BILINEAR)
+    assert once.size == (86, 64)
+    twice = once.resize((96, 64), Image.Resampling.BILINEAR)
+    assert np.array_equal(np.array(preprocess.resize(x)), np.array(twice))
+    assert preprocess.transform()(x).shape == (3, 64, 96)
+
+
+def test_scales_of_box_or_image() -> None:
+    assert DensePreprocess().scaled(1.75).size(683, 512) == (1216, 896)
+    assert DensePreprocess().scaled(0.5).scaled(2.0) == DensePreprocess()
+    assert DensePreprocess(None, None, size_divisor=1).scaled(0.5).size(101, 40) == (51, 20)
+    assert DensePreprocess(None, None, size_divisor=32).size(33, 32) == (64, 32)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 3000), st.integers(1, 3000))
+def test_a_fitted_image_fits(width: int, height: int, one: int, other: int) -> None:
+    fitted, box = sorted(fit_size(width, height, (one, other))), sorted((one, other))
+    assert 1 <= fitted[0] <= box[0] and 1 <= fitted[1] <= box[1]
+    assert fitted[0] == box[0] or fitted[1] == box[1]
+
+
+def test_json_round_trip() -> None:
+    for preprocess in (DensePreprocess(), DensePreprocess(None, None, 1, std=(1.0, 2.0, 3.0), scale=0.5)):
+        assert DensePreprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+    with pytest.raises(ConfigError, match="crop"):
+        DensePreprocess.from_dict({"crop": 0.9})
+    with pytest.raises(ConfigError, match="size_divisor"):
+        DensePreprocess.from_dict({"size_divisor": "x"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"long_side": None}, "short_side 512"),
+        ({"short_side": 0}, "short_side: 0"),
+        ({"long_side": 10**6}, "long_side: 1000000"),
+        ({"size_divisor": 0}, "size_divisor: 0"),
+        ({"scale": 0.0}, "scale: 0.0"),
+        ({"scale": float("nan")}, "scale: nan"),
+        ({"std": (0.0, 1.0, 1.0)}, "std:"),
+        ({"mean": (1.0, 2.0)}, "mean:"),
+    ],
+)
+def test_invalid_fields(fields: dict[str, object], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        DensePreprocess(**fields)  # type: ignore[arg-type]
+
+
+def test_scale_is_bounded() -> None:
+    with pytest.raises(ConfigError, match="scale: 1000000000"):
+        DensePreprocess().scaled(1e9)
+    with pytest.raises(ConfigError, match=r"scale: 100.*30000x20000"):
+        DensePreprocess(None, None).scaled(100).resize(image(300, 200))

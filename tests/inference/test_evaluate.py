@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,26 +7,16 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from metaformer.config import TrainConfig
 from metaformer.data.folder import ImageFolder
 from metaformer.errors import ConfigError, DataError, UnknownName, WeightsError
 from metaformer.factory import create_model
 from metaformer.inference.evaluate import evaluate
 from metaformer.inference.model import load_model
-from metaformer.training.train import train
-
-Configure = Callable[..., TrainConfig]
 
 
-@pytest.fixture
-def run(configure: Configure, tmp_path: Path) -> Path:
-    train(configure(schedule={"epochs": 1}, ema={"decay": 0.5}), tmp_path / "run")
-    return tmp_path / "run"
-
-
-def test_metrics_are_those_of_a_plain_loop(run: Path, pets: Path) -> None:
-    report = evaluate(run, batch_size=4, workers=0, device="cpu")
-    loaded = load_model(run)
+def test_metrics_are_those_of_a_plain_loop(classify_run: Path, pets: Path) -> None:
+    report = evaluate(classify_run, batch_size=4, workers=0, device="cpu")
+    loaded = load_model(classify_run)
     folder, model = ImageFolder(pets, "val"), loaded.model.eval()
     transform = loaded.preprocess.transform()
     with torch.inference_mode():
@@ -44,56 +33,28 @@ def test_metrics_are_those_of_a_plain_loop(run: Path, pets: Path) -> None:
     assert sum(row.correct for row in report.per_class) / 15 == pytest.approx(report.top1)
 
 
-def test_the_batch_size_and_workers_do_not_matter(run: Path) -> None:
-    one, other = evaluate(run, batch_size=1, workers=0), evaluate(run, batch_size=7, workers=2)
+def test_the_batch_size_and_workers_do_not_matter(classify_run: Path) -> None:
+    one, other = (
+        evaluate(classify_run, batch_size=1, workers=0),
+        evaluate(classify_run, batch_size=7, workers=2),
+    )
     assert one.top1 == other.top1 and torch.equal(one.confusion, other.confusion)
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
 
 
-def test_the_best_weights_are_evaluated_as_in_training(run: Path) -> None:
-    state = json.loads((run / "best" / "state.json").read_text())
-    report = evaluate(run, batch_size=4, workers=0)
+def test_the_best_weights_are_evaluated_as_in_training(classify_run: Path) -> None:
+    state = json.loads((classify_run / "best" / "state.json").read_text())
+    report = evaluate(classify_run, batch_size=4, workers=0)
     assert report.metrics == pytest.approx(state["metrics"])
-    step = run / "checkpoints" / "step_4"
+    step = classify_run / "checkpoints" / "step_4"
     assert evaluate(step, batch_size=4, workers=0).loss == pytest.approx(report.loss)
     assert evaluate(step, batch_size=4, workers=0, raw=True).loss != pytest.approx(report.loss, rel=1e-6)
 
 
-def test_the_report_is_saved_as_json(run: Path, tmp_path: Path) -> None:
-    report = evaluate(run, workers=0)
-    values = json.loads(report.save(tmp_path / "x" / "report.json").read_text())
-    assert values["top1"] == report.top1 and values["images"] == 15
-    assert values["confusion"] == report.confusion.tolist()
-    text = report.text()
-    assert f"{report.top1:.2%}" in text and all(name in text for name in ("ant", "bee", "cat"))
-
-
-def test_flip_and_crops_average_views(run: Path) -> None:
-    plain = evaluate(run, workers=0, crop=0.8)
-    assert evaluate(run, workers=0, crop=0.8, flip=True).loss != plain.loss
-    assert evaluate(run, workers=0, crop=0.8, crops=5).loss != plain.loss
-
-
-def test_only_the_classes_of_a_subset_count(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "subset.txt").write_text("cat\nant\n")
-    report = evaluate(run, workers=0, class_subset=tmp_path / "subset.txt")
-    whole = evaluate(run, workers=0)
-    assert report.classes == ["ant", "cat"] and report.images == 10 and report.k == 2
-    # fewer classes to confuse: none does worse
-    for row in report.per_class:
-        assert row.correct >= whole.per_class[whole.classes.index(row.name)].correct
-    (tmp_path / "subset.txt").write_text("dog\n")
-    with pytest.raises(DataError, match=r"subset\.txt: 'dog'"):
-        evaluate(run, workers=0, class_subset=tmp_path / "subset.txt")
-
-
-def test_real_labels_give_their_own_metric(run: Path, tmp_path: Path) -> None:
-    file = tmp_path / "real.json"
-    file.write_text(json.dumps([[0, 1, 2]] * 10 + [[]] * 5))
-    # file names repeat over the class folders, so labels are in the order of the sorted paths
-    report = evaluate(run, workers=0, real_labels=file)
-    assert (report.real, report.real_images) == (1.0, 10)
-    assert report.metrics["real"] == 1.0
+def test_flip_and_crops_average_views(classify_run: Path) -> None:
+    plain = evaluate(classify_run, workers=0, crop=0.8)
+    assert evaluate(classify_run, workers=0, crop=0.8, flip=True).loss != plain.loss
+    assert evaluate(classify_run, workers=0, crop=0.8, crops=5).loss != plain.loss
 
 
 def test_a_model_by_name_with_a_checkpoint(pets: Path, tmp_path: Path) -> None:
@@ -105,8 +66,8 @@ def test_a_model_by_name_with_a_checkpoint(pets: Path, tmp_path: Path) -> None:
         evaluate("poolformer_n", pets, checkpoint=file, class_names=list("abcd"), workers=0)
 
 
-def test_examples_show_mistakes_first_and_then_right_answers(run: Path) -> None:
-    report = evaluate(run, workers=0)
+def test_examples_show_mistakes_first_and_then_right_answers(classify_run: Path) -> None:
+    report = evaluate(classify_run, workers=0)
     wrong = [example for example in report.examples if not example.right]
     assert len(wrong) == report.images - round(report.top1 * report.images)
     assert [e.score for e in wrong] == sorted((e.score for e in wrong), reverse=True)
@@ -127,10 +88,10 @@ def test_examples_show_mistakes_first_and_then_right_answers(run: Path) -> None:
     ],
 )
 def test_wrong_options_are_named(
-    run: Path, options: dict[str, Any], error: type[Exception], named: str
+    classify_run: Path, options: dict[str, Any], error: type[Exception], named: str
 ) -> None:
     with pytest.raises(error, match=named):
-        evaluate(run, **{"workers": 0, **options})
+        evaluate(classify_run, **{"workers": 0, **options})
 
 
 def test_wrong_sources_are_named(tmp_path: Path, pets: Path) -> None:

@@ -1,67 +1,69 @@
+"""Loaded models, their 8-bit form, and the check of what was exported."""
+
+import os
 import shutil
-from collections.abc import Callable
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import nn
 
 import metaformer
 from metaformer.checkpoint.checkpoint import read_checkpoint, write_checkpoint
-from metaformer.config import TrainConfig
-from metaformer.errors import ConfigError, DataError, WeightsError
-from metaformer.factory import create_detector
+from metaformer.errors import ConfigError, DataError, MissingPackage, SizeError, UnknownName, WeightsError
+from metaformer.factory import create_detector, create_model
+from metaformer.inference.evaluate import evaluate
+from metaformer.inference.int8_model import MAX_COMPILED, Int8Network, load_openvino, without_telemetry
 from metaformer.inference.model import load_model
-from metaformer.training.train import train
-from toys import TINY, build_task
-
-Configure = Callable[..., TrainConfig]
-
-
-@pytest.fixture
-def run(configure: Configure, tmp_path: Path) -> Path:
-    train(configure(schedule={"epochs": 1}, ema={"decay": 0.5}, evaluate={"crop": 0.75}), tmp_path / "run")
-    return tmp_path / "run"
+from metaformer.inference.verify import Verdict, verify
+from metaformer.weights.sources import SOURCES, Source
+from toys import TINY, Configure, build_task
 
 
-def test_a_checkpoint_is_self_contained(run: Path) -> None:
-    loaded = load_model(run)
+def test_a_checkpoint_is_self_contained(classify_run: Path) -> None:
+    loaded = load_model(classify_run)
     assert loaded.classes == ("ant", "bee", "cat") and loaded.name == "poolformer_n"
     assert (loaded.preprocess.image_size, loaded.preprocess.crop) == (32, 0.75)
     assert list(loaded.model.config.dims) == TINY["dims"]
     assert loaded.config is not None and loaded.config.ema.decay == 0.5
 
 
-def test_averaged_weights_are_the_default_and_raw_ones_optional(run: Path) -> None:
-    step = run / "checkpoints" / "step_4"
-    loaded = [load_model(source, raw=raw) for source, raw in ((step, False), (step, True), (run, False))]
+def test_averaged_weights_are_the_default_and_raw_ones_optional(classify_run: Path) -> None:
+    step = classify_run / "checkpoints" / "step_4"
+    loaded = [
+        load_model(source, raw=raw) for source, raw in ((step, False), (step, True), (classify_run, False))
+    ]
     average, raw, best = (one.model.head.fc.weight for one in loaded)
     assert torch.equal(average, best) and not torch.equal(average, raw)
 
 
-def test_from_pretrained_reads_the_best_checkpoint(run: Path) -> None:
-    model = metaformer.from_pretrained(run / "best")
+def test_from_pretrained_reads_the_best_checkpoint(classify_run: Path) -> None:
+    model = metaformer.from_pretrained(classify_run / "best")
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(model(images), load_model(run).model.eval()(images))
+    assert torch.equal(model(images), load_model(classify_run).model.eval()(images))
     assert list(model.pretrained_cfg["label_names"]) == ["ant", "bee", "cat"]
     assert model.pretrained_cfg["crop_pct"] == 0.75
 
 
 def test_a_run_fine_tunes_the_best_of_another_of_other_classes(
-    run: Path, configure: Configure, tmp_path: Path
+    classify_run: Path, configure: Configure, tmp_path: Path
 ) -> None:
-    config = configure(model={"checkpoint": str(run / "best" / "model.safetensors")})
+    config = configure(model={"checkpoint": str(classify_run / "best" / "model.safetensors")})
     two = tmp_path / "two"
     shutil.copytree(config.data.root, two, ignore=shutil.ignore_patterns("cat"))
     fewer = configure(model={"checkpoint": config.model.checkpoint}, data={"root": str(two)})
-    best = load_model(run).model
+    best = load_model(classify_run).model
     same, other = (build_task(one).model for one in (config, fewer))
     assert torch.equal(same.head.fc.weight, best.head.fc.weight)
     assert torch.equal(other.stem.conv.weight, best.stem.conv.weight)
     assert other.head.fc.weight.shape[0] == 2
 
 
-def test_preprocessing_can_be_changed_field_by_field(run: Path) -> None:
-    loaded = load_model(run)
+def test_preprocessing_can_be_changed_field_by_field(classify_run: Path) -> None:
+    loaded = load_model(classify_run)
     changed = loaded.with_preprocess(image_size=64, interpolation="bilinear", crop=None).preprocess
     assert (changed.image_size, changed.crop, changed.interpolation) == (64, 0.75, "bilinear")
     assert loaded.preprocess.image_size == 32
@@ -69,24 +71,28 @@ def test_preprocessing_can_be_changed_field_by_field(run: Path) -> None:
         loaded.with_preprocess(long_side=64)
 
 
-def test_class_names_come_from_a_list_or_a_file(run: Path, tmp_path: Path) -> None:
+def test_class_names_come_from_a_list_or_a_file(classify_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("x\ny\nz\n")
-    assert load_model(run, class_names=file).classes == ("x", "y", "z")
-    assert load_model(run, class_names=["Ameise", "Biene", "Katze"]).classes == ("Ameise", "Biene", "Katze")
+    assert load_model(classify_run, class_names=file).classes == ("x", "y", "z")
+    assert load_model(classify_run, class_names=["Ameise", "Biene", "Katze"]).classes == (
+        "Ameise",
+        "Biene",
+        "Katze",
+    )
     with pytest.raises(ConfigError, match=r"class_names: 2 .* 3"):
-        load_model(run, class_names=["x", "y"])
+        load_model(classify_run, class_names=["x", "y"])
     with pytest.raises(ConfigError, match=r"class_names: .* order"):  # the run's own
-        load_model(run, class_names=["bee", "ant", "cat"])
+        load_model(classify_run, class_names=["bee", "ant", "cat"])
     file.write_text("x\n\nz\n")  # the names after an empty line would go to other classes
     with pytest.raises(DataError, match=r"names\.txt.*line 2"):
-        load_model(run, class_names=file)
+        load_model(classify_run, class_names=file)
 
 
-def test_weights_come_from_one_place(run: Path) -> None:
-    file = run / "best" / "model.safetensors"
+def test_weights_come_from_one_place(classify_run: Path) -> None:
+    file = classify_run / "best" / "model.safetensors"
     with pytest.raises(ConfigError, match="checkpoint"):
-        load_model(run, file)
+        load_model(classify_run, file)
     with pytest.raises(ConfigError, match=f"MODEL --checkpoint {file}"):
         load_model(file)
 
@@ -102,10 +108,11 @@ def test_a_directory_of_save_pretrained_is_a_source(tmp_path: Path) -> None:
         load_model(tmp_path / "empty")
 
 
-def test_a_checkpoint_without_its_manifest_is_damaged(run: Path) -> None:
-    (run / "best" / "manifest.json").unlink()
+def test_a_checkpoint_without_its_manifest_is_damaged(classify_run: Path, tmp_path: Path) -> None:
+    best = shutil.copytree(classify_run / "best", tmp_path / "best")
+    (best / "manifest.json").unlink()
     with pytest.raises(WeightsError, match="manifest"):
-        load_model(run)
+        load_model(best)
 
 
 def test_a_published_detector_has_cocos_names_and_category_ids(tmp_path: Path) -> None:
@@ -124,3 +131,138 @@ def test_a_checkpoint_of_an_unknown_task_is_refused(untrained: dict[str, Path], 
     write_checkpoint(tmp_path / "new", {"model": saved.tensors("model")}, {**saved.state, "card": card})
     with pytest.raises(WeightsError, match="'caption'"):
         load_model(tmp_path / "new")
+
+
+class Written(NamedTuple):
+    network: nn.Module
+    file: Path
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """A network and its graph in a file; in which types the graph stores its weights does not matter here."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+    openvino: Any = load_openvino()
+    graph = openvino.convert_model(torch.export.export(network, (torch.zeros(2, 3, 8, 8),)))
+    graph.reshape([-1, 3, 8, 8])
+    file = tmp_path_factory.mktemp("int8") / "network.xml"
+    openvino.save_model(graph, file, compress_to_fp16=False)
+    return Written(network, file)
+
+
+def test_every_batch_size(written: Written) -> None:
+    network = Int8Network(written.file)
+    assert (network.in_chans, network.image_size, network.num_classes) == (3, (8, 8), 4)
+    assert network.float_dtype in ("bfloat16", "float16", "float32")
+    results = []
+    for batch in (*range(MAX_COMPILED + 3), 1):
+        images = torch.randn(batch, 3, 8, 8).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            results.append((network(images), written.network(images)))
+    for logits, expected in results:  # a later call leaves earlier results alone
+        assert logits.shape == expected.shape and logits.dtype == torch.float32
+        torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05)
+    assert len(network._compiled) == MAX_COMPILED
+
+
+def test_other_sizes_and_autocast_are_refused(written: Written) -> None:
+    network = Int8Network(written.file)
+    with pytest.raises(SizeError, match=r"\(3, 8, 9\).*\(3, 8, 8\)"):
+        network(torch.zeros(1, 3, 8, 9))
+    with torch.autocast("cpu"), pytest.raises(ConfigError, match="amp"):
+        network(torch.zeros(1, 3, 8, 8))
+
+
+def test_a_damaged_file_is_refused(written: Written, tmp_path: Path) -> None:
+    (tmp_path / "network.xml").write_text(written.file.read_text()[:500])
+    with pytest.raises(WeightsError, match=r"network\.xml"):
+        Int8Network(tmp_path / "network.xml")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingPackage, match=r"metaformer\[int8\]"):
+        load_openvino()
+
+
+def test_telemetry_is_off_and_the_environment_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "false")
+    monkeypatch.delenv("NNCF_CI", raising=False)
+    with without_telemetry():
+        assert os.environ["CI"] == os.environ["NNCF_CI"] == "true"
+    assert os.environ["CI"] == "false" and "NNCF_CI" not in os.environ
+
+
+NAME = "poolformer_n.small"
+
+
+@pytest.fixture
+def data(own_pets: Path) -> Path:
+    """An image folder with a `val` split of three classes."""
+    return own_pets
+
+
+@pytest.fixture
+def source(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
+    """A checkpoint in the cache, with the accuracy that it really has on the data."""
+    monkeypatch.setenv("METAFORMER_HOME", str(tmp_path / "cache"))
+    small = Source(
+        model="poolformer_n",
+        tag="small",
+        url="https://example.invalid/files/small.pth",
+        format="timm",
+        metrics={"top1": 0.0},
+        num_classes=3,
+        image_size=(32, 32),
+        crop_pct=0.8,
+    )
+    torch.manual_seed(0)
+    file = tmp_path / "cache" / "weights" / small.file
+    file.parent.mkdir(parents=True)
+    torch.save(create_model("poolformer_n", num_classes=3).state_dict(), file)
+    monkeypatch.setitem(SOURCES, NAME, small)
+    top1 = 100 * evaluate(NAME, data, workers=0, device="cpu").top1
+    small = replace(small, metrics={"top1": round(top1, 1)})
+    monkeypatch.setitem(SOURCES, NAME, small)
+    return small
+
+
+def test_measured_equals_published(source: Source, data: Path) -> None:
+    (verdict,) = verify(NAME, data, workers=0, device="cpu")
+    assert verdict.ok and verdict.measured == pytest.approx(source.metrics["top1"], abs=0.05)
+    assert "ok" in verdict.text() and verdict.to_dict()["ok"] is True
+
+
+def test_a_difference_is_reported(source: Source, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, NAME, replace(source, metrics={"top1": source.metrics["top1"] + 0.4}))
+    (verdict,) = verify(NAME, data, workers=0, device="cpu")
+    assert not verdict.ok and "differs" in verdict.text() and "-0." in verdict.text()
+
+
+def test_a_changed_file_is_refused(source: Source, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, NAME, replace(source, sha256="0123abcd"))
+    (verdict,) = verify(NAME, data, workers=0, device="cpu")
+    assert not verdict.ok and verdict.measured is None and "published is 0123abcd" in verdict.text()
+
+
+def test_one_failure_does_not_stop_the_others(
+    source: Source, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SOURCES, "poolformer_n.other", replace(source, tag="other", sha256="0123abcd"))
+    verdicts = {verdict.name: verdict for verdict in verify("poolformer_n.*", data, workers=0, device="cpu")}
+    assert verdicts[NAME].ok and not verdicts["poolformer_n.other"].ok
+
+
+def test_names_that_cannot_be_verified(data: Path) -> None:
+    with pytest.raises(UnknownName, match="caformer_s18"):
+        next(verify("caformer_s81", data))
+    with pytest.raises(UnknownName, match="caformer_s18"):
+        next(verify("caformr_s*", data))
+    with pytest.raises(WeightsError, match=r"caformer_s18\.sail_in22k"):
+        next(verify("caformer_s18.sail_in22k", data))
+
+
+def test_tolerance() -> None:
+    assert Verdict("a", 80.3, 80.33).ok and Verdict("a", 80.3, 80.2).ok
+    assert not Verdict("a", 80.3, 80.41).ok and not Verdict("a", None, 80.3).ok

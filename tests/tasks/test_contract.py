@@ -145,6 +145,18 @@ def test_cards_build_the_same_model_again(
 
 
 @every_task
+def test_networks_begin_with_the_weights_of_a_classifier(
+    spec: TaskSpec, demo: Path, classify_run: Path
+) -> None:
+    file = classify_run / "best" / "model.safetensors"
+    state = build_task(demo_config(spec.name, demo, model={"checkpoint": str(file)})).model.state_dict()
+    classifier = load_model(classify_run).model.state_dict()
+    prefix = "" if "stem.conv.weight" in state else "backbone."
+    for name in ("stem.conv.weight", "stages.3.blocks.0.mlp.fc2.weight"):
+        assert torch.equal(state[prefix + name], classifier[name])
+
+
+@every_task
 def test_demo_data_is_recognized_and_right(spec: TaskSpec, demo: Path) -> None:
     root = demo / spec.name
     certainty = {other.name: other.recognize(root) for other in TASKS.values()}

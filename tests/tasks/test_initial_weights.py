@@ -6,11 +6,10 @@ import pytest
 from metaformer.backbones.stage import Stage
 from metaformer.config import ModelConfig
 from metaformer.errors import ConfigError, MetaFormerError, UnknownName
-from metaformer.factory import create_model, create_segmenter
+from metaformer.factory import create_segmenter
+from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.tasks.initial_weights import backbone_config, load_initial_weights
-from metaformer.weights.io import write_state
-
-TINY = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
+from toys import TINY
 
 
 def test_overrides_win_over_defaults() -> None:
@@ -26,28 +25,17 @@ def test_overrides_win_over_defaults() -> None:
         backbone_config(ModelConfig("poolformer_n", overrides={"drop_path_rate": 0.1}))
 
 
-def test_a_classifiers_file_fills_the_backbone(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    fields = {name: tuple(value) for name, value in TINY.items()}
-    classifier = create_model("poolformer_n", num_classes=3, **fields)
-    write_state(file, classifier.state_dict())
-    model = create_segmenter("semantic_fpn", backbone_config(ModelConfig("poolformer_n", overrides=TINY)), 2)
-    load_initial_weights(model, ModelConfig(checkpoint=str(file)))
-    ours, theirs = (
-        model.state_dict()["backbone.stem.conv.weight"],
-        classifier.state_dict()["stem.conv.weight"],
-    )
-    assert ours.equal(theirs)
+@pytest.fixture
+def model() -> Segmenter:
+    return create_segmenter("semantic_fpn", backbone_config(ModelConfig("poolformer_n", overrides=TINY)), 2)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    model = create_segmenter("semantic_fpn", backbone_config(ModelConfig("poolformer_n", overrides=TINY)), 2)
+def test_a_missing_file_is_named(model: Segmenter, tmp_path: Path) -> None:
     with pytest.raises(MetaFormerError, match=r"gone\.safetensors"):
         load_initial_weights(model, ModelConfig(checkpoint=str(tmp_path / "gone.safetensors")))
 
 
 @pytest.mark.parametrize("mode", [False, True, "mlp"])
-def test_what_the_backbone_recomputes(mode: Any) -> None:
-    model = create_segmenter("semantic_fpn", backbone_config(ModelConfig("poolformer_n", overrides=TINY)), 2)
+def test_what_the_backbone_recomputes(model: Segmenter, mode: Any) -> None:
     load_initial_weights(model, ModelConfig(grad_checkpointing=mode))
     assert [stage.grad_checkpointing for stage in model.modules() if isinstance(stage, Stage)] == [mode] * 4

@@ -5,8 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,11 @@ import torch
 
 from metaformer.checkpoint.run_dir import RunDir, read_log
 from metaformer.data.sampler import TrainSampler
-from metaformer.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
+from metaformer.errors import DataError, OutputError, TrainingError, WeightsError
 from metaformer.serialize import to_dict
 from metaformer.training.loop import RemainingBatches
 from metaformer.training.train import train
-from toys import Configure
-
-Digest = Callable[[Path], dict[str, Any]]
-
-EVERYTHING: dict[str, Any] = {
-    "model": {"drop_path_rate": 0.2, "head_dropout": 0.2},
-    "augment": {"mixup": 0.8, "cutmix": 1.0, "erase": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1"},
-    "optim": {"accumulate": 2, "clip": 1.0},
-    "ema": {"decay": 0.9},
-    "runtime": {"save_every": 1},
-}
-
-
-def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+from toys import Configure, Digest, equal_states, log_lines
 
 
 def test_a_run_learns_and_writes_its_run_directory(configure: Configure, tmp_path: Path) -> None:
@@ -45,47 +29,10 @@ def test_a_run_learns_and_writes_its_run_directory(configure: Configure, tmp_pat
     expected = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "best", "report.html"}
     assert names - {".lock"} == expected
     assert json.loads((tmp_path / "run" / "config.json").read_text())["schedule"]["epochs"] == 6
-    lines = read_log(tmp_path / "run")
-    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 25))
-    evals = [line for line in lines if line["kind"] == "eval"]
+    assert [line["step"] for line in log_lines(tmp_path / "run", "train")] == list(range(1, 25))
+    evals = log_lines(tmp_path / "run", "eval")
     assert [line["epoch"] for line in evals] == [1, 2, 3, 4, 5, 6]
     assert max(line["top1"] for line in evals) == result.best
-
-
-@pytest.mark.parametrize(("workers", "then"), [(0, 0), (2, 0), (0, 2)])
-def test_a_resumed_run_is_bit_for_bit_the_same(
-    configure: Configure, tmp_path: Path, digest: Digest, workers: int, then: int
-) -> None:
-    config = configure(**{**EVERYTHING, "data": {"workers": workers}})
-    one, other = tmp_path / "one", tmp_path / "other"
-    for run in (one, other):
-        train(config, run)
-    for step in (6, 7, 8):  # as if killed after step 5, in the middle of an epoch
-        shutil.rmtree(other / "checkpoints" / f"step_{step}")
-    again = replace(config, data=replace(config.data, workers=then))
-    assert train(again, other, resume="auto").complete
-    for directory in ("best", "checkpoints/step_8"):
-        assert equal(digest(one / directory), digest(other / directory))
-    losses = [
-        [(line["step"], line["loss"]) for line in read_log(run) if line["kind"] == "train"]
-        for run in (one, other)
-    ]
-    assert losses[0] == losses[1]
-
-
-def test_another_seed_gives_another_run(configure: Configure, tmp_path: Path, digest: Digest) -> None:
-    for seed in (1, 2):
-        train(configure(seed=seed, schedule={"epochs": 1}), tmp_path / str(seed))
-    one, other = (digest(tmp_path / name / "checkpoints" / "step_4") for name in ("1", "2"))
-    assert not equal(one, other)
-
-
-def test_a_run_is_not_overwritten(configure: Configure, tmp_path: Path) -> None:
-    config = configure(schedule={"epochs": 1})
-    train(config, tmp_path)
-    with pytest.raises(OutputError, match=r"holds a run already.*--resume auto"):
-        train(config, tmp_path)
-    assert train(config, tmp_path, resume="auto").steps == 4
 
 
 def test_a_run_that_finished_while_this_one_waited_is_not_overwritten(
@@ -119,7 +66,7 @@ def test_auto_skips_a_damaged_checkpoint_and_an_explicit_path_does_not(
     train(config, tmp_path, resume="auto")
     printed = capfd.readouterr().err
     assert "step_8/model.safetensors" in printed and "step_7" in printed
-    assert equal(good, digest(tmp_path / "checkpoints" / "step_8"))
+    assert equal_states(good, digest(tmp_path / "checkpoints" / "step_8"))
 
 
 def test_a_changed_configuration_is_named(
@@ -221,7 +168,7 @@ def test_a_nonfinite_step_stops_the_run_and_is_not_taken(
     text = str(caught.value)
     assert (files[2][1] if what == "input" else ", ".join(files[2])) in text and "\n" not in text
     good, bad = (digest(tmp_path / name / "checkpoints" / "step_2") for name in ("good", "bad"))
-    assert equal(good, bad)
+    assert equal_states(good, bad)
     assert not (tmp_path / "bad" / "checkpoints" / "step_3").exists()
 
 
@@ -233,8 +180,8 @@ def test_nonfinite_steps_can_be_skipped(
     assert train(configure(**plan), tmp_path / "skip").steps == 8
     states = [digest(tmp_path / "skip" / "checkpoints" / f"step_{step}") for step in (2, 5)]
     tensors = [{k: v for k, v in one.items() if not k.startswith("random")} for one in states]
-    assert equal(*tensors)  # running statistics and EMA too
-    lines = [line for line in read_log(tmp_path / "skip") if line["kind"] == "nonfinite"]
+    assert equal_states(*tensors)  # running statistics and EMA too
+    lines = log_lines(tmp_path / "skip", "nonfinite")
     assert [line["step"] for line in lines] == [2, 3, 4] and "input" in lines[0]["note"]
     poison(monkeypatch, "input", {2, 3, 4, 5})
     with pytest.raises(TrainingError, match=r"step 5: .* 4 "):
@@ -255,7 +202,7 @@ def test_an_overflow_in_float16_lowers_the_scale_and_is_no_error(
 ) -> None:
     poison(monkeypatch, "gradient", {1})
     train(configure(runtime={"amp": "fp16"}, schedule={"epochs": 1}), tmp_path / "once")
-    lines = [line for line in read_log(tmp_path / "once") if line["kind"] == "train"]
+    lines = log_lines(tmp_path / "once", "train")
     assert [line["overflow"] for line in lines] == [0.0, 1.0, 0.0, 0.0]
     assert [("grad_norm" in line) for line in lines] == [True, False, True, True]
     poison(monkeypatch, "gradient", set(range(100)))
@@ -278,7 +225,7 @@ def test_bad_images_are_an_error_or_skipped_up_to_a_share(
         assert len(list((tmp_path / how / "checkpoints").iterdir())) == 1
     monkeypatch.setattr("metaformer.training.loop.BAD_SHARE", 0.05)
     assert train(config, tmp_path / "run").complete
-    (line,) = [line for line in read_log(tmp_path / "run") if line["kind"] == "bad_image"]
+    (line,) = log_lines(tmp_path / "run", "bad_image")
     assert str(bad) in line["note"] and str(bad) in capfd.readouterr().err
     state = json.loads((tmp_path / "run" / "checkpoints" / "step_8" / "state.json").read_text())
     assert len(state["bad_images"]) == 1
@@ -288,79 +235,11 @@ def test_bad_images_are_an_error_or_skipped_up_to_a_share(
         train(config, tmp_path / "val")
 
 
-def test_an_evaluation_interrupted_by_a_signal_is_repeated(
-    configure: Configure, tmp_path: Path, digest: Digest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from metaformer.training.trainer import Trainer
-
-    config = configure()
-    train(config, tmp_path / "whole")
-    original, calls = Trainer.forward, []
-
-    def interrupting(self: Trainer, images: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, images)
-
-    monkeypatch.setattr(Trainer, "forward", interrupting)
-    with pytest.raises(SystemExit) as caught:
-        train(config, tmp_path / "cut")
-    assert caught.value.code == 143 and len(calls) == 2
-    saved = tmp_path / "cut" / "checkpoints" / "step_4"
-    assert json.loads((saved / "state.json").read_text())["evaluation_pending"]
-    assert not (tmp_path / "cut" / "best").exists()
-    monkeypatch.setattr(Trainer, "forward", original)
-    assert train(config, tmp_path / "cut", resume="auto").complete
-    for name in ("best", "checkpoints/step_4", "checkpoints/step_8"):
-        assert equal(digest(tmp_path / "whole" / name), digest(tmp_path / "cut" / name))
-    evals = [
-        [(x["step"], x["top1"]) for x in read_log(tmp_path / n) if x["kind"] == "eval"]
-        for n in ("whole", "cut")
-    ]
-    assert evals[0] == evals[1]
-
-
-@pytest.mark.parametrize(
-    ("sections", "error", "named"),
-    [
-        ({"data": {"batch_size": 0}}, ConfigError, "data.batch_size"),
-        ({"data": {"batch_size": 60}}, DataError, "data.batch_size"),
-        ({"data": {"val": "test"}}, DataError, "'test'"),
-        ({"model": {"name": "poolformer_s13"}}, ConfigError, "poolformer_s12"),
-        ({"model": {"num_classes": 7}}, ConfigError, "model.num_classes"),
-        ({"model": {"overrides": {"drop_path_rate": 0.1}}}, ConfigError, "model.drop_path_rate"),
-        ({"runtime": {"device": "tpu"}}, ConfigError, "device: 'tpu'"),
-        ({"runtime": {"device": "cuda:99"}}, ConfigError, "device: 'cuda:99'"),
-        ({"augment": {"auto_augment": "rand-m99-x"}}, ConfigError, "augment.auto_augment"),
-        ({"evaluate": {"class_subset": "no.txt"}}, DataError, r"no\.txt"),
-    ],
-)
-def test_a_wrong_field_is_named_before_any_work(
-    configure: Configure, tmp_path: Path, sections: dict[str, Any], error: type[Exception], named: str
-) -> None:
-    with pytest.raises(error, match=named):
-        train(configure(**sections), tmp_path)
-    assert not (tmp_path / "metrics.jsonl").exists()
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_directory_without_permission_is_an_error(configure: Configure, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match=r"no permission|cannot create"):
         train(configure(), tmp_path)
-
-
-def test_a_file_in_place_of_the_directory_is_an_error(configure: Configure, tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("")
-    with pytest.raises(OutputError, match="cannot create this folder"):
-        train(configure(), tmp_path / "run")
-
-
-def test_evaluations_are_logged_with_their_epoch(configure: Configure, tmp_path: Path) -> None:
-    train(configure(evaluate={"every": 2}, schedule={"epochs": 3}), tmp_path)
-    evals = [line["epoch"] for line in read_log(tmp_path) if line["kind"] == "eval"]
-    assert evals == [2, 3]
 
 
 def test_remaining_batches_are_those_of_the_whole_run() -> None:

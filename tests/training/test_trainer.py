@@ -1,5 +1,6 @@
-"""Each option of a step changes the weights; each test fails if its option has no effect."""
+"""Steps of training, checks before and diagnoses after."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,18 @@ from metaformer.data.dataset import Batch
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.factory import create_model
+from metaformer.serialize import from_dict
+from metaformer.tasks import TASKS
 from metaformer.tasks.base import StepContext
+from metaformer.training.check import check_config
+from metaformer.training.diagnose import (
+    REMEDIES,
+    NonFinite,
+    is_finite,
+    nonfinite_gradient,
+    nonfinite_weight,
+    record_nonfinite,
+)
 from metaformer.training.schedule import Schedule
 from metaformer.training.trainer import Trainer
 from toys import Configure, build_task
@@ -223,3 +235,154 @@ def test_a_timm_teacher_works_and_one_of_other_classes_is_refused(
 def test_an_unknown_teacher_is_an_error(configure: Configure, name: str) -> None:
     with pytest.raises(ConfigError, match=name.removeprefix("timm:")):
         build_task(configure(loss={"distill": "soft", "teacher": name}), World())
+
+
+UNMIXED = {"mixup": 0.0, "cutmix": 0.0, "erase": 0.0}
+
+
+def plain(task: str, section: str | None = None, field: str = "", value: Any = None) -> dict[str, Any]:
+    """A valid configuration of a task, with one field changed."""
+    values: dict[str, Any] = {"task": task, "data": {"root": "somewhere"}}
+    if TASKS[task].unused:
+        values["augment"] = dict(UNMIXED)
+    if section is not None:
+        values[section] = {**values.get(section, {}), field: value}
+    return values
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_defaults_are_valid(task: str) -> None:
+    check_config(from_dict(TrainConfig, plain(task)))
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "value", "reason"),
+    [
+        ("classify", "data.batch_size", 0, "an integer of at least 1"),
+        ("classify", "data.eval_batch_size", 0, ""),
+        ("classify", "data.workers", -1, "at least 0"),
+        ("classify", "data.repeated_aug", 0, ""),
+        ("classify", "data.root", "", ""),
+        ("classify", "optim.accumulate", 0, ""),
+        ("classify", "optim.accumulate", 3, "multiple of 3"),
+        ("classify", "optim.lr", 0.0, "above 0"),
+        ("classify", "optim.lr", float("nan"), ""),
+        ("classify", "optim.clip", -1.0, ""),
+        ("classify", "optim.betas", [0.9, 1.0], "at least 0 and below 1"),
+        ("classify", "optim.layer_decay", 1.5, "above 0 and at most 1"),
+        ("classify", "schedule.epochs", 0, ""),
+        ("classify", "schedule.steps", 0, ""),
+        ("classify", "schedule.power", 0.0, ""),
+        ("classify", "schedule.gamma", 0.0, ""),
+        ("classify", "schedule.milestones", [8, "x"], ""),
+        ("classify", "evaluate.every_steps", -1, ""),
+        ("classify", "schedule.min_lr", 1.0, "above optim.lr"),
+        ("classify", "ema.decay", 1.0, ""),
+        ("classify", "evaluate.crop", 0.0, ""),
+        ("classify", "runtime.keep", 0, ""),
+        ("classify", "runtime.threads", 0, ""),
+        ("classify", "augment.aug_splits", 3, "augment.mixup"),
+        ("classify", "loss.name", "jsd", "augment.aug_splits"),
+        ("classify", "loss.distill", "hard", "loss.teacher"),
+        ("classify", "model.drop_path_rate", 1.0, ""),
+        ("classify", "segment.head_dim", 7, "no option of"),
+        ("multilabel", "multilabel.gamma_neg", -1.0, ""),
+        ("multilabel", "multilabel.margin", 1.0, ""),
+        ("multilabel", "multilabel.threshold", 1.5, ""),
+        ("multilabel", "multilabel.separator", "", ""),
+        ("multilabel", "multilabel.pos_weight", [-1.0], ""),
+        ("segment", "segment.fpn_dim", 0, ""),
+        ("segment", "segment.stride", 0, ""),
+        ("segment", "segment.resize", [0, 512], ""),
+        ("segment", "segment.scale", [2.0, 0.5], ""),
+        ("segment", "segment.dropout", 1.0, ""),
+        ("segment", "segment.cat_max_ratio", 0.0, ""),
+        ("segment", "segment.ohem", 1.5, ""),
+        ("segment", "segment.dice", -1.0, ""),
+        ("segment", "segment.scales", [], ""),
+        ("segment", "segment.scales", ["a"], ""),
+        ("segment", "segment.class_weights", [-1.0], ""),
+        ("segment", "augment.mixup", 0.5, "no option of"),
+        ("segment", "augment.aug_splits", 3, "no option of"),
+        ("segment", "detect.scales", [2.0], "no option of"),
+        ("segment", "evaluate.class_subset", "names.txt", "no option of"),
+        ("detect", "detect.fpn_dim", 0, ""),
+        ("detect", "detect.long_side", 0, ""),
+        ("detect", "detect.short_sides", [], ""),
+        ("detect", "detect.short_sides", [480, 0.5], "integer"),
+        ("detect", "detect.jitter", [2.0, 0.1], ""),
+        ("detect", "detect.score_threshold", 1.5, ""),
+        ("detect", "detect.nms_threshold", -0.1, ""),
+        ("detect", "detect.anchor_scale", 0.0, ""),
+        ("detect", "detect.scales", [], ""),
+        ("detect", "augment.cutmix", 0.5, "no option of"),
+        ("detect", "loss.smoothing", 0.2, "no option of"),
+        ("detect", "evaluate.crops", 5, "no option of"),
+        ("detect", "model.head_dropout", 0.1, "no option of"),
+    ],
+)  # fmt: skip
+def test_each_invalid_field_is_named(task: str, field: str, value: Any, reason: str) -> None:
+    section, name = field.split(".")
+    with pytest.raises(ConfigError, match=f"{field}.*{reason}"):
+        check_config(from_dict(TrainConfig, plain(task, section, name, value)))
+
+
+@pytest.mark.parametrize("seed", [2**63, -(10**30)])
+def test_a_seed_that_no_generator_takes(seed: int) -> None:
+    with pytest.raises(ConfigError, match=f"seed: {seed}"):
+        check_config(from_dict(TrainConfig, {**plain("classify"), "seed": seed}))
+
+
+def test_the_batch_is_divided_among_the_ranks() -> None:
+    config = from_dict(TrainConfig, {"data": {"root": "x", "batch_size": 8}, "optim": {"accumulate": 2}})
+    check_config(config, world_size=4)
+    with pytest.raises(ConfigError, match=r"data.batch_size.* 3 device"):
+        check_config(config, world_size=3)
+
+
+class Log(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - 1e9).log()
+
+
+def test_the_first_module_with_a_nonfinite_output_is_recorded() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), Log()), nn.Linear(2, 2))
+    with record_nonfinite(model) as modules:
+        model(torch.ones(1, 2))
+    assert modules == ["1.1"]
+    with record_nonfinite(model[0]) as modules:
+        model[0](torch.ones(1, 2))
+    assert modules == []
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nonfinite_weights_and_buffers_are_found(value: float) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    assert nonfinite_weight(model) is None
+    model[1].running_var[1] = value
+    assert nonfinite_weight(model) == "1.running_var"
+    with torch.no_grad():
+        model[0].bias[0] = value
+    assert nonfinite_weight(model) == "0.bias"
+
+
+def test_the_first_nonfinite_gradient_of_the_backward_pass_is_found() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    assert nonfinite_gradient(model) is None
+    for name in ("0.weight", "1.weight"):
+        model.get_parameter(name).grad = torch.tensor([[math.nan]])
+    assert nonfinite_gradient(model) == "1.weight"
+
+
+def test_integers_are_finite() -> None:
+    assert is_finite(torch.tensor([1])) and not is_finite(torch.tensor([math.nan]))
+
+
+@pytest.mark.parametrize("kind", REMEDIES)
+def test_the_message_is_one_line_with_a_remedy(kind: str) -> None:
+    text = NonFinite(kind, "stem.conv", [f"{i}.png" for i in range(10)]).message(max_files=3)
+    assert f"the {kind} is not finite, first at stem.conv" in text and REMEDIES[kind] in text
+    assert text.endswith("Images: 0.png, 1.png, 2.png and 7 more") and "\n" not in text

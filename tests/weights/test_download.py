@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,45 +95,39 @@ def test_a_whole_download(server: Server, tmp_path: Path, capsys: pytest.Capture
     assert "x.pth" in capsys.readouterr().err  # the progress bar
 
 
-def test_a_cut_download_goes_on_where_it_was_cut(server: Server, tmp_path: Path) -> None:
-    server.cuts = 2
-    target = download(server.url, tmp_path / "x.pth", SHA, progress=False)
-    assert target.read_bytes() == CONTENT
-    assert server.requests == [None, f"bytes={CUT}-", f"bytes={2 * CUT}-"]
+@pytest.mark.parametrize(
+    ("behavior", "part", "etag", "requests"),
+    [
+        ({"cuts": 2}, None, "", [None, f"bytes={CUT}-", f"bytes={2 * CUT}-"]),
+        ({"cuts": 1, "ranges_supported": False}, None, "", [None, f"bytes={CUT}-"]),
+        ({"errors": 2}, None, "", [None] * 3),
+        ({}, b"old" * 1000, '"zero"', ["bytes=3000-"]),  # parts of two versions are not joined
+        ({}, CONTENT + b"more", "", [f"bytes={len(CONTENT) + 4}-", None]),
+    ],
+    ids=["cut", "cut by a server without ranges", "busy", "changed", "part too long"],
+)
+def test_the_whole_file_arrives(
+    server: Server, tmp_path: Path, behavior: dict[str, int], part: bytes | None, etag: str, requests: Any
+) -> None:
+    vars(server).update(behavior)
+    if part is not None:
+        (tmp_path / "x.pth.part").write_bytes(part)
+    if etag:
+        (tmp_path / "x.pth.part.etag").write_text(etag)
+    assert download(server.url, tmp_path / "x.pth", SHA, progress=False).read_bytes() == CONTENT
+    assert server.requests == requests
 
 
 def test_a_later_call_goes_on_too(server: Server, tmp_path: Path) -> None:
     server.cuts = 1
-    module_attempts = module.ATTEMPTS
-    module.ATTEMPTS = 1
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ATTEMPTS", 1)
         with pytest.raises(DownloadError, match="cut; 700,000 bytes are kept"):
             download(server.url, tmp_path / "x.pth", SHA, progress=False)
-    finally:
-        module.ATTEMPTS = module_attempts
     assert not (tmp_path / "x.pth").exists()
     download(server.url, tmp_path / "x.pth", SHA, progress=False)
     assert (tmp_path / "x.pth").read_bytes() == CONTENT
     assert server.requests[-1] == f"bytes={CUT}-"
-
-
-def test_parts_of_two_versions_are_not_joined(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "x.pth.part").write_bytes(b"old" * 1000)
-    (tmp_path / "x.pth.part.etag").write_text('"zero"')
-    download(server.url, tmp_path / "x.pth", SHA, progress=False)
-    assert (tmp_path / "x.pth").read_bytes() == CONTENT
-
-
-def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
-    server.ranges_supported, server.cuts = False, 1
-    download(server.url, tmp_path / "x.pth", SHA, progress=False)
-    assert (tmp_path / "x.pth").read_bytes() == CONTENT
-
-
-def test_a_part_that_is_too_long_is_thrown_away(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "x.pth.part").write_bytes(CONTENT + b"more")
-    download(server.url, tmp_path / "x.pth", SHA, progress=False)
-    assert (tmp_path / "x.pth").read_bytes() == CONTENT
 
 
 def test_a_wrong_hash_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
@@ -141,27 +136,18 @@ def test_a_wrong_hash_is_refused_and_removed(server: Server, tmp_path: Path) -> 
     assert not (tmp_path / "x.pth").exists() and not (tmp_path / "x.pth.part").exists()
 
 
-def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
-    server.errors = 2
-    assert download(server.url, tmp_path / "x.pth", SHA, progress=False).read_bytes() == CONTENT
-
-
-def test_no_such_file(server: Server, tmp_path: Path) -> None:
-    url = server.url.replace("/weights.pth", "/nothing")
-    with pytest.raises(DownloadError, match="404") as caught:
-        download(url, tmp_path / "x.pth", progress=False)
-    assert url in str(caught.value) and "checkpoint_path" in str(caught.value)
-    assert len(server.requests) == 1
-
-
-def test_offline(server: Server, tmp_path: Path) -> None:
-    url = "http://127.0.0.1:9/weights.pth"
-    with pytest.raises(DownloadError, match="refused") as caught:
-        download(url, tmp_path / "x.pth", progress=False)
-    assert url in str(caught.value) and "checkpoint_path" in str(caught.value)
-
-
-def test_only_the_web(tmp_path: Path) -> None:
+def test_what_cannot_be_fetched_is_named_with_a_remedy(server: Server, tmp_path: Path) -> None:
+    nothing, page = (server.url.replace("weights.pth", name) for name in ("nothing", "page"))
+    for url, error in (
+        (nothing, "404"),
+        ("http://127.0.0.1:9/weights.pth", "refused"),
+        (page, "a web page and not the file"),
+    ):
+        with pytest.raises(DownloadError, match=error) as caught:
+            download(url, tmp_path / "x.pth", progress=False)
+        assert url in str(caught.value) and "checkpoint_path" in str(caught.value)
+    assert server.requests == [None, None]
+    assert {path.name for path in tmp_path.iterdir()} <= {"x.pth.part.lock"}
     with pytest.raises(DownloadError, match="only http"):
         download(f"file://{tmp_path}/y", tmp_path / "x.pth")
 
@@ -178,9 +164,3 @@ def test_the_cache_is_asked_first(server: Server, tmp_path: Path, monkeypatch: p
     first = fetch(source, progress=False)
     assert first == tmp_path / "home" / "weights" / "weights.pth" == fetch(source, progress=False)
     assert len(server.requests) == 1
-
-
-def test_a_page_in_place_of_the_file_is_not_kept(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"a web page and not the file.*checkpoint_path"):
-        download(server.url.replace("weights.pth", "page"), tmp_path / "x.pth")
-    assert not (tmp_path / "x.pth").exists() and not (tmp_path / "x.pth.part").exists()

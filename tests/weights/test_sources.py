@@ -1,14 +1,19 @@
-"""The table of published weights."""
+"""Published weights: the table, cards, and which network a state is of."""
 
 import math
 
 import pytest
+import torch
 
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import UNAVAILABLE, VARIANTS
 from metaformer.errors import UnknownName, WeightsError
 from metaformer.factory import is_detector, is_model, is_segmenter
+from metaformer.models.build import DENSE_KINDS, NetworkConfig, build_network
 from metaformer.weights.card import pretrained_cfg
 from metaformer.weights.formats import FORMATS
+from metaformer.weights.infer import candidates
 from metaformer.weights.sources import ALIASES, SOURCES, find_source, split_name, tags
 
 UNPUBLISHED = {"poolformer_n"}
@@ -126,3 +131,54 @@ def test_unknown_weights() -> None:
         with pytest.raises(WeightsError, match=f"{name}: .*backbone_pretrained"):
             find_source(name)
     assert tags("poolformer_n") == []
+
+
+NETWORKS: dict[str, NetworkConfig] = {
+    **VARIANTS,
+    **{
+        f"{head}_poolformer_s12": kind.config(kind=head, backbone=VARIANTS["poolformer_s12"], num_classes=7)
+        for kind in DENSE_KINDS
+        for head in kind.heads
+    },
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_cards_name_layers_that_exist(name: str) -> None:
+    config = NETWORKS[name]
+    card = pretrained_cfg(name, config, None)
+    with torch.device("meta"):
+        model = build_network(config)
+    assert model.get_submodule(card["classifier"]) and model.get_submodule(card["first_conv"])
+    assert card["num_classes"] == config.num_classes and card["url"] == "" and "data" not in card
+    assert card.get("pool_size") == ((7, 7) if isinstance(config, MetaFormerConfig) else None)
+
+
+def test_published_weights_fill_the_card() -> None:
+    source = SOURCES["caformer_b36.sail_in22k_ft_in1k_384"]
+    card = pretrained_cfg("caformer_b36", VARIANTS["caformer_b36"], source)
+    assert card["input_size"] == (3, 384, 384) and card["tag"] == source.tag and card["crop_pct"] == 1.0
+    source = SOURCES["mask_rcnn_poolformer_s12.sail_coco_1x"]
+    card = pretrained_cfg(source.model, NETWORKS[source.model], source)
+    assert card["url"] == source.url and card["data"] == "coco" and card["num_classes"] == 80
+    assert card["input_size"] == (3, 800, 1333) and "crop_pct" not in card
+
+
+TWINS = [
+    {"poolformer_s12", "metaformer_id_s12"},
+    *({f"identityformer_{size}", f"poolformerv2_{size}"} for size in ("s12", "s24", "s36", "m36", "m48")),
+]
+"""Networks that differ in a mixer without weights only."""
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_recognized(name: str) -> None:
+    with torch.device("meta"):
+        state = MetaFormer(VARIANTS[name]).state_dict()
+    assert set(candidates(state)) == next((twins for twins in TWINS if name in twins), {name})
+
+
+def test_other_states_are_none() -> None:
+    assert candidates({}) == []
+    assert candidates({"stages.0.blocks.0.mlp.fc1.weight": torch.ones(4, 2, 1, 1)}) == []
+    assert candidates({"stages.x.blocks.y.mlp.fc1.weight": torch.ones(4)}) == []

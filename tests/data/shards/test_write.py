@@ -1,14 +1,29 @@
+"""Writing shards, their index, and remote places."""
+
 import gc
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from metaformer.data.folder import ImageFolder
-from metaformer.data.shards.index import FORMATS, INDEX
+from metaformer.data.shards.index import (
+    FORMATS,
+    INDEX,
+    Shard,
+    damaged_shards,
+    find_shards,
+    fingerprints,
+    index_text,
+    label_numbers,
+)
+from metaformer.data.shards.remote import is_remote, list_folder, open_file, read_bytes, size_and_version
 from metaformer.data.shards.write import ShardReport, write_shards
 from metaformer.data.split import open_split
 from metaformer.errors import BadImage, ConfigError, DataError, OutputError
@@ -165,3 +180,150 @@ def test_names_are_utf8(own_pets: Path, tmp_path: Path) -> None:
     shutil.move(own_pets / "train/ant/1.png", os.fsencode(own_pets / "train/ant") + b"/\xff.png")
     with pytest.raises(DataError, match=r"ant/\\xff.png: the name is not UTF-8: rename it"):
         shard(own_pets, tmp_path / "out")
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/b.parquet", "train/a.parquet", "val/a.parquet"],
+        ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/val-0.parquet"],
+        ["train-000.tar", "train-001.tar", "val-000.tar"],
+    ],
+)
+def test_shards_of_other_writers_are_found_by_their_names(names: list[str], tmp_path: Path) -> None:
+    touch(tmp_path, *names, "train/notes.txt")
+    found = find_shards(tmp_path, "train")
+    assert found is not None and found.kind == names[0].rpartition(".")[2]
+    assert list(found.files) == sorted(names[:2]) and found.index is None and found.classes is None
+    assert found.urls == [f"{tmp_path}/{name}" for name in sorted(names[:2])]
+    assert find_shards(f"file://{tmp_path}", "train") is not None
+    assert find_shards(tmp_path, "test") is None
+
+
+def test_an_image_folder_has_no_shards(own_pets: Path) -> None:
+    assert find_shards(own_pets, "train") is None
+    assert find_shards(own_pets / "none", "train") is None
+
+
+def test_tar_files_may_have_a_list_of_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "train-0.tar")
+    (tmp_path / "classes.txt").write_text("ant\n\nbee\n")
+    found = find_shards(tmp_path, "train")
+    assert found is not None and found.classes == ("ant", "bee")
+
+
+def test_the_index_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    touch(tmp_path, "train/0.tar", "train/stray.tar")
+    shard = Shard("train/0.tar", 3, 1, "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881")
+    (tmp_path / INDEX).write_text(index_text("tar", ["ant", "bée"], {"train": [shard]}, {"train": []}))
+    found = find_shards(tmp_path, "train")
+    assert found is not None and found.files == ("train/0.tar",)
+    assert found.index == (shard,) and found.classes == ("ant", "bée")
+    assert fingerprints(found) == [shard.sha256] and not list(damaged_shards(found))
+    with pytest.raises(DataError, match=r"no split 'val'; shards\.json lists train"):
+        find_shards(tmp_path, "val")
+    (tmp_path / "train/0.tar").write_bytes(b"y")
+    assert [line.partition(": ")[2] for line in damaged_shards(found)] == [
+        "its contents are not those that were written (sha256)"
+    ]
+    (tmp_path / "train/0.tar").write_bytes(b"xx")
+    assert "2 bytes, shards.json says 1" in next(damaged_shards(found))
+    with pytest.raises(DataError, match=r"0\.tar: 2 bytes, shards\.json says 1: copy train/0\.tar again"):
+        fingerprints(found)
+    (tmp_path / "train/0.tar").unlink()
+    assert "cannot be read" in next(damaged_shards(found))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", '{"format": 1}', "\x00\xff"),
+        '{"format": "metaformer shards 1", "kind": "zip"}',
+        '{"format": "metaformer shards 1", "kind": "tar", "classes": [], "splits": {"train": [{"a": 1}]}}',
+    ],
+)
+def test_a_damaged_index(text: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=r"shards\.json: not an index of shards"):
+        find_shards(tmp_path, "train")
+
+
+def test_numbers_become_labels_by_their_names() -> None:
+    named = ["ant", "bee", "cat"]
+    assert label_numbers("x", named, [0, 1, 2], None, False) == {0: 0, 1: 1, 2: 2}
+    assert label_numbers("x", named, [0, 1, 2], ["cat", "ant", "bee"], False) == {0: 1, 1: 2, 2: 0}
+    assert label_numbers("x", named, [2], None, False) == {2: 2}
+    assert label_numbers("x", named, [2], ["cat", "ant"], True) == {2: 0}
+    with pytest.raises(DataError, match="no images of 'ant' and 1 more"):
+        label_numbers("x", named, [2], named, False)
+    with pytest.raises(DataError, match="'cat' not among the 2 known classes"):
+        label_numbers("x", named, [0, 1, 2], ["ant", "bee"], True)
+    for number in (3, -1):
+        with pytest.raises(DataError, match=f"label {number} has no name"):
+            label_numbers("x", named, [number], None, False)
+    with pytest.raises(DataError, match="'ant' more than once"):
+        label_numbers("x", named, [0], ["ant", "ant"], True)
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A folder that holds `a/one.bin`, by path, by URL and in the memory of this process."""
+    root = {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": "memory://listed"}[request.param]
+    if request.param == "memory":
+        with fsspec.open(f"{root}/a/one.bin", "wb") as stream:
+            stream.write(b"0123456789")
+    else:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a/one.bin").write_bytes(b"0123456789")
+    yield root
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_files_are_read_whole_and_in_part(url: str) -> None:
+    assert is_remote(url) == ("://" in url)
+    assert read_bytes(f"{url}/a/one.bin") == b"0123456789"
+    assert read_bytes(f"{url}/a/one.bin", 2, 5) == b"234"
+    assert read_bytes(f"{url}/a/one.bin", 7) == b"789"
+    with open_file(f"{url}/a/one.bin") as stream:
+        assert stream.read(3) == b"012" and stream.read() == b"3456789"
+    size, version = size_and_version(f"{url}/a/one.bin")
+    assert size == 10 and version
+
+
+def test_folders_are_listed(url: str) -> None:
+    assert list_folder(f"{url}/a") == ["one.bin"]
+    assert list_folder(url) == ["a"]
+    assert list_folder(f"{url}/none") == []
+
+
+def test_missing_files(url: str) -> None:
+    assert read_bytes(f"{url}/none", missing=b"") == b""
+    for read in (read_bytes, size_and_version):
+        with pytest.raises(DataError, match=r"none: (no such file|cannot be read)"):
+            read(f"{url}/none")
+    with pytest.raises(DataError, match="none: cannot be read"), open_file(f"{url}/none"):
+        pass
+
+
+@pytest.mark.parametrize("bad", ["nonsense://bucket/x", "pipe://touch canary", "pipe:touch canary"])
+def test_unknown_urls_are_errors_and_run_nothing(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"pipe|nonsense"):
+        read_bytes(bad)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_storage_whose_package_is_missing_names_it() -> None:
+    if find_spec("s3fs") is not None:
+        pytest.skip("s3fs is installed")
+    with pytest.raises(DataError, match=r"s3://bucket/x: .*s3fs"):
+        read_bytes("s3://bucket/x")

@@ -1,4 +1,4 @@
-"""Folded blocks compute what blocks do, for every mixer, norm, activation, scale and residual."""
+"""Folding of layers and blocks."""
 
 import copy
 import os
@@ -8,15 +8,122 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from metaformer.backbones.block import Block
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.deploy.folded import block as folded_block
 from metaformer.deploy.folded.block import FoldedBlock
+from metaformer.deploy.folded.conv import FoldedConv, FoldedDepthwise, can_fold, fold_conv
+from metaformer.deploy.folded.linear import ACTIVATIONS, PackedLinear, fold_linear
 from metaformer.layers.act import ACTS
 from metaformer.layers.norm import NORMS
 from metaformer.mixers import MIXERS
+
+
+@pytest.mark.parametrize("act", list(ACTIVATIONS))
+@pytest.mark.parametrize("bias", [True, False])
+def test_activation(act: str, bias: bool) -> None:
+    x, weight, offset = torch.randn(2, 3, 5, 7), torch.randn(4, 7), torch.randn(4) if bias else None
+    layer = PackedLinear(weight, offset)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x, act), ACTIVATIONS[act](F.linear(x, weight, offset)))
+    x.requires_grad_()
+    layer(x, act).sum().backward()
+    assert x.grad is not None
+
+
+def test_residual() -> None:
+    x, residual, layer = (
+        torch.randn(2, 3, 7),
+        torch.randn(2, 3, 4),
+        PackedLinear(torch.randn(4, 7), torch.randn(4)),
+    )
+    with torch.inference_mode():
+        y = layer(x, residual=residual)
+    torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias) + residual)
+
+
+def test_the_packed_weight_follows_the_weight() -> None:
+    x, layer, other = torch.randn(2, 3, 7), PackedLinear(torch.randn(4, 7)), PackedLinear(torch.randn(4, 7))
+    with torch.inference_mode():
+        layer(x)
+        layer.load_state_dict(other.state_dict())
+        torch.testing.assert_close(layer(x), F.linear(x, other.weight))
+        torch.testing.assert_close(copy.deepcopy(layer)(x), layer(x))
+        assert layer.double()(x.double()).dtype == torch.float64
+
+
+def test_folded_constants() -> None:
+    x, weight, bias = torch.randn(9, 7), torch.randn(4, 7), torch.randn(4)
+    gain, shift, scale = torch.randn(7), torch.randn(7), torch.randn(4)
+    layer = fold_linear(weight[:, :, None, None], bias, gain=gain, shift=shift, scale=scale)
+    expected = scale * F.linear(gain * x + shift, weight, bias)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    layer = fold_linear(weight, None, gain=gain, scale=scale)
+    torch.testing.assert_close(layer(x), scale * F.linear(gain * x, weight), rtol=1e-5, atol=1e-5)
+
+
+CONVS = {
+    "strided": nn.Conv2d(3, 8, 7, 4, 2),
+    "depthwise": nn.Conv2d(8, 8, 7, 1, 3, groups=8, bias=False),
+    "wide depthwise": nn.Conv2d(16, 16, 7, 1, 3, groups=16),
+    "dilated": nn.Conv2d(4, 6, 3, 1, (2, 1), (2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_any_sequence_of_shapes(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    conv = copy.deepcopy(CONVS[name])
+    folded = fold_conv(conv).to(dtype)
+    conv = copy.deepcopy(conv).double()
+    with torch.inference_mode():
+        for size in (16, 16, 16, 20, 16, 20, 20, 0):
+            batch = 2 if size else 0
+            x = torch.randn(batch, conv.in_channels, size or 16, size or 16).to(dtype)
+            x = x.contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(folded(x).double(), conv(x.double()), rtol=tolerance, atol=tolerance)
+
+
+def test_one_packed_weight_is_cached_and_follows_the_weight() -> None:
+    folded = FoldedConv(nn.Conv2d(3, 4, 3)).requires_grad_(False)
+    images = [torch.randn(1, 3, size, size) for size in (8, 8, 9, 9)]
+    for x in images:
+        folded(x)
+    assert len(folded._cache) == 1
+    folded.load_state_dict({"weight": torch.ones(4, 3, 3, 3), "bias": torch.zeros(4)})
+    torch.testing.assert_close(folded(images[-1])[0, 0, 0, 0], images[-1][0, :, :3, :3].sum())
+    assert copy.deepcopy(folded)._cache == {}
+
+
+def test_star_relu() -> None:
+    x = torch.randn(2, 16, 9, 5).contiguous(memory_format=torch.channels_last)
+    for conv in (nn.Conv2d(16, 16, 7, padding=3, groups=16), nn.Conv2d(16, 4, 3)):
+        with torch.inference_mode():
+            expected = conv(0.8 * x.relu().square() - 0.4)
+            torch.testing.assert_close(fold_conv(conv)(x, (0.8, -0.4)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_depthwise_convolutions_that_keep_the_size() -> None:
+    assert isinstance(fold_conv(nn.Conv2d(16, 16, 7, padding=3, groups=16)), FoldedDepthwise)
+    for other in (
+        nn.Conv2d(16, 16, 7, padding=2, groups=16),
+        nn.Conv2d(16, 16, 7, 2, padding=3, groups=16),
+        nn.Conv2d(16, 32, 7, padding=3, groups=16),
+        nn.Conv2d(16, 16, 7, padding=6, dilation=2, groups=16),
+        nn.Conv2d(16, 16, (7, 5), padding=(3, 2), groups=16),
+        nn.Conv2d(16, 16, 7, padding=3, groups=8),
+    ):
+        assert isinstance(fold_conv(other), FoldedConv)
+
+
+def test_which_convolutions_are_folded() -> None:
+    assert can_fold(nn.Conv2d(3, 4, 3, padding=1)) and not can_fold(nn.ConvTranspose2d(3, 4, 3))
+    assert not can_fold(nn.Conv2d(3, 4, 3, padding="same"))
+    assert not can_fold(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))
+
 
 DIM, GRID = 12, (7, 6)
 KINDS = pytest.mark.parametrize(

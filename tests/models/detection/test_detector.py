@@ -1,6 +1,7 @@
-"""Contract of all detectors: results, losses, errors, precision, compilation, export, backbones."""
+"""Detectors, their configuration and pyramid."""
 
 import copy
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,76 @@ from metaformer.models.detection.config import KINDS, DetectorConfig
 from metaformer.models.detection.detector import Detector
 from metaformer.models.detection.retinanet import RetinaNet
 from metaformer.models.detection.structures import Targets
+from metaformer.models.fpn import DetectionPyramid
+
+VALID = DetectorConfig(kind="mask_rcnn", backbone=MetaFormerConfig(), num_classes=3, score_threshold=0.3)
+
+
+def test_defaults_depend_on_the_kind() -> None:
+    assert replace(VALID, kind="retinanet").anchor_size == 4 and VALID.anchor_size == 8
+    assert replace(VALID, anchor_scale=2).anchor_size == 2
+    assert VALID.head_channels == 256 and replace(VALID, head_dim=32).head_channels == 32
+    assert VALID.has_masks and not replace(VALID, kind="faster_rcnn").has_masks
+
+
+def test_json_and_back() -> None:
+    assert DetectorConfig.from_dict(json.loads(json.dumps(VALID.to_dict()))) == VALID
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("kind", "yolo", "kind 'yolo'"),
+        ("backbone", "poolformer_s12", "backbone"),
+        ("num_classes", 0, "num_classes: 0"),
+        ("fpn_dim", None, "fpn_dim: None"),
+        ("head_dim", True, "head_dim: True"),
+        ("rpn_post_nms_topk", 1.5, "rpn_post_nms_topk: 1.5"),
+        ("score_threshold", 1.1, "from 0 to 1"),
+        ("nms_threshold", "0.5", "from 0 to 1"),
+        ("anchor_scale", 0, "above 0"),
+        ("anchor_scale", float("nan"), "anchor_scale"),
+    ],
+)
+def test_wrong_values_are_refused(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(VALID, **{field: value})
+
+
+def test_unknown_fields_and_a_missing_backbone() -> None:
+    with pytest.raises(ConfigError, match="anchor_scale"):
+        DetectorConfig.from_dict({**VALID.to_dict(), "anchor_scales": 3})
+    with pytest.raises(ConfigError, match=r"^backbone: "):
+        DetectorConfig.from_dict({"kind": "retinanet"})
+    with pytest.raises(ConfigError, match="cannot be saved"):
+        DetectorConfig().to_dict()
+
+
+FEATURES = [torch.randn(2, dim, side, side + 3) for dim, side in ((5, 13), (6, 7), (8, 4))]
+
+
+def test_an_extra_level_by_subsampling() -> None:
+    pyramid = DetectionPyramid((5, 6, 8), 12)
+    levels = pyramid(FEATURES)
+    assert pyramid.extra_levels == 1 and [tuple(level.shape[1:]) for level in levels] == [
+        (12, 13, 16), (12, 7, 10), (12, 4, 7), (12, 2, 4),
+    ]  # fmt: skip
+    assert torch.equal(levels[-1], levels[-2][..., ::2, ::2])
+
+
+def test_extra_convolutions_on_the_backbones_last_features() -> None:
+    pyramid = DetectionPyramid((5, 6, 8), 12, convs=True)
+    *_, p6, p7 = pyramid(FEATURES)
+    assert pyramid.extra_levels == 2 and p6.shape == (2, 12, 2, 4) and p7.shape == (2, 12, 1, 2)
+    assert pyramid.extra is not None
+    assert torch.equal(p6, pyramid.extra.p6(FEATURES[-1])) and torch.equal(p7, pyramid.extra.p7(p6))
+
+
+def test_one_position_is_enough() -> None:
+    for convs in (False, True):
+        levels = DetectionPyramid((4,), 4, convs=convs)([torch.randn(1, 4, 1, 1)])
+        assert all(level.shape == (1, 4, 1, 1) for level in levels)
+
 
 TINY = MetaFormerConfig(depths=(1,) * 4, dims=(8, 16, 20, 28), feature_norm="fresh")
 CONFIG = DetectorConfig(

@@ -9,6 +9,7 @@ from PIL import Image
 from metaformer.data.shards.write import write_shards
 from metaformer.tasks.check import CheckReport
 from metaformer.tasks.classification.check import check_data_set
+from toys import findings
 
 
 @pytest.fixture
@@ -21,10 +22,6 @@ def own(own_pets: Path) -> Path:
     for number, file in enumerate(sorted((own_pets / "train").rglob("*.png"))):
         Image.fromarray(draw.randint(0, 256, (40 + number, 50, 3), dtype=np.uint8)).save(file)
     return own_pets
-
-
-def found(report: CheckReport, grade: str) -> list[tuple[str, str]]:
-    return [(finding.kind, finding.text) for finding in report.findings if finding.grade == grade]
 
 
 def check(root: Path) -> CheckReport:
@@ -61,7 +58,7 @@ def test_all_errors_and_warnings_are_reported_at_once(own: Path, caplog: pytest.
     frames[0].save(val / "ant/moving.gif", save_all=True, append_images=frames[1:])
     report = check(own)
     assert not report.ok
-    assert found(report, "error") == [
+    assert findings(report, "error") == [
         ("layout", f"{train}/bee/scan.tiff: .tiff images are not read: convert it to PNG or JPEG"),
         ("layout", f"{train}/wasp: no images in this class folder"),
         ("unreadable", f"{train}/ant/0.png: the file is empty"),
@@ -76,7 +73,7 @@ def test_all_errors_and_warnings_are_reported_at_once(own: Path, caplog: pytest.
         ("layout", f"{val}: no folder for 'cat', 'wasp'; every class of the class list needs one"),
     ]
     copy = f"{train}/cat/again.png: the same image as {train}/ant/1.png, which is of class 'ant', not 'cat'"
-    assert found(report, "warning") == [
+    assert findings(report, "warning") == [
         ("ignored", f"{train}: 1 without extension file(s) are no images and not used"),
         ("ignored", f"{train}: 1 file(s) lie in no class folder"),
         ("contradiction", copy),
@@ -94,12 +91,12 @@ def test_uneven_classes_and_a_single_one(own: Path) -> None:
     report = check(own)
     assert report.ok
     uneven = f"{own}/train: classes are uneven: 'bee' has 4 image(s), 'ant' has 44"
-    assert found(report, "warning") == [("uneven", uneven)]
+    assert findings(report, "warning") == [("uneven", uneven)]
     for split in ("train", "val"):
         for name in ("bee", "cat"):
             shutil.rmtree(own / split / name)
     report = check(own)
-    assert found(report, "error") == [
+    assert findings(report, "error") == [
         ("one class", f"{own}/train: only one class: training needs at least two")
     ]
 
@@ -107,17 +104,17 @@ def test_uneven_classes_and_a_single_one(own: Path) -> None:
 def test_missing_splits_and_folders(own: Path) -> None:
     shutil.rmtree(own / "val")
     report = check(own)
-    assert found(report, "error") == [("layout", f"{own}: no folder 'val'; it holds train")]
+    assert findings(report, "error") == [("layout", f"{own}: no folder 'val'; it holds train")]
     assert report.splits[0].images == 12
     report = check(own / "none")
-    assert found(report, "error") == [("layout", f"{own}/none: no such folder")]
+    assert findings(report, "error") == [("layout", f"{own}/none: no such folder")]
 
 
 def test_links_in_a_circle_do_not_hide_the_rest(own: Path) -> None:
     (own / "train/cat/again").symlink_to(own / "train/cat")
     (own / "train/bee/gone.png").symlink_to(own / "nowhere.png")
     report = check(own)
-    assert found(report, "error") == [
+    assert findings(report, "error") == [
         ("layout", f"{own}/train/cat/again: is a link to a folder that holds it"),
         ("unreadable", f"{own}/train/bee/gone.png: no such file"),
     ]
@@ -155,7 +152,7 @@ def test_damaged_shards_are_reported_with_their_images(own: Path, tmp_path: Path
     content = bytearray(shard.read_bytes())
     content[content.index(b"IDAT") + 40] ^= 0xFF
     shard.write_bytes(content)
-    errors = found(check(out), "error")
+    errors = findings(check(out), "error")
     assert str(shard) in errors[0][1] and "sha256" in errors[0][1]
     if kind == "parquet":  # its images would go through a cache, which takes whole files only
         assert [kind for kind, _ in errors] == ["damaged", "layout"]

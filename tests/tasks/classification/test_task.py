@@ -1,5 +1,4 @@
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
@@ -22,9 +20,8 @@ from metaformer.tasks.classification.mixup import Mixup
 from metaformer.tasks.classification.task import ClassificationTask, build_classifier
 from metaformer.training.train import train
 from metaformer.weights.load import load_weights
-from toys import TINY, build_task
+from toys import TINY, Configure, build_task
 
-Configure = Callable[..., TrainConfig]
 PREPROCESS = Preprocess(image_size=32)
 
 

@@ -12,14 +12,11 @@ from metaformer.errors import BadImage
 from metaformer.tasks.check import CheckReport
 from metaformer.tasks.detection.check import ObjectCount, check_objects, check_sizes, summarize
 from metaformer.tasks.detection.dataset import open_detection
+from toys import findings
 
 
 def check(root: Path, **options: object) -> CheckReport:
     return check_objects(root, workers=1, progress=False, **options)  # type: ignore[arg-type]
-
-
-def found(report: CheckReport, grade: str) -> list[tuple[str, str]]:
-    return [(finding.kind, finding.text) for finding in report.findings if finding.grade == grade]
 
 
 def held_out(root: Path) -> Path:
@@ -61,7 +58,7 @@ def test_all_errors_are_reported_at_once(objects: Path) -> None:
     (objects / "val2017/5.png").write_bytes(b"junk")
     (objects / "val2017/more.png").write_bytes(b"junk")
     report, images = check(objects), objects / "val2017"
-    assert found(report, "error") == [
+    assert findings(report, "error") == [
         ("image", f"{file}: image 4: no such image {images}/none.png"),
         (
             "box",
@@ -83,7 +80,7 @@ def test_all_errors_are_reported_at_once(objects: Path) -> None:
             f"{file}: annotation 4 of 2.png: has no segmentation, which other objects have",
         ),
     ]
-    assert found(report, "warning") == [
+    assert findings(report, "warning") == [
         ("ignored", f"{images}: 2 image(s) without annotations are not used"),
         ("tiny", f"{file}: annotation 3 of 2.png: is narrower than a pixel: never trained on"),
     ]
@@ -96,7 +93,7 @@ def test_duplicates_and_absent_classes(objects: Path) -> None:
     document["categories"].append({"id": 9, "name": "cat"})
     file.write_text(json.dumps(document))
     report = check(objects)
-    assert found(report, "error") == [
+    assert findings(report, "error") == [
         ("layout", f"{file}: category 'cat' is not among the 2 of the class list")
     ]
     file.rename(objects / "annotations/instances_train2017.json")
@@ -113,7 +110,7 @@ def test_duplicates_and_absent_classes(objects: Path) -> None:
     )
     report = check(objects)
     assert report.ok
-    warnings = found(report, "warning")
+    warnings = findings(report, "warning")
     train, val = objects / "train2017", objects / "val2017"
     same = f"{train}/2.png: the same image as {train}/1.png, with other objects"
     assert warnings[0] == ("contradiction", same)
@@ -124,17 +121,14 @@ def test_duplicates_and_absent_classes(objects: Path) -> None:
 
 
 def test_errors_that_hide_all_others(objects: Path) -> None:
-    assert [kind for kind, _ in found(check(objects), "error")] == ["layout"]  # no val
+    assert [kind for kind, _ in findings(check(objects), "error")] == ["layout"]  # no val
     file = objects / "annotations/instances_train2017.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
     report = check(objects, splits=("train",))
-    assert found(report, "error") == [("absent", f"{file}: no object at all: there is nothing to train on")]
-    assert "no such folder" in found(check(objects / "none"), "error")[0][1]
-
-
-def test_demo_data_have_no_errors(demo: Path) -> None:
-    report = check(demo / "detect")
-    assert report.ok and [split.objects for split in report.splits] == [20, 11]
+    assert findings(report, "error") == [
+        ("absent", f"{file}: no object at all: there is nothing to train on")
+    ]
+    assert "no such folder" in findings(check(objects / "none"), "error")[0][1]
 
 
 def test_objects_and_images_are_counted_without_crowds(objects: Path) -> None:

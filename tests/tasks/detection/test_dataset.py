@@ -1,19 +1,26 @@
-"""Detection data set: fields, examples, and what is refused."""
+"""Detection data set: fields, examples, batches, the demo, and what is refused."""
 
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from metaformer.data.dataset import Batch
+from metaformer.data.demo import SPLITS
+from metaformer.data.loader import Loader
 from metaformer.data.rle import decode
+from metaformer.data.sampler import EvalSampler
 from metaformer.errors import BadImage, DataError
-from metaformer.tasks.detection.dataset import open_detection
+from metaformer.tasks.detection.dataset import DetectionDataset, open_detection
 from metaformer.tasks.detection.metrics import ground_truth
+from metaformer.tasks.detection.transforms import train_transform
 
 
 def test_fields_of_a_folder(objects: Path) -> None:
@@ -120,3 +127,92 @@ def test_a_split_without_objects_is_refused(objects: Path, crowd: int | None, er
     file.write_text(json.dumps({**document, "annotations": objects_left}))
     with pytest.raises(DataError, match=f"instances_train2017.json: {error} in the split 'train2017'"):
         open_detection(objects, "train").check_any()
+
+
+def batches(objects: Path, workers: int, masks: bool = True) -> list[Batch]:
+    source = open_detection(objects, "train", masks=masks)
+    data = DetectionDataset(source, train_transform((20, 40), 60), seed=3, masks=masks)
+    return list(Loader(data, EvalSampler(5, batch_size=3), workers=workers))
+
+
+@pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("masks", [False, True])
+def test_scenes_of_many_sizes_are_padded_and_keep_their_objects(objects: Path, masks: bool) -> None:
+    found = batches(objects, 0, masks)
+    assert [batch.indices.tolist() for batch in found] == [[0, 1, 2], [3, 4]]
+    for batch in found:
+        assert batch.labels.tolist() == [0] * len(batch.images)
+        assert batch.images.shape[2] % 32 == batch.images.shape[3] % 32 == 0
+        for image, targets, (height, width) in zip(batch.images, batch.targets, batch.sizes, strict=True):
+            assert not image[:, height:].any() and not image[:, :, width:].any()
+            assert image[:, height - 1, width - 1].any()
+            assert (targets.boxes <= torch.tensor([width, height, width, height])).all()
+            assert (targets.masks is not None) == masks
+            if targets.masks is not None:
+                assert targets.masks.shape == (len(targets), *batch.images.shape[2:])
+    assert [len(targets) for batch in found for targets in batch.targets] == [2, 2, 0, 2, 2]
+    assert [bool(t.crowd.any()) for batch in found for t in batch.targets] == [False] * 3 + [True, False]
+    for workers in (1, 2):
+        for one, other in zip(found, batches(objects, workers, masks), strict=True):
+            assert torch.equal(one.images, other.images) and one.sizes == other.sizes
+            for old, new in zip(one.targets, other.targets, strict=True):
+                for name, value in vars(old).items():
+                    same = getattr(new, name)
+                    assert same is None if value is None else torch.equal(same, value)
+
+
+def test_a_batch_moves_as_a_whole_after_page_locking(objects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's thread makes lists of tuples."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    batch = batches(objects, 0)[0]
+    moved = pin_memory(batch).to(torch.device("cpu"))
+    assert isinstance(moved, Batch) and moved.sizes == batch.sizes and isinstance(moved.targets, tuple)
+    for old, new in zip(batch.targets, moved.targets, strict=True):
+        assert torch.equal(old.boxes, new.boxes) and torch.equal(old.masks, new.masks)
+    assert {targets.boxes.device.type for targets in batch.to(torch.device("meta")).targets} == {"meta"}
+
+
+def coco(demo: Path, split: str) -> dict[str, list[dict[str, Any]]]:
+    return json.loads((demo / f"detect/annotations/instances_{split}2017.json").read_text())
+
+
+def decode_runs(counts: list[int], size: list[int]) -> np.ndarray:
+    values = np.arange(len(counts)) % 2
+    return np.repeat(values, counts).reshape(size, order="F").astype(bool)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_valid_coco(demo: Path, split: str) -> None:
+    document = coco(demo, split)
+    images = {image["id"]: image for image in document["images"]}
+    files = sorted((demo / f"detect/{split}2017").iterdir())
+    assert [image["file_name"] for image in images.values()] == [f.name for f in files]
+    assert [c["id"] for c in document["categories"]] == list(range(1, 11))
+    assert [a["id"] for a in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
+    assert {a["image_id"] for a in document["annotations"]} == set(images)
+    covered = {i: np.zeros((128, 128), int) for i in images}
+    for annotation in document["annotations"]:
+        segmentation = annotation["segmentation"]
+        assert sum(segmentation["counts"]) == 128 * 128 and segmentation["size"] == [128, 128]
+        mask = decode_runs(segmentation["counts"], segmentation["size"])
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        x, y, width, height = annotation["bbox"]
+        assert (x, y, x + width - 1, y + height - 1) == (columns[0], rows[0], columns[-1], rows[-1])
+        assert annotation["area"] == mask.sum() > 50
+        assert annotation["iscrowd"] == 0 and 1 <= annotation["category_id"] <= 10
+        covered[annotation["image_id"]] += mask
+    for image, file in zip(images.values(), files, strict=True):
+        assert covered[image["id"]].max() == 1
+        assert 1 <= sum(a["image_id"] == image["id"] for a in document["annotations"]) <= 5
+        with Image.open(file) as opened:
+            assert opened.size == (image["width"], image["height"]) == (128, 128)
+
+
+def test_masks_lie_on_the_digits(demo: Path) -> None:
+    for annotation in coco(demo, "train")["annotations"]:
+        with Image.open(demo / f"detect/train2017/{annotation['image_id']:012d}.jpg") as opened:
+            gray = np.asarray(opened.convert("L")).astype(float)
+        x, y, width, height = annotation["bbox"]
+        inside = decode_runs(annotation["segmentation"]["counts"], [128, 128])[y : y + height, x : x + width]
+        box = gray[y : y + height, x : x + width]
+        assert np.quantile(box[inside], 0.75) > np.median(box[~inside]) + 20

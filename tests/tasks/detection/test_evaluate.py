@@ -16,17 +16,17 @@ from metaformer.data.rle import decode, encode
 from metaformer.distributed import Interrupted, join
 from metaformer.errors import BadImage, MissingPackage, RankError, TrainingError
 from metaformer.models.detection.structures import Detections, Size
-from metaformer.tasks.detection.dataset import DetectionFolder, open_detection
+from metaformer.tasks.detection.dataset import open_detection
 from metaformer.tasks.detection.evaluate import EXAMPLES, DetectionEvaluation, Examples, f1_score
 from metaformer.tasks.detection.instances import Instance
 from metaformer.tasks.detection.predict import DetectForward, DetectInference
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.detection.transforms import DetectionPreprocess
+from toys import Rectangles
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 OWN = DetectionPreprocess(None, None, **PLAIN)
 RESIZED = DetectionPreprocess(long_side=128, short_side=64, **PLAIN)
-Rectangles = Callable[..., DetectionFolder]
 
 
 def finder(

@@ -153,39 +153,6 @@ def test_an_image_of_one_pixel(detector: Make) -> None:
     assert objects.names == ["green"] and objects.boxes.tolist() == [[0, 0, 1, 1]]
 
 
-def test_frames_of_an_animation_are_predicted(detector: Make, tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (24, 16), color) for color in ((255, 0, 0), (0, 0, 0), (0, 0, 255))]
-    frames[0].save(tmp_path / "m.gif", save_all=True, append_images=frames[1:], duration=30)
-    stripes(40, 30).save(tmp_path / "a.png")
-    found = list(detector(workers=1).predict(ImageList(tmp_path)))
-    assert [(Path(one.result.path).name, one.frame, one.result.names) for one in found] == [
-        ("a.png", None, ["red", "blue"]), ("m.gif", 0, ["red"]), ("m.gif", 1, []), ("m.gif", 2, ["blue"]),
-    ]  # fmt: skip
-    assert found[3].milliseconds == 30 and found[3].result.size == (24, 16)
-
-
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
-        ({}, ["red", "blue"]),
-        ({"score": 0.5}, ["red"]),
-        ({"score": 1.0}, []),
-        ({"classes": ["blue", "green"]}, ["blue"]),
-        ({"classes": ["blue"], "score": 0.5}, []),
-        ({"classes": []}, []),
-    ],
-)
-def test_objects_are_filtered_by_score_and_class(
-    detector: Make, options: dict[str, Any], names: list[str]
-) -> None:
-    assert objects_in(stripes(64, 32), detector(**{"score": 0.0, **options})).names == names
-
-
-def test_mirrored_and_larger_views_find_an_object_once(detector: Make) -> None:
-    objects = objects_in(stripes(64, 32), detector(scales=(0.5, 1.0), flip=True))
-    assert objects.names == ["red", "blue"]
-
-
 @pytest.mark.parametrize(
     ("options", "error", "named"),
     [

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from metaformer.data.dataset import Batch
 from metaformer.data.loader import Loader
 from metaformer.data.sampler import EvalSampler
 from metaformer.factory import create_detector, model_config
-from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.structures import Size
 from metaformer.tasks.base import StepContext
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder
@@ -82,19 +80,3 @@ def test_losses_get_the_size_of_each_image_in_the_padded_batch(make: Make) -> No
 def test_a_batch_names_its_files(make: Make) -> None:
     task = make()
     assert [Path(name).name for name in task.names(batch_of(task))] == [f"{i}.png" for i in range(7)]
-
-
-def test_it_is_evaluated_on_its_own_data(make: Make) -> None:
-    task = make()
-    report = task.evaluate(task.model.eval().predict)
-    assert report.images == 7 and set(report.figures) == {"bbox", "segm"} and task.metric in report.metrics
-    task.close()
-
-
-def test_the_card_has_architecture_preprocessing_and_classes(make: Make) -> None:
-    task = make()
-    card = json.loads(json.dumps(task.card()))
-    assert DetectorConfig.from_dict(card["model"]) == task.model.config
-    assert DetectionPreprocess.from_dict(card["preprocess"]) == PREPROCESS
-    assert (card["task"], card["name"]) == ("detect", "mask_rcnn_tiny")
-    assert (card["classes"], card["category_ids"]) == (["red", "green"], [5, 6])

@@ -1,9 +1,7 @@
 """Detection from training to prediction."""
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,63 +10,38 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from metaformer.checkpoint.run_dir import read_log
-from metaformer.config import TrainConfig
-from metaformer.distributed import barrier
-from metaformer.errors import BadImage, ConfigError, DataError
-from metaformer.factory import create_detector, create_model
+from metaformer.errors import BadImage, DataError
+from metaformer.factory import create_detector
 from metaformer.inference.evaluate import evaluate
 from metaformer.inference.model import load_model
 from metaformer.inference.predictor import Predictor
 from metaformer.models.detection.config import KINDS
-from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks.detection.results import DetectedObjects, DetectionReport
 from metaformer.tasks.detection.transforms import DetectionPreprocess
 from metaformer.training.train import train
-from metaformer.training.trainer import Trainer
-from metaformer.weights.hub import from_pretrained, save_pretrained
-from toys import build_task
+from metaformer.weights.hub import save_pretrained
+from toys import Configure, Scene, build_task, log_lines
 
-Configure = Callable[..., TrainConfig]
-Digest = Callable[[Path], dict[str, Any]]
-Scenes = dict[str, list[tuple[NDArray[np.uint8], list[Any]]]]
+Scenes = dict[str, list[Scene]]
 FIGURES = {"ap", "ap50", "ap75", "ap_small", "ar_100", "mask_ap", "mask_ap50"}
 LOSSES = {"loss_cls", "loss_bbox", "loss_rpn_cls", "loss_rpn_bbox", "loss_mask"}
 NAMES = ["green", "blue"]
 
 
-def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [line for line in read_log(run) if line["kind"] == kind]
-
-
-def losses_of(run: Path) -> list[float]:
-    return [line["loss"] for line in lines_of(run, "train")]
-
-
-def without_checkpoints(run: Path, *steps: int) -> None:
-    """As if the run had been killed before these steps."""
-    for step in steps:
-        shutil.rmtree(run / "checkpoints" / f"step_{step}")
-
-
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_a_run_learns_and_is_evaluated_as_in_training(detect_run: Path) -> None:
-    first, *_, last = lines_of(detect_run, "train")
+    first, *_, last = log_lines(detect_run, "train")
     assert first.keys() >= LOSSES and first["loss"] == pytest.approx(sum(first[name] for name in LOSSES))
     assert last["loss"] < first["loss"] / 2
-    *_, evaluated = lines_of(detect_run, "eval")
+    *_, evaluated = log_lines(detect_run, "eval")
     assert evaluated.keys() >= FIGURES and min(evaluated["ap50"], evaluated["mask_ap50"]) > 0.75
     report = evaluate(detect_run, device="cpu", workers=0)
     assert isinstance(report, DetectionReport) and report.images == 6 and report.classes == NAMES
     assert report.figures["segm"].objects == 6, "a crowd is none"
     assert report.metrics == json.loads((detect_run / "best" / "state.json").read_text())["metrics"]
     assert (detect_run / "report.html").stat().st_size > 10_000
+    assert load_model(detect_run).metadata.category_ids == (3, 7)
 
 
 def test_augmented_views_find_the_same_objects(detect_run: Path) -> None:
@@ -92,7 +65,7 @@ def test_each_head(configure_detect: Configure, blocks: Path, tmp_path: Path, he
     (found,) = Predictor(tmp_path / "run", score=0.0, device="cpu")(blocks / "val2017" / "02.png")
     assert isinstance(found, DetectedObjects) and found.size == (38, 44) and len(found) > 0
     assert (found.masks is not None) == masks and set(found.names) <= set(NAMES)
-    *_, best = read_log(tmp_path / "run")
+    *_, best = log_lines(tmp_path / "run", "eval")
     assert ("mask_ap" in best) == masks
     assert "box AP" in (tmp_path / "run" / "report.html").read_text()
 
@@ -104,7 +77,7 @@ def test_a_retinanet_learns(configure_detect: Configure, tmp_path: Path) -> None
         detect=plan, optim=optim, schedule={"steps": steps}, evaluate={"every_steps": steps}
     )
     train(config, tmp_path / "run")
-    losses = losses_of(tmp_path / "run")
+    losses = [line["loss"] for line in log_lines(tmp_path / "run", "train")]
     assert np.mean(losses[-4:]) < losses[0] * 0.6, losses
 
 
@@ -174,7 +147,8 @@ def test_each_layout_trains_the_same(
     plan = {"head": head, "score_threshold": 0.001}
     for name, root in (("coco", blocks), ("other", tmp_path / "data")):
         assert train(configure_detect(data={"root": str(root)}, detect=plan), tmp_path / name).complete
-    assert losses_of(tmp_path / "other") == pytest.approx(losses_of(tmp_path / "coco"), rel=1e-6)
+    coco, own = ([line["loss"] for line in log_lines(tmp_path / name, "train")] for name in ("coco", "other"))
+    assert own == pytest.approx(coco, rel=1e-6)
     reports = [
         evaluate(tmp_path / name, scales=[1.0, 1.5], flip=True, device="cpu", workers=0)
         for name in ("coco", "other")
@@ -188,115 +162,6 @@ def test_each_layout_trains_the_same(
     )
     assert isinstance(one, DetectedObjects) and isinstance(other, DetectedObjects) and len(one) > 0
     np.testing.assert_allclose(one.boxes, other.boxes, rtol=1e-4, atol=1e-3)
-
-
-EVERYTHING: dict[str, Any] = {
-    "model": {"drop_path_rate": 0.2},
-    "optim": {"accumulate": 2, "clip": 1.0},
-    "ema": {"decay": 0.9},
-    "runtime": {"save_every": 1},
-    "schedule": {"name": "step", "milestones": [1], "steps": 4, "warmup_steps": 1},
-    "evaluate": {"every_steps": 3, "flip": True},
-}
-SIDES = {"long_side": 80, "short_sides": [32, 48, 64], "photometric": True}
-JITTER = {"jitter": [0.5, 1.5], "group_by_aspect": False}
-
-
-@pytest.mark.parametrize(
-    ("workers", "plan"),
-    [(0, {"head": "mask_rcnn", **SIDES}), (2, {"head": "mask_rcnn", **JITTER})],
-)
-def test_a_stopped_run_resumes_bit_for_bit(
-    configure_detect: Configure, tmp_path: Path, digest: Digest, workers: int, plan: dict[str, Any]
-) -> None:
-    config = configure_detect(**EVERYTHING, detect=plan, data={"workers": workers, "image_size": 48})
-    assert train(config, tmp_path / "straight").steps == 4
-    assert [line["step"] for line in lines_of(tmp_path / "straight", "eval")] == [3, 4]
-    shutil.copytree(tmp_path / "straight", tmp_path / "other")
-    without_checkpoints(tmp_path / "other", 2, 3, 4)  # killed in the middle of an epoch
-    shutil.rmtree(tmp_path / "other" / "best")
-    again = replace(config, data=replace(config.data, workers=2 - workers))
-    assert train(again, tmp_path / "other", resume="auto").complete
-    for place in ("checkpoints/step_3", "checkpoints/step_4", "best"):
-        one, other = (digest(tmp_path / name / place) for name in ("straight", "other"))
-        assert same(one, other), place
-
-
-def test_an_evaluation_cut_by_a_signal_is_repeated(
-    configure_detect: Configure, tmp_path: Path, digest: Digest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = configure_detect(detect={"head": "faster_rcnn"})
-    train(config, tmp_path / "straight")
-    honest, calls = Trainer.forward, []
-
-    def interrupting(self: Trainer, *inputs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return honest(self, *inputs)
-
-    monkeypatch.setattr(Trainer, "forward", interrupting)
-    with pytest.raises(SystemExit) as caught:
-        train(config, tmp_path / "cut")
-    assert caught.value.code == 143 and len(calls) == 2 and not (tmp_path / "cut" / "best").exists()
-    monkeypatch.setattr(Trainer, "forward", honest)
-    assert train(config, tmp_path / "cut", resume="auto").complete
-    for place in ("best", "checkpoints/step_2"):
-        assert same(digest(tmp_path / "straight" / place), digest(tmp_path / "cut" / place))
-    one, other = (lines_of(tmp_path / name, "eval") for name in ("straight", "cut"))
-    assert [line["ap"] for line in one] == [line["ap"] for line in other]
-
-
-def train_and_resume(config: str, out: str) -> None:
-    """In each of two processes: a run, its evaluation, and the run resumed from the middle."""
-    torch.set_num_threads(1)
-    settings = from_dict(TrainConfig, json.loads(Path(config).read_text()))
-    train(settings, f"{out}/two")
-    report = evaluate(f"{out}/two", workers=0)
-    print(json.dumps({**report.metrics, "images": report.images}))
-    if os.environ["RANK"] == "0":
-        shutil.copytree(f"{out}/two", f"{out}/again")
-        without_checkpoints(Path(out) / "again", 3, 4)
-    barrier()
-    train(settings, f"{out}/again", "auto")
-
-
-def one_object_per_image(root: Path) -> None:
-    """The same box in every image: as many anchors match in each, so a loss is the mean over the images."""
-    for file in (root / "annotations").glob("*.json"):
-        document = json.loads(file.read_text())
-        first = document["annotations"][0]
-        document["annotations"] = [{**first, "id": i["id"], "image_id": i["id"]} for i in document["images"]]
-        file.write_text(json.dumps(document))
-
-
-def test_two_processes_equal_one_and_resume_bit_for_bit(
-    configure_detect: Configure,
-    copied: Path,
-    tmp_path: Path,
-    digest: Digest,
-    two_ranks: Callable[..., list[str]],
-) -> None:
-    one_object_per_image(copied)
-    config = configure_detect(
-        detect={"head": "retinanet", "score_threshold": 0.001},
-        data={"root": str(copied)},
-        augment={"hflip": 0.0},
-        optim={"name": "sgd", "lr": 1e-2},
-        model={"overrides": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "layer_scale": [None] * 4}},
-        schedule={"steps": 4},
-        runtime={"save_every": 1},
-    )
-    train(config, tmp_path / "one")
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    outputs = two_ranks(train_and_resume, str(tmp_path / "config.json"), str(tmp_path))
-    one, two, again = (digest(tmp_path / name / "checkpoints" / "step_4") for name in ("one", "two", "again"))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
-    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-4)
-    alone = evaluate(tmp_path / "two", device="cpu", workers=0)
-    assert [json.loads(line) for line in outputs] == [{**alone.metrics, "images": 6}] * 2
-    assert same(two, again)
 
 
 @pytest.fixture
@@ -327,7 +192,7 @@ def test_a_few_unusable_objects_and_images_are_skipped(
     for place in ("data.scan", "training.loop"):
         monkeypatch.setattr(f"metaformer.{place}.BAD_SHARE", 0.1)
     assert train(config, tmp_path / "run").complete
-    (line,) = lines_of(tmp_path / "run", "bad_image")
+    (line,) = log_lines(tmp_path / "run", "bad_image")
     assert str(bad) in line["note"]
     wanted = replace(config, data=replace(config.data, on_bad_image="error"))
     with pytest.raises(DataError, match="annotation 2"):
@@ -344,30 +209,6 @@ def test_an_image_of_another_size_stops_a_run_before_it_begins(
     with pytest.raises(BadImage, match=rf"{name}: is 22x18, but 4\dx4\d in .*instances_{split}2017\.json"):
         train(configure_detect(data={"root": str(copied)}), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    ("sections", "error", "named"),
-    [
-        ({"data": {"batch_size": 13}}, DataError, "12 training images do not fill one batch of 13"),
-        ({"data": {"val": "test"}}, DataError, "instances_test"),
-        ({"model": {"num_classes": 7}}, ConfigError, "model.num_classes is 7.* holds 2 classes"),
-        ({"model": {"name": "poolformer_s13"}}, ConfigError, "did you mean"),
-        ({"detect": {"layout": "voc"}}, DataError, "Annotations"),
-        ({"detect": {"class_names": "names.txt"}}, DataError, r"names\.txt"),
-        ({"detect": {"scales": [0.0]}}, ConfigError, r"detect\.scales"),
-    ],
-)
-def test_wrong_settings_are_named_before_any_work(
-    configure_detect: Configure,
-    tmp_path: Path,
-    sections: dict[str, Any],
-    error: type[Exception],
-    named: str,
-) -> None:
-    with pytest.raises(error, match=named):
-        train(configure_detect(**sections), tmp_path)
-    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_data_of_other_annotations_is_refused(
@@ -398,11 +239,6 @@ def test_validation_data_may_lack_a_class(configure_detect: Configure, copied: P
     assert list(task.evaluation.source.classes) == NAMES
 
 
-def test_an_unknown_layout_is_named(detect_run: Path) -> None:
-    with pytest.raises(ConfigError, match="mosaic"):
-        evaluate(detect_run, device="cpu", workers=0, layout="mosaic")
-
-
 def test_a_detector_is_evaluated_on_its_own_classes_only(detect_run: Path, copied: Path) -> None:
     assert evaluate(detect_run, copied, split="train", device="cpu", workers=0).images == 12
     file = copied / "annotations" / "instances_val2017.json"
@@ -411,33 +247,14 @@ def test_a_detector_is_evaluated_on_its_own_classes_only(detect_run: Path, copie
         evaluate(detect_run, copied, device="cpu", workers=0)
 
 
-def test_a_checkpoint_is_self_contained(detect_run: Path) -> None:
-    loaded, image = load_model(detect_run), torch.rand(1, 3, 40, 52)
-    assert loaded.task == "detect" and loaded.classes == ("green", "blue")
-    assert loaded.metadata.category_ids == (3, 7) and len(loaded.metadata.palette) == 2
-    assert loaded.preprocess == DetectionPreprocess(None, None)
-    with torch.inference_mode():
-        (found,) = loaded.model.eval()(image)
-        (again,) = from_pretrained(detect_run / "best").eval()(image)
-    assert torch.equal(found.boxes, again.boxes) and torch.equal(found.masks, again.masks)
-
-
-def test_a_detector_is_initialized_from_weights(
+def test_a_detector_of_more_classes_begins_with_all_but_the_last_layers(
     configure_detect: Configure, detect_run: Path, scenes: Scenes, tmp_path: Path
 ) -> None:
-    overrides: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
-    classifier = create_model("poolformer_n", num_classes=5, **overrides)
-    file = save_pretrained(classifier, tmp_path / "saved") or tmp_path / "saved" / "model.safetensors"
-    begun = build_task(configure_detect(model={"checkpoint": str(file)})).model
-    assert torch.equal(begun.backbone.stem.conv.weight, classifier.stem.conv.weight)
     write_yolo(tmp_path / "three", scenes, outlines=True)
     (tmp_path / "three" / "data.yaml").write_text("names: [green, blue, red]\n")
     best = str(detect_run / "best" / "model.safetensors")
     config = configure_detect(model={"checkpoint": best}, data={"root": str(tmp_path / "three")})
-    state, own = (
-        load_model(detect_run).model.state_dict(),
-        build_task(config).model.state_dict(),
-    )
+    state, own = load_model(detect_run).model.state_dict(), build_task(config).model.state_dict()
     fresh = {name for name in own if own[name].shape != state[name].shape}
     assert fresh and all(name.startswith(("box_predictor", "mask_predictor")) for name in fresh)
     assert all(torch.equal(own[name], state[name]) for name in own if "predictor" not in name)

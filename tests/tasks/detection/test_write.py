@@ -1,16 +1,22 @@
+"""Drawing and writing of detected objects."""
+
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.mask import area
 from torch import nn
 
-from metaformer.errors import ConfigError, OutputError
+from metaformer.data.rle import encode
 from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.detection.draw import MIN_WIDTH, Shape, brighten, draw_objects, draw_shapes
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.detection.spec import SPEC, DetectionMetadata
 from metaformer.tasks.detection.write import write_detections
@@ -67,36 +73,6 @@ def test_without_a_place_lines_are_printed(detected: Spotted) -> None:
     assert len(json.loads(line)["objects"]) == 2 and "é" in line
 
 
-@pytest.mark.parametrize(
-    ("out", "options", "named"),
-    [
-        (None, {"coco": True}, "coco"),
-        (None, {"draw": True}, "draw"),
-        ("found.jsonl", {}, r"found\.jsonl"),
-        ("out", {"fps": 5}, "fps"),
-        ("out", {"draw": True, "fps": 0}, r"fps\b.*0"),
-    ],
-)
-def test_wrong_options_are_named_before_the_work(
-    out: str | None, options: dict[str, Any], named: str, tmp_path: Path
-) -> None:
-    def work() -> Iterator[Prediction[DetectedObjects]]:
-        raise AssertionError("worked in vain")
-        yield
-
-    with pytest.raises(ConfigError, match=named):
-        list(write_detections(work(), None if out is None else tmp_path / out, **options))
-    assert not list(tmp_path.iterdir())
-
-
-def test_images_are_not_overwritten(detected: Spotted, tmp_path: Path) -> None:
-    inside = detected("images/x.jpg")
-    before = Path(inside.path).read_bytes()
-    with pytest.raises(OutputError, match=r"images/x\.jpg"):
-        list(write_detections([inside], tmp_path / "photos", draw=True))
-    assert Path(inside.path).read_bytes() == before
-
-
 def test_pycocotools_reads_the_results(detected: Spotted, tmp_path: Path) -> None:
     found = [detected("000000000139.jpg"), detected("holiday.jpg")]
     list(write_detections(found, tmp_path / "out", MODEL, coco=True))
@@ -129,3 +105,94 @@ def test_files_of_many_images_appear_when_they_are_complete(detected: Spotted, t
         list(write_detections(broken(), tmp_path / "out", coco=True, draw=True))
     files = [file.name for file in (tmp_path / "out").rglob("*") if file.is_file()]
     assert files == ["x.jpg"]
+
+
+RED, BLUE = (200, 40, 40), (40, 40, 200)
+
+
+def near(pixel: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return int(np.abs(pixel.astype(int) - color).max()) <= 3
+
+
+def test_masks_are_blended_and_boxes_drawn(detected: Callable[..., Prediction]) -> None:
+    prediction = detected(size=(600, 450))
+    pixels = np.asarray(draw_objects(prediction.image, prediction.result))
+    assert pixels.shape == (450, 600, 3)
+    left, top, _right, bottom = (int(side) for side in prediction.result.boxes[1])
+    red = brighten(RED)
+    assert near(pixels[(top + bottom) // 2 + 60, left], red)  # the box
+    inside = pixels[top + 60, left + 60]
+    assert near(inside, tuple(round(55 + 0.45 * part) for part in red))  # type: ignore[arg-type]
+    assert near(pixels[bottom - 20, left + 60], (100, 100, 100))  # beside the mask
+    assert near(pixels[5, 300], (100, 100, 100))
+    assert (pixels[top - 12 : top, left : left + 60] == red).all(axis=2).mean() > 0.4  # the name's ground
+
+
+def test_boxes_alone(detected: Callable[..., Prediction]) -> None:
+    prediction = detected(size=(600, 450), masks=False)
+    pixels = np.asarray(draw_objects(prediction.image, prediction.result))
+    left, top, *_ = (int(side) for side in prediction.result.boxes[0])
+    assert near(pixels[top + 60, left + 60], (100, 100, 100)) and near(pixels[top + 60, left], brighten(BLUE))
+
+
+def test_small_images_are_enlarged(detected: Callable[..., Prediction]) -> None:
+    prediction = detected(size=(100, 80))
+    image = draw_objects(prediction.image, prediction.result)
+    assert image.size == (400, 320) and image.width >= MIN_WIDTH
+    pixels = np.asarray(image)
+    left, top, _, bottom = (4 * int(side) for side in prediction.result.boxes[0])
+    assert near(pixels[bottom - 20, left], brighten(BLUE))
+    assert near(pixels[top + 40, left + 40], tuple(round(55 + 0.45 * p) for p in brighten(BLUE)))  # type: ignore[arg-type]
+
+
+def test_masks_of_another_size_are_stretched() -> None:
+    mask = np.zeros((30, 40), bool)
+    mask[10:20, 10:20] = True
+    image = draw_shapes(Image.new("RGB", (800, 600)), [Shape((200, 200, 400, 400), "", RED, encode(mask))])
+    pixels = np.asarray(image)
+    assert near(pixels[300, 300], tuple(round(0.45 * part) for part in brighten(RED)))  # type: ignore[arg-type]
+    assert not pixels[450, 300].any() and not pixels[300, 450].any()
+
+
+def test_the_first_lies_on_top() -> None:
+    shapes = [Shape((100, 100, 300, 300), "", RED), Shape((100, 100, 300, 300), "", BLUE)]
+    assert near(np.asarray(draw_shapes(Image.new("RGB", (400, 400)), shapes))[200, 100], brighten(RED))
+
+
+def test_names_do_not_hide_each_other() -> None:
+    boxes = [(100, 100, 300, 300), (100, 102, 300, 298), (98, 100, 300, 300)]
+    colors = [RED, BLUE, (40, 200, 40)]
+    shapes = [Shape(box, "a name", color) for box, color in zip(boxes, colors, strict=True)]
+    pixels = np.asarray(draw_shapes(Image.new("RGB", (400, 400)), shapes))
+    for color in colors:
+        alone = np.asarray(
+            draw_shapes(Image.new("RGB", (400, 400)), [Shape((100, 100, 300, 300), "a name", color)])
+        )
+        visible = [int((image == brighten(color)).all(axis=2)[:, 105:150].sum()) for image in (pixels, alone)]
+        assert visible[0] > 0.6 * visible[1]
+
+
+@given(
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    st.lists(st.lists(st.floats(-20, 120), min_size=4, max_size=4), max_size=4),
+    st.sampled_from(["", "a", "a very long name that does not fit anywhere 0.99"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_boxes_on_any_image(size: tuple[int, int], corners: list[list[float]], text: str) -> None:
+    shapes = []
+    for one in corners:
+        (left, right), (top, bottom) = sorted(one[::2]), sorted(one[1::2])
+        shapes.append(Shape((left, top, right, bottom), text, RED, encode(np.ones(size[::-1], bool))))
+    assert draw_shapes(Image.new("L", size), shapes, width=100).mode == "RGB"
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (64, 0, 0), (0, 0, 142), (255, 255, 255)])
+def test_dark_colors_are_brightened(color: tuple[int, int, int]) -> None:
+    assert max(brighten(color)) >= 127 and (np.argsort(brighten(color)) == np.argsort(color)).all()
+
+
+def test_thousands_of_objects_are_drawn_in_time() -> None:
+    shapes = [Shape((k % 90, k // 90, k % 90 + 9, k // 90 + 9), "a", (0, 0, 200), None) for k in range(3000)]
+    before = time.process_time()
+    draw_shapes(Image.new("RGB", (100, 100)), shapes)
+    assert time.process_time() - before < 10  # 20 s and more if places are compared one by one

@@ -1,7 +1,6 @@
 """What `metaformer data check` finds in multi-label data sets."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,7 @@ import pytest
 
 from metaformer.cli import main
 from metaformer.tasks.multilabel.check import check_multilabel
-
-Write = Callable[[str, object], Path]
+from toys import Write
 
 
 def test_good_data_has_no_findings(tagged: Path, capsys: pytest.CaptureFixture[str]) -> None:

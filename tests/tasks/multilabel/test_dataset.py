@@ -1,7 +1,6 @@
 """Label files, and the images that they name."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ from hypothesis import strategies as st
 from metaformer.errors import DataError
 from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
 from metaformer.tasks.multilabel.formats import find_label_file, read_labels
+from toys import Write
 
-Write = Callable[[str, object], Path]
 PIXELS = np.zeros((8, 9, 3), np.uint8)
 
 

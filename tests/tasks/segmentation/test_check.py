@@ -19,14 +19,11 @@ from metaformer.tasks.segmentation.check import (
     validate_label_maps,
 )
 from metaformer.tasks.segmentation.dataset import open_segmentation
+from toys import findings
 
 
 def check(root: Path, **options: object) -> CheckReport:
     return check_label_maps(root, workers=1, progress=False, **options)  # type: ignore[arg-type]
-
-
-def found(report: CheckReport, grade: str) -> list[tuple[str, str]]:
-    return [(finding.kind, finding.text) for finding in report.findings if finding.grade == grade]
 
 
 def test_good_data_has_no_findings(labeled: Path) -> None:
@@ -56,9 +53,9 @@ def test_all_findings_at_once(labeled: Path) -> None:
         ("label map", f"{labels}/2.png: is an RGB image"),
         ("unreadable", f"{labeled}/images/val/0.png: the file is empty"),
     ]
-    for (kind, text), (expected, start) in zip(found(report, "error"), errors, strict=True):
+    for (kind, text), (expected, start) in zip(findings(report, "error"), errors, strict=True):
         assert kind == expected and text.startswith(start)
-    assert found(report, "warning") == [
+    assert findings(report, "warning") == [
         ("ignored", f"{images}: 1 .txt file(s) are not used"),
         ("ignored", f"{labels}/over.png: label map without image"),
         ("absent", f"{images}: no pixel of 'grass', 'road': never learned"),
@@ -76,7 +73,7 @@ def test_duplicates_and_blank_label_maps_are_warnings(labeled: Path) -> None:
     report = check(labeled)
     assert report.ok
     again = images / "train/again.png"
-    assert found(report, "warning") == [
+    assert findings(report, "warning") == [
         ("unlabeled", f"{labels}/train/again.png: all pixels are ignored"),
         ("contradiction", f"{again}: the same image as {images}/train/1.png, with another label map"),
         ("leak", f"{images}/val/0.png: the same image as {images}/train/0.png of the training split"),
@@ -87,14 +84,14 @@ def test_errors_of_the_layout(labeled: Path) -> None:
     names = labeled.parent / "own.txt"
     names.write_text("sky\nroad\n")
     report = check(labeled, class_names=names)
-    assert [kind for kind, _ in found(report, "error")] == ["layout"] and report.splits == ()
+    assert [kind for kind, _ in findings(report, "error")] == ["layout"] and report.splits == ()
     assert str(names) in report.findings[0].text
     shutil.rmtree(labeled / "images/val")
     report = check(labeled)
     text = f"{labeled}/images/val: no such folder; {labeled}/images holds train"
-    assert found(report, "error") == [("layout", text)]
+    assert findings(report, "error") == [("layout", text)]
     assert len(report.splits) == 1
-    assert "no such folder" in found(check(labeled / "none"), "error")[0][1]
+    assert "no such folder" in findings(check(labeled / "none"), "error")[0][1]
 
 
 def test_a_single_class_is_an_error(labeled: Path) -> None:
@@ -102,14 +99,8 @@ def test_a_single_class_is_an_error(labeled: Path) -> None:
     for file in (labeled / "annotations").rglob("*.png"):
         values = np.array(Image.open(file))
         Image.fromarray(np.where(values == 255, 255, 0).astype(np.uint8)).save(file)
-    ((kind, text),) = found(check(labeled), "error")
+    ((kind, text),) = findings(check(labeled), "error")
     assert kind == "one class" and text.startswith(f"{labeled}/images/train: only one class, 'sky'")
-
-
-@pytest.mark.parametrize(("zero", "classes"), [("yes", 10), ("no", 11)])
-def test_demo_data_is_good(demo: Path, zero: str, classes: int) -> None:
-    report = check(demo / "segment", reduce_zero_label=zero)
-    assert report.ok and len(report.splits[0].per_class) == classes  # type: ignore[attr-defined]
 
 
 def validate(root: Path, **options: object) -> None:

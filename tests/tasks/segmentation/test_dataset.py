@@ -1,22 +1,23 @@
-import shutil
-from collections.abc import Callable
+"""Data sets of label maps: layouts, what is refused, batches and the demo."""
+
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from metaformer.data.class_lists import class_list
+from metaformer.data.dataset import Batch
 from metaformer.data.loader import Loader
-from metaformer.data.sampler import TrainSampler
-from metaformer.errors import BadImage, ConfigError, DataError
-from metaformer.tasks.demo import write_demo_data
-from metaformer.tasks.segmentation.check import validate_label_maps
+from metaformer.data.sampler import EvalSampler, TrainSampler
+from metaformer.errors import BadImage, DataError
+from metaformer.tasks.segmentation.check import check_label_maps, validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.transforms import train_transform
+from toys import Write
 
-Write = Callable[[str, object], Path]
 IMAGE = np.random.RandomState(0).randint(0, 256, (3, 4, 3), dtype=np.uint8)
 
 
@@ -144,22 +145,22 @@ def test_more_than_255_classes_in_16_bits(labeled: Path) -> None:
     load(folder)
 
 
-def test_the_demo_scenes_have_ten_classes_or_eleven(tmp_path: Path) -> None:
-    demo = tmp_path / "demo"
-    write_demo_data(demo, per_class=5, scenes=(6, 3), progress=False)
+def test_the_demo_scenes_have_ten_classes_or_eleven(demo: Path) -> None:
     digits = tuple("0123456789")
     ten = open_segmentation(demo / "segment", "train")
-    assert (ten.layout, ten.classes, len(ten)) == ("ade20k", digits, 6)
+    assert (ten.layout, ten.classes, len(ten)) == ("ade20k", digits, 8)
     eleven = open_segmentation(demo / "segment", "train", reduce_zero_label=False)
     assert eleven.classes == ("background", *digits)
-    for index in range(6):
+    for index in range(8):
         with_background, without = eleven.label_map(index), ten.label_map(index)
         assert np.array_equal(with_background == 0, without == 255)
         assert np.array_equal(with_background[without != 255] - 1, without[without != 255])
-    load(ten)
-    load(eleven)
+    for folder, zero, classes in ((ten, "yes", 10), (eleven, "no", 11)):
+        load(folder)
+        report = check_label_maps(demo / "segment", reduce_zero_label=zero, workers=1, progress=False)
+        assert report.ok and len(report.splits[0].per_class) == classes  # type: ignore[attr-defined]
     again = open_segmentation(demo / "segment", "val", classes=eleven.classes)
-    assert again.classes == eleven.classes and again.label_map(0).min() == 0 and len(again) == 3
+    assert again.classes == eleven.classes and again.label_map(0).min() == 0 and len(again) == 4
 
 
 def test_missing_label_maps(labeled: Path) -> None:
@@ -168,29 +169,6 @@ def test_missing_label_maps(labeled: Path) -> None:
     image, missing = labeled / "images/train/1.png", labeled / "annotations/train/1.png"
     with pytest.raises(DataError, match=rf"{image}: no label map {missing} \(1 more"):
         open_segmentation(labeled, "train")
-
-
-def test_an_rgb_label_map(labeled: Path) -> None:
-    Image.new("RGB", (24, 20)).save(labeled / "annotations/train/0.png")
-    with pytest.raises(BadImage, match=r"train/0\.png: is an RGB image"):
-        open_segmentation(labeled, "train").label_map(0)
-
-
-def test_unknown_values(labeled: Path) -> None:
-    values = np.zeros((20, 24), dtype=np.uint8)
-    values[0, :5], values[1, 0] = 3, 254
-    Image.fromarray(values).save(labeled / "annotations/train/0.png")
-    with pytest.raises(BadImage, match=r"annotations/train/0\.png: label 3 \(5 pixels\), 254 \(1 pixel\)"):
-        open_segmentation(labeled, "train").pair(0)
-
-
-def test_number_of_class_names(labeled: Path) -> None:
-    own = labeled / "own.txt"
-    own.write_text("sky\ngrass\n")
-    with pytest.raises(DataError, match=r"own\.txt: 2 classes, .*classes\.txt 3"):
-        open_segmentation(labeled, "train", classes=own)
-    with pytest.raises(DataError, match=r"class list: 4 classes, .*classes\.txt 3"):
-        open_segmentation(labeled, "train", classes=["sky", "grass", "road", "sea"])
 
 
 def test_an_image_with_exif_orientation(labeled: Path) -> None:
@@ -219,13 +197,44 @@ def test_one_pixel_and_nothing_but_ignored(labeled: Path) -> None:
     assert (labels == 255).all() and torch.isfinite(image).all()
 
 
-def test_missing_data(labeled: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
-        open_segmentation(tmp_path / "none", "train")
-    with pytest.raises(DataError, match="images/test: no such folder"):
-        open_segmentation(labeled, "test")
-    with pytest.raises(ConfigError, match="layout 'folder'"):
-        open_segmentation(labeled, "train", "folder")
-    shutil.rmtree(labeled / "images")
-    with pytest.raises(DataError, match=r"layout.* holds annotations, classes\.txt"):
-        open_segmentation(labeled, "train")
+def batches(labeled: Path, workers: int) -> list[Batch]:
+    data = SegmentationDataset(open_segmentation(labeled, "train"), train_transform(16, (40, 24)), seed=3)
+    return list(Loader(data, EvalSampler(4, batch_size=2), workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_label_maps_are_stacked(labeled: Path, workers: int) -> None:
+    first, second = batches(labeled, workers)
+    assert first.images.shape == (2, 3, 16, 16)
+    assert first.labels.shape == (2, 16, 16) and first.labels.dtype == torch.uint8
+    assert second.indices.tolist() == [2, 3]
+    assert torch.equal(second.labels, batches(labeled, 0)[1].labels)
+
+
+def test_an_evaluation_takes_each_image_in_its_own_size(labeled: Path) -> None:
+    def whole(image: Image.Image, labels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(3, 32, 32), torch.from_numpy(labels)
+
+    data = SegmentationDataset(open_segmentation(labeled, "val"), whole)
+    shapes = [tuple(batch.labels.shape) for batch in Loader(data, EvalSampler(2, batch_size=1))]
+    assert shapes == [(1, 20, 24), (1, 21, 24)]
+
+
+def test_an_ade20k_tree(demo: Path) -> None:
+    root, numbers = demo / "segment", set()
+    for split, count in (("training", 8), ("validation", 4)):
+        images = sorted((root / "images" / split).iterdir())
+        label_maps = sorted((root / "annotations" / split).iterdir())
+        assert [p.stem for p in images] == [p.stem for p in label_maps] and len(images) == count
+        assert {p.suffix for p in images} == {".jpg"} and {p.suffix for p in label_maps} == {".png"}
+        for image, label_map in zip(images, label_maps, strict=True):
+            with Image.open(image) as opened, Image.open(label_map) as labels:
+                assert (opened.mode, labels.mode) == ("RGB", "L")
+                assert opened.size == labels.size == (128, 128)
+                found = set(np.unique(np.asarray(labels)).tolist())
+            assert 0 in found and len(found) >= 2
+            numbers |= found
+    assert numbers <= set(range(11)) and len(numbers) > 6
+    rows = [line.split("\t") for line in (root / "objectInfo150.txt").read_text().splitlines()]
+    assert rows[0] == ["Idx", "Ratio", "Train", "Val", "Stuff", "Name"]
+    assert [(int(row[0]), row[-1]) for row in rows[1:]] == [(d + 1, str(d)) for d in range(10)]

@@ -1,13 +1,24 @@
+"""Segmentation results: values, drawings and the report."""
+
 import base64
 import io
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from metaformer.config import TrainConfig
+from metaformer.report.blocks import Examples, Matrix, Table
+from metaformer.tasks.outputs import Prediction
+from metaformer.tasks.segmentation.draw import annotate, boundaries, colored, legend, overlay
 from metaformer.tasks.segmentation.metrics import figures
+from metaformer.tasks.segmentation.report import build_report
 from metaformer.tasks.segmentation.results import (
     IGNORED,
     Segmentation,
@@ -17,6 +28,9 @@ from metaformer.tasks.segmentation.results import (
     paletted,
     thumbnail,
 )
+from metaformer.training.train import train, write_report
+from metaformer.visualize.canvas import PANEL, upscale_factor
+from toys import Configure
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 LABELS = np.array([[0, 0, 0, 2], [2, 2, 2, 2]], dtype=np.uint8)
@@ -96,3 +110,146 @@ def test_report_as_text_begins_with_the_weakest_class() -> None:
     assert lines[:2] == ["images   7", "mIoU     98.62%"]
     assert lines[6].split() == ["c0", "1,250", "80.00%", "80.00%", "100.00%"]
     assert "26 classes that do better" in text and "1 classes neither occur nor are predicted" in text
+
+
+DRAWN_RED, DRAWN_BLUE = (200, 0, 0), (0, 0, 200)
+PALETTE = ((0, 0, 0), DRAWN_RED, DRAWN_BLUE)
+
+
+def test_class_colors_are_blended_and_boundaries_drawn() -> None:
+    image = Image.new("RGB", (6, 2), (100, 100, 100))
+    drawn = np.asarray(overlay(image, np.array([[1, 1, 1, 2, 2, 2]] * 2, np.uint8), PALETTE, opacity=0.5))
+    assert drawn[0, 0].tolist() == [150, 50, 50] and drawn[0, 5].tolist() == [50, 50, 150]
+    assert drawn[0, 2].min() > 180  # the boundary
+    assert drawn[:, 3].tolist() == [[50, 50, 150]] * 2
+
+
+def test_no_class_and_black_classes_show_the_image() -> None:
+    image = Image.new("RGB", (40, 1), (100, 110, 120))
+    label_map = np.repeat(np.array([0, 255, 1, 3], np.uint8), 10)[None]
+    drawn = np.asarray(overlay(image, label_map, PALETTE))
+    assert [drawn[0, x].tolist() for x in (5, 15, 35)] == [[100, 110, 120]] * 3
+    assert drawn[0, 25].tolist() == [150, 55, 60]
+
+
+def test_label_map_in_colors() -> None:
+    painted = np.asarray(colored(np.array([[0, 1, 255]], np.uint8), PALETTE))
+    assert painted[0].tolist() == [[0, 0, 0], list(DRAWN_RED), [128, 128, 128]]
+
+
+def test_thickness_of_boundaries() -> None:
+    label_map = np.zeros((5, 9), np.uint8)
+    label_map[:, 4:] = 1
+    assert [int((boundaries(label_map, width)[2] > 0).sum()) for width in (1, 2, 3)] == [1, 2, 3]
+    assert not boundaries(np.ones((3, 3), np.uint8)).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (128, 128), (31, 500), (2000, 300)])
+def test_images_of_any_size_have_a_readable_legend(
+    size: tuple[int, int], segmented: Callable[..., Prediction]
+) -> None:
+    result, image, *_ = segmented(size=size)
+    assert image is not None
+    drawn = annotate(image, result)
+    times = upscale_factor(size, 384)
+    assert drawn.width == max(384, size[0] * times)
+    below = np.asarray(drawn)[size[1] * times :]
+    assert 25 < len(below) < 150
+    assert (below == PANEL).all(axis=-1).mean() > 0.5 and below.max() > 200
+
+
+def test_legend_orders_classes_by_area_or_in_videos_by_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries: list[list[tuple[str, float]]] = []
+    monkeypatch.setattr(
+        "metaformer.tasks.segmentation.draw.legend",
+        lambda classes, width, slots: (
+            entries.append([(name, share) for name, _, share in classes]) or legend(classes, width, slots)
+        ),
+    )
+    label_map = np.array([[2, 2, 2, 0]], np.uint8)
+    result = Segmentation("", label_map, ("a", "b", "c"), PALETTE)
+    annotate(Image.new("RGB", (4, 1)), result)
+    annotate(Image.new("RGB", (4, 1)), result, moving=True)
+    assert entries == [[("c", 0.75), ("a", 0.25)], [("a", 0.25), ("b", 0.0), ("c", 0.75)]]
+
+
+def test_legends_are_bounded_and_frames_have_one_size() -> None:
+    entries = [(f"class {i}", DRAWN_RED, 0.01) for i in range(100)]
+    assert legend(entries, 400).size == legend(entries[:40], 400).size
+    assert legend(entries, 400, 12).size == legend(entries[:2], 400, 12).size
+    classes = tuple(map(str, range(60)))
+    palette = ((9, 9, 9),) * 60
+    frames = [
+        annotate(Image.new("RGB", (60, 40)), Segmentation("", label_map, classes, palette), moving=True).size
+        for label_map in (np.zeros((40, 60), np.uint8), np.tile(np.arange(60, dtype=np.uint8), (40, 1)))
+    ]
+    assert frames[0] == frames[1]
+
+
+def test_images_longer_than_jpeg_allows_are_reduced() -> None:
+    label_map = np.zeros((2, 70_000), np.uint8)
+    label_map[:, 35_000:] = 1
+    result = Segmentation("", label_map, ("a", "b"), PALETTE)
+    drawn = annotate(Image.new("RGB", (70_000, 2)), result)
+    assert drawn.width == 30_000 and drawn.getpixel((20_000, 0)) == (100, 0, 0)
+
+
+def test_report_shows_images_ground_truth_and_predictions(
+    configure_segment: Configure, patches: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "patches"
+    shutil.copytree(patches, root)
+    run = train(configure_segment(data={"root": str(root)}), tmp_path / "run").run
+    text = (run / "report.html").read_text()
+    assert [text.count(f'alt="{word}"') for word in ("image", "ground truth", "prediction")] == [5, 5, 5]
+    assert text.count("<svg") == 3 and ">validation</" not in text  # the losses have one line only
+    best = json.loads((run / "best" / "state.json").read_text())
+    assert f"{best['metrics']['miou']:.2%}" in text and "validation mIoU" in text
+    assert "metaformer predict" in text and "cat_max_ratio" in text and "distill" not in text
+    shutil.rmtree(root)  # without the data, label maps are drawn alone
+    text = write_report(run).read_text()
+    assert [text.count(f'alt="{word}"') for word in ("image", "ground truth", "prediction")] == [0, 5, 5]
+    assert text.count(">gone<") == 5
+
+
+def state_of(
+    classes: int, confusion: torch.Tensor, examples: tuple[SegmentExample, ...] = ()
+) -> dict[str, Any]:
+    names = ["<b>", *(f"class {i}" for i in range(1, classes))]
+    palette = tuple((i % 256, 7, 9) for i in range(classes))
+    built = SegmentationReport(len(examples), figures(confusion, names), confusion, palette, examples)
+    preprocess = {"long_side": 2048, "short_side": 512, "size_divisor": 32}
+    card = {"task": "segment", "name": "net", "classes": names, "preprocess": preprocess}
+    return {
+        "card": card, "evaluation": json.loads(json.dumps(built.to_dict())), "metrics": built.metrics,
+        "metric": "miou", "step": 1200,
+    }  # fmt: skip
+
+
+def test_classes_are_listed_by_iou() -> None:
+    built = build_report(state_of(3, torch.tensor([[90, 10, 0], [60, 40, 0], [0, 0, 0]])), TrainConfig())
+    images, classes, confusion = built.sections
+    (table,), (matrix,) = classes.blocks, confusion.blocks
+    assert isinstance(table, Table) and isinstance(matrix, Matrix) and not images.blocks
+    assert [(row.cells[0], row.cells[2]) for row in table.rows] == [("class 1", "36.4%"), ("<b>", "56.2%")]
+    assert table.rows[0].color == "rgb(1 7 9)" and classes.note.startswith("1 classes are neither present")
+    assert [cell.text for cell in matrix.rows[1]] == ["60", "40", ""]
+    assert built.preprocess.startswith("images fitted into 2048×512")
+
+
+@pytest.mark.parametrize("classes", [4, 300])
+def test_examples_have_panels_and_a_legend(classes: int, tmp_path: Path) -> None:
+    palette = tuple((i % 256, 7, 9) for i in range(classes))
+    truth = np.array([[0, 1, 255 if classes < 256 else 299]] * 2, np.uint16 if classes > 255 else np.uint8)
+    png = thumbnail(truth, palette)
+    examples = tuple(
+        SegmentExample(str(tmp_path / f"{i}.png"), i, i / 10, png, png, tuple(range(classes))[:12])
+        for i in (1, 0)
+    )
+    found = build_report(state_of(classes, torch.ones(classes, classes).long(), examples), TrainConfig())
+    worst, _ = found.sections[0].blocks
+    assert isinstance(worst, Examples)
+    (first,) = worst.examples
+    assert (first.value, first.text, first.panels["image"]) == ("0.0%", "mIoU", None)
+    assert str(first.panels["ground truth"]).startswith("data:image/jpeg;base64,")
+    assert len(first.legend) == min(classes, 10) and first.more == (2 if classes > 10 else 0)

@@ -69,34 +69,6 @@ def test_without_a_place_lines_are_yielded(segmented: Make) -> None:
     assert "é" in line
 
 
-@pytest.mark.parametrize(
-    ("out", "options", "error"),
-    [
-        (None, {"draw": True}, "draw: .*`out`"),
-        ("found.csv", {}, "a folder is needed"),
-        ("out", {"fps": 5}, "fps .*`draw`"),
-        ("out", {"draw": True, "fps": 0}, "fps is 0"),
-    ],
-)
-def test_invalid_options_are_refused_before_the_work(
-    out: str | None, options: dict[str, Any], error: str, tmp_path: Path
-) -> None:
-    def work() -> Iterator[Prediction]:
-        raise AssertionError("worked in vain")
-        yield
-
-    with pytest.raises(ConfigError, match=error):
-        list(write_segmentations(work(), None if out is None else tmp_path / out, **options))
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("kept")
-    with pytest.raises(OutputError, match="cannot write"):
-        list(write_segmentations(iter(()), tmp_path / "file" / "out"))
-    assert (tmp_path / "file").read_text() == "kept"
-
-
 def test_an_error_leaves_only_complete_files(segmented: Make, tmp_path: Path) -> None:
     def broken() -> Iterator[Prediction]:
         yield segmented("x.jpg")

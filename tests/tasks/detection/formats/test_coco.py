@@ -12,15 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metaformer.errors import DataError
-from metaformer.tasks.check import Finding
 from metaformer.tasks.detection.dataset import open_detection
 from metaformer.tasks.detection.formats.annotations import Annotations
 from metaformer.tasks.detection.formats.coco import read_coco
 from metaformer.tasks.detection.formats.layouts import SplitPaths, find_layout, find_split
 from metaformer.tasks.detection.metrics import ground_truth
+from toys import ErrorsOf
 
 Change = Callable[[dict[str, Any]], object]
-ErrorsOf = Callable[..., tuple[str, list[Finding]]]
 
 
 def edit(root: Path, change: Change) -> Path:

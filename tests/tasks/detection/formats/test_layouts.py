@@ -1,14 +1,12 @@
 """Layouts: recognized, named, and what is missing."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from metaformer.errors import DataError, UnknownName
 from metaformer.tasks.detection.formats.layouts import find_layout, find_split, recognize_layout
-
-Write = Callable[[str, object], Path]
+from toys import Write
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Pascal VOC annotations."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,10 @@ import pytest
 
 from metaformer.data.class_lists import class_list
 from metaformer.errors import DataError
-from metaformer.tasks.check import Finding
 from metaformer.tasks.detection.dataset import open_detection
 from metaformer.tasks.detection.formats.voc import read_xml
+from toys import ErrorsOf, Write
 
-Write = Callable[[str, object], Path]
-ErrorsOf = Callable[..., tuple[str, list[Finding]]]
 SIZE = "<size><width>20</width><height>10</height><depth>3</depth></size>"
 DOG = (
     "<object><name>dog</name><difficult>0</difficult>"

@@ -1,6 +1,5 @@
 """YOLO annotations."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metaformer.errors import DataError
-from metaformer.tasks.check import Finding
 from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.dataset import open_detection
-
-Write = Callable[[str, object], Path]
-ErrorsOf = Callable[..., tuple[str, list[Finding]]]
+from toys import ErrorsOf, Write
 
 
 @pytest.fixture

@@ -1,15 +1,19 @@
+"""Training on several processes: DDP and FSDP."""
+
 import json
+import logging
 import resource
 import shutil
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from metaformer.checkpoint.checkpoint import (
     pack_optimizer,
@@ -24,17 +28,92 @@ from metaformer.errors import OutputError
 from metaformer.factory import create_model
 from metaformer.inference.evaluate import evaluate
 from metaformer.serialize import from_dict, to_dict
+from metaformer.training.ddp import DataParallel
 from metaformer.training.ema import Ema
 from metaformer.training.optim import build_optimizer
 from metaformer.training.train import train
 from metaformer.training.trainer import build_parallel
 from toys import Configure
 
+SYNC = RuntimeConfig(sync_batch_norm=True)
+
+
+def net(norm: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4) if norm else nn.Identity())
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_single_device_holds_the_whole_model(parallel: str) -> None:
+    runtime = RuntimeConfig(parallel=parallel, sync_batch_norm=True)  # type: ignore[arg-type]
+    single, model = build_parallel(runtime, World()), net()
+    assert type(single) is DataParallel and not single.sharded
+    assert single.wrap(model) is model and type(model[1]) is nn.BatchNorm1d
+    assert isinstance(single.gradient_sync(model, last=False), nullcontext)
+    model(torch.ones(2, 4)).sum().backward()
+    parameters = list(model.parameters())
+    grads = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    torch.testing.assert_close(single.gradient_norm(parameters), grads.norm())
+    single.broadcast_buffers(model)
+    with single.summon_full_params(model):
+        state = single.full_state_dict(model)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert not is_sharded(state["0.weight"]) and local(state["0.weight"]) is state["0.weight"]
+
+
+def check_rank() -> None:
+    world = join("cpu")
+    ddp, model = build_parallel(SYNC, world), net()
+    wrapped = ddp.wrap(model)
+    assert isinstance(wrapped, DistributedDataParallel) and type(model[1]) is nn.BatchNorm1d
+    weight, batch_norm = model[0].weight, model[1]
+
+    def gathered(tensor: torch.Tensor) -> list[torch.Tensor]:
+        tensors = [torch.empty_like(tensor) for _ in range(2)]
+        torch.distributed.all_gather(tensors, tensor)
+        return tensors
+
+    # gradients are reduced with the last micro-batch only
+    batches = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(world.rank))
+    for last in (False, True):
+        with ddp.gradient_sync(wrapped, last):
+            wrapped(batches[int(last)]).square().sum().backward()
+        assert torch.equal(*gathered(weight.grad.clone())) == last
+
+    # running statistics differ until those of rank 0 are broadcast
+    first, own = gathered(batch_norm.running_mean)
+    assert not torch.equal(first, own)
+    ddp.broadcast_buffers(model)
+    assert torch.equal(batch_norm.running_mean, first)
+    assert bool(ddp.full_state_dict(model)) == world.main
+
+
+def test_two_ranks_reduce_gradients_and_broadcast_buffers(two_ranks: Callable[..., list[str]]) -> None:
+    two_ranks(check_rank)
+
+
+@pytest.mark.parametrize(("rank", "norm", "warns"), [(0, True, True), (0, False, False), (1, True, False)])
+def test_rank_0_warns_of_batch_norm_that_is_not_synchronized(
+    rank: int, norm: bool, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        DataParallel(SYNC, World(rank, rank, 2))._convert_sync_batch_norm(net(norm))
+    assert ("runtime.sync_batch_norm" in caplog.text) == warns
+
+
+def test_batch_norm_is_converted_for_cuda() -> None:
+    model = net()
+    world = World(0, 0, 2, torch.device("cuda:0"))  # the conversion itself needs none
+    DataParallel(SYNC, world)._convert_sync_batch_norm(model)
+    assert type(model[1]) is nn.SyncBatchNorm
+    assert model.state_dict().keys() == net().state_dict().keys()
+
+
 Ranks = Callable[..., list[str]]
 SHARDED = RuntimeConfig(device="cpu", parallel="fsdp")
 
 
-def net(norm: str = "group_norm") -> nn.Module:
+def sharded_net(norm: str = "group_norm") -> nn.Module:
     """Four kinds of mixer, one with a frozen parameter, and a head with fewer rows than ranks."""
     torch.manual_seed(0)
     return create_model(
@@ -60,7 +139,7 @@ def learn(
         optimizer.step()
 
 
-def check_rank(folder: str) -> None:
+def check_sharded_rank(folder: str) -> None:
     torch.set_num_threads(1)
     world = join("cpu")
     own = IMAGES[world.rank * 4 : world.rank * 4 + 4]
@@ -74,7 +153,7 @@ def check_optimizer(name: str, world: World, own: Tensor) -> None:
     """A sharded model learns as an unsharded one; the loss is so large that LAMB clips."""
     # some gradients are rounding errors, which a small eps would amplify
     config = OptimConfig(name=name, lr=1e-2, eps=1e-2)  # type: ignore[arg-type]
-    whole, model, fsdp = net(), net(), build_parallel(SHARDED, world)
+    whole, model, fsdp = sharded_net(), sharded_net(), build_parallel(SHARDED, world)
     assert fsdp.wrap(model) is model and fsdp.sharded and all(map(is_sharded, model.parameters()))
     learn(whole, one := build_optimizer(config, whole), IMAGES, 3, 100.0)
     learn(model, build_optimizer(config, model), own, 3, 100.0)
@@ -90,7 +169,7 @@ def check_optimizer(name: str, world: World, own: Tensor) -> None:
 
 
 def check_state(world: World, own: Tensor) -> tuple[nn.Module, nn.Module]:
-    fsdp, model = build_parallel(SHARDED, world), net("batch_norm")
+    fsdp, model = build_parallel(SHARDED, world), sharded_net("batch_norm")
     ema = Ema(model, 0.5)
     fsdp.shard(ema.model)
     before = {name: value.clone() for name, value in fsdp.full_state_dict(ema.model).items()}
@@ -155,9 +234,9 @@ def check_checkpoint(folder: Path, world: World, model: nn.Module, average: nn.M
 
 
 def test_a_sharded_model_learns_and_is_saved_as_an_unsharded_one(two_ranks: Ranks, tmp_path: Path) -> None:
-    two_ranks(check_rank, str(tmp_path))
+    two_ranks(check_sharded_rank, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
-    saved, model = read_checkpoint(tmp_path / "step_1"), net("batch_norm")
+    saved, model = read_checkpoint(tmp_path / "step_1"), sharded_net("batch_norm")
     saved.load(model)
     whole = saved.tensors("model")
     assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
@@ -243,7 +322,7 @@ def test_what_autocast_does_not_cast_is_gathered_in_its_own_dtype(amp: str) -> N
 
     fsdp = FullyShardedParallel.__new__(FullyShardedParallel)
     fsdp.runtime = RuntimeConfig(amp=amp)  # type: ignore[arg-type]
-    model = net()
+    model = sharded_net()
     policy = fsdp._mixed_precision(model)
     assert not policy.cast_forward_inputs
     own_dtype = getattr(policy, "param_dtype_override_fn", None)
