@@ -131,6 +131,13 @@ class MetaFormerConfig(Serializable):
             height, width = ((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
         return height, width
 
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the network takes images of `image_size` alone: a part of it belongs to one grid."""
+        specs = (spec for stage in range(self.stages) for spec in self.block_mixers(stage))
+        fixed = any(isinstance(spec, str) and MIXERS.fixed_grid(parse(spec)[0]) for spec in specs)
+        return self.grid_mode == "strict" and (fixed or any(self.pos_embed))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as saved in JSON.
 

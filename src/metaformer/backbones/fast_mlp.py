@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
@@ -14,7 +15,7 @@ from metaformer.layers.norm import GroupNorm, LayerNorm, NoNorm
 from metaformer.layers.pointwise import Pointwise
 from metaformer.layers.scale import Scale
 from metaformer.ops import onednn, train_mlp
-from metaformer.ops.backend import mode, without_autocast, working_dtype
+from metaformer.ops.backend import is_traced, mode, without_autocast, working_dtype
 
 FEW_SAMPLES: Final = 16
 """Batch size from which on oneDNN's convolution is as fast on one thread as on several."""
@@ -42,7 +43,7 @@ def fast_mlp(block: Any, x: Tensor, recompute: bool) -> Tensor | None:
         x: input of its second half, (B, C, H, W).
         recompute: recompute the hidden activations in the backward pass rather than save them.
     """
-    if not recompute and not torch.is_grad_enabled():
+    if isinstance(x, Proxy) or (not recompute and not torch.is_grad_enabled()):
         return None
     parts = block.norm2, block.mlp, block.layer_scale2
     hooked = has_hooks(*parts, block.drop_path2, block.res_scale2)
@@ -74,12 +75,12 @@ def supports(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, recom
     """
     return (
         torch.is_grad_enabled()
+        and not is_traced(x)
         and x.device.type == "cpu"
         and x.numel() > 1  # group norm of one number is an error, and plain PyTorch says so
         and onednn.has_dtype(working_dtype(x))
         and mode() != "reference"
         and _is_known(norm, mlp, scale)
-        and not _is_traced()
         and (recompute or _is_faster(x, mlp))
     )
 
@@ -140,7 +141,7 @@ def _widened(constant: Tensor | None, x: Tensor) -> Tensor | None:
 
 def _is_faster(x: Tensor, mlp: Any) -> bool:
     """In C++, and on one thread, where PyTorch's 1×1 convolution is slow."""
-    if torch.compiler.is_compiling() or working_dtype(x) != torch.float32:
+    if working_dtype(x) != torch.float32:
         return False
     one_thread = len(x) < FEW_SAMPLES and torch.get_num_threads() == 1
     return train_mlp.supports_cpp(mlp.fc1.matrix()) or one_thread
@@ -155,15 +156,4 @@ def _is_known(norm: nn.Module, mlp: nn.Module, scale: nn.Module) -> bool:
         and getattr(mlp.act, "approximate", "none") == "none"
         and not (mlp.drop.p and mlp.training)
         and type(scale) in (Scale, nn.Identity)
-    )
-
-
-def _is_traced() -> bool:
-    """Whether something records every operation: an exporter, a transform, a counter of FLOPs."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
-    return (
-        torch._C._is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
     )

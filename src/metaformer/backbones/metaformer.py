@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.head import Head
@@ -12,6 +13,7 @@ from metaformer.backbones.stage import Recompute, Stage
 from metaformer.errors import ConfigError, SizeError
 from metaformer.layers.embed import Downsample, Stem
 from metaformer.layers.norm import NORMS
+from metaformer.ops.backend import is_transformed
 
 
 class FeatureInfo(list[dict[str, Any]]):
@@ -50,6 +52,7 @@ class Trunk(nn.Module):
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__()
         self.config = config
+        self.in_chans = config.in_chans
         self.num_features = config.dims[-1]
         self.feature_info = FeatureInfo.of(config)
         self.min_size = _min_size(config)
@@ -108,15 +111,14 @@ class Trunk(nn.Module):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ConfigError(f"output_fmt {output_fmt!r} is neither 'NCHW' nor 'NHWC'")
-        stages = self.config.stages
-        wanted = resolve_indices(range(-indices, 0) if isinstance(indices, int) else indices, stages)
+        wanted = resolve_indices(indices, len(self.stages))
         x, features = self.stem(self._checked(x)), []
         for i, stage in enumerate(self.stages):
             if stop_early and i > max(wanted):
                 break
             x = stage(x)
             if i in wanted:
-                level = self._final_norm(x) if norm and i == stages - 1 else x
+                level = self._final_norm(x) if norm and i == self.config.stages - 1 else x
                 features.append(level.permute(0, 2, 3, 1) if output_fmt == "NHWC" else level)
         return features if intermediates_only else (x, features)
 
@@ -152,20 +154,43 @@ class Trunk(nn.Module):
         """Names without weight decay beside vectors and biases: none, as in the original recipes."""
         return set()
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` takes in the network's place: its trace, in its current mode.
+
+        TorchScript's language lacks what the modules are written in.
+        """
+        training, parameter = self.training, next(self.parameters())
+        images = torch.zeros(2, self.in_chans, *self.config.image_size).to(parameter)
+        with torch.no_grad():
+            return _Traced(torch.jit.trace(self, images, check_trace=False)).train(training)
+
     def _final_norm(self, x: Tensor) -> Tensor:
         return x
 
     def _checked(self, x: Tensor) -> Tensor:
         """The images, checked and channels-last, in which every later operation is fastest."""
-        if not torch.compiler.is_compiling():
-            if x.ndim != 4 or x.shape[1] != self.config.in_chans:
-                raise SizeError(f"expected images (B, {self.config.in_chans}, H, W), got {tuple(x.shape)}")
+        if not torch.compiler.is_compiling() and not isinstance(x, Proxy):
+            if x.ndim != 4 or x.shape[1] != self.in_chans:
+                raise SizeError(f"expected images (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
             if min(x.shape[2:]) < self.min_size:
                 raise SizeError(
                     f"image of {x.shape[2]}×{x.shape[3]} pixels: the network needs at least "
                     f"{self.min_size}×{self.min_size}"
                 )
+        if is_transformed():  # vmap knows no memory formats
+            return x
         return x.contiguous(memory_format=torch.channels_last)
+
+
+class _Traced(nn.Module):
+    """A traced network, as a module that `torch.jit.script` takes."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
 
 
 class MetaFormer(Trunk):
@@ -194,11 +219,38 @@ class MetaFormer(Trunk):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one; 0 classes leave it out."""
+        """Replace the classifier by a new one of the same device and dtype; 0 classes leave it out."""
+        like = next(self.parameters())
         self.num_classes = num_classes
         self.head.reset(
             self.num_features, num_classes, self.head.global_pool if global_pool is None else global_pool
         )
+        self.head.fc.to(like.device, like.dtype)
+        self.head.train(self.training)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last one asked for, and the head; timm's arguments.
+
+        Args:
+            indices: stages to keep the outputs of; a number n means the last n.
+            prune_norm: drop the final norm where the classifier stays; it goes with the head.
+            prune_head: drop the head even where the last stage stays.
+
+        Returns:
+            The stages asked for, counted from 0.
+        """
+        wanted = resolve_indices(indices, len(self.stages))
+        shortened = max(wanted) < len(self.stages) - 1
+        self.stages = self.stages[: max(wanted) + 1]
+        if shortened:
+            self.num_features = self.config.dims[max(wanted)]
+        if prune_norm or prune_head or shortened:
+            self.head.norm = nn.Identity()
+        if prune_head or shortened:
+            self.reset_classifier(0, "")
+        return list(wanted)
 
     def _final_norm(self, x: Tensor) -> Tensor:
         return (
@@ -214,6 +266,7 @@ class MetaFormerFeatures(Trunk):
     def __init__(self, config: MetaFormerConfig, out_indices: Sequence[int] = (0, 1, 2, 3)) -> None:
         super().__init__(config)
         self.out_indices = resolve_indices(out_indices, config.stages)
+        self.stages = self.stages[: max(self.out_indices) + 1]
         self.feature_info = self.feature_info.pick(self.out_indices)
         self.norms = nn.ModuleDict()
         if config.feature_norm != "none":
@@ -222,19 +275,19 @@ class MetaFormerFeatures(Trunk):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Features (B, C_i, H_i, W_i), finest first, of images (B, in_chans, H, W)."""
-        levels = self.forward_intermediates(x, self.out_indices, stop_early=True, intermediates_only=True)
+        levels = self.forward_intermediates(x, self.out_indices, intermediates_only=True)
         if not self.norms:
             return levels
         return [self.norms[str(i)](level) for i, level in zip(self.out_indices, levels, strict=True)]
 
 
-def resolve_indices(indices: Sequence[int] | None, stages: int) -> tuple[int, ...]:
-    """Sorted stage numbers, negative ones counted from the end.
+def resolve_indices(indices: int | Sequence[int] | None, stages: int) -> tuple[int, ...]:
+    """Sorted stage numbers: negative ones are counted from the end, a number n means the last n, None all.
 
     Raises:
         ConfigError: a number that names no stage.
     """
-    wanted = range(stages) if indices is None else indices
+    wanted = range(-indices, 0) if isinstance(indices, int) else range(stages) if indices is None else indices
     if any(not -stages <= i < stages for i in wanted) or not len(wanted):
         raise ConfigError(f"out_indices: {list(wanted)} must name stages 0 … {stages - 1}")
     return tuple(sorted({i % stages for i in wanted}))

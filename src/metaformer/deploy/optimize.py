@@ -1,7 +1,8 @@
 """A network's inference form: the same function with its constants folded, faster."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, Final, cast
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from metaformer.backbones.block import Block
 from metaformer.backbones.metaformer import Trunk
 from metaformer.backbones.stage import Stage
-from metaformer.deploy.folded.block import FoldedBlock
+from metaformer.deploy.folded.block import FoldedBlock, unknown_part
 from metaformer.deploy.folded.conv import can_fold, fold_conv
 from metaformer.deploy.folded.fpn import fold_semantic_fpn
 from metaformer.deploy.folded.stage import ReplayableStage
@@ -35,7 +36,8 @@ def optimize(
     Norms' constants, LayerScale and StarReLU are folded into the weights, the convolutions of Semantic FPN's
     neck and head are composed, dropout and stochastic depth are left out, tensors are channels-last, and
     linear layers on a CPU compute activation and residual in their epilogue. The copy is compared with the
-    original on `sample`. An optimized network is returned as it is.
+    original on `sample`. An optimized network is returned as it is. A block with parts that are not this
+    library's (LoRA, parametrized or pruned layers) or have hooks stays as it is, with a warning.
 
     Args:
         model: a network of this library, or a module that contains its backbones, on the device to run on.
@@ -100,7 +102,7 @@ def _folded(model: nn.Module, dtype: torch.dtype | None, sample: Tensor | None) 
     if not any(isinstance(module, Block) for module in model.modules()):
         raise ConfigError(f"optimize: {type(model).__name__} has no MetaFormer block")
     first = next(model.parameters())
-    original = copy.deepcopy(model).eval().requires_grad_(False).float()
+    original = _copy(model).eval().requires_grad_(False).float()
     network = copy.deepcopy(original)
     _fold(network)
     network = network.to(memory_format=torch.channels_last)
@@ -112,18 +114,46 @@ def _folded(model: nn.Module, dtype: torch.dtype | None, sample: Tensor | None) 
     return network
 
 
-def _fold(network: nn.Module) -> None:
-    for module in list(network.modules()):
-        if isinstance(module, Segmenter):
-            fold_semantic_fpn(module)
-        for name, child in list(module.named_children()):
-            if isinstance(child, Block):
-                setattr(module, name, FoldedBlock(child))
-            elif isinstance(module, Stage) and name == "blocks":
-                blocks = cast(Iterable[Block], module.blocks)
-                setattr(module, name, ReplayableStage(map(FoldedBlock, blocks)))
-            elif can_fold(child):
-                setattr(module, name, fold_conv(child))
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy; weights that are computed from others, as a pruned layer's, are copied by value."""
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+
+
+def _fold(module: nn.Module, path: str = "") -> None:
+    """Put folded forms in the places of a module's blocks and convolutions, at any depth."""
+    if isinstance(module, Segmenter):
+        fold_semantic_fpn(module)
+    for name, child in list(module.named_children()):
+        if isinstance(child, Block):
+            setattr(module, name, _fold_block(child, path + name))
+        elif isinstance(module, Stage) and name == "blocks":
+            blocks = cast(nn.Sequential, child).named_children()
+            folded = (_fold_block(cast(Block, block), f"{path}blocks.{i}") for i, block in blocks)
+            module.blocks = ReplayableStage(folded)
+        elif can_fold(child):
+            setattr(module, name, fold_conv(child))
+        else:
+            _fold(child, f"{path}{name}.")
+
+
+def _fold_block(block: Block, path: str) -> nn.Module:
+    """The folded form of the block at `path`, or the block where a part of it is unknown."""
+    unknown = unknown_part(block)
+    if unknown is None:
+        return FoldedBlock(block)
+    name, part = unknown
+    warnings.warn(
+        f"optimize: {path}.{name} is a {type(part).__name__} that it does not know, or has hooks: the block "
+        "stays as it is",
+        stacklevel=2,
+    )
+    return block
 
 
 def _sample(network: nn.Module) -> Tensor:

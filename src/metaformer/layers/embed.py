@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from metaformer.errors import GridError
 from metaformer.layers.norm import NORMS
@@ -70,7 +71,7 @@ class PositionEmbedding(nn.Module):
             GridError: x is not of the grid's size, and `grid_mode` is strict.
         """
         size = (x.shape[-2], x.shape[-1])
-        if size == self.grid:
+        if isinstance(x, Proxy) or size == self.grid:  # a symbolic size cannot be compared
             return x + self.weight
         if self.grid_mode == "strict":
             raise GridError("position embedding", self.grid, size)

@@ -4,6 +4,7 @@ from abc import abstractmethod
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from metaformer.errors import GridError
 
@@ -26,7 +27,7 @@ class FixedGrid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[-2], x.shape[-1])
-        if size == self.grid:
+        if isinstance(x, Proxy) or size == self.grid:  # a symbolic size cannot be compared
             return self.mix(x.flatten(2)).reshape(x.shape)
         if self.grid_mode == "strict":
             raise GridError(f"{type(self).__name__} mixer", self.grid, size)

@@ -1,11 +1,15 @@
 """Multi-head self-attention, https://arxiv.org/abs/1706.03762."""
 
+from contextlib import nullcontext
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaformer.errors import ConfigError
 from metaformer.layers.pointwise import Pointwise
 from metaformer.mixers import MIXERS
+from metaformer.ops.backend import is_transformed
 
 
 @MIXERS.register("attention")
@@ -35,6 +39,8 @@ class Attention(nn.Module):
         q, k, v = tokens.unflatten(2, (3, self.heads, self.head_dim)).permute(
             2, 0, 3, 1, 4
         )  # each (B, heads, N, D)
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        # PyTorch's fused attention has no forward-mode derivative
+        with sdpa_kernel(SDPBackend.MATH) if is_transformed() else nullcontext():
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(batch, height, width, self.heads * self.head_dim).permute(0, 3, 1, 2)
         return self.proj(y)

@@ -10,6 +10,9 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx import Proxy
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from metaformer.errors import UnknownName
 
@@ -41,3 +44,32 @@ def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     kind = x.device.type
     # where it is off nothing is entered, as exporters make a subgraph of what runs inside
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def is_traced(x: Tensor | Proxy) -> bool:
+    """Whether something sees PyTorch's operations on x one by one, and would miss what a kernel does.
+
+    A compiler or exporter, `torch.fx`, `torch.jit.trace`, a transform of `torch.func`, forward-mode
+    differentiation, or a mode such as a FLOP counter.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or isinstance(x, Proxy)
+        or torch._C._get_tracing_state() is not None
+        or is_transformed()
+        or _has_dispatch_mode()
+    )
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation is at work, outside a compiler."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+
+
+def _has_dispatch_mode() -> bool:
+    """Whether a mode is active that is shown every operation, other than one that knows of the kernels."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return any(not getattr(mode, "sees_kernels", False) for mode in _get_current_dispatch_mode_stack())

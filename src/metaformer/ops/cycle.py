@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metaformer.ops import cpp, triton
 from metaformer.ops import linear as layer
-from metaformer.ops.backend import without_autocast, working_dtype
+from metaformer.ops.backend import is_traced, without_autocast, working_dtype
 from metaformer.ops.cpp import kernels
 from metaformer.ops.linear import PackedWeight, Scale, contiguous, linear, scale_vector
 
@@ -38,6 +38,8 @@ def shift_channels(x: Tensor, kernel: int, axis: int) -> Tensor:
 
     Position p of the result is position p + offset of the input, or zero beyond the border.
     """
+    if is_traced(x) and not torch.compiler.is_compiling():
+        return _shifted_copy(x, kernel, axis)
     return _Shift.apply(x, kernel, axis, 1)
 
 
@@ -189,13 +191,30 @@ def _shifted(x: Tensor, kernel: int, axis: int, sign: int) -> Tensor:
     return out
 
 
+def _shifted_copy(x: Tensor, kernel: int, axis: int) -> Tensor:
+    """The shift without writes into views, which tracers lose."""
+    channels, length = x.shape[1], x.shape[axis]
+    x = F.pad(x, (0, 0, 0, 0, 0, -channels % kernel))  # as many channels of each residue
+    shifted = []
+    for residue, offset in enumerate(staircase(kernel)):
+        # out[p] = x[p + offset]: pad the end that is read beyond, and begin behind what is not read
+        before, after = max(0, -offset), max(0, offset)
+        padded = F.pad(x[:, residue::kernel], (0, 0, before, after) if axis == _HEIGHT else (before, after))
+        rows = slice(after, after + length)
+        shifted.append(padded[:, :, rows] if axis == _HEIGHT else padded[:, :, :, rows])
+    return torch.stack(shifted, 2).flatten(1, 2)[:, :channels]  # channel i · kernel + residue
+
+
 class _Shift(torch.autograd.Function):
     """The shift; its gradient is the opposite shift, so nothing is saved."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: int, axis: int, sign: int) -> Tensor:
-        ctx.options = (kernel, axis, sign)
+    def forward(x: Tensor, kernel: int, axis: int, sign: int) -> Tensor:
         return _shifted(x, kernel, axis, sign)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int, int], output: Tensor) -> None:
+        _, *ctx.options = inputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from metaformer.ops.backend import mode
+from metaformer.ops.backend import is_traced, mode
 
 EPILOGUES: Final = {"none": ("none", ""), "gelu": ("gelu", "none"), "relu": ("relu", "")}
 """Activation -> oneDNN's names for it and for its formula."""
@@ -21,11 +21,11 @@ Geometry = tuple[list[int], list[int], list[int], int]
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Whether the backend runs on these tensors: on a CPU, without gradient, autocast or compiler."""
+    """Whether the backend runs on these tensors: on a CPU, without gradient or autocast, and untraced."""
     grad = torch.is_grad_enabled()
     return (
         all(x.device.type == "cpu" and not (grad and x.requires_grad) for x in tensors)
-        and not torch.compiler.is_compiling()
+        and not is_traced(tensors[0])
         and not torch.is_autocast_enabled("cpu")
         and all(has_dtype(x.dtype) for x in tensors)
         and mode() != "reference"

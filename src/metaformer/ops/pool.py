@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metaformer.ops import cpp, triton
-from metaformer.ops.backend import without_autocast, working_dtype
+from metaformer.ops.backend import is_traced, without_autocast, working_dtype
 from metaformer.ops.cpp import kernels
 from metaformer.ops.linear import Scale, contiguous, split_scale
 from metaformer.ops.norm import group_norm, needs_gradient
@@ -29,6 +29,8 @@ def pool_minus_self(x: Tensor, size: int) -> Tensor:
         x: the activations.
         size: odd width and height of the window.
     """
+    if is_traced(x) and not torch.compiler.is_compiling():
+        return _pool(x, size) - x
     return _PoolMinusSelf.apply(x, size, False)
 
 
@@ -71,11 +73,15 @@ def reference(
 ) -> Tensor:
     """The first result in plain PyTorch: residual_scale · x + weight · (pool(n) − n), n = group_norm(x)."""
     n = group_norm(x, eps)
-    pooled = F.avg_pool2d(n.permute(0, 3, 1, 2), size, 1, size // 2, count_include_pad=False)
-    branch = pooled.permute(0, 2, 3, 1) - n
+    branch = _pool(n.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1) - n
     if isinstance(residual_scale, Tensor):
         residual_scale = residual_scale.to(x.dtype)
     return torch.addcmul(x if residual_scale is None else x * residual_scale, branch, weight.to(x.dtype))
+
+
+def _pool(x: Tensor, size: int) -> Tensor:
+    """Average of the positions inside the window, (B, C, H, W)."""
+    return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
 
 
 def _by_cpp(
@@ -102,8 +108,6 @@ def _moments(y: Tensor, eps: float) -> Tensor:
 class _PoolMinusSelf(torch.autograd.Function):
     """The stencil, or its transpose."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, size: int, transposed: bool) -> Tensor:
         tokens = x.permute(0, 2, 3, 1)
@@ -116,7 +120,7 @@ class _PoolMinusSelf(torch.autograd.Function):
             )  # fmt: skip
             return out.permute(0, 3, 1, 2)
         if not transposed:
-            return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False).sub_(x)
+            return _pool(x, size).sub_(x)
         window, padding = [size, size], [size // 2, size // 2]
         # of the second argument only the shape is read
         spread = torch.ops.aten.avg_pool2d_backward(x, x, window, [1, 1], padding, False, False, None)

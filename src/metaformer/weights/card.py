@@ -30,6 +30,7 @@ def pretrained_cfg(name: str, config: NetworkConfig, source: Source | None) -> d
             "crop_pct": 0.9,
             "crop_mode": "center",
             "interpolation": "bicubic",
+            "fixed_input_size": config.fixed_size,
         }
         first_conv = "stem.conv"
         classifier = "head.fc.fc2" if config.head == "pool_norm_mlp" else "head.fc"

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.metaformer import Trunk
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.weights.adapt import (
     adapt_stem,
@@ -162,6 +163,7 @@ class Loading:
             self._skip_unused_norms()
             return
         if not self.has("head."):
+            self._drop_late_stages()
             self._take_final_norm()
             for name in [name for name in self.state if name.startswith("head.")]:
                 self.drop(name)
@@ -171,6 +173,13 @@ class Loading:
                 self.drop(name)
         if self.has("head.") or self.has("norms."):  # a level that is not asked for needs no norm
             for name in [n for n in self.state if n.startswith("norms.") and n not in self.target]:
+                self.drop(name)
+
+    def _drop_late_stages(self) -> None:
+        """Drop the stages behind a pyramid's last level."""
+        kept = len(self.model.stages) if isinstance(self.model, Trunk) else 0
+        for name in [name for name in self.state if name.startswith("stages.")]:
+            if kept and int(name.split(".")[1]) >= kept:
                 self.drop(name)
 
     def _drop_auxiliary(self) -> None:

@@ -1,6 +1,7 @@
 """Make every model available in timm, and so in what builds on it, under the prefix `mf_`."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from metaformer.weights.sources import SOURCES, Source
 
 PREFIX = "mf_"
 FIELDS = {
-    *("url", "num_classes", "input_size", "crop_pct", "interpolation", "mean", "std"),
+    *("url", "num_classes", "input_size", "fixed_input_size", "crop_pct", "interpolation", "mean", "std"),
     *("first_conv", "classifier", "license"),
 }
 """Fields that timm's `PretrainedCfg` shares with our cards."""
@@ -101,12 +102,14 @@ def _entry(variant: str) -> Callable[..., nn.Module]:
 
 def _assemble(config: MetaFormerConfig, **options: Any) -> TimmMetaFormer:
     """Build a network from timm's options, which are our fields but for a few names."""
+    device, dtype = options.pop("device", None), options.pop("dtype", None)
     fields: dict[str, Any] = {}
     for name, value in options.items():
         if name == "img_size":
             value = (value, value) if isinstance(value, int) else tuple(value)
         fields[RENAMED.get(name, name)] = value
-    return TimmMetaFormer(replace(config, **fields))
+    with nullcontext() if device is None else torch.device(device):
+        return TimmMetaFormer(replace(config, **fields)).to(dtype=dtype)
 
 
 def _ours(state: Mapping[str, Tensor], model: nn.Module) -> State:

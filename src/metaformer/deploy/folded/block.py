@@ -22,8 +22,13 @@ from metaformer.deploy.folded.mixers import (
     FoldedPooling,
     FoldedSepConv,
 )
-from metaformer.layers.act import SquaredReLU, StarReLU
+from metaformer.deploy.folded.stage import has_hooks
+from metaformer.layers.act import ACTS, SquaredReLU, StarReLU
+from metaformer.layers.cycle_fc import CycleFC
+from metaformer.layers.drop_path import DropPath
 from metaformer.layers.mlp import Mlp
+from metaformer.layers.norm import NORMS
+from metaformer.layers.pointwise import Pointwise
 from metaformer.layers.scale import Scale
 from metaformer.mixers.attention import Attention
 from metaformer.mixers.cycle_mlp import CycleMLP
@@ -42,10 +47,30 @@ FOLDED: Final[dict[type[nn.Module], Fold]] = {
     SepConv: FoldedSepConv,
 }
 """Mixer -> its folded form; other mixers, and subclasses of these, run as they are between norm and scale."""
+KNOWN: Final = {
+    *(*FOLDED, CycleFC, Pointwise, nn.Conv2d, Mlp, Scale, DropPath, nn.Identity, nn.Dropout),
+}
+"""Classes beside norms and activations that a block's parts may have to be folded; no subclasses of them."""
 EPILOGUES: Final = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}
 """Activation -> the part of it that the first linear layer computes in its epilogue."""
 CHUNK_ELEMENTS: Final = 1 << 23
 """Largest size of a block's widest tensor on a CPU; larger batches run in chunks, to bound memory."""
+
+
+def unknown_part(block: Block) -> tuple[str, nn.Module] | None:
+    """Name and module of the first part of a block that would be folded and is not one of this library's.
+
+    Such as a LoRA layer in a linear layer's place, a parametrized or pruned one, a subclass, or one with
+    hooks. None where the whole block is known. A mixer without a folded form is not looked into.
+    """
+    known = KNOWN.union(*({registry[name] for name in registry} for registry in (NORMS, ACTS)))
+    for name, part in block.named_children():
+        if name == "token_mixer" and type(part) not in FOLDED:
+            continue
+        for path, module in part.named_modules(prefix=name):
+            if type(module) not in known or has_hooks(module):
+                return path, module
+    return None
 
 
 class FoldedMlp(nn.Module):

@@ -5,8 +5,10 @@ from typing import TypeGuard
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from metaformer.deploy.folded.linear import WeightCache
+from metaformer.deploy.folded.stage import has_hooks
 from metaformer.ops import onednn
 from metaformer.ops.depthwise_conv import Star, depthwise_conv, pack, star_relu, supports_weight
 
@@ -56,9 +58,11 @@ def fold_conv(conv: nn.Conv2d) -> FoldedConv | FoldedDepthwise:
 
 
 def can_fold(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a module is a convolution with numeric zero padding."""
+    """Whether a module is a plain convolution with numeric zero padding."""
     return (
         isinstance(module, nn.Conv2d)
+        and not is_parametrized(module)
+        and not has_hooks(module)
         and module.padding_mode == "zeros"
         and module.padding not in ("same", "valid")
     )

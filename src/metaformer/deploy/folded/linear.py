@@ -1,7 +1,7 @@
 """Linear layers that absorb the norm before them and the scale and residual behind them."""
 
 from collections.abc import Callable, Hashable
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,10 @@ ACTIVATIONS = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}
 
 
 class WeightCache(nn.Module):
-    """Module that caches what it derives from its weights until they are moved, converted or loaded."""
+    """Module that caches what it derives from its weights until they are moved, converted or loaded.
+
+    Threads may share it: each step on the cache is one operation of the dictionary.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,10 +30,10 @@ class WeightCache(nn.Module):
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The cached value of a key; `make()` at the first call."""
-        if key not in self._cache:
-            self._cache[key] = make()
-        value: T = self._cache[key]
-        return value
+        value: Any = self._cache.get(key, self)  # the module itself stands for none
+        if value is self:
+            value = self._cache[key] = make()
+        return cast(T, value)
 
     def get_for_shape(self, shape: torch.Size, make: Callable[[], T]) -> T | None:
         """The cached value of an input's shape, from the second call in a row with that shape on; else None.
@@ -42,8 +45,9 @@ class WeightCache(nn.Module):
         if last != shape or not shape.numel():
             return None
         if shape not in self._cache:
-            for other in [key for key in self._cache if isinstance(key, torch.Size)]:
-                del self._cache[other]
+            for other in list(self._cache):
+                if isinstance(other, torch.Size):
+                    self._cache.pop(other, None)
         return self.get(shape, make)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

@@ -171,6 +171,9 @@ def _allocate_buffers(calls: list[kernels.Call], sizes: dict[int, int]) -> dict[
 class _AllocationMode(TorchDispatchMode):
     """Records the tensors that are allocated, and whether PyTorch computed anything."""
 
+    sees_kernels = True
+    """The kernels' calls are recorded beside it: they run under this mode."""
+
     def __init__(self) -> None:
         super().__init__()
         self.allocated: list[Tensor] = []

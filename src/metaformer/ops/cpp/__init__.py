@@ -28,9 +28,7 @@ _TIMEOUT: Final = 120
 
 
 def supports(*tensors: Tensor, weight: Tensor | None = None) -> bool:
-    """Whether kernels run on these tensors: contiguous, of one dtype, on a CPU, without gradient or compiler.
-
-    Nor do they under PyTorch's tracer, which would not record them.
+    """Whether kernels run on these tensors: contiguous, of one dtype, on a CPU, no gradient, untraced.
 
     Args:
         tensors: the activations, at least one.
@@ -43,7 +41,6 @@ def supports(*tensors: Tensor, weight: Tensor | None = None) -> bool:
         and tensors[0].numel() > 0
         and all(x.is_contiguous() and x.dtype == dtype for x in tensors)
         and load() is not None
-        and torch._C._get_tracing_state() is None
         and (weight is None or _multiplies(dtype, weight))
     )
 
