@@ -313,11 +313,6 @@ def is_detector(name: str) -> bool:
     return _is_known(name, combined(DETECTOR.heads))
 
 
-def is_network(name: str) -> bool:
-    """Whether `create_network` knows a name, with or without tag."""
-    return is_model(name) or _is_known(name, combined(_heads()))
-
-
 def model_config(name: str, **overrides: Any) -> MetaFormerConfig:
     """The configuration behind a name, with some fields changed.
 

@@ -18,7 +18,7 @@ from metaformer.distributed import World
 from metaformer.errors import ConfigError
 from metaformer.models.base import autocast
 from metaformer.report.page import TaskReport
-from metaformer.tasks.check import CheckReport
+from metaformer.tasks.check import Certainty, CheckReport
 from metaformer.tasks.outputs import Prediction, Report
 from metaformer.tasks.stream import ImageList
 from metaformer.weights.card import model_card
@@ -269,7 +269,7 @@ class TaskSpec:
     """A best checkpoint's state and its configuration to what the report page shows."""
     check_data: Callable[..., CheckReport]
     """(root, splits, workers=, **options): all that is wrong with a data set."""
-    recognize: Callable[[str | Path], int]
-    """How surely a folder holds its data set: 0 not, 1 perhaps, 2 by its folders, 3 by its files."""
+    recognize: Callable[[str | Path], Certainty]
+    """How surely a folder holds its data set."""
     write_demo: WriteDemo
     """Write its demo data set."""

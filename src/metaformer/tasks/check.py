@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -16,6 +17,15 @@ L = TypeVar("L")
 S = TypeVar("S", bound="SplitSummary")
 Size = tuple[int, int]
 """Width and height."""
+
+
+class Certainty(IntEnum):
+    """How surely a folder holds the data set of a task."""
+
+    NONE = 0
+    POSSIBLE = 1
+    BY_FOLDERS = 2
+    BY_FILES = 3
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
 from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, check_ranges
 from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
+from metaformer.tasks.check import Certainty
 from metaformer.tasks.dense import published_classes
 from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.demo import write_demo
@@ -102,9 +103,9 @@ def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     return LoadedModel(spec, name, model, preprocess, classes, DetectionMetadata(colors, ids))
 
 
-def recognize(root: str | Path) -> int:
-    """How surely a folder holds images with annotated objects; see `TaskSpec.recognize`."""
-    return 0 if recognize_layout(root) is None else 3
+def recognize(root: str | Path) -> Certainty:
+    """How surely a folder holds images with annotated objects."""
+    return Certainty.NONE if recognize_layout(root) is None else Certainty.BY_FILES
 
 
 def forward(model: nn.Module) -> Any:

@@ -72,11 +72,6 @@ class InferenceConfig:
                 "and the tile the larger"
             )
 
-    @property
-    def num_views(self) -> int:
-        """Views of an image: scales, and their mirror images."""
-        return len(self.scales) * (1 + self.flip)
-
     def windows(self, height: int, width: int) -> tuple[list[Window], list[Window]]:
         """Windows along the height and along the width of an input of this size."""
         if self.mode == "slide":

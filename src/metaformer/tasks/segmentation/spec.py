@@ -16,6 +16,7 @@ from metaformer.models.segmentation.config import SegmenterConfig
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.serialize import NON_NEGATIVE, POSITIVE_INT, Range, check_ranges
 from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
+from metaformer.tasks.check import Certainty
 from metaformer.tasks.dense import published_classes
 from metaformer.tasks.segmentation.check import check_label_maps
 from metaformer.tasks.segmentation.demo import write_demo
@@ -86,11 +87,11 @@ def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     return LoadedModel(spec, name, model, preprocess, classes, colors)
 
 
-def recognize(root: str | Path) -> int:
-    """How surely a folder holds images with label maps; see `TaskSpec.recognize`."""
+def recognize(root: str | Path) -> Certainty:
+    """How surely a folder holds images with label maps."""
     if find_layout(root) is None:
-        return 0
-    return 3 if has_label_maps(root) else 2
+        return Certainty.NONE
+    return Certainty.BY_FILES if has_label_maps(root) else Certainty.BY_FOLDERS
 
 
 def forward(model: nn.Module) -> Any:
