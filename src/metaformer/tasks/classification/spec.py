@@ -15,12 +15,12 @@ from metaformer.errors import ConfigError
 from metaformer.factory import create_model, is_model
 from metaformer.tasks.base import LoadedModel, TaskSpec, numbered_classes
 from metaformer.tasks.classification.check import check_data_set, recognize
-from metaformer.tasks.classification.demo import write_demo
 from metaformer.tasks.classification.evaluate import build_evaluation
 from metaformer.tasks.classification.predict import ClassificationPredictor
 from metaformer.tasks.classification.report import build_report
 from metaformer.tasks.classification.task import build_classify
 from metaformer.tasks.classification.write import write_classifications
+from metaformer.tasks.demo import write_digit_folders
 
 IMAGENET_CLASSES = 1000
 
@@ -103,5 +103,5 @@ SPEC = TaskSpec(
     report=build_report,
     check_data=check_data_set,
     recognize=recognize,
-    write_demo=write_demo,
+    write_demo=write_digit_folders,
 )

@@ -16,9 +16,9 @@ from metaformer.models.detection.detector import Detector
 from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, check_ranges
 from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
 from metaformer.tasks.check import Certainty
+from metaformer.tasks.demo import write_coco_objects
 from metaformer.tasks.dense import published_classes
 from metaformer.tasks.detection.check import check_objects
-from metaformer.tasks.detection.demo import write_demo
 from metaformer.tasks.detection.evaluate import build_evaluation
 from metaformer.tasks.detection.formats.layouts import recognize_layout
 from metaformer.tasks.detection.predict import DetectionPredictor
@@ -131,5 +131,5 @@ SPEC = TaskSpec(
     report=build_report,
     check_data=check_objects,
     recognize=recognize,
-    write_demo=write_demo,
+    write_demo=write_coco_objects,
 )

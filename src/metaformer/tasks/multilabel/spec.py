@@ -12,8 +12,8 @@ from metaformer.errors import ConfigError
 from metaformer.serialize import NON_NEGATIVE, Range, check_ranges
 from metaformer.tasks.base import LoadedModel, TaskSpec
 from metaformer.tasks.classification import spec as classification
+from metaformer.tasks.demo import write_label_csv
 from metaformer.tasks.multilabel.check import check_multilabel, recognize
-from metaformer.tasks.multilabel.demo import write_demo
 from metaformer.tasks.multilabel.evaluate import build_evaluation
 from metaformer.tasks.multilabel.metrics import DEFAULT_THRESHOLD
 from metaformer.tasks.multilabel.predict import MultilabelPredictor
@@ -104,5 +104,5 @@ SPEC = TaskSpec(
     report=build_report,
     check_data=check_multilabel,
     recognize=recognize,
-    write_demo=write_demo,
+    write_demo=write_label_csv,
 )

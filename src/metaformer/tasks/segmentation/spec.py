@@ -17,9 +17,9 @@ from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.serialize import NON_NEGATIVE, POSITIVE_INT, Range, check_ranges
 from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
 from metaformer.tasks.check import Certainty
+from metaformer.tasks.demo import write_label_maps
 from metaformer.tasks.dense import published_classes
 from metaformer.tasks.segmentation.check import check_label_maps
-from metaformer.tasks.segmentation.demo import write_demo
 from metaformer.tasks.segmentation.evaluate import build_evaluation
 from metaformer.tasks.segmentation.layouts import find_layout, has_label_maps
 from metaformer.tasks.segmentation.predict import SegmentationPredictor
@@ -117,5 +117,5 @@ SPEC = TaskSpec(
     report=build_report,
     check_data=check_label_maps,
     recognize=recognize,
-    write_demo=write_demo,
+    write_demo=write_label_maps,
 )
