@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from metaformer.data.augment import train_transform
 from metaformer.data.dataset import AugmentedDataset, Batch, SampleOrError
 from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Loader
@@ -18,7 +19,6 @@ from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import EvalSampler, TrainSampler
 from metaformer.distributed import Interrupted
 from metaformer.errors import BadImage, ConfigError, DataError
-from metaformer.tasks.classification.transforms import train_transform
 from metaformer.tasks.detection.dataset import DetectionDataset, open_detection
 from metaformer.tasks.detection.transforms import train_transform as detection_transform
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, open_segmentation

@@ -6,6 +6,7 @@ import fsspec
 import pytest
 import torch
 
+from metaformer.data.augment import train_transform
 from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Loader
@@ -15,7 +16,6 @@ from metaformer.data.shards.parquet import ParquetImages
 from metaformer.data.shards.tar import TarImages
 from metaformer.data.split import need_two_classes, open_split
 from metaformer.errors import DataError
-from metaformer.tasks.classification.transforms import train_transform
 
 KINDS = {"folder": ImageFolder, "parquet": ParquetImages, "tar": TarImages}
 

@@ -11,7 +11,7 @@ from metaformer.inference.model import load_model
 from metaformer.models.base import PRECISIONS
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.outputs import Report
+from metaformer.tasks.report import Report
 
 COMMON = ("batch_size", "workers", "progress")
 """Keyword arguments that every task's builder takes; the others are options of the task."""

@@ -1,13 +1,37 @@
-"""What segmentation and detection share: classes and colors of a network, classes of a run's splits."""
+"""What segmentation and detection share: backbone, classes and colors of a network, examples of a report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from metaformer.config import TrainConfig
+from torch import nn
+
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.config import ModelConfig, TrainConfig
 from metaformer.data.class_lists import Palette, class_list, palette, palette_for, read_palette
-from metaformer.errors import ConfigError, DataError
+from metaformer.data.resize_preprocess import DensePreprocess
+from metaformer.distributed import all_gather_list
+from metaformer.errors import DataError
+from metaformer.factory import create_network, model_config
 from metaformer.models.base import DenseNetwork
+from metaformer.models.build import build_network
+from metaformer.tasks.base import LoadedModel, TaskSpec, check_num_classes, model_fields
+
+UNUSED: Mapping[str, Any] = {
+    "augment.mixup": 0.0,
+    "augment.cutmix": 0.0,
+    "augment.erase": 0.0,
+    "augment.vflip": 0.0,
+    "augment.aug_splits": 1,
+    "evaluate.crops": 1,
+    "evaluate.real_labels": None,
+    "evaluate.class_subset": None,
+    "model.head_dropout": 0.0,
+}
+"""Fields of shared sections that dense tasks do not use, with the value that switches each off."""
+EXAMPLES = 6
+"""Images in a report: this many of the worst, and of the best."""
 
 
 class Split(Protocol):
@@ -20,16 +44,13 @@ class Split(Protocol):
     def classes(self) -> Sequence[str]: ...
 
 
-def published_classes(model: DenseNetwork) -> tuple[tuple[str, ...] | None, Palette]:
-    """Class names, where `pretrained_cfg` or the published data set has them, and a color for each class."""
-    cfg, count = model.pretrained_cfg, model.num_classes
-    classes = tuple(cfg["label_names"]) if cfg.get("label_names") else None
-    if classes is None and "data" in cfg:  # published: the data set's, unless trained for others
-        names = class_list(str(cfg["data"])).names
-        classes = names if len(names) == count else None
-    if "palette" in cfg:
-        return classes, read_palette(cfg["palette"], count)
-    return classes, palette_for(classes) if classes else palette(count)
+def backbone_config(network: ModelConfig, **defaults: Any) -> MetaFormerConfig:
+    """Configuration of the backbone of a run's network; overrides take precedence over `defaults`.
+
+    Raises:
+        ConfigError: an unknown model or field, or a value that does not fit.
+    """
+    return model_config(network.name, **model_fields(network, **defaults))
 
 
 def check_split_classes(config: TrainConfig, train: Split, val: Split) -> None:
@@ -42,8 +63,96 @@ def check_split_classes(config: TrainConfig, train: Split, val: Split) -> None:
     classes = len(train.classes)
     if train.classes != val.classes:
         raise DataError(f"{val.folder}: {len(val.classes)} classes, but {train.folder} has {classes} others")
-    if config.model.num_classes not in (None, classes):
-        raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, {train.folder} holds {classes} classes: "
-            "leave the field out"
-        )
+    check_num_classes(config, classes, train.folder)
+
+
+def load(
+    spec: TaskSpec, card: Mapping[str, Any], config: type[Any], preprocess: type[DensePreprocess]
+) -> LoadedModel:
+    """A network from a checkpoint's card, its weights random; the metadata are the classes' colors.
+
+    Args:
+        spec: its task.
+        card: the card.
+        config: class of the network's configuration.
+        preprocess: class of its preprocessing.
+    """
+    classes = tuple(card["classes"])
+    return LoadedModel(
+        spec,
+        str(card["name"]),
+        build_network(config.from_dict(card["model"])),
+        preprocess.from_dict(card["preprocess"]),
+        classes,
+        read_palette(card["palette"], len(classes)),
+    )
+
+
+def create(
+    is_known: Callable[[str], bool], name: str, checkpoint: str | Path | None, num_classes: int | None
+) -> nn.Module | None:
+    """A network by name; None where `is_known` says that the task has none of this name."""
+    if not is_known(name):
+        return None
+    return create_network(name, num_classes, pretrained=checkpoint is None, checkpoint_path=checkpoint)
+
+
+def describe(spec: TaskSpec, model: nn.Module, name: str, preprocess: type[DensePreprocess]) -> LoadedModel:
+    """A network with what its `pretrained_cfg` says of it; the metadata are the classes' colors.
+
+    Args:
+        spec: its task.
+        model: the network.
+        name: its name.
+        preprocess: class of its preprocessing.
+    """
+    assert isinstance(model, DenseNetwork)
+    classes, colors = _published_classes(model)
+    own = preprocess.from_dict(model.pretrained_cfg.get("preprocess", {}))
+    return LoadedModel(spec, name, model, own, classes, colors)
+
+
+def _published_classes(model: DenseNetwork) -> tuple[tuple[str, ...] | None, Palette]:
+    """Class names, where `pretrained_cfg` or the published data set has them, and a color for each class."""
+    cfg, count = model.pretrained_cfg, model.num_classes
+    classes = tuple(cfg["label_names"]) if cfg.get("label_names") else None
+    if classes is None and "data" in cfg:  # published: the data set's, unless trained for others
+        names = class_list(str(cfg["data"])).names
+        classes = names if len(names) == count else None
+    if "palette" in cfg:
+        return classes, read_palette(cfg["palette"], count)
+    return classes, palette_for(classes) if classes else palette(count)
+
+
+class Example(Protocol):
+    """An evaluated image in a report."""
+
+    @property
+    def index(self) -> int: ...
+
+
+E = TypeVar("E", bound=Example)
+_RANK = itemgetter(0)
+
+
+class WorstAndBest(Generic[E]):
+    """The images with the lowest and with the highest scores, equal ones by their paths."""
+
+    def __init__(self) -> None:
+        self._worst: list[tuple[tuple[float, str], E]] = []
+        self._best: list[tuple[tuple[float, str], E]] = []
+
+    def update(self, score: float, path: str, build: Callable[[], E]) -> None:
+        """Add an image of this rank; its example is built if it is among the worst or best so far."""
+        rank = (score, path)
+        if len(self._worst) < EXAMPLES or rank < self._worst[-1][0] or rank > self._best[0][0]:
+            entry = (rank, build())
+            self._worst = sorted([*self._worst, entry], key=_RANK)[:EXAMPLES]
+            self._best = sorted([*self._best, entry], key=_RANK)[-EXAMPLES:]
+
+    def result(self) -> tuple[E, ...]:
+        """The worst images of all ranks, then the best, each once."""
+        worst = sorted(all_gather_list(self._worst), key=_RANK)[:EXAMPLES]
+        best = sorted(all_gather_list(self._best), key=_RANK, reverse=True)[:EXAMPLES]
+        shown = {example.index for _, example in worst}
+        return (*(example for _, example in worst), *(one for _, one in best if one.index not in shown))

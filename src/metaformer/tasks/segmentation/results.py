@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.data.class_lists import Palette
-from metaformer.tasks.outputs import Report, class_table, confusion_values
+from metaformer.report.blocks import percentage
+from metaformer.tasks.report import Report, class_table, confusion_values
 from metaformer.tasks.segmentation.metrics import ClassIoU, SegmentationFigures
 
 THUMBNAIL = 256
@@ -170,14 +171,14 @@ def _table(per_class: Sequence[ClassIoU], rows: int) -> list[str]:
     present = [row for row in per_class if row.iou is not None]
     weakest = sorted(present, key=lambda row: (row.iou or 0.0, row.name))
     table = [
-        (row.name, f"{row.pixels:,}", *map(_percent, (row.iou, row.accuracy, row.precision)))
+        (
+            row.name,
+            f"{row.pixels:,}",
+            *(percentage(share, 2) for share in (row.iou, row.accuracy, row.precision)),
+        )
         for row in weakest
     ]
     lines = class_table(("class", "pixels", "IoU", "accuracy", "precision"), table, rows)
     if len(present) < len(per_class):
         lines.append(f"{len(per_class) - len(present)} classes neither occur nor are predicted")
     return lines
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.2%}"

@@ -7,7 +7,8 @@ from metaformer.backbones.stage import Stage
 from metaformer.config import ModelConfig
 from metaformer.errors import ConfigError, MetaFormerError, UnknownName
 from metaformer.factory import create_model, create_segmenter
-from metaformer.tasks.initial_weights import backbone_config, load_initial_weights
+from metaformer.tasks.base import load_initial_weights
+from metaformer.tasks.dense import backbone_config
 from metaformer.weights.io import write_state
 
 TINY = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from metaformer.data.augment import train_transform
 from metaformer.data.dataset import seeded
 from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from metaformer.errors import ConfigError
-from metaformer.tasks.classification.transforms import train_transform
 
 
 def image(width: int = 100, height: int = 80, seed: int = 0) -> Image.Image:
