@@ -11,9 +11,8 @@ from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import need_two_classes, open_split
 from metaformer.distributed import World
 from metaformer.tasks.base import StepContext, check_num_classes
-from metaformer.tasks.classification.distill import Distillation, load_teacher
 from metaformer.tasks.classification.evaluate import ClassificationEvaluation, read_class_subset
-from metaformer.tasks.classification.loss import Criterion, build_criterion
+from metaformer.tasks.classification.loss import Criterion, Distillation, build_criterion, load_teacher
 from metaformer.tasks.classification.mixup import Mixup
 from metaformer.tasks.classifier import (
     ClassifierTask,
