@@ -5,6 +5,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from metaformer.backbones.config import MetaFormerConfig
@@ -32,6 +34,9 @@ UNUSED: Mapping[str, Any] = {
 """Fields of shared sections that dense tasks do not use, with the value that switches each off."""
 EXAMPLES = 6
 """Images in a report: this many of the worst, and of the best."""
+
+THUMBNAIL = 256
+"""Longest side of a report's label maps and masks, in pixels."""
 
 
 class Split(Protocol):
@@ -89,7 +94,11 @@ def load(
 
 
 def create(
-    is_known: Callable[[str], bool], name: str, checkpoint: str | Path | None, num_classes: int | None
+    is_known: Callable[[str], bool],
+    name: str,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    data: tuple[str | Path, str] | None = None,
 ) -> nn.Module | None:
     """A network by name; None where `is_known` says that the task has none of this name."""
     if not is_known(name):
@@ -122,6 +131,17 @@ def _published_classes(model: DenseNetwork) -> tuple[tuple[str, ...] | None, Pal
     if "palette" in cfg:
         return classes, read_palette(cfg["palette"], count)
     return classes, palette_for(classes) if classes else palette(count)
+
+
+def shrink(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Label map or mask (H, W), reduced by nearest neighbor to sides of at most 256 pixels."""
+    share = max(1.0, max(pixels.shape) / THUMBNAIL)
+    fewer = [max(1, round(side / share)) for side in pixels.shape]
+    rows, columns = (  # the pixels under the centers of the new ones
+        (np.arange(new) * 2 + 1) * old // (2 * new) for old, new in zip(pixels.shape, fewer, strict=True)
+    )
+    reduced: NDArray[Any] = pixels[rows[:, None], columns]
+    return reduced
 
 
 class Example(Protocol):

@@ -14,7 +14,7 @@ from metaformer.data.rle import encode
 from metaformer.distributed import all_reduce_sum, lockstep
 from metaformer.models.detection.structures import Targets
 from metaformer.tasks.base import Evaluation, LoadedModel, Loading
-from metaformer.tasks.dense import WorstAndBest
+from metaformer.tasks.dense import WorstAndBest, shrink
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
 from metaformer.tasks.detection.instances import Instance, segmentation_mask
 from metaformer.tasks.detection.metrics import AveragePrecision, Kind
@@ -26,8 +26,6 @@ SCORE = 0.3
 """Score threshold of the examples."""
 MIN_IOU = 0.5
 """IoU from which a detected box of an example is correct."""
-THUMBNAIL = 256
-"""Longest side, in pixels, of an example's masks."""
 
 
 class DetectionEvaluation(Evaluation):
@@ -161,7 +159,7 @@ def _overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> tuple[NDArray[Any], 
 
 
 def _detected(objects: DetectedObjects) -> tuple[ExampleObject, ...]:
-    masks = [None if objects.masks is None else _thumbnail(objects.mask(i)) for i in range(len(objects))]
+    masks = [None if objects.masks is None else encode(shrink(objects.mask(i))) for i in range(len(objects))]
     rows = zip(objects.labels.tolist(), objects.boxes.tolist(), objects.scores.tolist(), masks, strict=True)
     return tuple(ExampleObject(label, tuple(box), score, mask=mask) for label, box, score, mask in rows)
 
@@ -169,18 +167,8 @@ def _detected(objects: DetectedObjects) -> tuple[ExampleObject, ...]:
 def _annotated(one: Instance, size: tuple[int, int]) -> ExampleObject:
     mask = None
     if one.segmentation is not None:
-        mask = _thumbnail(segmentation_mask(one.segmentation, (size[1], size[0])))
+        mask = encode(shrink(segmentation_mask(one.segmentation, (size[1], size[0]))))
     return ExampleObject(one.label, one.box, crowd=one.crowd, mask=mask)
-
-
-def _thumbnail(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """RLE of a mask shrunk by nearest-neighbor sampling."""
-    factor = max(1.0, max(mask.shape) / THUMBNAIL)
-    rows, columns = (
-        ((np.arange(count) * 2 + 1) * side) // (2 * count)  # the old pixels under the new centers
-        for side, count in ((side, max(1, round(side / factor))) for side in mask.shape)
-    )
-    return encode(mask[rows[:, None], columns])
 
 
 def build_evaluation(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -76,16 +77,6 @@ def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     return replace(model, metadata=DetectionMetadata(model.metadata, tuple(map(int, card["category_ids"]))))
 
 
-def create(
-    name: str,
-    checkpoint: str | Path | None = None,
-    num_classes: int | None = None,
-    data: tuple[str | Path, str] | None = None,
-) -> nn.Module | None:
-    """A detector by name."""
-    return dense.create(is_detector, name, checkpoint, num_classes)
-
-
 def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     """A detector with the preprocessing and classes of its `pretrained_cfg`."""
     assert isinstance(model, Detector)
@@ -108,7 +99,7 @@ SPEC = TaskSpec(
     build=build_detect,
     forward=attrgetter("predict"),
     load=load,
-    create=create,
+    create=partial(dense.create, is_detector),
     describe=describe,
     evaluation=build_evaluation,
     predictor=DetectionPredictor,

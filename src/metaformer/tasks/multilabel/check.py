@@ -68,18 +68,11 @@ def recognize(root: str | Path) -> Certainty:
     return Certainty.BY_FILES if found else Certainty.NONE
 
 
+@dataclass
 class _Check(DatasetCheck[MultilabelSummary]):
-    def __init__(
-        self,
-        root: str | Path,
-        workers: int | None,
-        progress: bool,
-        layout: Layout,
-        class_names: Sequence[str] | str | Path | None,
-        separator: str,
-    ) -> None:
-        super().__init__(root, workers, progress)
-        self.layout, self.separator, self.class_names = layout, separator, class_names
+    layout: Layout = "auto"
+    separator: str = " "
+    """What stands between the labels in a CSV column."""
 
     def check_split(self, name: str) -> None:
         """Check a split."""

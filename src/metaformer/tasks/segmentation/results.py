@@ -13,11 +13,10 @@ from torch import Tensor
 
 from metaformer.data.class_lists import Palette
 from metaformer.report.blocks import percentage
+from metaformer.tasks.dense import shrink
 from metaformer.tasks.report import Report, class_table, confusion_values
 from metaformer.tasks.segmentation.metrics import ClassIoU, SegmentationFigures
 
-THUMBNAIL = 256
-"""Longest side of a report's label maps, in pixels."""
 BLOCK = 1 << 20
 """Pixels that are counted at once."""
 IGNORED = (224, 224, 192)
@@ -142,12 +141,10 @@ def paletted(label_map: NDArray[np.integer[Any]], palette: Palette) -> Image.Ima
     return image
 
 
-def thumbnail(label_map: NDArray[np.integer[Any]], palette: Palette, longest: int = THUMBNAIL) -> str:
-    """Label map as a PNG with palette, reduced by nearest neighbor, base64."""
-    share = max(1.0, max(label_map.shape) / longest)
-    rows, columns = (_centers(side, max(1, round(side / share))) for side in label_map.shape)
+def thumbnail(label_map: NDArray[np.integer[Any]], palette: Palette) -> str:
+    """Reduced label map as a PNG with palette, base64."""
     stream = io.BytesIO()
-    paletted(label_map[rows[:, None], columns], palette).save(stream, "PNG", optimize=True)
+    paletted(shrink(label_map), palette).save(stream, "PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode()
 
 
@@ -159,11 +156,6 @@ def areas(label_map: NDArray[np.integer[Any]]) -> dict[int, int]:
         counts += np.bincount(flat[first : first + BLOCK], minlength=len(counts))
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda label: (-counts[label], label))
     return {label: int(counts[label]) for label in order}
-
-
-def _centers(side: int, fewer: int) -> NDArray[np.int64]:
-    """Pixels of a side under the centers of fewer pixels."""
-    return ((np.arange(fewer) * 2 + 1) * side) // (2 * fewer)
 
 
 def _table(per_class: Sequence[ClassIoU], rows: int) -> list[str]:

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final
-
-from torch import nn
+from typing import Final
 
 from metaformer.config import TrainConfig
 from metaformer.data.resize_preprocess import DensePreprocess
@@ -15,7 +14,7 @@ from metaformer.factory import is_segmenter
 from metaformer.models.segmentation.config import SegmenterConfig
 from metaformer.serialize import NON_NEGATIVE, POSITIVE_INT, Range, check_ranges
 from metaformer.tasks import dense
-from metaformer.tasks.base import LoadedModel, TaskSpec
+from metaformer.tasks.base import TaskSpec
 from metaformer.tasks.check import Certainty
 from metaformer.tasks.demo import write_label_maps
 from metaformer.tasks.segmentation.check import check_label_maps
@@ -56,26 +55,6 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError("segment.scales is empty: set 1 for a single scale")
 
 
-def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
-    """A segmenter from a checkpoint's card, its weights random."""
-    return dense.load(spec, card, SegmenterConfig, DensePreprocess)
-
-
-def create(
-    name: str,
-    checkpoint: str | Path | None = None,
-    num_classes: int | None = None,
-    data: tuple[str | Path, str] | None = None,
-) -> nn.Module | None:
-    """A segmenter by name."""
-    return dense.create(is_segmenter, name, checkpoint, num_classes)
-
-
-def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
-    """A segmenter with the preprocessing, classes and palette of its `pretrained_cfg`."""
-    return dense.describe(spec, model, name, DensePreprocess)
-
-
 def recognize(root: str | Path) -> Certainty:
     """How surely a folder holds images with label maps."""
     if find_layout(root) is None:
@@ -91,9 +70,9 @@ SPEC = TaskSpec(
     check_config=check_config,
     build=build_segment,
     forward=attrgetter("forward_head"),
-    load=load,
-    create=create,
-    describe=describe,
+    load=partial(dense.load, config=SegmenterConfig, preprocess=DensePreprocess),
+    create=partial(dense.create, is_segmenter),
+    describe=partial(dense.describe, preprocess=DensePreprocess),
     evaluation=build_evaluation,
     predictor=SegmentationPredictor,
     write=write_segmentations,
