@@ -23,7 +23,7 @@ from metaformer.tasks.classifier import (
 )
 from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
 from metaformer.tasks.multilabel.evaluate import MultilabelEvaluation
-from metaformer.tasks.multilabel.loss import balanced_pos_weight, build_loss
+from metaformer.tasks.multilabel.loss import AsymmetricLoss, BinaryCrossEntropy, balanced_pos_weight
 from metaformer.tasks.multilabel.metrics import DEFAULT_THRESHOLD
 from metaformer.tasks.multilabel.results import MultilabelReport
 
@@ -99,26 +99,18 @@ def build_multilabel(config: TrainConfig, world: World, stop: Stop | None = None
     _check_classes(config, train)
     preprocess = preprocessing(config)
     torch.manual_seed(config.seed)
-    weights = options.pos_weight
+    weights = None if options.pos_weight is None else torch.tensor(options.pos_weight)
+    if options.balance:
+        weights = balanced_pos_weight(train.labels)
     evaluation = MultilabelEvaluation(
         val,
         preprocess,
         None if options.threshold is None else (options.threshold,) * len(val.classes),
         **evaluation_options(config, world, stop),
     )
-    criterion = build_loss(
-        options.loss,
-        gamma_pos=options.gamma_pos,
-        gamma_neg=options.gamma_neg,
-        margin=options.margin,
-        pos_weight=(
-            balanced_pos_weight(train.labels)
-            if options.balance
-            else None
-            if weights is None
-            else torch.tensor(weights)
-        ),
-    )
+    criterion: nn.Module = BinaryCrossEntropy(weights)
+    if options.loss == "asymmetric":
+        criterion = AsymmetricLoss(options.gamma_pos, options.gamma_neg, options.margin, weights)
     task = MultilabelTask(
         build_classifier(config, len(train.classes)),
         config.model.name,
