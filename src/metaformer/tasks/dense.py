@@ -1,20 +1,23 @@
 """What segmentation and detection share: backbone, classes and colors of a network, examples of a report."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.config import ModelConfig, TrainConfig
 from metaformer.data.class_lists import Palette, class_list, palette, palette_for, read_palette
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.distributed import all_gather_list
-from metaformer.errors import DataError
+from metaformer.errors import ConfigError, DataError
 from metaformer.factory import create_network, model_config
 from metaformer.models.base import DenseNetwork
 from metaformer.models.build import build_network
@@ -37,6 +40,7 @@ EXAMPLES = 6
 
 THUMBNAIL = 256
 """Longest side of a report's label maps and masks, in pixels."""
+X = TypeVar("X")
 
 
 class Split(Protocol):
@@ -131,6 +135,51 @@ def _published_classes(model: DenseNetwork) -> tuple[tuple[str, ...] | None, Pal
     if "palette" in cfg:
         return classes, read_palette(cfg["palette"], count)
     return classes, palette_for(classes) if classes else palette(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiScaleFlip:
+    """Test-time augmentation; the default is none."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of the input's size."""
+    flip: bool = False
+    """Each scale also mirrored left to right."""
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
+            raise ConfigError(f"scales is {self.scales}: it must be one or more numbers above 0")
+
+    @property
+    def flips(self) -> tuple[bool, ...]:
+        """Which views there are of each scale: mirrored or not."""
+        return (False, True) if self.flip else (False,)
+
+    def changed(self, scales: Sequence[float] | None, flip: bool) -> Self:
+        """The same at other scales, where some are given, and mirrored, where that is asked for."""
+        return replace(self, flip=self.flip or flip, scales=self.scales if scales is None else tuple(scales))
+
+    def inputs(
+        self,
+        image: Image.Image | Tensor,
+        preprocess: DensePreprocess | None,
+        of_image: Callable[[Image.Image, DensePreprocess], X],
+        of_tensor: Callable[[Tensor], X],
+    ) -> Iterator[X]:
+        """The network's input at each scale, made of an RGB image or of a preprocessed tensor (3, h, w).
+
+        Raises:
+            ConfigError: several scales of a tensor, or an image without preprocessing.
+        """
+        if isinstance(image, Tensor):
+            if self.scales != (1.0,):
+                raise ConfigError(f"scales is {self.scales}: a tensor has one size: give the image")
+            yield of_tensor(image)
+            return
+        if preprocess is None:
+            raise ConfigError("preprocess: an image needs preprocessing, only a tensor needs none")
+        for scale in self.scales:
+            yield of_image(image, preprocess.scaled(scale))
 
 
 def shrink(pixels: NDArray[Any]) -> NDArray[Any]:
