@@ -124,7 +124,7 @@ def _ours(pipeline: str, folder: Path, config: LoadingConfig, device: torch.devi
     from metaformer.data.loader import Loader
     from metaformer.data.sampler import EvalSampler, TrainSampler
     from metaformer.data.split import open_split
-    from metaformer.tasks.classification.task import augmentation, preprocessing
+    from metaformer.tasks.classifier import augmentation, preprocessing
 
     settings, split = train_config(pipeline, config.size), open_split(folder, "train")
     options: dict[str, Any] = {"workers": config.processes, "pin_memory": device.type == "cuda"}
@@ -168,7 +168,7 @@ def _timm(pipeline: str, folder: Path, config: LoadingConfig, device: torch.devi
     """Timm's loader as its training script builds it: normalized and erased on the device."""
     from timm.data import ImageDataset, create_loader
 
-    from metaformer.tasks.classification.transforms import fix_posterize
+    from metaformer.data.augment import fix_posterize
 
     settings = train_config(pipeline, config.size)
     augment, evaluation = settings.augment, pipeline == "evaluation"

@@ -18,7 +18,7 @@ from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.weights.card import pretrained_cfg
 from metaformer.weights.download import fetch
-from metaformer.weights.load import Classifier, load_weights
+from metaformer.weights.load import Classifier, GridPolicy, load_weights
 from metaformer.weights.sources import SOURCES, Source, find_source, split_name, tags
 
 if TYPE_CHECKING:
@@ -355,13 +355,20 @@ class InitialWeights:
                 "name weights: choose one"
             )
 
-    def load_into(self, model: nn.Module, source: Source | None, backbone: Backbone | None = None) -> None:
+    def load_into(
+        self,
+        model: nn.Module,
+        source: Source | None,
+        backbone: Backbone | None = None,
+        grid: GridPolicy = "strict",
+    ) -> None:
         """Load the weights into a network; the log says what was loaded.
 
         Args:
             model: the network.
             source: its published weights.
             backbone: the backbone of a dense network, as it was asked for.
+            grid: how tensors of another grid are loaded, see `load_weights`.
 
         Raises:
             ConfigError: published weights of a backbone without a name.
@@ -383,7 +390,7 @@ class InitialWeights:
         elif self.backbone_checkpoint is not None:
             weights, target = self.backbone_checkpoint, target.backbone
         if weights is not None:
-            logger.info("%s", load_weights(target, weights, self.strict, classifier=classifier))
+            logger.info("%s", load_weights(target, weights, self.strict, classifier=classifier, grid=grid))
 
 
 def _create_dense(

@@ -22,7 +22,7 @@ from metaformer.data.sampler import TrainSampler
 from metaformer.errors import BadImage, ConfigError, DataError, UnknownName
 from metaformer.process import cores
 from metaformer.recipes.poolformer import COMMON
-from metaformer.tasks.classification.task import augmentation
+from metaformer.tasks.classifier import augmentation
 
 CPU = torch.device("cpu")
 CONFIG = LoadingConfig(images=8, batch=4, size=64, workers=0)

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import metaformer
-from metaformer.cli.options import options_by_name
+from metaformer.cli.options import options_of
+from metaformer.inference.evaluate import task_options
 from metaformer.tasks import TASKS
 
 Cli = Callable[..., Any]
@@ -205,10 +206,12 @@ def test_options_of_other_tasks_are_named_with_both_tasks(
     if field == "evaluation":
         command = ("evaluate", untrained[task])
     title = TASKS[task].title
-    for name, tasks in options_by_name(field).items():
-        titles, kind = [owner for owner, _ in tasks], tasks[0][1].kind
+    for name, specs in task_options(field).items():
+        titles = [spec.title for spec in specs]
         if title in titles:
             continue
+        options = options_of(getattr(specs[0], field))
+        kind = next(option.kind for option in options if option.name == name)
         value = () if kind is bool else (kind[0] if isinstance(kind, tuple) else VALUES[kind],)
         result = cli(*command, f"--{name.replace('_', '-')}", *value)
         assert result.status == 1 and f"error: {name}: " in result.error, result

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from metaformer.data.augment import train_transform
 from metaformer.data.class_lists import category_ids, class_list, palette, palette_for
 from metaformer.data.dataset import AugmentedDataset
 from metaformer.data.demo import SPLITS, Scene, SceneGenerator
@@ -28,7 +29,6 @@ from metaformer.data.shards.parquet import ParquetImages
 from metaformer.data.shards.tar import TarImages
 from metaformer.data.split import need_two_classes, open_split
 from metaformer.errors import BadImage, ConfigError, DataError, UnknownName
-from metaformer.tasks.classification.transforms import train_transform
 
 
 def test_reads_classes_images_and_labels(own_pets: Path) -> None:

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from metaformer.data.augment import train_transform
 from metaformer.data.dataset import AugmentedDataset, Batch, SampleOrError
 from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Loader
+from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import EvalSampler, TrainSampler
 from metaformer.distributed import Interrupted
 from metaformer.errors import BadImage, ConfigError, DataError
-from metaformer.tasks.classification.transforms import eval_transform, train_transform
 from metaformer.tasks.detection.dataset import DetectionDataset, open_detection
 from metaformer.tasks.detection.transforms import train_transform as detection_transform
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, open_segmentation
@@ -61,7 +62,7 @@ def _is_handed_over_uncopied(items: list[SampleOrError]) -> bool:
 
 
 def test_workers_write_batches_where_the_main_process_reads_them(own_pets: Path) -> None:
-    data = AugmentedDataset(ImageFolder(own_pets, "val"), eval_transform(32))
+    data = AugmentedDataset(ImageFolder(own_pets, "val"), Preprocess(32).transform())
     for workers in (0, 1):
         shared = DataLoader(
             data,
@@ -103,7 +104,7 @@ def with_bad_file(request: pytest.FixtureRequest) -> tuple[AugmentedDataset, Pat
         bad = request.getfixturevalue("own_pets") / "val/bee/2.png"
         bad.write_bytes(b"no image")
         source = ImageFolder(bad.parents[2], "val")
-        return AugmentedDataset(source, eval_transform(32)), bad, source.paths.index(bad)
+        return AugmentedDataset(source, Preprocess(32).transform()), bad, source.paths.index(bad)
     if request.param == "scene":
         root = request.getfixturevalue("objects")
         scenes = open_detection(root, "train", masks=True)
@@ -180,7 +181,10 @@ class Buggy(ImageFolder):
 def test_a_dead_or_hung_worker_is_reported_with_its_image_in_bounded_time(own_pets: Path, how: str) -> None:
     source = Faulty(own_pets, how)
     batches = Loader(
-        AugmentedDataset(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=1, timeout=2
+        AugmentedDataset(source, Preprocess(32).transform()),
+        EvalSampler(12, batch_size=4),
+        workers=1,
+        timeout=2,
     )
     began = time.monotonic()
     with pytest.raises(DataError, match=how) as caught:
@@ -192,7 +196,7 @@ def test_a_dead_or_hung_worker_is_reported_with_its_image_in_bounded_time(own_pe
 def test_a_batch_of_bad_images_only_is_an_error(own_pets: Path) -> None:
     for file in (own_pets / "val/bee").iterdir():
         file.write_bytes(b"")
-    data = AugmentedDataset(ImageFolder(own_pets, "val"), eval_transform(32))
+    data = AugmentedDataset(ImageFolder(own_pets, "val"), Preprocess(32).transform())
     with pytest.raises(DataError, match=r"none of the 2 images of a batch can be read; the first: .*bee"):
         list(Loader(data, EvalSampler(12, batch_size=2), skip_bad=True))
 
@@ -205,7 +209,7 @@ def test_stop_ends_the_wait(own_pets: Path, workers: int) -> None:
         calls.append(1)
         return len(calls) > 2
 
-    data = AugmentedDataset(Faulty(own_pets, "reads"), eval_transform(32))
+    data = AugmentedDataset(Faulty(own_pets, "reads"), Preprocess(32).transform())
     sampler = EvalSampler(7 if workers == 0 else 12, batch_size=1)
     with pytest.raises(Interrupted):
         list(Loader(data, sampler, workers=workers, stop=stop))
@@ -217,7 +221,9 @@ def test_a_bug_is_reported_with_its_image_and_traceback(own_pets: Path, workers:
     with pytest.raises(DataError, match="RuntimeError while it was read or transformed: a bug") as caught:
         list(
             Loader(
-                AugmentedDataset(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=workers
+                AugmentedDataset(source, Preprocess(32).transform()),
+                EvalSampler(12, batch_size=4),
+                workers=workers,
             )
         )
     assert str(source.path(0)) in str(caught.value) and "\n" not in str(caught.value)
@@ -285,7 +291,10 @@ def test_closing_does_not_take_a_lock_that_a_killed_worker_may_hold(own_pets: Pa
 def test_a_worker_held_while_it_hands_over_a_batch_ends_the_wait(own_pets: Path) -> None:
     source = Held(own_pets, "val")
     batches = Loader(
-        AugmentedDataset(source, eval_transform(32)), EvalSampler(12, batch_size=4), workers=1, timeout=1
+        AugmentedDataset(source, Preprocess(32).transform()),
+        EvalSampler(12, batch_size=4),
+        workers=1,
+        timeout=1,
     )
     with pytest.raises(DataError, match="is held by a signal") as caught:
         list(batches)

@@ -12,7 +12,6 @@ from PIL import Image
 from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalize, Preprocess
 from metaformer.data.resize_preprocess import DensePreprocess, fit_size
 from metaformer.errors import ConfigError
-from metaformer.tasks.classification.transforms import eval_transform
 
 
 def test_survives_json() -> None:
@@ -38,11 +37,6 @@ def test_reads_timms_words() -> None:
     }
     assert Preprocess.from_pretrained_cfg(cfg) == Preprocess(384, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)
     assert Preprocess.from_pretrained_cfg({}) == Preprocess()
-
-
-def test_is_the_evaluation_transform() -> None:
-    image = Image.linear_gradient("L").convert("RGB").crop((0, 0, 200, 150))
-    assert torch.equal(Preprocess(96, 0.95).transform()(image), eval_transform(96, 0.95)(image))
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from metaformer.data.augment import train_transform
 from metaformer.data.dataset import AugmentedDataset, Item, seeded
 from metaformer.data.folder import ImageFolder
 from metaformer.data.sampler import EvalSampler, Sample, TrainSampler, permutation, sample_seed
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.models.detection.structures import Targets
-from metaformer.tasks.classification.transforms import train_transform
 from metaformer.tasks.detection.dataset import DetectionDataset, open_detection
 from metaformer.tasks.detection.transforms import train_transform as detection_transform
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, open_segmentation

@@ -94,8 +94,9 @@ def _spec(parser: Parser, data: str, task: str | None, options: dict[str, Any]) 
     if len(able) == 1:
         return able[0]
     certainty = {spec.name: spec.recognize(data) for spec in able}
-    best = [spec for spec in able if certainty[spec.name] == max(certainty.values())]
-    if len(best) > 1 and max(certainty.values()) > 0:
+    highest = max(certainty.values())
+    best = [spec for spec in able if certainty[spec.name] is highest]
+    if len(best) > 1 and highest:
         parser.error(f"{data} may be for {' or '.join(spec.title for spec in best)}: say --task")
     return best[0]
 

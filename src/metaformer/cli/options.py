@@ -96,25 +96,18 @@ def add_task_options(parser: Parser, *fields: str) -> None:
         parser: gets the groups.
         fields: fields of `TaskSpec` whose functions take the options, such as `evaluation`.
     """
-    groups: dict[tuple[str, ...], list[Option]] = {}
-    for field in fields:
-        for options in options_by_name(field).values():
-            titles = tuple(title for title, _ in options)
-            groups.setdefault(titles, []).extend(option for _, option in options)
-    for titles, found in sorted(groups.items(), key=lambda group: -len(group[0])):
-        add_options(parser.add_argument_group(", ".join(titles)), found, given_only=True)
-
-
-def options_by_name(field: str) -> dict[str, list[tuple[str, Option]]]:
-    """The options of all tasks in a field of `TaskSpec` by name, each with the titles of its tasks."""
-    from metaformer.inference.evaluate import COMMON
+    from metaformer.inference.evaluate import COMMON, task_options
     from metaformer.tasks import TASKS
 
-    found: dict[str, list[tuple[str, Option]]] = {}
-    for spec in TASKS.values():
-        for option in options_of(getattr(spec, field), skip=COMMON):
-            found.setdefault(option.name, []).append((spec.title, option))
-    return found
+    groups: dict[tuple[str, ...], list[Option]] = {}
+    for field in fields:
+        takers = task_options(field)
+        for spec in TASKS.values():
+            for option in options_of(getattr(spec, field), skip=COMMON):
+                titles = tuple(taker.title for taker in takers[option.name])
+                groups.setdefault(titles, []).append(option)
+    for titles, found in sorted(groups.items(), key=lambda group: -len(group[0])):
+        add_options(parser.add_argument_group(", ".join(titles)), found, given_only=True)
 
 
 def _flag(name: str) -> str:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metaformer.cli.options import add_options, add_task_options, options_by_name, options_of
+from metaformer.cli.options import add_options, add_task_options, options_of
 from metaformer.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -18,16 +18,16 @@ EXAMPLE = """metaformer predict runs/demo photo.jpg folder/ 'more/*.png' --out p
 def run(argv: list[str]) -> int:
     """Predict on images, folders, videos or a whole data set."""
     from metaformer.deploy.optimize import optimize
-    from metaformer.inference.evaluate import check_options
+    from metaformer.inference.evaluate import check_options, task_options
     from metaformer.inference.predictor import Predictor
 
     parser = _parser()
     args = vars(parser.parse_args(argv))
-    outputs = {name: args.pop(name) for name in options_by_name("write") if name in args}
+    outputs = {name: args.pop(name) for name in task_options("write") if name in args}
     _check(parser, args, outputs)
     parser.run_import(args)
     common = {option.name: args[option.name] for option in options_of(Predictor, skip=("rewrite",))}
-    options = {name: args[name] for name in options_by_name("predictor") if name in args}
+    options = {name: args[name] for name in task_options("predictor") if name in args}
     rewrite = optimize if args["optimize"] else None
     predictor = Predictor(args["source"], args["checkpoint"], **common, rewrite=rewrite, **options)
     if args["data"]:

@@ -20,7 +20,7 @@ from metaformer.inference.int8_model import Int8Network
 from metaformer.inference.predictor import Predictor
 from metaformer.serialize import differences
 from metaformer.storage import lock, write_text
-from metaformer.tasks.classification.predict import BatchPredictor
+from metaformer.tasks.classifier import BatchPredictor
 from metaformer.training.progress import Progress
 
 JOB = "job.json"

@@ -1,7 +1,7 @@
 """Evaluate a trained network on a data set."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -10,8 +10,8 @@ from metaformer.errors import ConfigError, UnknownName
 from metaformer.inference.model import load_model
 from metaformer.models.base import PRECISIONS
 from metaformer.tasks import TASKS
-from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.outputs import Report
+from metaformer.tasks.base import LoadedModel, TaskSpec
+from metaformer.tasks.report import Report
 
 COMMON = ("batch_size", "workers", "progress")
 """Keyword arguments that every task's builder takes; the others are options of the task."""
@@ -79,10 +79,17 @@ def check_amp(amp: str) -> None:
         raise ConfigError(f"amp: {amp!r} is none of {', '.join(PRECISIONS)}")
 
 
-def task_options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The options of a task in one of its functions: keyword-only arguments that not every task has."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in COMMON}
+def task_options(field: str) -> dict[str, list[TaskSpec]]:
+    """The tasks that take each option in a field of `TaskSpec`, such as `evaluation`.
+
+    Options are keyword-only arguments that not every task has.
+    """
+    takers: dict[str, list[TaskSpec]] = {}
+    for spec in TASKS.values():
+        for parameter in inspect.signature(getattr(spec, field)).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in COMMON:
+                takers.setdefault(parameter.name, []).append(spec)
+    return takers
 
 
 def check_options(field: str, model: LoadedModel, options: dict[str, Any]) -> None:
@@ -97,19 +104,17 @@ def check_options(field: str, model: LoadedModel, options: dict[str, Any]) -> No
         ConfigError: an option of other tasks.
         UnknownName: an option of none, or a value that is not among its choices.
     """
-    function = getattr(model.spec, field)
-    own = task_options(function)
+    takers, function = task_options(field), getattr(model.spec, field)
     hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
     for name, value in options.items():
-        if name in own:
+        tasks = takers.get(name, [])
+        if model.spec in tasks:
             kinds = (hints[name], *get_args(hints[name]))  # Literal[…], or Literal[…] | None
             choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
             if choices and value is not None and value not in choices:
                 raise UnknownName(name, value, choices)
             continue
-        others = [spec.title for spec in TASKS.values() if name in task_options(getattr(spec, field))]
-        if not others:
-            raise UnknownName("option", name, own)
-        raise ConfigError(
-            f"{name}: an option of {' and '.join(others)}; {model.name} is for {model.spec.title}"
-        )
+        if not tasks:
+            raise UnknownName("option", name, [own for own in takers if model.spec in takers[own]])
+        titles = " and ".join(spec.title for spec in tasks)
+        raise ConfigError(f"{name}: an option of {titles}; {model.name} is for {model.spec.title}")

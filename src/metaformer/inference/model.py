@@ -124,7 +124,7 @@ def _named(
 ) -> LoadedModel:
     """A network by its published name."""
     for spec in TASKS.values():
-        model = spec.create(name, checkpoint, num_classes, data)
+        model = spec.create(name, checkpoint, num_classes, data) if spec.create else None
         if model is not None:
             return spec.describe(spec, model, name)
     if "/" in name or Path(name).exists():

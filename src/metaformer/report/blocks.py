@@ -183,6 +183,6 @@ def css_color(color: Sequence[int]) -> str:
     return f"rgb({color[0]} {color[1]} {color[2]})"
 
 
-def percentage(share: float | None) -> str:
-    """Percentage with one decimal; a dash for None."""
-    return "–" if share is None else f"{share:.1%}"
+def percentage(share: float | None, decimals: int = 1) -> str:
+    """Percentage; a dash for None."""
+    return "–" if share is None else f"{share:.{decimals}%}"

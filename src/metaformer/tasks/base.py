@@ -4,40 +4,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from metaformer.config import TrainConfig
+from metaformer.backbones.metaformer import MetaFormer
+from metaformer.config import ModelConfig, TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.demo import WriteDemo
-from metaformer.data.loader import Stop
-from metaformer.data.sampler import TrainSampler
-from metaformer.distributed import World
+from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
+from metaformer.data.sampler import EvalSampler, TrainSampler
+from metaformer.distributed import World, rank, world_size
 from metaformer.errors import ConfigError
-from metaformer.models.base import autocast
+from metaformer.factory import InitialWeights
+from metaformer.models.base import DenseNetwork, autocast
 from metaformer.report.page import TaskReport
-from metaformer.tasks.check import CheckReport
-from metaformer.tasks.outputs import Prediction, Report
+from metaformer.tasks.check import Certainty, CheckReport
+from metaformer.tasks.outputs import Prediction
+from metaformer.tasks.report import Report
 from metaformer.tasks.stream import ImageList
 from metaformer.weights.card import model_card
+from metaformer.weights.sources import find_source
 
 Forward = Callable[..., Any]
 """A network's outputs for a batch of images (B, 3, H, W), on the run's device and in its precision."""
-
-CLASSIFICATION_ONLY: Mapping[str, Any] = {
-    "augment.mixup": 0.0,
-    "augment.cutmix": 0.0,
-    "augment.erase": 0.0,
-    "augment.vflip": 0.0,
-    "augment.aug_splits": 1,
-    "evaluate.crops": 1,
-    "evaluate.real_labels": None,
-    "evaluate.class_subset": None,
-    "model.head_dropout": 0.0,
-}
-"""Fields of shared sections that only classification uses, with the value that switches each off."""
 
 
 class StepContext(NamedTuple):
@@ -50,14 +41,47 @@ class StepContext(NamedTuple):
     """Which of the step's batches, over ranks and micro-batches."""
 
 
-class Evaluation(Protocol):
-    """A validation set and how a network is evaluated on it."""
+class Loading(TypedDict, total=False):
+    """How an evaluation reads its images: arguments of `Loader`."""
 
+    workers: int
+    pin_memory: bool
+    timeout: float
+    stop: Stop | None
+
+
+def loading(config: TrainConfig, world: World, stop: Stop | None) -> Loading:
+    """How the evaluations of a run read their images; `stop` cuts them."""
+    return {
+        "workers": config.data.workers,
+        "pin_memory": world.device.type == "cuda",
+        "timeout": min(DATA_TIMEOUT, config.runtime.timeout),
+        "stop": stop,
+    }
+
+
+class Evaluation(ABC):
+    """A validation set and how a network is evaluated on it: every image once, on any number of ranks.
+
+    Args:
+        dataset: the images.
+        batch_size: images per batch and rank.
+        loading: how they are read.
+    """
+
+    def __init__(self, dataset: AugmentedDataset, batch_size: int = 1, **loading: Unpack[Loading]) -> None:
+        sampler = EvalSampler(len(dataset), batch_size=batch_size, rank=rank(), world=world_size())
+        self.most = sampler.most
+        """Batches of the rank that has the most, for `lockstep`."""
+        self.loader = Loader(dataset, sampler, **loading)
+
+    @abstractmethod
     def run(self, forward: Forward) -> Report:
         """Evaluate a network; under torchrun all processes together."""
 
     def close(self) -> None:
         """Stop the worker processes."""
+        self.loader.close()
 
 
 class Predict(Protocol):
@@ -82,6 +106,8 @@ class Predict(Protocol):
 class Task(ABC):
     """Network, data, losses and evaluation of a training run; the training loop needs nothing else."""
 
+    task: str
+    """What configurations and checkpoints call it."""
     metric: str
     """The figure of the report by which the best checkpoint is chosen; higher is better."""
 
@@ -95,9 +121,27 @@ class Task(ABC):
     def losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Losses of a batch on the model's device; `loss` is minimized, the others are logged."""
 
-    @abstractmethod
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of the training data."""
+        source: Any = self.train.source
+        return tuple(source.classes)
+
     def card(self) -> dict[str, Any]:
         """All that is needed to build the network again and use it, as plain values."""
+        config: Any = self.model.config
+        return {
+            "task": self.task,
+            "name": self.name,
+            "model": config.to_dict(),
+            "classes": list(self.classes),
+            **self.metadata(),
+            "preprocess": self.preprocess.to_dict(),
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """What the card says of the classes beside their names, such as colors or thresholds."""
+        return {}
 
     def restore(self, card: Mapping[str, Any]) -> None:  # noqa: B027 - most tasks have nothing to restore
         """Restore the task's own state, such as chosen thresholds, from a checkpoint's card."""
@@ -186,17 +230,21 @@ class LoadedModel:
             raise ConfigError(f"{', '.join(missing)}: no option of {self.spec.title} ({self.name})")
         return replace(self, preprocess=replace(self.preprocess, **changes))
 
-    def data_root(self, data: str | Path | None) -> str | Path:
-        """The data set to evaluate on: `data`, or the run's own.
+    @property
+    def options(self) -> Any:
+        """The task's section of the run's configuration, or of the default one."""
+        return getattr(self.config or TrainConfig(), self.spec.section)
+
+    def location(self, data: str | Path | None, split: str | None) -> tuple[str | Path, str]:
+        """Folder of the data set to evaluate on, and the split: those given, or the run's own, or `val`.
 
         Raises:
-            ConfigError: neither is there.
+            ConfigError: no folder is known.
         """
-        if data is not None:
-            return data
-        if self.config is None:
+        if data is None and self.config is None:
             raise ConfigError(f"data: give the folder of the data set to evaluate {self.name} on")
-        return self.config.data.root
+        run = (self.config or TrainConfig()).data
+        return run.root if data is None else data, split or run.val
 
     def check_classes(self, classes: Sequence[str], where: object) -> None:
         """Compare the network's number of classes with a data set's.
@@ -206,6 +254,51 @@ class LoadedModel:
         """
         if len(classes) != self.num_classes:
             raise ConfigError(f"{where}: {len(classes)} classes, but {self.name} has {self.num_classes}")
+
+
+def model_fields(network: ModelConfig, **defaults: Any) -> dict[str, Any]:
+    """Fields of `MetaFormerConfig` that a run sets: defaults, its overrides, mixers, stochastic depth.
+
+    Raises:
+        ConfigError: an override that has a field of its own.
+    """
+    for name in ("num_classes", "drop_path_rate"):
+        if name in network.overrides:
+            raise ConfigError(f"model.overrides: {name} has a field of its own, model.{name}")
+    fields: dict[str, Any] = {**defaults, **network.overrides, "drop_path_rate": network.drop_path_rate}
+    if network.mixers is not None:
+        fields["mixers"] = network.mixers if isinstance(network.mixers, str) else tuple(network.mixers)
+    return fields
+
+
+def load_initial_weights(model: MetaFormer | DenseNetwork, network: ModelConfig) -> None:
+    """Load a run's checkpoint or published weights, and enable activation checkpointing.
+
+    A file of a backbone leaves neck and heads random, one of other classes the last layers; one of another
+    grid is resampled.
+
+    Raises:
+        DownloadError: the published weights could not be fetched.
+        WeightsError: the checkpoint cannot be read or does not fit.
+    """
+    published = network.pretrained and network.checkpoint is None
+    weights = InitialWeights(pretrained=published, checkpoint_path=network.checkpoint, classifier="reset")
+    weights.load_into(model, find_source(network.name) if published else None, grid="interpolate")
+    if network.grad_checkpointing:
+        model.set_grad_checkpointing(network.grad_checkpointing)
+
+
+def check_num_classes(config: TrainConfig, classes: int, where: object) -> None:
+    """Compare `model.num_classes` with the classes of the training data.
+
+    Raises:
+        ConfigError: it is another number.
+    """
+    if config.model.num_classes not in (None, classes):
+        raise ConfigError(
+            f"model.num_classes is {config.model.num_classes}, {where} holds {classes} classes: "
+            "leave the field out"
+        )
 
 
 def numbered_classes(count: int) -> tuple[str, ...]:
@@ -254,7 +347,8 @@ class TaskSpec:
     """What is evaluated of a network: itself or one of its methods."""
     load: Callable[["TaskSpec", Mapping[str, Any]], LoadedModel]
     """A checkpoint's card to a network, its weights still random."""
-    create: CreateModel
+    create: CreateModel | None = None
+    """None where the task has no published networks."""
     describe: Callable[["TaskSpec", nn.Module, str], LoadedModel]
     """A network of `create` or `from_pretrained`, and its name, with what its `pretrained_cfg` says of it."""
     default_classes: Callable[[int], tuple[str, ...]] = numbered_classes
@@ -269,7 +363,7 @@ class TaskSpec:
     """A best checkpoint's state and its configuration to what the report page shows."""
     check_data: Callable[..., CheckReport]
     """(root, splits, workers=, **options): all that is wrong with a data set."""
-    recognize: Callable[[str | Path], int]
-    """How surely a folder holds its data set: 0 not, 1 perhaps, 2 by its folders, 3 by its files."""
+    recognize: Callable[[str | Path], Certainty]
+    """How surely a folder holds its data set."""
     write_demo: WriteDemo
     """Write its demo data set."""

@@ -4,11 +4,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from metaformer.data.scan import ImageInfo
+from metaformer.data.class_lists import Names
+from metaformer.data.dataset import Source
+from metaformer.data.scan import ImageInfo, ReadFn, scan_bad
 from metaformer.distributed import World, raise_on_all_ranks
 from metaformer.errors import BadImage, DataError
 
@@ -16,6 +19,15 @@ L = TypeVar("L")
 S = TypeVar("S", bound="SplitSummary")
 Size = tuple[int, int]
 """Width and height."""
+
+
+class Certainty(IntEnum):
+    """How surely a folder holds the data set of a task."""
+
+    NONE = 0
+    POSSIBLE = 1
+    BY_FOLDERS = 2
+    BY_FILES = 3
 
 
 @dataclass(frozen=True)
@@ -93,21 +105,23 @@ class CheckReport:
         return {**asdict(self), "ok": self.ok}
 
 
+@dataclass
 class DatasetCheck(ABC, Generic[S]):
-    """Check of a data set, split by split; the first that can be opened is the training's.
+    """Check of a data set, split by split; the first that can be opened is the training's."""
 
-    Args:
-        root: the data set.
-        workers: processes that read; one per core when not given.
-        progress: show a progress bar.
-    """
-
-    def __init__(self, root: str | Path, workers: int | None, progress: bool) -> None:
-        self.root, self.workers, self.progress = str(root), workers, progress
-        self.summaries: list[S] = []
-        self._findings: list[Finding] = []
-        self._training: dict[bytes, str] = {}
-        """Name of the training image with these pixels."""
+    root: str | Path
+    workers: int | None
+    """Processes that read; one per core when not given."""
+    progress: bool
+    """Show a progress bar."""
+    layout: str = "auto"
+    """How the data set lies on disk."""
+    class_names: Names = None
+    """Class names in order, or a file of them; those of the training split once it is open."""
+    summaries: list[S] = field(default_factory=list, init=False)
+    _findings: list[Finding] = field(default_factory=list, init=False)
+    _training: dict[bytes, str] = field(default_factory=dict, init=False)
+    """Name of the training image with these pixels."""
 
     @abstractmethod
     def check_split(self, name: str) -> None:
@@ -118,7 +132,7 @@ class DatasetCheck(ABC, Generic[S]):
         with _quiet():
             for split in splits:
                 self.check_split(split)
-        return CheckReport(self.root, tuple(self.summaries), tuple(dict.fromkeys(self._findings)))
+        return CheckReport(str(self.root), tuple(self.summaries), tuple(dict.fromkeys(self._findings)))
 
     def error(self, kind: str, text: str) -> None:
         """Add an error."""
@@ -171,19 +185,6 @@ def size_range(images: Iterable[ImageInfo]) -> tuple[Size, Size, Size]:
     return sizes[0], sizes[len(sizes) // 2], sizes[-1]
 
 
-def raise_bad(bad: Sequence[ImageInfo], path: Callable[[ImageInfo], str | Path]) -> None:
-    """Raise the first error of a scan.
-
-    Raises:
-        BadImage: there is one; the message says how many more there are.
-    """
-    if bad:
-        more = (
-            f" (and {len(bad) - 1:,} more bad files; metaformer data check lists all)" if len(bad) > 1 else ""
-        )
-        raise BadImage(path(bad[0]), (bad[0].error or bad[0].label_error) + more)
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the warnings of readers."""
@@ -194,6 +195,40 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def validate(
+    folder: Source,
+    read: ReadFn,
+    label: str,
+    path: Callable[[ImageInfo], str | Path],
+    *,
+    part: tuple[int, int] = (0, 1),
+    skip_bad: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Check before training that every file of a split can be used.
+
+    Args:
+        folder: the data.
+        read: reads what is checked of one image.
+        label: name of the progress bar.
+        path: the file at fault.
+        part: which part to check, and of how many: a process's rank and the number of processes.
+        skip_bad: accept a few bad ones, which a training that leaves out bad images will then name.
+        workers: processes that read; one per core when not given.
+        progress: show a bar on stderr.
+
+    Raises:
+        BadImage: the first that cannot be used; the message says how many more there are.
+        ConfigError: `part` is out of range.
+    """
+    bad = scan_bad(folder, read, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress)
+    if bad:
+        others = f" (and {len(bad) - 1:,} more bad files; metaformer data check lists all)"
+        error = bad[0].error or bad[0].label_error
+        raise BadImage(path(bad[0]), error + (others if len(bad) > 1 else ""))
 
 
 def validate_splits(world: World, check: Callable[..., None], *folders: tuple[Any, bool]) -> None:

@@ -1,17 +1,24 @@
 """`metaformer data demo`: a demo data set for every task, for machines that can download nothing."""
 
+import csv
+import io
 import json
 import sys
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from metaformer.data.demo import DemoFolder, DemoSize, SceneGenerator
+from metaformer.data.demo import SPLITS, DemoFolder, DemoSize, Digit, SceneGenerator, encode
+from metaformer.data.rle import run_lengths
 from metaformer.errors import OutputError
 from metaformer.tasks import TASKS
 
 MARKER: Final = "demo.json"
+_CLASSIFY, _SEGMENT, _DETECT, _MULTILABEL = 1, 2, 3, 4
+"""Random stream of each task's scenes."""
 
 
 def write_demo_data(
@@ -82,3 +89,83 @@ def _claim(root: Path, settings: dict[str, Any]) -> None:
         raise OutputError(f"{root}: holds files that are no demo data: choose a new or empty folder")
     else:
         DemoFolder(root).add_file(MARKER, (json.dumps(settings) + "\n").encode())
+
+
+def write_digit_folders(folder: DemoFolder, generator: SceneGenerator, size: DemoSize) -> None:
+    """Image folders `train` and `val`: a folder for each of the ten digits; 64×64 pixels, one digit each."""
+    for split in SPLITS:
+        for source in sorted(generator.sources[split]):
+            for copy in range(size.copies if split == "train" else 1):
+                scene = generator.compose([source], 64, (40, 60), generator.random(_CLASSIFY, source, copy))
+                label = generator.labels[source]
+                folder.add_image(f"{split}/{label}/digit{source:04d}_{copy}.png", scene.image)
+
+
+def write_label_csv(folder: DemoFolder, generator: SceneGenerator, size: DemoSize) -> None:
+    """Which digits are in a scene: SPLIT/NAME.jpg, and SPLIT.csv with the columns image and labels."""
+    for split, count in zip(SPLITS, size.scenes, strict=True):
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["image", "labels"])
+        for index, scene in enumerate(generator.scenes(split, count, _MULTILABEL), start=1):
+            name = f"{index:06d}.jpg"
+            folder.add_image(f"{split}/{name}", scene.image)
+            rows.writerow([name, " ".join(sorted({str(digit.label) for digit in scene.digits}))])
+        folder.add_file(f"{split}.csv", text.getvalue().encode())
+
+
+def write_label_maps(folder: DemoFolder, generator: SceneGenerator, size: DemoSize) -> None:
+    """Label maps of digits in ADE20K's layout: 0 is background, digit d has number d + 1."""
+    pixels = np.zeros(11, dtype=np.int64)
+    images = np.zeros((2, 11), dtype=np.int64)  # split, number: how many images show it
+    sources: dict[str, list[int]] = {}
+    for row, (split, place) in enumerate(zip(SPLITS, ("training", "validation"), strict=True)):
+        for index, scene in enumerate(generator.scenes(split, size.scenes[row], _SEGMENT), start=1):
+            labels = np.zeros((scene.image.height, scene.image.width), dtype=np.uint8)
+            for digit in scene.digits:
+                labels[digit.mask] = digit.label + 1
+            histogram = np.bincount(labels.ravel(), minlength=11)
+            pixels += histogram
+            images[row] += histogram > 0
+            name = f"ADE_{split}_{index:08d}"
+            sources[name] = [digit.source for digit in scene.digits]
+            folder.add_image(f"images/{place}/{name}.jpg", scene.image)
+            folder.add_file(f"annotations/{place}/{name}.png", encode(Image.fromarray(labels), ".png"))
+    rows = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
+    for number in range(1, 11):
+        ratio = pixels[number] / pixels.sum()
+        rows.append(f"{number}\t{ratio:.4f}\t{images[0, number]}\t{images[1, number]}\t0\t{number - 1}")
+    folder.add_file("objectInfo150.txt", ("\n".join(rows) + "\n").encode())
+    folder.add_file("sources.json", json.dumps(sources).encode())
+
+
+def write_coco_objects(folder: DemoFolder, generator: SceneGenerator, size: DemoSize) -> None:
+    """Boxes and masks of digits in COCO's layout: `train2017`, `val2017` and their annotations."""
+    for split, count in zip(SPLITS, size.scenes, strict=True):
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index, scene in enumerate(generator.scenes(split, count, _DETECT), start=1):
+            name, (width, height) = f"{index:012d}.jpg", scene.image.size
+            images.append({"id": index, "file_name": name, "width": width, "height": height})
+            for digit in scene.digits:
+                annotations.append({"id": len(annotations) + 1, "image_id": index, **_annotation(digit)})
+            folder.add_image(f"{split}2017/{name}", scene.image)
+        document = {
+            "info": {"description": "Handwritten digits on photographs (scikit-learn's samples)"},
+            "licenses": [],
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": d + 1, "name": str(d), "supercategory": "digit"} for d in range(10)],
+        }
+        folder.add_file(f"annotations/instances_{split}2017.json", json.dumps(document).encode())
+
+
+def _annotation(digit: Digit) -> dict[str, Any]:
+    return {
+        "category_id": digit.label + 1,
+        "bbox": digit.box,
+        "area": int(digit.mask.sum()),
+        "iscrowd": 0,
+        "segmentation": {"size": list(digit.mask.shape), "counts": dict(run_lengths(digit.mask))[True]},
+        "source": digit.source,
+    }

@@ -1,19 +1,17 @@
-"""Predictions and reports, and the files they are written to."""
+"""Predictions, and the files that they are written to."""
 
 import csv
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from PIL import Image
-from torch import Tensor
 
 from metaformer.data.image import read_image
 from metaformer.errors import ConfigError, OutputError
-from metaformer.storage import FileNames, atomic_text, check_writable, write_text
+from metaformer.storage import FileNames, atomic_text, check_writable
 from metaformer.visualize import album
 
 
@@ -61,44 +59,6 @@ Writer = Callable[[str, Prediction[R]], None]
 LINES = "predictions.jsonl"
 FILES = (".jsonl", ".csv")
 """Endings of single files that predictions of whole images may be written to."""
-LARGEST_MATRIX = 200
-"""Classes up to which a confusion matrix is written whole; beyond, its non-zero entries."""
-
-
-class Report(ABC):
-    """Result of an evaluation."""
-
-    @property
-    @abstractmethod
-    def metrics(self) -> dict[str, float]:
-        """Metrics by their names in logs."""
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-
-    @abstractmethod
-    def text(self, rows: int = 20) -> str:
-        """The metrics, and a table of at most this many classes, weakest first."""
-
-    def save(self, path: str | Path) -> Path:
-        """Write `to_dict` as a JSON file.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        write_text(Path(path), json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
-        return Path(path)
-
-
-def class_table(columns: Sequence[str], classes: Sequence[Sequence[str]], rows: int) -> list[str]:
-    """Lines of a table of classes, the first column aligned left, after which the others are counted."""
-    shown = [columns, *classes[:rows]]
-    widths = [max(len(line[i]) for line in shown) for i in range(len(columns))]
-    lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in shown]
-    if len(classes) > rows:
-        lines.append(f"… and {len(classes) - rows} classes that do better (all of them are in the JSON)")
-    return lines
 
 
 class Output(NamedTuple):
@@ -182,47 +142,9 @@ def jsonl_writer(
         yield write
 
 
-def write_rows(
-    predictions: Iterable[Prediction[R]],
-    out: str | Path | None,
-    row: Callable[[R], dict[str, Any]],
-    annotate: Callable[[Image.Image, R], Image.Image],
-    draw: bool,
-) -> Iterator[str]:
-    """Write predictions of whole images as JSON lines and CSV, by the ending of `out` or in a folder both.
-
-    Args:
-        predictions: what is written.
-        out: a file that ends in .jsonl or .csv, or a folder; None yields JSON lines.
-        row: cells of a CSV row by column; all rows have the same columns.
-        annotate: draw a result on its image.
-        draw: also write the images with the predictions drawn on them, in the folder `images`.
-
-    Raises:
-        ConfigError: `draw` without `out`.
-        OutputError: `out` cannot be written to.
-    """
-
-    def outputs(target: Path) -> list[Output]:
-        ending = target.suffix.lower() if target.suffix.lower() in FILES else ""
-        chosen = []
-        if ending != ".csv":
-            lines = target if ending else target / LINES
-            chosen.append(Output(jsonl_writer(lines), "predictions", lines))
-        if ending != ".jsonl":
-            table = target if ending else target / "predictions.csv"
-            chosen.append(Output(csv_writer(table, row), "predictions", table))
-        if draw:
-            folder = target.parent if ending else target
-            chosen.append(drawn_output(folder, lambda one, moving: annotate(one.pixels(), one.result)))
-        return chosen
-
-    return write_outputs(predictions, out, outputs, needs_folder={"draw": draw}, suffixes=FILES)
-
-
 @contextmanager
-def csv_writer(file: Path, row: Callable[[R], dict[str, Any]]) -> Iterator[Writer[R]]:
-    """CSV writer with a row per image; the file appears when all predictions are written.
+def csv_writer(file: Path) -> Iterator[Writer[Any]]:
+    """CSV writer with a row per image, its result's `to_row()`; the file appears when all are written.
 
     Raises:
         OutputError: it cannot be written.
@@ -230,9 +152,9 @@ def csv_writer(file: Path, row: Callable[[R], dict[str, Any]]) -> Iterator[Write
     with atomic_text(file) as stream:
         rows: csv.DictWriter[str] | None = None
 
-        def write(name: str, prediction: Prediction[R]) -> None:
+        def write(name: str, prediction: Prediction[Any]) -> None:
             nonlocal rows
-            cells = row(prediction.result)
+            cells = prediction.result.to_row()
             if rows is None:
                 rows = csv.DictWriter(stream, list(cells), lineterminator="\n")
                 rows.writeheader()
@@ -296,12 +218,3 @@ class ImageNumbers:
                 number += 1
         self._taken.add(number)
         return number
-
-
-def confusion_values(confusion: Tensor) -> dict[str, Any]:
-    """Confusion matrix (K, K) for a report's JSON: its rows, or for many classes its non-zero entries."""
-    if len(confusion) <= LARGEST_MATRIX:
-        return {"confusion": confusion.tolist()}
-    rows, columns = confusion.nonzero(as_tuple=True)
-    entries = zip(rows.tolist(), columns.tolist(), confusion[rows, columns].tolist(), strict=True)
-    return {"confusion_entries": [list(entry) for entry in entries]}

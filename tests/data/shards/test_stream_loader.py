@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from metaformer.data.augment import train_transform
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.sampler import TrainSampler
 from metaformer.data.shards.index import find_shards
@@ -16,7 +17,6 @@ from metaformer.data.shards.stream_loader import StreamLoader
 from metaformer.data.shards.tar import TarImages
 from metaformer.distributed import Interrupted
 from metaformer.errors import BadImage, ConfigError, DataError
-from metaformer.tasks.classification.transforms import train_transform
 from toys import gray_png, write_tar
 
 pytestmark = pytest.mark.filterwarnings("default:This process .* is multi-threaded:DeprecationWarning")

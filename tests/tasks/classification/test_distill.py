@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from metaformer.data.preprocess import Preprocess
 from metaformer.errors import ConfigError
-from metaformer.tasks.classification.distill import Distillation
+from metaformer.tasks.classification.loss import Distillation
 
 
 class Mean(nn.Module):

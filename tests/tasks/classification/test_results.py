@@ -7,7 +7,7 @@ import torch
 from metaformer.errors import OutputError
 from metaformer.tasks.classification.metrics import per_class
 from metaformer.tasks.classification.results import Classification, ClassificationReport, Example
-from metaformer.tasks.outputs import LARGEST_MATRIX
+from metaformer.tasks.report import LARGEST_MATRIX
 
 
 def report(classes: int, real: float | None = None) -> ClassificationReport:

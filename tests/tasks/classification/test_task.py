@@ -17,7 +17,8 @@ from metaformer.tasks.base import StepContext
 from metaformer.tasks.classification.evaluate import ClassificationEvaluation
 from metaformer.tasks.classification.loss import build_criterion
 from metaformer.tasks.classification.mixup import Mixup
-from metaformer.tasks.classification.task import ClassificationTask, build_classifier
+from metaformer.tasks.classification.task import ClassificationTask
+from metaformer.tasks.classifier import build_classifier
 from metaformer.training.train import train
 from metaformer.weights.load import load_weights
 from toys import TINY, Configure, build_task

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from metaformer.errors import ConfigError, OutputError
-from metaformer.tasks.classification.draw import annotate
 from metaformer.tasks.classification.results import Classification
-from metaformer.tasks.classification.write import write_classifications
+from metaformer.tasks.classifier import write_predictions
 from metaformer.tasks.outputs import Prediction
+from metaformer.visualize.canvas import draw_bars
 
 Predictions = list[Prediction[Classification]]
 
@@ -29,7 +29,7 @@ def predictions(tmp_path: Path) -> Predictions:
 
 
 def write(predictions: Any, out: Path | None, **options: Any) -> list[str]:
-    return list(write_classifications(predictions, out, **options))
+    return list(write_predictions(predictions, out, **options))
 
 
 def test_a_folder_holds_json_lines_and_csv(predictions: Predictions, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_place_that_cannot_be_written_is_named(out: str, predictions: Predicti
 
 def test_bars_are_as_long_as_scores_and_long_names_are_cut() -> None:
     image = Image.new("RGB", (400, 300))
-    canvas = annotate(image, Classification("", ("w" * 200, "b"), (0.5, 0.0), (0, 1)))
+    canvas = draw_bars(image, Classification("", ("w" * 200, "b"), (0.5, 0.0), (0, 1)).bars())
     assert canvas.size[0] == 400
     row = [canvas.getpixel((x, 311)) for x in range(400)]
     blue = [x for x, pixel in enumerate(row) if pixel == (64, 140, 255)]

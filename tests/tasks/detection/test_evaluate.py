@@ -16,11 +16,12 @@ from metaformer.data.rle import decode, encode
 from metaformer.distributed import Interrupted, join
 from metaformer.errors import BadImage, MissingPackage, RankError, TrainingError
 from metaformer.models.detection.structures import Detections, Size
+from metaformer.tasks.dense import EXAMPLES, WorstAndBest
 from metaformer.tasks.detection.dataset import open_detection
-from metaformer.tasks.detection.evaluate import EXAMPLES, DetectionEvaluation, Examples, f1_score
+from metaformer.tasks.detection.evaluate import DetectionEvaluation, add_example, f1_score
 from metaformer.tasks.detection.instances import Instance
 from metaformer.tasks.detection.predict import DetectForward, DetectInference
-from metaformer.tasks.detection.results import DetectedObjects
+from metaformer.tasks.detection.results import DetectedObjects, DetectExample
 from metaformer.tasks.detection.transforms import DetectionPreprocess
 from toys import Rectangles
 
@@ -249,22 +250,22 @@ def test_f1_score(objects: Any, truth: Any, f1: float | None) -> None:
 
 
 def test_examples_are_the_worst_and_the_best() -> None:
-    examples, boxes = Examples(), [(x, 10.0, x + 8, 20.0) for x in range(0, 200, 10)]
+    examples, boxes = WorstAndBest[DetectExample](), [(x, 10.0, x + 8, 20.0) for x in range(0, 200, 10)]
     for index in range(20):
         objects = detected(*((box, 0, 0.9) for box in boxes[: index + 1]), path=f"{index:02d}.jpg")
-        examples.update(index, objects, [annotated(box) for box in boxes])
-    examples.update(20, detected(), [])
-    chosen = examples.chosen()
+        add_example(examples, index, objects, [annotated(box) for box in boxes])
+    add_example(examples, 20, detected(), [])
+    chosen = examples.result()
     assert [one.index for one in chosen] == [*range(EXAMPLES), *range(19, 19 - EXAMPLES, -1)]
     assert chosen[EXAMPLES].f1 == 1 and len(chosen[0].truth) == 20 and len(chosen[0].predicted) == 1
 
 
 def test_few_images_are_shown_once() -> None:
-    examples = Examples()
+    examples = WorstAndBest[DetectExample]()
     for index in range(3):
-        examples.update(index, detected((LEFT, 0, 0.9), (RIGHT, 0, 0.1)), [annotated(LEFT)])
-    assert [one.index for one in examples.chosen()] == [0, 1, 2]
-    assert examples.chosen()[0].f1 == 1  # low scores do not count
+        add_example(examples, index, detected((LEFT, 0, 0.9), (RIGHT, 0, 0.1)), [annotated(LEFT)])
+    assert [one.index for one in examples.result()] == [0, 1, 2]
+    assert examples.result()[0].f1 == 1  # low scores do not count
 
 
 def test_masks_of_examples_are_small() -> None:
@@ -273,13 +274,14 @@ def test_masks_of_examples_are_small() -> None:
     square = [[10.0, 10, 30, 10, 30, 30, 10, 30]]
     runs = {"size": [300, 400], "counts": [3010, *([20, 280] * 20)[:-1], 113290 - 2000 + 0]}
     runs["counts"][-1] = 300 * 400 - sum(runs["counts"][:-1])
-    examples = Examples()
-    examples.update(
+    examples = WorstAndBest[DetectExample]()
+    add_example(
+        examples,
         0,
         detected((LEFT, 0, 0.9), masks=(encode(pixels),)),
         [annotated(LEFT, outline=square), annotated(LEFT, outline=runs), annotated(RIGHT, crowd=True)],
     )
-    (example,) = examples.chosen()
+    (example,) = examples.result()
     small = decode(example.predicted[0].mask or {})
     assert small.shape == (192, 256) and small.sum() == pytest.approx(400 * 0.64**2, rel=0.1)
     assert [decode(one.mask or {}).tolist() == small.tolist() for one in example.truth[:2]] == [True, True]

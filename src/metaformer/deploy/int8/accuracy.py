@@ -10,7 +10,7 @@ from torch import Tensor
 from metaformer.tasks.base import Forward
 from metaformer.tasks.classification.evaluate import ClassificationEvaluation
 from metaformer.tasks.classification.results import ClassificationReport
-from metaformer.tasks.outputs import Report
+from metaformer.tasks.report import Report
 
 PRINTED: Final = 6
 """Layers left in floating point that the text names; the JSON has all."""

@@ -13,7 +13,7 @@ from metaformer.data.shards.index import Shards, damaged_shards, find_shards
 from metaformer.data.shards.remote import is_remote
 from metaformer.data.split import Split, open_split
 from metaformer.errors import DataError
-from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, size_range
+from metaformer.tasks.check import Certainty, CheckReport, DatasetCheck, SplitSummary, size_range
 
 UNEVEN: Final = 10
 """Ratio of the largest class to the smallest from which on there is a warning."""
@@ -55,9 +55,9 @@ class ClassificationSummary(SplitSummary):
         return f"{self.name}: {self.images:,} images{bad} in {classes}; {self.sizes_text()}"
 
 
-def recognize(root: str | Path) -> int:
-    """How surely a folder holds images by class; see `TaskSpec.recognize`. Any may: nothing marks it."""
-    return 1
+def recognize(root: str | Path) -> Certainty:
+    """How surely a folder holds images by class. Any may: nothing marks it."""
+    return Certainty.POSSIBLE
 
 
 class _Check(DatasetCheck[ClassificationSummary]):

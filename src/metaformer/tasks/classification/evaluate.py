@@ -1,22 +1,20 @@
 """Evaluation of classifiers: every image once, on any number of ranks."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from metaformer.data.class_lists import read_lines
-from metaformer.data.dataset import AugmentedDataset, Batch
-from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
+from metaformer.data.dataset import Batch
 from metaformer.data.preprocess import Preprocess
-from metaformer.data.sampler import EvalSampler
 from metaformer.data.split import Split, open_split
-from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, rank, world_size
-from metaformer.errors import DataError, TrainingError
+from metaformer.distributed import all_gather_list, all_reduce_sum
+from metaformer.errors import DataError
 from metaformer.tasks.base import Forward, LoadedModel
 from metaformer.tasks.classification.metrics import (
     ConfusionMatrix,
@@ -25,28 +23,22 @@ from metaformer.tasks.classification.metrics import (
     per_class,
     read_real_labels,
 )
-from metaformer.tasks.classification.predict import average_views
 from metaformer.tasks.classification.results import ClassificationReport, Example
+from metaformer.tasks.classifier import ClassifierEvaluation, ClassifierOptions
 
 EXAMPLES = 24
 """Images in a report: this many mistakes, and correct predictions."""
 
 
-class ClassificationEvaluation:
+class ClassificationEvaluation(ClassifierEvaluation):
     """Evaluation on a data set; `run` evaluates one network.
 
     Args:
         folder: the images.
         preprocess: preprocessing of the images.
-        batch_size: images per batch and rank.
-        workers: processes that read.
-        flip: average the logits with those of the mirror image.
-        crops: 1, or 5 for the average over center and corners.
         real_labels: JSON file of ImageNet-ReaL.
         class_subset: names of the classes to evaluate on; None for all.
-        pin_memory: page-locked batches, for copies to CUDA.
-        timeout: seconds to wait for a worker.
-        stop: polled; once true, the evaluation is interrupted.
+        options: those of `ClassifierEvaluation`.
     """
 
     def __init__(
@@ -54,33 +46,17 @@ class ClassificationEvaluation:
         folder: Split,
         preprocess: Preprocess,
         *,
-        batch_size: int = 128,
-        workers: int = 0,
-        flip: bool = False,
-        crops: int = 1,
         real_labels: str | Path | None = None,
         class_subset: Sequence[str] | None = None,
-        pin_memory: bool = False,
-        timeout: float = DATA_TIMEOUT,
-        stop: Stop | None = None,
+        **options: Unpack[ClassifierOptions],
     ) -> None:
-        self.folder, self.flip = folder, flip
+        super().__init__(folder, preprocess, **options)
         classes = folder.classes
         self.subset = list(range(len(classes)))
         if class_subset is not None:
             self.subset = sorted({classes.index(name) for name in class_subset})
         self.names = [classes[i] for i in self.subset]
         self.accepted = read_real_labels(real_labels, folder.paths, len(classes)) if real_labels else None
-        sampler = EvalSampler(len(folder), batch_size=batch_size, rank=rank(), world=world_size())
-        self.most = sampler.most
-        self.loader = Loader(
-            AugmentedDataset(folder, preprocess.transform(crops)),
-            sampler,
-            workers=workers,
-            pin_memory=pin_memory,
-            timeout=timeout,
-            stop=stop,
-        )
 
     @torch.inference_mode()
     def run(self, forward: Forward) -> ClassificationReport:
@@ -91,21 +67,9 @@ class ClassificationEvaluation:
             Interrupted: `stop` was true on any rank.
         """
         results = _Results(self)
-        for logits, batch in lockstep(self._batches(forward), self.most):
+        for logits, batch in self.logits(forward):
             results.update(logits, batch)
         return results.report()
-
-    def _batches(self, forward: Forward) -> Iterator[tuple[Tensor, Batch]]:
-        for batch in self.loader:
-            logits = average_views(forward, batch.images, self.flip).float().cpu()
-            if not logits.isfinite().all():
-                bad = int(batch.indices[~logits.isfinite().all(dim=1)][0])
-                raise TrainingError(f"{self.folder.path(bad)}: the model's logits are not finite")
-            yield logits, batch
-
-    def close(self) -> None:
-        """Stop the processes that read."""
-        self.loader.close()
 
 
 class _Results:
@@ -237,8 +201,7 @@ def open_evaluation_split(
         ConfigError: no data, or another number of classes than the network has.
         DataError: the data set is not laid out as it should be.
     """
-    split = split or (model.config.data.val if model.config is not None else "val")
-    folder = open_split(model.data_root(data), split, model.classes, allow_missing=allow_missing)
+    folder = open_split(*model.location(data, split), model.classes, allow_missing=allow_missing)
     model.check_classes(folder.classes, folder.folder)
     return folder
 

@@ -18,10 +18,11 @@ from metaformer.report.blocks import (
     Section,
     Table,
     confusion_section,
-    data_uri,
     percentage,
 )
 from metaformer.report.page import TaskReport
+from metaformer.tasks.classifier import task_report
+from metaformer.tasks.report import example_grids, thumbnail
 
 THUMBNAIL = 128
 """Longer side of an image on the page, in pixels."""
@@ -36,26 +37,18 @@ for result in predictor("IMAGES"):
 
 def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
     """The report of a best checkpoint's state."""
-    evaluation, preprocess = state["evaluation"], state["card"]["preprocess"]
-    rows, size = evaluation.get("per_class", []), preprocess["image_size"]
+    evaluation = state["evaluation"]
     columns = ("class", "images", "recall", "precision")
     table = [
         Row([row["name"], f"{row['images']:,}", percentage(row["accuracy"]), percentage(row["precision"])])
-        for row in sorted(rows, key=lambda row: (row["accuracy"], row["name"]))
+        for row in sorted(evaluation.get("per_class", []), key=lambda row: (row["accuracy"], row["name"]))
     ]
-    return TaskReport(
-        metrics={name: name for name in state["metrics"]},
-        counts={"images": evaluation["images"]},
-        sections=[
-            Section("Validation images", _examples(evaluation.get("examples", []), config)),
-            Section("Classes", [Table(columns, table, bar=2)]),
-            confusion_section(evaluation, "images"),
-        ],
-        preprocess=f"{size} pixels, crop {preprocess['crop']}, {preprocess['interpolation']}",
-        commands="metaformer predict BEST IMAGES\nmetaformer evaluate BEST --data FOLDER",
-        python=PYTHON,
-        input_size=f", {size}×{size} pixels",
-    )
+    sections = [
+        Section("Validation images", _examples(evaluation.get("examples", []), config)),
+        Section("Classes", [Table(columns, table, bar=2)]),
+        confusion_section(evaluation, "images"),
+    ]
+    return task_report(state, sections, PYTHON)
 
 
 def _examples(examples: Sequence[dict[str, Any]], config: TrainConfig) -> list[Examples]:
@@ -63,18 +56,16 @@ def _examples(examples: Sequence[dict[str, Any]], config: TrainConfig) -> list[E
     images = _Images(config, any(not Path(example["path"]).is_file() for example in examples))
     wrong = [example for example in examples if example["label"] != example["predicted"]]
     right = [example for example in examples if example["label"] == example["predicted"]]
-    found = []
-    for title, chosen in (("Most confident errors", wrong), ("Correct", _spread(right))):
-        shown = [(example, images.thumbnail(example)) for example in chosen[:IMAGES]]
-        built = [_example(example, source) for example, source in shown if source is not None]
-        found += [Examples(title, built)] if built else []
-    return found
+    groups = [("Most confident errors", wrong[:IMAGES]), ("Correct", _spread(right)[:IMAGES])]
+    return example_grids(groups, lambda example: _example(example, images))
 
 
-def _example(example: dict[str, Any], source: str) -> Example:
-    right = example["label"] == example["predicted"]
+def _example(example: dict[str, Any], images: "_Images") -> Example | None:
+    image, right = images.read(example), example["label"] == example["predicted"]
+    if image is None:
+        return None
     return Example(
-        panels={"image": source},
+        panels={"image": thumbnail(image, THUMBNAIL)},
         value=example["predicted"],
         text=f"{example['score']:.0%}",
         note="" if right else f"is {example['label']}",
@@ -102,17 +93,12 @@ class _Images:
             with suppress(MetaFormerError):  # gone since the evaluation: the page has no images then
                 self.split = open_split(config.data.root, config.data.val)
 
-    def thumbnail(self, example: dict[str, Any]) -> str | None:
-        """Data URI of a thumbnail; None where the image is gone since the evaluation."""
+    def read(self, example: dict[str, Any]) -> Image.Image | None:
+        """The image; None where it is gone since the evaluation."""
+        path, index = example["path"], example.get("index", -1)
         with suppress(MetaFormerError):
-            image = self._read(example["path"], example.get("index", -1))
-            if image is not None:
-                image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-                return data_uri(image)
+            if self.split is None or Path(path).is_file():
+                return read_image(path)
+            if 0 <= index < len(self.split) and str(self.split.path(index)) == path:
+                return self.split.image(index)
         return None
-
-    def _read(self, path: str, index: int) -> Image.Image | None:
-        if self.split is None or Path(path).is_file():
-            return read_image(path)
-        there = 0 <= index < len(self.split) and str(self.split.path(index)) == path
-        return self.split.image(index) if there else None

@@ -6,7 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from metaformer.tasks.classification.metrics import ClassAccuracy
-from metaformer.tasks.outputs import Report, class_table, confusion_values
+from metaformer.tasks.report import Report, class_table, confusion_values
+from metaformer.visualize.canvas import STRONG, WEAK, Bar
+
+BARS = 3
+"""Classes that are drawn below an image."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,19 @@ class Classification:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+    def to_row(self) -> dict[str, str]:
+        """CSV cells: path, label and score, then the further classes as `label_2`, `score_2` and so on."""
+        row = {"path": self.path}
+        for rank, (label, score) in enumerate(zip(self.labels, self.scores, strict=True), start=1):
+            suffix = f"_{rank}" if rank > 1 else ""
+            row |= {f"label{suffix}": label, f"score{suffix}": f"{score:.6f}"}
+        return row
+
+    def bars(self) -> list[Bar]:
+        """What is drawn: the best classes, each with a bar for its probability."""
+        pairs = zip(self.labels[:BARS], self.scores[:BARS], strict=True)
+        return [Bar(label, score, WEAK if row else STRONG) for row, (label, score) in enumerate(pairs)]
 
 
 @dataclass(frozen=True)

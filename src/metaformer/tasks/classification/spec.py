@@ -1,26 +1,21 @@
 """`TaskSpec` of image classification: what the rest of the library asks of it."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import TrainConfig
-from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import open_split
 from metaformer.errors import ConfigError
 from metaformer.factory import create_model, is_model
-from metaformer.tasks.base import LoadedModel, TaskSpec, numbered_classes
+from metaformer.tasks.base import TaskSpec, numbered_classes
 from metaformer.tasks.classification.check import check_data_set, recognize
-from metaformer.tasks.classification.demo import write_demo
 from metaformer.tasks.classification.evaluate import build_evaluation
 from metaformer.tasks.classification.predict import ClassificationPredictor
 from metaformer.tasks.classification.report import build_report
 from metaformer.tasks.classification.task import build_classify
-from metaformer.tasks.classification.write import write_classifications
+from metaformer.tasks.classifier import describe, load, write_predictions
+from metaformer.tasks.demo import write_digit_folders
 
 IMAGENET_CLASSES = 1000
 
@@ -42,13 +37,6 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError(f"loss.distill {loss.distill!r} needs loss.teacher: a model name, or timm:NAME")
 
 
-def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
-    """A classifier from a checkpoint's card, its weights random."""
-    model = MetaFormer(MetaFormerConfig.from_dict(card["model"]))
-    preprocess = Preprocess.from_dict(card["preprocess"])
-    return LoadedModel(spec, str(card["name"]), model, preprocess, tuple(card["classes"]))
-
-
 def create(
     name: str,
     checkpoint: str | Path | None = None,
@@ -61,19 +49,6 @@ def create(
     if num_classes is None and checkpoint is not None and data is not None:
         num_classes = len(open_split(*data).classes)
     return create_model(name, checkpoint is None, checkpoint, num_classes)
-
-
-def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
-    """A classifier with the preprocessing and classes of its `pretrained_cfg`.
-
-    Raises:
-        ConfigError: a backbone without a classifier.
-    """
-    if not isinstance(model, MetaFormer):
-        raise ConfigError(f"{name}: a backbone without a classifier")
-    names = model.pretrained_cfg.get("label_names")
-    preprocess = Preprocess.from_pretrained_cfg(model.pretrained_cfg)
-    return LoadedModel(spec, name, model, preprocess, tuple(names) if names else None)
 
 
 def default_classes(count: int) -> tuple[str, ...]:
@@ -99,9 +74,9 @@ SPEC = TaskSpec(
     default_classes=default_classes,
     evaluation=build_evaluation,
     predictor=ClassificationPredictor,
-    write=write_classifications,
+    write=write_predictions,
     report=build_report,
     check_data=check_data_set,
     recognize=recognize,
-    write_demo=write_demo,
+    write_demo=write_digit_folders,
 )

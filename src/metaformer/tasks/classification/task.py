@@ -1,33 +1,29 @@
 """Training of image classification: data, network, loss and evaluation of a run."""
 
-import logging
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
-
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
-from metaformer.data.loader import DATA_TIMEOUT, Stop
+from metaformer.data.loader import Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import need_two_classes, open_split
 from metaformer.distributed import World
-from metaformer.errors import ConfigError
-from metaformer.tasks.base import StepContext, Task
-from metaformer.tasks.classification.distill import Distillation, load_teacher
+from metaformer.tasks.base import StepContext, check_num_classes
 from metaformer.tasks.classification.evaluate import ClassificationEvaluation, read_class_subset
-from metaformer.tasks.classification.loss import Criterion, build_criterion
+from metaformer.tasks.classification.loss import Criterion, Distillation, build_criterion, load_teacher
 from metaformer.tasks.classification.mixup import Mixup
-from metaformer.tasks.classification.transforms import train_transform
-from metaformer.tasks.initial_weights import model_fields
-from metaformer.weights.card import model_card
+from metaformer.tasks.classifier import (
+    ClassifierTask,
+    augmentation,
+    build_classifier,
+    evaluation_options,
+    preprocessing,
+)
 
 
-class ClassificationTask(Task):
+class ClassificationTask(ClassifierTask):
     """Image classification.
 
     Args:
@@ -42,10 +38,7 @@ class ClassificationTask(Task):
         distillation: a teacher's part of the loss.
     """
 
-    metric = "top1"
-    model: MetaFormer
-    evaluation: ClassificationEvaluation
-    preprocess: Preprocess
+    task, metric = "classify", "top1"
 
     def __init__(
         self,
@@ -86,72 +79,6 @@ class ClassificationTask(Task):
         distilled, share = self.distillation(logits, images), self.distillation.alpha
         return {"loss": loss * (1 - share) + distilled * share, "distill": distilled}
 
-    def card(self) -> dict[str, Any]:
-        """Architecture, classes and preprocessing."""
-        return {
-            "task": "classify",
-            "name": self.name,
-            "model": self.model.config.to_dict(),
-            "classes": list(self.evaluation.folder.classes),
-            "preprocess": self.preprocess.to_dict(),
-        }
-
-    def hub_card(self) -> dict[str, Any]:
-        """Architecture and preprocessing, as `from_pretrained` reads them from `config.json`."""
-        classes = list(self.evaluation.folder.classes)
-        return classifier_hub_card(self.model, self.name, classes, self.preprocess)
-
-
-def classifier_hub_card(
-    model: MetaFormer, name: str, classes: list[str], preprocess: Preprocess
-) -> dict[str, Any]:
-    """`config.json` of a classifier: ours, with `pretrained_cfg` in timm's terms."""
-    pretrained_cfg = {
-        **model.pretrained_cfg,
-        "url": "",
-        "tag": "",
-        "num_classes": len(classes),
-        "label_names": classes,
-        "input_size": [3, preprocess.image_size, preprocess.image_size],
-        "crop_pct": preprocess.crop,
-        "interpolation": preprocess.interpolation,
-        "mean": list(preprocess.mean),
-        "std": list(preprocess.std),
-    }
-    return model_card(name, model.config, pretrained_cfg)
-
-
-def build_classifier(config: TrainConfig, classes: int) -> MetaFormer:
-    """The network of a run for this many classes, with own or published weights where asked for.
-
-    A file of other classes gives everything but its last layer; one of another grid is resampled.
-
-    Raises:
-        ConfigError: an unknown model or field, or a value that does not fit.
-        WeightsError: the checkpoint cannot be read or does not fit.
-    """
-    from metaformer.factory import create_model
-    from metaformer.weights.load import load_weights
-
-    network, size = config.model, config.data.image_size
-    fields = model_fields(network, head_dropout=network.head_dropout)
-    published = network.pretrained and network.checkpoint is None
-    if not published:  # published weights bring the grid that they were trained on
-        fields.setdefault("image_size", (size, size))
-    model = create_model(
-        network.name,
-        pretrained=published,
-        num_classes=classes,
-        **fields,
-    )
-    if network.checkpoint is not None:
-        report = load_weights(model, network.checkpoint, classifier="reset", grid="interpolate")
-        logging.getLogger(__name__).info("%s", report)
-    assert isinstance(model, MetaFormer)
-    if network.grad_checkpointing:
-        model.set_grad_checkpointing(network.grad_checkpointing)
-    return model
-
 
 def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) -> ClassificationTask:
     """Open the data and make model, loss and evaluation, all on the run's device; `stop` cuts evaluations.
@@ -166,11 +93,7 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
     subset = read_class_subset(config.evaluate.class_subset, train.classes)
     val = open_split(config.data.root, config.data.val, train.classes, allow_missing=subset is not None)
     classes = len(train.classes)
-    if config.model.num_classes not in (None, classes):
-        raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, {train.folder} holds {classes} classes: "
-            f"leave the field out"
-        )
+    check_num_classes(config, classes, train.folder)
     preprocess = preprocessing(config)
     torch.manual_seed(config.seed)
     task = ClassificationTask(
@@ -180,15 +103,9 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
         ClassificationEvaluation(
             val,
             preprocess,
-            batch_size=config.data.eval_batch_size,
-            workers=config.data.workers,
-            flip=config.evaluate.flip,
-            crops=config.evaluate.crops,
             real_labels=config.evaluate.real_labels,
             class_subset=subset,
-            pin_memory=world.device.type == "cuda",
-            timeout=min(DATA_TIMEOUT, config.runtime.timeout),
-            stop=stop,
+            **evaluation_options(config, world, stop),
         ),
         preprocess,
         build_criterion(config.loss.name, config.loss.smoothing, config.augment.aug_splits),
@@ -198,29 +115,6 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
     )
     task.to(world.device)
     return task
-
-
-def preprocessing(config: TrainConfig) -> Preprocess:
-    """How a run's images become input in evaluation."""
-    return Preprocess(
-        config.data.image_size,
-        config.evaluate.crop,
-        config.evaluate.interpolation,
-        config.data.mean,
-        config.data.std,
-    )
-
-
-def augmentation(config: TrainConfig) -> Callable[[Image], Tensor]:
-    """How a run's images become input in training, before they are mixed.
-
-    Raises:
-        ConfigError: a value of `augment` out of range.
-    """
-    fields = asdict(config.augment)
-    for mixing in ("mixup", "cutmix", "mix_probability", "mix_switch", "mix_off_epoch"):
-        del fields[mixing]
-    return train_transform(config.data.image_size, **fields, mean=config.data.mean, std=config.data.std)
 
 
 def _mix(config: TrainConfig, classes: int) -> Mixup | None:

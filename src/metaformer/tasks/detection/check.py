@@ -3,15 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from metaformer.data.class_lists import Names
 from metaformer.data.image import image_size
-from metaformer.data.scan import ImageInfo, reason, scan, scan_bad
+from metaformer.data.scan import ImageInfo, reason, scan
 from metaformer.errors import DataError
-from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, raise_bad, size_range
+from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, size_range, validate
 from metaformer.tasks.detection.dataset import READERS, DetectionFolder
 from metaformer.tasks.detection.formats.layouts import find_layout, find_split
 
@@ -77,17 +76,11 @@ class DetectionSummary(SplitSummary):
 
 
 class _Check(DatasetCheck[DetectionSummary]):
-    def __init__(
-        self, root: str | Path, workers: int | None, progress: bool, layout: str, classes: Names
-    ) -> None:
-        super().__init__(root, workers, progress)
-        self.layout, self.classes = layout, classes
-
     def check_split(self, name: str) -> None:
         """Check a split."""
         try:
             paths = find_split(*find_layout(self.root, self.layout), name)
-            annotations = READERS[paths.layout](paths, self.classes, None)
+            annotations = READERS[paths.layout](paths, self.class_names, None)
         except DataError as error:
             return self.error("layout", str(error))
         for fault in annotations.faults:
@@ -106,7 +99,7 @@ class _Check(DatasetCheck[DetectionSummary]):
         self.check_duplicates(_objects(folder, images), lambda first, other: "with other objects")
         self.summaries.append(summarize(name, folder, images))
         if len(self.summaries) == 1:
-            self.classes = folder.classes
+            self.class_names = folder.classes
             self._check_classes(folder)
 
     def _check_objects(self, folder: DetectionFolder) -> None:
@@ -166,30 +159,18 @@ def summarize(name: str, folder: DetectionFolder, images: Sequence[ImageInfo]) -
     )
 
 
-def check_sizes(
-    folder: DetectionFolder,
-    *,
-    part: tuple[int, int] = (0, 1),
-    skip_bad: bool = False,
-    workers: int | None = None,
-    progress: bool = True,
-) -> None:
+def check_sizes(folder: DetectionFolder, **options: Any) -> None:
     """Check by the headers that every image is readable and has the size that its annotations say.
 
     Args:
         folder: the data.
-        part: which part to check, and of how many: a process's rank and the number of processes.
-        skip_bad: accept a few bad ones, which a training that leaves out bad images will then name.
-        workers: processes that read; one per core when not given.
-        progress: show a bar on stderr.
+        options: those of `validate`.
 
     Raises:
-        BadImage: the first that cannot be used; the message says how many more there are.
-        ConfigError: fewer than one process.
+        BadImage: the first that cannot be used.
     """
     label = f"images of {folder.split}"
-    bad = scan_bad(folder, read_size, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress)
-    raise_bad(bad, lambda image: folder.path(image.index))
+    validate(folder, read_size, label, lambda image: folder.path(image.index), **options)
 
 
 def read_size(folder: DetectionFolder, index: int) -> ImageInfo:

@@ -1,9 +1,8 @@
 """Evaluation of a detector: average precision in the images' own pixels, and the worst and best images."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -11,12 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.rle import encode
-from metaformer.data.sampler import EvalSampler
-from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, rank, world_size
+from metaformer.distributed import all_reduce_sum, lockstep
 from metaformer.models.detection.structures import Targets
-from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.base import Evaluation, LoadedModel, Loading
+from metaformer.tasks.dense import WorstAndBest, shrink
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
 from metaformer.tasks.detection.instances import Instance, segmentation_mask
 from metaformer.tasks.detection.metrics import AveragePrecision, Kind
@@ -24,17 +22,13 @@ from metaformer.tasks.detection.predict import DetectForward, DetectInference, r
 from metaformer.tasks.detection.results import DetectedObjects, DetectExample, DetectionReport, ExampleObject
 from metaformer.tasks.detection.transforms import DetectionPreprocess
 
-EXAMPLES = 6
-"""Worst images, and best images, of a report."""
 SCORE = 0.3
 """Score threshold of the examples."""
 MIN_IOU = 0.5
 """IoU from which a detected box of an example is correct."""
-THUMBNAIL = 256
-"""Longest side, in pixels, of an example's masks."""
 
 
-class DetectionEvaluation:
+class DetectionEvaluation(Evaluation):
     """A validation set and how detectors are evaluated on it.
 
     Args:
@@ -42,10 +36,7 @@ class DetectionEvaluation:
         preprocess: preprocessing of images.
         inference: test-time augmentation; none by default.
         masks: evaluate masks, too.
-        workers: processes that read.
-        pin_memory: batches in page-locked memory, for copies to CUDA.
-        timeout: seconds to wait for a worker before giving up.
-        stop: ends the evaluation once it returns True.
+        loading: how images are read.
 
     Raises:
         DataError: `masks`, and an object has no outline.
@@ -59,26 +50,15 @@ class DetectionEvaluation:
         *,
         inference: DetectInference | None = None,
         masks: bool = False,
-        workers: int = 0,
-        pin_memory: bool = False,
-        timeout: float = DATA_TIMEOUT,
-        stop: Stop | None = None,
+        **loading: Unpack[Loading],
     ) -> None:
         self.source, self.preprocess, self.masks = source, preprocess, masks
         self.inference = inference or DetectInference()
         AveragePrecision(source.annotations, self.kinds)  # raises its errors before training
-        sampler = EvalSampler(len(source), batch_size=1, rank=rank(), world=world_size())
-        self.most = sampler.most
         self.resized = self.inference.scales == (1.0,)
         """Whether workers resize, which they can to one scale."""
-        self.loader = Loader(
-            DetectionDataset(source, _ImageTransform(preprocess if self.resized else None)),
-            sampler,
-            workers=workers,
-            pin_memory=pin_memory,
-            timeout=timeout,
-            stop=stop,
-        )
+        transform = _ImageTransform(preprocess if self.resized else None)
+        super().__init__(DetectionDataset(source, transform), **loading)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -93,17 +73,17 @@ class DetectionEvaluation:
             Interrupted: `stop` returned True on any rank.
         """
         precision = AveragePrecision(self.source.annotations, self.kinds)
-        examples = Examples()
+        examples = WorstAndBest[DetectExample]()
         count = 0
         for index, objects in lockstep(self._detect(forward), self.most):
             precision.update(objects.to_found(self.source.image_id(index)))
-            examples.update(index, objects, self.source.instances(index))
+            add_example(examples, index, objects, self.source.instances(index))
             count += 1
         return DetectionReport(
             images=int(all_reduce_sum(torch.tensor(count))),
             figures=precision.result(),
             palette=self.source.palette,
-            examples=examples.chosen(),
+            examples=examples.result(),
         )
 
     def _detect(self, forward: DetectForward) -> Iterator[tuple[int, DetectedObjects]]:
@@ -119,10 +99,6 @@ class DetectionEvaluation:
             classes, palette = self.source.classes, self.source.palette
             yield index, DetectedObjects.from_detections(detections, path, size, classes, palette)
 
-    def close(self) -> None:
-        """Stop the worker processes."""
-        self.loader.close()
-
 
 class _ImageTransform:
     """An image (3, h, w), preprocessed or as it is, without its objects."""
@@ -137,34 +113,20 @@ class _ImageTransform:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1), none
 
 
-@dataclass
-class Examples:
-    """The worst and the best images so far."""
+def add_example(
+    examples: WorstAndBest[DetectExample], index: int, objects: DetectedObjects, truth: Sequence[Instance]
+) -> None:
+    """Add an image to the examples: its index in the data set, its detected and its annotated objects."""
+    objects = objects.filtered(SCORE)
+    f1 = f1_score(objects, truth)
+    if f1 is None:
+        return
 
-    worst: list[DetectExample] = field(default_factory=list)
-    best: list[DetectExample] = field(default_factory=list)
+    def build() -> DetectExample:
+        annotated = tuple(_annotated(one, objects.size) for one in truth)
+        return DetectExample(objects.path, index, objects.size, f1, annotated, _detected(objects))
 
-    def update(self, index: int, objects: DetectedObjects, truth: Sequence[Instance]) -> None:
-        """Add an image: its index in the data set, its detected and its annotated objects."""
-        objects = objects.filtered(SCORE)
-        f1 = f1_score(objects, truth)
-        if f1 is None:
-            return
-        key = (f1, objects.path)
-        low = len(self.worst) < EXAMPLES or key < _key(self.worst[-1])
-        high = len(self.best) < EXAMPLES or key > _key(self.best[0])
-        if low or high:
-            annotated = tuple(_annotated(one, objects.size) for one in truth)
-            example = DetectExample(objects.path, index, objects.size, f1, annotated, _detected(objects))
-            self.worst = sorted([*self.worst, example], key=_key)[:EXAMPLES]
-            self.best = sorted([*self.best, example], key=_key)[-EXAMPLES:]
-
-    def chosen(self) -> tuple[DetectExample, ...]:
-        """The worst images of all ranks, then the best, each once."""
-        worst = sorted(all_gather_list(self.worst), key=_key)[:EXAMPLES]
-        best = sorted(all_gather_list(self.best), key=_key, reverse=True)[:EXAMPLES]
-        shown = {example.index for example in worst}
-        return (*worst, *(example for example in best if example.index not in shown))
+    examples.update(f1, objects.path, build)
 
 
 def f1_score(objects: DetectedObjects, truth: Sequence[Instance]) -> float | None:
@@ -197,7 +159,7 @@ def _overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> tuple[NDArray[Any], 
 
 
 def _detected(objects: DetectedObjects) -> tuple[ExampleObject, ...]:
-    masks = [None if objects.masks is None else _thumbnail(objects.mask(i)) for i in range(len(objects))]
+    masks = [None if objects.masks is None else encode(shrink(objects.mask(i))) for i in range(len(objects))]
     rows = zip(objects.labels.tolist(), objects.boxes.tolist(), objects.scores.tolist(), masks, strict=True)
     return tuple(ExampleObject(label, tuple(box), score, mask=mask) for label, box, score, mask in rows)
 
@@ -205,22 +167,8 @@ def _detected(objects: DetectedObjects) -> tuple[ExampleObject, ...]:
 def _annotated(one: Instance, size: tuple[int, int]) -> ExampleObject:
     mask = None
     if one.segmentation is not None:
-        mask = _thumbnail(segmentation_mask(one.segmentation, (size[1], size[0])))
+        mask = encode(shrink(segmentation_mask(one.segmentation, (size[1], size[0]))))
     return ExampleObject(one.label, one.box, crowd=one.crowd, mask=mask)
-
-
-def _thumbnail(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """RLE of a mask shrunk by nearest-neighbor sampling."""
-    factor = max(1.0, max(mask.shape) / THUMBNAIL)
-    rows, columns = (
-        ((np.arange(count) * 2 + 1) * side) // (2 * count)  # the old pixels under the new centers
-        for side, count in ((side, max(1, round(side / factor))) for side in mask.shape)
-    )
-    return encode(mask[rows[:, None], columns])
-
-
-def _key(example: DetectExample) -> tuple[float, str]:
-    return example.f1, example.path
 
 
 def build_evaluation(
@@ -250,12 +198,10 @@ def build_evaluation(
         ConfigError: a value out of range, no data, or another number of classes than the network has.
         DataError: the data set is not laid out as it should be.
     """
-    run = model.config
     has_masks = bool(model.model.has_masks)
     folder = open_detection(
-        model.data_root(data),
-        split or (run.data.val if run is not None else "val"),
-        layout or (run.detect.layout if run is not None else "auto"),
+        *model.location(data, split),
+        layout or model.options.layout,
         classes=list(model.classes) if model.classes else None,
         masks=None if has_masks else False,  # a network with masks can be evaluated on boxes alone
     )
@@ -264,7 +210,7 @@ def build_evaluation(
     return DetectionEvaluation(
         folder,
         model.preprocess,
-        inference=run_inference(run, scales, flip),
+        inference=run_inference(model.config, scales, flip),
         masks=has_masks and folder.has_masks,
         workers=workers,
         pin_memory=model.device.type == "cuda",

@@ -1,7 +1,6 @@
 """Detection in images of any size, with test-time augmentation."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, TrainingError, UnknownName
 from metaformer.models.detection.structures import Detections, Size
 from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.dense import MultiScaleFlip
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.detection.transforms import DetectionPreprocess, pad_images
 from metaformer.tasks.stream import StreamPredictor
@@ -22,21 +22,13 @@ DetectForward = Callable[[Tensor, Sequence[Size], Sequence[Size]], list[Detectio
 
 
 @dataclass(frozen=True)
-class DetectInference:
+class DetectInference(MultiScaleFlip):
     """Test-time augmentation; the default is none."""
 
-    scales: tuple[float, ...] = (1.0,)
-    """Factors of the input's size."""
-    flip: bool = False
-    """Each scale also mirrored left to right."""
     nms_threshold: float = 0.5
     """IoU above which the worse of two boxes of a class, from all views, is removed."""
     max_detections: int = 100
     """Objects of an image, at most."""
-
-    def __post_init__(self) -> None:
-        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
-            raise ConfigError(f"scales is {self.scales}: it must be numbers above 0, and at least one")
 
     @torch.inference_mode()
     def detections(
@@ -63,25 +55,13 @@ class DetectInference:
         """
         own = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
         size = (own[0], own[1]) if original_size is None else original_size
-        views = []
-        for x in self._scaled(image, preprocess):
-            for flip in (False, True)[: 1 + self.flip]:
-                views.append(_detect(forward, x.flip(-1) if flip else x, size, flip, name))
+        inputs = self.inputs(image, preprocess, lambda rgb, scaled: scaled.transform()(rgb), lambda x: x)
+        views = [
+            _detect(forward, x.flip(-1) if flip else x, size, flip, name)
+            for x in inputs
+            for flip in self.flips
+        ]
         return views[0] if len(views) == 1 else self._merge(views)
-
-    def _scaled(
-        self, image: Image.Image | Tensor, preprocess: DetectionPreprocess | None
-    ) -> Iterator[Tensor]:
-        """The input (3, h, w) at each scale."""
-        if isinstance(image, Tensor):
-            if self.scales != (1.0,):
-                raise ConfigError(f"scales is {self.scales}: a tensor has one size: give the image")
-            yield image
-            return
-        if preprocess is None:
-            raise ConfigError("preprocess: an image needs preprocessing, only a tensor needs none")
-        for scale in self.scales:
-            yield preprocess.scaled(scale).transform()(image)
 
     def _merge(self, views: Sequence[Detections]) -> Detections:
         """Detections of all views after NMS, each with its own mask."""
@@ -132,7 +112,7 @@ def run_inference(
             nms_threshold=options.nms_threshold,
             max_detections=options.max_detections,
         )
-    return replace(own, flip=own.flip or flip, scales=own.scales if scales is None else tuple(scales))
+    return own.changed(scales, flip)
 
 
 class DetectionPredictor(StreamPredictor[DetectedObjects]):

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from metaformer.data.class_lists import Palette
 from metaformer.data.rle import Mask, decode, encode
 from metaformer.errors import DataError, MissingPackage, UnknownName
+from metaformer.report.blocks import percentage
 from metaformer.tasks.detection.metrics import DetectionFigures, Found, Kind, check_found
-from metaformer.tasks.outputs import Report, class_table
+from metaformer.tasks.report import Report, class_table
 
 if TYPE_CHECKING:
     import supervision
@@ -281,7 +282,7 @@ class DetectionReport(Report):
         lines = [f"{self.images} images, {objects:,} objects", "", _row("", COLUMNS)]
         for kind, figures in self.figures.items():
             name = "boxes" if kind == "bbox" else "masks"
-            lines.append(_row(name, [_percent(getattr(figures, key)) for key in COLUMNS.values()]))
+            lines.append(_row(name, [percentage(getattr(figures, key), 2) for key in COLUMNS.values()]))
         if not objects:
             lines.append("no object is annotated: there is nothing to evaluate")
         return "\n".join([*lines, "", *_table(self.figures, rows)])
@@ -302,7 +303,7 @@ def _table(figures: Mapping[Kind, DetectionFigures], rows: int) -> list[str]:
             box.name,
             f"{box.objects:,}",
             f"{box.found:,}",
-            *map(_percent, (box.ap, box.ap50, *(mask.ap for mask in masks))),
+            *(percentage(share, 2) for share in (box.ap, box.ap50, *(mask.ap for mask in masks))),
         )
         for box, *masks in there
     ]
@@ -311,7 +312,3 @@ def _table(figures: Mapping[Kind, DetectionFigures], rows: int) -> list[str]:
     if len(there) < len(both):
         lines.append(f"{len(both) - len(there)} classes without objects: left out")
     return lines
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.2%}"

@@ -1,23 +1,26 @@
 """`TaskSpec` of object detection and instance segmentation: what the rest of the library asks of it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from torch import nn
 
 from metaformer.config import TrainConfig
-from metaformer.data.class_lists import Palette, category_ids, read_palette
+from metaformer.data.class_lists import Palette, category_ids
 from metaformer.errors import ConfigError
-from metaformer.factory import create_detector, is_detector
-from metaformer.models.build import build_network
+from metaformer.factory import is_detector
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
 from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, check_ranges
-from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
-from metaformer.tasks.dense import published_classes
+from metaformer.tasks import dense
+from metaformer.tasks.base import LoadedModel, TaskSpec
+from metaformer.tasks.check import Certainty
+from metaformer.tasks.demo import write_coco_objects
 from metaformer.tasks.detection.check import check_objects
-from metaformer.tasks.detection.demo import write_demo
 from metaformer.tasks.detection.evaluate import build_evaluation
 from metaformer.tasks.detection.formats.layouts import recognize_layout
 from metaformer.tasks.detection.predict import DetectionPredictor
@@ -70,59 +73,33 @@ def check_config(config: TrainConfig) -> None:
 
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     """A detector from a checkpoint's card, its weights random."""
-    model = build_network(DetectorConfig.from_dict(card["model"]))
-    preprocess, classes = DetectionPreprocess.from_dict(card["preprocess"]), tuple(card["classes"])
-    colors = read_palette(card["palette"], len(classes))
-    metadata = DetectionMetadata(colors, tuple(int(number) for number in card["category_ids"]))
-    return LoadedModel(spec, str(card["name"]), model, preprocess, classes, metadata)
-
-
-def create(
-    name: str,
-    checkpoint: str | Path | None = None,
-    num_classes: int | None = None,
-    data: tuple[str | Path, str] | None = None,
-) -> nn.Module | None:
-    """A detector by name."""
-    if not is_detector(name):
-        return None
-    return create_detector(
-        name, num_classes=num_classes or 80, pretrained=checkpoint is None, checkpoint_path=checkpoint
-    )
+    model = dense.load(spec, card, DetectorConfig, DetectionPreprocess)
+    return replace(model, metadata=DetectionMetadata(model.metadata, tuple(map(int, card["category_ids"]))))
 
 
 def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     """A detector with the preprocessing and classes of its `pretrained_cfg`."""
     assert isinstance(model, Detector)
-    (classes, colors), cfg = published_classes(model), model.pretrained_cfg
-    preprocess = (
-        DetectionPreprocess.from_dict(cfg["preprocess"]) if "preprocess" in cfg else DetectionPreprocess()
-    )
-    ids = tuple(int(number) for number in cfg.get("category_ids", category_ids(classes or ())))
-    return LoadedModel(spec, name, model, preprocess, classes, DetectionMetadata(colors, ids))
+    loaded = dense.describe(spec, model, name, DetectionPreprocess)
+    ids = model.pretrained_cfg.get("category_ids", category_ids(loaded.classes or ()))
+    return replace(loaded, metadata=DetectionMetadata(loaded.metadata, tuple(map(int, ids))))
 
 
-def recognize(root: str | Path) -> int:
-    """How surely a folder holds images with annotated objects; see `TaskSpec.recognize`."""
-    return 0 if recognize_layout(root) is None else 3
-
-
-def forward(model: nn.Module) -> Any:
-    """The `Detections` of each image."""
-    assert isinstance(model, Detector)
-    return model.predict
+def recognize(root: str | Path) -> Certainty:
+    """How surely a folder holds images with annotated objects."""
+    return Certainty.NONE if recognize_layout(root) is None else Certainty.BY_FILES
 
 
 SPEC = TaskSpec(
     name="detect",
     title="object detection",
     section="detect",
-    unused=CLASSIFICATION_ONLY,
+    unused=dense.UNUSED,
     check_config=check_config,
     build=build_detect,
-    forward=forward,
+    forward=attrgetter("predict"),
     load=load,
-    create=create,
+    create=partial(dense.create, is_detector),
     describe=describe,
     evaluation=build_evaluation,
     predictor=DetectionPredictor,
@@ -130,5 +107,5 @@ SPEC = TaskSpec(
     report=build_report,
     check_data=check_objects,
     recognize=recognize,
-    write_demo=write_demo,
+    write_demo=write_coco_objects,
 )

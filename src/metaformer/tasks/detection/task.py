@@ -8,19 +8,19 @@ from torch import Tensor, nn
 
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import Batch
-from metaformer.data.loader import DATA_TIMEOUT, Stop
+from metaformer.data.loader import Stop
 from metaformer.data.sampler import TrainSampler
 from metaformer.distributed import World
+from metaformer.factory import create_detector
 from metaformer.models.detection.detector import Detector
-from metaformer.tasks.base import StepContext, Task
+from metaformer.tasks.base import StepContext, Task, load_initial_weights, loading
 from metaformer.tasks.check import validate_splits
-from metaformer.tasks.dense import check_split_classes
+from metaformer.tasks.dense import backbone_config, check_split_classes
 from metaformer.tasks.detection.check import check_sizes
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
 from metaformer.tasks.detection.evaluate import DetectionEvaluation
 from metaformer.tasks.detection.predict import run_inference
 from metaformer.tasks.detection.transforms import DetectionPreprocess, train_transform
-from metaformer.tasks.initial_weights import backbone_config, load_initial_weights
 
 
 class DetectionTask(Task):
@@ -35,7 +35,7 @@ class DetectionTask(Task):
         group_by_aspect: draw batches of images that are all wide or all tall.
     """
 
-    metric = "ap"
+    task, metric = "detect", "ap"
     model: Detector
     train: DetectionDataset
     preprocess: DetectionPreprocess
@@ -63,17 +63,10 @@ class DetectionTask(Task):
         losses: dict[str, Tensor] = model(batch.images, batch.targets, batch.sizes)
         return losses
 
-    def card(self) -> dict[str, Any]:
-        """Architecture, classes with their numbers in COCO's files, and preprocessing."""
-        return {
-            "task": "detect",
-            "name": self.name,
-            "model": self.model.config.to_dict(),
-            "classes": list(self.train.source.classes),
-            "palette": [list(color) for color in self.train.source.palette],
-            "category_ids": list(self.train.source.category_ids),
-            "preprocess": self.preprocess.to_dict(),
-        }
+    def metadata(self) -> dict[str, Any]:
+        """Colors of the classes, and their numbers in COCO's files."""
+        palette, ids = self.train.source.palette, self.train.source.category_ids
+        return {"palette": [list(color) for color in palette], "category_ids": list(ids)}
 
 
 def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) -> DetectionTask:
@@ -109,10 +102,7 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
         preprocess,
         inference=run_inference(config),
         masks=detect.head == "mask_rcnn",
-        workers=config.data.workers,
-        pin_memory=world.device.type == "cuda",
-        timeout=min(DATA_TIMEOUT, config.runtime.timeout),
-        stop=stop,
+        **loading(config, world, stop),
     )
     dataset = DetectionDataset(train, augment, config.seed, masks=detect.head == "mask_rcnn")
     name = f"{detect.head}_{config.model.name}"
@@ -163,8 +153,6 @@ def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:
         ConfigError: an unknown model or field, or a value that does not fit.
         WeightsError: the checkpoint cannot be read or does not fit.
     """
-    from metaformer.factory import create_detector
-
     detect = config.detect
     model = create_detector(
         detect.head,

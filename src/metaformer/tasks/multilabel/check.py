@@ -8,7 +8,7 @@ from typing import Final
 
 from metaformer.data.scan import scan
 from metaformer.errors import DataError
-from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, size_range
+from metaformer.tasks.check import Certainty, CheckReport, DatasetCheck, SplitSummary, size_range
 from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
 from metaformer.tasks.multilabel.formats import Layout, find_label_file
 
@@ -59,26 +59,20 @@ def check_multilabel(
     return _Check(root, workers, progress, layout, class_names, separator).run(splits)
 
 
-def recognize(root: str | Path) -> int:
-    """How surely a folder holds a multi-label data set; see `TaskSpec.recognize`."""
+def recognize(root: str | Path) -> Certainty:
+    """How surely a folder holds a multi-label data set."""
     try:
-        return 3 if any(find_label_file(root, split) for split in ("train", "val")) else 0
+        found = any(find_label_file(root, split) for split in ("train", "val"))
     except DataError:  # two label files: the check says so
-        return 3
+        found = True
+    return Certainty.BY_FILES if found else Certainty.NONE
 
 
+@dataclass
 class _Check(DatasetCheck[MultilabelSummary]):
-    def __init__(
-        self,
-        root: str | Path,
-        workers: int | None,
-        progress: bool,
-        layout: Layout,
-        class_names: Sequence[str] | str | Path | None,
-        separator: str,
-    ) -> None:
-        super().__init__(root, workers, progress)
-        self.layout, self.separator, self.class_names = layout, separator, class_names
+    layout: Layout = "auto"
+    separator: str = " "
+    """What stands between the labels in a CSV column."""
 
     def check_split(self, name: str) -> None:
         """Check a split."""

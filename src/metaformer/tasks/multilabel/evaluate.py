@@ -1,21 +1,19 @@
 """Evaluation of multi-label classifiers."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.data.dataset import AugmentedDataset, Batch
-from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.preprocess import Preprocess
-from metaformer.data.sampler import EvalSampler
-from metaformer.distributed import all_gather_object, lockstep, rank, world_size
-from metaformer.errors import ConfigError, TrainingError
+from metaformer.distributed import all_gather_object
+from metaformer.errors import ConfigError
 from metaformer.tasks.base import Forward, LoadedModel
-from metaformer.tasks.classification.predict import average_views
+from metaformer.tasks.classifier import ClassifierEvaluation, ClassifierOptions
 from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
 from metaformer.tasks.multilabel.formats import Layout
 from metaformer.tasks.multilabel.metrics import average_precision, best_thresholds, count
@@ -25,47 +23,27 @@ EXAMPLES = 12
 """Images of each kind, with the highest loss and without an error, that a report has."""
 
 
-class MultilabelEvaluation:
+class MultilabelEvaluation(ClassifierEvaluation):
     """A validation set and how a network is evaluated on it.
 
     Args:
         folder: images and labels.
         preprocess: how images become input.
         thresholds: (K,) scores from which on a class is predicted; None chooses those of the highest F1.
-        batch_size: images at once, per process.
-        workers: processes that read images.
-        flip: average the logits with those of the mirrored image.
-        crops: 1 for the center crop, 5 to average it with the corners.
-        pin_memory: keep batches in page-locked memory, for copies to CUDA.
-        timeout: seconds to wait for a worker.
-        stop: asked again and again; once it is true, the evaluation ends unfinished.
+        options: those of `ClassifierEvaluation`.
     """
+
+    folder: MultilabelFolder
 
     def __init__(
         self,
         folder: MultilabelFolder,
         preprocess: Preprocess,
         thresholds: Sequence[float] | None = None,
-        *,
-        batch_size: int = 128,
-        workers: int = 0,
-        flip: bool = False,
-        crops: int = 1,
-        pin_memory: bool = False,
-        timeout: float = DATA_TIMEOUT,
-        stop: Stop | None = None,
+        **options: Unpack[ClassifierOptions],
     ) -> None:
-        self.folder, self.thresholds, self.flip = folder, thresholds, flip
-        sampler = EvalSampler(len(folder), batch_size=batch_size, rank=rank(), world=world_size())
-        self.most = sampler.most
-        self.loader = Loader(
-            AugmentedDataset(folder, preprocess.transform(crops)),
-            sampler,
-            workers=workers,
-            pin_memory=pin_memory,
-            timeout=timeout,
-            stop=stop,
-        )
+        super().__init__(folder, preprocess, **options)
+        self.thresholds = thresholds
 
     @torch.inference_mode()
     def run(self, forward: Forward) -> MultilabelReport:
@@ -75,25 +53,12 @@ class MultilabelEvaluation:
             TrainingError: logits that are not finite; the message names the image.
             Interrupted: `stop` was true, on whatever rank.
         """
-        own = list(lockstep(self._logits(forward), self.most))
+        own = list(self.logits(forward))
         indices = torch.cat([batch.indices for _, batch in own] or [torch.zeros(0, dtype=torch.int64)])
         outputs = torch.cat([logits for logits, _ in own] or [torch.zeros(0, len(self.folder.classes))])
         everything = all_gather_object((indices, outputs))  # every rank then computes the same figures
         indices, order = torch.cat([part for part, _ in everything]).sort()
         return self._report(torch.cat([part for _, part in everything])[order], indices)
-
-    def close(self) -> None:
-        """Stop the worker processes."""
-        self.loader.close()
-
-    def _logits(self, forward: Forward) -> Iterator[tuple[Tensor, Batch]]:
-        for batch in self.loader:
-            logits = average_views(forward, batch.images, self.flip).float().cpu()
-            finite = logits.isfinite().all(dim=1)
-            if not finite.all():
-                bad = int(batch.indices[~finite][0])
-                raise TrainingError(f"{self.folder.path(bad)}: the network's outputs are not finite")
-            yield logits, batch
 
     def _report(self, logits: Tensor, indices: Tensor) -> MultilabelReport:
         labels, scores = self.folder.labels[indices], logits.sigmoid()
@@ -186,13 +151,11 @@ def build_evaluation(
         DataError: the data set is not laid out as it should be.
     """
     model = model.with_preprocess(image_size=image_size)
-    run = model.config
     folder = open_multilabel(
-        model.data_root(data),
-        split or (run.data.val if run is not None else "val"),
-        layout or (run.multilabel.layout if run is not None else "auto"),
+        *model.location(data, split),
+        layout or model.options.layout,
         class_names=model.classes,
-        separator=separator or (run.multilabel.separator if run is not None else " "),
+        separator=separator or model.options.separator,
     )
     model.check_classes(folder.classes, folder.file)
     return MultilabelEvaluation(

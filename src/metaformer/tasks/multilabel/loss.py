@@ -1,7 +1,5 @@
 """Multi-label losses: binary cross-entropy and asymmetric loss."""
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,20 +58,6 @@ class AsymmetricLoss(nn.Module):
         inverse = (1 - p + self.margin).clamp(max=1)
         negative = (1 - inverse) ** self.gamma_neg * inverse.clamp(min=1e-8).log()
         return -(targets * positive + (1 - targets) * negative).sum(dim=1).mean()
-
-
-def build_loss(
-    name: Literal["bce", "asymmetric"],
-    *,
-    gamma_pos: float = 0.0,
-    gamma_neg: float = 4.0,
-    margin: float = 0.05,
-    pos_weight: Tensor | None = None,
-) -> nn.Module:
-    """The loss of a run."""
-    if name == "bce":
-        return BinaryCrossEntropy(pos_weight)
-    return AsymmetricLoss(gamma_pos, gamma_neg, margin, pos_weight)
 
 
 def balanced_pos_weight(labels: Tensor, largest: float = 100.0) -> Tensor:

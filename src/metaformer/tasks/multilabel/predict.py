@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.classification.predict import BatchPredictor
+from metaformer.tasks.classifier import BatchPredictor
 from metaformer.tasks.multilabel.evaluate import chosen_thresholds
 from metaformer.tasks.multilabel.results import MultilabelResult
 

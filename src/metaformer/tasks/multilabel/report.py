@@ -1,16 +1,15 @@
 """Report of a multi-label run: images with errors, and the classes, the weakest first."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
-
-from PIL import Image
 
 from metaformer.config import TrainConfig
 from metaformer.data.image import read_image
 from metaformer.errors import MetaFormerError
-from metaformer.report.blocks import Example, Examples, Row, Section, Table, data_uri, percentage
+from metaformer.report.blocks import Example, Examples, Row, Section, Table, percentage
 from metaformer.report.page import TaskReport
+from metaformer.tasks.classifier import task_report
+from metaformer.tasks.report import example_grids, thumbnail
 
 THUMBNAIL = 160
 """Longer side of an image on the page, in pixels."""
@@ -28,20 +27,12 @@ NOTE = (
 
 def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
     """The report of a best checkpoint's state."""
-    evaluation, preprocess = state["evaluation"], state["card"]["preprocess"]
-    size = preprocess["image_size"]
-    return TaskReport(
-        metrics={name: NAMES[name] for name in state["metrics"]},
-        counts={"images": evaluation["images"]},
-        sections=[
-            Section("Validation images", _examples(evaluation["examples"])),
-            Section("Classes, the weakest first", [_table(evaluation["per_class"])], note=NOTE),
-        ],
-        preprocess=f"{size} pixels, crop {preprocess['crop']}, {preprocess['interpolation']}",
-        commands="metaformer predict BEST IMAGES\nmetaformer evaluate BEST --data FOLDER",
-        python=PYTHON,
-        input_size=f", {size}×{size} pixels",
-    )
+    evaluation = state["evaluation"]
+    sections = [
+        Section("Validation images", _examples(evaluation["examples"])),
+        Section("Classes, the weakest first", [_table(evaluation["per_class"])], note=NOTE),
+    ]
+    return task_report(state, sections, PYTHON, NAMES)
 
 
 def _table(classes: Sequence[dict[str, Any]]) -> Table:
@@ -62,33 +53,24 @@ def _table(classes: Sequence[dict[str, Any]]) -> Table:
 
 def _examples(examples: Sequence[dict[str, Any]]) -> list[Examples]:
     """The images with the highest loss, and some without an error; without images that are gone."""
-    found = []
-    for title, correct in (("Highest loss", False), ("Without an error", True)):
-        chosen = [one for one in examples if (set(one["labels"]) == set(one["predicted"])) == correct]
-        shown = [(one, _thumbnail(one["path"])) for one in chosen]
-        built = [_example(one, source) for one, source in shown if source is not None]
-        found += [Examples(title, built)] if built else []
-    return found
+    right = [one for one in examples if set(one["labels"]) == set(one["predicted"])]
+    wrong = [one for one in examples if one not in right]
+    return example_grids([("Highest loss", wrong), ("Without an error", right)], _example)
 
 
-def _example(example: dict[str, Any], source: str) -> Example:
+def _example(example: dict[str, Any]) -> Example | None:
+    try:
+        image = read_image(example["path"])
+    except MetaFormerError:  # gone since the evaluation
+        return None
     labels, predicted = set(example["labels"]), set(example["predicted"])
     missed, extra = ", ".join(sorted(labels - predicted)), ", ".join(sorted(predicted - labels))
     notes = [f"missed {missed}"] if missed else []
     notes += [f"wrong {extra}"] if extra else []
     return Example(
-        panels={"image": source},
+        panels={"image": thumbnail(image, THUMBNAIL)},
         value=", ".join(sorted(labels & predicted)) or "–",
         note="; ".join(notes),
         title=example["path"],
         correct=not notes,
     )
-
-
-def _thumbnail(path: str) -> str | None:
-    """Data URI of a thumbnail; None where the image is gone since the evaluation."""
-    with suppress(MetaFormerError):
-        image = read_image(path)
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-        return data_uri(image)
-    return None

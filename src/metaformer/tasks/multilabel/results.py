@@ -3,7 +3,12 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from metaformer.tasks.outputs import Report, class_table
+from metaformer.report.blocks import percentage
+from metaformer.tasks.report import Report, class_table
+from metaformer.visualize.canvas import STRONG, WEAK, Bar
+
+BARS = 6
+"""Classes that are drawn below an image, or as many as are predicted."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,21 @@ class MultilabelResult:
         """Plain values for JSON."""
         scores = {name: round(score, 6) for name, score in zip(self.classes, self.scores, strict=True)}
         return {"path": self.path, "labels": list(self.labels), "scores": scores}
+
+    def to_row(self) -> dict[str, str]:
+        """CSV cells: path, labels, and the score of each class; semicolons between labels with spaces."""
+        separator = ";" if any(" " in name for name in self.classes) else " "
+        scores = {name: f"{score:.6f}" for name, score in zip(self.classes, self.scores, strict=True)}
+        return {"path": self.path, "labels": separator.join(self.labels), **scores}
+
+    def bars(self) -> list[Bar]:
+        """What is drawn: the predicted classes and the most probable others, each with its threshold."""
+        bars = [
+            Bar(name, score, STRONG if score >= threshold else WEAK, threshold)
+            for name, score, threshold in zip(self.classes, self.scores, self.thresholds, strict=True)
+        ]
+        bars.sort(key=lambda bar: (bar.color is not STRONG, -bar.share))
+        return bars[: max(BARS, len(self.labels))]
 
 
 @dataclass(frozen=True)
@@ -114,8 +134,7 @@ class MultilabelReport(Report):
             (
                 row.name,
                 f"{row.images:,}",
-                "–" if row.ap is None else f"{row.ap:.1%}",
-                *(f"{share:.1%}" for share in (row.f1, row.precision, row.recall)),
+                *(percentage(share) for share in (row.ap, row.f1, row.precision, row.recall)),
                 f"{row.threshold:.3f}",
             )
             for row in weakest

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
@@ -10,16 +9,15 @@ from torch import nn
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
 from metaformer.serialize import NON_NEGATIVE, Range, check_ranges
+from metaformer.tasks import classifier
 from metaformer.tasks.base import LoadedModel, TaskSpec
-from metaformer.tasks.classification import spec as classification
+from metaformer.tasks.demo import write_label_csv
 from metaformer.tasks.multilabel.check import check_multilabel, recognize
-from metaformer.tasks.multilabel.demo import write_demo
 from metaformer.tasks.multilabel.evaluate import build_evaluation
 from metaformer.tasks.multilabel.metrics import DEFAULT_THRESHOLD
 from metaformer.tasks.multilabel.predict import MultilabelPredictor
 from metaformer.tasks.multilabel.report import build_report
 from metaformer.tasks.multilabel.task import build_multilabel
-from metaformer.tasks.multilabel.write import write_multilabel
 
 RANGES: Final[Mapping[str, Range]] = {
     "multilabel.gamma_pos": Range(0, 100),
@@ -46,23 +44,13 @@ def check_config(config: TrainConfig) -> None:
 
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     """A multi-label classifier from a checkpoint's card, its weights random."""
-    model = classification.load(spec, card)
+    model = classifier.load(spec, card)
     return replace(model, metadata=read_thresholds(card["thresholds"], model.num_classes))
-
-
-def create(
-    name: str,
-    checkpoint: str | Path | None = None,
-    num_classes: int | None = None,
-    data: tuple[str | Path, str] | None = None,
-) -> nn.Module | None:
-    """None: the published classifiers give one class an image."""
-    return None
 
 
 def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     """A multi-label classifier with what its `pretrained_cfg` says of it."""
-    loaded = classification.describe(spec, model, name)
+    loaded = classifier.describe(spec, model, name)
     thresholds = model.pretrained_cfg.get("thresholds", (DEFAULT_THRESHOLD,) * loaded.num_classes)  # type: ignore[union-attr,operator]
     return replace(loaded, metadata=read_thresholds(thresholds, loaded.num_classes))
 
@@ -96,13 +84,12 @@ SPEC = TaskSpec(
     build=build_multilabel,
     forward=lambda model: model,
     load=load,
-    create=create,
     describe=describe,
     evaluation=build_evaluation,
     predictor=MultilabelPredictor,
-    write=write_multilabel,
+    write=classifier.write_predictions,
     report=build_report,
     check_data=check_multilabel,
     recognize=recognize,
-    write_demo=write_demo,
+    write_demo=write_label_csv,
 )

@@ -9,25 +9,26 @@ from torch import Tensor, nn
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
-from metaformer.data.loader import DATA_TIMEOUT, Stop
+from metaformer.data.loader import Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError
-from metaformer.tasks.base import Forward, StepContext, Task
-from metaformer.tasks.classification.task import (
+from metaformer.tasks.base import Forward, StepContext, check_num_classes
+from metaformer.tasks.classifier import (
+    ClassifierTask,
     augmentation,
     build_classifier,
-    classifier_hub_card,
+    evaluation_options,
     preprocessing,
 )
 from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
 from metaformer.tasks.multilabel.evaluate import MultilabelEvaluation
-from metaformer.tasks.multilabel.loss import balanced_pos_weight, build_loss
+from metaformer.tasks.multilabel.loss import AsymmetricLoss, BinaryCrossEntropy, balanced_pos_weight
 from metaformer.tasks.multilabel.metrics import DEFAULT_THRESHOLD
 from metaformer.tasks.multilabel.results import MultilabelReport
 
 
-class MultilabelTask(Task):
+class MultilabelTask(ClassifierTask):
     """Multi-label classification.
 
     Args:
@@ -39,10 +40,8 @@ class MultilabelTask(Task):
         criterion: the loss.
     """
 
-    metric = "map"
-    model: MetaFormer
+    task, metric = "multilabel", "map"
     evaluation: MultilabelEvaluation
-    preprocess: Preprocess
 
     def __init__(
         self,
@@ -77,23 +76,13 @@ class MultilabelTask(Task):
         """Take over the thresholds of a checkpoint."""
         self.thresholds = tuple(float(threshold) for threshold in card["thresholds"])
 
-    def card(self) -> dict[str, Any]:
-        """Architecture, classes with their thresholds, and preprocessing."""
-        return {
-            "task": "multilabel",
-            "name": self.name,
-            "model": self.model.config.to_dict(),
-            "classes": list(self.evaluation.folder.classes),
-            "thresholds": list(self.thresholds),
-            "preprocess": self.preprocess.to_dict(),
-        }
+    def metadata(self) -> dict[str, Any]:
+        """The thresholds of the classes."""
+        return {"thresholds": list(self.thresholds)}
 
     def hub_card(self) -> dict[str, Any]:
-        """The same as `from_pretrained` reads it from `config.json`."""
-        classes = list(self.evaluation.folder.classes)
-        card = classifier_hub_card(self.model, self.name, classes, self.preprocess)
-        card["pretrained_cfg"]["thresholds"] = list(self.thresholds)
-        return {**card, "task": "multilabel"}
+        """`config.json`, which names the task: other classifiers give one class an image."""
+        return {**super().hub_card(), "task": self.task}
 
 
 def build_multilabel(config: TrainConfig, world: World, stop: Stop | None = None) -> MultilabelTask:
@@ -110,32 +99,18 @@ def build_multilabel(config: TrainConfig, world: World, stop: Stop | None = None
     _check_classes(config, train)
     preprocess = preprocessing(config)
     torch.manual_seed(config.seed)
-    weights = options.pos_weight
+    weights = None if options.pos_weight is None else torch.tensor(options.pos_weight)
+    if options.balance:
+        weights = balanced_pos_weight(train.labels)
     evaluation = MultilabelEvaluation(
         val,
         preprocess,
         None if options.threshold is None else (options.threshold,) * len(val.classes),
-        batch_size=config.data.eval_batch_size,
-        workers=config.data.workers,
-        flip=config.evaluate.flip,
-        crops=config.evaluate.crops,
-        pin_memory=world.device.type == "cuda",
-        timeout=min(DATA_TIMEOUT, config.runtime.timeout),
-        stop=stop,
+        **evaluation_options(config, world, stop),
     )
-    criterion = build_loss(
-        options.loss,
-        gamma_pos=options.gamma_pos,
-        gamma_neg=options.gamma_neg,
-        margin=options.margin,
-        pos_weight=(
-            balanced_pos_weight(train.labels)
-            if options.balance
-            else None
-            if weights is None
-            else torch.tensor(weights)
-        ),
-    )
+    criterion: nn.Module = BinaryCrossEntropy(weights)
+    if options.loss == "asymmetric":
+        criterion = AsymmetricLoss(options.gamma_pos, options.gamma_neg, options.margin, weights)
     task = MultilabelTask(
         build_classifier(config, len(train.classes)),
         config.model.name,
@@ -164,10 +139,6 @@ def _check_classes(config: TrainConfig, train: MultilabelFolder) -> None:
     classes, weights = len(train.classes), config.multilabel.pos_weight
     if not classes:
         raise DataError(f"{train.file}: no image has a label")
-    if config.model.num_classes not in (None, classes):
-        raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, {train.file} has {classes} classes: "
-            "leave the field out"
-        )
+    check_num_classes(config, classes, train.file)
     if weights is not None and len(weights) != classes:
         raise ConfigError(f"multilabel.pos_weight has {len(weights)} numbers for {classes} classes")

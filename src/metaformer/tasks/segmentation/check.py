@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from metaformer.data.class_lists import Names
 from metaformer.data.image import image_size
-from metaformer.data.scan import ImageInfo, digest, inspect, reason, scan, scan_bad
+from metaformer.data.scan import ImageInfo, digest, inspect, reason, scan
 from metaformer.errors import DataError
-from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, raise_bad, size_range
+from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, size_range, validate
 from metaformer.tasks.segmentation.dataset import SegmentationFolder
 from metaformer.tasks.segmentation.labels import count_values, read_label_map, resolve_class_names
 from metaformer.tasks.segmentation.layouts import choose_layout, find_pairs
@@ -72,18 +71,10 @@ class SegmentationSummary(SplitSummary):
         )
 
 
+@dataclass
 class _Check(DatasetCheck[SegmentationSummary]):
-    def __init__(
-        self,
-        root: str | Path,
-        workers: int | None,
-        progress: bool,
-        layout: str,
-        class_names: Names,
-        reduce_zero_label: bool | None,
-    ) -> None:
-        super().__init__(root, workers, progress)
-        self.layout, self.class_names, self.reduce_zero_label = layout, class_names, reduce_zero_label
+    reduce_zero_label: bool | None = None
+    """Whether value 0 in label maps is ignored; None as the layout has it."""
 
     def check_split(self, name: str) -> None:
         """Check a split; the first is the training split."""
@@ -129,34 +120,23 @@ class _Check(DatasetCheck[SegmentationSummary]):
         self.warn_absent(folder.folder, "pixel", absent)
 
 
-def validate_label_maps(
-    folder: SegmentationFolder,
-    *,
-    part: tuple[int, int] = (0, 1),
-    skip_bad: bool = False,
-    workers: int | None = None,
-    progress: bool = True,
-) -> None:
+def validate_label_maps(folder: SegmentationFolder, **options: Any) -> None:
     """Check before training that every label map is readable, of its image's size, and has known values.
 
     Of the images only the headers are read.
 
     Args:
         folder: the data.
-        part: rank and number of the processes that share the work.
-        skip_bad: accept a few bad files, which training with `on_bad_image: skip` leaves out.
-        workers: processes that read; one per core by default.
-        progress: show a bar on stderr.
+        options: those of `validate`.
 
     Raises:
-        BadImage: the first bad file; the message counts the others.
-        ConfigError: `part` is out of range.
+        BadImage: the first bad file.
     """
-    label = f"label maps of {folder.split}"
-    bad = scan_bad(
-        folder, read_labels, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress
-    )
-    raise_bad(bad, lambda info: (folder.path if info.error else folder.label_path)(info.index))
+
+    def path(info: ImageInfo) -> Path:
+        return (folder.path if info.error else folder.label_path)(info.index)
+
+    validate(folder, read_labels, f"label maps of {folder.split}", path, **options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,11 +135,11 @@ class SegmentationDataset(AugmentedDataset):
         seed: the run's seed.
     """
 
+    source: SegmentationFolder
     transform: JointTransform  # type: ignore[assignment]  # of two arguments
 
     def __init__(self, source: SegmentationFolder, transform: JointTransform, seed: int = 0) -> None:
         super().__init__(source, transform, seed)  # type: ignore[arg-type]
-        self.pairs = source
 
     def __getitem__(self, sample: Sample) -> Item:
         """Image (3, h, w), label map (h, w) and index of a sample.
@@ -147,6 +147,6 @@ class SegmentationDataset(AugmentedDataset):
         Raises:
             BadImage: image or label map cannot be read, or their sizes differ.
         """
-        image, labels = self.pairs.pair(sample.index)
+        image, labels = self.source.pair(sample.index)
         with seeded(sample_seed(self.seed, sample)):
             return *self.transform(image, labels), sample.index

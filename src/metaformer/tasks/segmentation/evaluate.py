@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -10,33 +10,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.resize_preprocess import DensePreprocess
-from metaformer.data.sampler import EvalSampler
-from metaformer.distributed import all_gather_list, all_reduce_sum, lockstep, rank, world_size
+from metaformer.distributed import all_reduce_sum, lockstep
 from metaformer.errors import DataError
-from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.base import Evaluation, LoadedModel, Loading
+from metaformer.tasks.dense import WorstAndBest
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.metrics import ConfusionMatrix, figures, mean_iou
 from metaformer.tasks.segmentation.predict import InferenceConfig, predict_label_map, run_inference
 from metaformer.tasks.segmentation.results import SegmentationReport, SegmentExample, areas, thumbnail
 from metaformer.tasks.segmentation.tiled_inference import LogitsFn
 
-EXAMPLES = 6
-"""Images in a report: this many of the worst, and of the best."""
 
-
-class SegmentationEvaluation:
+class SegmentationEvaluation(Evaluation):
     """Evaluation on a data set; `run` evaluates one network.
 
     Args:
         source: images and label maps.
         preprocess: preprocessing of the images.
         inference: windows and test-time augmentation; whole images in one view by default.
-        workers: processes that read.
-        pin_memory: page-locked batches, for copies to CUDA.
-        timeout: seconds to wait for a worker.
-        stop: polled; once true, the evaluation is interrupted.
+        loading: how images are read.
     """
 
     def __init__(
@@ -45,24 +38,13 @@ class SegmentationEvaluation:
         preprocess: DensePreprocess,
         *,
         inference: InferenceConfig | None = None,
-        workers: int = 0,
-        pin_memory: bool = False,
-        timeout: float = DATA_TIMEOUT,
-        stop: Stop | None = None,
+        **loading: Unpack[Loading],
     ) -> None:
         self.source, self.preprocess, self.inference = source, preprocess, inference or InferenceConfig()
-        sampler = EvalSampler(len(source), batch_size=1, rank=rank(), world=world_size())
-        self.most = sampler.most
         # workers resize if there is one scale, and a bound on the input size
         self.resized = self.inference.scales == (1.0,) and preprocess.long_side is not None
-        self.loader = Loader(
-            SegmentationDataset(source, _Pair(preprocess if self.resized else None)),
-            sampler,
-            workers=workers,
-            pin_memory=pin_memory,
-            timeout=timeout,
-            stop=stop,
-        )
+        transform = _Pair(preprocess if self.resized else None)
+        super().__init__(SegmentationDataset(source, transform), **loading)
 
     def run(self, forward: LogitsFn) -> SegmentationReport:
         """Evaluate a network on all ranks.
@@ -87,10 +69,6 @@ class SegmentationEvaluation:
             results.update(index, predicted, labels)
             yield index
 
-    def close(self) -> None:
-        """Stop the processes that read."""
-        self.loader.close()
-
 
 class _Pair:
     """Image, preprocessed or (H, W, 3) uint8, and label map as tensors."""
@@ -112,8 +90,7 @@ class _Results:
         self.source = source
         self.confusion = ConfusionMatrix(len(source.classes))
         self.images = 0
-        self.worst: list[SegmentExample] = []
-        self.best: list[SegmentExample] = []
+        self.examples = WorstAndBest[SegmentExample]()
 
     def update(self, index: int, predicted: Tensor, labels: Tensor) -> None:
         try:
@@ -123,16 +100,11 @@ class _Results:
         self.images += 1
         miou = mean_iou(added)
         if miou is not None:
-            self._remember(index, miou, predicted, labels)
-
-    def _remember(self, index: int, miou: float, predicted: Tensor, labels: Tensor) -> None:
-        rank = (miou, str(self.source.path(index)))
-        low = len(self.worst) < EXAMPLES or rank < _rank(self.worst[-1])
-        high = len(self.best) < EXAMPLES or rank > _rank(self.best[0])
-        if low or high:
-            example = self._example(index, miou, predicted.numpy(), labels.numpy())
-            self.worst = sorted([*self.worst, example], key=_rank)[:EXAMPLES]
-            self.best = sorted([*self.best, example], key=_rank)[-EXAMPLES:]
+            self.examples.update(
+                miou,
+                str(self.source.path(index)),
+                lambda: self._example(index, miou, predicted.numpy(), labels.numpy()),
+            )
 
     def _example(
         self, index: int, miou: float, predicted: NDArray[Any], labels: NDArray[Any]
@@ -149,20 +121,13 @@ class _Results:
 
     def report(self) -> SegmentationReport:
         confusion = self.confusion.result()
-        worst = sorted(all_gather_list(self.worst), key=_rank)[:EXAMPLES]
-        best = sorted(all_gather_list(self.best), key=_rank, reverse=True)[:EXAMPLES]
-        shown = {example.index for example in worst}
         return SegmentationReport(
             images=int(all_reduce_sum(torch.tensor(self.images))),
             figures=figures(confusion, self.source.classes),
             confusion=confusion,
             palette=self.source.palette,
-            examples=(*worst, *(example for example in best if example.index not in shown)),
+            examples=self.examples.result(),
         )
-
-
-def _rank(example: SegmentExample) -> tuple[float, str]:
-    return example.miou, example.path
 
 
 def build_evaluation(
@@ -194,20 +159,17 @@ def build_evaluation(
         ConfigError: a value out of range, no data, or another number of classes than the network has.
         DataError: the data set is not laid out as it should be.
     """
-    run = model.config
-    options = run.segment if run is not None else None
     folder = open_segmentation(
-        model.data_root(data),
-        split or (run.data.val if run is not None else "val"),
-        layout or (options.layout if options is not None else "auto"),
+        *model.location(data, split),
+        layout or model.options.layout,
         classes=list(model.classes) if model.classes else None,
-        reduce_zero_label=options.reduce_zero_label if options is not None else None,
+        reduce_zero_label=model.options.reduce_zero_label,
     )
     model.check_classes(folder.classes, folder.folder)
     return SegmentationEvaluation(
         folder,
         model.preprocess,
-        inference=run_inference(run, scales, flip, sliding_window),
+        inference=run_inference(model.config, scales, flip, sliding_window),
         workers=workers,
         pin_memory=model.device.type == "cuda",
     )

@@ -1,6 +1,5 @@
 """Prediction of label maps: whole images or sliding windows, with test-time augmentation."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from metaformer.config import TrainConfig
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import ConfigError
 from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.dense import MultiScaleFlip
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.segmentation.tiled_inference import (
     TILE_GRID,
@@ -38,8 +38,8 @@ CACHE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class InferenceConfig:
-    """Whole-image or sliding-window inference, and test-time augmentation; the default is neither."""
+class InferenceConfig(MultiScaleFlip):
+    """Whole images or sliding windows; probabilities of test-time augmentation are averaged."""
 
     mode: str = "whole"
     """`whole`, or `slide`: overlapping windows whose logits are averaged."""
@@ -47,10 +47,6 @@ class InferenceConfig:
     """Height and width of a window of `slide`, in pixels of the network's input."""
     stride: tuple[int, int] = (341, 341)
     """Vertical and horizontal stride of the windows."""
-    scales: tuple[float, ...] = (1.0,)
-    """Test-time augmentation: factors of the input size; probabilities are averaged."""
-    flip: bool = False
-    """Test-time augmentation: add the mirror image at every scale."""
     tile_pixels: int = 1 << 22
     """Largest input, in pixels, that `whole` computes at once; larger ones are tiled."""
     tile: int = 768
@@ -59,23 +55,17 @@ class InferenceConfig:
     """Minimum overlap of neighboring tiles, in pixels."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mode not in ("whole", "slide"):
             raise ConfigError(f"mode is {self.mode!r}: choose whole or slide")
         for window, stride in zip(self.window, self.stride, strict=True):
             if not 1 <= stride <= window:
                 raise ConfigError(f"stride is {self.stride}: it must lie between 1 and window {self.window}")
-        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
-            raise ConfigError(f"scales is {self.scales}: it must be one or more numbers above 0")
         if not 0 <= self.overlap < self.tile or self.tile % TILE_GRID or self.overlap % TILE_GRID:
             raise ConfigError(
                 f"tile is {self.tile}, overlap {self.overlap}: both must be multiples of {TILE_GRID}, "
                 "and the tile the larger"
             )
-
-    @property
-    def num_views(self) -> int:
-        """Views of an image: scales, and their mirror images."""
-        return len(self.scales) * (1 + self.flip)
 
     def windows(self, height: int, width: int) -> tuple[list[Window], list[Window]]:
         """Windows along the height and along the width of an input of this size."""
@@ -118,28 +108,16 @@ def predict_label_map(
     """
     own = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
     height, width = original_size or own
+    inputs: Iterator[ImageView] = inference.inputs(
+        image, preprocess, lambda rgb, scaled: PILView(scaled.resize(rgb), scaled.to_tensor), TensorView
+    )
     views = [
         View(forward, scaled, inference.windows(*scaled.size), (height, width), mirrored=mirrored, name=name)
-        for scaled in _image_views(image, inference.scales, preprocess)
-        for mirrored in (False, True)[: 1 + inference.flip]
+        for scaled in inputs
+        for mirrored in inference.flips
     ]
     starts = range(0, height, ROW_BLOCK)
     return torch.cat([_label_rows(views, start, min(start + ROW_BLOCK, height)) for start in starts])
-
-
-def _image_views(
-    image: Image.Image | Tensor, scales: Sequence[float], preprocess: DensePreprocess | None
-) -> Iterator[ImageView]:
-    if isinstance(image, Tensor):
-        if tuple(scales) != (1.0,):
-            raise ConfigError(f"scales is {scales}: a tensor has one scale; pass the image")
-        yield TensorView(image)
-        return
-    if preprocess is None:
-        raise ConfigError("preprocess: needed for an image; only a tensor goes without")
-    for scale in scales:
-        scaled = preprocess.scaled(scale)
-        yield PILView(scaled.resize(image), scaled.to_tensor)
 
 
 def _label_rows(views: list[View], start: int, stop: int) -> Tensor:
@@ -193,7 +171,7 @@ def run_inference(
             scales=tuple(options.scales),
             flip=config.evaluate.flip,
         )
-    own = replace(own, flip=own.flip or flip, scales=own.scales if scales is None else tuple(scales))
+    own = own.changed(scales, flip)
     if sliding_window is None:
         return own
     if sliding_window < 0:

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.data.class_lists import Palette
-from metaformer.tasks.outputs import Report, class_table, confusion_values
+from metaformer.report.blocks import percentage
+from metaformer.tasks.dense import shrink
+from metaformer.tasks.report import Report, class_table, confusion_values
 from metaformer.tasks.segmentation.metrics import ClassIoU, SegmentationFigures
 
-THUMBNAIL = 256
-"""Longest side of a report's label maps, in pixels."""
 BLOCK = 1 << 20
 """Pixels that are counted at once."""
 IGNORED = (224, 224, 192)
@@ -141,12 +141,10 @@ def paletted(label_map: NDArray[np.integer[Any]], palette: Palette) -> Image.Ima
     return image
 
 
-def thumbnail(label_map: NDArray[np.integer[Any]], palette: Palette, longest: int = THUMBNAIL) -> str:
-    """Label map as a PNG with palette, reduced by nearest neighbor, base64."""
-    share = max(1.0, max(label_map.shape) / longest)
-    rows, columns = (_centers(side, max(1, round(side / share))) for side in label_map.shape)
+def thumbnail(label_map: NDArray[np.integer[Any]], palette: Palette) -> str:
+    """Reduced label map as a PNG with palette, base64."""
     stream = io.BytesIO()
-    paletted(label_map[rows[:, None], columns], palette).save(stream, "PNG", optimize=True)
+    paletted(shrink(label_map), palette).save(stream, "PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode()
 
 
@@ -160,24 +158,19 @@ def areas(label_map: NDArray[np.integer[Any]]) -> dict[int, int]:
     return {label: int(counts[label]) for label in order}
 
 
-def _centers(side: int, fewer: int) -> NDArray[np.int64]:
-    """Pixels of a side under the centers of fewer pixels."""
-    return ((np.arange(fewer) * 2 + 1) * side) // (2 * fewer)
-
-
 def _table(per_class: Sequence[ClassIoU], rows: int) -> list[str]:
     """Table of the classes that occur or are predicted, weakest first."""
     present = [row for row in per_class if row.iou is not None]
     weakest = sorted(present, key=lambda row: (row.iou or 0.0, row.name))
     table = [
-        (row.name, f"{row.pixels:,}", *map(_percent, (row.iou, row.accuracy, row.precision)))
+        (
+            row.name,
+            f"{row.pixels:,}",
+            *(percentage(share, 2) for share in (row.iou, row.accuracy, row.precision)),
+        )
         for row in weakest
     ]
     lines = class_table(("class", "pixels", "IoU", "accuracy", "precision"), table, rows)
     if len(present) < len(per_class):
         lines.append(f"{len(per_class) - len(present)} classes neither occur nor are predicted")
     return lines
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.2%}"

@@ -2,23 +2,22 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final
-
-from torch import nn
+from typing import Final
 
 from metaformer.config import TrainConfig
-from metaformer.data.class_lists import read_palette
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import ConfigError
-from metaformer.factory import create_segmenter, is_segmenter
+from metaformer.factory import is_segmenter
 from metaformer.models.segmentation.config import SegmenterConfig
-from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.serialize import NON_NEGATIVE, POSITIVE_INT, Range, check_ranges
-from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
-from metaformer.tasks.dense import published_classes
+from metaformer.tasks import dense
+from metaformer.tasks.base import TaskSpec
+from metaformer.tasks.check import Certainty
+from metaformer.tasks.demo import write_label_maps
 from metaformer.tasks.segmentation.check import check_label_maps
-from metaformer.tasks.segmentation.demo import write_demo
 from metaformer.tasks.segmentation.evaluate import build_evaluation
 from metaformer.tasks.segmentation.layouts import find_layout, has_label_maps
 from metaformer.tasks.segmentation.predict import SegmentationPredictor
@@ -56,65 +55,29 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError("segment.scales is empty: set 1 for a single scale")
 
 
-def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
-    """A segmenter from a checkpoint's card, its weights random."""
-    model = Segmenter(SegmenterConfig.from_dict(card["model"]))
-    preprocess, classes = DensePreprocess.from_dict(card["preprocess"]), tuple(card["classes"])
-    colors = read_palette(card["palette"], len(classes))
-    return LoadedModel(spec, str(card["name"]), model, preprocess, classes, colors)
-
-
-def create(
-    name: str,
-    checkpoint: str | Path | None = None,
-    num_classes: int | None = None,
-    data: tuple[str | Path, str] | None = None,
-) -> nn.Module | None:
-    """A segmenter by name."""
-    if not is_segmenter(name):
-        return None
-    return create_segmenter(
-        name, num_classes=num_classes or 150, pretrained=checkpoint is None, checkpoint_path=checkpoint
-    )
-
-
-def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
-    """A segmenter with the preprocessing, classes and palette of its `pretrained_cfg`."""
-    assert isinstance(model, Segmenter)
-    (classes, colors), cfg = published_classes(model), model.pretrained_cfg
-    preprocess = DensePreprocess.from_dict(cfg["preprocess"]) if "preprocess" in cfg else DensePreprocess()
-    return LoadedModel(spec, name, model, preprocess, classes, colors)
-
-
-def recognize(root: str | Path) -> int:
-    """How surely a folder holds images with label maps; see `TaskSpec.recognize`."""
+def recognize(root: str | Path) -> Certainty:
+    """How surely a folder holds images with label maps."""
     if find_layout(root) is None:
-        return 0
-    return 3 if has_label_maps(root) else 2
-
-
-def forward(model: nn.Module) -> Any:
-    """Logits (B, K, H/4, W/4), which evaluation and prediction resize."""
-    assert isinstance(model, Segmenter)
-    return model.forward_head
+        return Certainty.NONE
+    return Certainty.BY_FILES if has_label_maps(root) else Certainty.BY_FOLDERS
 
 
 SPEC = TaskSpec(
     name="segment",
     title="semantic segmentation",
     section="segment",
-    unused=CLASSIFICATION_ONLY,
+    unused=dense.UNUSED,
     check_config=check_config,
     build=build_segment,
-    forward=forward,
-    load=load,
-    create=create,
-    describe=describe,
+    forward=attrgetter("forward_head"),
+    load=partial(dense.load, config=SegmenterConfig, preprocess=DensePreprocess),
+    create=partial(dense.create, is_segmenter),
+    describe=partial(dense.describe, preprocess=DensePreprocess),
     evaluation=build_evaluation,
     predictor=SegmentationPredictor,
     write=write_segmentations,
     report=build_report,
     check_data=check_label_maps,
     recognize=recognize,
-    write_demo=write_demo,
+    write_demo=write_label_maps,
 )

@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import Batch
-from metaformer.data.loader import DATA_TIMEOUT, Stop
+from metaformer.data.loader import Stop
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError
+from metaformer.factory import create_segmenter
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
-from metaformer.tasks.base import StepContext, Task
+from metaformer.tasks.base import StepContext, Task, load_initial_weights, loading
 from metaformer.tasks.check import validate_splits
-from metaformer.tasks.dense import check_split_classes
-from metaformer.tasks.initial_weights import backbone_config, load_initial_weights
+from metaformer.tasks.dense import backbone_config, check_split_classes
 from metaformer.tasks.segmentation.check import validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
@@ -35,7 +35,7 @@ class SegmentationTask(Task):
         preprocess: preprocessing of evaluation and prediction.
     """
 
-    metric = "miou"
+    task, metric = "segment", "miou"
     model: Segmenter
     train: SegmentationDataset
     preprocess: DensePreprocess
@@ -45,16 +45,9 @@ class SegmentationTask(Task):
         losses: dict[str, Tensor] = model(batch.images, batch.labels)
         return losses
 
-    def card(self) -> dict[str, Any]:
-        """Architecture, classes with their colors, and preprocessing."""
-        return {
-            "task": "segment",
-            "name": self.name,
-            "model": self.model.config.to_dict(),
-            "classes": list(self.train.pairs.classes),
-            "palette": [list(color) for color in self.train.pairs.palette],
-            "preprocess": self.preprocess.to_dict(),
-        }
+    def metadata(self) -> dict[str, Any]:
+        """Colors of the classes."""
+        return {"palette": [list(color) for color in self.train.source.palette]}
 
 
 def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -> SegmentationTask:
@@ -87,10 +80,7 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
         val,
         preprocess,
         inference=run_inference(config),
-        workers=config.data.workers,
-        pin_memory=world.device.type == "cuda",
-        timeout=min(DATA_TIMEOUT, config.runtime.timeout),
-        stop=stop,
+        **loading(config, world, stop),
     )
     name = f"{options.head}_{config.model.name}"
     task = SegmentationTask(
@@ -135,8 +125,6 @@ def build_segmenter(config: TrainConfig, data: SegmentationFolder) -> Segmenter:
         ConfigError: an unknown network or field, or a value out of range.
         WeightsError: the checkpoint cannot be read or does not fit.
     """
-    from metaformer.factory import create_segmenter
-
     options = config.segment
     model = create_segmenter(
         options.head,

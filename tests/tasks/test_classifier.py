@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from metaformer.tasks.classification.predict import average_views
+from metaformer.tasks.classifier import average_views
 
 
 def left(images: Tensor) -> Tensor:

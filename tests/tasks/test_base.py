@@ -8,7 +8,8 @@ from metaformer.config import ModelConfig
 from metaformer.errors import ConfigError, MetaFormerError, UnknownName
 from metaformer.factory import create_segmenter
 from metaformer.models.segmentation.segmenter import Segmenter
-from metaformer.tasks.initial_weights import backbone_config, load_initial_weights
+from metaformer.tasks.base import load_initial_weights
+from metaformer.tasks.dense import backbone_config
 from toys import TINY
 
 

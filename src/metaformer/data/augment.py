@@ -1,4 +1,4 @@
-"""Image transforms of training and evaluation, as in timm."""
+"""Training transform, as in timm; `Preprocess` is that of evaluation."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Normalize, Preprocess, Transform
+from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Normalize, Transform
 from metaformer.errors import ConfigError
 
 
@@ -125,22 +125,3 @@ class _TrainTransform:
     def _augmented(self, image: Image.Image) -> Tensor:
         tensor: Tensor = self.finish(self.augment(image))
         return tensor
-
-
-def eval_transform(
-    image_size: int,
-    crop: float = 0.9,
-    interpolation: str = "bicubic",
-    mean: Channels = IMAGENET_MEAN,
-    std: Channels = IMAGENET_STD,
-    crops: int = 1,
-) -> Transform:
-    """Build the evaluation pipeline: shorter edge to floor(image_size / crop), center crop, normalize.
-
-    Pillow resizes, as for the published accuracies. The transform maps an RGB image to (3, H, W), or with
-    `crops=5`, four corners and the center, to (5, 3, H, W).
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-    return Preprocess(image_size, crop, interpolation, mean, std).transform(crops)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from metaformer.data.augment import train_transform
 from metaformer.data.dataset import seeded
-from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from metaformer.errors import ConfigError
-from metaformer.tasks.classification.transforms import eval_transform, train_transform
 
 
 def image(width: int = 100, height: int = 80, seed: int = 0) -> Image.Image:
@@ -30,19 +30,19 @@ def test_evaluation_equals_timms(size: int, crop: float, interpolation: str) -> 
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
-    ours = eval_transform(size, crop, interpolation)
+    ours = Preprocess(size, crop, interpolation).transform()
     for x in (image(500, 375), image(64, 64), image(97, 300), image(30, 31)):
         assert torch.equal(ours(x), theirs(x))
 
 
 def test_images_of_the_input_size_are_not_resized() -> None:
     x = image(64, 64)
-    tensor = eval_transform(64, crop=1.0, mean=(0, 0, 0), std=(1, 1, 1))(x)
+    tensor = Preprocess(64, crop=1.0, mean=(0, 0, 0), std=(1, 1, 1)).transform()(x)
     assert np.array_equal((tensor * 255).round().permute(1, 2, 0).numpy(), np.asarray(x))
 
 
 def test_normalization() -> None:
-    tensor = eval_transform(8, crop=1.0)(Image.new("RGB", (8, 8), (255, 0, 51)))
+    tensor = Preprocess(8, crop=1.0).transform()(Image.new("RGB", (8, 8), (255, 0, 51)))
     assert tensor[:, 0, 0].tolist() == pytest.approx(
         [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
     )
@@ -50,13 +50,13 @@ def test_normalization() -> None:
 
 def test_five_crops_are_corners_and_center() -> None:
     x = image(80, 64)
-    stack = eval_transform(32, crop=0.5, crops=5)(x)
-    whole = eval_transform(64, crop=1.0)  # of the image's height; its width is cut
+    stack = Preprocess(32, crop=0.5).transform(crops=5)(x)
+    whole = Preprocess(64, crop=1.0).transform()  # of the image's height; its width is cut
     assert stack.shape == (5, 3, 32, 32)
     left, right = (whole(x.crop((offset, 0, offset + 64, 64))) for offset in (0, 16))
     assert torch.equal(stack[0], left[:, :32, :32]) and torch.equal(stack[1], right[:, :32, 32:])
     assert torch.equal(stack[2], left[:, 32:, :32]) and torch.equal(stack[3], right[:, 32:, 32:])
-    assert torch.equal(stack[4], eval_transform(32, crop=0.5)(x))
+    assert torch.equal(stack[4], Preprocess(32, crop=0.5).transform()(x))
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,18 @@ def test_five_crops_are_corners_and_center() -> None:
         ({"crop": 0.0}, "crop"),
         ({"crop": 1.5}, "crop"),
         ({"interpolation": "cubic"}, "interpolation"),
-        ({"crops": 3}, "crops"),
         ({"std": (0, 1, 1)}, "std"),
         ({"image_size": 0}, "image_size"),
     ],
 )
 def test_invalid_evaluation_options(options: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match=field):
-        eval_transform(**{"image_size": 32, **options})
+        Preprocess(**{"image_size": 32, **options})
+
+
+def test_crops_are_one_or_five() -> None:
+    with pytest.raises(ConfigError, match="crops"):
+        Preprocess(32).transform(crops=3)
 
 
 def test_training_equals_timms() -> None:
@@ -180,7 +184,7 @@ def test_first_view_is_not_augmented() -> None:
     with seeded(1):
         views = transform(x)
     assert views.shape == (3, 3, 64, 64)
-    assert torch.equal(views[0], eval_transform(64, crop=1.0)(x))
+    assert torch.equal(views[0], Preprocess(64, crop=1.0).transform()(x))
     assert not torch.equal(views[1], views[0]) and not torch.equal(views[1], views[2])
 
 
@@ -209,4 +213,4 @@ def test_other_image_sizes() -> None:
     for x in (image(1, 1), image(1, 300), image(640, 3), image(64, 64)):
         with seeded(0):
             assert transform(x).shape == (3, 64, 64)
-        assert eval_transform(64, 1.0)(x).shape == (3, 64, 64)
+        assert Preprocess(64, 1.0).transform()(x).shape == (3, 64, 64)
