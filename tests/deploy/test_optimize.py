@@ -1,10 +1,13 @@
 """Inference forms compute what the networks do, and are refused where they do not."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.utils.prune
+from torch import Tensor, nn
 
 import metaformer
 from metaformer.backbones.variants import VARIANTS
@@ -183,3 +186,66 @@ def test_frozen_weights_are_constants_at_every_shape() -> None:
             layer.weight.mul_(2)
         torch.testing.assert_close(call(x), expected)  # as when this shape was compiled
         assert not call(x).requires_grad
+
+
+class LowRank(nn.Module):
+    """A LoRA layer around a linear layer, whose weight and bias it shows as its own."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+        self.down, self.up = nn.Conv2d(base.in_channels, 2, 1), nn.Conv2d(2, base.out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x) + self.up(self.down(x))
+        return y
+
+
+def wrap(block: Any) -> None:
+    block.mlp.fc1 = LowRank(block.mlp.fc1)
+
+
+def parametrize(block: Any) -> None:
+    nn.utils.parametrizations.weight_norm(block.mlp.fc1)
+
+
+def prune(block: Any) -> None:
+    nn.utils.prune.l1_unstructured(block.mlp.fc1, "weight", 0.5)
+
+
+def hook(block: Any) -> None:
+    block.mlp.fc1.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def replace_mlp(block: Any) -> None:
+    block.mlp = nn.Conv2d(block.mlp.fc1.in_channels, block.mlp.fc2.out_channels, 1)
+
+
+def subclass_norm(block: Any) -> None:
+    class Doubled(type(block.norm2)):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    block.norm2.__class__ = Doubled
+
+
+@pytest.mark.parametrize("change", [wrap, parametrize, prune, hook, replace_mlp, subclass_norm])
+@pytest.mark.parametrize("name", ["poolformer_s12", "caformer_s18"])
+def test_blocks_with_unknown_layers_stay_as_they_are(name: str, change: Callable[[Any], None]) -> None:
+    model = trained(metaformer.create_model(name, **TINY))
+    change(model.stages[1].blocks[0])
+    x = torch.randn(2, 3, 64, 64)
+    with pytest.warns(UserWarning, match=r"stages\.1\.blocks\.0\.(mlp|norm2)") as warnings:
+        network = optimize(model)
+    assert len(warnings) == 1
+    assert sum(isinstance(module, FoldedBlock) for module in network.modules()) == 3
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_parametrized_convolution_stays_as_it_is() -> None:
+    model = trained(metaformer.create_model("poolformer_s12", **TINY))
+    nn.utils.parametrizations.weight_norm(model.stem.conv)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(optimize(model)(x), model(x), rtol=1e-4, atol=1e-5)

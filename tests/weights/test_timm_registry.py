@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.task import FeatureDistillationTask, LogitDistillationTask
+from torch import nn
 
 from metaformer.backbones.variants import VARIANTS
 from metaformer.factory import create_model
@@ -40,6 +42,46 @@ def test_models_and_pyramids_through_timm(names: list[str], name: str) -> None:
     assert pyramid.feature_info.channels() == [8, 32, 64] and pyramid.feature_info.reduction() == [4, 16, 32]
     with torch.no_grad():
         assert [tuple(level.shape[1:]) for level in pyramid(image)] == [(8, 56, 56), (32, 14, 14), (64, 7, 7)]
+
+
+@pytest.mark.parametrize("feature_cls", ["list", "hook", "fx", "getter"])
+@pytest.mark.parametrize(
+    "name", ["poolformer_s12", "cyclemlp_b1", "metaformer_pppf_s12", "metaformer_ppaa_s12"]
+)
+def test_pyramids_by_each_of_timms_extractors(names: list[str], name: str, feature_cls: str) -> None:
+    small = {"depths": (1, 1, 1, 1), "dims": (8, 12, 32, 64), "out_indices": (0, 2)}
+    pyramid = timm.create_model(f"mf_{name}", features_only=True, feature_cls=feature_cls, **small).train()
+    levels = pyramid(torch.randn(1, 3, 224, 224))
+    assert [tuple(level.shape[1:]) for level in levels] == [(8, 56, 56), (32, 14, 14)]
+    sum(level.square().sum() for level in levels).backward()
+    unused = [
+        name for name, value in pyramid.named_parameters() if value.requires_grad and value.grad is None
+    ]
+    assert not unused
+
+
+def test_a_fixed_grid_is_told(names: list[str]) -> None:
+    fixed = {name for name in names if timm.get_pretrained_cfg_value(name, "fixed_input_size")}
+    assert fixed == {f"mf_{name}" for name, config in VARIANTS.items() if config.fixed_size}
+    assert {"mf_randformer_s12", "mf_metaformer_ppaa_s12", "mf_metaformer_pppf_s12"} <= fixed
+    assert not fixed & {"mf_poolformer_s12", "mf_cyclemlp_b1", "mf_caformer_s18"}
+
+
+@pytest.mark.parametrize("task", [LogitDistillationTask, FeatureDistillationTask])
+def test_students_of_timms_distillation(names: list[str], task: type[nn.Module]) -> None:
+    small = {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 20), "num_classes": 3}
+    student = timm.create_model("mf_cyclemlp_b1", **small)
+    teacher = timm.create_model("mf_poolformer_s12", **small)
+    training = task(student, teacher, criterion=nn.CrossEntropyLoss(), verbose=False)
+    training(torch.randn(2, 3, 64, 64), torch.tensor([0, 2]))["loss"].backward()
+    assert all(value.grad is not None for value in student.parameters())
+
+
+def test_devices_and_unknown_options(names: list[str]) -> None:
+    model = timm.create_model("mf_caformer_s18", device="meta", dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.float64)}
+    with pytest.raises(TypeError, match="not_a_field"):
+        timm.create_model("mf_caformer_s18", device="meta", not_a_field=1)
 
 
 def test_pyramids_compute_channels_last(names: list[str]) -> None:

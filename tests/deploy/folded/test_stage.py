@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import random
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import metaformer
+from metaformer.deploy.folded.linear import WeightCache
 from metaformer.deploy.folded.stage import CapturedGraph, ReplayableStage, capture
 from metaformer.ops import cpp
 from metaformer.ops.attention import attention
@@ -126,6 +129,51 @@ def optimized(
 
 def stages(network: nn.Module) -> list[ReplayableStage]:
     return [module for module in network.modules() if isinstance(module, ReplayableStage)]
+
+
+def test_threads_share_an_optimized_network() -> None:
+    network = optimized()[1]
+    inputs = [images(size) for size in (32, 40, 48)]
+    with torch.inference_mode():
+        expected = [network(x) for x in inputs]
+    errors: list[BaseException] = []
+
+    def serve(seed: int) -> None:
+        try:
+            with torch.inference_mode():
+                for i in random.Random(seed).choices(range(3), k=60):
+                    torch.testing.assert_close(network(inputs[i]), expected[i], rtol=1e-4, atol=1e-5)
+        except BaseException as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=serve, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
+
+
+def test_a_shape_may_leave_the_cache_while_another_thread_reads_it() -> None:
+    class Dropping(dict[Any, Any]):
+        """A cache that another thread empties after each look into it."""
+
+        def __contains__(self, key: object) -> bool:
+            found = super().__contains__(key)
+            self.clear()
+            return found
+
+    cache = WeightCache()
+    cache._cache = Dropping()
+    shape = torch.Size([2, 3])
+    values = [cache.get_for_shape(shape, object) for _ in range(4)]
+    assert values[0] is None and all(value is not None for value in values[1:])
+    assert cache.get("key", lambda: 1) == cache.get("key", lambda: 2) == 1
 
 
 def have_graphs(network: nn.Module) -> bool:

@@ -47,10 +47,14 @@ FOLDED: Final[dict[type[nn.Module], Fold]] = {
     SepConv: FoldedSepConv,
 }
 """Mixer -> its folded form; other mixers, and subclasses of these, run as they are between norm and scale."""
-KNOWN: Final = {
-    *(*FOLDED, CycleFC, Pointwise, nn.Conv2d, Mlp, Scale, DropPath, nn.Identity, nn.Dropout),
+FOLDABLE: Final[dict[str, tuple[type[nn.Module], ...]]] = {
+    **dict.fromkeys(("mlp", "reweight"), (Mlp,)),
+    **dict.fromkeys(("fc1", "fc2", "qkv", "proj", "pwconv1", "pwconv2", "mlp_c"), (Pointwise,)),
+    **dict.fromkeys(("sfc_h", "sfc_w"), (CycleFC,)),
+    **dict.fromkeys(("layer_scale1", "layer_scale2", "res_scale1", "res_scale2"), (Scale, nn.Identity)),
+    "dwconv": (nn.Conv2d,),
 }
-"""Classes beside norms and activations that a block's parts may have to be folded; no subclasses of them."""
+"""Name of a block's part -> the classes that are folded there; a subclass may compute something else."""
 EPILOGUES: Final = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}
 """Activation -> the part of it that the first linear layer computes in its epilogue."""
 CHUNK_ELEMENTS: Final = 1 << 23
@@ -63,12 +67,13 @@ def unknown_part(block: Block) -> tuple[str, nn.Module] | None:
     Such as a LoRA layer in a linear layer's place, a parametrized or pruned one, a subclass, or one with
     hooks. None where the whole block is known. A mixer without a folded form is not looked into.
     """
-    known = KNOWN.union(*({registry[name] for name in registry} for registry in (NORMS, ACTS)))
+    norms_and_acts = {registry[name] for registry in (NORMS, ACTS) for name in registry}
+    others = (*FOLDED, *norms_and_acts, DropPath, nn.Dropout)
     for name, part in block.named_children():
         if name == "token_mixer" and type(part) not in FOLDED:
             continue
         for path, module in part.named_modules(prefix=name):
-            if type(module) not in known or has_hooks(module):
+            if type(module) not in FOLDABLE.get(path.rpartition(".")[2], others) or has_hooks(module):
                 return path, module
     return None
 
