@@ -17,7 +17,7 @@ class UnknownName(ConfigError):
     """A name that is in no registry or table."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        names = sorted(known)
+        names, name = sorted(known), str(name)[:100]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:40]) or 'none'}"
         super().__init__(f"unknown {kind} {name!r}: {hint}")

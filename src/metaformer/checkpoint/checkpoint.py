@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from metaformer.checkpoint.manifest import recover, remove_directory, verify, wr
 from metaformer.checkpoint.tensors import TensorSpec, TensorStore, has_shards
 from metaformer.distributed import rank
 from metaformer.errors import VersionError, WeightsError
+from metaformer.serialize import NATURAL, NUMBER, POSITIVE_INT, Fields, Text, decode, errors_at, parse_json
+from metaformer.storage import read_bytes
 from metaformer.weights.report import LoadReport
 
 FORMAT = 2
@@ -23,6 +25,30 @@ FORMAT = 2
 STEP = "step_"
 STATE = "state.json"
 HUB_CARD = "config.json"
+Natural = Annotated[int, NATURAL]
+Count = Annotated[int, POSITIVE_INT]
+TYPES: Final[Mapping[str, Any]] = {
+    "format": int,
+    "version": Text | None,
+    "card": dict[str, Any],
+    "config": dict[str, Any] | None,
+    "step": Natural,
+    "total": Natural | None,
+    "epoch": Natural,
+    "position": Natural,
+    "metric": Text | None,
+    "metrics": dict[Text, Annotated[Any, NUMBER]],
+    "best": dict[Text, Annotated[Any, NUMBER]] | None,
+    "bad_images": list[Natural],
+    "skipped_steps": Natural,
+    "evaluation_pending": bool,
+    "evaluation": dict[str, Any],
+    "world_size": Count,
+    "threads": Count,
+    "optimizer": dict[str, Any],
+    "scaler": dict[str, Any],
+}
+"""Types of the values in `state.json`, where they are there."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +73,16 @@ class Checkpoint:
         Raises:
             WeightsError: it does not fit.
         """
-        store, own = TensorStore(self.directory, name), model.state_dict()
-        specs = store.specs()
+        self.check(model, name)
+        TensorStore(self.directory, name).fill(model.state_dict())
+
+    def check(self, model: nn.Module, name: str = "model") -> None:
+        """Compare one state dict with a model, which may be on the meta device.
+
+        Raises:
+            WeightsError: it does not fit.
+        """
+        own, specs = model.state_dict(), TensorStore(self.directory, name).specs()
         report = LoadReport(
             missing=[key for key in own if key not in specs],
             unexpected=[key for key in specs if key not in own],
@@ -63,7 +97,6 @@ class Checkpoint:
                 f"{self.directory}: is of another model: resume with the run's settings, or start anew in "
                 f"another directory ({'; '.join(report.problems())})"
             )
-        store.fill(own)
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint has this state dict."""
@@ -129,12 +162,15 @@ def read_state(directory: Path) -> dict[str, Any]:
         WeightsError: it is missing or damaged.
     """
     file = directory / STATE
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{file}: damaged ({error})") from error
-    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+    values = parse_json(read_bytes(file, WeightsError), f"{file}: damaged", WeightsError)
+    if not isinstance(values, dict) or not isinstance(values.get("format"), int):
         raise WeightsError(f"{file}: damaged (no checkpoint format)")
+    state = Fields(values, file, WeightsError)
+    with errors_at(file, WeightsError):
+        for name in TYPES.keys() & state.keys():
+            state[name] = decode(TYPES[name], state[name], name)
+    if "card" in state:
+        state["card"] = Fields(state["card"], f"{file}: card", WeightsError)
     if state["format"] != FORMAT:
         int8 = "int8" in (state.get("card") or {})  # it has no weights that could be loaded
         again = {"kind": "int8 network", "remedy": "quantize the network again"} if int8 else {}

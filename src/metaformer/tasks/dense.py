@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from metaformer.config import TrainConfig
-from metaformer.data.class_lists import Palette, class_list, palette, palette_for, read_palette
+from metaformer.data.class_lists import Palette, class_list, palette, palette_for, read_names, read_palette
 from metaformer.errors import ConfigError, DataError
 from metaformer.models.base import DenseNetwork
 
@@ -23,7 +23,7 @@ class Split(Protocol):
 def published_classes(model: DenseNetwork) -> tuple[tuple[str, ...] | None, Palette]:
     """Class names, where `pretrained_cfg` or the published data set has them, and a color for each class."""
     cfg, count = model.pretrained_cfg, model.num_classes
-    classes = tuple(cfg["label_names"]) if cfg.get("label_names") else None
+    classes = read_names(cfg["label_names"], count) if cfg.get("label_names") else None
     if classes is None and "data" in cfg:  # published: the data set's, unless trained for others
         names = class_list(str(cfg["data"])).names
         classes = names if len(names) == count else None

@@ -9,10 +9,13 @@ from torch import nn
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import TrainConfig
+from metaformer.data.class_lists import read_names
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import open_split
 from metaformer.errors import ConfigError
 from metaformer.factory import create_model, is_model
+from metaformer.models.build import build_network
+from metaformer.serialize import Text, decode
 from metaformer.tasks.base import LoadedModel, TaskSpec, numbered_classes
 from metaformer.tasks.classification.check import check_data_set, recognize
 from metaformer.tasks.classification.demo import write_demo
@@ -44,9 +47,10 @@ def check_config(config: TrainConfig) -> None:
 
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     """A classifier from a checkpoint's card, its weights random."""
-    model = MetaFormer(MetaFormerConfig.from_dict(card["model"]))
+    model = build_network(MetaFormerConfig.from_dict(card["model"]))
     preprocess = Preprocess.from_dict(card["preprocess"])
-    return LoadedModel(spec, str(card["name"]), model, preprocess, tuple(card["classes"]))
+    classes = read_names(card["classes"], model.num_classes)
+    return LoadedModel(spec, decode(Text, card["name"], "name"), model, preprocess, classes)
 
 
 def create(
@@ -73,7 +77,8 @@ def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
         raise ConfigError(f"{name}: a backbone without a classifier")
     names = model.pretrained_cfg.get("label_names")
     preprocess = Preprocess.from_pretrained_cfg(model.pretrained_cfg)
-    return LoadedModel(spec, name, model, preprocess, tuple(names) if names else None)
+    classes = read_names(names, model.num_classes) if names else None
+    return LoadedModel(spec, name, model, preprocess, classes)
 
 
 def default_classes(count: int) -> tuple[str, ...]:

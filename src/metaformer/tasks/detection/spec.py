@@ -7,13 +7,13 @@ from typing import Any, Final, NamedTuple
 from torch import nn
 
 from metaformer.config import TrainConfig
-from metaformer.data.class_lists import Palette, category_ids, read_palette
+from metaformer.data.class_lists import Palette, category_ids, read_names, read_palette
 from metaformer.errors import ConfigError
 from metaformer.factory import create_detector, is_detector
 from metaformer.models.build import build_network
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
-from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, check_ranges
+from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, Text, check_ranges, decode
 from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
 from metaformer.tasks.dense import published_classes
 from metaformer.tasks.detection.check import check_objects
@@ -71,10 +71,23 @@ def check_config(config: TrainConfig) -> None:
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     """A detector from a checkpoint's card, its weights random."""
     model = build_network(DetectorConfig.from_dict(card["model"]))
-    preprocess, classes = DetectionPreprocess.from_dict(card["preprocess"]), tuple(card["classes"])
-    colors = read_palette(card["palette"], len(classes))
-    metadata = DetectionMetadata(colors, tuple(int(number) for number in card["category_ids"]))
-    return LoadedModel(spec, str(card["name"]), model, preprocess, classes, metadata)
+    preprocess = DetectionPreprocess.from_dict(card["preprocess"])
+    classes = read_names(card["classes"], model.num_classes)
+    colors, ids = read_palette(card["palette"], len(classes)), read_ids(card["category_ids"], len(classes))
+    name = decode(Text, card["name"], "name")
+    return LoadedModel(spec, name, model, preprocess, classes, DetectionMetadata(colors, ids))
+
+
+def read_ids(values: Any, count: int) -> tuple[int, ...]:
+    """COCO's category ids from a file's plain values.
+
+    Raises:
+        ConfigError: anything but `count` different integers.
+    """
+    ids: tuple[int, ...] = decode(tuple[int, ...], values, "category_ids")
+    if len(ids) != count or len(set(ids)) != count:
+        raise ConfigError(f"category_ids: must be {count:,} different integers, one for each class")
+    return ids
 
 
 def create(
@@ -98,7 +111,9 @@ def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     preprocess = (
         DetectionPreprocess.from_dict(cfg["preprocess"]) if "preprocess" in cfg else DetectionPreprocess()
     )
-    ids = tuple(int(number) for number in cfg.get("category_ids", category_ids(classes or ())))
+    ids = category_ids(classes or ())
+    if "category_ids" in cfg:
+        ids = read_ids(cfg["category_ids"], model.num_classes)
     return LoadedModel(spec, name, model, preprocess, classes, DetectionMetadata(colors, ids))
 
 

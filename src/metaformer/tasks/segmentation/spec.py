@@ -8,13 +8,14 @@ from typing import Any, Final
 from torch import nn
 
 from metaformer.config import TrainConfig
-from metaformer.data.class_lists import read_palette
+from metaformer.data.class_lists import read_names, read_palette
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import ConfigError
 from metaformer.factory import create_segmenter, is_segmenter
+from metaformer.models.build import build_network
 from metaformer.models.segmentation.config import SegmenterConfig
 from metaformer.models.segmentation.segmenter import Segmenter
-from metaformer.serialize import NON_NEGATIVE, POSITIVE_INT, Range, check_ranges
+from metaformer.serialize import NON_NEGATIVE, POSITIVE_INT, Range, Text, check_ranges, decode
 from metaformer.tasks.base import CLASSIFICATION_ONLY, LoadedModel, TaskSpec
 from metaformer.tasks.dense import published_classes
 from metaformer.tasks.segmentation.check import check_label_maps
@@ -58,10 +59,13 @@ def check_config(config: TrainConfig) -> None:
 
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     """A segmenter from a checkpoint's card, its weights random."""
-    model = Segmenter(SegmenterConfig.from_dict(card["model"]))
-    preprocess, classes = DensePreprocess.from_dict(card["preprocess"]), tuple(card["classes"])
-    colors = read_palette(card["palette"], len(classes))
-    return LoadedModel(spec, str(card["name"]), model, preprocess, classes, colors)
+    model = build_network(SegmenterConfig.from_dict(card["model"]))
+    preprocess, classes = (
+        DensePreprocess.from_dict(card["preprocess"]),
+        read_names(card["classes"], model.num_classes),
+    )
+    colors, name = read_palette(card["palette"], len(classes)), decode(Text, card["name"], "name")
+    return LoadedModel(spec, name, model, preprocess, classes, colors)
 
 
 def create(
