@@ -34,6 +34,7 @@ from metaformer.errors import ConfigError, DataError, MetaFormerError, UnknownNa
 T = TypeVar("T")
 DEPTH: Final = 64
 """Levels of nesting that a JSON document may have."""
+_YAML_DEPTH = 20
 _SHOWN = 100  # characters of a value in an error
 _DIGITS = 50  # of an integer in an error
 _BITS = 63  # of an integer, besides its sign
@@ -74,6 +75,7 @@ NATURAL: Final = Range(0, integer=True)
 POSITIVE: Final = Range(0, above=True)
 NON_NEGATIVE: Final = Range(0)
 PROBABILITY: Final = Range(0, 1)
+Probability = Annotated[float, PROBABILITY]
 
 
 @dataclass(frozen=True)
@@ -215,12 +217,78 @@ def parse_json(
     except UnicodeDecodeError as failure:
         raise error(f"{where}: is not UTF-8 text ({failure.reason} at byte {failure.start:,})") from failure
     except RecursionError as failure:
-        raise error(f"{where}: nested more than {depth} levels deep") from failure
+        raise error(f"{where}: cannot be read as JSON (nested more than {depth} levels deep)") from failure
     except ValueError as failure:  # also of a number with more digits than Python reads
         raise error(f"{where}: cannot be read as JSON ({shown(str(failure), quote=False)})") from failure
     if hook is None and _deeper(values, depth):
-        raise error(f"{where}: nested more than {depth} levels deep")
+        raise error(f"{where}: cannot be read as JSON (nested more than {depth} levels deep)")
     return values
+
+
+def parse_yaml(
+    text: str, where: object, error: type[MetaFormerError] = DataError, *, depth: int = _YAML_DEPTH
+) -> Any:
+    """Plain values of a YAML document; see `check_yaml`.
+
+    Raises:
+        MetaFormerError: of class `error`: it is no YAML, or one that `check_yaml` refuses.
+    """
+    import yaml
+
+    try:
+        check_yaml(text, where, error, depth=depth)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as failure:
+        if isinstance(failure, MetaFormerError):
+            raise
+        raise error(f"{where}: cannot be read as YAML ({' '.join(str(failure).split()):.200})") from failure
+
+
+def check_yaml(
+    text: str, where: object, error: type[MetaFormerError] = ConfigError, *, depth: int = _YAML_DEPTH
+) -> None:
+    """Refuse YAML that nobody writes by hand and that could exhaust a parser.
+
+    Raises:
+        MetaFormerError: of class `error`: it is nested too deeply, uses aliases, or names a field twice.
+        yaml.YAMLError: it is no YAML.
+    """
+    import yaml
+
+    level = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):  # one after another, without recursion
+        line = f"{where}, {_line_of(event)}"
+        if isinstance(event, yaml.AliasEvent):
+            raise error(f"{line}: aliases (*{event.anchor}) are not read: write the value out")
+        if isinstance(event, yaml.CollectionStartEvent):
+            level += 1
+            if level > depth:
+                raise error(f"{line}: nested more than {depth} levels deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            level -= 1
+    for key in _repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
+        raise error(f"{where}, {_line_of(key)}: {shown(str(key.value), quote=False)} is given a second time")
+
+
+def _line_of(part: Any) -> str:
+    return f"line {part.start_mark.line + 1}" if part.start_mark is not None else "somewhere"
+
+
+def _repeated(node: Any) -> Iterator[Any]:
+    """Keys of YAML mappings that stand there twice."""
+    if node is None:
+        return
+    if node.id == "mapping":
+        names: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)  # keys that are no strings are left to the parser
+            if name in names:
+                yield key
+            names.add(name)
+            yield from _repeated(value)
+    elif node.id == "sequence":
+        for item in node.value:
+            yield from _repeated(item)
 
 
 def _deeper(values: Any, depth: int) -> bool:
@@ -266,6 +334,34 @@ class Fields(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         raise self.error(f"{self.where}: lacks {name!r}")
+
+    @classmethod
+    def read(
+        cls,
+        values: Any,
+        types: Mapping[str, Any],
+        where: object,
+        error: type[MetaFormerError],
+        others: Any = Any,
+    ) -> Self:
+        """Decode the values of a file.
+
+        Args:
+            values: what the file holds.
+            types: of the values by name; none of them must be there.
+            where: the file, for errors.
+            error: class of the errors.
+            others: type of values that have no type in `types`.
+
+        Raises:
+            MetaFormerError: of class `error`: it holds no object, or a value of another type.
+        """
+        with errors_at(where, error):
+            known = {
+                name: decode(types.get(name, others), value, shown(name, quote=False))
+                for name, value in decode(dict[str, Any], values, "the file").items()
+            }
+        return cls(known, where, error)
 
 
 def from_dict(kind: type[T], values: Any, name: str = "", *, others: bool = False) -> T:

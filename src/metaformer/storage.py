@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
+from lzma import LZMAError
 from pathlib import Path
 from struct import error as StructError
 from typing import Any, BinaryIO, Final, TextIO
@@ -22,6 +23,11 @@ PATIENCE = 10.0
 
 LARGEST_TEXT: Final = 64 << 20
 """Bytes of a text or JSON file that a program reads at once, where its reader does not say otherwise."""
+_ZIP_ERRORS: Final = (
+    *(BadZipFile, ZlibError, LZMAError, StructError, NotImplementedError, RuntimeError, ValueError),
+    *(EOFError, OverflowError, KeyError),
+)
+"""What `zipfile` raises on damaged, encrypted and odd archives."""
 _LONGEST_NAME: Final = 255
 _LONGEST_PATH: Final = 4096
 
@@ -68,15 +74,16 @@ def open_regular(path: str | Path, error: type[MetaFormerError] = DataError) -> 
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as failure:
         raise error(f"{path}: cannot be read ({getattr(failure, 'strerror', None) or failure})") from failure
-    with open(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise error(f"{path}: cannot be read (it is no ordinary file)")
-        try:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise error(f"{path}: cannot be read (it is no ordinary file)")
+    try:
+        with open(handle, "rb") as stream:
             yield stream
-        except OSError as failure:
-            if isinstance(failure, MetaFormerError):
-                raise
-            raise error(f"{path}: cannot be read ({failure.strerror or failure})") from failure
+    except OSError as failure:
+        if isinstance(failure, MetaFormerError):
+            raise
+        raise error(f"{path}: cannot be read ({failure.strerror or failure})") from failure
 
 
 def need_regular(path: str | Path, error: type[MetaFormerError] = DataError) -> None:
@@ -140,8 +147,15 @@ def read_json(
 
 
 @contextmanager
-def open_zip(path: str | Path, error: type[MetaFormerError] = DataError) -> Iterator[ZipFile]:
+def open_zip(
+    path: str | Path, error: type[MetaFormerError] = DataError, what: str = "zip archive"
+) -> Iterator[ZipFile]:
     """Open a zip archive; an error of it or of a member is one of class `error`.
+
+    Args:
+        path: the file.
+        error: class of the errors.
+        what: what the archive should be, for errors.
 
     Raises:
         MetaFormerError: of class `error`: it is no zip, damaged, encrypted, or of a kind that is not read.
@@ -152,12 +166,9 @@ def open_zip(path: str | Path, error: type[MetaFormerError] = DataError) -> Iter
                 yield archive
         except MetaFormerError:
             raise
-        except (BadZipFile, ZlibError, StructError, NotImplementedError, RuntimeError, ValueError) as failure:
-            raise error(
-                f"{path}: a damaged or odd zip archive ({shown(str(failure), quote=False)})"
-            ) from failure
-        except (EOFError, OverflowError, KeyError) as failure:
-            raise error(f"{path}: a damaged zip archive ({shown(str(failure), quote=False)})") from failure
+        except _ZIP_ERRORS as failure:
+            reason = shown(str(failure), quote=False) or type(failure).__name__
+            raise error(f"{path}: no {what}, or damaged or encrypted ({reason})") from failure
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from metaformer.checkpoint.manifest import recover, remove_directory, verify, wr
 from metaformer.checkpoint.tensors import TensorSpec, TensorStore, has_shards
 from metaformer.distributed import rank
 from metaformer.errors import VersionError, WeightsError
-from metaformer.serialize import NATURAL, NUMBER, POSITIVE_INT, Fields, Text, decode, errors_at, parse_json
+from metaformer.serialize import NATURAL, NUMBER, POSITIVE_INT, Fields, Text, decode, parse_json, shown
 from metaformer.storage import read_bytes
 from metaformer.weights.report import LoadReport
 
@@ -27,6 +27,7 @@ STATE = "state.json"
 HUB_CARD = "config.json"
 Natural = Annotated[int, NATURAL]
 Count = Annotated[int, POSITIVE_INT]
+_HYPERPARAMETER: Final = bool | int | float | tuple[float, ...] | Text | None
 TYPES: Final[Mapping[str, Any]] = {
     "format": int,
     "version": Text | None,
@@ -165,10 +166,7 @@ def read_state(directory: Path) -> dict[str, Any]:
     values = parse_json(read_bytes(file, WeightsError), f"{file}: damaged", WeightsError)
     if not isinstance(values, dict) or not isinstance(values.get("format"), int):
         raise WeightsError(f"{file}: damaged (no checkpoint format)")
-    state = Fields(values, file, WeightsError)
-    with errors_at(file, WeightsError):
-        for name in TYPES.keys() & state.keys():
-            state[name] = decode(TYPES[name], state[name], name)
+    state = Fields.read(values, TYPES, file, WeightsError)
     if "card" in state:
         state["card"] = Fields(state["card"], f"{file}: card", WeightsError)
     if state["format"] != FORMAT:
@@ -270,9 +268,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
             optimizer.param_groups[int(number)][entry] = entries[key]
     store.fill(entries)
     for group, saved in zip(optimizer.param_groups, plain["groups"], strict=True):
-        # JSON has no tuples
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
-        group.update({key: value for key, value in values.items() if key not in ("state", "names")})
+        for key in saved.keys() - {"state", "names"}:
+            group[key] = decode(_HYPERPARAMETER, saved[key], f"optimizer.{shown(key, quote=False)}")
         for name, state in saved["state"].items():
             optimizer.state[parameters[name]].update(state)
 

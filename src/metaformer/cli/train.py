@@ -17,6 +17,7 @@ from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
 from metaformer.recipes import RECIPES, find
 from metaformer.recipes.recipe import Recipe
+from metaformer.serialize import field_types, from_dict
 
 USAGE = """usage: metaformer train RECIPE [CONFIG.yaml] --data.root DIR --out RUN [--FIELD VALUE …]
 
@@ -71,13 +72,12 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     Raises:
         UsageError: an unknown field or a value of another type.
     """
-    from metaformer.serialize import from_dict
-
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
     for file in _files(argv):
-        with suppress(OSError, UnicodeDecodeError, YAMLError):  # the parser reports these below
-            check_yaml(file)
+        with suppress(YAMLError):  # the parser reports it below, as it does a missing file
+            if os.path.lexists(file):
+                check_yaml(file)
     parser = _parser(recipe, show_own=any(arg in ("-h", "--help") for arg in argv))
     if len(argv) > 1 and argv[0] == "--config":  # alone first, so that its errors name the file
         alone = _read(parser, recipe, argv[:2], f"{argv[1]}: ")
@@ -92,10 +92,12 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
 
 
 def _files(argv: list[str]) -> list[Path]:
-    """Configuration files that the arguments name."""
-    named = [after for arg, after in pairwise(argv) if arg == "--config"]
-    named += [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
-    return [Path(name) for name in named]
+    """Configuration files that the arguments name; the parser takes one for a section, too."""
+    options = {f"--{name}" for name in ("config", *field_types(TrainConfig))}
+    named = [(arg, after) for arg, after in pairwise(argv) if arg in options]
+    split = (arg.partition("=") for arg in argv)
+    named += [(option, name) for option, equals, name in split if equals and option in options]
+    return [Path(name) for option, name in named if option == "--config" or os.path.exists(name)]
 
 
 def _read(parser: Any, recipe: Recipe, argv: list[str], where: str = "") -> dict[str, Any]:

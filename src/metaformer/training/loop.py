@@ -33,8 +33,8 @@ from metaformer.distributed import (
     errors_on_all_ranks,
     lockstep,
 )
-from metaformer.errors import DataError, MetaFormerError, OutputError, TrainingError
-from metaformer.serialize import to_dict
+from metaformer.errors import DataError, MetaFormerError, OutputError, TrainingError, WeightsError
+from metaformer.serialize import from_dict, shown, to_dict
 from metaformer.tasks.base import Task
 from metaformer.training.diagnose import nonfinite_weight
 from metaformer.training.log import MetricsLog
@@ -101,11 +101,24 @@ class Loop:
         self.progress: Progress
 
     def restore(self, saved: Checkpoint) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint.
+
+        Raises:
+            WeightsError: it does not fit this run.
+        """
+        try:
+            self._restore(saved)
+        except MetaFormerError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+            reason = shown(str(error), quote=False) or type(error).__name__
+            raise WeightsError(f"{saved.directory}: its state does not fit this run ({reason})") from error
+
+    def _restore(self, saved: Checkpoint) -> None:
         state = saved.state
         self.trainer.restore(saved)
         self.task.restore(saved.state["card"])
-        self.best = Best(**state["best"]) if state["best"] else Best()
+        self.best = from_dict(Best, state["best"], "best") if state["best"] else Best()
         self.metrics = dict(state["metrics"])
         self.bad_images, self.skipped = set(state["bad_images"]), state["skipped_steps"]
         self.evaluation_pending = state["evaluation_pending"]

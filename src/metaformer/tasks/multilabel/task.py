@@ -13,6 +13,7 @@ from metaformer.data.loader import DATA_TIMEOUT, Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError
+from metaformer.serialize import Probability, decode
 from metaformer.tasks.base import Forward, StepContext, Task
 from metaformer.tasks.classification.task import (
     augmentation,
@@ -75,7 +76,7 @@ class MultilabelTask(Task):
 
     def restore(self, card: Mapping[str, Any]) -> None:
         """Take over the thresholds of a checkpoint."""
-        self.thresholds = tuple(float(threshold) for threshold in card["thresholds"])
+        self.thresholds = decode(tuple[Probability, ...], card["thresholds"], "thresholds")
 
     def card(self) -> dict[str, Any]:
         """Architecture, classes with their thresholds, and preprocessing."""
