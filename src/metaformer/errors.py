@@ -1,12 +1,19 @@
 """Errors for users: each says what was wrong, where, and what to do about it."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class MetaFormerError(Exception):
     """Error that its reader can fix; the command line prints it without a traceback."""
+
+    def __str__(self) -> str:
+        """Escape what no terminal should get and no file can hold, as names in files have it."""
+        return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], super().__str__())
 
 
 class ConfigError(MetaFormerError, ValueError):

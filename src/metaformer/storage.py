@@ -28,6 +28,7 @@ _ZIP_ERRORS: Final = (
     *(EOFError, OverflowError, KeyError),
 )
 """What `zipfile` raises on damaged, encrypted and odd archives."""
+_BLOCK: Final = 1 << 20
 _LONGEST_NAME: Final = 255
 _LONGEST_PATH: Final = 4096
 
@@ -110,8 +111,11 @@ def read_bytes(
         MetaFormerError: of class `error`: it cannot be read, or is larger.
     """
     with open_regular(path, error) as stream:
-        data = stream.read(largest + 1)
-    if len(data) > largest:
+        size = os.fstat(stream.fileno()).st_size
+        data = stream.read(size + 1) if size <= largest else b""
+        while len(data) > size and len(data) <= largest and (more := stream.read(_BLOCK)):
+            data += more  # it grew meanwhile, or is one of /proc, whose sizes are 0
+    if max(size, len(data)) > largest:
         raise error(f"{path}: is larger than the {largest:,} bytes allowed")
     return data
 

@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from metaformer.checkpoint.manifest import recover, remove_directory, verify, write_directory
 from metaformer.checkpoint.tensors import TensorSpec, TensorStore, has_shards
 from metaformer.distributed import rank
-from metaformer.errors import VersionError, WeightsError
+from metaformer.errors import MetaFormerError, VersionError, WeightsError
 from metaformer.serialize import NATURAL, NUMBER, POSITIVE_INT, Fields, Text, decode, parse_json, shown
 from metaformer.storage import read_bytes
 from metaformer.weights.report import LoadReport
@@ -240,6 +241,22 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
                     plain["state"].setdefault(name, {})[key] = value
         groups.append(plain)
     return tensors, {"groups": groups}
+
+
+@contextmanager
+def restoring(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn what goes wrong with values that do not fit together into an error that names the checkpoint.
+
+    Raises:
+        WeightsError: the state is of another run, or damaged.
+    """
+    try:
+        yield
+    except MetaFormerError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = shown(str(error), quote=False) or type(error).__name__
+        raise WeightsError(f"{checkpoint.directory}: its state does not fit this run ({reason})") from error
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:

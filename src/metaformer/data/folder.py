@@ -123,7 +123,7 @@ def _class_folders(folder: Path) -> tuple[list[str], int]:
     for name in names:
         if name not in LINE:
             raise DataError(f"{folder}: the class folder {shown(name)} must be {LINE}: rename it")
-    loose = sum(1 for entry in _entries(folder) if not entry.is_dir())
+    loose = sum(1 for entry in _entries(folder) if not _is_dir(entry))
     if not names:
         raise DataError(f"{folder}: no class folders; each class needs a folder of images{_instead(loose)}")
     if loose:
@@ -167,14 +167,22 @@ def files_below(
     if here in parents:
         return on_error(DataError(f"{folder}: is a link to a folder that holds it"))
     for entry in entries:
-        if entry.is_dir():
+        if _is_dir(entry):
             yield from files_below(folder / entry.name, on_error, f"{prefix}{entry.name}/", (*parents, here))
         else:
             yield prefix + entry.name
 
 
 def _folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [entry.name for entry in _entries(folder) if _is_dir(entry)]
+
+
+def _is_dir(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder; links in a circle are none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> list["os.DirEntry[str]"]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metaformer.errors import ConfigError, MissingPackage, SizeError, WeightsError
 from metaformer.serialize import Range, decode, errors_at, shown
-from metaformer.storage import need_regular
+from metaformer.storage import need_regular, read_bytes
 
 NETWORK: Final = "network.xml"
 """The graph's file in a checkpoint directory; the weights are beside it in `network.bin`."""
@@ -39,9 +39,10 @@ class Int8Network(nn.Module):
         super().__init__()
         self.file = file
         self._openvino = load_openvino()
-        for part in (file, file.with_suffix(".bin")):
-            if os.path.lexists(part):  # OpenVINO would block on a pipe
-                need_regular(part, WeightsError)
+        if not read_bytes(file, WeightsError).lstrip(b"\xef\xbb\xbf").startswith(b"<"):
+            raise WeightsError(f"{file}: is no XML")  # OpenVINO would try a dozen other formats
+        if os.path.lexists(file.with_suffix(".bin")):  # it would block on a pipe
+            need_regular(file.with_suffix(".bin"), WeightsError)
         try:
             self._graph = self._openvino.Core().read_model(file)
             images, logits = (_shape(port) for port in (self._graph.input(), self._graph.output()))
@@ -86,9 +87,13 @@ class Int8Network(nn.Module):
         if key not in self._compiled:
             if len(self._compiled) == MAX_COMPILED:
                 del self._compiled[next(iter(self._compiled))]
-            graph = self._graph.clone()
-            graph.reshape([batch, self.in_chans, *self.image_size])
-            self._compiled[key] = self._openvino.compile_model(graph, "CPU", compile_options())
+            try:
+                graph = self._graph.clone()
+                graph.reshape([batch, self.in_chans, *self.image_size])
+                self._compiled[key] = self._openvino.compile_model(graph, "CPU", compile_options())
+            except RuntimeError as error:
+                reason = shown(" ".join(str(error).split()), quote=False)
+                raise WeightsError(f"{self.file}: OpenVINO cannot compile it ({reason})") from error
         return self._compiled[key]
 
 

@@ -13,6 +13,7 @@ from metaformer.checkpoint.checkpoint import (
     Checkpoint,
     prune,
     random_state,
+    restoring,
     set_random_state,
     step_directory,
     write_checkpoint,
@@ -33,8 +34,8 @@ from metaformer.distributed import (
     errors_on_all_ranks,
     lockstep,
 )
-from metaformer.errors import DataError, MetaFormerError, OutputError, TrainingError, WeightsError
-from metaformer.serialize import from_dict, shown, to_dict
+from metaformer.errors import DataError, MetaFormerError, OutputError, TrainingError
+from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks.base import Task
 from metaformer.training.diagnose import nonfinite_weight
 from metaformer.training.log import MetricsLog
@@ -106,13 +107,8 @@ class Loop:
         Raises:
             WeightsError: it does not fit this run.
         """
-        try:
+        with restoring(saved):
             self._restore(saved)
-        except MetaFormerError:
-            raise
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-            reason = shown(str(error), quote=False) or type(error).__name__
-            raise WeightsError(f"{saved.directory}: its state does not fit this run ({reason})") from error
 
     def _restore(self, saved: Checkpoint) -> None:
         state = saved.state

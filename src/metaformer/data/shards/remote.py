@@ -5,10 +5,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from metaformer.errors import DataError
 from metaformer.storage import open_regular
+
+LARGEST: Final = 1 << 30
+"""Bytes of an index, a list or an image."""
 
 
 def is_remote(url: str | Path) -> bool:
@@ -36,6 +39,9 @@ def read_bytes(url: str, start: int = 0, end: int | None = None, missing: bytes 
         try:
             if not is_remote(url):
                 with open_regular(url) as stream:
+                    size = os.fstat(stream.fileno()).st_size
+                    if (size if end is None else end - start) > LARGEST:
+                        raise DataError(f"{url}: more than {LARGEST:,} bytes at once are not read")
                     stream.seek(start)
                     return stream.read(-1 if end is None else end - start)
             system, path = _file_system(url)
