@@ -131,6 +131,8 @@ class Number:
     """A number, finite or not, as an evaluation may give it."""
 
     def __contains__(self, value: object) -> bool:
+        if isinstance(value, int) and value.bit_length() > _BITS:
+            return False
         return isinstance(value, int | float) and not isinstance(value, bool)
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ from faults import mutate
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.checkpoint.checkpoint import read_checkpoint, write_checkpoint
 from metaformer.checkpoint.manifest import MANIFEST, _digest, _manifest_text
-from metaformer.config import TrainConfig
+from metaformer.config import DataConfig, TrainConfig
 from metaformer.models.build import build_network
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.segmentation.config import SegmenterConfig

@@ -73,6 +73,11 @@ WORDS: Final = (
     *("[" * 300, "{" * 300, "- " * 100, "<a>" * 30, "&amp;", "<!DOCTYPE a>", "2020-01-01", ".nan", ".inf"),
 )
 """What stands in place of a word."""
+PARTS: Final = (
+    *("", "-1", "9", "99", "9" * 12, "9" * 5000, "٣", "1x", "a\nb", "head", "neck", "laterals", "blocks"),
+    *("stages", "module", "network", "token_mixer", "norm", "fc", "downsample", "weight", "0.0.0"),
+)
+"""What stands in place of a part of a tensor's name."""
 NUMBERS: Final = (
     0,
     1,
@@ -187,8 +192,37 @@ def safetensors(draw: random.Random, data: bytes) -> bytes:
             return any_bytes(draw, data)
         case 1:
             return struct.pack("<Q", draw.choice((*NUMBERS, length + 1, length - 1))) + header + body
-    header = json_bytes(draw, header)
+    if draw.random() < 0.6:
+        header = json.dumps(_tensors(draw, json.loads(header))).encode()
+    else:
+        header = json_bytes(draw, header)
     return struct.pack("<Q", len(header)) + header + body
+
+
+def _tensors(draw: random.Random, header: dict[str, Any]) -> dict[str, Any]:
+    """Tensors by other names, and of other shapes with as many numbers."""
+    names = [name for name in header if name != "__metadata__"]
+    for _ in range(draw.choice((1, 1, 2, 5))):
+        name = draw.choice(names)
+        if name in header and draw.random() < 0.5:
+            parts = name.split(".")
+            place = draw.randrange(len(parts))
+            parts[place] = draw.choice(PARTS)
+            header[".".join(parts)] = header.pop(name)
+        elif name in header:
+            shape = header[name]["shape"]
+            count = 1
+            for side in shape:
+                count *= side
+            header[name]["shape"] = draw.choice(
+                ([count], [1, count], [count, 1, 1, 1], [1] * 9 + [count], shape[::-1], [*shape, 1])
+            )
+            if draw.random() < 0.2:
+                header[name]["dtype"] = draw.choice(("I32", "F64", "U8", "BOOL", "F8_E4M3", "C64", "F4", "X"))
+            if draw.random() < 0.1:
+                start = header[name]["data_offsets"][0]
+                header[name] |= {"shape": [], "data_offsets": [start, start + 4]}
+    return header
 
 
 def archive(draw: random.Random, data: bytes) -> bytes:

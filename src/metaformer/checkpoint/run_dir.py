@@ -8,14 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from metaformer.checkpoint.checkpoint import Checkpoint, checkpoints, newest, read_checkpoint, recover_all
+from metaformer.checkpoint.checkpoint import (
+    Checkpoint,
+    Natural,
+    checkpoints,
+    newest,
+    read_checkpoint,
+    recover_all,
+)
 from metaformer.checkpoint.manifest import recover
 from metaformer.errors import OutputError, WeightsError
 from metaformer.serialize import NUMBER, Fields, Text, parse_json
 from metaformer.storage import TEMPORARY, atomic_text, is_held, lock, read_bytes
 
 CONFIG, COMMAND, LOCK, LOG = "config.json", "command.txt", ".lock", "metrics.jsonl"
-_LINE: Final = {"kind": Text, "note": str}
+_LINE: Final = {"kind": Text, "note": str, "step": Natural, "epoch": Natural}
 _LARGEST_LOG: Final = 4 << 30
 """Bytes of a log that are read."""
 

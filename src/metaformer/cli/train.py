@@ -14,10 +14,10 @@ from yaml import YAMLError
 from metaformer.cli.parser import Parser, UsageError, explain
 from metaformer.cli.plain_yaml import check_yaml
 from metaformer.config import TrainConfig
-from metaformer.errors import ConfigError
+from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.recipes import RECIPES, find
 from metaformer.recipes.recipe import Recipe
-from metaformer.serialize import field_types, from_dict
+from metaformer.serialize import field_types, from_dict, shown
 
 USAGE = """usage: metaformer train RECIPE [CONFIG.yaml] --data.root DIR --out RUN [--FIELD VALUE …]
 
@@ -105,6 +105,12 @@ def _read(parser: Any, recipe: Recipe, argv: list[str], where: str = "") -> dict
         values: dict[str, Any] = parser.parse_args(argv).as_dict()
     except UnicodeDecodeError as error:
         raise UsageError(f"train: {where}not a text file") from error
+    except (OverflowError, RecursionError, ValueError, TypeError) as error:  # of the parser on odd values
+        if isinstance(error, MetaFormerError):
+            raise
+        raise UsageError(
+            f"train: {where}a value that no field can have ({shown(str(error), quote=False)})"
+        ) from error
     except argparse.ArgumentError as error:
         known = (f"--{field}" for field in (*OWN, *_dotted(asdict(recipe()))))
         raise UsageError(f"train: {where}{explain(str(error), known)}") from error

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metaformer.errors import OutputError, WeightsError
-from metaformer.serialize import shown
+from metaformer.serialize import LINE, shown
 from metaformer.storage import apply_umask, as_path, atomic_bytes, atomic_path, need_regular, open_regular
 from metaformer.weights.unpickle import load_pickled
 
@@ -31,6 +31,10 @@ NO_CHECKPOINTS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves: run git lfs pull"),
     (b"\x1f\x8b", "compressed with gzip: unpack it first"),
 )
+
+
+_DIGITS, _DIMENSIONS = 4, 8
+"""Largest number of digits in a part of a tensor's name, and of its dimensions."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def read_state(path: str | Path) -> StateFile:
     if not head:
         raise WeightsError(f"{path}: empty file; fetch it again")
     if head[8:9] == b"{":
-        return StateFile(_read_safetensors(path))
+        return StateFile(_checked(_read_safetensors(path), str(path)))
     for magic, what in NO_CHECKPOINTS:
         if head.lstrip().startswith(magic):
             raise WeightsError(f"{path}: {what}")
@@ -117,10 +121,22 @@ def unwrap(loaded: Any, where: str) -> StateFile:
             else type(loaded).__name__
         )
         raise WeightsError(f"{where}: holds no named tensors ({what})")
+    return StateFile(_checked(tensors, where), wrapper)
+
+
+def _checked(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Refuse tensors and names that no network has, so that what follows can count on them.
+
+    Raises:
+        WeightsError: the first such tensor.
+    """
     for name, value in tensors.items():
+        long = any(part.isdecimal() and len(part) > _DIGITS for part in name.split("."))
+        if long or name not in LINE or value.ndim > _DIMENSIONS:
+            raise WeightsError(f"{where}: {shown(name)} is no name of a tensor, or has too many dimensions")
         if value.is_sparse or value.is_quantized or value.is_meta or not _holds_its_size(value):
             raise WeightsError(f"{where}: {name} is not an ordinary tensor with all its numbers in the file")
-    return StateFile(tensors, wrapper)
+    return tensors
 
 
 def write_state(
