@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -15,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for programs beside this file
 
 from faults import mutate
 from metaformer.backbones.config import MetaFormerConfig

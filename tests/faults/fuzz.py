@@ -22,9 +22,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from doors import DOORS, Door
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where this is a program
 
 from faults import mutate
+from faults.doors import DOORS, Door
 from metaformer.errors import MetaFormerError
 
 HANGS = 10.0

@@ -108,9 +108,8 @@ def _read(parser: Any, recipe: Recipe, argv: list[str], where: str = "") -> dict
     except (OverflowError, RecursionError, ValueError, TypeError) as error:  # of the parser on odd values
         if isinstance(error, MetaFormerError):
             raise
-        raise UsageError(
-            f"train: {where}a value that no field can have ({shown(str(error), quote=False)})"
-        ) from error
+        reason = shown(str(error), quote=False)
+        raise UsageError(f"train: {where}a value that no field can have ({reason})") from error
     except argparse.ArgumentError as error:
         known = (f"--{field}" for field in (*OWN, *_dotted(asdict(recipe()))))
         raise UsageError(f"train: {where}{explain(str(error), known)}") from error

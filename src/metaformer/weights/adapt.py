@@ -108,9 +108,8 @@ def refuse_torchvision(state: Mapping[str, Tensor]) -> None:
     parts = (name.split(".")[2] for name in state if name.startswith("neck.laterals."))
     levels = [int(part) for part in parts if part.isdecimal()]
     coarsest = state.get(f"neck.laterals.{max(levels, default=0)}.weight")
-    background_box = {BOXES, BACKGROUND} <= state.keys() and _rows(state[BOXES]) == 4 * _rows(
-        state[BACKGROUND]
-    )
+    both = {BOXES, BACKGROUND} <= state.keys()
+    background_box = both and _rows(state[BOXES]) == 4 * _rows(state[BACKGROUND])
     made_of_p5 = coarsest is not None and P6 in state and state[P6].shape[1:2] != coarsest.shape[1:2]
     if background_box or made_of_p5:
         raise WeightsError(
