@@ -457,6 +457,7 @@ def backbone_config(backbone: Backbone, changes: Mapping[str, Any]) -> MetaForme
 
 def split_network(name: str, kind: NetworkKind) -> tuple[str, str, str] | None:
     """Head, backbone and tag in a network's name, the latter two perhaps empty; None where it has no head."""
+    split_name(name)  # raises for what is no text
     model, _, tag = name.partition(".")
     for head in kind.heads:
         if model == head or model.startswith(f"{head}_"):

@@ -17,6 +17,7 @@ MixerSpec = str | Callable[..., nn.Module]
 """A registered name with options, `"attention(head_dim=32)"`, or a class or callable taking `dim`."""
 
 Count = Annotated[int, Range(1, 1_000_000, integer=True)]
+Side = Annotated[int, Range(1, 2**15, integer=True)]
 Padding = Annotated[int, Range(0, 1000, integer=True)]
 MAX_BLOCKS = 500
 """Blocks of a network, over all stages."""
@@ -58,11 +59,11 @@ class MetaFormerConfig(Serializable):
     """Both branches are divided by this (CycleMLP)."""
     pos_embed: tuple[bool, ...] = (False,) * 4
     """Learned position embedding before a stage."""
-    image_size: tuple[Count, Count] = (224, 224)
+    image_size: tuple[Side, Side] = (224, 224)
     """Input height and width for which fixed-grid mixers and position embeddings are made."""
     grid_mode: Annotated[str, OneOf(GRID_MODES)] = "strict"
     """At another size fixed-grid parts raise an error (`strict`) or resample tokens (`interpolate`)."""
-    in_chans: Count = 3
+    in_chans: Annotated[int, Range(1, 10_000, integer=True)] = 3
     """Channels of the input."""
     stem_kernel: Count = 7
     """Kernel of the stem convolution."""
