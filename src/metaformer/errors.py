@@ -1,12 +1,19 @@
 """Errors for users: each says what was wrong, where, and what to do about it."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class MetaFormerError(Exception):
     """Error that its reader can fix; the command line prints it without a traceback."""
+
+    def __str__(self) -> str:
+        """Escape what no terminal should get and no file can hold, as names in files have it."""
+        return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], super().__str__())
 
 
 class ConfigError(MetaFormerError, ValueError):
@@ -17,7 +24,7 @@ class UnknownName(ConfigError):
     """A name that is in no registry or table."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        names = sorted(known)
+        names, name = sorted(known), str(name)[:100]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:40]) or 'none'}"
         super().__init__(f"unknown {kind} {name!r}: {hint}")

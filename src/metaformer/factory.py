@@ -13,7 +13,7 @@ from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
 from metaformer.backbones.variants import UNAVAILABLE, VARIANTS
 from metaformer.errors import ConfigError, UnknownName
-from metaformer.models.build import DENSE_KINDS, DETECTOR, SEGMENTER, NetworkKind
+from metaformer.models.build import DENSE_KINDS, DETECTOR, SEGMENTER, NetworkKind, build_network, check_memory
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.weights.card import pretrained_cfg
@@ -75,6 +75,7 @@ def create_model(
     config = model_config(
         name, in_chans=in_chans, drop_path_rate=drop_path_rate, global_pool=global_pool, **config_overrides
     )
+    check_memory(lambda: MetaFormer(config))
     model = MetaFormerFeatures(config, out_indices) if features_only else MetaFormer(config)
     variant, tag = split_name(name)
     source = find_source(name) if pretrained or tag or tags(variant) else None
@@ -413,7 +414,7 @@ def _create_dense(
         raise ConfigError(f"{name}: has the backbone {variant} in its name, and backbone= names another")
     backbone = variant or DEFAULT_BACKBONE if backbone is None else backbone
     config = kind.config(kind=head, backbone=backbone_config(backbone, changes), **options)
-    model = kind.build(config, backbone if isinstance(backbone, nn.Module) else None)
+    model = build_network(config, backbone if isinstance(backbone, nn.Module) else None)
     network = f"{head}_{split_name(backbone)[0]}" if isinstance(backbone, str) else head
     source = find_source(f"{network}.{tag}") if weights.pretrained or tag else None
     model.pretrained_cfg = pretrained_cfg(network, config, source)
@@ -449,6 +450,7 @@ def backbone_config(backbone: Backbone, changes: Mapping[str, Any]) -> MetaForme
 
 def split_network(name: str, kind: NetworkKind) -> tuple[str, str, str] | None:
     """Head, backbone and tag in a network's name, the latter two perhaps empty; None where it has no head."""
+    split_name(name)  # raises for what is no text
     model, _, tag = name.partition(".")
     for head in kind.heads:
         if model == head or model.startswith(f"{head}_"):

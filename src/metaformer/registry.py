@@ -11,6 +11,7 @@ from metaformer.errors import ConfigError, UnknownName
 
 T = TypeVar("T")
 Factory = Callable[..., T]
+_LONGEST = 1000  # characters of a name with its options
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
@@ -20,6 +21,8 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
         ConfigError: the text is not a name, or a name with literal keyword options.
     """
     try:
+        if len(spec) > _LONGEST:
+            raise ValueError
         tree = ast.parse(spec.strip(), mode="eval").body
         if isinstance(tree, ast.Name):
             return tree.id, {}
@@ -27,9 +30,11 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
             options = {word.arg: ast.literal_eval(word.value) for word in tree.keywords if word.arg}
             if len(options) == len(tree.keywords):
                 return tree.func.id, options
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # of nested brackets
         pass
-    raise ConfigError(f"cannot read {spec!r}: write a name, or a name with options as in 'pooling(size=5)'")
+    raise ConfigError(
+        f"cannot read {spec[:100]!r}: write a name, or a name with options as in 'pooling(size=5)'"
+    )
 
 
 class Registry(Generic[T]):

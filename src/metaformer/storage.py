@@ -1,18 +1,178 @@
-"""Atomic files, locks and the cache directory."""
+"""Files: read with a limit, written atomically; locks and the cache directory."""
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
+from lzma import LZMAError
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from struct import error as StructError
+from typing import Any, BinaryIO, Final, TextIO
+from zipfile import BadZipFile, ZipFile
+from zlib import error as ZlibError
 
-from metaformer.errors import MetaFormerError, OutputError
+from metaformer.errors import ConfigError, DataError, MetaFormerError, OutputError
+from metaformer.serialize import DEPTH, parse_json, shown
 
 TEMPORARY = ".tmp-"
 """First part of the name of what is not complete yet."""
 PATIENCE = 10.0
 """Seconds to wait for a lock, which may outlive a killed process by as much as its data workers do."""
+
+LARGEST_TEXT: Final = 64 << 20
+"""Bytes of a text or JSON file that a program reads at once, where its reader does not say otherwise."""
+_ZIP_ERRORS: Final = (
+    *(BadZipFile, ZlibError, LZMAError, StructError, NotImplementedError, RuntimeError, ValueError),
+    *(EOFError, OverflowError, KeyError),
+)
+"""What `zipfile` raises on damaged, encrypted and odd archives."""
+_BLOCK: Final = 1 << 20
+_LONGEST_NAME: Final = 255
+_LONGEST_PATH: Final = 4096
+
+
+def as_path(
+    value: Any, name: str, error: type[MetaFormerError] = ConfigError, *, expand: bool = False
+) -> Path:
+    """A caller's path.
+
+    Args:
+        value: text or `os.PathLike`; anything else is refused.
+        name: of the argument, for errors.
+        error: class of the errors.
+        expand: `~` stands for the home directory.
+
+    Raises:
+        MetaFormerError: of class `error`: it is no path, or one that no file can have.
+    """
+    text = value if isinstance(value, str) else os.fspath(value) if isinstance(value, os.PathLike) else None
+    if not isinstance(text, str):
+        raise error(f"{name}: {shown(value)} must be a path")
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise error(f"{name}: {shown(text)} must be a path; no file can have this name") from None
+    too_long = len(encoded) >= _LONGEST_PATH or any(len(p) > _LONGEST_NAME for p in encoded.split(b"/"))
+    if b"\0" in encoded or too_long:
+        raise error(f"{name}: {shown(text)} must be a path; no file can have this name")
+    try:
+        return Path(text).expanduser() if expand else Path(text)
+    except RuntimeError as failure:  # no such user, or one without a home directory
+        raise error(f"{name}: {shown(text)}: {failure}") from failure
+
+
+@contextmanager
+def open_regular(path: str | Path, error: type[MetaFormerError] = DataError) -> Iterator[BufferedReader]:
+    """Open a regular file for reading; a pipe or a device, which could block forever, is refused at once.
+
+    Raises:
+        MetaFormerError: of class `error`: it cannot be opened, or is something else.
+    """
+    try:
+        # a pipe without a writer would block in open, too, but for O_NONBLOCK
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError) as failure:
+        raise error(f"{path}: cannot be read ({getattr(failure, 'strerror', None) or failure})") from failure
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise error(f"{path}: cannot be read (it is no ordinary file)")
+    try:
+        with open(handle, "rb") as stream:
+            yield stream
+    except OSError as failure:
+        if isinstance(failure, MetaFormerError):
+            raise
+        raise error(f"{path}: cannot be read ({failure.strerror or failure})") from failure
+
+
+def need_regular(path: str | Path, error: type[MetaFormerError] = DataError) -> None:
+    """Check a file before another library opens it by its name.
+
+    Raises:
+        MetaFormerError: of class `error`: it cannot be opened, or is no regular file.
+    """
+    with open_regular(path, error):
+        pass
+
+
+def read_bytes(
+    path: str | Path, error: type[MetaFormerError] = DataError, *, largest: int = LARGEST_TEXT
+) -> bytes:
+    """Content of a regular file.
+
+    Args:
+        path: the file.
+        error: class of the errors.
+        largest: bytes that it may have.
+
+    Raises:
+        MetaFormerError: of class `error`: it cannot be read, or is larger.
+    """
+    with open_regular(path, error) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        data = stream.read(size + 1) if size <= largest else b""
+        while len(data) > size and len(data) <= largest and (more := stream.read(_BLOCK)):
+            data += more  # it grew meanwhile, or is one of /proc, whose sizes are 0
+    if max(size, len(data)) > largest:
+        raise error(f"{path}: is larger than the {largest:,} bytes allowed")
+    return data
+
+
+def read_text(
+    path: str | Path, error: type[MetaFormerError] = DataError, *, largest: int = LARGEST_TEXT
+) -> str:
+    """Content of a UTF-8 text file, without a byte order mark; see `read_bytes`.
+
+    Raises:
+        MetaFormerError: of class `error`: it cannot be read, is larger, or is not UTF-8.
+    """
+    try:
+        return read_bytes(path, error, largest=largest).decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        line = failure.object[: failure.start].count(b"\n") + 1
+        raise error(f"{path}: cannot be read (line {line} is not UTF-8 text)") from failure
+
+
+def read_json(
+    path: str | Path,
+    error: type[MetaFormerError] = DataError,
+    *,
+    largest: int = LARGEST_TEXT,
+    depth: int = DEPTH,
+) -> Any:
+    """Plain values of a JSON file; see `parse_json`.
+
+    Raises:
+        MetaFormerError: of class `error`: it cannot be read, is larger, is no JSON, or is nested deeper.
+    """
+    return parse_json(read_bytes(path, error, largest=largest), path, error, depth=depth)
+
+
+@contextmanager
+def open_zip(
+    path: str | Path, error: type[MetaFormerError] = DataError, what: str = "zip archive"
+) -> Iterator[ZipFile]:
+    """Open a zip archive; an error of it or of a member is one of class `error`.
+
+    Args:
+        path: the file.
+        error: class of the errors.
+        what: what the archive should be, for errors.
+
+    Raises:
+        MetaFormerError: of class `error`: it is no zip, damaged, encrypted, or of a kind that is not read.
+    """
+    with open_regular(path, error) as stream:
+        try:
+            with ZipFile(stream) as archive:
+                yield archive
+        except MetaFormerError:
+            raise
+        except _ZIP_ERRORS as failure:
+            reason = shown(str(failure), quote=False) or type(failure).__name__
+            raise error(f"{path}: no {what}, or damaged or encrypted ({reason})") from failure
 
 
 @contextmanager
@@ -134,7 +294,7 @@ def is_held(file: Path) -> bool:
     from filelock import lock_descriptor
 
     try:
-        with file.open() as stream:
+        with open_regular(file, OutputError) as stream:
             return not lock_descriptor(stream.fileno(), blocking=False)
     except OSError:
         return False

@@ -14,6 +14,7 @@ from faults.run import Run, Tally, torchrun
 
 HERE = Path(__file__).parent
 RECORD = "fault"
+DOOR = "door"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -169,11 +170,15 @@ class Table:
     def __init__(self) -> None:
         self.tried: Counter[tuple[str, str]] = Counter()
         self.survived: Counter[tuple[str, str]] = Counter()
+        self.doors: list[tuple[Any, ...]] = []
+        """Name, tries, errors of ours, accepted files, other ends, longest time and largest memory."""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "teardown":  # each phase reports the properties again
             return
         for name, value in report.user_properties:
+            if name == DOOR:
+                self.doors.append(tuple(value))
             if name == RECORD:
                 item, what, survived = value
                 self.tried[item, what] += 1
@@ -191,6 +196,22 @@ class Table:
             mark = "" if tried == survived else "  <-- NOT ALL"
             write(f"{item:>4}  {what:<{width}}  {tried:>5}  {survived:>8}{mark}")
         write(f"{'':>4}  {'together':<{width}}  {self.tried.total():>5}  {self.survived.total():>8}")
+        if self.doors:
+            self._write_doors(terminalreporter)
+
+    def _write_doors(self, terminalreporter: pytest.TerminalReporter) -> None:
+        write = terminalreporter.write_line
+        terminalreporter.section("doors: changed files, and how reading them ended")
+        sums = [sum(door[place] for door in self.doors) for place in range(1, 5)]
+        most = [max(door[place] for door in self.doors) for place in (5, 6)]
+        width = max(len(name) for name, *_ in self.doors)
+        write(f"{'':<{width}}  {'tries':>6}  {'ours':>6}  {'read':>6}  {'other':>5}  longest  memory")
+        for name, tries, ours, read, others, seconds, size in [
+            *sorted(self.doors),
+            ("together", *sums, *most),
+        ]:
+            counts = f"{tries:>6}  {ours:>6}  {read:>6}  {others:>5}"
+            write(f"{name:<{width}}  {counts}  {seconds:>5.2f} s  {size:>3.0f} MB")
 
 
 def _order(key: tuple[str, str]) -> tuple[int, str, str]:

@@ -11,12 +11,16 @@ from metaformer.layers.act import ACTS
 from metaformer.layers.norm import NORMS
 from metaformer.mixers import MIXERS
 from metaformer.registry import parse
-from metaformer.serialize import NATURAL, NON_NEGATIVE, POSITIVE, POSITIVE_INT, OneOf, Range, Serializable
+from metaformer.serialize import POSITIVE, OneOf, Range, Serializable
 
 MixerSpec = str | Callable[..., nn.Module]
 """A registered name with options, `"attention(head_dim=32)"`, or a class or callable taking `dim`."""
 
-Count = Annotated[int, POSITIVE_INT]
+Count = Annotated[int, Range(1, 1_000_000, integer=True)]
+Side = Annotated[int, Range(1, 2**15, integer=True)]
+Padding = Annotated[int, Range(0, 1000, integer=True)]
+MAX_BLOCKS = 500
+"""Blocks of a network, over all stages."""
 Rate = Annotated[float, Range(0, 1, below=True)]
 HEADS = ("norm_pool_fc", "pool_norm_fc", "pool_norm_mlp")
 GRID_MODES = ("strict", "interpolate")
@@ -33,7 +37,7 @@ class MetaFormerConfig(Serializable):
     """Blocks in each stage."""
     dims: tuple[Count, ...] = (64, 128, 320, 512)
     """Channels of each stage."""
-    mlp_ratios: tuple[Annotated[float, NON_NEGATIVE], ...] = (4, 4, 4, 4)
+    mlp_ratios: tuple[Annotated[float, Range(0, 1000)], ...] = (4, 4, 4, 4)
     """Width of each stage's channel MLP over its dim; 0 leaves the MLP out."""
     mixers: tuple[MixerSpec | tuple[MixerSpec, ...], ...] = ("pooling",) * 4
     """Token mixer of each stage, or of each of its blocks; one name alone is used everywhere."""
@@ -55,23 +59,23 @@ class MetaFormerConfig(Serializable):
     """Both branches are divided by this (CycleMLP)."""
     pos_embed: tuple[bool, ...] = (False,) * 4
     """Learned position embedding before a stage."""
-    image_size: tuple[Count, Count] = (224, 224)
+    image_size: tuple[Side, Side] = (224, 224)
     """Input height and width for which fixed-grid mixers and position embeddings are made."""
     grid_mode: Annotated[str, OneOf(GRID_MODES)] = "strict"
     """At another size fixed-grid parts raise an error (`strict`) or resample tokens (`interpolate`)."""
-    in_chans: Count = 3
+    in_chans: Annotated[int, Range(1, 10_000, integer=True)] = 3
     """Channels of the input."""
     stem_kernel: Count = 7
     """Kernel of the stem convolution."""
     stem_stride: Count = 4
     """Its stride."""
-    stem_padding: Annotated[int, NATURAL] = 2
+    stem_padding: Padding = 2
     """Its padding."""
     down_kernel: Count = 3
     """Kernel of the convolutions between stages."""
     down_stride: Count = 2
     """Their stride."""
-    down_padding: Annotated[int, NATURAL] = 1
+    down_padding: Padding = 1
     """Their padding."""
     downsamples: tuple[bool, ...] = (True, True, True)
     """Whether a convolution stands before stage 2, 3, …; one does wherever the dim changes."""
@@ -83,7 +87,7 @@ class MetaFormerConfig(Serializable):
     """Stochastic depth at the last block; it grows linearly from 0 at the first."""
     dropout: Rate = 0.0
     """Dropout inside the channel MLPs."""
-    num_classes: Annotated[int, NATURAL] = 1000
+    num_classes: Annotated[int, Range(0, 1_000_000, integer=True)] = 1000
     """Outputs of the classifier; 0 leaves it out."""
     head: Annotated[str, OneOf(HEADS)] = "norm_pool_fc"
     """Order of the head: normalize features, average them, classify (`norm_pool_fc`: PoolFormer, CycleMLP);
@@ -154,6 +158,8 @@ class MetaFormerConfig(Serializable):
     def _check_lengths(self) -> None:
         if not self.depths:
             raise ConfigError("depths: () must hold a number of blocks for each stage")
+        if sum(self.depths) > MAX_BLOCKS:
+            raise ConfigError(f"depths: {sum(self.depths):,} blocks together, at most {MAX_BLOCKS} are built")
         for name in ("dims", "mlp_ratios", "mixers", "layer_scale", "res_scale", "pos_embed", "downsamples"):
             wanted = self.stages - (name == "downsamples")
             if len(getattr(self, name)) != wanted:

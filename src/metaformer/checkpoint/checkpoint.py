@@ -2,11 +2,12 @@
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from metaformer.checkpoint.manifest import recover, remove_directory, verify, write_directory
 from metaformer.checkpoint.tensors import TensorSpec, TensorStore, has_shards
 from metaformer.distributed import rank
-from metaformer.errors import VersionError, WeightsError
+from metaformer.errors import MetaFormerError, VersionError, WeightsError
+from metaformer.serialize import NATURAL, NUMBER, POSITIVE_INT, Fields, Text, decode, parse_json, shown
+from metaformer.storage import read_bytes
 from metaformer.weights.load import LoadReport
 
 FORMAT = 2
@@ -23,6 +26,31 @@ FORMAT = 2
 STEP = "step_"
 STATE = "state.json"
 HUB_CARD = "config.json"
+Natural = Annotated[int, NATURAL]
+Count = Annotated[int, POSITIVE_INT]
+_HYPERPARAMETER: Final = bool | int | float | tuple[float, ...] | Text | None
+TYPES: Final[Mapping[str, Any]] = {
+    "format": int,
+    "version": Text | None,
+    "card": dict[str, Any],
+    "config": dict[str, Any] | None,
+    "step": Natural,
+    "total": Natural | None,
+    "epoch": Natural,
+    "position": Natural,
+    "metric": Text | None,
+    "metrics": dict[Text, Annotated[Any, NUMBER]],
+    "best": dict[Text, Annotated[Any, NUMBER]] | None,
+    "bad_images": list[Natural],
+    "skipped_steps": Natural,
+    "evaluation_pending": bool,
+    "evaluation": dict[str, Any],
+    "world_size": Count,
+    "threads": Count,
+    "optimizer": dict[str, Any],
+    "scaler": dict[str, Any],
+}
+"""Types of the values in `state.json`, where they are there."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +75,16 @@ class Checkpoint:
         Raises:
             WeightsError: it does not fit.
         """
-        store, own = TensorStore(self.directory, name), model.state_dict()
-        specs = store.specs()
+        self.check(model, name)
+        TensorStore(self.directory, name).fill(model.state_dict())
+
+    def check(self, model: nn.Module, name: str = "model") -> None:
+        """Compare one state dict with a model, which may be on the meta device.
+
+        Raises:
+            WeightsError: it does not fit.
+        """
+        own, specs = model.state_dict(), TensorStore(self.directory, name).specs()
         report = LoadReport(
             missing=[key for key in own if key not in specs],
             unexpected=[key for key in specs if key not in own],
@@ -63,7 +99,6 @@ class Checkpoint:
                 f"{self.directory}: is of another model: resume with the run's settings, or start anew in "
                 f"another directory ({'; '.join(report.problems())})"
             )
-        store.fill(own)
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint has this state dict."""
@@ -129,12 +164,12 @@ def read_state(directory: Path) -> dict[str, Any]:
         WeightsError: it is missing or damaged.
     """
     file = directory / STATE
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{file}: damaged ({error})") from error
-    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+    values = parse_json(read_bytes(file, WeightsError), f"{file}: damaged", WeightsError)
+    if not isinstance(values, dict) or not isinstance(values.get("format"), int):
         raise WeightsError(f"{file}: damaged (no checkpoint format)")
+    state = Fields.read(values, TYPES, file, WeightsError)
+    if "card" in state:
+        state["card"] = Fields(state["card"], f"{file}: card", WeightsError)
     if state["format"] != FORMAT:
         int8 = "int8" in (state.get("card") or {})  # it has no weights that could be loaded
         again = {"kind": "int8 network", "remedy": "quantize the network again"} if int8 else {}
@@ -208,6 +243,22 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, {"groups": groups}
 
 
+@contextmanager
+def restoring(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn what goes wrong with values that do not fit together into an error that names the checkpoint.
+
+    Raises:
+        WeightsError: the state is of another run, or damaged.
+    """
+    try:
+        yield
+    except MetaFormerError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = shown(str(error), quote=False) or type(error).__name__
+        raise WeightsError(f"{checkpoint.directory}: its state does not fit this run ({reason})") from error
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
     """Inverse of `pack_optimizer`; moments get the memory format of their parameter.
 
@@ -234,9 +285,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
             optimizer.param_groups[int(number)][entry] = entries[key]
     store.fill(entries)
     for group, saved in zip(optimizer.param_groups, plain["groups"], strict=True):
-        # JSON has no tuples
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
-        group.update({key: value for key, value in values.items() if key not in ("state", "names")})
+        for key in saved.keys() - {"state", "names"}:
+            group[key] = decode(_HYPERPARAMETER, saved[key], f"optimizer.{shown(key, quote=False)}")
         for name, state in saved["state"].items():
             optimizer.state[parameters[name]].update(state)
 

@@ -5,11 +5,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from metaformer.distributed import all_gather_object, raise_on_all_ranks, rank
 from metaformer.errors import OutputError, WeightsError
-from metaformer.storage import TEMPORARY, apply_umask, sync
+from metaformer.serialize import NATURAL, decode, errors_at, parse_json
+from metaformer.storage import TEMPORARY, apply_umask, open_regular, read_bytes, sync
 
 MANIFEST = "manifest.json"
 OLD = ".old-"
@@ -17,6 +20,14 @@ READ = (".json", ".safetensors")
 """Suffixes of the files that are read from a checkpoint; each must be in the manifest."""
 PATIENCE = 60.0
 """Seconds until all machines see what one has written on a shared disk."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A file in the manifest."""
+
+    bytes: Annotated[int, NATURAL]
+    sha256: str
 
 
 def write_directory(target: Path, fill: Callable[[Path], None], together: bool = False) -> Path:
@@ -152,17 +163,17 @@ def _manifest_text(files: Mapping[str, tuple[int, str]]) -> str:
 
 def _read_manifest(directory: Path) -> dict[str, tuple[int, str]]:
     """Size and digest of each file by its relative path."""
-    try:
-        text = (directory / MANIFEST).read_text(encoding="utf-8")
-        listed = json.loads(text)["files"]
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listed.items()}
-    except FileNotFoundError:
-        raise WeightsError(
-            f"{directory}: no checkpoint, or an unfinished one ({MANIFEST} is missing)"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise WeightsError(f"{directory / MANIFEST}: damaged ({error})") from error
-    if text != _manifest_text(expected):
+    file = directory / MANIFEST
+    if not file.exists():
+        raise WeightsError(f"{directory}: no checkpoint, or an unfinished one ({MANIFEST} is missing)")
+    text = read_bytes(file, WeightsError)
+    document = parse_json(text, f"{file}: damaged", WeightsError)
+    with errors_at(f"{file}: damaged", WeightsError):
+        listed = decode(
+            dict[str, _Entry], document.get("files") if isinstance(document, dict) else None, "files"
+        )
+    expected = {name: (entry.bytes, entry.sha256) for name, entry in listed.items()}
+    if text != _manifest_text(expected).encode():
         raise WeightsError(f"{directory / MANIFEST}: damaged (not as it was written)")
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in expected):
         raise WeightsError(f"{directory / MANIFEST}: damaged (it names files outside of the checkpoint)")
@@ -183,7 +194,7 @@ def _size(directory: Path) -> int:
 
 
 def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
+    with open_regular(file, WeightsError) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -6,14 +6,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
 
-from metaformer.checkpoint.checkpoint import Checkpoint, checkpoints, newest, read_checkpoint, recover_all
+from metaformer.checkpoint.checkpoint import (
+    Checkpoint,
+    Natural,
+    checkpoints,
+    newest,
+    read_checkpoint,
+    recover_all,
+)
 from metaformer.checkpoint.manifest import recover
 from metaformer.errors import OutputError, WeightsError
-from metaformer.storage import TEMPORARY, is_held, lock, write_text
+from metaformer.serialize import NUMBER, Fields, Text, parse_json
+from metaformer.storage import TEMPORARY, is_held, lock, read_bytes, write_text
 
 CONFIG, COMMAND, LOCK, LOG = "config.json", "command.txt", ".lock", "metrics.jsonl"
+_LINE: Final = {"kind": Text, "note": str, "step": Natural, "epoch": Natural}
+_LARGEST_LOG: Final = 4 << 30
+"""Bytes of a log that are read."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ class RunDir:
     def command(self) -> str | None:
         """The shell command that resumes this run, if it is known."""
         file = self.path / COMMAND
-        return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
+        return read_bytes(file, WeightsError).decode(errors="replace").strip() if file.is_file() else None
 
     def write_command(self, line: str) -> None:
         """Save the shell command that resumes this run."""
@@ -139,11 +150,14 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """Lines of a run's log in order, without those that a resumed run repeated."""
     lines: list[dict[str, Any]] = []
     file = run / LOG
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
+    texts = read_bytes(file, WeightsError, largest=_LARGEST_LOG).splitlines() if file.exists() else ()
+    for number, text in enumerate(texts, start=1):
+        where = f"{file}: line {number}"
         try:
-            line = json.loads(text)
-        except ValueError:
+            values = parse_json(text, where, WeightsError)
+        except WeightsError:
             continue  # half a line of a killed process
+        line = Fields.read(values, _LINE, where, WeightsError, Annotated[Any, NUMBER])
         if line["kind"] == "resume":
             lines = [earlier for earlier in lines if earlier["step"] <= line["step"]]
         lines.append(line)

@@ -1,6 +1,5 @@
 """Status of the runs in a folder."""
 
-import json
 import os
 import shlex
 import time
@@ -12,7 +11,9 @@ from typing import Any, Final, Literal
 from metaformer.checkpoint.checkpoint import checkpoints, read_state
 from metaformer.checkpoint.manifest import verify
 from metaformer.checkpoint.run_dir import LOG, RunDir
-from metaformer.errors import OutputError, VersionError, WeightsError
+from metaformer.errors import ConfigError, OutputError, VersionError, WeightsError
+from metaformer.serialize import decode, parse_json
+from metaformer.storage import as_path, open_regular, read_json
 
 DEPTH: Final = 4
 """Levels of folders that are searched for runs."""
@@ -64,7 +65,7 @@ def find_runs(folder: str | Path, *, contents: bool = False) -> list[RunStatus]:
     Raises:
         OutputError: no such folder.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder", OutputError)
     if not folder.is_dir():
         raise OutputError(f"{folder}: no such folder")
     runs = [_status(RunDir(path), contents) for path in _search(folder, DEPTH)]
@@ -149,8 +150,8 @@ def _read_state(directory: Path, contents: bool, notes: list[str]) -> dict[str, 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        values = read_json(file, WeightsError)
+    except WeightsError:
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -158,15 +159,16 @@ def _read(file: Path) -> dict[str, Any]:
 def _last_step(run: Path) -> int:
     """The step of the log's last line; lines are written more often than checkpoints."""
     try:
-        with (run / LOG).open("rb") as stream:
+        with open_regular(run / LOG, WeightsError) as stream:
             stream.seek(-min(_TAIL, stream.seek(0, os.SEEK_END)), os.SEEK_END)
             lines = stream.read().decode(errors="replace").splitlines()
-    except OSError:
+    except WeightsError:
         return 0
     for line in reversed(lines):
         try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
+            step: int = decode(int, parse_json(line, LOG, WeightsError)["step"], "step")
+            return step
+        except (WeightsError, ConfigError, KeyError, TypeError):
             continue  # half a line: it is being written, or the tail starts in it
     return 0
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from metaformer.distributed import is_sharded, local, rank
 from metaformer.errors import WeightsError
+from metaformer.storage import need_regular
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class TensorStore:
         self._require()
         try:
             if self.folder.is_dir():
-                stored = _reader(self.folder).read_metadata().state_dict_metadata
-                return {key: TensorSpec(tuple(one.size), one.properties.dtype) for key, one in stored.items()}
+                return self._sharded_specs()
+            need_regular(self.file, WeightsError)
             # a memory-mapped tensor has its type without being read
             return {key: TensorSpec(tuple(one.shape), one.dtype) for key, one in load_file(self.file).items()}
         except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -87,6 +89,7 @@ class TensorStore:
             self.fill(tensors)
             return tensors
         try:
+            need_regular(self.file, WeightsError)
             return load_file(self.file)
         except (SafetensorError, OSError) as error:
             raise self._damaged(error) from error
@@ -111,6 +114,18 @@ class TensorStore:
                         local(tensor).copy_(file.get_slice(key)[_shard_slices(tensor)])
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise self._damaged(error) from error
+
+    def _sharded_specs(self) -> dict[str, TensorSpec]:
+        """Shapes and types in the shards' headers, which may not claim more than the files hold."""
+        try:
+            stored = _reader(self.folder).read_metadata().state_dict_metadata
+            specs = {key: TensorSpec(tuple(one.size), one.properties.dtype) for key, one in stored.items()}
+            needed = sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs.values())
+        except Exception as error:  # PyTorch's reader checks no types
+            raise self._damaged(error) from error
+        if needed > (there := sum(file.stat().st_size for file in self.folder.iterdir())):
+            raise WeightsError(f"{self.folder}: damaged ({needed:,} bytes of tensors in files of {there:,})")
+        return specs
 
     def _require(self) -> None:
         if not self.exists():

@@ -3,7 +3,6 @@
 import argparse
 import os
 import shlex
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
@@ -14,9 +13,11 @@ import yaml
 
 from metaformer.cli.parser import Parser, UsageError, explain
 from metaformer.config import TrainConfig
-from metaformer.errors import ConfigError
+from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.recipes import RECIPES, find
 from metaformer.recipes.recipe import Recipe
+from metaformer.serialize import check_yaml, field_types, from_dict, shown
+from metaformer.storage import read_text
 
 USAGE = """usage: metaformer train RECIPE [CONFIG.yaml] --data.root DIR --out RUN [--FIELD VALUE …]
 
@@ -30,8 +31,6 @@ OWN = ("out", "resume", "import", "config", "print_config")
 EXAMPLE = "metaformer train finetune --data.root flowers --out runs/flowers --model.name caformer_s18"
 LARGEST = 1_000_000
 """Bytes of a configuration, at most."""
-DEEPEST = 20
-"""Levels of nesting, at most."""
 
 
 def run(argv: list[str]) -> int:
@@ -75,13 +74,12 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     Raises:
         UsageError: an unknown field or a value of another type.
     """
-    from metaformer.serialize import from_dict
-
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
     for file in _files(argv):
-        with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # the parser reports these below
-            check_yaml(file)
+        with suppress(yaml.YAMLError):  # the parser reports it below, as it does a missing file
+            if os.path.lexists(file):
+                check_yaml(read_text(file, ConfigError, largest=LARGEST), file, ConfigError)
     parser = _parser(recipe, show_own=any(arg in ("-h", "--help") for arg in argv))
     if len(argv) > 1 and argv[0] == "--config":  # alone first, so that its errors name the file
         alone = _read(parser, recipe, argv[:2], f"{argv[1]}: ")
@@ -95,53 +93,13 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     return from_dict(TrainConfig, values)
 
 
-def check_yaml(file: Path) -> None:
-    """Refuse YAML that no configuration needs and that could exhaust a parser.
-
-    Raises:
-        ConfigError: the file is too large, nested too deeply, uses aliases, or names a field twice.
-        OSError, UnicodeDecodeError, yaml.YAMLError: it cannot be read; the parser's own message is better.
-    """
-    if file.stat().st_size > LARGEST:
-        raise ConfigError(f"{file}: {file.stat().st_size:,} bytes are no configuration ({LARGEST:,} at most)")
-    text, depth = file.read_text(encoding="utf-8"), 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):  # one after another, without recursion
-        where = f"{file}, {_line(event)}"
-        if isinstance(event, yaml.AliasEvent):
-            raise ConfigError(f"{where}: aliases (*{event.anchor}) are not read: write the value out")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > DEEPEST:
-                raise ConfigError(f"{where}: nested more than {DEEPEST} levels deep")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-    for key in _repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
-        raise ConfigError(f"{file}, {_line(key)}: {key.value} is given a second time")
-
-
-def _line(part: yaml.Event | yaml.Node) -> str:
-    return f"line {part.start_mark.line + 1}" if part.start_mark is not None else "somewhere"
-
-
-def _repeated(node: yaml.Node | None) -> Iterator[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        names: set[str] = set()
-        for key, value in node.value:
-            name = str(key.value)  # keys that are no strings are left to the parser
-            if name in names:
-                yield key
-            names.add(name)
-            yield from _repeated(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _repeated(item)
-
-
 def _files(argv: list[str]) -> list[Path]:
-    """Configuration files that the arguments name."""
-    named = [after for arg, after in pairwise(argv) if arg == "--config"]
-    named += [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
-    return [Path(name) for name in named]
+    """Configuration files that the arguments name; the parser takes one for a section, too."""
+    options = {f"--{name}" for name in ("config", *field_types(TrainConfig))}
+    named = [(arg, after) for arg, after in pairwise(argv) if arg in options]
+    split = (arg.partition("=") for arg in argv)
+    named += [(option, name) for option, equals, name in split if equals and option in options]
+    return [Path(name) for option, name in named if option == "--config" or os.path.exists(name)]
 
 
 def _read(parser: Any, recipe: Recipe, argv: list[str], where: str = "") -> dict[str, Any]:
@@ -149,6 +107,11 @@ def _read(parser: Any, recipe: Recipe, argv: list[str], where: str = "") -> dict
         values: dict[str, Any] = parser.parse_args(argv).as_dict()
     except UnicodeDecodeError as error:
         raise UsageError(f"train: {where}not a text file") from error
+    except (OverflowError, RecursionError, ValueError, TypeError) as error:  # of the parser on odd values
+        if isinstance(error, MetaFormerError):
+            raise
+        reason = shown(str(error), quote=False)
+        raise UsageError(f"train: {where}a value that no field can have ({reason})") from error
     except argparse.ArgumentError as error:
         known = (f"--{field}" for field in (*OWN, *_dotted(asdict(recipe()))))
         raise UsageError(f"train: {where}{explain(str(error), known)}") from error

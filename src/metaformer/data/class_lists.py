@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from metaformer.errors import ConfigError, DataError, UnknownName
+from metaformer.serialize import LINE, Range, Text, decode, shown
+from metaformer.storage import as_path, read_text
 
-Color = tuple[int, int, int]
+Channel = Annotated[int, Range(0, 255, integer=True)]
+Color = tuple[Channel, Channel, Channel]
 Palette = tuple[Color, ...]
 """Red, green and blue of each class, 0 … 255."""
 Names = Sequence[str] | str | Path | None
@@ -66,13 +69,22 @@ def read_palette(values: Any, count: int) -> Palette:
     Raises:
         ConfigError: anything but `count` triples of 0 … 255.
     """
-    try:
-        colors = tuple((int(red), int(green), int(blue)) for red, green, blue in values)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"palette: {values!s:.60} must be triples of red, green and blue") from error
-    if len(colors) != count or not all(0 <= value <= 255 for color in colors for value in color):
-        raise ConfigError(f"palette: must be {count} colors of 0 … 255, one for each class")
+    colors: Palette = decode(Palette, values, "palette")
+    if len(colors) != count:
+        raise ConfigError(f"palette: {len(colors):,} colors for {count:,} classes: give one for each")
     return colors
+
+
+def read_names(values: Any, count: int) -> tuple[str, ...]:
+    """Class names from a file's plain values.
+
+    Raises:
+        ConfigError: anything but `count` names of one line.
+    """
+    names: tuple[str, ...] = decode(tuple[Text, ...], values, "classes")
+    if len(names) != count:
+        raise ConfigError(f"classes: {len(names):,} names, but the network has {count:,} outputs")
+    return names
 
 
 def palette(count: int) -> Palette:
@@ -109,9 +121,9 @@ def given_names(given: Names) -> tuple[tuple[str, ...] | None, str]:
     """
     if given is None:
         return None, ""
-    if isinstance(given, str | Path):
-        return read_class_list(given), str(given)
-    return check_class_names(given, "the class list"), "the class list"
+    if isinstance(given, list | tuple):
+        return check_class_names(given, "the class list"), "the class list"
+    return read_class_list(given), str(given)  # type: ignore[arg-type]  # other sequences are no paths
 
 
 def read_class_list(path: str | Path) -> tuple[str, ...]:
@@ -137,6 +149,8 @@ def check_class_names(names: Sequence[str], source: str | Path) -> tuple[str, ..
     for number, name in enumerate(names, start=1):
         if not name:
             raise DataError(f"{source}: line {number} is empty; the classes after it would get other labels")
+        if not isinstance(name, str) or name not in LINE:
+            raise DataError(f"{source}: line {number}: {shown(name)} must be {LINE}")
         if name in lines:
             raise DataError(f"{source}: {name!r} is in line {lines[name]} and in line {number}")
         lines[name] = number
@@ -149,7 +163,4 @@ def read_lines(path: str | Path) -> list[str]:
     Raises:
         DataError: it cannot be read.
     """
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    return read_text(as_path(path, "class names", DataError, expand=True)).rstrip().splitlines()

@@ -11,6 +11,8 @@ from PIL import Image
 
 from metaformer.data.image import read_image
 from metaformer.errors import DataError
+from metaformer.serialize import LINE, shown
+from metaformer.storage import as_path, read_text
 
 EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"})
 _UNREADABLE: Final = frozenset(
@@ -51,7 +53,7 @@ class ImageFolder:
         allow_missing: bool = False,
         on_error: OnError = _raise,
     ) -> None:
-        self.folder = _split_folder(Path(root).expanduser(), split)
+        self.folder = _split_folder(as_path(root, "root", DataError, expand=True), split)
         found, self.loose = _class_folders(self.folder)
         if classes is not None:
             _compare(self.folder, found, classes, allow_missing, on_error)
@@ -118,7 +120,10 @@ def _split_folder(root: Path, split: str) -> Path:
 def _class_folders(folder: Path) -> tuple[list[str], int]:
     """Names of the class folders, and the number of files beside them."""
     names = _folders(folder)
-    loose = sum(1 for entry in _entries(folder) if not entry.is_dir())
+    for name in names:
+        if name not in LINE:
+            raise DataError(f"{folder}: the class folder {shown(name)} must be {LINE}: rename it")
+    loose = sum(1 for entry in _entries(folder) if not _is_dir(entry))
     if not names:
         raise DataError(f"{folder}: no class folders; each class needs a folder of images{_instead(loose)}")
     if loose:
@@ -162,14 +167,22 @@ def files_below(
     if here in parents:
         return on_error(DataError(f"{folder}: is a link to a folder that holds it"))
     for entry in entries:
-        if entry.is_dir():
+        if _is_dir(entry):
             yield from files_below(folder / entry.name, on_error, f"{prefix}{entry.name}/", (*parents, here))
         else:
             yield prefix + entry.name
 
 
 def _folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [entry.name for entry in _entries(folder) if _is_dir(entry)]
+
+
+def _is_dir(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder; links in a circle are none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> list["os.DirEntry[str]"]:
@@ -212,7 +225,7 @@ def read_split_list(path: Path) -> list[str]:
         DataError: the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); it must list the split's images") from error
+        lines = read_text(path).splitlines()
+    except DataError as error:
+        raise DataError(f"{error}; it must list the split's images") from error
     return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))

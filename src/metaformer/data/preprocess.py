@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metaformer.data.image import MAX_PIXELS
 from metaformer.errors import ConfigError
-from metaformer.serialize import POSITIVE, POSITIVE_INT, OneOf, Range, Serializable
+from metaformer.serialize import POSITIVE, POSITIVE_INT, OneOf, Range, Serializable, from_dict
 
 Transform = Callable[[Image.Image], Tensor]
 Channels = tuple[float, float, float]
@@ -69,14 +69,19 @@ class Preprocess(Serializable):
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> "Preprocess":
         """Preprocessing of a model's `pretrained_cfg`, which has timm's keys; missing ones are defaults."""
-        default = cls()
-        return cls(
-            image_size=int(cfg.get("input_size", (3, default.image_size))[-1]),
-            crop=float(cfg.get("crop_pct", default.crop)),
-            interpolation=str(cfg.get("interpolation", default.interpolation)),
-            mean=tuple(cfg.get("mean", default.mean)),
-            std=tuple(cfg.get("std", default.std)),
-        )
+        known = from_dict(_PretrainedCfg, cfg, "pretrained_cfg", others=True)
+        return cls(known.input_size[-1], known.crop_pct, known.interpolation, known.mean, known.std)
+
+
+@dataclass(frozen=True)
+class _PretrainedCfg(Serializable):
+    """What timm's `pretrained_cfg` says of preprocessing."""
+
+    input_size: tuple[int, int, int] = (3, Preprocess.image_size, Preprocess.image_size)
+    crop_pct: float = Preprocess.crop
+    interpolation: str = Preprocess.interpolation
+    mean: Channels = Preprocess.mean
+    std: Deviations = Preprocess.std
 
 
 class Normalize:

@@ -13,6 +13,7 @@ from metaformer.errors import ConfigError
 from metaformer.serialize import Range, Serializable
 
 Side = Annotated[int, Range(1, 2**15, integer=True)]
+Divisor = Annotated[int, Range(1, 2**12, integer=True)]
 MAX_SCALE: Final = 100
 MAX_INPUT_PIXELS: Final = 200_000_000
 
@@ -25,7 +26,7 @@ class DensePreprocess(Serializable):
     """Longer side of the box, in pixels; None for an image's own size."""
     short_side: Side | None = 512
     """Shorter side of the box, in pixels."""
-    size_divisor: Annotated[int, Range(1, 2**12, integer=True)] = 32
+    size_divisor: Divisor = 32
     """Both sides are rounded up to multiples of this, by a second resize; 1 leaves them."""
     mean: Channels = IMAGENET_MEAN
     """Per-channel mean that is subtracted (RGB in 0 ... 1)."""

@@ -18,8 +18,8 @@ from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError, OutputError
 from metaformer.inference.int8_model import Int8Network
 from metaformer.inference.predictor import Predictor
-from metaformer.serialize import differences
-from metaformer.storage import lock, write_text
+from metaformer.serialize import differences, parse_json
+from metaformer.storage import as_path, lock, open_regular, read_json, write_text
 from metaformer.tasks.classifier import BatchPredictor
 from metaformer.training.progress import Progress
 
@@ -67,7 +67,7 @@ def predict_all(
         OutputError: the folder cannot be written to, or holds predictions of another job.
         Interrupted: `stop` was true.
     """
-    place = Path(out)
+    place = as_path(out, "out", OutputError)
     _claim(place, data, {**_images(source), "processes": world.size, **_network(predictor)})
     whole = place / f"part-{world.rank:05d}-of-{world.size:05d}.jsonl"
     with lock(place / f".lock-{world.rank:05d}", str(whole)):
@@ -142,9 +142,9 @@ def _claim(place: Path, data: str, job: dict[str, Any]) -> None:
     """Write what the folder holds predictions of, or compare with what it holds."""
     file = place / JOB
     try:
-        there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{file}: cannot be read ({error}): choose another folder") from error
+        there = read_json(file, OutputError) if file.exists() else None
+    except OutputError as error:
+        raise OutputError(f"{error}: choose another folder") from error
     if there is not None and not isinstance(there, dict):
         raise OutputError(f"{file}: damaged: choose another folder, or delete the file")
     if there is None:
@@ -165,8 +165,10 @@ class _Done:
 
     def __init__(self, file: Path, most: int) -> None:
         self.file, self.lines, self.bad, self.size, self.cut = file, 0, 0, 0, False
+        if not os.path.lexists(file):
+            return
         try:
-            with file.open("rb") as stream:
+            with open_regular(file, OutputError) as stream:
                 for line in stream:
                     values = _values(line)
                     if values is None:
@@ -174,10 +176,8 @@ class _Done:
                         break
                     self.lines, self.size = self.lines + 1, self.size + len(line)
                     self.bad += "error" in values
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise OutputError(f"{file}: cannot be read ({error.strerror}): delete it") from error
+        except OutputError as error:
+            raise OutputError(f"{error}: delete it") from error
         if self.lines > most:
             raise OutputError(f"{file}: {self.lines} lines for {most} images: delete it")
 
@@ -190,8 +190,8 @@ class _Done:
 def _values(line: bytes) -> dict[str, Any] | None:
     """The object of a line; None where the line is incomplete or no prediction."""
     try:
-        values = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+        values = parse_json(line, "line") if line.endswith(b"\n") else None
+    except DataError:
         return None
     return values if isinstance(values, dict) and "path" in values else None
 

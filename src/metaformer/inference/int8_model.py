@@ -5,15 +5,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from metaformer.errors import ConfigError, MissingPackage, SizeError, WeightsError
+from metaformer.serialize import Range, decode, errors_at, shown
+from metaformer.storage import need_regular, read_bytes
 
 NETWORK: Final = "network.xml"
 """The graph's file in a checkpoint directory; the weights are beside it in `network.bin`."""
+_Side = Annotated[int, Range(1, 1_000_000, integer=True)]
 MAX_COMPILED: Final = 4
 """Compiled graphs that are cached, one for each batch size."""
 
@@ -36,14 +39,20 @@ class Int8Network(nn.Module):
         super().__init__()
         self.file = file
         self._openvino = load_openvino()
+        if not read_bytes(file, WeightsError).lstrip(b"\xef\xbb\xbf").startswith(b"<"):
+            raise WeightsError(f"{file}: is no XML")  # OpenVINO would try a dozen other formats
+        if os.path.lexists(file.with_suffix(".bin")):  # it would block on a pipe
+            need_regular(file.with_suffix(".bin"), WeightsError)
         try:
             self._graph = self._openvino.Core().read_model(file)
-        except RuntimeError as error:
-            raise WeightsError(f"{file}: OpenVINO cannot read it ({error})") from error
-        _, *shape = (dim.get_max_length() for dim in self._graph.input().get_partial_shape())
-        self.in_chans, *size = shape
+            images, logits = (_shape(port) for port in (self._graph.input(), self._graph.output()))
+        except Exception as error:  # OpenVINO has no class of its own for damaged files
+            reason = shown(" ".join(str(error).split()), quote=False)
+            raise WeightsError(f"{file}: OpenVINO cannot read it ({reason})") from error
+        with errors_at(f"{file}: is no classifier in int8", WeightsError):
+            self.in_chans, *size = decode(tuple[_Side, _Side, _Side], images[1:], "its input (C, H, W)")
+            (self.num_classes,) = decode(tuple[_Side], logits[1:], "its output (classes)")
         self.image_size = tuple(size)
-        self.num_classes = int(self._graph.output().get_partial_shape()[1].get_length())
         self._compiled: dict[tuple[int, int], Any] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -78,10 +87,22 @@ class Int8Network(nn.Module):
         if key not in self._compiled:
             if len(self._compiled) == MAX_COMPILED:
                 del self._compiled[next(iter(self._compiled))]
-            graph = self._graph.clone()
-            graph.reshape([batch, self.in_chans, *self.image_size])
-            self._compiled[key] = self._openvino.compile_model(graph, "CPU", compile_options())
+            try:
+                graph = self._graph.clone()
+                graph.reshape([batch, self.in_chans, *self.image_size])
+                self._compiled[key] = self._openvino.compile_model(graph, "CPU", compile_options())
+            except RuntimeError as error:
+                reason = shown(" ".join(str(error).split()), quote=False)
+                raise WeightsError(f"{self.file}: OpenVINO cannot compile it ({reason})") from error
         return self._compiled[key]
+
+
+def _shape(port: Any) -> tuple[int, ...]:
+    """Sizes of an input or output of a graph; -1 where one is open."""
+    return tuple(
+        int(size.get_length()) if size.is_static else -1 if i else 1
+        for i, size in enumerate(port.get_partial_shape())
+    )
 
 
 def compile_options() -> dict[str, Any]:

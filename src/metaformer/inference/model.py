@@ -1,21 +1,26 @@
 """Load a network with its classes and preprocessing: a run, a checkpoint, or a model by name."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from metaformer.checkpoint.checkpoint import STATE, Checkpoint, read_checkpoint
 from metaformer.checkpoint.manifest import MANIFEST
 from metaformer.checkpoint.run_dir import RunDir, find_checkpoint
 from metaformer.config import TrainConfig
-from metaformer.data.class_lists import given_names
+from metaformer.data.class_lists import given_names, read_names
 from metaformer.data.preprocess import Preprocess
+from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.inference.int8_model import NETWORK, Int8Network
-from metaformer.serialize import from_dict
+from metaformer.models.build import check_pass, kind_of, on_meta
+from metaformer.serialize import Text, decode, errors_at, from_dict, shown
+from metaformer.storage import as_path
 from metaformer.tasks import TASKS
-from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.base import LoadedModel, TaskSpec
 
 DEFAULT_TASK = next(iter(TASKS))
 """Task of a checkpoint that names none, such as one of timm."""
@@ -45,7 +50,7 @@ def load_model(
         DataError: the file of class names cannot be read, or a name is empty or there twice.
     """
     names, _ = given_names(class_names)
-    path = Path(source)
+    path = as_path(source, "source")
     if path.is_dir():
         if checkpoint is not None:
             raise ConfigError(
@@ -57,6 +62,8 @@ def load_model(
         model = _saved(read_checkpoint(found), raw) if ours else _published(path)
     else:
         model = _named(str(source), checkpoint, len(names) if names else None, data)
+    if (size := _input_size(model.preprocess)) is not None:
+        check_pass(model.model, size)
     if names is None:
         return model
     if len(names) != model.num_classes:
@@ -66,35 +73,58 @@ def load_model(
     return replace(model, classes=names)
 
 
+def _input_size(preprocess: Any) -> tuple[int, int] | None:
+    """Height and width of the network's input; None where they are those of the image."""
+    if isinstance(preprocess, Preprocess):
+        return preprocess.image_size, preprocess.image_size
+    if isinstance(preprocess, DensePreprocess) and preprocess.long_side and preprocess.short_side:
+        return preprocess.short_side, preprocess.long_side
+    return None
+
+
 def _saved(saved: Checkpoint, raw: bool) -> LoadedModel:
     """The network of a checkpoint directory."""
-    try:
-        card = saved.state["card"]
+    card, file = saved.state["card"], saved.directory / STATE
+    with errors_at(file):
+        spec = _task(card["task"], file)
         if "int8" in card:
-            return _quantized(saved)
-        config = from_dict(TrainConfig, saved.state["config"])
-        task = str(card["task"])
-        if task not in TASKS:
-            raise WeightsError(f"{saved.directory}: task {task!r} is not known to this version")
-        spec = TASKS[task]
+            return _quantized(saved, spec)
+        config = from_dict(TrainConfig, saved.state["config"], "config")
+        average = saved.has("ema") and config.ema.evaluate and not raw
+        store = "ema" if average else "model"
+
+        def build() -> nn.Module:
+            return spec.load(spec, card).model
+
+        if (empty := on_meta(build)) is not None:
+            saved.check(empty, store)  # before there is memory for it
         model = replace(spec.load(spec, card), config=config)
-    except KeyError as error:
-        raise WeightsError(f"{saved.directory}: its state lacks {error}") from error
-    average = saved.has("ema") and config.ema.evaluate and not raw
-    saved.load(model.model, "ema" if average else "model")
+    saved.load(model.model, store)
     return model
 
 
-def _quantized(saved: Checkpoint) -> LoadedModel:
+def _task(name: Any, where: Path) -> TaskSpec:
+    """The task that a file names.
+
+    Raises:
+        WeightsError: there is none of this name.
+    """
+    if not isinstance(name, str) or name not in TASKS:
+        raise WeightsError(f"{where}: task {shown(name)} is not known to this version")
+    return TASKS[name]
+
+
+def _quantized(saved: Checkpoint, spec: TaskSpec) -> LoadedModel:
     """A classifier as `metaformer.quantize` writes it."""
     card, run = saved.state["card"], saved.state["config"]
+    network = Int8Network(saved.directory / NETWORK)
     return LoadedModel(
-        TASKS[str(card["task"])],
-        str(card["name"]),
-        Int8Network(saved.directory / NETWORK),
+        spec,
+        decode(Text, card["name"], "card.name"),
+        network,
         Preprocess.from_dict(card["preprocess"]),
-        tuple(card["classes"]) if card["classes"] else None,
-        config=from_dict(TrainConfig, run) if run else None,
+        read_names(card["classes"], network.num_classes) if card["classes"] else None,
+        config=from_dict(TrainConfig, run, "config") if run else None,
     )
 
 
@@ -110,10 +140,11 @@ def _published(directory: Path) -> LoadedModel:
             f"{directory}: neither a run, a checkpoint, nor a model that save_pretrained wrote"
         )
     model = from_pretrained(directory)
-    task = str(json.loads(config.read_text(encoding="utf-8")).get("task", DEFAULT_TASK))
-    if task not in TASKS:
-        raise WeightsError(f"{config}: task {task!r} is not known to this version")
-    return TASKS[task].describe(TASKS[task], model, directory.name)
+    task = kind_of(model.config)
+    name = model.pretrained_cfg.get("task", DEFAULT_TASK) if task is None else task.task
+    with errors_at(config):
+        spec = _task(name, config)
+        return spec.describe(spec, model, directory.name)
 
 
 def _named(

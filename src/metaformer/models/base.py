@@ -144,7 +144,7 @@ class DenseConfig(Serializable):
             UnknownName: an unknown field or choice; the nearest ones are offered.
             ConfigError: a value of another type or out of range, or no backbone; it names the field.
         """
-        if values.get("backbone") is None:
+        if isinstance(values, Mapping) and values.get("backbone") is None:
             raise ConfigError("backbone: missing")
         return super().from_dict(values)
 

@@ -1,16 +1,20 @@
 """Networks by configuration: one table of the kinds that stand on a backbone."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer
+from metaformer.errors import ConfigError
 from metaformer.models.detection.config import KINDS, DetectorConfig
 from metaformer.models.segmentation.config import HEAD_DIMS, SegmenterConfig
 from metaformer.models.segmentation.segmenter import Segmenter
+from metaformer.process import memory
 
 NetworkConfig = MetaFormerConfig | SegmenterConfig | DetectorConfig
 
@@ -58,9 +62,91 @@ def build_network(config: NetworkConfig, backbone: nn.Module | None = None) -> A
     Args:
         config: of a classifier or of a network on a backbone.
         backbone: a module in place of the configuration's backbone.
+
+    Raises:
+        ConfigError: a network that cannot be, or for which there is not enough memory.
     """
+    if torch.get_default_device().type != "meta":
+        check_memory(lambda: build_network(config, backbone))
     kind = kind_of(config)
     if kind is not None:
         return kind.build(config, backbone)
     assert isinstance(config, MetaFormerConfig)
     return MetaFormer(config)
+
+
+def check_memory(build: Callable[[], nn.Module], stored: int | None = None) -> None:
+    """Refuse a network that is too large, before anything is allocated.
+
+    Args:
+        build: builds it; it is called on the meta device, where tensors have shapes alone.
+        stored: bytes of the file that its weights will be read from.
+
+    Raises:
+        ConfigError: it needs more memory than there is, or has more parameters than the file has bytes.
+    """
+    network = on_meta(build)
+    if network is None:
+        return
+    tensors = [*network.parameters(), *network.buffers()]
+    count = sum(tensor.numel() for tensor in tensors)
+    needed, there = sum(tensor.numel() * tensor.element_size() for tensor in tensors), memory()
+    if stored is not None and count > stored:
+        raise ConfigError(
+            f"describes a network of {count:,} numbers, but the file of its weights has {stored:,} bytes: "
+            "one of them is of another model"
+        )
+    if needed > there:
+        raise ConfigError(
+            f"a network of {count:,} numbers needs {_gigabytes(needed)} of memory, and there are "
+            f"{_gigabytes(there)}: choose smaller depths, dims, image_size or heads"
+        )
+
+
+def check_pass(network: nn.Module, size: tuple[int, int]) -> None:
+    """Refuse an input size whose features do not fit into memory, before anything is allocated.
+
+    Args:
+        network: of this library; others are not checked.
+        size: height and width of the input.
+
+    Raises:
+        ConfigError: one image needs more memory than there is.
+    """
+    config = getattr(network, "config", None)
+    config = getattr(config, "backbone", config)
+    if not isinstance(config, MetaFormerConfig):
+        return
+    grids = (replace(config, image_size=size).grid(stage) for stage in range(config.stages))
+    widths = (dim * (2 + ratio) for dim, ratio in zip(config.dims, config.mlp_ratios, strict=True))
+    numbers = max(height * width * channels for (height, width), channels in zip(grids, widths, strict=True))
+    needed, there = 4 * (numbers + config.in_chans * size[0] * size[1]), memory()
+    if needed > there:
+        raise ConfigError(
+            f"image_size: {size[0]:,}×{size[1]:,} pixels need {_gigabytes(needed)} of memory for one image, "
+            f"and there are {_gigabytes(there)}: choose a smaller one"
+        )
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module | None:
+    """A network on the meta device; None where a mixer of its own needs numbers when it is built.
+
+    Raises:
+        ConfigError: sizes that no tensor can have.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return build()
+    except NotImplementedError:
+        return None
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if not re.search("overflow|too large|unpack|negative dim", str(error), re.IGNORECASE):
+            raise
+        raise ConfigError(
+            "a network of these sizes cannot be: choose smaller depths, dims, image_size or heads "
+            f"({str(error).partition(' with error')[0]:.200})"
+        ) from error
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 2**30:,.1f} GB"

@@ -7,6 +7,7 @@ from html import escape
 
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 34
+_LARGEST = 1e100  # of what is drawn; beyond it scales have no numbers
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Line:
 
 def line_chart(lines: Sequence[Line], x_label: str, *, percent: bool = False, label: str = "") -> str:
     """SVG of series over a common x axis; points that are not finite are left out."""
-    series = [Line(line.name, [p for p in line.points if math.isfinite(p[1])], line.dots) for line in lines]
+    series = [Line(line.name, [p for p in line.points if abs(p[1]) < _LARGEST], line.dots) for line in lines]
     points = [point for line in series for point in line.points]
     if not points:
         return "<p class=note>nothing logged</p>"

@@ -13,6 +13,7 @@ from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import TrainConfig
 from metaformer.data.augment import train_transform
+from metaformer.data.class_lists import read_names
 from metaformer.data.dataset import AugmentedDataset, Batch, Source
 from metaformer.data.loader import Loader, Stop
 from metaformer.data.preprocess import Preprocess
@@ -20,8 +21,10 @@ from metaformer.data.sampler import EvalSampler
 from metaformer.distributed import World, lockstep
 from metaformer.errors import ConfigError, TrainingError
 from metaformer.factory import create_model
+from metaformer.models.build import build_network
 from metaformer.report.blocks import Section
 from metaformer.report.page import TaskReport
+from metaformer.serialize import Text, decode
 from metaformer.tasks.base import (
     Evaluation,
     Forward,
@@ -116,9 +119,10 @@ class ClassifierTask(Task):
 
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     """A classifier from a checkpoint's card, its weights random."""
-    model = MetaFormer(MetaFormerConfig.from_dict(card["model"]))
+    model = build_network(MetaFormerConfig.from_dict(card["model"]))
     preprocess = Preprocess.from_dict(card["preprocess"])
-    return LoadedModel(spec, str(card["name"]), model, preprocess, tuple(card["classes"]))
+    classes = read_names(card["classes"], model.num_classes)
+    return LoadedModel(spec, decode(Text, card["name"], "name"), model, preprocess, classes)
 
 
 def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
@@ -131,7 +135,8 @@ def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
         raise ConfigError(f"{name}: a backbone without a classifier")
     names = model.pretrained_cfg.get("label_names")
     preprocess = Preprocess.from_pretrained_cfg(model.pretrained_cfg)
-    return LoadedModel(spec, name, model, preprocess, tuple(names) if names else None)
+    classes = read_names(names, model.num_classes) if names else None
+    return LoadedModel(spec, name, model, preprocess, classes)
 
 
 def average_views(forward: Forward, images: Tensor, flip: bool = False) -> Tensor:

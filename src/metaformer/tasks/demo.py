@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from metaformer.data.demo import SPLITS, DemoFolder, DemoSize, Digit, SceneGenerator, encode
 from metaformer.data.rle import run_lengths
-from metaformer.errors import OutputError
+from metaformer.errors import DataError, OutputError
+from metaformer.storage import as_path, read_json
 from metaformer.tasks import TASKS
 
 MARKER: Final = "demo.json"
@@ -52,7 +53,7 @@ def write_demo_data(
         OutputError: the folder holds something else, or cannot be written to.
     """
     size, generator = DemoSize(copies, scenes), SceneGenerator(seed, per_class)
-    root = Path(root).expanduser()
+    root = as_path(root, "root", DataError, expand=True)
     settings = {"format": 1, "seed": seed, "per_class": per_class, "copies": copies, "scenes": list(scenes)}
     images: dict[Path, int] = {}
     try:
@@ -78,8 +79,8 @@ def _claim(root: Path, settings: dict[str, Any]) -> None:
     marker = root / MARKER
     if marker.is_file():
         try:
-            found = json.loads(marker.read_text(encoding="utf-8"))
-        except ValueError:
+            found = read_json(marker)
+        except DataError:
             found = "a damaged demo.json"
         if found != settings:
             raise OutputError(f"{root}: holds other demo data ({found}): choose another folder or delete it")

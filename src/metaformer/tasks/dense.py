@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.config import ModelConfig, TrainConfig
-from metaformer.data.class_lists import Palette, class_list, palette, palette_for, read_palette
+from metaformer.data.class_lists import Palette, class_list, palette, palette_for, read_names, read_palette
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.distributed import all_gather_list
 from metaformer.errors import ConfigError, DataError
 from metaformer.factory import create_network, model_config
 from metaformer.models.base import DenseNetwork
 from metaformer.models.build import build_network
+from metaformer.serialize import Text, decode
 from metaformer.tasks.base import LoadedModel, TaskSpec, check_num_classes, model_fields
 
 UNUSED: Mapping[str, Any] = {
@@ -86,11 +87,12 @@ def load(
         config: class of the network's configuration.
         preprocess: class of its preprocessing.
     """
-    classes = tuple(card["classes"])
+    model = build_network(config.from_dict(card["model"]))
+    classes = read_names(card["classes"], model.num_classes)
     return LoadedModel(
         spec,
-        str(card["name"]),
-        build_network(config.from_dict(card["model"])),
+        decode(Text, card["name"], "name"),
+        model,
         preprocess.from_dict(card["preprocess"]),
         classes,
         read_palette(card["palette"], len(classes)),
@@ -128,7 +130,7 @@ def describe(spec: TaskSpec, model: nn.Module, name: str, preprocess: type[Dense
 def _published_classes(model: DenseNetwork) -> tuple[tuple[str, ...] | None, Palette]:
     """Class names, where `pretrained_cfg` or the published data set has them, and a color for each class."""
     cfg, count = model.pretrained_cfg, model.num_classes
-    classes = tuple(cfg["label_names"]) if cfg.get("label_names") else None
+    classes = read_names(cfg["label_names"], count) if cfg.get("label_names") else None
     if classes is None and "data" in cfg:  # published: the data set's, unless trained for others
         names = class_list(str(cfg["data"])).names
         classes = names if len(names) == count else None

@@ -13,6 +13,7 @@ from PIL import Image
 from metaformer.data.folder import EXTENSIONS, check_name
 from metaformer.data.image import read_image
 from metaformer.errors import ConfigError, DataError
+from metaformer.storage import as_path
 from metaformer.tasks.outputs import Prediction, R
 from metaformer.visualize.video import frames, is_animated
 
@@ -31,7 +32,7 @@ class ImageList:
     """
 
     def __init__(self, images: ImageInput | Iterable[ImageInput]) -> None:
-        single = isinstance(images, str | Path | Image.Image)
+        single = not isinstance(images, Iterable) or isinstance(images, str | Path | Image.Image)
         inputs: list[ImageInput] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
         self._images: list[Path | Image.Image] = []
         for image in inputs:
@@ -122,7 +123,7 @@ def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterato
 
 def _files(pattern: str | Path) -> list[Path]:
     """Image files of a file, folder or glob, sorted."""
-    path = Path(pattern)
+    path = as_path(pattern, "images", DataError)
     if path.is_file():
         check_name(path)
         return [path]

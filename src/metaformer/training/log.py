@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from metaformer.checkpoint.run_dir import LOG
 from metaformer.errors import ConfigError, MissingPackage, OutputError
+from metaformer.storage import check_replaceable
 
 WANDB_DIR: Final = "wandb"
 WANDB_ID: Final = "id.txt"
@@ -39,6 +40,7 @@ class MetricsLog:
     ) -> None:
         self._wandb = None if project is None else WandbLog(project, run, config or {}, warn)
         file = run / LOG
+        check_replaceable(file)  # opening a pipe would block
         truncated = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
         self._stream = file.open("a", encoding="utf-8")
         if truncated:

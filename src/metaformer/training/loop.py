@@ -13,6 +13,7 @@ from metaformer.checkpoint.checkpoint import (
     Checkpoint,
     prune,
     random_state,
+    restoring,
     set_random_state,
     step_directory,
     write_checkpoint,
@@ -34,7 +35,7 @@ from metaformer.distributed import (
     lockstep,
 )
 from metaformer.errors import DataError, MetaFormerError, OutputError, TrainingError
-from metaformer.serialize import to_dict
+from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks.base import Task
 from metaformer.training.diagnose import nonfinite_weight
 from metaformer.training.log import MetricsLog
@@ -101,11 +102,19 @@ class Loop:
         self.progress: Progress
 
     def restore(self, saved: Checkpoint) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint.
+
+        Raises:
+            WeightsError: it does not fit this run.
+        """
+        with restoring(saved):
+            self._restore(saved)
+
+    def _restore(self, saved: Checkpoint) -> None:
         state = saved.state
         self.trainer.restore(saved)
         self.task.restore(saved.state["card"])
-        self.best = Best(**state["best"]) if state["best"] else Best()
+        self.best = from_dict(Best, state["best"], "best") if state["best"] else Best()
         self.metrics = dict(state["metrics"])
         self.bad_images, self.skipped = set(state["bad_images"]), state["skipped_steps"]
         self.evaluation_pending = state["evaluation_pending"]

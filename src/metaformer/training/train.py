@@ -21,11 +21,11 @@ from metaformer.distributed import (
     join,
     merge_connection_errors,
 )
-from metaformer.errors import MetaFormerError
+from metaformer.errors import MetaFormerError, OutputError
 from metaformer.process import StopSignals
 from metaformer.report.page import render
 from metaformer.serialize import differences, from_dict, to_dict
-from metaformer.storage import write_text
+from metaformer.storage import as_path, write_text
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import Task
 from metaformer.training.check import check_config, other_sections
@@ -74,7 +74,7 @@ def train(
     check_config(config, int(os.environ.get("WORLD_SIZE", "1")))
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
-    run = RunDir(Path(out))
+    run = RunDir(as_path(out, "out", OutputError))
     run.check(resume)
     world = join(config.runtime.device, config.runtime.timeout)
     with StopSignals() as stop, merge_connection_errors(world):

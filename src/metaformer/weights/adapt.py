@@ -66,8 +66,8 @@ def map_21k_to_1k(value: Tensor) -> Tensor:
     Raises:
         WeightsError: the classifier does not have 21,841 classes.
     """
-    if value.shape[0] != CLASSES_21K:
-        raise WeightsError(f"classifier of {value.shape[0]} classes: only one of 21,841 is mapped to 1,000")
+    if _rows(value) != CLASSES_21K:
+        raise WeightsError(f"classifier of {_rows(value)} classes: only one of 21,841 is mapped to 1,000")
     rows = class_map_21k()
     mapped = value[torch.tensor([0 if row is None else row for row in rows])]
     for i, row in enumerate(rows):
@@ -85,11 +85,16 @@ def class_layers(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> li
 def class_count(state: Mapping[str, Tensor]) -> int:
     """Number of classes of a network's tensors, without a detector's background; 0 for none."""
     if BACKGROUND in state:
-        return state[BACKGROUND].shape[0] - 1
+        return _rows(state[BACKGROUND]) - 1
     if ANCHOR_CLASSES in state and ANCHORS in state:
-        return state[ANCHOR_CLASSES].shape[0] // max(1, state[ANCHORS].shape[0] // 4)
+        return _rows(state[ANCHOR_CLASSES]) // max(1, _rows(state[ANCHORS]) // 4)
     layers = (state.get(f"{layer}.weight") for layer in LAST_LAYERS)
-    return next((layer.shape[0] for layer in layers if layer is not None), 0)
+    return next((_rows(layer) for layer in layers if layer is not None), 0)
+
+
+def _rows(value: Tensor) -> int:
+    """Length of the first dimension; 0 where a damaged file has a single number."""
+    return len(value) if value.ndim else 0
 
 
 def refuse_torchvision(state: Mapping[str, Tensor]) -> None:
@@ -100,10 +105,13 @@ def refuse_torchvision(state: Mapping[str, Tensor]) -> None:
     Raises:
         WeightsError: the shapes of the tensors say so.
     """
-    levels = [int(name.split(".")[2]) for name in state if name.startswith("neck.laterals.")]
-    channels = state[f"neck.laterals.{max(levels)}.weight"].shape[1] if levels else 0
-    background_box = {BOXES, BACKGROUND} <= state.keys() and len(state[BOXES]) == 4 * len(state[BACKGROUND])
-    if background_box or (levels and P6 in state and state[P6].shape[1] != channels):
+    parts = (name.split(".")[2] for name in state if name.startswith("neck.laterals."))
+    levels = [int(part) for part in parts if part.isdecimal()]
+    coarsest = state.get(f"neck.laterals.{max(levels, default=0)}.weight")
+    both = {BOXES, BACKGROUND} <= state.keys()
+    background_box = both and _rows(state[BOXES]) == 4 * _rows(state[BACKGROUND])
+    made_of_p5 = coarsest is not None and P6 in state and state[P6].shape[1:2] != coarsest.shape[1:2]
+    if background_box or made_of_p5:
         raise WeightsError(
             "a detector in torchvision's arithmetic (background first, P6 made of P5), and this library "
             "computes mmdetection's alone: load its backbone alone (backbone_checkpoint=) and train the heads"
@@ -122,7 +130,7 @@ def resample_grid(value: Tensor, shape: torch.Size, grid: Grid) -> Tensor | None
     """
     if value.ndim == 4 and len(shape) == 4 and value.shape[:2] == shape[:2]:
         return F.interpolate(value.float(), grid, mode="bicubic", align_corners=False).to(value.dtype)
-    side = math.isqrt(value.shape[0])
+    side = math.isqrt(_rows(value))
     if value.ndim not in (1, 2) or side * side != value.shape[0] or len(set(value.shape)) != 1:
         return None
     old = (side, side)

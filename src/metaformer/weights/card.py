@@ -1,14 +1,15 @@
 """Model cards: `pretrained_cfg` in timm's terms, and the `config.json` beside saved weights."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
-from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.config import Count, MetaFormerConfig, Padding
 from metaformer.backbones.variants import VARIANTS
 from metaformer.errors import ConfigError, UnknownName
 from metaformer.models.build import DENSE_KINDS, NetworkConfig, kind_of
+from metaformer.serialize import Serializable, Text, decode, from_dict
 from metaformer.weights.sources import Source
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -93,9 +94,9 @@ def read_config(card: Mapping[str, Any]) -> NetworkConfig:
     """
     if isinstance(card.get("config"), Mapping):
         types = {kind.task: kind.config for kind in DENSE_KINDS}
-        config_type = types.get(card.get("task", ""), MetaFormerConfig)
+        config_type = types.get(decode(Text, card.get("task", ""), "task"), MetaFormerConfig)
         try:
-            config: NetworkConfig = config_type.from_dict(dict(card["config"]))
+            config: NetworkConfig = config_type.from_dict(card["config"])
         except UnknownName as error:
             if "version" in card:
                 raise
@@ -106,32 +107,46 @@ def read_config(card: Mapping[str, Any]) -> NetworkConfig:
         return config
     if card.get("model_type") == "poolformer":
         return _from_transformers(card)
-    name = str(card.get("architecture", ""))
+    name = decode(Text, card.get("architecture", ""), "architecture")
     if name not in VARIANTS:
         raise ConfigError(f"architecture {name!r} is none of this library's")
-    return replace(VARIANTS[name], num_classes=int(card.get("num_classes", 1000)))
+    return replace(VARIANTS[name], num_classes=card.get("num_classes", 1000))
+
+
+@dataclass(frozen=True)
+class _PoolFormer(Serializable):
+    """`PoolFormerConfig` of transformers; what its file does not have is the default."""
+
+    patch_sizes: tuple[Count, ...] = (7, 3, 3, 3)
+    strides: tuple[Count, ...] = (4, 2, 2, 2)
+    padding: tuple[Padding, ...] = (2, 1, 1, 1)
+    hidden_sizes: tuple[Count, ...] = (64, 128, 320, 512)
+    depths: tuple[Count, ...] = (2, 2, 6, 2)
+    mlp_ratio: float = 4.0
+    pool_size: Count = 3
+    hidden_act: Text = "gelu"
+    use_layer_scale: bool = True
+    layer_scale_init_value: float = 1e-5
+    num_channels: Count = 3
+    id2label: dict[str, Any] | None = None
+    num_labels: Count = 2
 
 
 def _from_transformers(card: Mapping[str, Any]) -> MetaFormerConfig:
     """`PoolFormerConfig` in our fields; what it does not write has its default."""
-    patches, strides, padding = (
-        tuple(card.get(name, default))
-        for name, default in (
-            ("patch_sizes", (7, 3, 3, 3)),
-            ("strides", (4, 2, 2, 2)),
-            ("padding", (2, 1, 1, 1)),
-        )
-    )
+    theirs = from_dict(_PoolFormer, card, others=True)
+    patches, strides, padding, dims = theirs.patch_sizes, theirs.strides, theirs.padding, theirs.hidden_sizes
     if any(len(set(values[1:])) > 1 for values in (patches, strides, padding)):
         raise ConfigError("patch_sizes, strides and padding must be the same from the second stage on")
-    dims = tuple(card.get("hidden_sizes", (64, 128, 320, 512)))
-    scale = float(card.get("layer_scale_init_value", 1e-5)) if card.get("use_layer_scale", True) else None
+    if not all((patches, strides, padding, dims)):
+        raise ConfigError("patch_sizes, strides, padding and hidden_sizes must hold a value for each stage")
+    scale = theirs.layer_scale_init_value if theirs.use_layer_scale else None
     return MetaFormerConfig(
-        depths=tuple(card.get("depths", (2, 2, 6, 2))),
+        depths=theirs.depths,
         dims=dims,
-        mlp_ratios=(float(card.get("mlp_ratio", 4.0)),) * len(dims),
-        mixers=(f"pooling(size={int(card.get('pool_size', 3))})",) * len(dims),
-        act=str(card.get("hidden_act", "gelu")),
+        mlp_ratios=(theirs.mlp_ratio,) * len(dims),
+        mixers=(f"pooling(size={theirs.pool_size})",) * len(dims),
+        act=theirs.hidden_act,
         layer_scale=(scale,) * len(dims),
         res_scale=(None,) * len(dims),
         pos_embed=(False,) * len(dims),
@@ -142,6 +157,6 @@ def _from_transformers(card: Mapping[str, Any]) -> MetaFormerConfig:
         down_kernel=patches[-1],
         down_stride=strides[-1],
         down_padding=padding[-1],
-        in_chans=int(card.get("num_channels", 3)),
-        num_classes=len(card["id2label"]) if "id2label" in card else int(card.get("num_labels", 2)),
+        in_chans=theirs.num_channels,
+        num_classes=theirs.num_labels if theirs.id2label is None else len(theirs.id2label),
     )

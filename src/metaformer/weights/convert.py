@@ -5,6 +5,7 @@ from pathlib import Path
 
 from metaformer.backbones.variants import VARIANTS
 from metaformer.errors import OutputError, UnknownName, WeightsError
+from metaformer.storage import as_path
 from metaformer.weights.formats import FORMATS
 from metaformer.weights.infer import candidates
 from metaformer.weights.io import read_state, write_state
@@ -49,7 +50,8 @@ def convert(source: str | Path, target: str | Path, to: str, model: str | None =
         WeightsError: an unreadable file, tensors that the format has no place for, or an ambiguous model.
         OutputError: the target cannot be written, or is the source.
     """
-    source, target = Path(source), Path(target)
+    source = as_path(source, "source", WeightsError)
+    target = as_path(target, "target", OutputError)
     if to not in FORMATS:
         raise UnknownName("checkpoint format", to, FORMATS)
     file = read_state(source)

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from metaformer.errors import DownloadError
-from metaformer.storage import cache_dir, lock, sync
+from metaformer.serialize import LINE, shown
+from metaformer.storage import cache_dir, lock, read_text, sync
 
 CHUNK = 1 << 20
 ATTEMPTS = 5
 TIMEOUT = 30.0
 USER_AGENT = "metaformer"
+_LONGEST_TAG = 1000
 
 
 class Published(Protocol):
@@ -112,7 +114,7 @@ def _fetch_rest(url: str, part: Path, progress: bool) -> bool:
     if done:
         request.add_header("Range", f"bytes={done}-")
         if version.is_file():  # do not join two versions of a file
-            request.add_header("If-Range", version.read_text())
+            request.add_header("If-Range", read_text(version, DownloadError, largest=_LONGEST_TAG).strip())
     # an opener of its own: the shared one would keep the proxies of the first request
     with urllib.request.build_opener().open(request, timeout=TIMEOUT) as response:
         if response.status != 206:  # the server sends the whole file, or another version of it
@@ -121,7 +123,7 @@ def _fetch_rest(url: str, part: Path, progress: bool) -> bool:
             raise _failed(url, part, "the server sends a web page and not the file")
         total = _total(response, done)
         etag = response.headers.get("ETag") or ""
-        if etag.startswith('"'):  # a weak one says nothing about bytes
+        if etag.startswith('"') and etag in LINE:  # a weak one says nothing about bytes
             version.write_text(etag)
         else:
             version.unlink(missing_ok=True)
@@ -137,7 +139,11 @@ def _fetch_rest(url: str, part: Path, progress: bool) -> bool:
 
 def _total(response: Any, done: int) -> int | None:
     length = response.headers.get("Content-Length")
-    return None if length is None else done + int(length)
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdecimal() and len(length) < 19):
+        raise http.client.HTTPException(f"the server sends a Content-Length of {shown(length)}")
+    return done + int(length)
 
 
 def _copy(response: Any, file: BinaryIO, done: int, total: int | None, label: str) -> int:

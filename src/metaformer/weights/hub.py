@@ -4,23 +4,22 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
 from metaformer.errors import (
-    ConfigError,
     DownloadError,
-    MetaFormerError,
     MissingPackage,
     OutputError,
     WeightsError,
 )
-from metaformer.models.build import NetworkConfig, build_network
+from metaformer.models.build import NetworkConfig, build_network, check_memory
 from metaformer.models.segmentation.segmenter import Segmenter
-from metaformer.storage import write_text
+from metaformer.serialize import decode, errors_at
+from metaformer.storage import as_path, read_json, write_text
 from metaformer.weights.card import model_card, read_config
-from metaformer.weights.io import write_state
+from metaformer.weights.io import weight_file, write_state
 from metaformer.weights.load import load_weights
 
 CONFIG, WEIGHTS, PICKLED_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -38,7 +37,7 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
         ConfigError: the model has a mixer without a registered name, or a foreign backbone.
         OutputError: the directory cannot be written to.
     """
-    directory = Path(directory)
+    directory = as_path(directory, "directory")
     config: NetworkConfig = model.config
     if isinstance(model, MetaFormer):
         config = replace(model.config, num_classes=model.num_classes, global_pool=model.head.global_pool)
@@ -66,7 +65,7 @@ def from_pretrained(
         WeightsError: no configuration in it, or weights that do not fit it.
         ConfigError: a configuration that is none of ours.
     """
-    directory = Path(repo_or_dir).expanduser()
+    directory = as_path(repo_or_dir, "repo_or_dir", WeightsError, expand=True)
     if directory.is_dir():
         file, weights = directory / CONFIG, directory
     elif directory.is_absolute() or str(repo_or_dir).count("/") != 1:
@@ -74,26 +73,35 @@ def from_pretrained(
     else:
         file = _from_hub(str(repo_or_dir), (CONFIG,), revision, token)
         weights = _from_hub(str(repo_or_dir), (WEIGHTS, PICKLED_WEIGHTS), revision, token)
-    try:
-        card = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(card, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{file}: no readable configuration ({error})") from error
-    try:
-        config, indices = read_config(card), card.get("out_indices")
-        if isinstance(config, MetaFormerConfig) and indices is not None:
-            model: Model = MetaFormerFeatures(config, tuple(indices))
-        else:
-            model = build_network(config)
-    except MetaFormerError as error:
-        raise ConfigError(f"{file}: {error}") from error
-    notes = dict(card.get("pretrained_cfg") or {})
-    if isinstance(config, MetaFormerConfig) and "task" in card:  # such as multilabel; saved again with it
+    card = read_json(file, WeightsError)
+    if not isinstance(card, dict):
+        raise WeightsError(f"{file}: no readable configuration (not an object)")
+    with errors_at(file):
+        model = _build(card, weights)
+        notes = dict(decode(dict[str, Any] | None, card.get("pretrained_cfg"), "pretrained_cfg") or {})
+    if (
+        isinstance(model.config, MetaFormerConfig) and "task" in card
+    ):  # such as multilabel; saved again with it
         notes["task"] = card["task"]
     model.pretrained_cfg = {key: tuple(v) if isinstance(v, list) else v for key, v in notes.items()}
     load_weights(model, weights)
     return model.eval()
+
+
+def _build(card: dict[str, Any], weights: Path) -> Model:
+    """The network of a card, which may have no more parameters than the file of its weights has bytes."""
+    config, indices = (
+        read_config(card),
+        decode(tuple[int, ...] | None, card.get("out_indices"), "out_indices"),
+    )
+
+    def build() -> Model:
+        if isinstance(config, MetaFormerConfig) and indices is not None:
+            return MetaFormerFeatures(config, indices)
+        return build_network(config)
+
+    check_memory(build, weight_file(weights).stat().st_size)
+    return build()
 
 
 def push_to_hub(

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metaformer.errors import OutputError, WeightsError
-from metaformer.storage import apply_umask, atomic_bytes, atomic_path
+from metaformer.serialize import LINE, shown
+from metaformer.storage import apply_umask, as_path, atomic_bytes, atomic_path, need_regular, open_regular
 from metaformer.weights.unpickle import load_pickled
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
@@ -32,6 +33,10 @@ NO_CHECKPOINTS = (
 )
 
 
+_DIGITS, _DIMENSIONS = 4, 8
+"""Largest number of digits in a part of a tensor's name, and of its dimensions."""
+
+
 @dataclass(frozen=True)
 class StateFile:
     """Tensors of a file by name."""
@@ -50,23 +55,13 @@ def read_state(path: str | Path) -> StateFile:
     Raises:
         WeightsError: no such file; or one that is empty, cut short, no checkpoint, or with code in it.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        found = next((path / name for name in DIRECTORY_FILES if (path / name).is_file()), None)
-        if found is None:
-            raise WeightsError(
-                f"{path}: no weights in this directory (looked for {', '.join(DIRECTORY_FILES)})"
-            )
-        path = found
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+    path = weight_file(path)
+    with open_regular(path, WeightsError) as file:
+        head = file.read(64)
     if not head:
         raise WeightsError(f"{path}: empty file; fetch it again")
     if head[8:9] == b"{":
-        return StateFile(_read_safetensors(path))
+        return StateFile(_checked(_read_safetensors(path), str(path)))
     for magic, what in NO_CHECKPOINTS:
         if head.lstrip().startswith(magic):
             raise WeightsError(f"{path}: {what}")
@@ -76,12 +71,29 @@ def read_state(path: str | Path) -> StateFile:
     return unwrap(load_pickled(path), str(path))
 
 
+def weight_file(path: str | Path) -> Path:
+    """The file of weights that a path means: itself, or the one in a directory.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    path = as_path(path, "checkpoint", WeightsError, expand=True)
+    if not path.is_dir():
+        need_regular(path, WeightsError)
+        return path
+    found = next((path / name for name in DIRECTORY_FILES if (path / name).is_file()), None)
+    if found is None:
+        raise WeightsError(f"{path}: no weights in this directory (looked for {', '.join(DIRECTORY_FILES)})")
+    return found
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Metadata of a safetensors file; empty for other files."""
     try:
+        need_regular(path, WeightsError)
         with safe_open(Path(path), framework="pt") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, WeightsError):
         return {}
 
 
@@ -104,15 +116,27 @@ def unwrap(loaded: Any, where: str) -> StateFile:
         tensors = {k: v.detach() for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         what = (
-            f"entries {', '.join(map(str, list(loaded)[:5]))}"
+            f"entries {', '.join(map(shown, list(loaded)[:5]))}"
             if isinstance(loaded, Mapping)
             else type(loaded).__name__
         )
         raise WeightsError(f"{where}: holds no named tensors ({what})")
+    return StateFile(_checked(tensors, where), wrapper)
+
+
+def _checked(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Refuse tensors and names that no network has, so that what follows can count on them.
+
+    Raises:
+        WeightsError: the first such tensor.
+    """
     for name, value in tensors.items():
+        long = any(part.isdecimal() and len(part) > _DIGITS for part in name.split("."))
+        if long or name not in LINE or value.ndim > _DIMENSIONS:
+            raise WeightsError(f"{where}: {shown(name)} is no name of a tensor, or has too many dimensions")
         if value.is_sparse or value.is_quantized or value.is_meta or not _holds_its_size(value):
             raise WeightsError(f"{where}: {name} is not an ordinary tensor with all its numbers in the file")
-    return StateFile(tensors, wrapper)
+    return tensors
 
 
 def write_state(

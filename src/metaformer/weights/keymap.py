@@ -49,7 +49,8 @@ class Positions:
     def of_ours(cls, keys: Iterable[str]) -> "Positions":
         """Lay our stages out as the originals' list does."""
         names = [key.removeprefix(BACKBONE) for key in keys]
-        parts = {tuple(name.split(".")[1:3]) for name in names if name.startswith("stages.")}
+        entries = [name.split(".") for name in names]
+        parts = {(e[1], e[2]) for e in entries if e[0] == "stages" and len(e) > 2 and e[1].isdecimal()}
         blocks, down, pos, position = [], {}, {}, 0
         for stage in range(1 + max((int(number) for number, _ in parts), default=-1)):
             if (str(stage), "downsample") in parts:

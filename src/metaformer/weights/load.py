@@ -220,7 +220,7 @@ class Loading:
     def adapt_stem(self) -> None:
         """Adapt an RGB stem to other input channels."""
         for stem in (STEM, BACKBONE + STEM):
-            if stem in self.state and stem in self.target:
+            if stem in self.state and stem in self.target and self.state[stem].ndim == 4:
                 theirs, ours = self.state[stem].shape[1], self.target[stem].shape[1]
                 if theirs == RGB and ours != RGB:
                     self.state[stem] = adapt_stem(self.state[stem], ours)

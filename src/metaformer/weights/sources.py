@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from metaformer.errors import UnknownName, WeightsError
+from metaformer.errors import ConfigError, UnknownName, WeightsError
+from metaformer.serialize import shown
 
 POOLFORMER_RELEASE = "https://github.com/sail-sg/poolformer/releases/download/v1.0"
 BASELINES_FILES = "https://huggingface.co/sail/dl/resolve/main"
@@ -269,7 +270,13 @@ def tags(model: str) -> list[str]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split `model.tag` or an original repository's name into model and tag; the tag may be empty."""
+    """Split `model.tag` or an original repository's name into model and tag; the tag may be empty.
+
+    Raises:
+        ConfigError: it is no text.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"name: {shown(name)} must be the name of a model")
     model, _, tag = ALIASES.get(name, name).partition(".")
     return model, tag
 

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import torch
 
 from metaformer.errors import WeightsError
+from metaformer.storage import open_regular, open_zip
 
 ROOM, SLACK = 4, 1 << 20
 """An archive may unpack to so many times its size, and so many bytes more; PyTorch does not compress."""
@@ -119,14 +120,11 @@ def load_pickled(path: Path) -> Any:
 
 def _refuse_bomb(path: Path) -> None:
     """Refuse a zip that declares far more than its size."""
-    with path.open("rb") as file:
+    with open_regular(path, WeightsError) as file:
         if file.read(4) != b"PK\x03\x04":
             return
-        try:
-            with zipfile.ZipFile(file) as archive:
-                declared = sum(entry.file_size for entry in archive.infolist())
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise WeightsError(f"{path}: damaged or cut short ({error}); fetch it again") from error
+    with open_zip(path, WeightsError) as archive:
+        declared = sum(entry.file_size for entry in archive.infolist())
     size = path.stat().st_size
     if declared > ROOM * size + SLACK:
         raise WeightsError(

@@ -75,7 +75,7 @@ def test_real_labels(
         ([[0], [9]], "class 9 does not exist"),
         ([[0], 3], "not a JSON list"),
         ({"a": 1}, "not a JSON list"),
-        (None, "not a JSON list"),
+        (None, "cannot be read"),
     ],
 )
 def test_invalid_real_labels_are_named(labels: object, error: str, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_separator_lets_names_hold_spaces(root: Path, write: Write) -> None:
         ("train.csv", "image,labels\nz.png,dog\n", r"z\.png.*none of"),
         ("train.jsonl", '{"image": "a.png"}\n', r"train\.jsonl: line 1"),
         ("train.jsonl", '{"image": "a.png", "labels": [1]}\n', "line 1"),
-        ("train.jsonl", "a.png cat\n", "line 1: not JSON"),
+        ("train.jsonl", "a.png cat\n", "line 1: cannot be read as JSON"),
     ],
 )
 def test_errors_name_file_and_line(root: Path, write: Write, name: str, text: object, noun: str) -> None:

@@ -5,11 +5,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final
 
+from metaformer.data.class_lists import MAX_CLASSES, check_class_names
 from metaformer.data.shards.remote import is_remote, list_folder, open_file, read_bytes, size_and_version
-from metaformer.errors import DataError
+from metaformer.errors import ConfigError, DataError
+from metaformer.serialize import NATURAL, OneOf, Serializable, Text, errors_at, parse_json, shown, validate
+from metaformer.storage import as_path
 
 INDEX: Final = "shards.json"
 """What `metaformer data shard` writes at the root: format, classes, and each shard's size and hash."""
@@ -25,11 +28,30 @@ _VERSION: Final = "metaformer shards 1"
 class Shard:
     """One file of images, as the index has it."""
 
-    file: str
+    file: Text
     """Path below the root."""
-    images: int
-    bytes: int
-    sha256: str
+    images: Annotated[int, NATURAL]
+    bytes: Annotated[int, NATURAL]
+    sha256: Text
+
+    def __post_init__(self) -> None:
+        validate(self)
+        path = PurePosixPath(self.file)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise ConfigError(f"file: {self.file!r} does not lie below the root")
+        if self.images > self.bytes:
+            raise ConfigError(f"images: {self.images:,} cannot lie in {self.bytes:,} bytes")
+
+
+@dataclass(frozen=True)
+class _Index(Serializable):
+    """Contents of an index."""
+
+    format: Annotated[str, OneOf((_VERSION,))]
+    kind: Annotated[str, OneOf(FORMATS)]
+    classes: tuple[Text, ...]
+    splits: dict[Text, tuple[Shard, ...]]
+    dropped: Any = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +90,7 @@ def find_shards(root: str | Path, split: str) -> Shards | None:
     Raises:
         DataError: a damaged index, or one without this split; a URL that cannot be opened.
     """
-    url = str(root if is_remote(root) else Path(root).expanduser()).rstrip("/") or "/"
+    url = str(root if is_remote(root) else as_path(root, "root", DataError, expand=True)).rstrip("/") or "/"
     if (index := read_index(url)) is not None:
         splits: dict[str, tuple[Shard, ...]] = index["splits"]
         if split not in splits:
@@ -94,14 +116,12 @@ def read_index(root: str) -> dict[str, Any] | None:
     text = read_bytes(f"{root}/{INDEX}", missing=b"null")
     if text == b"null":
         return None
-    try:
-        values = json.loads(text)
-        if values["format"] != _VERSION or values["kind"] not in FORMATS:
-            raise ValueError(f"format {values['format']!r}, kind {values['kind']!r}")
-        splits = {name: tuple(Shard(**row) for row in rows) for name, rows in values["splits"].items()}
-        return {"kind": values["kind"], "classes": tuple(values["classes"]), "splits": splits}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{root}/{INDEX}: not an index of shards ({error}): shard the data again") from error
+    where = f"{root}/{INDEX}: not an index of shards, shard the data again"
+    with errors_at(where, DataError):
+        index = _Index.from_dict(parse_json(text, where))
+        if empty := [name for name, shards in index.splits.items() if not shards]:
+            raise ConfigError(f"splits.{empty[0]}: lists no files")
+    return {"kind": index.kind, "classes": index.classes, "splits": index.splits}
 
 
 def index_text(
@@ -190,6 +210,26 @@ def fingerprints(shards: Shards) -> list[str]:
     return result
 
 
+def class_number(value: object, where: str) -> int:
+    """A class number in a file.
+
+    Raises:
+        DataError: it is none, or there cannot be so many classes.
+    """
+    try:
+        number = int(value)  # type: ignore[call-overload]
+    except (ValueError, TypeError, OverflowError):
+        raise DataError(f"{where} is missing or holds no number ({shown(value)})") from None
+    if not 0 <= number < MAX_CLASSES:
+        raise DataError(f"{where}: class number {shown(number)} must lie between 0 and {MAX_CLASSES - 1:,}")
+    return number
+
+
 def _read_classes(root: str) -> tuple[str, ...] | None:
-    text = read_bytes(f"{root}/{CLASSES}", missing=b"").decode("utf-8", "replace")
-    return tuple(line.strip() for line in text.splitlines() if line.strip()) or None
+    file = f"{root}/{CLASSES}"
+    try:
+        text = read_bytes(file, missing=b"").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is not UTF-8 text ({error.reason} at byte {error.start:,})") from error
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    return check_class_names(names, file) if names else None

@@ -5,16 +5,19 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
 
+from metaformer.data.class_lists import MAX_CLASSES
 from metaformer.data.image import decode_image
-from metaformer.data.shards.index import Shards, damaged_shards, fingerprints, label_numbers
+from metaformer.data.shards.index import Shards, class_number, damaged_shards, fingerprints, label_numbers
 from metaformer.data.shards.remote import is_remote
-from metaformer.errors import BadImage, DataError, MissingPackage
+from metaformer.errors import BadImage, DataError, MetaFormerError, MissingPackage
+from metaformer.serialize import shown
 
 ROW_GROUP: Final = 32 << 20
 """Bytes of images in a row group, the unit of writing and reading."""
@@ -44,9 +47,10 @@ class ParquetImages:
         self.shards = shards
         self.folder = shards.name
         rows = _open(shards)
-        self._column, label = _columns(rows.features, self.folder)
-        self._rows = rows.with_format("arrow")
-        numbers, named = _numbers(self.folder, rows, label, shards.classes or classes)
+        with _errors_of(self.folder):
+            self._column, label = _columns(rows.features, self.folder)
+            self._rows = rows.with_format("arrow")
+            numbers, named = _numbers(self.folder, rows, label, shards.classes or classes)
         self._ends = list(accumulate(shard.images for shard in shards.index or ()))
         if self._ends and self._ends[-1] != len(numbers):
             raise DataError(f"{self.folder}: {len(numbers)} images, the index says {self._ends[-1]}")
@@ -81,11 +85,12 @@ class ParquetImages:
         return decode_image(data, self.path(index))
 
     def _field(self, index: int, name: str) -> Any:
-        cells = self._rows[index].column(self._column).chunk(0)
-        if cells.type.num_fields:
-            known = {cells.type.field(i).name for i in range(cells.type.num_fields)}
-            return cells.field(name)[0].as_py() if name in known and cells[0].is_valid else None
-        return cells[0].as_py() if name == "bytes" else None
+        with _errors_of(self.folder):
+            cells = self._rows[index].column(self._column).chunk(0)
+            if cells.type.num_fields:
+                known = {cells.type.field(i).name for i in range(cells.type.num_fields)}
+                return cells.field(name)[0].as_py() if name in known and cells[0].is_valid else None
+            return cells[0].as_py() if name == "bytes" else None
 
 
 class ParquetShard:
@@ -166,24 +171,32 @@ def _open(shards: Shards) -> Any:
     if quiet:
         datasets.disable_progress_bars()
     try:
-        reader = ParquetDatasetReader(
-            files, split=datasets.NamedSplit("rows"), cache_dir=os.environ.get("HF_DATASETS_CACHE")
-        )
-        if not is_remote(shards.root) and not os.path.isdir(reader.builder.cache_dir):
-            for damage in damaged_shards(shards):  # once: cached files are not hashed again
-                raise DataError(f"{damage}: copy it again, or shard the data again")
-        return reader.read()
-    except DataError:
+        with _errors_of(shards.name):
+            reader = ParquetDatasetReader(
+                files, split=datasets.NamedSplit("rows"), cache_dir=os.environ.get("HF_DATASETS_CACHE")
+            )
+            if not is_remote(shards.root) and not os.path.isdir(reader.builder.cache_dir):
+                for damage in damaged_shards(shards):  # once: cached files are not hashed again
+                    raise DataError(f"{damage}: copy it again, or shard the data again")
+            return reader.read()
+    finally:
+        if quiet:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Turn errors of `datasets` and pyarrow, which are of nearly every class there is, into ours."""
+    try:
+        yield
+    except MetaFormerError:
         raise
     except Exception as error:  # `datasets` wraps errors of pyarrow and file systems
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = str(cause) or type(cause).__name__
-        raise DataError(f"{shards.name}: cannot read the parquet files ({reason})") from error
-    finally:
-        if quiet:
-            datasets.enable_progress_bars()
+        reason = shown(str(cause), quote=False) or type(cause).__name__
+        raise DataError(f"{name}: cannot read the parquet files ({reason})") from error
 
 
 def _columns(features: Any, split: str) -> tuple[str, str]:
@@ -222,5 +235,8 @@ def _numbers(
         names = sorted(set(values))
         number = {name: i for i, name in enumerate(names)}
         return [number[value] for value in values], names
+    if max(values) >= MAX_CLASSES:
+        row = values.index(max(values))
+        class_number(values[row], f"{split}: row {row}: {label}")
     named = getattr(rows.features[label], "names", None) or classes
     return values, named or [str(number) for number in range(max(values) + 1)]

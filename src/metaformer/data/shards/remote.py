@@ -1,12 +1,17 @@
 """Files on this machine or in object storage, by path or fsspec URL."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from metaformer.errors import DataError
+from metaformer.storage import open_regular
+
+LARGEST: Final = 1 << 30
+"""Bytes of an index, a list or an image."""
 
 
 def is_remote(url: str | Path) -> bool:
@@ -26,14 +31,17 @@ def read_bytes(url: str, start: int = 0, end: int | None = None, missing: bytes 
     Raises:
         DataError: it cannot be read.
     """
-    if not is_remote(url) and not os.path.isfile(url):  # reading a pipe would block forever
+    if not is_remote(url) and not os.path.exists(url):
         if missing is not None:
             return missing
         raise DataError(f"{url}: no such file")
     with _data_errors(url):
         try:
             if not is_remote(url):
-                with open(url, "rb") as stream:
+                with open_regular(url) as stream:
+                    size = os.fstat(stream.fileno()).st_size
+                    if (size if end is None else end - start) > LARGEST:
+                        raise DataError(f"{url}: more than {LARGEST:,} bytes at once are not read")
                     stream.seek(start)
                     return stream.read(-1 if end is None else end - start)
             system, path = _file_system(url)
@@ -52,14 +60,15 @@ def open_file(url: str) -> Iterator[BinaryIO]:
     Raises:
         DataError: it cannot be opened.
     """
+    if not is_remote(url):
+        with open_regular(url) as stream:
+            yield stream
+        return
     with _data_errors(url):
-        if is_remote(url):
-            system, path = _file_system(url)
-            stream: BinaryIO = system.open(path, "rb")
-        else:
-            stream = open(url, "rb")  # noqa: SIM115
-    with stream:
-        yield stream
+        system, path = _file_system(url)
+        opened: BinaryIO = system.open(path, "rb")
+    with opened:
+        yield opened
 
 
 def list_folder(url: str) -> list[str]:
@@ -83,6 +92,8 @@ def size_and_version(url: str) -> tuple[int, str]:
     with _data_errors(url):
         if not is_remote(url):
             status = os.stat(url)
+            if not stat.S_ISREG(status.st_mode):  # other libraries would block on a pipe
+                raise DataError(f"{url}: cannot be read (it is no ordinary file)")
             return status.st_size, str(status.st_mtime_ns)
         system, path = _file_system(url)
         info = system.info(path)
@@ -103,6 +114,8 @@ def _data_errors(url: str) -> Iterator[None]:
     """Turn errors of the file system into DataError."""
     try:
         yield
+    except DataError:
+        raise
     except ImportError as error:
         raise DataError(f"{url}: {error}") from error
     except (OSError, ValueError) as error:

@@ -9,15 +9,17 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Annotated, Any, BinaryIO, Final, NamedTuple
 
 from PIL import Image
 
+from metaformer.data.class_lists import MAX_CLASSES
 from metaformer.data.folder import EXTENSIONS
 from metaformer.data.image import decode_image
-from metaformer.data.shards.index import INDEX, Shards, fingerprints, label_numbers
+from metaformer.data.shards.index import INDEX, Shards, class_number, fingerprints, label_numbers
 from metaformer.data.shards.remote import open_file, read_bytes, size_and_version
-from metaformer.errors import DataError, MissingPackage
+from metaformer.errors import ConfigError, DataError, MetaFormerError, MissingPackage
+from metaformer.serialize import NATURAL, Range, decode, errors_at, is_text, parse_json, shown
 
 CONTENTS: Final = ".contents.json"
 """Ending of the file beside a shard that lists its images with their byte offsets."""
@@ -34,6 +36,12 @@ class Member(NamedTuple):
     offset: int
     """Position of its bytes in the tar file."""
     size: int
+
+
+_Natural = Annotated[int, NATURAL]
+_Class = Annotated[int, Range(0, MAX_CLASSES, below=True, integer=True)]
+_Columns = tuple[list[str], list[_Class], list[_Natural], list[_Natural]]
+"""Columns of `Member` in a list of contents."""
 
 
 class EncodedImage(NamedTuple):
@@ -164,6 +172,9 @@ class TarImages:
             if index and len(found) != index[file].images:
                 count = index[file].images
                 raise DataError(f"{url}: holds {len(found)} images, {INDEX} says {count}: copy it again")
+            most = index[file].bytes if index else 0
+            if index and (beyond := [row for row in found if row.offset + row.size > most]):
+                raise DataError(f"{url}: damaged: {shown(beyond[0].path)} lies beyond its {most:,} bytes")
             self._members[file] = found
         return self._members[file]
 
@@ -228,8 +239,8 @@ def scan_tar(url: str) -> list[Member]:
     with open_file(url) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for entry in tar:
-                    if not entry.isreg() or not (split := _split(entry.name)):
+                for entry in _entries(tar, url):
+                    if not (split := _split(entry.name)):
                         continue
                     if sample and split[0] != sample["__key__"]:
                         found.append(_to_member(sample, url))
@@ -239,8 +250,10 @@ def scan_tar(url: str) -> list[Member]:
                     if split[1] in ("cls", "json"):
                         content = tar.extractfile(entry)
                         sample[split[1]] = content.read() if content else b""
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise DataError(f"{url}: damaged, or no uncompressed tar file ({error})") from error
+        except MetaFormerError:
+            raise
+        except Exception as error:  # tarfile raises nearly every class there is on damaged headers
+            raise DataError(f"{url}: damaged, or no uncompressed tar file ({_reason(error)})") from error
     if sample:
         found.append(_to_member(sample, url))
     # A file that was cut within its last image has headers that are whole.
@@ -249,29 +262,58 @@ def scan_tar(url: str) -> list[Member]:
     return found
 
 
+def _entries(tar: tarfile.TarFile, url: str) -> Iterator[tarfile.TarInfo]:
+    """Ordinary files of a tar file; headers that no shard needs, and those that lie, are refused."""
+    end = 0
+    for entry in tar:
+        if entry.issparse() or entry.size < 0 or tar.offset <= end:
+            kind = "is sparse" if entry.issparse() else f"has a size of {shown(entry.size)} bytes"
+            raise DataError(f"{url}: {shown(entry.name)} {kind}: write the shard again")
+        end = tar.offset
+        if entry.isreg():
+            yield entry
+    if isinstance(tar.fileobj, io.BufferedReader):  # after a damaged header tarfile stops without a word
+        tar.fileobj.seek(end)
+        if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
+            raise DataError(f"{url}: damaged: no header at byte {end:,}")
+
+
+def _reason(error: Exception) -> str:
+    return shown(str(error.args[0]) if error.args else type(error).__name__, quote=False)
+
+
+def _members(stream: BinaryIO, url: str) -> Iterator[dict[str, Any]]:
+    """Names and contents of the files of a stream, as webdataset has them."""
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for entry in _entries(tar, url):
+            content = tar.extractfile(entry)
+            yield {"fname": entry.name, "data": content.read() if content else b"", "__url__": url}
+
+
 def _to_member(sample: dict[str, Any], url: str) -> Member:
     entry = sample[_image(sample, url)]
     return Member(_path(sample, entry.name), _number(sample, url), entry.offset_data, entry.size)
 
 
 def _path(sample: dict[str, Any], default: str) -> str:
-    with contextlib.suppress(ValueError, AttributeError):  # other writers put other things there
-        return str(json.loads(sample.get("json", b"{}")).get("path", default))
+    with contextlib.suppress(DataError, AttributeError):  # other writers put other things there
+        path = parse_json(sample.get("json", b"{}"), "").get("path", default)
+        return path if isinstance(path, str) and is_text(path) else default
     return default
 
 
 def _samples(stream: BinaryIO, url: str) -> Iterator[dict[str, Any]]:
     try:
-        from webdataset.tariterators import group_by_keys, tar_file_iterator
+        from webdataset.tariterators import group_by_keys
     except ImportError as error:
         raise MissingPackage("webdataset", "shards", "a stream of tar files") from error
 
-    members = ({**member, "__url__": url} for member in tar_file_iterator(stream, skip_meta=None))
     try:
-        yield from group_by_keys(members, keys=lambda name: _split(name) or (None, None))
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
-        reason = error.args[0] if error.args else type(error).__name__
-        raise DataError(f"{url}: damaged, or no uncompressed tar file ({reason})") from error
+        yield from group_by_keys(_members(stream, url), keys=lambda name: _split(name) or (None, None))
+    except MetaFormerError:
+        raise
+    except Exception as error:  # tarfile raises nearly every class there is on damaged headers
+        raise DataError(f"{url}: damaged, or no uncompressed tar file ({_reason(error)})") from error
 
 
 def _split(name: str) -> tuple[str, str] | None:
@@ -291,20 +333,19 @@ def _image(sample: dict[str, Any], url: str) -> str:
 
 
 def _number(sample: dict[str, Any], url: str) -> int:
-    try:
-        return int(sample["cls"])
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{url}: {sample['__key__']}.cls is missing or holds no number") from error
+    where = f"{url}: {sample['__key__']}.cls"
+    if "cls" not in sample:
+        raise DataError(f"{where} is missing or holds no number")
+    return class_number(sample["cls"], where)
 
 
 def _parse(text: bytes, url: str) -> list[Member]:
-    try:
-        rows = [Member(*row) for row in zip(*json.loads(text), strict=True)]
-        if not all(isinstance(row.offset, int) and isinstance(row.number, int) for row in rows):
-            raise ValueError("not numbers")
-        return rows
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{contents_name(url)}: damaged ({error}): delete it, or copy it again") from error
+    where = f"{contents_name(url)}: damaged, delete it or copy it again"
+    with errors_at(where, DataError):
+        columns = decode(_Columns, parse_json(text, where), "columns")
+        if len({len(column) for column in columns}) > 1:
+            raise ConfigError("columns: are not of the same length")
+    return [Member(*row) for row in zip(*columns, strict=True)]
 
 
 def _padded(size: int) -> int:

@@ -22,7 +22,7 @@ from metaformer.data.shards.parquet import ParquetShard, read_parquet
 from metaformer.data.shards.remote import is_remote
 from metaformer.data.shards.tar import TarShard, contents_name, read_tar
 from metaformer.errors import BadImage, ConfigError, DataError, OutputError
-from metaformer.storage import atomic_path
+from metaformer.storage import as_path, atomic_path
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def write_shards(
         raise ConfigError(
             f"{root}: shards are written to this machine; copy them with your storage's own tool"
         )
-    target = Path(root).expanduser()
+    target = as_path(root, "root", DataError, expand=True)
     if target.resolve().is_relative_to(Path(source).expanduser().resolve()):
         raise ConfigError(f"{target}: lies in the image folder itself: choose a folder beside it")
     _check_empty(target)

@@ -17,6 +17,7 @@ from metaformer.errors import ConfigError, OutputError
 from metaformer.inference.int8_model import NETWORK, Int8Network, load_openvino
 from metaformer.inference.model import load_model
 from metaformer.serialize import to_dict
+from metaformer.storage import as_path
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.classification.evaluate import ClassificationEvaluation, open_evaluation_split
 from metaformer.tasks.classification.spec import SPEC as CLASSIFICATION
@@ -71,7 +72,7 @@ def quantize(
     """
     if images < 2 or not (max_drop is None or 0 < max_drop < 1):
         raise ConfigError("quantize: images must be at least 2, max_drop between 0 and 1")
-    target = Path(out)
+    target = as_path(out, "out", OutputError)
     _check_free(target)
     load_nncf()  # a missing package is an error before the work begins
     model = load_model(source, checkpoint, class_names=class_names)

@@ -1,14 +1,14 @@
 """Limits of a package's input images."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.metaformer import FeatureInfo, Trunk
 from metaformer.errors import ConfigError, SizeError
-from metaformer.serialize import Serializable
+from metaformer.serialize import POSITIVE_INT, Serializable
 
 Range = tuple[int, int]
 """Smallest and largest value, both allowed."""
@@ -23,7 +23,7 @@ class InputLimits(Serializable):
 
     batch: Range
     """Batch sizes."""
-    channels: int
+    channels: Annotated[int, POSITIVE_INT]
     height: Range
     """In pixels."""
     width: Range
@@ -34,6 +34,7 @@ class InputLimits(Serializable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.torch_dtype  # noqa: B018 - raises for any other text
         for name in ("batch", "height", "width"):
             least, most = getattr(self, name)
             if not 1 <= least <= most:

@@ -1,8 +1,6 @@
 """Packaged network: a network compiled ahead of time, loaded from its file."""
 
-import json
 import platform
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +10,8 @@ from torch import Tensor, nn
 
 from metaformer.deploy.packaging.input_limits import InputLimits
 from metaformer.errors import ConfigError, VersionError, WeightsError
+from metaformer.serialize import Fields, Text, errors_at, parse_json
+from metaformer.storage import as_path, open_zip
 
 KEY: Final = "metaformer"
 """Key of this library's metadata among Inductor's."""
@@ -20,6 +20,14 @@ FORMAT: Final = 1
 """Format of the metadata."""
 MAX_METADATA: Final = 1 << 24
 """Bytes of metadata above which a file is refused."""
+_TYPES: Final = {
+    "format": int,
+    "inputs": dict[str, Any],
+    "outputs": tuple[Text, ...],
+    "torch": Text,
+    "machine": Text,
+    "processor": Text,
+}
 X86: Final = ("DEFAULT", "AVX2", "AVX512")
 """PyTorch's names of instruction sets, each a superset of those before."""
 
@@ -51,7 +59,7 @@ class Packaged(nn.Module):
             images.contiguous()
         )  # the code assumes this order in memory, whatever the strides
         names = self.metadata["outputs"]
-        return outputs[0] if names == ["output"] else dict(zip(names, outputs, strict=True))
+        return outputs[0] if names == ("output",) else dict(zip(names, outputs, strict=True))
 
 
 def load_package(path: str | Path, *, trusted: bool = False) -> Packaged:
@@ -92,28 +100,26 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         VersionError: it is in the format of another version.
         WeightsError: it cannot be read, or is no package of this library.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if entry.filename.endswith("_metadata.json") and entry.file_size <= MAX_METADATA:
-                    return _decode(path, json.loads(json.loads(archive.read(entry))[KEY]))
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except VersionError:
-        raise
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: no package of metaformer, or damaged ({error})") from error
+    path = as_path(path, "path", WeightsError)
+    with open_zip(path, WeightsError, "package of metaformer") as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith("_metadata.json") and entry.file_size <= MAX_METADATA:
+                return _decode(path, archive.read(entry))
     raise WeightsError(f"{path}: no package of metaformer")
 
 
-def _decode(path: str | Path, metadata: dict[str, Any]) -> dict[str, Any]:
+def _decode(path: Path, text: bytes) -> dict[str, Any]:
+    where = f"{path}: no package of metaformer, or damaged"
+    outer = Fields.read(parse_json(text, where, WeightsError), {KEY: str}, where, WeightsError)
+    types = {**_TYPES, "metaformer": Text | None}
+    metadata = Fields.read(parse_json(outer[KEY], where, WeightsError), types, where, WeightsError)
     if metadata["format"] != FORMAT:
         versions = metadata["format"], metadata.get("metaformer"), FORMAT
         raise VersionError(path, *versions, kind="package", remedy="package the network again")
-    InputLimits.from_dict(metadata["inputs"])
-    texts = [*metadata["outputs"], *(metadata[key] for key in ("torch", "machine", "processor"))]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("outputs, torch, machine and processor must be text")
+    with errors_at(where, WeightsError):
+        InputLimits.from_dict(metadata["inputs"])
+    for name in _TYPES:
+        metadata[name]  # raises where it is missing
     return metadata
 
 

@@ -16,8 +16,8 @@ from torch.export import Dim, ExportedProgram
 from metaformer.deploy.optimize import TOLERANCE, named_tensors, network_outputs, optimize
 from metaformer.deploy.packaging.input_limits import InputLimits, Range, Sizes, limits_for
 from metaformer.deploy.packaging.load import FORMAT, KEY, SUFFIX, Packaged, load_package, machine_metadata
-from metaformer.errors import ConfigError, OptimizeError
-from metaformer.storage import atomic_path, check_replaceable
+from metaformer.errors import ConfigError, OptimizeError, OutputError
+from metaformer.storage import as_path, atomic_path, check_replaceable
 
 TYPICAL_BATCH: Final = 8
 """Batch size that the compiler optimizes loops for, within the limits."""
@@ -84,7 +84,7 @@ def package(
         OptimizeError: the compiled code does not compute what the network does.
         OutputError: `path` cannot be written.
     """
-    path = Path(path)
+    path = as_path(path, "path", OutputError)
     check_possible(path)
     on_step("folding the network, and comparing the two")
     network = _optimized(model, dtype, sample)

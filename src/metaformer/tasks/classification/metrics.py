@@ -1,6 +1,5 @@
 """Classification metrics: top-k accuracy, confusion matrix, accuracy on ImageNet-ReaL."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from metaformer.distributed import all_reduce_sum
 from metaformer.errors import DataError
+from metaformer.serialize import decode, errors_at
+from metaformer.storage import as_path, read_json
 
 
 class TopKAccuracy:
@@ -95,11 +96,10 @@ def read_real_labels(path: str | Path, images: Sequence[str | Path], classes: in
     Raises:
         DataError: another format, another number of images, or an unknown class.
     """
-    try:
-        labels = json.loads(Path(path).read_text())
-        accepted = [frozenset(int(label) for label in entry) for entry in labels]
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: not a JSON list of lists of classes ({error})") from error
+    with errors_at(f"{path}: not a JSON list of lists of classes", DataError):
+        file = as_path(path, "real_labels", DataError)
+        labels = decode(list[list[int]], read_json(file, DataError), "labels")
+    accepted = [frozenset(entry) for entry in labels]
     entries = _entry_indices([Path(image).name for image in images], len(accepted), path)
     unknown = sorted({label for entry in entries for label in accepted[entry] if not 0 <= label < classes})
     if unknown:

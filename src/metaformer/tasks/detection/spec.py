@@ -15,7 +15,7 @@ from metaformer.errors import ConfigError
 from metaformer.factory import is_detector
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
-from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, check_ranges
+from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, check_ranges, decode
 from metaformer.tasks import dense
 from metaformer.tasks.base import LoadedModel, TaskSpec
 from metaformer.tasks.check import Certainty
@@ -74,15 +74,30 @@ def check_config(config: TrainConfig) -> None:
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     """A detector from a checkpoint's card, its weights random."""
     model = dense.load(spec, card, DetectorConfig, DetectionPreprocess)
-    return replace(model, metadata=DetectionMetadata(model.metadata, tuple(map(int, card["category_ids"]))))
+    ids = read_ids(card["category_ids"], model.num_classes)
+    return replace(model, metadata=DetectionMetadata(model.metadata, ids))
+
+
+def read_ids(values: Any, count: int) -> tuple[int, ...]:
+    """COCO's category ids from a file's plain values.
+
+    Raises:
+        ConfigError: anything but `count` different integers.
+    """
+    ids: tuple[int, ...] = decode(tuple[int, ...], values, "category_ids")
+    if len(ids) != count or len(set(ids)) != count:
+        raise ConfigError(f"category_ids: must be {count:,} different integers, one for each class")
+    return ids
 
 
 def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     """A detector with the preprocessing and classes of its `pretrained_cfg`."""
     assert isinstance(model, Detector)
     loaded = dense.describe(spec, model, name, DetectionPreprocess)
-    ids = model.pretrained_cfg.get("category_ids", category_ids(loaded.classes or ()))
-    return replace(loaded, metadata=DetectionMetadata(loaded.metadata, tuple(map(int, ids))))
+    ids = category_ids(loaded.classes or ())
+    if "category_ids" in model.pretrained_cfg:
+        ids = read_ids(model.pretrained_cfg["category_ids"], model.num_classes)
+    return replace(loaded, metadata=DetectionMetadata(loaded.metadata, ids))
 
 
 def recognize(root: str | Path) -> Certainty:

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from metaformer.data.photometric import photometric_distortion
 from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels
-from metaformer.data.resize_preprocess import DensePreprocess, fit_size, normalize, scale_size
+from metaformer.data.resize_preprocess import DensePreprocess, Divisor, Side, fit_size, normalize, scale_size
 from metaformer.errors import ConfigError
 from metaformer.models.detection.structures import Size, Targets
 
@@ -29,11 +29,11 @@ TVTensors = list[Any]
 class DetectionPreprocess(DensePreprocess):
     """Resize once to fit into a box, keeping the aspect ratio, and normalize; `pad_images` does the rest."""
 
-    long_side: int | None = 1333
+    long_side: Side | None = 1333
     """Longer side of the box, in pixels; None keeps an image's own size."""
-    short_side: int | None = 800
+    short_side: Side | None = 800
     """Shorter side of the box, in pixels."""
-    size_divisor: int = MULTIPLE
+    size_divisor: Divisor = MULTIPLE
     """A batch is padded with 0, on the right and below, to multiples of this."""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
@@ -74,7 +74,7 @@ def pad_targets(targets: Sequence[Targets], size: Size) -> tuple[Targets, ...]:
 
 def train_transform(
     sides: Sequence[int] = (800,),
-    long_side: int | None = 1333,
+    long_side: Side | None = 1333,
     *,
     hflip: float = 0.5,
     photometric: bool = False,

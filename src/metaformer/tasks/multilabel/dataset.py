@@ -1,5 +1,6 @@
 """Images of one split with any number of classes each."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metaformer.data.class_lists import Names, given_names
+from metaformer.data.class_lists import Names, check_class_names, given_names
 from metaformer.data.folder import EXTENSIONS
 from metaformer.data.image import read_image
 from metaformer.errors import DataError
+from metaformer.process import memory
+from metaformer.serialize import shown
+from metaformer.storage import as_path
 from metaformer.tasks.detection.dataset import open_detection
 from metaformer.tasks.multilabel.formats import (
     IMAGE_FOLDERS,
@@ -89,7 +93,7 @@ def open_multilabel(
         DataError: no label file, a label that is no class, or an image that is missing; the message names
             file and line or image.
     """
-    root = Path(root).expanduser()
+    root = as_path(root, "root", DataError, expand=True)
     file = None if layout == "coco" else find_label_file(root, split, layout)
     if file is None and layout in ("auto", "coco"):
         return _open_coco(root, split, layout, class_names)
@@ -101,13 +105,18 @@ def open_multilabel(
     classes = _classes(file, read, class_names, on_error)
     folder = _image_folder(root, split, file, read.images)
     found = [(folder / name, labels) for name, labels in zip(read.images, read.labels, strict=True)]
-    missing = [path for path, _ in found if not path.is_file()]
+    missing = [path for path, _ in found if not os.path.isfile(path)]  # of any name: Path.is_file would raise
     if missing:
         more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-        on_error(DataError(f"{file}: names {missing[0]}, which is not there{more}"))
+        on_error(DataError(f"{file}: names {shown(str(missing[0]), quote=False)}, which is not there{more}"))
     gone = set(missing)
     found = [(path, labels) for path, labels in found if path not in gone]
     index = {name: place for place, name in enumerate(classes)}
+    if 5 * len(found) * len(classes) > memory():  # as bytes, and as float32
+        raise DataError(
+            f"{file}: {len(found):,} images × {len(classes):,} classes need more memory than there is: "
+            "leave out rare labels, or give fewer class_names"
+        )
     matrix = torch.zeros(len(found), len(classes), dtype=torch.bool)
     for row, (_, labels) in enumerate(found):
         for label in labels:
@@ -139,7 +148,7 @@ def _classes(file: Path, read: LabelFile, class_names: Names, on_error: OnError)
     own = read.classes or tuple(sorted(frozenset().union(*read.labels)))
     given, where = given_names(class_names)
     if given is None:
-        return own
+        return check_class_names(own, f"{file}: its labels") if own else own
     unknown = sorted(set(own) - set(given))
     if unknown:
         line = (
@@ -153,7 +162,7 @@ def _image_folder(root: Path, split: str, file: Path, images: Sequence[str]) -> 
     """The folder that the names in a label file are relative to."""
     places = [root / place.format(split=split) for place in IMAGE_FOLDERS]
     for place in (*places, file.parent):
-        if any((place / name).is_file() for name in images[:10]):
+        if any(os.path.isfile(place / name) for name in images[:10]):
             return place
     tried = ", ".join(str(place) for place in places)
-    raise DataError(f"{file}: names {images[0]}, which is in none of {tried}")
+    raise DataError(f"{file}: names {shown(images[0])}, which is in none of {tried}")

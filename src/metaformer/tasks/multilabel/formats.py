@@ -2,17 +2,21 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from metaformer.data.class_lists import check_class_names
 from metaformer.errors import DataError, UnknownName
+from metaformer.serialize import LINE, is_text, parse_json, shown
+from metaformer.storage import as_path, read_text
 
 IMAGE_COLUMNS: Final = ("image", "file", "filename", "file_name", "path", "image_path")
 LABEL_COLUMNS: Final = ("labels", "label", "tags", "classes")
 _DELIMITERS: Final = (",", ";", "\t")
+_LARGEST: Final = 1 << 30
+"""Bytes of a label file."""
 _ONE_HOT: Final = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 OnError = Callable[[DataError], None]
 
@@ -46,10 +50,7 @@ def read_labels(file: Path, separator: str = " ", on_error: OnError = raise_erro
     Raises:
         DataError: the file cannot be read, or `on_error` raises it; the message names file and line.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+    text = read_text(file, largest=_LARGEST)
     rows = _Rows(file, on_error)
     if file.suffix.lower() == ".jsonl":
         _read_json_lines(text, rows)
@@ -76,14 +77,25 @@ class _Rows:
         if not image:
             return self.fail(line, "no image is named")
         if image in self.lines:
-            return self.fail(line, f"{image} stands in line {self.lines[image]} too: write one row an image")
-        doubled = next((label for label in labels if labels.count(label) > 1), None)
+            return self.fail(
+                line,
+                f"{shown(image, quote=False)} stands in line {self.lines[image]} too: write one row an image",
+            )
+        if wrong := next((label for label in labels if label not in LINE), None):
+            return self.fail(line, f"the label {shown(wrong)} must be {LINE}")
+        doubled = _doubled(labels)
         if doubled is not None:
             return self.fail(line, f"{image} has the label {doubled!r} twice")
         self.lines[image] = line
         self.images.append(image)
         self.labels.append(frozenset(labels))
         return None
+
+
+def _doubled(names: Sequence[str]) -> str | None:
+    """The first name that is there twice."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
 def _read_csv(text: str, separator: str, rows: _Rows) -> None:
@@ -95,8 +107,8 @@ def _read_csv(text: str, separator: str, rows: _Rows) -> None:
         if not columns or columns[0].lower() not in IMAGE_COLUMNS:
             first = columns[0] if columns else ""
             raise DataError(
-                f"{rows.file}: line 1: the first column is {first!r}, not one of {', '.join(IMAGE_COLUMNS)}: "
-                "write a header such as image,labels"
+                f"{rows.file}: line 1: the first column is {shown(first)}, not one of "
+                f"{', '.join(IMAGE_COLUMNS)}: write a header such as image,labels"
             )
         listed = len(columns) == 2 and columns[1].lower() in LABEL_COLUMNS
         if not listed:
@@ -120,10 +132,10 @@ def _check_classes(rows: _Rows, classes: Sequence[str]) -> None:
     if not classes:
         names = ", ".join(LABEL_COLUMNS)
         raise DataError(f"{rows.file}: line 1: a second column is missing: {names}, or one for each class")
-    for name in classes:
-        if not name or classes.count(name) > 1:
-            raise DataError(f"{rows.file}: line 1: the class {name!r} stands there twice or is empty")
-    rows.classes = tuple(classes)
+    doubled = "" if "" in classes else _doubled(classes)
+    if doubled is not None:
+        raise DataError(f"{rows.file}: line 1: the class {doubled!r} stands there twice or is empty")
+    rows.classes = check_class_names(classes, f"{rows.file}: line 1")
 
 
 def _one_hot(rows: _Rows, line: int, columns: Sequence[str], cells: Sequence[str]) -> list[str] | None:
@@ -131,7 +143,7 @@ def _one_hot(rows: _Rows, line: int, columns: Sequence[str], cells: Sequence[str
     for column, cell in zip(columns[1:], cells[1:], strict=True):
         value = _ONE_HOT.get(cell.strip().lower())
         if value is None:
-            rows.fail(line, f"{column} is {cell!r}: write 0 or 1")
+            rows.fail(line, f"{column} is {shown(cell)}: write 0 or 1")
             return None
         if value:
             labels.append(column)
@@ -143,13 +155,13 @@ def _read_json_lines(text: str, rows: _Rows) -> None:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            rows.fail(number, f"not JSON ({error})")
+            values = parse_json(line, f"{rows.file}: line {number}")
+        except DataError as error:
+            rows.on_error(error)
             continue
         image, labels = (values.get("image"), values.get("labels")) if isinstance(values, dict) else (0, 0)
         names = labels if isinstance(labels, list) else [None]
-        if isinstance(image, str) and all(isinstance(name, str) and name for name in names):
+        if isinstance(image, str) and is_text(image) and all(isinstance(n, str) and n for n in names):
             rows.add(number, image.strip(), [str(name) for name in names])
         else:
             rows.fail(number, 'write an object such as {"image": "a.jpg", "labels": ["cat", "dog"]}')
@@ -172,7 +184,7 @@ def find_label_file(root: str | Path, split: str, layout: Layout = "auto") -> Pa
     """
     if layout not in get_args(Layout):
         raise UnknownName("layout", layout, get_args(Layout))
-    root = Path(root).expanduser()
+    root = as_path(root, "root", DataError, expand=True)
     endings = EXTENSIONS.values() if layout == "auto" else [EXTENSIONS[layout]]
     files = [root / place.format(split=split, ending=ending) for ending in endings for place in _PLACES]
     found = [file for file in files if file.is_file()]

@@ -8,7 +8,7 @@ from torch import nn
 
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
-from metaformer.serialize import NON_NEGATIVE, Range, check_ranges
+from metaformer.serialize import NON_NEGATIVE, Probability, Range, check_ranges, decode
 from metaformer.tasks import classifier
 from metaformer.tasks.base import LoadedModel, TaskSpec
 from metaformer.tasks.demo import write_label_csv
@@ -61,12 +61,10 @@ def read_thresholds(values: Any, count: int) -> tuple[float, ...]:
     Raises:
         ConfigError: anything but `count` numbers of 0 … 1.
     """
-    numbers = isinstance(values, list | tuple) and all(
-        isinstance(value, int | float) and 0 <= value <= 1 for value in values
-    )
-    if not numbers or len(values) != count:
+    numbers: tuple[float, ...] = decode(tuple[Probability, ...], values, "thresholds")
+    if len(numbers) != count:
         raise ConfigError(f"thresholds: must be {count} numbers of 0 … 1, one for each class")
-    return tuple(map(float, values))
+    return numbers
 
 
 SPEC = TaskSpec(

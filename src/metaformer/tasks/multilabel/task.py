@@ -13,6 +13,7 @@ from metaformer.data.loader import Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError
+from metaformer.serialize import Probability, decode
 from metaformer.tasks.base import Forward, StepContext, check_num_classes
 from metaformer.tasks.classifier import (
     ClassifierTask,
@@ -74,7 +75,7 @@ class MultilabelTask(ClassifierTask):
 
     def restore(self, card: Mapping[str, Any]) -> None:
         """Take over the thresholds of a checkpoint."""
-        self.thresholds = tuple(float(threshold) for threshold in card["thresholds"])
+        self.thresholds = decode(tuple[Probability, ...], card["thresholds"], "thresholds")
 
     def metadata(self) -> dict[str, Any]:
         """The thresholds of the classes."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from metaformer.data.folder import EXTENSIONS, files_below, read_split_list
 from metaformer.errors import DataError, UnknownName
+from metaformer.storage import as_path
 
 _CITYSCAPES: Final = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """Label ids of the evaluated classes, in the order of their train ids; ids go up to 33."""
@@ -118,7 +119,7 @@ LAYOUTS: Final = {
 
 def find_layout(root: str | Path) -> tuple[Layout, Path] | None:
     """Recognize the layout of a data set; returns it with the folder of the data set, or None."""
-    root = Path(root).expanduser()
+    root = as_path(root, "root", DataError, expand=True)
     for layout in LAYOUTS.values():
         for subfolder in ("", *layout.subfolders):
             if any(all((root / subfolder / path).exists() for path in paths) for paths in layout.markers):
@@ -146,7 +147,7 @@ def choose_layout(root: str | Path, name: str) -> tuple[Layout, Path]:
         DataError: no layout is recognized.
         UnknownName: there is no layout of this name.
     """
-    root = Path(root).expanduser()
+    root = as_path(root, "root", DataError, expand=True)
     if name == "auto":
         found = find_layout(root)
         if found is None:

@@ -56,7 +56,7 @@ def test_names_are_those_of_the_data_set_or_given(yolo: Path, write: Write) -> N
         ("cat", "names is no list"),
         ("names: [", "cannot be read as YAML"),
         ("!!python/object/apply:os.system [true]", "cannot be read as YAML"),
-        ("a: " + "[" * 5000, "cannot be read as YAML"),
+        ("a: " + "[" * 5000, "nested more than 20 levels"),
         ("#" * 1_000_001, "is larger than"),
     ):
         write("data.yaml", text)

@@ -14,6 +14,7 @@ from metaformer.data.class_lists import category_ids
 from metaformer.data.folder import EXTENSIONS
 from metaformer.data.image import MAX_PIXELS
 from metaformer.errors import DataError
+from metaformer.serialize import shown
 from metaformer.tasks.detection.instances import InstanceTable, Row
 
 SLACK: Final = 1
@@ -81,9 +82,9 @@ def check_size(width: Any, height: Any) -> tuple[int, int]:
         BadAnnotation: they are not whole numbers above 0, or too large.
     """
     if not (is_number(width) and is_number(height) and 0 < width < MAX_PIXELS and 0 < height < MAX_PIXELS):
-        raise BadAnnotation("image", f"width {width!r:.40} and height {height!r:.40} must be above 0")
+        raise BadAnnotation("image", f"width {shown(width)} and height {shown(height)} must be above 0")
     if int(width) != width or int(height) != height:
-        raise BadAnnotation("image", f"width {width!r:.40} and height {height!r:.40} must be whole numbers")
+        raise BadAnnotation("image", f"width {shown(width)} and height {shown(height)} must be whole numbers")
     if width * height > MAX_PIXELS:
         raise BadAnnotation("image", f"{width}x{height} is more than the {MAX_PIXELS:,} pixels allowed")
     return int(width), int(height)

@@ -1,7 +1,6 @@
 """COCO annotations: one JSON file for all images of a split."""
 
-import json
-import math
+import sys
 from array import array
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +9,8 @@ from metaformer.data.class_lists import Names, given_names
 from metaformer.data.rle import Runs, read_counts
 from metaformer.errors import DataError
 from metaformer.process import paused_gc
+from metaformer.serialize import LINE, is_text, parse_json, shown
+from metaformer.storage import read_bytes
 from metaformer.tasks.detection.formats.annotations import (
     BOXES_DO,
     AnnotationBuilder,
@@ -26,6 +27,8 @@ from metaformer.tasks.detection.formats.layouts import SplitPaths
 from metaformer.tasks.detection.instances import Row
 
 _LARGEST: Final = 1 << 62
+_LARGEST_FILE: Final = 8 << 30
+"""Bytes; COCO's largest file has less than one GB."""
 
 
 def read_coco(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotations:
@@ -112,13 +115,15 @@ class _Parser:
         used: set[int] = set()
         for index, category in enumerate(categories):
             match category:
-                case {"id": int(number), "name": str(name)} if name and _in_range(number) and _is_text(name):
+                case {"id": int(number), "name": str(name)} if name and _in_range(number) and name in LINE:
                     pass
                 case _:
-                    raise DataError(f"{self.file}: categories[{index}] has no whole number as id, or no name")
+                    raise DataError(
+                        f"{self.file}: categories[{index}] has no whole number as id, or no name of one line"
+                    )
             if name in numbers or number in used:
                 raise DataError(
-                    f"{self.file}: categories[{index}] has the id or name of another: {category!s:.80}"
+                    f"{self.file}: categories[{index}] has the id or name of another: {shown(category)}"
                 )
             numbers[name] = number
             used.add(number)
@@ -138,7 +143,7 @@ class _Parser:
         for index, image in enumerate(images):
             number = image.get("id") if isinstance(image, dict) else None
             where = (
-                f"{self.file}: images[{index}]" if number is None else f"{self.file}: image {number!r:.40}"
+                f"{self.file}: images[{index}]" if number is None else f"{self.file}: image {shown(number)}"
             )
             if type(number) is not int or not _in_range(number):
                 self.builder.add_fault("id", f"{where}: has no whole number as id")
@@ -152,8 +157,8 @@ class _Parser:
     def _add(self, image: dict[str, Any], number: int, files: ImageFiles | None, where: str) -> int:
         name = image.get("file_name", "") if files is None else image.get("file_name")
         try:
-            if not isinstance(name, str) or not _is_text(name):
-                raise BadAnnotation("image", f"file_name is {name!r:.80}")
+            if not isinstance(name, str) or not is_text(name):
+                raise BadAnnotation("image", f"file_name is {shown(name)}")
             if files is not None and (error := files.error(name)):
                 raise BadAnnotation("image", error)
             size = check_size(image.get("width"), image.get("height"))
@@ -164,7 +169,7 @@ class _Parser:
 
     def _annotation(self, annotation: Any) -> None:
         if not isinstance(annotation, dict):
-            raise BadAnnotation("annotation", f"is {annotation!r:.40}, no object")
+            raise BadAnnotation("annotation", f"is {shown(annotation)}, no object")
         number = self._id(annotation)
         image = self._image(annotation)
         if image < 0:
@@ -172,18 +177,18 @@ class _Parser:
         size = self.builder.sizes[image]
         crowd = annotation.get("iscrowd", 0)
         if crowd not in (0, 1):
-            raise BadAnnotation("annotation", f"iscrowd is {crowd!r:.40}, not 0 or 1")
+            raise BadAnnotation("annotation", f"iscrowd is {shown(crowd)}, not 0 or 1")
         label, box = self._label(annotation), _box(annotation, size)
         polygons, runs = self._outline(annotation.get("segmentation"), size)
         area = annotation.get("area", box[2] * box[3])
-        if not is_number(area) or not 0 <= area < math.inf:
-            raise BadAnnotation("annotation", f"area is {area!r:.40}, not a number of square pixels")
+        if not is_number(area) or not 0 <= area <= sys.float_info.max:
+            raise BadAnnotation("annotation", f"area is {shown(area)}, not a number of square pixels")
         self.builder.rows.append(Row(image, number, label, box, crowd == 1, float(area), polygons, runs))
 
     def _id(self, annotation: dict[str, Any]) -> int:
         number = annotation.get("id")
         if type(number) is not int or not _in_range(number):
-            raise BadAnnotation("id", f"id is {number!r:.40}, not a whole number")
+            raise BadAnnotation("id", f"id is {shown(number)}, not a whole number")
         if number in self.ids:
             raise BadAnnotation("id", "another annotation has this id")
         self.ids.add(number)
@@ -193,14 +198,14 @@ class _Parser:
         number = annotation.get("image_id")
         index = self.indices.get(number) if type(number) is int else None
         if index is None:
-            raise BadAnnotation("image", f"image_id is {number!r:.40}: no such image in the file")
+            raise BadAnnotation("image", f"image_id is {shown(number)}: no such image in the file")
         return index
 
     def _label(self, annotation: dict[str, Any]) -> int:
         number = annotation.get("category_id")
         label = self.labels.get(number) if type(number) is int else None
         if label is None:
-            raise BadAnnotation("category", f"category_id is {number!r:.40}: no such category in the file")
+            raise BadAnnotation("category", f"category_id is {shown(number)}: no such category in the file")
         return label
 
     def _outline(self, value: Any, size: tuple[int, int]) -> tuple[list["array[float]"], Runs | None]:
@@ -215,7 +220,9 @@ class _Parser:
         elif isinstance(value, list):
             polygons = [_polygon(polygon, size) for polygon in value]
         else:
-            raise BadAnnotation("segmentation", f"segmentation is {value!r:.40}, not polygons or run lengths")
+            raise BadAnnotation(
+                "segmentation", f"segmentation is {shown(value)}, not polygons or run lengths"
+            )
         return ([], None) if self.masks is False else (polygons, runs)
 
     def _where(self, index: int, annotation: Any) -> str:
@@ -228,11 +235,7 @@ class _Parser:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            document = json.load(stream, object_hook=_compact)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: cannot be read as JSON ({error})") from error
+    document = parse_json(read_bytes(file, largest=_LARGEST_FILE), file, hook=_compact)
     if not isinstance(document, dict):
         hint = "; a detector's results are no annotations" if isinstance(document, list) else ""
         raise DataError(f"{file}: holds no object with images, annotations and categories{hint}")
@@ -255,7 +258,7 @@ def _compact(value: dict[str, Any]) -> dict[str, Any]:
 def _box(annotation: dict[str, Any], size: tuple[int, int]) -> Box:
     value = annotation.get("bbox")
     if not isinstance(value, list) or len(value) != 4 or not all(map(is_number, value)):
-        raise BadAnnotation("box", f"bbox is {value!r:.80}, not left, top, width and height")
+        raise BadAnnotation("box", f"bbox is {shown(value)}, not left, top, width and height")
     try:
         box = float(value[0]), float(value[1]), float(value[2]), float(value[3])
     except OverflowError:
@@ -263,7 +266,7 @@ def _box(annotation: dict[str, Any], size: tuple[int, int]) -> Box:
     try:
         check_box(box, size)
     except BadAnnotation as bad:
-        raise BadAnnotation("box", f"bbox {value} {bad.reason}") from None
+        raise BadAnnotation("box", f"bbox {shown(value)} {bad.reason}") from None
     return box
 
 
@@ -271,7 +274,7 @@ def _polygon(numbers: Any, size: tuple[int, int]) -> "array[float]":
     try:
         polygon = numbers if isinstance(numbers, array) else array("d", numbers)
     except (TypeError, OverflowError):
-        raise BadAnnotation("segmentation", f"a polygon is {numbers!r:.40}, not x, y, x, y …") from None
+        raise BadAnnotation("segmentation", f"a polygon is {shown(numbers)}, not x, y, x, y …") from None
     check_polygon(polygon, size)
     return polygon
 
@@ -279,7 +282,7 @@ def _polygon(numbers: Any, size: tuple[int, int]) -> "array[float]":
 def _runs(rle: dict[str, Any], size: tuple[int, int]) -> Runs:
     expected = [size[1], size[0]]
     if rle.get("size") != expected:
-        other = f"run lengths are of size {rle.get('size')!r:.40}, the image of height and width {expected}"
+        other = f"run lengths are of size {shown(rle.get('size'))}, the image of height and width {expected}"
         raise BadAnnotation("segmentation", other)
     try:
         return read_counts(rle)
@@ -289,12 +292,3 @@ def _runs(rle: dict[str, Any], size: tuple[int, int]) -> Runs:
 
 def _in_range(number: int) -> bool:
     return -_LARGEST < number < _LARGEST
-
-
-def _is_text(text: str) -> bool:
-    """Whether a JSON string can be printed and be a file name: lone surrogates cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from metaformer.errors import DataError, UnknownName
+from metaformer.storage import as_path
 
 _COCO: Final = {"train": "train2017", "val": "val2017"}
 _ROBOFLOW: Final = {"val": "valid"}
@@ -82,7 +83,7 @@ DETECTION_LAYOUTS: Final = {
 
 def recognize_layout(root: str | Path) -> tuple[DetectionLayout, Path] | None:
     """Layout of a data set and the folder that has it, or None if it is none of detection."""
-    root = Path(root).expanduser()
+    root = as_path(root, "root", DataError, expand=True)
     for layout in DETECTION_LAYOUTS.values():
         for folder in ("", *layout.subfolders):
             if any(_exists(root / folder, variant, layout.suffix) for variant in layout.variants):
@@ -105,7 +106,7 @@ def find_layout(root: str | Path, name: str) -> tuple[DetectionLayout, Path]:
         DataError: none is recognized.
         UnknownName: an unknown layout.
     """
-    root = Path(root).expanduser()
+    root = as_path(root, "root", DataError, expand=True)
     if name != "auto" and name not in DETECTION_LAYOUTS:
         raise UnknownName("layout", name, [*DETECTION_LAYOUTS, "auto"])
     if not root.is_dir():

@@ -10,6 +10,7 @@ from metaformer.data.class_lists import Names, class_list, given_names, read_cla
 from metaformer.data.folder import EXTENSIONS, read_split_list
 from metaformer.data.image import image_size
 from metaformer.errors import DataError
+from metaformer.storage import read_bytes
 from metaformer.tasks.detection.formats.annotations import (
     BOXES_DO,
     AnnotationBuilder,
@@ -153,13 +154,9 @@ def read_xml(file: Path) -> Element:
     parser.CharacterDataHandler = builder.data
     parser.StartDoctypeDeclHandler = refuse
     try:
-        if file.exists() and not file.is_file():  # a pipe would block
-            raise DataError(f"{file}: is no file")
-        if file.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{file}: is larger than the {_MAX_BYTES:,} bytes allowed")
-        parser.Parse(file.read_bytes(), True)
+        parser.Parse(read_bytes(file, largest=_MAX_BYTES), True)
         return builder.close()
     except DataError:
         raise
-    except (OSError, expat.ExpatError, ValueError, LookupError, AssertionError) as error:
+    except (expat.ExpatError, ValueError, LookupError, AssertionError) as error:
         raise DataError(f"{file}: cannot be read as XML ({error})") from error

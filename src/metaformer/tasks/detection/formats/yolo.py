@@ -4,12 +4,14 @@ import os
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from metaformer.data.class_lists import Names, given_names, read_class_list
 from metaformer.data.folder import EXTENSIONS, files_below
 from metaformer.data.image import image_size
 from metaformer.errors import DataError
+from metaformer.serialize import parse_yaml, shown
+from metaformer.storage import read_text
 from metaformer.tasks.detection.formats.annotations import (
     BOXES_DO,
     AnnotationBuilder,
@@ -94,14 +96,7 @@ def _classes(paths: SplitPaths, given: Names) -> tuple[str, ...]:
 
 
 def _yaml_names(file: Path) -> tuple[str, ...]:
-    import yaml
-
-    if file.stat().st_size > _MAX_BYTES:
-        raise DataError(f"{file}: is larger than the {_MAX_BYTES:,} bytes allowed")
-    try:
-        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as YAML ({error})") from error
+    content = parse_yaml(read_text(file, largest=_MAX_BYTES), file)
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict) and names.keys() == set(range(len(names))):
         names = [names[number] for number in range(len(names))]
@@ -117,9 +112,9 @@ def _yaml_names(file: Path) -> tuple[str, ...]:
 
 def _read_image(builder: AnnotationBuilder, file: Path, image: int, masks: bool | None) -> None:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        builder.add_fault("annotation", f"{file}: cannot be read ({error})")
+        lines = read_text(file).splitlines()
+    except DataError as error:
+        builder.add_fault("annotation", str(error))
         return
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -139,7 +134,8 @@ def _row(values: Sequence[str], builder: AnnotationBuilder, image: int, masks: b
     except ValueError:
         raise BadAnnotation("annotation", f"{' '.join(values)!r:.60} holds no numbers: {_LINE}") from None
     if label not in range(classes):
-        raise BadAnnotation("category", f"class {values[0]} is not among the {classes}, counted from 0")
+        number = shown(values[0], quote=False)
+        raise BadAnnotation("category", f"class {number} is not among the {classes}, counted from 0")
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
         raise BadAnnotation("annotation", f"holds {len(values)} numbers: {_LINE}")
     pixels = array("d", (number * size[index % 2] for index, number in enumerate(numbers)))
