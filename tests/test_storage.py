@@ -128,6 +128,9 @@ def test_the_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert cache_dir() == tmp_path / "metaformer"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path.home() / ".cache" / "metaformer"
+    monkeypatch.setenv("METAFORMER_HOME", "~no-user-of-this-name/cache")
+    with pytest.raises(OutputError, match="no such home directory; set METAFORMER_HOME"):
+        cache_dir()
 
 
 def test_each_output_has_a_name_of_its_own() -> None:

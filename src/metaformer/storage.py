@@ -141,11 +141,17 @@ def is_held(file: Path) -> bool:
 
 
 def cache_dir() -> Path:
-    """`$METAFORMER_HOME`, or `metaformer` in `$XDG_CACHE_HOME` or ~/.cache."""
+    """`$METAFORMER_HOME`, or `metaformer` in `$XDG_CACHE_HOME` or ~/.cache.
+
+    Raises:
+        OutputError: the user has no home directory, as in a container that runs under a bare number.
+    """
     home = os.environ.get("METAFORMER_HOME")
-    if home:
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "metaformer"
+    folder = home or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "metaformer")
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise OutputError(f"{folder}: no such home directory; set METAFORMER_HOME to a folder") from error
 
 
 class FileNames:
