@@ -100,13 +100,17 @@ def _predict_all(predictor: "Predictor", args: dict[str, Any]) -> int:
     source = open_split(args["data"], args["split"])
     skip_bad, data = args["on_bad_image"] == "skip", f"{args['data']} {args['split']}"
     world = find_world(args["device"])
-    with StopSignals() as stop:
+
+    def explain() -> None:
+        print("stopped by a signal; the same command resumes from here", file=sys.stderr, flush=True)
+
+    with StopSignals() as stop, stop.protected(), stop.interruptible(explain):
         try:
             done = predict_all(
                 predictor, source, args["out"], world, data=data, skip_bad=skip_bad, stop=stop.requested
             )
         except Interrupted:
-            print("stopped by a signal; the same command resumes from here", file=sys.stderr)
+            explain()
             return stop.exit_status
     print(f"{done.images} images ({done.before} of them before, {done.bad} bad): {done.file}")
     return 0

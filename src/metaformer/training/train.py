@@ -79,7 +79,7 @@ def train(
         task = TASKS[config.task].build(config, world, stop.requested)
         sampler = _build_sampler(config, task, world)
         trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)
-        loop = Loop(config, task, trainer, sampler, run, world, stop.requested)
+        loop = Loop(config, task, trainer, sampler, run, world, stop)
         with ExitStack() as stack:
             saved = _open_run(run, resume, world, stack)
             if saved is not None:
