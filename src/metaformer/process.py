@@ -1,7 +1,10 @@
 """This process: its memory, its threads and the signals that stop it; for programs to call, not libraries."""
 
+import codecs
 import ctypes
 import gc
+import io
+import json
 import os
 import signal
 import sys
@@ -13,6 +16,8 @@ from typing import Final, NoReturn
 
 # Parameter numbers in glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+ASCII: Final = {"×": "x", "…": "...", "–": "-", "—": "-", "−": "-", "≤": "<=", "≥": ">=", "→": "->", "·": "."}
+"""Signs of our texts, and what is printed where the encoding has none of them."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE: Final = 8.0
 """Seconds that an operation may still take after a signal; what must be saved then is in ten."""
@@ -39,6 +44,29 @@ def sleep_rather_than_spin() -> None:
     takes effect before torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def print_anywhere(signs: bool = True) -> None:
+    """Let standard output and error print every text, whatever the terminal's encoding.
+
+    What it lacks is written in ASCII: signs that our own texts use by their likes, others as JSON escapes
+    them. So are surrogates, which stand for bytes of file names that are no UTF-8.
+
+    Args:
+        signs: False for JSON, in which signs are escaped like all others.
+    """
+    likes = ASCII if signs else {}
+
+    def in_ascii(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        lacking = error.object[error.start : error.end]
+        return "".join(likes.get(char) or json.dumps(char)[1:-1] for char in lacking), error.end
+
+    codecs.register_error("metaformer", in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="metaformer")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """`metaformer convert IN OUT --to FORMAT`."""
 
-from metaformer.cli.parser import Parser
+from metaformer.cli.parser import Parser, say
 
 
 def run(argv: list[str]) -> int:
@@ -19,5 +19,5 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from metaformer.weights.convert import convert
 
-    print(convert(args.source, args.target, args.to, args.model))
+    say(str(convert(args.source, args.target, args.to, args.model)))
     return 0

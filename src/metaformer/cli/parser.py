@@ -3,7 +3,9 @@
 import argparse
 import difflib
 import json
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +35,10 @@ class Parser(argparse.ArgumentParser):
         command = self.prog.rpartition("metaformer ")[2]
         raise UsageError(f"{command}: {explain(message, re.findall(r'--[a-z-]+', self.format_usage()))}")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments, of which options may also stand between and before the others."""
+        return self.parse_intermixed_args(args, namespace)
+
     def add_source(self) -> None:
         """Add the network: a run, a checkpoint or a model by name."""
         kinds = "run, checkpoint or save_pretrained directory, or model name"
@@ -42,23 +48,46 @@ class Parser(argparse.ArgumentParser):
 
     def add_import(self) -> None:
         """Add the option that names a user's own mixers."""
-        text = "run this file first: it may register own mixers"
-        self.add_argument("--import", dest="import_file", metavar="FILE.py", help=text)
+        add_import(self)
 
     def run_import(self, args: Mapping[str, Any]) -> None:
-        """Run that file, where one was named.
+        """Run the files that were named.
 
         Raises:
             ConfigError: no such file, or an error in it.
         """
-        if args["import_file"]:
-            from metaformer.registry import import_file
+        from metaformer.registry import import_files
 
-            import_file(args["import_file"])
+        import_files(args["import_files"])
 
     def add_json(self) -> None:
         """Add the option that writes the result as JSON."""
         self.add_argument("--json", type=Path, metavar="FILE", help="write the result there as JSON")
+
+
+def add_import(parser: Any) -> None:
+    """Add the option that names files with a user's own mixers to a parser of argparse."""
+    parser.add_argument(
+        "--import",
+        dest="import_files",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="run this file first: it may register own mixers; give it several times for several files",
+    )
+
+
+def say(text: str) -> None:
+    """Print a result; where nobody reads any more, as after `| head`, the command goes on without."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        drop_stdout()
+
+
+def drop_stdout() -> None:
+    """Send what is still printed to nowhere: at exit, it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:

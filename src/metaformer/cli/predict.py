@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaformer.cli.options import add_options, add_task_options, options_by_name, options_of
-from metaformer.cli.parser import Parser
+from metaformer.cli.parser import Parser, say
 
 if TYPE_CHECKING:
     from metaformer.inference.predictor import Predictor
@@ -20,6 +20,7 @@ def run(argv: list[str]) -> int:
     from metaformer.deploy.optimize import optimize
     from metaformer.inference.evaluate import check_options
     from metaformer.inference.predictor import Predictor
+    from metaformer.process import print_anywhere
 
     parser = _parser()
     args = vars(parser.parse_args(argv))
@@ -34,8 +35,10 @@ def run(argv: list[str]) -> int:
         return _predict_all(predictor, args)
     model = predictor.model
     check_options("write", model, outputs)
+    if not args["out"]:
+        print_anywhere(signs=False)  # lines of JSON
     for line in model.spec.write(predictor.predictions(args["inputs"]), args["out"], model, **outputs):
-        print(line)
+        (say if args["out"] else print)(line)  # without a file, there is nothing left to do for nobody
     return 0
 
 
@@ -112,5 +115,5 @@ def _predict_all(predictor: "Predictor", args: dict[str, Any]) -> int:
         except Interrupted:
             explain()
             return stop.exit_status
-    print(f"{done.images} images ({done.before} of them before, {done.bad} bad): {done.file}")
+    say(f"{done.images} images ({done.before} of them before, {done.bad} bad): {done.file}")
     return 0

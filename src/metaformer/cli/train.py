@@ -11,7 +11,7 @@ from typing import Any
 
 from yaml import YAMLError
 
-from metaformer.cli.parser import Parser, UsageError, explain
+from metaformer.cli.parser import Parser, UsageError, add_import, explain
 from metaformer.cli.plain_yaml import check_yaml
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
@@ -137,12 +137,7 @@ def _add_own(parser: Any, recipe: Recipe) -> None:
     add, out = parser.add_argument, f"runs/{recipe.name.replace('/', '-')}"
     add("--out", metavar="RUN", default=out, help="run directory")
     add("--resume", metavar="auto|PATH", help="resume from the newest checkpoint, or from this one")
-    add(
-        "--import",
-        dest="import_file",
-        metavar="FILE.py",
-        help="run this file first: it may register own mixers",
-    )
+    add_import(parser)
 
 
 def _dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
