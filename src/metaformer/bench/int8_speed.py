@@ -98,8 +98,7 @@ def measure_int8(
     machine = Machine.here(
         torch.device("cpu")
     )  # compiles the C++ kernels, if need be, before the workers start
-    files = [file] if isinstance(file, str | Path) else list(file)
-    original = {"source": source, "checkpoint": checkpoint, "class_names": class_names, "files": files}
+    original = {"source": source, "checkpoint": checkpoint, "class_names": class_names, "file": file}
     order = {"shape": (network.in_chans, *network.image_size), "threads": machine.threads}
     with ExitStack() as stack:
         workers = [stack.enter_context(started(form)) for form in FORMS]
@@ -197,7 +196,8 @@ def main() -> int:
 
 
 def _load(order: Mapping[str, Any]) -> nn.Module:
-    import_files(order.get("files", ()))
+    file = order.get("file", ())
+    import_files([file] if isinstance(file, str) else file)
     from metaformer.inference.model import load_model
 
     network = load_model(order["source"], order.get("checkpoint"), class_names=order.get("class_names")).model
