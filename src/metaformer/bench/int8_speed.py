@@ -196,7 +196,7 @@ def main() -> int:
 
 
 def _load(order: Mapping[str, Any]) -> nn.Module:
-    file = order.get("file", ())
+    file = order.get("file") or ()
     import_files([file] if isinstance(file, str) else file)
     from metaformer.inference.model import load_model
 
