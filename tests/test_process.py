@@ -8,7 +8,14 @@ import time
 
 import pytest
 
-from metaformer.process import StopSignals, cores, keep_freed_memory, sleep_rather_than_spin
+from metaformer.process import (
+    StopSignals,
+    cores,
+    keep_freed_memory,
+    one_line,
+    printable,
+    sleep_rather_than_spin,
+)
 
 SCRIPT = """
 import resource, torch
@@ -176,3 +183,8 @@ def test_outside_the_main_thread_no_handler_is_set() -> None:
     thread.start()
     thread.join()
     assert numbers == [0]
+
+
+def test_control_characters_are_escaped_for_terminals() -> None:
+    assert printable("a\tb\nc é\x1b[2J\x9b\x7f\r\u202e") == "a\tb\nc é\\u001b[2J\\u009b\\u007f\\r\\u202e"
+    assert one_line("a\tb\nc") == "a\\tb\\nc"

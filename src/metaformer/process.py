@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -67,6 +68,20 @@ def print_anywhere(signs: bool = True) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="metaformer")
+
+
+def printable(text: str) -> str:
+    """A text of several lines, in which control characters are escaped as in JSON: a terminal obeys them."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", _escape, text)
+
+
+def one_line(text: str) -> str:
+    """The same for a text of one line, such as a name."""
+    return re.sub(r"[\t\n\u2028\u2029]", _escape, printable(text))
+
+
+def _escape(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1] if found[0] != "\x7f" else "\\u007f"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from metaformer.cli.parser import UsageError, drop_stdout
 from metaformer.errors import MetaFormerError, RankError, UnknownName
-from metaformer.process import keep_freed_memory, print_anywhere, sleep_rather_than_spin
+from metaformer.process import keep_freed_memory, print_anywhere, printable, sleep_rather_than_spin
 
 __all__ = ["COMMANDS", "main"]
 
@@ -139,7 +139,8 @@ def _fail(message: str, status: int) -> int:
 
 
 def _line(message: str) -> str:
-    return "; ".join(line for part in message.splitlines() if (line := " ".join(part.split()).rstrip(";")))
+    lines = [" ".join(part.split()).rstrip(";") for part in message.splitlines()]
+    return printable("; ".join(line for line in lines if line))
 
 
 def _overview() -> str:

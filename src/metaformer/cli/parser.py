@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from metaformer.process import printable
+
 
 class UsageError(Exception):
     """A command line that cannot be understood."""
@@ -80,7 +82,7 @@ def add_import(parser: Any) -> None:
 def say(text: str) -> None:
     """Print a result; where nobody reads any more, as after `| head`, the command goes on without."""
     try:
-        print(text, flush=True)
+        print(printable(text), flush=True)
     except BrokenPipeError:
         drop_stdout()
 

@@ -20,7 +20,7 @@ def run(argv: list[str]) -> int:
     from metaformer.deploy.optimize import optimize
     from metaformer.inference.evaluate import check_options
     from metaformer.inference.predictor import Predictor
-    from metaformer.process import print_anywhere
+    from metaformer.process import print_anywhere, printable
 
     parser = _parser()
     args = vars(parser.parse_args(argv))
@@ -38,7 +38,10 @@ def run(argv: list[str]) -> int:
     if not args["out"]:
         print_anywhere(signs=False)  # lines of JSON
     for line in model.spec.write(predictor.predictions(args["inputs"]), args["out"], model, **outputs):
-        (say if args["out"] else print)(line)  # without a file, there is nothing left to do for nobody
+        if args["out"]:
+            say(line)
+        else:  # where nobody reads any more, there is nothing left to do
+            print(printable(line))
     return 0
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metaformer.data.image import read_image
 from metaformer.errors import ConfigError, OutputError
+from metaformer.process import one_line
 from metaformer.storage import FileNames, atomic_text, check_writable, write_text
 from metaformer.visualize import album
 
@@ -93,7 +94,7 @@ class Report(ABC):
 
 def class_table(columns: Sequence[str], classes: Sequence[Sequence[str]], rows: int) -> list[str]:
     """Lines of a table of classes, the first column aligned left, after which the others are counted."""
-    shown = [columns, *classes[:rows]]
+    shown = [[one_line(cell) for cell in line] for line in (columns, *classes[:rows])]
     widths = [max(len(line[i]) for line in shown) for i in range(len(columns))]
     lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in shown]
     if len(classes) > rows:
@@ -228,17 +229,26 @@ def csv_writer(file: Path, row: Callable[[R], dict[str, Any]]) -> Iterator[Write
         OutputError: it cannot be written.
     """
     with atomic_text(file) as stream:
-        rows: csv.DictWriter[str] | None = None
+        rows = csv.writer(stream, lineterminator="\n")
+        has_header = False
 
         def write(name: str, prediction: Prediction[R]) -> None:
-            nonlocal rows
+            nonlocal has_header
             cells = row(prediction.result)
-            if rows is None:
-                rows = csv.DictWriter(stream, list(cells), lineterminator="\n")
-                rows.writeheader()
-            rows.writerow(cells)
+            if not has_header:
+                rows.writerow(map(csv_cell, cells))
+            has_header = True
+            rows.writerow(map(csv_cell, cells.values()))
 
         yield write
+
+
+def csv_cell(value: object) -> object:
+    """A cell of a table that spreadsheets open: no control characters, and no formula."""
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def drawn_output(

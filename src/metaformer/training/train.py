@@ -21,7 +21,7 @@ from metaformer.distributed import (
     merge_connection_errors,
 )
 from metaformer.errors import MetaFormerError
-from metaformer.process import StopSignals
+from metaformer.process import StopSignals, printable
 from metaformer.serialize import differences, to_dict
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import Task
@@ -167,4 +167,4 @@ def _finish(result: TrainResult, world: World, stop: StopSignals) -> None:
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
