@@ -21,6 +21,29 @@ def plain(task: str, section: str | None = None, field: str = "", value: Any = N
     return values
 
 
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "world", "remedy"),
+    [
+        (1, 1, 1, "data.batch_size 2"),
+        (4, 4, 1, "optim.accumulate 2"),
+        (4, 2, 2, "optim.accumulate 1"),
+        (4, 1, 4, "data.batch_size 8"),
+    ],
+)
+def test_upernet_needs_two_images_in_each_pass(batch: int, accumulate: int, world: int, remedy: str) -> None:
+    values = plain("segment", "segment", "head", "upernet")
+    values["data"]["batch_size"], values["optim"] = batch, {"accumulate": accumulate}
+    values["runtime"] = {"device": "cpu"}
+    with pytest.raises(ConfigError, match=f"batch norm over its 1×1 map needs two: set {remedy}$"):
+        check_config(from_dict(TrainConfig, values), world)
+    name, _, number = remedy.rpartition(" ")
+    section, _, field = name.partition(".")
+    values[section][field] = int(number)
+    check_config(from_dict(TrainConfig, values), world)
+    values["data"]["batch_size"], values["optim"] = batch, {"accumulate": accumulate}
+    check_config(from_dict(TrainConfig, {**values, "segment": {"head": "semantic_fpn"}}), world)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_defaults_are_valid(task: str) -> None:
     check_config(from_dict(TrainConfig, plain(task)))

@@ -42,6 +42,14 @@ def differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return any(not torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_batch_norm_over_one_value_is_explained(configure: Configure) -> None:
+    overrides = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "norm": "batch_norm"}
+    one = trainer(configure(model={"overrides": overrides}))
+    with pytest.raises(ConfigError, match=r"step 0: a batch norm .* 1 image\(s\) .*data.batch_size"):
+        one.take_step([batch(1)], 0)
+    one.take_step([batch(2)], 0)
+
+
 @pytest.mark.parametrize(
     "sections",
     [

@@ -34,7 +34,7 @@ from metaformer.distributed import (
     errors_on_all_ranks,
     lockstep,
 )
-from metaformer.errors import DataError, MetaFormerError, OutputError, TrainingError
+from metaformer.errors import ConfigError, DataError, MetaFormerError, OutputError, TrainingError
 from metaformer.process import GRACE, StopSignals
 from metaformer.serialize import to_dict
 from metaformer.tasks.base import Task
@@ -213,6 +213,9 @@ class Loop:
         """Take a step; gives nothing for one that is not finite and is skipped."""
         try:
             metrics = self.trainer.take_step(batches, self.epoch)
+        except ConfigError:
+            self._save_once()
+            raise
         except NonFiniteError as error:
             self.skipped += 1
             skip = self.config.runtime.on_nonfinite == "skip"

@@ -15,7 +15,7 @@ from metaformer.config import RuntimeConfig, TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.data.sampler import hash64
 from metaformer.distributed import World, all_gather_object, any_rank
-from metaformer.errors import TrainingError
+from metaformer.errors import ConfigError, TrainingError
 from metaformer.models.base import autocast
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import StepContext, Task
@@ -189,8 +189,17 @@ class Trainer:
         return sums
 
     def _losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        with autocast(self.world.device, self.config.runtime.amp):
-            return self.task.losses(model, batch, context)
+        try:
+            with autocast(self.world.device, self.config.runtime.amp):
+                return self.task.losses(model, batch, context)
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):
+                raise
+            raise ConfigError(
+                f"step {self.step}: a batch norm of the network has one value of each channel, as this pass "
+                f"has {len(batch.images)} image(s) and a map of 1×1 pixel: set a larger data.batch_size or "
+                "data.image_size, or a smaller optim.accumulate"
+            ) from error
 
     def _context(self, epoch: int, number: int, count: int) -> StepContext:
         """Position of this rank's micro-batch `number` of `count`."""
