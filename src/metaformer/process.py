@@ -101,6 +101,29 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def open_files_limit(needed: int = 0) -> tuple[int, int]:
+    """How many files this process may open, and how many of these are left.
+
+    Args:
+        needed: raise the limit so that these are left, as far as the system lets this process do it.
+    """
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        used = len(os.listdir("/dev/fd")) - 1  # its own
+    except (ImportError, OSError):  # no such limit, or no way to count
+        return sys.maxsize, sys.maxsize
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and used + needed > soft and (hard == unlimited or hard > soft):
+        raised = used + needed if hard == unlimited else min(used + needed, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    limit = sys.maxsize if soft == unlimited else soft
+    return limit, max(limit - used, 0)
+
+
 class StopSignals:
     """Context that records SIGTERM and SIGINT as a request to stop; a second one ends the process at once.
 

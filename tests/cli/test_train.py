@@ -219,3 +219,22 @@ def test_wrong_data_is_named(fault: str, pets: Path, cli: Cli, train_args: Args,
             file.write_bytes(file.read_bytes()[:60])
     result = cli(*train_args, f"--data.root={root}", f"--out={tmp_path / 'run'}")
     assert result.status == 1 and fault.split("/")[0] in result.error
+
+
+# --- few file descriptors
+
+
+@pytest.mark.parametrize(
+    ("limit", "workers", "status"), [("-n 32", 2, 1), ("-Sn 32", 2, 0), ("-n 32", 0, 0)], ids=str
+)
+def test_with_few_open_files(
+    limit: str, workers: int, status: int, train_args: Args, pets: Path, tmp_path: Path
+) -> None:
+    """A hard limit is an error that names it, a soft one is raised, and no worker needs no more."""
+    args = [*train_args, f"--data.root={pets}", f"--out={tmp_path / 'run'}", f"--data.workers={workers}"]
+    shell = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", sys.executable, "-m", "metaformer", *args]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=100)
+    assert done.returncode == status, done.stderr
+    if status:
+        assert "error: the limit of 32 open files (ulimit -n)" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """`metaformer COMMAND …`: each command calls one Python function and imports only what that needs."""
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -10,7 +11,13 @@ from importlib.metadata import version
 
 from metaformer.cli.parser import UsageError, drop_stdout
 from metaformer.errors import MetaFormerError, RankError, UnknownName
-from metaformer.process import keep_freed_memory, print_anywhere, printable, sleep_rather_than_spin
+from metaformer.process import (
+    keep_freed_memory,
+    open_files_limit,
+    print_anywhere,
+    printable,
+    sleep_rather_than_spin,
+)
 
 __all__ = ["COMMANDS", "main"]
 
@@ -121,6 +128,9 @@ def _machine_error(error: Exception) -> str:
             sys.stdout.flush()
         except OSError:  # standard output itself failed, and would fail again at exit
             drop_stdout()
+        if error.errno == errno.EMFILE:
+            limit = open_files_limit()[0]
+            return f"{error}: the limit is {limit} (ulimit -n): raise it, for example by ulimit -n 1024"
         return str(error)
     full = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or full:
