@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
 from metaformer.recipes import RECIPES, find
 from metaformer.recipes.recipe import Recipe
+from metaformer.serialize import from_dict
+from metaformer.weights.trained import trained_with
 
 USAGE = """usage: metaformer train RECIPE [CONFIG.yaml] --data.root DIR --out RUN [--FIELD VALUE …]
 
@@ -71,13 +73,12 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     Raises:
         UsageError: an unknown field or a value of another type.
     """
-    from metaformer.serialize import from_dict
-
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
     for file in _files(argv):
         with suppress(OSError, UnicodeDecodeError, YAMLError):  # the parser reports these below
             check_yaml(file)
+    recipe = _as_trained(recipe, argv)
     parser = _parser(recipe, show_own=any(arg in ("-h", "--help") for arg in argv))
     if len(argv) > 1 and argv[0] == "--config":  # alone first, so that its errors name the file
         alone = _read(parser, recipe, argv[:2], f"{argv[1]}: ")
@@ -89,6 +90,24 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     values = _read(parser, recipe, argv)
     values.pop("config", None)
     return from_dict(TrainConfig, values)
+
+
+def _as_trained(recipe: Recipe, argv: list[str]) -> Recipe:
+    """A recipe that starts from published weights, with the size and crop of those that the options name."""
+    if not recipe.config.model.pretrained or recipe.config.task != "classify":
+        return recipe
+    asked = [arg for arg in argv if arg not in ("-h", "--help") and not arg.startswith("--print_config")]
+    try:
+        values = _read(_parser(recipe, show_own=False), recipe, asked)
+        values.pop("config", None)
+        trained = trained_with(from_dict(TrainConfig, values).model)
+    except (ConfigError, UsageError):  # reported with the file's name
+        return recipe
+    if trained is None:
+        return recipe
+    data = replace(recipe.config.data, image_size=trained.image_size)
+    evaluate = replace(recipe.config.evaluate, crop=trained.crop)
+    return replace(recipe, config=replace(recipe.config, data=data, evaluate=evaluate))
 
 
 def _files(argv: list[str]) -> list[Path]:

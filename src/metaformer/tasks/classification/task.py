@@ -25,6 +25,7 @@ from metaformer.tasks.classification.mixup import Mixup
 from metaformer.tasks.classification.transforms import train_transform
 from metaformer.tasks.initial_weights import model_fields
 from metaformer.weights.card import model_card
+from metaformer.weights.trained import trained_with
 
 
 class ClassificationTask(Task):
@@ -172,6 +173,8 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
             f"leave the field out"
         )
     preprocess = preprocessing(config)
+    if world.main:
+        _log_size(config, preprocess)
     torch.manual_seed(config.seed)
     task = ClassificationTask(
         build_classifier(config, classes),
@@ -198,6 +201,19 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
     )
     task.to(world.device)
     return task
+
+
+def _log_size(config: TrainConfig, preprocess: Preprocess) -> None:
+    """Log size and crop of a run that starts from other weights, and those that these were trained with."""
+    trained = trained_with(config.model)
+    if trained is None:
+        return
+    text = f"data.image_size {preprocess.image_size}, evaluate.crop {preprocess.crop:g}"
+    if (preprocess.image_size, preprocess.crop) == (trained.image_size, trained.crop):
+        text += f", as {trained.source}"
+    else:
+        text += f"; {trained.source} was trained with {trained.image_size} and {trained.crop:g}"
+    logging.getLogger(__name__).warning("%s", text)
 
 
 def preprocessing(config: TrainConfig) -> Preprocess:
