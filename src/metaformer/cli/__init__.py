@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from metaformer.cli.parser import UsageError, drop_stdout
+from metaformer.cli.parser import UsageError, drop_stdout, in_options
 from metaformer.errors import MetaFormerError, RankError, UnknownName
 from metaformer.process import (
     keep_freed_memory,
@@ -149,7 +149,7 @@ def _fail(message: str, status: int) -> int:
 
 
 def _line(message: str) -> str:
-    lines = [" ".join(part.split()).rstrip(";") for part in message.splitlines()]
+    lines = [" ".join(part.split()).rstrip(";") for part in in_options(message).splitlines()]
     return printable("; ".join(line for line in lines if line))
 
 

@@ -10,7 +10,7 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "convert",
         "Rewrite a checkpoint in another format; the suffix of OUT chooses safetensors or torch.save.",
-        "metaformer convert poolformer_s12.pth.tar poolformer_s12.safetensors --to timm",
+        "metaformer convert poolformer_s12.pth.tar s12.safetensors --to timm --model poolformer_s12",
     )
     parser.add_argument("source", metavar="IN", help="checkpoint in any published format")
     parser.add_argument("target", metavar="OUT", help="file to write: .safetensors, .pth, .pt or .bin")

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from metaformer.process import printable
 
@@ -102,6 +102,27 @@ def write_json(path: Path, value: Any) -> None:
 
     text = json.dumps(value, indent=1) + "\n"
     write_text(path, text)
+
+
+IN_OPTIONS: Final = {
+    r"\b\w+=\w*, (--[a-z])": r"\1",  # as in (checkpoint_path=, --checkpoint)
+    r"build the model with num_classes=(\d+), or pass classifier='reset' to train a new one": (
+        r"name its \1 classes (--class-names), or train a new one (metaformer train finetune)"
+    ),
+    r"\s*strict=False loads what fits": "",  # no command does
+    r"Build the model with the image_size of the file .* to load_weights": (
+        "train it for the other size (metaformer train finetune --model.checkpoint), which resamples them"
+    ),
+    r"set grid_mode='interpolate'": "train with --model.overrides '{grid_mode: interpolate}'",
+}
+"""What errors say of arguments in Python, and what a command says in its place."""
+
+
+def in_options(message: str) -> str:
+    """An error's text that names options where it has arguments in Python."""
+    for pattern, option in IN_OPTIONS.items():
+        message = re.sub(pattern, option, message)
+    return message
 
 
 def explain(message: str, known: Iterable[str]) -> str:
