@@ -128,6 +128,9 @@ def test_the_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert cache_dir() == tmp_path / "metaformer"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path.home() / ".cache" / "metaformer"
+    monkeypatch.setenv("METAFORMER_HOME", "~no-user-of-this-name/cache")
+    with pytest.raises(OutputError, match="no such home directory; set METAFORMER_HOME"):
+        cache_dir()
 
 
 def test_each_output_has_a_name_of_its_own() -> None:
@@ -135,3 +138,14 @@ def test_each_output_has_a_name_of_its_own() -> None:
     given = [names.of(path) for path in ("a/x.jpg", "b/x.png", "x_2.png", "c/X.jpg", "", "")]
     assert given == ["x", "x_2", "x_2_2", "X_3", "image", "image_2"]
     assert names.unique("x") == "x_4"
+
+
+def test_long_names_are_cut_and_told_apart(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    names, long = FileNames(), "猫" * 84  # 252 bytes
+    found = [names.of(f"{long}.png"), names.of(f"{long[:-1]}狗.png")]
+    assert len(set(found)) == 2 and all(name.startswith("猫" * 60) for name in found)
+    assert all(len(f"{name}_000001.jsonl".encode()) < 255 for name in found)
+    assert ["too long a name" in message for message in caplog.messages] == [True, True]
+    for name in found:
+        write_text(tmp_path / f"{name}.txt", "")
+    assert names.of("x" * 200) == "x" * 200

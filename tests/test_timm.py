@@ -1,5 +1,6 @@
 """The same numbers as timm's MetaFormers, both ways."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def test_ours_to_theirs(name: str, tmp_path: Path) -> None:
     image = torch.randn(2, 3, *SIZE)
     with torch.no_grad():
         assert error(ours(image), theirs(image)) <= 1e-4
+
+
+def test_the_documented_fields_make_poolformer_timms() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    (line,) = re.findall(r"^like_timm = (.*)$", page, re.MULTILINE)
+    options = eval(line.replace("metaformer.create_model", "dict", 1).replace('"poolformer_s12", ', ""))
+    assert options == HEADS["poolformer_s12"]
 
 
 def test_poolformer_has_timms_features_and_with_timms_head_its_logits() -> None:

@@ -1,18 +1,28 @@
 """This process: its memory, its threads and the signals that stop it; for programs to call, not libraries."""
 
+import codecs
 import ctypes
 import gc
+import io
+import json
 import os
+import re
 import resource
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
+from typing import Final, NoReturn
 
 # Parameter numbers in glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+ASCII: Final = {"×": "x", "…": "...", "–": "-", "—": "-", "−": "-", "≤": "<=", "≥": ">=", "→": "->", "·": "."}
+"""Signs of our texts, and what is printed where the encoding has none of them."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+GRACE: Final = 8.0
+"""Seconds that an operation may still take after a signal; what must be saved then is in ten."""
 
 
 def keep_freed_memory(largest: int = 1 << 30) -> bool:
@@ -36,6 +46,43 @@ def sleep_rather_than_spin() -> None:
     takes effect before torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def print_anywhere(signs: bool = True) -> None:
+    """Let standard output and error print every text, whatever the terminal's encoding.
+
+    What it lacks is written in ASCII: signs that our own texts use by their likes, others as JSON escapes
+    them. So are surrogates, which stand for bytes of file names that are no UTF-8.
+
+    Args:
+        signs: False for JSON, in which signs are escaped like all others.
+    """
+    likes = ASCII if signs else {}
+
+    def in_ascii(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        lacking = error.object[error.start : error.end]
+        return "".join(likes.get(char) or json.dumps(char)[1:-1] for char in lacking), error.end
+
+    codecs.register_error("metaformer", in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="metaformer")
+
+
+def printable(text: str) -> str:
+    """A text of several lines, in which control characters are escaped as in JSON: a terminal obeys them."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", _escape, text)
+
+
+def one_line(text: str) -> str:
+    """The same for a text of one line, such as a name."""
+    return re.sub(r"[\t\n\u2028\u2029]", _escape, printable(text))
+
+
+def _escape(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1] if found[0] != "\x7f" else "\\u007f"
 
 
 @contextmanager
@@ -62,26 +109,75 @@ def memory() -> int:
     return whole if limit == resource.RLIM_INFINITY else min(whole, limit)
 
 
+def open_files_limit(needed: int = 0) -> tuple[int, int]:
+    """How many files this process may open, and how many of these are left.
+
+    Args:
+        needed: raise the limit so that these are left, as far as the system lets this process do it.
+    """
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        used = len(os.listdir("/dev/fd")) - 1  # its own
+    except (ImportError, OSError):  # no such limit, or no way to count
+        return sys.maxsize, sys.maxsize
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and used + needed > soft and (hard == unlimited or hard > soft):
+        raised = used + needed if hard == unlimited else min(used + needed, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    limit = sys.maxsize if soft == unlimited else soft
+    return limit, max(limit - used, 0)
+
+
 class StopSignals:
     """Context that records SIGTERM and SIGINT as a request to stop; a second one ends the process at once.
+
+    Python runs handlers of signals between its own instructions, and an operation of PyTorch may last
+    minutes. So a thread learns of each signal, too: it ends the process at the second one, and where the
+    first has not led to the end of the context within GRACE seconds. `protected` holds that off.
 
     `number` is the signal that was received, or 0.
     """
 
     def __init__(self) -> None:
         self.number = 0
+        self._handled = 0
+        self._before_exit: Callable[[], object] | None = None
+        self._exit_lock = threading.Lock()
+        """Held while the process must not be ended for being slow, and by the thread that ends it."""
+        self._over = False
         self._previous: dict[int, object] = {}
+        self._thread: threading.Thread | None = None
+        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
-            self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python allows handlers only there
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._previous_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        _wakeup_fds.add(self._writer)
+        self._thread = threading.Thread(target=self._watch, args=(reader,), name="stop signals", daemon=True)
+        self._thread.start()
+        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._thread is None:
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        with self._exit_lock:
+            self._over = True
+        signal.set_wakeup_fd(self._previous_fd)
+        _wakeup_fds.discard(self._writer)
+        os.close(self._writer)
+        self._thread.join()
 
     def requested(self) -> bool:
         """Whether a signal was received."""
@@ -92,7 +188,83 @@ class StopSignals:
         """What a shell expects of a process that a signal ended: 143 for SIGTERM, 130 for SIGINT."""
         return 128 + self.number
 
+    @contextmanager
+    def protected(self) -> Iterator[None]:
+        """Context in which the first signal does not end the process, however long it takes."""
+        with self._exit_lock:
+            yield
+
+    @contextmanager
+    def interruptible(self, before_exit: Callable[[], object] | None = None) -> Iterator[None]:
+        """Part of a `protected` context in which it does.
+
+        Args:
+            before_exit: called first, in another thread, while this context's code is still running.
+        """
+        self._before_exit = before_exit
+        self._exit_lock.release()
+        try:
+            yield
+        finally:
+            self._exit_lock.acquire()
+            self._before_exit = None
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
-            os._exit(128 + number)
-        self.number = number
+        self._handled += 1
+        if self._handled > 1:
+            _exit(128 + number)
+        self.number = self.number or number
+
+    def _watch(self, reader: int) -> None:
+        """Read the numbers of the signals, which C code writes at once, until the context is left."""
+        count = 0
+        with open(reader, "rb", buffering=0) as numbers:
+            while received := numbers.read(64):
+                for number in received:
+                    count += number in STOP_SIGNALS
+                    if count > 1:
+                        _exit(128 + number)
+                    if count and not self.number:
+                        self.number = number
+                if count and self._timer is None:
+                    self._timer = threading.Timer(GRACE, self._exit_when_allowed)
+                    self._timer.daemon = True
+                    self._timer.start()
+
+    def _exit_when_allowed(self) -> None:
+        with self._exit_lock:
+            if self._over:
+                return
+            status = self.exit_status
+            try:
+                if self._before_exit is not None:
+                    self._before_exit()
+            except Exception as error:  # the process must end whatever it is
+                print(f"metaformer: error: {error}", file=sys.stderr, flush=True)
+                status = 1
+            _exit(status)
+
+
+_wakeup_fds: set[int] = set()
+"""Descriptors that C code writes the numbers of signals to, while a `StopSignals` is entered."""
+
+
+def _forget_wakeup_fd() -> None:
+    """In a forked child: its signals are not its parent's."""
+    with suppress(ValueError):
+        other = signal.set_wakeup_fd(-1)
+        if other not in _wakeup_fds:
+            signal.set_wakeup_fd(other)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_wakeup_fd)
+
+
+def _exit(status: int) -> NoReturn:
+    """End the process and its data workers now, without waiting for anything that runs."""
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():
+            if child.daemon:
+                child.kill()
+    os._exit(status)

@@ -3,7 +3,7 @@
 import ast
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -92,6 +92,12 @@ class Registry(Generic[T]):
             return factory(*args, **{**context, **options})
         except TypeError as error:
             raise ConfigError(f"{self.kind} {spec!r}: {error}") from error
+
+
+def import_files(paths: Iterable[str | Path]) -> None:
+    """Run several files, each once; see `import_file`."""
+    for path in {Path(path).resolve(): path for path in paths}.values():
+        import_file(path)
 
 
 def import_file(path: str | Path) -> None:

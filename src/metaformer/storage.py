@@ -1,5 +1,7 @@
 """Files: read with a limit, written atomically; locks and the cache directory."""
 
+import hashlib
+import logging
 import os
 import secrets
 import stat
@@ -18,6 +20,8 @@ from metaformer.serialize import DEPTH, parse_json, shown
 
 TEMPORARY = ".tmp-"
 """First part of the name of what is not complete yet."""
+MAX_NAME = 200
+"""Bytes of an output's name without its ending; file systems take 255."""
 PATIENCE = 10.0
 """Seconds to wait for a lock, which may outlive a killed process by as much as its data workers do."""
 
@@ -301,11 +305,20 @@ def is_held(file: Path) -> bool:
 
 
 def cache_dir() -> Path:
-    """`$METAFORMER_HOME`, or `metaformer` in `$XDG_CACHE_HOME` or ~/.cache."""
+    """`$METAFORMER_HOME`, or `metaformer` in `$XDG_CACHE_HOME` or ~/.cache.
+
+    Raises:
+        OutputError: the user has no home directory, as in a container that runs under a bare number.
+    """
     home = os.environ.get("METAFORMER_HOME")
-    if home:
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "metaformer"
+    folder = home or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "metaformer")
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise OutputError(f"{folder}: no such home directory; set METAFORMER_HOME to a folder") from error
+
+
+_log = logging.getLogger(__name__)
 
 
 class FileNames:
@@ -319,7 +332,17 @@ class FileNames:
 
     def of(self, path: str | Path) -> str:
         """A new name for an input; `image` for an image in memory, whose path is empty."""
-        return self.unique(Path(path).stem or "image")
+        return self.unique(self._short(Path(path).stem or "image"))
+
+    def _short(self, name: str) -> str:
+        """A name to which endings and numbers can be added; the hash of the whole tells cut ones apart."""
+        content = os.fsencode(name)
+        if len(content) <= MAX_NAME:
+            return name
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        cut = content[: MAX_NAME - len(digest) - 1].decode(errors="ignore")
+        _log.warning("%s…: too long a name for outputs, which are called %s~%s", name[:40], cut, digest)
+        return f"{cut}~{digest}"
 
     def unique(self, wanted: str) -> str:
         """This name, or with the first number that makes it new."""

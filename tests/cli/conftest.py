@@ -1,5 +1,6 @@
 """For tests of commands."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,9 @@ class Result(NamedTuple):
         """The line that a failed command leaves on standard error."""
         lines = self.err.splitlines()
         assert self.status in (1, 2) and "Traceback" not in self.err, self
+        assert not re.search(r"\b[a-z_]+=(True|False|'|[,)]|\d)", lines[-1]), (
+            f"an argument in Python: {lines[-1]}"
+        )
         assert [line for line in lines if line.startswith("metaformer: error: ")] == lines[-1:], self
         return lines[-1]
 

@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -208,6 +210,128 @@ def test_a_file_that_exits_is_an_error(cli: Cli, tmp_path: Path) -> None:
 def test_a_closed_pipe_is_no_error() -> None:
     done = shell("metaformer list | head -1", stdout=subprocess.PIPE)
     assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("evaluate {run} --json {out}/it.json", 0),
+        ("data check {bad} --json {out}/it.json", 1),
+        ("predict {run} {photo} --out {out}/it.jsonl", 0),
+        ("bench poolformer_n --counts --json {out}/it.json", 0),
+    ],
+)
+def test_results_are_written_where_nobody_reads_the_text(
+    command: str, status: int, run: Path, pets: Path, bad_pets: Path, tmp_path: Path
+) -> None:
+    photo, out = next(pets.glob("val/*/*")), tmp_path / "out"
+    out.mkdir()
+    args = command.format(run=run, bad=bad_pets, photo=photo, out=out).split()
+    reader, writer = os.pipe()
+    os.close(reader)  # what is printed fails
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "metaformer", *args],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == status and "Error" not in done.stderr and "error:" not in done.stderr
+    assert [file.stat().st_size > 0 for file in out.iterdir()] == [True]
+
+
+ASCII = [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+
+
+@pytest.mark.parametrize("environment", ASCII, ids=["ascii", "C"])
+def test_any_terminal_prints_our_texts(environment: dict[str, str]) -> None:
+    script = (
+        "from metaformer.cli import main\n"
+        "for args in ('--help', 'list caformer_s*', 'bench poolformer_n --counts', 'train'):\n"
+        "    print(main(args.split()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, timeout=100, env={**os.environ, **environment}
+    )
+    text = done.stdout.decode("ascii") + done.stderr.decode("ascii")
+    assert done.returncode == 0 and "metaformer COMMAND ..." in text, text
+    assert [line for line in text.splitlines() if line.isdecimal()] == ["0", "0", "0", "2"]
+
+
+def test_json_is_exact_on_any_terminal(run: Path, pets: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "3×4 猫 🐈.png"
+    shutil.copy(next(pets.glob("val/*/*")), photo)
+    done = subprocess.run(
+        [sys.executable, "-m", "metaformer", "predict", run, photo],
+        capture_output=True,
+        timeout=100,
+        check=True,
+        env={**os.environ, **ASCII[0]},
+    )
+    assert json.loads(done.stdout.decode("ascii"))["path"] == str(photo)
+
+
+def test_names_that_are_no_utf8_are_printed() -> None:
+    command = [sys.executable, "-m", "metaformer", "runs", b"\xff"]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, b"metaformer: error: \\udcff: no such folder\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "predict {run} --top-k 1 {photo}",
+        "predict --top-k 1 {run} {photo} {photo}",
+        "predict {run} {photo} --top-k 1 {photo}",
+        "evaluate --flip {run}",
+        "bench --counts poolformer_n --size 64 poolformer_s12",
+    ],
+)
+def test_options_stand_anywhere(line: str, run: Path, pets: Path, cli: Cli) -> None:
+    status, out, err = cli(*line.format(run=run, photo=next(pets.glob("val/*/*"))).split())
+    assert status == 0, err
+    assert out.count('"path"') == line.count("{photo}")
+    assert ("poolformer_s12" in out) == line.startswith("bench")
+
+
+MIXER = """
+import sys
+from torch import nn
+from metaformer.mixers import MIXERS
+
+@MIXERS.register("{name}")
+class Own(nn.Identity):
+    def __init__(self, dim, **context):
+        super().__init__()
+
+print("ran {name}", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "list --mixers",
+        "bench poolformer_n --counts --mixers own_a own_b own_a own_b",
+        "train demo/classify --data.root {pets} --out {out} --data.image_size 0",
+    ],
+)
+def test_several_files_are_imported(line: str, cli: Cli, tmp_path: Path, pets: Path) -> None:
+    options = []
+    for name in ("own_a", "own_b"):
+        file = tmp_path / name / "mixer.py"
+        file.parent.mkdir()
+        file.write_text(MIXER.format(name=name))
+        options += ["--import", file]
+    result = cli(*line.format(pets=pets, out=tmp_path / "run").split(), *options)
+    assert result.err.startswith("ran own_a\nran own_b\n"), result
+    if line.startswith("train"):
+        assert "data.image_size" in result.error
+    else:
+        assert result.status == 0 and ("own_b" in result.out or "bench" in line)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -1,6 +1,7 @@
 """Listing, exporting and quantizing models."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ from metaformer.factory import create_model
 from metaformer.mixers import MIXERS
 from metaformer.recipes import RECIPES
 from metaformer.weights.hub import save_pretrained
+from metaformer.weights.keymap import from_ours
 from metaformer.weights.sources import SOURCES
 
 Cli = Callable[..., Any]
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_models_with_published_figures(cli: Cli) -> None:
@@ -67,6 +70,43 @@ def test_convert_prints_what_it_wrote(cli: Cli, tmp_path: Path) -> None:
     torch.save(create_model("cyclemlp_b1").state_dict(), source)
     status, out, _ = cli("convert", source, target, "--to=cyclemlp")
     assert status == 0 and "cyclemlp_b1" in out and target.exists()
+
+
+def test_the_documented_conversion_runs(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PoolFormer-S12 and `metaformer_id_s12` store the same, so that one has to be named."""
+    monkeypatch.chdir(tmp_path)
+    state = from_ours(create_model("poolformer_s12").state_dict(), "poolformer")
+    torch.save(state, "poolformer_s12.pth.tar")
+    (command,) = re.findall(r"^metaformer (convert .*)", (DOCS / "models.md").read_text(), re.MULTILINE)
+    helped = cli("convert", "--help").out
+    for line in (command, *re.findall(r"^  metaformer (convert .*)", helped, re.MULTILINE)):
+        status, out, err = cli(*line.split())
+        assert status == 0 and "132 tensors of poolformer_s12" in out, err
+    assert "name one (--model)" in cli(*command.partition(" --model")[0].split()).error
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("evaluate poolformer_n --data {pets}", "(--checkpoint)"),
+        ("evaluate poolformer_s12 --data {pets} --checkpoint {weights}", "does not fit the model"),
+        ("evaluate poolformer_n --data {pets} --checkpoint {weights}", "name its 7 classes (--class-names)"),
+        ("predict randformer_s12 {photo} --checkpoint {random} --class-names {names}", "another grid"),
+        (
+            "train finetune --data.root {pets} --out {out} --model.name poolformer_n",
+            "--model.pretrained true",
+        ),
+    ],
+)
+def test_errors_name_options(line: str, named: str, cli: Cli, pets: Path, tmp_path: Path) -> None:
+    """`error` refuses those that name arguments in Python."""
+    weights, random = tmp_path / "weights.pth", tmp_path / "random.pth"
+    torch.save(create_model("poolformer_n", num_classes=7).state_dict(), weights)
+    if "{random}" in line:
+        torch.save(create_model("randformer_s12", num_classes=3, image_size=(64, 64)).state_dict(), random)
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    values = {"photo": next(pets.glob("val/*/*")), "names": tmp_path / "names.txt", "out": tmp_path / "run"}
+    assert named in cli(*line.format(pets=pets, weights=weights, random=random, **values).split()).error
 
 
 def test_bench_compares_models(cli: Cli, tmp_path: Path) -> None:

@@ -218,3 +218,89 @@ def test_wrong_data_is_named(fault: str, pets: Path, cli: Cli, train_args: Args,
             file.write_bytes(file.read_bytes()[:60])
     result = cli(*train_args, f"--data.root={root}", f"--out={tmp_path / 'run'}")
     assert result.status == 1 and fault.split("/")[0] in result.error
+
+
+# --- few file descriptors
+
+
+@pytest.mark.parametrize(
+    ("limit", "workers", "status"), [("-n 32", 2, 1), ("-Sn 32", 2, 0), ("-n 32", 0, 0)], ids=str
+)
+def test_with_few_open_files(
+    limit: str, workers: int, status: int, train_args: Args, pets: Path, tmp_path: Path
+) -> None:
+    """A hard limit is an error that names it, a soft one is raised, and no worker needs no more."""
+    args = [*train_args, f"--data.root={pets}", f"--out={tmp_path / 'run'}", f"--data.workers={workers}"]
+    shell = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", sys.executable, "-m", "metaformer", *args]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=100)
+    assert done.returncode == status, done.stderr
+    if status:
+        assert "error: the limit of 32 open files (ulimit -n)" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+# --- size and crop of the initial weights
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "crop"),
+    [
+        ("--model.name=caformer_s18.sail_in1k_384", 384, 1.0),
+        ("--model.name convformer_s18_384_in21ft1k", 384, 1.0),
+        ("--model.name=poolformer_s12", 224, 0.9),
+        ("--model.name=caformer_s18 --model.checkpoint=x/caformer_s18_384.pth", 384, 1.0),
+        ("--model.name=poolformer_s12 --model.checkpoint={card}", 96, 0.8),
+        ("--model.name=poolformer_s12 --model.checkpoint={card}/model.safetensors", 96, 0.8),
+        ("--model.name=poolformer_s12 --model.checkpoint={run}", 32, 1.0),
+        ("--model.name=poolformer_s12 --model.checkpoint={bad}", 224, 0.95),
+        ("--model.name=caformer_s18.sail_in1k_384 --data.image_size=256", 256, 1.0),
+        ("{yaml} --evaluate.crop 0.5", 384, 0.5),
+        ("--model.name=poolformer_s12 --model.pretrained=false", 224, 0.95),
+    ],
+)
+def test_fine_tuning_takes_the_size_and_crop_of_its_weights(
+    options: str, size: int, crop: float, run: Path, tmp_path: Path
+) -> None:
+    card, yaml = tmp_path / "card", tmp_path / "own.yaml"
+    card.mkdir()
+    cfg = {"input_size": [3, 96, 96], "crop_pct": 0.8}
+    (card / "config.json").write_text(json.dumps({"pretrained_cfg": cfg}))
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": {"input_size": [null], "crop_pct": "x"}}')
+    yaml.write_text("model: {name: caformer_s18.sail_in1k_384}\n")
+    args = options.format(card=card, run=run, bad=tmp_path, yaml=yaml).split()
+    config = resolve(RECIPES["finetune"], args)
+    assert (config.data.image_size, config.evaluate.crop) == (size, crop)
+
+
+def test_help_of_fine_tuning_has_the_size_of_its_weights(cli: Cli) -> None:
+    status, out, _ = cli("train", "finetune", "--model.name=caformer_s18.sail_in1k_384", "--print_config")
+    assert status == 0 and "image_size: 384" in out and "crop: 1.0" in out
+
+
+def test_other_recipes_keep_their_size() -> None:
+    assert (
+        resolve(RECIPES["demo/classify"], ["--model.name=caformer_s18.sail_in1k_384"]).data.image_size == 64
+    )
+
+
+def test_fine_tuning_names_its_size_and_that_of_its_weights(
+    run: Path, pets: Path, cli: Cli, train_args: Args, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = [
+        "train",
+        "finetune",
+        *train_args[2:3],
+        f"--data.root={pets}",
+        f"--model.checkpoint={run}/best/model.safetensors",
+    ]
+    args += [
+        "--model.name=poolformer_n",
+        "--schedule.epochs=1",
+        "--schedule.warmup_epochs=0",
+        "--data.batch_size=8",
+        "--data.workers=0",
+    ]
+    assert cli(*args, f"--out={tmp_path / 'same'}").status == 0
+    assert f"data.image_size 32, evaluate.crop 1, as {run}" in caplog.text
+    assert cli(*args, f"--out={tmp_path / 'other'}", "--evaluate.crop=0.75").status == 0
+    assert "evaluate.crop 0.75; " in caplog.text and "was trained with 32 and 1" in caplog.text

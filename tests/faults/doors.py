@@ -281,10 +281,9 @@ def _config_json(folder: Path) -> Path:
 
 
 def _resolve(folder: Path) -> object:
-    from metaformer.tasks.initial_weights import backbone_config
-
     from metaformer.models.build import check_memory
     from metaformer.tasks.classification.task import preprocessing
+    from metaformer.tasks.dense import backbone_config
     from metaformer.training.check import check_config
 
     config = _resolved([str(folder / "it.yaml")])

@@ -1,10 +1,16 @@
 """The C++ backend: compilation, signatures, checked calls."""
 
+import ctypes
+import hashlib
+import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +22,22 @@ from metaformer.ops.cpp import kernels
 from metaformer.ops.norm import layer_norm
 
 CHECK = "from metaformer.ops import cpp; print(cpp.describe())"
+FORWARD = (
+    "import torch; from metaformer import create_model; from metaformer.ops import cpp\n"
+    "create_model('poolformer_s12', num_classes=2)(torch.zeros(1, 3, 32, 32)).sum().backward()\n"
+    "print(cpp.describe())"
+)
 # where there is a compiler, that nothing was compiled is a failure
 compiled = pytest.mark.skipif(cpp.reason_against() is not None, reason=str(cpp.reason_against()))
 
 
+def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command, env = [sys.executable, "-c", script], {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=200)
+
+
 def described(**environment: str) -> str:
-    command = [sys.executable, "-c", CHECK]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, **environment}
-    )
-    return done.stdout.strip()
+    return run(CHECK, **environment).stdout.strip()
 
 
 @compiled
@@ -37,6 +49,127 @@ def test_compiled_once_and_kept(tmp_path: Path) -> None:
     assert library.stat().st_mtime_ns == before
     library.chmod(0o777)  # anybody may have written it since
     assert described(METAFORMER_HOME=str(tmp_path)).startswith("plain PyTorch: ")
+
+
+def zero_half(library: Path) -> None:
+    """What a power cut may leave of a file whose size was on the disk before its content."""
+    content = library.read_bytes()
+    library.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+
+
+def replace_by_another(library: Path) -> None:
+    """A valid library that holds none of the kernels, beside which an honest hash lies."""
+    other = importlib.import_module("_ctypes").__file__
+    assert other is not None
+    library.write_bytes(Path(other).read_bytes())
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()
+    library.with_name(f"{library.name}.sha256").write_text(f"{digest}\n")
+
+
+def replace_by_pipe(library: Path) -> None:
+    library.unlink()
+    os.mkfifo(library)
+
+
+def replace_hash_by_pipe(library: Path) -> None:
+    replace_by_pipe(library.with_name(f"{library.name}.sha256"))
+
+
+def replace_by_device(library: Path) -> None:
+    library.unlink()
+    library.symlink_to("/dev/zero")
+
+
+def remove_hash(library: Path) -> None:
+    """A process that was killed after it wrote the library."""
+    library.with_name(f"{library.name}.sha256").unlink()
+
+
+@pytest.fixture(scope="module")
+def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiler without optimization, for kernels that are loaded and hardly run."""
+    file = tmp_path_factory.mktemp("compiler") / "c++"
+    file.write_text(f'#!/bin/sh\nexec "{cpp._compiler()}" "$@" -O0\n')
+    file.chmod(0o755)
+    return file
+
+
+@pytest.fixture(scope="module")
+def intact(quick_compiler: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache directory with the library in it."""
+    home = tmp_path_factory.mktemp("home")
+    described(METAFORMER_HOME=str(home), CXX=str(quick_compiler))
+    return home
+
+
+@pytest.fixture
+def surroundings(quick_compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of the temporary files of a test."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("CXX", str(quick_compiler))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path / "temporary"
+
+
+def load_anew(home: str | Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL | None:
+    """What a new process would load."""
+    monkeypatch.setenv("METAFORMER_HOME", str(home))
+    return cpp.load.__wrapped__()
+
+
+@compiled
+@pytest.mark.parametrize(
+    "damage",
+    [zero_half, replace_by_another, replace_by_pipe, replace_hash_by_pipe, replace_by_device, remove_hash],
+)
+def test_a_damaged_library_is_compiled_anew(
+    damage: Callable[[Path], None],
+    intact: Path,
+    surroundings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(intact, tmp_path / "home")
+    (library,) = (tmp_path / "home" / "cpp").glob("*.so")
+    content = library.read_bytes()
+    damage(library)
+    found = load_anew(tmp_path / "home", monkeypatch)
+    assert found is not None and found.simd_lanes() in (8, 16) and not caplog.messages
+    assert library.is_file() and not library.is_symlink() and library.read_bytes() == content
+    assert library.with_name(f"{library.name}.sha256").is_file()
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["no home", "a file", "a folder in place of the library"])
+def test_without_a_cache_directory_a_private_folder_serves(
+    kind: str,
+    intact: Path,
+    surroundings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (library,) = (intact / "cpp").glob("*.so")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "home" / "cpp" / library.name).mkdir(parents=True)
+    homes = {"no home": "~no-user-of-this-name/cache", "a file": str(tmp_path / "file")}
+    assert load_anew(homes.get(kind, str(tmp_path / "home")), monkeypatch) is not None
+    (line,) = caplog.messages
+    assert line.startswith(f"C++ kernels are compiled to {surroundings}")
+    (folder,) = surroundings.glob("metaformer-cpp-*")
+    assert folder.stat().st_mode & 0o777 == 0o700 and len(list(folder.glob("*.so*"))) == 2
+
+
+@compiled
+def test_without_a_private_folder_plain_pytorch_runs(surroundings: Path) -> None:
+    folder = surroundings / f"metaformer-cpp-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)  # anybody may have made it
+    done = run(FORWARD, METAFORMER_HOME="~no-user-of-this-name/cache", TMPDIR=str(surroundings))
+    assert done.stdout.startswith("plain PyTorch: ") and not list(folder.iterdir())
+    (line,) = done.stderr.splitlines()
+    assert "no such home directory; set METAFORMER_HOME" in line and "others may write in it" in line
 
 
 @compiled

@@ -1,3 +1,4 @@
+import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -5,9 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from metaformer.errors import ConfigError, OutputError
-from metaformer.tasks.outputs import Output, Prediction, Writer, drawn_output, json_line, write_outputs
+from metaformer.tasks.classification.results import Classification
+from metaformer.tasks.classifier import write_predictions
+from metaformer.tasks.multilabel.results import MultilabelResult
+from metaformer.tasks.outputs import (
+    Output,
+    Prediction,
+    Writer,
+    drawn_output,
+    json_line,
+    write_outputs,
+)
+from metaformer.tasks.report import class_table
 
 Make = Callable[..., Prediction[Any]]
 
@@ -89,3 +102,36 @@ def test_frames_a_second_are_positive_and_at_most_1000(fps: float, tmp_path: Pat
     drawn_output(tmp_path, lambda prediction, moving: prediction.pixels(), 25)
     with pytest.raises(ConfigError, match="fps"):
         drawn_output(tmp_path, lambda prediction, moving: prediction.pixels(), fps)
+
+
+HOSTILE = ("line\nbreak", "=1+1", "\x1b[31mred", "+cat", "-dog", "@bee", "cat")
+
+
+def test_cells_hold_no_formula_and_no_control_character(tmp_path: Path) -> None:
+    labels = [Classification(f"{name}.png", (name, "cat"), (0.75, 0.25), (0, 1)) for name in HOSTILE]
+    image = Image.new("RGB", (40, 30))
+    list(write_predictions([Prediction(one, image) for one in labels], tmp_path, draw=True))
+    text = (tmp_path / "predictions.csv").read_text()
+    assert text.replace("\n", "").isprintable()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["label"] for row in rows] == [
+        "line\\nbreak", "'=1+1", "\\u001b[31mred", "'+cat", "'-dog", "'@bee", "cat",
+    ]  # fmt: skip
+    assert rows[1]["path"] == "'=1+1.png" and rows[1]["score"] == "0.750000"
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [line["labels"][0] for line in lines] == list(HOSTILE), "JSON has them as they are"
+    assert len(list((tmp_path / "images").iterdir())) == len(HOSTILE)
+
+
+def test_columns_named_by_classes_hold_no_formula(tmp_path: Path) -> None:
+    result = MultilabelResult("a.png", ("=1+1", "two\nlines"), (0.75, 0.25), (0.5, 0.5))
+    list(write_predictions([Prediction(result)], tmp_path / "a.csv"))
+    assert (
+        tmp_path / "a.csv"
+    ).read_text() == "path,labels,'=1+1,two\\nlines\na.png,'=1+1,0.750000,0.250000\n"
+
+
+def test_tables_of_classes_hold_no_control_character() -> None:
+    lines = class_table(("class", "images"), [[name, "1"] for name in HOSTILE], 20)
+    assert len(lines) == 1 + len(HOSTILE) and all(line.isprintable() for line in lines)
+    assert len({len(line) for line in lines}) == 1, "columns are aligned"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from metaformer.checkpoint.checkpoint import checkpoints
 from metaformer.checkpoint.run_dir import RunDir, read_log
 from metaformer.data.sampler import TrainSampler
 from metaformer.errors import DataError, OutputError, TrainingError, WeightsError
@@ -126,6 +127,66 @@ BATCH_NORM: dict[str, Any] = {
     "ema": {"decay": 0.9},
     "runtime": {"save_every": 1},
 }
+
+
+HANG = """
+import ctypes, json, sys
+from metaformer import process
+from metaformer.config import TrainConfig
+from metaformer.serialize import from_dict
+from metaformer.training.train import train
+from metaformer.training.trainer import Trainer
+
+mutex, method = ctypes.create_string_buffer(64), sys.argv[3]
+original = getattr(Trainer, method)
+
+def hanging(self, *args):
+    result = original(self, *args)
+    if self.step == int(sys.argv[4]):
+        print("hangs", flush=True)
+        while True:
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)  # C code that never comes back to Python
+    return result
+
+setattr(Trainer, method, hanging)
+process.GRACE = 0.5
+train(from_dict(TrainConfig, json.load(open(sys.argv[1]))), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "saved"), [("_backward", 5, 5), ("forward", 8, 8), ("_backward", 4, 4)]
+)
+def test_a_signal_during_a_long_operation_saves_the_last_complete_step(
+    configure: Configure, tmp_path: Path, digest: Digest, method: str, step: int, saved: int
+) -> None:
+    """The batch norm's statistics are those before the step that is cut."""
+    overrides = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "norm": "batch_norm"}
+    config = configure(
+        model={"drop_path_rate": 0.2, "head_dropout": 0.2, "overrides": overrides},
+        augment={"mixup": 0.8, "cutmix": 1.0, "erase": 0.5},
+        optim={"accumulate": 2, "clip": 1.0},
+        ema={"decay": 0.9},
+        runtime={"save_every": 0},
+    )
+    train(config, tmp_path / "whole")
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    args = [str(tmp_path / "config.json"), str(tmp_path / "cut"), method, str(step)]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", HANG, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "hangs\n"
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 143, printed
+    assert f"stopped by signal 15 after step {saved}" in printed and "--resume auto" in printed
+    assert checkpoints(tmp_path / "cut" / "checkpoints")[0].name == f"step_{saved}"
+    assert train(config, tmp_path / "cut", resume="auto").complete
+    for name in ("best", "checkpoints/step_8"):
+        assert equal_states(digest(tmp_path / "whole" / name), digest(tmp_path / "cut" / name))
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, what: str, steps: set[int]) -> dict[int, list[str]]:

@@ -54,6 +54,14 @@ def differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return any(not torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_batch_norm_over_one_value_is_explained(configure: Configure) -> None:
+    overrides = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "norm": "batch_norm"}
+    one = trainer(configure(model={"overrides": overrides}))
+    with pytest.raises(ConfigError, match=r"step 0: a batch norm .* 1 image\(s\) .*data.batch_size"):
+        one.take_step([batch(1)], 0)
+    one.take_step([batch(2)], 0)
+
+
 @pytest.mark.parametrize(
     "sections",
     [
@@ -386,3 +394,26 @@ def test_the_message_is_one_line_with_a_remedy(kind: str) -> None:
     text = NonFinite(kind, "stem.conv", [f"{i}.png" for i in range(10)]).message(max_files=3)
     assert f"the {kind} is not finite, first at stem.conv" in text and REMEDIES[kind] in text
     assert text.endswith("Images: 0.png, 1.png, 2.png and 7 more") and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "world", "remedy"),
+    [
+        (1, 1, 1, "data.batch_size 2"),
+        (4, 4, 1, "optim.accumulate 2"),
+        (4, 2, 2, "optim.accumulate 1"),
+        (4, 1, 4, "data.batch_size 8"),
+    ],
+)
+def test_upernet_needs_two_images_in_each_pass(batch: int, accumulate: int, world: int, remedy: str) -> None:
+    values = plain("segment", "segment", "head", "upernet")
+    values["data"]["batch_size"], values["optim"] = batch, {"accumulate": accumulate}
+    values["runtime"] = {"device": "cpu"}
+    with pytest.raises(ConfigError, match=f"batch norm over its 1×1 map needs two: set {remedy}$"):
+        check_config(from_dict(TrainConfig, values), world)
+    name, _, number = remedy.rpartition(" ")
+    section, _, field = name.partition(".")
+    values[section][field] = int(number)
+    check_config(from_dict(TrainConfig, values), world)
+    values["data"]["batch_size"], values["optim"] = batch, {"accumulate": accumulate}
+    check_config(from_dict(TrainConfig, {**values, "segment": {"head": "semantic_fpn"}}), world)

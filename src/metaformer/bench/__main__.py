@@ -8,8 +8,8 @@ from pathlib import Path
 
 from metaformer.bench.run import DTYPES, BenchConfig, bench
 from metaformer.errors import MetaFormerError
-from metaformer.process import keep_freed_memory
-from metaformer.registry import import_file
+from metaformer.process import keep_freed_memory, print_anywhere
+from metaformer.registry import import_files
 from metaformer.storage import write_text
 
 EXAMPLE = """  metaformer bench poolformer_s12 cyclemlp_b1 --batch 8 --against timm:poolformer_s12
@@ -47,7 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--counts", action="store_true", help="only count parameters and multiply-adds, measure no time")
     add("--by", choices=["stage", "mixer", "block"], help="break the counts down")
     add("--mixers", nargs="+", metavar="MIXER", help="other token mixers: one for all, or one per stage")
-    add("--import", dest="file", metavar="FILE.py", help="run this file first: it may register own mixers")
+    several = "run this file first: it may register own mixers; give it several times for several files"
+    add("--import", dest="files", action="append", default=[], metavar="FILE.py", help=several)
     add("--json", metavar="FILE", help="write everything there; - for standard output, without the table")
 
 
@@ -57,15 +58,14 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MetaFormerError: something that the user can correct.
     """
-    if args.file:
-        import_file(args.file)
+    import_files(args.files)
     given = {field.name: getattr(args, field.name) for field in fields(BenchConfig) if field.name != "speed"}
     config = BenchConfig(**given, speed=not args.counts)
     report = bench(args.models, config, against=args.against, mixers=args.mixers)
     text = json.dumps(report.to_dict(), indent=1) + "\n"
-    print(text if args.json == "-" else report.text(args.by))
     if args.json and args.json != "-":
         write_text(Path(args.json), text)
+    print(text if args.json == "-" else report.text(args.by))
     return 0
 
 
@@ -79,6 +79,7 @@ def main() -> int:
     )
     add_options(parser)
     keep_freed_memory()
+    print_anywhere()
     try:
         return run(parser.parse_args())
     except MetaFormerError as error:

@@ -24,7 +24,7 @@ from metaformer.bench.timing import SAMPLE_SECONDS, Machine, Timing, measure, ra
 from metaformer.deploy.optimize import optimize
 from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.process import keep_freed_memory
-from metaformer.registry import import_file
+from metaformer.registry import import_files
 
 FORMS = ("float32", "bfloat16", "int8")
 WORKER = (sys.executable, "-m", "metaformer.bench.int8_speed")
@@ -72,7 +72,7 @@ def measure_int8(
     *,
     checkpoint: str | Path | None = None,
     class_names: str | Path | None = None,
-    file: str | Path | None = None,
+    file: str | Path | Sequence[str | Path] = (),
 ) -> Int8Speed:
     """Time both networks on the CPU, on random images, with PyTorch's number of threads in this process.
 
@@ -83,7 +83,7 @@ def measure_int8(
         rounds: measurements of each.
         checkpoint: weights for a model name.
         class_names: file of class names.
-        file: Python file that registers the classifier's own mixers.
+        file: Python file, or files, that register the classifier's own mixers.
 
     Raises:
         ConfigError: `quantized` is no int8 network.
@@ -196,8 +196,8 @@ def main() -> int:
 
 
 def _load(order: Mapping[str, Any]) -> nn.Module:
-    if order.get("file"):
-        import_file(order["file"])
+    file = order.get("file") or ()
+    import_files([file] if isinstance(file, str) else file)
     from metaformer.inference.model import load_model
 
     network = load_model(order["source"], order.get("checkpoint"), class_names=order.get("class_names")).model

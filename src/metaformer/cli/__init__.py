@@ -1,6 +1,7 @@
 """`metaformer COMMAND …`: each command calls one Python function and imports only what that needs."""
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -8,9 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from metaformer.cli.parser import UsageError
+from metaformer.cli.parser import UsageError, drop_stdout, in_options
 from metaformer.errors import MetaFormerError, RankError, UnknownName
-from metaformer.process import keep_freed_memory, sleep_rather_than_spin
+from metaformer.process import (
+    keep_freed_memory,
+    open_files_limit,
+    print_anywhere,
+    printable,
+    sleep_rather_than_spin,
+)
 
 __all__ = ["COMMANDS", "main"]
 
@@ -61,8 +68,11 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; exit status 0, 1 for an error, printed in one line, or 2 for a usage error."""
     args = list(sys.argv[1:] if argv is None else argv)
+    print_anywhere()
     try:
-        return _run(args)
+        status = _run(args)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         return _fail(str(error), 2)
     except MetaFormerError as error:
@@ -72,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return 0
     except (OSError, MemoryError, RuntimeError) as error:
         message = _machine_error(error)
@@ -117,7 +127,10 @@ def _machine_error(error: Exception) -> str:
         try:
             sys.stdout.flush()
         except OSError:  # standard output itself failed, and would fail again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_stdout()
+        if error.errno == errno.EMFILE:
+            limit = open_files_limit()[0]
+            return f"{error}: the limit is {limit} (ulimit -n): raise it, for example by ulimit -n 1024"
         return str(error)
     full = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or full:
@@ -136,7 +149,8 @@ def _fail(message: str, status: int) -> int:
 
 
 def _line(message: str) -> str:
-    return "; ".join(line for part in message.splitlines() if (line := " ".join(part.split()).rstrip(";")))
+    lines = [" ".join(part.split()).rstrip(";") for part in in_options(message).splitlines()]
+    return printable("; ".join(line for line in lines if line))
 
 
 def _overview() -> str:

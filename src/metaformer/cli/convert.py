@@ -1,6 +1,6 @@
 """`metaformer convert IN OUT --to FORMAT`."""
 
-from metaformer.cli.parser import Parser
+from metaformer.cli.parser import Parser, say
 
 
 def run(argv: list[str]) -> int:
@@ -10,7 +10,7 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "convert",
         "Rewrite a checkpoint in another format; the suffix of OUT chooses safetensors or torch.save.",
-        "metaformer convert poolformer_s12.pth.tar poolformer_s12.safetensors --to timm",
+        "metaformer convert poolformer_s12.pth.tar s12.safetensors --to timm --model poolformer_s12",
     )
     parser.add_argument("source", metavar="IN", help="checkpoint in any published format")
     parser.add_argument("target", metavar="OUT", help="file to write: .safetensors, .pth, .pt or .bin")
@@ -19,5 +19,5 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from metaformer.weights.convert import convert
 
-    print(convert(args.source, args.target, args.to, args.model))
+    say(str(convert(args.source, args.target, args.to, args.model)))
     return 0

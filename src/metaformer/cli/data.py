@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from metaformer.cli.options import accepts, add_task_options
-from metaformer.cli.parser import Parser, UsageError, write_json
+from metaformer.cli.parser import Parser, UsageError, say, write_json
 
 if TYPE_CHECKING:
     from metaformer.tasks.base import TaskSpec
@@ -50,7 +50,7 @@ def _demo(argv: list[str]) -> int:
         args.dir, args.seed, per_class=args.per_class, copies=args.copies, scenes=tuple(args.scenes)
     )
     for folder, count in images.items():
-        print(f"{count} images: {folder}")
+        say(f"{count} images: {folder}")
     return 0
 
 
@@ -78,7 +78,7 @@ def _check(argv: list[str]) -> int:
     report = _spec(parser, data, task, args).check_data(data, splits, workers=workers, **args)
     if file:
         write_json(file, report.to_dict())
-    print(report.text())
+    say(report.text())
     return 0 if report.ok else 1
 
 
@@ -134,7 +134,7 @@ def _shard(argv: list[str]) -> int:
         on_bad_image=args.on_bad_image,
         workers=args.workers,
     )
-    print(done.text())
+    say(done.text())
     return 0
 
 

@@ -3,7 +3,7 @@
 import os
 
 from metaformer.cli.options import add_options, add_task_options, options_of
-from metaformer.cli.parser import Parser
+from metaformer.cli.parser import Parser, say
 
 EXAMPLE = """metaformer evaluate runs/flowers --flip
   metaformer evaluate caformer_s18.sail_in1k --data IMAGENET --real-labels real.json"""
@@ -23,11 +23,11 @@ def run(argv: list[str]) -> int:
     args = vars(parser.parse_args(argv))
     parser.run_import(args)
     options = {
-        name: value for name, value in args.items() if name not in ("source", "data", "json", "import_file")
+        name: value for name, value in args.items() if name not in ("source", "data", "json", "import_files")
     }
     report = evaluate(args["source"], args["data"], **options)
     if os.environ.get("RANK", "0") == "0":  # under torchrun every process evaluates, the first prints
-        print(report.text())
         if args["json"]:
             report.save(args["json"])
+        say(report.text())
     return 0

@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metaformer.cli.parser import Parser
+from metaformer.cli.parser import Parser, say
 
 if TYPE_CHECKING:
     from metaformer.tasks.base import LoadedModel
@@ -41,9 +41,9 @@ def run(argv: list[str]) -> int:
         notes=_notes(model),
         on_step=lambda step: print(f"export: {step}", file=sys.stderr, flush=True),
     )
-    print(f"{written.path}: {model.name}, {written.limits}")
-    print(f"largest difference from the network: {written.difference:.1e} of the largest output")
-    print(f'load it with: metaformer.load_package("{written.path}", trusted=True)')
+    say(f"{written.path}: {model.name}, {written.limits}")
+    say(f"largest difference from the network: {written.difference:.1e} of the largest output")
+    say(f'load it with: metaformer.load_package("{written.path}", trusted=True)')
     return 0
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from metaformer.cli.parser import Parser
 from metaformer.errors import UnknownName
+from metaformer.process import one_line
 
 
 def run(argv: list[str]) -> int:
@@ -144,7 +145,7 @@ def _cell(head: str, value: Any) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table with aligned columns."""
-    lines = [heads, *rows]
+    lines = [[one_line(cell) for cell in line] for line in (heads, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

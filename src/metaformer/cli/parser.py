@@ -3,10 +3,14 @@
 import argparse
 import difflib
 import json
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+
+from metaformer.process import printable
 
 
 class UsageError(Exception):
@@ -33,6 +37,10 @@ class Parser(argparse.ArgumentParser):
         command = self.prog.rpartition("metaformer ")[2]
         raise UsageError(f"{command}: {explain(message, re.findall(r'--[a-z-]+', self.format_usage()))}")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments, of which options may also stand between and before the others."""
+        return self.parse_intermixed_args(args, namespace)
+
     def add_source(self) -> None:
         """Add the network: a run, a checkpoint or a model by name."""
         kinds = "run, checkpoint or save_pretrained directory, or model name"
@@ -42,23 +50,46 @@ class Parser(argparse.ArgumentParser):
 
     def add_import(self) -> None:
         """Add the option that names a user's own mixers."""
-        text = "run this file first: it may register own mixers"
-        self.add_argument("--import", dest="import_file", metavar="FILE.py", help=text)
+        add_import(self)
 
     def run_import(self, args: Mapping[str, Any]) -> None:
-        """Run that file, where one was named.
+        """Run the files that were named.
 
         Raises:
             ConfigError: no such file, or an error in it.
         """
-        if args["import_file"]:
-            from metaformer.registry import import_file
+        from metaformer.registry import import_files
 
-            import_file(args["import_file"])
+        import_files(args["import_files"])
 
     def add_json(self) -> None:
         """Add the option that writes the result as JSON."""
         self.add_argument("--json", type=Path, metavar="FILE", help="write the result there as JSON")
+
+
+def add_import(parser: Any) -> None:
+    """Add the option that names files with a user's own mixers to a parser of argparse."""
+    parser.add_argument(
+        "--import",
+        dest="import_files",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="run this file first: it may register own mixers; give it several times for several files",
+    )
+
+
+def say(text: str) -> None:
+    """Print a result; where nobody reads any more, as after `| head`, the command goes on without."""
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        drop_stdout()
+
+
+def drop_stdout() -> None:
+    """Send what is still printed to nowhere: at exit, it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -71,6 +102,27 @@ def write_json(path: Path, value: Any) -> None:
 
     text = json.dumps(value, indent=1) + "\n"
     write_text(path, text)
+
+
+IN_OPTIONS: Final = {
+    r"\b\w+=\w*, (--[a-z])": r"\1",  # as in (checkpoint_path=, --checkpoint)
+    r"build the model with num_classes=(\d+), or pass classifier='reset' to train a new one": (
+        r"name its \1 classes (--class-names), or train a new one (metaformer train finetune)"
+    ),
+    r"\s*strict=False loads what fits": "",  # no command does
+    r"Build the model with the image_size of the file .* to load_weights": (
+        "train it for the other size (metaformer train finetune --model.checkpoint), which resamples them"
+    ),
+    r"set grid_mode='interpolate'": "train with --model.overrides '{grid_mode: interpolate}'",
+}
+"""What errors say of arguments in Python, and what a command says in its place."""
+
+
+def in_options(message: str) -> str:
+    """An error's text that names options where it has arguments in Python."""
+    for pattern, option in IN_OPTIONS.items():
+        message = re.sub(pattern, option, message)
+    return message
 
 
 def explain(message: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaformer.cli.options import add_options, add_task_options, options_of
-from metaformer.cli.parser import Parser
+from metaformer.cli.parser import Parser, say
 
 if TYPE_CHECKING:
     from metaformer.inference.predictor import Predictor
@@ -20,6 +20,7 @@ def run(argv: list[str]) -> int:
     from metaformer.deploy.optimize import optimize
     from metaformer.inference.evaluate import check_options, task_options
     from metaformer.inference.predictor import Predictor
+    from metaformer.process import print_anywhere, printable
 
     parser = _parser()
     args = vars(parser.parse_args(argv))
@@ -34,8 +35,13 @@ def run(argv: list[str]) -> int:
         return _predict_all(predictor, args)
     model = predictor.model
     check_options("write", model, outputs)
+    if not args["out"]:
+        print_anywhere(signs=False)  # lines of JSON
     for line in model.spec.write(predictor.predictions(args["inputs"]), args["out"], model, **outputs):
-        print(line)
+        if args["out"]:
+            say(line)
+        else:  # where nobody reads any more, there is nothing left to do
+            print(printable(line))
     return 0
 
 
@@ -100,13 +106,17 @@ def _predict_all(predictor: "Predictor", args: dict[str, Any]) -> int:
     source = open_split(args["data"], args["split"])
     skip_bad, data = args["on_bad_image"] == "skip", f"{args['data']} {args['split']}"
     world = find_world(args["device"])
-    with StopSignals() as stop:
+
+    def explain() -> None:
+        print("stopped by a signal; the same command resumes from here", file=sys.stderr, flush=True)
+
+    with StopSignals() as stop, stop.protected(), stop.interruptible(explain):
         try:
             done = predict_all(
                 predictor, source, args["out"], world, data=data, skip_bad=skip_bad, stop=stop.requested
             )
         except Interrupted:
-            print("stopped by a signal; the same command resumes from here", file=sys.stderr)
+            explain()
             return stop.exit_status
-    print(f"{done.images} images ({done.before} of them before, {done.bad} bad): {done.file}")
+    say(f"{done.images} images ({done.before} of them before, {done.bad} bad): {done.file}")
     return 0

@@ -1,7 +1,7 @@
 """`metaformer quantize RUN --data DIR --out DIR`."""
 
 from metaformer.cli.options import add_options, options_of
-from metaformer.cli.parser import Parser, write_json
+from metaformer.cli.parser import Parser, say, write_json
 
 EXAMPLE = """metaformer quantize runs/demo-classify --out runs/demo-int8
   metaformer evaluate runs/demo-int8"""
@@ -31,20 +31,20 @@ def run(argv: list[str]) -> int:
     if args["rounds"] < 0:
         parser.error(f"--rounds {args['rounds']}: must be 0 or more")
     parser.run_import(args)
-    rounds, file, mixers = args.pop("rounds"), args.pop("json"), args.pop("import_file")
+    rounds, file, mixers = args.pop("rounds"), args.pop("json"), args.pop("import_files")
     source, data, out = args.pop("source"), args.pop("data"), args.pop("out")
     report = quantize(source, data, out, **args)
-    print(report.text())
     values = report.to_dict()
-    try:
-        if rounds:
-            from metaformer.bench.int8_speed import measure_int8
+    if file:  # the accuracy holds also where the speed cannot be measured
+        write_json(file, values)
+    say(report.text())
+    if rounds:
+        from metaformer.bench.int8_speed import measure_int8
 
-            own = {"checkpoint": args["checkpoint"], "class_names": args["class_names"], "file": mixers}
-            speed = measure_int8(source, out, BATCHES, rounds, **own)
-            print(f"\n{speed.text()}")
-            values["speed"] = speed.to_dict()
-    finally:  # the accuracy holds also where the speed cannot be measured
+        own = {"checkpoint": args["checkpoint"], "class_names": args["class_names"], "file": mixers}
+        speed = measure_int8(source, out, BATCHES, rounds, **own)
+        values["speed"] = speed.to_dict()
         if file:
             write_json(file, values)
+        say(f"\n{speed.text()}")
     return 0

@@ -3,7 +3,7 @@
 import json
 
 from metaformer.cli.listing import table
-from metaformer.cli.parser import Parser
+from metaformer.cli.parser import Parser, say
 
 HEADS = ("run", "model", "state", "step", "best", "last written")
 
@@ -25,17 +25,17 @@ def run(argv: list[str]) -> int:
     if args.json:
         print(json.dumps([one.to_dict() for one in found], indent=1))
     elif not found:
-        print(f"no runs in {args.dir}")
+        say(f"no runs in {args.dir}")
     else:
         rows = []
         for one in found:
             step = f"{one.step}/{'?' if one.total is None else one.total}"
             best = "-" if one.best is None else f"{one.metric} {one.best:.4f} at {one.best_step}"
             rows.append((one.path, one.model, one.state, step, best, f"{one.age} ago"))
-        print(table(HEADS, rows))
+        say(table(HEADS, rows))
         for one in found:
             for note in one.notes:
-                print(f"\n{note}" if one.state == "other version" else f"\ndamaged: {note}")
+                say(f"\n{note}" if one.state == "other version" else f"\ndamaged: {note}")
             if one.resume:
-                print(f"\nto resume {one.path}:\n  {one.resume}")
+                say(f"\nto resume {one.path}:\n  {one.resume}")
     return int(any(one.state == "damaged" for one in found))

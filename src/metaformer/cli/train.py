@@ -4,20 +4,21 @@ import argparse
 import os
 import shlex
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from metaformer.cli.parser import Parser, UsageError, explain
+from metaformer.cli.parser import Parser, UsageError, add_import, explain
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.recipes import RECIPES, find
 from metaformer.recipes.recipe import Recipe
 from metaformer.serialize import check_yaml, field_types, from_dict, shown
 from metaformer.storage import read_text
+from metaformer.weights.trained import trained_with
 
 USAGE = """usage: metaformer train RECIPE [CONFIG.yaml] --data.root DIR --out RUN [--FIELD VALUE …]
 
@@ -80,6 +81,7 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
         with suppress(yaml.YAMLError):  # the parser reports it below, as it does a missing file
             if os.path.lexists(file):
                 check_yaml(read_text(file, ConfigError, largest=LARGEST), file, ConfigError)
+    recipe = _as_trained(recipe, argv)
     parser = _parser(recipe, show_own=any(arg in ("-h", "--help") for arg in argv))
     if len(argv) > 1 and argv[0] == "--config":  # alone first, so that its errors name the file
         alone = _read(parser, recipe, argv[:2], f"{argv[1]}: ")
@@ -91,6 +93,24 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
     values = _read(parser, recipe, argv)
     values.pop("config", None)
     return from_dict(TrainConfig, values)
+
+
+def _as_trained(recipe: Recipe, argv: list[str]) -> Recipe:
+    """A recipe that starts from published weights, with the size and crop of those that the options name."""
+    if not recipe.config.model.pretrained or recipe.config.task != "classify":
+        return recipe
+    asked = [arg for arg in argv if arg not in ("-h", "--help") and not arg.startswith("--print_config")]
+    try:
+        values = _read(_parser(recipe, show_own=False), recipe, asked)
+        values.pop("config", None)
+        trained = trained_with(from_dict(TrainConfig, values).model)
+    except (ConfigError, UsageError):  # reported with the file's name
+        return recipe
+    if trained is None:
+        return recipe
+    data = replace(recipe.config.data, image_size=trained.image_size)
+    evaluate = replace(recipe.config.evaluate, crop=trained.crop)
+    return replace(recipe, config=replace(recipe.config, data=data, evaluate=evaluate))
 
 
 def _files(argv: list[str]) -> list[Path]:
@@ -146,12 +166,7 @@ def _add_own(parser: Any, recipe: Recipe) -> None:
     add, out = parser.add_argument, f"runs/{recipe.name.replace('/', '-')}"
     add("--out", metavar="RUN", default=out, help="run directory")
     add("--resume", metavar="auto|PATH", help="resume from the newest checkpoint, or from this one")
-    add(
-        "--import",
-        dest="import_file",
-        metavar="FILE.py",
-        help="run this file first: it may register own mixers",
-    )
+    add_import(parser)
 
 
 def _dotted(values: dict[str, Any], prefix: str = "") -> list[str]:

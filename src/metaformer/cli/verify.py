@@ -1,7 +1,7 @@
 """`metaformer verify NAME|all --data IMAGENET`."""
 
 from metaformer.cli.options import add_options, options_of
-from metaformer.cli.parser import Parser, write_json
+from metaformer.cli.parser import Parser, in_options, say, write_json
 
 
 def run(argv: list[str]) -> int:
@@ -22,7 +22,7 @@ def run(argv: list[str]) -> int:
     name, data, file = args.pop("name"), args.pop("data"), args.pop("json")
     verdicts = []
     for verdict in verify(name, data, **args):
-        print(verdict.text(), flush=True)
+        say(in_options(verdict.text()))
         verdicts.append(verdict)
     if file:
         write_json(file, [verdict.to_dict() for verdict in verdicts])

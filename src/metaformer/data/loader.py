@@ -19,13 +19,17 @@ from metaformer.data.sampler import Sample
 from metaformer.data.worker_monitor import Watchdog, WorkerMonitor
 from metaformer.distributed import Interrupted
 from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError
-from metaformer.process import cores, keep_freed_memory
+from metaformer.process import cores, keep_freed_memory, open_files_limit
 
 POLL: Final = 1.0
 """Seconds after which a wait for a batch checks `stop` and the workers."""
 
 DATA_TIMEOUT: Final = 120.0
 """Seconds without a batch after which a run gives up."""
+
+FILES: Final = 16
+FILES_PER_WORKER: Final = 6
+"""File descriptors that loading takes at least: pipes, and memory that holds batches."""
 
 Stop = Callable[[], bool]
 """Whether the run should stop."""
@@ -109,7 +113,7 @@ class Loader:
                 for worker in getattr(iterator, "_workers", []):
                     worker.kill()  # one that hangs would not react to anything gentler, and be waited for
                 # A worker killed while it checks this event holds its lock forever: take a new one.
-                vars(iterator)["_workers_done_event"] = multiprocessing.Event()
+                vars(iterator)["_workers_done_event"] = self._spare_event
                 shut_down()
 
     def _batches(self, samples: "ErrorCapturingDataset") -> dict[str, Any]:
@@ -117,6 +121,12 @@ class Loader:
         return {"dataset": samples, "batch_sampler": self.sampler, "collate_fn": self.dataset.collate}
 
     def _start(self) -> Iterator[Any]:
+        workers = self._loader.num_workers
+        if workers and self._loader._iterator is None:
+            needed = FILES + FILES_PER_WORKER * workers
+            if open_files_limit(needed)[1] < needed:
+                raise _too_few_files(workers)
+            self._spare_event = multiprocessing.Event()
         try:
             with _default_sigchld():
                 batches = iter(self._loader)
@@ -153,6 +163,8 @@ class Loader:
 
     def _explain(self, error: Exception, timed_out: bool) -> Exception:
         """The error with the name of the image, where a worker died or hung."""
+        if "Too many open files" in str(error):
+            return _too_few_files(self._loader.num_workers)
         # A dying worker shows as any of these; an exception in a living one begins with "Caught".
         if self._loader.num_workers == 0 or str(error).startswith("Caught"):
             return error
@@ -168,6 +180,14 @@ class Loader:
             else "data.workers 0 shows why, fewer need less memory"
         )
         return DataError(f"{what} ({report or str(error).strip() or type(error).__name__}): {hint}")
+
+
+def _too_few_files(workers: int) -> ConfigError:
+    limit, _ = open_files_limit()
+    return ConfigError(
+        f"the limit of {limit} open files (ulimit -n) is too low for {workers} data workers: raise it, for "
+        "example by ulimit -n 1024, or set fewer workers; data.workers 0 needs none"
+    )
 
 
 @contextmanager

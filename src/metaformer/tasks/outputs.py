@@ -11,6 +11,7 @@ from PIL import Image
 
 from metaformer.data.image import read_image
 from metaformer.errors import ConfigError, OutputError
+from metaformer.process import one_line
 from metaformer.storage import FileNames, atomic_text, check_writable
 from metaformer.visualize import album
 
@@ -150,17 +151,26 @@ def csv_writer(file: Path) -> Iterator[Writer[Any]]:
         OutputError: it cannot be written.
     """
     with atomic_text(file) as stream:
-        rows: csv.DictWriter[str] | None = None
+        rows = csv.writer(stream, lineterminator="\n")
+        has_header = False
 
         def write(name: str, prediction: Prediction[Any]) -> None:
-            nonlocal rows
+            nonlocal has_header
             cells = prediction.result.to_row()
-            if rows is None:
-                rows = csv.DictWriter(stream, list(cells), lineterminator="\n")
-                rows.writeheader()
-            rows.writerow(cells)
+            if not has_header:
+                rows.writerow(map(csv_cell, cells))
+            has_header = True
+            rows.writerow(map(csv_cell, cells.values()))
 
         yield write
+
+
+def csv_cell(value: object) -> object:
+    """A cell of a table that spreadsheets open: no control characters, and no formula."""
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def drawn_output(

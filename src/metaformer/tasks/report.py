@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from metaformer.process import one_line
 from metaformer.report.blocks import Example, Examples, data_uri
 from metaformer.storage import write_text
 
@@ -44,7 +45,7 @@ class Report(ABC):
 
 def class_table(columns: Sequence[str], classes: Sequence[Sequence[str]], rows: int) -> list[str]:
     """Lines of a table of classes, the first column aligned left, after which the others are counted."""
-    shown = [columns, *classes[:rows]]
+    shown = [[one_line(cell) for cell in line] for line in (columns, *classes[:rows])]
     widths = [max(len(line[i]) for line in shown) for i in range(len(columns))]
     lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in shown]
     if len(classes) > rows:

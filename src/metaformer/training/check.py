@@ -79,6 +79,7 @@ def _check_dependent(config: TrainConfig, world_size: int) -> None:
             f"data.batch_size {config.data.batch_size} cannot be divided among {world_size} device(s) × "
             f"optim.accumulate {config.optim.accumulate}: choose a multiple of {parts}"
         )
+    _check_pooled_norm(config, parts, world_size)
     if config.schedule.name != "constant" and config.schedule.min_lr > config.optim.lr:
         raise ConfigError(
             f"schedule.min_lr {config.schedule.min_lr} is above optim.lr {config.optim.lr}: "
@@ -86,6 +87,19 @@ def _check_dependent(config: TrainConfig, world_size: int) -> None:
         )
     if not config.data.root:
         raise ConfigError("data.root is empty: give the folder of the data set")
+
+
+def _check_pooled_norm(config: TrainConfig, parts: int, world_size: int) -> None:
+    """Refuse a batch norm with one value of each channel: UperNet's coarsest level is 1×1 pixel."""
+    synchronized = config.runtime.sync_batch_norm and world_size > 1 and config.runtime.device != "cpu"
+    one_image = config.data.batch_size == parts and not synchronized
+    if config.task == "segment" and config.segment.head == "upernet" and one_image:
+        fewer = config.data.batch_size // 2 // world_size
+        remedy = f"optim.accumulate {fewer}" if fewer else f"data.batch_size {2 * parts}"
+        raise ConfigError(
+            f"data.batch_size {config.data.batch_size} is one image in each pass of a device, and UperNet's "
+            f"batch norm over its 1×1 map needs two: set {remedy}"
+        )
 
 
 def other_sections(spec: TaskSpec) -> set[str]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -21,7 +22,7 @@ from metaformer.checkpoint.checkpoint import (
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import BAD_SHARE, Batch
-from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
+from metaformer.data.loader import DATA_TIMEOUT, Loader
 from metaformer.data.sampler import Sample, TrainSampler
 from metaformer.data.shards.stream_loader import StreamLoader
 from metaformer.data.shards.tar import TarImages
@@ -34,7 +35,8 @@ from metaformer.distributed import (
     errors_on_all_ranks,
     lockstep,
 )
-from metaformer.errors import DataError, MetaFormerError, OutputError, TrainingError
+from metaformer.errors import ConfigError, DataError, MetaFormerError, OutputError, TrainingError
+from metaformer.process import GRACE, StopSignals
 from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks.base import Task
 from metaformer.training.diagnose import nonfinite_weight
@@ -83,10 +85,10 @@ class Loop:
         sampler: TrainSampler,
         run: RunDir,
         world: World,
-        stop: Stop,
+        signals: StopSignals,
     ) -> None:
         self.config, self.task, self.trainer, self.sampler = config, task, trainer, sampler
-        self.run_dir, self.world, self.stop = run, world, stop
+        self.run_dir, self.world, self.signals = run, world, signals
         self.total = trainer.schedule.total
         self.best = Best()
         self.metrics: dict[str, float] = {}
@@ -132,6 +134,11 @@ class Loop:
         if self.complete:
             return True
         self.log, self.progress = log, progress
+        with self.signals.protected():
+            return self._run()
+
+    def _run(self) -> bool:
+        self.trainer.interruptible = self._interruptible
         loader = self._loader()
         try:
             if self.evaluation_pending:
@@ -140,8 +147,9 @@ class Loop:
         except Interrupted:
             pass
         finally:
-            loader.close()
-            self.task.close()
+            with self._interruptible():
+                loader.close()
+                self.task.close()
         self._save_once()
         return self.complete
 
@@ -161,7 +169,7 @@ class Loop:
             "workers": self.config.data.workers,
             "pin_memory": self.world.device.type == "cuda",
             "timeout": min(DATA_TIMEOUT, self.config.runtime.timeout),
-            "stop": self.stop,
+            "stop": self.signals.requested,
             "skip_bad": self.config.data.on_bad_image == "skip",
         }
         if isinstance(data.source, TarImages):  # a stream: its order changes when a run is resumed
@@ -184,16 +192,39 @@ class Loop:
         """The micro-batches of each step, once every rank has its own."""
         batches = iter(loader)
         steps = iter(lambda: list(islice(batches, self.sampler.accumulate)), [])
+        in_step = lockstep(steps, self.total - self.trainer.step)
         try:
-            yield from lockstep(steps, self.total - self.trainer.step)
+            while (step := self._next(in_step)) is not None:
+                yield step
         except MetaFormerError:
             self._save_once()  # raised on all ranks together: the steps so far are not lost
             raise
+
+    def _next(self, steps: Iterator[list[Batch]]) -> list[Batch] | None:
+        with self._interruptible():
+            return next(steps, None)
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        """Context of what takes long and leaves the state as it was after the last complete step."""
+        return self.signals.interruptible(self._save_and_explain)
+
+    def _save_and_explain(self) -> None:
+        """Save what can be saved when a signal ends the process during a step or an evaluation."""
+        if self.world.size == 1:  # else a save needs the other processes
+            self._save_once()
+        if self.world.main:
+            self.progress.write(
+                f"stopped by signal {self.signals.number} after step {max(self.saved_step, 0)}, without "
+                f"waiting for what takes more than {GRACE:.0f} s; --resume auto continues here"
+            )
 
     def _step(self, batches: list[Batch]) -> dict[str, float]:
         """Take a step; gives nothing for one that is not finite and is skipped."""
         try:
             metrics = self.trainer.take_step(batches, self.epoch)
+        except ConfigError:
+            self._save_once()
+            raise
         except NonFiniteError as error:
             self.skipped += 1
             skip = self.config.runtime.on_nonfinite == "skip"
@@ -261,7 +292,7 @@ class Loop:
 
     def _evaluate(self) -> None:
         self.evaluation_pending = True
-        with self.trainer.evaluating():
+        with self.trainer.evaluating(), self._interruptible():
             report = self.task.evaluate(self.trainer.forward)
         self.evaluation_pending = False
         self.metrics = report.metrics

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 
 from metaformer.distributed import all_reduce_sum
+from metaformer.process import printable
 
 INTERVAL = 10.0
 """Seconds between progress lines where there is no terminal."""
@@ -109,6 +110,7 @@ class Progress:
         """Print a line without disturbing the bar."""
         if self.quiet:
             return
+        text = printable(text)
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         else:

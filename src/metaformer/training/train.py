@@ -22,7 +22,7 @@ from metaformer.distributed import (
     merge_connection_errors,
 )
 from metaformer.errors import MetaFormerError, OutputError
-from metaformer.process import StopSignals
+from metaformer.process import StopSignals, printable
 from metaformer.report.page import render
 from metaformer.serialize import differences, from_dict, to_dict
 from metaformer.storage import as_path, write_text
@@ -81,7 +81,7 @@ def train(
         task = TASKS[config.task].build(config, world, stop.requested)
         sampler = _build_sampler(config, task, world)
         trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)
-        loop = Loop(config, task, trainer, sampler, run, world, stop.requested)
+        loop = Loop(config, task, trainer, sampler, run, world, stop)
         with ExitStack() as stack:
             saved = _open_run(run, resume, world, stack)
             if saved is not None:
@@ -194,4 +194,4 @@ def write_report(run: str | Path) -> Path:
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

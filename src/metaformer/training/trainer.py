@@ -2,8 +2,8 @@
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,7 +15,7 @@ from metaformer.config import RuntimeConfig, TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.data.sampler import hash64
 from metaformer.distributed import World, all_gather_object, any_rank
-from metaformer.errors import TrainingError
+from metaformer.errors import ConfigError, TrainingError
 from metaformer.models.base import autocast
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import StepContext, Task
@@ -49,6 +49,9 @@ class Trainer:
     def __init__(self, config: TrainConfig, task: Task, schedule: Schedule, world: World) -> None:
         self.config, self.task, self.schedule, self.world = config, task, schedule, world
         self.step = 0
+        self.interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Context of what takes long in a step; within it `state_dicts` may be called by another thread."""
+        self._buffers_before: list[Tensor] | None = None
         self.parallel = build_parallel(config.runtime, world)
         self.ema = None if config.ema.decay is None else Ema(task.model, config.ema.decay)
         if self.ema is not None:
@@ -88,7 +91,25 @@ class Trainer:
         set_learning_rate(self.optimizer, lr)
         if not self.model.training:  # train() walks over all modules
             self.model.train()
-        buffers = [buffer.clone() for buffer in self.buffers]  # the forward pass updates running statistics
+        # the forward pass updates running statistics
+        self._buffers_before = [buffer.clone() for buffer in self.buffers]
+        try:
+            with self.interruptible():
+                metrics = self._compute_gradients(batches, epoch, self._buffers_before)
+        finally:
+            self._buffers_before = None
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.task.model)
+        return {**metrics, "lr": lr}
+
+    def _compute_gradients(
+        self, batches: Sequence[Batch], epoch: int, buffers: Sequence[Tensor]
+    ) -> dict[str, float]:
+        """Unscaled, clipped gradients in the parameters; gives the step's metrics without `lr`."""
         sums = self._backward(batches, epoch)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -105,13 +126,7 @@ class Trainer:
             metrics["grad_norm"] = grad_norm
             if self.config.optim.clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip, norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if self.ema is not None:
-            self.ema.update(self.task.model)
-        return {**metrics, "lr": lr}
+        return metrics
 
     def skip_step(self) -> None:
         """Move on to the next step after a NonFiniteError."""
@@ -133,10 +148,19 @@ class Trainer:
         """Tensors of `model`, `optimizer` and `ema`, and plain values, for `restore`. All ranks call it."""
         self._broadcast_buffers()
         tensors, plain = pack_optimizer(self.optimizer)
-        groups = {"model": self.task.model.state_dict(), "optimizer": tensors}
+        groups = {"model": self._model_state(), "optimizer": tensors}
         if self.ema is not None:
             groups["ema"] = self.ema.model.state_dict()
         return groups, {"step": self.step, "optimizer": plain, "scaler": self.scaler.state_dict()}
+
+    def _model_state(self) -> dict[str, Tensor]:
+        """State dict of the model after the last complete step."""
+        state = self.task.model.state_dict()
+        if self._buffers_before is not None:
+            names = [name for name, _ in self.task.model.named_buffers()]
+            before = dict(zip(names, self._buffers_before, strict=True))
+            state.update({name: value for name, value in before.items() if name in state})
+        return state
 
     def restore(self, saved: Checkpoint) -> None:
         """Load a checkpoint.
@@ -165,8 +189,17 @@ class Trainer:
         return sums
 
     def _losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        with autocast(self.world.device, self.config.runtime.amp):
-            return self.task.losses(model, batch, context)
+        try:
+            with autocast(self.world.device, self.config.runtime.amp):
+                return self.task.losses(model, batch, context)
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):
+                raise
+            raise ConfigError(
+                f"step {self.step}: a batch norm of the network has one value of each channel, as this pass "
+                f"has {len(batch.images)} image(s) and a map of 1×1 pixel: set a larger data.batch_size or "
+                "data.image_size, or a smaller optim.accumulate"
+            ) from error
 
     def _context(self, epoch: int, number: int, count: int) -> StepContext:
         """Position of this rank's micro-batch `number` of `count`."""

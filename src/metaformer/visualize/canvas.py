@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+from metaformer.visualize.fonts import Font, legible
+
 Color = tuple[int, int, int]
 
 PANEL: Color = (24, 26, 32)
@@ -82,6 +83,7 @@ def draw_bars(image: Image.Image, bars: Sequence[Bar]) -> Image.Image:
             draw.line((x, top, x, bottom), fill=INK, width=max(1, letters // 8))
         middle, percent = top + (line - pad) / 2, f"{bar.share:.1%}"
         label_width = full - draw.textlength(percent, font) - 3 * pad
-        draw.text((2 * pad, middle), truncate(bar.label, label_width, draw, font), INK, font, anchor="lm")
+        label, own = legible(bar.label, letters)
+        draw.text((2 * pad, middle), truncate(label, label_width, draw, own), INK, own, anchor="lm")
         draw.text((full, middle), percent, INK, font, anchor="rm")
     return canvas

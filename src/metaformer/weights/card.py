@@ -102,7 +102,7 @@ def read_config(card: Mapping[str, Any]) -> NetworkConfig:
                 raise
             raise ConfigError(
                 f"written by a development version before 0.1.0 ({error}): build the network by its name and "
-                "load the weights beside it (checkpoint_path=)"
+                "load the weights beside it (checkpoint_path=, --checkpoint)"
             ) from error
         return config
     if card.get("model_type") == "poolformer":

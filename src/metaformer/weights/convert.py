@@ -85,6 +85,7 @@ def _model(found: list[str], asked: str | None, source: str, to: str) -> str:
         raise WeightsError(f"{FORMATS[to].title} has no {' or '.join(possible)}")
     if len(possible) > 1 and len(allowed) < len(possible):
         raise WeightsError(
-            f"the file may be of {' or '.join(possible)}, which differ in nothing stored: name one"
+            f"the file may be of {' or '.join(possible)}, which differ in nothing stored: name one "
+            "(model=, --model)"
         )
     return allowed[0] if len(allowed) == 1 else ""

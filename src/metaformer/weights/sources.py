@@ -293,7 +293,8 @@ def find_source(name: str) -> Source:
     if not known:
         raise WeightsError(
             f"{model}: no weights were published for it; train it, give a file of weights (checkpoint_path=, "
-            "--checkpoint), or start from those of its backbone (backbone_pretrained=True). Published: "
+            "--checkpoint), or start from those of its backbone (backbone_pretrained=True, "
+            "--model.pretrained true). Published: "
             + ", ".join(dict.fromkeys(source.model for source in SOURCES.values()))
         )
     if tag and tag not in known:

@@ -2,9 +2,11 @@
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -15,8 +17,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from metaformer.errors import OutputError
 from metaformer.ops import onednn
-from metaformer.storage import cache_dir
+from metaformer.storage import cache_dir, sync
 
 SUFFIXES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Dtype -> the end of the names of the functions for it."""
@@ -25,6 +28,13 @@ _FLAGS: Final = (
 )  # fmt: skip
 _TIMEOUT: Final = 120
 """Seconds that the compiler may take."""
+_MAX_BYTES: Final = 64 << 20
+"""Size of a file that is certainly no library of ours."""
+_log: Final = logging.getLogger(__name__)
+
+
+class UntrustedLibrary(OutputError):
+    """A library that somebody else may have written; its code is not run."""
 
 
 def supports(*tensors: Tensor, weight: Tensor | None = None) -> bool:
@@ -77,11 +87,22 @@ def load() -> ctypes.CDLL | None:
     """The library, compiled by the first process of this machine that asks; None where that is impossible."""
     if reason_against() is not None:
         return None
-    try:
-        path = _compiled()
-        return ctypes.CDLL(str(path)) if _is_trusted(path) else None
-    except (OSError, subprocess.SubprocessError):
-        return None
+    name = f"kernels-{_digest(str(_compiler()))}.so"
+    reasons: list[str] = []
+    for folder in (_cache_folder, _private_folder):
+        try:
+            path = _compiled(folder(), name)
+            library = ctypes.CDLL(str(path))
+        except (OSError, subprocess.SubprocessError) as error:
+            reasons.append(_reason(error))
+            if isinstance(error, UntrustedLibrary | subprocess.TimeoutExpired):
+                break
+        else:
+            if reasons:
+                _log.warning("C++ kernels are compiled to %s (%s)", path.parent, reasons[0])
+            return library
+    _log.warning("no C++ kernels, plain PyTorch computes instead (%s)", "; ".join(dict.fromkeys(reasons)))
+    return None
 
 
 def reason_against() -> str | None:
@@ -108,33 +129,84 @@ def _compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
 
 
-def _compiled() -> Path:
-    """Path of the library for these sources, this compiler and this processor."""
-    folder = Path(__file__).parent
-    sources = sorted(folder.glob("*.cpp"))
-    compiler = str(_compiler())
-    digest = _digest(compiler, [*sorted(folder.glob("*.h")), *sources])
-    path = cache_dir() / "cpp" / f"kernels-{digest}.so"
-    if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as work:
-            output = Path(work) / path.name
-            command = [compiler, *_FLAGS, *map(str, sources), "-o", str(output)]
-            subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT)
-            output.chmod(0o755)
-            os.replace(output, path)
+def _cache_folder() -> Path:
+    """Folder of the libraries in the cache directory."""
+    folder = cache_dir() / "cpp"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _private_folder() -> Path:
+    """Folder of this user alone among the temporary files, for those who have no cache directory.
+
+    Raises:
+        OutputError: others may write in the folder of that name, or have made it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"metaformer-cpp-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise OutputError(f"{folder}: others may write in it")
+    return folder
+
+
+def _compiled(folder: Path, name: str) -> Path:
+    """Path of the library, compiled anew unless the hash beside it, which is written last, is its own."""
+    path, record = folder / name, folder / f"{name}.sha256"
+    library = _read_trusted(path)
+    if library is not None and _read_trusted(record) == _record(name, library):
+        return path
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        output = Path(work) / name
+        sources = sorted(map(str, Path(__file__).parent.glob("*.cpp")))
+        command = [str(_compiler()), *_FLAGS, *sources, "-o", str(output)]
+        subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT)
+        output.chmod(0o755)
+        sync(output)
+        os.replace(output, path)
+        output.write_bytes(_record(name, path.read_bytes()))
+        output.chmod(0o644)
+        sync(output)
+        os.replace(output, record)
     return path
 
 
-def _is_trusted(path: Path) -> bool:
-    """Whether nobody else can have written the file, whose code is run."""
-    status = path.stat()
-    return status.st_uid in (0, os.getuid()) and not status.st_mode & 0o022
+def _record(name: str, library: bytes) -> bytes:
+    """Content of the file beside a library: a hash of its name and bytes."""
+    return f"{hashlib.sha256(name.encode() + library).hexdigest()}\n".encode()
 
 
-def _digest(compiler: str, files: list[Path]) -> str:
+def _read_trusted(path: Path) -> bytes | None:
+    """A file's bytes; None where there is none, or it is a pipe, a device or far too large.
+
+    Raises:
+        UntrustedLibrary: others may have written it.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:  # a pipe would be waited for
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+                return None
+            if status.st_uid not in (0, os.getuid()) or status.st_mode & 0o022:
+                raise UntrustedLibrary(f"{path}: others may have written it; remove it")
+            return stream.read()
+    except FileNotFoundError:
+        return None
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no library, in one line."""
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = [line for line in error.stderr.decode(errors="replace").splitlines() if line.strip()]
+        return f"the compiler failed: {lines[0] if lines else f'status {error.returncode}'}"
+    return " ".join(str(error).split())
+
+
+def _digest(compiler: str) -> str:
+    """Hash of what a library is compiled from: the sources, the compiler and the processor."""
+    folder = Path(__file__).parent
     digest = hashlib.sha256(f"{_FLAGS} {os.path.realpath(compiler)} {_processor()}".encode())
-    for file in files:
+    for file in [*sorted(folder.glob("*.h")), *sorted(folder.glob("*.cpp"))]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

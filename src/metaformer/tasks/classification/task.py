@@ -1,5 +1,7 @@
 """Training of image classification: data, network, loss and evaluation of a run."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from metaformer.tasks.classifier import (
     evaluation_options,
     preprocessing,
 )
+from metaformer.weights.trained import trained_with
 
 
 class ClassificationTask(ClassifierTask):
@@ -95,6 +98,8 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
     classes = len(train.classes)
     check_num_classes(config, classes, train.folder)
     preprocess = preprocessing(config)
+    if world.main:
+        _log_size(config, preprocess)
     torch.manual_seed(config.seed)
     task = ClassificationTask(
         build_classifier(config, classes),
@@ -115,6 +120,19 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
     )
     task.to(world.device)
     return task
+
+
+def _log_size(config: TrainConfig, preprocess: Preprocess) -> None:
+    """Log size and crop of a run that starts from other weights, and those that these were trained with."""
+    trained = trained_with(config.model)
+    if trained is None:
+        return
+    text = f"data.image_size {preprocess.image_size}, evaluate.crop {preprocess.crop:g}"
+    if (preprocess.image_size, preprocess.crop) == (trained.image_size, trained.crop):
+        text += f", as {trained.source}"
+    else:
+        text += f"; {trained.source} was trained with {trained.image_size} and {trained.crop:g}"
+    logging.getLogger(__name__).warning("%s", text)
 
 
 def _mix(config: TrainConfig, classes: int) -> Mixup | None:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from metaformer.data.rle import Mask, decode
 from metaformer.tasks.detection.results import DetectedObjects
-from metaformer.visualize.canvas import INK, PANEL, Color, Font, limit_size, truncate, upscale_factor
+from metaformer.visualize.canvas import INK, PANEL, Color, limit_size, truncate, upscale_factor
+from metaformer.visualize.fonts import Font, legible
 
 MIN_WIDTH = 384
 """Narrower images are enlarged, so that names can be read."""
@@ -128,18 +129,19 @@ def _edge(inside: NDArray[np.bool_], thick: int) -> NDArray[np.bool_]:
 def _draw_labels(draw: ImageDraw.ImageDraw, shapes: Sequence[Shape], size: tuple[int, int]) -> None:
     """Draw each label where it covers no other, if there is such a place at its box."""
     letters = min(max(round((size[0] * size[1]) ** 0.5 / 40), 12), 64)
-    font, pad = ImageFont.load_default(letters), max(2, letters // 5)
+    pad = max(2, letters // 5)
     taken = np.zeros((len(shapes), 4))  # preallocated: an image may have thousands of objects
-    tags: list[tuple[Box, str, Color]] = []
+    tags: list[tuple[Box, str, Color, Font]] = []
     for one in shapes:
         if one.text:
-            text = truncate(one.text, size[0] - 2 * pad, draw, font)
+            text, font = legible(one.text, letters)
+            text = truncate(text, size[0] - 2 * pad, draw, font)
             tag = _free(
                 one.box, draw.textlength(text, font) + 2 * pad, letters * 1.25, size, taken[: len(tags)]
             )
             taken[len(tags)] = tag
-            tags.append((tag, text, one.color))
-    for tag, text, color in reversed(tags):
+            tags.append((tag, text, one.color, font))
+    for tag, text, color, font in reversed(tags):
         _tag(draw, tag, text, color, font, pad)
 
 

@@ -18,6 +18,7 @@ from metaformer.visualize.canvas import (
     truncate,
     upscale_factor,
 )
+from metaformer.visualize.fonts import legible
 
 NEAREST = Image.Resampling.NEAREST
 MIN_WIDTH = 384
@@ -143,7 +144,8 @@ def legend(entries: Sequence[Entry], width: int, slots: int | None = None) -> Im
         percent = f"{share:.1%}" if share >= 0.001 else "<0.1%" if share else "0%"
         right = left + column - pad
         space = right - left - 1.8 * size - draw.textlength(percent, font)
-        draw.text((left + 1.4 * size, middle), truncate(name, space, draw, font), INK, font, anchor="lm")
+        label, own = legible(name, size)
+        draw.text((left + 1.4 * size, middle), truncate(label, space, draw, own), INK, own, anchor="lm")
         draw.text((right, middle), percent, SOFT, font, anchor="rm")
     if len(shown) < len(entries):
         draw.text(position(len(shown)), f"and {len(entries) - len(shown)} smaller", SOFT, font, anchor="lm")

@@ -1,0 +1,63 @@
+"""What is known of how a network's initial weights were trained, before they are read."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metaformer.config import ModelConfig
+from metaformer.errors import MetaFormerError
+from metaformer.weights.sources import ALIASES, SOURCES, Source, find_source
+
+_MAX_BYTES = 1 << 20
+"""A larger file is no `config.json` of a network."""
+
+
+class Trained(NamedTuple):
+    """Size and crop of the images that weights were evaluated on."""
+
+    source: str
+    """What the weights are called."""
+    image_size: int
+    crop: float
+
+
+def trained_with(network: ModelConfig) -> Trained | None:
+    """Size and crop of a classifier's initial weights: of the published ones, or by the card of a checkpoint.
+
+    A checkpoint is a directory with `config.json` (of a run, its best), a file beside one, or a file with the
+    name of a published one.
+    """
+    if network.checkpoint is not None:
+        path = Path(network.checkpoint)
+        folders = (path, path / "best") if path.is_dir() else (path.parent,)
+        cards = (_of_card(folder / "config.json", str(path)) for folder in folders)
+        return next((card for card in cards if card is not None), None) or _of_name(path.name)
+    if not network.pretrained:
+        return None
+    try:
+        return _of_source(find_source(network.name))
+    except MetaFormerError:  # whoever builds the network says so
+        return None
+
+
+def _of_source(source: Source) -> Trained | None:
+    return None if source.data else Trained(source.name, source.image_size[0], source.crop_pct)
+
+
+def _of_name(name: str) -> Trained | None:
+    original = name.removesuffix(".pth").removesuffix(".tar").removesuffix(".pth")
+    source = SOURCES.get(ALIASES.get(original, ""))
+    return None if source is None else _of_source(source)
+
+
+def _of_card(file: Path, name: str) -> Trained | None:
+    try:
+        if not file.is_file() or file.stat().st_size > _MAX_BYTES:
+            return None
+        values: Any = json.loads(file.read_bytes())
+        cfg = values["pretrained_cfg"]
+        size, crop = cfg["input_size"][-1], cfg["crop_pct"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    usable = type(size) is int and 0 < size <= 4096 and type(crop) in (int, float) and 0 < crop <= 1
+    return Trained(name, size, float(crop)) if usable else None
