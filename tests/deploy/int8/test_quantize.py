@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +34,15 @@ from metaformer.tasks.classification.evaluate import ClassificationEvaluation
 from metaformer.weights.hub import save_pretrained
 
 CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """OpenVINO and NNCF silence the root logger, and with it the warnings of everything that runs later."""
+    root = logging.getLogger()
+    levels = root.level, [handler.level for handler in root.handlers]
+    yield
+    assert levels == (root.level, [handler.level for handler in root.handlers])
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def make_graph(network: nn.Module, images: Tensor) -> Any:
         expected = network(images)
     names = _prepare(program)
     try:
-        with without_telemetry(), _root_log_level_restored():
+        with without_telemetry(), _log_levels_restored():
             graph = openvino.convert_model(program)
     except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
         last_line = str(error).strip().splitlines()[-1]
@@ -91,7 +91,7 @@ def calibrate(graph: Any, images: Images, labels: list[int], max_drop: float | N
         "subset_size": len(images),
         "ignored_scope": nncf.IgnoredScope(types=["GroupConvolution"], validate=False),
     }
-    with without_telemetry(), redirect_stdout(sys.stderr):  # standard output is for our own report
+    with without_telemetry(), redirect_stdout(sys.stderr), _log_levels_restored():  # stdout is for our report
         if max_drop is None:
             return nncf.quantize(graph.clone(), data, advanced_parameters=advanced, **options)
         return nncf.quantize_with_accuracy_control(
@@ -134,14 +134,15 @@ def _accuracy(network: Any, pairs: Iterable[tuple[NDArray[np.float32], int]]) ->
 
 
 @contextmanager
-def _root_log_level_restored() -> Iterator[None]:
-    """OpenVINO's converter changes the root logger's level, and leaves it so where it fails."""
+def _log_levels_restored() -> Iterator[None]:
+    """OpenVINO's converter changes the levels of the root logger and its handlers, and leaves them so."""
     root = logging.getLogger()
-    level = root.level
+    levels = [(part, part.level) for part in (root, *root.handlers)]
     try:
         yield
     finally:
-        root.setLevel(level)
+        for part, level in levels:
+            part.setLevel(level)
 
 
 def _prepare(program: Any) -> list[tuple[str, int]]:
