@@ -32,7 +32,7 @@ test: $(READY)
 test-slow: $(READY)  ## compilation and other tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-faults: $(READY)  ## break runs on purpose, as often as docs/reliability.md says: 15 minutes
+faults: $(READY)  ## break runs on purpose, as often as docs/reliability.md says: half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 3 --dist worksteal
 
 check: $(READY)

@@ -11,7 +11,7 @@ from metaformer.layers.act import ACTS
 from metaformer.layers.norm import NORMS
 from metaformer.mixers import MIXERS
 from metaformer.registry import parse
-from metaformer.serialize import POSITIVE, OneOf, Range, Serializable
+from metaformer.serialize import OneOf, Range, Serializable
 
 MixerSpec = str | Callable[..., nn.Module]
 """A registered name with options, `"attention(head_dim=32)"`, or a class or callable taking `dim`."""
@@ -19,7 +19,9 @@ MixerSpec = str | Callable[..., nn.Module]
 Count = Annotated[int, Range(1, 1_000_000, integer=True)]
 Side = Annotated[int, Range(1, 2**15, integer=True)]
 Padding = Annotated[int, Range(0, 1000, integer=True)]
-MAX_BLOCKS = 500
+Factor = Annotated[float, Range(-1e30, 1e30)]
+Epsilon = Annotated[float, Range(0, 1e30, above=True)]
+MAX_BLOCKS = 300
 """Blocks of a network, over all stages."""
 Rate = Annotated[float, Range(0, 1, below=True)]
 HEADS = ("norm_pool_fc", "pool_norm_fc", "pool_norm_mlp")
@@ -43,19 +45,19 @@ class MetaFormerConfig(Serializable):
     """Token mixer of each stage, or of each of its blocks; one name alone is used everywhere."""
     norm: str = "group_norm"
     """Normalization before mixer and MLP (`layer_norm(bias=False)`, `batch_norm`, `none`, …)."""
-    norm_eps: Annotated[float, POSITIVE] = 1e-5
+    norm_eps: Epsilon = 1e-5
     """Added to the variance."""
     act: str = "gelu"
     """Activation of the channel MLP."""
     mlp_bias: bool = True
     """Biases in the channel MLP."""
-    layer_scale: tuple[float | None, ...] = (1e-5,) * 4
+    layer_scale: tuple[Factor | None, ...] = (1e-5,) * 4
     """First value of the learned per-channel factor on each branch, by stage; None leaves it out."""
-    res_scale: tuple[float | None, ...] = (None,) * 4
+    res_scale: tuple[Factor | None, ...] = (None,) * 4
     """First value of the learned per-channel factor on the shortcut, by stage; None leaves it out."""
     residual: bool = True
     """Shortcuts around mixer and MLP."""
-    skip_lam: Annotated[float, POSITIVE] = 1.0
+    skip_lam: Epsilon = 1.0
     """Both branches are divided by this (CycleMLP)."""
     pos_embed: tuple[bool, ...] = (False,) * 4
     """Learned position embedding before a stage."""
@@ -92,7 +94,7 @@ class MetaFormerConfig(Serializable):
     head: Annotated[str, OneOf(HEADS)] = "norm_pool_fc"
     """Order of the head: normalize features, average them, classify (`norm_pool_fc`: PoolFormer, CycleMLP);
     or average first (`pool_norm_fc`: the baselines and timm), with an MLP (`pool_norm_mlp`)."""
-    head_norm_eps: float | None = None
+    head_norm_eps: Epsilon | None = None
     """Epsilon of the final norm, where it differs from `norm_eps`."""
     head_dropout: Rate = 0.0
     """Dropout before the last product."""

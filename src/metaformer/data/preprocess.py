@@ -12,11 +12,12 @@ from torch import Tensor
 
 from metaformer.data.image import MAX_PIXELS
 from metaformer.errors import ConfigError
-from metaformer.serialize import POSITIVE, POSITIVE_INT, OneOf, Range, Serializable, from_dict
+from metaformer.serialize import POSITIVE_INT, OneOf, Range, Serializable, from_dict
 
 Transform = Callable[[Image.Image], Tensor]
-Channels = tuple[float, float, float]
-Deviation = Annotated[float, POSITIVE]
+Mean = Annotated[float, Range(-1e6, 1e6)]
+Channels = tuple[Mean, Mean, Mean]
+Deviation = Annotated[float, Range(0, 1e6, above=True)]
 Deviations = tuple[Deviation, Deviation, Deviation]
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)

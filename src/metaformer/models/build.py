@@ -16,6 +16,8 @@ from metaformer.models.segmentation.config import HEAD_DIMS, SegmenterConfig
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.process import memory
 
+_LEAST = 32
+"""Bytes that the name, type and shape of a tensor take in a file, at least."""
 NetworkConfig = MetaFormerConfig | SegmenterConfig | DetectorConfig
 
 
@@ -91,10 +93,11 @@ def check_memory(build: Callable[[], nn.Module], stored: int | None = None) -> N
     tensors = [*network.parameters(), *network.buffers()]
     count = sum(tensor.numel() for tensor in tensors)
     needed, there = sum(tensor.numel() * tensor.element_size() for tensor in tensors), memory()
-    if stored is not None and count > stored:
+    saved = network.state_dict().values()
+    if stored is not None and sum(value.numel() + _LEAST for value in saved) > stored:
         raise ConfigError(
-            f"describes a network of {count:,} numbers, but the file of its weights has {stored:,} bytes: "
-            "one of them is of another model"
+            f"describes a network of {count:,} numbers in {len(saved):,} tensors, but the file of its "
+            f"weights has {stored:,} bytes: one is of another model"
         )
     if needed > there:
         raise ConfigError(
