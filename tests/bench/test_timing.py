@@ -1,9 +1,10 @@
 """Rounds and their order."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from metaformer.bench.timing import Timing, measure, ratios
+from metaformer.bench.timing import Timing, agreed_ratio, measure, ratios
 
 
 class Recorded(nn.Module):
@@ -31,3 +32,19 @@ def test_all_run_in_each_round_in_alternating_order() -> None:
 
 def test_ratios_of_known_times() -> None:
     assert ratios(Timing((1.0, 2.0), 1), Timing((3.0, 2.0), 1)) == (3.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "ratio"),
+    [
+        ((1.0, 1.0, 1.0), (2.0, 2.1, 2.2), 2.1),
+        ((1.0, 1.1, 4.0), (2.0, 2.2, 2.4), 2.0),  # one round disturbed
+        ((1.0, 5.0, 5.0), (2.0, 2.0, 2.0), None),  # 0.4 by the median, 2 by the fastest
+        ((1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 3.0, 3.0), None),
+        ((1.0,), (2.0,), 2.0),
+    ],
+)
+def test_a_ratio_is_given_where_rounds_agree(
+    ours: tuple[float, ...], theirs: tuple[float, ...], ratio: float | None
+) -> None:
+    assert agreed_ratio(Timing(ours, 1), Timing(theirs, 1)) == ratio
