@@ -18,6 +18,12 @@ def test_a_missing_device_is_an_error(name: str) -> None:
         find_device(name)
 
 
+@pytest.mark.parametrize("name", ["mps", "mps:0", "xpu"])
+def test_a_device_of_another_kind_is_a_clear_no(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device: '{name}' is not supported, only cpu and CUDA's"):
+        find_device(name)
+
+
 def test_auto_is_the_best_device() -> None:
     assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert find_device("cpu") == torch.device("cpu")

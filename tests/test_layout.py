@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -60,6 +61,10 @@ def test_every_exported_name_is_there() -> None:
         assert getattr(metaformer, name).__doc__ or name.isupper()
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         metaformer.nonsense  # noqa: B018
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert metaformer.__version__ == metadata.version("metaformer")
 
 
 def test_version_is_the_changelogs_newest() -> None:

@@ -1,11 +1,30 @@
 """Configuration of a training run: frozen dataclasses; the docstring below a field is its `--help`."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
+
+from metaformer.errors import ConfigError
+from metaformer.serialize import field_types, validate
+
+
+class Checked:
+    """Base of configurations, whose fields are checked by type; lists become tuples."""
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        for name, hint in field_types(kind).items():
+            if is_dataclass(hint) and isinstance(getattr(self, name), Mapping):
+                section = getattr(hint, "__name__", hint)
+                raise ConfigError(
+                    f"{name}: a mapping, where {kind.__name__} takes a {section}; "
+                    "metaformer.serialize.from_dict(TrainConfig, …) builds one from plain values"
+                )
+        validate(self)
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """The network."""
 
     name: str = "poolformer_s12"
@@ -30,7 +49,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """The data set and its batches."""
 
     root: str = ""
@@ -58,7 +77,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     """Augmentation of training images."""
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -94,7 +113,7 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Checked):
     """Classification loss."""
 
     name: Literal["cross_entropy", "bce", "jsd"] = "cross_entropy"
@@ -114,7 +133,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Checked):
     """The optimizer."""
 
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
@@ -136,7 +155,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Checked):
     """Length of the run and learning-rate schedule."""
 
     name: Literal["cosine", "poly", "step", "constant"] = "cosine"
@@ -164,7 +183,7 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class EmaConfig:
+class EmaConfig(Checked):
     """Exponential moving average (EMA) of the weights."""
 
     decay: float | None = None
@@ -174,7 +193,7 @@ class EmaConfig:
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Checked):
     """Evaluation."""
 
     crop: float = 0.9
@@ -196,7 +215,7 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class RuntimeConfig:
+class RuntimeConfig(Checked):
     """Devices, logging and checkpoints."""
 
     device: str = "auto"
@@ -226,7 +245,7 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True)
-class SegmentConfig:
+class SegmentConfig(Checked):
     """Semantic segmentation; read by task `segment` only."""
 
     head: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
@@ -276,7 +295,7 @@ class SegmentConfig:
 
 
 @dataclass(frozen=True)
-class DetectConfig:
+class DetectConfig(Checked):
     """Object detection and instance segmentation; read by task `detect` only."""
 
     head: Literal["retinanet", "faster_rcnn", "mask_rcnn"] = "retinanet"
@@ -318,7 +337,7 @@ class DetectConfig:
 
 
 @dataclass(frozen=True)
-class MultilabelConfig:
+class MultilabelConfig(Checked):
     """Multi-label classification; read by task `multilabel` only."""
 
     layout: Literal["auto", "csv", "jsonl", "coco"] = "auto"
@@ -345,7 +364,7 @@ class MultilabelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """A training run."""
 
     task: Literal["classify", "multilabel", "segment", "detect"] = "classify"

@@ -62,6 +62,8 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
+    if device is not None and device.type in ("mps", "xpu", "hpu", "xla"):
+        raise ConfigError(f"device: {name!r} is not supported, only cpu and CUDA's devices are; set cpu")
     if device is None or device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device: {name!r} is none of auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count()):

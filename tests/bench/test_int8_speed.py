@@ -102,6 +102,15 @@ def test_text_has_the_fastest_round_and_the_median_ratio() -> None:
     assert lines[2].endswith("  4.00 × float32, 3.00 × bfloat16")
 
 
+def test_rounds_that_disagree_give_no_ratio() -> None:
+    """A figure of 27.98 × beside milliseconds whose ratio is 1.5."""
+    float32, bfloat16, int8 = (0.003, 0.0839, 0.09), (0.003, 0.003, 0.004), (0.002, 0.003, 0.003)
+    row = tuple(Timing(seconds, 1) for seconds in (float32, bfloat16, int8))
+    line = Int8Speed(Machine("cpu: any", 2, "2", "3", "plain"), {1: row}).text().splitlines()[2]
+    assert "no ratio to float32: rounds disagree, 1.50 to 30.00" in line and "27.9" not in line
+    assert line.endswith(", 1.33 × bfloat16")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("policy", ["passive", "active"])
 def test_a_waiting_worker_sleeps(source: Path, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:

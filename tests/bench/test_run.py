@@ -21,7 +21,7 @@ from metaformer.backbones.variants import VARIANTS
 from metaformer.bench.catalog import catalog, cost, counted, write_table
 from metaformer.bench.counts import count
 from metaformer.bench.run import BenchConfig, bench
-from metaformer.bench.timing import Timing, measure, ratios
+from metaformer.bench.timing import Timing, agreed_ratio, measure, ratios
 from metaformer.errors import ConfigError, UnknownName
 from metaformer.weights.sources import SOURCES
 
@@ -374,3 +374,19 @@ runpy.run_module("metaformer.bench", run_name="__main__")
     assert done.returncode == 0 and model["image_size"] == [32, 32] and model["images_per_second"] > 0
     done = subprocess.run([*command, "--against=timm:resnet18"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "pip install" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "ratio"),
+    [
+        ((1.0, 1.0, 1.0), (2.0, 2.1, 2.2), 2.1),
+        ((1.0, 1.1, 4.0), (2.0, 2.2, 2.4), 2.0),  # one round disturbed
+        ((1.0, 5.0, 5.0), (2.0, 2.0, 2.0), None),  # 0.4 by the median, 2 by the fastest
+        ((1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 3.0, 3.0), None),
+        ((1.0,), (2.0,), 2.0),
+    ],
+)
+def test_a_ratio_is_given_where_rounds_agree(
+    ours: tuple[float, ...], theirs: tuple[float, ...], ratio: float | None
+) -> None:
+    assert agreed_ratio(Timing(ours, 1), Timing(theirs, 1)) == ratio

@@ -1,6 +1,7 @@
 """Steps of training, checks before and diagnoses after."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metaformer.config import TrainConfig
+from metaformer.config import DataConfig, OptimConfig, TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, WeightsError
@@ -417,3 +418,23 @@ def test_upernet_needs_two_images_in_each_pass(batch: int, accumulate: int, worl
     check_config(from_dict(TrainConfig, values), world)
     values["data"]["batch_size"], values["optim"] = batch, {"accumulate": accumulate}
     check_config(from_dict(TrainConfig, {**values, "segment": {"head": "semantic_fpn"}}), world)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: TrainConfig(data={"root": "x"}), "data: a mapping, where TrainConfig takes a DataConfig; "),  # type: ignore[arg-type]
+        (lambda: TrainConfig(data=None), "data: None must be a mapping"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(model="poolformer_s12"), "model: 'poolformer_s12' must be"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(seed="1"), "seed: '1' must be an integer"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(task="clasify"), "did you mean classify"),  # type: ignore[arg-type]
+        (lambda: DataConfig(batch_size="8"), "batch_size: '8' must be an integer"),  # type: ignore[arg-type]
+        (lambda: DataConfig(root=Path("x")), "root: .* must be a string"),  # type: ignore[arg-type]
+        (lambda: OptimConfig(lr=True), "lr: True must be a finite number"),
+        (lambda: OptimConfig(lr=float("inf")), "lr: inf must be a finite number"),
+        (lambda: check_config({"data": {}}), "a dict is no TrainConfig"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_types_are_refused_where_they_are_given(build: Callable[[], object], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        build()

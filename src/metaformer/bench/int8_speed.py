@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
-from metaformer.bench.timing import SAMPLE_SECONDS, Machine, Timing, measure, ratios
+from metaformer.bench.timing import SAMPLE_SECONDS, Machine, Timing, agreed_ratio, measure, ratios
 from metaformer.deploy.optimize import optimize
 from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.process import keep_freed_memory
@@ -48,10 +47,7 @@ class Int8Speed:
         for batch, row in self.timings.items():
             milliseconds = "".join(f"{timing.minimum * 1000 / batch:>10.2f}" for timing in row)
             *others, int8 = row
-            speeds = (
-                f"{median(ratios(int8, other)):.2f} × {form}"
-                for form, other in zip(FORMS, others, strict=False)
-            )
+            speeds = (_relative_speed(int8, form, other) for form, other in zip(FORMS, others, strict=False))
             lines.append(f"{batch:<5}{milliseconds}  {', '.join(speeds)}")
         return "\n".join(lines)
 
@@ -62,6 +58,14 @@ class Int8Speed:
             for batch, row in self.timings.items()
         }
         return {"machine": asdict(self.machine), "seconds": rows}
+
+
+def _relative_speed(int8: Timing, form: str, other: Timing) -> str:
+    ratio = agreed_ratio(int8, other)
+    if ratio is not None:
+        return f"{ratio:.2f} × {form}"
+    rounds = ratios(int8, other)
+    return f"no ratio to {form}: rounds disagree, {min(rounds):.2f} to {max(rounds):.2f}, on a busy machine"
 
 
 def measure_int8(

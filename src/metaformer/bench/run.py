@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import median
 from typing import Any, Literal, cast
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from metaformer.backbones.block import Block
 from metaformer.bench.counts import By, Counts, count
-from metaformer.bench.timing import Machine, Timing, TrainingStep, measure, ratios
+from metaformer.bench.timing import Machine, Timing, TrainingStep, agreed_ratio, measure, ratios
 from metaformer.deploy.optimize import optimize
 from metaformer.distributed import find_device
 from metaformer.errors import ConfigError, MissingPackage, UnknownName
@@ -97,8 +96,13 @@ class BenchReport:
             lines += ["", self._conditions(), *table(TIME_HEAD, [_time_cells(row) for row in timed])]
         for name, values in self.ratios.items():
             pairs = " ".join(f"{value:.2f}" for value in values)
-            lines += ["", f"{name} is {median(values):.2f} times as fast as {self.settings['against']}"]
-            lines += [f"(median of {len(values)} pairs: {pairs})"]
+            ratio, other = self._ratio(name), self.settings["against"]
+            if ratio is None:
+                lines += ["", f"{name}: rounds disagree on how many times as fast as {other} it is"]
+                lines += [f"(the machine is busy; {len(values)} pairs: {pairs})"]
+            else:
+                lines += ["", f"{name} is {ratio:.2f} times as fast as {other}"]
+                lines += [f"(median of {len(values)} pairs: {pairs})"]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,8 +111,16 @@ class BenchReport:
             "machine": asdict(self.machine),
             "settings": dict(self.settings),
             "models": [_row_dict(row) for row in self.rows],
-            "ratios": {name: {"median": median(v), "pairs": list(v)} for name, v in self.ratios.items()},
+            "ratios": {
+                name: {"median": self._ratio(name), "pairs": list(v)} for name, v in self.ratios.items()
+            },
         }
+
+    def _ratio(self, name: str) -> float | None:
+        """Relative speed of a model; None where the rounds disagree."""
+        timings = {row.name: row.timing for row in self.rows}
+        timing, other = timings[name], self.rows[-1].timing
+        return None if timing is None or other is None else agreed_ratio(timing, other)
 
     def _conditions(self) -> str:
         how = "compiled" if self.settings["compile"] else "eager"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,10 @@ from metaformer.ops.backend import mode
 
 SAMPLE_SECONDS = 0.05
 """Seconds that a measurement lasts at least, by repetition."""
+MAX_DISAGREEMENT = 1.3
+"""Factor between the ratio of medians and that of the fastest rounds from which on neither is given."""
+MAX_SPREAD = 2.0
+"""Factor between the quartiles of the rounds' ratios from which on no ratio is given."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,18 @@ def measure(
 def ratios(model: Timing, other: Timing) -> tuple[float, ...]:
     """Speed relative to another model, round by round."""
     return tuple(theirs / ours for ours, theirs in zip(model.seconds, other.seconds, strict=True))
+
+
+def agreed_ratio(model: Timing, other: Timing) -> float | None:
+    """Median of `ratios`; None where the rounds disagree, since something else ran on the machine.
+
+    They do where the ratio of the fastest rounds is another one, or the rounds' quartiles are far apart.
+    """
+    values = ratios(model, other)
+    typical, fastest = median(values), other.minimum / model.minimum
+    low, _, high = quantiles(values) if len(values) > 3 else (1.0, 1.0, 1.0)
+    disagree = max(typical / fastest, fastest / typical) > MAX_DISAGREEMENT or high / low > MAX_SPREAD
+    return None if disagree else typical
 
 
 def _runner(model: nn.Module, images: Tensor) -> Callable[[int], float]:

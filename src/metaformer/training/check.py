@@ -61,6 +61,11 @@ def check_config(config: TrainConfig, world_size: int = 1) -> None:
         ConfigError: the first field that is wrong, with what it must be.
         MissingPackage: a field needs a package that is not installed.
     """
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(
+            f"a {type(config).__name__} is no TrainConfig: "
+            "metaformer.serialize.from_dict(TrainConfig, …) builds one from plain values"
+        )
     check_ranges(config, RANGES)
     _check_dependent(config, world_size)
     spec = TASKS[config.task]
