@@ -9,11 +9,12 @@ class ModelConfig:
     """The network."""
 
     name: str = "poolformer_s12"
-    """Model name, as listed by `metaformer list`."""
+    """Model name, as listed by `metaformer list`; or a run or another directory with a network."""
     pretrained: bool = False
     """Start from published weights, downloaded once; `name` may have a tag (`NAME.TAG`)."""
     checkpoint: str | None = None
-    """Start from this file, in any published format; the classifier is reset if its classes differ."""
+    """Start from this file, in any published format, or from a run, a checkpoint or another directory, which
+    brings its network; the classifier is reset if its classes differ."""
     num_classes: int | None = None
     """Number of classes; that of the data by default."""
     mixers: str | list[str] | None = None

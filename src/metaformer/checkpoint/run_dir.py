@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metaformer.checkpoint.checkpoint import Checkpoint, checkpoints, newest, read_checkpoint, recover_all
+from metaformer.checkpoint.checkpoint import Checkpoint, newest, read_checkpoint, recover_all
 from metaformer.checkpoint.manifest import recover
 from metaformer.errors import OutputError, WeightsError
 from metaformer.storage import TEMPORARY, is_held, lock, write_text
+from metaformer.weights.saved import BEST, STEPS, checkpoints
 
 CONFIG, COMMAND, LOCK, LOG = "config.json", "command.txt", ".lock", "metrics.jsonl"
 
@@ -25,12 +26,12 @@ class RunDir:
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / STEPS
 
     @property
     def best(self) -> Path:
         """The best weights: a checkpoint without optimizer."""
-        return self.path / "best"
+        return self.path / BEST
 
     @property
     def config(self) -> Path:
@@ -124,15 +125,6 @@ class RunDir:
     def write_config(self, config: dict[str, Any]) -> None:
         """Save the resolved configuration."""
         write_text(self.config, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-
-
-def find_checkpoint(source: Path) -> Path:
-    """The checkpoint of a path: itself, or of a run its best, else its newest."""
-    run = RunDir(source)
-    if run.best.is_dir():
-        return run.best
-    steps = checkpoints(run.checkpoints)
-    return steps[0] if steps else source
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from metaformer.checkpoint.checkpoint import STATE, Checkpoint, read_checkpoint
+from metaformer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from metaformer.checkpoint.manifest import MANIFEST
-from metaformer.checkpoint.run_dir import RunDir, find_checkpoint
+from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
 from metaformer.data.class_lists import given_names
 from metaformer.data.preprocess import Preprocess
@@ -16,6 +16,7 @@ from metaformer.inference.int8_model import NETWORK, Int8Network
 from metaformer.serialize import from_dict
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel
+from metaformer.weights.saved import STATE, find_checkpoint
 
 DEFAULT_TASK = next(iter(TASKS))
 """Task of a checkpoint that names none, such as one of timm."""

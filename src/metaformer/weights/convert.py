@@ -9,6 +9,7 @@ from metaformer.weights.formats import FORMATS
 from metaformer.weights.infer import candidates
 from metaformer.weights.io import read_state, write_state
 from metaformer.weights.keymap import from_ours, to_ours
+from metaformer.weights.saved import find_saved
 from metaformer.weights.sources import split_name
 
 
@@ -39,7 +40,8 @@ def convert(source: str | Path, target: str | Path, to: str, model: str | None =
     """Rewrite a checkpoint of any format in another; the suffix of `target` decides the kind of file.
 
     Args:
-        source: safetensors or a file of `torch.save`, in any format of `FORMATS`.
+        source: safetensors or a file of `torch.save`, in any format of `FORMATS`; or a run, a checkpoint
+            or what `save_pretrained` wrote.
         target: safetensors, or `torch.save` where it ends in .pth, .pt, .bin or .tar.
         to: key of `FORMATS`.
         model: the variant, where the tensors may be of several.
@@ -52,14 +54,17 @@ def convert(source: str | Path, target: str | Path, to: str, model: str | None =
     source, target = Path(source), Path(target)
     if to not in FORMATS:
         raise UnknownName("checkpoint format", to, FORMATS)
-    file = read_state(source)
-    if target.exists() and target.samefile(source):
+    file, saved = read_state(source), find_saved(source)
+    if target.exists() and target.samefile(source if saved is None else saved.weights):
         raise OutputError(f"{target}: is the file to read: choose another name")
     try:
         renamed = to_ours(file.tensors)
         if renamed.unknown:
             raise WeightsError(f"{', '.join(renamed.unknown[:10])}: not of the format {renamed.format!r}")
-        name = _model(candidates(renamed.backbone().state), model, renamed.format, to)
+        found = candidates(renamed.backbone().state)
+        if model is None and saved is not None and saved.variant in found:
+            model = saved.variant
+        name = _model(found, model, renamed.format, to)
         state = from_ours(renamed.state, to)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error

@@ -19,9 +19,10 @@ from metaformer.errors import (
 from metaformer.models.build import NetworkConfig, build_network
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.storage import write_text
-from metaformer.weights.card import model_card, read_config
+from metaformer.weights.card import model_card
 from metaformer.weights.io import write_state
 from metaformer.weights.load import load_weights
+from metaformer.weights.saved import SavedNetwork, need_saved
 
 CONFIG, WEIGHTS, PICKLED_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 
@@ -54,10 +55,11 @@ def from_pretrained(
 ) -> Model:
     """Build a model as it was saved, from a directory or a repository of the Hugging Face Hub.
 
-    Besides our own it reads repositories of timm and transformers that hold one of our models.
+    Besides our own it reads repositories of timm and transformers that hold one of our models; of a run it
+    takes the best weights, else the newest checkpoint.
 
     Args:
-        repo_or_dir: a directory, or `owner/name`.
+        repo_or_dir: a directory (also a run or one of its checkpoints), or `owner/name`.
         revision: branch, tag or commit of the repository.
         token: for private repositories.
 
@@ -68,32 +70,34 @@ def from_pretrained(
     """
     directory = Path(repo_or_dir).expanduser()
     if directory.is_dir():
-        file, weights = directory / CONFIG, directory
+        saved = need_saved(directory)
     elif directory.is_absolute() or str(repo_or_dir).count("/") != 1:
         raise WeightsError(f"{repo_or_dir}: neither a directory nor the name of a repository (owner/name)")
     else:
         file = _from_hub(str(repo_or_dir), (CONFIG,), revision, token)
-        weights = _from_hub(str(repo_or_dir), (WEIGHTS, PICKLED_WEIGHTS), revision, token)
+        _from_hub(str(repo_or_dir), (WEIGHTS, PICKLED_WEIGHTS), revision, token)  # beside it
+        saved = need_saved(file.parent)
+    return build_saved(saved).eval()
+
+
+def build_saved(saved: SavedNetwork) -> Model:
+    """The network of a directory, with its weights.
+
+    Raises:
+        ConfigError: a network that cannot be built.
+        WeightsError: weights that do not fit it.
+    """
+    indices = saved.card.get("out_indices")
     try:
-        card = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(card, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{file}: no readable configuration ({error})") from error
-    try:
-        config, indices = read_config(card), card.get("out_indices")
-        if isinstance(config, MetaFormerConfig) and indices is not None:
-            model: Model = MetaFormerFeatures(config, tuple(indices))
+        if isinstance(saved.config, MetaFormerConfig) and indices is not None:
+            model: Model = MetaFormerFeatures(saved.config, tuple(indices))
         else:
-            model = build_network(config)
+            model = build_network(saved.config)
     except MetaFormerError as error:
-        raise ConfigError(f"{file}: {error}") from error
-    notes = dict(card.get("pretrained_cfg") or {})
-    if isinstance(config, MetaFormerConfig) and "task" in card:  # such as multilabel; saved again with it
-        notes["task"] = card["task"]
-    model.pretrained_cfg = {key: tuple(v) if isinstance(v, list) else v for key, v in notes.items()}
-    load_weights(model, weights)
-    return model.eval()
+        raise ConfigError(f"{saved.path}: {error}") from error
+    model.pretrained_cfg = saved.notes
+    load_weights(model, saved.weights)
+    return model
 
 
 def push_to_hub(

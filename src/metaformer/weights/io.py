@@ -12,14 +12,11 @@ from torch import Tensor
 
 from metaformer.errors import OutputError, WeightsError
 from metaformer.storage import apply_umask, atomic_bytes, atomic_path
+from metaformer.weights.saved import weight_file
 from metaformer.weights.unpickle import load_pickled
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
 """Keys of the tensors in training files; raw weights come before averaged ones, as published."""
-
-
-DIRECTORY_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Files that are read from a directory."""
 
 
 PICKLED_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -45,6 +42,8 @@ class StateFile:
 def read_state(path: str | Path) -> StateFile:
     """Read the tensors of a checkpoint: safetensors, or PyTorch's zip or older form, or a directory with one.
 
+    Of a run it is the best, else the newest checkpoint.
+
     No code in the file is run, see `load_pickled`.
 
     Raises:
@@ -52,12 +51,7 @@ def read_state(path: str | Path) -> StateFile:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        found = next((path / name for name in DIRECTORY_FILES if (path / name).is_file()), None)
-        if found is None:
-            raise WeightsError(
-                f"{path}: no weights in this directory (looked for {', '.join(DIRECTORY_FILES)})"
-            )
-        path = found
+        path = weight_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(64)
