@@ -36,6 +36,9 @@ def run(argv: list[str]) -> int:
     check_options("write", model, outputs)
     for line in model.spec.write(predictor.predictions(args["inputs"]), args["out"], model, **outputs):
         print(line)
+    if predictor.skipped:
+        files = ", ".join(str(error.path) for error in predictor.skipped)
+        print(f"left out {len(predictor.skipped)} images that cannot be read: {files}", file=sys.stderr)
     return 0
 
 
@@ -58,12 +61,6 @@ def _parser() -> Parser:
         "file for each process of torchrun, and the same command resumes after a stop",
     )
     add("--split", default="val", metavar="NAME", help="split of --data (default val)")
-    add(
-        "--on-bad-image",
-        choices=["error", "skip"],
-        default="error",
-        help="with --data: stop at an image that cannot be read, or log it (up to 0.1 %% of all)",
-    )
     add(
         "--out",
         metavar="DIR|FILE",

@@ -23,7 +23,7 @@ from metaformer.report.page import TaskReport
 from metaformer.tasks.check import Certainty, CheckReport
 from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.report import Report
-from metaformer.tasks.stream import ImageList
+from metaformer.tasks.stream import ImageList, OnBad, raise_bad
 from metaformer.weights.card import model_card
 from metaformer.weights.sources import find_source
 
@@ -94,8 +94,12 @@ class Predict(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """Options that change the results, as plain values."""
 
-    def predict(self, source: ImageList) -> Iterator[Prediction[Any]]:
+    def predict(self, source: ImageList, on_bad: OnBad = raise_bad) -> Iterator[Prediction[Any]]:
         """Predictions in order, one for each image or video frame.
+
+        Args:
+            source: the images.
+            on_bad: gets the error of each image that cannot be read; raises it by default.
 
         Raises:
             BadImage: an image cannot be read.

@@ -12,11 +12,20 @@ from PIL import Image
 
 from metaformer.data.folder import EXTENSIONS, check_name
 from metaformer.data.image import read_image
-from metaformer.errors import ConfigError, DataError
+from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.tasks.outputs import Prediction, R
 from metaformer.visualize.video import frames, is_animated
 
 Read = TypeVar("Read")
+
+
+OnBad = Callable[[BadImage], None]
+"""What is done about an image that cannot be read: it may raise the error."""
+
+
+def raise_bad(error: BadImage) -> None:
+    """Raise the error of an image that cannot be read."""
+    raise error
 
 
 ImageInput = str | Path | Image.Image
@@ -84,26 +93,46 @@ class StreamPredictor(ABC, Generic[R]):
     def predict_image(self, image: Image.Image, path: str, name: str) -> R:
         """Result of an RGB image; `path` goes into it, `name` into error messages."""
 
-    def predict(self, source: ImageList) -> Iterator[Prediction[R]]:
+    def predict(self, source: ImageList, on_bad: OnBad = raise_bad) -> Iterator[Prediction[R]]:
         """Predictions in order, at the images' own size; one for each frame of a video.
+
+        Args:
+            source: the images.
+            on_bad: gets the error of each image that cannot be read; raises it by default.
 
         Raises:
             BadImage: an image cannot be read.
             TrainingError: outputs that are not finite.
         """
 
-        def read(index: int) -> Image.Image | None:
+        def read(index: int) -> Image.Image | BadImage | None:
             path = source.path(index)
-            return None if path and is_animated(path) else source.image(index)
+            try:
+                return None if path and is_animated(path) else source.image(index)
+            except BadImage as error:
+                return error
 
         for index, image in enumerate(read_ahead(read, len(source), self.workers)):
             path = source.path(index)
-            if image is not None:
+            if isinstance(image, BadImage):
+                on_bad(image)
+            elif image is not None:
                 yield Prediction(self.predict_image(image, path, path or "the image"), image)
-                continue
-            for number, frame in enumerate(frames(path)):
-                result = self.predict_image(frame.image, path, f"{path}, frame {number}")
-                yield Prediction(result, frame.image, number, frame.milliseconds)
+            else:
+                yield from self._predict_frames(path, on_bad)
+
+    def _predict_frames(self, path: str, on_bad: OnBad) -> Iterator[Prediction[R]]:
+        """One prediction for each frame of a video, up to the first that cannot be read."""
+        reading = enumerate(frames(path))
+        while True:
+            try:
+                number, frame = next(reading)
+            except StopIteration:
+                return
+            except BadImage as error:
+                return on_bad(error)
+            result = self.predict_image(frame.image, path, f"{path}, frame {number}")
+            yield Prediction(result, frame.image, number, frame.milliseconds)
 
 
 def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterator[Read]:
