@@ -1,8 +1,9 @@
 """Images and videos to predict on, and predictors that take them one at a time."""
 
 import glob
+import logging
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
-from metaformer.data.folder import EXTENSIONS, check_name
+from metaformer.data.folder import EXTENSIONS, LinkCircle, check_name, files_below, log_hidden
 from metaformer.data.image import read_image
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.tasks.outputs import Prediction, R
 from metaformer.visualize.video import frames, is_animated
 
 Read = TypeVar("Read")
+_log = logging.getLogger(__name__)
 
 
 OnBad = Callable[[BadImage], None]
@@ -29,7 +31,7 @@ def raise_bad(error: BadImage) -> None:
 
 
 ImageInput = str | Path | Image.Image
-"""A file, a folder (with all below it), a glob, or an image."""
+"""A file, a folder (with all below it but what is hidden), a glob, or an image."""
 
 
 class ImageList:
@@ -149,6 +151,18 @@ def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterato
             yield done
 
 
+def _may_be_image(file: Path) -> bool:
+    """Whether it is a regular file or a link to nothing, which reading names, and no pipe or device."""
+    return file.is_file() or not file.exists()
+
+
+def _skip_circle(error: DataError) -> None:
+    """A link to a folder above brings nothing new; a folder that cannot be read is an error."""
+    if not isinstance(error, LinkCircle):
+        raise error
+    _log.warning("left out: %s", error)
+
+
 def _files(pattern: str | Path) -> list[Path]:
     """Image files of a file, folder or glob, sorted."""
     path = Path(pattern)
@@ -156,8 +170,10 @@ def _files(pattern: str | Path) -> list[Path]:
         check_name(path)
         return [path]
     if path.is_dir():
-        found = [file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()]
-        found = [file for file in found if not file.name.startswith(".")]
+        hidden: Counter[str] = Counter()
+        below = [path / name for name in files_below(path, _skip_circle, hidden=hidden)]
+        found = [file for file in below if file.suffix.lower() in EXTENSIONS and _may_be_image(file)]
+        log_hidden(path, hidden)
         kind = "folder"
     elif glob.has_magic(str(pattern)):
         matches = map(Path, glob.glob(str(pattern), recursive=True))
