@@ -13,9 +13,11 @@ from metaformer.backbones.metaformer import MetaFormer
 from metaformer.bench.run import BenchConfig, bench
 from metaformer.checkpoint.checkpoint import write_checkpoint
 from metaformer.cli import main
-from metaformer.errors import ConfigError, WeightsError
+from metaformer.errors import ConfigError, DataError, WeightsError
 from metaformer.factory import create_network
+from metaformer.inference.evaluate import evaluate
 from metaformer.inference.model import load_model
+from metaformer.inference.predictor import Predictor
 from metaformer.weights.convert import convert
 from metaformer.weights.io import read_state
 from toys import TINY, Configure, equal_states
@@ -196,3 +198,70 @@ def test_a_network_that_is_named_must_be_the_checkpoints(
 def test_bench_takes_a_run(classify_run: Path) -> None:
     report = bench([str(classify_run)], BenchConfig(speed=False))
     assert report.rows[0].counts.params == sum(p.numel() for p in load_model(classify_run).model.parameters())
+
+
+@pytest.fixture
+def transformers_directory(tmp_path: Path) -> Path:
+    """A network as transformers has it: classes in another order, with their names."""
+    folder = tmp_path / "hf"
+    model = metaformer.create_model("poolformer_n", num_classes=3, head_dropout=0.0)
+    config = model.config
+    assert config.act == "gelu"
+    metaformer.save_pretrained(model, folder)
+    card = {
+        "model_type": "poolformer",
+        "depths": list(config.depths),
+        "hidden_sizes": list(config.dims),
+        "mlp_ratio": config.mlp_ratios[0],
+        "id2label": {"0": "cat", "1": "ant", "2": "bee"},
+    }
+    (folder / "config.json").write_text(json.dumps(card))
+    return folder
+
+
+def test_names_in_a_directory_are_the_classes(
+    transformers_directory: Path, pets: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = transformers_directory
+    assert load_model(place).classes == ("cat", "ant", "bee")
+    (result,) = Predictor(place, image_size=32)(pets / "val" / "ant" / "0.png")
+    assert result.label in ("cat", "ant", "bee") and not caplog.records
+    report = evaluate(place, pets, workers=0, image_size=32)
+    assert [row.name for row in report.per_class] == ["cat", "ant", "bee"] and not caplog.records
+    # the same weights under the names in the folders' order are matched otherwise
+    card = json.loads((place / "config.json").read_text())
+    del card["id2label"]
+    (place / "config.json").write_text(json.dumps({**card, "num_labels": 3}))
+    evaluate(place, pets, workers=0, image_size=32)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "order alone" in line and "ant, bee, cat" in line
+
+
+def test_folders_of_wordnet_are_matched_by_order_with_a_word(
+    transformers_directory: Path, own_pets: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i, name in enumerate(("ant", "bee", "cat")):
+        (own_pets / "val" / name).rename(own_pets / "val" / f"n0000000{i}")
+    report = evaluate(transformers_directory, own_pets, workers=0, image_size=32)
+    assert [row.name for row in report.per_class] == ["n00000000", "n00000001", "n00000002"]
+    assert "order alone" in caplog.text
+    (own_pets / "val" / "n00000002").rename(own_pets / "val" / "wasp")
+    with pytest.raises(DataError, match="wasp"):
+        evaluate(transformers_directory, own_pets, workers=0, image_size=32)
+
+
+@pytest.mark.parametrize("table", [{"0": "a", "1": "b", "3": "c"}, {"0": "a", "1": 7, "2": "c"}, ["a", "b"]])
+def test_a_name_for_each_class_or_none(table: object, transformers_directory: Path) -> None:
+    file = transformers_directory / "config.json"
+    card = json.loads(file.read_text())
+    field = "label_names" if isinstance(table, list) else "id2label"
+    file.write_text(json.dumps({**card, field: table}))
+    with pytest.raises(ConfigError, match=field):
+        load_model(transformers_directory)
+
+
+def test_placeholders_are_no_names(transformers_directory: Path) -> None:
+    file = transformers_directory / "config.json"
+    names = {str(i): f"LABEL_{i}" for i in range(3)}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "id2label": names}))
+    assert load_model(transformers_directory).classes is None

@@ -1,5 +1,6 @@
 """What a task is: its network, data, losses, evaluation, predictions and report behind one interface."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from metaformer.tasks.stream import ImageList, OnBad, raise_bad
 from metaformer.weights.card import model_card
 from metaformer.weights.sources import find_source
 
+_log = logging.getLogger(__name__)
 Forward = Callable[..., Any]
 """A network's outputs for a batch of images (B, 3, H, W), on the run's device and in its precision."""
 
@@ -253,11 +255,26 @@ class LoadedModel:
     def check_classes(self, classes: Sequence[str], where: object) -> None:
         """Compare the network's number of classes with a data set's.
 
+        One line says where their order alone matches them, since the network knows no names.
+
         Raises:
             ConfigError: they differ.
         """
         if len(classes) != self.num_classes:
             raise ConfigError(f"{where}: {len(classes)} classes, but {self.name} has {self.num_classes}")
+        if self.classes is None:
+            self.log_order(where, classes, "brings no class names")
+
+    def log_order(self, where: object, classes: Sequence[str], why: str) -> None:
+        """Say in one line that classes are matched by their order alone."""
+        shown = ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")
+        _log.warning(
+            "%s: classes (%s) are matched by their order alone: %s %s; --class-names names them",
+            where,
+            shown,
+            self.name,
+            why,
+        )
 
 
 def model_fields(network: ModelConfig, **defaults: Any) -> dict[str, Any]:

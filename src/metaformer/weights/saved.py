@@ -64,6 +64,8 @@ class SavedNetwork:
     def notes(self) -> dict[str, Any]:
         """Its `pretrained_cfg`: preprocessing, names of classes."""
         notes = dict(self.card.get("pretrained_cfg") or {})
+        if not notes.get("label_names") and (names := label_names(self.card, self.config.num_classes)):
+            notes["label_names"] = names
         if isinstance(self.config, MetaFormerConfig) and "task" in self.card:  # such as multilabel
             notes["task"] = self.card["task"]
         return {key: tuple(value) if isinstance(value, list) else value for key, value in notes.items()}
@@ -166,6 +168,28 @@ def need_saved(path: str | Path) -> SavedNetwork:
     except MetaFormerError as error:
         raise ConfigError(f"{file}: {error}") from error
     return SavedNetwork(path, weight_file(path), card, config)
+
+
+def label_names(card: Mapping[str, Any], count: int) -> tuple[str, ...] | None:
+    """Class names in a card of transformers (`id2label`) or of timm (`label_names`).
+
+    None where it has no names, or only transformers' placeholders.
+
+    Raises:
+        ConfigError: not a name for each class.
+    """
+    names, table = card.get("label_names"), card.get("id2label")
+    if names is None and isinstance(table, Mapping):
+        numbers = {str(number): name for number, name in table.items()}
+        names = [numbers.get(str(number)) for number in range(len(numbers))]
+        if names == [f"LABEL_{number}" for number in range(len(numbers))]:
+            return None
+    if not names:
+        return None
+    if not isinstance(names, list) or len(names) != count or not all(isinstance(n, str) and n for n in names):
+        field = "id2label" if card.get("label_names") is None else "label_names"
+        raise ConfigError(f"{field}: must hold a name for each of {count} classes, from 0 to {count - 1}")
+    return tuple(names)
 
 
 def fitting(saved: SavedNetwork, variant: str, wanted: MetaFormerConfig) -> MetaFormerConfig | None:
