@@ -43,6 +43,7 @@ def create_model(
     *,
     classifier: Classifier = "keep",
     strict: bool = True,
+    ema: bool | None = None,
     **config_overrides: Any,
 ) -> MetaFormer | MetaFormerFeatures:
     """Build a classifier, or a backbone, with random or published weights or those of a file.
@@ -62,6 +63,7 @@ def create_model(
         global_pool: `avg`, `max`, or empty.
         classifier: how a file's classifier is loaded, see `load_weights`.
         strict: False loads what fits, as after a swap of mixers; the log lists the rest.
+        ema: of raw and averaged weights in a file take the averaged ones, or with False the raw ones.
         config_overrides: any other field of `MetaFormerConfig`.
 
     Raises:
@@ -71,7 +73,7 @@ def create_model(
         WeightsError: the weights do not fit the model.
     """
     weights = InitialWeights(
-        pretrained=pretrained, checkpoint_path=checkpoint_path, classifier=classifier, strict=strict
+        pretrained=pretrained, checkpoint_path=checkpoint_path, classifier=classifier, strict=strict, ema=ema
     )
     if num_classes is not None:
         config_overrides["num_classes"] = num_classes
@@ -142,6 +144,7 @@ def create_segmenter(
     backbone_checkpoint: str | Path | None = None,
     classifier: Classifier = "keep",
     strict: bool = True,
+    ema: bool | None = None,
     criterion: SegmentationLoss | None = None,
 ) -> Segmenter:
     """Build a semantic segmentation network: images (B, 3, H, W) to logits (B, num_classes, H, W).
@@ -167,6 +170,7 @@ def create_segmenter(
         backbone_checkpoint: load a file of any published format into the backbone alone.
         classifier: how a file's classifier is loaded, see `load_weights`.
         strict: False loads what fits; the log lists the rest.
+        ema: of raw and averaged weights in a file take the averaged ones, or with False the raw ones.
         criterion: the loss; by default cross-entropy over the labeled pixels.
 
     Raises:
@@ -182,6 +186,7 @@ def create_segmenter(
         backbone_checkpoint=backbone_checkpoint,
         classifier=classifier,
         strict=strict,
+        ema=ema,
     )
     model: Segmenter = _create_dense(
         SEGMENTER,
@@ -218,6 +223,7 @@ def create_detector(
     backbone_checkpoint: str | Path | None = None,
     classifier: Classifier = "keep",
     strict: bool = True,
+    ema: bool | None = None,
     **config_overrides: Any,
 ) -> "Detector":
     """Build an object detector, with `mask_rcnn` an instance segmentation network.
@@ -243,6 +249,7 @@ def create_detector(
         backbone_checkpoint: load a file of any published format into the backbone alone.
         classifier: how a file's layers with outputs for each class are loaded, see `load_weights`.
         strict: False loads what fits; the log lists the rest.
+        ema: of raw and averaged weights in a file take the averaged ones, or with False the raw ones.
         config_overrides: any other field of `DetectorConfig`.
 
     Raises:
@@ -258,6 +265,7 @@ def create_detector(
         backbone_checkpoint=backbone_checkpoint,
         classifier=classifier,
         strict=strict,
+        ema=ema,
     )
     model: Detector = _create_dense(
         DETECTOR,
@@ -393,6 +401,8 @@ class InitialWeights:
     """How a file's classifier is loaded."""
     strict: bool = True
     """False loads what fits."""
+    ema: bool | None = None
+    """Of raw and averaged weights in a file take the averaged ones, or with False the raw ones."""
 
     def __post_init__(self) -> None:
         files = (self.checkpoint_path is not None, self.backbone_checkpoint is not None)
@@ -412,7 +422,7 @@ class InitialWeights:
             return self
         reset = self.classifier == "keep" and num_classes != home.config.num_classes
         classifier: Classifier = "reset" if reset else self.classifier
-        return replace(self, pretrained=False, checkpoint_path=home.weights, classifier=classifier)
+        return replace(self, pretrained=False, checkpoint_path=home.path, classifier=classifier)
 
     def load_into(
         self,
@@ -449,7 +459,8 @@ class InitialWeights:
         elif self.backbone_checkpoint is not None:
             weights, target = self.backbone_checkpoint, target.backbone
         if weights is not None:
-            logger.info("%s", load_weights(target, weights, self.strict, classifier=classifier, grid=grid))
+            options: dict[str, Any] = {"classifier": classifier, "grid": grid, "ema": self.ema}
+            logger.info("%s", load_weights(target, weights, self.strict, **options))
 
 
 def _create_dense(
@@ -535,7 +546,7 @@ def _saved_backbone(
         if not fits:
             return asked, variant, weights
     elif not (weights.pretrained or weights.checkpoint_path or weights.backbone_checkpoint):
-        weights = replace(weights, backbone_pretrained=False, backbone_checkpoint=home.weights)
+        weights = replace(weights, backbone_pretrained=False, backbone_checkpoint=home.path)
     assert saved is not None
     if saved.backbone is None:
         raise ConfigError(f"{saved.path}: its backbone is a module, which no configuration describes")

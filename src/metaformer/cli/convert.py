@@ -16,8 +16,10 @@ def run(argv: list[str]) -> int:
     parser.add_argument("target", metavar="OUT", help="file to write: .safetensors, .pth, .pt or .bin")
     parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("--model", metavar="NAME", help="model name, where the file does not identify it")
+    parser.add_ema()
     args = parser.parse_args(argv)
+    from metaformer.inference.model import ema_choice
     from metaformer.weights.convert import convert
 
-    print(convert(args.source, args.target, args.to, args.model))
+    print(convert(args.source, args.target, args.to, args.model, ema_choice(args.ema, args.raw)))
     return 0

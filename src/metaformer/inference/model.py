@@ -16,7 +16,7 @@ from metaformer.inference.int8_model import NETWORK, Int8Network
 from metaformer.serialize import from_dict
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel
-from metaformer.weights.saved import STATE, find_checkpoint
+from metaformer.weights.saved import STATE, find_checkpoint, weight_file
 
 DEFAULT_TASK = next(iter(TASKS))
 """Task of a checkpoint that names none, such as one of timm."""
@@ -28,6 +28,7 @@ def load_model(
     *,
     class_names: str | Path | Sequence[str] | None = None,
     data: tuple[str | Path, str] | None = None,
+    ema: bool = False,
     raw: bool = False,
 ) -> LoadedModel:
     """Load a run, a checkpoint directory, or a model by name.
@@ -38,7 +39,9 @@ def load_model(
         checkpoint: a weight file in any published format, for a model name.
         class_names: class names, or a file with one a line, where the source does not know them.
         data: root and split of a data set that gives the number of classes of a classifier by name.
-        raw: take the raw weights of a checkpoint that also holds their average.
+        ema: of raw and averaged weights take the averaged ones; by default those that a run of this library
+            was evaluated with, and the raw ones of other files.
+        raw: take the raw ones.
 
     Raises:
         ConfigError: no such run, checkpoint or model.
@@ -46,6 +49,7 @@ def load_model(
         DataError: the file of class names cannot be read, or a name is empty or there twice.
     """
     names, _ = given_names(class_names)
+    choice = ema_choice(ema, raw)
     path = Path(source)
     if path.is_dir():
         if checkpoint is not None:
@@ -55,9 +59,9 @@ def load_model(
         found = find_checkpoint(path)
         # either file makes it a checkpoint, if perhaps a damaged one
         ours = any((found / name).exists() for name in (MANIFEST, STATE))
-        model = _saved(read_checkpoint(found), raw) if ours else _published(path)
+        model = _saved(read_checkpoint(found), choice) if ours else _published(path, choice)
     else:
-        model = _named(str(source), checkpoint, len(names) if names else None, data)
+        model = _named(str(source), checkpoint, len(names) if names else None, data, choice)
     if names is None:
         return model
     if len(names) != model.num_classes:
@@ -67,7 +71,18 @@ def load_model(
     return replace(model, classes=names)
 
 
-def _saved(saved: Checkpoint, raw: bool) -> LoadedModel:
+def ema_choice(ema: bool, raw: bool) -> bool | None:
+    """The weights that two flags choose; None where neither is set.
+
+    Raises:
+        ConfigError: both are.
+    """
+    if ema and raw:
+        raise ConfigError("ema and raw exclude each other: choose one")
+    return ema if ema or raw else None
+
+
+def _saved(saved: Checkpoint, ema: bool | None) -> LoadedModel:
     """The network of a checkpoint directory."""
     try:
         card = saved.state["card"]
@@ -81,7 +96,9 @@ def _saved(saved: Checkpoint, raw: bool) -> LoadedModel:
         model = replace(spec.load(spec, card), config=config)
     except KeyError as error:
         raise WeightsError(f"{saved.directory}: its state lacks {error}") from error
-    average = saved.has("ema") and config.ema.evaluate and not raw
+    if ema:
+        weight_file(saved.directory, ema)  # says so where there are no averaged weights
+    average = saved.has("ema") and (config.ema.evaluate if ema is None else ema)
     saved.load(model.model, "ema" if average else "model")
     return model
 
@@ -99,7 +116,7 @@ def _quantized(saved: Checkpoint) -> LoadedModel:
     )
 
 
-def _published(directory: Path) -> LoadedModel:
+def _published(directory: Path, ema: bool | None) -> LoadedModel:
     """The network of a directory as `save_pretrained` writes it."""
     from metaformer.weights.hub import from_pretrained
 
@@ -110,7 +127,7 @@ def _published(directory: Path) -> LoadedModel:
         raise WeightsError(
             f"{directory}: neither a run, a checkpoint, nor a model that save_pretrained wrote"
         )
-    model = from_pretrained(directory)
+    model = from_pretrained(directory, ema=ema)
     task = str(json.loads(config.read_text(encoding="utf-8")).get("task", DEFAULT_TASK))
     if task not in TASKS:
         raise WeightsError(f"{config}: task {task!r} is not known to this version")
@@ -122,10 +139,11 @@ def _named(
     checkpoint: str | Path | None,
     num_classes: int | None,
     data: tuple[str | Path, str] | None,
+    ema: bool | None,
 ) -> LoadedModel:
     """A network by its published name."""
     for spec in TASKS.values():
-        model = spec.create(name, checkpoint, num_classes, data) if spec.create else None
+        model = spec.create(name, checkpoint, num_classes, data, ema) if spec.create else None
         if model is not None:
             return spec.describe(spec, model, name)
     if "/" in name or Path(name).exists():

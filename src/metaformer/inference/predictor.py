@@ -29,6 +29,8 @@ class Predictor:
         workers: processes or threads that read images; 0 reads in this one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         amp: mixed precision.
+        ema: of raw and averaged weights, take the averaged ones.
+        raw: of raw and averaged weights, take the raw ones.
         on_bad_image: stop at an image that cannot be read, keeping the results before it, or leave it out and
             log it; of a whole data set, up to 0.1 % of all.
         rewrite: gives the form of the network to use, such as `metaformer.optimize`.
@@ -50,6 +52,8 @@ class Predictor:
         workers: int = 0,
         device: str = "auto",
         amp: Literal["none", "bf16", "fp16"] = "none",
+        ema: bool = False,
+        raw: bool = False,
         on_bad_image: Literal["error", "skip"] = "error",
         rewrite: Callable[[nn.Module], nn.Module] | None = None,
         **options: Any,
@@ -58,7 +62,7 @@ class Predictor:
         if on_bad_image not in ("error", "skip"):
             raise ConfigError(f"on_bad_image: {on_bad_image!r} is none of 'error', 'skip'")
         place = find_device(device)
-        model = load_model(source, checkpoint, class_names=class_names)
+        model = load_model(source, checkpoint, class_names=class_names, ema=ema, raw=raw)
         check_options("predictor", model, options)
         model = model.to(place, amp)
         if rewrite is not None:

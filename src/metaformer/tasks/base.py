@@ -303,7 +303,9 @@ def load_initial_weights(model: MetaFormer | DenseNetwork, network: ModelConfig)
         WeightsError: the checkpoint cannot be read or does not fit.
     """
     published = network.pretrained and network.checkpoint is None
-    weights = InitialWeights(pretrained=published, checkpoint_path=network.checkpoint, classifier="reset")
+    weights = InitialWeights(
+        pretrained=published, checkpoint_path=network.checkpoint, classifier="reset", ema=network.ema
+    )
     weights.load_into(model, find_source(network.name) if published else None, grid="interpolate")
     if network.grad_checkpointing:
         model.set_grad_checkpointing(network.grad_checkpointing)
@@ -342,6 +344,7 @@ class CreateModel(Protocol):
         checkpoint: str | Path | None = None,
         num_classes: int | None = None,
         data: tuple[str | Path, str] | None = None,
+        ema: bool | None = None,
     ) -> nn.Module | None: ...
 
 

@@ -36,7 +36,9 @@ class Conversion:
         return f"{self.source} -> {self.target}: {self.tensors} tensors{of}, {names}"
 
 
-def convert(source: str | Path, target: str | Path, to: str, model: str | None = None) -> Conversion:
+def convert(
+    source: str | Path, target: str | Path, to: str, model: str | None = None, ema: bool | None = None
+) -> Conversion:
     """Rewrite a checkpoint of any format in another; the suffix of `target` decides the kind of file.
 
     Args:
@@ -45,6 +47,7 @@ def convert(source: str | Path, target: str | Path, to: str, model: str | None =
         target: safetensors, or `torch.save` where it ends in .pth, .pt, .bin or .tar.
         to: key of `FORMATS`.
         model: the variant, where the tensors may be of several.
+        ema: of raw and averaged weights in a file take the averaged ones, or with False the raw ones.
 
     Raises:
         UnknownName: no such format or model.
@@ -54,7 +57,7 @@ def convert(source: str | Path, target: str | Path, to: str, model: str | None =
     source, target = Path(source), Path(target)
     if to not in FORMATS:
         raise UnknownName("checkpoint format", to, FORMATS)
-    file, saved = read_state(source), find_saved(source)
+    file, saved = read_state(source, ema), find_saved(source)
     if target.exists() and target.samefile(source if saved is None else saved.weights):
         raise OutputError(f"{target}: is the file to read: choose another name")
     try:

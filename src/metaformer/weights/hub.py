@@ -51,7 +51,11 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
 
 
 def from_pretrained(
-    repo_or_dir: str | Path, *, revision: str | None = None, token: str | None = None
+    repo_or_dir: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    ema: bool | None = None,
 ) -> Model:
     """Build a model as it was saved, from a directory or a repository of the Hugging Face Hub.
 
@@ -62,6 +66,7 @@ def from_pretrained(
         repo_or_dir: a directory (also a run or one of its checkpoints), or `owner/name`.
         revision: branch, tag or commit of the repository.
         token: for private repositories.
+        ema: of raw and averaged weights take the averaged ones, or with False the raw ones.
 
     Raises:
         DownloadError: no such repository, or no network.
@@ -77,10 +82,10 @@ def from_pretrained(
         file = _from_hub(str(repo_or_dir), (CONFIG,), revision, token)
         _from_hub(str(repo_or_dir), (WEIGHTS, PICKLED_WEIGHTS), revision, token)  # beside it
         saved = need_saved(file.parent)
-    return build_saved(saved).eval()
+    return build_saved(saved, ema).eval()
 
 
-def build_saved(saved: SavedNetwork) -> Model:
+def build_saved(saved: SavedNetwork, ema: bool | None = None) -> Model:
     """The network of a directory, with its weights.
 
     Raises:
@@ -96,7 +101,7 @@ def build_saved(saved: SavedNetwork) -> Model:
     except MetaFormerError as error:
         raise ConfigError(f"{saved.path}: {error}") from error
     model.pretrained_cfg = saved.notes
-    load_weights(model, saved.weights)
+    load_weights(model, saved.path, ema=ema)
     return model
 
 

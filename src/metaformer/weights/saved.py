@@ -86,17 +86,20 @@ def find_checkpoint(source: Path) -> Path:
     return steps[0] if steps else source
 
 
-def weight_file(directory: Path) -> Path:
+def weight_file(directory: Path, ema: bool | None = None) -> Path:
     """The file with the weights of a directory: a run, a checkpoint, or any with one of `WEIGHT_FILES`.
 
-    Of a checkpoint that was evaluated by its averaged weights, these.
+    Of a checkpoint with raw and averaged weights `ema` chooses; by default it is those that were evaluated.
 
     Raises:
         WeightsError: there is none.
     """
     found = find_checkpoint(directory)
-    if (found / AVERAGE).is_file() and _evaluates_average(found):
+    has_average = (found / AVERAGE).is_file()
+    if has_average and (_evaluates_average(found) if ema is None else ema):
         return found / AVERAGE
+    if ema and not has_average and not (found.name == BEST and _evaluates_average(found)):
+        raise WeightsError(f"{found}: holds no averaged weights")
     file = next((found / name for name in WEIGHT_FILES if (found / name).is_file()), None)
     if file is not None:
         return file
@@ -237,7 +240,7 @@ def _hub_card(own: Mapping[str, Any]) -> dict[str, Any]:
 def _evaluates_average(directory: Path) -> bool:
     config = (_read(directory / STATE) or {}).get("config")
     ema = config.get("ema") if isinstance(config, Mapping) else None
-    return not isinstance(ema, Mapping) or ema.get("evaluate") is not False
+    return isinstance(ema, Mapping) and ema.get("decay") is not None and ema.get("evaluate") is not False
 
 
 def _read(file: Path) -> dict[str, Any] | None:
