@@ -28,11 +28,15 @@ class ModelConfig(Checked):
     """The network."""
 
     name: str = "poolformer_s12"
-    """Model name, as listed by `metaformer list`."""
+    """Model name, as listed by `metaformer list`; or a run or another directory with a network."""
     pretrained: bool = False
     """Start from published weights, downloaded once; `name` may have a tag (`NAME.TAG`)."""
     checkpoint: str | None = None
-    """Start from this file, in any published format; the classifier is reset if its classes differ."""
+    """Start from this file, in any published format, or from a run, a checkpoint or another directory, which
+    brings its network; the classifier is reset if its classes differ."""
+    ema: bool | None = None
+    """Of raw and averaged weights in `checkpoint` take the averaged (`true`) or the raw ones (`false`);
+    by default those that a run was evaluated with, and the raw ones of other files."""
     num_classes: int | None = None
     """Number of classes; that of the data by default."""
     mixers: str | list[str] | None = None

@@ -13,12 +13,21 @@ from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
 from metaformer.backbones.variants import UNAVAILABLE, VARIANTS
 from metaformer.errors import ConfigError, UnknownName
-from metaformer.models.build import DENSE_KINDS, DETECTOR, SEGMENTER, NetworkKind, build_network, check_memory
+from metaformer.models.build import (
+    DENSE_KINDS,
+    DETECTOR,
+    SEGMENTER,
+    NetworkKind,
+    build_network,
+    check_memory,
+    kind_of,
+)
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.weights.card import pretrained_cfg
 from metaformer.weights.download import fetch
 from metaformer.weights.load import Classifier, GridPolicy, load_weights
+from metaformer.weights.saved import SavedNetwork, find_saved, fitting, need_saved
 from metaformer.weights.sources import SOURCES, Source, find_source, split_name, tags
 
 if TYPE_CHECKING:
@@ -42,14 +51,17 @@ def create_model(
     *,
     classifier: Classifier = "keep",
     strict: bool = True,
+    ema: bool | None = None,
     **config_overrides: Any,
 ) -> MetaFormer | MetaFormerFeatures:
     """Build a classifier, or a backbone, with random or published weights or those of a file.
 
     Args:
-        name: a variant, `variant.tag`, or a name of the original repositories (`caformer_s18_384_in21ft1k`).
+        name: a variant, `variant.tag`, a name of the original repositories (`caformer_s18_384_in21ft1k`), or
+            the directory of a run, a checkpoint or of `save_pretrained`, which brings network and weights.
         pretrained: download the published weights once and load them; the tag says which.
-        checkpoint_path: load a file of any published format instead.
+        checkpoint_path: load a file of any published format instead; a directory as above also brings what
+            its network has changed in the variant, where nothing else is asked for.
         num_classes: outputs; 1000, or as many as the weights named by the tag have. Another number resets the
             classifier with `pretrained`; with `checkpoint_path` it is an error by default.
         in_chans: channels of the input; an RGB stem is adapted to others.
@@ -59,6 +71,7 @@ def create_model(
         global_pool: `avg`, `max`, or empty.
         classifier: how a file's classifier is loaded, see `load_weights`.
         strict: False loads what fits, as after a swap of mixers; the log lists the rest.
+        ema: of raw and averaged weights in a file take the averaged ones, or with False the raw ones.
         config_overrides: any other field of `MetaFormerConfig`.
 
     Raises:
@@ -68,20 +81,58 @@ def create_model(
         WeightsError: the weights do not fit the model.
     """
     weights = InitialWeights(
-        pretrained=pretrained, checkpoint_path=checkpoint_path, classifier=classifier, strict=strict
+        pretrained=pretrained, checkpoint_path=checkpoint_path, classifier=classifier, strict=strict, ema=ema
     )
     if num_classes is not None:
         config_overrides["num_classes"] = num_classes
-    config = model_config(
-        name, in_chans=in_chans, drop_path_rate=drop_path_rate, global_pool=global_pool, **config_overrides
-    )
+    home = find_home(name, VARIANTS)
+    base, saved = _saved_config(name, home, checkpoint_path, config_overrides, features_only)
+    inherited = {"in_chans": in_chans, "global_pool": global_pool}
+    if base is not None:  # what was not asked for is as it was saved
+        inherited = {
+            key: value for key, value in inherited.items() if value != _default(MetaFormerConfig, key)
+        }
+    config_overrides = {"drop_path_rate": drop_path_rate, **inherited, **config_overrides}
+    if base is None:
+        config = model_config(name, **config_overrides)
+    else:
+        _check_options(MetaFormerConfig, config_overrides, "create_model")
+        config = replace(base, **config_overrides)
     check_memory(lambda: MetaFormer(config))
     model = MetaFormerFeatures(config, out_indices) if features_only else MetaFormer(config)
-    variant, tag = split_name(name)
-    source = find_source(name) if pretrained or tag or tags(variant) else None
+    variant, tag = (home.variant, "") if home else split_name(name)
+    source = find_source(name) if not home and (pretrained or tag or tags(variant)) else None
     model.pretrained_cfg = pretrained_cfg(variant, VARIANTS[variant], source)
-    weights.load_into(model, source)
+    if base is not None and saved is not None and kind_of(saved.config) is None:
+        model.pretrained_cfg |= _notes(saved, config.num_classes)
+    weights.from_home(home, config.num_classes).load_into(model, source)
     return model
+
+
+def _saved_config(
+    name: str,
+    home: SavedNetwork | None,
+    checkpoint: str | Path | None,
+    overrides: Mapping[str, Any],
+    features_only: bool,
+) -> tuple[MetaFormerConfig | None, SavedNetwork | None]:
+    """The configuration that a directory brings for a classifier or backbone, and the directory's network."""
+    saved = home
+    if home is None:
+        saved = None if checkpoint is None else find_saved(checkpoint)
+        variant = split_name(name)[0]
+        if saved is None or variant not in VARIANTS:
+            return None, saved
+        base = fitting(saved, variant, model_config(name, **overrides))
+    else:
+        base = home.backbone
+        if base is None:
+            raise ConfigError(f"{name}: its backbone is a module, which no configuration describes")
+    if base is not None and saved is not None and kind_of(saved.config) is not None:
+        own = VARIANTS[saved.variant]  # what a network on it has changed does not concern a classifier
+        base = replace(base, num_classes=own.num_classes, grid_mode=own.grid_mode)
+        base = base if features_only else replace(base, feature_norm=own.feature_norm)
+    return base, saved
 
 
 def create_segmenter(
@@ -102,18 +153,21 @@ def create_segmenter(
     backbone_checkpoint: str | Path | None = None,
     classifier: Classifier = "keep",
     strict: bool = True,
+    ema: bool | None = None,
     criterion: SegmentationLoss | None = None,
 ) -> Segmenter:
     """Build a semantic segmentation network: images (B, 3, H, W) to logits (B, num_classes, H, W).
 
     Args:
-        kind: `semantic_fpn` or `upernet`; or with backbone and perhaps tag, as `list_segmenters` names them.
+        kind: `semantic_fpn` or `upernet`; or with backbone and perhaps tag, as `list_segmenters` names them;
+            or the directory of a run, a checkpoint or of `save_pretrained`.
         backbone: a name, a configuration, or a module that returns a list of features, finest first, whose
-            channels are `feature_info.channels()`; `poolformer_s24` by default.
+            channels are `feature_info.channels()`; also a directory; `poolformer_s24` by default.
         num_classes: outputs. Another number than published resets the classifier with `pretrained`; with
             `checkpoint_path` it is an error by default.
         pretrained: download the published weights of the whole network once and load them.
-        checkpoint_path: load a file of any published format; one of a backbone leaves neck and head random.
+        checkpoint_path: load a file of any published format; one of a backbone leaves neck and head random. A
+            directory as above brings its network: what is left at its default is as there.
         feature_norm: norms on the backbone's outputs: `fresh`, `none` or `head`; None as its configuration.
         fpn_dim: channels of the feature pyramid of `semantic_fpn`.
         head_dim: channels of the head; by default 128 for `semantic_fpn` and 512 for `upernet`.
@@ -125,6 +179,7 @@ def create_segmenter(
         backbone_checkpoint: load a file of any published format into the backbone alone.
         classifier: how a file's classifier is loaded, see `load_weights`.
         strict: False loads what fits; the log lists the rest.
+        ema: of raw and averaged weights in a file take the averaged ones, or with False the raw ones.
         criterion: the loss; by default cross-entropy over the labeled pixels.
 
     Raises:
@@ -140,6 +195,7 @@ def create_segmenter(
         backbone_checkpoint=backbone_checkpoint,
         classifier=classifier,
         strict=strict,
+        ema=ema,
     )
     model: Segmenter = _create_dense(
         SEGMENTER,
@@ -176,19 +232,21 @@ def create_detector(
     backbone_checkpoint: str | Path | None = None,
     classifier: Classifier = "keep",
     strict: bool = True,
+    ema: bool | None = None,
     **config_overrides: Any,
 ) -> "Detector":
     """Build an object detector, with `mask_rcnn` an instance segmentation network.
 
     Args:
         kind: `retinanet`, `faster_rcnn` or `mask_rcnn`; or with backbone and perhaps tag, as `list_detectors`
-            names them.
+            names them; or the directory of a run, a checkpoint or of `save_pretrained`.
         backbone: a name, a configuration, or a module that returns a list of features, finest first, whose
-            channels are `feature_info.channels()`; `poolformer_s24` by default.
+            channels are `feature_info.channels()`; also a directory; `poolformer_s24` by default.
         num_classes: classes of objects, without background. Another number than published resets the
             classifiers with `pretrained`; with `checkpoint_path` it is an error by default.
         pretrained: download the published weights of the whole network once and load them.
         checkpoint_path: load a file of any published format; one of a backbone leaves neck and heads random.
+            A directory as above brings its network: what is left at its default is as there.
         feature_norm: norms on the backbone's outputs: `fresh`, `none` or `head`; None as its configuration.
         fpn_dim: channels of the feature pyramid.
         head_dim: channels of the heads' convolutions; `fpn_dim` by default.
@@ -200,6 +258,7 @@ def create_detector(
         backbone_checkpoint: load a file of any published format into the backbone alone.
         classifier: how a file's layers with outputs for each class are loaded, see `load_weights`.
         strict: False loads what fits; the log lists the rest.
+        ema: of raw and averaged weights in a file take the averaged ones, or with False the raw ones.
         config_overrides: any other field of `DetectorConfig`.
 
     Raises:
@@ -215,6 +274,7 @@ def create_detector(
         backbone_checkpoint=backbone_checkpoint,
         classifier=classifier,
         strict=strict,
+        ema=ema,
     )
     model: Detector = _create_dense(
         DETECTOR,
@@ -255,8 +315,11 @@ def create_network(
         WeightsError: the weights do not fit the network.
     """
     kind = next((kind for kind in DENSE_KINDS if split_network(name, kind) is not None), None)
+    home = find_home(name, VARIANTS) if kind is None else None
+    if home is not None:
+        kind = kind_of(home.config)
     if kind is None:
-        if split_name(name)[0] not in (*VARIANTS, *UNAVAILABLE):
+        if home is None and split_name(name)[0] not in (*VARIANTS, *UNAVAILABLE):
             dense = combined(head for kind in DENSE_KINDS for head in kind.heads)
             raise UnknownName("network", name, [*VARIANTS, *UNAVAILABLE, *dense])
         return create_model(name, pretrained, checkpoint_path, num_classes, **options)
@@ -347,6 +410,8 @@ class InitialWeights:
     """How a file's classifier is loaded."""
     strict: bool = True
     """False loads what fits."""
+    ema: bool | None = None
+    """Of raw and averaged weights in a file take the averaged ones, or with False the raw ones."""
 
     def __post_init__(self) -> None:
         files = (self.checkpoint_path is not None, self.backbone_checkpoint is not None)
@@ -355,6 +420,18 @@ class InitialWeights:
                 "pretrained=True, backbone_pretrained=True, checkpoint_path= and backbone_checkpoint= each "
                 "name weights: choose one"
             )
+
+    def from_home(self, home: SavedNetwork | None, num_classes: int) -> "InitialWeights":
+        """The same, from a directory that was given in place of a name where nothing else is named.
+
+        Its classifier is reset for another number of classes, as that of published weights.
+        """
+        others = (self.checkpoint_path, self.backbone_checkpoint)
+        if home is None or self.backbone_pretrained or any(other is not None for other in others):
+            return self
+        reset = self.classifier == "keep" and num_classes != home.config.num_classes
+        classifier: Classifier = "reset" if reset else self.classifier
+        return replace(self, pretrained=False, checkpoint_path=home.path, classifier=classifier)
 
     def load_into(
         self,
@@ -391,7 +468,8 @@ class InitialWeights:
         elif self.backbone_checkpoint is not None:
             weights, target = self.backbone_checkpoint, target.backbone
         if weights is not None:
-            logger.info("%s", load_weights(target, weights, self.strict, classifier=classifier, grid=grid))
+            options: dict[str, Any] = {"classifier": classifier, "grid": grid, "ema": self.ema}
+            logger.info("%s", load_weights(target, weights, self.strict, **options))
 
 
 def _create_dense(
@@ -403,23 +481,109 @@ def _create_dense(
     **options: Any,
 ) -> Any:
     """Build a network on a backbone: `changes` are fields of the backbone, `options` those of the network."""
-    parts = split_network(name, kind)
-    if parts is None:
-        known = combined(kind.heads)
-        published = [name for name in SOURCES if name.partition(".")[0] in known]
-        raise UnknownName(kind.title, name, [*kind.heads, *known, *published])
-    head, variant, tag = parts
+    home = find_home(name, combined(kind.heads))
+    if home is not None:
+        if not isinstance(home.config, kind.config):
+            raise ConfigError(f"{name}: holds {home.name}, no {kind.title}")
+        head, variant, tag = home.config.kind, "", ""
+    else:
+        parts = split_network(name, kind)
+        if parts is None:
+            known = combined(kind.heads)
+            published = [name for name in SOURCES if name.partition(".")[0] in known]
+            raise UnknownName(kind.title, name, [*kind.heads, *known, *published])
+        head, variant, tag = parts
     _check_options(kind.config, options, f"create_{kind.title}")
     if variant and backbone is not None and backbone != variant:
         raise ConfigError(f"{name}: has the backbone {variant} in its name, and backbone= names another")
-    backbone = variant or DEFAULT_BACKBONE if backbone is None else backbone
-    config = kind.config(kind=head, backbone=backbone_config(backbone, changes), **options)
-    model = build_network(config, backbone if isinstance(backbone, nn.Module) else None)
-    network = f"{head}_{split_name(backbone)[0]}" if isinstance(backbone, str) else head
-    source = find_source(f"{network}.{tag}") if weights.pretrained or tag else None
+    asked = variant or backbone
+    whole = home or _saved_whole(kind, head, asked, weights.checkpoint_path)
+    config: Any
+    if whole is not None and not isinstance(asked, nn.Module):
+        given = {key: value for key, value in options.items() if value != _default(kind.config, key)}
+        fields = {key: value for key, value in changes.items() if (key, value) != ("feature_norm", "fresh")}
+        own = backbone_config(whole.backbone, fields) if whole.backbone is not None else None
+        of_whole: Any = whole.config
+        config = replace(of_whole, backbone=own, **given)
+        model, network = build_network(config), whole.name
+    else:
+        chosen, network, weights = _saved_backbone(asked, weights)
+        config = kind.config(kind=head, backbone=backbone_config(chosen, changes), **options)
+        model = build_network(config, chosen if isinstance(chosen, nn.Module) else None)
+        network = f"{head}_{network}" if network else head
+    source = find_source(f"{network}.{tag}") if (weights.pretrained and home is None) or tag else None
     model.pretrained_cfg = pretrained_cfg(network, config, source)
-    weights.load_into(model, source, backbone)
+    if whole is not None:
+        model.pretrained_cfg |= _notes(whole, config.num_classes)
+    weights.from_home(home, config.num_classes).load_into(model, source, asked or DEFAULT_BACKBONE)
     return model
+
+
+def _saved_whole(
+    kind: NetworkKind, head: str, backbone: Backbone | None, checkpoint: str | Path | None
+) -> SavedNetwork | None:
+    """The network that a checkpoint brings, where it is the one asked for, head and backbone."""
+    saved = None if checkpoint is None else find_saved(checkpoint)
+    if saved is None or not isinstance(saved.config, kind.config) or saved.config.kind != head:
+        return None
+    if isinstance(backbone, str):
+        variant = split_name(backbone)[0]
+        if variant not in VARIANTS or fitting(saved, variant, VARIANTS[variant]) is None:
+            return None
+    return saved if backbone is None or isinstance(backbone, str) else None
+
+
+def _saved_backbone(
+    backbone: Backbone | None, weights: InitialWeights
+) -> tuple[Backbone, str, InitialWeights]:
+    """The backbone of a dense network, its name where it has one, and the weights to begin with.
+
+    A directory of weights brings its network, given as the backbone or as a checkpoint.
+    """
+    asked = DEFAULT_BACKBONE if backbone is None else backbone
+    if not isinstance(asked, str):
+        return asked, "", weights
+    home, variant = find_home(asked, VARIANTS), split_name(asked)[0]
+    saved = home
+    if home is None:
+        file = weights.checkpoint_path or weights.backbone_checkpoint
+        saved = None if file is None else find_saved(file)
+        fits = saved is not None and (
+            backbone is None
+            or (variant in VARIANTS and fitting(saved, variant, VARIANTS[variant]) is not None)
+        )
+        if not fits:
+            return asked, variant, weights
+    elif not (weights.pretrained or weights.checkpoint_path or weights.backbone_checkpoint):
+        weights = replace(weights, backbone_pretrained=False, backbone_checkpoint=home.path)
+    assert saved is not None
+    if saved.backbone is None:
+        raise ConfigError(f"{saved.path}: its backbone is a module, which no configuration describes")
+    return replace(saved.backbone, grid_mode="interpolate"), saved.variant, weights
+
+
+def find_home(name: str, known: Iterable[str]) -> SavedNetwork | None:
+    """The network of a directory that is given in place of a name; a known name is no directory.
+
+    Raises:
+        ConfigError, WeightsError: a directory without a network of ours.
+    """
+    if split_name(str(name))[0] in {*known, *UNAVAILABLE} or not Path(name).expanduser().is_dir():
+        return None
+    return need_saved(name)
+
+
+def _notes(saved: SavedNetwork, num_classes: int) -> dict[str, Any]:
+    """What a saved network's card says, without its classes where they are replaced."""
+    notes = saved.notes
+    if notes.get("num_classes", num_classes) != num_classes:
+        of_classes = ("num_classes", "label_names", "palette", "category_ids", "thresholds")
+        notes = {key: value for key, value in notes.items() if key not in of_classes}
+    return notes
+
+
+def _default(config: type[Any], field: str) -> Any:
+    return next(one.default for one in fields(config) if one.name == field)
 
 
 def backbone_config(backbone: Backbone, changes: Mapping[str, Any]) -> MetaFormerConfig | None:

@@ -13,11 +13,12 @@ import pytest
 
 from metaformer.checkpoint.checkpoint import STATE, write_checkpoint
 from metaformer.checkpoint.manifest import write_directory
-from metaformer.checkpoint.run_dir import RunDir, find_checkpoint
+from metaformer.checkpoint.run_dir import RunDir
 from metaformer.checkpoint.runs import RunStatus, find_runs
 from metaformer.cli import main
 from metaformer.errors import OutputError, WeightsError
 from metaformer.training.train import train
+from metaformer.weights.saved import find_checkpoint
 from toys import tiny_config
 
 

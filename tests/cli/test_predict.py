@@ -238,3 +238,32 @@ def test_the_optimized_network_gives_the_same_results(
         return json.loads(result.out, parse_float=lambda number: round(float(number), 3))
 
     assert results() == results("--optimize")
+
+
+# --- images that cannot be read
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("bad", [["c.png"], ["c.png", "d.png"], ["a.png", "e.gif"]])
+def test_one_bad_image_loses_nothing_else(
+    task: str, bad: list[str], untrained: dict[str, Path], cli: Cli, tmp_path: Path
+) -> None:
+    photos, draw = tmp_path / "photos", np.random.RandomState(0)
+    photos.mkdir()
+    names = ["a.png", "b.png", "c.png", "d.png", "e.gif", "f.png"]
+    for name in names:
+        Image.fromarray(draw.randint(0, 255, (40, 40, 3), np.uint8)).save(photos / name)
+    for name in bad:
+        (photos / name).write_bytes(b"no image")
+
+    def predicted(folder: str) -> list[str]:
+        return [Path(line["path"]).name for line in json_lines(tmp_path / folder / "predictions.jsonl")]
+
+    run = ("predict", untrained[task], photos, "--device=cpu", "--batch-size=2")
+    status, _, error = cli(*run, f"--out={tmp_path / 'error'}")
+    before = names[: names.index(bad[0])]
+    assert status != 0 and bad[0] in error and "--on-bad-image skip" in error
+    assert f"{len(before)} predictions before it" in error and predicted("error") == before
+    status, _, error = cli(*run, f"--out={tmp_path / 'skip'}", "--on-bad-image=skip")
+    assert status == 0 and f"left out {len(bad)} images" in error and all(name in error for name in bad)
+    assert predicted("skip") == [name for name in names if name not in bad]

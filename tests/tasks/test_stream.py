@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metaformer.data.folder import ImageFolder
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.segmentation.results import Segmentation
@@ -79,6 +80,34 @@ def test_images_are_predicted_in_order_and_videos_frame_by_frame(workers: int, t
     ]  # fmt: skip
     assert [one.result.label_map[8, 2] for one in predictions] == [1, 1, 0, 1]
     assert [one.pixels().size for one in predictions] == [(40, 30), (24, 16), (24, 16), (40, 30)]
+
+
+def test_prediction_and_training_find_the_same_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inside = ("ant/a.png", "ant/deep/b.png", "bee/c.png", "ant/.ipynb_checkpoints/a.png", "ant/.d.png")
+    for name in (*(f"data/train/{name}" for name in inside), "elsewhere/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        half_red(9, 9).save(tmp_path / name)
+    train = tmp_path / "data" / "train"
+    (train / "bee" / "linked").symlink_to(tmp_path / "elsewhere")
+    (train / "wasp").symlink_to(tmp_path / "elsewhere")
+    expected = [train / name for name in (
+        "ant/a.png", "ant/deep/b.png", "bee/c.png", "bee/linked/e.png", "wasp/e.png"
+    )]  # fmt: skip
+    images = ImageList(train)
+    assert [Path(images.path(i)) for i in range(len(images))] == expected
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert ".ipynb_checkpoints" in line and ".d.png" in line
+    caplog.clear()
+    assert ImageFolder(tmp_path / "data", "train").paths == expected
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert ".ipynb_checkpoints" in line and ".d.png" in line
+    caplog.clear()
+    (train / "ant" / "circle").symlink_to(train)
+    images = ImageList(train)
+    assert [Path(images.path(i)) for i in range(len(images))] == expected
+    assert any("circle" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

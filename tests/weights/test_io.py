@@ -9,6 +9,8 @@ import sys
 import types
 import zipfile
 from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest.mock import Mock
@@ -17,10 +19,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from metaformer.errors import OutputError, WeightsError
+from metaformer.cli import main
+from metaformer.errors import ConfigError, OutputError, WeightsError
+from metaformer.factory import create_model, create_segmenter
+from metaformer.inference.model import load_model
+from metaformer.weights.hub import from_pretrained
 from metaformer.weights.io import read_metadata, read_state, unwrap, write_state
+from metaformer.weights.load import load_weights
 from metaformer.weights.unpickle import load_pickled
+from toys import build_task, tiny_config
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 
@@ -276,3 +285,66 @@ def test_a_log_of_mmengine_is_let_in_without_mmengine(
         torch.save({"state_dict": {"a": torch.ones(1)}, "message_hub": {"lr": buffer}}, path)
     assert name not in sys.modules
     assert torch.equal(load_pickled(path)["state_dict"]["a"], torch.ones(1))
+
+
+def test_of_raw_and_averaged_weights_it_says_which_were_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "both.pth.tar"
+    both = {"state_dict": {"a": torch.zeros(2)}, "state_dict_ema": {"a": torch.ones(2)}, "epoch": 3}
+    torch.save(both, file)
+    assert read_state(file).tensors["a"].sum() == 0
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(file) in line and "state_dict)" in line and "state_dict_ema" in line and "--ema" in line
+    caplog.clear()
+    for ema, taken in ((True, "state_dict_ema"), (False, "state_dict")):
+        state = read_state(file, ema)
+        assert state.wrapper == taken and float(state.tensors["a"].mean()) == ema
+    for alone, other in (("state_dict", True), ("model_ema", False)):
+        torch.save({alone: {"a": torch.zeros(2)}}, file)
+        assert read_state(file).wrapper == alone == read_state(file, not other).wrapper
+        with pytest.raises(WeightsError, match="weights alone"):
+            read_state(file, other)
+    torch.save({"a": torch.zeros(2)}, file)
+    assert read_state(file, False).tensors
+    with pytest.raises(WeightsError, match="raw weights alone"):
+        read_state(file, True)
+    assert not caplog.records
+
+
+def test_every_door_takes_the_choice(tmp_path: Path, pets: Path) -> None:
+    raw, average = (create_model("poolformer_n", num_classes=3) for _ in range(2))
+    file = tmp_path / "both.pth.tar"
+    torch.save({"state_dict": raw.state_dict(), "state_dict_ema": average.state_dict()}, file)
+
+    def same(state: Mapping[str, torch.Tensor], model: nn.Module) -> bool:
+        return all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+    for ema, expected in ((True, average), (False, raw), (None, raw)):
+        flags: dict[str, Any] = {} if ema is None else {"ema": ema, "raw": not ema}
+        model = create_model("poolformer_n", checkpoint_path=file, num_classes=3, ema=ema)
+        assert same(model.state_dict(), expected)
+        load_weights(model, file, ema=ema)
+        assert same(model.state_dict(), expected)
+        data = (pets, "val")
+        assert same(load_model("poolformer_n", file, data=data, **flags).model.state_dict(), expected)
+        out, choice = tmp_path / "out.safetensors", [f"--{name}" for name, on in flags.items() if on]
+        assert main(["convert", str(file), str(out), "--to", "metaformer", *choice]) == 0
+        assert same(read_state(out).tensors, expected)
+        dense = create_segmenter("semantic_fpn", "poolformer_n", 3, backbone_checkpoint=file, ema=ema)
+        assert torch.equal(dense.backbone.stem.conv.weight, expected.stem.conv.weight)
+        own: dict[str, Any] = {"overrides": {}, "checkpoint": str(file), "ema": ema}
+        config = tiny_config("classify", pets)
+        config = replace(config, model=replace(config.model, **own))
+        assert same(build_task(config).model.state_dict(), expected)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        load_model("poolformer_n", file, ema=True, raw=True)
+
+
+def test_the_weights_of_a_step_are_those_that_were_evaluated_or_asked_for(classify_run: Path) -> None:
+    step = classify_run / "checkpoints" / "step_4"
+    average, own, raw = (read_state(step, ema).tensors["head.fc.weight"] for ema in (True, None, False))
+    assert torch.equal(average, own) and not torch.equal(average, raw)
+    assert torch.equal(read_state(classify_run, True).tensors["head.fc.weight"], average)
+    assert torch.equal(from_pretrained(step, ema=False).head.fc.weight, raw)
+    assert torch.equal(load_model(step, raw=True).model.head.fc.weight, raw)

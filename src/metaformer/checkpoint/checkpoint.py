@@ -20,11 +20,10 @@ from metaformer.errors import MetaFormerError, VersionError, WeightsError
 from metaformer.serialize import NATURAL, NUMBER, POSITIVE_INT, Fields, Text, decode, parse_json, shown
 from metaformer.storage import read_bytes
 from metaformer.weights.load import LoadReport
+from metaformer.weights.saved import STATE, STEP, checkpoints
 
 FORMAT = 2
 """Version of the layout; it changes with the names of options, too."""
-STEP = "step_"
-STATE = "state.json"
 HUB_CARD = "config.json"
 Natural = Annotated[int, NATURAL]
 Count = Annotated[int, POSITIVE_INT]
@@ -184,13 +183,6 @@ def _write_json(file: Path, values: Mapping[str, Any]) -> None:
 def step_directory(folder: Path, step: int) -> Path:
     """The checkpoint directory of a step."""
     return folder / f"{STEP}{step}"
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint directories of a run, newest first."""
-    named = [path for path in folder.glob(f"{STEP}*") if path.name.isascii()]
-    numbered = [path for path in named if path.name[len(STEP) :].isdigit()]
-    return sorted(numbered, key=lambda path: int(path.name[len(STEP) :]), reverse=True)
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:

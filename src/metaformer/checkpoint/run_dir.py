@@ -11,7 +11,6 @@ from typing import Annotated, Any, Final
 from metaformer.checkpoint.checkpoint import (
     Checkpoint,
     Natural,
-    checkpoints,
     newest,
     read_checkpoint,
     recover_all,
@@ -20,6 +19,7 @@ from metaformer.checkpoint.manifest import recover
 from metaformer.errors import OutputError, WeightsError
 from metaformer.serialize import NUMBER, Fields, Text, parse_json
 from metaformer.storage import TEMPORARY, is_held, lock, read_bytes, write_text
+from metaformer.weights.saved import BEST, STEPS, checkpoints
 
 CONFIG, COMMAND, LOCK, LOG = "config.json", "command.txt", ".lock", "metrics.jsonl"
 _LINE: Final = {"kind": Text, "note": str, "step": Natural, "epoch": Natural}
@@ -36,12 +36,12 @@ class RunDir:
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / STEPS
 
     @property
     def best(self) -> Path:
         """The best weights: a checkpoint without optimizer."""
-        return self.path / "best"
+        return self.path / BEST
 
     @property
     def config(self) -> Path:
@@ -135,15 +135,6 @@ class RunDir:
     def write_config(self, config: dict[str, Any]) -> None:
         """Save the resolved configuration."""
         write_text(self.config, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-
-
-def find_checkpoint(source: Path) -> Path:
-    """The checkpoint of a path: itself, or of a run its best, else its newest."""
-    run = RunDir(source)
-    if run.best.is_dir():
-        return run.best
-    steps = checkpoints(run.checkpoints)
-    return steps[0] if steps else source
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

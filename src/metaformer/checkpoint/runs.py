@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from metaformer.checkpoint.checkpoint import checkpoints, read_state
+from metaformer.checkpoint.checkpoint import read_state
 from metaformer.checkpoint.manifest import verify
 from metaformer.checkpoint.run_dir import LOG, RunDir
 from metaformer.errors import ConfigError, OutputError, VersionError, WeightsError
 from metaformer.serialize import decode, parse_json
 from metaformer.storage import as_path, open_regular, read_json
+from metaformer.weights.saved import checkpoints
 
 DEPTH: Final = 4
 """Levels of folders that are searched for runs."""

@@ -30,7 +30,8 @@ def run(argv: list[str]) -> int:
 
     check_possible(Path(args.out))
     device = find_device(args.device)
-    model = load_model(args.source, args.checkpoint, class_names=args.class_names)
+    names = args.class_names
+    model = load_model(args.source, args.checkpoint, class_names=names, ema=args.ema, raw=args.raw)
     model = model.with_preprocess(image_size=args.image_size)
     written = package(
         model.to(device, "none").model,
@@ -66,6 +67,7 @@ def _parser() -> Parser:
     add("--sizes", **numbers, help=text)
     add("--image-size", type=int, metavar="N", help="classification: one height and width")
     add("--device", default="auto", help="where it will run: auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_ema()
     parser.add_import()
     return parser
 

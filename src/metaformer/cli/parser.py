@@ -48,6 +48,13 @@ class Parser(argparse.ArgumentParser):
         weights = "weights for a model name, in any published format"
         self.add_argument("--checkpoint", metavar="FILE", help=weights)
 
+    def add_ema(self) -> None:
+        """Add the options that choose between raw and averaged weights."""
+        only = self.add_mutually_exclusive_group()
+        text = "of a file with raw and averaged weights, take the"
+        only.add_argument("--ema", action="store_true", help=f"{text} averaged ones")
+        only.add_argument("--raw", action="store_true", help=f"{text} raw ones")
+
     def add_import(self) -> None:
         """Add the option that names a user's own mixers."""
         add_import(self)

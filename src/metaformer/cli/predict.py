@@ -42,6 +42,9 @@ def run(argv: list[str]) -> int:
             say(line)
         else:  # where nobody reads any more, there is nothing left to do
             print(printable(line))
+    if predictor.skipped:
+        files = ", ".join(str(error.path) for error in predictor.skipped)
+        print(f"left out {len(predictor.skipped)} images that cannot be read: {files}", file=sys.stderr)
     return 0
 
 
@@ -64,12 +67,6 @@ def _parser() -> Parser:
         "file for each process of torchrun, and the same command resumes after a stop",
     )
     add("--split", default="val", metavar="NAME", help="split of --data (default val)")
-    add(
-        "--on-bad-image",
-        choices=["error", "skip"],
-        default="error",
-        help="with --data: stop at an image that cannot be read, or log it (up to 0.1 %% of all)",
-    )
     add(
         "--out",
         metavar="DIR|FILE",

@@ -60,6 +60,7 @@ class ImageFolder:
         self.classes = tuple(dict.fromkeys((*(found if classes is None else classes), *found)))
         self.labels: list[int] = []
         self.ignored: Counter[str] = Counter()
+        self._hidden: Counter[str] = Counter()
         self._files: list[str] = []  # text takes a third of the memory of Path, in every worker
         label = {name: index for index, name in enumerate(self.classes)}
         for name in found:
@@ -67,6 +68,7 @@ class ImageFolder:
         if self.ignored:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.ignored.items()))
             _log.warning("%s: ignored files that are not images: %s", self.folder, kinds)
+        log_hidden(self.folder, self._hidden)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -92,7 +94,7 @@ class ImageFolder:
         top = self.folder / name
         before = len(self._files)
         skipped: Counter[str] = Counter()
-        for file in files_below(top, on_error, f"{name}/"):
+        for file in files_below(top, on_error, f"{name}/", hidden=self._hidden):
             kind = os.path.splitext(file)[1].lower()
             if kind in EXTENSIONS:
                 self._files.append(file)
@@ -146,31 +148,49 @@ def _compare(
         on_error(DataError(f"{folder}: no folder for {_some(missing)}; {every}"))
 
 
+class LinkCircle(DataError):
+    """A link to a folder above it."""
+
+
 def files_below(
-    folder: Path, on_error: OnError, prefix: str = "", parents: tuple[tuple[int, int], ...] = ()
+    folder: Path,
+    on_error: OnError,
+    prefix: str = "",
+    parents: tuple[tuple[int, int], ...] = (),
+    hidden: Counter[str] | None = None,
 ) -> Iterator[str]:
-    """Relative paths of all files below a folder, sorted.
+    """Relative paths of all files below a folder, sorted: in linked folders, too, and in no hidden ones.
 
     Args:
         folder: the folder.
         on_error: called with each error.
         prefix: put before the paths, such as `train/`.
         parents: device and inode of the folders above, by which links in a circle are found.
+        hidden: counts the hidden folders and images that are left out, by name.
     """
     try:
-        status, entries = folder.stat(), _entries(folder)
+        status, entries = folder.stat(), _entries(folder, hidden)
     except DataError as error:
         return on_error(error)
     except OSError as error:
         return on_error(DataError(f"{folder}: cannot enter it: {error.strerror}"))
     here = (status.st_dev, status.st_ino)
     if here in parents:
-        return on_error(DataError(f"{folder}: is a link to a folder that holds it"))
+        return on_error(LinkCircle(f"{folder}: is a link to a folder that holds it"))
     for entry in entries:
         if _is_dir(entry):
-            yield from files_below(folder / entry.name, on_error, f"{prefix}{entry.name}/", (*parents, here))
+            above = (*parents, here)
+            yield from files_below(folder / entry.name, on_error, f"{prefix}{entry.name}/", above, hidden)
         else:
             yield prefix + entry.name
+
+
+def log_hidden(folder: Path, hidden: Counter[str]) -> None:
+    """Say in one line which hidden folders and images are left out, if any."""
+    if hidden:
+        names = [name if count == 1 else f"{name} ({count} times)" for name, count in sorted(hidden.items())]
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        _log.warning("%s: left out what is hidden: %s", folder, shown)
 
 
 def _folders(folder: Path) -> list[str]:
@@ -185,15 +205,24 @@ def _is_dir(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+def _entries(folder: Path, hidden: Counter[str] | None = None) -> list["os.DirEntry[str]"]:
     try:
         with os.scandir(folder) as entries:
-            found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+            found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot list it: {error.strerror}") from error
+    if hidden is not None:
+        hidden.update(entry.name for entry in found if _is_hidden_image_data(entry))
+    found = [entry for entry in found if not entry.name.startswith(".")]
     for entry in found:
         check_name(entry.path)
     return found
+
+
+def _is_hidden_image_data(entry: "os.DirEntry[str]") -> bool:
+    if not entry.name.startswith("."):
+        return False
+    return os.path.splitext(entry.name)[1].lower() in EXTENSIONS or entry.is_dir()
 
 
 def check_name(path: str | Path) -> None:

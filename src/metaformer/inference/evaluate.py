@@ -24,6 +24,7 @@ def evaluate(
     checkpoint: str | Path | None = None,
     split: str | None = None,
     class_names: str | Path | Sequence[str] | None = None,
+    ema: bool = False,
     raw: bool = False,
     batch_size: int = 128,
     workers: int = 4,
@@ -39,7 +40,8 @@ def evaluate(
         checkpoint: weights for a model name, in any published format (default: its published ones).
         split: sub-folder or split to evaluate on (default: the run's own, or val).
         class_names: the model's class names, or a file with one a line, where nothing else gives them.
-        raw: the raw weights of a checkpoint that also holds their average.
+        ema: of raw and averaged weights, take the averaged ones.
+        raw: of raw and averaged weights, take the raw ones.
         batch_size: images at once, per device; one for tasks whose images have different sizes.
         workers: processes that read images, per device.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -58,7 +60,7 @@ def evaluate(
     check_amp(amp)
     world = join(device)
     folders = None if data is None else (data, split or "val")
-    model = load_model(source, checkpoint, class_names=class_names, data=folders, raw=raw)
+    model = load_model(source, checkpoint, class_names=class_names, data=folders, ema=ema, raw=raw)
     check_options("evaluation", model, options)
     model = model.to(world.device, amp)
     common: dict[str, Any] = {"batch_size": batch_size, "workers": workers}

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from metaformer.checkpoint.checkpoint import STATE, Checkpoint, read_checkpoint
+from metaformer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from metaformer.checkpoint.manifest import MANIFEST
-from metaformer.checkpoint.run_dir import RunDir, find_checkpoint
+from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
 from metaformer.data.class_lists import given_names, read_names
 from metaformer.data.preprocess import Preprocess
@@ -21,6 +21,7 @@ from metaformer.serialize import Text, decode, errors_at, from_dict, shown
 from metaformer.storage import as_path
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel, TaskSpec
+from metaformer.weights.saved import STATE, find_checkpoint, weight_file
 
 DEFAULT_TASK = next(iter(TASKS))
 """Task of a checkpoint that names none, such as one of timm."""
@@ -32,6 +33,7 @@ def load_model(
     *,
     class_names: str | Path | Sequence[str] | None = None,
     data: tuple[str | Path, str] | None = None,
+    ema: bool = False,
     raw: bool = False,
 ) -> LoadedModel:
     """Load a run, a checkpoint directory, or a model by name.
@@ -42,7 +44,9 @@ def load_model(
         checkpoint: a weight file in any published format, for a model name.
         class_names: class names, or a file with one a line, where the source does not know them.
         data: root and split of a data set that gives the number of classes of a classifier by name.
-        raw: take the raw weights of a checkpoint that also holds their average.
+        ema: of raw and averaged weights take the averaged ones; by default those that a run of this library
+            was evaluated with, and the raw ones of other files.
+        raw: take the raw ones.
 
     Raises:
         ConfigError: no such run, checkpoint or model.
@@ -50,6 +54,7 @@ def load_model(
         DataError: the file of class names cannot be read, or a name is empty or there twice.
     """
     names, _ = given_names(class_names)
+    choice = ema_choice(ema, raw)
     path = as_path(source, "source")
     if path.is_dir():
         if checkpoint is not None:
@@ -59,9 +64,9 @@ def load_model(
         found = find_checkpoint(path)
         # either file makes it a checkpoint, if perhaps a damaged one
         ours = any((found / name).exists() for name in (MANIFEST, STATE))
-        model = _saved(read_checkpoint(found), raw) if ours else _published(path)
+        model = _saved(read_checkpoint(found), choice) if ours else _published(path, choice)
     else:
-        model = _named(str(source), checkpoint, len(names) if names else None, data)
+        model = _named(str(source), checkpoint, len(names) if names else None, data, choice)
     if (size := _input_size(model.preprocess)) is not None:
         check_pass(model.model, size)
     if names is None:
@@ -82,7 +87,18 @@ def _input_size(preprocess: Any) -> tuple[int, int] | None:
     return None
 
 
-def _saved(saved: Checkpoint, raw: bool) -> LoadedModel:
+def ema_choice(ema: bool, raw: bool) -> bool | None:
+    """The weights that two flags choose; None where neither is set.
+
+    Raises:
+        ConfigError: both are.
+    """
+    if ema and raw:
+        raise ConfigError("ema and raw exclude each other: choose one")
+    return ema if ema or raw else None
+
+
+def _saved(saved: Checkpoint, ema: bool | None) -> LoadedModel:
     """The network of a checkpoint directory."""
     card, file = saved.state["card"], saved.directory / STATE
     with errors_at(file):
@@ -90,7 +106,9 @@ def _saved(saved: Checkpoint, raw: bool) -> LoadedModel:
         if "int8" in card:
             return _quantized(saved, spec)
         config = from_dict(TrainConfig, saved.state["config"], "config")
-        average = saved.has("ema") and config.ema.evaluate and not raw
+        if ema:
+            weight_file(saved.directory, ema)  # says so where there are no averaged weights
+        average = saved.has("ema") and (config.ema.evaluate if ema is None else ema)
         store = "ema" if average else "model"
 
         def build() -> nn.Module:
@@ -128,7 +146,7 @@ def _quantized(saved: Checkpoint, spec: TaskSpec) -> LoadedModel:
     )
 
 
-def _published(directory: Path) -> LoadedModel:
+def _published(directory: Path, ema: bool | None) -> LoadedModel:
     """The network of a directory as `save_pretrained` writes it."""
     from metaformer.weights.hub import from_pretrained
 
@@ -139,7 +157,7 @@ def _published(directory: Path) -> LoadedModel:
         raise WeightsError(
             f"{directory}: neither a run, a checkpoint, nor a model that save_pretrained wrote"
         )
-    model = from_pretrained(directory)
+    model = from_pretrained(directory, ema=ema)
     task = kind_of(model.config)
     name = model.pretrained_cfg.get("task", DEFAULT_TASK) if task is None else task.task
     with errors_at(config):
@@ -152,10 +170,11 @@ def _named(
     checkpoint: str | Path | None,
     num_classes: int | None,
     data: tuple[str | Path, str] | None,
+    ema: bool | None,
 ) -> LoadedModel:
     """A network by its published name."""
     for spec in TASKS.values():
-        model = spec.create(name, checkpoint, num_classes, data) if spec.create else None
+        model = spec.create(name, checkpoint, num_classes, data, ema) if spec.create else None
         if model is not None:
             return spec.describe(spec, model, name)
     if "/" in name or Path(name).exists():

@@ -1,5 +1,6 @@
 """Predict: images in, a task's results out."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any, Literal
 from torch import nn
 
 from metaformer.distributed import find_device
+from metaformer.errors import BadImage, ConfigError
 from metaformer.inference.evaluate import check_amp, check_options
 from metaformer.inference.model import load_model
 from metaformer.tasks.outputs import Prediction
-from metaformer.tasks.stream import ImageInput, ImageList
+from metaformer.tasks.stream import ImageInput, ImageList, raise_bad
+
+_log = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -25,6 +29,10 @@ class Predictor:
         workers: processes or threads that read images; 0 reads in this one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         amp: mixed precision.
+        ema: of raw and averaged weights, take the averaged ones.
+        raw: of raw and averaged weights, take the raw ones.
+        on_bad_image: stop at an image that cannot be read, keeping the results before it, or leave it out and
+            log it; of a whole data set, up to 0.1 % of all.
         rewrite: gives the form of the network to use, such as `metaformer.optimize`.
         options: options of the task, as `metaformer predict --help` lists them, such as `top_k`, `crops`,
             `scales`, `flip`, `sliding_window`, `score` and `classes`.
@@ -44,18 +52,25 @@ class Predictor:
         workers: int = 0,
         device: str = "auto",
         amp: Literal["none", "bf16", "fp16"] = "none",
+        ema: bool = False,
+        raw: bool = False,
+        on_bad_image: Literal["error", "skip"] = "error",
         rewrite: Callable[[nn.Module], nn.Module] | None = None,
         **options: Any,
     ) -> None:
         check_amp(amp)
+        if on_bad_image not in ("error", "skip"):
+            raise ConfigError(f"on_bad_image: {on_bad_image!r} is none of 'error', 'skip'")
         place = find_device(device)
-        model = load_model(source, checkpoint, class_names=class_names)
+        model = load_model(source, checkpoint, class_names=class_names, ema=ema, raw=raw)
         check_options("predictor", model, options)
         model = model.to(place, amp)
         if rewrite is not None:
             model = replace(model, model=rewrite(model.model))
         self.model, self.task, self.classes = model, model.task, model.class_names
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.on_bad_image = batch_size, workers, on_bad_image
+        self.skipped: list[BadImage] = []
+        """Errors of the images that were left out so far."""
         self.predictor = model.spec.predictor(model, batch_size=batch_size, workers=workers, **options)
 
     def __call__(self, images: ImageInput | Iterable[ImageInput]) -> list[Any]:
@@ -75,4 +90,9 @@ class Predictor:
 
     def predictions(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Prediction[Any]]:
         """The same, each result with its image."""
-        return self.predictor.predict(ImageList(images))
+        on_bad = self._skip if self.on_bad_image == "skip" else raise_bad
+        return self.predictor.predict(ImageList(images), on_bad)
+
+    def _skip(self, error: BadImage) -> None:
+        self.skipped.append(error)
+        _log.warning("left out: %s", error)

@@ -93,6 +93,11 @@ def _chosen(name: str) -> list[Source]:
         if not chosen:
             raise UnknownName("weights", name, SOURCES)
         return chosen
+    if not tags(split_name(name)[0]) and Path(name).is_dir():
+        raise WeightsError(
+            f"{name}: verify compares published weights with what was published of them; for own ones: "
+            f"metaformer evaluate {name} --data DIR"
+        )
     if not tags(split_name(name)[0]):
         raise UnknownName("weights", name, {*SOURCES, *(s.model for s in SOURCES.values())})
     source = find_source(name)

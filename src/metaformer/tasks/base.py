@@ -1,5 +1,6 @@
 """What a task is: its network, data, losses, evaluation, predictions and report behind one interface."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,10 +24,11 @@ from metaformer.report.page import TaskReport
 from metaformer.tasks.check import Certainty, CheckReport
 from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.report import Report
-from metaformer.tasks.stream import ImageList
+from metaformer.tasks.stream import ImageList, OnBad, raise_bad
 from metaformer.weights.card import model_card
 from metaformer.weights.sources import find_source
 
+_log = logging.getLogger(__name__)
 Forward = Callable[..., Any]
 """A network's outputs for a batch of images (B, 3, H, W), on the run's device and in its precision."""
 
@@ -94,8 +96,12 @@ class Predict(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """Options that change the results, as plain values."""
 
-    def predict(self, source: ImageList) -> Iterator[Prediction[Any]]:
+    def predict(self, source: ImageList, on_bad: OnBad = raise_bad) -> Iterator[Prediction[Any]]:
         """Predictions in order, one for each image or video frame.
+
+        Args:
+            source: the images.
+            on_bad: gets the error of each image that cannot be read; raises it by default.
 
         Raises:
             BadImage: an image cannot be read.
@@ -249,11 +255,26 @@ class LoadedModel:
     def check_classes(self, classes: Sequence[str], where: object) -> None:
         """Compare the network's number of classes with a data set's.
 
+        One line says where their order alone matches them, since the network knows no names.
+
         Raises:
             ConfigError: they differ.
         """
         if len(classes) != self.num_classes:
             raise ConfigError(f"{where}: {len(classes)} classes, but {self.name} has {self.num_classes}")
+        if self.classes is None:
+            self.log_order(where, classes, "brings no class names")
+
+    def log_order(self, where: object, classes: Sequence[str], why: str) -> None:
+        """Say in one line that classes are matched by their order alone."""
+        shown = ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")
+        _log.warning(
+            "%s: classes (%s) are matched by their order alone: %s %s; --class-names names them",
+            where,
+            shown,
+            self.name,
+            why,
+        )
 
 
 def model_fields(network: ModelConfig, **defaults: Any) -> dict[str, Any]:
@@ -282,7 +303,9 @@ def load_initial_weights(model: MetaFormer | DenseNetwork, network: ModelConfig)
         WeightsError: the checkpoint cannot be read or does not fit.
     """
     published = network.pretrained and network.checkpoint is None
-    weights = InitialWeights(pretrained=published, checkpoint_path=network.checkpoint, classifier="reset")
+    weights = InitialWeights(
+        pretrained=published, checkpoint_path=network.checkpoint, classifier="reset", ema=network.ema
+    )
     weights.load_into(model, find_source(network.name) if published else None, grid="interpolate")
     if network.grad_checkpointing:
         model.set_grad_checkpointing(network.grad_checkpointing)
@@ -321,6 +344,7 @@ class CreateModel(Protocol):
         checkpoint: str | Path | None = None,
         num_classes: int | None = None,
         data: tuple[str | Path, str] | None = None,
+        ema: bool | None = None,
     ) -> nn.Module | None: ...
 
 

@@ -14,12 +14,12 @@ from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import TrainConfig
 from metaformer.data.augment import train_transform
 from metaformer.data.class_lists import read_names
-from metaformer.data.dataset import AugmentedDataset, Batch, Source
+from metaformer.data.dataset import AugmentedDataset, BadSample, Batch, SampleOrError, Source
 from metaformer.data.loader import Loader, Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import EvalSampler
 from metaformer.distributed import World, lockstep
-from metaformer.errors import ConfigError, TrainingError
+from metaformer.errors import BadImage, ConfigError, MetaFormerError, TrainingError
 from metaformer.factory import create_model
 from metaformer.models.build import build_network
 from metaformer.report.blocks import Section
@@ -46,7 +46,7 @@ from metaformer.tasks.outputs import (
     jsonl_writer,
     write_outputs,
 )
-from metaformer.tasks.stream import ImageList
+from metaformer.tasks.stream import ImageList, OnBad, raise_bad
 from metaformer.visualize.canvas import draw_bars
 from metaformer.weights.card import model_card
 
@@ -234,6 +234,17 @@ def task_report(
     )
 
 
+class _Images(AugmentedDataset):
+    """Images to predict on: a batch may hold none that can be read."""
+
+    def collate(self, items: list[SampleOrError]) -> Batch | MetaFormerError:
+        """Collate samples to a batch, which is empty where all of them are bad."""
+        bad = tuple(item for item in items if isinstance(item, BadSample))
+        if len(bad) < len(items):
+            return super().collate(items)
+        return Batch(torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.int64), bad)
+
+
 class BatchPredictor:
     """Predictions in batches, from images that all become input of one size.
 
@@ -263,11 +274,18 @@ class BatchPredictor:
         self.classes, self.batch_size, self.workers, self.flip = model.class_names, batch_size, workers, flip
         self.settings: dict[str, Any] = {"flip": flip, "crops": crops}
 
-    def predict(self, source: ImageList) -> Iterator[Prediction[Any]]:
-        """Predictions in order."""
+    def predict(self, source: ImageList, on_bad: OnBad = raise_bad) -> Iterator[Prediction[Any]]:
+        """Predictions in order; `on_bad` gets the error of each image that cannot be read."""
         sampler = EvalSampler(len(source), batch_size=self.batch_size)
-        for batch, results in self.batches(source, sampler):
-            for index, result in zip(batch.indices.tolist(), results, strict=True):
+        for batch, results in self.batches(source, sampler, skip_bad=True):
+            found: dict[int, Any] = dict(zip(batch.indices.tolist(), results, strict=True))
+            bad = {one.index: one.reason for one in batch.bad}
+            for index in sorted((*found, *bad)):
+                if index in bad:  # after the results before it
+                    path = source.path(index)
+                    on_bad(BadImage(path, bad[index].removeprefix(f"{path}: ")))
+                    continue
+                result = found[index]
                 yield Prediction(result, None if result.path else source.image(index))
 
     def batches(
@@ -286,7 +304,7 @@ class BatchPredictor:
             Interrupted: `stop` was true.
         """
         loader = Loader(
-            AugmentedDataset(source, self.transform),
+            _Images(source, self.transform),
             sampler,
             workers=min(self.workers, len(source)),
             pin_memory=self.model.device.type == "cuda",
@@ -296,7 +314,7 @@ class BatchPredictor:
         try:
             for batch in loader:
                 paths = [str(source.path(index)) for index in batch.indices.tolist()]
-                yield batch, self.results(paths, self._logits(batch.images))
+                yield batch, self.results(paths, self._logits(batch.images)) if paths else []
         finally:
             loader.close()
 

@@ -105,11 +105,14 @@ def create(
     checkpoint: str | Path | None = None,
     num_classes: int | None = None,
     data: tuple[str | Path, str] | None = None,
+    ema: bool | None = None,
 ) -> nn.Module | None:
     """A network by name; None where `is_known` says that the task has none of this name."""
     if not is_known(name):
         return None
-    return create_network(name, num_classes, pretrained=checkpoint is None, checkpoint_path=checkpoint)
+    return create_network(
+        name, num_classes, pretrained=checkpoint is None, checkpoint_path=checkpoint, ema=ema
+    )
 
 
 def describe(spec: TaskSpec, model: nn.Module, name: str, preprocess: type[DensePreprocess]) -> LoadedModel:

@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from PIL import Image
 
 from metaformer.data.image import read_image
-from metaformer.errors import ConfigError, OutputError
+from metaformer.errors import BadImage, ConfigError, DataError, OutputError, TrainingError
 from metaformer.process import one_line
 from metaformer.storage import FileNames, atomic_text, check_writable
 from metaformer.visualize import album
@@ -92,6 +92,7 @@ def write_outputs(
 
     Raises:
         ConfigError: an option without `out`, or a file where a folder is needed.
+        DataError, TrainingError: of the predictions; those before it are written.
         OutputError: `out` cannot be written to, or is the folder of the images.
     """
     requested = [name for name, value in needs_folder.items() if value]
@@ -109,16 +110,31 @@ def write_outputs(
     folders = {output.folder.resolve() for output in chosen if output.folder is not None}
     with ExitStack() as stack:
         writers = [stack.enter_context(output.writer) for output in chosen]
-        for prediction in predictions:
-            if prediction.path and Path(prediction.path).resolve().parent in folders:
-                raise OutputError(
-                    f"{prediction.path}: lies in the folder that results are written to; choose another `out`"
-                )
-            name = names.of(prediction)
-            for write in writers:
-                write(name, prediction)
-            count += 1
+        failure: DataError | TrainingError | None = None
+        try:
+            for prediction in predictions:
+                if prediction.path and Path(prediction.path).resolve().parent in folders:
+                    raise OutputError(
+                        f"{prediction.path}: lies in the folder that results are written to; "
+                        "choose another `out`"
+                    )
+                name = names.of(prediction)
+                for write in writers:
+                    write(name, prediction)
+                count += 1
+        except (DataError, TrainingError) as error:  # what was predicted before is kept
+            failure = error
+    if failure is not None:
+        raise _after(failure, count, target)
     yield from (f"{count} {output.label}: {output.folder or output.file}" for output in chosen)
+
+
+def _after(failure: DataError | TrainingError, count: int, target: Path) -> DataError | TrainingError:
+    """The error that ended predictions, with what was written before it."""
+    kept = f"the {count} predictions before it are in {target}"
+    if isinstance(failure, BadImage):
+        return BadImage(failure.path, f"{failure.reason}; {kept}; --on-bad-image skip leaves it out")
+    return type(failure)(f"{failure}; {kept}") if type(failure) in (DataError, TrainingError) else failure
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Images and videos to predict on, and predictors that take them one at a time."""
 
 import glob
+import logging
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,18 +11,28 @@ from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
-from metaformer.data.folder import EXTENSIONS, check_name
+from metaformer.data.folder import EXTENSIONS, LinkCircle, check_name, files_below, log_hidden
 from metaformer.data.image import read_image
-from metaformer.errors import ConfigError, DataError
+from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.storage import as_path
 from metaformer.tasks.outputs import Prediction, R
 from metaformer.visualize.video import frames, is_animated
 
 Read = TypeVar("Read")
+_log = logging.getLogger(__name__)
+
+
+OnBad = Callable[[BadImage], None]
+"""What is done about an image that cannot be read: it may raise the error."""
+
+
+def raise_bad(error: BadImage) -> None:
+    """Raise the error of an image that cannot be read."""
+    raise error
 
 
 ImageInput = str | Path | Image.Image
-"""A file, a folder (with all below it), a glob, or an image."""
+"""A file, a folder (with all below it but what is hidden), a glob, or an image."""
 
 
 class ImageList:
@@ -85,26 +96,46 @@ class StreamPredictor(ABC, Generic[R]):
     def predict_image(self, image: Image.Image, path: str, name: str) -> R:
         """Result of an RGB image; `path` goes into it, `name` into error messages."""
 
-    def predict(self, source: ImageList) -> Iterator[Prediction[R]]:
+    def predict(self, source: ImageList, on_bad: OnBad = raise_bad) -> Iterator[Prediction[R]]:
         """Predictions in order, at the images' own size; one for each frame of a video.
+
+        Args:
+            source: the images.
+            on_bad: gets the error of each image that cannot be read; raises it by default.
 
         Raises:
             BadImage: an image cannot be read.
             TrainingError: outputs that are not finite.
         """
 
-        def read(index: int) -> Image.Image | None:
+        def read(index: int) -> Image.Image | BadImage | None:
             path = source.path(index)
-            return None if path and is_animated(path) else source.image(index)
+            try:
+                return None if path and is_animated(path) else source.image(index)
+            except BadImage as error:
+                return error
 
         for index, image in enumerate(read_ahead(read, len(source), self.workers)):
             path = source.path(index)
-            if image is not None:
+            if isinstance(image, BadImage):
+                on_bad(image)
+            elif image is not None:
                 yield Prediction(self.predict_image(image, path, path or "the image"), image)
-                continue
-            for number, frame in enumerate(frames(path)):
-                result = self.predict_image(frame.image, path, f"{path}, frame {number}")
-                yield Prediction(result, frame.image, number, frame.milliseconds)
+            else:
+                yield from self._predict_frames(path, on_bad)
+
+    def _predict_frames(self, path: str, on_bad: OnBad) -> Iterator[Prediction[R]]:
+        """One prediction for each frame of a video, up to the first that cannot be read."""
+        reading = enumerate(frames(path))
+        while True:
+            try:
+                number, frame = next(reading)
+            except StopIteration:
+                return
+            except BadImage as error:
+                return on_bad(error)
+            result = self.predict_image(frame.image, path, f"{path}, frame {number}")
+            yield Prediction(result, frame.image, number, frame.milliseconds)
 
 
 def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterator[Read]:
@@ -121,6 +152,18 @@ def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterato
             yield done
 
 
+def _may_be_image(file: Path) -> bool:
+    """Whether it is a regular file or a link to nothing, which reading names, and no pipe or device."""
+    return file.is_file() or not file.exists()
+
+
+def _skip_circle(error: DataError) -> None:
+    """A link to a folder above brings nothing new; a folder that cannot be read is an error."""
+    if not isinstance(error, LinkCircle):
+        raise error
+    _log.warning("left out: %s", error)
+
+
 def _files(pattern: str | Path) -> list[Path]:
     """Image files of a file, folder or glob, sorted."""
     path = as_path(pattern, "images", DataError)
@@ -128,8 +171,10 @@ def _files(pattern: str | Path) -> list[Path]:
         check_name(path)
         return [path]
     if path.is_dir():
-        found = [file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()]
-        found = [file for file in found if not file.name.startswith(".")]
+        hidden: Counter[str] = Counter()
+        below = [path / name for name in files_below(path, _skip_circle, hidden=hidden)]
+        found = [file for file in below if file.suffix.lower() in EXTENSIONS and _may_be_image(file)]
+        log_hidden(path, hidden)
         kind = "folder"
     elif glob.has_magic(str(pattern)):
         matches = map(Path, glob.glob(str(pattern), recursive=True))

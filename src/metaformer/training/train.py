@@ -31,6 +31,7 @@ from metaformer.tasks.base import Task
 from metaformer.training.check import check_config, other_sections
 from metaformer.training.log import MetricsLog
 from metaformer.training.loop import Loop, machine
+from metaformer.training.network import describe_network, resolve_network
 from metaformer.training.progress import Progress
 from metaformer.training.schedule import build_schedule
 from metaformer.training.trainer import Trainer
@@ -71,6 +72,7 @@ def train(
         RankError: another process of the run failed.
         SystemExit: a signal asked to stop, after a checkpoint was written. Status 143 or 130.
     """
+    config, network = resolve_network(config)
     check_config(config, int(os.environ.get("WORLD_SIZE", "1")))
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
@@ -78,6 +80,9 @@ def train(
     run.check(resume)
     world = join(config.runtime.device, config.runtime.timeout)
     with StopSignals() as stop, merge_connection_errors(world):
+        if world.main:
+            for line in describe_network(config, network):
+                _print(line)
         task = TASKS[config.task].build(config, world, stop.requested)
         sampler = _build_sampler(config, task, world)
         trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)

@@ -10,6 +10,7 @@ from metaformer.weights.formats import FORMATS
 from metaformer.weights.infer import candidates
 from metaformer.weights.io import read_state, write_state
 from metaformer.weights.keymap import from_ours, to_ours
+from metaformer.weights.saved import find_saved
 from metaformer.weights.sources import split_name
 
 
@@ -36,14 +37,18 @@ class Conversion:
         return f"{self.source} -> {self.target}: {self.tensors} tensors{of}, {names}"
 
 
-def convert(source: str | Path, target: str | Path, to: str, model: str | None = None) -> Conversion:
+def convert(
+    source: str | Path, target: str | Path, to: str, model: str | None = None, ema: bool | None = None
+) -> Conversion:
     """Rewrite a checkpoint of any format in another; the suffix of `target` decides the kind of file.
 
     Args:
-        source: safetensors or a file of `torch.save`, in any format of `FORMATS`.
+        source: safetensors or a file of `torch.save`, in any format of `FORMATS`; or a run, a checkpoint
+            or what `save_pretrained` wrote.
         target: safetensors, or `torch.save` where it ends in .pth, .pt, .bin or .tar.
         to: key of `FORMATS`.
         model: the variant, where the tensors may be of several.
+        ema: of raw and averaged weights in a file take the averaged ones, or with False the raw ones.
 
     Raises:
         UnknownName: no such format or model.
@@ -54,14 +59,17 @@ def convert(source: str | Path, target: str | Path, to: str, model: str | None =
     target = as_path(target, "target", OutputError)
     if to not in FORMATS:
         raise UnknownName("checkpoint format", to, FORMATS)
-    file = read_state(source)
-    if target.exists() and target.samefile(source):
+    file, saved = read_state(source, ema), find_saved(source)
+    if target.exists() and target.samefile(source if saved is None else saved.weights):
         raise OutputError(f"{target}: is the file to read: choose another name")
     try:
         renamed = to_ours(file.tensors)
         if renamed.unknown:
             raise WeightsError(f"{', '.join(renamed.unknown[:10])}: not of the format {renamed.format!r}")
-        name = _model(candidates(renamed.backbone().state), model, renamed.format, to)
+        found = candidates(renamed.backbone().state)
+        if model is None and saved is not None and saved.variant in found:
+            model = saved.variant
+        name = _model(found, model, renamed.format, to)
         state = from_ours(renamed.state, to)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error

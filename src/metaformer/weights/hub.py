@@ -4,7 +4,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
@@ -17,10 +17,11 @@ from metaformer.errors import (
 from metaformer.models.build import NetworkConfig, build_network, check_memory
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.serialize import decode, errors_at
-from metaformer.storage import as_path, read_json, write_text
-from metaformer.weights.card import model_card, read_config
-from metaformer.weights.io import weight_file, write_state
+from metaformer.storage import as_path, write_text
+from metaformer.weights.card import model_card
+from metaformer.weights.io import write_state
 from metaformer.weights.load import load_weights
+from metaformer.weights.saved import SavedNetwork, need_saved
 
 CONFIG, WEIGHTS, PICKLED_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 
@@ -49,16 +50,22 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
 
 
 def from_pretrained(
-    repo_or_dir: str | Path, *, revision: str | None = None, token: str | None = None
+    repo_or_dir: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    ema: bool | None = None,
 ) -> Model:
     """Build a model as it was saved, from a directory or a repository of the Hugging Face Hub.
 
-    Besides our own it reads repositories of timm and transformers that hold one of our models.
+    Besides our own it reads repositories of timm and transformers that hold one of our models; of a run it
+    takes the best weights, else the newest checkpoint.
 
     Args:
-        repo_or_dir: a directory, or `owner/name`.
+        repo_or_dir: a directory (also a run or one of its checkpoints), or `owner/name`.
         revision: branch, tag or commit of the repository.
         token: for private repositories.
+        ema: of raw and averaged weights take the averaged ones, or with False the raw ones.
 
     Raises:
         DownloadError: no such repository, or no network.
@@ -67,41 +74,36 @@ def from_pretrained(
     """
     directory = as_path(repo_or_dir, "repo_or_dir", WeightsError, expand=True)
     if directory.is_dir():
-        file, weights = directory / CONFIG, directory
+        saved = need_saved(directory)
     elif directory.is_absolute() or str(repo_or_dir).count("/") != 1:
         raise WeightsError(f"{repo_or_dir}: neither a directory nor the name of a repository (owner/name)")
     else:
         file = _from_hub(str(repo_or_dir), (CONFIG,), revision, token)
-        weights = _from_hub(str(repo_or_dir), (WEIGHTS, PICKLED_WEIGHTS), revision, token)
-    card = read_json(file, WeightsError)
-    if not isinstance(card, dict):
-        raise WeightsError(f"{file}: no readable configuration (not an object)")
-    with errors_at(file):
-        model = _build(card, weights)
-        notes = dict(decode(dict[str, Any] | None, card.get("pretrained_cfg"), "pretrained_cfg") or {})
-    if (
-        isinstance(model.config, MetaFormerConfig) and "task" in card
-    ):  # such as multilabel; saved again with it
-        notes["task"] = card["task"]
-    model.pretrained_cfg = {key: tuple(v) if isinstance(v, list) else v for key, v in notes.items()}
-    load_weights(model, weights)
-    return model.eval()
+        _from_hub(str(repo_or_dir), (WEIGHTS, PICKLED_WEIGHTS), revision, token)  # beside it
+        saved = need_saved(file.parent)
+    return build_saved(saved, ema).eval()
 
 
-def _build(card: dict[str, Any], weights: Path) -> Model:
-    """The network of a card, which may have no more parameters than the file of its weights has bytes."""
-    config, indices = (
-        read_config(card),
-        decode(tuple[int, ...] | None, card.get("out_indices"), "out_indices"),
-    )
+def build_saved(saved: SavedNetwork, ema: bool | None = None) -> Model:
+    """The network of a directory, with its weights.
 
-    def build() -> Model:
-        if isinstance(config, MetaFormerConfig) and indices is not None:
-            return MetaFormerFeatures(config, indices)
-        return build_network(config)
+    Raises:
+        ConfigError: a network that cannot be built, or has more parameters than its file holds.
+        WeightsError: weights that do not fit it.
+    """
+    with errors_at(saved.path):
+        indices = decode(tuple[int, ...] | None, saved.card.get("out_indices"), "out_indices")
 
-    check_memory(build, weight_file(weights).stat().st_size)
-    return build()
+        def build() -> Model:
+            if isinstance(saved.config, MetaFormerConfig) and indices is not None:
+                return MetaFormerFeatures(saved.config, indices)
+            return build_network(saved.config)
+
+        check_memory(build, saved.weights.stat().st_size)
+        model = build()
+        model.pretrained_cfg = saved.notes
+    load_weights(model, saved.path, ema=ema)
+    return model
 
 
 def push_to_hub(

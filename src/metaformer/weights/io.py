@@ -1,5 +1,6 @@
 """Read weights from files of any kind safely, and write them atomically."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,13 @@ from torch import Tensor
 from metaformer.errors import OutputError, WeightsError
 from metaformer.serialize import LINE, shown
 from metaformer.storage import apply_umask, as_path, atomic_bytes, atomic_path, need_regular, open_regular
+from metaformer.weights.saved import weight_file
 from metaformer.weights.unpickle import load_pickled
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema", "ema")
-"""Keys of the tensors in training files; raw weights come before averaged ones, as published."""
-
-
-DIRECTORY_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Files that are read from a directory."""
+RAW = ("state_dict", "model", "model_state_dict", "net")
+AVERAGED = ("state_dict_ema", "model_ema", "ema")
+"""Keys of the tensors in training files, raw and averaged; raw ones come first, as published."""
+_log = logging.getLogger(__name__)
 
 
 PICKLED_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -47,15 +47,25 @@ class StateFile:
     """Key of the file under which they are; empty if it holds nothing else."""
 
 
-def read_state(path: str | Path) -> StateFile:
+def read_state(path: str | Path, ema: bool | None = None) -> StateFile:
     """Read the tensors of a checkpoint: safetensors, or PyTorch's zip or older form, or a directory with one.
+
+    Of a run it is the best, else the newest checkpoint.
 
     No code in the file is run, see `load_pickled`.
 
+    Args:
+        path: the file or directory.
+        ema: of raw and averaged weights take the averaged ones, or with False the raw ones. By default those
+            of a checkpoint that its run evaluated, else the raw ones, and one line says so.
+
     Raises:
-        WeightsError: no such file; or one that is empty, cut short, no checkpoint, or with code in it.
+        WeightsError: no such file, or no such weights in it; or one that is empty, cut short, no checkpoint,
+            or with code in it.
     """
-    path = weight_file(path)
+    path = as_path(path, "checkpoint", WeightsError, expand=True)
+    if path.is_dir():
+        path = weight_file(path, ema)
     with open_regular(path, WeightsError) as file:
         head = file.read(64)
     if not head:
@@ -68,23 +78,7 @@ def read_state(path: str | Path) -> StateFile:
     pickled = head.startswith((b"PK\x03\x04", b"\x80")) or b"ustar" in head
     if not pickled or path.suffix == ".safetensors":
         raise WeightsError(f"{path}: not a checkpoint, neither safetensors nor of torch.save; fetch it again")
-    return unwrap(load_pickled(path), str(path))
-
-
-def weight_file(path: str | Path) -> Path:
-    """The file of weights that a path means: itself, or the one in a directory.
-
-    Raises:
-        WeightsError: there is none.
-    """
-    path = as_path(path, "checkpoint", WeightsError, expand=True)
-    if not path.is_dir():
-        need_regular(path, WeightsError)
-        return path
-    found = next((path / name for name in DIRECTORY_FILES if (path / name).is_file()), None)
-    if found is None:
-        raise WeightsError(f"{path}: no weights in this directory (looked for {', '.join(DIRECTORY_FILES)})")
-    return found
+    return unwrap(load_pickled(path), str(path), ema)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -97,19 +91,32 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {}
 
 
-def unwrap(loaded: Any, where: str) -> StateFile:
-    """Find the tensors in what `torch.save` wrote.
+def unwrap(loaded: Any, where: str, ema: bool | None = None) -> StateFile:
+    """Find the tensors in what `torch.save` wrote; `ema` as for `read_state`.
 
     Raises:
         WeightsError: there are none.
     """
-    wrapper = ""
+    wrapper, averaged = "", False
     outer: list[Any] = []  # a hostile file's dictionary may hold itself
     while isinstance(loaded, Mapping) and not any(loaded is one for one in outer):
         outer.append(loaded)
-        inner = next((name for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+        raw, average = (
+            next((name for name in names if isinstance(loaded.get(name), Mapping)), None)
+            for names in (RAW, AVERAGED)
+        )
+        inner = (average or raw) if ema else (raw or average)
         if inner is None:
             break
+        averaged |= inner == average
+        if ema is None and raw and average:
+            _log.warning(
+                "%s: took the raw weights (%s), not the averaged (%s): ema=True, --ema takes those, "
+                "ema=False, --raw says that these are meant",
+                where,
+                raw,
+                average,
+            )
         loaded, wrapper = loaded[inner], f"{wrapper}.{inner}".lstrip(".")
     tensors: dict[str, Tensor] = {}
     if isinstance(loaded, Mapping):
@@ -121,6 +128,11 @@ def unwrap(loaded: Any, where: str) -> StateFile:
             else type(loaded).__name__
         )
         raise WeightsError(f"{where}: holds no named tensors ({what})")
+    if ema is not None and ema != averaged and (ema or wrapper):
+        held = "raw" if ema else "averaged"
+        raise WeightsError(
+            f"{where}: holds {held} weights alone; leave the choice of weights out to take them"
+        )
     return StateFile(_checked(tensors, where), wrapper)
 
 

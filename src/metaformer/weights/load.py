@@ -93,6 +93,7 @@ def load_weights(
     *,
     classifier: Classifier = "keep",
     grid: GridPolicy = "strict",
+    ema: bool | None = None,
 ) -> LoadReport:
     """Load a checkpoint of any published format, recognized by its keys, into a model of this library.
 
@@ -108,6 +109,8 @@ def load_weights(
         classifier: `keep` the file's; `reset` it where the number of classes differs; `map_21k` takes the
             1,000 classes out of a 21,841-class one.
         grid: `strict`, or `interpolate` tensors of another grid.
+        ema: of a file with raw and averaged weights take the averaged ones, or with False the raw ones, which
+            are the default for files of other projects.
 
     Returns:
         Which tensors were loaded, adapted or not loaded.
@@ -120,7 +123,7 @@ def load_weights(
         if value not in get_args(choices):
             raise ConfigError(f"{name}: {value!r} is none of {', '.join(map(repr, get_args(choices)))}")
     model = _inner(model)
-    source, file = _read(path_or_state)
+    source, file = _read(path_or_state, ema)
     inner = getattr(model, "backbone", None)
     try:
         renamed = to_ours(file.tensors)
@@ -364,10 +367,11 @@ def _inner(model: nn.Module) -> nn.Module:
     return model
 
 
-def _read(path_or_state: str | Path | Mapping[str, Tensor]) -> tuple[str, StateFile]:
+def _read(path_or_state: str | Path | Mapping[str, Tensor], ema: bool | None) -> tuple[str, StateFile]:
     if isinstance(path_or_state, Mapping):
-        return "state dict", unwrap(path_or_state, "state dict")
-    return str(path_or_state), read_state(path_or_state)
+        return "state dict", unwrap(path_or_state, "state dict", ema)
+    file = read_state(path_or_state, ema)
+    return f"{path_or_state} ({file.wrapper})" if file.wrapper else str(path_or_state), file
 
 
 def _reshaped(value: Tensor, target: Tensor) -> Tensor:

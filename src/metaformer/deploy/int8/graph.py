@@ -137,7 +137,8 @@ def _accuracy(network: Any, pairs: Iterable[tuple[NDArray[np.float32], int]]) ->
 def _log_levels_restored() -> Iterator[None]:
     """OpenVINO's converter changes the levels of the root logger and its handlers, and leaves them so."""
     root = logging.getLogger()
-    levels = [(part, part.level) for part in (root, *root.handlers)]
+    parts: list[logging.Logger | logging.Handler] = [root, *root.handlers]
+    levels = [(part, part.level) for part in parts]
     try:
         yield
     finally:

@@ -40,6 +40,8 @@ def quantize(
     max_drop: float | None = None,
     batch_size: int = 32,
     workers: int = 0,
+    ema: bool = False,
+    raw: bool = False,
 ) -> QuantizeReport:
     """Quantize a classifier to int8 by NNCF, write it, and evaluate both networks on the validation split.
 
@@ -61,6 +63,8 @@ def quantize(
             loses little on them: name a held-out split in `calibrate_on`. None quantizes all.
         batch_size: batch size of the evaluation.
         workers: processes that read images.
+        ema: of raw and averaged weights, take the averaged ones.
+        raw: of raw and averaged weights, take the raw ones.
 
     Raises:
         ConfigError: an invalid value, or a source that is no classifier with floating-point weights.
@@ -75,7 +79,7 @@ def quantize(
     target = as_path(out, "out", OutputError)
     _check_free(target)
     load_nncf()  # a missing package is an error before the work begins
-    model = load_model(source, checkpoint, class_names=class_names)
+    model = load_model(source, checkpoint, class_names=class_names, ema=ema, raw=raw)
     if model.spec is not CLASSIFICATION:
         raise ConfigError(f"{source}: for {model.spec.title}; quantize takes {CLASSIFICATION.title}")
     model = model.with_preprocess(image_size=image_size).to(CPU, "none")

@@ -1,5 +1,6 @@
 """Evaluation of classifiers: every image once, on any number of ranks."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from metaformer.tasks.classifier import ClassifierEvaluation, ClassifierOptions
 
 EXAMPLES = 24
 """Images in a report: this many mistakes, and correct predictions."""
+NUMBER = re.compile(r"n?\d+")
+"""A folder's name that names no class."""
 
 
 class ClassificationEvaluation(ClassifierEvaluation):
@@ -197,11 +200,21 @@ def open_evaluation_split(
 ) -> Split:
     """A split of a data set with the model's classes; `data` and `split` default to the run's own.
 
+    Classes are matched by name. Folders that are numbers, or ImageNet's of WordNet, do not name the classes
+    of a model that was not trained on them: then their order decides, which one line says.
+
     Raises:
         ConfigError: no data, or another number of classes than the network has.
         DataError: the data set is not laid out as it should be.
     """
-    folder = open_split(*model.location(data, split), model.classes, allow_missing=allow_missing)
+    where, classes = model.location(data, split), model.classes
+    if classes is not None and model.config is None:
+        own = open_split(*where)
+        if all(map(NUMBER.fullmatch, own.classes)) and set(own.classes).isdisjoint(classes):
+            model.check_classes(own.classes, own.folder)
+            model.log_order(own.folder, own.classes, "calls them otherwise")
+            return own
+    folder = open_split(*where, classes, allow_missing=allow_missing)
     model.check_classes(folder.classes, folder.folder)
     return folder
 

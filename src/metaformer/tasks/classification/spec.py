@@ -42,13 +42,14 @@ def create(
     checkpoint: str | Path | None = None,
     num_classes: int | None = None,
     data: tuple[str | Path, str] | None = None,
+    ema: bool | None = None,
 ) -> nn.Module | None:
     """A classifier by name; a checkpoint of unknown classes has as many as the data."""
     if not is_model(name):
         return None
     if num_classes is None and checkpoint is not None and data is not None:
         num_classes = len(open_split(*data).classes)
-    return create_model(name, checkpoint is None, checkpoint, num_classes)
+    return create_model(name, checkpoint is None, checkpoint, num_classes, ema=ema)
 
 
 def default_classes(count: int) -> tuple[str, ...]:
