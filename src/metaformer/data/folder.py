@@ -205,14 +205,42 @@ def _instead(count: int) -> str:
     return f" (it holds {count} other file(s))" if count else ""
 
 
-def read_split_list(path: Path) -> list[str]:
-    """Names of a split's images from a text file: the first word of each line.
+_FLAGS: Final = ("1", "-1", "0")
+"""Last words of a split list's lines that are no part of the name."""
+
+
+def read_split_list(path: Path, exists: Callable[[str], bool], on_error: OnError = _raise) -> list[str]:
+    """Names of a split's images from a text file, one a line.
+
+    A name may have several words: a line is a name if such a file exists. Otherwise its last word is left out
+    if it is a flag, 1, -1 or 0, as in Pascal VOC's lists for each class.
+
+    Args:
+        path: the list.
+        exists: whether there is a file of a name.
+        on_error: called for each line that names the image of an earlier line.
 
     Raises:
         DataError: the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); it must list the split's images") from error
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    names: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        name = _listed_name(line, exists)
+        if name in names:
+            on_error(DataError(f"{path}: line {number}: {name!r} is in line {names[name]} already"))
+        names.setdefault(name, number)
+    return list(names)
+
+
+def _listed_name(line: str, exists: Callable[[str], bool]) -> str:
+    if exists(line):
+        return line
+    name = line.strip()
+    words = name.rsplit(None, 1)
+    return words[0] if len(words) == 2 and words[1] in _FLAGS and not exists(name) else name

@@ -125,3 +125,20 @@ def test_split_lists_choose_the_images(write: Callable[[str, object], Path], tmp
     assert pairs.errors == (f"{root}/JPEGImages/z.jpg: no such image",) and pairs.unused == ()
     with pytest.raises(DataError, match=r"val\.txt: cannot be read"):
         find_pairs(VOC, root, "val")
+
+
+def test_split_lists_with_names_of_several_words(
+    write: Callable[[str, object], Path], tmp_path: Path
+) -> None:
+    stems = ["train", "train (1)", "train 1", "a street"]
+    for stem in stems:
+        write(f"JPEGImages/{stem}.jpg", b"x")
+        write(f"SegmentationClass/{stem}.png", b"x")
+    write("ImageSets/Segmentation/train.txt", "train\ntrain (1)\ntrain 1\na street  -1\n")
+    pairs = find_pairs(VOC, tmp_path / "data", "train")
+    assert pairs.images == tuple(f"JPEGImages/{stem}.jpg" for stem in sorted(stems))
+    assert pairs.errors == ()
+    file = write("ImageSets/Segmentation/train.txt", "train\na street 1\na street 0\nno street\n")
+    double, missing = find_pairs(VOC, tmp_path / "data", "train").errors
+    assert double == f"{file}: line 3: 'a street' is in line 2 already"
+    assert missing == f"{tmp_path}/data/JPEGImages/no street.jpg: no such image"

@@ -199,7 +199,8 @@ def find_pairs(layout: Layout, root: Path, split: str) -> ImagePairs:
     images, unused = _images(layout, root, folder, errors)
     encoding, label_maps = _label_maps(layout, root, split, errors)
     if layout.split_list is not None:
-        listed = read_split_list(root / layout.split_list.format(split=split))
+        split_list = root / layout.split_list.format(split=split)
+        listed = read_split_list(split_list, lambda stem: stem in images or stem in label_maps, errors.append)
         errors += [DataError(f"{folder / stem}.jpg: no such image") for stem in listed if stem not in images]
         images = {stem: images[stem] for stem in listed if stem in images}
     else:

@@ -52,8 +52,21 @@ def read_voc(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotatio
     files = ImageFiles(paths.images)
     images = _by_stem(paths.images)
     split_list = paths.root / f"ImageSets/Main/{paths.split}.txt"
-    for stem in read_split_list(split_list):
-        name = images.get(stem, f"{stem}.jpg")
+
+    def exists(stem: str) -> bool:
+        return stem in images or os.path.isfile(paths.labels / f"{stem}.xml")
+
+    def add_double(error: DataError) -> None:
+        builder.add_fault("image", str(error))
+
+    for stem in read_split_list(split_list, exists, add_double):
+        name, *others = images.get(stem, [f"{stem}.jpg"])
+        if others:
+            same = (
+                f"{paths.images / others[0]}: has the name of {paths.images / name}, so both would have one"
+            )
+            builder.add_fault("image", f"{same} annotation file: rename one")
+            continue
         if error := files.error(name):
             builder.add_fault("image", f"{split_list}: {stem}: {error}")
             continue
@@ -72,9 +85,14 @@ def _classes(paths: SplitPaths, given: Names) -> tuple[str, ...]:
     return read_class_list(own) if own.is_file() else class_list("voc").names[1:]  # without background
 
 
-def _by_stem(folder: Path) -> dict[str, str]:
-    split = (os.path.splitext(name) for name in sorted(file_names(folder)))
-    return {stem: stem + end for stem, end in split if end.lower() in EXTENSIONS}
+def _by_stem(folder: Path) -> dict[str, list[str]]:
+    """Image files by their names without extension."""
+    images: dict[str, list[str]] = {}
+    for name in sorted(file_names(folder)):
+        stem, extension = os.path.splitext(name)
+        if extension.lower() in EXTENSIONS:
+            images.setdefault(stem, []).append(name)
+    return images
 
 
 def _read_image(
