@@ -25,13 +25,16 @@ from metaformer.tasks.detection.instances import Row
 _MAX_BYTES: Final = 1_000_000
 """Size of data.yaml."""
 _LINE: Final = "class, x and y of the center, width and height; or class and x, y of 3 or more points"
+_VISIBILITY: Final = (0, 1, 2)
+"""Third number of keypoints: not labeled, hidden, visible."""
 
 
 def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotations:
     """Read and validate the text files of a split; an image without a file has no objects.
 
     A line is `class x y width height`, with the center of the box, or `class x y x y …`, a polygon; all but
-    the class are fractions of the image's width and height. Of images the headers are read.
+    the class are fractions of the image's width and height. Of images the headers are read. Where data.yaml
+    says kpt_shape, a box is followed by keypoints, which are not used.
 
     Args:
         paths: the folders of the files and of the images.
@@ -42,7 +45,8 @@ def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotati
     Raises:
         DataError: classes have no names, or two lists of them differ.
     """
-    builder = AnnotationBuilder(_classes(paths, classes))
+    names, keypoints = _description(paths, classes)
+    builder = AnnotationBuilder(names)
     errors: list[DataError] = []
     stems: dict[str, str] = {}
     labels = dict.fromkeys(name for name in files_below(paths.labels, errors.append) if _is_label(name))
@@ -63,7 +67,7 @@ def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotati
         image = builder.add_image(name, size)
         if f"{stem}.txt" in labels:
             del labels[f"{stem}.txt"]
-            _read_image(builder, paths.labels / f"{stem}.txt", image, masks)
+            _read_image(builder, paths.labels / f"{stem}.txt", image, masks, keypoints)
     for unreadable in errors:
         builder.add_fault("image", str(unreadable))
     if labels and not builder.rows and not builder.faults:
@@ -77,32 +81,39 @@ def _is_label(name: str) -> bool:
     return name.endswith(".txt") and name != "classes.txt"  # which some programs put there
 
 
-def _classes(paths: SplitPaths, given: Names) -> tuple[str, ...]:
+def _description(paths: SplitPaths, given: Names) -> tuple[tuple[str, ...], int | None]:
+    """Class names, and how many numbers of keypoints follow each box; None where objects have none."""
     names, where = given_names(given)
     file, text = paths.root / "data.yaml", paths.root / "classes.txt"
+    keypoints = None
     if file.is_file():
-        own = _yaml_names(file)
+        content = _read_yaml(file)
+        own, keypoints = _yaml_names(content, file), _keypoint_numbers(content, file)
     elif text.is_file():
         file, own = text, read_class_list(text)
     elif names is None:
         raise DataError(f"{file}: no such file: name the classes in it (names: [cat, dog])")
     else:
-        return names
+        return names, None
     if names is not None and names != own:
         raise DataError(f"{where}: its {len(names)} classes are not the {len(own)} of {file} in their order")
-    return own
+    return own, keypoints
 
 
-def _yaml_names(file: Path) -> tuple[str, ...]:
+def _read_yaml(file: Path) -> dict[Any, Any]:
     import yaml
 
     if file.stat().st_size > _MAX_BYTES:
         raise DataError(f"{file}: is larger than the {_MAX_BYTES:,} bytes allowed")
     try:
-        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as YAML ({error})") from error
-    names = content.get("names") if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
+
+
+def _yaml_names(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
+    names = content.get("names")
     if isinstance(names, dict) and names.keys() == set(range(len(names))):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
@@ -115,7 +126,20 @@ def _yaml_names(file: Path) -> tuple[str, ...]:
     return valid
 
 
-def _read_image(builder: AnnotationBuilder, file: Path, image: int, masks: bool | None) -> None:
+def _keypoint_numbers(content: dict[Any, Any], file: Path) -> int | None:
+    """Numbers of an object's keypoints by kpt_shape, their count and 2 or 3 numbers for each."""
+    match content.get("kpt_shape"):
+        case None:
+            return None
+        case [int(count), int(each)] if count > 0 and each in (2, 3):
+            return count * each
+        case value:
+            raise DataError(f"{file}: kpt_shape is {value!r:.40}: write the number of keypoints, and 2 or 3")
+
+
+def _read_image(
+    builder: AnnotationBuilder, file: Path, image: int, masks: bool | None, keypoints: int | None
+) -> None:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -125,14 +149,16 @@ def _read_image(builder: AnnotationBuilder, file: Path, image: int, masks: bool 
         if not line.strip():
             continue
         try:
-            row = _row(line.split(), builder, image, masks)
+            row = _row(line.split(), builder, image, masks, keypoints)
         except BadAnnotation as bad:
             builder.add_fault(bad.kind, f"{file}: line {number}: {bad.reason}", one_object=True)
         else:
             builder.rows.append(row)
 
 
-def _row(values: Sequence[str], builder: AnnotationBuilder, image: int, masks: bool | None) -> Row:
+def _row(
+    values: Sequence[str], builder: AnnotationBuilder, image: int, masks: bool | None, keypoints: int | None
+) -> Row:
     size, classes = builder.sizes[image], len(builder.classes)
     try:
         label, *numbers = map(float, values)
@@ -140,8 +166,16 @@ def _row(values: Sequence[str], builder: AnnotationBuilder, image: int, masks: b
         raise BadAnnotation("annotation", f"{' '.join(values)!r:.60} holds no numbers: {_LINE}") from None
     if label not in range(classes):
         raise BadAnnotation("category", f"class {values[0]} is not among the {classes}, counted from 0")
-    if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
+    if keypoints is not None:
+        if len(numbers) not in (4, 4 + keypoints):
+            expected = f"class, 4 of the box and {keypoints} of keypoints, as kpt_shape in data.yaml says"
+            raise BadAnnotation("annotation", f"holds {len(values)} numbers: {expected}")
+        del numbers[4:]
+    elif len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
         raise BadAnnotation("annotation", f"holds {len(values)} numbers: {_LINE}")
+    elif _has_visibility(numbers):
+        remedy = f"write kpt_shape: [{len(numbers) // 3 - 1}, 3] into data.yaml"
+        raise BadAnnotation("annotation", f"holds a box with keypoints, not a polygon: {remedy}")
     pixels = array("d", (number * size[index % 2] for index, number in enumerate(numbers)))
     polygons: list[array[float]] = []
     if len(numbers) == 4:
@@ -157,6 +191,15 @@ def _row(values: Sequence[str], builder: AnnotationBuilder, image: int, masks: b
     except BadAnnotation as bad:
         raise BadAnnotation("box", f"the box {bad.reason}, in fractions 0 to 1 of it") from None
     return Row(image, len(builder.rows) + 1, int(label), box, False, area, () if masks is False else polygons)
+
+
+def _has_visibility(numbers: Sequence[float]) -> bool:
+    """Whether these are a box and two or more keypoints x, y and visibility rather than a polygon."""
+    (x, y, width, height), points = numbers[:4], numbers[4:]
+    if len(points) < 6 or len(points) % 3 or not all(value in _VISIBILITY for value in points[2::3]):
+        return False
+    # corners of a whole image are 0 and 1 as well, but no center of a box inside of it
+    return 0 < width / 2 <= min(x, 1 - x) + 0.01 and 0 < height / 2 <= min(y, 1 - y) + 0.01
 
 
 def _box_and_area(polygon: "array[float]") -> tuple[Box, float]:
