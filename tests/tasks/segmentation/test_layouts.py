@@ -81,10 +81,8 @@ def test_files_without_a_partner_are_named(labeled: Path) -> None:
     same, missing = pairs.errors
     assert same.startswith(f"{images}/3.png: has the name of {images}/3.jpg")
     assert missing == f"{images}/1.png: no label map {label_maps}/1.png"
-    assert pairs.unused == (
-        f"{images}: 1 .txt file(s) are not used",
-        f"{label_maps}/2.png: label map without image",
-    )
+    assert pairs.unused == (f"{images}: 1 .txt file(s) are not used",)
+    assert pairs.unpaired == (label_maps / "2.png",)
 
 
 def test_other_folders_of_label_maps(labeled: Path) -> None:

@@ -10,7 +10,14 @@ import numpy as np
 from metaformer.data.image import image_size
 from metaformer.data.scan import ImageInfo, reason, scan
 from metaformer.errors import DataError
-from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, size_range, validate
+from metaformer.tasks.check import (
+    CheckReport,
+    DatasetCheck,
+    SplitSummary,
+    absent_classes,
+    size_range,
+    validate,
+)
 from metaformer.tasks.detection.dataset import READERS, DetectionFolder
 from metaformer.tasks.detection.formats.layouts import find_layout, find_split
 
@@ -118,7 +125,7 @@ class _Check(DatasetCheck[DetectionSummary]):
         if len(absent) == len(folder.classes):
             self.error("absent", f"{folder.annotation_path}: no object at all: there is nothing to train on")
         else:
-            self.warn_absent(folder.annotation_path, "object", absent)
+            self.add(absent_classes(folder.annotation_path, "object", absent))
 
 
 def _name(folder: DetectionFolder, row: int) -> str:
@@ -159,8 +166,10 @@ def summarize(name: str, folder: DetectionFolder, images: Sequence[ImageInfo]) -
     )
 
 
-def check_sizes(folder: DetectionFolder, **options: Any) -> None:
+def check_sizes(folder: DetectionFolder, **options: Any) -> list[ImageInfo]:
     """Check by the headers that every image is readable and has the size that its annotations say.
+
+    Returns what was found out about the images.
 
     Args:
         folder: the data.
@@ -170,7 +179,7 @@ def check_sizes(folder: DetectionFolder, **options: Any) -> None:
         BadImage: the first that cannot be used.
     """
     label = f"images of {folder.split}"
-    validate(folder, read_size, label, lambda image: folder.path(image.index), **options)
+    return validate(folder, read_size, label, lambda image: folder.path(image.index), **options)
 
 
 def read_size(folder: DetectionFolder, index: int) -> ImageInfo:

@@ -184,7 +184,9 @@ class ImagePairs:
     errors: tuple[str, ...]
     """Problems to fix, such as images without a label map."""
     unused: tuple[str, ...]
-    """Files that are not used."""
+    """A line for each kind of files that are not used."""
+    unpaired: tuple[Path, ...]
+    """Label maps without image."""
 
 
 def find_pairs(layout: Layout, root: Path, split: str) -> ImagePairs:
@@ -194,6 +196,7 @@ def find_pairs(layout: Layout, root: Path, split: str) -> ImagePairs:
         DataError: there are no images, or no label maps at all.
     """
     split = layout.splits.get(split, split)
+    unpaired: tuple[Path, ...] = ()
     folder = root / layout.images.format(split=split)
     errors: list[DataError] = []
     images, unused = _images(layout, root, folder, errors)
@@ -204,8 +207,7 @@ def find_pairs(layout: Layout, root: Path, split: str) -> ImagePairs:
         errors += [DataError(f"{folder / stem}.jpg: no such image") for stem in listed if stem not in images]
         images = {stem: images[stem] for stem in listed if stem in images}
     else:
-        extra = [name for stem, name in label_maps.items() if stem not in images]
-        unused += [f"{root / name}: label map without image" for name in extra]
+        unpaired = tuple(root / name for stem, name in label_maps.items() if stem not in images)
     if not images:
         raise DataError(f"{folder}: no images")
     expected = root / layout.label_maps[0].format(split=split)
@@ -223,6 +225,7 @@ def find_pairs(layout: Layout, root: Path, split: str) -> ImagePairs:
         encoding,
         tuple(str(error) for error in errors),
         tuple(unused),
+        unpaired,
     )
 
 
