@@ -13,9 +13,12 @@ from metaformer.data.image import read_image
 from metaformer.errors import DataError
 
 EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"})
-_UNREADABLE: Final = frozenset(
-    {".avif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".pgm", ".ppm", ".svg", ".tga", ".tif", ".tiff"}
+_UNREAD: Final = (
+    ".arw .avif .cr2 .cr3 .dcm .dds .dng .exr .hdr .heic .heif .ico .j2k .jp2 .jpx .jxl .mpo .nef .npy "
+    ".orf .pbm .pcx .pfm .pgm .pnm .ppm .psd .raf .rw2 .svg .tga .tif .tiff .xbm"
 )
+UNREAD: Final = frozenset(_UNREAD.split())
+"""Extensions of images in formats that are not read: an error where images are listed, never left out."""
 _log = logging.getLogger(__name__)
 OnError = Callable[[DataError], None]
 
@@ -95,14 +98,18 @@ class ImageFolder:
             if kind in EXTENSIONS:
                 self._files.append(file)
                 self.labels.append(label)
-            elif kind in _UNREADABLE:
-                reason = f"{kind} images are not read: convert it to PNG or JPEG"
-                on_error(DataError(f"{self.folder / file}: {reason}"))
+            elif kind in UNREAD:
+                on_error(unread_image(self.folder / file))
             else:
                 skipped[kind or "without extension"] += 1
         if len(self._files) == before:
             on_error(DataError(f"{top}: no images in this class folder{_instead(skipped.total())}"))
         self.ignored += skipped
+
+
+def unread_image(path: Path) -> DataError:
+    """Error of an image in a format that is not read."""
+    return DataError(f"{path}: {path.suffix.lower()} images are not read: convert it to PNG or JPEG")
 
 
 def _split_folder(root: Path, split: str) -> Path:

@@ -140,3 +140,38 @@ def test_split_lists_with_names_of_several_words(
     double, missing = find_pairs(VOC, tmp_path / "data", "train").errors
     assert double == f"{file}: line 3: 'a street' is in line 2 already"
     assert missing == f"{tmp_path}/data/JPEGImages/no street.jpg: no such image"
+
+
+@pytest.mark.parametrize("extension", [".tif", ".TIFF", ".heic", ".ppm", ".dng"])
+def test_images_of_formats_that_are_not_read_are_errors(extension: str, labeled: Path) -> None:
+    image = labeled / "images/train/1.png"
+    image = image.rename(image.with_suffix(extension))
+    error = f"{image}: {extension.lower()} images are not read: convert it to PNG or JPEG"
+    pairs = find(labeled)
+    assert pairs.errors == (error,) and pairs.unused == pairs.unpaired == ()
+    shutil.copy(labeled / "images/train/2.png", labeled / "images/train/1.png")
+    pairs = find(labeled)
+    assert (len(pairs.images), pairs.errors) == (4, ()), "the raw form of an image is no error"
+    assert pairs.unused == (f"{image.parent}: 1 {extension.lower()} file(s) are not used",)
+    (labeled / "images/train/1.png").unlink()
+    for i in (0, 2, 3):
+        (labeled / f"images/train/{i}.png").unlink()
+    assert find(labeled).errors == (error,)
+
+
+def test_only_listed_images_must_be_readable(write: Callable[[str, object], Path], tmp_path: Path) -> None:
+    for name in ("a.jpg", "b 1.tif", "c.tif"):
+        write(f"JPEGImages/{name}", b"x")
+    for stem in ("a", "b 1"):
+        write(f"SegmentationClass/{stem}.png", b"x")
+    write("ImageSets/Segmentation/train.txt", "a\nb 1\n")
+    (error,) = find_pairs(VOC, tmp_path / "data", "train").errors
+    assert error.startswith(f"{tmp_path}/data/JPEGImages/b 1.tif: .tif images are not read")
+
+
+def test_label_maps_of_other_formats(labeled: Path) -> None:
+    folder = labeled / "annotations/train"
+    (folder / "1.png").rename(folder / "1.tif")
+    pairs = find(labeled)
+    assert pairs.errors == (f"{labeled}/images/train/1.png: no label map {folder}/1.png",)
+    assert pairs.unused == (f"{folder}: 1 .tif file(s) are not used",)

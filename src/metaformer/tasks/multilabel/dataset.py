@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.data.class_lists import Names, given_names
-from metaformer.data.folder import EXTENSIONS
+from metaformer.data.folder import EXTENSIONS, UNREAD
 from metaformer.data.image import read_image
 from metaformer.errors import DataError
 from metaformer.tasks.detection.dataset import open_detection
@@ -115,7 +115,8 @@ def open_multilabel(
                 matrix[row, index[label]] = True
     named = {path for path, _ in found}
     nested = folder.is_dir() and folder != root
-    there = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS) if nested else []
+    images = EXTENSIONS | UNREAD
+    there = sorted(path for path in folder.iterdir() if path.suffix.lower() in images) if nested else []
     unlabeled = [path for path in there if path not in named]
     return MultilabelFolder(file, folder, [path for path, _ in found], matrix, classes, unlabeled)
 

@@ -167,3 +167,11 @@ def test_two_images_of_one_name(voc: Path, write: Write, errors_of: ErrorsOf) ->
     write("JPEGImages/a.png", np.zeros((10, 20, 3), dtype=np.uint8))
     message, _ = errors_of(voc)
     assert message.startswith(f"{voc}/JPEGImages/a.png: has the name of {voc}/JPEGImages/a.jpg")
+
+
+def test_images_of_formats_that_are_not_read(voc: Path, errors_of: ErrorsOf) -> None:
+    image = (voc / "JPEGImages/b.jpg").rename(voc / "JPEGImages/b.tif")
+    message, (finding, *_) = errors_of(voc)
+    assert message == finding.text == f"{image}: .tif images are not read: convert it to PNG or JPEG"
+    (voc / "JPEGImages/b.jpg").write_bytes((voc / "JPEGImages/a.jpg").read_bytes())
+    assert len(open_detection(voc, "train")) == 2, "the raw form of an image is no error"

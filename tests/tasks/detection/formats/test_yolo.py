@@ -179,3 +179,14 @@ def test_the_outline_of_a_whole_image_is_a_polygon(yolo: Path, write: Write) -> 
     write("labels/train/a.txt", "0 0 0 1 0 1 1 0 1 0 0\n1 1 1 0 1 0 0 1 0 1 1\n")
     first, second = open_detection(yolo, "train", masks=None).instances(0)
     assert first.box == second.box == (0, 0, 20, 10) and first.segmentation
+
+
+@pytest.mark.parametrize("extension", [".tif", ".TIFF", ".heic", ".ppm"])
+def test_images_of_formats_that_are_not_read(extension: str, yolo: Path, errors_of: ErrorsOf) -> None:
+    image = yolo / "images/train/a.png"
+    image = image.rename(image.with_suffix(extension))
+    message, (finding, *_) = errors_of(yolo)
+    assert message == f"{image}: {extension.lower()} images are not read: convert it to PNG or JPEG"
+    assert (finding.kind, finding.text) == ("image", message)
+    (yolo / "images/train/a.jpg").write_bytes((yolo / "images/train/b.png").read_bytes())
+    assert len(open_detection(yolo, "train").instances(0)) == 2, "the raw form of an image is no error"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.data.class_lists import category_ids
-from metaformer.data.folder import EXTENSIONS
+from metaformer.data.folder import EXTENSIONS, UNREAD
 from metaformer.data.image import MAX_PIXELS
 from metaformer.errors import DataError
 from metaformer.tasks.detection.instances import InstanceTable, Row
@@ -198,7 +198,7 @@ class ImageFiles:
         """A line for each listed directory with images that were not asked for."""
         lines = []
         for parent, names in self._listed.items():
-            images = (name for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS)
+            images = (name for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS | UNREAD)
             count = sum(os.path.join(parent, name) not in self._used for name in images)
             if count:
                 lines.append(f"{self.folder / parent}: {count:,} image(s) without annotations are not used")

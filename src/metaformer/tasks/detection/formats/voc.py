@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from metaformer.data.class_lists import Names, class_list, given_names, read_class_list
-from metaformer.data.folder import EXTENSIONS, read_split_list
+from metaformer.data.folder import EXTENSIONS, UNREAD, read_split_list, unread_image
 from metaformer.data.image import image_size
 from metaformer.errors import DataError
 from metaformer.tasks.detection.formats.annotations import (
@@ -67,6 +67,9 @@ def read_voc(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotatio
             )
             builder.add_fault("image", f"{same} annotation file: rename one")
             continue
+        if os.path.splitext(name)[1].lower() in UNREAD:
+            builder.add_fault("image", str(unread_image(paths.images / name)))
+            continue
         if error := files.error(name):
             builder.add_fault("image", f"{split_list}: {stem}: {error}")
             continue
@@ -88,10 +91,15 @@ def _classes(paths: SplitPaths, given: Names) -> tuple[str, ...]:
 def _by_stem(folder: Path) -> dict[str, list[str]]:
     """Image files by their names without extension."""
     images: dict[str, list[str]] = {}
-    for name in sorted(file_names(folder)):
+    names = sorted(file_names(folder))
+    for name in names:
         stem, extension = os.path.splitext(name)
         if extension.lower() in EXTENSIONS:
             images.setdefault(stem, []).append(name)
+    for name in names:
+        stem, extension = os.path.splitext(name)
+        if extension.lower() in UNREAD and stem not in images:
+            images[stem] = [name]
     return images
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from metaformer.data.class_lists import Names, given_names, read_class_list
-from metaformer.data.folder import EXTENSIONS, files_below
+from metaformer.data.folder import EXTENSIONS, UNREAD, files_below, unread_image
 from metaformer.data.image import image_size
 from metaformer.errors import DataError
 from metaformer.tasks.detection.formats.annotations import (
@@ -48,26 +48,20 @@ def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotati
     names, keypoints = _description(paths, classes)
     builder = AnnotationBuilder(names)
     errors: list[DataError] = []
-    stems: dict[str, str] = {}
     labels = dict.fromkeys(name for name in files_below(paths.labels, errors.append) if _is_label(name))
-    for name in files_below(paths.images, errors.append):
-        stem, extension = os.path.splitext(name)
-        if extension.lower() not in EXTENSIONS:
-            continue
+    images, unread = _image_files(paths.images, builder, errors)
+    for stem, name in images.items():
+        annotated = f"{stem}.txt" in labels
+        labels.pop(f"{stem}.txt", None)
         try:
-            size = image_size(paths.images / name)
+            image = builder.add_image(name, image_size(paths.images / name))
         except DataError as error:
             builder.add_fault("image", str(error))
             continue
-        if stem in stems:
-            both = f"{paths.images / stems[stem]} has the same name, and so the same annotations"
-            builder.add_fault("image", f"{paths.images / name}: {both}: rename one")
-            continue
-        stems[stem] = name
-        image = builder.add_image(name, size)
-        if f"{stem}.txt" in labels:
-            del labels[f"{stem}.txt"]
+        if annotated:
             _read_image(builder, paths.labels / f"{stem}.txt", image, masks, keypoints)
+    for stem in unread:
+        labels.pop(f"{stem}.txt", None)
     for unreadable in errors:
         builder.add_fault("image", str(unreadable))
     if labels and not builder.rows and not builder.faults:
@@ -75,6 +69,26 @@ def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotati
         builder.add_fault("annotation", none)
     builder.unused += [f"{paths.labels / name}: annotations without image" for name in labels]
     return builder.build()
+
+
+def _image_files(
+    folder: Path, builder: AnnotationBuilder, errors: list[DataError]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Images by their names without extension, and those of formats that are not read."""
+    images: dict[str, str] = {}
+    unread: dict[str, str] = {}
+    for name in files_below(folder, errors.append):
+        stem, extension = os.path.splitext(name)
+        if extension.lower() in UNREAD:
+            unread[stem] = name
+        elif extension.lower() in EXTENSIONS and stem in images:
+            both = f"{folder / images[stem]} has the same name, and so the same annotations"
+            builder.add_fault("image", f"{folder / name}: {both}: rename one")
+        elif extension.lower() in EXTENSIONS:
+            images[stem] = name
+    for stem in sorted(unread.keys() - images.keys()):  # others are raw forms of images that are used
+        builder.add_fault("image", str(unread_image(folder / unread[stem])))
+    return images, unread
 
 
 def _is_label(name: str) -> bool:
