@@ -90,11 +90,12 @@ class _Check(DatasetCheck[SegmentationSummary]):
             layout, root = choose_layout(self.root, self.layout)
             names = resolve_class_names(layout, root, self.class_names, self.reduce_zero_label)
             pairs = find_pairs(layout, root, name)
+            table = names.table(pairs.encoding, None)
         except DataError as error:
             return self.error("layout", str(error))
         for text in pairs.errors:
             self.error("layout", text)
-        folder = SegmentationFolder(pairs, names.names, names.table(pairs.encoding, None), layout.name)
+        folder = SegmentationFolder(pairs, names.names, table, layout.name)
         infos = scan(folder, workers=self.workers, label=name, progress=self.progress, read=read_pair)
         for info in infos:
             self.check_image(folder.path(info.index), info)
