@@ -104,6 +104,8 @@ class Fault:
     """File, annotation, and what is wrong."""
     one_object: bool
     """Whether it is about one object, without which the others can be used."""
+    row: int | None = None
+    """Row of the object, if it is used all the same."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ class Annotations:
     """COCO's `category_id` of each class."""
     faults: tuple[Fault, ...] = ()
     """Errors; the images and objects that they are about are left out above."""
+    oddities: tuple[Fault, ...] = ()
+    """What is wrong with images and objects that can be used all the same, such as a broken outline."""
     unused: tuple[str, ...] = ()
     """Files that are not used."""
 
@@ -141,6 +145,7 @@ class AnnotationBuilder:
         self.ids: list[int] = []
         self.rows: list[Row | None] = []
         self.faults: list[Fault] = []
+        self.oddities: list[Fault] = []
         self.unused: list[str] = []
 
     def add_image(self, file: str, size: tuple[int, int], number: int | None = None) -> int:
@@ -154,6 +159,10 @@ class AnnotationBuilder:
         """Add an error."""
         self.faults.append(Fault(kind, text, one_object))
 
+    def add_oddity(self, kind: str, text: str, row: int | None = None) -> None:
+        """Add what is wrong with something that is used all the same, such as the object of a row."""
+        self.oddities.append(Fault(kind, text, row is not None, row))
+
     def build(self) -> Annotations:
         """The annotations; releases the rows."""
         sizes = np.array(self.sizes, dtype=np.int32).reshape(-1, 2)
@@ -165,6 +174,7 @@ class AnnotationBuilder:
             self.classes,
             self.category_ids,
             tuple(self.faults),
+            tuple(self.oddities),
             tuple(self.unused),
         )
 

@@ -94,7 +94,7 @@ class _Parser:
         for index in range(len(self.annotations)):
             annotation, self.annotations[index] = self.annotations[index], None
             try:
-                self._annotation(annotation)
+                self._annotation(index, annotation)
             except BadAnnotation as bad:
                 self.builder.add_fault(bad.kind, f"{self._where(index, annotation)}: {bad.reason}", True)
         return self.builder.build()
@@ -162,7 +162,7 @@ class _Parser:
             return -1
         return self.builder.add_image(name, size, number)
 
-    def _annotation(self, annotation: Any) -> None:
+    def _annotation(self, index: int, annotation: Any) -> None:
         if not isinstance(annotation, dict):
             raise BadAnnotation("annotation", f"is {annotation!r:.40}, no object")
         number = self._id(annotation)
@@ -170,14 +170,24 @@ class _Parser:
         if image < 0:
             return  # of an image that was already reported
         size = self.builder.sizes[image]
-        crowd = annotation.get("iscrowd", 0)
-        if crowd not in (0, 1):
+        crowd = annotation.get("iscrowd")
+        if crowd not in (None, 0, 1):
             raise BadAnnotation("annotation", f"iscrowd is {crowd!r:.40}, not 0 or 1")
         label, box = self._label(annotation), _box(annotation, size)
-        polygons, runs = self._outline(annotation.get("segmentation"), size)
-        area = annotation.get("area", box[2] * box[3])
+        polygons, runs, broken = _outline(annotation.get("segmentation"), size)
+        if self.masks and not polygons and runs is None:
+            reason = broken or "has no segmentation to make a mask of"
+            raise BadAnnotation("segmentation", f"{reason}; {BOXES_DO}")
+        if self.masks is False:
+            polygons, runs = [], None
+        area = annotation.get("area")
+        if area is None:
+            area = box[2] * box[3]
         if not is_number(area) or not 0 <= area < math.inf:
             raise BadAnnotation("annotation", f"area is {area!r:.40}, not a number of square pixels")
+        if broken:
+            left_out = f"{self._where(index, annotation)}: {broken}: this outline is not used"
+            self.builder.add_oddity("segmentation", left_out, len(self.builder.rows))
         self.builder.rows.append(Row(image, number, label, box, crowd == 1, float(area), polygons, runs))
 
     def _id(self, annotation: dict[str, Any]) -> int:
@@ -202,21 +212,6 @@ class _Parser:
         if label is None:
             raise BadAnnotation("category", f"category_id is {number!r:.40}: no such category in the file")
         return label
-
-    def _outline(self, value: Any, size: tuple[int, int]) -> tuple[list["array[float]"], Runs | None]:
-        """Polygons or run lengths, if outlines are wanted; they are validated in any case."""
-        polygons: list[array[float]] = []
-        runs = None
-        if value is None or value == []:
-            if self.masks:
-                raise BadAnnotation("segmentation", f"has no segmentation to make a mask of; {BOXES_DO}")
-        elif isinstance(value, dict):
-            runs = _runs(value, size)
-        elif isinstance(value, list):
-            polygons = [_polygon(polygon, size) for polygon in value]
-        else:
-            raise BadAnnotation("segmentation", f"segmentation is {value!r:.40}, not polygons or run lengths")
-        return ([], None) if self.masks is False else (polygons, runs)
 
     def _where(self, index: int, annotation: Any) -> str:
         number, image = (
@@ -265,6 +260,27 @@ def _box(annotation: dict[str, Any], size: tuple[int, int]) -> Box:
     except BadAnnotation as bad:
         raise BadAnnotation("box", f"bbox {value} {bad.reason}") from None
     return box
+
+
+def _outline(value: Any, size: tuple[int, int]) -> tuple[list["array[float]"], Runs | None, str]:
+    """Polygons or run lengths of an object, and what is wrong with the first of them that cannot be used."""
+    polygons: list[array[float]] = []
+    if value is None or value == []:
+        return polygons, None, ""
+    if isinstance(value, dict):
+        try:
+            return polygons, _runs(value, size), ""
+        except BadAnnotation as bad:
+            return polygons, None, bad.reason
+    if not isinstance(value, list):
+        return polygons, None, f"segmentation is {value!r:.40}, not polygons or run lengths"
+    broken = ""
+    for numbers in value:
+        try:
+            polygons.append(_polygon(numbers, size))
+        except BadAnnotation as bad:
+            broken = broken or bad.reason
+    return polygons, None, broken
 
 
 def _polygon(numbers: Any, size: tuple[int, int]) -> "array[float]":
