@@ -254,3 +254,14 @@ def test_frames_of_a_video_are_upright(name: str, tmp_path: Path) -> None:
     (before,), (after,) = frames(plain), frames(turned)
     expected = before.image if turn is None else before.image.transpose(turn)
     assert after.image.size == expected.size and after.image.tobytes() == expected.tobytes()
+
+
+def test_frames_of_animations_are_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    red = np.zeros((4, 6, 3), np.uint8)
+    red[:2, :3, 0] = 250
+    images = [Image.fromarray(red), Image.fromarray(red[:, ::-1])]
+    images[0].save(tmp_path / "a.webp", save_all=True, append_images=images[1:], exif=exif, lossless=True)
+    found = [np.asarray(frame.image) for frame in frames(tmp_path / "a.webp")]
+    assert [np.array_equal(a, np.rot90(b, -1)) for a, b in zip(found, images, strict=True)] == [True, True]

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
-from metaformer.data.image import FORMATS, MAX_PIXELS
+from metaformer.data.image import FORMATS, MAX_PIXELS, upright_rgb
 from metaformer.errors import BadImage, DataError, MetaFormerError, MissingPackage
 
 VIDEOS: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"})
@@ -83,8 +83,7 @@ def _animation(path: str | Path) -> Iterator[Frame]:
             raise BadImage(path, f"more than the {MAX_PIXELS:,} pixels allowed in a frame")
         for number in range(getattr(image, "n_frames", 1)):
             image.seek(number)
-            image.load()
-            yield Frame(image.convert("RGB"), round(image.info.get("duration", 0)) or _DEFAULT_DURATION)
+            yield Frame(upright_rgb(image), round(image.info.get("duration", 0)) or _DEFAULT_DURATION)
 
 
 def _video(path: str | Path) -> Iterator[Frame]:
