@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+from metaformer.data.text import read_text
 from metaformer.errors import ConfigError, DataError, UnknownName
 
 Color = tuple[int, int, int]
@@ -144,12 +145,12 @@ def check_class_names(names: Sequence[str], source: str | Path) -> tuple[str, ..
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Lines of a UTF-8 text file, without empty ones at the end.
+    """Lines of a text file, without empty ones at the end.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path).rstrip().splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error

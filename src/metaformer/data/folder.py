@@ -10,6 +10,7 @@ from typing import Final
 from PIL import Image
 
 from metaformer.data.image import read_image
+from metaformer.data.text import read_text
 from metaformer.errors import DataError
 
 EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"})
@@ -231,8 +232,8 @@ def read_split_list(path: Path, exists: Callable[[str], bool], on_error: OnError
         DataError: the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); it must list the split's images") from error
     names: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):

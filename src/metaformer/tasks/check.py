@@ -42,7 +42,7 @@ class Finding:
     `id`, `category`, `box`, `segmentation`, `annotation`. Warnings: `contradiction` (the same image with
     other labels), `leak` (a validation image that is also a training image), `uneven` (class sizes), `absent`
     (a class without pixels or objects; an error where that is so of all), `unlabeled`, `unpaired` (labels
-    without image), `tiny`, `animated`, `ignored`."""
+    without image), `tiny`, `encoding`, `animated`, `ignored`."""
     text: str
 
 

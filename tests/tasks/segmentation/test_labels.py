@@ -177,7 +177,7 @@ def test_class_list_file(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(DataError, match=rf"names\.txt: .*{error}"):
             read_class_list(file)
-    file.write_bytes(b"\xff\xfe")
+    file.write_bytes(b"caf\xe9")
     for bad in (file, tmp_path / "none.txt", tmp_path):
         with pytest.raises(DataError, match=f"{bad}: cannot be read"):
             read_class_list(bad)

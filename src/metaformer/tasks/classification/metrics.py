@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from metaformer.data.text import read_text
 from metaformer.distributed import all_reduce_sum
 from metaformer.errors import DataError
 
@@ -96,7 +97,7 @@ def read_real_labels(path: str | Path, images: Sequence[str | Path], classes: in
         DataError: another format, another number of images, or an unknown class.
     """
     try:
-        labels = json.loads(Path(path).read_text())
+        labels = json.loads(read_text(path))
         accepted = [frozenset(int(label) for label in entry) for entry in labels]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a JSON list of lists of classes ({error})") from error

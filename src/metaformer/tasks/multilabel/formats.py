@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from metaformer.data.text import read_text
 from metaformer.errors import DataError, UnknownName
 
 IMAGE_COLUMNS: Final = ("image", "file", "filename", "file_name", "path", "image_path")
@@ -47,8 +48,8 @@ def read_labels(file: Path, separator: str = " ", on_error: OnError = raise_erro
         DataError: the file cannot be read, or `on_error` raises it; the message names file and line.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(file)
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from error
     rows = _Rows(file, on_error)
     if file.suffix.lower() == ".jsonl":

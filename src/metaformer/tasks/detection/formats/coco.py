@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from metaformer.data.class_lists import Names, given_names
 from metaformer.data.rle import Runs, read_counts
+from metaformer.data.text import read_text
 from metaformer.errors import DataError
 from metaformer.process import paused_gc
 from metaformer.tasks.detection.formats.annotations import (
@@ -224,8 +225,7 @@ class _Parser:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            document = json.load(stream, object_hook=_compact)
+        document = json.loads(read_text(file), object_hook=_compact)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({error})") from error
     if not isinstance(document, dict):

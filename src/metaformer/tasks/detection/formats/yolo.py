@@ -9,6 +9,7 @@ from typing import Any, Final
 from metaformer.data.class_lists import Names, given_names, read_class_list
 from metaformer.data.folder import EXTENSIONS, UNREAD, files_below, unread_image
 from metaformer.data.image import image_size
+from metaformer.data.text import read_text
 from metaformer.errors import DataError
 from metaformer.tasks.detection.formats.annotations import (
     BOXES_DO,
@@ -120,8 +121,8 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
     if file.stat().st_size > _MAX_BYTES:
         raise DataError(f"{file}: is larger than the {_MAX_BYTES:,} bytes allowed")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        content = yaml.safe_load(read_text(file))
+    except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as YAML ({error})") from error
     return content if isinstance(content, dict) else {}
 
@@ -155,8 +156,8 @@ def _read_image(
     builder: AnnotationBuilder, file: Path, image: int, masks: bool | None, keypoints: int | None
 ) -> None:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(file, lambda line: builder.add_oddity("encoding", line)).splitlines()
+    except (OSError, ValueError) as error:
         builder.add_fault("annotation", f"{file}: cannot be read ({error})")
         return
     for number, line in enumerate(lines, start=1):
