@@ -99,8 +99,9 @@ def open_multilabel(
     if not read.images:
         raise DataError(f"{file}: no images")
     classes = _classes(file, read, class_names, on_error)
-    folder = _image_folder(root, split, file, read.images)
-    found = [(folder / name, labels) for name, labels in zip(read.images, read.labels, strict=True)]
+    names = _with_slashes(read.images, [root, file.parent, *_places(root, split)])
+    folder = _image_folder(root, split, file, names)
+    found = [(folder / name, labels) for name, labels in zip(names, read.labels, strict=True)]
     missing = [path for path, _ in found if not path.is_file()]
     if missing:
         more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
@@ -150,9 +151,21 @@ def _classes(file: Path, read: LabelFile, class_names: Names, on_error: OnError)
     return given
 
 
+def _places(root: Path, split: str) -> list[Path]:
+    return [root / place.format(split=split) for place in IMAGE_FOLDERS]
+
+
+def _with_slashes(names: Sequence[str], places: Sequence[Path]) -> Sequence[str]:
+    """Names with the separators of this system, unless files have names with backslashes."""
+    foreign = [name for name in names if "\\" in name]
+    if not foreign or any((place / foreign[0]).is_file() for place in places):
+        return names
+    return [name.replace("\\", "/") for name in names]
+
+
 def _image_folder(root: Path, split: str, file: Path, images: Sequence[str]) -> Path:
     """The folder that the names in a label file are relative to."""
-    places = [root / place.format(split=split) for place in IMAGE_FOLDERS]
+    places = _places(root, split)
     for place in (*places, file.parent):
         if any((place / name).is_file() for name in images[:10]):
             return place

@@ -99,7 +99,7 @@ BAD_IMAGES: dict[str, tuple[Change, str, str]] = {
     "absolute file": (image(file_name="/etc/passwd"), "image", "'/etc/passwd' does not lie in"),
     "unprintable file": (image(file_name="\ud800"), "image", r"file_name is '\ud800'"),
     "no file": (image(file_name=None), "image", "file_name is None"),
-    "no width": (image(width=0), "image", "width 0"),
+    "negative width": (image(width=-3), "image", "width -3"),
     "text for a width": (image(width="24"), "image", "width '24'"),
     "half a width": (image(width=23.5), "image", "whole numbers"),
     "too large": (image(width=10_000, height=10_000), "image", "10000x10000"),
@@ -343,3 +343,41 @@ def test_messages_of_long_outlines_are_short(value: object, objects: Path) -> No
     edit(objects, first(segmentation=value))
     (oddity,) = read(objects, None).oddities
     assert len(oddity.text) < 1000
+
+
+@pytest.mark.parametrize("size", [{"width": 0, "height": 0}, {"width": None}, {"height": 0}, {}])
+def test_sizes_that_are_not_given_are_those_of_the_files(size: dict[str, object], objects: Path) -> None:
+    whole = open_detection(objects, "train", masks=True)
+
+    def without(document: dict[str, Any]) -> None:
+        for row in document["images"][:3]:
+            del row["width"], row["height"]
+            row.update(size)
+
+    file = edit(objects, without)
+    folder = open_detection(objects, "train", masks=True)
+    assert [folder.size(i) for i in range(5)] == [whole.size(i) for i in range(5)]
+    assert folder.instances(0) == whole.instances(0)
+    text = f"{file}: 3 image(s) without width and height: those of their files count"
+    assert warnings_of(object_findings(folder, training=True)) == [text]
+    report = check_objects(objects, ["train"], workers=1, progress=False)
+    assert report.ok and [finding.text for finding in report.findings] == [text]
+    (objects / "train2017/2.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"image 2: .*2\.png: .*empty|image 2: .*2\.png: not a JPEG"):
+        open_detection(objects, "train")
+
+
+@pytest.mark.parametrize(
+    "form", ["train2017\\{}", "train2017/{}", "{root}/train2017/{}", ".\\{}", "D:\\my\\data\\train2017\\{}"]
+)
+def test_names_with_other_separators_or_from_the_root(form: str, objects: Path) -> None:
+    whole = open_detection(objects, "train")
+
+    def rename(document: dict[str, Any]) -> None:
+        for row in document["images"]:
+            row["file_name"] = form.replace("{root}", str(objects)).format(row["file_name"])
+
+    edit(objects, rename)
+    folder = open_detection(objects, "train")
+    assert [folder.path(i) for i in range(5)] == [whole.path(i) for i in range(5)]
+    assert folder.annotations.unused == () and folder.example(0)[0].size == (24, 16)

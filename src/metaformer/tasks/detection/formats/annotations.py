@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -180,38 +180,76 @@ class AnnotationBuilder:
 
 
 class ImageFiles:
-    """Image files below a folder, each directory listed once; nothing outside the folder exists.
+    """Image files below a folder, each directory listed once; nothing outside the data set exists.
 
     Args:
         folder: the folder of images.
+        root: the data set, to which names may also be relative; the folder itself by default.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, root: Path | None = None) -> None:
+        self.folder, self.root = folder, folder if root is None else root
         self._listed: dict[str, set[str]] = {}
-        self._used: set[str] = set()
+        self._used: dict[str, set[str]] = {}
 
-    def error(self, name: str) -> str:
-        """Why a file name, relative to the folder, names no image; empty if it does."""
-        path = PurePosixPath(name)
-        if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
-            return f"file_name {name!r:.200} does not lie in {self.folder}"
-        parent, base = os.path.split(str(path))
+    def find(self, name: str) -> str:
+        r"""Path of an image, relative to the folder, by the name that a file gives.
+
+        The name is relative to the folder or to the data set, or rooted and leads into the data set; its
+        separators may be those of Windows.
+
+        Raises:
+            BadAnnotation: there is no such image.
+        """
+        places = [] if "\0" in name else list(dict.fromkeys(self._places(name)))
+        for place in places:
+            parent, base = os.path.split(place)
+            if base in self._files(parent):
+                self._used.setdefault(parent, set()).add(base)
+                return place
+        if not places or places[0].startswith("..") or name.startswith(("/", "\\")) or name[1:2] == ":":
+            raise BadAnnotation("image", f"file_name {name!r:.200} does not lie in {self.folder}")
+        self._used.setdefault(os.path.dirname(places[0]), set())
+        raise BadAnnotation("image", f"no such image {self.folder / places[0]!s:.400}")
+
+    def _places(self, name: str) -> Iterator[str]:
+        """Paths, relative to the folder, at which an image of a name may lie."""
+        for text in dict.fromkeys((name, name.replace("\\", "/"))):
+            path = PurePosixPath(text[2:] if text[1:3] == ":/" else text)
+            if not path.parts or ".." in path.parts:
+                continue
+            if path.is_absolute():
+                yield from self._rooted(path)
+            else:
+                yield str(path)
+                yield self._from_root(path)
+
+    def _rooted(self, path: PurePosixPath) -> Iterator[str]:
+        root = PurePosixPath(os.path.abspath(self.root))
+        if path.is_relative_to(root):
+            yield self._from_root(path.relative_to(root))
+            return
+        below = path.relative_to(path.anchor)
+        if root.name in below.parts:  # the data set has been moved, or comes from another machine
+            yield self._from_root(PurePosixPath(*below.parts[below.parts.index(root.name) + 1 :]))
+        yield self._from_root(below)
+
+    def _from_root(self, path: PurePosixPath) -> str:
+        return os.path.relpath(self.root / path, self.folder)
+
+    def _files(self, parent: str) -> set[str]:
         if parent not in self._listed:
             self._listed[parent] = file_names(self.folder / parent)
-        if base not in self._listed[parent]:
-            return f"no such image {self.folder / name!s:.400}"
-        self._used.add(str(path))
-        return ""
+        return self._listed[parent]
 
     def unused(self) -> list[str]:
-        """A line for each listed directory with images that were not asked for."""
+        """A line for each directory that images were asked from, with images that were not asked for."""
         lines = []
-        for parent, names in self._listed.items():
-            images = (name for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS | UNREAD)
-            count = sum(os.path.join(parent, name) not in self._used for name in images)
-            if count:
-                lines.append(f"{self.folder / parent}: {count:,} image(s) without annotations are not used")
+        for parent, used in self._used.items():
+            kinds = (os.path.splitext(name)[1].lower() for name in self._listed[parent] - used)
+            if count := sum(kind in EXTENSIONS | UNREAD for kind in kinds):
+                place = os.path.normpath(self.folder / parent)
+                lines.append(f"{place}: {count:,} image(s) without annotations are not used")
         return lines
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from metaformer.data.class_lists import Names, given_names
+from metaformer.data.image import image_size
 from metaformer.data.rle import Runs, read_counts
 from metaformer.data.text import read_text
 from metaformer.errors import DataError
@@ -41,7 +42,8 @@ def read_coco(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotati
         DataError: lists are missing in the file, or classes do not fit.
     """
     with paused_gc():
-        return _Parser(_load(paths.labels), paths.labels, paths.images, classes, masks).parse()
+        files = ImageFiles(paths.images, paths.root)
+        return _Parser(_load(paths.labels), paths.labels, files, classes, masks).parse()
 
 
 def parse_coco(
@@ -66,7 +68,7 @@ def parse_coco(
     annotations = document.get("annotations")
     if isinstance(annotations, list):
         document = {**document, "annotations": annotations.copy()}
-    return _Parser(document, file, images, classes, masks).parse()
+    return _Parser(document, file, None if images is None else ImageFiles(images), classes, masks).parse()
 
 
 class _Parser:
@@ -76,7 +78,7 @@ class _Parser:
         self,
         document: dict[str, Any],
         file: str | Path,
-        images: Path | None,
+        files: ImageFiles | None,
         classes: Names,
         masks: bool | None,
     ) -> None:
@@ -88,7 +90,7 @@ class _Parser:
         """Index of each image by its id; -1 for those that cannot be used."""
         self.ids: set[int] = set()
         """Ids of the annotations so far."""
-        self._images(rows, images)
+        self._images(rows, files)
 
     def parse(self) -> Annotations:
         """Validate all annotations."""
@@ -134,8 +136,8 @@ class _Parser:
         free = max(numbers.values())
         return names, tuple(numbers.get(name, free + 1 + k) for k, name in enumerate(names))
 
-    def _images(self, images: list[Any], folder: Path | None) -> None:
-        files = None if folder is None else ImageFiles(folder)
+    def _images(self, images: list[Any], files: ImageFiles | None) -> None:
+        self.unsized = 0
         for index, image in enumerate(images):
             number = image.get("id") if isinstance(image, dict) else None
             where = (
@@ -149,15 +151,26 @@ class _Parser:
                 self.indices[number] = self._add(image, number, files, where)
         if files is not None:
             self.builder.unused += files.unused()
+        if self.unsized:
+            text = (
+                f"{self.file}: {self.unsized:,} image(s) without width and height: those of their files count"
+            )
+            self.builder.add_oddity("image", text)
 
     def _add(self, image: dict[str, Any], number: int, files: ImageFiles | None, where: str) -> int:
         name = image.get("file_name", "") if files is None else image.get("file_name")
         try:
             if not isinstance(name, str) or not _is_text(name):
                 raise BadAnnotation("image", f"file_name is {name!r:.80}")
-            if files is not None and (error := files.error(name)):
-                raise BadAnnotation("image", error)
-            size = check_size(image.get("width"), image.get("height"))
+            name = name if files is None else files.find(name)
+            width, height = image.get("width"), image.get("height")
+            if files is not None and (width in (None, 0) or height in (None, 0)):
+                width, height = image_size(files.folder / name)
+                self.unsized += 1
+            size = check_size(width, height)
+        except DataError as error:
+            self.builder.add_fault("image", f"{where}: {error}")
+            return -1
         except BadAnnotation as bad:
             self.builder.add_fault(bad.kind, f"{where}: {bad.reason}")
             return -1

@@ -70,8 +70,10 @@ def read_voc(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotatio
         if os.path.splitext(name)[1].lower() in UNREAD:
             builder.add_fault("image", str(unread_image(paths.images / name)))
             continue
-        if error := files.error(name):
-            builder.add_fault("image", f"{split_list}: {stem}: {error}")
+        try:
+            files.find(name)
+        except BadAnnotation as bad:
+            builder.add_fault("image", f"{split_list}: {stem}: {bad.reason}")
             continue
         try:
             _read_image(builder, paths, stem, name, labels)
