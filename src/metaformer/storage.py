@@ -1,11 +1,12 @@
 """Files: read with a limit, written atomically; locks and the cache directory."""
 
+import codecs
 import hashlib
 import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from lzma import LZMAError
@@ -25,6 +26,13 @@ MAX_NAME = 200
 PATIENCE = 10.0
 """Seconds to wait for a lock, which may outlive a killed process by as much as its data workers do."""
 
+_WIDE: Final = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Encodings by their byte-order marks; the mark of UTF-32 begins with that of UTF-16."""
 LARGEST_TEXT: Final = 64 << 20
 """Bytes of a text or JSON file that a program reads at once, where its reader does not say otherwise."""
 _ZIP_ERRORS: Final = (
@@ -125,18 +133,42 @@ def read_bytes(
 
 
 def read_text(
-    path: str | Path, error: type[MetaFormerError] = DataError, *, largest: int = LARGEST_TEXT
+    path: str | Path,
+    error: type[MetaFormerError] = DataError,
+    *,
+    largest: int = LARGEST_TEXT,
+    tell: Callable[[str], object] | None = None,
 ) -> str:
-    """Content of a UTF-8 text file, without a byte order mark; see `read_bytes`.
+    r"""Text of a file as any program writes it; lines end with \n.
+
+    It is UTF-8, with or without a byte-order mark, or UTF-16 or UTF-32 with one.
+
+    Args:
+        path: the file.
+        error: class of the errors.
+        largest: bytes that it may have.
+        tell: called with a line about a file in another encoding than UTF-8; a warning by default.
 
     Raises:
-        MetaFormerError: of class `error`: it cannot be read, is larger, or is not UTF-8.
+        MetaFormerError: of class `error`: it cannot be read, is larger, or in another encoding.
     """
+    data = read_bytes(path, error, largest=largest)
+    encoding = next((name for mark, name in _WIDE.items() if data.startswith(mark)), "utf-8-sig")
     try:
-        return read_bytes(path, error, largest=largest).decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as failure:
-        line = failure.object[: failure.start].count(b"\n") + 1
-        raise error(f"{path}: cannot be read (line {line} is not UTF-8 text)") from failure
+        line = data[: failure.start].count(b"\n") + 1
+        name = "UTF-8" if encoding == "utf-8-sig" else encoding
+        raise error(f"{path}: cannot be read (line {line} is not {name} text)") from failure
+    if encoding != "utf-8-sig":
+        (tell or _log.warning)(f"{path}: is {encoding}, read as such: other programs may need UTF-8")
+    elif "\0" in text:
+        raise error(
+            f"{path}: cannot be read (it holds zero bytes, as UTF-16 without a byte-order mark does: save it "
+            "as UTF-8)"
+        )
+    del data  # a large file is not held twice
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def read_json(
@@ -151,7 +183,7 @@ def read_json(
     Raises:
         MetaFormerError: of class `error`: it cannot be read, is larger, is no JSON, or is nested deeper.
     """
-    return parse_json(read_bytes(path, error, largest=largest), path, error, depth=depth)
+    return parse_json(read_text(path, error, largest=largest), path, error, depth=depth)
 
 
 @contextmanager

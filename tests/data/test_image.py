@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metaformer.data.image import FORMATS, decode_image, image_size, read_image
+from metaformer.data.image import FORMATS, decode_image, image_in_memory, image_size, read_image
 from metaformer.data.photometric import photometric_distortion
 from metaformer.errors import BadImage, DataError
 
@@ -347,3 +347,91 @@ def test_hue_is_bounded() -> None:
     values = colors((200, 40, 40), 200)
     assert len({tuple(value) for value in values}) > 100
     assert all(red >= max(green, blue) for red, green, blue in values)  # 36 degrees at most: red leads
+
+
+def in_memory(path: Path) -> list[tuple[str, Image.Image]]:
+    """An image file as opened, loaded, copied and pickled images give it."""
+    with Image.open(path) as closed:
+        closed.load()
+    with Image.open(path) as opened:
+        copied = opened.copy()
+    images = {"opened": Image.open(path), "loaded": closed, "copied": copied}
+    return [(name, image_in_memory(image)) for name, image in images.items()]
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return (one.mode, one.size, one.tobytes()) == (other.mode, other.size, other.tobytes())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_images_in_memory_are_turned_as_files_are(tmp_path: Path, orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = write(tmp_path / "a", Image.fromarray(gradient(16, 48)), kind, exif=exif)
+    for name, image in in_memory(path):
+        assert same(image, read_image(path)), name
+        assert same(image_in_memory(image), image), "upright ones stay"
+
+
+DEEP = np.linspace(0, 65535, 256 * 4).astype(np.uint16).reshape(4, 256)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "L", "1", "P", "LA", "RGBA", "RGB", "CMYK"])
+def test_images_in_memory_become_rgb_as_files_do(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(DEEP) if mode == "I;16" else Image.fromarray(gradient()).convert(mode)
+    path = write(tmp_path / "a", image, "JPEG" if mode == "CMYK" else "PNG")
+    for name, found in in_memory(path):
+        assert same(found, read_image(path)), name
+    if mode != "CMYK":
+        assert same(image_in_memory(image), read_image(path))
+
+
+def test_the_callers_image_stays_as_it_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("JPEG", "PNG"):
+        image = Image.open(write(tmp_path / kind, Image.fromarray(gradient()), kind, exif=exif))
+        before = image.tobytes()
+        found = image_in_memory(image)
+        found.paste((1, 2, 3), (0, 0, *found.size))
+        assert image.tobytes() == before and image.getexif()[0x0112] == 6
+
+
+def test_arrays_are_images() -> None:
+    pixels = gradient()
+    assert np.array_equal(np.asarray(image_in_memory(pixels)), pixels)
+    assert np.array_equal(np.asarray(image_in_memory(pixels[::-1, ::-1])), pixels[::-1, ::-1])
+    assert np.array_equal(np.asarray(image_in_memory(np.dstack([pixels, pixels[..., 0]]))), pixels)
+    for gray in (pixels[..., 0], DEEP, DEEP.astype(np.int32)):
+        assert same(image_in_memory(gray), image_in_memory(Image.fromarray(gray)))
+    assert np.asarray(image_in_memory(DEEP))[..., 1].max() == 255
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        gradient() / 255,
+        gradient().astype(np.int64),
+        gradient().transpose(2, 0, 1),
+        gradient()[None],
+        gradient()[..., :2],
+        gradient().astype(np.uint16),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((), np.uint8),
+        np.array([["a"]]),
+    ],
+)
+def test_other_arrays_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"is an array \(.*\) of .*: give \(H, W, 3\) of uint8"):
+        image_in_memory(array)
+
+
+def test_a_damaged_image_in_memory_is_named(tmp_path: Path) -> None:
+    content = encoded("PNG")
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    with (
+        Image.open(tmp_path / "a.png") as image,
+        pytest.raises(BadImage, match=r"the image: (damaged or truncated|cannot be read)"),
+    ):
+        image_in_memory(image)

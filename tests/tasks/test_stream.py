@@ -134,3 +134,26 @@ def test_no_more_is_read_ahead_than_there_are_threads() -> None:
 def test_workers_are_not_negative() -> None:
     with pytest.raises(ConfigError, match=r"workers\b.*-1"):
         Reds(workers=-1)
+
+
+def test_a_file_an_image_and_an_array_are_one_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, deep = tmp_path / "turned.png", tmp_path / "deep.png"
+    red = np.zeros((4, 6, 3), np.uint8)
+    red[:2, :3, 0] = 250
+    Image.fromarray(red).save(turned, exif=exif)
+    Image.fromarray(np.linspace(0, 65535, 24).astype(np.uint16).reshape(4, 6)).save(deep)
+    for path in (turned, deep):
+        upright = np.asarray(ImageList(path).image(0))
+        images = [path, Image.open(path), upright]
+        first, *others = [found.result.label_map for found in Reds().predict(ImageList(images))]
+        assert first.any() and not first.all()
+        assert all(np.array_equal(first, other) for other in others)
+        assert len(ImageList(upright)) == 1, "an array is one image, not a list of rows"
+
+
+@pytest.mark.parametrize("image", [None, 3, b"x", [None], [["a"]], (1, 2), object()])
+def test_what_is_no_image_is_refused(image: object) -> None:
+    with pytest.raises(DataError, match="is no image: give a path, an image of Pillow or an array"):
+        ImageList(image)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from metaformer.errors import DataError, OutputError, TrainingError, WeightsErro
 from metaformer.serialize import to_dict
 from metaformer.training.loop import RemainingBatches
 from metaformer.training.train import train
-from toys import Configure, Digest, equal_states, log_lines
+from toys import Configure, Digest, equal_states, log_lines, tiny_config
 
 
 def test_a_run_learns_and_writes_its_run_directory(configure: Configure, tmp_path: Path) -> None:
@@ -316,3 +316,19 @@ def test_remaining_batches_are_those_of_the_whole_run() -> None:
     for first in (1, 5, 7, 14, 15):
         assert batches(first) == whole[2 * first :]
     assert {sample.epoch for batch in whole for sample in batch} == {0, 1, 2}
+
+
+def test_what_is_odd_about_the_data_is_said_in_the_log_and_in_the_report(
+    patches: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(patches, tmp_path / "data")
+    label_map = root / "annotations/training/extra.png"
+    shutil.copy(root / "annotations/training/00.png", label_map)
+    config = tiny_config("segment", root, schedule={"epochs": 1})
+    run = train(config, tmp_path / "run").run
+    text = f"{label_map}: label map without image"
+    assert f"warning: {text}" in capfd.readouterr().err
+    (line,) = log_lines(run, "data")
+    assert (line["note"], line["step"], read_log(run)[0]) == (text, 0, line)
+    page = (run / "report.html").read_text()
+    assert "Notes on the data" in page and page.count(f"<li>{text}</li>") == 1

@@ -1,5 +1,6 @@
 """Canvases, albums and videos."""
 
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -219,3 +220,48 @@ def test_a_video_gives_its_frames(images: list[Image.Image], tmp_path: Path) -> 
         list(frames(tmp_path / "b.mp4"))
     with pytest.raises(DataError, match="no such file"):
         list(frames(tmp_path / "c.mp4"))
+
+
+ONE = 1 << 16
+MATRICES = {
+    "identity": ((ONE, 0, 0, ONE), None),
+    "a quarter clockwise": ((0, ONE, -ONE, 0), Image.Transpose.ROTATE_270),
+    "a half": ((-ONE, 0, 0, -ONE), Image.Transpose.ROTATE_180),
+    "a quarter counterclockwise": ((0, -ONE, ONE, 0), Image.Transpose.ROTATE_90),
+    "mirrored": ((-ONE, 0, 0, ONE), Image.Transpose.FLIP_LEFT_RIGHT),
+    "upside down": ((ONE, 0, 0, -ONE), Image.Transpose.FLIP_TOP_BOTTOM),
+    "mirrored and a quarter": ((0, ONE, ONE, 0), Image.Transpose.TRANSPOSE),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_frames_of_a_video_are_upright(name: str, tmp_path: Path) -> None:
+    """As telephones write them: frames lie, and the track's header says how they are shown."""
+    av = pytest.importorskip("av")
+    (a, b, c, d), turn = MATRICES[name]
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:16, :32] = 250
+    plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
+    with av.open(str(plain), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for packet in (*stream.encode(av.VideoFrame.from_ndarray(pixels)), *stream.encode()):
+            container.mux(packet)
+    content = plain.read_bytes()
+    matrix = content.index(b"tkhd") + 44
+    entries = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    turned.write_bytes(content[:matrix] + entries + content[matrix + 36 :])
+    (before,), (after,) = frames(plain), frames(turned)
+    expected = before.image if turn is None else before.image.transpose(turn)
+    assert after.image.size == expected.size and after.image.tobytes() == expected.tobytes()
+
+
+def test_frames_of_animations_are_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    red = np.zeros((4, 6, 3), np.uint8)
+    red[:2, :3, 0] = 250
+    images = [Image.fromarray(red), Image.fromarray(red[:, ::-1])]
+    images[0].save(tmp_path / "a.webp", save_all=True, append_images=images[1:], exif=exif, lossless=True)
+    found = [np.asarray(frame.image) for frame in frames(tmp_path / "a.webp")]
+    assert [np.array_equal(a, np.rot90(b, -1)) for a, b in zip(found, images, strict=True)] == [True, True]

@@ -158,7 +158,7 @@ def check_class_names(names: Sequence[str], source: str | Path) -> tuple[str, ..
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Lines of a UTF-8 text file, without empty ones at the end.
+    """Lines of a text file, without empty ones at the end.
 
     Raises:
         DataError: it cannot be read.

@@ -15,9 +15,12 @@ from metaformer.serialize import LINE, shown
 from metaformer.storage import as_path, read_text
 
 EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif"})
-_UNREADABLE: Final = frozenset(
-    {".avif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".pgm", ".ppm", ".svg", ".tga", ".tif", ".tiff"}
+_UNREAD: Final = (
+    ".arw .avif .cr2 .cr3 .dcm .dds .dng .exr .hdr .heic .heif .ico .j2k .jp2 .jpx .jxl .mpo .nef .npy "
+    ".orf .pbm .pcx .pfm .pgm .pnm .ppm .psd .raf .rw2 .svg .tga .tif .tiff .xbm"
 )
+UNREAD: Final = frozenset(_UNREAD.split())
+"""Extensions of images in formats that are not read: an error where images are listed, never left out."""
 _log = logging.getLogger(__name__)
 OnError = Callable[[DataError], None]
 
@@ -99,14 +102,18 @@ class ImageFolder:
             if kind in EXTENSIONS:
                 self._files.append(file)
                 self.labels.append(label)
-            elif kind in _UNREADABLE:
-                reason = f"{kind} images are not read: convert it to PNG or JPEG"
-                on_error(DataError(f"{self.folder / file}: {reason}"))
+            elif kind in UNREAD:
+                on_error(unread_image(self.folder / file))
             else:
                 skipped[kind or "without extension"] += 1
         if len(self._files) == before:
             on_error(DataError(f"{top}: no images in this class folder{_instead(skipped.total())}"))
         self.ignored += skipped
+
+
+def unread_image(path: Path) -> DataError:
+    """Error of an image in a format that is not read."""
+    return DataError(f"{path}: {path.suffix.lower()} images are not read: convert it to PNG or JPEG")
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -247,14 +254,42 @@ def _instead(count: int) -> str:
     return f" (it holds {count} other file(s))" if count else ""
 
 
-def read_split_list(path: Path) -> list[str]:
-    """Names of a split's images from a text file: the first word of each line.
+_FLAGS: Final = ("1", "-1", "0")
+"""Last words of a split list's lines that are no part of the name."""
+
+
+def read_split_list(path: Path, exists: Callable[[str], bool], on_error: OnError = _raise) -> list[str]:
+    """Names of a split's images from a text file, one a line.
+
+    A name may have several words: a line is a name if such a file exists. Otherwise its last word is left out
+    if it is a flag, 1, -1 or 0, as in Pascal VOC's lists for each class.
+
+    Args:
+        path: the list.
+        exists: whether there is a file of a name.
+        on_error: called for each line that names the image of an earlier line.
 
     Raises:
         DataError: the file cannot be read.
     """
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path).split("\n")
     except DataError as error:
         raise DataError(f"{error}; it must list the split's images") from error
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    names: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        name = _listed_name(line, exists)
+        if name in names:
+            on_error(DataError(f"{path}: line {number}: {name!r} is in line {names[name]} already"))
+        names.setdefault(name, number)
+    return list(names)
+
+
+def _listed_name(line: str, exists: Callable[[str], bool]) -> str:
+    if exists(line):
+        return line
+    name = line.strip()
+    words = name.rsplit(None, 1)
+    return words[0] if len(words) == 2 and words[1] in _FLAGS and not exists(name) else name

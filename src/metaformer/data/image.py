@@ -6,9 +6,10 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from metaformer.errors import BadImage, DataError
@@ -118,10 +119,49 @@ def _decode(image: Image.Image, name: str | Path, max_pixels: int) -> Image.Imag
     if animated:
         _log.warning("%s: animated, only its first frame is used", name)
         image.seek(0)
+    rgb = upright_rgb(image)
+    rgb.info = {"animated": True} if animated else {}
+    return rgb
+
+
+def image_in_memory(image: Image.Image | NDArray[Any], name: str = "the image") -> Image.Image:
+    """An image in memory as `read_image` gives the same image from a file.
+
+    Args:
+        image: an image of Pillow, of which the current frame is taken; or an array (H, W, 3) uint8 in the
+            order red, green, blue, also (H, W, 4), or gray (H, W) of 8 or 16 bits.
+        name: its name in errors.
+
+    Raises:
+        BadImage: it is damaged.
+        DataError: another array; out of memory.
+    """
+    if isinstance(image, np.ndarray):
+        image = _array_image(image, name)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            rgb = upright_rgb(image)
+            rgb = image.copy() if rgb is image else rgb
+    except Exception as error:
+        raise explain(error, name, MAX_PIXELS) from error
+    rgb.info = {}
+    return rgb
+
+
+def _array_image(array: NDArray[Any], name: str) -> Image.Image:
+    color = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+    gray = array.ndim == 2 and array.dtype in (np.uint8, np.uint16, np.int32)
+    if not (color or gray) or not array.size:
+        form = f"an array {array.shape} of {array.dtype}"
+        raise DataError(f"{name}: is {form}: give (H, W, 3) of uint8, red, green and blue of 0 to 255")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The current frame as 8-bit RGB, turned by its EXIF orientation; it may share its pixels."""
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
     rgb = _rgb(image)
-    rgb.info = {"animated": True} if animated else {}
     return rgb if turn is None else rgb.transpose(turn)
 
 

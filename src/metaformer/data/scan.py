@@ -109,7 +109,7 @@ def scan(
     return [infos[index] for index in indices]
 
 
-def scan_bad(
+def scan_part(
     source: Source,
     read: ReadFn,
     label: str,
@@ -118,15 +118,15 @@ def scan_bad(
     skip_bad: bool = False,
     workers: int | None = None,
     progress: bool = True,
-) -> list[ImageInfo]:
-    """Scan a part of a source; returns the images that cannot be used.
+) -> tuple[list[ImageInfo], list[ImageInfo]]:
+    """Scan a part of a source; returns all of its images, and those that cannot be used.
 
     Args:
         source: the images.
         read: reads one image.
         label: name of the progress bar on stderr.
         part: which part, and of how many: a process's rank and the number of processes.
-        skip_bad: return none where they are few, which a training that leaves them out will then name.
+        skip_bad: return none of these where they are few: a training that leaves them out will name them.
         workers: processes that read; one per core when not given.
         progress: show the bar.
 
@@ -139,7 +139,7 @@ def scan_bad(
     indices = range(rank, len(source), world)
     infos = scan(source, workers=workers, label=label, progress=progress, read=read, indices=indices)
     bad = [info for info in infos if info.error or info.label_error]
-    return [] if skip_bad and len(bad) <= BAD_SHARE * len(indices) else bad
+    return infos, [] if skip_bad and len(bad) <= BAD_SHARE * len(indices) else bad
 
 
 AddFn = Callable[[Sequence[ImageInfo]], None]

@@ -65,6 +65,7 @@ def render(
         title=best.parent.resolve().name,
         report=report,
         tiles=tiles(report, state, log, unit),
+        notes=list(dict.fromkeys(line["note"] for line in log if line["kind"] == "data")),
         charts=charts(log, state["metric"], report.metrics[state["metric"]], unit),
         usage=[text.replace("BEST", str(best)) for text in (report.commands, report.python)],
         best=best,

@@ -122,6 +122,8 @@ class Task(ABC):
     ) -> None:
         self.model, self.name, self.train = model, name, train
         self.evaluation, self.preprocess = evaluation, preprocess
+        self.warnings: list[str] = []
+        """What `metaformer data check` says about the data, a line for each kind."""
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:

@@ -2,17 +2,19 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from metaformer.data.class_lists import Names
 from metaformer.data.dataset import Source
-from metaformer.data.scan import ImageInfo, ReadFn, scan_bad
-from metaformer.distributed import World, raise_on_all_ranks
+from metaformer.data.scan import ImageInfo, ReadFn, scan_part
+from metaformer.distributed import World, all_gather_list, raise_on_all_ranks
 from metaformer.errors import BadImage, DataError
 
 L = TypeVar("L")
@@ -39,8 +41,8 @@ class Finding:
     """Errors: `layout`, `damaged`, `one class`, `unreadable`, `label map`, and of objects `image`, `size`,
     `id`, `category`, `box`, `segmentation`, `annotation`. Warnings: `contradiction` (the same image with
     other labels), `leak` (a validation image that is also a training image), `uneven` (class sizes), `absent`
-    (a class without pixels or objects; an error where that is so of all), `unlabeled`, `tiny`, `animated`,
-    `ignored`."""
+    (a class without pixels or objects; an error where that is so of all), `unlabeled`, `unpaired` (labels
+    without image), `tiny`, `encoding`, `animated`, `ignored`."""
     text: str
 
 
@@ -170,12 +172,44 @@ class DatasetCheck(ABC, Generic[S]):
         if not self.summaries:
             self._training = {digest: name for digest, (name, _) in seen.items()}
 
-    def warn_absent(self, source: str | Path, what: str, classes: Sequence[str]) -> None:
-        """Warn of classes without pixels or objects."""
-        if classes:
-            names = ", ".join(repr(name) for name in classes[:10])
-            more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
-            self.warn("absent", f"{source}: no {what} of {names}{more}: never learned")
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Add findings."""
+        self._findings += findings
+
+
+def absent_classes(
+    source: str | Path, what: str, classes: Sequence[str], training: bool = True
+) -> Iterator[Finding]:
+    """A warning of classes without pixels, objects or images, if there are any.
+
+    Args:
+        source: the folder or file of the split.
+        what: what there is none of, such as `pixel`.
+        classes: the classes that have none.
+        training: whether it is the training split; in another they are only not evaluated.
+    """
+    if classes:
+        names = ", ".join(repr(name) for name in classes[:10])
+        more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
+        effect = "never learned" if training else "never evaluated"
+        yield Finding("warning", "absent", f"{source}: no {what} of {names}{more}: {effect}")
+
+
+def warnings_of(findings: Iterable[Finding]) -> list[str]:
+    """What a training says of a split that it is given: a line for each kind of warning.
+
+    Raises:
+        DataError: the first error among the findings.
+    """
+    lines: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for finding in findings:
+        if finding.grade == "error":
+            raise DataError(finding.text)
+        lines.setdefault(finding.kind, finding.text)
+        counts[finding.kind] += 1
+    more = "{} ({:,} more such; metaformer data check lists all)"
+    return [more.format(line, counts[kind] - 1) if counts[kind] > 1 else line for kind, line in lines.items()]
 
 
 def size_range(images: Iterable[ImageInfo]) -> tuple[Size, Size, Size]:
@@ -207,8 +241,10 @@ def validate(
     skip_bad: bool = False,
     workers: int | None = None,
     progress: bool = True,
-) -> None:
+) -> list[ImageInfo]:
     """Check before training that every file of a split can be used.
+
+    Returns what was found out about the images of this part.
 
     Args:
         folder: the data.
@@ -224,15 +260,22 @@ def validate(
         BadImage: the first that cannot be used; the message says how many more there are.
         ConfigError: `part` is out of range.
     """
-    bad = scan_bad(folder, read, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress)
+    infos, bad = scan_part(
+        folder, read, label, part=part, skip_bad=skip_bad, workers=workers, progress=progress
+    )
     if bad:
         others = f" (and {len(bad) - 1:,} more bad files; metaformer data check lists all)"
         error = bad[0].error or bad[0].label_error
         raise BadImage(path(bad[0]), error + (others if len(bad) > 1 else ""))
+    return infos
 
 
-def validate_splits(world: World, check: Callable[..., None], *folders: tuple[Any, bool]) -> None:
+def validate_splits(
+    world: World, check: Callable[..., list[ImageInfo]], *folders: tuple[Any, bool]
+) -> list[list[ImageInfo]]:
     """Validate the data of a run before training: each process checks its part, and all fail together.
+
+    Returns what the processes found out about the images of each folder, all parts together.
 
     Args:
         world: the processes.
@@ -243,9 +286,12 @@ def validate_splits(world: World, check: Callable[..., None], *folders: tuple[An
         DataError: what the check found; ranks that found nothing raise RankError.
     """
     failure: DataError | None = None
+    infos: list[list[ImageInfo]] = []
     try:
         for folder, skip_bad in folders:
-            check(folder, part=(world.rank, world.size), skip_bad=skip_bad, progress=world.main)
+            options: dict[str, Any] = {"part": (world.rank, world.size), "skip_bad": skip_bad}
+            infos.append(check(folder, **options, progress=world.main))
     except DataError as error:
         failure = error
     raise_on_all_ranks(failure)
+    return [sorted(all_gather_list(part), key=attrgetter("index")) for part in infos]

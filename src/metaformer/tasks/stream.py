@@ -7,12 +7,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from metaformer.data.folder import EXTENSIONS, LinkCircle, check_name, files_below, log_hidden
-from metaformer.data.image import read_image
+from metaformer.data.image import image_in_memory, read_image
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.storage import as_path
 from metaformer.tasks.outputs import Prediction, R
@@ -31,8 +33,12 @@ def raise_bad(error: BadImage) -> None:
     raise error
 
 
-ImageInput = str | Path | Image.Image
-"""A file, a folder (with all below it but what is hidden), a glob, or an image."""
+ImageInput = str | Path | Image.Image | NDArray[Any]
+"""A file, a folder (with all below it but what is hidden), a glob, or an image: Pillow's, or an
+array (H, W, 3) uint8."""
+
+
+_KINDS: Final = (str, Path, Image.Image, np.ndarray)
 
 
 class ImageList:
@@ -43,11 +49,14 @@ class ImageList:
     """
 
     def __init__(self, images: ImageInput | Iterable[ImageInput]) -> None:
-        single = not isinstance(images, Iterable) or isinstance(images, str | Path | Image.Image)
+        single = isinstance(images, _KINDS) or not isinstance(images, Iterable)
         inputs: list[ImageInput] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
-        self._images: list[Path | Image.Image] = []
+        self._images: list[Path | Image.Image | NDArray[Any]] = []
         for image in inputs:
-            self._images += [image] if isinstance(image, Image.Image) else _files(image)
+            if not isinstance(image, _KINDS):
+                kinds = "a path, an image of Pillow or an array (H, W, 3) of uint8"
+                raise DataError(f"{type(image).__name__} {image!r:.40}: is no image: give {kinds}")
+            self._images += _files(image) if isinstance(image, str | Path) else [image]
         if not self._images:
             raise DataError("no images were given")
 
@@ -62,16 +71,17 @@ class ImageList:
     def path(self, index: int) -> str:
         """File of an image; empty for an image in memory."""
         image = self._images[index]
-        return "" if isinstance(image, Image.Image) else str(image)
+        return str(image) if isinstance(image, Path) else ""
 
     def image(self, index: int) -> Image.Image:
         """The image as RGB.
 
         Raises:
             BadImage: it cannot be read.
+            DataError: an array of another form.
         """
         image = self._images[index]
-        return image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+        return read_image(image) if isinstance(image, Path) else image_in_memory(image)
 
 
 class StreamPredictor(ABC, Generic[R]):

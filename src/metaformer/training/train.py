@@ -148,6 +148,9 @@ def _run(loop: Loop, saved: Checkpoint | None, command: str | None) -> bool:
                 )
                 if saved is not None:
                     log.write("resume", loop.trainer.step, loop.epoch)
+                for line in loop.task.warnings:
+                    progress.write(f"warning: {line}")
+                    log.write("data", loop.trainer.step, loop.epoch, note=line)
         return loop.run(log, progress)
 
 

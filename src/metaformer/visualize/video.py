@@ -4,16 +4,27 @@ import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from struct import unpack
 from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
-from metaformer.data.image import FORMATS, MAX_PIXELS
+from metaformer.data.image import FORMATS, MAX_PIXELS, upright_rgb
 from metaformer.errors import BadImage, DataError, MetaFormerError, MissingPackage
 
 VIDEOS: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"})
 """Suffixes of the files that PyAV reads."""
 _ANIMATED: Final = frozenset({".gif", ".webp", ".png", ".apng"})
+_UPRIGHT: Final = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+}
+"""By the signs of a display matrix a, b, c, d: a pixel x, y is shown at a·x + c·y, b·x + d·y."""
 _DEFAULT_DURATION: Final = 100
 """Milliseconds of a frame without a duration, as in browsers."""
 
@@ -72,8 +83,7 @@ def _animation(path: str | Path) -> Iterator[Frame]:
             raise BadImage(path, f"more than the {MAX_PIXELS:,} pixels allowed in a frame")
         for number in range(getattr(image, "n_frames", 1)):
             image.seek(number)
-            image.load()
-            yield Frame(image.convert("RGB"), round(image.info.get("duration", 0)) or _DEFAULT_DURATION)
+            yield Frame(upright_rgb(image), round(image.info.get("duration", 0)) or _DEFAULT_DURATION)
 
 
 def _video(path: str | Path) -> Iterator[Frame]:
@@ -87,7 +97,21 @@ def _video(path: str | Path) -> Iterator[Frame]:
         stream.thread_type = "AUTO"
         rate = stream.average_rate or Fraction(25)
         for frame in container.decode(stream):
-            yield Frame(frame.to_image(), max(1, round(1000 / rate)))
+            image, turn = frame.to_image(), _turn(frame)
+            yield Frame(image if turn is None else image.transpose(turn), max(1, round(1000 / rate)))
+
+
+def _turn(frame: Any) -> Image.Transpose | None:
+    """What turns a frame upright, by its display matrix; None where it is."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX" and len(bytes(data)) >= 36:
+            a, b, _, c, d, *_ = unpack("=9i", bytes(data)[:36])
+            if abs(a) + abs(d) >= abs(b) + abs(c):
+                b = c = 0
+            else:
+                a = d = 0
+            return _UPRIGHT.get(tuple((value > 0) - (value < 0) for value in (a, b, c, d)))
+    return None
 
 
 def _av(path: str | Path) -> Any:

@@ -121,3 +121,14 @@ def test_json_lines_come_back(tmp_path_factory: pytest.TempPathFactory, rows: li
     assert [set(row) for row in read.labels] == rows and read.images == tuple(
         f"{i}.png" for i in range(len(rows))
     )
+
+
+def test_separators_of_windows(root: Path, write: Write) -> None:
+    write(
+        "train.csv",
+        "image,labels\nimages\\train\\a.png,cat dog\nimages\\train\\b.png,\nimages/train/c.png,dog\n",
+    )
+    assert labels_of(open_multilabel(root, "train")) == SAME
+    write("images/train/d\\e.png", PIXELS)
+    write("train.csv", "image,labels\nd\\e.png,cat\na.png,dog\n")
+    assert labels_of(open_multilabel(root, "train")) == {"d\\e": {"cat"}, "a": {"dog"}}

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from metaformer.data.scan import ImageInfo
-from metaformer.errors import BadImage, ConfigError
+from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.tasks.check import CheckReport
 from metaformer.tasks.segmentation.check import (
     ClassSummary,
@@ -19,7 +20,7 @@ from metaformer.tasks.segmentation.check import (
     validate_label_maps,
 )
 from metaformer.tasks.segmentation.dataset import open_segmentation
-from toys import findings
+from toys import build_task, findings, tiny_config
 
 
 def check(root: Path, **options: object) -> CheckReport:
@@ -56,8 +57,8 @@ def test_all_findings_at_once(labeled: Path) -> None:
     for (kind, text), (expected, start) in zip(findings(report, "error"), errors, strict=True):
         assert kind == expected and text.startswith(start)
     assert findings(report, "warning") == [
+        ("unpaired", f"{labels}/over.png: label map without image"),
         ("ignored", f"{images}: 1 .txt file(s) are not used"),
-        ("ignored", f"{labels}/over.png: label map without image"),
         ("absent", f"{images}: no pixel of 'grass', 'road': never learned"),
     ]
     assert [split.unreadable for split in report.splits] == [3, 1]  # type: ignore[attr-defined]
@@ -74,8 +75,8 @@ def test_duplicates_and_blank_label_maps_are_warnings(labeled: Path) -> None:
     assert report.ok
     again = images / "train/again.png"
     assert findings(report, "warning") == [
-        ("unlabeled", f"{labels}/train/again.png: all pixels are ignored"),
         ("contradiction", f"{again}: the same image as {images}/train/1.png, with another label map"),
+        ("unlabeled", f"{labels}/train/again.png: all pixels are ignored"),
         ("leak", f"{images}/val/0.png: the same image as {images}/train/0.png of the training split"),
     ]
 
@@ -160,7 +161,7 @@ def test_contents_of_a_pair(labeled: Path) -> None:
     assert (info.width, info.height, info.error, info.label_error) == (24, 20, "", "")
     assert isinstance(info.labels, LabelInfo)
     assert (info.labels.pixels, info.labels.ignored) == ({0: 480 - 28, 2: 24}, 4)
-    assert read_labels(folder, 0).labels is None
+    assert read_labels(folder, 0).labels == LabelInfo(b"", {0: 480 - 28, 2: 24}, 4)
     Image.fromarray(np.full((5, 5), 7, dtype=np.uint8)).save(file)
     error = read_pair(folder, 0).label_error
     assert error.startswith("label 7 (25 pixels): ") and "; is 5x5 and its image" in error
@@ -184,3 +185,61 @@ def test_summary_of_a_split() -> None:
     )
     empty = summarize("val", ("sky",), infos[3:])
     assert (empty.ignored, empty.largest) == (0.0, (0, 0))
+
+
+def write_masks(root: Path, classes: str, *masks: list[int], split: str = "train") -> Path:
+    """Images whose label maps are a row of values each."""
+    (root / "classes.txt").write_text(classes)
+    for kind in ("images", "annotations"):
+        shutil.rmtree(root / kind / split)
+        (root / kind / split).mkdir()
+    for i, values in enumerate(masks):
+        pixels = np.full((8, len(values), 3), 20 * i, dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"images/{split}/{i}.png")
+        Image.fromarray(np.tile(np.uint8(values), (8, 1))).save(root / f"annotations/{split}/{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "error"),
+    [
+        ((0, 255), "background\ndefect\n", "no pixel of 'defect': the label maps hold only 0 and 255"),
+        ((0, 255), "background\ndefect\n", "255 is ignored: write 1 in its place for 'defect'"),
+        ((1, 255), "defect\nbackground\n", "no pixel of 'defect': the label maps hold only 1 and 255"),
+        ((255, 255), "sky\nsea\nroad\n", "all pixels are ignored: there is nothing to train on"),
+    ],
+)
+def test_masks_of_0_and_255_are_an_error_with_the_remedy(
+    values: tuple[int, int], classes: str, error: str, labeled: Path
+) -> None:
+    write_masks(labeled, classes, [values[0]] * 8, [*values] * 4)
+    write_masks(labeled, classes, [0] * 4 + [1] * 4, split="val")
+    report = check(labeled)
+    assert any(error in text for kind, text in findings(report, "error") if kind == "absent")
+    config = tiny_config("segment", labeled, segment={"layout": "folders"})
+    with pytest.raises(DataError, match=re.escape(error)):
+        build_task(config)
+
+
+def test_a_training_says_what_the_check_says_of_label_maps(labeled: Path) -> None:
+    shutil.copy(labeled / "annotations/train/0.png", labeled / "annotations/train/8.png")
+    shutil.copy(labeled / "annotations/train/0.png", labeled / "annotations/train/9.png")
+    (labeled / "images/val/notes.txt").write_text("x")
+    (labeled / "classes.txt").write_text("sky\ngrass\nroad\nsea\n")
+    config = tiny_config("segment", labeled, segment={"layout": "folders"})
+    more = "(1 more such; metaformer data check lists all)"
+    train, val = labeled / "images/train", labeled / "images/val"
+    assert build_task(config).warnings == [
+        f"{labeled}/annotations/train/8.png: label map without image {more}",
+        f"{train}: no pixel of 'sea': never learned",
+        f"{val}: 1 .txt file(s) are not used",
+        f"{val}: no pixel of 'sea': never evaluated",
+    ]
+    assert check(labeled).count("warning") == 5
+
+
+def test_no_pixel_in_validation_is_no_error(labeled: Path) -> None:
+    write_masks(labeled, "background\ndefect\n", [0] * 4 + [1] * 4)
+    write_masks(labeled, "background\ndefect\n", [0] * 4 + [255] * 4, split="val")
+    config = tiny_config("segment", labeled, segment={"layout": "folders"})
+    assert build_task(config).warnings == [f"{labeled}/images/val: no pixel of 'defect': never evaluated"]

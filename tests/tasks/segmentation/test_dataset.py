@@ -16,7 +16,7 @@ from metaformer.errors import BadImage, DataError
 from metaformer.tasks.segmentation.check import check_label_maps, validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.transforms import train_transform
-from toys import Write
+from toys import Write, build_task, save_image, tiny_config
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (3, 4, 3), dtype=np.uint8)
 
@@ -238,3 +238,29 @@ def test_an_ade20k_tree(demo: Path) -> None:
     rows = [line.split("\t") for line in (root / "objectInfo150.txt").read_text().splitlines()]
     assert rows[0] == ["Idx", "Ratio", "Train", "Val", "Stuff", "Name"]
     assert [(int(row[0]), row[-1]) for row in rows[1:]] == [(d + 1, str(d)) for d in range(10)]
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["classes.txt", "option"])
+def test_own_classes_in_the_layout_of_voc_with_palette_masks(listed: bool, tmp_path: Path) -> None:
+    root, names = tmp_path / "own", "background\nred\ngreen\n"
+    for split in ("train", "val"):
+        for i in range(2):
+            save_image(root / f"JPEGImages/{split}{i}.jpg", np.full((32, 40, 3), 99 * i, np.uint8))
+            mask = Image.fromarray(np.tile(np.uint8([0, 1, 2, 255]).repeat(10), (32, 1)), "P")
+            mask.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0, *[224] * 759])
+            (root / "SegmentationClass").mkdir(exist_ok=True)
+            mask.save(root / f"SegmentationClass/{split}{i}.png")
+        (root / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text(f"{split}0\n{split}1\n")
+    file = root / "classes.txt" if listed else tmp_path / "names.txt"
+    file.write_text(names)
+    option = {} if listed else {"class_names": str(file)}
+    config = tiny_config("segment", root, segment={"reduce_zero_label": None, **option})
+    task = build_task(config)
+    assert task.classes == ("background", "red", "green") and task.warnings == []
+    assert task.model.num_classes == 3
+    assert check_label_maps(root, workers=1, progress=False, class_names=option.get("class_names")).ok
+    (root / "SegmentationClass/train0.png").unlink()
+    Image.fromarray(np.full((32, 40), 3, np.uint8)).save(root / "SegmentationClass/train0.png")
+    with pytest.raises(BadImage, match=r"train0\.png: label 3 \(1,280 pixels\): classes are 0 to 2"):
+        build_task(config)

@@ -177,7 +177,7 @@ def test_class_list_file(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(DataError, match=rf"names\.txt: .*{error}"):
             read_class_list(file)
-    file.write_bytes(b"\xff\xfe")
+    file.write_bytes(b"caf\xe9")
     for bad in (file, tmp_path / "none.txt", tmp_path):
         with pytest.raises(DataError, match=f"{bad}: cannot be read"):
             read_class_list(bad)
@@ -214,10 +214,31 @@ def test_different_lists_are_named(tmp_path: Path) -> None:
         resolve_class_names(FOLDERS, tmp_path, other, None)
     with pytest.raises(DataError, match=r"class list: class 1 is 'sea', in .*classes\.txt 'road'"):
         resolve_class_names(FOLDERS, tmp_path, ["sky", "sea"], None)
-    with pytest.raises(DataError, match=r"class list: 20 classes, .*layout voc, 21"):
-        resolve_class_names(VOC, tmp_path, [str(i) for i in range(20)], None)
-    renamed = tuple(str(i) for i in range(21))
-    assert resolve_class_names(VOC, tmp_path, renamed, None).names == renamed
+
+
+@pytest.mark.parametrize("layout", ["voc", "ade20k", "cityscapes", "coco_stuff"])
+def test_own_classes_in_a_published_layout(layout: str, tmp_path: Path) -> None:
+    published = resolve_class_names(LAYOUTS[layout], tmp_path, None, None).names
+    assert published == class_list(layout).names
+    own = ("road", "crack")
+    given = resolve_class_names(LAYOUTS[layout], tmp_path, own, None)
+    assert (given.names, given.reduce_zero_label) == (own, layout == "ade20k")
+    (tmp_path / "classes.txt").write_text("road\ncrack\n")
+    assert resolve_class_names(LAYOUTS[layout], tmp_path, None, None) == given
+    with pytest.raises(DataError, match=rf"class list: 21 classes, {tmp_path}/classes\.txt 2"):
+        resolve_class_names(LAYOUTS[layout], tmp_path, [str(i) for i in range(21)], None)
+    encodings = LAYOUTS[layout].encodings
+    first, plain = encodings[0], encodings[-1]
+    if first.values is not None:
+        with pytest.raises(DataError, match=r"2 class names, but label maps \*.* hold \d+ published classes"):
+            given.table(first, None)
+    assert plain.values or given.table(plain, None).values == ((1, 2) if layout == "ade20k" else (0, 1))
+
+
+def test_own_classes_with_a_background_in_the_layout_of_ade20k(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("background\ncrack\n")
+    names = resolve_class_names(ADE, tmp_path, None, None)
+    assert (names.names, names.reduce_zero_label) == (("background", "crack"), False)
 
 
 def test_tables_of_class_names(tmp_path: Path) -> None:

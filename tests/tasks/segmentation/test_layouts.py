@@ -81,10 +81,8 @@ def test_files_without_a_partner_are_named(labeled: Path) -> None:
     same, missing = pairs.errors
     assert same.startswith(f"{images}/3.png: has the name of {images}/3.jpg")
     assert missing == f"{images}/1.png: no label map {label_maps}/1.png"
-    assert pairs.unused == (
-        f"{images}: 1 .txt file(s) are not used",
-        f"{label_maps}/2.png: label map without image",
-    )
+    assert pairs.unused == (f"{images}: 1 .txt file(s) are not used",)
+    assert pairs.unpaired == (label_maps / "2.png",)
 
 
 def test_other_folders_of_label_maps(labeled: Path) -> None:
@@ -125,3 +123,55 @@ def test_split_lists_choose_the_images(write: Callable[[str, object], Path], tmp
     assert pairs.errors == (f"{root}/JPEGImages/z.jpg: no such image",) and pairs.unused == ()
     with pytest.raises(DataError, match=r"val\.txt: cannot be read"):
         find_pairs(VOC, root, "val")
+
+
+def test_split_lists_with_names_of_several_words(
+    write: Callable[[str, object], Path], tmp_path: Path
+) -> None:
+    stems = ["train", "train (1)", "train 1", "a street"]
+    for stem in stems:
+        write(f"JPEGImages/{stem}.jpg", b"x")
+        write(f"SegmentationClass/{stem}.png", b"x")
+    write("ImageSets/Segmentation/train.txt", "train\ntrain (1)\ntrain 1\na street  -1\n")
+    pairs = find_pairs(VOC, tmp_path / "data", "train")
+    assert pairs.images == tuple(f"JPEGImages/{stem}.jpg" for stem in sorted(stems))
+    assert pairs.errors == ()
+    file = write("ImageSets/Segmentation/train.txt", "train\na street 1\na street 0\nno street\n")
+    double, missing = find_pairs(VOC, tmp_path / "data", "train").errors
+    assert double == f"{file}: line 3: 'a street' is in line 2 already"
+    assert missing == f"{tmp_path}/data/JPEGImages/no street.jpg: no such image"
+
+
+@pytest.mark.parametrize("extension", [".tif", ".TIFF", ".heic", ".ppm", ".dng"])
+def test_images_of_formats_that_are_not_read_are_errors(extension: str, labeled: Path) -> None:
+    image = labeled / "images/train/1.png"
+    image = image.rename(image.with_suffix(extension))
+    error = f"{image}: {extension.lower()} images are not read: convert it to PNG or JPEG"
+    pairs = find(labeled)
+    assert pairs.errors == (error,) and pairs.unused == pairs.unpaired == ()
+    shutil.copy(labeled / "images/train/2.png", labeled / "images/train/1.png")
+    pairs = find(labeled)
+    assert (len(pairs.images), pairs.errors) == (4, ()), "the raw form of an image is no error"
+    assert pairs.unused == (f"{image.parent}: 1 {extension.lower()} file(s) are not used",)
+    (labeled / "images/train/1.png").unlink()
+    for i in (0, 2, 3):
+        (labeled / f"images/train/{i}.png").unlink()
+    assert find(labeled).errors == (error,)
+
+
+def test_only_listed_images_must_be_readable(write: Callable[[str, object], Path], tmp_path: Path) -> None:
+    for name in ("a.jpg", "b 1.tif", "c.tif"):
+        write(f"JPEGImages/{name}", b"x")
+    for stem in ("a", "b 1"):
+        write(f"SegmentationClass/{stem}.png", b"x")
+    write("ImageSets/Segmentation/train.txt", "a\nb 1\n")
+    (error,) = find_pairs(VOC, tmp_path / "data", "train").errors
+    assert error.startswith(f"{tmp_path}/data/JPEGImages/b 1.tif: .tif images are not read")
+
+
+def test_label_maps_of_other_formats(labeled: Path) -> None:
+    folder = labeled / "annotations/train"
+    (folder / "1.png").rename(folder / "1.tif")
+    pairs = find(labeled)
+    assert pairs.errors == (f"{labeled}/images/train/1.png: no label map {folder}/1.png",)
+    assert pairs.unused == (f"{folder}: 1 .tif file(s) are not used",)

@@ -10,7 +10,15 @@ import numpy as np
 from metaformer.data.image import image_size
 from metaformer.data.scan import ImageInfo, reason, scan
 from metaformer.errors import DataError
-from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, size_range, validate
+from metaformer.tasks.check import (
+    CheckReport,
+    DatasetCheck,
+    Finding,
+    SplitSummary,
+    absent_classes,
+    size_range,
+    validate,
+)
 from metaformer.tasks.detection.dataset import READERS, DetectionFolder
 from metaformer.tasks.detection.formats.layouts import find_layout, find_split
 
@@ -85,8 +93,6 @@ class _Check(DatasetCheck[DetectionSummary]):
             return self.error("layout", str(error))
         for fault in annotations.faults:
             self.error(fault.kind, fault.text)
-        for file in annotations.unused:
-            self.warn("ignored", file)
         folder = DetectionFolder(paths, annotations)
         images = scan(folder, workers=self.workers, label=name, progress=self.progress)
         for image in images:
@@ -95,30 +101,39 @@ class _Check(DatasetCheck[DetectionSummary]):
                 self.error("size", f"{path}: {mismatch}")
             else:
                 self.check_image(path, image)
-        self._check_objects(folder)
         self.check_duplicates(_objects(folder, images), lambda first, other: "with other objects")
         self.summaries.append(summarize(name, folder, images))
         if len(self.summaries) == 1:
             self.class_names = folder.classes
-            self._check_classes(folder)
+        self.add(object_findings(folder, training=len(self.summaries) == 1))
 
-    def _check_objects(self, folder: DetectionFolder) -> None:
-        """Report objects without outline where others have one, and objects narrower than a pixel."""
-        table = folder.objects
-        if table.outlined.any():
-            for row in np.flatnonzero(~table.outlined).tolist():
-                bare = "has no segmentation, which other objects have"
-                self.error("segmentation", f"{_name(folder, row)}: {bare}")
-        for row in np.flatnonzero((table.boxes[:, 2:] < 1).any(axis=1)).tolist():
-            self.warn("tiny", f"{_name(folder, row)}: is narrower than a pixel: never trained on")
 
-    def _check_classes(self, folder: DetectionFolder) -> None:
-        """Report classes without objects."""
-        absent = [name for name, count in self.summaries[0].per_class.items() if not count.objects]
-        if len(absent) == len(folder.classes):
-            self.error("absent", f"{folder.annotation_path}: no object at all: there is nothing to train on")
-        else:
-            self.warn_absent(folder.annotation_path, "object", absent)
+def object_findings(folder: DetectionFolder, training: bool) -> Iterator[Finding]:
+    """What is odd about the annotations of a split, and files that are not used.
+
+    Args:
+        folder: the split.
+        training: whether it is the training split.
+    """
+    for line in folder.annotations.unused:
+        yield Finding("warning", "ignored", line)
+    for oddity in folder.annotations.oddities:
+        yield Finding("warning", oddity.kind, oddity.text)
+    table = folder.objects
+    if table.outlined.any():
+        broken = [oddity.row for oddity in folder.annotations.oddities if oddity.row is not None]
+        for row in np.setdiff1d(np.flatnonzero(~table.outlined), broken).tolist():
+            bare = "has no segmentation, which other objects have"
+            yield Finding("error", "segmentation", f"{_name(folder, row)}: {bare}")
+    for row in np.flatnonzero((table.boxes[:, 2:] < 1).any(axis=1)).tolist():
+        yield Finding("warning", "tiny", f"{_name(folder, row)}: is narrower than a pixel: never trained on")
+    counts = np.bincount(table.labels[~table.crowd], minlength=len(folder.classes)).tolist()
+    absent = [name for name, count in zip(folder.classes, counts, strict=True) if not count]
+    if len(absent) < len(folder.classes):
+        yield from absent_classes(folder.annotation_path, "object", absent, training)
+    elif training:
+        nothing = f"{folder.annotation_path}: no object at all: there is nothing to train on"
+        yield Finding("error", "absent", nothing)
 
 
 def _name(folder: DetectionFolder, row: int) -> str:
@@ -159,8 +174,10 @@ def summarize(name: str, folder: DetectionFolder, images: Sequence[ImageInfo]) -
     )
 
 
-def check_sizes(folder: DetectionFolder, **options: Any) -> None:
+def check_sizes(folder: DetectionFolder, **options: Any) -> list[ImageInfo]:
     """Check by the headers that every image is readable and has the size that its annotations say.
+
+    Returns what was found out about the images.
 
     Args:
         folder: the data.
@@ -170,7 +187,7 @@ def check_sizes(folder: DetectionFolder, **options: Any) -> None:
         BadImage: the first that cannot be used.
     """
     label = f"images of {folder.split}"
-    validate(folder, read_size, label, lambda image: folder.path(image.index), **options)
+    return validate(folder, read_size, label, lambda image: folder.path(image.index), **options)
 
 
 def read_size(folder: DetectionFolder, index: int) -> ImageInfo:

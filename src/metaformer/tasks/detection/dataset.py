@@ -174,7 +174,7 @@ def open_detection(
         raise DataError(faults[0].text + (more if len(faults) > 1 else ""))
     if not annotations.files:
         raise DataError(f"{paths.labels}: no images")
-    return DetectionFolder(paths, replace(annotations, faults=(), unused=()))
+    return DetectionFolder(paths, replace(annotations, faults=()))
 
 
 class DetectionDataset(AugmentedDataset):

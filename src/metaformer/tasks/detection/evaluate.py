@@ -1,5 +1,6 @@
 """Evaluation of a detector: average precision in the images' own pixels, and the worst and best images."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -22,6 +23,7 @@ from metaformer.tasks.detection.predict import DetectForward, DetectInference, r
 from metaformer.tasks.detection.results import DetectedObjects, DetectExample, DetectionReport, ExampleObject
 from metaformer.tasks.detection.transforms import DetectionPreprocess
 
+_log = logging.getLogger(__name__)
 SCORE = 0.3
 """Score threshold of the examples."""
 MIN_IOU = 0.5
@@ -207,6 +209,11 @@ def build_evaluation(
     )
     model.check_classes(folder.classes, folder.folder)
     folder.check_any()
+    if has_masks and folder.objects.outlined.any() and not folder.has_masks:
+        bare = int((~folder.objects.outlined).sum())
+        _log.warning(
+            "%s: %d object(s) without outline: masks are not evaluated", folder.annotation_path, bare
+        )
     return DetectionEvaluation(
         folder,
         model.preprocess,

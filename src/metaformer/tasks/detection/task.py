@@ -14,9 +14,9 @@ from metaformer.distributed import World
 from metaformer.factory import create_detector
 from metaformer.models.detection.detector import Detector
 from metaformer.tasks.base import StepContext, Task, load_initial_weights, loading
-from metaformer.tasks.check import validate_splits
+from metaformer.tasks.check import validate_splits, warnings_of
 from metaformer.tasks.dense import backbone_config, check_split_classes
-from metaformer.tasks.detection.check import check_sizes
+from metaformer.tasks.detection.check import check_sizes, object_findings
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
 from metaformer.tasks.detection.evaluate import DetectionEvaluation
 from metaformer.tasks.detection.predict import run_inference
@@ -109,6 +109,10 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
     task = DetectionTask(
         build_detector(config, train), name, dataset, evaluation, preprocess, detect.group_by_aspect
     )
+    task.warnings = [
+        *warnings_of(object_findings(train, training=True)),
+        *warnings_of(object_findings(val, training=False)),
+    ]
     task.to(world.device)
     return task
 

@@ -8,7 +8,14 @@ from typing import Final
 
 from metaformer.data.scan import scan
 from metaformer.errors import DataError
-from metaformer.tasks.check import Certainty, CheckReport, DatasetCheck, SplitSummary, size_range
+from metaformer.tasks.check import (
+    Certainty,
+    CheckReport,
+    DatasetCheck,
+    SplitSummary,
+    absent_classes,
+    size_range,
+)
 from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
 from metaformer.tasks.multilabel.formats import Layout, find_label_file
 
@@ -111,7 +118,9 @@ class _Check(DatasetCheck[MultilabelSummary]):
 
     def _check_counts(self, folder: MultilabelFolder, per_class: dict[str, int]) -> None:
         """Report classes that no training image has, few have, or all have."""
-        self.warn_absent(folder.file, "image", [name for name, count in per_class.items() if not count])
+        self.add(
+            absent_classes(folder.file, "image", [name for name, count in per_class.items() if not count])
+        )
         if not any(per_class.values()):
             self.error("absent", f"{folder.file}: no image has a label")
         for name, count in per_class.items():

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.data.class_lists import Names, check_class_names, given_names
-from metaformer.data.folder import EXTENSIONS
+from metaformer.data.folder import EXTENSIONS, UNREAD
 from metaformer.data.image import read_image
 from metaformer.errors import DataError
 from metaformer.process import memory
@@ -103,8 +103,9 @@ def open_multilabel(
     if not read.images:
         raise DataError(f"{file}: no images")
     classes = _classes(file, read, class_names, on_error)
-    folder = _image_folder(root, split, file, read.images)
-    found = [(folder / name, labels) for name, labels in zip(read.images, read.labels, strict=True)]
+    names = _with_slashes(read.images, [root, file.parent, *_places(root, split)])
+    folder = _image_folder(root, split, file, names)
+    found = [(folder / name, labels) for name, labels in zip(names, read.labels, strict=True)]
     missing = [path for path, _ in found if not os.path.isfile(path)]  # of any name: Path.is_file would raise
     if missing:
         more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
@@ -124,7 +125,8 @@ def open_multilabel(
                 matrix[row, index[label]] = True
     named = {path for path, _ in found}
     nested = folder.is_dir() and folder != root
-    there = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS) if nested else []
+    images = EXTENSIONS | UNREAD
+    there = sorted(path for path in folder.iterdir() if path.suffix.lower() in images) if nested else []
     unlabeled = [path for path in there if path not in named]
     return MultilabelFolder(file, folder, [path for path, _ in found], matrix, classes, unlabeled)
 
@@ -158,9 +160,21 @@ def _classes(file: Path, read: LabelFile, class_names: Names, on_error: OnError)
     return given
 
 
+def _places(root: Path, split: str) -> list[Path]:
+    return [root / place.format(split=split) for place in IMAGE_FOLDERS]
+
+
+def _with_slashes(names: Sequence[str], places: Sequence[Path]) -> Sequence[str]:
+    """Names with the separators of this system, unless files have names with backslashes."""
+    foreign = [name for name in names if "\\" in name]
+    if not foreign or any(os.path.isfile(place / foreign[0]) for place in places):
+        return names
+    return [name.replace("\\", "/") for name in names]
+
+
 def _image_folder(root: Path, split: str, file: Path, images: Sequence[str]) -> Path:
     """The folder that the names in a label file are relative to."""
-    places = [root / place.format(split=split) for place in IMAGE_FOLDERS]
+    places = _places(root, split)
     for place in (*places, file.parent):
         if any(os.path.isfile(place / name) for name in images[:10]):
             return place

@@ -1,7 +1,7 @@
 """Checks of segmentation data sets: `metaformer data check`, and the validation before training."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +9,17 @@ from typing import Any, Literal
 from metaformer.data.image import image_size
 from metaformer.data.scan import ImageInfo, digest, inspect, reason, scan
 from metaformer.errors import DataError
-from metaformer.tasks.check import CheckReport, DatasetCheck, SplitSummary, size_range, validate
+from metaformer.tasks.check import (
+    CheckReport,
+    DatasetCheck,
+    Finding,
+    SplitSummary,
+    absent_classes,
+    size_range,
+    validate,
+)
 from metaformer.tasks.segmentation.dataset import SegmentationFolder
-from metaformer.tasks.segmentation.labels import count_values, read_label_map, resolve_class_names
+from metaformer.tasks.segmentation.labels import IGNORE, count_values, read_label_map, resolve_class_names
 from metaformer.tasks.segmentation.layouts import choose_layout, find_pairs
 
 
@@ -82,17 +90,17 @@ class _Check(DatasetCheck[SegmentationSummary]):
             layout, root = choose_layout(self.root, self.layout)
             names = resolve_class_names(layout, root, self.class_names, self.reduce_zero_label)
             pairs = find_pairs(layout, root, name)
+            table = names.table(pairs.encoding, None)
         except DataError as error:
             return self.error("layout", str(error))
         for text in pairs.errors:
             self.error("layout", text)
-        for file in pairs.unused:
-            self.warn("ignored", file)
-        folder = SegmentationFolder(pairs, names.names, names.table(pairs.encoding, None), layout.name)
+        folder = SegmentationFolder(pairs, names.names, table, layout.name)
         infos = scan(folder, workers=self.workers, label=name, progress=self.progress, read=read_pair)
         for info in infos:
             self.check_image(folder.path(info.index), info)
-            self._check_labels(folder.label_path(info.index), info)
+            if info.label_error:
+                self.error("label map", f"{folder.label_path(info.index)}: {info.label_error}")
         self.check_duplicates(
             (
                 (str(folder.path(info.index)), info.digest, info.labels.digest)
@@ -102,28 +110,63 @@ class _Check(DatasetCheck[SegmentationSummary]):
             lambda first, other: "with another label map",
         )
         self.summaries.append(summarize(name, folder.classes, infos))
-        if len(self.summaries) == 1:
-            self._check_classes(folder, self.summaries[0])
-
-    def _check_labels(self, path: Path, info: ImageInfo) -> None:
-        if info.label_error:
-            self.error("label map", f"{path}: {info.label_error}")
-        elif info.labels is not None and not info.labels.pixels:
-            self.warn("unlabeled", f"{path}: all pixels are ignored")
-
-    def _check_classes(self, folder: SegmentationFolder, summary: SegmentationSummary) -> None:
-        """Classes that cannot be learned."""
-        if len(folder.classes) < 2:
-            single = f"{folder.folder}: only one class, {folder.classes[0]!r}: training needs at least two"
-            self.error("one class", single)
-        absent = [name for name, found in summary.per_class.items() if not found.pixels]
-        self.warn_absent(folder.folder, "pixel", absent)
+        self.add(label_findings(folder, infos, training=len(self.summaries) == 1))
 
 
-def validate_label_maps(folder: SegmentationFolder, **options: Any) -> None:
+def label_findings(
+    folder: SegmentationFolder, infos: Sequence[ImageInfo], training: bool
+) -> Iterator[Finding]:
+    """What is wrong with the label maps of a split as a whole, and files that are not used.
+
+    Args:
+        folder: the split.
+        infos: what a scan found out about all of its label maps.
+        training: whether it is the training split.
+    """
+    for file in folder.unpaired:
+        yield Finding("warning", "unpaired", f"{file}: label map without image")
+    for line in folder.unused:
+        yield Finding("warning", "ignored", line)
+    for info in infos:
+        if info.labels is not None and not info.label_error and not info.labels.pixels:
+            yield Finding("warning", "unlabeled", f"{folder.label_path(info.index)}: all pixels are ignored")
+    if training and len(folder.classes) < 2:
+        single = f"{folder.folder}: only one class, {folder.classes[0]!r}: training needs at least two"
+        yield Finding("error", "one class", single)
+    summary = summarize("", folder.classes, infos)
+    absent = [name for name, found in summary.per_class.items() if not found.pixels]
+    if not any(info.labels is not None for info in infos):
+        return
+    if len(absent) == len(folder.classes):
+        nothing = "train on" if training else "evaluate on"
+        yield Finding(
+            "error", "absent", f"{folder.folder}: all pixels are ignored: there is nothing to {nothing}"
+        )
+    elif (
+        training
+        and len(folder.classes) == 2
+        and absent
+        and folder.table.ignored == (IGNORE,)
+        and summary.ignored
+    ):
+        yield Finding("error", "absent", _black_and_white(folder, absent[0]))
+    else:
+        yield from absent_classes(folder.folder, "pixel", absent, training)
+
+
+def _black_and_white(folder: SegmentationFolder, absent: str) -> str:
+    """Error message for masks of 0 and 255 of two classes."""
+    values = dict(zip(folder.classes, folder.table.values, strict=True))
+    (other,) = values.keys() - {absent}
+    both = f"the label maps hold only {values[other]} and {IGNORE}, and {IGNORE} is ignored"
+    remedy = f"write {values[absent]} in its place for {absent!r}"
+    return f"{folder.folder}: no pixel of {absent!r}: {both}: {remedy}"
+
+
+def validate_label_maps(folder: SegmentationFolder, **options: Any) -> list[ImageInfo]:
     """Check before training that every label map is readable, of its image's size, and has known values.
 
-    Of the images only the headers are read.
+    Of the images only the headers are read. Returns what was found out.
 
     Args:
         folder: the data.
@@ -136,7 +179,7 @@ def validate_label_maps(folder: SegmentationFolder, **options: Any) -> None:
     def path(info: ImageInfo) -> Path:
         return (folder.path if info.error else folder.label_path)(info.index)
 
-    validate(folder, read_labels, f"label maps of {folder.split}", path, **options)
+    return validate(folder, read_labels, f"label maps of {folder.split}", path, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +200,8 @@ def read_labels(folder: SegmentationFolder, index: int) -> ImageInfo:
         size = image_size(folder.path(index))
     except DataError as error:
         return ImageInfo(index, error=reason(error))
-    _, label_error = _label_info(folder, index, size, hashed=False)
-    return ImageInfo(index, *size, label_error=label_error)
+    labels, label_error = _label_info(folder, index, size, hashed=False)
+    return ImageInfo(index, *size, labels=labels, label_error=label_error)
 
 
 def read_pair(folder: SegmentationFolder, index: int) -> ImageInfo:

@@ -32,6 +32,7 @@ class SegmentationFolder:
         """RGB color of each class."""
         self.ignore_index: int = table.ignore_index
         """Label of ignored pixels: 255, or 65535 for more than 255 classes."""
+        self.unused, self.unpaired = pairs.unused, pairs.unpaired
         self._pairs = pairs
 
     def __len__(self) -> int:

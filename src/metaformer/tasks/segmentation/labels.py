@@ -29,6 +29,7 @@ LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 IGNORE: Final = 255
 WIDE_IGNORE: Final = 65535
 _UNKNOWN: Final = -1
+_OBJECT_INFO: Final = "objectInfo150.txt"
 
 
 def default_ignore_index(classes: int) -> int:
@@ -160,6 +161,7 @@ class ClassNames:
 
         Raises:
             ConfigError: `ignore_index` does not fit into 16 bits.
+            DataError: the layout's values are those of another number of classes.
         """
         if ignore_index is None:
             ignore_index = default_ignore_index(len(self.names))
@@ -167,6 +169,9 @@ class ClassNames:
             raise ConfigError(f"ignore_index is {ignore_index}: it must lie between 0 and {WIDE_IGNORE}")
         first = int(self.reduce_zero_label)
         if encoding.values is not None:
+            if len(encoding.values) != len(self.names):
+                published = f"label maps *{encoding.suffix}.png hold {len(encoding.values)} published classes"
+                raise DataError(f"{len(self.names)} class names, but {published}: they must agree")
             return LabelTable(encoding.values, (*encoding.ignored, ignore_index))
         values = range(first, first + len(self.names))
         return LabelTable(values, (*range(first), *encoding.ignored, ignore_index))
@@ -180,7 +185,7 @@ class _DatasetNames:
     source: str
     """The file or layout, for errors."""
     fixed: bool
-    """Other names are an error; published lists may be renamed."""
+    """Other names are an error; published lists are only taken where there are none."""
 
 
 def resolve_class_names(
@@ -207,11 +212,11 @@ def resolve_class_names(
             raise DataError(f"{file}: no such file: write the class names into it, one per line")
         return ClassNames(wanted, bool(reduce_zero_label))
     if reduce_zero_label is None:
-        with_background = wanted is not None and len(wanted) == len(own.names) + 1 and wanted[0] == BACKGROUND
-        reduce_zero_label = bool(layout.reduce_zero_label) and not with_background
-    if layout.reduce_zero_label and not reduce_zero_label:
+        has_background = BACKGROUND in (own.names[0], (wanted or own.names)[0])
+        reduce_zero_label = bool(layout.reduce_zero_label) and not has_background
+    if layout.reduce_zero_label and not reduce_zero_label and own.names[0] != BACKGROUND:
         own = _DatasetNames((BACKGROUND, *own.names), f"{BACKGROUND!r} and {own.source}", own.fixed)
-    if wanted is not None:
+    if wanted is not None and own.fixed:
         _compare(wanted, source, own)
     return ClassNames(own.names if wanted is None else wanted, reduce_zero_label)
 
@@ -219,17 +224,18 @@ def resolve_class_names(
 def _compare(names: Sequence[str], source: str, own: _DatasetNames) -> None:
     if len(names) != len(own.names):
         raise DataError(f"{source}: {len(names)} classes, {own.source} {len(own.names)}: they must agree")
-    if own.fixed and names != own.names:
+    if names != own.names:
         first = next(i for i, pair in enumerate(zip(names, own.names, strict=True)) if pair[0] != pair[1])
         differ = f"class {first} is {names[first]!r}, in {own.source} {own.names[first]!r}"
         raise DataError(f"{source}: {differ}: they must agree")
 
 
 def _dataset_names(layout: Layout, root: Path) -> _DatasetNames | None:
-    path = root / layout.names_file if layout.names_file else None
-    if path is not None and path.is_file():
-        names = _object_info(path, layout.class_list) if layout.class_list else read_class_list(path)
-        return _DatasetNames(names, str(path), True)
+    table, own = root / _OBJECT_INFO, root / "classes.txt"
+    if layout.class_list and layout.names_file == _OBJECT_INFO and table.is_file():
+        return _DatasetNames(_object_info(table, layout.class_list), str(table), True)
+    if own.is_file():
+        return _DatasetNames(read_class_list(own), str(own), True)
     if layout.class_list:
         source = f"{root}, of layout {layout.name},"
         return _DatasetNames(class_list(layout.class_list).names, source, False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from metaformer.data.folder import EXTENSIONS, files_below, read_split_list
+from metaformer.data.folder import EXTENSIONS, UNREAD, files_below, read_split_list, unread_image
 from metaformer.errors import DataError, UnknownName
 from metaformer.storage import as_path
 
@@ -185,7 +185,9 @@ class ImagePairs:
     errors: tuple[str, ...]
     """Problems to fix, such as images without a label map."""
     unused: tuple[str, ...]
-    """Files that are not used."""
+    """A line for each kind of files that are not used."""
+    unpaired: tuple[Path, ...]
+    """Label maps without image."""
 
 
 def find_pairs(layout: Layout, root: Path, split: str) -> ImagePairs:
@@ -195,18 +197,25 @@ def find_pairs(layout: Layout, root: Path, split: str) -> ImagePairs:
         DataError: there are no images, or no label maps at all.
     """
     split = layout.splits.get(split, split)
+    unpaired: tuple[Path, ...] = ()
     folder = root / layout.images.format(split=split)
     errors: list[DataError] = []
-    images, unused = _images(layout, root, folder, errors)
-    encoding, label_maps = _label_maps(layout, root, split, errors)
+    images, unread, unused = _images(layout, root, folder, errors)
+    encoding, label_maps = _label_maps(layout, root, split, errors, unused)
     if layout.split_list is not None:
-        listed = read_split_list(root / layout.split_list.format(split=split))
-        errors += [DataError(f"{folder / stem}.jpg: no such image") for stem in listed if stem not in images]
+        split_list = root / layout.split_list.format(split=split)
+        known = {*images, *unread, *label_maps}
+        listed = read_split_list(split_list, known.__contains__, errors.append)
+        for stem in listed:
+            if stem not in images:
+                none = DataError(f"{folder / stem}.jpg: no such image")
+                errors.append(unread_image(root / unread[stem]) if stem in unread else none)
         images = {stem: images[stem] for stem in listed if stem in images}
     else:
-        extra = [name for stem, name in label_maps.items() if stem not in images]
-        unused += [f"{root / name}: label map without image" for name in extra]
-    if not images:
+        errors += [unread_image(root / name) for name in unread.values()]
+        known = images.keys() | unread.keys()
+        unpaired = tuple(root / name for stem, name in label_maps.items() if stem not in known)
+    if not images and not errors:
         raise DataError(f"{folder}: no images")
     expected = root / layout.label_maps[0].format(split=split)
     for stem in images:
@@ -223,33 +232,46 @@ def find_pairs(layout: Layout, root: Path, split: str) -> ImagePairs:
         encoding,
         tuple(str(error) for error in errors),
         tuple(unused),
+        unpaired,
     )
 
 
 def _images(
     layout: Layout, root: Path, folder: Path, errors: list[DataError]
-) -> tuple[dict[str, str], list[str]]:
-    """Images by their names without suffix and extension, and a line for each other kind of file."""
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Images by their names without suffix and extension, those of formats that are not read, and lines.
+
+    Each line is about another kind of file.
+    """
     _check_folder(root, folder)
     images: dict[str, str] = {}
+    unread: dict[str, str] = {}
     others: Counter[str] = Counter()
     for stem, extension, name in _files(root, folder, errors):
-        if extension not in EXTENSIONS or not stem.endswith(layout.image_suffix):
+        if extension not in EXTENSIONS | UNREAD or not stem.endswith(layout.image_suffix):
             others[extension or "without extension"] += 1
             continue
         stem = stem.removesuffix(layout.image_suffix)
-        if stem in images:
+        if extension in UNREAD:
+            unread[stem] = name
+        elif stem in images:
             same = f"{root / name}: has the name of {root / images[stem]}, so both would have one label map"
             errors.append(DataError(same))
         else:
             images[stem] = name
-    return images, [f"{folder}: {count:,} {kind} file(s) are not used" for kind, count in others.items()]
+    raw = unread.keys() & images.keys()  # of images that are used
+    others.update(os.path.splitext(unread.pop(stem))[1].lower() for stem in sorted(raw))
+    return images, unread, _unused(folder, others)
+
+
+def _unused(folder: Path, kinds: Mapping[str, int]) -> list[str]:
+    return [f"{folder}: {count:,} {kind} file(s) are not used" for kind, count in kinds.items()]
 
 
 def _label_maps(
-    layout: Layout, root: Path, split: str, errors: list[DataError]
+    layout: Layout, root: Path, split: str, errors: list[DataError], unused: list[str]
 ) -> tuple[LabelEncoding, dict[str, str]]:
-    """Label maps by the names of their images, and their encoding."""
+    """Label maps by the names of their images, and their encoding; images of other formats are `unused`."""
     folders = [root / name.format(split=split) for name in layout.label_maps]
     existing = [folder for folder in folders if folder.is_dir()]
     if not existing:
@@ -267,6 +289,8 @@ def _label_maps(
         suffix = encoding.suffix
         chosen = {stem.removesuffix(suffix): name for stem, name in found.items() if stem.endswith(suffix)}
         if chosen:
+            images = {kind: count for kind, count in others.items() if kind in EXTENSIONS | UNREAD}
+            unused += _unused(existing[0], images)
             return encoding, chosen
     suffixes = " or ".join(f"*{encoding.suffix}.png" for encoding in layout.encodings)
     holds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))

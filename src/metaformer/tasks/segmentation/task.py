@@ -15,9 +15,9 @@ from metaformer.factory import create_segmenter
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.tasks.base import StepContext, Task, load_initial_weights, loading
-from metaformer.tasks.check import validate_splits
+from metaformer.tasks.check import validate_splits, warnings_of
 from metaformer.tasks.dense import backbone_config, check_split_classes
-from metaformer.tasks.segmentation.check import validate_label_maps
+from metaformer.tasks.segmentation.check import label_findings, validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
 from metaformer.tasks.segmentation.predict import run_inference
@@ -62,7 +62,12 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
     """
     train, val = (open_labeled(config, split) for split in (config.data.train, config.data.val))
     _check_classes(config, train, val)
-    validate_splits(world, validate_label_maps, (train, config.data.on_bad_image == "skip"), (val, False))
+    skip_bad = config.data.on_bad_image == "skip"
+    infos = validate_splits(world, validate_label_maps, (train, skip_bad), (val, False))
+    warnings = [
+        *warnings_of(label_findings(train, infos[0], training=True)),
+        *warnings_of(label_findings(val, infos[1], training=False)),
+    ]
     preprocess, options = evaluation_preprocess(config), config.segment
     torch.manual_seed(config.seed)
     augment = train_transform(
@@ -90,6 +95,7 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
         evaluation,
         preprocess,
     )
+    task.warnings = warnings
     task.to(world.device)
     return task
 

@@ -68,26 +68,73 @@ def test_booleans_are_no_numbers() -> None:
     assert [is_number(value) for value in (1, 1.5, True, "1", None)] == [True, True, False, False, False]
 
 
-def test_images_are_below_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "in/deep").mkdir(parents=True)
-    for name in ("out.png", "in/a.png", "in/b.JPG", "in/notes.txt", "in/deep/c.png", "in/deep/d.png"):
+@pytest.fixture
+def image_files(tmp_path: Path) -> ImageFiles:
+    (tmp_path / "set/in/deep").mkdir(parents=True)
+    (tmp_path / "set/other").mkdir()
+    for name in (
+        "out.png",
+        "set/o.png",
+        "set/other/e.png",
+        "set/in/a.png",
+        "set/in/b.JPG",
+        "set/in/notes.txt",
+    ):
         (tmp_path / name).touch()
-    files = ImageFiles(tmp_path / "in")
-    assert not files.error("a.png") and not files.error("deep/c.png") and not files.error("./a.png")
-    for name in ("../out.png", "deep/../../out.png", str(tmp_path / "out.png"), "", "a.png\0", "deep"):
-        assert files.error(name), name
-    assert files.error("z.png") == f"no such image {tmp_path}/in/z.png"
-    assert files.error("none/z.png") == f"no such image {tmp_path}/in/none/z.png"
-    assert files.unused() == [
-        f"{tmp_path}/in: 1 image(s) without annotations are not used",
-        f"{tmp_path}/in/deep: 1 image(s) without annotations are not used",
+    for name in ("c.png", "d.png"):
+        (tmp_path / "set/in/deep" / name).touch()
+    return ImageFiles(tmp_path / "set/in", tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a.png", "a.png"),
+        ("./a.png", "a.png"),
+        ("deep/c.png", "deep/c.png"),
+        ("deep\\c.png", "deep/c.png"),
+        (".\\deep\\c.png", "deep/c.png"),
+        ("in/a.png", "a.png"),
+        ("in\\deep\\c.png", "deep/c.png"),
+        ("other/e.png", "../other/e.png"),
+        ("{root}/in/deep/c.png", "deep/c.png"),
+        ("/in/a.png", "a.png"),
+        ("\\in\\deep\\c.png", "deep/c.png"),
+        ("C:\\Users\\me\\set\\in\\deep\\c.png", "deep/c.png"),
+        ("C:/in/a.png", "a.png"),
+        ("/home/me/set/in/a.png", "a.png"),
+    ],
+)
+def test_images_are_found_by_names_that_lead_into_the_data_set(
+    name: str, found: str, image_files: ImageFiles
+) -> None:
+    assert image_files.find(name.replace("{root}", str(image_files.root))) == found
+
+
+def test_nothing_outside_the_data_set_exists(image_files: ImageFiles, tmp_path: Path) -> None:
+    outside = ("../out.png", "deep/../../out.png", "..\\..\\out.png", "", "a.png\0", "/../out.png")
+    for name in (*outside, str(tmp_path / "out.png"), "deep", "/etc/passwd", "C:\\out.png", "/"):
+        with pytest.raises(BadAnnotation, match=r"does not lie in|no such image"):
+            image_files.find(name)
+    for name in ("z.png", "none/z.png"):
+        with pytest.raises(BadAnnotation, match=f"no such image {tmp_path}/set/in/{name}"):
+            image_files.find(name)
+
+
+def test_images_that_were_not_asked_for(image_files: ImageFiles, tmp_path: Path) -> None:
+    image_files.find("a.png")
+    image_files.find("deep/c.png")
+    assert image_files.unused() == [
+        f"{tmp_path}/set/in: 1 image(s) without annotations are not used",
+        f"{tmp_path}/set/in/deep: 1 image(s) without annotations are not used",
     ]
 
 
 def test_file_names_that_are_too_long(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot list it: File name too long"):
-        ImageFiles(tmp_path).error("x" * 5000 + "/a.png")
-    assert ImageFiles(tmp_path).error("x" * 5000 + ".png")
+        ImageFiles(tmp_path).find("x" * 5000 + "/a.png")
+    with pytest.raises(BadAnnotation):
+        ImageFiles(tmp_path).find("x" * 5000 + ".png")
 
 
 @pytest.mark.parametrize("numbers", [None, (4, 2)])

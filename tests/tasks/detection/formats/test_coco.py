@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metaformer.errors import DataError
+from metaformer.tasks.check import warnings_of
+from metaformer.tasks.detection.check import check_objects, object_findings
 from metaformer.tasks.detection.dataset import open_detection
 from metaformer.tasks.detection.formats.annotations import Annotations
 from metaformer.tasks.detection.formats.coco import read_coco
@@ -72,10 +74,14 @@ BAD: dict[str, tuple[Change, str, str]] = {
     "image of no number": (first(image_id=[1]), "image", "image_id is [1]"),
     "unknown category": (first(category_id=4), "category", "category_id is 4"),
     "duplicate ids": (lambda d: d["annotations"].append(dict(d["annotations"][0])), "id", "has this id"),
+    "no polygon": (outline([]), SEGMENTATION, "has no segmentation"),
+    "half a crowd": (first(iscrowd=2), "annotation", "iscrowd is 2"),
+    "no area": (first(area="big"), "annotation", "area is 'big'"),
+}
+BROKEN: dict[str, tuple[Change, str, str]] = {
     "2-point polygon": (outline([[1, 2, 3, 4]]), SEGMENTATION, "a polygon of 4 numbers"),
     "odd polygon": (outline([[1, 2, 3, 4, 5, 6, 7]]), SEGMENTATION, "a polygon of 7 numbers"),
     "empty polygon": (outline([[]]), SEGMENTATION, "a polygon of 0 numbers"),
-    "no polygon": (outline([]), SEGMENTATION, "has no segmentation"),
     "flat polygon": (outline([1, 2, 3, 4, 5, 6]), SEGMENTATION, "a polygon is 1"),
     "polygon of text": (outline([["1"] * 6]), SEGMENTATION, "a polygon is ['1', '1'"),
     "NaN polygon": (outline([[math.nan] * 6]), SEGMENTATION, "not finite"),
@@ -85,16 +91,15 @@ BAD: dict[str, tuple[Change, str, str]] = {
     "RLE of wrong sum": (runs([100, 20]), SEGMENTATION, "add up to 120 pixels, but 24×16 are 384"),
     "RLE-size mismatch": (runs([384], 24, 16), SEGMENTATION, "size [24, 16]"),
     "text for a segmentation": (outline("none"), SEGMENTATION, "segmentation is 'none'"),
-    "half a crowd": (first(iscrowd=2), "annotation", "iscrowd is 2"),
-    "no area": (first(area="big"), "annotation", "area is 'big'"),
 }
+"""Outlines that cannot be used."""
 BAD_IMAGES: dict[str, tuple[Change, str, str]] = {
     "missing file": (image(file_name="9.png"), "image", "no such image "),
     "file elsewhere": (image(file_name="../train2017/1.png"), "image", "'../train2017/1.png' does not lie"),
     "absolute file": (image(file_name="/etc/passwd"), "image", "'/etc/passwd' does not lie in"),
     "unprintable file": (image(file_name="\ud800"), "image", r"file_name is '\ud800'"),
     "no file": (image(file_name=None), "image", "file_name is None"),
-    "no width": (image(width=0), "image", "width 0"),
+    "negative width": (image(width=-3), "image", "width -3"),
     "text for a width": (image(width="24"), "image", "width '24'"),
     "half a width": (image(width=23.5), "image", "whole numbers"),
     "too large": (image(width=10_000, height=10_000), "image", "10000x10000"),
@@ -125,6 +130,45 @@ def test_a_bad_annotation_is_named_in_training_and_by_the_check(
     start = f"{file}: annotation 1"
     assert message.startswith(start) and error in message
     assert any(one.kind == kind and error in one.text and one.text.startswith(start) for one in findings)
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_outline_is_an_error_for_masks_alone(case: str, objects: Path) -> None:
+    change, kind, error = BROKEN[case]
+    file = edit(objects, change)
+    start = f"{file}: annotation 1 of 1.png: "
+    with pytest.raises(DataError) as caught:
+        open_detection(objects, "train", masks=True)
+    assert str(caught.value).startswith(start) and error in str(caught.value)
+    folder = open_detection(objects, "train")
+    assert len(folder.objects) == 8 and folder.instances(0)[0].box == (1, 2, 6, 8)
+    report = check_objects(objects, ["train"], workers=1, progress=False)
+    (finding,) = report.findings
+    assert (finding.grade, finding.kind) == ("warning", kind)
+    assert finding.text.startswith(start) and error in finding.text
+    assert warnings_of(object_findings(folder, training=True)) == [finding.text]
+
+
+def test_a_broken_ring_goes_and_not_the_object(objects: Path) -> None:
+    ring = [1, 2, 6, 2, 6, 8, 1, 8]
+    whole = open_detection(objects, "train", masks=True).instances(0)
+    file = edit(objects, outline([[3, 3], ring, [], [1, 2, 3, 4], [math.nan] * 6, [1, 2, 3, 4, 5e9, 6]]))
+    folder = open_detection(objects, "train", masks=True)
+    assert folder.has_masks and folder.instances(0) == whole
+    assert whole[0].segmentation == [ring]
+    (line,) = warnings_of(object_findings(folder, training=True))
+    assert line == (
+        f"{file}: annotation 1 of 1.png: a polygon of 2 numbers: it needs x and y of at least 3 points: "
+        "this outline is not used"
+    )
+    assert check_objects(objects, ["train"], workers=1, progress=False).ok
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_null_is_no_value(masks: bool, objects: Path) -> None:
+    whole = open_detection(objects, "train", masks=masks).instances(0)
+    edit(objects, first(area=None, iscrowd=None))
+    assert open_detection(objects, "train", masks=masks).instances(0) == whole
 
 
 @pytest.mark.parametrize("case", BAD_IMAGES)
@@ -279,7 +323,7 @@ def test_any_value_of_a_field_is_valid_or_an_error(
 LONG = "y" * 100_000
 
 
-OF_OBJECTS = ("id", "image_id", "category_id", "iscrowd", "area", "bbox", "segmentation")
+OF_OBJECTS = ("id", "image_id", "category_id", "iscrowd", "area", "bbox")
 OF_IMAGES = ("width", "file_name", "id")
 
 
@@ -292,3 +336,48 @@ def test_messages_of_long_values_are_short(change: Change, objects: Path) -> Non
     with pytest.raises(DataError) as caught:
         open_detection(objects, "train")
     assert len(str(caught.value)) < 1000 and str(caught.value).startswith(str(file))
+
+
+@pytest.mark.parametrize("value", [LONG, [LONG], {"size": LONG, "counts": [1]}])
+def test_messages_of_long_outlines_are_short(value: object, objects: Path) -> None:
+    edit(objects, first(segmentation=value))
+    (oddity,) = read(objects, None).oddities
+    assert len(oddity.text) < 1000
+
+
+@pytest.mark.parametrize("size", [{"width": 0, "height": 0}, {"width": None}, {"height": 0}, {}])
+def test_sizes_that_are_not_given_are_those_of_the_files(size: dict[str, object], objects: Path) -> None:
+    whole = open_detection(objects, "train", masks=True)
+
+    def without(document: dict[str, Any]) -> None:
+        for row in document["images"][:3]:
+            del row["width"], row["height"]
+            row.update(size)
+
+    file = edit(objects, without)
+    folder = open_detection(objects, "train", masks=True)
+    assert [folder.size(i) for i in range(5)] == [whole.size(i) for i in range(5)]
+    assert folder.instances(0) == whole.instances(0)
+    text = f"{file}: 3 image(s) without width and height: those of their files count"
+    assert warnings_of(object_findings(folder, training=True)) == [text]
+    report = check_objects(objects, ["train"], workers=1, progress=False)
+    assert report.ok and [finding.text for finding in report.findings] == [text]
+    (objects / "train2017/2.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"image 2: .*2\.png: .*empty|image 2: .*2\.png: not a JPEG"):
+        open_detection(objects, "train")
+
+
+@pytest.mark.parametrize(
+    "form", ["train2017\\{}", "train2017/{}", "{root}/train2017/{}", ".\\{}", "D:\\my\\data\\train2017\\{}"]
+)
+def test_names_with_other_separators_or_from_the_root(form: str, objects: Path) -> None:
+    whole = open_detection(objects, "train")
+
+    def rename(document: dict[str, Any]) -> None:
+        for row in document["images"]:
+            row["file_name"] = form.replace("{root}", str(objects)).format(row["file_name"])
+
+    edit(objects, rename)
+    folder = open_detection(objects, "train")
+    assert [folder.path(i) for i in range(5)] == [whole.path(i) for i in range(5)]
+    assert folder.annotations.unused == () and folder.example(0)[0].size == (24, 16)

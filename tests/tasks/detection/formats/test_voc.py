@@ -122,3 +122,56 @@ def test_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.xml")
     with pytest.raises(DataError, match=r"a\.xml: cannot be read \(it is no ordinary file"):
         read_xml(tmp_path / "a.xml")
+
+
+@pytest.mark.parametrize(
+    ("files", "lines", "names"),
+    [
+        (["IMG a (0)", "IMG a (1)"], ["IMG a (0)", "IMG a (1)"], ["IMG a (0)", "IMG a (1)"]),
+        (["a", "a (1)", "a (2)"], ["a", "a (1)", "a (2)"], ["a", "a (1)", "a (2)"]),
+        (["b 1", "b 0", "b"], ["b 1", "b 0", "b"], ["b 1", "b 0", "b"]),
+        (["c d", "e"], ["c d  1", "e\t-1"], ["c d", "e"]),
+        (["f g", "h 1"], ["f g 0", "h 1 -1"], ["f g", "h 1"]),
+        ([" i "], [" i "], [" i "]),
+    ],
+)
+def test_names_of_several_words(files: list[str], lines: list[str], names: list[str], write: Write) -> None:
+    for stem in files:
+        write(f"JPEGImages/{stem}.jpg", np.zeros((10, 20, 3), dtype=np.uint8))
+        write(f"Annotations/{stem}.xml", f"<annotation>{SIZE}{DOG}</annotation>")
+    root = write("ImageSets/Main/train.txt", "\n".join(lines) + "\n").parents[2]
+    folder = open_detection(root, "train")
+    assert [folder.path(index).stem for index in range(len(folder))] == names
+    assert [len(folder.instances(index)) for index in range(len(folder))] == [1] * len(names)
+
+
+@pytest.mark.parametrize(
+    ("lines", "error"),
+    [
+        ("a\nb\na\n", "line 3: 'a' is in line 1 already"),
+        ("a 1\nb\na -1\n", "line 3: 'a' is in line 1 already"),
+        ("a b\n", "a b: no such image"),
+        ("a 2\n", "a 2: no such image"),
+    ],
+)
+def test_lines_that_name_no_image_of_their_own(
+    lines: str, error: str, voc: Path, write: Write, errors_of: ErrorsOf
+) -> None:
+    file = write("ImageSets/Main/train.txt", lines)
+    message, findings = errors_of(voc)
+    assert message.startswith(f"{file}: {error}")
+    assert any(finding.grade == "error" and error in finding.text for finding in findings)
+
+
+def test_two_images_of_one_name(voc: Path, write: Write, errors_of: ErrorsOf) -> None:
+    write("JPEGImages/a.png", np.zeros((10, 20, 3), dtype=np.uint8))
+    message, _ = errors_of(voc)
+    assert message.startswith(f"{voc}/JPEGImages/a.png: has the name of {voc}/JPEGImages/a.jpg")
+
+
+def test_images_of_formats_that_are_not_read(voc: Path, errors_of: ErrorsOf) -> None:
+    image = (voc / "JPEGImages/b.jpg").rename(voc / "JPEGImages/b.tif")
+    message, (finding, *_) = errors_of(voc)
+    assert message == finding.text == f"{image}: .tif images are not read: convert it to PNG or JPEG"
+    (voc / "JPEGImages/b.jpg").write_bytes((voc / "JPEGImages/a.jpg").read_bytes())
+    assert len(open_detection(voc, "train")) == 2, "the raw form of an image is no error"

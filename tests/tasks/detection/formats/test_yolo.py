@@ -132,3 +132,61 @@ def test_two_images_of_a_name_are_refused(yolo: Path, write: Write) -> None:
     write("images/train/a.jpg", np.zeros((10, 20, 3), dtype=np.uint8))
     with pytest.raises(DataError, match=r"a\.png: .*a\.jpg has the same name.*: rename one"):
         open_detection(yolo, "train")
+
+
+KEYPOINTS = {2: "0.3 0.3 0.6 0.4 0.4 0.7 0.5 0.5", 3: "0.3 0.3 2 0.6 0.4 1 0 0 0 0.5 0.5 2"}
+
+
+@pytest.mark.parametrize("each", KEYPOINTS)
+def test_keypoints_behind_a_box_are_no_outline(each: int, yolo: Path, write: Write) -> None:
+    write("data.yaml", f"names: [cat, dog]\nkpt_shape: [4, {each}]\n")
+    write("labels/train/a.txt", f"1 0.5 0.5 0.4 0.6 {KEYPOINTS[each]}\n0 0.25 0.5 0.1 0.2\n")
+    write("labels/train/deep/c.txt", "")
+    for masks in (False, None):
+        folder = open_detection(yolo, "train", masks=masks)
+        pose, box = folder.instances(0)
+        assert pose.box == pytest.approx((6, 2, 14, 8)) and pose.area == pytest.approx(48)
+        assert pose.segmentation is None and box.box == pytest.approx((4, 4, 6, 6))
+    with pytest.raises(DataError, match=r"a\.txt: line 1: is a box, no polygon to make a mask of"):
+        open_detection(yolo, "train", masks=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "line", "error"),
+    [
+        ("[4, 3]", f"1 0.5 0.5 0.4 0.6 {KEYPOINTS[2]}", "holds 13 numbers: class, 4 of the box and 12 of"),
+        ("[4, 3]", "0 0.1 0.2 0.6 0.2 0.6 0.8", "holds 7 numbers: class, 4 of the box and 12"),
+        ("[4, 4]", "", "kpt_shape is [4, 4]: write the number of keypoints, and 2 or 3"),
+        ("many", "", "kpt_shape is 'many'"),
+        (
+            "null",
+            f"1 0.5 0.5 0.4 0.6 {KEYPOINTS[3]}",
+            "holds a box with keypoints, not a polygon: write kpt_shape: [4, 3] into data.yaml",
+        ),
+    ],
+)
+def test_keypoints_of_another_number(
+    shape: str, line: str, error: str, yolo: Path, write: Write, errors_of: ErrorsOf
+) -> None:
+    write("data.yaml", f"names: [cat, dog]\nkpt_shape: {shape}\n")
+    write("labels/train/a.txt", line)
+    write("labels/train/deep/c.txt", "")
+    message, findings = errors_of(yolo)
+    assert error in message and any(error in finding.text for finding in findings)
+
+
+def test_the_outline_of_a_whole_image_is_a_polygon(yolo: Path, write: Write) -> None:
+    write("labels/train/a.txt", "0 0 0 1 0 1 1 0 1 0 0\n1 1 1 0 1 0 0 1 0 1 1\n")
+    first, second = open_detection(yolo, "train", masks=None).instances(0)
+    assert first.box == second.box == (0, 0, 20, 10) and first.segmentation
+
+
+@pytest.mark.parametrize("extension", [".tif", ".TIFF", ".heic", ".ppm"])
+def test_images_of_formats_that_are_not_read(extension: str, yolo: Path, errors_of: ErrorsOf) -> None:
+    image = yolo / "images/train/a.png"
+    image = image.rename(image.with_suffix(extension))
+    message, (finding, *_) = errors_of(yolo)
+    assert message == f"{image}: {extension.lower()} images are not read: convert it to PNG or JPEG"
+    assert (finding.kind, finding.text) == ("image", message)
+    (yolo / "images/train/a.jpg").write_bytes((yolo / "images/train/b.png").read_bytes())
+    assert len(open_detection(yolo, "train").instances(0)) == 2, "the raw form of an image is no error"

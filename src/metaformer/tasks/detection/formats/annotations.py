@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.data.class_lists import category_ids
-from metaformer.data.folder import EXTENSIONS
+from metaformer.data.folder import EXTENSIONS, UNREAD
 from metaformer.data.image import MAX_PIXELS
 from metaformer.errors import DataError
 from metaformer.serialize import shown
@@ -105,6 +105,8 @@ class Fault:
     """File, annotation, and what is wrong."""
     one_object: bool
     """Whether it is about one object, without which the others can be used."""
+    row: int | None = None
+    """Row of the object, if it is used all the same."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class Annotations:
     """COCO's `category_id` of each class."""
     faults: tuple[Fault, ...] = ()
     """Errors; the images and objects that they are about are left out above."""
+    oddities: tuple[Fault, ...] = ()
+    """What is wrong with images and objects that can be used all the same, such as a broken outline."""
     unused: tuple[str, ...] = ()
     """Files that are not used."""
 
@@ -142,6 +146,7 @@ class AnnotationBuilder:
         self.ids: list[int] = []
         self.rows: list[Row | None] = []
         self.faults: list[Fault] = []
+        self.oddities: list[Fault] = []
         self.unused: list[str] = []
 
     def add_image(self, file: str, size: tuple[int, int], number: int | None = None) -> int:
@@ -155,6 +160,10 @@ class AnnotationBuilder:
         """Add an error."""
         self.faults.append(Fault(kind, text, one_object))
 
+    def add_oddity(self, kind: str, text: str, row: int | None = None) -> None:
+        """Add what is wrong with something that is used all the same, such as the object of a row."""
+        self.oddities.append(Fault(kind, text, row is not None, row))
+
     def build(self) -> Annotations:
         """The annotations; releases the rows."""
         sizes = np.array(self.sizes, dtype=np.int32).reshape(-1, 2)
@@ -166,43 +175,82 @@ class AnnotationBuilder:
             self.classes,
             self.category_ids,
             tuple(self.faults),
+            tuple(self.oddities),
             tuple(self.unused),
         )
 
 
 class ImageFiles:
-    """Image files below a folder, each directory listed once; nothing outside the folder exists.
+    """Image files below a folder, each directory listed once; nothing outside the data set exists.
 
     Args:
         folder: the folder of images.
+        root: the data set, to which names may also be relative; the folder itself by default.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, root: Path | None = None) -> None:
+        self.folder, self.root = folder, folder if root is None else root
         self._listed: dict[str, set[str]] = {}
-        self._used: set[str] = set()
+        self._used: dict[str, set[str]] = {}
 
-    def error(self, name: str) -> str:
-        """Why a file name, relative to the folder, names no image; empty if it does."""
-        path = PurePosixPath(name)
-        if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
-            return f"file_name {name!r:.200} does not lie in {self.folder}"
-        parent, base = os.path.split(str(path))
+    def find(self, name: str) -> str:
+        r"""Path of an image, relative to the folder, by the name that a file gives.
+
+        The name is relative to the folder or to the data set, or rooted and leads into the data set; its
+        separators may be those of Windows.
+
+        Raises:
+            BadAnnotation: there is no such image.
+        """
+        places = [] if "\0" in name else list(dict.fromkeys(self._places(name)))
+        for place in places:
+            parent, base = os.path.split(place)
+            if base in self._files(parent):
+                self._used.setdefault(parent, set()).add(base)
+                return place
+        if not places or places[0].startswith("..") or name.startswith(("/", "\\")) or name[1:2] == ":":
+            raise BadAnnotation("image", f"file_name {name!r:.200} does not lie in {self.folder}")
+        self._used.setdefault(os.path.dirname(places[0]), set())
+        raise BadAnnotation("image", f"no such image {self.folder / places[0]!s:.400}")
+
+    def _places(self, name: str) -> Iterator[str]:
+        """Paths, relative to the folder, at which an image of a name may lie."""
+        for text in dict.fromkeys((name, name.replace("\\", "/"))):
+            path = PurePosixPath(text[2:] if text[1:3] == ":/" else text)
+            if not path.parts or ".." in path.parts:
+                continue
+            if path.is_absolute():
+                yield from self._rooted(path)
+            else:
+                yield str(path)
+                yield self._from_root(path)
+
+    def _rooted(self, path: PurePosixPath) -> Iterator[str]:
+        root = PurePosixPath(os.path.abspath(self.root))
+        if path.is_relative_to(root):
+            yield self._from_root(path.relative_to(root))
+            return
+        below = path.relative_to(path.anchor)
+        if root.name in below.parts:  # the data set has been moved, or comes from another machine
+            yield self._from_root(PurePosixPath(*below.parts[below.parts.index(root.name) + 1 :]))
+        yield self._from_root(below)
+
+    def _from_root(self, path: PurePosixPath) -> str:
+        return os.path.relpath(self.root / path, self.folder)
+
+    def _files(self, parent: str) -> set[str]:
         if parent not in self._listed:
             self._listed[parent] = file_names(self.folder / parent)
-        if base not in self._listed[parent]:
-            return f"no such image {self.folder / name!s:.400}"
-        self._used.add(str(path))
-        return ""
+        return self._listed[parent]
 
     def unused(self) -> list[str]:
-        """A line for each listed directory with images that were not asked for."""
+        """A line for each directory that images were asked from, with images that were not asked for."""
         lines = []
-        for parent, names in self._listed.items():
-            images = (name for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS)
-            count = sum(os.path.join(parent, name) not in self._used for name in images)
-            if count:
-                lines.append(f"{self.folder / parent}: {count:,} image(s) without annotations are not used")
+        for parent, used in self._used.items():
+            kinds = (os.path.splitext(name)[1].lower() for name in self._listed[parent] - used)
+            if count := sum(kind in EXTENSIONS | UNREAD for kind in kinds):
+                place = os.path.normpath(self.folder / parent)
+                lines.append(f"{place}: {count:,} image(s) without annotations are not used")
         return lines
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from metaformer.data.class_lists import Names, given_names
+from metaformer.data.image import image_size
 from metaformer.data.rle import Runs, read_counts
 from metaformer.errors import DataError
 from metaformer.process import paused_gc
 from metaformer.serialize import LINE, is_text, parse_json, shown
-from metaformer.storage import read_bytes
+from metaformer.storage import read_text
 from metaformer.tasks.detection.formats.annotations import (
     BOXES_DO,
     AnnotationBuilder,
@@ -43,7 +44,8 @@ def read_coco(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotati
         DataError: lists are missing in the file, or classes do not fit.
     """
     with paused_gc():
-        return _Parser(_load(paths.labels), paths.labels, paths.images, classes, masks).parse()
+        files = ImageFiles(paths.images, paths.root)
+        return _Parser(_load(paths.labels), paths.labels, files, classes, masks).parse()
 
 
 def parse_coco(
@@ -68,7 +70,7 @@ def parse_coco(
     annotations = document.get("annotations")
     if isinstance(annotations, list):
         document = {**document, "annotations": annotations.copy()}
-    return _Parser(document, file, images, classes, masks).parse()
+    return _Parser(document, file, None if images is None else ImageFiles(images), classes, masks).parse()
 
 
 class _Parser:
@@ -78,7 +80,7 @@ class _Parser:
         self,
         document: dict[str, Any],
         file: str | Path,
-        images: Path | None,
+        files: ImageFiles | None,
         classes: Names,
         masks: bool | None,
     ) -> None:
@@ -90,14 +92,14 @@ class _Parser:
         """Index of each image by its id; -1 for those that cannot be used."""
         self.ids: set[int] = set()
         """Ids of the annotations so far."""
-        self._images(rows, images)
+        self._images(rows, files)
 
     def parse(self) -> Annotations:
         """Validate all annotations."""
         for index in range(len(self.annotations)):
             annotation, self.annotations[index] = self.annotations[index], None
             try:
-                self._annotation(annotation)
+                self._annotation(index, annotation)
             except BadAnnotation as bad:
                 self.builder.add_fault(bad.kind, f"{self._where(index, annotation)}: {bad.reason}", True)
         return self.builder.build()
@@ -138,8 +140,8 @@ class _Parser:
         free = max(numbers.values())
         return names, tuple(numbers.get(name, free + 1 + k) for k, name in enumerate(names))
 
-    def _images(self, images: list[Any], folder: Path | None) -> None:
-        files = None if folder is None else ImageFiles(folder)
+    def _images(self, images: list[Any], files: ImageFiles | None) -> None:
+        self.unsized = 0
         for index, image in enumerate(images):
             number = image.get("id") if isinstance(image, dict) else None
             where = (
@@ -153,21 +155,32 @@ class _Parser:
                 self.indices[number] = self._add(image, number, files, where)
         if files is not None:
             self.builder.unused += files.unused()
+        if self.unsized:
+            text = (
+                f"{self.file}: {self.unsized:,} image(s) without width and height: those of their files count"
+            )
+            self.builder.add_oddity("image", text)
 
     def _add(self, image: dict[str, Any], number: int, files: ImageFiles | None, where: str) -> int:
         name = image.get("file_name", "") if files is None else image.get("file_name")
         try:
             if not isinstance(name, str) or not is_text(name):
                 raise BadAnnotation("image", f"file_name is {shown(name)}")
-            if files is not None and (error := files.error(name)):
-                raise BadAnnotation("image", error)
-            size = check_size(image.get("width"), image.get("height"))
+            name = name if files is None else files.find(name)
+            width, height = image.get("width"), image.get("height")
+            if files is not None and (width in (None, 0) or height in (None, 0)):
+                width, height = image_size(files.folder / name)
+                self.unsized += 1
+            size = check_size(width, height)
+        except DataError as error:
+            self.builder.add_fault("image", f"{where}: {error}")
+            return -1
         except BadAnnotation as bad:
             self.builder.add_fault(bad.kind, f"{where}: {bad.reason}")
             return -1
         return self.builder.add_image(name, size, number)
 
-    def _annotation(self, annotation: Any) -> None:
+    def _annotation(self, index: int, annotation: Any) -> None:
         if not isinstance(annotation, dict):
             raise BadAnnotation("annotation", f"is {shown(annotation)}, no object")
         number = self._id(annotation)
@@ -175,14 +188,24 @@ class _Parser:
         if image < 0:
             return  # of an image that was already reported
         size = self.builder.sizes[image]
-        crowd = annotation.get("iscrowd", 0)
-        if crowd not in (0, 1):
+        crowd = annotation.get("iscrowd")
+        if crowd not in (None, 0, 1):
             raise BadAnnotation("annotation", f"iscrowd is {shown(crowd)}, not 0 or 1")
         label, box = self._label(annotation), _box(annotation, size)
-        polygons, runs = self._outline(annotation.get("segmentation"), size)
-        area = annotation.get("area", box[2] * box[3])
+        polygons, runs, broken = _outline(annotation.get("segmentation"), size)
+        if self.masks and not polygons and runs is None:
+            reason = broken or "has no segmentation to make a mask of"
+            raise BadAnnotation("segmentation", f"{reason}; {BOXES_DO}")
+        if self.masks is False:
+            polygons, runs = [], None
+        area = annotation.get("area")
+        if area is None:
+            area = box[2] * box[3]
         if not is_number(area) or not 0 <= area <= sys.float_info.max:
             raise BadAnnotation("annotation", f"area is {shown(area)}, not a number of square pixels")
+        if broken:
+            left_out = f"{self._where(index, annotation)}: {broken}: this outline is not used"
+            self.builder.add_oddity("segmentation", left_out, len(self.builder.rows))
         self.builder.rows.append(Row(image, number, label, box, crowd == 1, float(area), polygons, runs))
 
     def _id(self, annotation: dict[str, Any]) -> int:
@@ -208,23 +231,6 @@ class _Parser:
             raise BadAnnotation("category", f"category_id is {shown(number)}: no such category in the file")
         return label
 
-    def _outline(self, value: Any, size: tuple[int, int]) -> tuple[list["array[float]"], Runs | None]:
-        """Polygons or run lengths, if outlines are wanted; they are validated in any case."""
-        polygons: list[array[float]] = []
-        runs = None
-        if value is None or value == []:
-            if self.masks:
-                raise BadAnnotation("segmentation", f"has no segmentation to make a mask of; {BOXES_DO}")
-        elif isinstance(value, dict):
-            runs = _runs(value, size)
-        elif isinstance(value, list):
-            polygons = [_polygon(polygon, size) for polygon in value]
-        else:
-            raise BadAnnotation(
-                "segmentation", f"segmentation is {shown(value)}, not polygons or run lengths"
-            )
-        return ([], None) if self.masks is False else (polygons, runs)
-
     def _where(self, index: int, annotation: Any) -> str:
         number, image = (
             annotation.get(key) if isinstance(annotation, dict) else None for key in ("id", "image_id")
@@ -235,7 +241,7 @@ class _Parser:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    document = parse_json(read_bytes(file, largest=_LARGEST_FILE), file, hook=_compact)
+    document = parse_json(read_text(file, largest=_LARGEST_FILE), file, hook=_compact)
     if not isinstance(document, dict):
         hint = "; a detector's results are no annotations" if isinstance(document, list) else ""
         raise DataError(f"{file}: holds no object with images, annotations and categories{hint}")
@@ -268,6 +274,27 @@ def _box(annotation: dict[str, Any], size: tuple[int, int]) -> Box:
     except BadAnnotation as bad:
         raise BadAnnotation("box", f"bbox {shown(value)} {bad.reason}") from None
     return box
+
+
+def _outline(value: Any, size: tuple[int, int]) -> tuple[list["array[float]"], Runs | None, str]:
+    """Polygons or run lengths of an object, and what is wrong with the first of them that cannot be used."""
+    polygons: list[array[float]] = []
+    if value is None or value == []:
+        return polygons, None, ""
+    if isinstance(value, dict):
+        try:
+            return polygons, _runs(value, size), ""
+        except BadAnnotation as bad:
+            return polygons, None, bad.reason
+    if not isinstance(value, list):
+        return polygons, None, f"segmentation is {shown(value)}, not polygons or run lengths"
+    broken = ""
+    for numbers in value:
+        try:
+            polygons.append(_polygon(numbers, size))
+        except BadAnnotation as bad:
+            broken = broken or bad.reason
+    return polygons, None, broken
 
 
 def _polygon(numbers: Any, size: tuple[int, int]) -> "array[float]":

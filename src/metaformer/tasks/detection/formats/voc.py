@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from metaformer.data.class_lists import Names, class_list, given_names, read_class_list
-from metaformer.data.folder import EXTENSIONS, read_split_list
+from metaformer.data.folder import EXTENSIONS, UNREAD, read_split_list, unread_image
 from metaformer.data.image import image_size
 from metaformer.errors import DataError
 from metaformer.storage import read_bytes
@@ -53,10 +53,28 @@ def read_voc(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotatio
     files = ImageFiles(paths.images)
     images = _by_stem(paths.images)
     split_list = paths.root / f"ImageSets/Main/{paths.split}.txt"
-    for stem in read_split_list(split_list):
-        name = images.get(stem, f"{stem}.jpg")
-        if error := files.error(name):
-            builder.add_fault("image", f"{split_list}: {stem}: {error}")
+
+    def exists(stem: str) -> bool:
+        return stem in images or os.path.isfile(paths.labels / f"{stem}.xml")
+
+    def add_double(error: DataError) -> None:
+        builder.add_fault("image", str(error))
+
+    for stem in read_split_list(split_list, exists, add_double):
+        name, *others = images.get(stem, [f"{stem}.jpg"])
+        if others:
+            same = (
+                f"{paths.images / others[0]}: has the name of {paths.images / name}, so both would have one"
+            )
+            builder.add_fault("image", f"{same} annotation file: rename one")
+            continue
+        if os.path.splitext(name)[1].lower() in UNREAD:
+            builder.add_fault("image", str(unread_image(paths.images / name)))
+            continue
+        try:
+            files.find(name)
+        except BadAnnotation as bad:
+            builder.add_fault("image", f"{split_list}: {stem}: {bad.reason}")
             continue
         try:
             _read_image(builder, paths, stem, name, labels)
@@ -73,9 +91,19 @@ def _classes(paths: SplitPaths, given: Names) -> tuple[str, ...]:
     return read_class_list(own) if own.is_file() else class_list("voc").names[1:]  # without background
 
 
-def _by_stem(folder: Path) -> dict[str, str]:
-    split = (os.path.splitext(name) for name in sorted(file_names(folder)))
-    return {stem: stem + end for stem, end in split if end.lower() in EXTENSIONS}
+def _by_stem(folder: Path) -> dict[str, list[str]]:
+    """Image files by their names without extension."""
+    images: dict[str, list[str]] = {}
+    names = sorted(file_names(folder))
+    for name in names:
+        stem, extension = os.path.splitext(name)
+        if extension.lower() in EXTENSIONS:
+            images.setdefault(stem, []).append(name)
+    for name in names:
+        stem, extension = os.path.splitext(name)
+        if extension.lower() in UNREAD and stem not in images:
+            images[stem] = [name]
+    return images
 
 
 def _read_image(
