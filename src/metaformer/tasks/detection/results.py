@@ -111,7 +111,26 @@ class DetectedObjects:
             if name not in self.classes:
                 raise UnknownName("class", name, self.classes)
         wanted = [names is None or name in names for name in self.classes]
-        rows = np.flatnonzero((self.scores >= score) & np.array(wanted, bool)[self.labels])
+        return self._rows_at(np.flatnonzero((self.scores >= score) & np.array(wanted, bool)[self.labels]))
+
+    def suppressed(self, iou_threshold: float) -> Self:
+        """The same without objects whose box overlaps a better one, whatever the classes of the two.
+
+        Networks suppress within each class, which average precision asks for; people see one object.
+
+        Args:
+            iou_threshold: of two boxes with a greater IoU the worse one is left out.
+        """
+        import torch
+
+        from metaformer.models.detection.nms import batched_nms
+
+        boxes, scores = torch.from_numpy(self.boxes), torch.from_numpy(self.scores)
+        one_class = torch.zeros(len(self), dtype=torch.int64)
+        return self._rows_at(batched_nms(boxes, scores, one_class, iou_threshold, len(self)).numpy())
+
+    def _rows_at(self, rows: NDArray[np.int64]) -> Self:
+        """The objects of these rows, in their order."""
         parts = {name: getattr(self, name)[rows] for name in ("boxes", "scores", "labels")}
         masks = None if self.masks is None else tuple(self.masks[row] for row in rows)
         return replace(self, **parts, masks=masks)
@@ -242,6 +261,10 @@ class DetectionReport(Report):
     """Of boxes, and of masks if they were evaluated."""
     palette: Palette
     """Color of each class."""
+    score: float
+    """Score from which objects are shown: that of the best F1 here, or the one that the network brought."""
+    f1: float
+    """F1 score of the boxes shown, over all images, at an IoU of 0.5."""
     examples: tuple[DetectExample, ...] = ()
     """The worst images, then the best, each once."""
 
@@ -270,6 +293,8 @@ class DetectionReport(Report):
             "images": self.images,
             "objects": self.figures["bbox"].objects,
             **self.metrics,
+            "score": self.score,
+            "f1": self.f1,
             "figures": {kind: asdict(figures) for kind, figures in self.figures.items()},
             "classes": self.classes,
             "palette": [list(color) for color in self.palette],
@@ -285,7 +310,10 @@ class DetectionReport(Report):
             lines.append(_row(name, [percentage(getattr(figures, key), 2) for key in COLUMNS.values()]))
         if not objects:
             lines.append("no object is annotated: there is nothing to evaluate")
-        return "\n".join([*lines, "", *_table(self.figures, rows)])
+        lines += ["", *_table(self.figures, rows)]
+        if objects:
+            lines.append(f"F1 of boxes: {percentage(self.f1, 2)} at a score of {self.score:g}")
+        return "\n".join(lines)
 
 
 def _row(name: str, cells: Collection[str]) -> str:

@@ -37,6 +37,8 @@ class DetectionMetadata(NamedTuple):
     """A color for each."""
     category_ids: tuple[int, ...]
     """The id of each in COCO's files."""
+    score: float | None = None
+    """Score from which objects are shown, chosen on validation data; None where none was."""
 
 
 RANGES: Final[Mapping[str, Range]] = {
@@ -74,7 +76,8 @@ def check_config(config: TrainConfig) -> None:
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     """A detector from a checkpoint's card, its weights random."""
     model = dense.load(spec, card, DetectorConfig, DetectionPreprocess)
-    return replace(model, metadata=DetectionMetadata(model.metadata, tuple(map(int, card["category_ids"]))))
+    ids, score = tuple(map(int, card["category_ids"])), read_score(card.get("score"))
+    return replace(model, metadata=DetectionMetadata(model.metadata, ids, score))
 
 
 def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
@@ -82,7 +85,21 @@ def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     assert isinstance(model, Detector)
     loaded = dense.describe(spec, model, name, DetectionPreprocess)
     ids = model.pretrained_cfg.get("category_ids", category_ids(loaded.classes or ()))
-    return replace(loaded, metadata=DetectionMetadata(loaded.metadata, tuple(map(int, ids))))
+    score = read_score(model.pretrained_cfg.get("score"))
+    return replace(loaded, metadata=DetectionMetadata(loaded.metadata, tuple(map(int, ids)), score))
+
+
+def read_score(value: Any) -> float | None:
+    """A score threshold from a file's plain values; None where there is none.
+
+    Raises:
+        ConfigError: anything else but a number of 0 … 1.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"score: must be a number of 0 … 1, or null, not {value!r}")
+    return float(value)
 
 
 def recognize(root: str | Path) -> Certainty:

@@ -1,6 +1,6 @@
 """Training of object detection and instance segmentation: data, network, loss and evaluation of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,13 +13,14 @@ from metaformer.data.sampler import TrainSampler
 from metaformer.distributed import World
 from metaformer.factory import create_detector
 from metaformer.models.detection.detector import Detector
-from metaformer.tasks.base import StepContext, Task, load_initial_weights, loading
+from metaformer.tasks.base import Forward, StepContext, Task, load_initial_weights, loading
 from metaformer.tasks.check import validate_splits
 from metaformer.tasks.dense import backbone_config, check_split_classes
 from metaformer.tasks.detection.check import check_sizes
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
 from metaformer.tasks.detection.evaluate import DetectionEvaluation
 from metaformer.tasks.detection.predict import run_inference
+from metaformer.tasks.detection.results import DetectionReport
 from metaformer.tasks.detection.transforms import DetectionPreprocess, train_transform
 
 
@@ -38,6 +39,7 @@ class DetectionTask(Task):
     task, metric = "detect", "ap"
     model: Detector
     train: DetectionDataset
+    evaluation: DetectionEvaluation
     preprocess: DetectionPreprocess
 
     def __init__(
@@ -51,6 +53,8 @@ class DetectionTask(Task):
     ) -> None:
         super().__init__(model, name, train, evaluation, preprocess)
         self.group_by_aspect = group_by_aspect
+        self.score: float | None = None
+        """Score from which objects are shown, chosen by the last evaluation."""
 
     def sampler(self, **options: Any) -> TrainSampler:
         """Order of the training images, on request with wide and tall ones in separate batches."""
@@ -63,10 +67,21 @@ class DetectionTask(Task):
         losses: dict[str, Tensor] = model(batch.images, batch.targets, batch.sizes)
         return losses
 
+    def evaluate(self, forward: Forward) -> DetectionReport:
+        """Evaluate, and keep the score threshold for the checkpoint."""
+        report = self.evaluation.run(forward)
+        self.score = report.score
+        return report
+
+    def restore(self, card: Mapping[str, Any]) -> None:
+        """Take over the score threshold of a checkpoint."""
+        self.score = card.get("score")
+
     def metadata(self) -> dict[str, Any]:
-        """Colors of the classes, and their numbers in COCO's files."""
+        """Colors and COCO numbers of the classes, and the score from which objects are shown."""
         palette, ids = self.train.source.palette, self.train.source.category_ids
-        return {"palette": [list(color) for color in palette], "category_ids": list(ids)}
+        colors = [list(color) for color in palette]
+        return {"palette": colors, "category_ids": list(ids), "score": self.score}
 
 
 def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) -> DetectionTask:
