@@ -361,6 +361,8 @@ class TaskSpec:
     """(predictions, out, LoadedModel, **options): write files; yields lines to print."""
     report: Callable[[Mapping[str, Any], TrainConfig], TaskReport]
     """A best checkpoint's state and its configuration to what the report page shows."""
+    fit_data: Callable[[TrainConfig], Mapping[str, Any]] | None = None
+    """Sizes and batch that fit the training data of a configuration: dotted fields and their values."""
     check_data: Callable[..., CheckReport]
     """(root, splits, workers=, **options): all that is wrong with a data set."""
     recognize: Callable[[str | Path], Certainty]

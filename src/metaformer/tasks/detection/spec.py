@@ -25,7 +25,7 @@ from metaformer.tasks.detection.evaluate import build_evaluation
 from metaformer.tasks.detection.formats.layouts import recognize_layout
 from metaformer.tasks.detection.predict import DetectionPredictor
 from metaformer.tasks.detection.report import build_report
-from metaformer.tasks.detection.task import build_detect
+from metaformer.tasks.detection.task import build_detect, fit_data
 from metaformer.tasks.detection.transforms import DetectionPreprocess
 from metaformer.tasks.detection.write import write_detections
 
@@ -122,6 +122,7 @@ SPEC = TaskSpec(
     predictor=DetectionPredictor,
     write=write_detections,
     report=build_report,
+    fit_data=fit_data,
     check_data=check_objects,
     recognize=recognize,
     write_demo=write_coco_objects,

@@ -15,7 +15,7 @@ from metaformer.factory import create_detector
 from metaformer.models.detection.detector import Detector
 from metaformer.tasks.base import Forward, StepContext, Task, load_initial_weights, loading
 from metaformer.tasks.check import validate_splits
-from metaformer.tasks.dense import backbone_config, check_split_classes
+from metaformer.tasks.dense import backbone_config, check_split_classes, fitting_batch, typical_size
 from metaformer.tasks.detection.check import check_sizes
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
 from metaformer.tasks.detection.evaluate import DetectionEvaluation
@@ -150,6 +150,22 @@ def open_annotated(
         masks=detect.head == "mask_rcnn",
         on_bad=on_bad,
     )
+
+
+def fit_data(config: TrainConfig) -> Mapping[str, Any]:
+    """Sizes and batch that fit the training images: images at the median size.
+
+    Raises:
+        DataError: the data set is not laid out as it should be, or an annotation cannot be used.
+    """
+    train = open_annotated(config, config.data.train, config.data.on_bad_image)
+    train.check_any()
+    longer, shorter = typical_size(train.size, len(train))
+    return {
+        "detect.long_side": longer,
+        "detect.short_sides": [shorter],
+        "data.batch_size": fitting_batch(config, len(train)),
+    }
 
 
 def detection_preprocessing(config: TrainConfig) -> DetectionPreprocess:
