@@ -18,7 +18,8 @@ from metaformer.config import TrainConfig
 from metaformer.data.rle import decode, encode
 from metaformer.errors import DataError, MissingPackage, UnknownName
 from metaformer.models.detection.structures import Detections
-from metaformer.report.blocks import Examples, Section, Table
+from metaformer.report.blocks import Examples, Section, Table, css_color
+from metaformer.tasks.detection.draw import brighten
 from metaformer.tasks.detection.formats.coco import parse_coco
 from metaformer.tasks.detection.metrics import Found, Kind, coco_figures
 from metaformer.tasks.detection.report import build_report
@@ -302,7 +303,9 @@ def test_classes_are_listed_by_ap() -> None:
         ["class 1", "1", "0.0%"], ["class 2", "1", "0.0%"], ["class 0", "1", "100.0%"],
         ["class 3", "1", "100.0%"],
     ]  # fmt: skip
-    assert section.note.startswith("1 classes have no objects") and table.rows[2].color == "rgb(0 7 9)"
+    assert section.note.startswith("1 classes have no objects") and table.rows[2].color == css_color(
+        brighten((0, 7, 9))
+    )
     assert table.columns[-1] == "recall"
 
 

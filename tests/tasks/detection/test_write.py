@@ -173,6 +173,16 @@ def test_masks_of_another_size_are_stretched() -> None:
     assert not pixels[450, 300].any() and not pixels[300, 450].any()
 
 
+@pytest.mark.parametrize("ground", [0, 24, 60, 128, 200, 255])
+@pytest.mark.parametrize("color", [(0, 0, 0), (0, 0, 142), RED, (255, 255, 255), (128, 128, 128)])
+def test_boxes_show_on_dark_and_bright_images(ground: int, color: tuple[int, int, int]) -> None:
+    image = Image.new("RGB", (400, 400), (ground,) * 3)
+    across = np.asarray(draw_shapes(image, [Shape((100, 100, 300, 300), "", color)]).convert("L"))[
+        200, 90:120
+    ]
+    assert np.abs(across.astype(int) - ground).max() >= 100
+
+
 def test_the_first_lies_on_top() -> None:
     shapes = [Shape((100, 100, 300, 300), "", RED), Shape((100, 100, 300, 300), "", BLUE)]
     assert near(np.asarray(draw_shapes(Image.new("RGB", (400, 400)), shapes))[200, 100], brighten(RED))

@@ -71,7 +71,9 @@ def draw_shapes(image: Image.Image, shapes: Sequence[Shape], width: int = MIN_WI
     for one in reversed(placed):
         left, top, right, bottom = one.box
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
-        draw.rectangle(tuple(np.add(corners, (-1, -1, 1, 1))), outline=PANEL, width=thick + 2)
+        # a light line outside and a dark one inside: one of them contrasts with any image
+        draw.rectangle(tuple(np.add(corners, (-1, -1, 1, 1))), outline=INK, width=1)
+        draw.rectangle(corners, outline=PANEL, width=thick + 1)
         draw.rectangle(corners, outline=one.color, width=thick)
     _draw_labels(draw, placed, canvas.size)
     return canvas

@@ -19,10 +19,10 @@ from metaformer.report.blocks import (
     worst_and_best,
 )
 from metaformer.report.page import TaskReport
-from metaformer.tasks.detection.draw import Shape, draw_shapes
+from metaformer.tasks.detection.draw import Shape, brighten, draw_shapes
 from metaformer.visualize.canvas import Color
 
-WIDTH = 320
+WIDTH = 384
 """Smallest width of an image on the page, in pixels."""
 METRICS = {
     "ap": "box AP",
@@ -95,7 +95,8 @@ def _classes(figures: dict[str, Any], palette: Sequence[Color]) -> Section:
     for box, mask, color in sorted(present, key=lambda row: (row[0]["ap"], row[0]["name"])):
         values = [box[key] for key in ("ap", "ap50", "ap75", "ar")]
         values += [] if masks is None else [mask[key] for key in ("ap", "ap50")]
-        rows.append(Row([box["name"], f"{box['objects']:,}", *map(percentage, values)], css_color(color)))
+        cells = [box["name"], f"{box['objects']:,}", *map(percentage, values)]
+        rows.append(Row(cells, css_color(brighten(color))))  # as it is drawn
     absent = len(palette) - len(rows)
     note = f"{absent} classes have no objects, and so are in no mean." if absent else ""
     return Section("Classes", [Table(columns, rows, bar=2)], note=note)

@@ -4,20 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.data.loader import Stop
+from metaformer.data.rle import encode
 from metaformer.data.sampler import TrainSampler
 from metaformer.distributed import World
 from metaformer.factory import create_detector
 from metaformer.models.detection.detector import Detector
+from metaformer.models.detection.structures import Targets
 from metaformer.tasks.base import Forward, StepContext, Task, load_initial_weights, loading
 from metaformer.tasks.check import validate_splits
 from metaformer.tasks.dense import backbone_config, check_split_classes, fitting_batch, typical_size
 from metaformer.tasks.detection.check import check_sizes
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
+from metaformer.tasks.detection.draw import Shape, draw_shapes
 from metaformer.tasks.detection.evaluate import DetectionEvaluation
 from metaformer.tasks.detection.predict import run_inference
 from metaformer.tasks.detection.results import DetectionReport
@@ -66,6 +70,14 @@ class DetectionTask(Task):
         """Losses of a batch of images."""
         losses: dict[str, Tensor] = model(batch.images, batch.targets, batch.sizes)
         return losses
+
+    def picture(self, image: Image.Image, target: Targets) -> tuple[str, Image.Image]:
+        """A sample with its boxes and masks."""
+        source, shapes = self.train.source, []
+        for row, (box, label) in enumerate(zip(target.boxes.tolist(), target.labels.tolist(), strict=True)):
+            mask = None if target.masks is None else encode(target.masks[row].numpy().astype(bool))
+            shapes.append(Shape(tuple(box), source.classes[label], source.palette[label], mask))
+        return "", draw_shapes(image, shapes)
 
     def evaluate(self, forward: Forward) -> DetectionReport:
         """Evaluate, and keep the score threshold for the checkpoint."""

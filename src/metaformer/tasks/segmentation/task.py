@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from metaformer.config import TrainConfig
@@ -20,6 +21,7 @@ from metaformer.tasks.check import validate_splits
 from metaformer.tasks.dense import backbone_config, check_split_classes, fitting_batch, typical_size
 from metaformer.tasks.segmentation.check import validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
+from metaformer.tasks.segmentation.draw import overlay
 from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
 from metaformer.tasks.segmentation.predict import run_inference
 from metaformer.tasks.segmentation.transforms import train_transform
@@ -52,6 +54,10 @@ class SegmentationTask(Task):
     def metadata(self) -> dict[str, Any]:
         """Colors of the classes."""
         return {"palette": [list(color) for color in self.train.source.palette]}
+
+    def picture(self, image: Image.Image, target: Tensor) -> tuple[str, Image.Image]:
+        """A sample with its label map over it; unlabeled pixels, padding too, are not painted."""
+        return "", overlay(image, target.numpy(), self.train.source.palette)
 
 
 def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -> SegmentationTask:
