@@ -155,11 +155,14 @@ def test_an_image_of_one_pixel(detector: Make) -> None:
     assert objects.names == ["green"] and objects.boxes.tolist() == [[0, 0, 1, 1]]
 
 
-def test_the_score_is_the_given_the_chosen_or_the_default_one(detector: Make) -> None:
+def test_drawings_begin_at_the_given_the_chosen_or_the_default_score(detector: Make) -> None:
     image = stripes(64, 48)  # red has a score of 0.9, blue 0.3
-    assert objects_in(image, detector(chosen=0.5)).names == ["red"]
-    assert objects_in(image, detector(chosen=0.5, score=0.1)).names == ["red", "blue"]
-    assert objects_in(image, detector()).names == ["red", "blue"]
+    found = objects_in(image, detector(chosen=0.5))
+    assert found.names == ["red", "blue"] and found.shown(0.5).names == ["red"]
+    given = objects_in(image, detector(chosen=0.5, score=0.1))
+    assert given.names == given.shown(0.5).names == ["red", "blue"]
+    assert detector(chosen=0.2).score == 0.2 and detector(chosen=0.5).score == detector().score == 0.3
+    assert objects_in(image, detector()).shown(0.5).names == ["red", "blue"]
 
 
 def test_boxes_of_several_classes_are_suppressed_on_request(detector: Make) -> None:

@@ -43,7 +43,8 @@ def test_a_run_learns_and_is_evaluated_as_in_training(detect_run: Path) -> None:
     assert (detect_run / "report.html").stat().st_size > 10_000
     metadata = load_model(detect_run).metadata
     assert metadata.category_ids == (3, 7) and metadata.score == report.score
-    assert Predictor(detect_run, device="cpu").predictor.settings["score"] == report.score
+    (found,) = Predictor(detect_run, device="cpu")(Image.new("RGB", (40, 40)))
+    assert found.draw_score == report.score
 
 
 def test_augmented_views_find_the_same_objects(detect_run: Path) -> None:

@@ -3,14 +3,14 @@
 import colorsys
 from collections.abc import Sequence
 from math import ceil, floor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from metaformer.data.class_lists import Palette
 from metaformer.data.rle import Mask, decode
-from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.visualize.canvas import INK, PANEL, Color, Font, limit_size, truncate, upscale_factor
 
 MIN_WIDTH = 384
@@ -33,7 +33,25 @@ class Shape(NamedTuple):
     """RLE; a mask of another size is stretched over the image."""
 
 
-def draw_objects(image: Image.Image, objects: DetectedObjects) -> Image.Image:
+class Objects(Protocol):
+    """Detected objects, such as `DetectedObjects`."""
+
+    @property
+    def boxes(self) -> NDArray[np.float32]: ...
+    @property
+    def scores(self) -> NDArray[np.float32]: ...
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def palette(self) -> Palette: ...
+    @property
+    def masks(self) -> tuple[Mask, ...] | None: ...
+    def __len__(self) -> int: ...
+
+
+def draw_objects(image: Image.Image, objects: Objects) -> Image.Image:
     """Draw detected objects with class and score; small images are enlarged."""
     masks = objects.masks or (None,) * len(objects)
     rows = zip(objects.boxes.tolist(), objects.labels.tolist(), objects.scores.tolist(), masks, strict=True)

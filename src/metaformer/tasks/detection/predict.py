@@ -126,8 +126,8 @@ class DetectionPredictor(StreamPredictor[DetectedObjects]):
         workers: threads that read images ahead; 0 reads each when it is due.
         scales: test-time augmentation: factors of the input's size, such as 0.75,1,1.25.
         flip: also detect in the mirrored image, and merge.
-        score: leave out objects with a lower score (default: that of the best F1 on the run's validation
-            data, which its checkpoint keeps; 0.3 where none was chosen).
+        score: leave out objects with a lower score (default: 0.3, or less where drawings show less; these
+            begin at the score of the best F1 on the run's validation data, which its checkpoint keeps).
         classes: names of the classes to report, such as cat,dog (default: all).
         class_agnostic_nms: of overlapping boxes report the best alone, whatever their classes.
 
@@ -149,8 +149,11 @@ class DetectionPredictor(StreamPredictor[DetectedObjects]):
         class_agnostic_nms: bool = False,
     ) -> None:
         super().__init__(workers)
+        chosen = model.metadata.score
+        self.draw_score = 0.0 if score is not None or chosen is None else chosen
+        """Score from which objects are drawn, of those that are reported."""
         if score is None:
-            score = DEFAULT_SCORE if model.metadata.score is None else model.metadata.score
+            score = DEFAULT_SCORE if chosen is None else min(DEFAULT_SCORE, chosen)
         if not 0 <= score <= 1:
             raise ConfigError(f"score is {score}: it must lie between 0 and 1")
         self.model, self.classes = model, model.class_names
@@ -172,5 +175,5 @@ class DetectionPredictor(StreamPredictor[DetectedObjects]):
         detections = self.inference.detections(self.model.forward, image, self.model.preprocess, name=name)
         palette = self.model.metadata.palette
         objects = DetectedObjects.from_detections(detections, path, image.size, self.classes, palette)
-        objects = objects.filtered(self.score, self.wanted)
+        objects = replace(objects.filtered(self.score, self.wanted), draw_score=self.draw_score)
         return objects.suppressed(self.inference.nms_threshold) if self.class_agnostic_nms else objects

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from metaformer.data.class_lists import Palette
 from metaformer.data.rle import Mask, decode, encode
 from metaformer.errors import DataError, MissingPackage, UnknownName
 from metaformer.report.blocks import percentage
+from metaformer.tasks.detection.draw import draw_objects
 from metaformer.tasks.detection.metrics import DetectionFigures, Found, Kind, check_found
+from metaformer.tasks.outputs import DrawnResult
 from metaformer.tasks.report import Report, class_table
 
 if TYPE_CHECKING:
@@ -20,12 +23,14 @@ if TYPE_CHECKING:
     from metaformer.models.detection.structures import Detections
 
 
+SHOWN_IOU = 0.5
+"""IoU above which `plot` shows the better of two boxes alone."""
 BLOCK = 1 << 24
 """Pixels of masks that are pasted at once."""
 
 
 @dataclass(frozen=True, eq=False)
-class DetectedObjects:
+class DetectedObjects(DrawnResult):
     """Objects detected in one image, best first.
 
     Raises:
@@ -48,6 +53,8 @@ class DetectedObjects:
     """Color of each class."""
     masks: tuple[Mask, ...] | None = None
     """Compressed RLE of each object's mask; None for boxes alone."""
+    draw_score: float = 0.0
+    """Score from which objects are drawn."""
 
     def __post_init__(self) -> None:
         try:
@@ -129,11 +136,15 @@ class DetectedObjects:
         one_class = torch.zeros(len(self), dtype=torch.int64)
         return self._rows_at(batched_nms(boxes, scores, one_class, iou_threshold, len(self)).numpy())
 
+    def shown(self, iou_threshold: float) -> Self:
+        """What is drawn: objects of `draw_score` and more, of overlapping ones the best."""
+        return self.filtered(self.draw_score).suppressed(iou_threshold)
+
     def _rows_at(self, rows: NDArray[np.int64]) -> Self:
         """The objects of these rows, in their order."""
         parts = {name: getattr(self, name)[rows] for name in ("boxes", "scores", "labels")}
         masks = None if self.masks is None else tuple(self.masks[row] for row in rows)
-        return replace(self, **parts, masks=masks)
+        return replace(self, **parts, masks=masks).drawn_on(self._image, self._frame)
 
     def to_found(self, image_id: int) -> Found:
         """The same for `AveragePrecision`."""
@@ -194,6 +205,11 @@ class DetectedObjects:
             class_id=self.labels,
             data={"class_name": np.array(self.names, dtype=str)},
         )
+
+    def _draw(self, image: Image.Image) -> Image.Image:
+        if image.size != self.size:
+            raise DataError(f"an image of {image.width}x{image.height} for boxes in one of {self.size}")
+        return draw_objects(image, self.shown(SHOWN_IOU))
 
     def _rows(self) -> Iterator[tuple[int, float, list[float]]]:
         return zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)

@@ -47,7 +47,7 @@ def write_detections(
         out: a folder; None yields JSON lines.
         model: the network, which knows the classes' ids in COCO's files (default: counted from 1).
         draw: also write the images with boxes, masks and names drawn on them; those of videos are joined; of
-            overlapping boxes the best alone, whatever their classes.
+            overlapping boxes the best alone, whatever their classes, from the score of the best F1 on.
         draw_all: with `draw`, every box that is reported, overlapping ones of other classes too.
         coco: also write all objects as COCO's results JSON, with masks.
         fps: with `draw`, frames a second: join all images to one animation.
@@ -70,7 +70,7 @@ def write_detections(
         lines = jsonl_writer(place / LINES, numbered if coco else None)
         chosen = [Output(lines, "images", place / LINES)]
         if draw:
-            iou = 1.0 if draw_all else run_inference(model.config if model else None).nms_threshold
+            iou = None if draw_all else run_inference(model.config if model else None).nms_threshold
             chosen.append(drawn_output(place, partial(_drawn, iou), fps))
         if coco:
             ids = model.metadata.category_ids if model is not None else None
@@ -105,5 +105,6 @@ def coco_writer(place: Path, category_ids: Sequence[int] | None = None) -> Itera
         stream.write("\n]\n")
 
 
-def _drawn(iou: float, prediction: Prediction[DetectedObjects], moving: bool) -> Image.Image:
-    return draw_objects(prediction.pixels(), prediction.result.suppressed(iou))
+def _drawn(iou: float | None, prediction: Prediction[DetectedObjects], moving: bool) -> Image.Image:
+    result = prediction.result
+    return draw_objects(prediction.pixels(), result if iou is None else result.shown(iou))

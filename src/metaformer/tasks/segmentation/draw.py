@@ -1,13 +1,13 @@
 """Drawing of segmentations: class colors over the image, class boundaries, and a legend below."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from metaformer.tasks.segmentation.results import Segmentation
+from metaformer.data.class_lists import Palette
 from metaformer.visualize.canvas import (
     INK,
     PANEL,
@@ -34,7 +34,20 @@ Entry = tuple[str, Color, float]
 """Name, color and share of the image of a class in a legend."""
 
 
-def annotate(image: Image.Image, result: Segmentation, moving: bool = False) -> Image.Image:
+class LabelMap(Protocol):
+    """A label map with its classes, such as `Segmentation`."""
+
+    @property
+    def label_map(self) -> NDArray[np.integer[Any]]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def palette(self) -> Palette: ...
+    @property
+    def shares(self) -> tuple[tuple[int, float], ...]: ...
+
+
+def annotate(image: Image.Image, result: LabelMap, moving: bool = False) -> Image.Image:
     """Draw a segmentation over its image, with a legend of its classes below, largest first.
 
     Args:
