@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import nn
 
@@ -36,6 +36,60 @@ if TYPE_CHECKING:
 Backbone = str | MetaFormerConfig | nn.Module
 DEFAULT_BACKBONE = "poolformer_s24"
 logger = logging.getLogger(__name__)
+
+
+@overload
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    features_only: Literal[False] = False,
+    out_indices: Sequence[int] = (0, 1, 2, 3),
+    drop_path_rate: float = 0.0,
+    global_pool: str = "avg",
+    *,
+    classifier: Classifier = "keep",
+    strict: bool = True,
+    **config_overrides: Any,
+) -> MetaFormer: ...
+
+
+@overload
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    *,
+    features_only: Literal[True],
+    out_indices: Sequence[int] = (0, 1, 2, 3),
+    drop_path_rate: float = 0.0,
+    global_pool: str = "avg",
+    classifier: Classifier = "keep",
+    strict: bool = True,
+    **config_overrides: Any,
+) -> MetaFormerFeatures: ...
+
+
+@overload
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    features_only: bool = False,
+    out_indices: Sequence[int] = (0, 1, 2, 3),
+    drop_path_rate: float = 0.0,
+    global_pool: str = "avg",
+    *,
+    classifier: Classifier = "keep",
+    strict: bool = True,
+    **config_overrides: Any,
+) -> MetaFormer | MetaFormerFeatures: ...
 
 
 def create_model(

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from metaformer.cli.train import _command, check_yaml, resolve
 from metaformer.errors import ConfigError
 from metaformer.factory import create_model
 from metaformer.recipes import RECIPES
+from toys import TINY
 
 Cli = Callable[..., Any]
 Args = tuple[str, ...]
@@ -33,6 +36,74 @@ def test_a_yaml_file_then_options_change_a_recipe(tmp_path: Path) -> None:
     assert config.model.mixers == ["pooling", "pooling", "attention", "attention"]
     assert resolve(recipe, ["--model.mixers", "pooling(size=5)"]).model.mixers == "pooling(size=5)"
     assert resolve(recipe, ["--augment.auto_augment=null"]).augment.auto_augment is None
+
+
+def own_data(root: Path, task: str, size: tuple[int, int] = (100, 70), images: int = 5) -> Path:
+    """Images with a bright square, as YOLO's boxes or as label maps."""
+    for split in ("train", "val"):
+        for part in ("images", "labels"):
+            (root / part / split).mkdir(parents=True)
+        for number in range(images):
+            pixels = np.full((size[1], size[0], 3), 40, np.uint8)
+            pixels[20:50, 20:50] = 250
+            Image.fromarray(pixels).save(root / "images" / split / f"{number}.png")
+            labels = root / "labels" / split / str(number)
+            if task == "detect":
+                box = f"0 {35 / size[0]} {35 / size[1]} {30 / size[0]} {30 / size[1]}"
+                labels.with_suffix(".txt").write_text(box)
+            else:
+                Image.fromarray((pixels[..., 0] > 100).astype(np.uint8)).save(labels.with_suffix(".png"))
+    (root / "classes.txt").write_text("square\n" if task == "detect" else "ground\nsquare\n")
+    if task == "detect":
+        (root / "data.yaml").write_text("names: [square]\ntrain: images/train\nval: images/val\n")
+    return root
+
+
+def test_sizes_and_batch_of_fine_tuning_fit_the_data(tmp_path: Path) -> None:
+    boxes, maps = own_data(tmp_path / "boxes", "detect"), own_data(tmp_path / "maps", "segment")
+    config = resolve(RECIPES["finetune/detect"], ["--data.root", str(boxes)])
+    assert (config.detect.long_side, config.detect.short_sides, config.data.batch_size) == (128, [96], 5)
+    config = resolve(RECIPES["finetune/segment"], ["--data.root", str(maps)])
+    assert (config.segment.resize, config.data.image_size, config.data.batch_size) == ((128, 96), 96, 5)
+    given = ["--data.root", str(maps), "--data.batch_size", "2", "--segment.resize", "null"]
+    config = resolve(RECIPES["finetune/segment"], given)
+    assert (config.segment.resize, config.data.image_size, config.data.batch_size) == (None, 96, 2)
+    large = own_data(tmp_path / "large", "detect", (1280, 960), 12)
+    config = resolve(RECIPES["finetune/detect"], ["--data.root", str(large)])
+    assert (config.detect.long_side, config.detect.short_sides, config.data.batch_size) == (640, [480], 8)
+
+
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_fine_tuning_on_own_pictures(task: str, tmp_path: Path, cli: Cli) -> None:
+    root, run = own_data(tmp_path / "own", task), tmp_path / "run"
+    small = [
+        "--model.pretrained=false",
+        f"--model.overrides={TINY}",
+        "--schedule.epochs=1",
+        "--data.workers=0",
+    ]
+    dims = [f"--{task}.fpn_dim=8", f"--{task}.head_dim=8"]
+    result = cli("train", f"finetune/{task}", f"--data.root={root}", f"--out={run}", *small, *dims)
+    assert result.status == 0, result.err
+    assert "to fit the data: " in result.err and (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "holds", "option"),
+    [
+        ("demo/segment", "segment", "--segment.layout folders"),
+        ("ade20k/semantic_fpn_poolformer_s12", "segment", "--segment.layout folders"),
+        ("demo/detect", "detect", "--detect.layout yolo"),
+    ],
+)
+def test_an_unfit_layout_names_the_option_that_fits(
+    recipe: str, holds: str, option: str, tmp_path: Path, cli: Cli
+) -> None:
+    root = own_data(tmp_path / "own", holds)
+    result = cli(
+        "train", recipe, f"--data.root={root}", f"--out={tmp_path / 'run'}", "--model.pretrained=false"
+    )
+    assert option in result.error
 
 
 def test_the_printed_configuration_is_read_back(cli: Cli, tmp_path: Path) -> None:

@@ -42,6 +42,39 @@ def lines(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def test_results_are_drawn_saved_and_shown(
+    predictor: Predictor, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = next(iter(sorted((pets / "val").rglob("*.png"))))
+    (of_file,), (in_memory,) = predictor(file), predictor(Image.open(file))
+    drawn = of_file.plot()
+    assert drawn.mode == "RGB" and drawn.width >= 320
+    assert np.array_equal(np.asarray(drawn), np.asarray(in_memory.plot()))
+    other = of_file.plot(Image.new("L", (50, 50), 255))
+    assert not np.array_equal(np.asarray(other), np.asarray(drawn))
+    assert of_file.save(tmp_path / "new" / "one.png") == tmp_path / "new" / "one.png"
+    with Image.open(tmp_path / "new" / "one.png") as saved:
+        assert saved.format == "PNG" and np.array_equal(np.asarray(saved), np.asarray(drawn))
+    shown: list[Image.Image] = []
+    monkeypatch.setattr(Image.Image, "show", lambda image: shown.append(image))
+    in_memory.show()
+    assert shown[0].size == drawn.size
+    with pytest.raises(ConfigError, match=r"one\.xyz: a picture's name ends in \.png, "):
+        of_file.save(tmp_path / "one.xyz")
+    with pytest.raises(DataError, match="plot"):
+        copy.copy(in_memory).drawn_on(None).plot()
+    assert "image" not in in_memory.to_dict() and in_memory == type(in_memory)(**in_memory.to_dict())
+
+
+def test_a_network_of_another_task_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+    save_pretrained(predictor.model.model, tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"task is 'detect': .* is for image classification, task 'classify'"
+    ):
+        Predictor(tmp_path, task="detect", device="cpu")
+    assert Predictor(tmp_path, task="classify", device="cpu").task == "classify"
+
+
 def test_every_image_once_over_all_parts(predictor: Predictor, pets: Path, tmp_path: Path) -> None:
     source = ImageFolder(pets, "val")
     parts = [predict_all(predictor, source, tmp_path, World(rank, rank, 2)) for rank in range(2)]

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from metaformer.config import EmaConfig, TrainConfig
+from metaformer.config import DataConfig, EmaConfig, TrainConfig
 from metaformer.report.blocks import (
     CONFUSIONS,
     MAX_BESIDE,
@@ -31,7 +31,7 @@ from metaformer.report.blocks import (
     worst_and_best,
 )
 from metaformer.report.chart import Line, line_chart, ticks
-from metaformer.report.page import TaskReport, charts, render, settings, tiles
+from metaformer.report.page import TaskReport, charts, cost, render, settings, tiles
 
 
 def evaluation(counts: list[list[int]], entries: bool = False) -> dict[str, Any]:
@@ -72,6 +72,10 @@ def test_many_classes_have_a_list_alone() -> None:
     assert isinstance(table, Table) and len(table.rows) == CONFUSIONS
     few = [row[: MAX_BESIDE + 1] for row in counts[: MAX_BESIDE + 1]]
     assert confusion_section(evaluation(few), "images").wide
+    long = evaluation([[3, 1], [0, 3]])
+    assert not confusion_section(long, "images").wide
+    long["per_class"][0]["name"] = "a_class_with_a_long_name"
+    assert confusion_section(long, "images").wide
     (none,) = confusion_section(evaluation([[3, 0], [0, 3]]), "images").beside
     assert isinstance(none, Table) and not none.rows
 
@@ -189,6 +193,33 @@ def test_every_block_is_escaped_and_well_formed() -> None:
     assert ">1 more<" in text and ">gone<" in text and "and 2 more" in text and ">empty<" not in text
     assert text.count('style="width: 50.0%"') == 31 and 'class="strong"' in text and 'class="bad"' in text
     assert "use runs/a/best" in text and "net on : 2 classes" in text
+
+
+def test_names_of_any_length_keep_the_page_in_shape() -> None:
+    """Column names of a matrix stand upright, pictures enlarge, and nothing breaks into letters."""
+    names = [f"a_class_with_a_very_long_name_{i}" for i in range(7)]
+    cells = [[Cell("1", "1 image", 0.1) for _ in names] for _ in names]
+    example = Example({"image": "data:,", "prediction": "data:,"}, names[0], note=names[1])
+    text = page(
+        Section("Confusion", [Matrix(names, cells, "")]), Section("images", [Examples("a", [example])])
+    )
+    assert all(f"<span>{name}</span>" in text for name in names) and "writing-mode: vertical-rl" in text
+    assert text.count('<details class="zoom">') == text.count("<img ") == 2 and "anywhere" not in text
+
+
+def test_the_page_says_what_the_run_cost_and_shows_training_samples() -> None:
+    log = [{**LOG[0], "step": 10, "memory_gb": 1.0}, {**LOG[1], "step": 40, "memory_gb": 2.5}]
+    config = TrainConfig(data=DataConfig(batch_size=100))
+    text = cost({**STATE, "device": "a processor", "world_size": 2}, config, log)
+    assert text == (
+        "0 min 22 s for 40 steps, without evaluation, 182 images per second, 2.5 GB of memory at most, "
+        "on 2 × a processor"
+    )
+    assert cost(STATE, config, []) == ""
+    samples = [Example({"sample": "data:,"}, "a cat")]
+    page = render(report(), STATE, config, log, Path("runs/a/best"), (), "", samples)
+    assert "Cost: 0 min 22 s" in page and "as augmented" in page and "a cat" in page and "Mixup" in page
+    assert "as augmented" not in render(report(), STATE, config, log, Path("runs/a/best"), (), "")
 
 
 def test_tiles_are_metrics_throughput_data_and_the_best_step() -> None:

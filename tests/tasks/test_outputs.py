@@ -2,13 +2,15 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from metaformer.errors import ConfigError, OutputError
+from metaformer.errors import ConfigError, DataError, OutputError
 from metaformer.tasks.classification.results import Classification
 from metaformer.tasks.classifier import write_predictions
 from metaformer.tasks.multilabel.results import MultilabelResult
@@ -51,6 +53,20 @@ def test_every_output_gets_every_prediction_under_one_name(segmented: Make, tmp_
     lines = list(write_outputs(predictions, tmp_path, outputs, needs_folder={}))
     assert first == second == ["x", "x_2", "c_000000", "c_000001", "end"]
     assert lines == [f"4 lines: {tmp_path / 'lines'}", f"4 images: {tmp_path / 'drawn'}"]
+
+
+def test_frames_of_a_video_are_drawn_from_the_video(detected: Make, segmented: Make, tmp_path: Path) -> None:
+    for make in (detected, segmented):
+        made = make("x.png")
+        assert made.image is not None
+        file = tmp_path / "clip.gif"
+        dark = Image.new("RGB", made.image.size)
+        dark.save(file, save_all=True, append_images=[made.image.convert("RGB")], duration=40)
+        result = replace(made.result, path=str(file)).drawn_on(None, 1)
+        assert np.asarray(result.plot()).mean() > np.asarray(result.drawn_on(None, 0).plot()).mean() + 5
+        assert result.filtered(0.1).plot() == result.plot() if make is detected else True
+        with pytest.raises(DataError, match="an image of 5x5"):
+            result.plot(Image.new("RGB", (5, 5)))
 
 
 def test_images_in_an_output_folder_are_not_overwritten(segmented: Make, tmp_path: Path) -> None:

@@ -244,9 +244,9 @@ def test_images_of_shards_are_shown(
     write_shards(pets, tmp_path / "shards", kind=kind, workers=1, progress=False)
     train(configure(schedule={"epochs": 1}, data={"root": str(tmp_path / "shards")}), tmp_path / "run")
     text = (tmp_path / "run" / "report.html").read_text()
-    assert text.count("data:image/jpeg;base64,") >= 10 and f"val/00000.{kind}: " in text
+    assert text.count('alt="image"') >= 10 and f"val/00000.{kind}: " in text
     shutil.rmtree(tmp_path / "shards")
-    assert "data:image/jpeg" not in write_report(tmp_path / "run").read_text()
+    assert 'alt="image"' not in write_report(tmp_path / "run").read_text()
 
 
 def test_a_run_without_best_weights_is_an_error(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from metaformer.backbones.config import MetaFormerConfig
@@ -33,6 +34,7 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path, config: MetaFormerConfig) 
     model = MetaFormer(config).eval()
     save_pretrained(model, tmp_path / "new" / "model")
     assert {path.name for path in (tmp_path / "new" / "model").iterdir()} == {
+        "README.md",
         "config.json",
         "model.safetensors",
     }
@@ -41,6 +43,43 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path, config: MetaFormerConfig) 
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded(image), model(image))
+
+
+NETWORKS = {
+    "image-classification": lambda: create_model("poolformer_n", num_classes=3),
+    "image-segmentation": lambda: create_segmenter("semantic_fpn_poolformer_n", num_classes=3, fpn_dim=8),
+    "object-detection": lambda: create_detector("retinanet_poolformer_n", num_classes=3, fpn_dim=8),
+}
+
+
+@pytest.mark.parametrize("pipeline", NETWORKS)
+def test_networks_save_themselves_with_a_model_card(pipeline: str, tmp_path: Path) -> None:
+    model = NETWORKS[pipeline]()
+    model.pretrained_cfg["label_names"] = ("a_b", "<i>", "c\n# d")
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    text = (tmp_path / "README.md").read_text()
+    start, head, body = text.split("---\n", 2)
+    values = yaml.safe_load(head)
+    assert not start and values["pipeline_tag"] == pipeline and values["library_name"] == "metaformer"
+    assert "license" not in values, "weights of one's own have the license that their owner gives them"
+    assert (
+        f"| parameters | {sum(p.numel() for p in model.parameters()):,} |" in body
+        and "| classes | 3 |" in body
+    )
+    assert r"Classes: a\_b, \<i\>, c \# d" in body and "from_pretrained" in body
+    (tmp_path / "README.md").write_text("my own")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own"
+
+
+def test_the_license_of_published_weights_is_in_the_card(tmp_path: Path) -> None:
+    create_model("cyclemlp_b1", depths=(1,) * 4, dims=(8,) * 4).save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert 'license: "mit"' in text and "| input | 3 × 224 × 224 |" in text
+    create_model("poolformer_n", features_only=True).save_pretrained(tmp_path / "pyramid")
+    assert "Predictor" not in (tmp_path / "pyramid" / "README.md").read_text()
 
 
 def test_a_pyramid_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from torch.fx import Proxy
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.head import Head
+from metaformer.backbones.hub import HubMixin
 from metaformer.backbones.stage import Recompute, Stage
 from metaformer.errors import ConfigError, SizeError
 from metaformer.layers.embed import Downsample, Stem
@@ -46,7 +47,7 @@ class FeatureInfo(list[dict[str, Any]]):
         return [level["module"] for level in self]
 
 
-class Trunk(nn.Module):
+class Trunk(HubMixin, nn.Module):
     """Stem and stages, which classifier and pyramid share."""
 
     def __init__(self, config: MetaFormerConfig) -> None:

@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
     outputs = {name: args.pop(name) for name in task_options("write") if name in args}
     _check(parser, args, outputs)
     parser.run_import(args)
-    common = {option.name: args[option.name] for option in options_of(Predictor, skip=("rewrite",))}
+    common = {option.name: args[option.name] for option in options_of(Predictor, skip=("rewrite", "task"))}
     options = {name: args[name] for name in task_options("predictor") if name in args}
     rewrite = optimize if args["optimize"] else None
     predictor = Predictor(args["source"], args["checkpoint"], **common, rewrite=rewrite, **options)
@@ -75,7 +75,7 @@ def _parser() -> Parser:
     add(
         "--optimize", action="store_true", help="use the exact inference form of the network: for many images"
     )
-    add_options(parser, list(options_of(Predictor, skip=("rewrite",))))
+    add_options(parser, list(options_of(Predictor, skip=("rewrite", "task"))))
     parser.add_import()
     add_task_options(parser, "predictor", "write")
     return parser
@@ -94,7 +94,7 @@ def _check(parser: Parser, args: dict[str, Any], outputs: dict[str, Any]) -> Non
         )
 
 
-def _predict_all(predictor: "Predictor", args: dict[str, Any]) -> int:
+def _predict_all(predictor: "Predictor[Any]", args: dict[str, Any]) -> int:
     from metaformer.data.split import open_split
     from metaformer.distributed import Interrupted, find_world
     from metaformer.inference.batch import predict_all

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import sys
 from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -91,6 +92,8 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
         except ConfigError as error:
             raise ConfigError(f"{argv[1]}: {error}") from error
     values = _read(parser, recipe, argv)
+    if recipe.fits_data and values["data"]["root"]:
+        values = _fit(parser, recipe, argv, values)
     values.pop("config", None)
     return from_dict(TrainConfig, values)
 
@@ -111,6 +114,32 @@ def _as_trained(recipe: Recipe, argv: list[str]) -> Recipe:
     data = replace(recipe.config.data, image_size=trained.image_size)
     evaluate = replace(recipe.config.evaluate, crop=trained.crop)
     return replace(recipe, config=replace(recipe.config, data=data, evaluate=evaluate))
+
+
+def _fit(parser: Any, recipe: Recipe, argv: list[str], values: dict[str, Any]) -> dict[str, Any]:
+    """The settings with sizes and batch that fit the data, where neither file nor option gives them."""
+    from metaformer.tasks import TASKS
+
+    config = from_dict(TrainConfig, {name: value for name, value in values.items() if name != "config"})
+    fit = TASKS[config.task].fit_data
+    if fit is None:
+        return values
+    parser.set_defaults(dict(fit(config)))
+    fitted = _read(parser, recipe, argv)
+    if os.environ.get("RANK", "0") == "0":
+        before, after = _leaves(values), _leaves(fitted)
+        chosen = [f"{name} {after[name]}" for name in after if after[name] != before.get(name)]
+        if chosen:
+            print(f"to fit the data: {', '.join(chosen)}", file=sys.stderr)
+    return fitted
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def _files(argv: list[str]) -> list[Path]:

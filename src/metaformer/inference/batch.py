@@ -39,7 +39,7 @@ class BatchResult:
 
 
 def predict_all(
-    predictor: Predictor,
+    predictor: Predictor[Any],
     source: Source,
     out: str | Path,
     world: World,
@@ -75,7 +75,7 @@ def predict_all(
 
 
 def _predict(
-    predictor: Predictor, source: Source, whole: Path, world: World, skip_bad: bool, stop: Stop | None
+    predictor: Predictor[Any], source: Source, whole: Path, world: World, skip_bad: bool, stop: Stop | None
 ) -> BatchResult:
     if not isinstance(predictor.predictor, BatchPredictor):
         raise ConfigError(f"data: no option of {predictor.model.spec.title}; name images or folders instead")
@@ -120,7 +120,7 @@ def _images(source: Source) -> dict[str, Any]:
     return {"images": len(source), "images_sha256": digest.hexdigest()}
 
 
-def _network(predictor: Predictor) -> dict[str, Any]:
+def _network(predictor: Predictor[Any]) -> dict[str, Any]:
     model, digest = predictor.model, hashlib.sha256()
     if isinstance(model.model, Int8Network):  # its weights lie in files, not in a state dict
         for suffix in (".xml", ".bin"):

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from torch import nn
 
@@ -12,18 +12,31 @@ from metaformer.distributed import find_device
 from metaformer.errors import BadImage, ConfigError
 from metaformer.inference.evaluate import check_amp, check_options
 from metaformer.inference.model import load_model
-from metaformer.tasks.outputs import Prediction
+from metaformer.tasks.outputs import Prediction, Result
 from metaformer.tasks.stream import ImageInput, ImageList, raise_bad
 
 _log = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    from metaformer.tasks.classification.results import Classification
+    from metaformer.tasks.detection.results import DetectedObjects
+    from metaformer.tasks.multilabel.results import MultilabelResult
+    from metaformer.tasks.segmentation.results import Segmentation
 
-class Predictor:
+
+R = TypeVar("R", bound=Result)
+
+
+class Predictor(Generic[R]):
     """A trained network as a function of images.
+
+    For type checkers it is generic in its results: `Predictor(source, task="detect")` is a
+    `Predictor[DetectedObjects]`; without `task` results are `Any`.
 
     Args:
         source: run directory (its best weights), checkpoint directory, or model name.
         checkpoint: weights for a model name, in any published format (default: its published ones).
+        task: `classify`, `multilabel`, `segment` or `detect`: refuse a network of another task.
         class_names: class names, or a file with one a line, where nothing else gives them.
         batch_size: images at once; one for tasks whose images have different sizes.
         workers: processes or threads that read images; 0 reads in this one.
@@ -38,15 +51,97 @@ class Predictor:
             `scales`, `flip`, `sliding_window`, `score` and `classes`.
 
     Raises:
-        ConfigError: a value out of range, or an option that the task does not take.
+        ConfigError: a value out of range, a network of another task, or an option that its task does not
+            take.
         WeightsError: the weights cannot be read or do not fit.
     """
+
+    @overload
+    def __init__(
+        self: "Predictor[Classification]",
+        source: str | Path,
+        checkpoint: str | Path | None = None,
+        *,
+        task: Literal["classify"],
+        class_names: str | Path | Sequence[str] | None = None,
+        batch_size: int = 32,
+        workers: int = 0,
+        device: str = "auto",
+        amp: Literal["none", "bf16", "fp16"] = "none",
+        rewrite: Callable[[nn.Module], nn.Module] | None = None,
+        **options: Any,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "Predictor[MultilabelResult]",
+        source: str | Path,
+        checkpoint: str | Path | None = None,
+        *,
+        task: Literal["multilabel"],
+        class_names: str | Path | Sequence[str] | None = None,
+        batch_size: int = 32,
+        workers: int = 0,
+        device: str = "auto",
+        amp: Literal["none", "bf16", "fp16"] = "none",
+        rewrite: Callable[[nn.Module], nn.Module] | None = None,
+        **options: Any,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "Predictor[Segmentation]",
+        source: str | Path,
+        checkpoint: str | Path | None = None,
+        *,
+        task: Literal["segment"],
+        class_names: str | Path | Sequence[str] | None = None,
+        batch_size: int = 32,
+        workers: int = 0,
+        device: str = "auto",
+        amp: Literal["none", "bf16", "fp16"] = "none",
+        rewrite: Callable[[nn.Module], nn.Module] | None = None,
+        **options: Any,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "Predictor[DetectedObjects]",
+        source: str | Path,
+        checkpoint: str | Path | None = None,
+        *,
+        task: Literal["detect"],
+        class_names: str | Path | Sequence[str] | None = None,
+        batch_size: int = 32,
+        workers: int = 0,
+        device: str = "auto",
+        amp: Literal["none", "bf16", "fp16"] = "none",
+        rewrite: Callable[[nn.Module], nn.Module] | None = None,
+        **options: Any,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "Predictor[Any]",
+        source: str | Path,
+        checkpoint: str | Path | None = None,
+        *,
+        task: None = None,
+        class_names: str | Path | Sequence[str] | None = None,
+        batch_size: int = 32,
+        workers: int = 0,
+        device: str = "auto",
+        amp: Literal["none", "bf16", "fp16"] = "none",
+        rewrite: Callable[[nn.Module], nn.Module] | None = None,
+        **options: Any,
+    ) -> None: ...
 
     def __init__(
         self,
         source: str | Path,
         checkpoint: str | Path | None = None,
         *,
+        task: Literal["classify", "multilabel", "segment", "detect"] | None = None,
         class_names: str | Path | Sequence[str] | None = None,
         batch_size: int = 32,
         workers: int = 0,
@@ -63,6 +158,8 @@ class Predictor:
             raise ConfigError(f"on_bad_image: {on_bad_image!r} is none of 'error', 'skip'")
         place = find_device(device)
         model = load_model(source, checkpoint, class_names=class_names, ema=ema, raw=raw)
+        if task is not None and task != model.task:
+            raise ConfigError(f"task is {task!r}: {source} is for {model.spec.title}, task {model.task!r}")
         check_options("predictor", model, options)
         model = model.to(place, amp)
         if rewrite is not None:
@@ -73,22 +170,28 @@ class Predictor:
         """Errors of the images that were left out so far."""
         self.predictor = model.spec.predictor(model, batch_size=batch_size, workers=workers, **options)
 
-    def __call__(self, images: ImageInput | Iterable[ImageInput]) -> list[Any]:
+    def __call__(self, images: ImageInput | Iterable[ImageInput]) -> list[R]:
         """Results for a file, a folder, a glob, an image, or a list of these; in order, files sorted.
 
         They are `Classification`s, `MultilabelResult`s, `Segmentation`s or `DetectedObjects`, at the images'
-        own size; one for each frame of an animation or a video.
+        own size; one for each frame of an animation or a video. `plot()`, `save(FILE)`, `show()` draw them.
 
         Raises:
             DataError: nothing found, or an image that cannot be read.
         """
         return list(self.stream(images))
 
-    def stream(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Any]:
+    def stream(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[R]:
         """The same one after another, for more images than memory holds results of."""
-        return (prediction.result for prediction in self.predictions(images))
+        return map(self._drawable, self.predictions(images))
 
-    def predictions(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Prediction[Any]]:
+    @staticmethod
+    def _drawable(prediction: Prediction[Any]) -> Any:
+        """The result, which knows its image if that is in memory; files are read again to draw on them."""
+        image = None if prediction.path else prediction.image
+        return prediction.result.drawn_on(image, prediction.frame)
+
+    def predictions(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Prediction[R]]:
         """The same, each result with its image."""
         on_bad = self._skip if self.on_bad_image == "skip" else raise_bad
         return self.predictor.predict(ImageList(images), on_bad)

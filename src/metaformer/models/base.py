@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.hub import HubMixin
 from metaformer.backbones.metaformer import MetaFormerFeatures
 from metaformer.backbones.stage import Recompute
 from metaformer.errors import ConfigError
@@ -18,7 +19,7 @@ Size = tuple[int, int]
 """Height and width."""
 
 
-class DenseNetwork(nn.Module):
+class DenseNetwork(HubMixin, nn.Module):
     """Network on a backbone that returns a list of features; its utilities delegate to the backbone.
 
     Subclasses define `forward_head` (tensors only: what is compiled and exported), `decode` (tensors to

@@ -35,6 +35,8 @@ class Recipe:
     """Published box AP on COCO's val2017 in per cent: AP, AP50, AP75, then small, medium and large."""
     mask_ap: tuple[float, ...] | None = None
     """The same for masks."""
+    fits_data: bool = False
+    """Whether sizes and batch are made to fit the data before the run, see `TaskSpec.fit_data`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", "\n".join(self._lines()))

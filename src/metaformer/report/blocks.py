@@ -14,6 +14,8 @@ MAX_MATRIX = 30
 """Classes up to which a confusion matrix is drawn."""
 MAX_BESIDE = 13
 """Classes up to which the list of confusions fits beside the matrix."""
+LONG_NAME = 18
+"""Letters of a class name up to which two of them fit in a row beside the matrix."""
 CONFUSIONS = 12
 """Length of the list of confusions."""
 
@@ -159,8 +161,9 @@ def confusion_section(evaluation: Mapping[str, Any], unit: str, percent: bool = 
         return Section("Confusion", [table])
     shown = f"Percent of the class's {unit}" if percent else f"Numbers of {unit}"
     cells = [[_cell(count, sum(row), unit, percent) for count in row] for row in counts]
+    wide = len(counts) > MAX_BESIDE or max(map(len, names)) > LONG_NAME
     matrix = Matrix(names, cells, f"{shown}. Rows: true class. Columns: predicted class.")
-    return Section("Confusion", [matrix], [table], wide=len(counts) > MAX_BESIDE)
+    return Section("Confusion", [matrix], [table], wide=wide)
 
 
 def _cell(count: int, total: int, unit: str, percent: bool) -> Cell:
@@ -174,7 +177,7 @@ def _cell(count: int, total: int, unit: str, percent: bool) -> Cell:
 def data_uri(image: Image.Image, quality: int = 88) -> str:
     """JPEG data URI, which needs no file beside the page."""
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=quality)
+    image.save(stream, "JPEG", quality=quality, subsampling=0 if quality > 90 else -1)  # thin lines keep hues
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metaformer.config import TrainConfig
-from metaformer.report.blocks import Section
+from metaformer.report.blocks import Example, Section
 from metaformer.report.chart import Line, line_chart
 from metaformer.serialize import to_dict
 
@@ -44,6 +44,7 @@ def render(
     best: Path,
     hidden: Collection[str],
     footer: str,
+    samples: Sequence[Example] = (),
 ) -> str:
     """The page as HTML without scripts or links to other files.
 
@@ -55,6 +56,7 @@ def render(
         best: the best checkpoint.
         hidden: sections and dotted fields of the configuration that the task does not use.
         footer: last line.
+        samples: training samples as they are augmented.
     """
     from jinja2 import Environment, PackageLoader
 
@@ -71,7 +73,32 @@ def render(
         best=best,
         settings=settings(config, hidden),
         footer=footer,
+        cost=cost(state, config, log),
+        samples=samples,
+        mixed=config.task == "classify" and max(config.augment.mixup, config.augment.cutmix) > 0,
     )
+
+
+def cost(state: Mapping[str, Any], config: TrainConfig, log: Log) -> str:
+    """What the run took: time of its steps, throughput, memory and device; empty where nothing is logged."""
+    seconds, done, memory = 0.0, 0, 0.0
+    for line in log:
+        if line["kind"] == "train" and line.get("images_per_second"):
+            steps, done = line["step"] - done, line["step"]
+            seconds += steps * config.data.batch_size / line["images_per_second"]
+            memory = max(memory, line.get("memory_gb", 0.0))
+    if not seconds:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    time = f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    parts = [f"{time} for {done:,} steps, without evaluation"]
+    parts.append(f"{done * config.data.batch_size / seconds:,.3g} images per second")
+    if memory:
+        parts.append(f"{memory:.1f} GB of memory at most")
+    where = state.get("device", "")
+    many = state.get("world_size", 1)
+    return ", ".join(parts) + (f", on {f'{many} × ' if many > 1 else ''}{where}" if where else "")
 
 
 def tiles(report: TaskReport, state: Mapping[str, Any], log: Log, unit: str) -> list[Tile]:

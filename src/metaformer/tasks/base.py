@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from metaformer.backbones.metaformer import MetaFormer
@@ -15,9 +17,9 @@ from metaformer.config import ModelConfig, TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.demo import WriteDemo
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
-from metaformer.data.sampler import EvalSampler, TrainSampler
+from metaformer.data.sampler import EvalSampler, Sample, TrainSampler
 from metaformer.distributed import World, rank, world_size
-from metaformer.errors import ConfigError
+from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.factory import InitialWeights
 from metaformer.models.base import DenseNetwork, autocast
 from metaformer.report.page import TaskReport
@@ -170,6 +172,36 @@ class Task(ABC):
     def sampler(self, **options: Any) -> TrainSampler:
         """Order of the training images; `options` are those of `TrainSampler`."""
         return TrainSampler(len(self.train), **options)
+
+    def training_samples(self, count: int) -> list[tuple[str, Image.Image]]:
+        """Training samples of the first epoch as the network is given them: caption and picture of each.
+
+        Taken evenly from the whole set; images that cannot be read are left out.
+        """
+        indices = np.unique(np.linspace(0, len(self.train) - 1, count).astype(int)) if len(self.train) else ()
+        samples = []
+        for index in indices:
+            try:
+                tensor, target, _ = self.train[Sample(0, int(index))]
+            except MetaFormerError:  # training says so when it comes there
+                continue
+            samples.append(self.picture(self.pixels(tensor), target))
+        return samples
+
+    def pixels(self, image: Tensor) -> Image.Image:
+        """A normalized image (3, H, W), or the last of its views, in RGB."""
+        image = image[-1] if image.dim() == 4 else image
+        mean, std = (
+            torch.tensor(value)[:, None, None] for value in (self.preprocess.mean, self.preprocess.std)
+        )
+        values = (image * std + mean).clamp(0, 1) * 255
+        return Image.fromarray(values.round().byte().permute(1, 2, 0).contiguous().numpy())
+
+    def picture(self, image: Image.Image, target: Any) -> tuple[str, Image.Image]:
+        """Caption and picture of a sample; by default its class, or its classes."""
+        if isinstance(target, Tensor) and target.dim():
+            return ", ".join(self.classes[k] for k in target.nonzero()[:, 0].tolist()) or "–", image
+        return self.classes[int(target)], image
 
     def names(self, batch: Batch) -> list[str]:
         """Image files of a batch."""
@@ -387,6 +419,8 @@ class TaskSpec:
     """(predictions, out, LoadedModel, **options): write files; yields lines to print."""
     report: Callable[[Mapping[str, Any], TrainConfig], TaskReport]
     """A best checkpoint's state and its configuration to what the report page shows."""
+    fit_data: Callable[[TrainConfig], Mapping[str, Any]] | None = None
+    """Sizes and batch that fit the training data of a configuration: dotted fields and their values."""
     check_data: Callable[..., CheckReport]
     """(root, splits, workers=, **options): all that is wrong with a data set."""
     recognize: Callable[[str | Path], Certainty]

@@ -1,6 +1,7 @@
 """What segmentation and detection share: backbone, classes and colors of a network, examples of a report."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -41,6 +42,12 @@ EXAMPLES = 6
 
 THUMBNAIL = 256
 """Longest side of a report's label maps and masks, in pixels."""
+LARGEST_SIDE = 640
+"""Longer side, in pixels, that images are reduced to in runs whose sizes fit the data."""
+SAMPLED = 64
+"""Images whose sizes are read for that."""
+SIDE_UNIT = 32
+"""Sides are multiples of the stride of the coarsest feature level."""
 X = TypeVar("X")
 
 
@@ -74,6 +81,29 @@ def check_split_classes(config: TrainConfig, train: Split, val: Split) -> None:
     if train.classes != val.classes:
         raise DataError(f"{val.folder}: {len(val.classes)} classes, but {train.folder} has {classes} others")
     check_num_classes(config, classes, train.folder)
+
+
+def typical_size(size: Callable[[int], tuple[int, int]], count: int) -> tuple[int, int]:
+    """Longer and shorter side to resize images to: of the median image, in multiples of 32, at most 640.
+
+    Args:
+        size: width and height of an image.
+        count: number of images, at least one.
+    """
+    indices = np.unique(np.linspace(0, count - 1, min(count, SAMPLED)).astype(int))
+    sides = np.median(np.sort([size(int(index)) for index in indices], axis=1), axis=0)
+    shorter, longer = sides * min(1.0, LARGEST_SIDE / sides[1])
+    return _next_unit(longer), _next_unit(shorter)
+
+
+def _next_unit(side: float) -> int:
+    return max(1, math.ceil(side / SIDE_UNIT)) * SIDE_UNIT
+
+
+def fitting_batch(config: TrainConfig, images: int) -> int:
+    """The run's batch, or the largest that this many training images fill on its devices."""
+    unit = config.optim.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    return config.data.batch_size if images >= config.data.batch_size else max(unit, images // unit * unit)
 
 
 def load(

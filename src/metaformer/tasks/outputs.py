@@ -2,18 +2,21 @@
 
 import csv
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from PIL import Image
 
 from metaformer.data.image import read_image
 from metaformer.errors import BadImage, ConfigError, DataError, OutputError, TrainingError
 from metaformer.process import one_line
-from metaformer.storage import FileNames, atomic_text, check_writable
+from metaformer.storage import FileNames, atomic_bytes, atomic_text, check_writable
 from metaformer.visualize import album
+from metaformer.visualize.video import frames
 
 
 class Result(Protocol):
@@ -27,6 +30,71 @@ class Result(Protocol):
         """Plain values, a line of predictions.jsonl."""
 
 
+class DrawnResult(ABC):
+    """Result that can be drawn on its image."""
+
+    path: str
+    _image: ClassVar[Image.Image | None] = None
+    _frame: ClassVar[int | None] = None
+
+    @abstractmethod
+    def _draw(self, image: Image.Image) -> Image.Image:
+        """Draw the result on an RGB image."""
+
+    def plot(self, image: Image.Image | None = None) -> Image.Image:
+        """Draw the result as `predict --draw` does.
+
+        Args:
+            image: what is drawn on; by default the image that was predicted, read again where it is a file.
+
+        Raises:
+            BadImage: the file cannot be read.
+            DataError: the image is not known.
+        """
+        if image is None:
+            image = self._image
+        if image is None and not self.path:
+            raise DataError("the result of an image in memory does not know it: plot(image)")
+        if image is None and self._frame is not None:
+            image = next(islice(frames(self.path), self._frame, None)).image
+        return self._draw(read_image(self.path) if image is None else image.convert("RGB"))
+
+    def save(self, path: str | Path, image: Image.Image | None = None) -> Path:
+        """Write what `plot` draws, in the format that the file's name ends in.
+
+        Raises:
+            ConfigError: a name with another ending.
+            OutputError: the file cannot be written.
+        """
+        target = Path(path)
+        if target.suffix.lower() not in PICTURES:
+            raise ConfigError(f"{target}: a picture's name ends in {', '.join(PICTURES)}")
+        drawn = self.plot(image)
+        with atomic_bytes(target) as stream:
+            drawn.save(stream, PICTURES[target.suffix.lower()])
+        return target
+
+    def show(self, image: Image.Image | None = None) -> None:
+        """Open what `plot` draws in the desktop's viewer."""
+        self.plot(image).show()
+
+    def drawn_on(self, image: Image.Image | None, frame: int | None = None) -> Self:
+        """The same, which knows what it is drawn on: an image in memory, or a frame of the video `path`."""
+        for name, value in (("_image", image), ("_frame", frame)):
+            object.__setattr__(self, name, value)  # results are frozen; this is no part of their value
+        return self
+
+
+PICTURES = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+"""Formats of drawn results by the ending of the file's name."""
 R = TypeVar("R", bound=Result)
 
 

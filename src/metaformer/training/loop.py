@@ -39,13 +39,18 @@ from metaformer.errors import ConfigError, DataError, MetaFormerError, OutputErr
 from metaformer.process import GRACE, StopSignals
 from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks.base import Task
+from metaformer.tasks.report import thumbnail
 from metaformer.training.diagnose import nonfinite_weight
 from metaformer.training.log import MetricsLog
-from metaformer.training.progress import Meter, Progress, peak_memory
+from metaformer.training.progress import Meter, Progress, device_name, peak_memory
 from metaformer.training.trainer import NonFiniteError, Trainer
 
 MAX_SKIPPED = 3
 """Consecutive steps that `runtime.on_nonfinite skip` skips at most."""
+SAMPLES = 8
+"""Training samples in the report."""
+SAMPLE_SIDE = 384
+"""Longer side of one, in pixels."""
 
 
 @dataclass
@@ -99,6 +104,7 @@ class Loop:
         self.evaluation_pending = False
         """The evaluation after this step has not finished."""
         self.saved_step = -1
+        self.samples: list[tuple[str, str]] | None = None
         self.meter = Meter()
         self.log: MetricsLog | None = None
         self.progress: Progress
@@ -307,10 +313,17 @@ class Loop:
             self.best = Best(value, self.trainer.step)
             # saved before the step's checkpoint: a process killed in between does both again
             tensors = {"model": self.trainer.eval_state_dict()}
-            state = {**self._state(), "evaluation": report.to_dict()}
+            state = {**self._state(), "evaluation": report.to_dict(), "samples": self._training_samples()}
             with errors_on_all_ranks(OutputError):
                 if self.world.main:
                     write_checkpoint(self.run_dir.best, tensors, state, self.task.hub_card())
+
+    def _training_samples(self) -> list[tuple[str, str]]:
+        """Caption and data URI of some training samples for the report; none of tar shards, which stream."""
+        if self.samples is None:
+            few = [] if isinstance(self.task.train.source, TarImages) else self.task.training_samples(SAMPLES)
+            self.samples = [(caption, thumbnail(image, SAMPLE_SIDE)) for caption, image in few]
+        return self.samples
 
     def _save_once(self) -> None:
         if self.saved_step != self.trainer.step:
@@ -359,6 +372,7 @@ class Loop:
             "bad_images": sorted(self.bad_images),
             "skipped_steps": self.skipped,
             "evaluation_pending": self.evaluation_pending,
+            "device": device_name(self.world.device),
             **machine(self.world),
         }
 

@@ -23,6 +23,7 @@ from metaformer.distributed import (
 )
 from metaformer.errors import MetaFormerError, OutputError
 from metaformer.process import StopSignals, printable
+from metaformer.report.blocks import Example
 from metaformer.report.page import render
 from metaformer.serialize import differences, from_dict, to_dict
 from metaformer.storage import as_path, write_text
@@ -195,6 +196,7 @@ def write_report(run: str | Path) -> Path:
         other_sections(spec) | spec.unused.keys(),
         f"metaformer {metadata.version('metaformer')} · seed {config.seed} · "
         f"processes {state['world_size']} · threads {state['threads']}",
+        [Example({"sample": uri}, caption) for caption, uri in state.get("samples", ())],
     )
     file = run_dir.path / "report.html"
     write_text(file, page)

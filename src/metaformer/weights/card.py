@@ -1,5 +1,7 @@
 """Model cards: `pretrained_cfg` in timm's terms, and the `config.json` beside saved weights."""
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -12,6 +14,8 @@ from metaformer.models.build import DENSE_KINDS, NetworkConfig, kind_of
 from metaformer.serialize import Serializable, Text, decode, from_dict
 from metaformer.weights.sources import Source
 
+SHOWN_CLASSES = 100
+"""Class names in a model card."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -84,6 +88,50 @@ def model_card(
     if kind is None:
         card["out_indices"] = None if out_indices is None else list(out_indices)
     return card
+
+
+PIPELINES = {"segment": "image-segmentation", "detect": "object-detection"}
+"""What the Hugging Face Hub calls the tasks; other networks classify."""
+
+
+def readme(card: Mapping[str, Any], parameters: int, num_classes: int) -> str:
+    """Model card in Markdown, as the Hugging Face Hub shows it, of what `config.json` says.
+
+    Args:
+        card: content of `config.json`.
+        parameters: number of parameters.
+        num_classes: outputs of the network.
+    """
+    cfg, task = card["pretrained_cfg"], card.get("task", "classify")
+    name = json.dumps(str(card["architecture"]), ensure_ascii=False).strip('"')
+    lines = ["---", "library_name: metaformer"]
+    if cfg.get("url") and cfg.get("license"):  # of published weights; those of one's own have none yet
+        lines.append(f"license: {json.dumps(str(cfg['license']))}")
+    lines += [f"pipeline_tag: {PIPELINES.get(task, 'image-classification')}", "tags: [metaformer]", "---"]
+    lines += ["", f"# {name}", "", "| | |", "|---|---|", f"| parameters | {parameters:,} |"]
+    if "out_indices" not in card or card["out_indices"] is None:
+        lines.append(f"| classes | {num_classes} |")
+    if size := cfg.get("input_size"):
+        lines.append(f"| input | {' × '.join(map(str, size))} |")
+    if cfg.get("mean") is not None and cfg.get("std") is not None:
+        mean, std = (", ".join(f"{value:g}" for value in cfg[key]) for key in ("mean", "std"))
+        lines.append(f"| mean, standard deviation | {mean}; {std} |")
+    if cfg.get("url"):
+        lines.append(f"| weights | <{cfg['url']}> |")
+    lines += ["", "```python", "import metaformer", "", 'model = metaformer.from_pretrained("DIRECTORY")']
+    if card.get("out_indices") is None:
+        lines += ['for result in metaformer.Predictor("DIRECTORY")("IMAGES"):', "    print(result)"]
+    lines.append("```")
+    if names := cfg.get("label_names"):
+        shown = ", ".join(" ".join(str(label).split()) for label in names[:SHOWN_CLASSES])
+        more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+        lines += ["", f"Classes: {_escape(shown)}{more}"]
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    """Text without meaning in Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>#|&])", r"\\\1", text)
 
 
 def read_config(card: Mapping[str, Any]) -> NetworkConfig:

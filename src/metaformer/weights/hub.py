@@ -18,11 +18,12 @@ from metaformer.models.build import NetworkConfig, build_network, check_memory
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.serialize import decode, errors_at
 from metaformer.storage import as_path, write_text
-from metaformer.weights.card import model_card
+from metaformer.weights.card import model_card, readme
 from metaformer.weights.io import write_state
 from metaformer.weights.load import load_weights
 from metaformer.weights.saved import SavedNetwork, need_saved
 
+README = "README.md"
 CONFIG, WEIGHTS, PICKLED_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ Model: TypeAlias = "MetaFormer | MetaFormerFeatures | Segmenter | Detector"
 def save_pretrained(model: Model, directory: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into a directory, as Hugging Face does.
 
+    A model card, `README.md`, is written beside them unless there is one.
+
     Raises:
         ConfigError: the model has a mixer without a registered name, or a foreign backbone.
         OutputError: the directory cannot be written to.
@@ -44,9 +47,12 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
         config = replace(model.config, num_classes=model.num_classes, global_pool=model.head.global_pool)
     name = model.pretrained_cfg.get("architecture", "metaformer")
     out_indices = model.out_indices if isinstance(model, MetaFormerFeatures) else None
-    text = json.dumps(model_card(name, config, model.pretrained_cfg, out_indices), indent=2) + "\n"
+    card = model_card(name, config, model.pretrained_cfg, out_indices)
     write_state(directory / WEIGHTS, model.state_dict())
-    write_text(directory / CONFIG, text)
+    write_text(directory / CONFIG, json.dumps(card, indent=2) + "\n")
+    if not (directory / README).exists():
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        write_text(directory / README, readme(card, parameters, config.num_classes))
 
 
 def from_pretrained(
@@ -116,6 +122,8 @@ def push_to_hub(
 ) -> str:
     """Upload a model to the Hugging Face Hub, and return the address of the commit.
 
+    A model card goes with it, unless the repository has one.
+
     Raises:
         MissingPackage: huggingface_hub is not installed.
         OutputError: no network, or no right to write there.
@@ -129,6 +137,8 @@ def push_to_hub(
         try:
             api = HfApi(token=token)
             api.create_repo(repo_id, private=private, exist_ok=True)
+            if api.file_exists(repo_id, README):
+                (Path(folder) / README).unlink()
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
         except Exception as error:  # of the network, of the hub and of its checks: no class covers them
             raise OutputError(f"{repo_id}: not uploaded to the Hugging Face Hub ({_line(error)})") from error

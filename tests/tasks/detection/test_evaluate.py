@@ -18,9 +18,9 @@ from metaformer.errors import BadImage, MissingPackage, RankError, TrainingError
 from metaformer.models.detection.structures import Detections, Size
 from metaformer.tasks.dense import EXAMPLES, WorstAndBest
 from metaformer.tasks.detection.dataset import open_detection
-from metaformer.tasks.detection.evaluate import DetectionEvaluation, add_example, f1_score
+from metaformer.tasks.detection.evaluate import DetectionEvaluation, F1Curve, add_example, f1_score
 from metaformer.tasks.detection.instances import Instance
-from metaformer.tasks.detection.predict import DetectForward, DetectInference
+from metaformer.tasks.detection.predict import DEFAULT_SCORE, DetectForward, DetectInference
 from metaformer.tasks.detection.results import DetectedObjects, DetectExample
 from metaformer.tasks.detection.transforms import DetectionPreprocess
 from toys import Rectangles
@@ -263,9 +263,47 @@ def test_examples_are_the_worst_and_the_best() -> None:
 def test_few_images_are_shown_once() -> None:
     examples = WorstAndBest[DetectExample]()
     for index in range(3):
-        add_example(examples, index, detected((LEFT, 0, 0.9), (RIGHT, 0, 0.1)), [annotated(LEFT)])
+        add_example(examples, index, detected((LEFT, 0, 0.9)), [annotated(LEFT)])
     assert [one.index for one in examples.result()] == [0, 1, 2]
-    assert examples.result()[0].f1 == 1  # low scores do not count
+
+
+def test_the_score_shown_is_that_of_the_best_f1() -> None:
+    """Correct boxes score 0.5 or more, wrong ones up to 0.35: any threshold between separates them."""
+    curve = F1Curve()
+    curve.update(detected((LEFT, 0, 0.9), (RIGHT, 0, 0.35)), [annotated(LEFT)])
+    curve.update(detected((RIGHT, 1, 0.5), (LEFT, 1, 0.2)), [annotated(RIGHT, 1)])
+    score, f1 = curve.result()
+    assert score == 0.43 and f1 == 1
+    assert curve.result(0.1) == (0.1, pytest.approx(4 / 6)) and curve.result(0.6) == (
+        0.6,
+        pytest.approx(2 / 3),
+    )
+
+
+def test_without_a_correct_box_the_score_is_the_default() -> None:
+    curve = F1Curve()
+    curve.update(detected((RIGHT, 1, 0.5)), [annotated(LEFT)])
+    assert curve.result() == (DEFAULT_SCORE, 0) and F1Curve().result() == (DEFAULT_SCORE, 0)
+
+
+def test_the_report_shows_one_box_an_object(rectangles: Rectangles) -> None:
+    """Average precision counts the second class of each box as before; the pictures leave it out."""
+
+    def undecided(images: Tensor, *sizes: Any) -> list[Detections]:
+        (found,) = finder(score=0.8)(images, *sizes)
+        (other,) = finder(score=0.4, swapped=True)(images, *sizes)
+        boxes, scores, labels = (
+            torch.cat([getattr(one, name) for one in (found, other)])
+            for name in ("boxes", "scores", "labels")
+        )
+        return [Detections(boxes, scores, labels)]
+
+    report = DetectionEvaluation(rectangles(), OWN).run(undecided)
+    assert sum(row.found for row in report.figures["bbox"].per_class) == 18
+    assert 0.05 < report.score <= 0.8 and report.f1 == pytest.approx(1)
+    assert all(len(one.predicted) == len(one.truth) for one in report.examples)
+    given = DetectionEvaluation(rectangles(), OWN, score=0.85).run(undecided)
+    assert given.score == 0.85 and given.f1 == 0 and not any(one.predicted for one in given.examples)
 
 
 def test_masks_of_examples_are_small() -> None:

@@ -17,7 +17,7 @@ from metaformer.models.detection.structures import Detections, Size
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.detection.predict import DetectInference, DetectionPredictor
 from metaformer.tasks.detection.results import DetectedObjects
-from metaformer.tasks.detection.spec import SPEC, DetectionMetadata
+from metaformer.tasks.detection.spec import SPEC, DetectionMetadata, read_score
 from metaformer.tasks.detection.transforms import DetectionPreprocess
 from metaformer.tasks.stream import ImageList
 
@@ -112,9 +112,11 @@ def test_wrong_scales_are_refused(scales: tuple[float, ...]) -> None:
 
 @pytest.fixture
 def detector() -> Make:
-    def make(model: nn.Module | None = None, **options: Any) -> DetectionPredictor:
+    def make(
+        model: nn.Module | None = None, chosen: float | None = None, **options: Any
+    ) -> DetectionPredictor:
         preprocess = DetectionPreprocess(64, 32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        metadata = DetectionMetadata(((255, 0, 0), (0, 255, 0), (0, 0, 255)), (1, 2, 3))
+        metadata = DetectionMetadata(((255, 0, 0), (0, 255, 0), (0, 0, 255)), (1, 2, 3), chosen)
         spec = SPEC if model is not None else replace(SPEC, forward=lambda network: network)
         loaded = LoadedModel(spec, "net", model or Brightest(), preprocess, COLORS, metadata)
         return DetectionPredictor(loaded, **options)
@@ -151,6 +153,32 @@ def test_boxes_are_in_the_images_own_pixels(size: tuple[int, int], workers: int,
 def test_an_image_of_one_pixel(detector: Make) -> None:
     objects = objects_in(Image.new("RGB", (1, 1), (0, 255, 0)), detector())
     assert objects.names == ["green"] and objects.boxes.tolist() == [[0, 0, 1, 1]]
+
+
+def test_drawings_begin_at_the_given_the_chosen_or_the_default_score(detector: Make) -> None:
+    image = stripes(64, 48)  # red has a score of 0.9, blue 0.3
+    found = objects_in(image, detector(chosen=0.5))
+    assert found.names == ["red", "blue"] and found.shown(0.5).names == ["red"]
+    given = objects_in(image, detector(chosen=0.5, score=0.1))
+    assert given.names == given.shown(0.5).names == ["red", "blue"]
+    assert detector(chosen=0.2).score == 0.2 and detector(chosen=0.5).score == detector().score == 0.3
+    assert objects_in(image, detector()).shown(0.5).names == ["red", "blue"]
+
+
+def test_boxes_of_several_classes_are_suppressed_on_request(detector: Make) -> None:
+    """White is bright in every channel: three classes in one place."""
+    white = Image.new("RGB", (40, 30), (255, 255, 255))
+    assert objects_in(white, detector()).names == ["red", "green", "blue"]
+    alone = objects_in(white, detector(class_agnostic_nms=True))
+    assert alone.names == ["red"] and alone.masks is not None and len(alone.masks) == 1
+    assert objects_in(white, detector(class_agnostic_nms=True, classes=["blue", "green"])).names == ["green"]
+    assert detector(class_agnostic_nms=True).settings != detector().settings, "so that results are not mixed"
+
+
+@pytest.mark.parametrize("score", ["0.5", True, -0.1, 2, float("nan"), [0.5]])
+def test_a_damaged_score_of_a_checkpoint_is_named(score: Any) -> None:
+    with pytest.raises(ConfigError, match=r"score: must be a number"):
+        read_score(score)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from metaformer.config import TrainConfig
 from metaformer.data.rle import decode, encode
 from metaformer.errors import DataError, MissingPackage, UnknownName
 from metaformer.models.detection.structures import Detections
-from metaformer.report.blocks import Examples, Section, Table
+from metaformer.report.blocks import Examples, Section, Table, css_color
+from metaformer.tasks.detection.draw import brighten
 from metaformer.tasks.detection.formats.coco import parse_coco
 from metaformer.tasks.detection.metrics import Found, Kind, coco_figures
 from metaformer.tasks.detection.report import build_report
@@ -174,7 +175,9 @@ def report_of(masks: bool = False, annotated: bool = True) -> DetectionReport:
     kinds = ("bbox", "segm") if masks else ("bbox",)
     detected = ExampleObject(0, (0.0, 0.0, 40.0, 40.0), 0.9)
     example = DetectExample("x.jpg", 0, (80, 60), 0.5, (), (detected,))
-    return DetectionReport(1, coco_figures(parse_coco(document), [found], kinds), PALETTE, (example,))
+    return DetectionReport(
+        1, coco_figures(parse_coco(document), [found], kinds), PALETTE, 0.4, 0.9, (example,)
+    )
 
 
 def test_metrics_of_a_report() -> None:
@@ -196,6 +199,7 @@ def test_metrics_of_masks() -> None:
 
 def test_text_has_the_weakest_class_first() -> None:
     lines = report_of().text(rows=1).splitlines()
+    assert lines[-1] == "F1 of boxes: 90.00% at a score of 0.4"
     assert lines[0] == "1 images, 2 objects" and "50.00%" in lines[3] and "–" in lines[3]
     assert lines[6].split()[-4:] == ["1", "0", "0.00%", "0.00%"] and lines[6].startswith("a much longer name")
     assert "and 1 classes" in lines[7] and "1 classes without objects" in lines[8]
@@ -273,7 +277,9 @@ def state(
     found = [Found(i, [[0, 0, 40, 40]], [0.9], [i], [encode(mask)]) for i in range(0, classes - 1, 3)]
     kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
     palette = tuple((i % 256, 7, 9) for i in range(classes))
-    report = DetectionReport(classes, coco_figures(parse_coco(document), found, kinds), palette, examples)
+    report = DetectionReport(
+        classes, coco_figures(parse_coco(document), found, kinds), palette, 0.4, 0.9, examples
+    )
     card = {
         "task": "detect", "name": "net", "classes": names,
         "preprocess": {"long_side": long_side, "short_side": 800},
@@ -297,7 +303,9 @@ def test_classes_are_listed_by_ap() -> None:
         ["class 1", "1", "0.0%"], ["class 2", "1", "0.0%"], ["class 0", "1", "100.0%"],
         ["class 3", "1", "100.0%"],
     ]  # fmt: skip
-    assert section.note.startswith("1 classes have no objects") and table.rows[2].color == "rgb(0 7 9)"
+    assert section.note.startswith("1 classes have no objects") and table.rows[2].color == css_color(
+        brighten((0, 7, 9))
+    )
     assert table.columns[-1] == "recall"
 
 

@@ -41,17 +41,20 @@ def test_a_run_learns_and_is_evaluated_as_in_training(detect_run: Path) -> None:
     assert report.figures["segm"].objects == 6, "a crowd is none"
     assert report.metrics == json.loads((detect_run / "best" / "state.json").read_text())["metrics"]
     assert (detect_run / "report.html").stat().st_size > 10_000
-    assert load_model(detect_run).metadata.category_ids == (3, 7)
+    metadata = load_model(detect_run).metadata
+    assert metadata.category_ids == (3, 7) and metadata.score == report.score
+    (found,) = Predictor(detect_run, device="cpu")(Image.new("RGB", (40, 40)))
+    assert found.draw_score == report.score
 
 
 def test_augmented_views_find_the_same_objects(detect_run: Path) -> None:
     best = json.loads((detect_run / "best" / "state.json").read_text())
-    shown = {json.dumps(best["evaluation"]["examples"])}
+    figures = {json.dumps(best["evaluation"]["figures"])}
     for options in ({"flip": True}, {"scales": [1.0, 1.25]}, {"amp": "bf16"}):
         other = evaluate(detect_run, device="cpu", workers=0, **options)  # type: ignore[arg-type]
         assert other.metrics["ap50"] == pytest.approx(best["metrics"]["ap50"], abs=0.25)
-        shown.add(json.dumps(other.to_dict()["examples"]))
-    assert len(shown) == 4, "but not box for box"
+        figures.add(json.dumps(other.to_dict()["figures"]))
+    assert len(figures) == 4, "but not box for box"
 
 
 @pytest.mark.parametrize("head", KINDS)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pycocotools.mask import area
 from torch import nn
 
 from metaformer.data.rle import encode
+from metaformer.errors import ConfigError
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.detection.draw import MIN_WIDTH, Shape, brighten, draw_objects, draw_shapes
 from metaformer.tasks.detection.results import DetectedObjects
@@ -60,6 +62,23 @@ def test_all_outputs_together(detected: Spotted, tmp_path: Path) -> None:
     assert rows[0]["category_id"] == 90 and "segmentation" in rows[0] and "segmentation" not in rows[2]
     with Image.open(place / "images" / "7.jpg") as image:
         assert image.size == (400, 300)
+
+
+def test_drawings_show_one_box_an_object(detected: Spotted, tmp_path: Path) -> None:
+    """Lines keep the second class of a box; a picture shows it on request."""
+    one = detected("x.jpg", masks=False)
+    first = one.result.boxes[0]
+    both = replace(one.result, boxes=np.stack([first, first]))
+    single = both.filtered(0.8)
+    assert len(both) == 2 and len(single) == 1
+    for name, result, draw_all in (("both", both, False), ("one", single, False), ("all", both, True)):
+        found = [one._replace(result=result)]
+        list(write_detections(found, tmp_path / name, MODEL, draw=True, draw_all=draw_all))
+    pictures = {name: (tmp_path / name / "images" / "x.jpg").read_bytes() for name in ("both", "one", "all")}
+    assert pictures["both"] == pictures["one"] != pictures["all"]
+    assert [len(line["objects"]) for line in lines_of(tmp_path / "both")] == [2]  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="draw_all"):
+        list(write_detections([one], tmp_path / "no", MODEL, draw_all=True))
 
 
 def test_frames_become_an_animation(detected: Spotted, tmp_path: Path) -> None:
@@ -152,6 +171,16 @@ def test_masks_of_another_size_are_stretched() -> None:
     pixels = np.asarray(image)
     assert near(pixels[300, 300], tuple(round(0.45 * part) for part in brighten(RED)))  # type: ignore[arg-type]
     assert not pixels[450, 300].any() and not pixels[300, 450].any()
+
+
+@pytest.mark.parametrize("ground", [0, 24, 60, 128, 200, 255])
+@pytest.mark.parametrize("color", [(0, 0, 0), (0, 0, 142), RED, (255, 255, 255), (128, 128, 128)])
+def test_boxes_show_on_dark_and_bright_images(ground: int, color: tuple[int, int, int]) -> None:
+    image = Image.new("RGB", (400, 400), (ground,) * 3)
+    across = np.asarray(draw_shapes(image, [Shape((100, 100, 300, 300), "", color)]).convert("L"))[
+        200, 90:120
+    ]
+    assert np.abs(across.astype(int) - ground).max() >= 100
 
 
 def test_the_first_lies_on_top() -> None:

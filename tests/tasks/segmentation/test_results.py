@@ -16,7 +16,15 @@ from PIL import Image
 from metaformer.config import TrainConfig
 from metaformer.report.blocks import Examples, Matrix, Table
 from metaformer.tasks.outputs import Prediction
-from metaformer.tasks.segmentation.draw import annotate, boundaries, colored, legend, overlay
+from metaformer.tasks.segmentation.draw import (
+    annotate,
+    boundaries,
+    colored,
+    deepest_points,
+    legend,
+    name_regions,
+    overlay,
+)
 from metaformer.tasks.segmentation.metrics import figures
 from metaformer.tasks.segmentation.report import build_report
 from metaformer.tasks.segmentation.results import (
@@ -132,6 +140,34 @@ def test_no_class_and_black_classes_show_the_image() -> None:
     assert drawn[0, 25].tolist() == [150, 55, 60]
 
 
+def test_regions_carry_their_names_and_colors() -> None:
+    """Two regions of one class and one of another, on a ground that is not painted."""
+    label_map = np.zeros((120, 240), np.uint8)
+    label_map[20:100, 20:80] = label_map[20:100, 160:220] = 1
+    label_map[50:60, 100:140] = 2
+    plain = Image.new("RGB", (240, 120), (90, 90, 90))
+    drawn = plain.copy()
+    name_regions(drawn, label_map, ("ground", "leaf", "stem"), PALETTE)
+    pixels = np.asarray(drawn)
+    for middle in (50, 190):
+        name = pixels[50:70, middle - 20 : middle + 20]
+        assert (name == DRAWN_RED).all(axis=2).mean() > 0.3 and (name > 200).all(axis=2).any(), middle
+    assert (pixels[20:100, 20] == DRAWN_RED).all() and (pixels[50, 100:140] == DRAWN_BLUE).all()  # outlines
+    assert (pixels[:15] == 90).all() and [len(list(deepest_points(label_map == k))) for k in (1, 2, 3)] == [
+        2,
+        1,
+        0,
+    ]
+
+
+def test_thin_regions_have_an_outline_alone() -> None:
+    label_map = np.zeros((100, 100), np.uint8)
+    label_map[40:43] = 1
+    drawn = Image.new("RGB", (100, 100), (90, 90, 90))
+    name_regions(drawn, label_map, ("ground", "wire"), PALETTE)
+    assert (np.asarray(drawn)[[30, 50]] == 90).all() and (np.asarray(drawn)[40] == DRAWN_RED).all()
+
+
 def test_label_map_in_colors() -> None:
     painted = np.asarray(colored(np.array([[0, 1, 255]], np.uint8), PALETTE))
     assert painted[0].tolist() == [[0, 0, 0], list(DRAWN_RED), [128, 128, 128]]
@@ -235,6 +271,22 @@ def test_classes_are_listed_by_iou() -> None:
     assert table.rows[0].color == "rgb(1 7 9)" and classes.note.startswith("1 classes are neither present")
     assert [cell.text for cell in matrix.rows[1]] == ["60", "40", ""]
     assert built.preprocess.startswith("images fitted into 2048×512")
+
+
+def test_a_report_shows_the_colors_of_its_legend(tmp_path: Path) -> None:
+    """On a bright green image: the hue of a painted region is its legend's, not a mixture."""
+    Image.new("RGB", (64, 64), (60, 230, 60)).save(tmp_path / "1.png")
+    png = thumbnail(np.ones((64, 64), np.uint8), ((0, 0, 0), (200, 0, 0)))
+    example = SegmentExample(str(tmp_path / "1.png"), 0, 1.0, png, png, (0, 1))
+    values = state_of(2, torch.ones(2, 2).long(), (example,))
+    values["evaluation"]["palette"] = [[0, 0, 0], [200, 0, 0]]
+    worst, *_ = build_report(values, TrainConfig()).sections[0].blocks
+    assert isinstance(worst, Examples)
+    (shown,) = worst.examples
+    assert shown.legend == [("<b> (not painted)", "transparent"), ("class 1", "rgb(200 0 0)")]
+    data = str(shown.panels["prediction"]).partition(",")[2]
+    red, green, blue = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[20, 20].astype(int)
+    assert abs(green - blue) < 8 and red > green + 100
 
 
 @pytest.mark.parametrize("classes", [4, 300])

@@ -24,7 +24,7 @@ from metaformer.report.page import TaskReport
 from metaformer.tasks.classifier import task_report
 from metaformer.tasks.report import example_grids, thumbnail
 
-THUMBNAIL = 128
+THUMBNAIL = 320
 """Longer side of an image on the page, in pixels."""
 IMAGES = 12
 """Images of each kind."""

@@ -3,18 +3,20 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from metaformer.tasks.classification.metrics import ClassAccuracy
+from metaformer.tasks.outputs import DrawnResult
 from metaformer.tasks.report import Report, class_table, confusion_values
-from metaformer.visualize.canvas import STRONG, WEAK, Bar
+from metaformer.visualize.canvas import STRONG, WEAK, Bar, draw_bars
 
 BARS = 3
 """Classes that are drawn below an image."""
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(DrawnResult):
     """Top classes of one image."""
 
     path: str
@@ -52,6 +54,9 @@ class Classification:
         """What is drawn: the best classes, each with a bar for its probability."""
         pairs = zip(self.labels[:BARS], self.scores[:BARS], strict=True)
         return [Bar(label, score, WEAK if row else STRONG) for row, (label, score) in enumerate(pairs)]
+
+    def _draw(self, image: Image.Image) -> Image.Image:
+        return draw_bars(image, self.bars())
 
 
 @dataclass(frozen=True)

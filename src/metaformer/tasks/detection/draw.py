@@ -3,14 +3,14 @@
 import colorsys
 from collections.abc import Sequence
 from math import ceil, floor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from metaformer.data.class_lists import Palette
 from metaformer.data.rle import Mask, decode
-from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.visualize.canvas import INK, PANEL, Color, limit_size, truncate, upscale_factor
 from metaformer.visualize.fonts import Font, legible
 
@@ -34,7 +34,25 @@ class Shape(NamedTuple):
     """RLE; a mask of another size is stretched over the image."""
 
 
-def draw_objects(image: Image.Image, objects: DetectedObjects) -> Image.Image:
+class Objects(Protocol):
+    """Detected objects, such as `DetectedObjects`."""
+
+    @property
+    def boxes(self) -> NDArray[np.float32]: ...
+    @property
+    def scores(self) -> NDArray[np.float32]: ...
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def palette(self) -> Palette: ...
+    @property
+    def masks(self) -> tuple[Mask, ...] | None: ...
+    def __len__(self) -> int: ...
+
+
+def draw_objects(image: Image.Image, objects: Objects) -> Image.Image:
     """Draw detected objects with class and score; small images are enlarged."""
     masks = objects.masks or (None,) * len(objects)
     rows = zip(objects.boxes.tolist(), objects.labels.tolist(), objects.scores.tolist(), masks, strict=True)
@@ -72,7 +90,9 @@ def draw_shapes(image: Image.Image, shapes: Sequence[Shape], width: int = MIN_WI
     for one in reversed(placed):
         left, top, right, bottom = one.box
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
-        draw.rectangle(tuple(np.add(corners, (-1, -1, 1, 1))), outline=PANEL, width=thick + 2)
+        # a light line outside and a dark one inside: one of them contrasts with any image
+        draw.rectangle(tuple(np.add(corners, (-1, -1, 1, 1))), outline=INK, width=1)
+        draw.rectangle(corners, outline=PANEL, width=thick + 1)
         draw.rectangle(corners, outline=one.color, width=thick)
     _draw_labels(draw, placed, canvas.size)
     return canvas

@@ -19,15 +19,22 @@ from metaformer.tasks.dense import WorstAndBest, shrink
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
 from metaformer.tasks.detection.instances import Instance, segmentation_mask
 from metaformer.tasks.detection.metrics import AveragePrecision, Kind
-from metaformer.tasks.detection.predict import DetectForward, DetectInference, run_inference
+from metaformer.tasks.detection.predict import (
+    DEFAULT_SCORE,
+    DetectForward,
+    DetectInference,
+    run_inference,
+)
 from metaformer.tasks.detection.results import DetectedObjects, DetectExample, DetectionReport, ExampleObject
 from metaformer.tasks.detection.transforms import DetectionPreprocess
 
 _log = logging.getLogger(__name__)
-SCORE = 0.3
-"""Score threshold of the examples."""
 MIN_IOU = 0.5
 """IoU from which a detected box of an example is correct."""
+CORRECT, WRONG, IGNORED = 1, 0, -1
+"""What a detected box is: an annotated object, none, or part of a crowd."""
+THRESHOLDS = (np.arange(1, 100) / 100).astype(np.float32)
+"""Score thresholds to choose from."""
 
 
 class DetectionEvaluation(Evaluation):
@@ -38,6 +45,7 @@ class DetectionEvaluation(Evaluation):
         preprocess: preprocessing of images.
         inference: test-time augmentation; none by default.
         masks: evaluate masks, too.
+        score: score from which objects are shown; None chooses the one of the best F1.
         loading: how images are read.
 
     Raises:
@@ -52,8 +60,10 @@ class DetectionEvaluation(Evaluation):
         *,
         inference: DetectInference | None = None,
         masks: bool = False,
+        score: float | None = None,
         **loading: Unpack[Loading],
     ) -> None:
+        self.score = score
         self.source, self.preprocess, self.masks = source, preprocess, masks
         self.inference = inference or DetectInference()
         AveragePrecision(source.annotations, self.kinds)  # raises its errors before training
@@ -75,16 +85,22 @@ class DetectionEvaluation(Evaluation):
             Interrupted: `stop` returned True on any rank.
         """
         precision = AveragePrecision(self.source.annotations, self.kinds)
-        examples = WorstAndBest[DetectExample]()
-        count = 0
+        curve, shown = F1Curve(), list[tuple[int, DetectedObjects]]()
         for index, objects in lockstep(self._detect(forward), self.most):
             precision.update(objects.to_found(self.source.image_id(index)))
-            add_example(examples, index, objects, self.source.instances(index))
-            count += 1
+            distinct = objects.suppressed(self.inference.nms_threshold)
+            curve.update(distinct, self.source.instances(index))
+            shown.append((index, distinct))
+        score, f1 = curve.result(self.score)
+        examples = WorstAndBest[DetectExample]()
+        for index, objects in shown:
+            add_example(examples, index, objects.filtered(score), self.source.instances(index))
         return DetectionReport(
-            images=int(all_reduce_sum(torch.tensor(count))),
+            images=int(all_reduce_sum(torch.tensor(len(shown)))),
             figures=precision.result(),
             palette=self.source.palette,
+            score=score,
+            f1=f1,
             examples=examples.result(),
         )
 
@@ -118,8 +134,7 @@ class _ImageTransform:
 def add_example(
     examples: WorstAndBest[DetectExample], index: int, objects: DetectedObjects, truth: Sequence[Instance]
 ) -> None:
-    """Add an image to the examples: its index in the data set, its detected and its annotated objects."""
-    objects = objects.filtered(SCORE)
+    """Add an image to the examples: its index in the data set, its shown and its annotated objects."""
     f1 = f1_score(objects, truth)
     if f1 is None:
         return
@@ -136,19 +151,61 @@ def f1_score(objects: DetectedObjects, truth: Sequence[Instance]) -> float | Non
 
     None if there is nothing to detect, and nothing was detected.
     """
+    outcomes = match(objects, truth)
+    total = int((outcomes != IGNORED).sum()) + sum(not one.crowd for one in truth)
+    return 2 * int((outcomes == CORRECT).sum()) / total if total else None
+
+
+def match(objects: DetectedObjects, truth: Sequence[Instance]) -> NDArray[np.int64]:
+    """What each detected box is (N,), matched best first: `CORRECT`, `WRONG` or `IGNORED`.
+
+    A box's outcome depends on better ones alone, so that it holds for every score threshold below its score.
+    """
     iou, inside = _overlaps(objects.boxes, np.array([one.box for one in truth]).reshape(-1, 4))
     same = objects.labels[:, None] == np.array([one.label for one in truth], np.int64)
     crowd = np.array([one.crowd for one in truth], bool)
-    free, correct, ignored = ~crowd, 0, 0
+    free, outcomes = ~crowd, np.full(len(objects), WRONG)
     for row in range(len(objects)):
         candidates = np.where(same[row] & free, iou[row], 0.0)
         if candidates.max(initial=0.0) >= MIN_IOU:
             free[candidates.argmax()] = False
-            correct += 1
-        else:
-            ignored += bool((inside[row, crowd & same[row]] >= MIN_IOU).any())
-    total = len(objects) - ignored + int((~crowd).sum())
-    return 2 * correct / total if total else None
+            outcomes[row] = CORRECT
+        elif (inside[row, crowd & same[row]] >= MIN_IOU).any():
+            outcomes[row] = IGNORED
+    return outcomes
+
+
+class F1Curve:
+    """F1 score of the boxes of all images at each of `THRESHOLDS`."""
+
+    def __init__(self) -> None:
+        self._found = torch.zeros(2, len(THRESHOLDS) + 1, dtype=torch.int64)
+        """Wrong and correct boxes, by the number of thresholds that their scores reach."""
+        self._objects = 0
+
+    def update(self, objects: DetectedObjects, truth: Sequence[Instance]) -> None:
+        """Add an image of this rank: its detected objects, best first, and its annotated ones."""
+        outcomes = match(objects, truth)
+        reached = np.searchsorted(THRESHOLDS, objects.scores, side="right")
+        for outcome in (WRONG, CORRECT):
+            self._found[outcome] += torch.from_numpy(
+                np.bincount(reached[outcomes == outcome], minlength=len(THRESHOLDS) + 1)
+            )
+        self._objects += sum(not one.crowd for one in truth)
+
+    def result(self, score: float | None = None) -> tuple[float, float]:
+        """The score threshold of the best F1 over all ranks, and that F1; or the F1 at a given threshold.
+
+        Of several with the best F1, the middle one; `DEFAULT_SCORE` where nothing correct was found.
+        """
+        found, objects = all_reduce_sum(self._found), int(all_reduce_sum(torch.tensor(self._objects)))
+        above = found.flip(1).cumsum(1).flip(1)[:, 1:]
+        f1 = 2 * above[CORRECT] / (above.sum(0) + objects).clamp(min=1)
+        if score is None:
+            best = (f1 == f1.max()).nonzero()[:, 0]
+            score = round(float(THRESHOLDS[best[len(best) // 2]]), 2) if f1.max() > 0 else DEFAULT_SCORE
+        nearest = int(np.abs(THRESHOLDS - score).argmin())
+        return score, float(f1[nearest])
 
 
 def _overlaps(boxes: NDArray[Any], others: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -219,6 +276,7 @@ def build_evaluation(
         model.preprocess,
         inference=run_inference(model.config, scales, flip),
         masks=has_masks and folder.has_masks,
+        score=model.metadata.score,
         workers=workers,
         pin_memory=model.device.type == "cuda",
     )

@@ -17,6 +17,8 @@ from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.detection.transforms import DetectionPreprocess, pad_images
 from metaformer.tasks.stream import StreamPredictor
 
+DEFAULT_SCORE = 0.3
+"""Score from which objects are reported where validation data have not chosen another."""
 DetectForward = Callable[[Tensor, Sequence[Size], Sequence[Size]], list[Detections]]
 """`Detector.predict`: images (B, 3, H, W), sizes of the images inside, and sizes that boxes are scaled to."""
 
@@ -124,8 +126,10 @@ class DetectionPredictor(StreamPredictor[DetectedObjects]):
         workers: threads that read images ahead; 0 reads each when it is due.
         scales: test-time augmentation: factors of the input's size, such as 0.75,1,1.25.
         flip: also detect in the mirrored image, and merge.
-        score: leave out objects with a lower score.
+        score: leave out objects with a lower score (default: 0.3, or less where drawings show less; these
+            begin at the score of the best F1 on the run's validation data, which its checkpoint keeps).
         classes: names of the classes to report, such as cat,dog (default: all).
+        class_agnostic_nms: of overlapping boxes report the best alone, whatever their classes.
 
     Raises:
         ConfigError: a score outside 0 to 1.
@@ -140,10 +144,16 @@ class DetectionPredictor(StreamPredictor[DetectedObjects]):
         workers: int = 0,
         scales: Sequence[float] | None = None,
         flip: bool = False,
-        score: float = 0.3,
+        score: float | None = None,
         classes: Sequence[str] | None = None,
+        class_agnostic_nms: bool = False,
     ) -> None:
         super().__init__(workers)
+        chosen = model.metadata.score
+        self.draw_score = 0.0 if score is not None or chosen is None else chosen
+        """Score from which objects are drawn, of those that are reported."""
+        if score is None:
+            score = DEFAULT_SCORE if chosen is None else min(DEFAULT_SCORE, chosen)
         if not 0 <= score <= 1:
             raise ConfigError(f"score is {score}: it must lie between 0 and 1")
         self.model, self.classes = model, model.class_names
@@ -152,11 +162,18 @@ class DetectionPredictor(StreamPredictor[DetectedObjects]):
                 raise UnknownName("class", name, self.classes)
         self.inference = run_inference(model.config, scales, flip)
         self.score, self.wanted = score, None if classes is None else tuple(classes)
-        self.settings = {**asdict(self.inference), "score": score, "classes": self.wanted}
+        self.class_agnostic_nms = class_agnostic_nms
+        self.settings = {
+            **asdict(self.inference),
+            "score": score,
+            "classes": self.wanted,
+            "class_agnostic_nms": class_agnostic_nms,
+        }
 
     def predict_image(self, image: Image.Image, path: str, name: str) -> DetectedObjects:
         """The objects in an RGB image."""
         detections = self.inference.detections(self.model.forward, image, self.model.preprocess, name=name)
         palette = self.model.metadata.palette
         objects = DetectedObjects.from_detections(detections, path, image.size, self.classes, palette)
-        return objects.filtered(self.score, self.wanted)
+        objects = replace(objects.filtered(self.score, self.wanted), draw_score=self.draw_score)
+        return objects.suppressed(self.inference.nms_threshold) if self.class_agnostic_nms else objects

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from metaformer.data.class_lists import Palette
 from metaformer.data.rle import Mask, decode, encode
 from metaformer.errors import DataError, MissingPackage, UnknownName
 from metaformer.report.blocks import percentage
+from metaformer.tasks.detection.draw import draw_objects
 from metaformer.tasks.detection.metrics import DetectionFigures, Found, Kind, check_found
+from metaformer.tasks.outputs import DrawnResult
 from metaformer.tasks.report import Report, class_table
 
 if TYPE_CHECKING:
@@ -20,12 +23,14 @@ if TYPE_CHECKING:
     from metaformer.models.detection.structures import Detections
 
 
+SHOWN_IOU = 0.5
+"""IoU above which `plot` shows the better of two boxes alone."""
 BLOCK = 1 << 24
 """Pixels of masks that are pasted at once."""
 
 
 @dataclass(frozen=True, eq=False)
-class DetectedObjects:
+class DetectedObjects(DrawnResult):
     """Objects detected in one image, best first.
 
     Raises:
@@ -48,6 +53,8 @@ class DetectedObjects:
     """Color of each class."""
     masks: tuple[Mask, ...] | None = None
     """Compressed RLE of each object's mask; None for boxes alone."""
+    draw_score: float = 0.0
+    """Score from which objects are drawn."""
 
     def __post_init__(self) -> None:
         try:
@@ -111,10 +118,33 @@ class DetectedObjects:
             if name not in self.classes:
                 raise UnknownName("class", name, self.classes)
         wanted = [names is None or name in names for name in self.classes]
-        rows = np.flatnonzero((self.scores >= score) & np.array(wanted, bool)[self.labels])
+        return self._rows_at(np.flatnonzero((self.scores >= score) & np.array(wanted, bool)[self.labels]))
+
+    def suppressed(self, iou_threshold: float) -> Self:
+        """The same without objects whose box overlaps a better one, whatever the classes of the two.
+
+        Networks suppress within each class, which average precision asks for; people see one object.
+
+        Args:
+            iou_threshold: of two boxes with a greater IoU the worse one is left out.
+        """
+        import torch
+
+        from metaformer.models.detection.nms import batched_nms
+
+        boxes, scores = torch.from_numpy(self.boxes), torch.from_numpy(self.scores)
+        one_class = torch.zeros(len(self), dtype=torch.int64)
+        return self._rows_at(batched_nms(boxes, scores, one_class, iou_threshold, len(self)).numpy())
+
+    def shown(self, iou_threshold: float) -> Self:
+        """What is drawn: objects of `draw_score` and more, of overlapping ones the best."""
+        return self.filtered(self.draw_score).suppressed(iou_threshold)
+
+    def _rows_at(self, rows: NDArray[np.int64]) -> Self:
+        """The objects of these rows, in their order."""
         parts = {name: getattr(self, name)[rows] for name in ("boxes", "scores", "labels")}
         masks = None if self.masks is None else tuple(self.masks[row] for row in rows)
-        return replace(self, **parts, masks=masks)
+        return replace(self, **parts, masks=masks).drawn_on(self._image, self._frame)
 
     def to_found(self, image_id: int) -> Found:
         """The same for `AveragePrecision`."""
@@ -175,6 +205,11 @@ class DetectedObjects:
             class_id=self.labels,
             data={"class_name": np.array(self.names, dtype=str)},
         )
+
+    def _draw(self, image: Image.Image) -> Image.Image:
+        if image.size != self.size:
+            raise DataError(f"an image of {image.width}x{image.height} for boxes in one of {self.size}")
+        return draw_objects(image, self.shown(SHOWN_IOU))
 
     def _rows(self) -> Iterator[tuple[int, float, list[float]]]:
         return zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
@@ -242,6 +277,10 @@ class DetectionReport(Report):
     """Of boxes, and of masks if they were evaluated."""
     palette: Palette
     """Color of each class."""
+    score: float
+    """Score from which objects are shown: that of the best F1 here, or the one that the network brought."""
+    f1: float
+    """F1 score of the boxes shown, over all images, at an IoU of 0.5."""
     examples: tuple[DetectExample, ...] = ()
     """The worst images, then the best, each once."""
 
@@ -270,6 +309,8 @@ class DetectionReport(Report):
             "images": self.images,
             "objects": self.figures["bbox"].objects,
             **self.metrics,
+            "score": self.score,
+            "f1": self.f1,
             "figures": {kind: asdict(figures) for kind, figures in self.figures.items()},
             "classes": self.classes,
             "palette": [list(color) for color in self.palette],
@@ -285,7 +326,10 @@ class DetectionReport(Report):
             lines.append(_row(name, [percentage(getattr(figures, key), 2) for key in COLUMNS.values()]))
         if not objects:
             lines.append("no object is annotated: there is nothing to evaluate")
-        return "\n".join([*lines, "", *_table(self.figures, rows)])
+        lines += ["", *_table(self.figures, rows)]
+        if objects:
+            lines.append(f"F1 of boxes: {percentage(self.f1, 2)} at a score of {self.score:g}")
+        return "\n".join(lines)
 
 
 def _row(name: str, cells: Collection[str]) -> str:

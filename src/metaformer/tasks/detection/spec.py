@@ -15,7 +15,7 @@ from metaformer.errors import ConfigError
 from metaformer.factory import is_detector
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
-from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, check_ranges, decode
+from metaformer.serialize import POSITIVE_INT, PROBABILITY, Probability, Range, check_ranges, decode
 from metaformer.tasks import dense
 from metaformer.tasks.base import LoadedModel, TaskSpec
 from metaformer.tasks.check import Certainty
@@ -25,7 +25,7 @@ from metaformer.tasks.detection.evaluate import build_evaluation
 from metaformer.tasks.detection.formats.layouts import recognize_layout
 from metaformer.tasks.detection.predict import DetectionPredictor
 from metaformer.tasks.detection.report import build_report
-from metaformer.tasks.detection.task import build_detect
+from metaformer.tasks.detection.task import build_detect, fit_data
 from metaformer.tasks.detection.transforms import DetectionPreprocess
 from metaformer.tasks.detection.write import write_detections
 
@@ -37,6 +37,8 @@ class DetectionMetadata(NamedTuple):
     """A color for each."""
     category_ids: tuple[int, ...]
     """The id of each in COCO's files."""
+    score: float | None = None
+    """Score from which objects are shown, chosen on validation data; None where none was."""
 
 
 RANGES: Final[Mapping[str, Range]] = {
@@ -75,7 +77,8 @@ def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     """A detector from a checkpoint's card, its weights random."""
     model = dense.load(spec, card, DetectorConfig, DetectionPreprocess)
     ids = read_ids(card["category_ids"], model.num_classes)
-    return replace(model, metadata=DetectionMetadata(model.metadata, ids))
+    score = read_score(card.get("score"))
+    return replace(model, metadata=DetectionMetadata(model.metadata, ids, score))
 
 
 def read_ids(values: Any, count: int) -> tuple[int, ...]:
@@ -97,7 +100,18 @@ def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     ids = category_ids(loaded.classes or ())
     if "category_ids" in model.pretrained_cfg:
         ids = read_ids(model.pretrained_cfg["category_ids"], model.num_classes)
-    return replace(loaded, metadata=DetectionMetadata(loaded.metadata, ids))
+    score = read_score(model.pretrained_cfg.get("score"))
+    return replace(loaded, metadata=DetectionMetadata(loaded.metadata, ids, score))
+
+
+def read_score(value: Any) -> float | None:
+    """A score threshold from a file's plain values; None where there is none.
+
+    Raises:
+        ConfigError: anything else but a number of 0 … 1.
+    """
+    score: float | None = decode(Probability | None, value, "score")
+    return score
 
 
 def recognize(root: str | Path) -> Certainty:
@@ -120,6 +134,7 @@ SPEC = TaskSpec(
     predictor=DetectionPredictor,
     write=write_detections,
     report=build_report,
+    fit_data=fit_data,
     check_data=check_objects,
     recognize=recognize,
     write_demo=write_coco_objects,

@@ -1,25 +1,30 @@
 """Training of object detection and instance segmentation: data, network, loss and evaluation of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import Batch
 from metaformer.data.loader import Stop
+from metaformer.data.rle import encode
 from metaformer.data.sampler import TrainSampler
 from metaformer.distributed import World
 from metaformer.factory import create_detector
 from metaformer.models.detection.detector import Detector
-from metaformer.tasks.base import StepContext, Task, load_initial_weights, loading
+from metaformer.models.detection.structures import Targets
+from metaformer.tasks.base import Forward, StepContext, Task, load_initial_weights, loading
 from metaformer.tasks.check import validate_splits, warnings_of
-from metaformer.tasks.dense import backbone_config, check_split_classes
+from metaformer.tasks.dense import backbone_config, check_split_classes, fitting_batch, typical_size
 from metaformer.tasks.detection.check import check_sizes, object_findings
 from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
+from metaformer.tasks.detection.draw import Shape, draw_shapes
 from metaformer.tasks.detection.evaluate import DetectionEvaluation
 from metaformer.tasks.detection.predict import run_inference
+from metaformer.tasks.detection.results import DetectionReport
 from metaformer.tasks.detection.transforms import DetectionPreprocess, train_transform
 
 
@@ -38,6 +43,7 @@ class DetectionTask(Task):
     task, metric = "detect", "ap"
     model: Detector
     train: DetectionDataset
+    evaluation: DetectionEvaluation
     preprocess: DetectionPreprocess
 
     def __init__(
@@ -51,6 +57,8 @@ class DetectionTask(Task):
     ) -> None:
         super().__init__(model, name, train, evaluation, preprocess)
         self.group_by_aspect = group_by_aspect
+        self.score: float | None = None
+        """Score from which objects are shown, chosen by the last evaluation."""
 
     def sampler(self, **options: Any) -> TrainSampler:
         """Order of the training images, on request with wide and tall ones in separate batches."""
@@ -63,10 +71,29 @@ class DetectionTask(Task):
         losses: dict[str, Tensor] = model(batch.images, batch.targets, batch.sizes)
         return losses
 
+    def picture(self, image: Image.Image, target: Targets) -> tuple[str, Image.Image]:
+        """A sample with its boxes and masks."""
+        source, shapes = self.train.source, []
+        for row, (box, label) in enumerate(zip(target.boxes.tolist(), target.labels.tolist(), strict=True)):
+            mask = None if target.masks is None else encode(target.masks[row].numpy().astype(bool))
+            shapes.append(Shape(tuple(box), source.classes[label], source.palette[label], mask))
+        return "", draw_shapes(image, shapes)
+
+    def evaluate(self, forward: Forward) -> DetectionReport:
+        """Evaluate, and keep the score threshold for the checkpoint."""
+        report = self.evaluation.run(forward)
+        self.score = report.score
+        return report
+
+    def restore(self, card: Mapping[str, Any]) -> None:
+        """Take over the score threshold of a checkpoint."""
+        self.score = card.get("score")
+
     def metadata(self) -> dict[str, Any]:
-        """Colors of the classes, and their numbers in COCO's files."""
+        """Colors and COCO numbers of the classes, and the score from which objects are shown."""
         palette, ids = self.train.source.palette, self.train.source.category_ids
-        return {"palette": [list(color) for color in palette], "category_ids": list(ids)}
+        colors = [list(color) for color in palette]
+        return {"palette": colors, "category_ids": list(ids), "score": self.score}
 
 
 def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) -> DetectionTask:
@@ -139,6 +166,22 @@ def open_annotated(
         masks=detect.head == "mask_rcnn",
         on_bad=on_bad,
     )
+
+
+def fit_data(config: TrainConfig) -> Mapping[str, Any]:
+    """Sizes and batch that fit the training images: images at the median size.
+
+    Raises:
+        DataError: the data set is not laid out as it should be, or an annotation cannot be used.
+    """
+    train = open_annotated(config, config.data.train, config.data.on_bad_image)
+    train.check_any()
+    longer, shorter = typical_size(train.size, len(train))
+    return {
+        "detect.long_side": longer,
+        "detect.short_sides": [shorter],
+        "data.batch_size": fitting_batch(config, len(train)),
+    }
 
 
 def detection_preprocessing(config: TrainConfig) -> DetectionPreprocess:

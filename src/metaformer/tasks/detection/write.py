@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from metaformer.errors import ConfigError
 from metaformer.storage import atomic_text
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.detection.draw import draw_objects
+from metaformer.tasks.detection.predict import run_inference
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.outputs import (
     LINES,
@@ -34,6 +36,7 @@ def write_detections(
     model: LoadedModel | None = None,
     *,
     draw: bool = False,
+    draw_all: bool = False,
     coco: bool = False,
     fps: float | None = None,
 ) -> Iterator[str]:
@@ -43,7 +46,9 @@ def write_detections(
         predictions: what is written.
         out: a folder; None yields JSON lines.
         model: the network, which knows the classes' ids in COCO's files (default: counted from 1).
-        draw: also write the images with boxes, masks and names drawn on them; those of videos are joined.
+        draw: also write the images with boxes, masks and names drawn on them; those of videos are joined; of
+            overlapping boxes the best alone, whatever their classes, from the score of the best F1 on.
+        draw_all: with `draw`, every box that is reported, overlapping ones of other classes too.
         coco: also write all objects as COCO's results JSON, with masks.
         fps: with `draw`, frames a second: join all images to one animation.
 
@@ -53,6 +58,8 @@ def write_detections(
     """
     if fps is not None and not draw:
         raise ConfigError("fps joins drawn images to an animation: ask for `draw` too")
+    if draw_all and not draw:
+        raise ConfigError("draw_all says which boxes are drawn: ask for `draw` too")
 
     def outputs(place: Path) -> list[Output]:
         numbers = ImageNumbers()
@@ -63,7 +70,8 @@ def write_detections(
         lines = jsonl_writer(place / LINES, numbered if coco else None)
         chosen = [Output(lines, "images", place / LINES)]
         if draw:
-            chosen.append(drawn_output(place, _drawn, fps))
+            iou = None if draw_all else run_inference(model.config if model else None).nms_threshold
+            chosen.append(drawn_output(place, partial(_drawn, iou), fps))
         if coco:
             ids = model.metadata.category_ids if model is not None else None
             chosen.append(Output(coco_writer(place, ids), "images for COCO", place / FILE))
@@ -97,5 +105,6 @@ def coco_writer(place: Path, category_ids: Sequence[int] | None = None) -> Itera
         stream.write("\n]\n")
 
 
-def _drawn(prediction: Prediction[DetectedObjects], moving: bool) -> Image.Image:
-    return draw_objects(prediction.pixels(), prediction.result)
+def _drawn(iou: float | None, prediction: Prediction[DetectedObjects], moving: bool) -> Image.Image:
+    result = prediction.result
+    return draw_objects(prediction.pixels(), result if iou is None else result.shown(iou))

@@ -11,7 +11,7 @@ from metaformer.report.page import TaskReport
 from metaformer.tasks.classifier import task_report
 from metaformer.tasks.report import example_grids, thumbnail
 
-THUMBNAIL = 160
+THUMBNAIL = 320
 """Longer side of an image on the page, in pixels."""
 NAMES = {"map": "mAP", "f1_micro": "F1 (micro)", "f1_macro": "F1 (macro)", "loss": "loss"}
 PYTHON = """from metaformer import Predictor

@@ -3,16 +3,19 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from PIL import Image
+
 from metaformer.report.blocks import percentage
+from metaformer.tasks.outputs import DrawnResult
 from metaformer.tasks.report import Report, class_table
-from metaformer.visualize.canvas import STRONG, WEAK, Bar
+from metaformer.visualize.canvas import STRONG, WEAK, Bar, draw_bars
 
 BARS = 6
 """Classes that are drawn below an image, or as many as are predicted."""
 
 
 @dataclass(frozen=True)
-class MultilabelResult:
+class MultilabelResult(DrawnResult):
     """The classes of one image."""
 
     path: str
@@ -50,6 +53,9 @@ class MultilabelResult:
         ]
         bars.sort(key=lambda bar: (bar.color is not STRONG, -bar.share))
         return bars[: max(BARS, len(self.labels))]
+
+    def _draw(self, image: Image.Image) -> Image.Image:
+        return draw_bars(image, self.bars())
 
 
 @dataclass(frozen=True)

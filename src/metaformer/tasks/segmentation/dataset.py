@@ -11,7 +11,7 @@ from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import BadImage, DataError
 from metaformer.tasks.segmentation.labels import LabelMap, LabelTable, read_label_map, resolve_class_names
-from metaformer.tasks.segmentation.layouts import ImagePairs, choose_layout, find_pairs
+from metaformer.tasks.segmentation.layouts import ImagePairs, choose_layout, find_layout, find_pairs
 from metaformer.tasks.segmentation.transforms import JointTransform
 
 
@@ -117,9 +117,18 @@ def open_segmentation(
         DataError: another layout, a missing label map, or other classes.
         ConfigError: a value that the layout does not take.
     """
+    given = root
     chosen, root = choose_layout(root, layout)
-    class_names = resolve_class_names(chosen, root, classes, reduce_zero_label)
-    pairs = find_pairs(chosen, root, split)
+    try:
+        class_names = resolve_class_names(chosen, root, classes, reduce_zero_label)
+        pairs = find_pairs(chosen, root, split)
+    except DataError as error:
+        found = find_layout(given)
+        if found is None or found[0] is chosen:
+            raise
+        name = found[0].name
+        hint = f"it looks like the layout {name} (train: --segment.layout {name}, others: --layout {name})"
+        raise DataError(f"{error}; {hint}") from error
     if pairs.errors:
         more = f" ({len(pairs.errors) - 1:,} more; metaformer data check lists all)"
         raise DataError(pairs.errors[0] + (more if len(pairs.errors) > 1 else ""))

@@ -1,13 +1,13 @@
 """Drawing of segmentations: class colors over the image, class boundaries, and a legend below."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from metaformer.tasks.segmentation.results import Segmentation
+from metaformer.data.class_lists import Palette
 from metaformer.visualize.canvas import (
     INK,
     PANEL,
@@ -29,12 +29,26 @@ MAX_ENTRIES = 40
 """Classes in a legend; the smallest beyond are only counted."""
 MAX_VIDEO_ENTRIES = 12
 """Classes in the legend of a video frame."""
-
+REGION_SIDE = 96
+"""Longer side of the label map in which regions are looked for, in pixels."""
 Entry = tuple[str, Color, float]
 """Name, color and share of the image of a class in a legend."""
 
 
-def annotate(image: Image.Image, result: Segmentation, moving: bool = False) -> Image.Image:
+class LabelMap(Protocol):
+    """A label map with its classes, such as `Segmentation`."""
+
+    @property
+    def label_map(self) -> NDArray[np.integer[Any]]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def palette(self) -> Palette: ...
+    @property
+    def shares(self) -> tuple[tuple[int, float], ...]: ...
+
+
+def annotate(image: Image.Image, result: LabelMap, moving: bool = False) -> Image.Image:
     """Draw a segmentation over its image, with a legend of its classes below, largest first.
 
     Args:
@@ -83,6 +97,68 @@ def overlay(
     line = Image.fromarray(boundaries(label_map, max(1, min(image.size) // 700)))
     drawn.paste(INK, mask=line)
     return drawn
+
+
+def name_regions(
+    drawn: Image.Image, label_map: NDArray[np.integer[Any]], names: Sequence[str], palette: Sequence[Color]
+) -> None:
+    """Outline the regions of each class in its color and write its name on the larger ones, in place.
+
+    Args:
+        drawn: the image, of the label map's size.
+        label_map: class of each pixel; pixels of no class, or of a black one, have neither.
+        names: name of each class.
+        palette: color of each class.
+    """
+    pixels, edge = np.array(drawn), boundaries(label_map, 1) > 0
+    inner = edge.copy()
+    inner[:, 1:] |= edge[:, :-1]
+    inner[1:] |= edge[:-1]
+    present = [int(k) for k in np.unique(label_map) if k < len(names) and any(palette[int(k)])]
+    for k in present:
+        pixels[inner & (label_map == k)] = palette[k]
+    drawn.paste(Image.fromarray(pixels))
+    letters = min(max(round(min(drawn.size) / 24), 11), 32)
+    font, draw = ImageFont.load_default(letters), ImageDraw.Draw(drawn)
+    scale = max(1, max(drawn.size) // REGION_SIDE)
+    small = label_map[::scale, ::scale]
+    for k in present:
+        for row, column, depth in deepest_points(small == k):
+            if depth * scale * 2 < letters * 0.8:
+                break
+            text = truncate(names[k], drawn.width - 8, draw, font)
+            half = draw.textlength(text, font) / 2 + 3
+            x = min(max((column + 0.5) * scale, half), max(half, drawn.width - half))
+            y = min(max((row + 0.5) * scale, letters * 0.65), drawn.height - letters * 0.65)
+            draw.rectangle((x - half, y - letters * 0.6, x + half, y + letters * 0.65), fill=palette[k])
+            bright = 0.299 * palette[k][0] + 0.587 * palette[k][1] + 0.114 * palette[k][2]
+            draw.text((x, y), text, PANEL if bright > 130 else INK, font, anchor="mm")
+
+
+def deepest_points(mask: NDArray[np.bool_], most: int = 4) -> Iterator[tuple[int, int, int]]:
+    """Row, column and depth of the point farthest from the border of each connected region, deepest first.
+
+    Args:
+        mask: pixels of the regions.
+        most: regions, at most.
+    """
+    mask = mask.copy()
+    for _ in range(most):
+        inside, depth = np.pad(mask, 1), 0
+        left = inside
+        while inside.any():
+            left, depth = inside, depth + 1
+            inside = inside.copy()
+            inside[1:-1, 1:-1] &= left[:-2, 1:-1] & left[2:, 1:-1] & left[1:-1, :-2] & left[1:-1, 2:]
+        if not depth:
+            return
+        rows, columns = left[1:-1, 1:-1].nonzero()
+        middle = len(rows) // 2
+        row, column = int(rows[middle]), int(columns[middle])
+        yield row, column, depth
+        region = Image.fromarray(mask.astype(np.uint8)).copy()  # of an array it cannot be filled
+        ImageDraw.floodfill(region, (column, row), 0)
+        mask = np.asarray(region) > 0
 
 
 def colored(

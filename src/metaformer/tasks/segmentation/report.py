@@ -23,12 +23,12 @@ from metaformer.report.blocks import (
     worst_and_best,
 )
 from metaformer.report.page import TaskReport
-from metaformer.tasks.segmentation.draw import colored, overlay
+from metaformer.tasks.segmentation.draw import colored, name_regions, overlay
 from metaformer.visualize.canvas import Color, upscale_factor
 
 MAX_LEGEND = 10
 """Classes in an image's legend."""
-WIDTH = 256
+WIDTH = 384
 """Smallest width of an image on the page, in pixels."""
 OPACITY = 0.65
 """Opacity of the class color."""
@@ -80,28 +80,42 @@ def _example(example: dict[str, Any], names: Sequence[str], palette: Sequence[Co
     return Example(
         panels={
             "image": None if image is None else data_uri(image),
-            "ground truth": data_uri(_draw(truth, image, palette, size), 92),
-            "prediction": data_uri(_draw(predicted, image, palette, size), 92),
+            "ground truth": data_uri(_draw(truth, image, names, palette, size), 92),
+            "prediction": data_uri(_draw(predicted, image, names, palette, size), 92),
         },
         value=percentage(example["miou"]),
         text="mIoU",
         note=example["path"],
-        legend=[(names[label], css_color(palette[label])) for label in labels[:MAX_LEGEND]],
+        legend=[_entry(names[label], palette[label]) for label in labels[:MAX_LEGEND]],
         more=max(0, len(labels) - MAX_LEGEND),
     )
 
 
+def _entry(name: str, color: Color) -> tuple[str, str]:
+    """Entry of a legend; black classes are not painted."""
+    return (name, css_color(color)) if any(color) else (f"{name} (not painted)", "transparent")
+
+
 def _draw(
-    labels: Image.Image, image: Image.Image | None, palette: Sequence[Color], size: tuple[int, int]
+    labels: Image.Image,
+    image: Image.Image | None,
+    names: Sequence[str],
+    palette: Sequence[Color],
+    size: tuple[int, int],
 ) -> Image.Image:
-    """A label map over its image; alone if the image is gone or the map is stored in colors."""
+    """A label map over its image in gray, so that hues are the legend's alone, with the names of regions.
+
+    Alone if the image is gone or the map is stored in colors.
+    """
     larger = labels.resize(size, Image.Resampling.NEAREST)
     if labels.mode != "P":
         return larger.convert("RGB")
     label_map = np.asarray(larger)
     if image is None:
         return colored(label_map, palette)
-    return overlay(image, label_map, palette, opacity=OPACITY)
+    drawn = overlay(image.convert("L"), label_map, palette, opacity=OPACITY)
+    name_regions(drawn, label_map, names, palette)
+    return drawn
 
 
 def _classes(per_class: Sequence[dict[str, Any]], palette: Sequence[Color]) -> Section:

@@ -12,9 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.data.class_lists import Palette
+from metaformer.errors import DataError
 from metaformer.report.blocks import percentage
 from metaformer.tasks.dense import shrink
+from metaformer.tasks.outputs import DrawnResult
 from metaformer.tasks.report import Report, class_table, confusion_values
+from metaformer.tasks.segmentation.draw import annotate
 from metaformer.tasks.segmentation.metrics import ClassIoU, SegmentationFigures
 
 BLOCK = 1 << 20
@@ -24,7 +27,7 @@ IGNORED = (224, 224, 192)
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
+class Segmentation(DrawnResult):
     """Label map of one image."""
 
     path: str
@@ -56,6 +59,11 @@ class Segmentation:
         width, height = self.size
         classes = {self.classes[label]: share for label, share in self.shares}
         return {"path": self.path, "width": width, "height": height, "classes": classes}
+
+    def _draw(self, image: Image.Image) -> Image.Image:
+        if image.size != self.size:
+            raise DataError(f"an image of {image.width}x{image.height} for a label map of {self.size}")
+        return annotate(image, self)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from metaformer.tasks.segmentation.evaluate import build_evaluation
 from metaformer.tasks.segmentation.layouts import find_layout, has_label_maps
 from metaformer.tasks.segmentation.predict import SegmentationPredictor
 from metaformer.tasks.segmentation.report import build_report
-from metaformer.tasks.segmentation.task import build_segment
+from metaformer.tasks.segmentation.task import build_segment, fit_data
 from metaformer.tasks.segmentation.write import write_segmentations
 
 RANGES: Final[Mapping[str, Range]] = {
@@ -77,6 +77,7 @@ SPEC = TaskSpec(
     predictor=SegmentationPredictor,
     write=write_segmentations,
     report=build_report,
+    fit_data=fit_data,
     check_data=check_label_maps,
     recognize=recognize,
     write_demo=write_label_maps,

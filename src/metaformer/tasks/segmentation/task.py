@@ -1,8 +1,10 @@
 """Training of semantic segmentation: data, network, loss and evaluation of a run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from metaformer.config import TrainConfig
@@ -16,12 +18,16 @@ from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.tasks.base import StepContext, Task, load_initial_weights, loading
 from metaformer.tasks.check import validate_splits, warnings_of
-from metaformer.tasks.dense import backbone_config, check_split_classes
+from metaformer.tasks.dense import backbone_config, check_split_classes, fitting_batch, typical_size
 from metaformer.tasks.segmentation.check import label_findings, validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
+from metaformer.tasks.segmentation.draw import overlay
 from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
 from metaformer.tasks.segmentation.predict import run_inference
 from metaformer.tasks.segmentation.transforms import train_transform
+
+LARGEST_CROP = 512
+"""Side of training crops, in pixels, at most, in runs whose sizes fit the data."""
 
 
 class SegmentationTask(Task):
@@ -48,6 +54,10 @@ class SegmentationTask(Task):
     def metadata(self) -> dict[str, Any]:
         """Colors of the classes."""
         return {"palette": [list(color) for color in self.train.source.palette]}
+
+    def picture(self, image: Image.Image, target: Tensor) -> tuple[str, Image.Image]:
+        """A sample with its label map over it; unlabeled pixels, padding too, are not painted."""
+        return "", overlay(image, target.numpy(), self.train.source.palette)
 
 
 def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -> SegmentationTask:
@@ -114,6 +124,21 @@ def open_labeled(config: TrainConfig, split: str) -> SegmentationFolder:
         classes=options.class_names,
         reduce_zero_label=options.reduce_zero_label,
     )
+
+
+def fit_data(config: TrainConfig) -> Mapping[str, Any]:
+    """Sizes and batch that fit the training images: images at the median size, crops of its shorter side.
+
+    Raises:
+        DataError: another layout, or an image that cannot be read.
+    """
+    train = open_labeled(config, config.data.train)
+    longer, shorter = typical_size(lambda index: train.image(index).size, len(train))
+    return {
+        "segment.resize": (longer, shorter),
+        "data.image_size": min(shorter, LARGEST_CROP),
+        "data.batch_size": fitting_batch(config, len(train)),
+    }
 
 
 def evaluation_preprocess(config: TrainConfig) -> DensePreprocess:

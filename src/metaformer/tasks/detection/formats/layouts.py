@@ -125,6 +125,11 @@ def find_layout(root: str | Path, name: str) -> tuple[DetectionLayout, Path]:
     return layout, next((r for r in roots if any(_exists(r, v, "") for v in layout.variants)), root)
 
 
+def _hint(name: str) -> str:
+    """Which options would read a data set of another layout."""
+    return f"; it looks like the layout {name} (train: --detect.layout {name}, others: --layout {name})"
+
+
 def find_split(layout: DetectionLayout, root: Path, split: str) -> SplitPaths:
     """Paths of a split.
 
@@ -142,5 +147,5 @@ def find_split(layout: DetectionLayout, root: Path, split: str) -> SplitPaths:
             return SplitPaths(layout.name, name, root, labels, images)
     expected = dict.fromkeys(v.labels.format(split=v.splits.get(split, split)) for v in layout.variants)
     other = recognize_layout(root)
-    hint = "" if other is None or other[0] is layout else f"; it looks like the layout {other[0].name}"
+    hint = "" if other is None or other[0] is layout else _hint(other[0].name)
     raise DataError(f"{root}: no annotations of split {split!r}: expected {' or '.join(expected)}{hint}")
