@@ -221,7 +221,6 @@ def by_loop(matcher: Matcher, boxes: Tensor, anchors: Tensor) -> Tensor:
     st.integers(1, 40),
     st.integers(0, 1000),
     st.sampled_from([(0.5, 0.4, 0.0), (0.7, 0.3, 0.3), (0.5, 0.5, 0.5)]),
-    st.booleans(),
     st.sampled_from([1, 60, 1 << 20]),
 )
 def test_matches_are_those_of_a_loop(
