@@ -139,7 +139,7 @@ def _refuse_bomb(path: Path) -> None:
 def _refuse_nested_tuples(path: Path) -> None:
     """Refuse tuples of tuples of tuples: to hash one that holds each part twice would take forever."""
     deepest = 0
-    with suppress(ValueError, IndexError):  # of a damaged program, which PyTorch will report
+    with suppress(Exception):  # of a damaged program, which PyTorch will report
         deepest = max(map(_deepest_tuple, _programs(path)), default=0)
     if deepest > _NESTED:
         raise WeightsError(f"{path}: refused, tuples are nested {deepest} deep, which no weights need")
