@@ -300,6 +300,12 @@ def test_odd_members_of_a_checkpoint_are_refused(
     refused("file of torch.save", change, WeightsError)
 
 
+@pytest.mark.timeout(60)
+def test_tuples_that_take_forever_to_hash_are_refused(refused: Callable[..., str]) -> None:
+    nested = b")q\x00" + b"h\x00\x86q\x00" * 60  # each holds the one before twice
+    refused("file of torch.save, older form", write(b"\x80\x02}" + nested + b"K\x01s."), WeightsError)
+
+
 def test_graphs_with_other_inputs_are_refused(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     from openvino import opset13 as op

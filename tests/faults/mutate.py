@@ -1,5 +1,6 @@
 """Mutations of files by what they hold: JSON, words, bytes, zip and tar archives, safetensors."""
 
+import copy
 import io
 import json
 import os
@@ -108,7 +109,7 @@ def values(draw: random.Random, document: Any) -> Any:
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         places = list(_places(document))
         if not places:
-            return draw.choice(VALUES)
+            return copy.deepcopy(draw.choice(VALUES))
         owner, key = draw.choice(places)
         match draw.randrange(8):
             case 0:
@@ -122,7 +123,7 @@ def values(draw: random.Random, document: Any) -> Any:
             case 3:
                 owner[key] = draw.choice(([owner[key]], {"a": owner[key]}, str(owner[key])))
             case _:
-                owner[key] = draw.choice(VALUES)
+                owner[key] = copy.deepcopy(draw.choice(VALUES))
     return document
 
 

@@ -3,6 +3,8 @@
 import pickletools
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +15,7 @@ from metaformer.storage import open_regular, open_zip
 
 ROOM, SLACK = 4, 1 << 20
 """An archive may unpack to so many times its size, and so many bytes more; PyTorch does not compress."""
+_NESTED = 8
 OF_TENSORS = (
     *("torch._utils._rebuild_", "torch._tensor._rebuild_from_type_v2", "torch.nn.parameter.Parameter"),
     *("torch.storage.", "torch.serialization._get_layout", "torch.Size", "torch.Tensor", "torch.device"),
@@ -95,6 +98,7 @@ def load_pickled(path: Path) -> Any:
         WeightsError: the file names code, is damaged, or would unpack to far more than its size.
     """
     _refuse_bomb(path)
+    _refuse_nested_tuples(path)
     try:
         with (
             torch.serialization.safe_globals(
@@ -132,24 +136,62 @@ def _refuse_bomb(path: Path) -> None:
         )
 
 
+def _refuse_nested_tuples(path: Path) -> None:
+    """Refuse tuples of tuples of tuples: to hash one that holds each part twice would take forever."""
+    deepest = 0
+    with suppress(Exception):  # of a damaged program, which PyTorch will report
+        deepest = max(map(_deepest_tuple, _programs(path)), default=0)
+    if deepest > _NESTED:
+        raise WeightsError(f"{path}: refused, tuples are nested {deepest} deep, which no weights need")
+
+
+def _deepest_tuple(program: "BinaryIO | Any") -> int:
+    """Levels of the deepest tuple that a pickle program makes; it is followed, not run."""
+    stack, marks, memo, deepest = [0], [0], dict[object, int](), 0  # the depth of each object
+    for opcode, argument, _ in pickletools.genops(program):
+        name = opcode.name
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name == "MEMOIZE" or name.endswith("PUT"):
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1] if stack else 0
+        elif name.endswith("GET"):
+            stack.append(memo.get(argument, 0))
+        elif name == "DUP":
+            stack.append(stack[-1] if stack else 0)
+        else:
+            marked = any(part is pickletools.markobject for part in opcode.stack_before)
+            taken = len(stack) - marks.pop() if marked and marks else len(opcode.stack_before)
+            taken += opcode.stack_before.index(pickletools.markobject) if marked else 0
+            parts = stack[max(0, len(stack) - taken) :]
+            del stack[max(0, len(stack) - taken) :]
+            depth = 1 + max(parts, default=0) if "TUPLE" in name else 0
+            stack += [depth] * len(opcode.stack_after)
+            deepest = max(deepest, depth)
+    return deepest
+
+
 def _foreign_names(path: Path) -> set[str]:
     """What the file's pickle programs would import beyond tensors and placeholders; they are not run."""
     names: set[str] = set()
-    try:
-        with path.open("rb") as file:
-            if file.read(4) == b"PK\x03\x04":
-                with zipfile.ZipFile(file) as archive:
-                    for entry in archive.namelist():
-                        if entry.endswith(".pkl"):
-                            with archive.open(entry) as program:
-                                _disassemble(program, names)
-            else:
-                file.seek(0)
-                for _ in range(5):  # the older form: magic number, protocol, machine, object, storage keys
-                    _disassemble(file, names)
-    except Exception:  # damaged from here on: what was found until then counts
-        pass
+    with suppress(Exception):  # damaged from here on: what was found until then counts
+        for program in _programs(path):
+            _disassemble(program, names)
     return {name for name in names if name not in PLACEHOLDERS and not _of_tensors(name)}
+
+
+def _programs(path: Path) -> Iterator["BinaryIO | Any"]:
+    """The file's pickle programs, to be read one after another; nothing more where it is damaged."""
+    with suppress(Exception), path.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            with zipfile.ZipFile(file) as archive:
+                for entry in archive.namelist():
+                    if entry.endswith(".pkl"):
+                        with archive.open(entry) as program:
+                            yield program
+        else:
+            file.seek(0)
+            for _ in range(5):  # the older form: magic number, protocol, machine, object, storage keys
+                yield file
 
 
 def _of_tensors(name: str) -> bool:
