@@ -8,6 +8,7 @@ from metaformer.errors import ConfigError
 from metaformer.serialize import field_types, validate
 
 
+@dataclass(frozen=True)
 class Checked:
     """Base of configurations, whose fields are checked by type; lists become tuples."""
 

@@ -28,7 +28,7 @@ class Result(NamedTuple):
         """The line that a failed command leaves on standard error."""
         lines = self.err.splitlines()
         assert self.status in (1, 2) and "Traceback" not in self.err, self
-        assert not re.search(r"\b[a-z_]+=(True|False|'|[,)]|\d)", lines[-1]), (
+        assert not re.search(r"\b[a-z_]+=(True|False|'|[,)])", lines[-1]), (
             f"an argument in Python: {lines[-1]}"
         )
         assert [line for line in lines if line.startswith("metaformer: error: ")] == lines[-1:], self
