@@ -42,7 +42,8 @@ class Finding:
     `id`, `category`, `box`, `segmentation`, `annotation`. Warnings: `contradiction` (the same image with
     other labels), `leak` (a validation image that is also a training image), `uneven` (class sizes), `absent`
     (a class without pixels or objects; an error where that is so of all), `unlabeled`, `unpaired` (labels
-    without image), `tiny`, `encoding`, `animated`, `ignored`."""
+    without image), `doubled` (objects), `crowds` (mostly), `normalized`, `corners` (boxes in other units),
+    `tiny`, `encoding`, `animated`, `ignored`."""
     text: str
 
 

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from metaformer.data.shards.write import write_shards
+from metaformer.data.split import open_split
 from metaformer.tasks.check import CheckReport
-from metaformer.tasks.classification.check import check_data_set
-from toys import findings
+from metaformer.tasks.classification.check import check_data_set, class_findings
+from toys import build_task, findings, tiny_config
 
 
 @pytest.fixture
@@ -159,3 +160,27 @@ def test_damaged_shards_are_reported_with_their_images(own: Path, tmp_path: Path
     else:
         assert [kind for kind, _ in errors] == ["damaged", "unreadable"]
         assert "ant/0.png" in errors[1][1] and "damaged or truncated" in errors[1][1]
+
+
+def test_a_training_says_what_the_check_says(own: Path) -> None:
+    for number in range(40):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(own / f"train/ant/more{number}.png")
+    (own / "train/cat/LICENSE").write_text("x")
+    (own / "val/notes.txt").write_text("x")
+    warnings = [
+        f"{own}/train: 1 without extension file(s) are no images and not used",
+        f"{own}/train: classes are uneven: 'bee' has 4 image(s), 'ant' has 44",
+        f"{own}/val: 1 file(s) lie in no class folder",
+    ]
+    assert build_task(tiny_config("classify", own)).warnings == warnings
+    assert [text for _, text in findings(check(own), "warning")] == warnings
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_classes_without_images_in_shards(kind: str, own: Path, tmp_path: Path) -> None:
+    root = tmp_path / "shards"
+    write_shards(own, root, kind=kind, workers=1, progress=False)
+    assert build_task(tiny_config("classify", root)).warnings == []
+    source = open_split(root, "train", ["ant", "bee", "cat", "dog"], allow_missing=True)
+    (finding,) = class_findings(source, training=True)
+    assert finding.kind == "absent" and finding.text.endswith("no image of 'dog': never learned")

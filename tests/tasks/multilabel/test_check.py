@@ -8,7 +8,7 @@ import pytest
 
 from metaformer.cli import main
 from metaformer.tasks.multilabel.check import check_multilabel
-from toys import Write
+from toys import Write, build_task, tiny_config
 
 
 def test_good_data_has_no_findings(tagged: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,3 +55,23 @@ def test_classes_that_teach_nothing(write: Write, tmp_path: Path) -> None:
     texts = {kind: [f.text for f in report.findings if f.kind == kind] for kind in ("absent", "uneven")}
     assert any("'never'" in text for text in texts["absent"])
     assert all(any(f"'{name}'" in text for text in texts["uneven"]) for name in ("always", "rare"))
+
+
+def test_a_training_says_what_the_check_says(write: Write, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for i in range(6):
+            write(f"{split}/{i}.png", np.full((32, 32, 3), i * 20 + len(split), np.uint8))
+    rows = [f"{i}.png,1,0,{int(i == 0)}" for i in range(5)]
+    train = write("train.csv", "\n".join(["image,always,never,rare", *rows]))
+    val = write("val.csv", "\n".join(["image,always,never,rare", *rows]))
+    root = tmp_path / "data"
+    assert build_task(tiny_config("multilabel", root)).warnings == [
+        f"{root}/train/5.png: train.csv has no row for it: it is not used",
+        f"{train}: no image of 'never': never learned",
+        f"{train}: every image has the label 'always': nothing is learned "
+        "(1 more such; metaformer data check lists all)",
+        f"{root}/val/5.png: val.csv has no row for it: it is not used",
+        f"{val}: no image of 'never': never evaluated",
+    ]
+    report = check_multilabel(root, workers=1, progress=False)
+    assert report.ok and report.count("warning") == 6

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,15 @@ from metaformer.data.shards.index import Shards, damaged_shards, find_shards
 from metaformer.data.shards.remote import is_remote
 from metaformer.data.split import Split, open_split
 from metaformer.errors import DataError
-from metaformer.tasks.check import Certainty, CheckReport, DatasetCheck, SplitSummary, size_range
+from metaformer.tasks.check import (
+    Certainty,
+    CheckReport,
+    DatasetCheck,
+    Finding,
+    SplitSummary,
+    absent_classes,
+    size_range,
+)
 
 UNEVEN: Final = 10
 """Ratio of the largest class to the smallest from which on there is a warning."""
@@ -60,6 +68,32 @@ def recognize(root: str | Path) -> Certainty:
     return Certainty.POSSIBLE
 
 
+def class_findings(source: Split, training: bool) -> Iterator[Finding]:
+    """What is odd about the classes of a split, and files that are not used.
+
+    Args:
+        source: the split.
+        training: whether it is the training split.
+    """
+    if isinstance(source, ImageFolder):
+        for kind, count in sorted(source.ignored.items()):
+            unused = f"{source.folder}: {count:,} {kind} file(s) are no images and not used"
+            yield Finding("warning", "ignored", unused)
+        if source.loose:
+            yield Finding(
+                "warning", "ignored", f"{source.folder}: {source.loose:,} file(s) lie in no class folder"
+            )
+    by_label = Counter(source.labels)
+    counts = {name: by_label[label] for label, name in enumerate(source.classes)}
+    if training and not isinstance(source, ImageFolder):  # where a folder without images is an error
+        absent = [name for name in source.classes if not counts[name]]
+        yield from absent_classes(source.folder, "image", absent)
+    order = sorted(filter(counts.__getitem__, counts), key=counts.__getitem__)
+    if order and counts[order[-1]] >= UNEVEN * counts[order[0]]:
+        least, most = (f"{label!r} has {counts[label]:,}" for label in (order[0], order[-1]))
+        yield Finding("warning", "uneven", f"{source.folder}: classes are uneven: {least} image(s), {most}")
+
+
 class _Check(DatasetCheck[ClassificationSummary]):
     classes: tuple[str, ...] | None = None
     """Classes of the training split."""
@@ -73,6 +107,7 @@ class _Check(DatasetCheck[ClassificationSummary]):
             self.classes = tuple(source.classes)
             if len(self.classes) < 2:
                 self.error("one class", f"{source.folder}: only one class: training needs at least two")
+        self.add(class_findings(source, training=not self.summaries))
         images = scan(source, workers=self.workers, label=name, progress=self.progress)
         for image in images:
             self.check_image(source.path(image.index), image)
@@ -100,10 +135,6 @@ class _Check(DatasetCheck[ClassificationSummary]):
         except DataError as error:
             self.error("layout", str(error))
             return None
-        for kind, count in sorted(folder.ignored.items()):
-            self.warn("ignored", f"{folder.folder}: {count:,} {kind} file(s) are no images and not used")
-        if folder.loose:
-            self.warn("ignored", f"{folder.folder}: {folder.loose:,} file(s) lie in no class folder")
         return folder
 
     def _open_shards(self, name: str, shards: Shards) -> Split:
@@ -121,9 +152,5 @@ class _Check(DatasetCheck[ClassificationSummary]):
     def _summarize(self, name: str, source: Split, images: Sequence[ImageInfo]) -> ClassificationSummary:
         counts = Counter(source.classes[label] for label in source.labels)
         per_class = {label: counts[label] for label in source.classes}
-        order = sorted((label for label in per_class if per_class[label]), key=per_class.__getitem__)
-        if order and per_class[order[-1]] >= UNEVEN * per_class[order[0]]:
-            least, most = (f"{label!r} has {per_class[label]:,}" for label in (order[0], order[-1]))
-            self.warn("uneven", f"{source.folder}: classes are uneven: {least} image(s), {most}")
         unreadable = sum(bool(image.error) for image in images)
         return ClassificationSummary(name, len(images), unreadable, *size_range(images), per_class)

@@ -13,6 +13,8 @@ from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import need_two_classes, open_split
 from metaformer.distributed import World
 from metaformer.tasks.base import StepContext, check_num_classes
+from metaformer.tasks.check import warnings_of
+from metaformer.tasks.classification.check import class_findings
 from metaformer.tasks.classification.evaluate import ClassificationEvaluation, read_class_subset
 from metaformer.tasks.classification.loss import Criterion, Distillation, build_criterion, load_teacher
 from metaformer.tasks.classification.mixup import Mixup
@@ -118,6 +120,8 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
         mix_off_epoch=config.augment.mix_off_epoch,
         distillation=_distillation(config, classes, preprocess),
     )
+    for split, training in ((train, True), (val, False)):
+        task.warnings += warnings_of(class_findings(split, training))
     task.to(world.device)
     return task
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metaformer.data.image import image_size
 from metaformer.data.scan import ImageInfo, reason, scan
@@ -21,6 +22,9 @@ from metaformer.tasks.check import (
 )
 from metaformer.tasks.detection.dataset import READERS, DetectionFolder
 from metaformer.tasks.detection.formats.layouts import find_layout, find_split
+
+_FEW: Final = 6
+"""Objects away from the border below which boxes are not taken for two corners."""
 
 
 def check_objects(
@@ -127,6 +131,14 @@ def object_findings(folder: DetectionFolder, training: bool) -> Iterator[Finding
             yield Finding("error", "segmentation", f"{_name(folder, row)}: {bare}")
     for row in np.flatnonzero((table.boxes[:, 2:] < 1).any(axis=1)).tolist():
         yield Finding("warning", "tiny", f"{_name(folder, row)}: is narrower than a pixel: never trained on")
+    yield from _doubled(folder)
+    yield from _boxes_of_other_units(folder)
+    crowds = int(table.crowd.sum())
+    if 2 * crowds > len(table):
+        mostly = (
+            f"{crowds:,} of {len(table):,} objects are crowds, or difficult: neither trained on nor counted"
+        )
+        yield Finding("warning", "crowds", f"{folder.annotation_path}: {mostly}")
     counts = np.bincount(table.labels[~table.crowd], minlength=len(folder.classes)).tolist()
     absent = [name for name, count in zip(folder.classes, counts, strict=True) if not count]
     if len(absent) < len(folder.classes):
@@ -134,6 +146,43 @@ def object_findings(folder: DetectionFolder, training: bool) -> Iterator[Finding
     elif training:
         nothing = f"{folder.annotation_path}: no object at all: there is nothing to train on"
         yield Finding("error", "absent", nothing)
+
+
+def _doubled(folder: DetectionFolder) -> Iterator[Finding]:
+    """Objects of an image with the class and the box of an earlier one."""
+    table = folder.objects
+    keys = np.column_stack([table.images, table.labels, table.crowd, table.boxes])
+    order = np.lexsort(keys.T[::-1])
+    same = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
+    for place in np.flatnonzero(same).tolist():
+        earlier, row = order[place : place + 2].tolist()
+        twice = f"the same class and box as annotation {table.ids[earlier]}"
+        yield Finding("warning", "doubled", f"{_name(folder, row)}: {twice}")
+
+
+def _boxes_of_other_units(folder: DetectionFolder) -> Iterator[Finding]:
+    """Boxes that look normalized to the image's size, or like two corners in place of a size."""
+    boxes = folder.objects.boxes
+    corners = boxes[:, :2] + boxes[:, 2:]
+    sizes = folder.annotations.sizes[folder.objects.images]
+    if len(boxes) and corners.max() <= 1 and (sizes > 2).any():
+        read = "divided by it once more" if folder.layout == "yolo" else "read as pixels"
+        look = f"all boxes lie within 0 … 1: they look normalized to the image's size, but are {read}"
+        yield Finding("warning", "normalized", f"{folder.annotation_path}: {look}")
+    elif folder.layout == "coco" and _look_like_corners(boxes, sizes):
+        look = (
+            "all boxes are wider than their left and higher than their top: they look like left, top, right,"
+        )
+        remedy = "bottom, but are read as left, top, width, height"
+        yield Finding("warning", "corners", f"{folder.annotation_path}: {look} {remedy}")
+
+
+def _look_like_corners(boxes: NDArray[np.float64], sizes: NDArray[np.int32]) -> bool:
+    """Whether left, top, width and height (N, 4) would be two corners each, of objects that are not large."""
+    larger = (boxes[:, 2:] > boxes[:, :2]).all()
+    inside = (boxes[:, :2] >= 1).all(axis=1).sum() >= _FEW
+    # objects that fill most of their images are wider than their left, too
+    return bool(larger and inside and (np.median(boxes[:, 2:] / sizes, axis=0) < 0.5).all())
 
 
 def _name(folder: DetectionFolder, row: int) -> str:

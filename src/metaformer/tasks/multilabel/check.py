@@ -1,7 +1,7 @@
 """Check of multi-label data sets."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ from metaformer.tasks.check import (
     Certainty,
     CheckReport,
     DatasetCheck,
+    Finding,
     SplitSummary,
     absent_classes,
     size_range,
@@ -75,6 +76,33 @@ def recognize(root: str | Path) -> Certainty:
     return Certainty.BY_FILES if found else Certainty.NONE
 
 
+def label_findings(folder: MultilabelFolder, training: bool) -> Iterator[Finding]:
+    """Images without a row, and classes that no image of a split has, few have, or all have.
+
+    Args:
+        folder: the split.
+        training: whether it is the training split.
+    """
+    for path in folder.unlabeled:
+        no_row = f"{path}: {folder.file.name} has no row for it: it is not used"
+        yield Finding("warning", "unlabeled", no_row)
+    counts = [int(count) for count in folder.labels.sum(dim=0)]
+    absent = [name for name, count in zip(folder.classes, counts, strict=True) if not count]
+    yield from absent_classes(folder.file, "image", absent, training)
+    if not any(counts):
+        yield Finding("error", "absent", f"{folder.file}: no image has a label")
+    if not training:
+        return
+    for name, count in zip(folder.classes, counts, strict=True):
+        if count == len(folder):
+            text = f"every image has the label {name!r}: nothing is learned"
+            yield Finding("warning", "uneven", f"{folder.file}: {text}")
+        elif 0 < count < RARE:
+            yield Finding(
+                "warning", "uneven", f"{folder.file}: only {count} image(s) have the label {name!r}"
+            )
+
+
 @dataclass
 class _Check(DatasetCheck[MultilabelSummary]):
     layout: Layout = "auto"
@@ -94,8 +122,6 @@ class _Check(DatasetCheck[MultilabelSummary]):
             )
         except DataError as error:
             return self.error("layout", str(error))
-        for path in folder.unlabeled:
-            self.warn("unlabeled", f"{path}: {folder.file.name} has no row for it: it is not used")
         images = scan(folder, workers=self.workers, label=name, progress=self.progress)
         for image in images:
             self.check_image(folder.path(image.index), image)
@@ -106,25 +132,12 @@ class _Check(DatasetCheck[MultilabelSummary]):
         )
         counts = [int(count) for count in folder.labels.sum(dim=0)]
         per_class = dict(zip(folder.classes, counts, strict=True))
+        self.add(label_findings(folder, training=not self.summaries))
         if not self.summaries:
             self.class_names = folder.classes
-            self._check_counts(folder, per_class)
         empty = int((folder.labels.sum(dim=1) == 0).sum())
         bad = len(images) - len(readable)
         self.summaries.append(
             MultilabelSummary(name, len(images), bad, *size_range(images), per_class=per_class, empty=empty)
         )
         return None
-
-    def _check_counts(self, folder: MultilabelFolder, per_class: dict[str, int]) -> None:
-        """Report classes that no training image has, few have, or all have."""
-        self.add(
-            absent_classes(folder.file, "image", [name for name, count in per_class.items() if not count])
-        )
-        if not any(per_class.values()):
-            self.error("absent", f"{folder.file}: no image has a label")
-        for name, count in per_class.items():
-            if count == len(folder):
-                self.warn("uneven", f"{folder.file}: every image has the label {name!r}: nothing is learned")
-            elif 0 < count < RARE:
-                self.warn("uneven", f"{folder.file}: only {count} image(s) have the label {name!r}")

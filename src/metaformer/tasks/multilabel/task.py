@@ -15,6 +15,7 @@ from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError
 from metaformer.serialize import Probability, decode
 from metaformer.tasks.base import Forward, StepContext, check_num_classes
+from metaformer.tasks.check import warnings_of
 from metaformer.tasks.classifier import (
     ClassifierTask,
     augmentation,
@@ -22,6 +23,7 @@ from metaformer.tasks.classifier import (
     evaluation_options,
     preprocessing,
 )
+from metaformer.tasks.multilabel.check import label_findings
 from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
 from metaformer.tasks.multilabel.evaluate import MultilabelEvaluation
 from metaformer.tasks.multilabel.loss import AsymmetricLoss, BinaryCrossEntropy, balanced_pos_weight
@@ -120,6 +122,8 @@ def build_multilabel(config: TrainConfig, world: World, stop: Stop | None = None
         preprocess,
         criterion,
     )
+    for split, training in ((train, True), (val, False)):
+        task.warnings += warnings_of(label_findings(split, training))
     task.to(world.device)
     return task
 

@@ -272,8 +272,18 @@ def _box(annotation: dict[str, Any], size: tuple[int, int]) -> Box:
     try:
         check_box(box, size)
     except BadAnnotation as bad:
-        raise BadAnnotation("box", f"bbox {shown(value)} {bad.reason}") from None
+        raise BadAnnotation("box", f"bbox {shown(value)} {bad.reason}{_other_units(box, size)}") from None
     return box
+
+
+def _other_units(box: Box, size: tuple[int, int]) -> str:
+    """What a box that cannot be used looks like instead, for its error message."""
+    left, top, right, bottom = box
+    if left >= 0 and left + right <= 1 and top >= 0 and top + bottom <= 1 and right > 0 < bottom:
+        return ": it looks normalized to the image's size, but COCO's boxes are in pixels"
+    if 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]:
+        return ": it looks like left, top, right, bottom, but COCO's boxes are left, top, width, height"
+    return ""
 
 
 def _outline(value: Any, size: tuple[int, int]) -> tuple[list["array[float]"], Runs | None, str]:

@@ -60,7 +60,10 @@ def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotati
         except DataError as error:
             builder.add_fault("image", str(error))
             continue
-        if annotated:
+        if not annotated:
+            no_file = f"{paths.images / name}: no annotations {paths.labels / stem}.txt: it counts as empty"
+            builder.add_oddity("unlabeled", no_file)
+        else:
             _read_image(builder, paths.labels / f"{stem}.txt", image, masks, keypoints)
     for stem in unread:
         labels.pop(f"{stem}.txt", None)
@@ -69,7 +72,8 @@ def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotati
     if labels and not builder.rows and not builder.faults:
         none = f"{paths.labels}: none of its {len(labels):,} files has the name of an image"
         builder.add_fault("annotation", none)
-    builder.unused += [f"{paths.labels / name}: annotations without image" for name in labels]
+    for name in labels:
+        builder.add_oddity("unpaired", f"{paths.labels / name}: annotations without image")
     return builder.build()
 
 
