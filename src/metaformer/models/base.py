@@ -12,6 +12,7 @@ from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormerFeatures
 from metaformer.backbones.stage import Recompute
 from metaformer.errors import ConfigError
+from metaformer.layers.start import named
 from metaformer.serialize import Serializable
 
 Size = tuple[int, int]
@@ -41,7 +42,7 @@ class DenseNetwork(nn.Module):
         if backbone is None:
             if config is None:
                 raise ConfigError("backbone: neither a MetaFormerConfig nor a module was given")
-            backbone = MetaFormerFeatures(config)
+            backbone = named("backbone", MetaFormerFeatures, config)
         self.backbone = backbone
 
     def forward_head(self, x: Tensor) -> Any:
