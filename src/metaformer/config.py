@@ -43,6 +43,12 @@ class DataConfig:
     """Training split."""
     val: str = "val"
     """Validation split."""
+    val_fraction: float | None = None
+    """Instead of a validation split, hold out this share of the training images, of each class alike, by seed
+    and path; `root` may then hold class folders without splits. Image classification."""
+    group: str | None = None
+    """With `val_fraction`, keep images together whose paths this regular expression matches alike, such as
+    `(patient[0-9]+)`."""
     image_size: int = 224
     """Height and width of the network's input in pixels; in segmentation, of training crops."""
     batch_size: int = 128
