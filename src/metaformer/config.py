@@ -192,7 +192,7 @@ class EvalConfig:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Resampling of validation images."""
     every: int = 1
-    """Epochs between evaluations."""
+    """Epochs between evaluations; there is one after the first epoch, too."""
     every_steps: int = 0
     """Steps between evaluations, instead of epochs; 0 to count epochs."""
     real_labels: str | None = None
