@@ -63,6 +63,12 @@ class DataConfig(Checked):
     """Training split."""
     val: str = "val"
     """Validation split."""
+    val_fraction: float | None = None
+    """Instead of a validation split, hold out this share of the training images, of each class alike, by seed
+    and path; `root` may then hold class folders without splits. Image classification."""
+    group: str | None = None
+    """With `val_fraction`, keep images together whose paths this regular expression matches alike, such as
+    `(patient[0-9]+)`."""
     image_size: int = 224
     """Height and width of the network's input in pixels; in segmentation, of training crops."""
     batch_size: int = 128
@@ -206,7 +212,7 @@ class EvalConfig(Checked):
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Resampling of validation images."""
     every: int = 1
-    """Epochs between evaluations."""
+    """Epochs between evaluations; there is one after the first epoch, too."""
     every_steps: int = 0
     """Steps between evaluations, instead of epochs; 0 to count epochs."""
     real_labels: str | None = None

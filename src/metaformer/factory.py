@@ -26,7 +26,7 @@ from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.weights.card import pretrained_cfg
 from metaformer.weights.download import fetch
-from metaformer.weights.load import Classifier, GridPolicy, load_weights
+from metaformer.weights.load import Classifier, GridPolicy, LoadReport, load_weights
 from metaformer.weights.saved import SavedNetwork, find_saved, fitting, need_saved
 from metaformer.weights.sources import SOURCES, Source, find_source, split_name, tags
 
@@ -493,8 +493,8 @@ class InitialWeights:
         source: Source | None,
         backbone: Backbone | None = None,
         grid: GridPolicy = "strict",
-    ) -> None:
-        """Load the weights into a network; the log says what was loaded.
+    ) -> LoadReport | None:
+        """Load the weights into a network; the log says what was loaded, and so does the report.
 
         Args:
             model: the network.
@@ -521,9 +521,12 @@ class InitialWeights:
             weights, target = fetch(find_source(backbone)), target.backbone
         elif self.backbone_checkpoint is not None:
             weights, target = self.backbone_checkpoint, target.backbone
-        if weights is not None:
-            options: dict[str, Any] = {"classifier": classifier, "grid": grid, "ema": self.ema}
-            logger.info("%s", load_weights(target, weights, self.strict, **options))
+        if weights is None:
+            return None
+        options: dict[str, Any] = {"classifier": classifier, "grid": grid, "ema": self.ema}
+        report = load_weights(target, weights, self.strict, **options)
+        logger.info("%s", report)
+        return report
 
 
 def _create_dense(

@@ -10,6 +10,7 @@ from metaformer.layers.drop_path import DropPath
 from metaformer.layers.mlp import Mlp
 from metaformer.layers.norm import NORMS
 from metaformer.layers.scale import Scale
+from metaformer.layers.start import named
 from metaformer.mixers import MIXERS
 from metaformer.registry import parse
 
@@ -23,14 +24,16 @@ class Block(nn.Module):
         self.residual = config.residual
         self.skip_lam = config.skip_lam
         self.norm1 = NORMS.build(config.norm, dim, eps=config.norm_eps)
-        self.token_mixer = build_mixer(mixer, dim, config.grid(stage), config.grid_mode)
+        context = (dim, config.grid(stage), config.grid_mode)
+        self.token_mixer = named("token_mixer", build_mixer, mixer, *context)
         self.drop_path1 = DropPath(drop_path)
         self.layer_scale1 = _scale(dim, config.layer_scale[stage])
         self.res_scale1 = _scale(dim, config.res_scale[stage])
         self.mlp: nn.Module | None = None
         if hidden:
             self.norm2 = NORMS.build(config.norm, dim, eps=config.norm_eps)
-            self.mlp = Mlp(dim, hidden, act=config.act, bias=config.mlp_bias, dropout=config.dropout)
+            bias, dropout = config.mlp_bias, config.dropout
+            self.mlp = named("mlp", Mlp, dim, hidden, act=config.act, bias=bias, dropout=dropout)
             self.drop_path2 = DropPath(drop_path)
             self.layer_scale2 = _scale(dim, config.layer_scale[stage])
             self.res_scale2 = _scale(dim, config.res_scale[stage])

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.layers.act import SquaredReLU
 from metaformer.layers.norm import NORMS
+from metaformer.layers.start import named
 
 
 class MlpClassifier(nn.Module):
@@ -45,17 +46,17 @@ class Head(nn.Module):
         """Replace the classifier by a new one."""
         self.global_pool = global_pool
         self.drop = nn.Dropout(0.0 if self.mlp else self.dropout)
-        self.fc: nn.Module
+        self.fc = named("head.fc", self._classifier, dim, num_classes)
+
+    def _classifier(self, dim: int, num_classes: int) -> nn.Module:
         if num_classes == 0:
-            self.fc = nn.Identity()
-        elif self.mlp:
-            self.fc = MlpClassifier(dim, num_classes, self.dropout)
-        else:
-            self.fc = nn.Linear(dim, num_classes)
-        for module in self.fc.modules():
+            return nn.Identity()
+        fc = MlpClassifier(dim, num_classes, self.dropout) if self.mlp else nn.Linear(dim, num_classes)
+        for module in fc.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        return fc
 
     def pool(self, x: Tensor) -> Tensor:
         """Reduce (B, C, H, W) to (B, C), or with no pooling to (B, H, W, C)."""

@@ -14,6 +14,7 @@ from metaformer.backbones.stage import Recompute, Stage
 from metaformer.errors import ConfigError, SizeError
 from metaformer.layers.embed import Downsample, Stem
 from metaformer.layers.norm import NORMS
+from metaformer.layers.start import by_name, named
 from metaformer.ops.backend import is_transformed
 
 
@@ -58,7 +59,9 @@ class Trunk(HubMixin, nn.Module):
         self.feature_info = FeatureInfo.of(config)
         self.min_size = _min_size(config)
         self.pretrained_cfg: dict[str, Any] = {}
-        self.stem = Stem(
+        self.stem = named(
+            "stem",
+            Stem,
             config.in_chans,
             config.dims[0],
             config.stem_kernel,
@@ -67,11 +70,11 @@ class Trunk(HubMixin, nn.Module):
             norm=config.embed_norm,
             eps=config.norm_eps,
         )
-        self.stages = nn.Sequential(*(Stage(config, i) for i in range(config.stages)))
+        self.stages = nn.Sequential(*(named(f"stages.{i}", Stage, config, i) for i in range(config.stages)))
         if config.conv_init == "trunc_normal":
-            for module in self.modules():
+            for name, module in self.named_modules():
                 if isinstance(module, Stem | Downsample) and module.conv.bias is not None:
-                    nn.init.trunc_normal_(module.conv.weight, std=0.02)
+                    named(f"{name}.conv", nn.init.trunc_normal_, module.conv.weight, std=0.02)
                     nn.init.zeros_(module.conv.bias)
 
     @property
@@ -197,6 +200,7 @@ class _Traced(nn.Module):
 class MetaFormer(Trunk):
     """Classifier; everything about it is in `config`."""
 
+    @by_name
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__(config)
         self.num_classes = config.num_classes
@@ -264,6 +268,7 @@ class MetaFormer(Trunk):
 class MetaFormerFeatures(Trunk):
     """Feature pyramid for dense tasks: the stages' outputs, each with a norm of its own by `feature_norm`."""
 
+    @by_name
     def __init__(self, config: MetaFormerConfig, out_indices: Sequence[int] = (0, 1, 2, 3)) -> None:
         super().__init__(config)
         self.out_indices = resolve_indices(out_indices, config.stages)

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from metaformer.backbones.block import Block
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.layers.embed import Downsample, PositionEmbedding
+from metaformer.layers.start import named
 
 Recompute = bool | Literal["mlp"]
 """What the backward pass recomputes: nothing, whole blocks, or the hidden activations of their MLPs."""
@@ -22,7 +23,9 @@ class Stage(nn.Module):
         self.grad_checkpointing: Recompute = False
         self.downsample: nn.Module = nn.Identity()
         if stage > 0 and config.downsampled(stage):
-            self.downsample = Downsample(
+            self.downsample = named(
+                "downsample",
+                Downsample,
                 config.dims[stage - 1],
                 dim,
                 config.down_kernel,
@@ -33,11 +36,12 @@ class Stage(nn.Module):
             )
         self.pos_embed: nn.Module = nn.Identity()
         if config.pos_embed[stage]:
-            self.pos_embed = PositionEmbedding(dim, config.grid(stage), config.grid_mode)
+            grid = config.grid(stage)
+            self.pos_embed = named("pos_embed", PositionEmbedding, dim, grid, config.grid_mode)
         first, last = sum(config.depths[:stage]), max(1, sum(config.depths) - 1)
         self.blocks = nn.Sequential(
             *(
-                Block(config, stage, mixer, config.drop_path_rate * (first + i) / last)
+                named(f"blocks.{i}", Block, config, stage, mixer, config.drop_path_rate * (first + i) / last)
                 for i, mixer in enumerate(config.block_mixers(stage))
             )
         )

@@ -1,10 +1,10 @@
-"""`metaformer data demo|check|shard`: write, check and shard data sets."""
+"""`metaformer data demo|check|shard|split`: write, check, shard and split data sets."""
 
 import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from metaformer.cli.options import accepts, add_task_options
+from metaformer.cli.options import accepts, add_options, add_task_options, options_of
 from metaformer.cli.parser import Parser, UsageError, say, write_json
 
 if TYPE_CHECKING:
@@ -138,6 +138,24 @@ def _shard(argv: list[str]) -> int:
     return 0
 
 
+def _split(argv: list[str]) -> int:
+    from metaformer.data.divide import write_splits
+
+    parser = Parser(
+        "data split",
+        "Write class folders without splits again as train, val and perhaps test: of each class the same\n"
+        "share, chosen by seed and path alone. Files are hard links where the disk allows it, else copies.",
+        "metaformer data split flowers flowers-split --val-fraction 0.2 --group '(plant[0-9]+)'",
+    )
+    add = parser.add_argument
+    add("data", metavar="DIR", help="folder of class folders")
+    add("out", metavar="OUT", help="where to: a new or empty folder")
+    add_options(parser, list(options_of(write_splits)))
+    args = vars(parser.parse_args(argv))
+    print(write_splits(args.pop("data"), args.pop("out"), **args).text())
+    return 0
+
+
 def _add_splits(parser: Parser) -> None:
     text = "a split, the training one first; give it several times (default train and val)"
     parser.add_argument("--split", action="append", metavar="NAME", help=text)
@@ -159,4 +177,5 @@ SUBCOMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("write the demo data sets", _demo),
     "check": ("report all that is wrong with a data set", _check),
     "shard": ("write an image folder as parquet or tar files", _shard),
+    "split": ("divide class folders into train, val and test", _split),
 }

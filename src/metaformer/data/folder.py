@@ -85,6 +85,10 @@ class ImageFolder:
         """All images, in order."""
         return [self.folder / file for file in self._files]
 
+    def keep(self, wanted: Sequence[bool]) -> None:
+        """Leave out the images that are not wanted; `labels` are the caller's."""
+        self._files = [file for file, there in zip(self._files, wanted, strict=True) if there]
+
     def image(self, index: int) -> Image.Image:
         """Read an image as RGB.
 
@@ -122,7 +126,10 @@ def _split_folder(root: Path, split: str) -> Path:
     folder = root / split
     if not os.path.isdir(folder):
         present = ", ".join(_folders(root)[:10]) or "no folders"
-        raise DataError(f"{root}: no folder {split!r}; it holds {present}")
+        raise DataError(
+            f"{root}: no folder {split!r}; it holds {present} (class folders without splits: "
+            "--data.val_fraction 0.2, or metaformer data split)"
+        )
     return folder
 
 

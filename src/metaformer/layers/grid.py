@@ -1,12 +1,16 @@
 """Base of mixers whose weights belong to the positions of one grid."""
 
+import logging
 from abc import abstractmethod
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from metaformer.errors import GridError
+
+_log = logging.getLogger(__name__)
 
 
 class FixedGrid(nn.Module):
@@ -15,6 +19,15 @@ class FixedGrid(nn.Module):
     At another size it raises `GridError`, or, with `grid_mode="interpolate"`, resamples the tokens to its
     grid, mixes, and resamples back.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in cls.__dict__:
+            _log.warning(
+                "%s overrides FixedGrid.forward: other sizes then neither raise GridError nor are resampled; "
+                "define mix(tokens) instead, or derive from nn.Module",
+                cls.__qualname__,
+            )
 
     def __init__(self, grid: tuple[int, int], grid_mode: str = "strict") -> None:
         super().__init__()

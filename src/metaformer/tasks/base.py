@@ -340,7 +340,9 @@ def load_initial_weights(model: MetaFormer | DenseNetwork, network: ModelConfig)
     weights = InitialWeights(
         pretrained=published, checkpoint_path=network.checkpoint, classifier="reset", ema=network.ema
     )
-    weights.load_into(model, find_source(network.name) if published else None, grid="interpolate")
+    source = find_source(network.name) if published else None
+    report = weights.load_into(model, source, grid="interpolate")
+    vars(model)["load_report"] = report  # for what a run says at its start
     if network.grad_checkpointing:
         model.set_grad_checkpointing(network.grad_checkpointing)
 

@@ -26,6 +26,8 @@ from metaformer.serialize import Text, decode
 from metaformer.tasks.base import LoadedModel, TaskSpec, check_num_classes, model_fields
 
 UNUSED: Mapping[str, Any] = {
+    "data.val_fraction": None,
+    "data.group": None,
     "augment.mixup": 0.0,
     "augment.cutmix": 0.0,
     "augment.erase": 0.0,

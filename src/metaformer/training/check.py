@@ -18,6 +18,7 @@ RANGES: Final[Mapping[str, Range]] = {
     "seed": Range(1 - 2**63, 2**63 - 1, integer=True),  # of PyTorch's generators
     "model.drop_path_rate": RATE,
     "model.head_dropout": RATE,
+    "data.val_fraction": Range(0, 1, above=True, below=True),
     "data.image_size": POSITIVE_INT,
     "data.batch_size": POSITIVE_INT,
     "data.eval_batch_size": POSITIVE_INT,
@@ -90,6 +91,8 @@ def _check_dependent(config: TrainConfig, world_size: int) -> None:
             f"schedule.min_lr {config.schedule.min_lr} is above optim.lr {config.optim.lr}: "
             "the learning rate would rise"
         )
+    if config.data.group is not None and config.data.val_fraction is None:
+        raise ConfigError("data.group keeps images together in what data.val_fraction divides: give both")
     if not config.data.root:
         raise ConfigError("data.root is empty: give the folder of the data set")
 

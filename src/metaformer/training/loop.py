@@ -294,7 +294,8 @@ class Loop:
             return True
         if plan.every_steps:
             return step % plan.every_steps == 0
-        return step % self.sampler.steps == 0 and self.epoch % plan.every == 0
+        # the first epoch's is there, so that there is a figure early
+        return step % self.sampler.steps == 0 and (self.epoch % plan.every == 0 or self.epoch == 1)
 
     def _evaluate(self) -> None:
         self.evaluation_pending = True

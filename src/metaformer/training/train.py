@@ -35,6 +35,7 @@ from metaformer.training.loop import Loop, machine
 from metaformer.training.network import describe_network, resolve_network
 from metaformer.training.progress import Progress
 from metaformer.training.schedule import build_schedule
+from metaformer.training.summary import describe_run
 from metaformer.training.trainer import Trainer
 
 
@@ -93,7 +94,11 @@ def train(
             if saved is not None:
                 loop.restore(saved)
                 _warn_differences(saved, config, world)
-            complete = _run(loop, saved, command)
+            lines = describe_run(config, task, sampler.steps, world, saved is not None)
+            if world.main:
+                for line in lines:
+                    _print(line)
+            complete = _run(loop, saved, command, lines)
             result = TrainResult(
                 run.path, task.metric, loop.best.value, loop.best.step, loop.metrics, trainer.step, complete
             )
@@ -132,7 +137,7 @@ def _open_run(run: RunDir, resume: str | None, world: World, stack: ExitStack) -
     return saved
 
 
-def _run(loop: Loop, saved: Checkpoint | None, command: str | None) -> bool:
+def _run(loop: Loop, saved: Checkpoint | None, command: str | None, lines: list[str]) -> bool:
     """Run the loop with its log and progress bar; False if a signal stopped it."""
     world, run, config = loop.world, loop.run_dir, to_dict(loop.config)
     progress = Progress(loop.total, loop.trainer.step, loop.sampler.batch_size, quiet=not world.main)
@@ -149,6 +154,8 @@ def _run(loop: Loop, saved: Checkpoint | None, command: str | None) -> bool:
                 )
                 if saved is not None:
                     log.write("resume", loop.trainer.step, loop.epoch)
+                else:
+                    log.write("start", 0, 0, note="\n".join(lines))
                 for line in loop.task.warnings:
                     progress.write(f"warning: {line}")
                     log.write("data", loop.trainer.step, loop.epoch, note=line)

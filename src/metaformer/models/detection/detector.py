@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.errors import ConfigError, TrainingError
+from metaformer.layers.start import named
 from metaformer.models.base import DenseNetwork
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.structures import Detections, Size, Targets
@@ -39,7 +40,8 @@ class Detector(DenseNetwork, ABC):
         norms: Any = getattr(self.backbone, "norms", {})
         if one_stage and "0" in norms:  # published weights have it; DDP must not wait for its gradient
             norms["0"].requires_grad_(False)
-        self.neck = DetectionPyramid(channels[self.first_level :], config.fpn_dim, convs=one_stage)
+        levels = channels[self.first_level :]
+        self.neck = named("neck", DetectionPyramid, levels, config.fpn_dim, convs=one_stage)
         strides = reductions[self.first_level :]
         self.strides = strides + [strides[-1] << (i + 1) for i in range(self.neck.extra_levels)]
 

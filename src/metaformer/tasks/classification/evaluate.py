@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metaformer.config import TrainConfig
 from metaformer.data.class_lists import read_lines
 from metaformer.data.dataset import Batch
+from metaformer.data.divide import open_divided
+from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.split import Split, open_split
 from metaformer.distributed import all_gather_list, all_reduce_sum
@@ -207,6 +210,9 @@ def open_evaluation_split(
         ConfigError: no data, or another number of classes than the network has.
         DataError: the data set is not laid out as it should be.
     """
+    divided = open_run_division(model.config) if data is None and model.config is not None else None
+    if divided is not None and model.config is not None and split in (None, model.config.data.train):
+        return divided[split is None]
     where, classes = model.location(data, split), model.classes
     if classes is not None and model.config is None:
         own = open_split(*where)
@@ -217,6 +223,19 @@ def open_evaluation_split(
     folder = open_split(*where, classes, allow_missing=allow_missing)
     model.check_classes(folder.classes, folder.folder)
     return folder
+
+
+def open_run_division(config: TrainConfig) -> tuple[ImageFolder, ImageFolder] | None:
+    """Training and held-out part of a run's data, where it divides them itself (`data.val_fraction`).
+
+    Raises:
+        ConfigError: an expression for groups that is none.
+        DataError: another layout, or a class without an image in one of the parts.
+    """
+    data = config.data
+    if data.val_fraction is None:
+        return None
+    return open_divided(data.root, data.train, data.val_fraction, config.seed, data.group)
 
 
 def read_class_subset(path: str | Path | None, classes: Sequence[str]) -> list[str] | None:

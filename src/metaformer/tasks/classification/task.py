@@ -15,7 +15,11 @@ from metaformer.distributed import World
 from metaformer.tasks.base import StepContext, check_num_classes
 from metaformer.tasks.check import warnings_of
 from metaformer.tasks.classification.check import class_findings
-from metaformer.tasks.classification.evaluate import ClassificationEvaluation, read_class_subset
+from metaformer.tasks.classification.evaluate import (
+    ClassificationEvaluation,
+    open_run_division,
+    read_class_subset,
+)
 from metaformer.tasks.classification.loss import Criterion, Distillation, build_criterion, load_teacher
 from metaformer.tasks.classification.mixup import Mixup
 from metaformer.tasks.classifier import (
@@ -93,10 +97,15 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
         DataError: the data set is not laid out as it should be.
         WeightsError: a checkpoint does not fit.
     """
-    train = open_split(config.data.root, config.data.train)
+    divided = open_run_division(config)
+    train = open_split(config.data.root, config.data.train) if divided is None else divided[0]
     need_two_classes(train)
     subset = read_class_subset(config.evaluate.class_subset, train.classes)
-    val = open_split(config.data.root, config.data.val, train.classes, allow_missing=subset is not None)
+    if divided is None:
+        missing = subset is not None
+        val = open_split(config.data.root, config.data.val, train.classes, allow_missing=missing)
+    else:
+        val = divided[1]
     classes = len(train.classes)
     check_num_classes(config, classes, train.folder)
     preprocess = preprocessing(config)

@@ -72,6 +72,8 @@ SPEC = TaskSpec(
     title="multi-label classification",
     section="multilabel",
     unused={
+        "data.val_fraction": None,
+        "data.group": None,
         "augment.mixup": 0.0,
         "augment.cutmix": 0.0,
         "augment.aug_splits": 1,

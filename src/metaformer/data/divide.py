@@ -1,0 +1,214 @@
+"""Divide an image folder without splits into training and held-out images."""
+
+import copy
+import hashlib
+import os
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metaformer.data.folder import ImageFolder
+from metaformer.errors import ConfigError, DataError, OutputError
+from metaformer.storage import TEMPORARY
+
+
+def hold_out(
+    paths: Sequence[str], labels: Sequence[int], fraction: float, seed: int = 0, group: str | None = None
+) -> list[bool]:
+    """Choose the images that are held out: of each class the same share, by seed and path alone.
+
+    Args:
+        paths: relative paths.
+        labels: the class of each.
+        fraction: share that is held out; of each class of two or more images at least one is, and one is not.
+        seed: what they are chosen by.
+        group: a regular expression; images whose paths it matches alike, in its first group if it has one,
+            stay together, such as `(patient[0-9]+)`. Classes then give their share as well as groups allow.
+
+    Raises:
+        ConfigError: a fraction out of range, or an expression that is none.
+        DataError: a path that the expression does not match.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"val_fraction is {fraction}: it must be above 0 and below 1")
+    if group is not None:
+        return _by_group(_groups(paths, group), labels, fraction, seed)
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(labels):
+        members[label].append(index)
+    held = [False] * len(paths)
+    for indices in members.values():
+        indices.sort(key=lambda index: _rank(paths[index], seed))
+        for index in indices[: _share(len(indices), fraction)]:
+            held[index] = True
+    return held
+
+
+def open_divided(
+    root: str | Path, split: str, fraction: float, seed: int, group: str | None = None
+) -> tuple[ImageFolder, ImageFolder]:
+    """Training and held-out part of an image folder: of a split, or of class folders without one.
+
+    Raises:
+        ConfigError: a fraction out of range, or an expression that is none.
+        DataError: another layout, or a class without an image in one of the parts.
+    """
+    has_split = (Path(root).expanduser() / split).is_dir()
+    whole = ImageFolder(root, split if has_split else "")
+    held = hold_out(_relative(whole), whole.labels, fraction, seed, group)
+    parts = (_part(whole, [not one for one in held]), _part(whole, held))
+    for part, name in zip(parts, ("training", "validation"), strict=True):
+        if missing := sorted(set(range(len(whole.classes))) - set(part.labels)):
+            few, strange = "images or groups" if group else "images", whole.classes[missing[0]]
+            raise DataError(f"{whole.folder}: no images of {strange!r} for {name}: it has too few {few}")
+    return parts
+
+
+@dataclass(frozen=True)
+class Division:
+    """A data set that was written in splits."""
+
+    root: Path
+    counts: Mapping[str, Mapping[str, int]]
+    """Images by split and class."""
+
+    def text(self) -> str:
+        """A line for each split."""
+        lines = []
+        for split, classes in self.counts.items():
+            least, most = min(classes.values()), max(classes.values())
+            lines.append(
+                f"{self.root / split}: {sum(classes.values())} images, {least} to {most} of each class"
+            )
+        return "\n".join(lines)
+
+
+def write_splits(
+    root: str | Path,
+    out: str | Path,
+    *,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    group: str | None = None,
+) -> Division:
+    """Write a folder of class folders again as `train`, `val` and perhaps `test`.
+
+    Files are hard links to the images where the disk allows it, else copies.
+
+    Args:
+        root: the class folders.
+        out: where to: a new or empty folder, not inside `root`.
+        val_fraction: share of the images for validation.
+        test_fraction: share of the images for a test; 0 for none.
+        seed: images are chosen by it and their paths alone.
+        group: a regular expression; images whose paths it matches alike stay in one split, such as
+            `(patient[0-9]+)`.
+
+    Raises:
+        ConfigError: a fraction out of range, or an expression that is none.
+        DataError: another layout, or a class without an image in one of the splits.
+        OutputError: the folder cannot be written, or is not empty.
+    """
+    whole, target = ImageFolder(root, ""), Path(out).expanduser()
+    if target.resolve().is_relative_to(whole.folder.resolve()):
+        raise OutputError(f"{target}: lies in the data set itself; choose another folder")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise OutputError(f"{target}: is not empty; choose another folder")
+    paths, place = _relative(whole), ["train"] * len(whole)
+    left = list(range(len(whole)))
+    for name, share in (("test", test_fraction), ("val", val_fraction / (1 - min(test_fraction, 0.999)))):
+        if name == "test" and not share:
+            continue
+        chosen = hold_out([paths[i] for i in left], [whole.labels[i] for i in left], share, seed, group)
+        for index, held in zip(left, chosen, strict=True):
+            place[index] = name if held else place[index]
+        left = [index for index, held in zip(left, chosen, strict=True) if not held]
+    counts = {
+        split: {name: 0 for name in whole.classes}
+        for split in ("train", "val", "test")
+        if split != "test" or test_fraction
+    }
+    for index, split in enumerate(place):
+        counts[split][whole.classes[whole.labels[index]]] += 1
+    for split, classes in counts.items():
+        if missing := [name for name, count in classes.items() if not count]:
+            few = "images or groups" if group else "images"
+            raise DataError(f"{whole.folder}: no image of {missing[0]!r} in {split}: it has too few {few}")
+    _write(whole, paths, place, target)
+    return Division(target, counts)
+
+
+def _write(whole: ImageFolder, paths: Sequence[str], place: Sequence[str], target: Path) -> None:
+    temporary = target.with_name(f"{TEMPORARY}{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for index, (path, split) in enumerate(zip(paths, place, strict=True)):
+            file = temporary / split / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            source = whole.path(index).resolve()  # a hard link to a link would point beside it
+            try:
+                os.link(source, file)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(source, file)
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot write ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _relative(folder: ImageFolder) -> list[str]:
+    return [path.relative_to(folder.folder).as_posix() for path in folder.paths]
+
+
+def _part(whole: ImageFolder, wanted: Sequence[bool]) -> ImageFolder:
+    part = copy.copy(whole)
+    part.labels = [label for label, there in zip(whole.labels, wanted, strict=True) if there]
+    part.keep(wanted)
+    return part
+
+
+def _share(count: int, fraction: float) -> int:
+    return min(max(1, round(count * fraction)), count - 1)
+
+
+def _rank(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} {name}".encode()).digest()
+
+
+def _groups(paths: Sequence[str], group: str) -> list[str]:
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise ConfigError(f"group: {group!r} is no regular expression ({error})") from error
+    names = []
+    for path in paths:
+        found = pattern.search(path)
+        if found is None:
+            raise DataError(f"{path}: the group expression {group!r} does not match this path")
+        names.append(found[1] if pattern.groups and found[1] is not None else found[0])
+    return names
+
+
+def _by_group(groups: Sequence[str], labels: Sequence[int], fraction: float, seed: int) -> list[bool]:
+    """Hold out groups, the larger first, where that brings the classes' shares nearer to the fraction."""
+    content: dict[str, Counter[int]] = defaultdict(Counter)
+    for name, label in zip(groups, labels, strict=True):
+        content[name][label] += 1
+    total = Counter(labels)
+    missing = {label: count * fraction for label, count in total.items()}
+    held = set()
+    for name in sorted(content, key=lambda one: (-content[one].total(), _rank(one, seed))):
+        own = content[name]
+        gain = sum(abs(missing[label]) - abs(missing[label] - count) for label, count in own.items())
+        if gain > 0:
+            held.add(name)
+            for label, count in own.items():
+                missing[label] -= count
+    return [name in held for name in groups]

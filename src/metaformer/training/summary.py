@@ -1,0 +1,97 @@
+"""What a run says at its start: network, weights, data, machine."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from metaformer.config import TrainConfig
+from metaformer.data.folder import ImageFolder
+from metaformer.data.shards.parquet import ParquetImages
+from metaformer.distributed import World
+from metaformer.ops import cpp, triton
+from metaformer.ops.backend import mode
+from metaformer.tasks.base import Task
+from metaformer.tasks.detection.dataset import DetectionFolder
+from metaformer.tasks.multilabel.dataset import MultilabelFolder
+
+FRESH_SHOWN = 4
+"""Parts without loaded weights in a line, at most."""
+
+
+def describe_run(
+    config: TrainConfig, task: Task, steps: int, world: World, resumed: bool = False
+) -> list[str]:
+    """Lines for the log and the terminal.
+
+    Args:
+        config: the run.
+        task: its network and data.
+        steps: optimizer steps of an epoch.
+        world: its devices.
+        resumed: it goes on from a checkpoint.
+    """
+    return [
+        _network(task),
+        "weights: those of the checkpoint" if resumed else _weights(task),
+        f"training: {_images(config.data.train, task.train.source)}, {steps} steps an epoch",
+        f"validation: {_images(config.data.val, task.evaluation.loader.dataset.source)}",
+        _machine(config, world),
+    ]
+
+
+def _network(task: Task) -> str:
+    parameters = list(task.model.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    some = "" if trained == total else f", {trained:,} of them trained"
+    return f"network: {task.name}, {total:,} parameters{some}, {len(task.classes)} classes"
+
+
+def _weights(task: Task) -> str:
+    report: Any = getattr(task.model, "load_report", None)
+    if report is None:
+        return "weights: all random"
+    begun = {name.partition(".")[0] for name in report.loaded}
+    names = [name.split(".") for name in (*report.fresh, *report.missing)]
+    parts = list(dict.fromkeys(".".join(name[: 2 if name[0] in begun else 1]) for name in names))
+    more = f" and {len(parts) - FRESH_SHOWN} more" if parts[FRESH_SHOWN:] else ""
+    fresh = f"; fresh: {', '.join(parts[:FRESH_SHOWN])}{more}" if parts else ""
+    return f"weights: {report.source}, {report.fraction:.1%} of the network's values{fresh}"
+
+
+def _images(split: str, source: Any) -> str:
+    text = f"{split}, {len(source)} images"
+    counts, what = _class_counts(source)
+    if not counts:
+        return text
+    least, most = (choose(counts, key=lambda name: counts[name]) for choose in (min, max))
+    if counts[least] == counts[most]:
+        return f"{text}, {counts[least]} {what} of each class"
+    return f"{text}, {counts[least]} ({least}) to {counts[most]} ({most}) {what} of each class"
+
+
+def _class_counts(source: Any) -> tuple[dict[str, int], str]:
+    """Images or objects of each class, and which; nothing where only pixels have classes, or in a stream."""
+    classes: Sequence[str] = source.classes
+    if isinstance(source, DetectionFolder):
+        numbers, what = np.bincount(source.objects.labels, minlength=len(classes)).tolist(), "objects"
+    elif isinstance(source, MultilabelFolder):
+        numbers, what = source.labels.sum(dim=0).tolist(), "images"
+    elif isinstance(source, ImageFolder | ParquetImages):
+        numbers, what = np.bincount(source.labels, minlength=len(classes)).tolist(), "images"
+    else:
+        return {}, ""
+    return {name: int(number) for name, number in zip(classes, numbers, strict=True)}, what
+
+
+def _machine(config: TrainConfig, world: World) -> str:
+    device = world.device
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    threads = torch.get_num_threads()
+    processes = f"{world.size} processes, " if world.size > 1 else ""
+    amp = {"none": "float32", "bf16": "bfloat16", "fp16": "float16"}[config.runtime.amp]
+    kernels = cpp.describe() if device.type == "cpu" and mode() != "reference" else triton.describe()
+    used = f"{processes}{threads} thread{'s' * (threads != 1)}, {amp}"
+    return f"device: {device}{name}, {used}; operations: {kernels}"

@@ -1,0 +1,106 @@
+"""Class folders without splits, divided."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from metaformer.cli import main
+from metaformer.data.divide import hold_out, open_divided, write_splits
+from metaformer.data.folder import ImageFolder
+from metaformer.errors import ConfigError, DataError, OutputError
+from metaformer.inference.evaluate import evaluate
+from metaformer.training.train import train
+from toys import tiny_config, write_image_folder
+
+COUNTS = {0: 50, 1: 11, 2: 2}
+PATHS = [f"c{label}/p{i % 7}_{i:03d}.png" for label, count in COUNTS.items() for i in range(count)]
+LABELS = [label for label, count in COUNTS.items() for _ in range(count)]
+
+
+def test_each_class_gives_its_share_by_seed_and_path() -> None:
+    held = hold_out(PATHS, LABELS, 0.2)
+    shares = {label: sum(h for h, own in zip(held, LABELS, strict=True) if own == label) for label in COUNTS}
+    assert shares == {0: 10, 1: 2, 2: 1}
+    assert held == hold_out(PATHS, LABELS, 0.2) != hold_out(PATHS, LABELS, 0.2, seed=1)
+    shuffled = sorted(range(len(PATHS)), key=lambda i: PATHS[i][::-1])
+    again = hold_out([PATHS[i] for i in shuffled], [LABELS[i] for i in shuffled], 0.2)
+    assert again == [held[i] for i in shuffled]
+
+
+def test_groups_stay_together() -> None:
+    held = hold_out(PATHS, LABELS, 0.3, group=r"p\d")
+    sides = {(path.split("/")[1][:2], one) for path, one in zip(PATHS, held, strict=True)}
+    assert len(sides) == 7
+    assert sum(held) == pytest.approx(0.3 * len(PATHS), abs=len(PATHS) / 7)
+    assert held == hold_out(PATHS, LABELS, 0.3, group=r"/(p\d)_")
+    with pytest.raises(DataError, match=r"c0/p0_000\.png"):
+        hold_out(PATHS, LABELS, 0.3, group="patient")
+    with pytest.raises(ConfigError, match="regular expression"):
+        hold_out(PATHS, LABELS, 0.3, group="(")
+    for fraction in (0.0, 1.0, float("nan")):
+        with pytest.raises(ConfigError, match="val_fraction"):
+            hold_out(PATHS, LABELS, fraction)
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Class folders without splits."""
+    write_image_folder(tmp_path, {"flat": 10})
+    return tmp_path / "flat"
+
+
+def test_a_folder_is_written_in_splits(
+    flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    args = ["data", "split", str(flat), str(out), "--val-fraction", "0.2", "--test-fraction", "0.1"]
+    assert main(args) == 0
+    assert "21 images, 7 to 7 of each class" in capsys.readouterr().out
+    parts = {split: ImageFolder(out, split) for split in ("train", "val", "test")}
+    assert [len(part) for part in parts.values()] == [21, 6, 3]
+    names = [path.relative_to(out / split) for split, part in parts.items() for path in part.paths]
+    assert sorted(names) == sorted(path.relative_to(flat) for path in ImageFolder(flat, "").paths)
+    assert all(os.path.samefile(out / "train" / name, flat / name) for name in map(str, names)
+               if (out / "train" / name).exists())  # fmt: skip
+    assert main(args) != 0 and "not empty" in capsys.readouterr().err
+    with pytest.raises(OutputError, match="in the data set"):
+        write_splits(flat, flat / "splits")
+    shutil.rmtree(flat / "ant")
+    (flat / "ant").mkdir()
+    shutil.copy(flat / "bee" / "0.png", flat / "ant")
+    with pytest.raises(DataError, match=r"'ant' in (train|val)"):
+        write_splits(flat, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_divides_its_data_itself(flat: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        "classify", flat, data={"val_fraction": 0.2}, schedule={"steps": 2, "warmup_steps": 0}, seed=3
+    )
+    run = train(config, tmp_path / "run").run
+    held = open_divided(flat, "train", 0.2, 3)[1]
+    report = evaluate(run, workers=0)
+    assert report.images == len(held) == 6
+    assert {example.path for example in report.examples} <= {str(path) for path in held.paths}
+    assert evaluate(run, split="train", workers=0).images == 24
+    with pytest.raises(DataError, match="val_fraction"):  # how to go on without splits
+        ImageFolder(flat, "train")
+
+
+def test_with_a_training_split_that_is_divided(own_pets: Path) -> None:
+    shutil.rmtree(own_pets / "val")
+    whole = ImageFolder(own_pets, "train")
+    parts = open_divided(own_pets, "train", 0.25, 0)
+    paths = [set(part.paths) for part in parts]
+    assert paths[0] | paths[1] == set(whole.paths) and not paths[0] & paths[1]
+    assert all(len(part.labels) == len(part) for part in parts)
+
+
+def test_other_tasks_refuse_it(patches: Path, tmp_path: Path) -> None:
+    for fields in ({"val_fraction": 0.2}, {"val_fraction": 0.2, "group": "x"}):
+        with pytest.raises(ConfigError, match=r"data\.val_fraction"):
+            train(tiny_config("segment", patches, data=fields), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"data\.group"):
+        train(tiny_config("classify", patches, data={"group": "x"}), tmp_path / "run")
