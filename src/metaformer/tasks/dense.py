@@ -25,6 +25,7 @@ from metaformer.models.build import build_network
 from metaformer.tasks.base import LoadedModel, TaskSpec, check_num_classes, model_fields
 
 UNUSED: Mapping[str, Any] = {
+    "data.balanced_sampling": False,
     "augment.mixup": 0.0,
     "augment.cutmix": 0.0,
     "augment.erase": 0.0,

@@ -74,6 +74,7 @@ SPEC = TaskSpec(
     title="multi-label classification",
     section="multilabel",
     unused={
+        "data.balanced_sampling": False,
         "augment.mixup": 0.0,
         "augment.cutmix": 0.0,
         "augment.aug_splits": 1,
