@@ -79,6 +79,8 @@ class DataConfig(Checked):
     """Data loading processes per device; 0 loads in the main process."""
     on_bad_image: Literal["error", "skip"] = "error"
     """Training images that cannot be read: stop with an error, or log and skip them (up to 0.1 % of all)."""
+    balanced_sampling: bool = False
+    """Classification: draw every class equally often; images of rare ones come several times an epoch."""
     repeated_aug: int = 1
     """Repeated augmentation: augmented copies of an image per epoch (CycleMLP: 3)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -131,6 +133,10 @@ class LossConfig(Checked):
     """Cross-entropy, binary cross-entropy, or cross-entropy with Jensen-Shannon divergence between views."""
     smoothing: float = 0.1
     """Label smoothing."""
+    class_weights: list[float] | None = None
+    """Weight of each class in `cross_entropy`, in the order of the class names."""
+    balance: bool = False
+    """Weight each class in `cross_entropy` by the inverse of its share of the training images instead."""
     distill: Literal["none", "soft", "hard"] = "none"
     """Knowledge distillation: from the teacher's probabilities (`soft`) or its top class (`hard`)."""
     teacher: str | None = None

@@ -355,3 +355,26 @@ def test_seed_is_the_same_in_another_process() -> None:
     args, env = [sys.executable, "-c", code], {"PYTHONHASHSEED": "1"}
     done = subprocess.run(args, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == f"{sample_seed(5, Sample(1, 2, 3))} {permutation(9, 5, 1)}\n"
+
+
+def test_balanced_epochs_have_every_class_equally_often() -> None:
+    classes = [0] * 80 + [1] * 15 + [2] * 5
+    options: dict[str, Any] = {"batch_size": 10, "seed": 3, "classes": classes}
+    sampler, seen = TrainSampler(100, **options), set[Sample]()
+    for epoch in range(3):
+        sampler.seek(epoch)
+        samples = [sample for batch in sampler for sample in batch]
+        counts = [sum(classes[sample.index] == k for sample in samples) for k in range(3)]
+        assert len(samples) == 100 and sorted(counts) == [33, 33, 34]
+        assert len(set(samples)) == 100, "an image that comes again is augmented anew"
+        assert {sample.index for sample in samples if classes[sample.index] == 2} == set(range(95, 100))
+        first = [classes[sample.index] for sample in samples[:30]]
+        assert all(5 <= first.count(k) <= 16 for k in range(3)), "shuffled"
+        seen |= set(samples)
+    assert len({sample.index for sample in seen if classes[sample.index] == 0}) > 50, "others in other epochs"
+    whole = [sample for batch in sampler for sample in batch]
+    parts = [[s for batch in TrainSampler(100, rank=r, world=2, **options) for s in batch] for r in range(2)]
+    again = TrainSampler(100, **options)
+    assert (
+        sorted(parts[0] + parts[1]) == sorted(sample for batch in again for sample in batch) != sorted(whole)
+    )

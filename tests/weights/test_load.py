@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
@@ -239,6 +240,43 @@ def test_wrapped_models_and_states(wrap: Any, config: Any) -> None:
     assert next(iter(state)).startswith(("module.", "_orig_mod."))
     assert load_weights(wrap(model), state).fraction == 1.0
     assert equal_states(copied(model), copied(source))
+
+
+class Lit(nn.Module):
+    """What a training module of Lightning holds: the network, its average, a weighted loss, a teacher."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+@pytest.mark.parametrize("config", [TINY, DENSE["semantic_fpn"]])
+@pytest.mark.parametrize("name", ["model", "net", "student"])
+def test_lightning_checkpoints_and_averaged_models(name: str, config: Any, tmp_path: Path) -> None:
+    source, other, loss = trained(config), build_network(config), nn.CrossEntropyLoss(torch.ones(3))
+    wrapped = {
+        "plain": Lit(**{name: source}, criterion=loss),
+        "averaged": Lit(**{name: AveragedModel(source)}),
+        "compiled": Lit(**{name: torch.compile(source, backend="eager")}, criterion=loss),
+        "alone": AveragedModel(source),
+        "parallel": nn.DataParallel(AveragedModel(source)),
+    }
+    if name == "model":
+        wrapped["two"] = Lit(model=source, teacher=other)
+    for kind, module in wrapped.items():
+        lightning = {"pytorch-lightning_version": "2.5.0", "epoch": 3, "state_dict": module.state_dict()}
+        torch.save(lightning, tmp_path / f"{kind}.ckpt")
+        model = build_network(config)
+        report = load_weights(model, tmp_path / f"{kind}.ckpt")
+        assert report.fraction == 1.0 and equal_states(copied(model), copied(source)), kind
+        assert ("criterion.weight" in report.dropped) == hasattr(module, "criterion"), "told, not silent"
+
+
+def test_several_networks_in_a_file_are_told() -> None:
+    state = Lit(student=trained(TINY), teacher=trained(TINY)).state_dict()
+    with pytest.raises(WeightsError, match=r"several networks \(student, teacher\)"):
+        load_weights(MetaFormer(TINY), state)
 
 
 def test_half_precision_files_fill_float_models() -> None:

@@ -50,6 +50,29 @@ def permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(keys ^ (keys >> np.uint64(31)), kind="stable")
 
 
+def balanced_order(
+    order: NDArray[np.int64], classes: NDArray[np.int64], epoch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """An epoch in which every class comes equally often, of the same length.
+
+    Args:
+        order: all images, shuffled.
+        classes: class of each image.
+        epoch: number of the epoch; where the length is no multiple of the classes, others have one more.
+
+    Returns:
+        Images in order, the classes in turn but shuffled, and how often each has come before.
+    """
+    shuffled = classes[order]
+    queues = [order[shuffled == one] for one in np.unique(classes)]
+    count = -(-len(order) // len(queues))
+    rows = np.stack([np.resize(queue, count) for queue in queues], axis=1)
+    times = np.stack([np.arange(count) // len(queue) for queue in queues], axis=1)
+    rows, times = (np.roll(part, epoch, axis=1).ravel()[: len(order)] for part in (rows, times))
+    mixed = np.argsort(order, kind="stable")  # the inverse of a permutation is one, too
+    return rows[mixed], times[mixed]
+
+
 class TrainSampler(Sampler[list[Sample]]):
     """Shuffled training batches, for `DataLoader(batch_sampler=...)`; each item is a rank's micro-batch.
 
@@ -78,6 +101,8 @@ class TrainSampler(Sampler[list[Sample]]):
         repeated_aug: copies of an image in an epoch.
         accumulate: micro-batches per optimizer step.
         groups: group of each image; none when not given.
+        classes: class of each image, to draw every class equally often: an epoch has its length still, images
+            of rare classes several times, each time augmented anew, and a share of those of frequent ones.
 
     Raises:
         ConfigError: a batch that cannot be divided evenly, or a number out of range.
@@ -95,6 +120,7 @@ class TrainSampler(Sampler[list[Sample]]):
         repeated_aug: int = 1,
         accumulate: int = 1,
         groups: Sequence[int] | None = None,
+        classes: Sequence[int] | None = None,
     ) -> None:
         _check_rank(rank, world)
         for field, value in (
@@ -117,6 +143,7 @@ class TrainSampler(Sampler[list[Sample]]):
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world, self.repeated_aug, self.accumulate = rank, world, repeated_aug, accumulate
         self.groups = None if groups is None else np.asarray(groups, dtype=np.int64)
+        self.classes = None if classes is None else np.asarray(classes, dtype=np.int64)
         self.epoch = 0
         self.start = 0
 
@@ -142,11 +169,14 @@ class TrainSampler(Sampler[list[Sample]]):
     def __iter__(self) -> Iterator[list[Sample]]:
         epoch = self.epoch
         order = permutation(self.length, self.seed, epoch)
+        times = np.zeros(self.length, np.int64)
+        if self.classes is not None:
+            order, times = balanced_order(order, self.classes, epoch)
         for step in self._positions(order)[self.start :, :, self.rank]:  # (accumulate, micro-batch)
             for positions in step.tolist():
                 yield [
-                    Sample(epoch, int(order[p // self.repeated_aug]), p % self.repeated_aug)
-                    for p in positions
+                    Sample(epoch, int(order[row]), int(times[row]) * self.repeated_aug + copy)
+                    for row, copy in (divmod(p, self.repeated_aug) for p in positions)
                 ]
 
     def _positions(self, order: NDArray[np.int64]) -> NDArray[np.int64]:

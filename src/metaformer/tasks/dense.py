@@ -28,6 +28,7 @@ from metaformer.tasks.base import LoadedModel, TaskSpec, check_num_classes, mode
 UNUSED: Mapping[str, Any] = {
     "data.val_fraction": None,
     "data.group": None,
+    "data.balanced_sampling": False,
     "augment.mixup": 0.0,
     "augment.cutmix": 0.0,
     "augment.erase": 0.0,

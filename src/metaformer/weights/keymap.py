@@ -1,6 +1,6 @@
 """Recognize a checkpoint's format by its keys, and rename and reshape its tensors, both ways."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,8 @@ from metaformer.weights.adapt import refuse_torchvision
 from metaformer.weights.formats import FORMATS, POINTWISE, Format
 
 State = dict[str, Tensor]
+AVERAGED = "n_averaged"
+"""Counter that `torch.optim.swa_utils.AveragedModel` keeps beside its `module.`."""
 WRAPPINGS = ("module.", "_orig_mod.")
 """Prefixes of DistributedDataParallel and torch.compile."""
 BACKBONE = "backbone."
@@ -151,13 +153,13 @@ def to_ours(state: Mapping[str, Tensor], format_name: str | None = None) -> Rena
     Raises:
         WeightsError: no format has such keys, or two keys mean the same tensor.
     """
-    state = unwrapped(state)
+    state, outside = unwrapped(state)
     if format_name is None:
         format_name = recognize(state)
         if format_name == "timm" and _is_ours(state):
             format_name = "metaformer"
     form, positions = FORMATS[format_name], Positions.of_foreign(state)
-    renamed = Renamed(format_name)
+    renamed = Renamed(format_name, ignored=outside)
     for key, value in state.items():
         name = _translate(key, form, positions)
         if name is None and form.dense and key.startswith(BACKBONE):
@@ -205,14 +207,53 @@ def from_ours(state: Mapping[str, Tensor], format_name: str, *, kernel: int = 3)
     return out
 
 
-def unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Remove `module.` and `_orig_mod.` if every name begins with it."""
-    while state:
-        prefix = next((p for p in WRAPPINGS if all(key.startswith(p) for key in state)), None)
+def unwrapped(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], list[str]]:
+    """The network's tensors without what wraps them, and the names in the file of other tensors.
+
+    `module.` and `_orig_mod.` are removed if every name begins with it, but for the counter of
+    `AveragedModel`. Where the names are then of no format, the network is an attribute of a training module,
+    as in Lightning's checkpoints: `model.` or the only other one whose names are of a format.
+
+    Raises:
+        WeightsError: several attributes are networks, none of them `model`.
+    """
+    names, outside = {key: key for key in state}, list[str]()
+    while names:
+        if AVERAGED in names and any(key.startswith("module.") for key in names):
+            outside.append(names.pop(AVERAGED))
+        prefix = next((p for p in WRAPPINGS if all(key.startswith(p) for key in names)), None)
+        if prefix is None:
+            prefix = _attribute(names)
         if prefix is None:
             break
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+        outside += [original for key, original in names.items() if not key.startswith(prefix)]
+        names = {key.removeprefix(prefix): own for key, own in names.items() if key.startswith(prefix)}
+    return {key: state[original] for key, original in names.items()}, outside
+
+
+def _attribute(names: Collection[str]) -> str | None:
+    """Prefix of the network among a training module's attributes; None if the names are a network's own."""
+    if any(_has(form, names) for form in FORMATS.values()):
+        return None
+    parts: dict[str, list[str]] = {}
+    for key in names:
+        first, dot, rest = key.partition(".")
+        if dot:
+            parts.setdefault(first, []).append(rest)
+    networks = [first for first, keys in parts.items() if _is_network(keys)]
+    if len(networks) > 1 and "model" not in networks:
+        raise WeightsError(
+            f"several networks ({', '.join(networks)}): load the tensors of one, without its name before them"
+        )
+    return f"{'model' if 'model' in networks else networks[0]}." if networks else None
+
+
+def _is_network(keys: Collection[str]) -> bool:
+    """Whether names are of a format, perhaps below wrappings."""
+    while keys and (prefix := next((p for p in WRAPPINGS if all(k.startswith(p) for k in keys)), None)):
+        keys = [key.removeprefix(prefix) for key in keys]
+    inner = [key.removeprefix("module.") for key in keys if key != AVERAGED]
+    return any(_has(form, inner) for form in FORMATS.values())
 
 
 def _match(template: str, key: str) -> dict[str, str] | None:

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from metaformer.errors import ConfigError
-from metaformer.tasks.classification.loss import build_criterion
+from metaformer.tasks.classification.loss import balanced_weights, build_criterion
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]])
 LABELS = torch.tensor([0, 2])
@@ -55,3 +55,22 @@ def test_jsd() -> None:
 def test_invalid_options(name: str, smoothing: float, aug_splits: int, error: str) -> None:
     with pytest.raises(ConfigError, match=error):
         build_criterion(name, smoothing, aug_splits)
+
+
+def test_class_weights() -> None:
+    weights = [1.0 + k for k in range(LOGITS.shape[1])]
+    expected = F.cross_entropy(LOGITS, LABELS, torch.tensor(weights), label_smoothing=0.3)
+    torch.testing.assert_close(
+        build_criterion("cross_entropy", 0.3, class_weights=weights)(LOGITS, LABELS), expected
+    )
+    soft = F.cross_entropy(LOGITS, SOFT, torch.tensor(weights))
+    torch.testing.assert_close(
+        build_criterion("cross_entropy", 0.3, class_weights=weights)(LOGITS, SOFT), soft
+    )
+
+
+def test_balanced_weights_make_classes_weigh_the_same() -> None:
+    labels = [0] * 6 + [1] * 3 + [2]
+    weights = balanced_weights(labels, 4)
+    assert [weights[k] * labels.count(k) for k in range(3)] == pytest.approx([2.5, 2.5, 2.5])
+    assert weights[3] == weights[2] and sum(weights[k] for k in labels) == pytest.approx(7.5)

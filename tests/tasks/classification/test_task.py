@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
+from metaformer.data.shards.write import write_shards
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.factory import create_model
 from metaformer.tasks.base import StepContext
 from metaformer.tasks.classification.evaluate import ClassificationEvaluation
-from metaformer.tasks.classification.loss import build_criterion
+from metaformer.tasks.classification.loss import CrossEntropy, build_criterion
 from metaformer.tasks.classification.mixup import Mixup
 from metaformer.tasks.classification.task import ClassificationTask
 from metaformer.tasks.classifier import build_classifier
@@ -132,3 +133,27 @@ def test_overrides_that_cannot_be_are_named(configure: Configure, field: str, na
 def test_stages_recompute_what_is_configured(configure: Configure, mode: Any) -> None:
     model = build_classifier(configure(model={"grad_checkpointing": mode}), 3)
     assert [stage.grad_checkpointing for stage in model.stages] == [mode] * 4
+
+
+def test_classes_are_balanced_by_weights_or_by_sampling(configure: Configure, tmp_path: Path) -> None:
+    weighted = build_task(configure(loss={"balance": True}))
+    assert isinstance(weighted.criterion, CrossEntropy) and weighted.criterion.weights is not None
+    assert weighted.criterion.weights.numel() == 3
+    result = train(
+        configure(data={"balanced_sampling": True}, loss={"class_weights": [1.0, 2.0, 3.0]}), tmp_path / "run"
+    )
+    assert result.complete
+    for loss, named in (
+        ({"class_weights": [1.0]}, "1 numbers for 3 classes"),
+        ({"class_weights": [1.0, 2.0, -1.0]}, "class_weights"),
+        ({"class_weights": [1.0, 2.0, 3.0], "balance": True}, "choose one"),
+        ({"balance": True, "name": "bce"}, "not of bce"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            train(configure(loss=loss), tmp_path / "refused")
+
+
+def test_a_stream_is_not_balanced(configure: Configure, pets: Path, tmp_path: Path) -> None:
+    write_shards(pets, tmp_path / "shards", kind="tar", workers=1, progress=False)
+    with pytest.raises(ConfigError, match="tar shards are a stream"):
+        build_task(configure(data={"root": str(tmp_path / "shards"), "balanced_sampling": True}))

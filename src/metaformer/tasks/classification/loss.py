@@ -15,7 +15,9 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 """Mean loss of logits (B, K) with classes (B,) or soft targets (B, K)."""
 
 
-def build_criterion(name: str, smoothing: float = 0.0, aug_splits: int = 1) -> Criterion:
+def build_criterion(
+    name: str, smoothing: float = 0.0, aug_splits: int = 1, class_weights: Sequence[float] | None = None
+) -> Criterion:
     """Build a loss by name.
 
     Args:
@@ -24,6 +26,7 @@ def build_criterion(name: str, smoothing: float = 0.0, aug_splits: int = 1) -> C
             (https://arxiv.org/abs/1912.02781).
         smoothing: label smoothing of classes; soft targets have their own.
         aug_splits: views of each image, which follow each other along the batch.
+        class_weights: weight of each class, of `cross_entropy` alone.
 
     Raises:
         ConfigError: an unknown name, a value out of range, or `jsd` with a single view.
@@ -31,7 +34,7 @@ def build_criterion(name: str, smoothing: float = 0.0, aug_splits: int = 1) -> C
     if not 0 <= smoothing < 1:
         raise ConfigError(f"loss.smoothing is {smoothing}: it must be at least 0 and below 1")
     if name == "cross_entropy":
-        return CrossEntropy(smoothing)
+        return CrossEntropy(smoothing, class_weights)
     if name == "bce":
         from timm.loss import BinaryCrossEntropy
 
@@ -48,14 +51,32 @@ def build_criterion(name: str, smoothing: float = 0.0, aug_splits: int = 1) -> C
 
 
 class CrossEntropy:
-    """Cross-entropy with classes, which are label-smoothed, or with soft targets as they are."""
+    """Cross-entropy with classes, which are label-smoothed, or with soft targets as they are.
 
-    def __init__(self, smoothing: float) -> None:
+    Args:
+        smoothing: label smoothing.
+        class_weights: weight of each class; all the same by default.
+    """
+
+    def __init__(self, smoothing: float, class_weights: Sequence[float] | None = None) -> None:
         self.smoothing = smoothing
+        self.weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the batch."""
-        return F.cross_entropy(logits, targets, label_smoothing=self.smoothing if targets.ndim == 1 else 0.0)
+        """Mean over the batch, weighted as PyTorch does: classes by their weights, soft targets by number."""
+        if self.weights is not None and self.weights.device != logits.device:
+            self.weights = self.weights.to(logits.device)
+        smoothing = self.smoothing if targets.ndim == 1 else 0.0
+        return F.cross_entropy(logits, targets, self.weights, label_smoothing=smoothing)
+
+
+def balanced_weights(labels: Sequence[int], classes: int) -> list[float]:
+    """Weight of each class so that all weigh the same: images by classes and the class's images.
+
+    A class without images has the weight of one with a single image.
+    """
+    counts = torch.bincount(torch.as_tensor(labels), minlength=classes).clamp(min=1)
+    return [float(weight) for weight in len(labels) / (classes * counts)]
 
 
 class Distillation:

@@ -8,6 +8,7 @@ from metaformer.config import TrainConfig
 from metaformer.data.split import open_split
 from metaformer.errors import ConfigError
 from metaformer.factory import create_model, is_model
+from metaformer.serialize import Range, check_ranges
 from metaformer.tasks.base import TaskSpec, numbered_classes
 from metaformer.tasks.classification.check import check_data_set, recognize
 from metaformer.tasks.classification.evaluate import build_evaluation
@@ -30,6 +31,13 @@ def check_config(config: TrainConfig) -> None:
     if augment.aug_splits > 1 and (augment.mixup > 0 or augment.cutmix > 0):
         raise ConfigError(
             "augment.aug_splits compares views of one image: set augment.mixup and augment.cutmix to 0"
+        )
+    check_ranges(config, {"loss.class_weights": Range(0, 1e9)})
+    if loss.class_weights is not None and loss.balance:
+        raise ConfigError("loss.class_weights and loss.balance both set weights: choose one")
+    if (loss.class_weights is not None or loss.balance) and loss.name != "cross_entropy":
+        raise ConfigError(
+            f"loss.class_weights, loss.balance: weights of classes are of cross_entropy, not of {loss.name}"
         )
     if loss.name == "jsd" and augment.aug_splits < 2:
         raise ConfigError("loss.name 'jsd' compares views of an image: set augment.aug_splits to 2 or 3")

@@ -1,6 +1,8 @@
 """Training of image classification: data, network, loss and evaluation of a run."""
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,11 @@ from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.loader import Stop
 from metaformer.data.preprocess import Preprocess
-from metaformer.data.split import need_two_classes, open_split
+from metaformer.data.sampler import TrainSampler
+from metaformer.data.shards.tar import TarImages
+from metaformer.data.split import Split, need_two_classes, open_split
 from metaformer.distributed import World
+from metaformer.errors import ConfigError
 from metaformer.tasks.base import StepContext, check_num_classes
 from metaformer.tasks.check import warnings_of
 from metaformer.tasks.classification.check import class_findings
@@ -20,7 +25,13 @@ from metaformer.tasks.classification.evaluate import (
     open_run_division,
     read_class_subset,
 )
-from metaformer.tasks.classification.loss import Criterion, Distillation, build_criterion, load_teacher
+from metaformer.tasks.classification.loss import (
+    Criterion,
+    Distillation,
+    balanced_weights,
+    build_criterion,
+    load_teacher,
+)
 from metaformer.tasks.classification.mixup import Mixup
 from metaformer.tasks.classifier import (
     ClassifierTask,
@@ -45,6 +56,10 @@ class ClassificationTask(ClassifierTask):
         mix: Mixup and CutMix, which replace the targets.
         mix_off_epoch: epoch from which nothing is mixed; 0 for never.
         distillation: a teacher's part of the loss.
+        balanced_sampling: draw every class equally often.
+
+    Raises:
+        ConfigError: balanced sampling of tar shards, whose order is their own.
     """
 
     task, metric = "classify", "top1"
@@ -61,10 +76,22 @@ class ClassificationTask(ClassifierTask):
         mix: Mixup | None = None,
         mix_off_epoch: int = 0,
         distillation: Distillation | None = None,
+        balanced_sampling: bool = False,
     ) -> None:
         super().__init__(model, name, train, evaluation, preprocess)
+        if balanced_sampling and isinstance(train.source, TarImages):
+            raise ConfigError(
+                "data.balanced_sampling: tar shards are a stream; use loss.balance, or an image folder"
+            )
+        self.balanced_sampling = balanced_sampling
         self.criterion = criterion
         self.mix, self.mix_off_epoch, self.distillation = mix, mix_off_epoch, distillation
+
+    def sampler(self, **options: Any) -> TrainSampler:
+        """Order of the training images."""
+        return super().sampler(
+            classes=self.train.source.labels if self.balanced_sampling else None, **options
+        )
 
     def to(self, device: torch.device) -> None:
         """Move model and teacher."""
@@ -124,7 +151,10 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
             **evaluation_options(config, world, stop),
         ),
         preprocess,
-        build_criterion(config.loss.name, config.loss.smoothing, config.augment.aug_splits),
+        build_criterion(
+            config.loss.name, config.loss.smoothing, config.augment.aug_splits, _class_weights(config, train)
+        ),
+        balanced_sampling=config.data.balanced_sampling,
         mix=_mix(config, classes),
         mix_off_epoch=config.augment.mix_off_epoch,
         distillation=_distillation(config, classes, preprocess),
@@ -146,6 +176,16 @@ def _log_size(config: TrainConfig, preprocess: Preprocess) -> None:
     else:
         text += f"; {trained.source} was trained with {trained.image_size} and {trained.crop:g}"
     logging.getLogger(__name__).warning("%s", text)
+
+
+def _class_weights(config: TrainConfig, train: Split) -> Sequence[float] | None:
+    """Weights of the classes in the loss; None for none."""
+    weights, classes = config.loss.class_weights, len(train.classes)
+    if config.loss.balance:
+        return balanced_weights(train.labels, classes)
+    if weights is not None and len(weights) != classes:
+        raise ConfigError(f"loss.class_weights has {len(weights)} numbers for {classes} classes")
+    return weights
 
 
 def _mix(config: TrainConfig, classes: int) -> Mixup | None:

@@ -74,6 +74,7 @@ SPEC = TaskSpec(
     unused={
         "data.val_fraction": None,
         "data.group": None,
+        "data.balanced_sampling": False,
         "augment.mixup": 0.0,
         "augment.cutmix": 0.0,
         "augment.aug_splits": 1,
