@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.data.sampler import TrainSampler
 from metaformer.distributed import World
-from metaformer.process import keep_freed_memory, sleep_rather_than_spin
+from metaformer.process import StopSignals, keep_freed_memory, sleep_rather_than_spin
 from metaformer.recipes import RECIPES
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import StepContext
@@ -89,7 +89,7 @@ def ours(config, place):
     task, run = TASKS[config.task].build(config, World()), RunDir(Path(place))
     sampler = TrainSampler(len(task.train), batch_size=config.data.batch_size, seed=config.seed)
     trainer = Trainer(config, task, build_schedule(config, sampler.steps), World())
-    loop = Loop(config, task, trainer, sampler, run, World(), lambda: False)
+    loop = Loop(config, task, trainer, sampler, run, World(), StopSignals())
     with run.writing(), MetricsLog(run.path, print) as log:
         began = time.perf_counter()
         loop.run(log, Progress(loop.total, 0, sampler.batch_size, quiet=True))
