@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from metaformer.data.folder import ImageFolder
+from metaformer.data.folder import ImageFolder, numeric_order
 from metaformer.data.scan import ImageInfo, scan
 from metaformer.data.shards.index import Shards, damaged_shards, find_shards
 from metaformer.data.shards.remote import is_remote
@@ -73,6 +73,8 @@ class _Check(DatasetCheck[ClassificationSummary]):
             self.classes = tuple(source.classes)
             if len(self.classes) < 2:
                 self.error("one class", f"{source.folder}: only one class: training needs at least two")
+            if told := numeric_order(self.classes):
+                self.warn("order", f"{source.folder}: {told}")
         images = scan(source, workers=self.workers, label=name, progress=self.progress)
         for image in images:
             self.check_image(source.path(image.index), image)

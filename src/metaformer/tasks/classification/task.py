@@ -1,5 +1,6 @@
 """Training of image classification: data, network, loss and evaluation of a run."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
+from metaformer.data.folder import numeric_order
 from metaformer.data.loader import Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import TrainSampler
@@ -33,6 +35,8 @@ from metaformer.tasks.classifier import (
     evaluation_options,
     preprocessing,
 )
+
+_log = logging.getLogger(__name__)
 
 
 class ClassificationTask(ClassifierTask):
@@ -118,6 +122,8 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
     """
     train = open_split(config.data.root, config.data.train)
     need_two_classes(train)
+    if (told := numeric_order(train.classes)) and world.main:
+        _log.warning("%s: %s", train.folder, told)
     subset = read_class_subset(config.evaluate.class_subset, train.classes)
     val = open_split(config.data.root, config.data.val, train.classes, allow_missing=subset is not None)
     classes = len(train.classes)

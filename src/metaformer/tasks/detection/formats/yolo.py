@@ -46,10 +46,13 @@ def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotati
     errors: list[DataError] = []
     stems: dict[str, str] = {}
     labels = dict.fromkeys(name for name in files_below(paths.labels, errors.append) if _is_label(name))
-    for name in files_below(paths.images, errors.append):
-        stem, extension = os.path.splitext(name)
-        if extension.lower() not in EXTENSIONS:
+    found = list(files_below(paths.images, errors.append))
+    chosen = set(paths.select([name for name in found if os.path.splitext(name)[1].lower() in EXTENSIONS]))
+    for name in found:
+        if name not in chosen:
+            labels.pop(f"{os.path.splitext(name)[0]}.txt", None)
             continue
+        stem = os.path.splitext(name)[0]
         try:
             size = image_size(paths.images / name)
         except DataError as error:
@@ -79,7 +82,10 @@ def _is_label(name: str) -> bool:
 
 def _classes(paths: SplitPaths, given: Names) -> tuple[str, ...]:
     names, where = given_names(given)
-    file, text = paths.root / "data.yaml", paths.root / "classes.txt"
+    file, text = (
+        next((paths.root / name for name in names if (paths.root / name).is_file()), paths.root / names[0])
+        for names in (("data.yaml", "dataset.yaml"), ("classes.txt", "obj.names"))
+    )
     if file.is_file():
         own = _yaml_names(file)
     elif text.is_file():
