@@ -120,6 +120,23 @@ def unread_image(path: Path) -> DataError:
     return DataError(f"{path}: {path.suffix.lower()} images are not read: convert it to PNG or JPEG")
 
 
+def numeric_order(classes: Sequence[str]) -> str | None:
+    """A line where class names are numbers whose order is another than that of their labels; else None.
+
+    Labels follow the names' alphabet, as elsewhere, in which 10 comes before 2.
+    """
+    if not all(name.isascii() and name.isdigit() for name in classes):
+        return None
+    natural = sorted(classes, key=int)
+    if natural == list(classes):
+        return None
+    label = next(i for i, name in enumerate(classes) if name != natural[i])
+    return (
+        f"class folders are numbers in alphabetical order: label {label} is class {classes[label]!r}, not "
+        f"{natural[label]!r}; names with leading zeros have one order"
+    )
+
+
 def _split_folder(root: Path, split: str) -> Path:
     if not os.path.isdir(root):  # Path.is_dir raises where a folder above cannot be entered
         raise DataError(f"{root}: {'is a file, not a folder' if os.path.isfile(root) else 'no such folder'}")

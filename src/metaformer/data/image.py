@@ -178,6 +178,24 @@ def _rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
+def hides_colors(path: str | Path) -> bool:
+    """Whether a file has transparent pixels, whose colors viewers hide and `read_image` shows.
+
+    False for what cannot be read. Of files without transparency the header alone is read.
+    """
+    try:
+        need_file(path)
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+            if "A" not in image.getbands() and "transparency" not in image.info:
+                return False
+            if image.width * image.height > MAX_PIXELS:
+                return False
+            alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    except Exception:  # what is wrong with the file is said elsewhere
+        return False
+    return bool((alpha < 255).any())
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)

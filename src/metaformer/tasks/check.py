@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from metaformer.data.class_lists import Names
 from metaformer.data.dataset import Source
+from metaformer.data.image import hides_colors
 from metaformer.data.scan import ImageInfo, ReadFn, scan_part
 from metaformer.distributed import World, all_gather_list, raise_on_all_ranks
 from metaformer.errors import BadImage, DataError
@@ -43,7 +44,8 @@ class Finding:
     other labels), `leak` (a validation image that is also a training image), `uneven` (class sizes), `absent`
     (a class without pixels or objects; an error where that is so of all), `unlabeled`, `unpaired` (labels
     without image), `doubled` (objects), `crowds` (mostly), `normalized`, `corners` (boxes in other units),
-    `tiny`, `encoding`, `animated`, `ignored`."""
+    `tiny`, `encoding`, `animated`, `ignored`, `order` (class folders that are numbers), `alpha` (hidden
+    colors would show)."""
     text: str
 
 
@@ -123,6 +125,8 @@ class DatasetCheck(ABC, Generic[S]):
     """Class names in order, or a file of them; those of the training split once it is open."""
     summaries: list[S] = field(default_factory=list, init=False)
     _findings: list[Finding] = field(default_factory=list, init=False)
+    _hidden: list[str] = field(default_factory=list, init=False)
+    """Images of the split with transparent pixels."""
     _training: dict[bytes, str] = field(default_factory=dict, init=False)
     """Name of the training image with these pixels."""
 
@@ -134,7 +138,14 @@ class DatasetCheck(ABC, Generic[S]):
         """Check splits; what the readers would log is in the report."""
         with _quiet():
             for split in splits:
+                self._hidden = []
                 self.check_split(split)
+                if self._hidden:
+                    count, some = len(self._hidden), ", ".join(self._hidden[:3])
+                    self.warn(
+                        "alpha",
+                        f"{split}: {count:,} image(s) have transparent pixels, whose colors show: {some}",
+                    )
         return CheckReport(str(self.root), tuple(self.summaries), tuple(dict.fromkeys(self._findings)))
 
     def error(self, kind: str, text: str) -> None:
@@ -149,7 +160,10 @@ class DatasetCheck(ABC, Generic[S]):
         """Add what is wrong with an image file."""
         if image.error:
             self.error("unreadable", f"{path}: {image.error}")
-        elif image.animated:
+            return
+        if hides_colors(path):
+            self._hidden.append(str(path))
+        if image.animated:
             self.warn("animated", f"{path}: animated, only its first frame is used")
 
     def check_duplicates(

@@ -297,14 +297,53 @@ class _Names:
         return self._names.unique(f"{self._videos[path]}_{prediction.frame:06d}")
 
 
+def read_image_ids(file: str | Path) -> dict[str, int]:
+    """Ids of images by file name from a COCO file, such as that of a test split without annotations.
+
+    Raises:
+        DataError: it cannot be read, lists no images, or lists a file name twice.
+    """
+    try:
+        images = json.loads(Path(file).read_text(encoding="utf-8-sig"))["images"]
+        rows = [(str(row["file_name"]).replace("\\", "/"), row["id"]) for row in images]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{file}: no COCO file with images, each with id and file_name ({reason})") from error
+    ids = dict(rows)
+    if not rows or len(ids) != len(rows) or not all(type(number) is int for number in ids.values()):
+        raise DataError(f"{file}: it must list images, each file_name once, with whole numbers as id")
+    return ids
+
+
 class ImageNumbers:
-    """COCO image ids: the number that a file name is, else the next free one."""
+    """COCO image ids: those of a file, or the number that a file name is, else the next free one.
 
-    def __init__(self) -> None:
+    Args:
+        ids: ids by file name, perhaps with folders before it; None where there is no such file.
+    """
+
+    def __init__(self, ids: Mapping[str, int] | None = None) -> None:
         self._taken: set[int] = set()
+        self._ids: dict[str, list[tuple[str, int]]] | None = None
+        if ids is not None:
+            self._ids = {}
+            for file, number in ids.items():
+                self._ids.setdefault(file.rpartition("/")[2], []).append((file, number))
 
-    def of(self, name: str) -> int:
-        """The id of one more image."""
+    def of(self, name: str, path: str = "") -> int:
+        """The id of one more image: its name without extension, and its path.
+
+        Raises:
+            DataError: ids come from a file, which does not name this image, or several of its name.
+        """
+        if self._ids is not None:
+            place = Path(path).as_posix()
+            known = self._ids.get(Path(path).name, [])
+            found = [number for file, number in known if f"/{place}".endswith(f"/{file}")]
+            found = found or [number for _, number in known]
+            if len(found) != 1:
+                raise DataError(f"{path or name}: the file of image ids has {len(found) or 'no'} such image")
+            return found[0]
         number = int(name) if name.isdecimal() else 0
         if number < 1 or number in self._taken:
             number = len(self._taken) + 1

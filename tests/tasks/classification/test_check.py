@@ -184,3 +184,25 @@ def test_classes_without_images_in_shards(kind: str, own: Path, tmp_path: Path) 
     source = open_split(root, "train", ["ant", "bee", "cat", "dog"], allow_missing=True)
     (finding,) = class_findings(source, training=True)
     assert finding.kind == "absent" and finding.text.endswith("no image of 'dog': never learned")
+
+
+def test_images_whose_hidden_colors_show_are_counted(own: Path) -> None:
+    opaque = Image.new("RGBA", (20, 20), (9, 8, 7, 255))
+    opaque.save(own / "train/ant/opaque.png")
+    clear = Image.new("RGBA", (20, 20), (200, 8, 7, 0))
+    clear.save(own / "train/ant/clear.png")
+    clear.save(own / "train/bee/clear.webp", lossless=True, exact=True)
+    clear.quantize(4).save(own / "train/cat/palette.gif", transparency=0)
+    (text,) = [text for kind, text in findings(check(own), "warning") if kind == "alpha"]
+    assert text.startswith("train: 3 image(s) have transparent pixels") and "ant/clear.png" in text
+
+
+def test_numbers_as_class_folders_have_their_order_told(own: Path) -> None:
+    for split in ("train", "val"):
+        for old, new in (("ant", "1"), ("bee", "2"), ("cat", "10")):
+            (own / split / old).rename(own / split / new)
+    (first, _) = [text for kind, text in findings(check(own), "warning") if kind == "order"] * 2
+    assert first.endswith("label 1 is class '10', not '2'; names with leading zeros have one order")
+    for split in ("train", "val"):
+        (own / split / "10").rename(own / split / "3")
+    assert not [text for kind, text in findings(check(own), "warning") if kind == "order"]

@@ -216,3 +216,46 @@ def test_masks_lie_on_the_digits(demo: Path) -> None:
         inside = decode_runs(annotation["segmentation"]["counts"], [128, 128])[y : y + height, x : x + width]
         box = gray[y : y + height, x : x + width]
         assert np.quantile(box[inside], 0.75) > np.median(box[~inside]) + 20
+
+
+def test_exports_of_annotation_programs_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Label Studio's flat YOLO, CVAT's Pascal VOC with labelmap.txt, CVAT's and FiftyOne's YOLO."""
+    voc = tmp_path / "voc"
+    for root, images, labels in (
+        ("studio", "images", "labels"),
+        ("cvat", "obj_train_data", "obj_train_data"),
+        ("fiftyone", "images/train", "labels/train"),
+        ("voc", "JPEGImages", ""),
+    ):
+        for number in range(10):
+            (tmp_path / root / images).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 10)).save(tmp_path / root / images / f"{number}.png")
+            if labels:
+                (tmp_path / root / labels).mkdir(parents=True, exist_ok=True)
+                (tmp_path / root / labels / f"{number}.txt").write_text("1 0.5 0.5 0.2 0.2")
+    (tmp_path / "studio" / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "cvat" / "obj.names").write_text("cat\ndog\n")
+    (tmp_path / "fiftyone" / "dataset.yaml").write_text("names: {0: cat, 1: dog}\n")
+    for root, counts in (
+        ("studio", {"train": 8, "val": 2, "all": 10}),
+        ("cvat", {"train": 10}),
+        ("fiftyone", {"train": 10}),
+    ):
+        for split, count in counts.items():
+            opened = open_detection(tmp_path / root, split)
+            assert len(opened) == count and opened.classes == ("cat", "dog"), root
+            assert all(opened.instances(index)[0].label == 1 for index in range(count))
+    assert "a fifth of the images, chosen by name, validates" in caplog.text
+    for folder in ("Annotations", "ImageSets/Main"):
+        (voc / folder).mkdir(parents=True)
+    (voc / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\ndog:1,2,3::\ncat:9,8,7::\n"
+    )
+    (voc / "ImageSets/Main/train.txt").write_text("0\n")
+    box = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
+    size = "<size><width>20</width><height>10</height><depth>3</depth></size>"
+    (voc / "Annotations/0.xml").write_text(
+        f"<annotation><filename>0.png</filename>{size}<object><name>cat</name>{box}</object></annotation>"
+    )
+    opened = open_detection(voc, "train")
+    assert opened.classes == ("dog", "cat") and opened.instances(0)[0].label == 1

@@ -16,7 +16,7 @@ from pycocotools.mask import area
 from torch import nn
 
 from metaformer.data.rle import encode
-from metaformer.errors import ConfigError
+from metaformer.errors import ConfigError, DataError
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.detection.draw import MIN_WIDTH, Shape, brighten, draw_objects, draw_shapes
 from metaformer.tasks.detection.results import DetectedObjects
@@ -79,6 +79,28 @@ def test_drawings_show_one_box_an_object(detected: Spotted, tmp_path: Path) -> N
     assert [len(line["objects"]) for line in lines_of(tmp_path / "both")] == [2]  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="draw_all"):
         list(write_detections([one], tmp_path / "no", MODEL, draw_all=True))
+
+
+def test_image_ids_of_a_test_split_come_from_its_file(detected: Spotted, tmp_path: Path) -> None:
+    file, found = (
+        tmp_path / "image_info_test.json",
+        [detected("a/x.jpg"), detected("b/x.jpg"), detected("7.jpg")],
+    )
+    images = [(90, "a/x.jpg"), (91, "b\\x.jpg"), (12, "7.jpg"), (13, "never.jpg")]
+    file.write_text(json.dumps({"images": [{"id": number, "file_name": name} for number, name in images]}))
+    list(write_detections(found, tmp_path / "out", MODEL, coco=True, image_ids=file))
+    assert [line["image_id"] for line in lines_of(tmp_path / "out")] == [90, 91, 12]
+    rows = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert [row["image_id"] for row in rows] == [90, 90, 91, 91, 12, 12]
+    for place, name in (("1", "c/x.jpg"), ("2", "new.jpg")):
+        with pytest.raises(DataError, match=rf"{name}: the file of image ids has (2|no) such image"):
+            list(write_detections([detected(name)], tmp_path / place, MODEL, coco=True, image_ids=file))
+    with pytest.raises(ConfigError, match="coco"):
+        list(write_detections(found, tmp_path / "3", MODEL, image_ids=file))
+    for text in ("[]", "{", '{"images": []}', '{"images": [{"id": "1", "file_name": "a"}]}'):
+        file.write_text(text)
+        with pytest.raises(DataError, match="image_info_test"):
+            list(write_detections(found, tmp_path / "4", MODEL, coco=True, image_ids=file))
 
 
 def test_frames_become_an_animation(detected: Spotted, tmp_path: Path) -> None:

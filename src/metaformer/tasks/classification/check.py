@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from metaformer.data.folder import ImageFolder
+from metaformer.data.folder import ImageFolder, numeric_order
 from metaformer.data.scan import ImageInfo, scan
 from metaformer.data.shards.index import Shards, damaged_shards, find_shards
 from metaformer.data.shards.remote import is_remote
@@ -83,6 +83,8 @@ def class_findings(source: Split, training: bool) -> Iterator[Finding]:
             yield Finding(
                 "warning", "ignored", f"{source.folder}: {source.loose:,} file(s) lie in no class folder"
             )
+        if training and (told := numeric_order(source.classes)):
+            yield Finding("warning", "order", f"{source.folder}: {told}")
     by_label = Counter(source.labels)
     counts = {name: by_label[label] for label, name in enumerate(source.classes)}
     if training and not isinstance(source, ImageFolder):  # where a folder without images is an error

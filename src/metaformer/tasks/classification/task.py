@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
+from metaformer.data.folder import numeric_order
 from metaformer.data.loader import Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import TrainSampler
@@ -41,6 +42,8 @@ from metaformer.tasks.classifier import (
     preprocessing,
 )
 from metaformer.weights.trained import trained_with
+
+_log = logging.getLogger(__name__)
 
 
 class ClassificationTask(ClassifierTask):
@@ -127,6 +130,8 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
     divided = open_run_division(config)
     train = open_split(config.data.root, config.data.train) if divided is None else divided[0]
     need_two_classes(train)
+    if (told := numeric_order(train.classes)) and world.main:
+        _log.warning("%s: %s", train.folder, told)
     subset = read_class_subset(config.evaluate.class_subset, train.classes)
     if divided is None:
         missing = subset is not None

@@ -1,7 +1,7 @@
 """Files of detected objects: JSON lines, drawn images, COCO results."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from metaformer.tasks.outputs import (
     drawn_output,
     json_line,
     jsonl_writer,
+    read_image_ids,
     write_outputs,
 )
 
@@ -38,6 +39,7 @@ def write_detections(
     draw: bool = False,
     draw_all: bool = False,
     coco: bool = False,
+    image_ids: Path | None = None,
     fps: float | None = None,
 ) -> Iterator[str]:
     """Write a line of JSON for the objects of each image; yields the lines to print.
@@ -50,6 +52,8 @@ def write_detections(
             overlapping boxes the best alone, whatever their classes, from the score of the best F1 on.
         draw_all: with `draw`, every box that is reported, overlapping ones of other classes too.
         coco: also write all objects as COCO's results JSON, with masks.
+        image_ids: with `coco`, the COCO file that gives each image's id by its name, such as that of a test
+            split without annotations (default: numbers in the names, else counted).
         fps: with `draw`, frames a second: join all images to one animation.
 
     Raises:
@@ -58,14 +62,17 @@ def write_detections(
     """
     if fps is not None and not draw:
         raise ConfigError("fps joins drawn images to an animation: ask for `draw` too")
+    if image_ids is not None and not coco:
+        raise ConfigError("image_ids are those of COCO's results: ask for `coco` too")
+    given = None if image_ids is None else read_image_ids(image_ids)
     if draw_all and not draw:
         raise ConfigError("draw_all says which boxes are drawn: ask for `draw` too")
 
     def outputs(place: Path) -> list[Output]:
-        numbers = ImageNumbers()
+        numbers = ImageNumbers(given)
 
         def numbered(name: str, prediction: Prediction[DetectedObjects]) -> dict[str, Any]:
-            return {**json_line(prediction), "image_id": numbers.of(name)}
+            return {**json_line(prediction), "image_id": numbers.of(name, prediction.path)}
 
         lines = jsonl_writer(place / LINES, numbered if coco else None)
         chosen = [Output(lines, "images", place / LINES)]
@@ -74,30 +81,33 @@ def write_detections(
             chosen.append(drawn_output(place, partial(_drawn, iou), fps))
         if coco:
             ids = model.metadata.category_ids if model is not None else None
-            chosen.append(Output(coco_writer(place, ids), "images for COCO", place / FILE))
+            chosen.append(Output(coco_writer(place, ids, given), "images for COCO", place / FILE))
         return chosen
 
     return write_outputs(predictions, out, outputs, needs_folder={"draw": draw, "coco": coco})
 
 
 @contextmanager
-def coco_writer(place: Path, category_ids: Sequence[int] | None = None) -> Iterator[Writer[DetectedObjects]]:
+def coco_writer(
+    place: Path, category_ids: Sequence[int] | None = None, image_ids: Mapping[str, int] | None = None
+) -> Iterator[Writer[DetectedObjects]]:
     """Write PLACE/coco.json when all results are in.
 
     Args:
         place: where to.
         category_ids: the number of each class; counted from 1 when not given.
+        image_ids: the id of each image by its file name.
 
     Raises:
         OutputError: it cannot be written.
     """
     with atomic_text(place / FILE) as stream:
-        numbers, between = ImageNumbers(), "\n"
+        numbers, between = ImageNumbers(image_ids), "\n"
         stream.write("[")
 
         def add(name: str, prediction: Prediction[DetectedObjects]) -> None:
             nonlocal between
-            for row in prediction.result.to_coco(numbers.of(name), category_ids):
+            for row in prediction.result.to_coco(numbers.of(name, prediction.path), category_ids):
                 stream.write(between + json.dumps(row))
                 between = ",\n"
 

@@ -71,6 +71,42 @@ def test_missing_files_are_named(write: Write, tmp_path: Path) -> None:
         find_split(*find_layout(root, "coco"), "val")
 
 
+@pytest.mark.parametrize(
+    ("labels", "images", "layout"),
+    [
+        ("annotations/instances_default.json", "images/a.jpg", "coco"),  # CVAT
+        ("default/labels.json", "default/data/a.jpg", "coco"),  # FiftyOne, each split exported to a folder
+        ("labels/default/a.txt", "images/default/a.jpg", "yolo"),
+        ("obj_default_data/a.txt", "obj_default_data/a.jpg", "yolo"),  # CVAT
+    ],
+)
+def test_exports_of_other_programs(
+    labels: str, images: str, layout: str, write: Write, tmp_path: Path
+) -> None:
+    write(labels, "")
+    write(images, "")
+    found = find_split(*find_layout(tmp_path / "data", "auto"), "default")
+    file = tmp_path / "data" / labels
+    assert found.layout == layout and found.images == (tmp_path / "data" / images).parent
+    assert found.labels == (file if layout == "coco" else file.parent)
+
+
+def test_a_flat_layout_is_divided_without_leaks(write: Write, tmp_path: Path) -> None:
+    names = [f"{number:02d}.jpg" for number in range(23)]
+    for name in names:
+        write(f"images/{name}", "")
+        write(f"labels/{name[:-4]}.txt", "")
+    layout, root = find_layout(tmp_path / "data", "auto")
+    train, val, whole = (find_split(layout, root, split).select(names) for split in ("train", "val", "all"))
+    assert sorted(train + val) == whole == names and len(val) == 4
+    assert find_split(layout, root, "val").select(names[::-1]) == val[::-1]
+    with pytest.raises(DataError, match="'test'"):
+        find_split(layout, root, "test")
+    write("labels/train/a.txt", "")  # a data set with splits lacks val
+    with pytest.raises(DataError, match="'val'"):
+        find_split(layout, root, "val")
+
+
 def test_label_maps_are_no_text_files(write: Write, tmp_path: Path) -> None:
     write("labels/train/1.png", "")
     write("images/train/1.png", "")

@@ -1,15 +1,22 @@
 """Layouts of detection data sets on disk: COCO's JSON, Pascal VOC's XML, YOLO's text files."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 from metaformer.errors import DataError, UnknownName
 from metaformer.storage import as_path
 
 _COCO: Final = {"train": "train2017", "val": "val2017"}
+IMAGES: Final = ("{split}", "images/{split}", "images")
+"""Folders of COCO's images; the last is CVAT's."""
 _ROBOFLOW: Final = {"val": "valid"}
+FLAT_SPLITS: Final = ("train", "val", "all")
+"""Splits of a data set in one folder."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,8 @@ class LayoutVariant:
     """Folders of images; the first that exists is used."""
     splits: Mapping[str, str] = field(default_factory=dict)
     """Names of the splits `train` and `val`, if they are others."""
+    flat: bool = False
+    """No splits: one folder, of which `val` takes a fifth, `train` the others and `all` everything."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,20 @@ class SplitPaths:
     """The data set."""
     labels: Path
     images: Path
+    flat: bool = False
+    """Whether the folder holds all splits."""
+
+    def select(self, names: Sequence[str]) -> list[str]:
+        """Those of the images in the folder that are of this split, in their order.
+
+        Where a folder holds all splits, the fifth of the images whose names have the smallest checksums, at
+        least one, is for validation: the same on every machine, and hardly another if images are added.
+        """
+        if not self.flat or self.split == "all":
+            return list(names)
+        ranked = sorted(names, key=lambda name: (crc32(name.encode("utf-8", "surrogateescape")), name))
+        val = set(ranked[: max(1, len(names) // 5)])
+        return [name for name in names if (name in val) == (self.split == "val")]
 
 
 DETECTION_LAYOUTS: Final = {
@@ -56,9 +79,10 @@ DETECTION_LAYOUTS: Final = {
         DetectionLayout(
             "coco",
             (
-                LayoutVariant("annotations/instances_{split}.json", ("{split}", "images/{split}"), _COCO),
-                LayoutVariant("annotations/instances_{split}.json", ("{split}", "images/{split}")),
+                LayoutVariant("annotations/instances_{split}.json", IMAGES, _COCO),
+                LayoutVariant("annotations/instances_{split}.json", IMAGES),
                 LayoutVariant("{split}/_annotations.coco.json", ("{split}",), _ROBOFLOW),
+                LayoutVariant("{split}/labels.json", ("{split}/data",)),
             ),
         ),
         DetectionLayout(
@@ -74,6 +98,8 @@ DETECTION_LAYOUTS: Final = {
                 LayoutVariant("labels/{split}", ("images/{split}",), _COCO),
                 LayoutVariant("{split}/labels", ("{split}/images",)),
                 LayoutVariant("{split}/labels", ("{split}/images",), _ROBOFLOW),
+                LayoutVariant("obj_{split}_data", ("obj_{split}_data",)),
+                LayoutVariant("labels", ("images",), flat=True),
             ),
             suffix=".txt",
         ),
@@ -125,6 +151,14 @@ def find_layout(root: str | Path, name: str) -> tuple[DetectionLayout, Path]:
     return layout, next((r for r in roots if any(_exists(r, v, "") for v in layout.variants)), root)
 
 
+def _is_flat(labels: Path, suffix: str) -> bool:
+    """Whether a folder holds annotation files itself, and no folders."""
+    if not labels.is_dir():
+        return False
+    entries = list(labels.iterdir())
+    return any(entry.suffix == suffix for entry in entries) and not any(entry.is_dir() for entry in entries)
+
+
 def _hint(name: str) -> str:
     """Which options would read a data set of another layout."""
     return f"; it looks like the layout {name} (train: --detect.layout {name}, others: --layout {name})"
@@ -139,12 +173,16 @@ def find_split(layout: DetectionLayout, root: Path, split: str) -> SplitPaths:
     for variant in layout.variants:
         name = variant.splits.get(split, split)
         labels = root / variant.labels.format(split=name)
+        if variant.flat and (split not in FLAT_SPLITS or not _is_flat(labels, layout.suffix)):
+            continue
         if labels.is_dir() if layout.suffix else labels.is_file():
             folders = [root / folder.format(split=name) for folder in variant.images]
             images = next((folder for folder in folders if folder.is_dir()), None)
             if images is None:
                 raise DataError(f"{labels}: no folder of its images, {' or '.join(map(str, folders))}")
-            return SplitPaths(layout.name, name, root, labels, images)
+            if variant.flat:
+                _log.warning("%s: no splits: a fifth of the images, chosen by name, validates", root)
+            return SplitPaths(layout.name, name, root, labels, images, variant.flat)
     expected = dict.fromkeys(v.labels.format(split=v.splits.get(split, split)) for v in layout.variants)
     other = recognize_layout(root)
     hint = "" if other is None or other[0] is layout else _hint(other[0].name)

@@ -6,7 +6,7 @@ from typing import Final
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from metaformer.data.class_lists import Names, class_list, given_names, read_class_list
+from metaformer.data.class_lists import Names, check_class_names, class_list, given_names, read_class_list
 from metaformer.data.folder import EXTENSIONS, UNREAD, read_split_list, unread_image
 from metaformer.data.image import image_size
 from metaformer.errors import DataError
@@ -83,11 +83,23 @@ def read_voc(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotatio
     return builder.build()
 
 
+def _labelmap(file: Path) -> tuple[str, ...]:
+    """Class names of CVAT's labelmap.txt, whose lines are `label:color:parts:actions`, without background."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from error
+    labels = [line.partition(":")[0] for line in lines if line and not line.startswith("#")]
+    return check_class_names([label for label in labels if label != "background"], file)
+
+
 def _classes(paths: SplitPaths, given: Names) -> tuple[str, ...]:
     names, _ = given_names(given)
     if names is not None:
         return names
     own = paths.root / "classes.txt"
+    if not own.is_file() and (paths.root / "labelmap.txt").is_file():
+        return _labelmap(paths.root / "labelmap.txt")
     return read_class_list(own) if own.is_file() else class_list("voc").names[1:]  # without background
 
 

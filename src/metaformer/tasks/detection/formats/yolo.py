@@ -52,9 +52,12 @@ def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotati
     errors: list[DataError] = []
     labels = dict.fromkeys(name for name in files_below(paths.labels, errors.append) if _is_label(name))
     images, unread = _image_files(paths.images, builder, errors)
+    chosen = set(paths.select(list(images.values())))
     for stem, name in images.items():
         annotated = f"{stem}.txt" in labels
         labels.pop(f"{stem}.txt", None)
+        if name not in chosen:
+            continue
         try:
             image = builder.add_image(name, image_size(paths.images / name))
         except DataError as error:
@@ -104,8 +107,11 @@ def _is_label(name: str) -> bool:
 def _description(paths: SplitPaths, given: Names) -> tuple[tuple[str, ...], int | None]:
     """Class names, and how many numbers of keypoints follow each box; None where objects have none."""
     names, where = given_names(given)
-    file, text = paths.root / "data.yaml", paths.root / "classes.txt"
     keypoints = None
+    file, text = (
+        next((paths.root / name for name in names if (paths.root / name).is_file()), paths.root / names[0])
+        for names in (("data.yaml", "dataset.yaml"), ("classes.txt", "obj.names"))
+    )
     if file.is_file():
         content = _read_yaml(file)
         own, keypoints = _yaml_names(content, file), _keypoint_numbers(content, file)
