@@ -22,7 +22,7 @@ from metaformer.inference.evaluate import COMMON, check_options, evaluate, task_
 from metaformer.inference.model import load_model
 from metaformer.inference.predictor import Predictor
 from metaformer.recipes import RECIPES
-from metaformer.serialize import from_dict, to_dict
+from metaformer.serialize import field_types, from_dict, to_dict
 from metaformer.tasks import FOLDERS, TASKS
 from metaformer.tasks.base import LoadedModel, TaskSpec
 from metaformer.tasks.stream import ImageList
@@ -66,11 +66,14 @@ def test_options_have_a_type_and_a_description(spec: TaskSpec, field: str) -> No
     assert all(option.help for option in options)
 
 
-def other_value(value: Any) -> Any:
+def other_value(section: str, name: str, value: Any) -> Any:
     """A valid value of a field that differs from this one."""
     if isinstance(value, bool):
         return not value
-    return "a file" if value is None else value + (4 if isinstance(value, int) else 0.5)
+    if value is None:
+        kind = str(field_types(type(getattr(TrainConfig(), section)))[name])
+        return 0.25 if "float" in kind else "a file"
+    return value + (4 if isinstance(value, int) else 0.5)
 
 
 @every_task
@@ -84,7 +87,10 @@ def test_fields_that_a_task_does_not_use_are_refused_by_name(spec: TaskSpec) -> 
         unused.append(f"{section}.{numbers[0]}")
     for field in unused:
         section, _, name = field.partition(".")
-        changed = {**plain, section: {**plain[section], name: other_value(plain[section][name])}}
+        changed = {
+            **plain,
+            section: {**plain[section], name: other_value(section, name, plain[section][name])},
+        }
         with pytest.raises(ConfigError, match=f"{re.escape(field)}: .*{spec.title}"):
             check_config(from_dict(TrainConfig, changed))
 
