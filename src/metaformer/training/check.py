@@ -72,6 +72,8 @@ def check_config(config: TrainConfig, world_size: int = 1) -> None:
     spec = TASKS[config.task]
     _check_other_sections(config, spec)
     _check_unused(config, spec)
+    if config.data.group is not None and config.data.val_fraction is None:
+        raise ConfigError("data.group keeps images together in what data.val_fraction divides: give both")
     spec.check_config(config)
     if config.runtime.wandb is not None and find_spec("wandb") is None:
         raise MissingPackage("wandb", "wandb", "runtime.wandb")
@@ -91,8 +93,6 @@ def _check_dependent(config: TrainConfig, world_size: int) -> None:
             f"schedule.min_lr {config.schedule.min_lr} is above optim.lr {config.optim.lr}: "
             "the learning rate would rise"
         )
-    if config.data.group is not None and config.data.val_fraction is None:
-        raise ConfigError("data.group keeps images together in what data.val_fraction divides: give both")
     if not config.data.root:
         raise ConfigError("data.root is empty: give the folder of the data set")
 
