@@ -27,6 +27,8 @@ FORMAT = 2
 HUB_CARD = "config.json"
 Natural = Annotated[int, NATURAL]
 Count = Annotated[int, POSITIVE_INT]
+_LARGEST: Final = 1 << 30
+"""Bytes of `state.json`; an evaluation of many classes, with its examples, has some megabytes."""
 _HYPERPARAMETER: Final = bool | int | float | tuple[float, ...] | Text | None
 TYPES: Final[Mapping[str, Any]] = {
     "format": int,
@@ -163,7 +165,7 @@ def read_state(directory: Path) -> dict[str, Any]:
         WeightsError: it is missing or damaged.
     """
     file = directory / STATE
-    values = parse_json(read_bytes(file, WeightsError), f"{file}: damaged", WeightsError)
+    values = parse_json(read_bytes(file, WeightsError, largest=_LARGEST), f"{file}: damaged", WeightsError)
     if not isinstance(values, dict) or not isinstance(values.get("format"), int):
         raise WeightsError(f"{file}: damaged (no checkpoint format)")
     state = Fields.read(values, TYPES, file, WeightsError)
