@@ -140,7 +140,8 @@ def test_what_is_protected_ends_first() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HANG.format(grace=0, body=body)], capture_output=True, text=True, timeout=60
     )
-    assert (done.returncode, done.stdout.replace("hangs\n", "")) == (143, "whole saved ")
+    printed = done.stdout.replace("hangs", "").split()  # by the main thread, somewhere between
+    assert (done.returncode, printed) == (143, ["whole", "saved"]), done
 
 
 def test_a_context_that_ends_in_time_ends_nothing() -> None:
