@@ -1,5 +1,8 @@
 """Training of image classification: data, network, loss and evaluation of a run."""
 
+import os
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -8,8 +11,10 @@ from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.loader import Stop
 from metaformer.data.preprocess import Preprocess
-from metaformer.data.split import need_two_classes, open_split
+from metaformer.data.shards.remote import is_remote
+from metaformer.data.split import Split, need_two_classes, open_split
 from metaformer.distributed import World
+from metaformer.errors import DataError
 from metaformer.tasks.base import StepContext, check_num_classes
 from metaformer.tasks.classification.evaluate import (
     ClassificationEvaluation,
@@ -93,7 +98,7 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
         WeightsError: a checkpoint does not fit.
     """
     divided = open_run_division(config)
-    train = open_split(config.data.root, config.data.train) if divided is None else divided[0]
+    train = _open_training(config) if divided is None else divided[0]
     need_two_classes(train)
     subset = read_class_subset(config.evaluate.class_subset, train.classes)
     if divided is None:
@@ -124,6 +129,19 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
     )
     task.to(world.device)
     return task
+
+
+def _open_training(config: TrainConfig) -> Split:
+    """The training split; where there are no splits, the error says how to go on."""
+    root, split = config.data.root, config.data.train
+    try:
+        return open_split(root, split)
+    except DataError as error:
+        if is_remote(root) or not os.path.isdir(root) or os.path.isdir(Path(root) / split):
+            raise
+        raise DataError(
+            f"{error}; class folders without splits: --data.val_fraction 0.2, or metaformer data split"
+        ) from error
 
 
 def _mix(config: TrainConfig, classes: int) -> Mixup | None:
