@@ -86,7 +86,7 @@ def test_a_run_divides_its_data_itself(flat: Path, tmp_path: Path) -> None:
     assert {example.path for example in report.examples} <= {str(path) for path in held.paths}
     assert evaluate(run, split="train", workers=0).images == 24
     with pytest.raises(DataError, match="val_fraction"):  # how to go on without splits
-        ImageFolder(flat, "train")
+        train(tiny_config("classify", flat), tmp_path / "other")
 
 
 def test_with_a_training_split_that_is_divided(own_pets: Path) -> None:

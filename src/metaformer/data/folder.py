@@ -143,10 +143,7 @@ def _split_folder(root: Path, split: str) -> Path:
     folder = root / split
     if not os.path.isdir(folder):
         present = ", ".join(_folders(root)[:10]) or "no folders"
-        raise DataError(
-            f"{root}: no folder {split!r}; it holds {present} (class folders without splits: "
-            "--data.val_fraction 0.2, or metaformer data split)"
-        )
+        raise DataError(f"{root}: no folder {split!r}; it holds {present}")
     return folder
 
 

@@ -1,7 +1,9 @@
 """Training of image classification: data, network, loss and evaluation of a run."""
 
 import logging
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +12,14 @@ from torch import Tensor, nn
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
-from metaformer.data.folder import numeric_order
 from metaformer.data.loader import Stop
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import TrainSampler
+from metaformer.data.shards.remote import is_remote
 from metaformer.data.shards.tar import TarImages
 from metaformer.data.split import Split, need_two_classes, open_split
 from metaformer.distributed import World
-from metaformer.errors import ConfigError
+from metaformer.errors import ConfigError, DataError
 from metaformer.tasks.base import StepContext, check_num_classes
 from metaformer.tasks.check import warnings_of
 from metaformer.tasks.classification.check import class_findings
@@ -128,10 +130,8 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
         WeightsError: a checkpoint does not fit.
     """
     divided = open_run_division(config)
-    train = open_split(config.data.root, config.data.train) if divided is None else divided[0]
+    train = _open_training(config) if divided is None else divided[0]
     need_two_classes(train)
-    if (told := numeric_order(train.classes)) and world.main:
-        _log.warning("%s: %s", train.folder, told)
     subset = read_class_subset(config.evaluate.class_subset, train.classes)
     if divided is None:
         missing = subset is not None
@@ -191,6 +191,19 @@ def _class_weights(config: TrainConfig, train: Split) -> Sequence[float] | None:
     if weights is not None and len(weights) != classes:
         raise ConfigError(f"loss.class_weights has {len(weights)} numbers for {classes} classes")
     return weights
+
+
+def _open_training(config: TrainConfig) -> Split:
+    """The training split; where there are no splits, the error says how to go on."""
+    root, split = config.data.root, config.data.train
+    try:
+        return open_split(root, split)
+    except DataError as error:
+        if is_remote(root) or not os.path.isdir(root) or os.path.isdir(Path(root) / split):
+            raise
+        raise DataError(
+            f"{error}; class folders without splits: --data.val_fraction 0.2, or metaformer data split"
+        ) from error
 
 
 def _mix(config: TrainConfig, classes: int) -> Mixup | None:
