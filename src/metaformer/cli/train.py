@@ -92,7 +92,8 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
         except ConfigError as error:
             raise ConfigError(f"{argv[1]}: {error}") from error
     values = _read(parser, recipe, argv)
-    if recipe.fits_data and values["data"]["root"]:
+    root = values["data"]["root"]  # training says where there is no such folder
+    if recipe.fits_data and root and Path(root).expanduser().is_dir():
         values = _fit(parser, recipe, argv, values)
     values.pop("config", None)
     return from_dict(TrainConfig, values)
