@@ -180,7 +180,7 @@ def _log_size(config: TrainConfig, preprocess: Preprocess) -> None:
         text += f", as {trained.source}"
     else:
         text += f"; {trained.source} was trained with {trained.image_size} and {trained.crop:g}"
-    logging.getLogger(__name__).warning("%s", text)
+    _log.warning("%s", text)
 
 
 def _class_weights(config: TrainConfig, train: Split) -> Sequence[float] | None:

@@ -119,14 +119,15 @@ def name_regions(
         pixels[inner & (label_map == k)] = palette[k]
     drawn.paste(Image.fromarray(pixels))
     letters = min(max(round(min(drawn.size) / 24), 11), 32)
-    font, draw = ImageFont.load_default(letters), ImageDraw.Draw(drawn)
+    draw = ImageDraw.Draw(drawn)
     scale = max(1, max(drawn.size) // REGION_SIDE)
     small = label_map[::scale, ::scale]
     for k in present:
+        label, font = legible(names[k], letters)
         for row, column, depth in deepest_points(small == k):
             if depth * scale * 2 < letters * 0.8:
                 break
-            text = truncate(names[k], drawn.width - 8, draw, font)
+            text = truncate(label, drawn.width - 8, draw, font)
             half = draw.textlength(text, font) / 2 + 3
             x = min(max((column + 0.5) * scale, half), max(half, drawn.width - half))
             y = min(max((row + 0.5) * scale, letters * 0.65), drawn.height - letters * 0.65)
