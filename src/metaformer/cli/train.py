@@ -101,7 +101,10 @@ def resolve(recipe: Recipe, argv: list[str]) -> TrainConfig:
 
 def _as_trained(recipe: Recipe, argv: list[str]) -> Recipe:
     """A recipe that starts from published weights, with the size and crop of those that the options name."""
-    if not recipe.config.model.pretrained or recipe.config.task != "classify":
+    from metaformer.tasks import TASKS
+
+    cropped = "evaluate.crops" not in TASKS[recipe.config.task].unused  # other tasks keep the images' shape
+    if not recipe.config.model.pretrained or not cropped:
         return recipe
     asked = [arg for arg in argv if arg not in ("-h", "--help") and not arg.startswith("--print_config")]
     try:

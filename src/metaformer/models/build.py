@@ -29,6 +29,8 @@ class NetworkKind:
     """The task in their cards."""
     title: str
     """What errors call them."""
+    pipeline: str
+    """What the Hugging Face Hub calls the task."""
     heads: tuple[str, ...]
     """First parts of their names, which the backbone's name follows."""
     config: type[Any]
@@ -45,11 +47,12 @@ def _build_detector(config: DetectorConfig, backbone: nn.Module | None) -> nn.Mo
 SEGMENTER = NetworkKind(
     "segment",
     "segmenter",
+    "image-segmentation",
     tuple(HEAD_DIMS),
     SegmenterConfig,
     lambda config, backbone: Segmenter(config, backbone=backbone),
 )
-DETECTOR = NetworkKind("detect", "detector", KINDS, DetectorConfig, _build_detector)
+DETECTOR = NetworkKind("detect", "detector", "object-detection", KINDS, DetectorConfig, _build_detector)
 DENSE_KINDS = (SEGMENTER, DETECTOR)
 
 

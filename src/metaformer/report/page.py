@@ -75,7 +75,7 @@ def render(
         footer=footer,
         cost=cost(state, config, log),
         samples=samples,
-        mixed=config.task == "classify" and max(config.augment.mixup, config.augment.cutmix) > 0,
+        mixed=max(config.augment.mixup, config.augment.cutmix) > 0,
     )
 
 

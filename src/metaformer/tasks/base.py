@@ -116,6 +116,8 @@ class Task(ABC):
 
     task: str
     """What configurations and checkpoints call it."""
+    counted = "images"
+    """What `count_classes` counts."""
     metric: str
     """The figure of the report by which the best checkpoint is chosen; higher is better."""
 
@@ -148,6 +150,10 @@ class Task(ABC):
             **self.metadata(),
             "preprocess": self.preprocess.to_dict(),
         }
+
+    def count_classes(self, source: Any) -> Sequence[int]:
+        """Images or objects (see `counted`) of each class of a data set; empty where that is not known."""
+        return ()
 
     def metadata(self) -> dict[str, Any]:
         """What the card says of the classes beside their names, such as colors or thresholds."""

@@ -101,7 +101,7 @@ def _check_pooled_norm(config: TrainConfig, parts: int, world_size: int) -> None
     """Refuse a batch norm with one value of each channel: UperNet's coarsest level is 1×1 pixel."""
     synchronized = config.runtime.sync_batch_norm and world_size > 1 and config.runtime.device != "cpu"
     one_image = config.data.batch_size == parts and not synchronized
-    if config.task == "segment" and config.segment.head == "upernet" and one_image:
+    if config.segment.head == "upernet" and one_image:  # other tasks leave the section as it is
         fewer = config.data.batch_size // 2 // world_size
         remedy = f"optim.accumulate {fewer}" if fewer else f"data.batch_size {2 * parts}"
         raise ConfigError(

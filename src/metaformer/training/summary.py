@@ -1,20 +1,14 @@
 """What a run says at its start: network, weights, data, machine."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from metaformer.config import TrainConfig
-from metaformer.data.folder import ImageFolder
-from metaformer.data.shards.parquet import ParquetImages
 from metaformer.distributed import World
 from metaformer.ops import cpp, triton
 from metaformer.ops.backend import mode
 from metaformer.tasks.base import Task
-from metaformer.tasks.detection.dataset import DetectionFolder
-from metaformer.tasks.multilabel.dataset import MultilabelFolder
 
 FRESH_SHOWN = 4
 """Parts without loaded weights in a line, at most."""
@@ -35,8 +29,8 @@ def describe_run(
     return [
         _network(task),
         "weights: those of the checkpoint" if resumed else _weights(task),
-        f"training: {_images(config.data.train, task.train.source)}, {steps} steps an epoch",
-        f"validation: {_images(config.data.val, task.evaluation.loader.dataset.source)}",
+        f"training: {_images(task, config.data.train, task.train.source)}, {steps} steps an epoch",
+        f"validation: {_images(task, config.data.val, task.evaluation.loader.dataset.source)}",
         _machine(config, world),
     ]
 
@@ -61,29 +55,15 @@ def _weights(task: Task) -> str:
     return f"weights: {report.source}, {report.fraction:.1%} of the network's values{fresh}"
 
 
-def _images(split: str, source: Any) -> str:
+def _images(task: Task, split: str, source: Any) -> str:
     text = f"{split}, {len(source)} images"
-    counts, what = _class_counts(source)
+    counts = dict(zip(source.classes, task.count_classes(source), strict=False))
     if not counts:
         return text
     least, most = (choose(counts, key=lambda name: counts[name]) for choose in (min, max))
     if counts[least] == counts[most]:
-        return f"{text}, {counts[least]} {what} of each class"
-    return f"{text}, {counts[least]} ({least}) to {counts[most]} ({most}) {what} of each class"
-
-
-def _class_counts(source: Any) -> tuple[dict[str, int], str]:
-    """Images or objects of each class, and which; nothing where only pixels have classes, or in a stream."""
-    classes: Sequence[str] = source.classes
-    if isinstance(source, DetectionFolder):
-        numbers, what = np.bincount(source.objects.labels, minlength=len(classes)).tolist(), "objects"
-    elif isinstance(source, MultilabelFolder):
-        numbers, what = source.labels.sum(dim=0).tolist(), "images"
-    elif isinstance(source, ImageFolder | ParquetImages):
-        numbers, what = np.bincount(source.labels, minlength=len(classes)).tolist(), "images"
-    else:
-        return {}, ""
-    return {name: int(number) for name, number in zip(classes, numbers, strict=True)}, what
+        return f"{text}, {counts[least]} {task.counted} of each class"
+    return f"{text}, {counts[least]} ({least}) to {counts[most]} ({most}) {task.counted} of each class"
 
 
 def _machine(config: TrainConfig, world: World) -> str:

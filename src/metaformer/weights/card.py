@@ -90,10 +90,6 @@ def model_card(
     return card
 
 
-PIPELINES = {"segment": "image-segmentation", "detect": "object-detection"}
-"""What the Hugging Face Hub calls the tasks; other networks classify."""
-
-
 def readme(card: Mapping[str, Any], parameters: int, num_classes: int) -> str:
     """Model card in Markdown, as the Hugging Face Hub shows it, of what `config.json` says.
 
@@ -102,12 +98,14 @@ def readme(card: Mapping[str, Any], parameters: int, num_classes: int) -> str:
         parameters: number of parameters.
         num_classes: outputs of the network.
     """
-    cfg, task = card["pretrained_cfg"], card.get("task", "classify")
+    cfg = card["pretrained_cfg"]
+    pipelines = {kind.task: kind.pipeline for kind in DENSE_KINDS}
+    pipeline = pipelines.get(card.get("task", ""), "image-classification")
     name = json.dumps(str(card["architecture"]), ensure_ascii=False).strip('"')
     lines = ["---", "library_name: metaformer"]
     if cfg.get("url") and cfg.get("license"):  # of published weights; those of one's own have none yet
         lines.append(f"license: {json.dumps(str(cfg['license']))}")
-    lines += [f"pipeline_tag: {PIPELINES.get(task, 'image-classification')}", "tags: [metaformer]", "---"]
+    lines += [f"pipeline_tag: {pipeline}", "tags: [metaformer]", "---"]
     lines += ["", f"# {name}", "", "| | |", "|---|---|", f"| parameters | {parameters:,} |"]
     if "out_indices" not in card or card["out_indices"] is None:
         lines.append(f"| classes | {num_classes} |")

@@ -104,6 +104,12 @@ class ClassificationTask(ClassifierTask):
         if self.distillation is not None:
             self.distillation.to(device)
 
+    def count_classes(self, source: Any) -> Sequence[int]:
+        """Images of each class; empty for a stream, which reads labels as it goes."""
+        if isinstance(source, TarImages):
+            return ()
+        return torch.bincount(torch.as_tensor(source.labels), minlength=len(source.classes)).tolist()
+
     def losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Losses of a batch; with views of an image, they are stacked view by view."""
         images, targets = batch.images, batch.labels

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class DetectionTask(Task):
         group_by_aspect: draw batches of images that are all wide or all tall.
     """
 
-    task, metric = "detect", "ap"
+    task, metric, counted = "detect", "ap", "objects"
     model: Detector
     train: DetectionDataset
     evaluation: DetectionEvaluation
@@ -65,6 +66,10 @@ class DetectionTask(Task):
         source = self.train.source
         wide = [source.aspect(index) > 1 for index in range(len(source))] if self.group_by_aspect else None
         return super().sampler(groups=wide, **options)
+
+    def count_classes(self, source: Any) -> Sequence[int]:
+        """Objects of each class."""
+        return np.bincount(source.objects.labels, minlength=len(source.classes)).tolist()
 
     def losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Losses of a batch of images."""

@@ -65,6 +65,10 @@ class MultilabelTask(ClassifierTask):
         super().to(device)
         self.criterion.to(device)
 
+    def count_classes(self, source: Any) -> Sequence[int]:
+        """Images that have each class."""
+        return source.labels.sum(dim=0).int().tolist()
+
     def losses(self, model: nn.Module, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Loss of a batch."""
         return {"loss": self.criterion(model(batch.images).float(), batch.labels)}
