@@ -177,7 +177,7 @@ def test_boxes_of_several_classes_are_suppressed_on_request(detector: Make) -> N
 
 @pytest.mark.parametrize("score", ["0.5", True, -0.1, 2, float("nan"), [0.5]])
 def test_a_damaged_score_of_a_checkpoint_is_named(score: Any) -> None:
-    with pytest.raises(ConfigError, match=r"score: must be a number"):
+    with pytest.raises(ConfigError, match=r"score: .* must be a number"):
         read_score(score)
 
 

@@ -119,11 +119,12 @@ def load_nncf() -> Any:
         MissingPackage: it is not installed.
     """
     try:
-        with without_telemetry():
+        with without_telemetry(), _log_levels_restored():
             nncf = importlib.import_module("nncf")
     except ImportError as error:
         raise MissingPackage("nncf", "int8", "quantizing") from error
-    nncf.set_log_level(logging.ERROR)
+    with _log_levels_restored():
+        nncf.set_log_level(logging.ERROR)
     return nncf
 
 
