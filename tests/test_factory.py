@@ -312,7 +312,9 @@ def test_lists_of_dense_networks(kind: NetworkKind) -> None:
 
 
 def test_every_name_is_split_into_what_it_is_made_of() -> None:
-    kind = NetworkKind("", "", "", ("rcnn", "mask_rcnn", "mask"), MetaFormerConfig, lambda config, backbone: None)
+    kind = NetworkKind(
+        "", "", "", ("rcnn", "mask_rcnn", "mask"), MetaFormerConfig, lambda config, backbone: None
+    )
     for head in kind.heads:
         assert split_network(head, kind) == (head, "", "")
         for variant in VARIANTS:
