@@ -165,7 +165,7 @@ def check_optimizer(name: str, world: World, own: Tensor) -> None:
     state = fsdp.full_state_dict(model)
     assert bool(state) == world.main
     for key, value in state.items():
-        torch.testing.assert_close(value, whole.state_dict()[key], rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+        torch.testing.assert_close(value, whole.state_dict()[key], rtol=3e-3, atol=1e-4)
 
 
 def check_state(world: World, own: Tensor) -> tuple[nn.Module, nn.Module]:
@@ -290,7 +290,9 @@ def test_an_fsdp_run_equals_one_process_and_resumes_exactly(
     expected, uninterrupted = digest(one), digest(two)
     for name, value in expected.items():
         torch.testing.assert_close(uninterrupted[name], value, rtol=1e-4, atol=1e-5)
-    losses = [[line["loss"] for line in read_log(run) if line["kind"] != "resume"] for run in (one, two)]
+    losses = [
+        [line["loss"] for line in read_log(run) if line["kind"] in ("train", "eval")] for run in (one, two)
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     step = two / "checkpoints" / "step_6"
     assert len(list(step.glob("model/*.safetensors"))) == 2
