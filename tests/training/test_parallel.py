@@ -165,7 +165,8 @@ def check_optimizer(name: str, world: World, own: Tensor) -> None:
     state = fsdp.full_state_dict(model)
     assert bool(state) == world.main
     for key, value in state.items():
-        torch.testing.assert_close(value, whole.state_dict()[key], rtol=3e-3, atol=1e-4)
+        expected = whole.state_dict()[key].float()  # by norms: rounding moves single numbers near 0 far
+        assert (value - expected).norm() <= 2e-3 * expected.norm() + 1e-4, f"{name} {key}"
 
 
 def check_state(world: World, own: Tensor) -> tuple[nn.Module, nn.Module]:
