@@ -52,6 +52,7 @@ def create_model(
     *,
     classifier: Classifier = "keep",
     strict: bool = True,
+    ema: bool | None = None,
     **config_overrides: Any,
 ) -> MetaFormer: ...
 
@@ -70,6 +71,7 @@ def create_model(
     global_pool: str = "avg",
     classifier: Classifier = "keep",
     strict: bool = True,
+    ema: bool | None = None,
     **config_overrides: Any,
 ) -> MetaFormerFeatures: ...
 
@@ -88,6 +90,7 @@ def create_model(
     *,
     classifier: Classifier = "keep",
     strict: bool = True,
+    ema: bool | None = None,
     **config_overrides: Any,
 ) -> MetaFormer | MetaFormerFeatures: ...
 

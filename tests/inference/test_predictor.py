@@ -59,7 +59,7 @@ def test_results_are_drawn_saved_and_shown(
     monkeypatch.setattr(Image.Image, "show", lambda image: shown.append(image))
     in_memory.show()
     assert shown[0].size == drawn.size
-    with pytest.raises(ConfigError, match=r"one\.xyz: a picture's name ends in \.png, "):
+    with pytest.raises(ConfigError, match=r"one\.xyz: an image's name ends in \.png, "):
         of_file.save(tmp_path / "one.xyz")
     with pytest.raises(DataError, match="plot"):
         copy.copy(in_memory).drawn_on(None).plot()

@@ -63,12 +63,6 @@ class Predictor(Generic[R]):
         checkpoint: str | Path | None = None,
         *,
         task: Literal["classify"],
-        class_names: str | Path | Sequence[str] | None = None,
-        batch_size: int = 32,
-        workers: int = 0,
-        device: str = "auto",
-        amp: Literal["none", "bf16", "fp16"] = "none",
-        rewrite: Callable[[nn.Module], nn.Module] | None = None,
         **options: Any,
     ) -> None: ...
 
@@ -79,12 +73,6 @@ class Predictor(Generic[R]):
         checkpoint: str | Path | None = None,
         *,
         task: Literal["multilabel"],
-        class_names: str | Path | Sequence[str] | None = None,
-        batch_size: int = 32,
-        workers: int = 0,
-        device: str = "auto",
-        amp: Literal["none", "bf16", "fp16"] = "none",
-        rewrite: Callable[[nn.Module], nn.Module] | None = None,
         **options: Any,
     ) -> None: ...
 
@@ -95,12 +83,6 @@ class Predictor(Generic[R]):
         checkpoint: str | Path | None = None,
         *,
         task: Literal["segment"],
-        class_names: str | Path | Sequence[str] | None = None,
-        batch_size: int = 32,
-        workers: int = 0,
-        device: str = "auto",
-        amp: Literal["none", "bf16", "fp16"] = "none",
-        rewrite: Callable[[nn.Module], nn.Module] | None = None,
         **options: Any,
     ) -> None: ...
 
@@ -111,12 +93,6 @@ class Predictor(Generic[R]):
         checkpoint: str | Path | None = None,
         *,
         task: Literal["detect"],
-        class_names: str | Path | Sequence[str] | None = None,
-        batch_size: int = 32,
-        workers: int = 0,
-        device: str = "auto",
-        amp: Literal["none", "bf16", "fp16"] = "none",
-        rewrite: Callable[[nn.Module], nn.Module] | None = None,
         **options: Any,
     ) -> None: ...
 
@@ -127,12 +103,6 @@ class Predictor(Generic[R]):
         checkpoint: str | Path | None = None,
         *,
         task: None = None,
-        class_names: str | Path | Sequence[str] | None = None,
-        batch_size: int = 32,
-        workers: int = 0,
-        device: str = "auto",
-        amp: Literal["none", "bf16", "fp16"] = "none",
-        rewrite: Callable[[nn.Module], nn.Module] | None = None,
         **options: Any,
     ) -> None: ...
 

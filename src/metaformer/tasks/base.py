@@ -180,7 +180,7 @@ class Task(ABC):
         return TrainSampler(len(self.train), **options)
 
     def training_samples(self, count: int) -> list[tuple[str, Image.Image]]:
-        """Training samples of the first epoch as the network is given them: caption and picture of each.
+        """Training samples of the first epoch as the network is given them: caption and image of each.
 
         Taken evenly from the whole set; images that cannot be read are left out.
         """
@@ -191,7 +191,7 @@ class Task(ABC):
                 tensor, target, _ = self.train[Sample(0, int(index))]
             except MetaFormerError:  # training says so when it comes there
                 continue
-            samples.append(self.picture(self.pixels(tensor), target))
+            samples.append(self.draw_sample(self.pixels(tensor), target))
         return samples
 
     def pixels(self, image: Tensor) -> Image.Image:
@@ -203,8 +203,8 @@ class Task(ABC):
         values = (image * std + mean).clamp(0, 1) * 255
         return Image.fromarray(values.round().byte().permute(1, 2, 0).contiguous().numpy())
 
-    def picture(self, image: Image.Image, target: Any) -> tuple[str, Image.Image]:
-        """Caption and picture of a sample; by default its class, or its classes."""
+    def draw_sample(self, image: Image.Image, target: Any) -> tuple[str, Image.Image]:
+        """Caption and image of a sample; by default its class, or its classes."""
         if isinstance(target, Tensor) and target.dim():
             return ", ".join(self.classes[k] for k in target.nonzero()[:, 0].tolist()) or "–", image
         return self.classes[int(target)], image

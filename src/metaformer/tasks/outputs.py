@@ -67,11 +67,11 @@ class DrawnResult(ABC):
             OutputError: the file cannot be written.
         """
         target = Path(path)
-        if target.suffix.lower() not in PICTURES:
-            raise ConfigError(f"{target}: a picture's name ends in {', '.join(PICTURES)}")
+        if target.suffix.lower() not in IMAGE_FORMATS:
+            raise ConfigError(f"{target}: an image's name ends in {', '.join(IMAGE_FORMATS)}")
         drawn = self.plot(image)
         with atomic_bytes(target) as stream:
-            drawn.save(stream, PICTURES[target.suffix.lower()])
+            drawn.save(stream, IMAGE_FORMATS[target.suffix.lower()])
         return target
 
     def show(self, image: Image.Image | None = None) -> None:
@@ -85,7 +85,7 @@ class DrawnResult(ABC):
         return self
 
 
-PICTURES = {
+IMAGE_FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",

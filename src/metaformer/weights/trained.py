@@ -1,11 +1,11 @@
 """What is known of how a network's initial weights were trained, before they are read."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metaformer.config import ModelConfig
 from metaformer.errors import MetaFormerError
+from metaformer.storage import read_json
 from metaformer.weights.sources import ALIASES, SOURCES, Source, find_source
 
 _MAX_BYTES = 1 << 20
@@ -52,12 +52,10 @@ def _of_name(name: str) -> Trained | None:
 
 def _of_card(file: Path, name: str) -> Trained | None:
     try:
-        if not file.is_file() or file.stat().st_size > _MAX_BYTES:
-            return None
-        values: Any = json.loads(file.read_bytes())
+        values: Any = read_json(file, largest=_MAX_BYTES)
         cfg = values["pretrained_cfg"]
         size, crop = cfg["input_size"][-1], cfg["crop_pct"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (MetaFormerError, LookupError, TypeError):
         return None
     usable = type(size) is int and 0 < size <= 4096 and type(crop) in (int, float) and 0 < crop <= 1
     return Trained(name, size, float(crop)) if usable else None

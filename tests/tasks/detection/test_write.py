@@ -65,7 +65,7 @@ def test_all_outputs_together(detected: Spotted, tmp_path: Path) -> None:
 
 
 def test_drawings_show_one_box_an_object(detected: Spotted, tmp_path: Path) -> None:
-    """Lines keep the second class of a box; a picture shows it on request."""
+    """Lines keep the second class of a box; an image shows it on request."""
     one = detected("x.jpg", masks=False)
     first = one.result.boxes[0]
     both = replace(one.result, boxes=np.stack([first, first]))

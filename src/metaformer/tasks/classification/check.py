@@ -83,8 +83,8 @@ def class_findings(source: Split, training: bool) -> Iterator[Finding]:
             yield Finding(
                 "warning", "ignored", f"{source.folder}: {source.loose:,} file(s) lie in no class folder"
             )
-        if training and (told := numeric_order(source.classes)):
-            yield Finding("warning", "order", f"{source.folder}: {told}")
+        if training and (note := numeric_order(source.classes)):
+            yield Finding("warning", "order", f"{source.folder}: {note}")
     by_label = Counter(source.labels)
     counts = {name: by_label[label] for label, name in enumerate(source.classes)}
     if training and not isinstance(source, ImageFolder):  # where a folder without images is an error

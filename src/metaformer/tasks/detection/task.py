@@ -76,7 +76,7 @@ class DetectionTask(Task):
         losses: dict[str, Tensor] = model(batch.images, batch.targets, batch.sizes)
         return losses
 
-    def picture(self, image: Image.Image, target: Targets) -> tuple[str, Image.Image]:
+    def draw_sample(self, image: Image.Image, target: Targets) -> tuple[str, Image.Image]:
         """A sample with its boxes and masks."""
         source, shapes = self.train.source, []
         for row, (box, label) in enumerate(zip(target.boxes.tolist(), target.labels.tolist(), strict=True)):

@@ -55,7 +55,7 @@ class SegmentationTask(Task):
         """Colors of the classes."""
         return {"palette": [list(color) for color in self.train.source.palette]}
 
-    def picture(self, image: Image.Image, target: Tensor) -> tuple[str, Image.Image]:
+    def draw_sample(self, image: Image.Image, target: Tensor) -> tuple[str, Image.Image]:
         """A sample with its label map over it; unlabeled pixels, padding too, are not painted."""
         return "", overlay(image, target.numpy(), self.train.source.palette)
 
