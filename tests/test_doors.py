@@ -301,9 +301,10 @@ def test_odd_members_of_a_checkpoint_are_refused(
 
 
 @pytest.mark.timeout(60)
-def test_tuples_that_take_forever_to_hash_are_refused(refused: Callable[..., str]) -> None:
+@pytest.mark.parametrize("end", [b".", b".\x80\x02}.", b"", b"\xff"])  # alone, with another program, damaged
+def test_tuples_that_take_forever_to_hash_are_refused(end: bytes, refused: Callable[..., str]) -> None:
     nested = b")q\x00" + b"h\x00\x86q\x00" * 60  # each holds the one before twice
-    refused("file of torch.save, older form", write(b"\x80\x02}" + nested + b"K\x01s."), WeightsError)
+    refused("file of torch.save, older form", write(b"\x80\x02}" + nested + b"K\x01s" + end), WeightsError)
 
 
 def test_graphs_with_other_inputs_are_refused(tmp_path: Path) -> None:

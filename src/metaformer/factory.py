@@ -24,6 +24,7 @@ from metaformer.models.build import (
 )
 from metaformer.models.segmentation.loss import SegmentationLoss
 from metaformer.models.segmentation.segmenter import Segmenter
+from metaformer.storage import as_path
 from metaformer.weights.card import pretrained_cfg
 from metaformer.weights.download import fetch
 from metaformer.weights.load import Classifier, GridPolicy, LoadReport, load_weights
@@ -628,9 +629,10 @@ def find_home(name: str, known: Iterable[str]) -> SavedNetwork | None:
     Raises:
         ConfigError, WeightsError: a directory without a network of ours.
     """
-    if split_name(str(name))[0] in {*known, *UNAVAILABLE} or not Path(name).expanduser().is_dir():
+    path = as_path(name, "name", expand=True)
+    if split_name(str(name))[0] in {*known, *UNAVAILABLE} or not path.is_dir():
         return None
-    return need_saved(name)
+    return need_saved(path)
 
 
 def _notes(saved: SavedNetwork, num_classes: int) -> dict[str, Any]:

@@ -138,16 +138,17 @@ def _refuse_bomb(path: Path) -> None:
 
 def _refuse_nested_tuples(path: Path) -> None:
     """Refuse tuples of tuples of tuples: to hash one that holds each part twice would take forever."""
-    deepest = 0
-    with suppress(Exception):  # of a damaged program, which PyTorch will report
-        deepest = max(map(_deepest_tuple, _programs(path)), default=0)
-    if deepest > _NESTED:
-        raise WeightsError(f"{path}: refused, tuples are nested {deepest} deep, which no weights need")
+    depths = (depth for program in _programs(path) for depth in _tuple_depths(program))
+    too_deep = False
+    with suppress(Exception):  # of a damaged program, which PyTorch runs until there and then reports
+        too_deep = any(depth > _NESTED for depth in depths)
+    if too_deep:
+        raise WeightsError(f"{path}: refused, tuples are nested over {_NESTED} deep, which no weights need")
 
 
-def _deepest_tuple(program: "BinaryIO | Any") -> int:
-    """Levels of the deepest tuple that a pickle program makes; it is followed, not run."""
-    stack, marks, memo, deepest = [0], [0], dict[object, int](), 0  # the depth of each object
+def _tuple_depths(program: "BinaryIO | Any") -> Iterator[int]:
+    """Levels of each tuple that a pickle program makes; it is followed, not run."""
+    stack, marks, memo = [0], [0], dict[object, int]()  # the depth of each object
     for opcode, argument, _ in pickletools.genops(program):
         name = opcode.name
         if name == "MARK":
@@ -165,9 +166,8 @@ def _deepest_tuple(program: "BinaryIO | Any") -> int:
             parts = stack[max(0, len(stack) - taken) :]
             del stack[max(0, len(stack) - taken) :]
             depth = 1 + max(parts, default=0) if "TUPLE" in name else 0
+            yield depth
             stack += [depth] * len(opcode.stack_after)
-            deepest = max(deepest, depth)
-    return deepest
 
 
 def _foreign_names(path: Path) -> set[str]:
