@@ -5,7 +5,6 @@ BIN := .venv/bin
 READY := .venv/.ready
 # by default every demo recipe
 TASK ?= $(shell sed -n 's|^ *name="demo/\(.*\)",|\1|p' src/metaformer/recipes/demo.py)
-CLASSIFIER := runs/demo-classify/report.html
 WEIGHTS := runs/demo-classify/best/model.safetensors
 # validation images of the demo data, where they are not in val/
 VAL_classify := val/7
@@ -16,15 +15,19 @@ TTA_segment := --scales 0.75,1,1.25 --flip
 demo: $(TASK:%=demo-%)  ## make the data, train, evaluate, predict on real images; make demo TASK=detect does one
 	@echo "Look at $(TASK:%=runs/demo-%/report.html)"
 
-demo-%: $(CLASSIFIER)  # demo/classify is trained by then: --resume auto finds it complete
-	$(BIN)/metaformer train demo/$* --data.root data/demo/$* $(if $(filter classify,$*),,--model.checkpoint $(WEIGHTS)) --out runs/demo-$* --resume auto
+demo-%: classifier
+	$(if $(filter classify,$*),,$(BIN)/metaformer train demo/$* --data.root data/demo/$* --model.checkpoint $(WEIGHTS) --out runs/demo-$* --resume auto)
 	$(BIN)/metaformer evaluate runs/demo-$*
 	$(if $(TTA_$*),$(BIN)/metaformer evaluate runs/demo-$* $(TTA_$*))
 	$(BIN)/metaformer predict runs/demo-$* data/demo/$*/$(or $(VAL_$*),val) --out runs/demo-$*/predictions --draw
 
-$(CLASSIFIER): | $(READY)  # the others begin with its weights; its report is written when it is done
-	$(BIN)/metaformer data demo data/demo
+.PHONY: classifier
+classifier: data/demo/.complete  # the others begin with its weights; --resume auto leaves a complete run as it is
 	$(BIN)/metaformer train demo/classify --data.root data/demo/classify --out runs/demo-classify --resume auto
+
+data/demo/.complete: | $(READY)
+	$(BIN)/metaformer data demo data/demo
+	@touch $@
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile

@@ -335,7 +335,7 @@ def test_fine_tuning_takes_the_size_and_crop_of_its_weights(
     card, yaml = tmp_path / "card", tmp_path / "own.yaml"
     card.mkdir()
     cfg = {"input_size": [3, 96, 96], "crop_pct": 0.8}
-    (card / "config.json").write_text(json.dumps({"pretrained_cfg": cfg}))
+    (card / "config.json").write_text(json.dumps({"architecture": "poolformer_s12", "pretrained_cfg": cfg}))
     (tmp_path / "config.json").write_text('{"pretrained_cfg": {"input_size": [null], "crop_pct": "x"}}')
     yaml.write_text("model: {name: caformer_s18.sail_in1k_384}\n")
     args = options.format(card=card, run=run, bad=tmp_path, yaml=yaml).split()

@@ -16,11 +16,15 @@ from metaformer.checkpoint.run_dir import read_log
 from metaformer.data.shards.write import write_shards
 from metaformer.errors import MissingPackage, WeightsError
 from metaformer.serialize import to_dict
+from metaformer.tasks.base import Forward
+from metaformer.tasks.classification.task import ClassificationTask
+from metaformer.tasks.report import Report
 from metaformer.training import progress
 from metaformer.training.check import check_config
 from metaformer.training.log import MetricsLog, WandbLog
 from metaformer.training.progress import Meter, Progress, format_time, peak_memory
-from metaformer.training.train import train, write_report
+from metaformer.training.report import write_report
+from metaformer.training.train import train
 from toys import Configure
 
 
@@ -247,6 +251,26 @@ def test_images_of_shards_are_shown(
     assert text.count('alt="image"') >= 10 and f"val/00000.{kind}: " in text
     shutil.rmtree(tmp_path / "shards")
     assert 'alt="image"' not in write_report(tmp_path / "run").read_text()
+
+
+def test_the_page_grows_with_the_run(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is there after the first evaluation, and renewed no more often than it should be."""
+    pages: list[str] = []
+    evaluate = ClassificationTask.evaluate
+
+    def evaluate_after_a_look(task: ClassificationTask, forward: Forward) -> Report:
+        page = tmp_path / "run" / "report.html"
+        pages.append(page.read_text() if page.exists() else "")
+        return evaluate(task, forward)
+
+    monkeypatch.setattr(ClassificationTask, "evaluate", evaluate_after_a_look)
+    train(configure(schedule={"epochs": 3}), tmp_path / "run")
+    steps = max(line["step"] for line in read_log(tmp_path / "run"))
+    assert pages[0] == "" and f"step {steps // 3} of {steps}" in pages[1] == pages[2]
+    assert f" of {steps}" not in (tmp_path / "run" / "report.html").read_text()
+    assert capfd.readouterr().err.count("report.html") == 2
 
 
 def test_a_run_without_best_weights_is_an_error(tmp_path: Path) -> None:

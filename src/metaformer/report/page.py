@@ -63,7 +63,8 @@ def render(
     pages = Environment(loader=PackageLoader("metaformer", "report"), autoescape=True, trim_blocks=True)
     card, unit = state["card"], "epoch" if config.schedule.steps is None else "step"
     return pages.get_template("page.html.jinja").render(
-        subtitle=f"{card['name']} on {config.data.root}: {len(card['classes'])} classes{report.input_size}",
+        subtitle=f"{card['name']} on {config.data.root}: {len(card['classes'])} classes{report.input_size}"
+        + progress(state["total"], log),
         title=best.parent.resolve().name,
         report=report,
         tiles=tiles(report, state, log, unit),
@@ -77,6 +78,12 @@ def render(
         samples=samples,
         mixed=max(config.augment.mixup, config.augment.cutmix) > 0,
     )
+
+
+def progress(total: int, log: Log) -> str:
+    """How far the run had come when the page was written; empty where it was done."""
+    step = max((line["step"] for line in log), default=0)
+    return "" if step >= total else f"; step {step:,} of {total:,}"
 
 
 def cost(state: Mapping[str, Any], config: TrainConfig, log: Log) -> str:

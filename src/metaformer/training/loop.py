@@ -43,10 +43,13 @@ from metaformer.tasks.report import thumbnail
 from metaformer.training.diagnose import nonfinite_weight
 from metaformer.training.log import MetricsLog
 from metaformer.training.progress import Meter, Progress, device_name, peak_memory
+from metaformer.training.report import write_report
 from metaformer.training.trainer import NonFiniteError, Trainer
 
 MAX_SKIPPED = 3
 """Consecutive steps that `runtime.on_nonfinite skip` skips at most."""
+REPORT_EVERY = 60.0
+"""Seconds between two versions of the report while training goes on, at least; the first comes early."""
 SAMPLES = 8
 """Training samples in the report."""
 SAMPLE_SIDE = 384
@@ -105,6 +108,8 @@ class Loop:
         """The evaluation after this step has not finished."""
         self.saved_step = -1
         self.samples: list[tuple[str, str]] | None = None
+        self.reported: float | None = None
+        """When the report was last written."""
         self.meter = Meter()
         self.log: MetricsLog | None = None
         self.progress: Progress
@@ -287,6 +292,17 @@ class Loop:
             self._evaluate()
         if due or step % self.sampler.steps == 0 or (every and step % every == 0):
             self._save()
+        if due and step < self.total:
+            self._report()
+
+    def _report(self) -> None:
+        """Write the report as far as the run has come; at the end `train` does."""
+        now, last = time.monotonic(), self.reported
+        with errors_on_all_ranks(MetaFormerError):
+            if self.world.main and self.best.step and (last is None or now - last >= REPORT_EVERY):
+                page, self.reported = write_report(self.run_dir.path), now
+                if last is None:
+                    self.progress.write(f"report, renewed as the run goes on: {page}")
 
     def _evaluation_due(self) -> bool:
         step, plan = self.trainer.step, self.config.evaluate

@@ -4,14 +4,13 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from metaformer.checkpoint.checkpoint import Checkpoint, read_checkpoint
-from metaformer.checkpoint.run_dir import RunDir, read_log
+from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
 from metaformer.data.sampler import TrainSampler
 from metaformer.distributed import (
@@ -23,17 +22,16 @@ from metaformer.distributed import (
 )
 from metaformer.errors import MetaFormerError, OutputError
 from metaformer.process import StopSignals, printable
-from metaformer.report.blocks import Example
-from metaformer.report.page import render
-from metaformer.serialize import differences, from_dict, to_dict
-from metaformer.storage import as_path, write_text
+from metaformer.serialize import differences, to_dict
+from metaformer.storage import as_path
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import Task
-from metaformer.training.check import check_config, other_sections
+from metaformer.training.check import check_config
 from metaformer.training.log import MetricsLog
 from metaformer.training.loop import Loop, machine
 from metaformer.training.network import describe_network, resolve_network
 from metaformer.training.progress import Progress
+from metaformer.training.report import write_report
 from metaformer.training.schedule import build_schedule
 from metaformer.training.summary import describe_run
 from metaformer.training.trainer import Trainer
@@ -182,32 +180,6 @@ def _finish(result: TrainResult, world: World, stop: StopSignals) -> None:
         if world.main:
             _print(f"stopped by signal {stop.number} after step {result.steps}; --resume auto continues here")
         raise SystemExit(stop.exit_status)
-
-
-def write_report(run: str | Path) -> Path:
-    """Write RUN/report.html from the best checkpoint and the log: curves, examples, classes and settings.
-
-    Raises:
-        WeightsError: the run has no best checkpoint, or a damaged one.
-        OutputError: the page cannot be written.
-    """
-    run_dir = RunDir(Path(run))
-    state = read_checkpoint(run_dir.best).state
-    spec, config = TASKS[state["card"]["task"]], from_dict(TrainConfig, state["config"])
-    page = render(
-        spec.report(state, config),
-        state,
-        config,
-        read_log(run_dir.path),
-        run_dir.best,
-        other_sections(spec) | spec.unused.keys(),
-        f"metaformer {metadata.version('metaformer')} · seed {config.seed} · "
-        f"processes {state['world_size']} · threads {state['threads']}",
-        [Example({"sample": uri}, caption) for caption, uri in state.get("samples", ())],
-    )
-    file = run_dir.path / "report.html"
-    write_text(file, page)
-    return file
 
 
 def _print(text: str) -> None:

@@ -1,15 +1,12 @@
 """What is known of how a network's initial weights were trained, before they are read."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from metaformer.config import ModelConfig
 from metaformer.errors import MetaFormerError
-from metaformer.storage import read_json
+from metaformer.weights.saved import read_card
 from metaformer.weights.sources import ALIASES, SOURCES, Source, find_source
-
-_MAX_BYTES = 1 << 20
-"""A larger file is no `config.json` of a network."""
 
 
 class Trained(NamedTuple):
@@ -24,14 +21,12 @@ class Trained(NamedTuple):
 def trained_with(network: ModelConfig) -> Trained | None:
     """Size and crop of a classifier's initial weights: of the published ones, or by the card of a checkpoint.
 
-    A checkpoint is a directory with `config.json` (of a run, its best), a file beside one, or a file with the
-    name of a published one.
+    A checkpoint is one of ours (run, directory, a file in one), a file beside timm's `config.json`, or a file
+    with the name of a published one.
     """
     if network.checkpoint is not None:
-        path = Path(network.checkpoint)
-        folders = (path, path / "best") if path.is_dir() else (path.parent,)
-        cards = (_of_card(folder / "config.json", str(path)) for folder in folders)
-        return next((card for card in cards if card is not None), None) or _of_name(path.name)
+        path = Path(network.checkpoint).expanduser()
+        return _of_card(path) or _of_name(path.name)
     if not network.pretrained:
         return None
     try:
@@ -50,12 +45,12 @@ def _of_name(name: str) -> Trained | None:
     return None if source is None else _of_source(source)
 
 
-def _of_card(file: Path, name: str) -> Trained | None:
+def _of_card(path: Path) -> Trained | None:
     try:
-        values: Any = read_json(file, largest=_MAX_BYTES)
-        cfg = values["pretrained_cfg"]
+        card = read_card(path)
+        cfg = (card or {})["pretrained_cfg"]
         size, crop = cfg["input_size"][-1], cfg["crop_pct"]
     except (MetaFormerError, LookupError, TypeError):
         return None
     usable = type(size) is int and 0 < size <= 4096 and type(crop) in (int, float) and 0 < crop <= 1
-    return Trained(name, size, float(crop)) if usable else None
+    return Trained(str(path), size, float(crop)) if usable else None

@@ -36,7 +36,8 @@ from metaformer.tasks.segmentation.results import (
     paletted,
     thumbnail,
 )
-from metaformer.training.train import train, write_report
+from metaformer.training.report import write_report
+from metaformer.training.train import train
 from metaformer.visualize.canvas import PANEL, upscale_factor
 from toys import Configure
 
