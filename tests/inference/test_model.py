@@ -16,7 +16,7 @@ from metaformer.checkpoint.checkpoint import read_checkpoint, write_checkpoint
 from metaformer.errors import ConfigError, DataError, MissingPackage, SizeError, UnknownName, WeightsError
 from metaformer.factory import create_detector, create_model
 from metaformer.inference.evaluate import evaluate
-from metaformer.inference.int8_model import MAX_COMPILED, Int8Network, load_openvino, without_telemetry
+from metaformer.inference.int8_model import MAX_COMPILED, Int8Network, contained, load_openvino
 from metaformer.inference.model import load_model
 from metaformer.inference.verify import Verdict, verify
 from metaformer.weights.sources import SOURCES, Source
@@ -189,7 +189,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_telemetry_is_off_and_the_environment_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "false")
     monkeypatch.delenv("NNCF_CI", raising=False)
-    with without_telemetry():
+    with contained():
         assert os.environ["CI"] == os.environ["NNCF_CI"] == "true"
     assert os.environ["CI"] == "false" and "NNCF_CI" not in os.environ
 

@@ -144,6 +144,7 @@ STATE: dict[str, Any] = {
     "metrics": {"miou": 0.25, "loss": 1.5, "other": 1.0},
     "step": 1200,
     "epoch": 3,
+    "total": 2,
 }
 EVIL = "<script>alert(1)</script>"
 

@@ -1,7 +1,9 @@
 """Int8 classifier on the CPU, from OpenVINO's graph and weights."""
 
+import ctypes
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +92,8 @@ class Int8Network(nn.Module):
             try:
                 graph = self._graph.clone()
                 graph.reshape([batch, self.in_chans, *self.image_size])
-                self._compiled[key] = self._openvino.compile_model(graph, "CPU", compile_options())
+                with contained():
+                    self._compiled[key] = self._openvino.compile_model(graph, "CPU", compile_options())
             except RuntimeError as error:
                 reason = shown(" ".join(str(error).split()), quote=False)
                 raise WeightsError(f"{self.file}: OpenVINO cannot compile it ({reason})") from error
@@ -117,24 +120,37 @@ def load_openvino() -> Any:
         MissingPackage: it is not installed.
     """
     try:
-        with without_telemetry():
+        with contained():
             return importlib.import_module("openvino")
     except ImportError as error:
         raise MissingPackage("openvino", "int8", "an int8 network") from error
 
 
-@contextmanager
-def without_telemetry() -> Iterator[None]:
-    """Keep OpenVINO and NNCF from reporting their use over the network.
+class _SignalStack(ctypes.Structure):
+    """Linux's `stack_t`."""
 
-    Both refrain on a build server, by these variables; there is no other switch within a process.
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Keep OpenVINO and NNCF from what is not theirs: the network, and this thread's stack for signals.
+
+    They report their use unless they run on a build server, by these variables; there is no other switch
+    within a process. OpenVINO's CPU plugin gives the thread a stack for handlers of signals and frees it with
+    itself: the next signal, such as Ctrl-C, is a segmentation fault.
     """
     names = ("CI", "NNCF_CI")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "true"))
+    stack, libc = _SignalStack(), ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None:
+        libc.sigaltstack(None, ctypes.byref(stack))
     try:
         yield
     finally:
+        if libc is not None:
+            libc.sigaltstack(ctypes.byref(stack), None)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

@@ -174,7 +174,7 @@ class _PoolFormer(Serializable):
     use_layer_scale: bool = True
     layer_scale_init_value: float = 1e-5
     num_channels: Count = 3
-    id2label: dict[str, Any] | None = None
+    id2label: dict[Any, Any] | None = None  # numbers as keys in memory, text in a file
     num_labels: Count = 2
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metaformer.errors import MissingPackage, OptimizeError
-from metaformer.inference.int8_model import compile_options, load_openvino, without_telemetry
+from metaformer.inference.int8_model import compile_options, contained, load_openvino
 
 PRODUCTS: Final = ("Convolution", "GroupConvolution", "MatMul")
 """OpenVINO's operations that int8 makes faster."""
@@ -44,12 +44,14 @@ def make_graph(network: nn.Module, images: Tensor) -> Any:
         expected = network(images)
     names = _prepare(program)
     try:
-        with without_telemetry(), _log_levels_restored():
+        with contained(), _log_levels_restored():
             graph = openvino.convert_model(program)
     except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
         last_line = str(error).strip().splitlines()[-1]
         raise OptimizeError(f"OpenVINO cannot convert {type(network).__name__}: {last_line}") from error
-    compiled = openvino.compile_model(graph, "CPU", {**compile_options(), "INFERENCE_PRECISION_HINT": "f32"})
+    with contained():
+        options = {**compile_options(), "INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.compile_model(graph, "CPU", options)
     logits = torch.from_numpy(compiled(images.numpy())[0])
     difference = ((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
     if not difference <= TOLERANCE:
@@ -91,7 +93,7 @@ def calibrate(graph: Any, images: Images, labels: list[int], max_drop: float | N
         "subset_size": len(images),
         "ignored_scope": nncf.IgnoredScope(types=["GroupConvolution"], validate=False),
     }
-    with without_telemetry(), redirect_stdout(sys.stderr), _log_levels_restored():  # stdout is for our report
+    with contained(), redirect_stdout(sys.stderr), _log_levels_restored():  # stdout is for our report
         if max_drop is None:
             return nncf.quantize(graph.clone(), data, advanced_parameters=advanced, **options)
         return nncf.quantize_with_accuracy_control(
@@ -119,7 +121,7 @@ def load_nncf() -> Any:
         MissingPackage: it is not installed.
     """
     try:
-        with without_telemetry(), _log_levels_restored():
+        with contained(), _log_levels_restored():
             nncf = importlib.import_module("nncf")
     except ImportError as error:
         raise MissingPackage("nncf", "int8", "quantizing") from error
