@@ -277,7 +277,7 @@ class SegmentConfig(Checked):
     """Channel dropout before the classifier."""
     auxiliary: bool = False
     """Auxiliary head on the third feature level, in training only; its loss has weight 0.4."""
-    layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders"] = "auto"
+    layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders", "fiftyone"] = "auto"
     """Layout of the data set; `auto` recognizes it by its folders."""
     class_names: str | None = None
     """Text file with one class name per line, for a data set without class names."""

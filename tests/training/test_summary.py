@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from metaformer.tasks import TASKS
 from metaformer.training.train import train
@@ -45,8 +47,26 @@ def test_every_task_tells_its_data(task: str, configure_task: Configure, tmp_pat
     run = train(configure_task(task, schedule=SHORT), tmp_path / "run").run
     (line,) = log_lines(run, "start")
     training = line["note"].split("\n")[2]
-    unit = {"classify": "images of each", "multilabel": "images of each", "detect": "objects of each"}
-    assert unit.get(task, " images") in training
+    unit = {"detect": "objects of each class", "segment": "of the labeled pixels for each class"}
+    assert unit.get(task, "images of each class") in training
+
+
+def test_shares_of_pixels_are_told(labeled: Path, tmp_path: Path, configure_segment: Configure) -> None:
+    for split, count in (("train", 4), ("val", 2)):
+        for index in range(count):
+            file = labeled / f"annotations/{split}/{index}.png"
+            values = np.full(np.array(Image.open(file)).shape, 255, dtype=np.uint8)
+            values[0, :3], values[0, 3:5], values[1, :3] = 0, 1, 2
+            values[2, :2] = 2
+            Image.fromarray(values).save(file)
+    config = configure_segment(
+        data={"root": str(labeled), "batch_size": 4}, segment={"reduce_zero_label": None}, schedule=SHORT
+    )
+    (line,) = log_lines(train(config, tmp_path / "run").run, "start")
+    training, validation = line["note"].split("\n")[2:4]
+    shares = "20% (grass) to 50% (road) of the labeled pixels for each class"
+    assert training == f"training: train, 4 images, {shares}, 1 steps an epoch"
+    assert validation == f"validation: val, 2 images, {shares}"
 
 
 def test_the_first_epoch_is_evaluated_however_seldom_the_others_are(

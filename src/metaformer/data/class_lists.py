@@ -23,6 +23,8 @@ MAX_CLASSES: Final = 65535
 """Classes of a 16-bit label map, whose last value marks ignored pixels."""
 BACKGROUND: Final = "background"
 """Name of class 0 where a list names only the others."""
+LABELMAP: Final = "labelmap.txt"
+"""CVAT's file of classes and colors."""
 _COCO_MISSING: Final = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 """Category ids up to 90 that COCO does not use."""
 
@@ -133,6 +135,29 @@ def read_class_list(path: str | Path) -> tuple[str, ...]:
         DataError: the file cannot be read, is empty, has an empty line before the end, or a name twice.
     """
     return check_class_names([line.strip() for line in read_lines(path)], path)
+
+
+def read_labelmap(path: Path) -> dict[str, Color | None]:
+    """Classes and their colors from CVAT's labelmap.txt, whose lines are `name:red,green,blue:parts:actions`.
+
+    Raises:
+        DataError: the file cannot be read, a name is in it twice, or a color is none; a class may lack one.
+    """
+    classes: dict[str, Color | None] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, color, *_ = (*(part.strip() for part in line.split(":")), "")
+        if name in classes:
+            raise DataError(f"{path}: line {number}: {name!r} is in an earlier line already")
+        try:
+            classes[name] = decode(Color, [int(channel) for channel in color.split(",")]) if color else None
+        except ValueError as error:
+            raise DataError(
+                f"{path}: line {number}: color {shown(color)} must be three numbers of 0 … 255"
+            ) from error
+    check_class_names(list(classes), path)
+    return classes
 
 
 def check_class_names(names: Sequence[str], source: str | Path) -> tuple[str, ...]:

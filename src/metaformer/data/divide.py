@@ -1,7 +1,8 @@
-"""Divide an image folder without splits into training and held-out images."""
+"""Divide a data set without splits into training and held-out images."""
 
 import copy
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -9,10 +10,35 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+from zlib import crc32
 
 from metaformer.data.folder import ImageFolder
 from metaformer.errors import ConfigError, DataError, OutputError
 from metaformer.storage import TEMPORARY
+
+FLAT_SPLITS: Final = ("train", "val", "all")
+"""Splits of a data set in one folder."""
+_log = logging.getLogger(__name__)
+
+
+def select_split(names: Sequence[str], split: str, root: Path) -> list[str]:
+    """Those of the images in the one folder of a data set that are of a split, in their order.
+
+    The fifth of the images whose names have the smallest checksums, at least one, is `val`, the others are
+    `train`: the same on every machine, and hardly another if images are added. `all` is everything.
+
+    Raises:
+        DataError: another split.
+    """
+    if split == "all":
+        return list(names)
+    if split not in FLAT_SPLITS:
+        raise DataError(f"{root}: no split {split!r}: without folders of splits there are train, val and all")
+    _log.warning("%s: no splits: a fifth of the images, chosen by name, validates", root)
+    ranked = sorted(names, key=lambda name: (crc32(name.encode("utf-8", "surrogateescape")), name))
+    val = set(ranked[: max(1, len(names) // 5)])
+    return [name for name in names if (name in val) == (split == "val")]
 
 
 def hold_out(

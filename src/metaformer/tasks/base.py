@@ -116,8 +116,10 @@ class Task(ABC):
 
     task: str
     """What configurations and checkpoints call it."""
-    counted = "images"
+    counted = "images of each class"
     """What `count_classes` counts."""
+    count_format = "{0}"
+    """How a count is shown: {0} is the count, {1} its percentage of all."""
     metric: str
     """The figure of the report by which the best checkpoint is chosen; higher is better."""
 
@@ -152,7 +154,7 @@ class Task(ABC):
         }
 
     def count_classes(self, source: Any) -> Sequence[int]:
-        """Images or objects (see `counted`) of each class of a data set; empty where that is not known."""
+        """What `counted` says of each class of a data set; empty where that is not known."""
         return ()
 
     def metadata(self) -> dict[str, Any]:

@@ -61,9 +61,11 @@ def _images(task: Task, split: str, source: Any) -> str:
     if not counts:
         return text
     least, most = (choose(counts, key=lambda name: counts[name]) for choose in (min, max))
+    total = max(1, sum(counts.values()))
+    shown = {name: task.count_format.format(count, 100 * count / total) for name, count in counts.items()}
     if counts[least] == counts[most]:
-        return f"{text}, {counts[least]} {task.counted} of each class"
-    return f"{text}, {counts[least]} ({least}) to {counts[most]} ({most}) {task.counted} of each class"
+        return f"{text}, {shown[least]} {task.counted}"
+    return f"{text}, {shown[least]} ({least}) to {shown[most]} ({most}) {task.counted}"
 
 
 def _machine(config: TrainConfig, world: World) -> str:

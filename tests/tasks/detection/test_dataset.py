@@ -21,6 +21,7 @@ from metaformer.errors import BadImage, DataError
 from metaformer.tasks.detection.dataset import DetectionDataset, open_detection
 from metaformer.tasks.detection.metrics import ground_truth
 from metaformer.tasks.detection.transforms import train_transform
+from toys import Write
 
 
 def test_fields_of_a_folder(objects: Path) -> None:
@@ -216,6 +217,31 @@ def test_masks_lie_on_the_digits(demo: Path) -> None:
         inside = decode_runs(annotation["segmentation"]["counts"], [128, 128])[y : y + height, x : x + width]
         box = gray[y : y + height, x : x + width]
         assert np.quantile(box[inside], 0.75) > np.median(box[~inside]) + 20
+
+
+@pytest.mark.parametrize("split", ["train/", ""])
+def test_boxes_of_fiftyone_in_the_format_of_voc(write: Write, tmp_path: Path, split: str) -> None:
+    """Its corners are edges, not pixels, and its images are listed nowhere."""
+    size = "<size><width>20</width><height>10</height><depth>3</depth></size>"
+    box = "<bndbox><xmin>0</xmin><ymin>2</ymin><xmax>20</xmax><ymax>8</ymax></bndbox>"
+    for number in range(10):
+        write(f"{split}data/{number}.jpg", np.zeros((10, 20, 3), np.uint8))
+        object_ = f"<object><name>pear</name>{box}</object>" if number else ""
+        write(f"{split}labels/{number}.xml", f"<annotation>{size}{object_}</annotation>")
+    write(f"{split}data/bare.jpg", np.zeros((10, 20, 3), np.uint8))
+    root = tmp_path / "data"
+    with pytest.raises(DataError, match=r"'pear' .*data/classes\.txt"):
+        open_detection(root, "train")
+    write("classes.txt", "fig\npear\n")
+    opened = open_detection(root, "train")
+    assert (opened.layout, opened.classes, len(opened)) == ("voc", ("fig", "pear"), 10 if split else 8)
+    boxes = [opened.instances(index)[0].box for index in range(len(opened)) if opened.instances(index)]
+    assert set(boxes) == {(0, 2, 20, 8)} and opened.instances(1)[0].label == 1
+    assert opened.annotations.unused == (f"{root}/{split}data: 1 image(s) without annotations are not used",)
+    assert len(open_detection(root, "all" if not split else "train")) == 10
+    write(f"{split}labels/lost.xml", f"<annotation>{size}</annotation>")
+    with pytest.raises(DataError, match=r"lost: no such image .*data/lost\.jpg"):
+        open_detection(root, "all" if not split else "train")
 
 
 def test_exports_of_annotation_programs_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

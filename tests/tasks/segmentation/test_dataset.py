@@ -13,8 +13,10 @@ from metaformer.data.dataset import Batch
 from metaformer.data.loader import Loader
 from metaformer.data.sampler import EvalSampler, TrainSampler
 from metaformer.errors import BadImage, DataError
+from metaformer.tasks.check import Certainty
 from metaformer.tasks.segmentation.check import check_label_maps, validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
+from metaformer.tasks.segmentation.spec import recognize
 from metaformer.tasks.segmentation.transforms import train_transform
 from toys import Write, build_task, save_image, tiny_config
 
@@ -70,6 +72,76 @@ def test_voc(write: Write, tmp_path: Path) -> None:
     assert train.classes == class_list("voc").names and train.palette[20] == (0, 64, 128)
     assert train.label_map(0).ravel().tolist() == [0, 20, 255, 15, *[0] * 8]
     load(train)
+
+
+LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncrack:250,50,83:a,b:\nroad:52,209,183::\n"
+COLORS = np.array([(0, 0, 0), (250, 50, 83), (52, 209, 183)], dtype=np.uint8)
+
+
+def color_file(path: Path, values: np.ndarray, mode: str) -> Path:
+    """Labels as the colors of LABELMAP, or as they are; the palette is in another order than the classes."""
+    image = Image.fromarray(values if mode == "L" else COLORS[values])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image.quantize(3) if mode == "P" else image).save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "L"])
+def test_masks_of_cvat(write: Write, tmp_path: Path, mode: str) -> None:
+    """Segmentation mask 1.1."""
+    root, values = tmp_path / "data", label_map(0, 1, 2, *[1] * 9)
+    write("JPEGImages/a.jpg", IMAGE)
+    color_file(root / "SegmentationClass/a.png", values, mode)
+    write("ImageSets/Segmentation/default.txt", "a\n")
+    listed = write("labelmap.txt", LABELMAP)
+    folder = open_segmentation(root, "default")
+    assert (folder.layout, folder.classes) == ("voc", ("background", "crack", "road"))
+    assert np.array_equal(folder.label_map(0), values) and folder.palette == tuple(
+        map(tuple, COLORS.tolist())
+    )
+    load(folder)
+    assert check_label_maps(root, ("default",), workers=1, progress=False).ok
+    with pytest.raises(DataError, match=r"train\.txt: .*Segmentation holds default\.txt"):
+        open_segmentation(root, "train")
+    listed.write_text(LABELMAP.replace("52,209", "52,208"))
+    if mode != "L":
+        strange = r"SegmentationClass/a\.png: color 52,209,183 \(1 pixel\): .* labelmap\.txt"
+        with pytest.raises(BadImage, match=strange):
+            open_segmentation(root, "default").label_map(0)
+        report = check_label_maps(root, ("default",), workers=1, progress=False)
+        assert "color 52,209,183 (1 pixel)" in report.text() and not report.ok
+    write("classes.txt", "crack\nroad\n")
+    with pytest.raises(DataError, match=r"classes\.txt: 2 classes, .*labelmap\.txt 3"):
+        open_segmentation(root, "default")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("split", ["train/", ""])
+def test_masks_of_fiftyone(
+    write: Write, tmp_path: Path, split: str, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ImageSegmentationDirectory, each split exported to a folder, or all to one."""
+    root = tmp_path / "data"
+    write(*(("labelmap.txt", LABELMAP) if mode == "RGB" else ("classes.txt", "background\ncrack\nroad\n")))
+    values = label_map(*[0, 1, 2] * 4)
+    for number in range(10):
+        write(f"{split}data/{number}.jpg", IMAGE)
+        color_file(root / f"{split}labels/{number}.png", values, mode)
+    folder = open_segmentation(root, "train")
+    assert (folder.layout, folder.classes) == ("fiftyone", ("background", "crack", "road"))
+    assert np.array_equal(folder.label_map(0), values) and len(folder) == (10 if split else 8)
+    load(folder)
+    assert recognize(root) is Certainty.BY_FILES
+    if split:
+        with pytest.raises(DataError, match="val/data: no such folder"):
+            open_segmentation(root, "val")
+    else:
+        val, whole = open_segmentation(root, "val"), open_segmentation(root, "all")
+        paths = [{part.path(index) for index in range(len(part))} for part in (folder, val, whole)]
+        assert len(val) == 2 and paths[0] | paths[1] == paths[2] and not folder.unpaired
+        assert "a fifth of the images, chosen by name, validates" in caplog.text
+        with pytest.raises(DataError, match="'test'"):
+            open_segmentation(root, "test")
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])

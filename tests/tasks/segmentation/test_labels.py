@@ -241,6 +241,34 @@ def test_own_classes_with_a_background_in_the_layout_of_ade20k(tmp_path: Path) -
     assert (names.names, names.reduce_zero_label) == (("background", "crack"), False)
 
 
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("a:0,0,0::\n# b\n\nc:1,2::\n", "line 4: color '1,2'"),
+        ("a:0,0,256::\n", "line 1: color '0,0,256'"),
+        ("a:0,0,x::\n", "line 1: color '0,0,x'"),
+        ("# x\na:0,0,0::\na:1,1,1::\n", "line 3: 'a'"),
+        ("a:0,0,0::\nb:0,0,0::\n", "'b' has the color of 'a'"),
+        ("a:0,0,0::\nb:::\n", "'b' has no color"),
+        ("# nothing\n", "no class"),
+    ],
+)
+def test_wrong_labelmaps_are_named(text: str, error: str, tmp_path: Path) -> None:
+    (tmp_path / "labelmap.txt").write_text(text)
+    with pytest.raises(DataError, match=rf"labelmap\.txt: .*{error}"):
+        resolve_class_names(VOC, tmp_path, None, None)
+
+
+def test_colors_leave_no_label_out(tmp_path: Path) -> None:
+    (tmp_path / "labelmap.txt").write_text("a:0,0,0::\nb:1,1,1::\n")
+    assert resolve_class_names(FOLDERS, tmp_path, None, None).colors == ((0, 0, 0), (1, 1, 1))
+    with pytest.raises(ConfigError, match=r"reduce_zero_label .*labelmap\.txt"):
+        resolve_class_names(FOLDERS, tmp_path, None, True)
+    assert resolve_class_names(ADE, tmp_path, None, None).names == SHORT
+    (tmp_path / "labelmap.txt").write_text("a\nb\n")
+    assert resolve_class_names(FOLDERS, tmp_path, None, None).colors == ()
+
+
 def test_tables_of_class_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"classes\.txt: no such file"):
         resolve_class_names(FOLDERS, tmp_path, None, None)

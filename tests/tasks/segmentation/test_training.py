@@ -99,6 +99,7 @@ FILES: dict[str, Callable[[str, int], Files]] = {
         f"images/{split}2017/{i:012d}.jpg", f"stuffthingmaps/{split}2017/{i:012d}.png", (0, 181),
     ),
     "folders": lambda split, i: (f"images/{split}/{i}.png", f"masks/{split}/{i}.png", (0, 1)),
+    "fiftyone": lambda split, i: (f"{split}/data/{i}.jpg", f"{split}/labels/{i}.png", (0, 1)),
 }  # fmt: skip
 
 
@@ -117,7 +118,7 @@ def test_training_evaluation_and_prediction_on_each_layout(
         if layout == "voc":
             names = "\n".join(f"{split}_{i}" for i in range(count))
             write(f"VOC2012/ImageSets/Segmentation/{split}.txt", names)
-    if layout == "folders":
+    if layout in ("folders", "fiftyone"):
         write("classes.txt", "ground\nthing\n")
     config = configure_segment(
         data={"root": str(root)}, segment={"reduce_zero_label": None}, schedule={"epochs": 1}

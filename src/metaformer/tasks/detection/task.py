@@ -41,7 +41,7 @@ class DetectionTask(Task):
         group_by_aspect: draw batches of images that are all wide or all tall.
     """
 
-    task, metric, counted = "detect", "ap", "objects"
+    task, metric, counted = "detect", "ap", "objects of each class"
     model: Detector
     train: DetectionDataset
     evaluation: DetectionEvaluation

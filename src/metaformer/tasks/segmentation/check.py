@@ -29,7 +29,7 @@ def check_label_maps(
     *,
     workers: int | None = None,
     progress: bool = True,
-    layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders"] = "auto",
+    layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders", "fiftyone"] = "auto",
     class_names: Sequence[str] | str | Path | None = None,
     reduce_zero_label: Literal["yes", "no"] | None = None,
 ) -> CheckReport:
@@ -216,7 +216,7 @@ def _label_info(
 ) -> tuple[LabelInfo | None, str]:
     """Contents and errors of a label map; `size` is its image's (width, height)."""
     try:
-        values = read_label_map(folder.label_path(index))
+        values = read_label_map(folder.label_path(index), folder.table.colors)
     except DataError as error:
         return None, reason(error)
     own = values.shape[1], values.shape[0]

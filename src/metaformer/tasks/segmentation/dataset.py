@@ -28,8 +28,10 @@ class SegmentationFolder:
     def __init__(self, pairs: ImagePairs, classes: Sequence[str], table: LabelTable, layout: str) -> None:
         self.folder, self.split, self.layout, self.table = pairs.folder, pairs.split, layout, table
         self.classes: tuple[str, ...] = tuple(classes)
-        self.palette: tuple[Color, ...] = palette_for(self.classes)
+        self.palette: tuple[Color, ...] = table.colors or palette_for(self.classes)
         """RGB color of each class."""
+        self.pixels: tuple[int, ...] = ()
+        """Pixels of each class, once all label maps have been read."""
         self.ignore_index: int = table.ignore_index
         """Label of ignored pixels: 255, or 65535 for more than 255 classes."""
         self.unused, self.unpaired = pairs.unused, pairs.unpaired
@@ -66,7 +68,7 @@ class SegmentationFolder:
             BadImage: it cannot be read, is not a label map, or holds an unknown value.
         """
         path = self.label_path(index)
-        return self.table.to_classes(read_label_map(path), path)
+        return self.table.to_classes(read_label_map(path, self.table.colors), path)
 
     def pair(self, index: int) -> tuple[Image.Image, LabelMap]:
         """Read an image and its label map.
@@ -106,11 +108,12 @@ def open_segmentation(
     Args:
         root: folder of the data set.
         split: name of the split; `train` and `val` are translated to the layout's names.
-        layout: `ade20k`, `voc`, `cityscapes`, `coco_stuff`, `folders`, or `auto` to recognize it.
+        layout: `ade20k`, `voc`, `cityscapes`, `coco_stuff`, `folders`, `fiftyone`, or `auto` to recognize it.
         classes: class names, or a text file of them, one per line: those of a checkpoint, or of a data set
             that has none; a data set's own names must be equal.
-        reduce_zero_label: whether value 0 is ignored, and 1 is the first class; `ade20k` (true by default)
-            and `folders` (false) take either. In `ade20k` false adds a first class `background`.
+        reduce_zero_label: whether value 0 is ignored, and 1 is the first class; `ade20k` (true by default),
+            `folders` and `fiftyone` (false) take either, without labelmap.txt. In `ade20k` false adds a first
+            class `background`.
         ignore_index: value of ignored pixels in the files; by default 255, or 65535 above 255 classes.
 
     Raises:
@@ -124,7 +127,7 @@ def open_segmentation(
         pairs = find_pairs(chosen, root, split)
     except DataError as error:
         found = find_layout(given)
-        if found is None or found[0] is chosen:
+        if found is None or found[0].name == chosen.name:
             raise
         name = found[0].name
         hint = f"it looks like the layout {name} (train: --segment.layout {name}, others: --layout {name})"

@@ -137,7 +137,7 @@ def build_evaluation(
     *,
     batch_size: int = 1,
     workers: int = 4,
-    layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders"] | None = None,
+    layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders", "fiftyone"] | None = None,
     scales: Sequence[float] | None = None,
     flip: bool = False,
     sliding_window: int | None = None,

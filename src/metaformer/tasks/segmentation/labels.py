@@ -4,8 +4,9 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,15 @@ from PIL import Image, UnidentifiedImageError
 
 from metaformer.data.class_lists import (
     BACKGROUND,
+    LABELMAP,
+    Color,
     Names,
+    Palette,
     check_class_names,
     class_list,
     given_names,
     read_class_list,
+    read_labelmap,
     read_lines,
 )
 from metaformer.data.image import MAX_PIXELS, explain, need_file
@@ -37,18 +42,19 @@ def default_ignore_index(classes: int) -> int:
     return IGNORE if classes <= IGNORE else WIDE_IGNORE
 
 
-def read_label_map(path: str | Path) -> LabelMap:
-    """Read the values of a label map: gray levels, or palette indices.
+def read_label_map(path: str | Path, colors: Palette = ()) -> LabelMap:
+    """Read the values of a label map: gray levels, palette indices, or the places of its colors in `colors`.
 
     Raises:
-        BadImage: the file is missing, empty, damaged, too large, not a PNG, or an RGB image.
+        BadImage: the file is missing, empty, damaged, too large, not a PNG, an RGB image without `colors`, or
+            has another color.
         DataError: out of memory, or too many open files.
     """
     need_file(path)
     try:
         with warnings.catch_warnings(), Image.open(path, formats=("PNG",)) as image:
             warnings.simplefilter("ignore")
-            return _values(image, path)
+            return _values(image, path, colors)
     except BadImage:
         raise
     except UnidentifiedImageError as error:
@@ -59,12 +65,15 @@ def read_label_map(path: str | Path) -> LabelMap:
         raise explain(error, path, MAX_PIXELS) from error
 
 
-def _values(image: Image.Image, path: str | Path) -> LabelMap:
+def _values(image: Image.Image, path: str | Path, colors: Palette) -> LabelMap:
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height}"
         raise BadImage(path, f"{size} is more than the {MAX_PIXELS:,} pixels allowed")
+    if colors and image.mode in ("RGB", "P"):
+        return _places(np.asarray(image.convert("RGB")), path, colors)
     if image.mode in ("RGB", "RGBA", "LA", "PA"):
-        raise BadImage(path, f"is an {image.mode} image: save label maps as gray or palette PNGs")
+        remedy = f"save label maps as gray or palette PNGs, or RGB with the colors in {LABELMAP}"
+        raise BadImage(path, f"is an {image.mode} image: {remedy}")
     # Pillow stretches gray of 2 and 4 bits to 8, other programs do not
     tiles = getattr(image, "tile", ())
     if tiles and str(tiles[0].args) in ("L;2", "L;4"):
@@ -74,6 +83,27 @@ def _values(image: Image.Image, path: str | Path) -> LabelMap:
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
     return values if values.dtype == np.uint8 else values.astype(np.uint16)
+
+
+def _places(pixels: NDArray[np.uint8], path: str | Path, colors: Palette) -> LabelMap:
+    """Place of each pixel's color among `colors`, from RGB (H, W, 3)."""
+    codes = pixels.astype(np.uint32) << np.array([16, 8, 0], dtype=np.uint32)
+    codes = codes.sum(axis=2, dtype=np.uint32)
+    known = np.array([red << 16 | green << 8 | blue for red, green, blue in colors], dtype=np.uint32)
+    order = np.argsort(known)
+    places = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
+    if (strange := known[places] != codes).any():
+        found, counts = np.unique(codes[strange], return_counts=True)
+        names = [f"{code >> 16},{code >> 8 & 255},{code & 255}" for code in found.tolist()]
+        shown = _with_pixels(dict(zip(names, counts.tolist(), strict=True)))
+        raise BadImage(path, f"color {shown}: none of the {len(colors)} in {LABELMAP}")
+    return places.astype(np.uint8 if len(colors) <= IGNORE else np.uint16)
+
+
+def _with_pixels(counts: Mapping[Any, int]) -> str:
+    """The first values or colors with their pixels, and the number of the others."""
+    shown = ", ".join(f"{value} ({n:,} pixel{'s' * (n > 1)})" for value, n in islice(counts.items(), 5))
+    return shown + (f" and {len(counts) - 5} more" if len(counts) > 5 else "")
 
 
 def count_values(values: LabelMap) -> dict[int, int]:
@@ -91,9 +121,11 @@ class LabelTable:
     Args:
         values: the value of each class.
         ignored: values of ignored pixels; they take precedence over those of classes.
+        colors: RGB colors that stand for values 0, 1 and so on.
     """
 
-    def __init__(self, values: Iterable[int], ignored: Iterable[int]) -> None:
+    def __init__(self, values: Iterable[int], ignored: Iterable[int], colors: Palette = ()) -> None:
+        self.colors = colors
         self.values, self.ignored = tuple(values), tuple(dict.fromkeys(ignored))
         self.ignore_index = default_ignore_index(len(self.values))
         self._table = np.full(WIDE_IGNORE + 1, _UNKNOWN, dtype=np.int32)
@@ -127,10 +159,9 @@ class LabelTable:
         unknown = [value for value in sorted(counts) if self._table[value] == _UNKNOWN]
         if not unknown:
             return ""
-        shown = ", ".join(f"{v} ({counts[v]:,} pixel{'s' * (counts[v] > 1)})" for v in unknown[:5])
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        shown = _with_pixels({value: counts[value] for value in unknown})
         known = f"classes are {_ranges(set(self.values) - set(self.ignored))}"
-        return f"label {shown}{more}: {known}, ignored {_ranges(self.ignored)}"
+        return f"label {shown}: {known}, ignored {_ranges(self.ignored)}"
 
 
 def _ranges(values: Iterable[int]) -> str:
@@ -151,6 +182,8 @@ class ClassNames:
     names: tuple[str, ...]
     reduce_zero_label: bool
     """Value 0 in label maps is ignored, and 1 is the first class."""
+    colors: Palette = ()
+    """Colors that stand for the classes in RGB and palette label maps."""
 
     def table(self, encoding: LabelEncoding, ignore_index: int | None) -> LabelTable:
         """Build the lookup table from values to classes.
@@ -174,7 +207,7 @@ class ClassNames:
                 raise DataError(f"{len(self.names)} class names, but {published}: they must agree")
             return LabelTable(encoding.values, (*encoding.ignored, ignore_index))
         values = range(first, first + len(self.names))
-        return LabelTable(values, (*range(first), *encoding.ignored, ignore_index))
+        return LabelTable(values, (*range(first), *encoding.ignored, ignore_index), self.colors)
 
 
 @dataclass(frozen=True)
@@ -186,6 +219,7 @@ class _DatasetNames:
     """The file or layout, for errors."""
     fixed: bool
     """Other names are an error; published lists are only taken where there are none."""
+    colors: Palette = ()
 
 
 def resolve_class_names(
@@ -201,11 +235,13 @@ def resolve_class_names(
 
     Raises:
         DataError: no class names, or two lists that differ.
-        ConfigError: `reduce_zero_label` in a layout whose value 0 is a class.
+        ConfigError: `reduce_zero_label` where value 0 is a class.
     """
-    if reduce_zero_label and layout.reduce_zero_label is None:
-        raise ConfigError(f"reduce_zero_label is true: in the layout {layout.name} label 0 is a class")
     own, (wanted, source) = _dataset_names(layout, root), given_names(names)
+    colors = () if own is None else own.colors
+    if reduce_zero_label and (layout.reduce_zero_label is None or colors):
+        where = root / LABELMAP if colors else f"the layout {layout.name}"
+        raise ConfigError(f"reduce_zero_label is true: in {where} label 0 is a class")
     if own is None:
         if wanted is None:
             file = root / (layout.names_file or "classes.txt")
@@ -218,7 +254,7 @@ def resolve_class_names(
         own = _DatasetNames((BACKGROUND, *own.names), f"{BACKGROUND!r} and {own.source}", own.fixed)
     if wanted is not None and own.fixed:
         _compare(wanted, source, own)
-    return ClassNames(own.names if wanted is None else wanted, reduce_zero_label)
+    return ClassNames(own.names if wanted is None else wanted, reduce_zero_label, colors)
 
 
 def _compare(names: Sequence[str], source: str, own: _DatasetNames) -> None:
@@ -231,15 +267,32 @@ def _compare(names: Sequence[str], source: str, own: _DatasetNames) -> None:
 
 
 def _dataset_names(layout: Layout, root: Path) -> _DatasetNames | None:
-    table, own = root / _OBJECT_INFO, root / "classes.txt"
+    table, own, labelmap = (root / name for name in (_OBJECT_INFO, "classes.txt", LABELMAP))
     if layout.class_list and layout.names_file == _OBJECT_INFO and table.is_file():
         return _DatasetNames(_object_info(table, layout.class_list), str(table), True)
+    if layout.labelmap and labelmap.is_file():
+        listed = _labelmap(labelmap)
+        if own.is_file():
+            _compare(read_class_list(own), str(own), listed)
+        return listed
     if own.is_file():
         return _DatasetNames(read_class_list(own), str(own), True)
     if layout.class_list:
         source = f"{root}, of layout {layout.name},"
         return _DatasetNames(class_list(layout.class_list).names, source, False)
     return None
+
+
+def _labelmap(path: Path) -> _DatasetNames:
+    classes = read_labelmap(path)
+    colors = tuple(color for color in classes.values() if color is not None)
+    first: dict[Color | None, str] = {}
+    for name, color in classes.items():
+        other = first.setdefault(color, name)
+        if colors and (color is None or other != name):
+            what = "no color" if color is None else f"the color of {other!r}"
+            raise DataError(f"{path}: {name!r} has {what}: each class needs its own")
+    return _DatasetNames(tuple(classes), str(path), True, colors)
 
 
 def _object_info(path: Path, published: str) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from metaformer.data.divide import select_split
 from metaformer.data.folder import EXTENSIONS, UNREAD, files_below, read_split_list, unread_image
 from metaformer.errors import DataError, UnknownName
 from metaformer.storage import as_path
@@ -35,7 +36,7 @@ class Layout:
 
     name: str
     markers: tuple[tuple[str, ...], ...]
-    """The layout is recognized if all paths of any of these exist."""
+    """The layout is recognized if all paths of any of these exist; `*` stands for any name."""
     images: str
     """Folder of images."""
     label_maps: tuple[str, ...]
@@ -56,6 +57,10 @@ class Layout:
     """Published class list, used if there is no such file."""
     reduce_zero_label: bool | None = None
     """Whether value 0 is ignored by default; None if it is always a class."""
+    labelmap: bool = False
+    """Whether labelmap.txt may name the classes and the colors that stand for them."""
+    flat: tuple[str, str] | None = None
+    """Folders of images and label maps of a data set without splits."""
 
 
 LAYOUTS: Final = {
@@ -68,6 +73,7 @@ LAYOUTS: Final = {
             label_maps=("annotations/{split}", "labels/{split}", "masks/{split}"),
             names_file="classes.txt",
             reduce_zero_label=False,
+            labelmap=True,
         ),
         Layout(
             "ade20k",
@@ -88,6 +94,7 @@ LAYOUTS: Final = {
             subfolders=("VOC2012", "VOCdevkit/VOC2012"),
             split_list="ImageSets/Segmentation/{split}.txt",
             class_list="voc",
+            labelmap=True,
         ),
         Layout(
             "cityscapes",
@@ -113,6 +120,15 @@ LAYOUTS: Final = {
             ),
             class_list="coco_stuff",
         ),
+        Layout(
+            "fiftyone",
+            markers=(("data", "labels"), ("*/data", "*/labels")),
+            images="{split}/data",
+            label_maps=("{split}/labels",),
+            reduce_zero_label=False,
+            labelmap=True,
+            flat=("data", "labels"),
+        ),
     )
 }
 
@@ -122,8 +138,9 @@ def find_layout(root: str | Path) -> tuple[Layout, Path] | None:
     root = as_path(root, "root", DataError, expand=True)
     for layout in LAYOUTS.values():
         for subfolder in ("", *layout.subfolders):
-            if any(all((root / subfolder / path).exists() for path in paths) for paths in layout.markers):
-                return layout, root / subfolder
+            folder = root / subfolder
+            if any(all(any(folder.glob(path)) for path in paths) for paths in layout.markers):
+                return _flat(layout, folder), folder
     folders = LAYOUTS["folders"]
     if (root / "images").is_dir() and any((root / path).parent.is_dir() for path in folders.label_maps):
         return folders, root
@@ -157,7 +174,15 @@ def choose_layout(root: str | Path, name: str) -> tuple[Layout, Path]:
         raise UnknownName("layout", name, [*LAYOUTS, "auto"])
     layout = LAYOUTS[name]
     first = layout.images.split("/")[0]
-    return layout, next((root / path for path in layout.subfolders if (root / path / first).is_dir()), root)
+    root = next((root / path for path in layout.subfolders if (root / path / first).is_dir()), root)
+    return _flat(layout, root), root
+
+
+def _flat(layout: Layout, root: Path) -> Layout:
+    """The layout with the folders that the data set has, if that has no splits."""
+    if layout.flat is None or not (root / layout.flat[0]).is_dir():
+        return layout
+    return replace(layout, images=layout.flat[0], label_maps=layout.flat[1:])
 
 
 def _contents(root: Path) -> str:
@@ -215,6 +240,8 @@ def find_pairs(layout: Layout, root: Path, split: str) -> ImagePairs:
         errors += [unread_image(root / name) for name in unread.values()]
         known = images.keys() | unread.keys()
         unpaired = tuple(root / name for stem, name in label_maps.items() if stem not in known)
+        if "{split}" not in layout.images:
+            images = {stem: images[stem] for stem in select_split(list(images), split, root)}
     if not images and not errors:
         raise DataError(f"{folder}: no images")
     expected = root / layout.label_maps[0].format(split=split)
@@ -279,6 +306,7 @@ def _label_maps(
         raise DataError(f"{root}: no folder of label maps: {names}")
     found: dict[str, str] = {}
     others: Counter[str] = Counter()
+    before = len(errors)
     for folder in existing:
         for stem, extension, name in _files(root, folder, errors):
             if extension == ".png":
@@ -292,6 +320,8 @@ def _label_maps(
             images = {kind: count for kind, count in others.items() if kind in EXTENSIONS | UNREAD}
             unused += _unused(existing[0], images)
             return encoding, chosen
+    if errors[before:]:
+        raise errors[before]
     suffixes = " or ".join(f"*{encoding.suffix}.png" for encoding in layout.encodings)
     holds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
     holds = f"; it holds {holds} file(s)" if holds else ""

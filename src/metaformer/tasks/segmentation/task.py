@@ -1,6 +1,6 @@
 """Training of semantic segmentation: data, network, loss and evaluation of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from metaformer.models.segmentation.segmenter import Segmenter
 from metaformer.tasks.base import StepContext, Task, load_initial_weights, loading
 from metaformer.tasks.check import validate_splits, warnings_of
 from metaformer.tasks.dense import backbone_config, check_split_classes, fitting_batch, typical_size
-from metaformer.tasks.segmentation.check import label_findings, validate_label_maps
+from metaformer.tasks.segmentation.check import label_findings, summarize, validate_label_maps
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
 from metaformer.tasks.segmentation.draw import overlay
 from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
@@ -42,6 +42,7 @@ class SegmentationTask(Task):
     """
 
     task, metric = "segment", "miou"
+    counted, count_format = "of the labeled pixels for each class", "{1:.3g}%"
     model: Segmenter
     train: SegmentationDataset
     preprocess: DensePreprocess
@@ -50,6 +51,11 @@ class SegmentationTask(Task):
         """Losses of a batch of crops."""
         losses: dict[str, Tensor] = model(batch.images, batch.labels)
         return losses
+
+    def count_classes(self, source: Any) -> Sequence[int]:
+        """Pixels of each class."""
+        pixels: tuple[int, ...] = source.pixels
+        return pixels
 
     def metadata(self) -> dict[str, Any]:
         """Colors of the classes."""
@@ -74,6 +80,8 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
     _check_classes(config, train, val)
     skip_bad = config.data.on_bad_image == "skip"
     infos = validate_splits(world, validate_label_maps, (train, skip_bad), (val, False))
+    for folder, found in zip((train, val), infos, strict=True):
+        folder.pixels = tuple(one.pixels for one in summarize("", folder.classes, found).per_class.values())
     warnings = [
         *warnings_of(label_findings(train, infos[0], training=True)),
         *warnings_of(label_findings(val, infos[1], training=False)),

@@ -76,6 +76,7 @@ def test_missing_files_are_named(write: Write, tmp_path: Path) -> None:
     [
         ("annotations/instances_default.json", "images/a.jpg", "coco"),  # CVAT
         ("default/labels.json", "default/data/a.jpg", "coco"),  # FiftyOne, each split exported to a folder
+        ("default/labels/a.xml", "default/data/a.jpg", "voc"),
         ("labels/default/a.txt", "images/default/a.jpg", "yolo"),
         ("obj_default_data/a.txt", "obj_default_data/a.jpg", "yolo"),  # CVAT
     ],

@@ -1,12 +1,11 @@
 """Layouts of detection data sets on disk: COCO's JSON, Pascal VOC's XML, YOLO's text files."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from zlib import crc32
 
+from metaformer.data.divide import FLAT_SPLITS, select_split
 from metaformer.errors import DataError, UnknownName
 from metaformer.storage import as_path
 
@@ -14,9 +13,6 @@ _COCO: Final = {"train": "train2017", "val": "val2017"}
 IMAGES: Final = ("{split}", "images/{split}", "images")
 """Folders of COCO's images; the last is CVAT's."""
 _ROBOFLOW: Final = {"val": "valid"}
-FLAT_SPLITS: Final = ("train", "val", "all")
-"""Splits of a data set in one folder."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,10 @@ class LayoutVariant:
     """Names of the splits `train` and `val`, if they are others."""
     flat: bool = False
     """No splits: one folder, of which `val` takes a fifth, `train` the others and `all` everything."""
+    split_list: str = ""
+    """Text file of the images of a split, if folders hold those of all."""
+    first_pixel: int = 0
+    """1 if corners of boxes are pixels counted from 1, the last one included; 0 if they are edges."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,11 @@ class SplitPaths:
     """The data set."""
     labels: Path
     images: Path
-    flat: bool = False
-    """Whether the folder holds all splits."""
+    variant: LayoutVariant
 
     def select(self, names: Sequence[str]) -> list[str]:
-        """Those of the images in the folder that are of this split, in their order.
-
-        Where a folder holds all splits, the fifth of the images whose names have the smallest checksums, at
-        least one, is for validation: the same on every machine, and hardly another if images are added.
-        """
-        if not self.flat or self.split == "all":
-            return list(names)
-        ranked = sorted(names, key=lambda name: (crc32(name.encode("utf-8", "surrogateescape")), name))
-        val = set(ranked[: max(1, len(names) // 5)])
-        return [name for name in names if (name in val) == (self.split == "val")]
+        """Those of the images in the folder that are of this split; see `select_split`."""
+        return select_split(names, self.split, self.root) if self.variant.flat else list(names)
 
 
 DETECTION_LAYOUTS: Final = {
@@ -87,7 +78,13 @@ DETECTION_LAYOUTS: Final = {
         ),
         DetectionLayout(
             "voc",
-            (LayoutVariant("Annotations", ("JPEGImages",)),),
+            (
+                LayoutVariant(
+                    "Annotations", ("JPEGImages",), split_list="ImageSets/Main/{split}.txt", first_pixel=1
+                ),
+                LayoutVariant("{split}/labels", ("{split}/data",)),
+                LayoutVariant("labels", ("data",), flat=True),
+            ),
             subfolders=("VOC2012", "VOCdevkit/VOC2012", "VOC2007", "VOCdevkit/VOC2007"),
             suffix=".xml",
         ),
@@ -159,8 +156,12 @@ def _is_flat(labels: Path, suffix: str) -> bool:
     return any(entry.suffix == suffix for entry in entries) and not any(entry.is_dir() for entry in entries)
 
 
-def _hint(name: str) -> str:
-    """Which options would read a data set of another layout."""
+def _hint(layout: DetectionLayout, root: Path) -> str:
+    """Which options would read a data set of another layout; empty if it is of this one."""
+    other = recognize_layout(root)
+    if other is None or other[0] is layout:
+        return ""
+    name = other[0].name
     return f"; it looks like the layout {name} (train: --detect.layout {name}, others: --layout {name})"
 
 
@@ -179,11 +180,9 @@ def find_split(layout: DetectionLayout, root: Path, split: str) -> SplitPaths:
             folders = [root / folder.format(split=name) for folder in variant.images]
             images = next((folder for folder in folders if folder.is_dir()), None)
             if images is None:
-                raise DataError(f"{labels}: no folder of its images, {' or '.join(map(str, folders))}")
-            if variant.flat:
-                _log.warning("%s: no splits: a fifth of the images, chosen by name, validates", root)
-            return SplitPaths(layout.name, name, root, labels, images, variant.flat)
-    expected = dict.fromkeys(v.labels.format(split=v.splits.get(split, split)) for v in layout.variants)
-    other = recognize_layout(root)
-    hint = "" if other is None or other[0] is layout else _hint(other[0].name)
-    raise DataError(f"{root}: no annotations of split {split!r}: expected {' or '.join(expected)}{hint}")
+                expected = " or ".join(map(str, folders))
+                raise DataError(f"{labels}: no folder of its images, {expected}{_hint(layout, root)}")
+            return SplitPaths(layout.name, name, root, labels, images, variant)
+    places = dict.fromkeys(v.labels.format(split=v.splits.get(split, split)) for v in layout.variants)
+    none = f"{root}: no annotations of split {split!r}: expected {' or '.join(places)}"
+    raise DataError(f"{none}{_hint(layout, root)}")

@@ -6,7 +6,16 @@ from typing import Final
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from metaformer.data.class_lists import Names, check_class_names, class_list, given_names, read_class_list
+from metaformer.data.class_lists import (
+    BACKGROUND,
+    LABELMAP,
+    Names,
+    check_class_names,
+    class_list,
+    given_names,
+    read_class_list,
+    read_labelmap,
+)
 from metaformer.data.folder import EXTENSIONS, UNREAD, read_split_list, unread_image
 from metaformer.data.image import image_size
 from metaformer.errors import DataError
@@ -35,7 +44,8 @@ _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 def read_voc(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotations:
     """Read and validate the XML files of a split, whose images ImageSets/Main/SPLIT.txt lists.
 
-    Pixels are counted from 1, the last one included; `difficult` objects count as crowds.
+    Pixels are counted from 1, the last one included; `difficult` objects count as crowds. FiftyOne writes no
+    list, and counts from 0, the last one excluded.
 
     Args:
         paths: the folders of the files and of the images.
@@ -52,15 +62,7 @@ def read_voc(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotatio
     labels = {name: label for label, name in enumerate(builder.classes)}
     files = ImageFiles(paths.images)
     images = _by_stem(paths.images)
-    split_list = paths.root / f"ImageSets/Main/{paths.split}.txt"
-
-    def exists(stem: str) -> bool:
-        return stem in images or os.path.isfile(paths.labels / f"{stem}.xml")
-
-    def add_double(error: DataError) -> None:
-        builder.add_fault("image", str(error))
-
-    for stem in read_split_list(split_list, exists, add_double):
+    for stem in _stems(paths, images, builder):
         name, *others = images.get(stem, [f"{stem}.jpg"])
         if others:
             same = (
@@ -74,7 +76,7 @@ def read_voc(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotatio
         try:
             files.find(name)
         except BadAnnotation as bad:
-            builder.add_fault("image", f"{split_list}: {stem}: {bad.reason}")
+            builder.add_fault("image", f"{_source(paths)}: {stem}: {bad.reason}")
             continue
         try:
             _read_image(builder, paths, stem, name, labels)
@@ -83,14 +85,24 @@ def read_voc(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotatio
     return builder.build()
 
 
-def _labelmap(file: Path) -> tuple[str, ...]:
-    """Class names of CVAT's labelmap.txt, whose lines are `label:color:parts:actions`, without background."""
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from error
-    labels = [line.partition(":")[0] for line in lines if line and not line.startswith("#")]
-    return check_class_names([label for label in labels if label != "background"], file)
+def _source(paths: SplitPaths) -> Path:
+    """What says which images a split has: its list, or the folder of annotations."""
+    listed = paths.variant.split_list
+    return paths.root / listed.format(split=paths.split) if listed else paths.labels
+
+
+def _stems(paths: SplitPaths, images: dict[str, list[str]], builder: AnnotationBuilder) -> list[str]:
+    """Names without extension of the images of a split."""
+    annotated = {name.removesuffix(".xml") for name in file_names(paths.labels) if name.endswith(".xml")}
+    if not paths.variant.split_list:
+        if bare := len(images.keys() - annotated):
+            builder.unused.append(f"{paths.images}: {bare:,} image(s) without annotations are not used")
+        return paths.select(sorted(annotated))
+
+    def add_double(error: DataError) -> None:
+        builder.add_fault("image", str(error))
+
+    return read_split_list(_source(paths), (images.keys() | annotated).__contains__, add_double)
 
 
 def _classes(paths: SplitPaths, given: Names) -> tuple[str, ...]:
@@ -98,8 +110,9 @@ def _classes(paths: SplitPaths, given: Names) -> tuple[str, ...]:
     if names is not None:
         return names
     own = paths.root / "classes.txt"
-    if not own.is_file() and (paths.root / "labelmap.txt").is_file():
-        return _labelmap(paths.root / "labelmap.txt")
+    if not own.is_file() and (paths.root / LABELMAP).is_file():
+        labels = read_labelmap(paths.root / LABELMAP)
+        return check_class_names([name for name in labels if name != BACKGROUND], paths.root / LABELMAP)
     return read_class_list(own) if own.is_file() else class_list("voc").names[1:]  # without background
 
 
@@ -127,7 +140,7 @@ def _read_image(
     image = builder.add_image(name, size)
     for number, element in enumerate(root.findall("object"), start=1):
         try:
-            label, crowd, box = _object(element, labels, size)
+            label, crowd, box = _object(element, labels, size, paths)
         except BadAnnotation as bad:
             builder.add_fault(bad.kind, f"{file}: object {number}: {bad.reason}", one_object=True)
         else:
@@ -146,11 +159,13 @@ def _size(root: Element, file: Path, image: Path) -> tuple[int, int]:
         raise DataError(f"{file}: size is {' x '.join(sides)}, not an image's") from error
 
 
-def _object(element: Element, labels: dict[str, int], size: tuple[int, int]) -> tuple[int, bool, Box]:
+def _object(
+    element: Element, labels: dict[str, int], size: tuple[int, int], paths: SplitPaths
+) -> tuple[int, bool, Box]:
     """Label, whether it is difficult, and box of an object."""
     name = (element.findtext("name") or "").strip()
     if name not in labels:
-        hint = "list the data set's own in classes.txt beside Annotations"
+        hint = f"list the data set's own in {paths.root / 'classes.txt'}"
         raise BadAnnotation("category", f"name {name!r} is not among the {len(labels)} classes: {hint}")
     values = [(element.findtext(f"bndbox/{side}") or "").strip() for side in _SIDES]
     shown = " ".join(f"{side} {value or '?'}" for side, value in zip(_SIDES, values, strict=True))
@@ -158,7 +173,8 @@ def _object(element: Element, labels: dict[str, int], size: tuple[int, int]) -> 
         left, top, right, bottom = map(float, values)
     except ValueError:
         raise BadAnnotation("box", f"bndbox {shown}: it must be four numbers") from None
-    box = left - 1, top - 1, right - left + 1, bottom - top + 1
+    first = paths.variant.first_pixel
+    box = left - first, top - first, right - left + first, bottom - top + first
     try:
         check_box(box, size)
     except BadAnnotation as bad:
