@@ -71,6 +71,14 @@ def print_anywhere(signs: bool = True) -> None:
             stream.reconfigure(errors="metaformer")
 
 
+def encoding_remedy(text: str) -> str:
+    """What to add to an error that quotes names of files, where the locale cannot hold them; else empty."""
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8" or text.isascii() or "PYTHONUTF8" in text:
+        return ""
+    return f"; by the locale, names of files are {encoding}: set PYTHONUTF8=1"
+
+
 def printable(text: str) -> str:
     """A text of several lines, in which control characters are escaped as in JSON: a terminal obeys them."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", _escape, text)

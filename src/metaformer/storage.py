@@ -17,7 +17,8 @@ from zipfile import BadZipFile, ZipFile
 from zlib import error as ZlibError
 
 from metaformer.errors import ConfigError, DataError, MetaFormerError, OutputError
-from metaformer.serialize import DEPTH, parse_json, shown
+from metaformer.process import encoding_remedy
+from metaformer.serialize import DEPTH, is_text, parse_json, shown
 
 TEMPORARY = ".tmp-"
 """First part of the name of what is not complete yet."""
@@ -65,7 +66,8 @@ def as_path(
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError:
-        raise error(f"{name}: {shown(text)} must be a path; no file can have this name") from None
+        remedy = encoding_remedy(text) if is_text(text) else ""
+        raise error(f"{name}: {shown(text)} must be a path; no file can have this name{remedy}") from None
     too_long = len(encoded) >= _LONGEST_PATH or any(len(p) > _LONGEST_NAME for p in encoded.split(b"/"))
     if b"\0" in encoded or too_long:
         raise error(f"{name}: {shown(text)} must be a path; no file can have this name")

@@ -261,6 +261,42 @@ def test_any_terminal_prints_our_texts(environment: dict[str, str]) -> None:
     assert [line for line in text.splitlines() if line.isdecimal()] == ["0", "0", "0", "2"]
 
 
+def test_the_remedy_for_names_that_the_locale_cannot_hold_is_named(tmp_path: Path) -> None:
+    files = {
+        "folders/train/Käse/a.png": b"", "folders/val/Käse/a.png": b"",
+        "voc/JPEGImages/Käse.png": b"", "voc/SegmentationClass/Käse.png": b"",
+        "voc/ImageSets/Segmentation/train.txt": "Käse\n".encode(),
+        "listed/JPEGImages/Käse.png": b"", "listed/Annotations/Käse.xml": b"",
+        "listed/ImageSets/Main/train.txt": "Käse\n".encode(),
+        "own.yaml": "data: {root: Käse}".encode(),
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    script = (
+        "from metaformer.cli import main\n"
+        "for args in ('data check folders', 'train demo/classify --data.root folders --out run',\n"
+        "             'data check voc --split train', 'data check listed --split train',\n"
+        "             'train demo/classify --config own.yaml'):\n"
+        "    print(main(args.split()), flush=True)\n"
+        "from metaformer import Predictor\n"
+        "Predictor('K\\xe4se')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=tmp_path,
+        timeout=100,
+        env={**os.environ, **ASCII[1]},
+    )
+    *outputs, error = re.split(r"^[12]\n", done.stdout.decode("ascii"), flags=re.MULTILINE)
+    assert len(outputs) == 5, outputs
+    for text in (*outputs, error):
+        assert "PYTHONUTF8=1" in text and "rename" not in text, text
+        assert "Traceback" not in text or text is error
+
+
 def test_json_is_exact_on_any_terminal(run: Path, pets: Path, tmp_path: Path) -> None:
     photo = tmp_path / "3×4 猫 🐈.png"
     shutil.copy(next(pets.glob("val/*/*")), photo)

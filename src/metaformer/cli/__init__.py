@@ -12,6 +12,7 @@ from importlib.metadata import version
 from metaformer.cli.parser import UsageError, drop_stdout, in_options
 from metaformer.errors import MetaFormerError, RankError, UnknownName
 from metaformer.process import (
+    encoding_remedy,
     keep_freed_memory,
     open_files_limit,
     print_anywhere,
@@ -144,7 +145,7 @@ def _or(names: Sequence[str]) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"metaformer: error: {_line(message)}", file=sys.stderr)
+    print(f"metaformer: error: {_line(message + encoding_remedy(message))}", file=sys.stderr)
     return status
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaformer.cli.options import accepts, add_options, add_task_options, options_of
 from metaformer.cli.parser import Parser, UsageError, say, write_json
+from metaformer.process import encoding_remedy
 
 if TYPE_CHECKING:
     from metaformer.tasks.base import TaskSpec
@@ -78,7 +79,8 @@ def _check(argv: list[str]) -> int:
     report = _spec(parser, data, task, args).check_data(data, splits, workers=workers, **args)
     if file:
         write_json(file, report.to_dict())
-    say(report.text())
+    text = report.text()
+    say(text if report.ok else text + encoding_remedy(text))
     return 0 if report.ok else 1
 
 

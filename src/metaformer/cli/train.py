@@ -15,6 +15,7 @@ import yaml
 from metaformer.cli.parser import Parser, UsageError, add_import, explain
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, MetaFormerError
+from metaformer.process import encoding_remedy
 from metaformer.recipes import RECIPES, find
 from metaformer.recipes.recipe import Recipe
 from metaformer.serialize import check_yaml, field_types, from_dict, shown
@@ -159,7 +160,8 @@ def _read(parser: Any, recipe: Recipe, argv: list[str], where: str = "") -> dict
     try:
         values: dict[str, Any] = parser.parse_args(argv).as_dict()
     except UnicodeDecodeError as error:
-        raise UsageError(f"train: {where}not a text file") from error
+        remedy = encoding_remedy(error.object.decode(errors="ignore"))
+        raise UsageError(f"train: {where}not a text file{remedy}") from error
     except (OverflowError, RecursionError, ValueError, TypeError) as error:  # of the parser on odd values
         if isinstance(error, MetaFormerError):
             raise

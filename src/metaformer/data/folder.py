@@ -11,6 +11,7 @@ from PIL import Image
 
 from metaformer.data.image import read_image
 from metaformer.errors import DataError
+from metaformer.process import encoding_remedy
 from metaformer.serialize import LINE, shown
 from metaformer.storage import as_path, read_text
 
@@ -263,7 +264,9 @@ def check_name(path: str | Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode(errors="backslashreplace")
-        raise DataError(f"{shown}: the name is not UTF-8: rename it") from None
+        remedy = encoding_remedy(shown)
+        wrong = f"the name cannot be read{remedy}" if remedy else "the name is not UTF-8: rename it"
+        raise DataError(f"{shown}: {wrong}") from None
 
 
 def _some(names: Sequence[str]) -> str:
