@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
 
+from metaformer.color import Color, read_color
 from metaformer.errors import ConfigError
 from metaformer.serialize import field_types, validate
 
@@ -87,6 +88,18 @@ class DataConfig(Checked):
     """Mean of each channel (RGB, 0 to 1), subtracted from images."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel, which images are divided by."""
+    background: tuple[int, int, int] | str | None = None
+    """Color that transparent pixels are blended on: three numbers from 0 to 255, or a name such as `white`;
+    null drops transparency, as timm does, and the colors that it hides show."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "background", self.background_color)
+
+    @property
+    def background_color(self) -> Color | None:
+        """`background` as red, green and blue."""
+        return read_color(self.background, "data.background")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,13 @@ def test_a_yaml_file_then_options_change_a_recipe(tmp_path: Path) -> None:
     assert resolve(recipe, ["--augment.auto_augment=null"]).augment.auto_augment is None
 
 
+def test_what_begins_with_a_number_sign_is_no_comment() -> None:
+    recipe = RECIPES["demo/classify"]
+    for args in (["--data.background", "#00ff7f"], ["--data.background=#00ff7f"]):
+        assert resolve(recipe, args).data.background == (0, 255, 127)
+    assert resolve(recipe, ["--model.checkpoint", "#1.pt"]).model.checkpoint == "#1.pt"
+
+
 def own_data(root: Path, task: str, size: tuple[int, int] = (100, 70), images: int = 5) -> Path:
     """Images with a bright square, as YOLO's boxes or as label maps."""
     for split in ("train", "val"):
@@ -195,6 +202,9 @@ def test_plain_yaml_passes(text: str) -> None:
         (["--optim.clip=much"], 2, "optim.clip"),
         (["nonsense"], 2, "nonsense"),
         (["--data.batch_size=0"], 1, "data.batch_size"),
+        (["--data.background=purpel"], 1, "data.background"),
+        (["--data.background=[0, 0, 256]"], 1, "data.background"),
+        (["--data.background=#00112233"], 1, "data.background"),
         (["--config=own.yaml"], 2, "own.yaml"),
         (["--import=/nowhere/own.py"], 1, "own.py"),
         (["--resume=/nowhere/step_1"], 1, "step_1"),

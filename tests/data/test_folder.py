@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from metaformer.color import Color
 from metaformer.data.augment import train_transform
 from metaformer.data.class_lists import category_ids, class_list, palette, palette_for
 from metaformer.data.dataset import AugmentedDataset
@@ -253,7 +254,7 @@ class Deadly:
     def path(self, index: int) -> str:
         return f"image {index}"
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
         if index in self.killers:
             os.kill(os.getpid(), signal.SIGKILL)
         return Image.new("RGB", (index + 1, 3), (index % 256, 0, 0))
@@ -310,7 +311,7 @@ class Slow:
     labels = [0] * 3000
     def __len__(self): return 3000
     def path(self, index): return str(index)
-    def image(self, index):
+    def image(self, index, background):
         time.sleep(0.01)
         return Image.new("RGB", (2, 2))
 

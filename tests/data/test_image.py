@@ -96,6 +96,38 @@ def test_modes(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(read), expected), (image.mode, options)
 
 
+def test_transparent_pixels_are_blended_on_a_background(tmp_path: Path) -> None:
+    clear = Image.fromarray(gradient())
+    clear.putalpha(Image.fromarray(np.arange(768, dtype=np.uint16).reshape(24, 32).astype(np.uint8)))
+    palette, color, path = clear.convert("RGB").quantize(64), (10, 200, 30), tmp_path / "image"
+    for image, options in [
+        (clear, {}),
+        (clear.convert("LA"), {}),
+        (palette, {"transparency": 3}),
+        (palette, {"transparency": bytes(range(64))}),
+        (clear.convert("RGB"), {"transparency": (0, 0, 90)}),
+        (clear.convert("L"), {"transparency": 10}),
+        (clear.convert("1"), {"transparency": 1}),
+        (clear.convert("RGB"), {}),
+    ]:
+        with Image.open(write(path, image, **options)) as opened:
+            below = Image.new("RGBA", opened.size, color)
+            expected = np.asarray(Image.alpha_composite(below, opened.convert("RGBA")).convert("RGB"))
+            for blended in (read_image(path, background=color), image_in_memory(opened, background=color)):
+                assert blended.mode == "RGB" and np.array_equal(np.asarray(blended), expected)
+        assert ("hides_colors" in read_image(path).info) == (image.mode in ("RGBA", "LA") or bool(options))
+    array = image_in_memory(np.asarray(clear), background=color)
+    assert array.tobytes() == image_in_memory(clear, background=color).tobytes()
+
+
+def test_a_clear_value_of_sixteen_bit_gray_is_blended(tmp_path: Path) -> None:
+    deep = np.array([[0, 257, 25700], [257, 65535, 0]], np.uint16)
+    path = write(tmp_path / "deep.png", Image.fromarray(deep), transparency=257)
+    assert np.asarray(read_image(path))[..., 0].tolist() == [[0, 1, 100], [1, 255, 0]]
+    blended = np.asarray(read_image(path, background=(9, 8, 7)))
+    assert blended[..., 0].tolist() == [[0, 9, 100], [9, 255, 0]] and blended[0, 1].tolist() == [9, 8, 7]
+
+
 def test_cmyk_jpeg(tmp_path: Path) -> None:
     flat = Image.new("RGB", (16, 16), (200, 60, 20)).convert("CMYK")
     image = np.asarray(read_image(write(tmp_path / "a.jpg", flat, "JPEG", quality=100))).astype(int)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from metaformer.color import Color
 from metaformer.data.augment import train_transform
 from metaformer.data.dataset import AugmentedDataset, Batch, SampleOrError
 from metaformer.data.folder import ImageFolder
@@ -152,7 +153,7 @@ class Faulty(ImageFolder):
         super().__init__(root, "val")
         self.how = how
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
         if index == 7:
             match self.how:
                 case "killed":
@@ -167,11 +168,11 @@ class Faulty(ImageFolder):
                     raise MemoryError
                 case "not enough memory for it":
                     torch.empty(1 << 60)
-        return super().image(index)
+        return super().image(index, background)
 
 
 class Buggy(ImageFolder):
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
         raise RuntimeError("a bug")
 
 
@@ -271,11 +272,11 @@ class Stopping(dict[int, object]):
 class Held(ImageFolder):
     """A folder whose reader is stopped in the middle of handing over its last batch."""
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
         if index == len(self) - 1:
             sharer = resource_sharer._resource_sharer  # type: ignore[attr-defined]
             sharer._cache = Stopping(sharer._cache)
-        return super().image(index)
+        return super().image(index, background)
 
 
 @pytest.mark.timeout(60)

@@ -68,7 +68,7 @@ def _config(task: str) -> Any:
 
 
 def _card(task: str) -> dict[str, Any]:
-    dense = {"long_side": 64, "short_side": 64, "mean": [0.5] * 3, "std": [0.5] * 3}
+    dense = {"long_side": 64, "short_side": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "background": [0, 0, 0]}
     return {
         "task": task,
         "name": "poolformer_n",
@@ -166,6 +166,7 @@ def _hub(task: str) -> Callable[[Path], Path]:
         "crop_pct": 0.9,
         "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5],
+        "background": [0, 128, 255],
         "interpolation": "bicubic",
         **{name: card[name] for name in ("preprocess", "palette", "category_ids", "thresholds")},
     }

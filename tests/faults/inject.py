@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from metaformer.cli import main
+from metaformer.color import Color
 from metaformer.data.folder import ImageFolder
 from metaformer.training.trainer import Trainer
 
@@ -121,13 +122,13 @@ def _image(fault: Fault) -> None:
     """Fail while reading one image of a split, after `after` steps."""
     original = ImageFolder.image
 
-    def image(self: ImageFolder, index: int) -> Any:
+    def image(self: ImageFolder, index: int, background: Color | None = None) -> Any:
         matches = self.folder.name == fault.get("split", "train") and fault.get("index", index) == index
         if matches and (get_worker_info() is not None or fault.get("anywhere")) and _started(fault):
             if not fault.get("quiet"):
                 record(how=fault["how"], index=index)
             ENDS[fault["how"]](fault)
-        return original(self, index)
+        return original(self, index, background)
 
     ImageFolder.image = image  # type: ignore[method-assign]
 

@@ -26,7 +26,7 @@ from metaformer.storage import lock
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.training.train import train
-from metaformer.weights.hub import save_pretrained
+from metaformer.weights.hub import from_pretrained, save_pretrained
 from toys import tiny_config
 
 
@@ -229,6 +229,30 @@ def segment_run(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     segment = {"dropout": 0.0, "photometric": False, "scale": [1.0, 1.5]}
     config = tiny_config("segment", patches, augment=PLAIN, segment=segment, **SHORT)
     return train(config, tmp_path_factory.mktemp("runs") / "segment").run
+
+
+def test_a_run_predicts_and_draws_on_the_background_that_it_trained_on(
+    own_pets: Path, tmp_path: Path
+) -> None:
+    config = tiny_config("classify", own_pets, data={"background": "white"}, **SHORT)
+    run = train(config, tmp_path / "run").run
+    predictor = Predictor(run, device="cpu")
+    save_pretrained(from_pretrained(run), tmp_path / "saved")
+    saved = Predictor(tmp_path / "saved", device="cpu")
+    assert saved.model.preprocess == predictor.model.preprocess
+    assert "| blended on 255, 255, 255 |" in (tmp_path / "saved" / "README.md").read_text()
+    with Image.open(own_pets / "val" / "bee" / "1.png") as opened:
+        image = opened.convert("RGB")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(tmp_path / "clear.png")
+    white = Image.new("RGBA", image.size, "white")
+    Image.alpha_composite(white, image).convert("RGB").save(tmp_path / "blended.png")
+    sources = (tmp_path / "blended.png", tmp_path / "clear.png", image, np.asarray(image))
+    expected, *found = predictor(sources)
+    for result in [*found, *saved(sources)]:
+        assert result.scores == pytest.approx(expected.scores, rel=1e-5)
+        assert np.array_equal(np.asarray(result.plot()), np.asarray(expected.plot()))
+    assert predictor(image.convert("RGB"))[0].scores != pytest.approx(expected.scores, rel=1e-5)
 
 
 def test_sources_are_files_folders_globs_images_and_lists(run: Path, pets: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
@@ -9,6 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +19,7 @@ from metaformer.checkpoint.checkpoint import read_checkpoint
 from metaformer.cli import main
 from metaformer.cli.options import options_of
 from metaformer.config import TrainConfig
+from metaformer.data.sampler import Sample
 from metaformer.errors import ConfigError, UnknownName
 from metaformer.inference.evaluate import COMMON, check_options, evaluate, task_options
 from metaformer.inference.model import load_model
@@ -24,8 +27,9 @@ from metaformer.inference.predictor import Predictor
 from metaformer.recipes import RECIPES
 from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks import FOLDERS, TASKS
-from metaformer.tasks.base import LoadedModel, TaskSpec
-from metaformer.tasks.stream import ImageList
+from metaformer.tasks.base import LoadedModel, Task, TaskSpec
+from metaformer.tasks.outputs import Prediction
+from metaformer.tasks.stream import ImageInput, ImageList
 from metaformer.training.check import check_config
 from metaformer.training.train import train
 from metaformer.weights.hub import from_pretrained, save_pretrained
@@ -132,7 +136,7 @@ def predict(model: LoadedModel, image: Image.Image) -> dict[str, Any]:
 def test_cards_build_the_same_model_again(
     spec: TaskSpec, demo: Path, tmp_path: Path, image: Image.Image
 ) -> None:
-    task = build_task(demo_config(spec.name, demo))
+    task = build_task(demo_config(spec.name, demo, data={"background": "white"}))
     card = json.loads(json.dumps(task.card()))
     loaded = spec.load(spec, card)
     loaded.model.load_state_dict(task.model.state_dict())
@@ -147,7 +151,45 @@ def test_cards_build_the_same_model_again(
     save_pretrained(from_pretrained(tmp_path), tmp_path / "again")
     again = load_model(tmp_path / "again")
     assert again.spec is spec and again.metadata == loaded.metadata
+    assert again.preprocess == loaded.preprocess and loaded.preprocess.background == (255, 255, 255)
     assert predict(again, image) == predict(loaded, image)
+
+
+@every_task
+def test_transparent_pixels_are_blended_alike_everywhere(spec: TaskSpec, demo: Path, tmp_path: Path) -> None:
+    """In training, evaluation and prediction, as if the files had been blended before."""
+    color = (9, 200, 30)
+    for name in ("clear", "blended"):
+        shutil.copytree(demo / spec.name, tmp_path / name / spec.name)
+
+    def build(name: str, **data: Any) -> Task:
+        return build_task(demo_config(spec.name, tmp_path / name, data=data))
+
+    def tensors(task: Task) -> list[torch.Tensor]:
+        return [task.train[Sample(0, 0)][0], next(iter(task.evaluation.loader)).images]
+
+    def predictions(*images: ImageInput) -> list[Prediction[Any]]:
+        model = spec.load(spec, asked.card())
+        model.model.load_state_dict(asked.model.state_dict())
+        return list(spec.predictor(model.to(torch.device("cpu"), "none")).predict(ImageList(images)))
+
+    dropped = build("clear")
+    sources: tuple[Any, ...] = (dropped.train.source, dropped.evaluation.loader.dataset.source)
+    for path in [source.path(0) for source in sources]:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+        image.save(path, "PNG")
+        blended = Image.alpha_composite(Image.new("RGBA", image.size, color), image).convert("RGB")
+        plain = tmp_path / "blended" / path.relative_to(tmp_path / "clear")
+        blended.save(plain, "PNG")
+    asked, expected = build("clear", background=color), build("blended")
+    for ours, theirs, other in zip(*map(tensors, (asked, expected, dropped)), strict=True):
+        assert torch.equal(ours, theirs) and not torch.equal(ours, other)
+    *same, reference = predictions(path, image, np.asarray(image), plain)
+    for found in same:
+        assert {**found.result.to_dict(), "path": ""} == {**reference.result.to_dict(), "path": ""}
+        assert found.pixels().tobytes() == blended.tobytes()
 
 
 @every_task

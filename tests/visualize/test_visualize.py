@@ -178,6 +178,13 @@ def test_a_still_image_is_not_animated(images: list[Image.Image], tmp_path: Path
     assert not is_animated(tmp_path / "b.gif") and is_animated("anything.MP4")
 
 
+def test_transparent_pixels_of_an_animation_are_blended(tmp_path: Path) -> None:
+    clear = [Image.new("RGBA", (8, 8), (0, 0, 0, 0)), Image.new("RGBA", (8, 8), (0, 0, 0, 255))]
+    clear[0].save(tmp_path / "a.png", save_all=True, append_images=clear[1:])
+    found = [frame.image.getpixel((0, 0)) for frame in frames(tmp_path / "a.png", (1, 2, 3))]
+    assert found == [(1, 2, 3), (0, 0, 0)]
+
+
 def test_a_damaged_animation_is_named_with_the_frame(images: list[Image.Image], tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     noise = [

@@ -170,7 +170,16 @@ def _read(parser: Any, recipe: Recipe, argv: list[str], where: str = "") -> dict
     except argparse.ArgumentError as error:
         known = (f"--{field}" for field in (*OWN, *_dotted(asdict(recipe()))))
         raise UsageError(f"train: {where}{explain(str(error), known)}") from error
+    _restore(values, argv)
     return values
+
+
+def _restore(values: dict[str, Any], argv: list[str]) -> None:
+    """Put back options that begin with #, such as a color: to YAML they are comments, and so null."""
+    for option, value in [*pairwise(argv), *(arg.partition("=")[::2] for arg in argv)]:
+        section, _, name = option.removeprefix("--").rpartition(".")
+        if value.startswith("#") and values.get(section, {}).get(name, value) is None:
+            values[section][name] = value
 
 
 def _parser(recipe: Recipe, show_own: bool) -> Any:

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
+from metaformer.color import Color
 from metaformer.errors import ConfigError, DataError, UnknownName
-from metaformer.serialize import LINE, Range, Text, decode, shown
+from metaformer.serialize import LINE, Text, decode, shown
 from metaformer.storage import as_path, read_text
 
-Channel = Annotated[int, Range(0, 255, integer=True)]
-Color = tuple[Channel, Channel, Channel]
 Palette = tuple[Color, ...]
 """Red, green and blue of each class, 0 … 255."""
 Names = Sequence[str] | str | Path | None

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from metaformer.color import Color
 from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import DataError, MetaFormerError
 
@@ -73,7 +74,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Image.Image: ...
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
+        """Image in RGB, transparent pixels blended on a color or their transparency dropped."""
 
     def path(self, index: int) -> str | Path:
         """Name of an image in errors and reports."""
@@ -87,10 +89,17 @@ class AugmentedDataset(Dataset[Item]):
         transform: RGB image to tensor; whatever it draws from `random`, `numpy.random` or `torch`
             is a function of `seed` and the sample.
         seed: the run's seed.
+        background: color that transparent pixels are blended on.
     """
 
-    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], seed: int = 0) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+    def __init__(
+        self,
+        source: Source,
+        transform: Callable[[Image.Image], Tensor],
+        seed: int = 0,
+        background: Color | None = None,
+    ) -> None:
+        self.source, self.transform, self.seed, self.background = source, transform, seed, background
 
     def __len__(self) -> int:
         return len(self.source)
@@ -101,7 +110,8 @@ class AugmentedDataset(Dataset[Item]):
         Raises:
             BadImage: the image cannot be read.
         """
-        return self.augment(self.source.image(sample.index), self.source.labels[sample.index], sample)
+        image = self.source.image(sample.index, self.background)
+        return self.augment(image, self.source.labels[sample.index], sample)
 
     def augment(self, image: Image.Image, label: Any, sample: Sample) -> Item:
         """Transform a decoded image, whatever it was read from."""

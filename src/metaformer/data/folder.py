@@ -9,6 +9,7 @@ from typing import Final
 
 from PIL import Image
 
+from metaformer.color import Color
 from metaformer.data.image import read_image
 from metaformer.errors import DataError
 from metaformer.process import encoding_remedy
@@ -90,13 +91,13 @@ class ImageFolder:
         """Leave out the images that are not wanted; `labels` are the caller's."""
         self._files = [file for file, there in zip(self._files, wanted, strict=True) if there]
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
         """Read an image as RGB.
 
         Raises:
             BadImage: it cannot be read.
         """
-        return read_image(self.path(index))
+        return read_image(self.path(index), background=background)
 
     def _read_class(self, name: str, label: int, on_error: OnError) -> None:
         top = self.folder / name

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from metaformer.color import Color
 from metaformer.errors import BadImage, DataError
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -32,12 +33,15 @@ _NO_MEMORY: Final = "out of memory"  # what Pillow's decoders make of their code
 _log = logging.getLogger(__name__)
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    path: str | Path, max_pixels: int = MAX_PIXELS, *, background: Color | None = None
+) -> Image.Image:
     """Read an image file as 8-bit RGB, turned upright by its EXIF orientation; see `decode_image`.
 
     Args:
         path: the file; its format is found by content, not by extension.
         max_pixels: larger images are refused from their header, before anything is decoded.
+        background: color that transparent pixels are blended on.
 
     Raises:
         BadImage: the file is missing, empty, damaged, too large, or no JPEG, PNG, WebP, BMP or GIF.
@@ -46,7 +50,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     need_file(path)
     try:
         with open(path, "rb") as stream:
-            return decode_image(stream, path, max_pixels)
+            return decode_image(stream, path, max_pixels, background=background)
     except OSError as error:
         raise explain(error, path, max_pixels) from error
 
@@ -80,16 +84,24 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise explain(error, path, MAX_PIXELS) from error
 
 
-def decode_image(data: bytes | BinaryIO, name: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(
+    data: bytes | BinaryIO,
+    name: str | Path,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    background: Color | None = None,
+) -> Image.Image:
     """Decode an image to 8-bit RGB, turned upright by its EXIF orientation.
 
-    Transparency is dropped, not blended, as in torchvision and timm (`convert("RGB")`); 16-bit gray is
-    scaled to 8 bits; of an animation the first frame is taken, a warning logged, and `info["animated"]` set.
+    Without a background transparency is dropped, as in torchvision and timm (`convert("RGB")`), and
+    `info["hides_colors"]` set where pixels have any; 16-bit gray is scaled to 8 bits; of an animation the
+    first frame is taken, a warning logged, and `info["animated"]` set.
 
     Args:
         data: the encoded image, or an open file that can be sought.
         name: its name in errors.
         max_pixels: larger images are refused from their header, before anything is decoded.
+        background: color that transparent pixels are blended on.
 
     Raises:
         BadImage: empty, damaged, too large, or no JPEG, PNG, WebP, BMP or GIF.
@@ -101,7 +113,7 @@ def decode_image(data: bytes | BinaryIO, name: str | Path, max_pixels: int = MAX
             # Pillow warns about odd metadata and about sizes; sizes are checked here, and as an error.
             warnings.simplefilter("ignore")
             with Image.open(stream, formats=FORMATS) as image:
-                return _decode(image, name, max_pixels)
+                return _decode(image, name, max_pixels, background)
     except BadImage:
         raise
     except Exception as error:  # Pillow's decoders raise nearly every class there is on damaged files
@@ -110,7 +122,7 @@ def decode_image(data: bytes | BinaryIO, name: str | Path, max_pixels: int = MAX
         raise explain(error, name, max_pixels) from error
 
 
-def _decode(image: Image.Image, name: str | Path, max_pixels: int) -> Image.Image:
+def _decode(image: Image.Image, name: str | Path, max_pixels: int, background: Color | None) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise BadImage(name, f"{width}x{height} is more than the {max_pixels:,} pixels allowed")
@@ -119,18 +131,22 @@ def _decode(image: Image.Image, name: str | Path, max_pixels: int) -> Image.Imag
     if animated:
         _log.warning("%s: animated, only its first frame is used", name)
         image.seek(0)
-    rgb = upright_rgb(image)
-    rgb.info = {"animated": True} if animated else {}
+    rgb = upright_rgb(image, background)
+    marks = {"animated": animated, "hides_colors": background is None and _hides_colors(image)}
+    rgb.info = {mark: True for mark, found in marks.items() if found}
     return rgb
 
 
-def image_in_memory(image: Image.Image | NDArray[Any], name: str = "the image") -> Image.Image:
+def image_in_memory(
+    image: Image.Image | NDArray[Any], name: str = "the image", background: Color | None = None
+) -> Image.Image:
     """An image in memory as `read_image` gives the same image from a file.
 
     Args:
         image: an image of Pillow, of which the current frame is taken; or an array (H, W, 3) uint8 in the
             order red, green, blue, also (H, W, 4), or gray (H, W) of 8 or 16 bits.
         name: its name in errors.
+        background: color that transparent pixels are blended on.
 
     Raises:
         BadImage: it is damaged.
@@ -140,7 +156,7 @@ def image_in_memory(image: Image.Image | NDArray[Any], name: str = "the image") 
         image = _array_image(image, name)
     try:
         with warnings.catch_warnings(action="ignore"):
-            rgb = upright_rgb(image)
+            rgb = upright_rgb(image, background)
             rgb = image.copy() if rgb is image else rgb
     except Exception as error:
         raise explain(error, name, MAX_PIXELS) from error
@@ -157,43 +173,55 @@ def _array_image(array: NDArray[Any], name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """The current frame as 8-bit RGB, turned by its EXIF orientation; it may share its pixels."""
+def upright_rgb(image: Image.Image, background: Color | None = None) -> Image.Image:
+    """The current frame as 8-bit RGB, turned by its EXIF orientation; it may share its pixels.
+
+    Transparent pixels are blended on a color if one is given.
+    """
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
-    rgb = _rgb(image)
+    rgb = _rgb(image, background)
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, background: Color | None) -> Image.Image:
     if image.mode == "RGB" and image.format == "JPEG":
         return image  # its pixels outlive its file, and copying them can take as long as decoding
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # convert("RGB") clips at 255 here and turns nearly every 16-bit image white
-        gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+    image = _eight_bits(image)
+    if background is not None and image.has_transparency_data:
+        below = Image.new("RGBA", image.size, background)
+        return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
     rgb = image.convert("RGB")
     if rgb is image:
         rgb = image.copy()  # the opened image is closed on the way out
     return rgb
 
 
-def hides_colors(path: str | Path) -> bool:
-    """Whether a file has transparent pixels, whose colors viewers hide and `read_image` shows.
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray as 8 bits, with an alpha channel where it has a clear value; others as they are.
 
-    False for what cannot be read. Of files without transparency the header alone is read.
+    `convert("RGB")` clips it at 255, which turns nearly every such image white, and forgets the clear value.
     """
-    try:
-        need_file(path)
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
-            if "A" not in image.getbands() and "transparency" not in image.info:
-                return False
-            if image.width * image.height > MAX_PIXELS:
-                return False
-            alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    except Exception:  # what is wrong with the file is said elsewhere
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image)
+    gray = np.clip(values.astype(np.int64), 0, 65535)
+    eight = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+    if isinstance(clear := image.info.get("transparency"), int):
+        eight.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return eight
+
+
+def _hides_colors(image: Image.Image) -> bool:
+    """Whether an image that is decoded has transparent pixels, whose colors viewers hide."""
+    if not image.has_transparency_data:
         return False
-    return bool((alpha < 255).any())
+    try:
+        image = _eight_bits(image)
+        alpha = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
+    except Exception:  # Pillow cannot make alpha of a damaged color key; the colors are good all the same
+        return False
+    return bool(np.asarray(alpha).min() < 255)
 
 
 def _orientation(image: Image.Image) -> int:

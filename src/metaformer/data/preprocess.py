@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metaformer.color import Color
 from metaformer.data.image import MAX_PIXELS
 from metaformer.errors import ConfigError
 from metaformer.serialize import POSITIVE_INT, OneOf, Range, Serializable, from_dict
@@ -37,6 +38,8 @@ class Preprocess(Serializable):
     """Per-channel mean that is subtracted (RGB in 0 ... 1)."""
     std: Deviations = IMAGENET_STD
     """Per-channel standard deviation that is divided by."""
+    background: Color | None = None
+    """Color that transparent pixels are blended on; None drops transparency."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,9 +72,10 @@ class Preprocess(Serializable):
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> "Preprocess":
-        """Preprocessing of a model's `pretrained_cfg`, which has timm's keys; missing ones are defaults."""
+        """Preprocessing of a model's `pretrained_cfg`: timm's keys and `background`, or their defaults."""
         known = from_dict(_PretrainedCfg, cfg, "pretrained_cfg", others=True)
-        return cls(known.input_size[-1], known.crop_pct, known.interpolation, known.mean, known.std)
+        size, crop = known.input_size[-1], known.crop_pct
+        return cls(size, crop, known.interpolation, known.mean, known.std, known.background)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class _PretrainedCfg(Serializable):
     interpolation: str = Preprocess.interpolation
     mean: Channels = Preprocess.mean
     std: Deviations = Preprocess.std
+    background: Color | None = None
 
 
 class Normalize:

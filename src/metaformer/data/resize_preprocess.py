@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metaformer.color import Color
 from metaformer.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Channels, Deviations, Transform
 from metaformer.errors import ConfigError
 from metaformer.serialize import Range, Serializable
@@ -34,6 +35,8 @@ class DensePreprocess(Serializable):
     """Per-channel standard deviation that is divided by."""
     scale: Annotated[float, Range(0, MAX_SCALE, above=True)] = 1.0
     """Factor of the box, or of an image's own size: a scale of test-time augmentation."""
+    background: Color | None = None
+    """Color that transparent pixels are blended on; None drops transparency."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

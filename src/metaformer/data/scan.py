@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
+from metaformer.color import Color
 from metaformer.data.dataset import BAD_SHARE, Source
 from metaformer.errors import BadImage, ConfigError, DataError
 from metaformer.process import cores
@@ -33,6 +34,8 @@ class ImageInfo:
     digest: bytes = b""
     """Hash of the pixels."""
     animated: bool = False
+    hides_colors: bool = False
+    """Whether it has transparent pixels, whose colors show where no background is given."""
     error: str = ""
     """Why the image cannot be used; empty for a good one."""
     labels: Any = None
@@ -45,13 +48,14 @@ ReadFn = Callable[[Any, int], ImageInfo]
 """Reads the image of a source at an index."""
 
 
-def inspect(source: Source, index: int) -> ImageInfo:
-    """Decode and hash an image."""
+def inspect(source: Source, index: int, background: Color | None = None) -> ImageInfo:
+    """Decode and hash an image, its transparent pixels blended on a color if one is given."""
     try:
-        image = source.image(index)
+        image = source.image(index, background)
     except DataError as error:
         return ImageInfo(index, error=reason(error))
-    return ImageInfo(index, *image.size, digest(image.size, image.tobytes()), "animated" in image.info)
+    marks = ("animated" in image.info, "hides_colors" in image.info)
+    return ImageInfo(index, *image.size, digest(image.size, image.tobytes()), *marks)
 
 
 def digest(size: tuple[int, int], pixels: bytes) -> bytes:

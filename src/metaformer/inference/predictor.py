@@ -159,7 +159,7 @@ class Predictor(Generic[R]):
     def _drawable(prediction: Prediction[Any]) -> Any:
         """The result, which knows its image if that is in memory; files are read again to draw on them."""
         image = None if prediction.path else prediction.image
-        return prediction.result.drawn_on(image, prediction.frame)
+        return prediction.result.drawn_on(image, prediction.frame, prediction.background)
 
     def predictions(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Prediction[R]]:
         """The same, each result with its image."""

@@ -169,8 +169,8 @@ class Task(ABC):
         card: dict[str, Any] = self.card()
         config: Any = self.model.config
         cfg = {key: value for key, value in card.items() if key not in ("task", "name", "model", "classes")}
-        mean, std = card["preprocess"]["mean"], card["preprocess"]["std"]
-        cfg |= {"num_classes": len(card["classes"]), "label_names": card["classes"], "mean": mean, "std": std}
+        cfg |= {"num_classes": len(card["classes"]), "label_names": card["classes"]}
+        cfg |= {key: card["preprocess"][key] for key in ("mean", "std", "background")}
         return {**model_card(self.name, config, cfg), "task": card["task"]}
 
     def to(self, device: torch.device) -> None:

@@ -11,9 +11,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from metaformer.color import Color
 from metaformer.data.class_lists import Names
 from metaformer.data.dataset import Source
-from metaformer.data.image import hides_colors
 from metaformer.data.scan import ImageInfo, ReadFn, scan_part
 from metaformer.distributed import World, all_gather_list, raise_on_all_ranks
 from metaformer.errors import BadImage, DataError
@@ -123,6 +123,8 @@ class DatasetCheck(ABC, Generic[S]):
     """How the data set lies on disk."""
     class_names: Names = None
     """Class names in order, or a file of them; those of the training split once it is open."""
+    background: Color | None = field(default=None, kw_only=True)
+    """Color that transparent pixels are blended on."""
     summaries: list[S] = field(default_factory=list, init=False)
     _findings: list[Finding] = field(default_factory=list, init=False)
     _hidden: list[str] = field(default_factory=list, init=False)
@@ -144,7 +146,8 @@ class DatasetCheck(ABC, Generic[S]):
                     count, some = len(self._hidden), ", ".join(self._hidden[:3])
                     self.warn(
                         "alpha",
-                        f"{split}: {count:,} image(s) have transparent pixels, whose colors show: {some}",
+                        f"{split}: {count:,} image(s) have transparent pixels, whose colors show: {some}; "
+                        "data.background blends them on a color",
                     )
         return CheckReport(str(self.root), tuple(self.summaries), tuple(dict.fromkeys(self._findings)))
 
@@ -161,7 +164,7 @@ class DatasetCheck(ABC, Generic[S]):
         if image.error:
             self.error("unreadable", f"{path}: {image.error}")
             return
-        if hides_colors(path):
+        if image.hides_colors:
             self._hidden.append(str(path))
         if image.animated:
             self.warn("animated", f"{path}: animated, only its first frame is used")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer
+from metaformer.color import Color
 from metaformer.config import TrainConfig
 from metaformer.data.augment import train_transform
 from metaformer.data.class_lists import read_names
@@ -78,6 +79,7 @@ def preprocessing(config: TrainConfig) -> Preprocess:
         config.evaluate.interpolation,
         config.data.mean,
         config.data.std,
+        config.data.background_color,
     )
 
 
@@ -112,6 +114,7 @@ class ClassifierTask(Task):
             "interpolation": self.preprocess.interpolation,
             "mean": list(self.preprocess.mean),
             "std": list(self.preprocess.std),
+            "background": self.preprocess.background and list(self.preprocess.background),
             **self.metadata(),
         }
         return model_card(self.name, self.model.config, pretrained_cfg)
@@ -188,7 +191,8 @@ class ClassifierEvaluation(Evaluation):
         crops: int = 1,
         **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(AugmentedDataset(folder, preprocess.transform(crops)), batch_size, **loading)
+        dataset = AugmentedDataset(folder, preprocess.transform(crops), background=preprocess.background)
+        super().__init__(dataset, batch_size, **loading)
         self.folder, self.flip = folder, flip
 
     def logits(self, forward: Forward) -> Iterator[tuple[Tensor, Batch]]:
@@ -271,6 +275,7 @@ class BatchPredictor:
             raise ConfigError(f"batch_size is {batch_size}: it must be at least 1")
         self.model = model.with_preprocess(image_size=image_size)
         self.transform = self.model.preprocess.transform(crops)
+        self.background: Color | None = self.model.preprocess.background
         self.classes, self.batch_size, self.workers, self.flip = model.class_names, batch_size, workers, flip
         self.settings: dict[str, Any] = {"flip": flip, "crops": crops}
 
@@ -286,7 +291,8 @@ class BatchPredictor:
                     on_bad(BadImage(path, bad[index].removeprefix(f"{path}: ")))
                     continue
                 result = found[index]
-                yield Prediction(result, None if result.path else source.image(index))
+                image = None if result.path else source.image(index, self.background)
+                yield Prediction(result, image, background=self.background)
 
     def batches(
         self, source: Source, sampler: EvalSampler, *, stop: Stop | None = None, skip_bad: bool = False
@@ -304,7 +310,7 @@ class BatchPredictor:
             Interrupted: `stop` was true.
         """
         loader = Loader(
-            _Images(source, self.transform),
+            _Images(source, self.transform, background=self.background),
             sampler,
             workers=min(self.workers, len(source)),
             pin_memory=self.model.device.type == "cuda",

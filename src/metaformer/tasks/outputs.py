@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from PIL import Image
 
+from metaformer.color import Color
 from metaformer.data.image import read_image
 from metaformer.errors import BadImage, ConfigError, DataError, OutputError, TrainingError
 from metaformer.process import one_line
@@ -36,6 +37,7 @@ class DrawnResult(ABC):
     path: str
     _image: ClassVar[Image.Image | None] = None
     _frame: ClassVar[int | None] = None
+    _background: ClassVar[Color | None] = None
 
     @abstractmethod
     def _draw(self, image: Image.Image) -> Image.Image:
@@ -56,8 +58,10 @@ class DrawnResult(ABC):
         if image is None and not self.path:
             raise DataError("the result of an image in memory does not know it: plot(image)")
         if image is None and self._frame is not None:
-            image = next(islice(frames(self.path), self._frame, None)).image
-        return self._draw(read_image(self.path) if image is None else image.convert("RGB"))
+            image = next(islice(frames(self.path, self._background), self._frame, None)).image
+        if image is None:
+            return self._draw(read_image(self.path, background=self._background))
+        return self._draw(image.convert("RGB"))
 
     def save(self, path: str | Path, image: Image.Image | None = None) -> Path:
         """Write what `plot` draws, in the format that the file's name ends in.
@@ -78,9 +82,17 @@ class DrawnResult(ABC):
         """Open what `plot` draws in the desktop's viewer."""
         self.plot(image).show()
 
-    def drawn_on(self, image: Image.Image | None, frame: int | None = None) -> Self:
-        """The same, which knows what it is drawn on: an image in memory, or a frame of the video `path`."""
-        for name, value in (("_image", image), ("_frame", frame)):
+    def drawn_on(
+        self, image: Image.Image | None, frame: int | None = None, background: Color | None = None
+    ) -> Self:
+        """The same, which knows what it is drawn on.
+
+        Args:
+            image: an image in memory.
+            frame: a frame of the video `path`.
+            background: color that transparent pixels of the file `path` are blended on.
+        """
+        for name, value in (("_image", image), ("_frame", frame), ("_background", background)):
             object.__setattr__(self, name, value)  # results are frozen; this is no part of their value
         return self
 
@@ -108,6 +120,8 @@ class Prediction(NamedTuple, Generic[R]):
     """Frame number in the video or animation that `path` names, from 0; None for a still image."""
     milliseconds: int = 0
     """Duration of the frame."""
+    background: Color | None = None
+    """Color that transparent pixels are blended on."""
 
     @property
     def path(self) -> str:
@@ -120,7 +134,7 @@ class Prediction(NamedTuple, Generic[R]):
         Raises:
             BadImage: the file cannot be read.
         """
-        return read_image(self.path) if self.image is None else self.image
+        return read_image(self.path, background=self.background) if self.image is None else self.image
 
 
 Writer = Callable[[str, Prediction[R]], None]

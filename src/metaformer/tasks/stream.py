@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from metaformer.color import Color
 from metaformer.data.folder import EXTENSIONS, LinkCircle, check_name, files_below, log_hidden
 from metaformer.data.image import image_in_memory, read_image
 from metaformer.errors import BadImage, ConfigError, DataError
@@ -73,7 +74,7 @@ class ImageList:
         image = self._images[index]
         return str(image) if isinstance(image, Path) else ""
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
         """The image as RGB.
 
         Raises:
@@ -81,7 +82,9 @@ class ImageList:
             DataError: an array of another form.
         """
         image = self._images[index]
-        return read_image(image) if isinstance(image, Path) else image_in_memory(image)
+        if isinstance(image, Path):
+            return read_image(image, background=background)
+        return image_in_memory(image, background=background)
 
 
 class StreamPredictor(ABC, Generic[R]):
@@ -89,6 +92,7 @@ class StreamPredictor(ABC, Generic[R]):
 
     Args:
         workers: threads that read images ahead; 0 reads each when it is due.
+        background: color that transparent pixels are blended on.
 
     Raises:
         ConfigError: `workers` below 0.
@@ -97,10 +101,10 @@ class StreamPredictor(ABC, Generic[R]):
     settings: Mapping[str, Any]
     """Options that change the results, as plain values."""
 
-    def __init__(self, workers: int = 0) -> None:
+    def __init__(self, workers: int = 0, background: Color | None = None) -> None:
         if workers < 0:
             raise ConfigError(f"workers is {workers}: it must be 0 or more")
-        self.workers = workers
+        self.workers, self.background = workers, background
 
     @abstractmethod
     def predict_image(self, image: Image.Image, path: str, name: str) -> R:
@@ -121,7 +125,7 @@ class StreamPredictor(ABC, Generic[R]):
         def read(index: int) -> Image.Image | BadImage | None:
             path = source.path(index)
             try:
-                return None if path and is_animated(path) else source.image(index)
+                return None if path and is_animated(path) else source.image(index, self.background)
             except BadImage as error:
                 return error
 
@@ -130,13 +134,14 @@ class StreamPredictor(ABC, Generic[R]):
             if isinstance(image, BadImage):
                 on_bad(image)
             elif image is not None:
-                yield Prediction(self.predict_image(image, path, path or "the image"), image)
+                result = self.predict_image(image, path, path or "the image")
+                yield Prediction(result, image, background=self.background)
             else:
                 yield from self._predict_frames(path, on_bad)
 
     def _predict_frames(self, path: str, on_bad: OnBad) -> Iterator[Prediction[R]]:
         """One prediction for each frame of a video, up to the first that cannot be read."""
-        reading = enumerate(frames(path))
+        reading = enumerate(frames(path, self.background))
         while True:
             try:
                 number, frame = next(reading)
@@ -145,7 +150,7 @@ class StreamPredictor(ABC, Generic[R]):
             except BadImage as error:
                 return on_bad(error)
             result = self.predict_image(frame.image, path, f"{path}, frame {number}")
-            yield Prediction(result, frame.image, number, frame.milliseconds)
+            yield Prediction(result, frame.image, number, frame.milliseconds, self.background)
 
 
 def read_ahead(read: Callable[[int], Read], count: int, workers: int) -> Iterator[Read]:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
+from metaformer.color import Color
 from metaformer.data.image import FORMATS, MAX_PIXELS, upright_rgb
 from metaformer.errors import BadImage, DataError, MetaFormerError, MissingPackage
 
@@ -54,8 +55,12 @@ def is_animated(path: str | Path) -> bool:
         return False
 
 
-def frames(path: str | Path) -> Iterator[Frame]:
+def frames(path: str | Path, background: Color | None = None) -> Iterator[Frame]:
     """Frames of a video or animation in RGB, one by one.
+
+    Args:
+        path: the file.
+        background: color that an animation's transparent pixels are blended on; None drops transparency.
 
     Raises:
         BadImage: the file is damaged, or a frame too large.
@@ -63,7 +68,7 @@ def frames(path: str | Path) -> Iterator[Frame]:
     """
     number = 0
     try:
-        for frame in _video(path) if is_video(path) else _animation(path):
+        for frame in _video(path) if is_video(path) else _animation(path, background):
             if frame.image.width * frame.image.height > MAX_PIXELS:
                 raise BadImage(path, f"more than the {MAX_PIXELS:,} pixels allowed in a frame")
             yield frame
@@ -77,13 +82,14 @@ def frames(path: str | Path) -> Iterator[Frame]:
         raise BadImage(path, "has no frames")
 
 
-def _animation(path: str | Path) -> Iterator[Frame]:
+def _animation(path: str | Path, background: Color | None) -> Iterator[Frame]:
     with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(path, f"more than the {MAX_PIXELS:,} pixels allowed in a frame")
         for number in range(getattr(image, "n_frames", 1)):
             image.seek(number)
-            yield Frame(upright_rgb(image), round(image.info.get("duration", 0)) or _DEFAULT_DURATION)
+            rgb = upright_rgb(image, background)  # loads the frame, and with it the duration
+            yield Frame(rgb, round(image.info.get("duration", 0)) or _DEFAULT_DURATION)
 
 
 def _video(path: str | Path) -> Iterator[Frame]:

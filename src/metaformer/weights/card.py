@@ -114,6 +114,8 @@ def readme(card: Mapping[str, Any], parameters: int, num_classes: int) -> str:
     if cfg.get("mean") is not None and cfg.get("std") is not None:
         mean, std = (", ".join(f"{value:g}" for value in cfg[key]) for key in ("mean", "std"))
         lines.append(f"| mean, standard deviation | {mean}; {std} |")
+    if cfg.get("background") is not None:
+        lines.append(f"| transparent pixels | blended on {', '.join(map(str, cfg['background']))} |")
     if cfg.get("url"):
         lines.append(f"| weights | <{cfg['url']}> |")
     lines += ["", "```python", "import metaformer", "", 'model = metaformer.from_pretrained("DIRECTORY")']

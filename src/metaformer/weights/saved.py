@@ -226,7 +226,8 @@ def _hub_card(own: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(classes, list):
         cfg |= {"num_classes": len(classes), "label_names": classes}
     if isinstance(preprocess, Mapping):
-        cfg |= {key: preprocess[key] for key in ("mean", "std", "interpolation") if key in preprocess}
+        shared = ("mean", "std", "interpolation", "background")
+        cfg |= {key: preprocess[key] for key in shared if key in preprocess}
         if "crop" in preprocess:  # of whole images, in timm's terms
             size = preprocess.get("image_size")
             cfg |= {"crop_pct": preprocess["crop"], "input_size": [3, size, size]}

@@ -1,3 +1,4 @@
+import io
 import os
 import signal
 import time
@@ -8,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from metaformer.data.augment import train_transform
 from metaformer.data.dataset import AugmentedDataset, Batch
+from metaformer.data.preprocess import Preprocess
 from metaformer.data.sampler import TrainSampler
 from metaformer.data.shards.index import find_shards
 from metaformer.data.shards.stream_loader import StreamLoader
@@ -113,6 +116,16 @@ def test_the_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path: Path) 
             for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
                 images.setdefault(index, set()).add(image.numpy().tobytes())
     assert all(len(variants) <= 5 for variants in images.values())  # of epochs 0 … 4 at most
+
+
+def test_transparent_pixels_are_blended(tmp_path: Path) -> None:
+    clear = io.BytesIO()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(clear, "PNG")
+    write_tar(tmp_path / "train-0.tar", ("a.png", clear.getvalue()), ("a.cls", b"0"))
+    transform = Preprocess(8, 1.0, mean=(0, 0, 0), std=(1, 1, 1)).transform()
+    data = AugmentedDataset(source(tmp_path), transform, background=(255, 0, 255))
+    (batch,) = taken(StreamLoader(data, TrainSampler(1, batch_size=1), 0, 1))
+    assert batch.images[0, :, 0, 0].tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -186,15 +186,23 @@ def test_classes_without_images_in_shards(kind: str, own: Path, tmp_path: Path) 
     assert finding.kind == "absent" and finding.text.endswith("no image of 'dog': never learned")
 
 
-def test_images_whose_hidden_colors_show_are_counted(own: Path) -> None:
+def test_images_whose_hidden_colors_show_are_counted(own: Path, tmp_path: Path) -> None:
     opaque = Image.new("RGBA", (20, 20), (9, 8, 7, 255))
     opaque.save(own / "train/ant/opaque.png")
     clear = Image.new("RGBA", (20, 20), (200, 8, 7, 0))
     clear.save(own / "train/ant/clear.png")
     clear.save(own / "train/bee/clear.webp", lossless=True, exact=True)
     clear.quantize(4).save(own / "train/cat/palette.gif", transparency=0)
-    (text,) = [text for kind, text in findings(check(own), "warning") if kind == "alpha"]
-    assert text.startswith("train: 3 image(s) have transparent pixels") and "ant/clear.png" in text
+    roots = [own]
+    for kind in ("tar", "parquet"):
+        roots.append(tmp_path / kind)
+        write_shards(own, roots[-1], kind=kind, workers=1, progress=False)
+    for root in roots:
+        (text,) = [text for kind, text in findings(check(root), "warning") if kind == "alpha"]
+        assert text.startswith("train: 3 image(s) have transparent pixels") and "ant/clear.png" in text
+        assert "data.background" in text
+        report = check_data_set(root, workers=1, progress=False, background="white")
+        assert report.ok and "alpha" not in dict(findings(report, "warning"))
 
 
 def test_numbers_as_class_folders_have_their_order_told(own: Path) -> None:

@@ -231,7 +231,7 @@ def stripes(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("size", [(64, 48), (201, 97), (1, 1), (30, 300)])
 def test_predictions_have_the_images_own_size(size: tuple[int, int]) -> None:
-    ((result, image, frame, _),) = predictor().predict(ImageList([stripes(*size)]))
+    ((result, image, frame, *_),) = predictor().predict(ImageList([stripes(*size)]))
     assert image is not None
     assert (image.size, result.size, result.path, frame) == (size, size, "", None)
     assert result.label_map.dtype == np.uint8 and result.classes == COLORS

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from PIL import Image
 
+from metaformer.color import Color
 from metaformer.data.class_lists import MAX_CLASSES
 from metaformer.data.image import decode_image
 from metaformer.data.shards.index import Shards, class_number, damaged_shards, fingerprints, label_numbers
@@ -73,7 +74,7 @@ class ParquetImages:
         """Names of all images, in order."""
         return [Path(self.path(index)) for index in range(len(self))]
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
         """Read an image as RGB.
 
         Raises:
@@ -82,7 +83,7 @@ class ParquetImages:
         data = self._field(index, "bytes")
         if not isinstance(data, bytes):  # a path alone could name any file of this machine
             raise BadImage(self.path(index), "the row holds no bytes of an image")
-        return decode_image(data, self.path(index))
+        return decode_image(data, self.path(index), background=background)
 
     def _field(self, index: int, name: str) -> Any:
         with _errors_of(self.folder):

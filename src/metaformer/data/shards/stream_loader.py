@@ -96,7 +96,7 @@ class _BatchStream(IterableDataset[Batch | MetaFormerError]):
 
     def _sample(self, epoch: int, image: EncodedImage) -> SampleOrError:
         def load() -> Item:
-            decoded = decode_image(image.data, image.name)
+            decoded = decode_image(image.data, image.name, background=self.samples.dataset.background)
             return self.samples.dataset.augment(decoded, image.label, Sample(epoch, image.index))
 
         return self.samples.capture(image.index, load)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, BinaryIO, Final, NamedTuple
 
 from PIL import Image
 
+from metaformer.color import Color
 from metaformer.data.class_lists import MAX_CLASSES
 from metaformer.data.folder import EXTENSIONS
 from metaformer.data.image import decode_image
@@ -117,7 +118,7 @@ class TarImages:
         except DataError:  # a damaged file must not hide the error that this name is for
             return f"{self.shards.urls[file]}: image {index - self.first(file)}"
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
         """Read an image as RGB.
 
         Raises:
@@ -126,7 +127,7 @@ class TarImages:
         member = self._member(index)
         url = self.shards.urls[bisect_right(self._ends, index)]
         data = read_bytes(url, member.offset, member.offset + member.size)
-        return decode_image(data, f"{url}: {member.path}")
+        return decode_image(data, f"{url}: {member.path}", background=background)
 
     def first(self, file: int) -> int:
         """Index of a file's first image."""

@@ -138,10 +138,12 @@ def _preprocess(model: LoadedModel) -> Preprocess:
 
 def _read(model: LoadedModel, split: Split, count: int) -> tuple[Images, list[int]]:
     """Preprocessed images spread evenly over a split, with their labels."""
-    transform = _preprocess(model).transform()
+    preprocess = _preprocess(model)
+    transform = preprocess.transform()
     count = min(count, len(split))
     indices = [i * len(split) // count for i in range(count)]
-    return [transform(split.image(i))[None].numpy() for i in indices], [int(split.labels[i]) for i in indices]
+    images = [transform(split.image(i, preprocess.background))[None].numpy() for i in indices]
+    return images, [int(split.labels[i]) for i in indices]
 
 
 def _write(directory: Path, model: LoadedModel, graph: Any) -> None:

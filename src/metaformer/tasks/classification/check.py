@@ -4,11 +4,13 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from metaformer.color import Color, read_color
 from metaformer.data.folder import ImageFolder, numeric_order
-from metaformer.data.scan import ImageInfo, scan
+from metaformer.data.scan import ImageInfo, inspect, scan
 from metaformer.data.shards.index import Shards, damaged_shards, find_shards
 from metaformer.data.shards.remote import is_remote
 from metaformer.data.split import Split, open_split
@@ -33,6 +35,7 @@ def check_data_set(
     *,
     workers: int | None = None,
     progress: bool = True,
+    background: Color | str | None = None,
 ) -> CheckReport:
     """Read all images of a data set and report all that is wrong with it.
 
@@ -41,11 +44,14 @@ def check_data_set(
         splits: their names; the first is the one to train on, whose classes the others must have.
         workers: processes that read (default: one per core).
         progress: show a progress bar.
+        background: color that transparent pixels are blended on, such as white (default: transparency is
+            dropped).
 
     Raises:
         MissingPackage: reading shards needs a package that is not installed.
     """
-    return _Check(root, workers, progress).run(splits)
+    color = read_color(background, "background")
+    return _Check(root, workers, progress, background=color).run(splits)
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,13 @@ class _Check(DatasetCheck[ClassificationSummary]):
             if len(self.classes) < 2:
                 self.error("one class", f"{source.folder}: only one class: training needs at least two")
         self.add(class_findings(source, training=not self.summaries))
-        images = scan(source, workers=self.workers, label=name, progress=self.progress)
+        images = scan(
+            source,
+            workers=self.workers,
+            label=name,
+            progress=self.progress,
+            read=partial(inspect, background=self.background),
+        )
         for image in images:
             self.check_image(source.path(image.index), image)
         self.check_duplicates(

@@ -89,6 +89,7 @@ class _Images:
 
     def __init__(self, config: TrainConfig, shards: bool) -> None:
         self.split: Split | None = None
+        self.background = config.data.background_color
         if shards:
             with suppress(MetaFormerError):  # gone since the evaluation: the page has no images then
                 self.split = open_split(config.data.root, config.data.val)
@@ -98,7 +99,7 @@ class _Images:
         path, index = example["path"], example.get("index", -1)
         with suppress(MetaFormerError):
             if self.split is None or Path(path).is_file():
-                return read_image(path)
+                return read_image(path, background=self.background)
             if 0 <= index < len(self.split) and str(self.split.path(index)) == path:
-                return self.split.image(index)
+                return self.split.image(index, self.background)
         return None

@@ -153,7 +153,7 @@ def build_classify(config: TrainConfig, world: World, stop: Stop | None = None) 
     task = ClassificationTask(
         build_classifier(config, classes),
         config.model.name,
-        AugmentedDataset(train, augmentation(config), config.seed),
+        AugmentedDataset(train, augmentation(config), config.seed, preprocess.background),
         ClassificationEvaluation(
             val,
             preprocess,

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metaformer.color import Color, read_color
 from metaformer.data.image import image_size
-from metaformer.data.scan import ImageInfo, reason, scan
+from metaformer.data.scan import ImageInfo, inspect, reason, scan
 from metaformer.errors import DataError
 from metaformer.tasks.check import (
     CheckReport,
@@ -33,6 +35,7 @@ def check_objects(
     *,
     workers: int | None = None,
     progress: bool = True,
+    background: Color | str | None = None,
     layout: Literal["auto", "coco", "voc", "yolo"] = "auto",
     class_names: Sequence[str] | str | Path | None = None,
 ) -> CheckReport:
@@ -43,13 +46,16 @@ def check_objects(
         splits: their names; the first is the one to train on, whose classes the others must have.
         workers: processes that read (default: one per core).
         progress: show a progress bar.
+        background: color that transparent pixels are blended on, such as white (default: transparency is
+            dropped).
         layout: layout of the data set on disk; `auto` recognizes it.
         class_names: file of class names, one a line, where the data set brings none.
 
     Raises:
         ConfigError: an unknown layout.
     """
-    return _Check(root, workers, progress, layout, class_names).run(splits)
+    color = read_color(background, "background")
+    return _Check(root, workers, progress, layout, class_names, background=color).run(splits)
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,13 @@ class _Check(DatasetCheck[DetectionSummary]):
         for fault in annotations.faults:
             self.error(fault.kind, fault.text)
         folder = DetectionFolder(paths, annotations)
-        images = scan(folder, workers=self.workers, label=name, progress=self.progress)
+        images = scan(
+            folder,
+            workers=self.workers,
+            label=name,
+            progress=self.progress,
+            read=partial(inspect, background=self.background),
+        )
         for image in images:
             path, size = folder.path(image.index), (image.width, image.height)
             if not image.error and (mismatch := folder.size_mismatch(image.index, size)):

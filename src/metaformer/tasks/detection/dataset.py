@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metaformer.data.class_lists import Color, Names, palette_for
+from metaformer.color import Color
+from metaformer.data.class_lists import Names, palette_for
 from metaformer.data.dataset import AugmentedDataset, BadSample, Batch, Item, seeded
 from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
@@ -81,26 +82,28 @@ class DetectionFolder:
         width, height = self.size(index)
         return width / height
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
         """Image as RGB.
 
         Raises:
             BadImage: it cannot be read.
         """
-        return read_image(self.path(index))
+        return read_image(self.path(index), background=background)
 
     def instances(self, index: int) -> tuple[Instance, ...]:
         """Objects of an image."""
         return tuple(self.objects.instance(row) for row in self.objects.of(index).tolist())
 
-    def example(self, index: int, masks: bool = False) -> tuple[Image.Image, Targets]:
+    def example(
+        self, index: int, masks: bool = False, background: Color | None = None
+    ) -> tuple[Image.Image, Targets]:
         """Image as RGB and its objects, with masks (N, H, W) if asked for.
 
         Raises:
             BadImage: the image cannot be read, or has another size than its annotations say.
             DataError: objects have no outline, or the data set was opened without masks.
         """
-        image = self.image(index)
+        image = self.image(index, background)
         if error := self.size_mismatch(index, image.size):
             raise BadImage(self.path(index), error)
         rows = self.objects.of(index)
@@ -185,15 +188,22 @@ class DetectionDataset(AugmentedDataset):
         transform: maps an RGB image and its objects to a tensor and the objects on that.
         seed: the run's seed.
         masks: with the objects' masks.
+        background: color that transparent pixels are blended on.
     """
 
     source: DetectionFolder
     transform: DetectionTransform  # type: ignore[assignment]  # takes both
 
     def __init__(
-        self, source: DetectionFolder, transform: DetectionTransform, seed: int = 0, *, masks: bool = False
+        self,
+        source: DetectionFolder,
+        transform: DetectionTransform,
+        seed: int = 0,
+        background: Color | None = None,
+        *,
+        masks: bool = False,
     ) -> None:
-        super().__init__(source, transform, seed)  # type: ignore[arg-type]
+        super().__init__(source, transform, seed, background)  # type: ignore[arg-type]
         self.masks = masks
 
     def stack(
@@ -215,6 +225,6 @@ class DetectionDataset(AugmentedDataset):
         Raises:
             BadImage: the image cannot be read, or has another size than its annotations say.
         """
-        image, targets = self.source.example(sample.index, self.masks)
+        image, targets = self.source.example(sample.index, self.masks, self.background)
         with seeded(sample_seed(self.seed, sample)):
             return *self.transform(image, targets), sample.index

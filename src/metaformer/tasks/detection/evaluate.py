@@ -70,7 +70,7 @@ class DetectionEvaluation(Evaluation):
         self.resized = self.inference.scales == (1.0,)
         """Whether workers resize, which they can to one scale."""
         transform = _ImageTransform(preprocess if self.resized else None)
-        super().__init__(DetectionDataset(source, transform), **loading)
+        super().__init__(DetectionDataset(source, transform, background=preprocess.background), **loading)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

@@ -148,7 +148,7 @@ class DetectionPredictor(StreamPredictor[DetectedObjects]):
         classes: Sequence[str] | None = None,
         class_agnostic_nms: bool = False,
     ) -> None:
-        super().__init__(workers)
+        super().__init__(workers, model.preprocess.background)
         chosen = model.metadata.score
         self.draw_score = 0.0 if score is not None or chosen is None else chosen
         """Score from which objects are drawn, of those that are reported."""

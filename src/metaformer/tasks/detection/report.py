@@ -45,7 +45,9 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
     evaluation = state["evaluation"]
     palette = [(int(red), int(green), int(blue)) for red, green, blue in evaluation["palette"]]
     examples = worst_and_best(
-        evaluation["examples"], "f1", lambda example: _example(example, evaluation["classes"], palette)
+        evaluation["examples"],
+        "f1",
+        lambda example: _example(example, evaluation["classes"], palette, config.data.background_color),
     )
     note = (
         f"Boxes from a score of {evaluation['score']:g} on, where the F1 over all images is best "
@@ -66,9 +68,11 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
     )
 
 
-def _example(example: dict[str, Any], names: Sequence[str], palette: Sequence[Color]) -> Example:
+def _example(
+    example: dict[str, Any], names: Sequence[str], palette: Sequence[Color], background: Color | None
+) -> Example:
     try:
-        image = read_image(example["path"])
+        image = read_image(example["path"], background=background)
     except BadImage:  # gone since the evaluation
         image = Image.new("RGB", tuple(example["size"]), (128, 128, 128))
     panels = {

@@ -144,7 +144,7 @@ class DetectedObjects(DrawnResult):
         """The objects of these rows, in their order."""
         parts = {name: getattr(self, name)[rows] for name in ("boxes", "scores", "labels")}
         masks = None if self.masks is None else tuple(self.masks[row] for row in rows)
-        return replace(self, **parts, masks=masks).drawn_on(self._image, self._frame)
+        return replace(self, **parts, masks=masks).drawn_on(self._image, self._frame, self._background)
 
     def to_found(self, image_id: int) -> Found:
         """The same for `AveragePrecision`."""

@@ -136,7 +136,9 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
         masks=detect.head == "mask_rcnn",
         **loading(config, world, stop),
     )
-    dataset = DetectionDataset(train, augment, config.seed, masks=detect.head == "mask_rcnn")
+    dataset = DetectionDataset(
+        train, augment, config.seed, preprocess.background, masks=detect.head == "mask_rcnn"
+    )
     name = f"{detect.head}_{config.model.name}"
     task = DetectionTask(
         build_detector(config, train), name, dataset, evaluation, preprocess, detect.group_by_aspect
@@ -193,7 +195,13 @@ def detection_preprocessing(config: TrainConfig) -> DetectionPreprocess:
     """Preprocessing of a run's evaluation."""
     detect = config.detect
     short = None if detect.long_side is None else detect.short_sides[-1]
-    return DetectionPreprocess(detect.long_side, short, mean=config.data.mean, std=config.data.std)
+    return DetectionPreprocess(
+        detect.long_side,
+        short,
+        mean=config.data.mean,
+        std=config.data.std,
+        background=config.data.background_color,
+    )
 
 
 def build_detector(config: TrainConfig, data: DetectionFolder) -> Detector:

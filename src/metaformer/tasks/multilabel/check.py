@@ -3,10 +3,12 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from metaformer.data.scan import scan
+from metaformer.color import Color, read_color
+from metaformer.data.scan import inspect, scan
 from metaformer.errors import DataError
 from metaformer.tasks.check import (
     Certainty,
@@ -49,6 +51,7 @@ def check_multilabel(
     *,
     workers: int | None = None,
     progress: bool = True,
+    background: Color | str | None = None,
     layout: Layout = "auto",
     class_names: Sequence[str] | str | Path | None = None,
     separator: str = " ",
@@ -60,11 +63,14 @@ def check_multilabel(
         splits: their names; the first is the one to train on, whose classes the others must have.
         workers: processes that read (default: one per core).
         progress: show a progress bar.
+        background: color that transparent pixels are blended on, such as white (default: transparency is
+            dropped).
         layout: how the data set lies on disk; `auto` recognizes it.
         class_names: file of class names, one a line (default: those of the training split).
         separator: what stands between the labels in a CSV column (default: a space).
     """
-    return _Check(root, workers, progress, layout, class_names, separator).run(splits)
+    color = read_color(background, "background")
+    return _Check(root, workers, progress, layout, class_names, separator, background=color).run(splits)
 
 
 def recognize(root: str | Path) -> Certainty:
@@ -122,7 +128,13 @@ class _Check(DatasetCheck[MultilabelSummary]):
             )
         except DataError as error:
             return self.error("layout", str(error))
-        images = scan(folder, workers=self.workers, label=name, progress=self.progress)
+        images = scan(
+            folder,
+            workers=self.workers,
+            label=name,
+            progress=self.progress,
+            read=partial(inspect, background=self.background),
+        )
         for image in images:
             self.check_image(folder.path(image.index), image)
         readable = [image for image in images if not image.error]

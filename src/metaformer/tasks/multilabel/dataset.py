@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metaformer.color import Color
 from metaformer.data.class_lists import Names, check_class_names, given_names
 from metaformer.data.folder import EXTENSIONS, UNREAD
 from metaformer.data.image import read_image
@@ -60,13 +61,13 @@ class MultilabelFolder:
         """File of an image."""
         return Path(self._paths[index])
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
         """An image in RGB.
 
         Raises:
             BadImage: it cannot be read.
         """
-        return read_image(self._paths[index])
+        return read_image(self._paths[index], background=background)
 
 
 def open_multilabel(

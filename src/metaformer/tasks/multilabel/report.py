@@ -1,8 +1,10 @@
 """Report of a multi-label run: images with errors, and the classes, the weakest first."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from metaformer.color import Color
 from metaformer.config import TrainConfig
 from metaformer.data.image import read_image
 from metaformer.errors import MetaFormerError
@@ -29,7 +31,7 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
     """The report of a best checkpoint's state."""
     evaluation = state["evaluation"]
     sections = [
-        Section("Validation images", _examples(evaluation["examples"])),
+        Section("Validation images", _examples(evaluation["examples"], config.data.background_color)),
         Section("Classes, the weakest first", [_table(evaluation["per_class"])], note=NOTE),
     ]
     return task_report(state, sections, PYTHON, NAMES)
@@ -51,16 +53,18 @@ def _table(classes: Sequence[dict[str, Any]]) -> Table:
     return Table(columns, rows, bar=2)
 
 
-def _examples(examples: Sequence[dict[str, Any]]) -> list[Examples]:
+def _examples(examples: Sequence[dict[str, Any]], background: Color | None) -> list[Examples]:
     """The images with the highest loss, and some without an error; without images that are gone."""
     right = [one for one in examples if set(one["labels"]) == set(one["predicted"])]
     wrong = [one for one in examples if one not in right]
-    return example_grids([("Highest loss", wrong), ("Without an error", right)], _example)
+    return example_grids(
+        [("Highest loss", wrong), ("Without an error", right)], partial(_example, background=background)
+    )
 
 
-def _example(example: dict[str, Any]) -> Example | None:
+def _example(example: dict[str, Any], background: Color | None) -> Example | None:
     try:
-        image = read_image(example["path"])
+        image = read_image(example["path"], background=background)
     except MetaFormerError:  # gone since the evaluation
         return None
     labels, predicted = set(example["labels"]), set(example["predicted"])

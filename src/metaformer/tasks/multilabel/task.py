@@ -121,7 +121,7 @@ def build_multilabel(config: TrainConfig, world: World, stop: Stop | None = None
     task = MultilabelTask(
         build_classifier(config, len(train.classes)),
         config.model.name,
-        AugmentedDataset(train, augmentation(config), config.seed),
+        AugmentedDataset(train, augmentation(config), config.seed, preprocess.background),
         evaluation,
         preprocess,
         criterion,

@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from metaformer.color import Color, read_color
 from metaformer.data.image import image_size
 from metaformer.data.scan import ImageInfo, digest, inspect, reason, scan
 from metaformer.errors import DataError
@@ -29,6 +31,7 @@ def check_label_maps(
     *,
     workers: int | None = None,
     progress: bool = True,
+    background: Color | str | None = None,
     layout: Literal["auto", "ade20k", "voc", "cityscapes", "coco_stuff", "folders", "fiftyone"] = "auto",
     class_names: Sequence[str] | str | Path | None = None,
     reduce_zero_label: Literal["yes", "no"] | None = None,
@@ -40,6 +43,8 @@ def check_label_maps(
         splits: their names; the first is the training split.
         workers: processes that read (default: one per core).
         progress: show a progress bar.
+        background: color that transparent pixels are blended on, such as white (default: transparency is
+            dropped).
         layout: how the data set lies on disk; `auto` recognizes it.
         class_names: file of class names, one per line, for a data set without.
         reduce_zero_label: whether value 0 in label maps is ignored (default: the layout's; yes in ade20k).
@@ -48,7 +53,8 @@ def check_label_maps(
         ConfigError: an unknown layout, or a value that it does not take.
     """
     zero = None if reduce_zero_label is None else reduce_zero_label == "yes"
-    return _Check(root, workers, progress, layout, class_names, zero).run(splits)
+    color = read_color(background, "background")
+    return _Check(root, workers, progress, layout, class_names, zero, background=color).run(splits)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,13 @@ class _Check(DatasetCheck[SegmentationSummary]):
         for text in pairs.errors:
             self.error("layout", text)
         folder = SegmentationFolder(pairs, names.names, table, layout.name)
-        infos = scan(folder, workers=self.workers, label=name, progress=self.progress, read=read_pair)
+        infos = scan(
+            folder,
+            workers=self.workers,
+            label=name,
+            progress=self.progress,
+            read=partial(read_pair, background=self.background),
+        )
         for info in infos:
             self.check_image(folder.path(info.index), info)
             if info.label_error:
@@ -204,9 +216,9 @@ def read_labels(folder: SegmentationFolder, index: int) -> ImageInfo:
     return ImageInfo(index, *size, labels=labels, label_error=label_error)
 
 
-def read_pair(folder: SegmentationFolder, index: int) -> ImageInfo:
+def read_pair(folder: SegmentationFolder, index: int, background: Color | None = None) -> ImageInfo:
     """Read an image and its label map."""
-    info = inspect(folder, index)
+    info = inspect(folder, index, background)
     labels, label_error = _label_info(folder, index, None if info.error else (info.width, info.height))
     return replace(info, labels=labels, label_error=label_error)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from metaformer.data.class_lists import Color, palette_for
+from metaformer.color import Color
+from metaformer.data.class_lists import palette_for
 from metaformer.data.dataset import AugmentedDataset, Item, seeded
 from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
@@ -53,13 +54,13 @@ class SegmentationFolder:
         """File of a label map."""
         return self._pairs.root / self._pairs.label_maps[index]
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, background: Color | None = None) -> Image.Image:
         """Read an image as RGB.
 
         Raises:
             BadImage: it cannot be read.
         """
-        return read_image(self.path(index))
+        return read_image(self.path(index), background=background)
 
     def label_map(self, index: int) -> LabelMap:
         """Read a label map (H, W) of classes 0 … K − 1 and `ignore_index`.
@@ -70,13 +71,13 @@ class SegmentationFolder:
         path = self.label_path(index)
         return self.table.to_classes(read_label_map(path, self.table.colors), path)
 
-    def pair(self, index: int) -> tuple[Image.Image, LabelMap]:
+    def pair(self, index: int, background: Color | None = None) -> tuple[Image.Image, LabelMap]:
         """Read an image and its label map.
 
         Raises:
             BadImage: one of them cannot be used, or their sizes differ.
         """
-        image, labels = self.image(index), self.label_map(index)
+        image, labels = self.image(index, background), self.label_map(index)
         if error := self.size_mismatch(index, (labels.shape[1], labels.shape[0]), image.size):
             raise BadImage(self.label_path(index), error)
         return image, labels
@@ -146,13 +147,20 @@ class SegmentationDataset(AugmentedDataset):
         source: images and label maps.
         transform: joint transform of an image and its label map; see `AugmentedDataset`.
         seed: the run's seed.
+        background: color that transparent pixels are blended on.
     """
 
     source: SegmentationFolder
     transform: JointTransform  # type: ignore[assignment]  # of two arguments
 
-    def __init__(self, source: SegmentationFolder, transform: JointTransform, seed: int = 0) -> None:
-        super().__init__(source, transform, seed)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        source: SegmentationFolder,
+        transform: JointTransform,
+        seed: int = 0,
+        background: Color | None = None,
+    ) -> None:
+        super().__init__(source, transform, seed, background)  # type: ignore[arg-type]
 
     def __getitem__(self, sample: Sample) -> Item:
         """Image (3, h, w), label map (h, w) and index of a sample.
@@ -160,6 +168,6 @@ class SegmentationDataset(AugmentedDataset):
         Raises:
             BadImage: image or label map cannot be read, or their sizes differ.
         """
-        image, labels = self.source.pair(sample.index)
+        image, labels = self.source.pair(sample.index, self.background)
         with seeded(sample_seed(self.seed, sample)):
             return *self.transform(image, labels), sample.index

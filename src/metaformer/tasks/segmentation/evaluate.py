@@ -44,7 +44,7 @@ class SegmentationEvaluation(Evaluation):
         # workers resize if there is one scale, and a bound on the input size
         self.resized = self.inference.scales == (1.0,) and preprocess.long_side is not None
         transform = _Pair(preprocess if self.resized else None)
-        super().__init__(SegmentationDataset(source, transform), **loading)
+        super().__init__(SegmentationDataset(source, transform, background=preprocess.background), **loading)
 
     def run(self, forward: LogitsFn) -> SegmentationReport:
         """Evaluate a network on all ranks.

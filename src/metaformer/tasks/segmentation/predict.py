@@ -204,7 +204,7 @@ class SegmentationPredictor(StreamPredictor[Segmentation]):
         flip: bool = False,
         sliding_window: int | None = None,
     ) -> None:
-        super().__init__(workers)
+        super().__init__(workers, model.preprocess.background)
         self.model, self.classes = model, model.class_names
         self.inference = run_inference(model.config, scales, flip, sliding_window)
         self.settings = asdict(self.inference)

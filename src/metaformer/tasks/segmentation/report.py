@@ -47,7 +47,9 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
     palette = [(int(red), int(green), int(blue)) for red, green, blue in evaluation["palette"]]
     names = [row["name"] for row in evaluation["per_class"]]
     examples = worst_and_best(
-        evaluation["examples"], "miou", lambda example: _example(example, names, palette)
+        evaluation["examples"],
+        "miou",
+        lambda example: _example(example, names, palette, config.data.background_color),
     )
     note = "mIoU of one image, over the classes in it or predicted there. Unlabeled pixels are not colored."
     return TaskReport(
@@ -66,14 +68,17 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
     )
 
 
-def _example(example: dict[str, Any], names: Sequence[str], palette: Sequence[Color]) -> Example:
+def _example(
+    example: dict[str, Any], names: Sequence[str], palette: Sequence[Color], background: Color | None
+) -> Example:
     truth, predicted = (
         Image.open(io.BytesIO(base64.b64decode(example[key]))) for key in ("truth", "predicted")
     )
     magnify = upscale_factor(truth.size, WIDTH)
     size = (truth.width * magnify, truth.height * magnify)
     try:
-        image = read_image(example["path"]).resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        image = read_image(example["path"], background=background)
+        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     except BadImage:  # gone since the evaluation
         image = None
     labels = example["labels"]

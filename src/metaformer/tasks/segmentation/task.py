@@ -109,7 +109,7 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
     task = SegmentationTask(
         build_segmenter(config, train),
         name,
-        SegmentationDataset(train, augment, config.seed),
+        SegmentationDataset(train, augment, config.seed, preprocess.background),
         evaluation,
         preprocess,
     )
@@ -152,7 +152,14 @@ def fit_data(config: TrainConfig) -> Mapping[str, Any]:
 def evaluation_preprocess(config: TrainConfig) -> DensePreprocess:
     """Preprocessing of a run's evaluation."""
     longer, shorter = config.segment.resize or (None, None)
-    return DensePreprocess(longer, shorter, config.segment.size_divisor, config.data.mean, config.data.std)
+    return DensePreprocess(
+        longer,
+        shorter,
+        config.segment.size_divisor,
+        config.data.mean,
+        config.data.std,
+        background=config.data.background_color,
+    )
 
 
 def build_segmenter(config: TrainConfig, data: SegmentationFolder) -> Segmenter:
