@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import fsspec
 import pytest
@@ -26,7 +27,7 @@ from metaformer.data.shards.index import (
 from metaformer.data.shards.remote import is_remote, list_folder, open_file, read_bytes, size_and_version
 from metaformer.data.shards.write import ShardReport, write_shards
 from metaformer.data.split import open_split
-from metaformer.errors import BadImage, ConfigError, DataError, OutputError
+from metaformer.errors import BadImage, ConfigError, DataError, MissingPackage, OutputError
 
 SMALL = 0.02
 """Megabytes: a few images to a file."""
@@ -325,5 +326,36 @@ def test_unknown_urls_are_errors_and_run_nothing(
 def test_a_storage_whose_package_is_missing_names_it() -> None:
     if find_spec("s3fs") is not None:
         pytest.skip("s3fs is installed")
-    with pytest.raises(DataError, match=r"s3://bucket/x: .*s3fs"):
+    with pytest.raises(MissingPackage, match=r"s3://bucket/x: .* pip install s3fs"):
         read_bytes("s3://bucket/x")
+
+
+class ExpiredToken(Exception):
+    """What a client of a storage raises: none of Python's own errors."""
+
+
+class Expired(fsspec.AbstractFileSystem):
+    """A file system that refuses everything."""
+
+    protocol = "expired"
+
+    def _refuse(self, *args: object, **options: object) -> NoReturn:
+        raise ExpiredToken("The token is expired.\n  Log in again.")
+
+    cat_file = ls = info = _open = _refuse
+
+
+def test_whatever_a_storage_raises_is_one_line_with_its_url() -> None:
+    fsspec.register_implementation("expired", Expired, clobber=True)
+    url = "expired://bucket/x.tar"
+
+    def opened(url: str) -> None:
+        with open_file(url):
+            pass
+
+    for call in (read_bytes, list_folder, size_and_version, opened):
+        with pytest.raises(DataError) as caught:
+            call(url)
+        assert str(caught.value) == f"{url}: cannot be read (The token is expired. Log in again.)"
+    with pytest.raises(DataError, match="expired://bucket"):
+        open_split("expired://bucket", "train")

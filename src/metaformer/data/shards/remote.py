@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from metaformer.errors import DataError
+from metaformer.errors import DataError, MetaFormerError, MissingPackage
+from metaformer.serialize import shown
 from metaformer.storage import open_regular
 
 LARGEST: Final = 1 << 30
@@ -111,13 +112,17 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def _data_errors(url: str) -> Iterator[None]:
-    """Turn errors of the file system into DataError."""
+    """Turn errors of the file system into DataError; those of a package that it needs into MissingPackage."""
     try:
         yield
-    except DataError:
+    except MetaFormerError:
         raise
-    except ImportError as error:
-        raise DataError(f"{url}: {error}") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # fsspec lets through whatever the client of a storage raises
+        cause = error.__cause__ or error
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            package = cause.name.partition(".")[0]
+            extra = "shards" if package == "fsspec" else None
+            raise MissingPackage(package, extra, f"{url}: reading it") from error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = shown(" ".join(reason.split()), quote=False)
         raise DataError(f"{url}: cannot be read ({reason})") from error
