@@ -65,8 +65,8 @@ class DataConfig(Checked):
     val: str = "val"
     """Validation split."""
     val_fraction: float | None = None
-    """Instead of a validation split, hold out this share of the training images, of each class alike, by seed
-    and path; `root` may then hold class folders without splits. Image classification."""
+    """Instead of a validation split, hold out this share of the training images by seed and path, of each
+    class alike where images have classes; `root` may then hold class folders without splits."""
     group: str | None = None
     """With `val_fraction`, keep images together whose paths this regular expression matches alike, such as
     `(patient[0-9]+)`."""
@@ -346,6 +346,8 @@ class DetectConfig(Checked):
     """Layout of the data set; `auto` recognizes it by its files."""
     class_names: str | None = None
     """Text file with one class name per line, for a data set without class names."""
+    clip_boxes: bool = False
+    """Clip boxes and outlines over the border of their image to it; by default they are errors."""
     long_side: int | None = 1333
     """Maximum longer side that images are resized to, in pixels; null for their own size."""
     short_sides: list[int] = field(default_factory=lambda: [800])

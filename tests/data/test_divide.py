@@ -3,16 +3,18 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metaformer.cli import main
-from metaformer.data.divide import hold_out, open_divided, write_splits
+from metaformer.data.divide import hold_out, open_divided, rarest_labels, write_splits
 from metaformer.data.folder import ImageFolder
 from metaformer.errors import ConfigError, DataError, OutputError
 from metaformer.inference.evaluate import evaluate
+from metaformer.tasks.base import Task
 from metaformer.training.train import train
-from toys import tiny_config, write_image_folder
+from toys import Configure, build_task, tiny_config, write_image_folder
 
 COUNTS = {0: 50, 1: 11, 2: 2}
 PATHS = [f"c{label}/p{i % 7}_{i:03d}.png" for label, count in COUNTS.items() for i in range(count)]
@@ -98,9 +100,82 @@ def test_with_a_training_split_that_is_divided(own_pets: Path) -> None:
     assert all(len(part.labels) == len(part) for part in parts)
 
 
-def test_other_tasks_refuse_it(patches: Path, tmp_path: Path) -> None:
-    for fields in ({"val_fraction": 0.2}, {"val_fraction": 0.2, "group": "x"}):
-        with pytest.raises(ConfigError, match=r"data\.val_fraction"):
-            train(tiny_config("segment", patches, data=fields), tmp_path / "run")
+def sources(task: Task) -> tuple[Any, Any]:
+    """Training and validation data of a task."""
+    return task.train.source, task.evaluation.loader.dataset.source
+
+
+def names(source: Any) -> set[str]:
+    return {source.path(index).name for index in range(len(source))}
+
+
+@pytest.mark.parametrize("task", ["multilabel", "segment", "detect"])
+def test_runs_of_the_other_tasks_divide_their_data(
+    task: str, configure_task: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure_task(task, data={"val": "none", "val_fraction": 0.25}, seed=3)
+    whole = names(sources(build_task(configure_task(task)))[0])
+    training, held = sources(build_task(config))
+    assert names(training) | names(held) == whole and len(training) + len(held) == len(whole) == 12
+    assert len(held) in (3, 4) and training.classes == held.classes
+    assert names(sources(build_task(config))[1]) == names(held)  # as a resumed run builds it
+    other = configure_task(task, data={"val_fraction": 0.25}, seed=4)
+    assert names(sources(build_task(other))[1]) != names(held)
+    run = train(config, tmp_path / "run").run
+    assert f"validation: held out of train, {len(held)} images" in capsys.readouterr().err
+    report = evaluate(run, workers=0)
+    assert report.images == len(held)
+    assert {Path(one.path).name for one in report.examples} <= names(held)
+    assert evaluate(run, split="train", workers=0).images == len(training)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "segment", "detect"])
+def test_groups_stay_together_in_the_other_tasks(task: str, configure_task: Configure) -> None:
+    fields = {"val_fraction": 0.25, "group": r"(\d)\.png"}  # 00 and 10, 01 and 11 belong together
+    training, held = sources(build_task(configure_task(task, data=fields)))
+    assert not {name[1] for name in names(training)} & {name[1] for name in names(held)}
+    with pytest.raises(DataError, match="'patient'"):
+        build_task(configure_task(task, data={**fields, "group": "patient"}))
+    with pytest.raises(DataError, match=r"for validation.*groups"):
+        build_task(configure_task(task, data={**fields, "group": "png"}))
+
+
+def test_layouts_without_splits(tagged: Path, labeled: Path, blocks: Path, tmp_path: Path) -> None:
+    shutil.copytree(tagged / "train", tmp_path / "tags")
+    shutil.copy(tagged / "train.csv", tmp_path / "tags/labels.csv")
+    for folder in ("images", "annotations"):
+        shutil.copytree(labeled / folder / "train", tmp_path / "maps" / folder)
+    shutil.copy(labeled / "classes.txt", tmp_path / "maps")
+    shutil.copytree(blocks / "train2017", tmp_path / "cvat/images")
+    (tmp_path / "cvat/annotations").mkdir()
+    file = blocks / "annotations/instances_train2017.json"
+    shutil.copy(file, tmp_path / "cvat/annotations/instances_default.json")
+    for task, root, split, count, sections in (
+        ("multilabel", "tags", ".", 12, {}),
+        ("segment", "maps", ".", 4, {"segment": {"reduce_zero_label": None}, "data": {"batch_size": 2}}),
+        ("detect", "cvat", "default", 12, {}),
+    ):
+        data = {"train": split, "val_fraction": 0.25, **sections.get("data", {})}
+        config = tiny_config(task, tmp_path / root, **{**sections, "data": data})
+        training, held = sources(build_task(config))
+        assert len(training) + len(held) == count and held, root
+        assert not names(training) & names(held)
+
+
+def test_images_of_several_labels_are_divided_by_their_rarest() -> None:
+    assert rarest_labels([0, 0, 1, 2, 2, 4], [7, 5, 7, 7, 5, 7], 6) == [5, 7, 5, -1, 7, -1]
+    assert rarest_labels([0, 0], [3, 2], 1) == [2]
+
+
+def test_groups_need_a_fraction(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.group"):
-        train(tiny_config("classify", patches, data={"group": "x"}), tmp_path / "run")
+        train(tiny_config("classify", tmp_path, data={"group": "x"}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("root", ["labeled", "objects", "tagged"])
+def test_splits_are_written_of_class_folders_alone(
+    root: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "split", str(request.getfixturevalue(root)), str(tmp_path / "out")]) != 0
+    assert "--data.val_fraction" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

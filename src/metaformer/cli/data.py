@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaformer.cli.options import accepts, add_options, add_task_options, options_of
 from metaformer.cli.parser import Parser, UsageError, say, write_json
+from metaformer.errors import DataError
 from metaformer.process import encoding_remedy
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def _shard(argv: list[str]) -> int:
 
 def _split(argv: list[str]) -> int:
     from metaformer.data.divide import write_splits
+    from metaformer.tasks import TASKS
 
     parser = Parser(
         "data split",
@@ -154,6 +156,11 @@ def _split(argv: list[str]) -> int:
     add("out", metavar="OUT", help="where to: a new or empty folder")
     add_options(parser, list(options_of(write_splits)))
     args = vars(parser.parse_args(argv))
+    certainty = {spec.title: spec.recognize(args["data"]) for spec in TASKS.values()}
+    title = max(certainty, key=certainty.__getitem__)
+    if title != TASKS["classify"].title:
+        remedy = "a training divides it with --data.val_fraction 0.2"
+        raise DataError(f"{args['data']}: looks like {title}, not like class folders: {remedy}")
     print(write_splits(args.pop("data"), args.pop("out"), **args).text())
     return 0
 

@@ -1,6 +1,5 @@
 """Divide a data set without splits into training and held-out images."""
 
-import copy
 import hashlib
 import logging
 import os
@@ -10,13 +9,15 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, Self, TypeVar
 from zlib import crc32
 
 from metaformer.data.folder import ImageFolder
 from metaformer.errors import ConfigError, DataError, OutputError
 from metaformer.storage import TEMPORARY
 
+PARTS = ("training", "validation")
+"""What the parts of a divided split are for."""
 FLAT_SPLITS: Final = ("train", "val", "all")
 """Splits of a data set in one folder."""
 _log = logging.getLogger(__name__)
@@ -73,6 +74,59 @@ def hold_out(
     return held
 
 
+class Divisible(Protocol):
+    """Images of a split, of which a part can be taken."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the images lie."""
+
+    def __len__(self) -> int: ...
+
+    def path(self, index: int) -> Path: ...
+
+    def subset(self, wanted: Sequence[bool]) -> Self:
+        """The images that are wanted."""
+
+
+D = TypeVar("D", bound=Divisible)
+
+
+def divide(
+    whole: D, labels: Sequence[int], fraction: float, seed: int, group: str | None = None
+) -> tuple[D, D]:
+    """Training and held-out part of a split; see `hold_out`.
+
+    Raises:
+        ConfigError: a fraction out of range, or an expression that is none.
+        DataError: a path that the expression does not match, or a part without images.
+    """
+    held = hold_out(_relative(whole), labels, fraction, seed, group)
+    parts = whole.subset([not one for one in held]), whole.subset(held)
+    for part, name in zip(parts, PARTS, strict=True):
+        if not len(part):
+            few = "images or groups" if group else "images"
+            raise DataError(f"{whole.folder}: no images for {name}: it has too few {few}")
+    return parts
+
+
+def rarest_labels(images: Sequence[int], labels: Sequence[int], count: int) -> list[int]:
+    """The rarest label of each image, by which `hold_out` divides images of several; -1 for none.
+
+    Args:
+        images: the image of each label.
+        labels: the labels.
+        count: number of images.
+    """
+    total = Counter(labels)
+    rarest = [-1] * count
+    for image, label in zip(images, labels, strict=True):
+        one = rarest[image]
+        if one < 0 or (total[label], label) < (total[one], one):
+            rarest[image] = label
+    return rarest
+
+
 def open_divided(
     root: str | Path, split: str, fraction: float, seed: int, group: str | None = None
 ) -> tuple[ImageFolder, ImageFolder]:
@@ -84,9 +138,8 @@ def open_divided(
     """
     has_split = (Path(root).expanduser() / split).is_dir()
     whole = ImageFolder(root, split if has_split else "")
-    held = hold_out(_relative(whole), whole.labels, fraction, seed, group)
-    parts = (_part(whole, [not one for one in held]), _part(whole, held))
-    for part, name in zip(parts, ("training", "validation"), strict=True):
+    parts = divide(whole, whole.labels, fraction, seed, group)
+    for part, name in zip(parts, PARTS, strict=True):
         if missing := sorted(set(range(len(whole.classes))) - set(part.labels)):
             few, strange = "images or groups" if group else "images", whole.classes[missing[0]]
             raise DataError(f"{whole.folder}: no images of {strange!r} for {name}: it has too few {few}")
@@ -189,15 +242,8 @@ def _write(whole: ImageFolder, paths: Sequence[str], place: Sequence[str], targe
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _relative(folder: ImageFolder) -> list[str]:
-    return [path.relative_to(folder.folder).as_posix() for path in folder.paths]
-
-
-def _part(whole: ImageFolder, wanted: Sequence[bool]) -> ImageFolder:
-    part = copy.copy(whole)
-    part.labels = [label for label, there in zip(whole.labels, wanted, strict=True) if there]
-    part.keep(wanted)
-    return part
+def _relative(whole: Divisible) -> list[str]:
+    return [whole.path(index).relative_to(whole.folder).as_posix() for index in range(len(whole))]
 
 
 def _share(count: int, fraction: float) -> int:

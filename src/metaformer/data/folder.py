@@ -1,11 +1,12 @@
 """Image folder in ImageNet's layout: root/split/class/images."""
 
+import copy
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from PIL import Image
 
@@ -87,9 +88,12 @@ class ImageFolder:
         """All images, in order."""
         return [self.folder / file for file in self._files]
 
-    def keep(self, wanted: Sequence[bool]) -> None:
-        """Leave out the images that are not wanted; `labels` are the caller's."""
-        self._files = [file for file, there in zip(self._files, wanted, strict=True) if there]
+    def subset(self, wanted: Sequence[bool]) -> Self:
+        """The images that are wanted, with all classes."""
+        part = copy.copy(self)
+        part._files = [file for file, there in zip(self._files, wanted, strict=True) if there]
+        part.labels = [label for label, there in zip(self.labels, wanted, strict=True) if there]
+        return part
 
     def image(self, index: int, background: Color | None = None) -> Image.Image:
         """Read an image as RGB.

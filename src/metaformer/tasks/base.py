@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
+from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import ModelConfig, TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.demo import WriteDemo
+from metaformer.data.divide import Divisible, divide
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.sampler import EvalSampler, Sample, TrainSampler
 from metaformer.distributed import World, rank, world_size
@@ -31,6 +32,7 @@ from metaformer.weights.card import model_card
 from metaformer.weights.sources import find_source
 
 _log = logging.getLogger(__name__)
+D = TypeVar("D", bound=Divisible)
 Forward = Callable[..., Any]
 """A network's outputs for a batch of images (B, 3, H, W), on the run's device and in its precision."""
 
@@ -294,6 +296,25 @@ class LoadedModel:
         run = (self.config or TrainConfig()).data
         return run.root if data is None else data, split or run.val
 
+    def own_part(
+        self,
+        data: str | Path | None,
+        split: str | None,
+        open_parts: Callable[[TrainConfig], tuple[D, D] | None],
+    ) -> D | None:
+        """Held-out or training part of the data that a run divided itself; None where it is not asked for.
+
+        Args:
+            data: folder of the data set; None for the run's own.
+            split: its split; None for the held-out part.
+            open_parts: opens both parts of a run's data, or gives None where it has splits.
+        """
+        config = self.config
+        if data is not None or config is None or split not in (None, config.data.train):
+            return None
+        parts = open_parts(config)
+        return None if parts is None else parts[split is None]
+
     def check_classes(self, classes: Sequence[str], where: object) -> None:
         """Compare the network's number of classes with a data set's.
 
@@ -353,6 +374,17 @@ def load_initial_weights(model: MetaFormer | DenseNetwork, network: ModelConfig)
     vars(model)["load_report"] = report  # for what a run says at its start
     if network.grad_checkpointing:
         model.set_grad_checkpointing(network.grad_checkpointing)
+
+
+def divide_run(config: TrainConfig, whole: D, labels: Sequence[int]) -> tuple[D, D]:
+    """Training and held-out part of a run's training split, by `data.val_fraction` and the seed.
+
+    Raises:
+        ConfigError: an expression for groups that is none.
+        DataError: a path that it does not match, or a part without images.
+    """
+    assert config.data.val_fraction is not None
+    return divide(whole, labels, config.data.val_fraction, config.seed, config.data.group)
 
 
 def check_num_classes(config: TrainConfig, classes: int, where: object) -> None:

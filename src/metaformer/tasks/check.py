@@ -40,12 +40,12 @@ class Finding:
     grade: Literal["error", "warning"]
     kind: str
     """Errors: `layout`, `damaged`, `one class`, `unreadable`, `label map`, and of objects `image`, `size`,
-    `id`, `category`, `box`, `segmentation`, `annotation`. Warnings: `contradiction` (the same image with
-    other labels), `leak` (a validation image that is also a training image), `uneven` (class sizes), `absent`
-    (a class without pixels or objects; an error where that is so of all), `unlabeled`, `unpaired` (labels
-    without image), `doubled` (objects), `crowds` (mostly), `normalized`, `corners` (boxes in other units),
-    `tiny`, `encoding`, `animated`, `ignored`, `order` (class folders that are numbers), `alpha` (hidden
-    colors would show)."""
+    `id`, `category`, `box`, `border`, `segmentation`, `annotation`. Warnings: `contradiction` (the same
+    image with other labels), `leak` (a validation image that is also a training image), `uneven` (class
+    sizes), `absent` (a class without pixels or objects; an error where that is so of all), `unlabeled`,
+    `unpaired` (labels without image), `doubled` (objects), `crowds` (mostly), `normalized`, `corners` (boxes
+    in other units), `border` (objects that are clipped), `tiny`, `encoding`, `animated`, `ignored`,
+    `order` (class folders that are numbers), `alpha` (hidden colors would show)."""
     text: str
 
 

@@ -26,8 +26,6 @@ from metaformer.serialize import Text, decode
 from metaformer.tasks.base import LoadedModel, TaskSpec, check_num_classes, model_fields
 
 UNUSED: Mapping[str, Any] = {
-    "data.val_fraction": None,
-    "data.group": None,
     "data.balanced_sampling": False,
     "augment.mixup": 0.0,
     "augment.cutmix": 0.0,

@@ -26,11 +26,13 @@ def describe_run(
         world: its devices.
         resumed: it goes on from a checkpoint.
     """
+    data = config.data
+    val = data.val if data.val_fraction is None else f"held out of {data.train}"
     return [
         _network(task),
         "weights: those of the checkpoint" if resumed else _weights(task),
-        f"training: {_images(task, config.data.train, task.train.source)}, {steps} steps an epoch",
-        f"validation: {_images(task, config.data.val, task.evaluation.loader.dataset.source)}",
+        f"training: {_images(task, data.train, task.train.source)}, {steps} steps an epoch",
+        f"validation: {_images(task, val, task.evaluation.loader.dataset.source)}",
         _machine(config, world),
     ]
 

@@ -154,7 +154,7 @@ def _run(loop: Loop, saved: Checkpoint | None, command: str | None, lines: list[
                     log.write("resume", loop.trainer.step, loop.epoch)
                 else:
                     log.write("start", 0, 0, note="\n".join(lines))
-                for line in loop.task.warnings:
+                for line in dict.fromkeys(loop.task.warnings):  # parts of one split may share some
                     progress.write(f"warning: {line}")
                     log.write("data", loop.trainer.step, loop.epoch, note=line)
         return loop.run(log, progress)

@@ -251,7 +251,7 @@ CORNERS = [[left, top, left + width, top + height] for left, top, width, height 
 def test_corners_in_place_of_a_size(tmp_path: Path) -> None:
     file = write_boxes(tmp_path, CORNERS)
     write_boxes(tmp_path, BOXES, split="val2017")
-    texts = [text for kind, text in findings(check(tmp_path), "error") if kind == "box"]
+    texts = [text for kind, text in findings(check(tmp_path), "error") if kind == "border"]
     assert len(texts) == 5
     hint = "it looks like left, top, right, bottom, but COCO's boxes are left, top, width, height"
     assert all(text.endswith(hint) for text in texts)

@@ -53,6 +53,20 @@ def test_objects_are_packed_by_image_in_order(given_rows: list[tuple[int, str, b
                 assert np.array_equal(mask, segmentation_mask(instance.segmentation, (height, width)))
 
 
+@given(st.lists(st.integers(0, 2)), st.tuples(st.booleans(), st.booleans(), st.booleans()))
+def test_a_part_holds_the_objects_of_its_images(images: list[int], wanted: tuple[bool, ...]) -> None:
+    rows: list[Row | None] = [
+        Row(image, number, 0, (0, 0, 1, 1), False, 1.0, [SQUARE, SQUARE] if number % 2 else [])
+        for number, image in enumerate(images)
+    ]
+    whole = InstanceTable(rows, SIZES)
+    part = whole.subset(np.array(wanted))
+    kept = [image for image, there in enumerate(wanted) if there]
+    for new, old in enumerate(kept):
+        assert [part.instance(row) for row in part.of(new)] == [whole.instance(row) for row in whole.of(old)]
+    assert len(part) == sum(image in kept for image in images)
+
+
 def test_rows_are_released() -> None:
     rows: list[Row | None] = [Row(0, 1, 0, (0, 0, 1, 1), False, 1.0)]
     InstanceTable(rows, SIZES)

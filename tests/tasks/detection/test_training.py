@@ -202,6 +202,34 @@ def test_a_few_unusable_objects_and_images_are_skipped(
         train(wanted, tmp_path / "other")
 
 
+def test_a_run_clips_boxes_over_the_border(configure_detect: Configure, copied: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        changed_annotation(copied, split, 0, bbox=[2, 2, 100, 16])
+    fields = {"data": {"root": str(copied)}, "detect": {"head": "retinanet"}}
+    with pytest.raises(DataError, match=r"detect\.clip_boxes"):
+        build_task(configure_detect(**fields))
+    fields["detect"]["clip_boxes"] = True
+    run = train(configure_detect(**fields), tmp_path / "run").run
+    notes = [line["note"] for line in log_lines(run, "data") if "is clipped" in line["note"]]
+    assert len(notes) == 2 and "annotation 1 of" in notes[0]
+    assert evaluate(run, workers=0).images == evaluate(run, copied, workers=0).images == 6
+
+
+def test_a_folder_without_splits_is_divided_as_a_whole(
+    configure_detect: Configure, scenes: Scenes, tmp_path: Path
+) -> None:
+    root = tmp_path / "flat"
+    write_yolo(root, {"train": scenes["train"]})
+    for folder in (root / "images", root / "labels"):
+        for file in (folder / "train").iterdir():
+            file.rename(folder / file.name)
+        (folder / "train").rmdir()
+    data = {"root": str(root), "val_fraction": 0.25}
+    task = build_task(configure_detect(data=data, detect={"head": "retinanet"}))
+    held = task.evaluation.loader.dataset.source
+    assert len(task.train.source) + len(held) == 12 and len(held) in (3, 4)
+
+
 @pytest.mark.parametrize(("split", "name"), [("train", "07.png"), ("val", "04.png")])
 def test_an_image_of_another_size_stops_a_run_before_it_begins(
     configure_detect: Configure, copied: Path, tmp_path: Path, split: str, name: str

@@ -19,7 +19,7 @@ from metaformer.tasks.segmentation.layouts import LAYOUTS
 from metaformer.tasks.segmentation.results import Segmentation, SegmentationReport
 from metaformer.training.train import train
 from metaformer.training.trainer import Trainer
-from toys import Configure, log_lines
+from toys import Configure, build_task, log_lines
 
 
 def test_training_improves_and_evaluation_repeats_its_metric(
@@ -131,6 +131,18 @@ def test_training_evaluation_and_prediction_on_each_layout(
     assert {row.pixels for row in report.figures.per_class} - {0} == {foreground, 81 * 48 - foreground}
     (found,) = Predictor(tmp_path / "run", device="cpu")(root / FILES[layout]("val", 1)[0])
     assert isinstance(found, Segmentation) and found.size == (48, 41)
+
+
+def test_a_folder_without_splits_is_divided_as_a_whole(
+    configure_segment: Configure, write: Callable[[str, object], Path], tmp_path: Path
+) -> None:
+    write("classes.txt", "ground\nthing\n")
+    for i in range(12):
+        write(f"data/{i}.jpg", np.full((40, 48, 3), 20 * i, dtype=np.uint8))
+        write(f"labels/{i}.png", np.eye(40, 48, dtype=np.uint8))
+    data = {"root": str(tmp_path / "data"), "val_fraction": 0.25}
+    task = build_task(configure_segment(data=data, segment={"reduce_zero_label": None}))
+    assert (len(task.train.source), len(task.evaluation.loader.dataset.source)) == (9, 3)
 
 
 def test_an_activation_that_is_not_finite_is_located(

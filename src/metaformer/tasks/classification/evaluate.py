@@ -210,9 +210,9 @@ def open_evaluation_split(
         ConfigError: no data, or another number of classes than the network has.
         DataError: the data set is not laid out as it should be.
     """
-    divided = open_run_division(model.config) if data is None and model.config is not None else None
-    if divided is not None and model.config is not None and split in (None, model.config.data.train):
-        return divided[split is None]
+    part = model.own_part(data, split, open_run_division)
+    if part is not None:
+        return part
     where, classes = model.location(data, split), model.classes
     if classes is not None and model.config is None:
         own = open_split(*where)

@@ -38,6 +38,7 @@ def check_objects(
     background: Color | str | None = None,
     layout: Literal["auto", "coco", "voc", "yolo"] = "auto",
     class_names: Sequence[str] | str | Path | None = None,
+    clip_boxes: bool = False,
 ) -> CheckReport:
     """Read all images and annotations of a data set and report all that is wrong with it.
 
@@ -50,12 +51,15 @@ def check_objects(
             dropped).
         layout: layout of the data set on disk; `auto` recognizes it.
         class_names: file of class names, one a line, where the data set brings none.
+        clip_boxes: clip objects over the border of their image, as a training with detect.clip_boxes does.
 
     Raises:
         ConfigError: an unknown layout.
     """
     color = read_color(background, "background")
-    return _Check(root, workers, progress, layout, class_names, background=color).run(splits)
+    return _Check(root, workers, progress, layout, class_names, clip_boxes=clip_boxes, background=color).run(
+        splits
+    )
 
 
 @dataclass(frozen=True)
@@ -80,25 +84,35 @@ class DetectionSummary(SplitSummary):
     outlined: int
     """Objects with an outline."""
     per_class: dict[str, ObjectCount]
+    over_border: int
+    """Objects over the border of their image: clipped, or errors that clipping would mend."""
+    clipped: bool
+    """Whether they are clipped."""
 
     def text(self) -> str:
         """One line for people."""
         bad = f" ({self.unreadable:,} unusable)" if self.unreadable else ""
         present = sum(count.objects > 0 for count in self.per_class.values())
         crowds = f", {self.crowds:,} crowds" if self.crowds else ""
+        done = "are clipped" if self.clipped else "would be clipped by detect.clip_boxes"
+        over = f"; {self.over_border:,} over the border {done}" if self.over_border else ""
         return (
             f"{self.name}: {self.images:,} images{bad}, {self.empty:,} of them empty, with "
             f"{self.objects:,} objects ({self.outlined:,} with masks{crowds}) of {present:,} of "
-            f"{len(self.per_class):,} classes; {self.sizes_text()}"
+            f"{len(self.per_class):,} classes{over}; {self.sizes_text()}"
         )
 
 
+@dataclass
 class _Check(DatasetCheck[DetectionSummary]):
+    clip_boxes: bool = False
+    """Clip objects over the border of their image."""
+
     def check_split(self, name: str) -> None:
         """Check a split."""
         try:
             paths = find_split(*find_layout(self.root, self.layout), name)
-            annotations = READERS[paths.layout](paths, self.class_names, None)
+            annotations = READERS[paths.layout](paths, self.class_names, None, self.clip_boxes)
         except DataError as error:
             return self.error("layout", str(error))
         for fault in annotations.faults:
@@ -118,7 +132,7 @@ class _Check(DatasetCheck[DetectionSummary]):
             else:
                 self.check_image(path, image)
         self.check_duplicates(_objects(folder, images), lambda first, other: "with other objects")
-        self.summaries.append(summarize(name, folder, images))
+        self.summaries.append(summarize(name, folder, images, self.clip_boxes))
         if len(self.summaries) == 1:
             self.class_names = folder.classes
         self.add(object_findings(folder, training=len(self.summaries) == 1))
@@ -137,7 +151,8 @@ def object_findings(folder: DetectionFolder, training: bool) -> Iterator[Finding
         yield Finding("warning", oddity.kind, oddity.text)
     table = folder.objects
     if table.outlined.any():
-        broken = [oddity.row for oddity in folder.annotations.oddities if oddity.row is not None]
+        oddities = folder.annotations.oddities
+        broken = [one.row for one in oddities if one.kind == "segmentation" and one.row is not None]
         for row in np.setdiff1d(np.flatnonzero(~table.outlined), broken).tolist():
             bare = "has no segmentation, which other objects have"
             yield Finding("error", "segmentation", f"{_name(folder, row)}: {bare}")
@@ -212,13 +227,16 @@ def _objects(folder: DetectionFolder, images: Sequence[ImageInfo]) -> Iterator[t
             yield str(folder.path(image.index)), image.digest, objects
 
 
-def summarize(name: str, folder: DetectionFolder, images: Sequence[ImageInfo]) -> DetectionSummary:
-    """Summary of a split."""
+def summarize(
+    name: str, folder: DetectionFolder, images: Sequence[ImageInfo], clipped: bool = False
+) -> DetectionSummary:
+    """Summary of a split, whose objects over the border of their image are clipped or errors."""
     table = folder.objects
     single = ~table.crowd
     objects = np.bincount(table.labels[single], minlength=len(folder.classes)).tolist()
     pairs = np.unique(np.stack([table.labels[single], table.images[single]]), axis=1)
     per_image = np.bincount(pairs[0], minlength=len(folder.classes)).tolist()
+    notes = (*folder.annotations.faults, *folder.annotations.oddities)
     bad = [image.error or folder.size_mismatch(image.index, (image.width, image.height)) for image in images]
     return DetectionSummary(
         name,
@@ -232,6 +250,8 @@ def summarize(name: str, folder: DetectionFolder, images: Sequence[ImageInfo]) -
         per_class={
             label: ObjectCount(objects[index], per_image[index]) for index, label in enumerate(folder.classes)
         },
+        over_border=sum(note.kind == "border" for note in notes),
+        clipped=clipped,
     )
 
 

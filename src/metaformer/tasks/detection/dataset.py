@@ -1,22 +1,26 @@
 """Detection data set: images with annotated objects."""
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from metaformer.color import Color
+from metaformer.config import TrainConfig
 from metaformer.data.class_lists import Names, palette_for
 from metaformer.data.dataset import AugmentedDataset, BadSample, Batch, Item, seeded
+from metaformer.data.divide import rarest_labels
 from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import BadImage, DataError
 from metaformer.models.detection.structures import Targets
+from metaformer.tasks.base import divide_run
 from metaformer.tasks.detection.formats.annotations import Annotations
 from metaformer.tasks.detection.formats.coco import read_coco
 from metaformer.tasks.detection.formats.layouts import SplitPaths, find_layout, find_split
@@ -25,7 +29,7 @@ from metaformer.tasks.detection.formats.yolo import read_yolo
 from metaformer.tasks.detection.instances import Instance
 from metaformer.tasks.detection.transforms import DetectionTransform, pad_images, pad_targets
 
-Reader = Callable[[SplitPaths, Names, bool | None], Annotations]
+Reader = Callable[[SplitPaths, Names, bool | None, bool], Annotations]
 READERS: Final[dict[str, Reader]] = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
 """Reader of the annotations of each layout."""
 _BAD_SHARE: Final = 1e-3
@@ -53,6 +57,13 @@ class DetectionFolder:
 
     def __len__(self) -> int:
         return len(self.annotations.files)
+
+    def subset(self, wanted: Sequence[bool]) -> Self:
+        """The images that are wanted, with their objects."""
+        part = copy.copy(self)
+        part.annotations = self.annotations.subset(wanted)
+        part.objects = part.annotations.objects
+        return part
 
     @property
     def labels(self) -> Sequence[int]:
@@ -146,6 +157,8 @@ def open_detection(
     classes: Names = None,
     masks: bool | None = False,
     on_bad: Literal["error", "skip"] = "error",
+    clip_boxes: bool = False,
+    whole: bool = False,
 ) -> DetectionFolder:
     """Open a split; all annotations are read and validated, images are not.
 
@@ -158,14 +171,16 @@ def open_detection(
         masks: keep the outlines, of which every object must have one; None keeps those that there are.
         on_bad: raise an error for unusable objects, or leave out up to 0.1 % of all and log each. COCO's
             train2017 has two, of height 0.
+        clip_boxes: clip boxes and outlines over the border of their image to it, instead of an error.
+        whole: of a folder without splits take all images, whichever split is asked for.
 
     Raises:
         DataError: another layout, a missing image, or an unusable annotation; the message names the first and
             counts the others.
         UnknownName: an unknown layout.
     """
-    paths = find_split(*find_layout(root, layout), split)
-    annotations = READERS[paths.layout](paths, classes, masks)
+    paths = find_split(*find_layout(root, layout), split, whole)
+    annotations = READERS[paths.layout](paths, classes, masks, clip_boxes)
     of_objects = [fault for fault in annotations.faults if fault.one_object]
     faults = annotations.faults
     if on_bad == "skip" and len(of_objects) <= _BAD_SHARE * (len(of_objects) + len(annotations.objects)):
@@ -178,6 +193,53 @@ def open_detection(
     if not annotations.files:
         raise DataError(f"{paths.labels}: no images")
     return DetectionFolder(paths, replace(annotations, faults=()))
+
+
+def open_annotated(
+    config: TrainConfig,
+    split: str,
+    on_bad: Literal["error", "skip"] = "error",
+    classes: Sequence[str] | None = None,
+    *,
+    layout: str | None = None,
+    whole: bool = False,
+) -> DetectionFolder:
+    """Open a split of a run's data set; `on_bad` says what to do about objects that cannot be used.
+
+    Its classes are those of the file that the run names, or `classes`, or its own; its layout is the run's
+    own if none is given.
+
+    Raises:
+        DataError: it is not laid out as it should be.
+    """
+    detect = config.detect
+    return open_detection(
+        config.data.root,
+        split,
+        layout or detect.layout,
+        classes=detect.class_names or classes,
+        masks=detect.head == "mask_rcnn",
+        on_bad=on_bad,
+        clip_boxes=detect.clip_boxes,
+        whole=whole,
+    )
+
+
+def open_parts(
+    config: TrainConfig, layout: str | None = None
+) -> tuple[DetectionFolder, DetectionFolder] | None:
+    """Training and held-out part of a run's data, where it divides them itself (`data.val_fraction`).
+
+    Raises:
+        ConfigError: an expression for groups that is none.
+        DataError: the data are not laid out as they should be, or a part has no images.
+    """
+    data = config.data
+    if data.val_fraction is None:
+        return None
+    whole = open_annotated(config, data.train, data.on_bad_image, layout=layout, whole=True)
+    images, labels = whole.objects.images.tolist(), whole.objects.labels.tolist()
+    return divide_run(config, whole, rarest_labels(images, labels, len(whole)))
 
 
 class DetectionDataset(AugmentedDataset):

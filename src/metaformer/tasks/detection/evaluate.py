@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -16,7 +17,12 @@ from metaformer.distributed import all_reduce_sum, lockstep
 from metaformer.models.detection.structures import Targets
 from metaformer.tasks.base import Evaluation, LoadedModel, Loading
 from metaformer.tasks.dense import WorstAndBest, shrink
-from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
+from metaformer.tasks.detection.dataset import (
+    DetectionDataset,
+    DetectionFolder,
+    open_detection,
+    open_parts,
+)
 from metaformer.tasks.detection.instances import Instance, segmentation_mask
 from metaformer.tasks.detection.metrics import AveragePrecision, Kind
 from metaformer.tasks.detection.predict import (
@@ -240,6 +246,7 @@ def build_evaluation(
     layout: Literal["auto", "coco", "voc", "yolo"] | None = None,
     scales: Sequence[float] | None = None,
     flip: bool = False,
+    clip_boxes: bool = False,
 ) -> DetectionEvaluation:
     """The evaluation of a detector on images with annotated objects.
 
@@ -252,17 +259,19 @@ def build_evaluation(
         layout: how the data set lies on disk (default: the run's own, or recognized).
         scales: test-time augmentation: factors of the input's size, such as 0.75,1,1.25.
         flip: also detect in the mirrored image, and merge.
+        clip_boxes: clip objects over the border of their image to it (default: as the run did).
 
     Raises:
         ConfigError: a value out of range, no data, or another number of classes than the network has.
         DataError: the data set is not laid out as it should be.
     """
     has_masks = bool(model.model.has_masks)
-    folder = open_detection(
+    folder = model.own_part(data, split, partial(open_parts, layout=layout)) or open_detection(
         *model.location(data, split),
         layout or model.options.layout,
         classes=list(model.classes) if model.classes else None,
         masks=None if has_masks else False,  # a network with masks can be evaluated on boxes alone
+        clip_boxes=clip_boxes or model.options.clip_boxes,
     )
     model.check_classes(folder.classes, folder.folder)
     folder.check_any()

@@ -1,5 +1,6 @@
 """Annotated objects of a split, packed into a few arrays that workers share, and masks of their outlines."""
 
+import copy
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -109,12 +110,28 @@ class InstanceTable:
         """Left, top, width and height of each (N, 4), as in the file."""
         self._forms = np.frombuffer(forms, dtype=np.uint8)
         self._numbers = np.frombuffer(numbers, dtype=np.float64)
-        self._parts, self._ends = np.frombuffer(parts, dtype=np.int64), np.frombuffer(ends, dtype=np.int64)
+        bounds = np.frombuffer(parts, dtype=np.int64)
+        self._parts = np.stack([bounds[:-1], bounds[1:]], axis=1)
+        self._ends = np.frombuffer(ends, dtype=np.int64)
+        self._index()
+
+    def _index(self) -> None:
+        """Sort the objects by image."""
         self._order = np.argsort(self.images, kind="stable")
-        self._starts = np.searchsorted(self.images[self._order], np.arange(len(sizes) + 1))
+        self._starts = np.searchsorted(self.images[self._order], np.arange(len(self._sizes) + 1))
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def subset(self, wanted: NDArray[np.bool_]) -> "InstanceTable":
+        """The objects of the images that are wanted (N,), which are numbered anew; outlines are shared."""
+        part, rows = copy.copy(self), wanted[self.images]
+        for name in ("ids", "labels", "crowd", "areas", "boxes", "_forms", "_parts"):
+            setattr(part, name, getattr(self, name)[rows])
+        part.images = (np.cumsum(wanted, dtype=np.int32) - 1)[self.images[rows]]
+        part._sizes = self._sizes[wanted]
+        part._index()
+        return part
 
     @property
     def outlined(self) -> NDArray[np.bool_]:
@@ -164,7 +181,8 @@ class InstanceTable:
         return None
 
     def _parts_of(self, row: int) -> list[NDArray[np.float64]]:
-        ends = self._ends[self._parts[row] : self._parts[row + 1] + 1]
+        first, last = self._parts[row]
+        ends = self._ends[first : last + 1]
         return [self._numbers[start:end] for start, end in pairwise(ends)]
 
 

@@ -1,7 +1,7 @@
 """Training of object detection and instance segmentation: data, network, loss and evaluation of a run."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from metaformer.tasks.base import Forward, StepContext, Task, load_initial_weigh
 from metaformer.tasks.check import validate_splits, warnings_of
 from metaformer.tasks.dense import backbone_config, check_split_classes, fitting_batch, typical_size
 from metaformer.tasks.detection.check import check_sizes, object_findings
-from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_detection
+from metaformer.tasks.detection.dataset import DetectionDataset, DetectionFolder, open_annotated, open_parts
 from metaformer.tasks.detection.draw import Shape, draw_shapes
 from metaformer.tasks.detection.evaluate import DetectionEvaluation
 from metaformer.tasks.detection.predict import run_inference
@@ -111,8 +111,11 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
         DataError: the data set is not laid out as it should be, or an annotation cannot be used.
         WeightsError: a checkpoint does not fit.
     """
-    train = open_annotated(config, config.data.train, config.data.on_bad_image)
-    val = open_annotated(config, config.data.val, classes=train.classes)  # it may lack some
+    parts = open_parts(config)
+    if parts is None:
+        train = open_annotated(config, config.data.train, config.data.on_bad_image)
+        parts = train, open_annotated(config, config.data.val, classes=train.classes)  # it may lack some
+    train, val = parts
     check_split_classes(config, train, val)
     train.check_any()
     val.check_any()
@@ -151,37 +154,15 @@ def build_detect(config: TrainConfig, world: World, stop: Stop | None = None) ->
     return task
 
 
-def open_annotated(
-    config: TrainConfig,
-    split: str,
-    on_bad: Literal["error", "skip"] = "error",
-    classes: Sequence[str] | None = None,
-) -> DetectionFolder:
-    """Open a split of a run's data set; `on_bad` says what to do about objects that cannot be used.
-
-    Its classes are those of the file that the run names, or `classes`, or its own.
-
-    Raises:
-        DataError: it is not laid out as it should be.
-    """
-    detect = config.detect
-    return open_detection(
-        config.data.root,
-        split,
-        detect.layout,
-        classes=detect.class_names or classes,
-        masks=detect.head == "mask_rcnn",
-        on_bad=on_bad,
-    )
-
-
 def fit_data(config: TrainConfig) -> Mapping[str, Any]:
     """Sizes and batch that fit the training images: images at the median size.
 
     Raises:
         DataError: the data set is not laid out as it should be, or an annotation cannot be used.
     """
-    train = open_annotated(config, config.data.train, config.data.on_bad_image)
+    parts = open_parts(config)
+    data = config.data
+    train = open_annotated(config, data.train, data.on_bad_image) if parts is None else parts[0]
     train.check_any()
     longer, shorter = typical_size(train.size, len(train))
     return {

@@ -1,21 +1,26 @@
 """Images of one split with any number of classes each."""
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from metaformer.color import Color
+from metaformer.config import TrainConfig
 from metaformer.data.class_lists import Names, check_class_names, given_names
+from metaformer.data.divide import rarest_labels
 from metaformer.data.folder import EXTENSIONS, UNREAD
 from metaformer.data.image import read_image
 from metaformer.errors import DataError
 from metaformer.process import memory
 from metaformer.serialize import shown
 from metaformer.storage import as_path
+from metaformer.tasks.base import divide_run
 from metaformer.tasks.detection.dataset import open_detection
 from metaformer.tasks.multilabel.formats import (
     IMAGE_FOLDERS,
@@ -56,6 +61,13 @@ class MultilabelFolder:
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def subset(self, wanted: Sequence[bool]) -> Self:
+        """The images that are wanted, with all classes."""
+        part = copy.copy(self)
+        part._paths = [path for path, there in zip(self._paths, wanted, strict=True) if there]
+        part.labels = self.labels[torch.tensor(wanted)]
+        return part
 
     def path(self, index: int) -> Path:
         """File of an image."""
@@ -132,13 +144,46 @@ def open_multilabel(
     return MultilabelFolder(file, folder, [path for path, _ in found], matrix, classes, unlabeled)
 
 
+def open_labels(
+    config: TrainConfig,
+    split: str,
+    class_names: Names,
+    layout: Layout | None = None,
+    separator: str | None = None,
+) -> MultilabelFolder:
+    """A split of a run's data set; `layout` and `separator` are the run's own where they are not given.
+
+    Raises:
+        DataError: it is not laid out as it should be.
+    """
+    options = config.multilabel
+    layout, separator = layout or options.layout, separator or options.separator
+    return open_multilabel(config.data.root, split, layout, class_names=class_names, separator=separator)
+
+
+def open_parts(
+    config: TrainConfig, layout: Layout | None = None, separator: str | None = None
+) -> tuple[MultilabelFolder, MultilabelFolder] | None:
+    """Training and held-out part of a run's data, where it divides them itself (`data.val_fraction`).
+
+    Raises:
+        ConfigError: an expression for groups that is none.
+        DataError: the data are not laid out as they should be, or a part has no images.
+    """
+    if config.data.val_fraction is None:
+        return None
+    whole = open_labels(config, config.data.train, config.multilabel.class_names, layout, separator)
+    images, labels = whole.labels.nonzero(as_tuple=True)
+    return divide_run(config, whole, rarest_labels(images.tolist(), labels.tolist(), len(whole)))
+
+
 def _open_coco(root: Path, split: str, layout: Layout, class_names: Names) -> MultilabelFolder:
     """The classes whose objects, crowds among them, each image of a COCO data set holds."""
     if layout == "auto" and not any(root.glob("**/*.json")):
         raise DataError(
             f"{root}: no labels of {split}: write {split}.csv with columns image and labels, or {split}.jsonl"
         )
-    objects = open_detection(root, split, "coco", classes=class_names, masks=False)
+    objects = open_detection(root, split, "coco", classes=class_names, clip_boxes=True)  # boxes do not matter
     matrix = torch.zeros(len(objects), len(objects.classes), dtype=torch.bool)
     for index in range(len(objects)):
         matrix[index, torch.from_numpy(objects.objects.labels[objects.objects.of(index)]).long()] = True

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -14,7 +15,7 @@ from metaformer.distributed import all_gather_object
 from metaformer.errors import ConfigError
 from metaformer.tasks.base import Forward, LoadedModel
 from metaformer.tasks.classifier import ClassifierEvaluation, ClassifierOptions
-from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
+from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel, open_parts
 from metaformer.tasks.multilabel.formats import Layout
 from metaformer.tasks.multilabel.metrics import average_precision, best_thresholds, count
 from metaformer.tasks.multilabel.results import ClassScore, MultilabelExample, MultilabelReport
@@ -151,7 +152,8 @@ def build_evaluation(
         DataError: the data set is not laid out as it should be.
     """
     model = model.with_preprocess(image_size=image_size)
-    folder = open_multilabel(
+    parts = partial(open_parts, layout=layout, separator=separator)
+    folder = model.own_part(data, split, parts) or open_multilabel(
         *model.location(data, split),
         layout or model.options.layout,
         class_names=model.classes,

@@ -72,8 +72,6 @@ SPEC = TaskSpec(
     title="multi-label classification",
     section="multilabel",
     unused={
-        "data.val_fraction": None,
-        "data.group": None,
         "data.balanced_sampling": False,
         "augment.mixup": 0.0,
         "augment.cutmix": 0.0,

@@ -24,7 +24,7 @@ from metaformer.tasks.classifier import (
     preprocessing,
 )
 from metaformer.tasks.multilabel.check import label_findings
-from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
+from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_labels, open_parts
 from metaformer.tasks.multilabel.evaluate import MultilabelEvaluation
 from metaformer.tasks.multilabel.loss import AsymmetricLoss, BinaryCrossEntropy, balanced_pos_weight
 from metaformer.tasks.multilabel.metrics import DEFAULT_THRESHOLD
@@ -101,8 +101,11 @@ def build_multilabel(config: TrainConfig, world: World, stop: Stop | None = None
         WeightsError: a checkpoint does not fit.
     """
     options = config.multilabel
-    train = open_split(config, config.data.train, options.class_names)
-    val = open_split(config, config.data.val, train.classes)
+    parts = open_parts(config)
+    if parts is None:
+        train = open_labels(config, config.data.train, options.class_names)
+        parts = train, open_labels(config, config.data.val, train.classes)
+    train, val = parts
     _check_classes(config, train)
     preprocess = preprocessing(config)
     torch.manual_seed(config.seed)
@@ -130,18 +133,6 @@ def build_multilabel(config: TrainConfig, world: World, stop: Stop | None = None
         task.warnings += warnings_of(label_findings(split, training))
     task.to(world.device)
     return task
-
-
-def open_split(config: TrainConfig, split: str, class_names: str | Sequence[str] | None) -> MultilabelFolder:
-    """A split of a run's data set.
-
-    Raises:
-        DataError: it is not laid out as it should be.
-    """
-    options = config.multilabel
-    return open_multilabel(
-        config.data.root, split, options.layout, class_names=class_names, separator=options.separator
-    )
 
 
 def _check_classes(config: TrainConfig, train: MultilabelFolder) -> None:

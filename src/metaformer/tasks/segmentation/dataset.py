@@ -1,16 +1,21 @@
 """Segmentation data sets: images with a label map each."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 from PIL import Image
 
 from metaformer.color import Color
+from metaformer.config import TrainConfig
 from metaformer.data.class_lists import palette_for
 from metaformer.data.dataset import AugmentedDataset, Item, seeded
 from metaformer.data.image import read_image
 from metaformer.data.sampler import Sample, sample_seed
 from metaformer.errors import BadImage, DataError
+from metaformer.tasks.base import divide_run
 from metaformer.tasks.segmentation.labels import LabelMap, LabelTable, read_label_map, resolve_class_names
 from metaformer.tasks.segmentation.layouts import ImagePairs, choose_layout, find_layout, find_pairs
 from metaformer.tasks.segmentation.transforms import JointTransform
@@ -40,6 +45,16 @@ class SegmentationFolder:
 
     def __len__(self) -> int:
         return len(self._pairs.images)
+
+    def subset(self, wanted: Sequence[bool]) -> Self:
+        """The images that are wanted, with their label maps."""
+        part, pairs = copy.copy(self), self._pairs
+        images, label_maps = (
+            tuple(name for name, there in zip(names, wanted, strict=True) if there)
+            for names in (pairs.images, pairs.label_maps)
+        )
+        part._pairs = replace(pairs, images=images, label_maps=label_maps)
+        return part
 
     @property
     def labels(self) -> Sequence[int]:
@@ -103,6 +118,7 @@ def open_segmentation(
     classes: Sequence[str] | str | Path | None = None,
     reduce_zero_label: bool | None = None,
     ignore_index: int | None = None,
+    whole: bool = False,
 ) -> SegmentationFolder:
     """Open the images and label maps of a split; only their names are read.
 
@@ -116,6 +132,7 @@ def open_segmentation(
             `folders` and `fiftyone` (false) take either, without labelmap.txt. In `ade20k` false adds a first
             class `background`.
         ignore_index: value of ignored pixels in the files; by default 255, or 65535 above 255 classes.
+        whole: all images of a folder without splits, whatever the split.
 
     Raises:
         DataError: another layout, a missing label map, or other classes.
@@ -125,7 +142,7 @@ def open_segmentation(
     chosen, root = choose_layout(root, layout)
     try:
         class_names = resolve_class_names(chosen, root, classes, reduce_zero_label)
-        pairs = find_pairs(chosen, root, split)
+        pairs = find_pairs(chosen, root, split, whole)
     except DataError as error:
         found = find_layout(given)
         if found is None or found[0].name == chosen.name:
@@ -138,6 +155,40 @@ def open_segmentation(
         raise DataError(pairs.errors[0] + (more if len(pairs.errors) > 1 else ""))
     table = class_names.table(pairs.encoding, ignore_index)
     return SegmentationFolder(pairs, class_names.names, table, chosen.name)
+
+
+def open_labeled(
+    config: TrainConfig, split: str, layout: str | None = None, whole: bool = False
+) -> SegmentationFolder:
+    """Open a split of a run's data set; its layout is the run's own if none is given.
+
+    Raises:
+        DataError: another layout.
+    """
+    options = config.segment
+    return open_segmentation(
+        config.data.root,
+        split,
+        layout or options.layout,
+        classes=options.class_names,
+        reduce_zero_label=options.reduce_zero_label,
+        whole=whole,
+    )
+
+
+def open_parts(
+    config: TrainConfig, layout: str | None = None
+) -> tuple[SegmentationFolder, SegmentationFolder] | None:
+    """Training and held-out part of a run's data, where it divides them itself (`data.val_fraction`).
+
+    Raises:
+        ConfigError: an expression for groups that is none.
+        DataError: another layout, or a part without images.
+    """
+    if config.data.val_fraction is None:
+        return None
+    whole = open_labeled(config, config.data.train, layout, whole=True)
+    return divide_run(config, whole, whole.labels)
 
 
 class SegmentationDataset(AugmentedDataset):

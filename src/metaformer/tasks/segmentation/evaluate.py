@@ -1,6 +1,7 @@
 """Evaluation of segmenters: every image once, at the size of its label map, on any number of ranks."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -15,7 +16,12 @@ from metaformer.distributed import all_reduce_sum, lockstep
 from metaformer.errors import DataError
 from metaformer.tasks.base import Evaluation, LoadedModel, Loading
 from metaformer.tasks.dense import WorstAndBest
-from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
+from metaformer.tasks.segmentation.dataset import (
+    SegmentationDataset,
+    SegmentationFolder,
+    open_parts,
+    open_segmentation,
+)
 from metaformer.tasks.segmentation.metrics import ConfusionMatrix, figures, mean_iou
 from metaformer.tasks.segmentation.predict import InferenceConfig, predict_label_map, run_inference
 from metaformer.tasks.segmentation.results import SegmentationReport, SegmentExample, areas, thumbnail
@@ -159,7 +165,7 @@ def build_evaluation(
         ConfigError: a value out of range, no data, or another number of classes than the network has.
         DataError: the data set is not laid out as it should be.
     """
-    folder = open_segmentation(
+    folder = model.own_part(data, split, partial(open_parts, layout=layout)) or open_segmentation(
         *model.location(data, split),
         layout or model.options.layout,
         classes=list(model.classes) if model.classes else None,

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from metaformer.color import Color
 from metaformer.data.class_lists import (
     BACKGROUND,
     LABELMAP,
-    Color,
     Names,
     Palette,
     check_class_names,

@@ -20,7 +20,12 @@ from metaformer.tasks.base import StepContext, Task, load_initial_weights, loadi
 from metaformer.tasks.check import validate_splits, warnings_of
 from metaformer.tasks.dense import backbone_config, check_split_classes, fitting_batch, typical_size
 from metaformer.tasks.segmentation.check import label_findings, summarize, validate_label_maps
-from metaformer.tasks.segmentation.dataset import SegmentationDataset, SegmentationFolder, open_segmentation
+from metaformer.tasks.segmentation.dataset import (
+    SegmentationDataset,
+    SegmentationFolder,
+    open_labeled,
+    open_parts,
+)
 from metaformer.tasks.segmentation.draw import overlay
 from metaformer.tasks.segmentation.evaluate import SegmentationEvaluation
 from metaformer.tasks.segmentation.predict import run_inference
@@ -76,7 +81,10 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
         DataError: another layout, or a label map that cannot be used.
         WeightsError: a checkpoint does not fit.
     """
-    train, val = (open_labeled(config, split) for split in (config.data.train, config.data.val))
+    train, val = open_parts(config) or (
+        open_labeled(config, config.data.train),
+        open_labeled(config, config.data.val),
+    )
     _check_classes(config, train, val)
     skip_bad = config.data.on_bad_image == "skip"
     infos = validate_splits(world, validate_label_maps, (train, skip_bad), (val, False))
@@ -118,29 +126,14 @@ def build_segment(config: TrainConfig, world: World, stop: Stop | None = None) -
     return task
 
 
-def open_labeled(config: TrainConfig, split: str) -> SegmentationFolder:
-    """Open a split of a run's data set.
-
-    Raises:
-        DataError: another layout.
-    """
-    options = config.segment
-    return open_segmentation(
-        config.data.root,
-        split,
-        options.layout,
-        classes=options.class_names,
-        reduce_zero_label=options.reduce_zero_label,
-    )
-
-
 def fit_data(config: TrainConfig) -> Mapping[str, Any]:
     """Sizes and batch that fit the training images: images at the median size, crops of its shorter side.
 
     Raises:
         DataError: another layout, or an image that cannot be read.
     """
-    train = open_labeled(config, config.data.train)
+    parts = open_parts(config)
+    train = open_labeled(config, config.data.train) if parts is None else parts[0]
     longer, shorter = typical_size(lambda index: train.image(index).size, len(train))
     return {
         "segment.resize": (longer, shorter),

@@ -1,8 +1,10 @@
 """What readers of annotations share: rules of boxes, polygons and sizes, image files, ids."""
 
 import math
+from array import array
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +15,13 @@ from metaformer.tasks.detection.formats.annotations import (
     SLACK,
     AnnotationBuilder,
     BadAnnotation,
+    Border,
     ImageFiles,
-    check_box,
-    check_polygon,
     check_size,
     is_number,
+    polygon_area,
 )
+from metaformer.tasks.detection.instances import polygons_mask
 
 ANY = st.floats(-20, 40) | st.floats()
 SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20))
@@ -30,9 +33,9 @@ def test_boxes_that_pass_have_area_within_the_image(
 ) -> None:
     left, top, width, height = box
     try:
-        check_box(box, size)
+        Border(size).fit_box(box)
     except BadAnnotation as bad:
-        assert bad.kind == "box" and bad.reason
+        assert bad.kind in ("box", "border") and bad.reason
         inside = min(left, top) >= 0 and left + width <= size[0] and top + height <= size[1]
         assert not (inside and width >= 2 * MIN_SIDE and height >= 2 * MIN_SIDE)
     else:
@@ -47,12 +50,50 @@ def test_polygons_that_pass_are_three_points_near_the_image(
     numbers: list[float], size: tuple[int, int]
 ) -> None:
     try:
-        check_polygon(numbers, size)
+        Border(size).fit_polygon(array("d", numbers))
     except BadAnnotation as bad:
-        assert bad.kind == "segmentation" and bad.reason
+        assert bad.kind in ("segmentation", "border") and bad.reason
     else:
         assert len(numbers) >= 6 and len(numbers) % 2 == 0
         assert all(-SLACK <= number <= side + SLACK for number, side in zip(numbers, size * 9, strict=False))
+
+
+@given(st.tuples(ANY, ANY, ANY, ANY), SIZES)
+def test_clipped_boxes_lie_in_the_image(
+    box: tuple[float, float, float, float], size: tuple[int, int]
+) -> None:
+    border = Border(size, clip=True)
+    try:
+        left, top, width, height = border.fit_box(box)
+    except BadAnnotation as bad:
+        assert bad.kind == "box"
+    else:
+        assert width >= MIN_SIDE and height >= MIN_SIDE
+        if border.clipped:
+            assert min(left, top) >= 0 and left + width <= size[0] + 1e-9 and top + height <= size[1] + 1e-9
+        else:
+            assert (left, top, width, height) == box
+
+
+@pytest.mark.parametrize(
+    ("polygon", "area"),
+    [
+        ([-4, 2, 4, 2, 4, 6, -4, 6], 16),
+        ([-4, 0, 4, 0, 4, 8], 24),
+        ([-50, -50, 60, -50, 60, 60, -50, 60], 64),
+        ([-6, 1, 6, 1, 6, 2, -2, 2, -2, 5, 6, 5, 6, 6, -6, 6], 12),  # two arms, joined outside
+    ],
+)
+def test_polygons_are_cut_at_the_border(polygon: list[float], area: float) -> None:
+    border = Border((8, 8), clip=True)
+    inner = border.fit_polygon(array("d", polygon))
+    assert border.clipped and min(inner) >= 0 and max(inner) <= 8
+    assert polygon_area(inner) == pytest.approx(area)
+    assert polygons_mask([np.array(inner).reshape(-1, 2)], (8, 8)).sum() == pytest.approx(area, abs=5)
+    for beside in ([-9, -9, -3, -9, -3, -3], [12, 1, 20, 1, 20, 5], [1e308, -1e308, -1e308, 1e308, 9, 9]):
+        with pytest.raises(BadAnnotation) as caught:
+            border.fit_polygon(array("d", beside))
+        assert caught.value.kind == "segmentation" and "clip" not in caught.value.reason
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, -1), ("5", 5), (True, 5), (5, math.nan), (5, 5.5), (None, 5)])

@@ -49,7 +49,7 @@ def image(**fields: object) -> Change:
     return lambda document: document["images"][0].update(fields)
 
 
-BOX, SEGMENTATION = "box", "segmentation"
+BOX, BORDER, SEGMENTATION = "box", "border", "segmentation"
 
 
 def outline(value: object) -> Change:
@@ -65,7 +65,7 @@ BAD: dict[str, tuple[Change, str, str]] = {
     "negative box": (first(bbox=[1, 2, 5, -6]), BOX, "is 5 wide and -6 high"),
     "NaN box": (first(bbox=[1, math.nan, 5, 6]), BOX, "not finite"),
     "endless box": (first(bbox=[1, 2, math.inf, 6]), BOX, "not finite"),
-    "outside box": (first(bbox=[20, 2, 9, 6]), BOX, "exceeds its image, which is 24x16"),
+    "outside box": (first(bbox=[20, 2, 9, 6]), BORDER, "exceeds its image, which is 24x16"),
     "string box": (first(bbox=["1", 2, 5, 6]), BOX, "not left, top, width and height"),
     "text for a box": (first(bbox="1 2 5 6"), BOX, "not left, top, width and height"),
     "no box": (first(bbox=None), BOX, "bbox is None"),
@@ -130,6 +130,37 @@ def test_a_bad_annotation_is_named_in_training_and_by_the_check(
     start = f"{file}: annotation 1"
     assert message.startswith(start) and error in message
     assert any(one.kind == kind and error in one.text and one.text.startswith(start) for one in findings)
+
+
+def test_objects_over_the_border_are_clipped_on_request(objects: Path) -> None:
+    def over(document: dict[str, Any]) -> None:
+        one, two, beside, *_ = document["annotations"]
+        one.update(
+            bbox=[-4, 2, 8, 6], area=48, segmentation=[[-4, 2, 4, 2, 4, 8, -4, 8], [-9, 2, -5, 2, -5, 8]]
+        )
+        two.update(bbox=[20, 4, 9, 50], segmentation=[[20, 4, 29, 4, 29, 54, 20, 54]])
+        beside.update(bbox=[60, 2, 5, 5])
+
+    file = edit(objects, over)
+    with pytest.raises(DataError, match=r"annotation 3 .*exceeds its image"):  # wholly outside
+        open_detection(objects, "train", clip_boxes=True)
+    edit(objects, lambda document: document["annotations"].pop(2) and None)
+    with pytest.raises(DataError, match=r"exceeds its image, .*detect\.clip_boxes"):
+        open_detection(objects, "train")
+    folder = open_detection(objects, "train", masks=True, clip_boxes=True)
+    one, two = folder.instances(0)
+    assert (one.box, one.area, two.box, two.area) == ((0, 2, 4, 8), 24, (20, 4, 24, 16), 30)
+    masks = folder.example(0, masks=True)[1].masks
+    assert masks is not None and masks[0, 2:8, :4].all() and masks[1, 4:, 20:].all()
+    assert masks.sum() == 24 + 48
+    lines = [finding.text for finding in object_findings(folder, True) if finding.kind == BORDER]
+    assert [line.split(": ")[1] for line in lines] == ["annotation 1 of 1.png", "annotation 2 of 1.png"]
+    assert ground_truth(folder.annotations, masks=False)["annotations"][0]["bbox"] == [0, 2, 4, 6]
+    report = check_objects(objects, ["train"], workers=1, progress=False)
+    assert [one.kind for one in report.findings if one.grade == "error"] == [BORDER, BORDER]
+    assert "2 over the border would be clipped by detect.clip_boxes" in report.text()
+    report = check_objects(objects, ["train"], workers=1, progress=False, clip_boxes=True)
+    assert report.ok and "2 over the border are clipped" in report.text() and str(file) in report.text()
 
 
 @pytest.mark.parametrize("case", BROKEN)

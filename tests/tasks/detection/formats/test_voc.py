@@ -78,6 +78,18 @@ def test_errors_are_named_in_training_and_by_the_check(
     assert [error in finding.text for finding in findings].count(True) == 1
 
 
+def test_boxes_over_the_border_are_clipped_on_request(voc: Path) -> None:
+    file = voc / "Annotations/a.xml"
+    file.write_text(file.read_text().replace(">20</xmax", ">40</xmax", 1))
+    with pytest.raises(DataError, match=r"object 1: .*detect\.clip_boxes"):
+        open_detection(voc, "train")
+    folder = open_detection(voc, "train", clip_boxes=True)
+    assert [one.box for one in folder.instances(0)] == [(0, 1, 20, 9.5), (0, 1, 5, 9.5)]
+    assert folder.instances(0)[0].area == 20 * 8.5
+    (oddity,) = folder.annotations.oddities
+    assert oddity.kind == "border" and oddity.text.startswith(f"{file}: object 1: ")
+
+
 def test_missing_files_are_named(voc: Path, write: Write) -> None:
     (voc / "Annotations/b.xml").unlink()
     write("ImageSets/Main/val.txt", "a\nz\n")

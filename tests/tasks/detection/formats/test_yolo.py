@@ -80,7 +80,7 @@ def test_names_are_those_of_the_data_set_or_given(yolo: Path, write: Write) -> N
         ("0 0.5 0.5 0 1", "the box is 0 wide and 10 high: both must be above 0"),
         ("0 0.5 0.5 -1 1", "the box is -20 wide"),
         ("0 0.5 nan 1 1", "holds a number that is not finite"),
-        ("0 0.5 0.5 1.2 1", "exceeds its image, which is 20x10, in fractions 0 to 1 of it"),
+        ("0 0.5 0.5 1.2 1", "exceeds its image, which is 20x10 (clip it"),
         ("0 9 4 5 5", "exceeds its image"),
         ("0 0.5 0.5 1", "holds 4 numbers: class, x and y of the center, width and height; or class and"),
         ("0 0.5 0.5 1 1 0.9", "holds 6 numbers"),
@@ -96,6 +96,24 @@ def test_errors_are_named_with_their_line(
     message, (finding, *_) = errors_of(yolo)
     assert message.startswith(f"{file}: line 2: ") and error in message
     assert finding.grade == "error" and finding.text == message
+
+
+def test_objects_over_the_border_are_clipped_on_request(yolo: Path, write: Write) -> None:
+    file = write("labels/train/a.txt", "1 1 0.5 0.5 1\n0 -0.2 0.2 0.2 0.2 0.2 0.6 -0.2 0.6\n")
+    with pytest.raises(DataError, match=r"line 1: .*detect\.clip_boxes"):
+        open_detection(yolo, "train")
+    folder = open_detection(yolo, "train", masks=None, clip_boxes=True)
+    box, polygon = folder.instances(0)
+    assert (box.box, box.area) == ((15, 0, 20, 10), 50)
+    assert (polygon.box, polygon.area) == (pytest.approx((0, 2, 4, 6)), pytest.approx(16))
+    assert folder.objects.masks(folder.objects.of(0), (10, 20))[1].sum() == 16
+    assert [one.text.split(": ")[:2] for one in folder.annotations.oddities if one.kind == "border"] == [
+        [str(file), "line 1"],
+        [str(file), "line 2"],
+    ]
+    write("labels/train/a.txt", "0 9 4 5 5")
+    with pytest.raises(DataError, match=r"line 1: .*exceeds its image"):
+        open_detection(yolo, "train", clip_boxes=True)
 
 
 def test_files_without_a_partner(yolo: Path, write: Write) -> None:

@@ -2,8 +2,10 @@
 
 import math
 import os
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -23,6 +25,8 @@ MIN_SIDE: Final = 0.01
 """Smallest width and height of a box, in pixels."""
 BOXES_DO: Final = "detect.head retinanet or faster_rcnn needs no masks"
 """Remedy where there are no outlines."""
+CLIP_IT: Final = "clip it: train with --detect.clip_boxes true, others --clip-boxes"
+"""Remedy for an object over the border of its image."""
 Box = tuple[float, float, float, float]
 """Left, top, width and height."""
 
@@ -35,44 +39,96 @@ class BadAnnotation(Exception):
         self.kind, self.reason = kind, reason
 
 
-def check_box(box: Box, size: tuple[int, int]) -> None:
-    """Check that a box has an area inside an image of this width and height.
+class Border:
+    """The border of an image, within which an object must lie, or to which it is clipped.
 
-    Raises:
-        BadAnnotation: it has none, exceeds the image, or is not finite.
+    Args:
+        size: width and height of the image.
+        clip: whether what exceeds it is clipped.
     """
-    left, top, width, height = box
-    right, bottom = left + width, top + height
-    if (
-        min(right, size[0]) - max(left, 0) >= MIN_SIDE
-        and min(bottom, size[1]) - max(top, 0) >= MIN_SIDE
-        and left >= -SLACK
-        and top >= -SLACK
-        and right <= size[0] + SLACK
-        and bottom <= size[1] + SLACK
-    ):
-        return
-    if not all(map(math.isfinite, box)):
-        raise BadAnnotation("box", "holds a number that is not finite")
-    if width < MIN_SIDE or height < MIN_SIDE:
-        raise BadAnnotation("box", f"is {width:g} wide and {height:g} high: both must be above 0")
-    raise BadAnnotation("box", f"exceeds its image, which is {size[0]}x{size[1]}")
+
+    def __init__(self, size: tuple[int, int], clip: bool = False) -> None:
+        self.size, self.clip = size, clip
+        self.clipped = False
+        """Whether anything was."""
+
+    def fit_box(self, box: Box) -> Box:
+        """A box that has an area inside the image, clipped to it where it exceeds it.
+
+        Raises:
+            BadAnnotation: it has none, exceeds the image and is not to be clipped, or is not finite.
+        """
+        left, top, width, height = box
+        right, bottom = left + width, top + height
+        inner_left, inner_right = max(left, 0.0), min(right, float(self.size[0]))
+        inner_top, inner_bottom = max(top, 0.0), min(bottom, float(self.size[1]))
+        inside = inner_right - inner_left >= MIN_SIDE and inner_bottom - inner_top >= MIN_SIDE
+        if inside and self._is_near((left, right), (top, bottom)):
+            return box
+        if not all(map(math.isfinite, box)):
+            raise BadAnnotation("box", "holds a number that is not finite")
+        if width < MIN_SIDE or height < MIN_SIDE:
+            raise BadAnnotation("box", f"is {width:g} wide and {height:g} high: both must be above 0")
+        self._exceed("box", "exceeds", inside)
+        return inner_left, inner_top, inner_right - inner_left, inner_bottom - inner_top
+
+    def fit_polygon(self, numbers: "array[float]") -> "array[float]":
+        """A polygon x, y, x, y … of three points or more, clipped to the image where it exceeds it.
+
+        Raises:
+            BadAnnotation: it has fewer, exceeds the image and is not to be clipped, or is not finite.
+        """
+        if len(numbers) % 2 or len(numbers) < 6:
+            few = f"a polygon of {len(numbers)} numbers: it needs x and y of at least 3 points"
+            raise BadAnnotation("segmentation", few)
+        if not math.isfinite(sum(numbers)):
+            raise BadAnnotation("segmentation", "a polygon holds a number that is not finite")
+        if self._is_near(numbers[0::2], numbers[1::2]):
+            return numbers
+        inner = clip_polygon(numbers, self.size)
+        self._exceed("segmentation", "a polygon exceeds", polygon_area(inner) >= MIN_SIDE**2)
+        return inner
+
+    def _is_near(self, x: Sequence[float], y: Sequence[float]) -> bool:
+        """Whether coordinates exceed the image by no more than rounding makes them."""
+        return (
+            min(x) >= -SLACK
+            and min(y) >= -SLACK
+            and max(x) <= self.size[0] + SLACK
+            and max(y) <= self.size[1] + SLACK
+        )
+
+    def _exceed(self, kind: str, exceeds: str, partly: bool) -> None:
+        """Note what is clipped; refuse what is not, or lies wholly outside."""
+        reason = f"{exceeds} its image, which is {self.size[0]}x{self.size[1]}"
+        if not partly:
+            raise BadAnnotation(kind, reason)
+        if not self.clip:
+            raise BadAnnotation("border", f"{reason} ({CLIP_IT})")
+        self.clipped = True
 
 
-def check_polygon(numbers: Sequence[float], size: tuple[int, int]) -> None:
-    """Check that a polygon x, y, x, y … has three points or more in an image of this width and height.
+def clip_polygon(numbers: Sequence[float], size: tuple[int, int]) -> "array[float]":
+    """The part of a polygon x, y, x, y … inside an image of this width and height (Sutherland-Hodgman)."""
+    points = list(zip(numbers[0::2], numbers[1::2], strict=True))
+    for axis, bound, sign in ((0, 0, 1), (1, 0, 1), (0, size[0], -1), (1, size[1], -1)):
+        inner: list[tuple[float, float]] = []
+        for one, two in zip(points[-1:] + points[:-1], points, strict=True):
+            inside = sign * (two[axis] - bound) >= 0
+            if inside != (sign * (one[axis] - bound) >= 0):
+                along = (bound - one[axis]) / (two[axis] - one[axis])
+                other = one[1 - axis] + along * (two[1 - axis] - one[1 - axis])
+                inner.append((bound, other) if axis == 0 else (other, bound))
+            if inside:
+                inner.append(two)
+        points = inner
+    return array("d", chain.from_iterable(points))
 
-    Raises:
-        BadAnnotation: it has fewer, exceeds the image, or is not finite.
-    """
-    if len(numbers) % 2 or len(numbers) < 6:
-        few = f"a polygon of {len(numbers)} numbers: it needs x and y of at least 3 points"
-        raise BadAnnotation("segmentation", few)
-    if not math.isfinite(sum(numbers)):
-        raise BadAnnotation("segmentation", "a polygon holds a number that is not finite")
+
+def polygon_area(numbers: Sequence[float]) -> float:
+    """Area of a polygon x, y, x, y … by the shoelace formula."""
     x, y = numbers[0::2], numbers[1::2]
-    if min(x) < -SLACK or min(y) < -SLACK or max(x) > size[0] + SLACK or max(y) > size[1] + SLACK:
-        raise BadAnnotation("segmentation", f"a polygon exceeds its image, which is {size[0]}x{size[1]}")
+    return abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
 
 
 def check_size(width: Any, height: Any) -> tuple[int, int]:
@@ -100,7 +156,7 @@ class Fault:
     """An error in the annotations."""
 
     kind: str
-    """`image`, `id`, `category`, `box`, `segmentation`, or `annotation`."""
+    """`image`, `id`, `category`, `box`, `border`, `segmentation`, or `annotation`."""
     text: str
     """File, annotation, and what is wrong."""
     one_object: bool
@@ -130,6 +186,20 @@ class Annotations:
     unused: tuple[str, ...] = ()
     """Files that are not used."""
 
+    def subset(self, wanted: Sequence[bool]) -> "Annotations":
+        """The images that are wanted, and their objects; errors and lines about no object stay."""
+        keep = np.array(wanted, dtype=bool)
+        rows = np.flatnonzero(keep[self.objects.images]).tolist()
+        place: dict[int | None, int | None] = {None: None, **{row: new for new, row in enumerate(rows)}}
+        return replace(
+            self,
+            files=[file for file, there in zip(self.files, wanted, strict=True) if there],
+            sizes=self.sizes[keep],
+            ids=self.ids[keep],
+            objects=self.objects.subset(keep),
+            oddities=tuple(replace(one, row=place[one.row]) for one in self.oddities if one.row in place),
+        )
+
 
 class AnnotationBuilder:
     """Annotations under construction.
@@ -137,9 +207,13 @@ class AnnotationBuilder:
     Args:
         classes: class names.
         numbers: their `category_id`; COCO's own for its classes, or counted from 1, by default.
+        clip: whether objects over the border of their image are clipped to it.
     """
 
-    def __init__(self, classes: tuple[str, ...], numbers: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, classes: tuple[str, ...], numbers: tuple[int, ...] | None = None, clip: bool = False
+    ) -> None:
+        self.clip = clip
         self.classes, self.category_ids = classes, numbers or category_ids(classes)
         self.files: list[str] = []
         self.sizes: list[tuple[int, int]] = []
@@ -163,6 +237,18 @@ class AnnotationBuilder:
     def add_oddity(self, kind: str, text: str, row: int | None = None) -> None:
         """Add what is wrong with something that is used all the same, such as the object of a row."""
         self.oddities.append(Fault(kind, text, row is not None, row))
+
+    def border(self, image: int) -> Border:
+        """The border of an image, for one object."""
+        return Border(self.sizes[image], self.clip)
+
+    def add_row(self, row: Row, border: Border, where: str) -> None:
+        """Add an object, and say where it is if it was clipped."""
+        if border.clipped:
+            width, height = border.size
+            over = f"{where}: exceeds its image, which is {width}x{height}: it is clipped"
+            self.add_oddity("border", over, len(self.rows))
+        self.rows.append(row)
 
     def build(self) -> Annotations:
         """The annotations; releases the rows."""

@@ -17,10 +17,9 @@ from metaformer.tasks.detection.formats.annotations import (
     AnnotationBuilder,
     Annotations,
     BadAnnotation,
+    Border,
     Box,
     ImageFiles,
-    check_box,
-    check_polygon,
     check_size,
     is_number,
 )
@@ -32,20 +31,21 @@ _LARGEST_FILE: Final = 8 << 30
 """Bytes; COCO's largest file has less than one GB."""
 
 
-def read_coco(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotations:
+def read_coco(paths: SplitPaths, classes: Names, masks: bool | None, clip: bool = False) -> Annotations:
     """Read and validate a COCO file.
 
     Args:
         paths: the file and the folder of its images.
         classes: class names, or a text file of them, in the order of labels; by category id by default.
         masks: whether every object must have an outline; None keeps those that there are.
+        clip: clip objects over the border of their image.
 
     Raises:
         DataError: lists are missing in the file, or classes do not fit.
     """
     with paused_gc():
         files = ImageFiles(paths.images, paths.root)
-        return _Parser(_load(paths.labels), paths.labels, files, classes, masks).parse()
+        return _Parser(_load(paths.labels), paths.labels, files, classes, masks, clip).parse()
 
 
 def parse_coco(
@@ -83,10 +83,12 @@ class _Parser:
         files: ImageFiles | None,
         classes: Names,
         masks: bool | None,
+        clip: bool = False,
     ) -> None:
         self.file, self.masks = file, masks
         rows, self.annotations = (self._list(document, key) for key in ("images", "annotations"))
-        self.builder = AnnotationBuilder(*self._categories(self._list(document, "categories"), classes))
+        names = self._categories(self._list(document, "categories"), classes)
+        self.builder = AnnotationBuilder(*names, clip)
         self.labels = {number: label for label, number in enumerate(self.builder.category_ids)}
         self.indices: dict[int, int] = {}
         """Index of each image by its id; -1 for those that cannot be used."""
@@ -187,12 +189,12 @@ class _Parser:
         image = self._image(annotation)
         if image < 0:
             return  # of an image that was already reported
-        size = self.builder.sizes[image]
+        border = self.builder.border(image)
         crowd = annotation.get("iscrowd")
         if crowd not in (None, 0, 1):
             raise BadAnnotation("annotation", f"iscrowd is {shown(crowd)}, not 0 or 1")
-        label, box = self._label(annotation), _box(annotation, size)
-        polygons, runs, broken = _outline(annotation.get("segmentation"), size)
+        label, box = self._label(annotation), _box(annotation, border)
+        polygons, runs, broken = _outline(annotation.get("segmentation"), border)
         if self.masks and not polygons and runs is None:
             reason = broken or "has no segmentation to make a mask of"
             raise BadAnnotation("segmentation", f"{reason}; {BOXES_DO}")
@@ -203,10 +205,13 @@ class _Parser:
             area = box[2] * box[3]
         if not is_number(area) or not 0 <= area <= sys.float_info.max:
             raise BadAnnotation("annotation", f"area is {shown(area)}, not a number of square pixels")
+        if border.clipped:
+            area = min(area, box[2] * box[3])
         if broken:
             left_out = f"{self._where(index, annotation)}: {broken}: this outline is not used"
             self.builder.add_oddity("segmentation", left_out, len(self.builder.rows))
-        self.builder.rows.append(Row(image, number, label, box, crowd == 1, float(area), polygons, runs))
+        row = Row(image, number, label, box, crowd == 1, float(area), polygons, runs)
+        self.builder.add_row(row, border, self._where(index, annotation) if border.clipped else "")
 
     def _id(self, annotation: dict[str, Any]) -> int:
         number = annotation.get("id")
@@ -261,7 +266,7 @@ def _compact(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _box(annotation: dict[str, Any], size: tuple[int, int]) -> Box:
+def _box(annotation: dict[str, Any], border: Border) -> Box:
     value = annotation.get("bbox")
     if not isinstance(value, list) or len(value) != 4 or not all(map(is_number, value)):
         raise BadAnnotation("box", f"bbox is {shown(value)}, not left, top, width and height")
@@ -270,10 +275,10 @@ def _box(annotation: dict[str, Any], size: tuple[int, int]) -> Box:
     except OverflowError:
         raise BadAnnotation("box", "bbox holds a number that is too large") from None
     try:
-        check_box(box, size)
+        return border.fit_box(box)
     except BadAnnotation as bad:
-        raise BadAnnotation("box", f"bbox {shown(value)} {bad.reason}{_other_units(box, size)}") from None
-    return box
+        reason = f"bbox {shown(value)} {bad.reason}{_other_units(box, border.size)}"
+        raise BadAnnotation(bad.kind, reason) from None
 
 
 def _other_units(box: Box, size: tuple[int, int]) -> str:
@@ -286,14 +291,14 @@ def _other_units(box: Box, size: tuple[int, int]) -> str:
     return ""
 
 
-def _outline(value: Any, size: tuple[int, int]) -> tuple[list["array[float]"], Runs | None, str]:
+def _outline(value: Any, border: Border) -> tuple[list["array[float]"], Runs | None, str]:
     """Polygons or run lengths of an object, and what is wrong with the first of them that cannot be used."""
     polygons: list[array[float]] = []
     if value is None or value == []:
         return polygons, None, ""
     if isinstance(value, dict):
         try:
-            return polygons, _runs(value, size), ""
+            return polygons, _runs(value, border.size), ""
         except BadAnnotation as bad:
             return polygons, None, bad.reason
     if not isinstance(value, list):
@@ -301,19 +306,17 @@ def _outline(value: Any, size: tuple[int, int]) -> tuple[list["array[float]"], R
     broken = ""
     for numbers in value:
         try:
-            polygons.append(_polygon(numbers, size))
+            polygons.append(border.fit_polygon(_polygon(numbers)))
         except BadAnnotation as bad:
             broken = broken or bad.reason
     return polygons, None, broken
 
 
-def _polygon(numbers: Any, size: tuple[int, int]) -> "array[float]":
+def _polygon(numbers: Any) -> "array[float]":
     try:
-        polygon = numbers if isinstance(numbers, array) else array("d", numbers)
+        return numbers if isinstance(numbers, array) else array("d", numbers)
     except (TypeError, OverflowError):
         raise BadAnnotation("segmentation", f"a polygon is {shown(numbers)}, not x, y, x, y …") from None
-    check_polygon(polygon, size)
-    return polygon
 
 
 def _runs(rle: dict[str, Any], size: tuple[int, int]) -> Runs:

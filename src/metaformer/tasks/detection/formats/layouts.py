@@ -165,8 +165,8 @@ def _hint(layout: DetectionLayout, root: Path) -> str:
     return f"; it looks like the layout {name} (train: --detect.layout {name}, others: --layout {name})"
 
 
-def find_split(layout: DetectionLayout, root: Path, split: str) -> SplitPaths:
-    """Paths of a split.
+def find_split(layout: DetectionLayout, root: Path, split: str, whole: bool = False) -> SplitPaths:
+    """Paths of a split; with `whole`, of all images of a folder without splits.
 
     Raises:
         DataError: there are no annotations, or no folder of images.
@@ -182,6 +182,7 @@ def find_split(layout: DetectionLayout, root: Path, split: str) -> SplitPaths:
             if images is None:
                 expected = " or ".join(map(str, folders))
                 raise DataError(f"{labels}: no folder of its images, {expected}{_hint(layout, root)}")
+            name = FLAT_SPLITS[-1] if variant.flat and whole else name
             return SplitPaths(layout.name, name, root, labels, images, variant)
     places = dict.fromkeys(v.labels.format(split=v.splits.get(split, split)) for v in layout.variants)
     none = f"{root}: no annotations of split {split!r}: expected {' or '.join(places)}"

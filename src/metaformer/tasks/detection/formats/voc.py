@@ -25,9 +25,9 @@ from metaformer.tasks.detection.formats.annotations import (
     AnnotationBuilder,
     Annotations,
     BadAnnotation,
+    Border,
     Box,
     ImageFiles,
-    check_box,
     check_size,
     file_names,
 )
@@ -41,7 +41,7 @@ _MAX_DEPTH: Final = 20
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read_voc(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotations:
+def read_voc(paths: SplitPaths, classes: Names, masks: bool | None, clip: bool = False) -> Annotations:
     """Read and validate the XML files of a split, whose images ImageSets/Main/SPLIT.txt lists.
 
     Pixels are counted from 1, the last one included; `difficult` objects count as crowds. FiftyOne writes no
@@ -52,13 +52,14 @@ def read_voc(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotatio
         classes: class names, or a text file of them, in the order of labels; by default those of classes.txt,
             or VOC's own 20.
         masks: whether every object must have an outline, which VOC objects do not have.
+        clip: clip boxes over the border of their image.
 
     Raises:
         DataError: the list of images cannot be read, or masks are asked for.
     """
     if masks:
         raise DataError(f"{paths.labels}: the layout voc has boxes, no masks; {BOXES_DO}")
-    builder = AnnotationBuilder(_classes(paths, classes))
+    builder = AnnotationBuilder(_classes(paths, classes), clip=clip)
     labels = {name: label for label, name in enumerate(builder.classes)}
     files = ImageFiles(paths.images)
     images = _by_stem(paths.images)
@@ -140,12 +141,13 @@ def _read_image(
     image = builder.add_image(name, size)
     for number, element in enumerate(root.findall("object"), start=1):
         try:
-            label, crowd, box = _object(element, labels, size, paths)
+            border, where = builder.border(image), f"{file}: object {number}"
+            label, crowd, box = _object(element, labels, border, paths)
         except BadAnnotation as bad:
-            builder.add_fault(bad.kind, f"{file}: object {number}: {bad.reason}", one_object=True)
+            builder.add_fault(bad.kind, f"{where}: {bad.reason}", one_object=True)
         else:
             row = Row(image, len(builder.rows) + 1, label, box, crowd, box[2] * box[3])
-            builder.rows.append(row)
+            builder.add_row(row, border, where)
 
 
 def _size(root: Element, file: Path, image: Path) -> tuple[int, int]:
@@ -160,7 +162,7 @@ def _size(root: Element, file: Path, image: Path) -> tuple[int, int]:
 
 
 def _object(
-    element: Element, labels: dict[str, int], size: tuple[int, int], paths: SplitPaths
+    element: Element, labels: dict[str, int], border: Border, paths: SplitPaths
 ) -> tuple[int, bool, Box]:
     """Label, whether it is difficult, and box of an object."""
     name = (element.findtext("name") or "").strip()
@@ -176,9 +178,9 @@ def _object(
     first = paths.variant.first_pixel
     box = left - first, top - first, right - left + first, bottom - top + first
     try:
-        check_box(box, size)
+        box = border.fit_box(box)
     except BadAnnotation as bad:
-        raise BadAnnotation("box", f"bndbox {shown} {bad.reason}") from None
+        raise BadAnnotation(bad.kind, f"bndbox {shown} {bad.reason}") from None
     return labels[name], (element.findtext("difficult") or "").strip() == "1", box
 
 

@@ -17,9 +17,9 @@ from metaformer.tasks.detection.formats.annotations import (
     AnnotationBuilder,
     Annotations,
     BadAnnotation,
+    Border,
     Box,
-    check_box,
-    check_polygon,
+    polygon_area,
 )
 from metaformer.tasks.detection.formats.layouts import SplitPaths
 from metaformer.tasks.detection.instances import Row
@@ -31,7 +31,7 @@ _VISIBILITY: Final = (0, 1, 2)
 """Third number of keypoints: not labeled, hidden, visible."""
 
 
-def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotations:
+def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None, clip: bool = False) -> Annotations:
     """Read and validate the text files of a split; an image without a file has no objects.
 
     A line is `class x y width height`, with the center of the box, or `class x y x y …`, a polygon; all but
@@ -43,12 +43,13 @@ def read_yolo(paths: SplitPaths, classes: Names, masks: bool | None) -> Annotati
         classes: class names, or a text file of them, in the order of labels; by default those of data.yaml or
             classes.txt.
         masks: whether every object must be a polygon; None keeps those that there are.
+        clip: clip objects over the border of their image.
 
     Raises:
         DataError: classes have no names, or two lists of them differ.
     """
     names, keypoints = _description(paths, classes)
-    builder = AnnotationBuilder(names)
+    builder = AnnotationBuilder(names, clip=clip)
     errors: list[DataError] = []
     labels = dict.fromkeys(name for name in files_below(paths.labels, errors.append) if _is_label(name))
     images, unread = _image_files(paths.images, builder, errors)
@@ -168,17 +169,23 @@ def _read_image(
         if not line.strip():
             continue
         try:
-            row = _row(line.split(), builder, image, masks, keypoints)
+            border, where = builder.border(image), f"{file}: line {number}"
+            row = _row(line.split(), builder, image, border, masks, keypoints)
         except BadAnnotation as bad:
-            builder.add_fault(bad.kind, f"{file}: line {number}: {bad.reason}", one_object=True)
+            builder.add_fault(bad.kind, f"{where}: {bad.reason}", one_object=True)
         else:
-            builder.rows.append(row)
+            builder.add_row(row, border, where)
 
 
 def _row(
-    values: Sequence[str], builder: AnnotationBuilder, image: int, masks: bool | None, keypoints: int | None
+    values: Sequence[str],
+    builder: AnnotationBuilder,
+    image: int,
+    border: Border,
+    masks: bool | None,
+    keypoints: int | None,
 ) -> Row:
-    size, classes = builder.sizes[image], len(builder.classes)
+    size, classes = border.size, len(builder.classes)
     try:
         label, *numbers = map(float, values)
     except ValueError:
@@ -202,14 +209,15 @@ def _row(
         if masks:
             raise BadAnnotation("segmentation", f"is a box, no polygon to make a mask of; {BOXES_DO}")
         x, y, width, height = pixels
-        box, area = (x - width / 2, y - height / 2, width, height), width * height
+        box = (x - width / 2, y - height / 2, width, height)
     else:
-        check_polygon(pixels, size)
-        (box, area), polygons = _box_and_area(pixels), [pixels]
+        polygons = [border.fit_polygon(pixels)]
+        box = _bounds(polygons[0])
     try:
-        check_box(box, size)
+        box = border.fit_box(box)
     except BadAnnotation as bad:
-        raise BadAnnotation("box", f"the box {bad.reason}, in fractions 0 to 1 of it") from None
+        raise BadAnnotation(bad.kind, f"the box {bad.reason}, in fractions 0 to 1 of it") from None
+    area = polygon_area(polygons[0]) if polygons else box[2] * box[3]
     return Row(image, len(builder.rows) + 1, int(label), box, False, area, () if masks is False else polygons)
 
 
@@ -222,8 +230,6 @@ def _has_visibility(numbers: Sequence[float]) -> bool:
     return 0 < width / 2 <= min(x, 1 - x) + 0.01 and 0 < height / 2 <= min(y, 1 - y) + 0.01
 
 
-def _box_and_area(polygon: "array[float]") -> tuple[Box, float]:
+def _bounds(polygon: "array[float]") -> Box:
     x, y = polygon[0::2], polygon[1::2]
-    box = min(x), min(y), max(x) - min(x), max(y) - min(y)
-    twice = sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))  # shoelace formula
-    return box, abs(twice) / 2
+    return min(x), min(y), max(x) - min(x), max(y) - min(y)
