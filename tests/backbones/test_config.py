@@ -149,3 +149,11 @@ def test_unavailable_models_give_a_reason_and_are_not_variants() -> None:
     assert set(UNAVAILABLE) == {"cyclemlp_t", "cyclemlp_s", "cyclemlp_b"}
     assert not set(UNAVAILABLE) & set(VARIANTS)
     assert all("without code" in reason for reason in UNAVAILABLE.values())
+
+
+def test_a_kernel_larger_than_the_image_names_the_size() -> None:
+    config = replace(VARIANTS["poolformer_s12"], image_size=(64, 64), down_kernel=256)
+    with pytest.raises(ConfigError, match="image_size"):
+        config.grid(1)
+    with pytest.raises(ConfigError, match="image_size"):
+        MetaFormer(replace(config, pos_embed=(False, True, False, False)))

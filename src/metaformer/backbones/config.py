@@ -125,7 +125,11 @@ class MetaFormerConfig(Serializable):
         return stage == 0 or self.downsamples[stage - 1] or self.dims[stage] != self.dims[stage - 1]
 
     def grid(self, stage: int) -> tuple[int, int]:
-        """Height and width of a stage's features for an input of `image_size`."""
+        """Height and width of a stage's features for an input of `image_size`.
+
+        Raises:
+            ConfigError: a kernel is larger than what it is applied to.
+        """
         height, width = self.image_size
         for i in range(stage + 1):
             if i == 0:
@@ -135,6 +139,10 @@ class MetaFormerConfig(Serializable):
             else:
                 continue
             height, width = ((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
+        if min(height, width) < 1:
+            raise ConfigError(
+                f"image_size: {self.image_size} leaves no pixel for stage {stage} by its kernels"
+            )
         return height, width
 
     @property
