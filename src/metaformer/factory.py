@@ -143,8 +143,8 @@ def create_model(
     )
     if num_classes is not None:
         config_overrides["num_classes"] = num_classes
-    home = find_home(name, VARIANTS)
-    base, saved = _saved_config(name, home, checkpoint_path, config_overrides, features_only)
+    local = find_local(name, VARIANTS)
+    base, saved = _saved_config(name, local, checkpoint_path, config_overrides, features_only)
     inherited = {"in_chans": in_chans, "global_pool": global_pool}
     if base is not None:  # what was not asked for is as it was saved
         inherited = {
@@ -158,32 +158,32 @@ def create_model(
         config = replace(base, **config_overrides)
     check_memory(lambda: MetaFormer(config))
     model = MetaFormerFeatures(config, out_indices) if features_only else MetaFormer(config)
-    variant, tag = (home.variant, "") if home else split_name(name)
-    source = find_source(name) if not home and (pretrained or tag or tags(variant)) else None
+    variant, tag = (local.variant, "") if local else split_name(name)
+    source = find_source(name) if not local and (pretrained or tag or tags(variant)) else None
     model.pretrained_cfg = pretrained_cfg(variant, VARIANTS[variant], source)
     if base is not None and saved is not None and kind_of(saved.config) is None:
         model.pretrained_cfg |= _notes(saved, config.num_classes)
-    weights.from_home(home, config.num_classes).load_into(model, source)
+    weights.from_local(local, config.num_classes).load_into(model, source)
     return model
 
 
 def _saved_config(
     name: str,
-    home: SavedNetwork | None,
+    local: SavedNetwork | None,
     checkpoint: str | Path | None,
     overrides: Mapping[str, Any],
     features_only: bool,
 ) -> tuple[MetaFormerConfig | None, SavedNetwork | None]:
     """The configuration that a directory brings for a classifier or backbone, and the directory's network."""
-    saved = home
-    if home is None:
+    saved = local
+    if local is None:
         saved = None if checkpoint is None else find_saved(checkpoint)
         variant = split_name(name)[0]
         if saved is None or variant not in VARIANTS:
             return None, saved
         base = fitting(saved, variant, model_config(name, **overrides))
     else:
-        base = home.backbone
+        base = local.backbone
         if base is None:
             raise ConfigError(f"{name}: its backbone is a module, which no configuration describes")
     if base is not None and saved is not None and kind_of(saved.config) is not None:
@@ -373,11 +373,11 @@ def create_network(
         WeightsError: the weights do not fit the network.
     """
     kind = next((kind for kind in DENSE_KINDS if split_network(name, kind) is not None), None)
-    home = find_home(name, VARIANTS) if kind is None else None
-    if home is not None:
-        kind = kind_of(home.config)
+    local = find_local(name, VARIANTS) if kind is None else None
+    if local is not None:
+        kind = kind_of(local.config)
     if kind is None:
-        if home is None and split_name(name)[0] not in (*VARIANTS, *UNAVAILABLE):
+        if local is None and split_name(name)[0] not in (*VARIANTS, *UNAVAILABLE):
             dense = combined(head for kind in DENSE_KINDS for head in kind.heads)
             raise UnknownName("network", name, [*VARIANTS, *UNAVAILABLE, *dense])
         return create_model(name, pretrained, checkpoint_path, num_classes, **options)
@@ -479,17 +479,17 @@ class InitialWeights:
                 "name weights: choose one"
             )
 
-    def from_home(self, home: SavedNetwork | None, num_classes: int) -> "InitialWeights":
+    def from_local(self, local: SavedNetwork | None, num_classes: int) -> "InitialWeights":
         """The same, from a directory that was given in place of a name where nothing else is named.
 
         Its classifier is reset for another number of classes, as that of published weights.
         """
         others = (self.checkpoint_path, self.backbone_checkpoint)
-        if home is None or self.backbone_pretrained or any(other is not None for other in others):
+        if local is None or self.backbone_pretrained or any(other is not None for other in others):
             return self
-        reset = self.classifier == "keep" and num_classes != home.config.num_classes
+        reset = self.classifier == "keep" and num_classes != local.config.num_classes
         classifier: Classifier = "reset" if reset else self.classifier
-        return replace(self, pretrained=False, checkpoint_path=home.path, classifier=classifier)
+        return replace(self, pretrained=False, checkpoint_path=local.path, classifier=classifier)
 
     def load_into(
         self,
@@ -542,11 +542,11 @@ def _create_dense(
     **options: Any,
 ) -> Any:
     """Build a network on a backbone: `changes` are fields of the backbone, `options` those of the network."""
-    home = find_home(name, combined(kind.heads))
-    if home is not None:
-        if not isinstance(home.config, kind.config):
-            raise ConfigError(f"{name}: holds {home.name}, no {kind.title}")
-        head, variant, tag = home.config.kind, "", ""
+    local = find_local(name, combined(kind.heads))
+    if local is not None:
+        if not isinstance(local.config, kind.config):
+            raise ConfigError(f"{name}: holds {local.name}, no {kind.title}")
+        head, variant, tag = local.config.kind, "", ""
     else:
         parts = split_network(name, kind)
         if parts is None:
@@ -558,7 +558,7 @@ def _create_dense(
     if variant and backbone is not None and backbone != variant:
         raise ConfigError(f"{name}: has the backbone {variant} in its name, and backbone= names another")
     asked = variant or backbone
-    whole = home or _saved_whole(kind, head, asked, weights.checkpoint_path)
+    whole = local or _saved_whole(kind, head, asked, weights.checkpoint_path)
     config: Any
     if whole is not None and not isinstance(asked, nn.Module):
         given = {key: value for key, value in options.items() if value != _default(kind.config, key)}
@@ -572,11 +572,11 @@ def _create_dense(
         config = kind.config(kind=head, backbone=backbone_config(chosen, changes), **options)
         model = build_network(config, chosen if isinstance(chosen, nn.Module) else None)
         network = f"{head}_{network}" if network else head
-    source = find_source(f"{network}.{tag}") if (weights.pretrained and home is None) or tag else None
+    source = find_source(f"{network}.{tag}") if (weights.pretrained and local is None) or tag else None
     model.pretrained_cfg = pretrained_cfg(network, config, source)
     if whole is not None:
         model.pretrained_cfg |= _notes(whole, config.num_classes)
-    weights.from_home(home, config.num_classes).load_into(model, source, asked or DEFAULT_BACKBONE)
+    weights.from_local(local, config.num_classes).load_into(model, source, asked or DEFAULT_BACKBONE)
     return model
 
 
@@ -604,9 +604,9 @@ def _saved_backbone(
     asked = DEFAULT_BACKBONE if backbone is None else backbone
     if not isinstance(asked, str):
         return asked, "", weights
-    home, variant = find_home(asked, VARIANTS), split_name(asked)[0]
-    saved = home
-    if home is None:
+    local, variant = find_local(asked, VARIANTS), split_name(asked)[0]
+    saved = local
+    if local is None:
         file = weights.checkpoint_path or weights.backbone_checkpoint
         saved = None if file is None else find_saved(file)
         fits = saved is not None and (
@@ -616,14 +616,14 @@ def _saved_backbone(
         if not fits:
             return asked, variant, weights
     elif not (weights.pretrained or weights.checkpoint_path or weights.backbone_checkpoint):
-        weights = replace(weights, backbone_pretrained=False, backbone_checkpoint=home.path)
+        weights = replace(weights, backbone_pretrained=False, backbone_checkpoint=local.path)
     assert saved is not None
     if saved.backbone is None:
         raise ConfigError(f"{saved.path}: its backbone is a module, which no configuration describes")
     return replace(saved.backbone, grid_mode="interpolate"), saved.variant, weights
 
 
-def find_home(name: str, known: Iterable[str]) -> SavedNetwork | None:
+def find_local(name: str, known: Iterable[str]) -> SavedNetwork | None:
     """The network of a directory that is given in place of a name; a known name is no directory.
 
     Raises:

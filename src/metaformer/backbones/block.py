@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from metaformer.backbones.config import MetaFormerConfig, MixerSpec
 from metaformer.backbones.fast_mlp import fast_mlp, has_hooks
 from metaformer.layers.drop_path import DropPath
+from metaformer.layers.init import init_part
 from metaformer.layers.mlp import Mlp
 from metaformer.layers.norm import NORMS
 from metaformer.layers.scale import Scale
-from metaformer.layers.start import named
 from metaformer.mixers import MIXERS
 from metaformer.registry import parse
 
@@ -25,7 +25,7 @@ class Block(nn.Module):
         self.skip_lam = config.skip_lam
         self.norm1 = NORMS.build(config.norm, dim, eps=config.norm_eps)
         context = (dim, config.grid(stage), config.grid_mode)
-        self.token_mixer = named("token_mixer", build_mixer, mixer, *context)
+        self.token_mixer = init_part("token_mixer", build_mixer, mixer, *context)
         self.drop_path1 = DropPath(drop_path)
         self.layer_scale1 = _scale(dim, config.layer_scale[stage])
         self.res_scale1 = _scale(dim, config.res_scale[stage])
@@ -33,7 +33,7 @@ class Block(nn.Module):
         if hidden:
             self.norm2 = NORMS.build(config.norm, dim, eps=config.norm_eps)
             bias, dropout = config.mlp_bias, config.dropout
-            self.mlp = named("mlp", Mlp, dim, hidden, act=config.act, bias=bias, dropout=dropout)
+            self.mlp = init_part("mlp", Mlp, dim, hidden, act=config.act, bias=bias, dropout=dropout)
             self.drop_path2 = DropPath(drop_path)
             self.layer_scale2 = _scale(dim, config.layer_scale[stage])
             self.res_scale2 = _scale(dim, config.res_scale[stage])

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.layers.act import SquaredReLU
+from metaformer.layers.init import init_part
 from metaformer.layers.norm import NORMS
-from metaformer.layers.start import named
 
 
 class MlpClassifier(nn.Module):
@@ -46,7 +46,7 @@ class Head(nn.Module):
         """Replace the classifier by a new one."""
         self.global_pool = global_pool
         self.drop = nn.Dropout(0.0 if self.mlp else self.dropout)
-        self.fc = named("head.fc", self._classifier, dim, num_classes)
+        self.fc = init_part("head.fc", self._classifier, dim, num_classes)
 
     def _classifier(self, dim: int, num_classes: int) -> nn.Module:
         if num_classes == 0:

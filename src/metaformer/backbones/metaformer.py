@@ -13,8 +13,8 @@ from metaformer.backbones.hub import HubMixin
 from metaformer.backbones.stage import Recompute, Stage
 from metaformer.errors import ConfigError, SizeError
 from metaformer.layers.embed import Downsample, Stem
+from metaformer.layers.init import init_by_name, init_part
 from metaformer.layers.norm import NORMS
-from metaformer.layers.start import by_name, named
 from metaformer.ops.backend import is_transformed
 
 
@@ -59,7 +59,7 @@ class Trunk(HubMixin, nn.Module):
         self.feature_info = FeatureInfo.of(config)
         self.min_size = _min_size(config)
         self.pretrained_cfg: dict[str, Any] = {}
-        self.stem = named(
+        self.stem = init_part(
             "stem",
             Stem,
             config.in_chans,
@@ -70,11 +70,13 @@ class Trunk(HubMixin, nn.Module):
             norm=config.embed_norm,
             eps=config.norm_eps,
         )
-        self.stages = nn.Sequential(*(named(f"stages.{i}", Stage, config, i) for i in range(config.stages)))
+        self.stages = nn.Sequential(
+            *(init_part(f"stages.{i}", Stage, config, i) for i in range(config.stages))
+        )
         if config.conv_init == "trunc_normal":
             for name, module in self.named_modules():
                 if isinstance(module, Stem | Downsample) and module.conv.bias is not None:
-                    named(f"{name}.conv", nn.init.trunc_normal_, module.conv.weight, std=0.02)
+                    init_part(f"{name}.conv", nn.init.trunc_normal_, module.conv.weight, std=0.02)
                     nn.init.zeros_(module.conv.bias)
 
     @property
@@ -200,7 +202,7 @@ class _Traced(nn.Module):
 class MetaFormer(Trunk):
     """Classifier; everything about it is in `config`."""
 
-    @by_name
+    @init_by_name
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__(config)
         self.num_classes = config.num_classes
@@ -268,7 +270,7 @@ class MetaFormer(Trunk):
 class MetaFormerFeatures(Trunk):
     """Feature pyramid for dense tasks: the stages' outputs, each with a norm of its own by `feature_norm`."""
 
-    @by_name
+    @init_by_name
     def __init__(self, config: MetaFormerConfig, out_indices: Sequence[int] = (0, 1, 2, 3)) -> None:
         super().__init__(config)
         self.out_indices = resolve_indices(out_indices, config.stages)

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from metaformer.backbones.block import Block
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.layers.embed import Downsample, PositionEmbedding
-from metaformer.layers.start import named
+from metaformer.layers.init import init_part
 
 Recompute = bool | Literal["mlp"]
 """What the backward pass recomputes: nothing, whole blocks, or the hidden activations of their MLPs."""
@@ -23,7 +23,7 @@ class Stage(nn.Module):
         self.grad_checkpointing: Recompute = False
         self.downsample: nn.Module = nn.Identity()
         if stage > 0 and config.downsampled(stage):
-            self.downsample = named(
+            self.downsample = init_part(
                 "downsample",
                 Downsample,
                 config.dims[stage - 1],
@@ -37,13 +37,12 @@ class Stage(nn.Module):
         self.pos_embed: nn.Module = nn.Identity()
         if config.pos_embed[stage]:
             grid = config.grid(stage)
-            self.pos_embed = named("pos_embed", PositionEmbedding, dim, grid, config.grid_mode)
+            self.pos_embed = init_part("pos_embed", PositionEmbedding, dim, grid, config.grid_mode)
         first, last = sum(config.depths[:stage]), max(1, sum(config.depths) - 1)
+        rates = (config.drop_path_rate * (first + i) / last for i in range(config.depths[stage]))
+        mixers = zip(config.block_mixers(stage), rates, strict=True)
         self.blocks = nn.Sequential(
-            *(
-                named(f"blocks.{i}", Block, config, stage, mixer, config.drop_path_rate * (first + i) / last)
-                for i, mixer in enumerate(config.block_mixers(stage))
-            )
+            *(init_part(f"blocks.{i}", Block, config, stage, *one) for i, one in enumerate(mixers))
         )
 
     def forward(self, x: Tensor) -> Tensor:

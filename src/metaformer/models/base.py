@@ -13,7 +13,7 @@ from metaformer.backbones.hub import HubMixin
 from metaformer.backbones.metaformer import MetaFormerFeatures
 from metaformer.backbones.stage import Recompute
 from metaformer.errors import ConfigError
-from metaformer.layers.start import named
+from metaformer.layers.init import init_part
 from metaformer.serialize import Serializable
 
 Size = tuple[int, int]
@@ -43,7 +43,7 @@ class DenseNetwork(HubMixin, nn.Module):
         if backbone is None:
             if config is None:
                 raise ConfigError("backbone: neither a MetaFormerConfig nor a module was given")
-            backbone = named("backbone", MetaFormerFeatures, config)
+            backbone = init_part("backbone", MetaFormerFeatures, config)
         self.backbone = backbone
 
     def forward_head(self, x: Tensor) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from metaformer.backbones.variants import VARIANTS
 from metaformer.config import ModelConfig, TrainConfig
 from metaformer.errors import ConfigError
-from metaformer.factory import find_home
+from metaformer.factory import find_local
 from metaformer.models.build import kind_of
 from metaformer.serialize import differences, to_dict
 from metaformer.tasks import TASKS
@@ -33,7 +33,7 @@ def resolve_network(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         WeightsError: the directory holds none.
     """
     model = config.model
-    saved = find_home(model.name, VARIANTS)
+    saved = find_local(model.name, VARIANTS)
     if saved is not None:
         own = str(saved.path) if model.checkpoint is None else model.checkpoint
         model = replace(model, checkpoint=own, pretrained=False)

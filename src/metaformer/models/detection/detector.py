@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.errors import ConfigError, TrainingError
-from metaformer.layers.start import named
+from metaformer.layers.init import init_part
 from metaformer.models.base import DenseNetwork
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.structures import Detections, Size, Targets
@@ -41,7 +41,7 @@ class Detector(DenseNetwork, ABC):
         if one_stage and "0" in norms:  # published weights have it; DDP must not wait for its gradient
             norms["0"].requires_grad_(False)
         levels = channels[self.first_level :]
-        self.neck = named("neck", DetectionPyramid, levels, config.fpn_dim, convs=one_stage)
+        self.neck = init_part("neck", DetectionPyramid, levels, config.fpn_dim, convs=one_stage)
         strides = reductions[self.first_level :]
         self.strides = strides + [strides[-1] << (i + 1) for i in range(self.neck.extra_levels)]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metaformer.layers.start import by_name, named
+from metaformer.layers.init import init_by_name, init_part
 from metaformer.models.detection.anchors import Anchors, BoxCoder, rescale_boxes
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector, check_finite
@@ -61,21 +61,21 @@ class SampledRegions(NamedTuple):
 class RCNN(Detector):
     """Two-stage detector: a region proposal network, then classes, boxes and masks of its proposals."""
 
-    @by_name
+    @init_by_name
     def __init__(self, config: DetectorConfig, backbone: nn.Module | None = None) -> None:
         super().__init__(config, backbone)
         dim, classes = config.fpn_dim, config.num_classes
         anchors = Anchors(self.strides, [config.anchor_size])
         sampler = Sampler(config.rpn_batch_size, config.rpn_positive_fraction)
-        self.rpn = named("rpn", RPN, dim, anchors, sampler)
-        self.box_head = named("box_head", BoxHead, dim, BOX_ROI_SIDE, config.box_fc_dim)
-        self.box_predictor = named("box_predictor", BoxPredictor, config.box_fc_dim, classes)
+        self.rpn = init_part("rpn", RPN, dim, anchors, sampler)
+        self.box_head = init_part("box_head", BoxHead, dim, BOX_ROI_SIDE, config.box_fc_dim)
+        self.box_predictor = init_part("box_predictor", BoxPredictor, config.box_fc_dim, classes)
         self.mask_head: MaskHead | None = None
         self.mask_predictor: MaskPredictor | None = None
         if config.has_masks:
-            self.mask_head = named("mask_head", MaskHead, dim, config.head_channels)
+            self.mask_head = init_part("mask_head", MaskHead, dim, config.head_channels)
             shape = (config.head_channels, classes)
-            self.mask_predictor = named("mask_predictor", MaskPredictor, *shape)
+            self.mask_predictor = init_part("mask_predictor", MaskPredictor, *shape)
         self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
         self.matcher = Matcher(positive=0.5, negative=0.5, min_positive=0.5)
         self.sampler = Sampler(config.roi_batch_size, config.roi_positive_fraction)

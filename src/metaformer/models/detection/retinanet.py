@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.layers.start import by_name, named
+from metaformer.layers.init import init_by_name, init_part
 from metaformer.models.detection.anchors import Anchors, BoxCoder, rescale_boxes
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
@@ -50,7 +50,7 @@ class AssignedTargets(NamedTuple):
 class RetinaNet(Detector):
     """One-stage detector: classes and box deltas of the anchors of each level."""
 
-    @by_name
+    @init_by_name
     def __init__(self, config: DetectorConfig, backbone: nn.Module | None = None) -> None:
         super().__init__(config, backbone)
         scales = [config.anchor_size * 2 ** (i / SCALES_PER_OCTAVE) for i in range(SCALES_PER_OCTAVE)]
@@ -58,7 +58,7 @@ class RetinaNet(Detector):
         self.coder = BoxCoder()
         self.matcher = Matcher(positive=0.5, negative=0.4)
         dims = (config.fpn_dim, config.head_channels)
-        self.head = named("head", RetinaNetHead, *dims, self.anchors.per_cell, config.num_classes)
+        self.head = init_part("head", RetinaNetHead, *dims, self.anchors.per_cell, config.num_classes)
 
     def forward_head(self, x: Tensor) -> RetinaNetOutputs:
         """Map images (B, 3, H, W) to logits and deltas of each level."""

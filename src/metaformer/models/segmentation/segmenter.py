@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metaformer.errors import ConfigError
-from metaformer.layers.start import by_name, named
+from metaformer.layers.init import init_by_name, init_part
 from metaformer.models.base import DenseNetwork, Size
 from metaformer.models.fpn import FeaturePyramid
 from metaformer.models.segmentation.config import SegmenterConfig
@@ -32,7 +32,7 @@ class Segmenter(DenseNetwork):
         ConfigError: no backbone, or a module without `feature_info`.
     """
 
-    @by_name
+    @init_by_name
     def __init__(
         self,
         config: SegmenterConfig,
@@ -48,16 +48,16 @@ class Segmenter(DenseNetwork):
         self.neck: FeaturePyramid | None = None
         self.head: nn.Module
         if config.kind == "semantic_fpn":
-            self.neck = named("neck", FeaturePyramid, channels, config.fpn_dim)
+            self.neck = init_part("neck", FeaturePyramid, channels, config.fpn_dim)
             shape = (config.fpn_dim, reductions, dim, classes, dropout)
-            self.head = named("head", SemanticFPNHead, *shape)
+            self.head = init_part("head", SemanticFPNHead, *shape)
         else:
-            self.head = named("head", UperNetHead, channels, dim, classes, dropout)
+            self.head = init_part("head", UperNetHead, channels, dim, classes, dropout)
         self.auxiliary: FCNHead | None = None
         if config.auxiliary:
             level = min(AUXILIARY_LEVEL, len(channels) - 1)
             channel = channels[level]
-            self.auxiliary = named("auxiliary", FCNHead, channel, AUXILIARY_DIM, classes, dropout)
+            self.auxiliary = init_part("auxiliary", FCNHead, channel, AUXILIARY_DIM, classes, dropout)
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Any:
         """Map images (B, 3, H, W) to logits (B, K, H, W); with label maps (B, H, W), to losses."""

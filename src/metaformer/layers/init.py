@@ -15,8 +15,8 @@ _place: Final[ContextVar[tuple[int, str] | None]] = ContextVar("place", default=
 """Number drawn for the network that is being built, and the name of the part that is."""
 
 
-def by_name(init: Callable[Concatenate[Self, P], None]) -> Callable[Concatenate[Self, P], None]:
-    """Constructor of a network whose `named` parts begin as a function of one number and their names.
+def init_by_name(init: Callable[Concatenate[Self, P], None]) -> Callable[Concatenate[Self, P], None]:
+    """Constructor of a network whose `init_part` parts begin as a function of one number and their names.
 
     That number is all that the network draws for them from PyTorch's random stream.
     """
@@ -34,7 +34,7 @@ def by_name(init: Callable[Concatenate[Self, P], None]) -> Callable[Concatenate[
     return wrapped
 
 
-def named(name: str, build: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+def init_part(name: str, build: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Build or fill a part with random numbers of its own, whatever its siblings have drawn.
 
     Args:

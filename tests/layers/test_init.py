@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metaformer.factory import create_detector, create_model, create_segmenter
 from metaformer.layers.grid import FixedGrid
-from metaformer.layers.start import named
+from metaformer.layers.init import init_part
 from metaformer.mixers import MIXERS
 
 MIXED = [name for name in MIXERS if not MIXERS.fixed_grid(name)]
@@ -66,7 +66,7 @@ def test_networks_in_turn_begin_otherwise_and_parts_of_one_too() -> None:
 def test_a_part_leaves_the_stream_as_it_was() -> None:
     def following(draws: int) -> Tensor:
         torch.manual_seed(0)
-        named("part", torch.randn, draws)
+        init_part("part", torch.randn, draws)
         return torch.randn(3)
 
     assert torch.equal(following(1), following(1000))
