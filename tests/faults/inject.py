@@ -196,6 +196,13 @@ def _step(fault: Fault) -> None:
     Trainer.take_step = take_step  # type: ignore[method-assign]
 
 
+def _fill_disk_of_log(fault: Fault) -> None:
+    """Let every further write to metrics.jsonl find the disk full."""
+    for fd in Path("/proc/self/fd").iterdir():
+        if os.path.realpath(fd).endswith("metrics.jsonl"):
+            os.dup2(os.open("/dev/full", os.O_WRONLY), int(fd.name))
+
+
 STEP_ENDS: dict[str, Callable[[Fault], object]] = {
     "killed": lambda fault: _die(),
     "raises": _raise,
@@ -203,6 +210,7 @@ STEP_ENDS: dict[str, Callable[[Fault], object]] = {
     "stopped": lambda fault: os.kill(os.getpid(), signal.SIGSTOP),
     "slow": lambda fault: time.sleep(fault["seconds"]),
     "waits": lambda fault: time.sleep(10**6),
+    "log full": _fill_disk_of_log,
 }
 
 
