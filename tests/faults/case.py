@@ -154,6 +154,7 @@ TASKS = {
             11,
             {
                 "data": {"image_size": 64},
+                "optim": {"lr": 1e-4},  # so that each evaluation is better than the one before
                 "detect": {
                     "head": "mask_rcnn", "fpn_dim": 32, "box_fc_dim": 64, "long_side": 80,
                     "short_sides": [32, 48], "photometric": True,
