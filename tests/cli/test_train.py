@@ -386,3 +386,8 @@ def test_fine_tuning_names_its_size_and_that_of_its_weights(
     assert f"data.image_size 32, evaluate.crop 1, as {run}" in caplog.text
     assert cli(*args, f"--out={tmp_path / 'other'}", "--evaluate.crop=0.75").status == 0
     assert "evaluate.crop 0.75; " in caplog.text and "was trained with 32 and 1" in caplog.text
+
+
+def test_options_are_written_out(cli: Cli) -> None:
+    result = cli("train", "finetune", "--schedule.epoch=7", "--print_config")
+    assert result.status == 2 and "--schedule.epochs" in result.error

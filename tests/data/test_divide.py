@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from metaformer.cli import main
-from metaformer.data.divide import hold_out, open_divided, rarest_labels, write_splits
+from metaformer.data.divide import divide, hold_out, open_divided, rarest_labels, write_splits
 from metaformer.data.folder import ImageFolder
 from metaformer.errors import ConfigError, DataError, OutputError
 from metaformer.inference.evaluate import evaluate
 from metaformer.tasks.base import Task
+from metaformer.tasks.multilabel.dataset import open_multilabel
 from metaformer.training.train import train
 from toys import Configure, build_task, tiny_config, write_image_folder
 
@@ -113,7 +115,7 @@ def names(source: Any) -> set[str]:
 def test_runs_of_the_other_tasks_divide_their_data(
     task: str, configure_task: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = configure_task(task, data={"val": "none", "val_fraction": 0.25}, seed=3)
+    config = configure_task(task, data={"val_fraction": 0.25}, seed=3)
     whole = names(sources(build_task(configure_task(task)))[0])
     training, held = sources(build_task(config))
     assert names(training) | names(held) == whole and len(training) + len(held) == len(whole) == 12
@@ -179,3 +181,33 @@ def test_splits_are_written_of_class_folders_alone(
     assert main(["data", "split", str(request.getfixturevalue(root)), str(tmp_path / "out")]) != 0
     assert "--data.val_fraction" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_validation_split_and_a_share_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.val.*data\.val_fraction"):
+        train(tiny_config("classify", tmp_path, data={"val": "test", "val_fraction": 0.2}), tmp_path / "run")
+
+
+def test_images_outside_the_data_set_are_divided(tmp_path: Path) -> None:
+    rows = []
+    for number in range(10):
+        path = tmp_path / f"images/{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+        rows.append(f"{path},x y\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.csv").write_text("image,labels\n" + "".join(rows))
+    whole = open_multilabel(tmp_path / "data", "train")
+    assert [len(part) for part in divide(whole, [0] * 10, 0.2, seed=0)] == [8, 2]
+
+
+def test_folders_of_other_layouts_are_no_classes(tmp_path: Path) -> None:
+    for folder in ("training/ant", "training/bee", "validation/ant", "validation/bee"):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{number}.png")
+    data = {"root": str(tmp_path), "val_fraction": 0.25}
+    with pytest.raises(DataError, match=r"training, validation .*data\.train"):
+        build_task(tiny_config("classify", tmp_path, data=data))
+    task = build_task(tiny_config("classify", tmp_path, data={**data, "train": "training"}))
+    assert task.classes == ("ant", "bee")

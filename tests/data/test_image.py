@@ -467,3 +467,28 @@ def test_a_damaged_image_in_memory_is_named(tmp_path: Path) -> None:
         pytest.raises(BadImage, match=r"the image: (damaged or truncated|cannot be read)"),
     ):
         image_in_memory(image)
+
+
+def test_a_clear_value_of_scaled_pixels_is_blended(tmp_path: Path) -> None:
+    """Pillow scales the pixels of 2 and 4 bits and of 16-bit colors, but not their clear value."""
+    for bits, scale in ((2, 85), (4, 17)):
+        path = keyed_png(
+            tmp_path / "few.png", (2, 1), bits, 0, bytes([0, 0b01_10_0000 if bits == 2 else 0x12]), b"\0\1"
+        )
+        assert np.asarray(read_image(path))[0, :, 0].tolist() == [scale, 2 * scale]
+        assert np.asarray(read_image(path, background=(255,) * 3))[0, :, 0].tolist() == [255, 2 * scale]
+        assert "hides_colors" in read_image(path).info
+    pixels = np.array([0, 1, 2, 3, 256, 512, 768], ">u2").tobytes()[1:]
+    path = keyed_png(tmp_path / "deep.png", (2, 1), 16, 2, pixels, np.array([1, 2, 3], ">u2").tobytes())
+    assert np.asarray(read_image(path, background=(255,) * 3))[0].tolist() == [[255] * 3, [1, 2, 3]]
+
+
+def keyed_png(path: Path, size: tuple[int, int], bits: int, color: int, row: bytes, clear: bytes) -> Path:
+    """Write a PNG of one row, its filter byte first, with a clear value."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, color, 0, 0, 0)) + chunk(b"tRNS", clear)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b""))
+    return path

@@ -14,7 +14,7 @@ import torch
 
 from metaformer.checkpoint.run_dir import read_log
 from metaformer.data.shards.write import write_shards
-from metaformer.errors import MissingPackage, WeightsError
+from metaformer.errors import MissingPackage, OutputError, WeightsError
 from metaformer.serialize import to_dict
 from metaformer.tasks.base import Forward
 from metaformer.tasks.classification.task import ClassificationTask
@@ -276,3 +276,14 @@ def test_the_page_grows_with_the_run(
 def test_a_run_without_best_weights_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="best"):
         write_report(tmp_path)
+
+
+def test_a_page_that_cannot_be_written_ends_no_run(
+    configure: Configure, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run/report.html").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"report\.html"):
+        train(configure(schedule={"epochs": 3}), tmp_path / "run")
+    lines = read_log(tmp_path / "run")
+    assert [line["epoch"] for line in lines if line["kind"] == "eval"] == [1, 2, 3]
+    assert "report.html" in capfd.readouterr().err

@@ -14,11 +14,11 @@ import torch
 from metaformer.checkpoint.checkpoint import checkpoints
 from metaformer.checkpoint.run_dir import RunDir, read_log
 from metaformer.data.sampler import TrainSampler
-from metaformer.errors import DataError, OutputError, TrainingError, WeightsError
+from metaformer.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
 from metaformer.serialize import to_dict
 from metaformer.training.loop import RemainingBatches
 from metaformer.training.train import train
-from toys import Configure, Digest, equal_states, log_lines, tiny_config
+from toys import Configure, Digest, build_task, equal_states, log_lines, tiny_config
 
 
 def test_a_run_learns_and_writes_its_run_directory(configure: Configure, tmp_path: Path) -> None:
@@ -332,3 +332,25 @@ def test_what_is_odd_about_the_data_is_said_in_the_log_and_in_the_report(
     assert (line["note"], line["step"]) == (text, 0) and line in read_log(run)[:2]
     page = (run / "report.html").read_text()
     assert "Notes on the data" in page and page.count(f"<li>{text}</li>") == 1
+
+
+def test_a_resumed_run_needs_no_initial_weights(configure: Configure, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    torch.save(build_task(configure()).model.state_dict(), weights)
+    own = {"model": {**to_dict(configure().model), "checkpoint": str(weights)}}
+    train(configure(**own, schedule={"epochs": 1}), tmp_path / "run")
+    weights.unlink()
+    assert train(configure(**own, schedule={"epochs": 2}), tmp_path / "run", resume="auto").complete
+    with pytest.raises(WeightsError, match=r"weights\.pth"):
+        train(configure(**own), tmp_path / "other")
+
+
+def test_a_run_of_another_task_is_not_resumed(configure: Configure, detect_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(detect_run, tmp_path / "run", symlinks=True)
+    with pytest.raises(ConfigError, match="detect"):
+        train(configure(), run, resume="auto")
+
+
+def test_data_of_another_task_are_told(configure: Configure, objects: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"object detection.*finetune/detect"):
+        train(configure(data={"root": str(objects)}), tmp_path / "run")

@@ -106,6 +106,10 @@ class RunDir:
         """Save the shell command that resumes this run."""
         write_text(self.path / COMMAND, f"{line}\n")
 
+    def resumes(self, resume: str | None) -> bool:
+        """Whether `open` gives a checkpoint, or raises."""
+        return resume is not None and (resume != "auto" or bool(checkpoints(self.checkpoints)))
+
     def open(self, resume: str | None, say: Callable[[str], None]) -> Checkpoint | None:
         """Open the checkpoint to resume from, if any.
 

@@ -143,7 +143,7 @@ def _shard(argv: list[str]) -> int:
 
 def _split(argv: list[str]) -> int:
     from metaformer.data.divide import write_splits
-    from metaformer.tasks import TASKS
+    from metaformer.tasks import other_task
 
     parser = Parser(
         "data split",
@@ -156,11 +156,9 @@ def _split(argv: list[str]) -> int:
     add("out", metavar="OUT", help="where to: a new or empty folder")
     add_options(parser, list(options_of(write_splits)))
     args = vars(parser.parse_args(argv))
-    certainty = {spec.title: spec.recognize(args["data"]) for spec in TASKS.values()}
-    title = max(certainty, key=certainty.__getitem__)
-    if title != TASKS["classify"].title:
+    if (other := other_task(args["data"], "classify")) is not None:
         remedy = "a training divides it with --data.val_fraction 0.2"
-        raise DataError(f"{args['data']}: looks like {title}, not like class folders: {remedy}")
+        raise DataError(f"{args['data']}: looks like {other.title}, not like class folders: {remedy}")
     print(write_splits(args.pop("data"), args.pop("out"), **args).text())
     return 0
 

@@ -196,6 +196,7 @@ def _parser(recipe: Recipe, show_own: bool) -> Any:
         description=recipe.__doc__,
         formatter_class=Formatter,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     if show_own:
         _add_own(parser, recipe)

@@ -23,8 +23,8 @@ FLAT_SPLITS: Final = ("train", "val", "all")
 _log = logging.getLogger(__name__)
 
 
-def select_split(names: Sequence[str], split: str, root: Path) -> list[str]:
-    """Those of the images in the one folder of a data set that are of a split, in their order.
+def select_split(names: Sequence[str], split: str, root: Path, whole: bool = False) -> list[str]:
+    """Those of the images in the one folder of a data set that are of a split, in their order; or all.
 
     The fifth of the images whose names have the smallest checksums, at least one, is `val`, the others are
     `train`: the same on every machine, and hardly another if images are added. `all` is everything.
@@ -32,10 +32,10 @@ def select_split(names: Sequence[str], split: str, root: Path) -> list[str]:
     Raises:
         DataError: another split.
     """
-    if split == "all":
-        return list(names)
-    if split not in FLAT_SPLITS:
+    if split not in (*FLAT_SPLITS, "."):
         raise DataError(f"{root}: no split {split!r}: without folders of splits there are train, val and all")
+    if whole or split == "all":
+        return list(names)
     _log.warning("%s: no splits: a fifth of the images, chosen by name, validates", root)
     ranked = sorted(names, key=lambda name: (crc32(name.encode("utf-8", "surrogateescape")), name))
     val = set(ranked[: max(1, len(names) // 5)])
@@ -243,7 +243,10 @@ def _write(whole: ImageFolder, paths: Sequence[str], place: Sequence[str], targe
 
 
 def _relative(whole: Divisible) -> list[str]:
-    return [whole.path(index).relative_to(whole.folder).as_posix() for index in range(len(whole))]
+    """Paths by which images are chosen: below the folder, or as they are where they lie elsewhere."""
+    paths = (whole.path(index) for index in range(len(whole)))
+    folder = whole.folder
+    return [(path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix() for path in paths]
 
 
 def _share(count: int, fraction: float) -> int:
@@ -258,12 +261,12 @@ def _groups(paths: Sequence[str], group: str) -> list[str]:
     try:
         pattern = re.compile(group)
     except re.error as error:
-        raise ConfigError(f"group: {group!r} is no regular expression ({error})") from error
+        raise ConfigError(f"data.group: {group!r} is no regular expression ({error})") from error
     names = []
     for path in paths:
         found = pattern.search(path)
         if found is None:
-            raise DataError(f"{path}: the group expression {group!r} does not match this path")
+            raise DataError(f"{path}: data.group {group!r} does not match it: write one that does")
         names.append(found[1] if pattern.groups and found[1] is not None else found[0])
     return names
 

@@ -305,7 +305,7 @@ def read_split_list(path: Path, exists: Callable[[str], bool], on_error: OnError
         lines = read_text(path).split("\n")
     except DataError as error:
         others = ", ".join(sorted(other.name for other in path.parent.glob("*.txt"))[:10])
-        there = f"; {path.parent} holds {others}" if others else ""
+        there = f"; {path.parent} holds {others}: name the split so (data.train, --split)" if others else ""
         raise DataError(f"{error}; it must list the split's images{there}") from error
     names: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):

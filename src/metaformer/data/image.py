@@ -178,10 +178,24 @@ def upright_rgb(image: Image.Image, background: Color | None = None) -> Image.Im
 
     Transparent pixels are blended on a color if one is given.
     """
+    key = _color_key(image)
     image.load()
+    if key is not None:
+        image.info["transparency"] = key
     turn = _UPRIGHT.get(_orientation(image))
     rgb = _rgb(image, background)
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def _color_key(image: Image.Image) -> int | tuple[int, ...] | None:
+    """The clear value of a PNG in the numbers of its decoded pixels, where Pillow scales the pixels alone."""
+    tiles: Any = getattr(image, "tile", None)  # how Pillow reads an opened file
+    key, raw = image.info.get("transparency"), tiles[0][3] if tiles else None
+    if isinstance(key, int) and raw in ("L;2", "L;4"):
+        return key * (85 if raw == "L;2" else 17)
+    if isinstance(key, tuple) and raw == "RGB;16B":
+        return tuple(channel >> 8 for channel in key)
+    return None
 
 
 def _rgb(image: Image.Image, background: Color | None) -> Image.Image:

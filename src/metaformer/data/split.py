@@ -11,6 +11,12 @@ from metaformer.data.shards.tar import TarImages
 from metaformer.errors import DataError
 
 Split = ImageFolder | ParquetImages | TarImages
+NO_CLASSES = {
+    *("image", "images", "img", "imgs", "jpegimages", "data", "label", "labels", "annotation", "annotations"),
+    *("mask", "masks", "segmentationclass", "train", "training", "train2017", "val", "valid", "validation"),
+    *("val2017", "test", "testing", "test2017"),
+}
+"""Folders of other layouts, in small letters."""
 
 
 def open_split(
@@ -43,10 +49,15 @@ def open_split(
 
 
 def need_two_classes(split: Split) -> None:
-    """Check that a training split has at least two classes.
+    """Check that a training split has at least two classes, which are not the folders of another layout.
 
     Raises:
-        DataError: it has one.
+        DataError: it has one, or such folders.
     """
     if len(split.classes) < 2:
         raise DataError(f"{split.folder}: only one class, {split.classes[0]!r}: training needs at least two")
+    if {name.lower() for name in split.classes} <= NO_CLASSES:
+        raise DataError(
+            f"{split.folder}: its folders {', '.join(split.classes)} are no classes: name the split "
+            "(data.train), or train the task of these data (finetune/segment, finetune/detect)"
+        )

@@ -8,6 +8,7 @@ from metaformer.config import (
     DetectConfig,
     EvalConfig,
     ModelConfig,
+    MultilabelConfig,
     OptimConfig,
     ScheduleConfig,
     SegmentConfig,
@@ -37,6 +38,17 @@ FINETUNE = Recipe(
     ),
     summary="Published weights fine-tuned on your own image folder, whatever its classes",
     notes=NOTES,
+    command="--model.name poolformer_s12",
+)
+
+MULTILABEL = Recipe(
+    name="finetune/multilabel",
+    config=replace(FINETUNE.config, task="multilabel", multilabel=MultilabelConfig(loss="asymmetric")),
+    summary="Published weights fine-tuned on your own images of several labels",
+    notes=(
+        "train.csv and val.csv name the labels, or labels.csv with --data.train . --data.val_fraction 0.2.",
+        *NOTES,
+    ),
     command="--model.name poolformer_s12",
 )
 
@@ -74,4 +86,4 @@ DETECT = Recipe(
     fits_data=True,
 )
 
-RUNS = (FINETUNE, SEGMENT, DETECT)
+RUNS = (FINETUNE, MULTILABEL, SEGMENT, DETECT)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 
 from metaformer.tasks.base import TaskSpec
 
@@ -29,3 +30,10 @@ class Tasks(Mapping[str, TaskSpec]):
 
 
 TASKS = Tasks()
+
+
+def other_task(root: str | Path, name: str) -> TaskSpec | None:
+    """The task that a folder's data are more surely for than for the one of this name, if any."""
+    certainty = {spec.name: spec.recognize(root) for spec in TASKS.values()}
+    best = max(certainty, key=certainty.__getitem__)
+    return TASKS[best] if certainty[best] > certainty[name] else None

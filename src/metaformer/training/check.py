@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from operator import attrgetter
 from typing import Final
 
-from metaformer.config import TrainConfig
+from metaformer.config import DataConfig, TrainConfig
 from metaformer.errors import ConfigError, MissingPackage
 from metaformer.serialize import NATURAL, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Range, check_ranges
 from metaformer.tasks import TASKS
@@ -74,6 +74,8 @@ def check_config(config: TrainConfig, world_size: int = 1) -> None:
     _check_unused(config, spec)
     if config.data.group is not None and config.data.val_fraction is None:
         raise ConfigError("data.group keeps images together in what data.val_fraction divides: give both")
+    if config.data.val_fraction is not None and config.data.val != DataConfig().val:
+        raise ConfigError("data.val names a validation split and data.val_fraction holds one out: choose one")
     spec.check_config(config)
     if config.runtime.wandb is not None and find_spec("wandb") is None:
         raise MissingPackage("wandb", "wandb", "runtime.wandb")

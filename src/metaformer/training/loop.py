@@ -296,13 +296,18 @@ class Loop:
             self._report()
 
     def _report(self) -> None:
-        """Write the report as far as the run has come; at the end `train` does."""
+        """Write the report as far as the run has come, which must not end it; at the end `train` does."""
         now, last = time.monotonic(), self.reported
-        with errors_on_all_ranks(MetaFormerError):
-            if self.world.main and self.best.step and (last is None or now - last >= REPORT_EVERY):
-                page, self.reported = write_report(self.run_dir.path), now
-                if last is None:
-                    self.progress.write(f"report, renewed as the run goes on: {page}")
+        if not self.world.main or (last is not None and now - last < REPORT_EVERY):
+            return
+        self.reported = now
+        try:
+            page = write_report(self.run_dir.path)
+        except MetaFormerError as error:
+            self.progress.write(f"warning: no report for now: {error}")
+        else:
+            if last is None:
+                self.progress.write(f"report, renewed as the run goes on: {page}")
 
     def _evaluation_due(self) -> bool:
         step, plan = self.trainer.step, self.config.evaluate

@@ -3,7 +3,7 @@
 import os
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ from metaformer.data.sampler import TrainSampler
 from metaformer.distributed import (
     World,
     all_gather_object,
+    any_rank,
     errors_on_all_ranks,
     join,
     merge_connection_errors,
 )
-from metaformer.errors import MetaFormerError, OutputError
+from metaformer.errors import ConfigError, DataError, MetaFormerError, OutputError
 from metaformer.process import StopSignals, printable
+from metaformer.recipes import RECIPES
 from metaformer.serialize import differences, to_dict
 from metaformer.storage import as_path
-from metaformer.tasks import TASKS
+from metaformer.tasks import TASKS, other_task
 from metaformer.tasks.base import Task
 from metaformer.training.check import check_config
 from metaformer.training.log import MetricsLog
@@ -83,13 +85,14 @@ def train(
         if world.main:
             for line in describe_network(config, network):
                 _print(line)
-        task = TASKS[config.task].build(config, world, stop.requested)
+        task = _build_task(config, run, resume, world, stop)
         sampler = _build_sampler(config, task, world)
         trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)
         loop = Loop(config, task, trainer, sampler, run, world, stop)
         with ExitStack() as stack:
             saved = _open_run(run, resume, world, stack)
             if saved is not None:
+                _check_task(saved, config)
                 loop.restore(saved)
                 _warn_differences(saved, config, world)
             lines = describe_run(config, task, sampler.steps, world, saved is not None)
@@ -102,6 +105,40 @@ def train(
             )
             _finish(result, world, stop)
     return result
+
+
+def _build_task(
+    config: TrainConfig, run: RunDir, resume: str | None, world: World, stop: StopSignals
+) -> Task:
+    """The task of a run, with its initial weights unless those of a checkpoint will replace them.
+
+    Raises:
+        DataError: the data cannot be used; it says so where they look like those of another task.
+    """
+    if any_rank(run.resumes(resume))[0]:
+        config = replace(config, model=replace(config.model, checkpoint=None, pretrained=False))
+    try:
+        return TASKS[config.task].build(config, world, stop.requested)
+    except DataError as error:
+        root = Path(config.data.root).expanduser()
+        other = other_task(root, config.task) if root.is_dir() else None
+        if other is None:
+            raise
+        raise DataError(f"{error}; it looks like {other.title}: {_recipe(other.name)}") from error
+
+
+def _recipe(task: str) -> str:
+    """Which recipe is for own data of a task."""
+    names = (name for name, recipe in RECIPES.items() if recipe.config.task == task)
+    return f"train {next(name for name in names if name.startswith('finetune'))}"
+
+
+def _check_task(saved: Checkpoint, config: TrainConfig) -> None:
+    task = saved.state["card"]["task"]
+    if task != config.task:
+        raise ConfigError(
+            f"{saved.directory}: is of a run of task {task}, not {config.task}: choose another run directory"
+        )
 
 
 def _build_sampler(config: TrainConfig, task: Task, world: World) -> TrainSampler:

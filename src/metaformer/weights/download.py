@@ -195,5 +195,5 @@ def _failed(url: str, part: Path, reason: object) -> DownloadError:
     kept = f"; {size:,} bytes are kept in {part} for the next try" if size else ""
     return DownloadError(
         f"{url}: {reason}{kept}. Without a network, fetch the file elsewhere and name it "
-        "(checkpoint_path=, --checkpoint)"
+        "(checkpoint_path=, --checkpoint, in training --model.checkpoint)"
     )

@@ -292,10 +292,9 @@ def find_source(name: str) -> Source:
     known = tags(model)
     if not known:
         raise WeightsError(
-            f"{model}: no weights were published for it; train it, give a file of weights (checkpoint_path=, "
-            "--checkpoint), or start from those of its backbone (backbone_pretrained=True, "
-            "--model.pretrained true). Published: "
-            + ", ".join(dict.fromkeys(source.model for source in SOURCES.values()))
+            f"{model}: no weights were published for it; begin with random ones (pretrained=False, "
+            "--model.pretrained false), or give a file (checkpoint_path=, --checkpoint, in training "
+            "--model.checkpoint). metaformer list --pretrained lists what is published"
         )
     if tag and tag not in known:
         raise UnknownName(f"weights of {model}", tag, known)

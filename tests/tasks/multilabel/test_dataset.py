@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaformer.errors import DataError
+from metaformer.errors import ConfigError, DataError
 from metaformer.tasks.multilabel.dataset import MultilabelFolder, open_multilabel
 from metaformer.tasks.multilabel.formats import find_label_file, read_labels
+from metaformer.tasks.multilabel.results import MultilabelResult
 from toys import Write
 
 PIXELS = np.zeros((8, 9, 3), np.uint8)
@@ -132,3 +133,50 @@ def test_separators_of_windows(root: Path, write: Write) -> None:
     write("images/train/d\\e.png", PIXELS)
     write("train.csv", "image,labels\nd\\e.png,cat\na.png,dog\n")
     assert labels_of(open_multilabel(root, "train")) == {"d\\e": {"cat"}, "a": {"dog"}}
+
+
+@pytest.mark.parametrize("same", ["./a.png", "b/../a.png", ".\\a.png"])
+def test_an_image_stands_in_one_row_however_it_is_written(root: Path, write: Write, same: str) -> None:
+    write("train.csv", f"image,labels\na.png,cat\n{same},dog\nb.png,\n")
+    with pytest.raises(DataError, match=r"train\.csv: line 3: .* line 2"):
+        open_multilabel(root, "train")
+
+
+@pytest.mark.parametrize("other", [",", ";", "|", ", "])
+def test_another_separator_is_told(root: Path, write: Write, other: str) -> None:
+    rows = "".join(
+        f'{name}.png,"{other.join(labels)}"\n'
+        for name, labels in zip("abc", ("xy", "xz", "xyz"), strict=True)
+    )
+    write("train.csv", "image,labels\n" + rows)
+    with pytest.raises(DataError, match=r"train\.csv: .*--multilabel\.separator"):
+        open_multilabel(root, "train")
+    assert open_multilabel(root, "train", separator=other.strip()).classes == ("x", "y", "z")
+    with pytest.raises(ConfigError, match="separator"):
+        open_multilabel(root, "train", separator="")
+
+
+def test_labels_of_json_lines_have_no_margins(root: Path, write: Write) -> None:
+    lines = [{"image": "a.png", "labels": [" x", "y\u2028"]}, {"image": "b.png", "labels": ["x"]}]
+    write("train.jsonl", "\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    assert open_multilabel(root, "train").classes == ("x", "y")
+    write("train.jsonl", '{"image": "a.png", "labels": [" "]}')
+    with pytest.raises(DataError, match="line 1"):
+        open_multilabel(root, "train")
+
+
+def test_one_list_elsewhere_is_told(root: Path, write: Write) -> None:
+    write("labels.csv", "image,labels\na.png,cat\n")
+    with pytest.raises(DataError, match=r"labels\.csv.*data\.train"):
+        open_multilabel(root, "train")
+
+
+def test_columns_of_scores_hide_no_others() -> None:
+    found = MultilabelResult("a.png", ("path", "labels", "cat"), (0.9, 0.1, 0.8), (0.5, 0.5, 0.5))
+    row = found.to_row()
+    assert (row["path"], row["labels"], row["score path"], row["cat"]) == (
+        "a.png",
+        "path cat",
+        "0.900000",
+        "0.800000",
+    )

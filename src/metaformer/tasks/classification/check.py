@@ -147,7 +147,9 @@ class _Check(DatasetCheck[ClassificationSummary]):
                 self.root, name, self.classes, on_error=lambda error: self.error("layout", str(error))
             )
         except DataError as error:
-            self.error("layout", str(error))
+            missing = not is_remote(self.root) and not (Path(self.root) / name).is_dir()
+            whole = "; class folders without splits are the split . (--split .)"
+            self.error("layout", f"{error}{whole if missing else ''}")
             return None
         return folder
 

@@ -157,7 +157,7 @@ def open_labels(
         DataError: it is not laid out as it should be.
     """
     options = config.multilabel
-    layout, separator = layout or options.layout, separator or options.separator
+    layout, separator = layout or options.layout, options.separator if separator is None else separator
     return open_multilabel(config.data.root, split, layout, class_names=class_names, separator=separator)
 
 
@@ -180,9 +180,10 @@ def open_parts(
 def _open_coco(root: Path, split: str, layout: Layout, class_names: Names) -> MultilabelFolder:
     """The classes whose objects, crowds among them, each image of a COCO data set holds."""
     if layout == "auto" and not any(root.glob("**/*.json")):
-        raise DataError(
-            f"{root}: no labels of {split}: write {split}.csv with columns image and labels, or {split}.jsonl"
-        )
+        lists = ", ".join(sorted(path.name for path in root.glob("*") if path.suffix in (".csv", ".jsonl")))
+        there = f"; it holds {lists}: of one list, labels.csv, the split is . (data.train, --split)"
+        need = f"write {split}.csv with columns image and labels, or {split}.jsonl"
+        raise DataError(f"{root}: no labels of {split}: {need}{there if lists else ''}")
     objects = open_detection(root, split, "coco", classes=class_names, clip_boxes=True)  # boxes do not matter
     matrix = torch.zeros(len(objects), len(objects.classes), dtype=torch.bool)
     for index in range(len(objects)):

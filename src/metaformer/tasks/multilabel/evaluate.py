@@ -157,7 +157,7 @@ def build_evaluation(
         *model.location(data, split),
         layout or model.options.layout,
         class_names=model.classes,
-        separator=separator or model.options.separator,
+        separator=model.options.separator if separator is None else separator,
     )
     model.check_classes(folder.classes, folder.file)
     return MultilabelEvaluation(

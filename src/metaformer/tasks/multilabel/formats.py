@@ -2,18 +2,21 @@
 
 import csv
 import io
+import posixpath
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 from metaformer.data.class_lists import check_class_names
-from metaformer.errors import DataError, UnknownName
+from metaformer.errors import ConfigError, DataError, UnknownName
 from metaformer.serialize import LINE, is_text, parse_json, shown
 from metaformer.storage import as_path, read_text
 
 IMAGE_COLUMNS: Final = ("image", "file", "filename", "file_name", "path", "image_path")
 LABEL_COLUMNS: Final = ("labels", "label", "tags", "classes")
+SEPARATORS: Final = (",", ";", "|")
+"""What may stand between labels instead of a space."""
 _DELIMITERS: Final = (",", ";", "\t")
 _LARGEST: Final = 1 << 30
 """Bytes of a label file."""
@@ -49,13 +52,18 @@ def read_labels(file: Path, separator: str = " ", on_error: OnError = raise_erro
 
     Raises:
         DataError: the file cannot be read, or `on_error` raises it; the message names file and line.
+        ConfigError: an empty separator.
     """
+    if not separator:
+        raise ConfigError("separator is empty: write what stands between labels")
     text = read_text(file, largest=_LARGEST)
     rows = _Rows(file, on_error)
     if file.suffix.lower() == ".jsonl":
         _read_json_lines(text, rows)
     else:
         _read_csv(text, separator, rows)
+        if rows.classes is None:
+            _check_separator(rows, separator)
     return LabelFile(tuple(rows.images), tuple(rows.labels), rows.classes)
 
 
@@ -76,17 +84,18 @@ class _Rows:
     def add(self, line: int, image: str, labels: Sequence[str]) -> None:
         if not image:
             return self.fail(line, "no image is named")
-        if image in self.lines:
+        place = posixpath.normpath(image.replace("\\", "/"))
+        if place in self.lines:
             return self.fail(
                 line,
-                f"{shown(image, quote=False)} stands in line {self.lines[image]} too: write one row an image",
+                f"{shown(image, quote=False)} stands in line {self.lines[place]} too: write one row an image",
             )
         if wrong := next((label for label in labels if label not in LINE), None):
             return self.fail(line, f"the label {shown(wrong)} must be {LINE}")
         doubled = _doubled(labels)
         if doubled is not None:
             return self.fail(line, f"{image} has the label {doubled!r} twice")
-        self.lines[image] = line
+        self.lines[place] = line
         self.images.append(image)
         self.labels.append(frozenset(labels))
         return None
@@ -128,6 +137,20 @@ def _read_csv(text: str, separator: str, rows: _Rows) -> None:
         raise DataError(f"{rows.file}: line {reader.line_num}: not CSV ({error})") from error
 
 
+def _check_separator(rows: _Rows, separator: str) -> None:
+    """Refuse labels that another separator divides into fewer ones, or into no more and in their middle."""
+    whole = {label for labels in rows.labels for label in labels}
+    for other in SEPARATORS:
+        parts = {part.strip() for label in whole for part in label.split(other)} - {""}
+        middle = any(other in label.strip(other) for label in whole)
+        if other != separator and 1 < len(parts) < len(whole) + middle:
+            label = next(label for label in sorted(whole) if other in label)
+            options = "--separator, in training --multilabel.separator"
+            rows.fail(
+                1, f"labels such as {shown(label)} hold {shown(other)}: say what divides them ({options})"
+            )
+
+
 def _check_classes(rows: _Rows, classes: Sequence[str]) -> None:
     if not classes:
         names = ", ".join(LABEL_COLUMNS)
@@ -151,7 +174,7 @@ def _one_hot(rows: _Rows, line: int, columns: Sequence[str], cells: Sequence[str
 
 
 def _read_json_lines(text: str, rows: _Rows) -> None:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -161,8 +184,8 @@ def _read_json_lines(text: str, rows: _Rows) -> None:
             continue
         image, labels = (values.get("image"), values.get("labels")) if isinstance(values, dict) else (0, 0)
         names = labels if isinstance(labels, list) else [None]
-        if isinstance(image, str) and is_text(image) and all(isinstance(n, str) and n for n in names):
-            rows.add(number, image.strip(), [str(name) for name in names])
+        if isinstance(image, str) and is_text(image) and all(isinstance(n, str) and n.strip() for n in names):
+            rows.add(number, image.strip(), [str(name).strip() for name in names])
         else:
             rows.fail(number, 'write an object such as {"image": "a.jpg", "labels": ["cat", "dog"]}')
 

@@ -42,7 +42,10 @@ class MultilabelResult(DrawnResult):
     def to_row(self) -> dict[str, str]:
         """CSV cells: path, labels, and the score of each class; semicolons between labels with spaces."""
         separator = ";" if any(" " in name for name in self.classes) else " "
-        scores = {name: f"{score:.6f}" for name, score in zip(self.classes, self.scores, strict=True)}
+        scores = {
+            f"score {name}" if name in ("path", "labels") else name: f"{score:.6f}"
+            for name, score in zip(self.classes, self.scores, strict=True)
+        }
         return {"path": self.path, "labels": separator.join(self.labels), **scores}
 
     def bars(self) -> list[Bar]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from metaformer.data.divide import FLAT_SPLITS, select_split
+from metaformer.data.divide import select_split
 from metaformer.data.folder import EXTENSIONS, UNREAD, files_below, read_split_list, unread_image
 from metaformer.errors import DataError, UnknownName
 from metaformer.storage import as_path
@@ -241,10 +241,7 @@ def find_pairs(layout: Layout, root: Path, split: str, whole: bool = False) -> I
         known = images.keys() | unread.keys()
         unpaired = tuple(root / name for stem, name in label_maps.items() if stem not in known)
         if "{split}" not in layout.images:
-            images = {
-                stem: images[stem]
-                for stem in select_split(list(images), FLAT_SPLITS[-1] if whole else split, root)
-            }
+            images = {stem: images[stem] for stem in select_split(list(images), split, root, whole)}
     if not images and not errors:
         raise DataError(f"{folder}: no images")
     expected = root / layout.label_maps[0].format(split=split)

@@ -138,7 +138,7 @@ def test_objects_over_the_border_are_clipped_on_request(objects: Path) -> None:
         one.update(
             bbox=[-4, 2, 8, 6], area=48, segmentation=[[-4, 2, 4, 2, 4, 8, -4, 8], [-9, 2, -5, 2, -5, 8]]
         )
-        two.update(bbox=[20, 4, 9, 50], segmentation=[[20, 4, 29, 4, 29, 54, 20, 54]])
+        two.update(bbox=[20, 4, 9, 50], area=450, segmentation=[[20, 4, 29, 4, 29, 54, 20, 54]])
         beside.update(bbox=[60, 2, 5, 5])
 
     file = edit(objects, over)
@@ -149,7 +149,7 @@ def test_objects_over_the_border_are_clipped_on_request(objects: Path) -> None:
         open_detection(objects, "train")
     folder = open_detection(objects, "train", masks=True, clip_boxes=True)
     one, two = folder.instances(0)
-    assert (one.box, one.area, two.box, two.area) == ((0, 2, 4, 8), 24, (20, 4, 24, 16), 30)
+    assert (one.box, one.area, two.box, two.area) == ((0, 2, 4, 8), 24, (20, 4, 24, 16), 48)
     masks = folder.example(0, masks=True)[1].masks
     assert masks is not None and masks[0, 2:8, :4].all() and masks[1, 4:, 20:].all()
     assert masks.sum() == 24 + 48

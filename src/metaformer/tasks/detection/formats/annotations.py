@@ -102,7 +102,7 @@ class Border:
         """Note what is clipped; refuse what is not, or lies wholly outside."""
         reason = f"{exceeds} its image, which is {self.size[0]}x{self.size[1]}"
         if not partly:
-            raise BadAnnotation(kind, reason)
+            raise BadAnnotation(kind, f"{reason}, and nothing of it lies inside: correct or remove it")
         if not self.clip:
             raise BadAnnotation("border", f"{reason} ({CLIP_IT})")
         self.clipped = True

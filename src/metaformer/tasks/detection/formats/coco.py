@@ -22,6 +22,7 @@ from metaformer.tasks.detection.formats.annotations import (
     ImageFiles,
     check_size,
     is_number,
+    polygon_area,
 )
 from metaformer.tasks.detection.formats.layouts import SplitPaths
 from metaformer.tasks.detection.instances import Row
@@ -198,6 +199,7 @@ class _Parser:
         if self.masks and not polygons and runs is None:
             reason = broken or "has no segmentation to make a mask of"
             raise BadAnnotation("segmentation", f"{reason}; {BOXES_DO}")
+        clipped = sum(map(polygon_area, polygons)) or box[2] * box[3]
         if self.masks is False:
             polygons, runs = [], None
         area = annotation.get("area")
@@ -205,8 +207,8 @@ class _Parser:
             area = box[2] * box[3]
         if not is_number(area) or not 0 <= area <= sys.float_info.max:
             raise BadAnnotation("annotation", f"area is {shown(area)}, not a number of square pixels")
-        if border.clipped:
-            area = min(area, box[2] * box[3])
+        if border.clipped:  # the given area is that of the whole object
+            area = min(area, clipped)
         if broken:
             left_out = f"{self._where(index, annotation)}: {broken}: this outline is not used"
             self.builder.add_oddity("segmentation", left_out, len(self.builder.rows))
