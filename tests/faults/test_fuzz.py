@@ -28,6 +28,7 @@ def test_a_door(name: str, full: bool, tally: Tally, record_property: Callable[[
         [sys.executable, str(script), name, str(60 if full else 2), str(SEED)],
         capture_output=True,
         text=True,
+        errors="replace",  # OpenVINO quotes what it was given
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]

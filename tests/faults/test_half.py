@@ -40,7 +40,7 @@ def test_half_precision_is_single_precision_within_rounding(
     """Tolerance: 1.5 % of the largest logit per 12 blocks in float16, 8 times that in bfloat16.
 
     Rounding errors add up with depth; bfloat16's are 8 times as large. With random weights poolformerv2_m48
-    is off by 2.0 to 4.1 % in float16, by the seed, with kernels and in plain PyTorch alike; most networks by a
+    is off by 2.0 to 4.1 % in float16, by the seed, with kernels and without alike; most networks by a
     quarter of the tolerance or less. Layer scales are set to 1: with their initial values blocks would add
     next to nothing.
     """
