@@ -307,6 +307,14 @@ def test_tuples_that_take_forever_to_hash_are_refused(end: bytes, refused: Calla
     refused("file of torch.save, older form", write(b"\x80\x02}" + nested + b"K\x01s" + end), WeightsError)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("program", [b"cx\n%s\n.", b"X\x01\0\0\0xX%s%s\x93."])
+def test_names_that_take_forever_to_report_are_refused(program: bytes, refused: Callable[..., str]) -> None:
+    name = b"y" * 100_000
+    sized = (name,) if program.count(b"%s") == 1 else (len(name).to_bytes(4, "little"), name)
+    refused("file of torch.save, older form", write(b"\x80\x04" + program % sized), WeightsError)
+
+
 def test_graphs_with_other_inputs_are_refused(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     from openvino import opset13 as op

@@ -16,6 +16,7 @@ from metaformer.storage import open_regular, open_zip
 ROOM, SLACK = 4, 1 << 20
 """An archive may unpack to so many times its size, and so many bytes more; PyTorch does not compress."""
 _NESTED = 8
+_LONGEST_NAME = 500
 OF_TENSORS = (
     *("torch._utils._rebuild_", "torch._tensor._rebuild_from_type_v2", "torch.nn.parameter.Parameter"),
     *("torch.storage.", "torch.serialization._get_layout", "torch.Size", "torch.Tensor", "torch.device"),
@@ -98,7 +99,7 @@ def load_pickled(path: Path) -> Any:
         WeightsError: the file names code, is damaged, or would unpack to far more than its size.
     """
     _refuse_bomb(path)
-    _refuse_nested_tuples(path)
+    _refuse_slow(path)
     try:
         with (
             torch.serialization.safe_globals(
@@ -136,21 +137,31 @@ def _refuse_bomb(path: Path) -> None:
         )
 
 
-def _refuse_nested_tuples(path: Path) -> None:
-    """Refuse tuples of tuples of tuples: to hash one that holds each part twice would take forever."""
-    depths = (depth for program in _programs(path) for depth in _tuple_depths(program))
-    too_deep = False
+def _refuse_slow(path: Path) -> None:
+    """Refuse what would keep PyTorch busy forever."""
+    found = ""
     with suppress(Exception):  # of a damaged program, which PyTorch runs until there and then reports
-        too_deep = any(depth > _NESTED for depth in depths)
-    if too_deep:
-        raise WeightsError(f"{path}: refused, tuples are nested over {_NESTED} deep, which no weights need")
+        found = next((text for program in _programs(path) for text in _slow_parts(program)), "")
+    if found:
+        raise WeightsError(f"{path}: refused, {found}, which no weights need")
 
 
-def _tuple_depths(program: "BinaryIO | Any") -> Iterator[int]:
-    """Levels of each tuple that a pickle program makes; it is followed, not run."""
+def _slow_parts(program: "BinaryIO | Any") -> Iterator[str]:
+    """What in a pickle program would take forever; it is followed, not run.
+
+    To hash a tuple of tuples of tuples takes forever where each holds its part twice. And PyTorch searches
+    its error in a time that is the square of the length of a name in it.
+    """
     stack, marks, memo = [0], [0], dict[object, int]()  # the depth of each object
+    lengths = [0, 0]  # of the last two texts
     for opcode, argument, _ in pickletools.genops(program):
         name = opcode.name
+        if isinstance(argument, str):
+            lengths = [lengths[1], len(argument)]
+        if name in ("GLOBAL", "INST") and lengths[1] > _LONGEST_NAME:
+            yield f"it names a class of {lengths[1]:,} characters"
+        if name == "STACK_GLOBAL" and max(lengths) > _LONGEST_NAME:
+            yield f"it names a class of {max(lengths):,} characters"
         if name == "MARK":
             marks.append(len(stack))
         elif name == "MEMOIZE" or name.endswith("PUT"):
@@ -166,7 +177,8 @@ def _tuple_depths(program: "BinaryIO | Any") -> Iterator[int]:
             parts = stack[max(0, len(stack) - taken) :]
             del stack[max(0, len(stack) - taken) :]
             depth = 1 + max(parts, default=0) if "TUPLE" in name else 0
-            yield depth
+            if depth > _NESTED:
+                yield f"tuples are nested over {_NESTED} deep"
             stack += [depth] * len(opcode.stack_after)
 
 
