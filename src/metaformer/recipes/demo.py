@@ -60,7 +60,7 @@ MULTILABEL = Recipe(
     ),
     summary="A pooling network says which digits a scene holds on two processor cores",
     notes=(
-        "87 % mean average precision on held-out scenes, ten classes (`make demo`).",
+        "89 % mean average precision on held-out scenes, ten classes (`make demo`).",
         "Begins with the weights of demo/classify: --model.checkpoint RUN/best/model.safetensors.",
     ),
 )
@@ -116,7 +116,7 @@ DETECT = Recipe(
     ),
     summary="A small Mask R-CNN on a pooling network finds digits and their outlines on two processor cores",
     notes=(
-        "97 % AP50 of boxes and of masks on held-out scenes, after four minutes on two cores (`make demo`).",
+        "98 % AP50 of boxes and of masks on held-out scenes, after four minutes on two cores (`make demo`).",
         "Begins with the weights of demo/classify: --model.checkpoint RUN/best/model.safetensors.",
     ),
 )

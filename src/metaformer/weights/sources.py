@@ -293,9 +293,10 @@ def find_source(name: str) -> Source:
     if not known:
         raise WeightsError(
             f"{model}: no weights were published for it; begin with random ones (pretrained=False, "
-            "--model.pretrained false), a segmenter or detector with its backbone's (backbone_pretrained=True, "
-            "--model.pretrained true), or give a file (checkpoint_path=, --checkpoint, in training "
-            "--model.checkpoint); metaformer list says what is published"
+            "--model.pretrained false), a segmenter or detector with its backbone's "
+            "(backbone_pretrained=True, --model.pretrained true), or give a file "
+            "(checkpoint_path=, --checkpoint, in training --model.checkpoint); "
+            "metaformer list says what is published"
         )
     if tag and tag not in known:
         raise UnknownName(f"weights of {model}", tag, known)
