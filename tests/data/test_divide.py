@@ -211,3 +211,18 @@ def test_folders_of_other_layouts_are_no_classes(tmp_path: Path) -> None:
         build_task(tiny_config("classify", tmp_path, data=data))
     task = build_task(tiny_config("classify", tmp_path, data={**data, "train": "training"}))
     assert task.classes == ("ant", "bee")
+
+
+def test_a_data_set_that_has_changed_since_it_was_divided_is_told(
+    configure: Configure, own_pets: Path, tmp_path: Path
+) -> None:
+    data = {"root": str(own_pets), "val_fraction": 0.25}
+    run = train(configure(data=data, schedule={"epochs": 1}), tmp_path / "run").run
+    assert evaluate(run, workers=0).images
+    for number in range(40):
+        shutil.copy(next((own_pets / "train/ant").glob("*.*")), own_pets / f"train/ant/new{number}.png")
+    with pytest.raises(DataError, match=r"val_fraction"):
+        evaluate(run, workers=0)
+    with pytest.raises(DataError, match=r"val_fraction"):
+        train(configure(data=data, schedule={"epochs": 2}), run, resume="auto")
+    assert evaluate(run, own_pets, split="val", workers=0).images

@@ -110,6 +110,28 @@ def divide(
     return parts
 
 
+def digest(part: Divisible) -> str:
+    """Hash of which images a part holds, to tell whether another division gives the same."""
+    return hashlib.sha256("\n".join(sorted(_relative(part))).encode(errors="surrogateescape")).hexdigest()
+
+
+def check_division(held_out: Divisible, expected: str) -> None:
+    """Check that a division holds out what it did before.
+
+    Args:
+        held_out: the part that is held out now.
+        expected: `digest` of the part that was.
+
+    Raises:
+        DataError: it holds out other images.
+    """
+    if digest(held_out) != expected:
+        raise DataError(
+            f"{held_out.folder}: has other images than when the run divided it (data.val_fraction), so that "
+            "some it was trained on would be held out: restore the data set, or name a split to evaluate on"
+        )
+
+
 def rarest_labels(images: Sequence[int], labels: Sequence[int], count: int) -> list[int]:
     """The rarest label of each image, by which `hold_out` divides images of several; -1 for none.
 

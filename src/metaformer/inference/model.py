@@ -116,7 +116,8 @@ def _saved(saved: Checkpoint, ema: bool | None) -> LoadedModel:
 
         if (empty := on_meta(build)) is not None:
             saved.check(empty, store)  # before there is memory for it
-        model = replace(spec.load(spec, card), config=config)
+        held_out = decode(Text | None, saved.state.get("held_out"), "held_out")
+        model = replace(spec.load(spec, card), config=config, held_out=held_out)
     saved.load(model.model, store)
     return model
 

@@ -16,7 +16,7 @@ from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import ModelConfig, TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.demo import WriteDemo
-from metaformer.data.divide import Divisible, divide
+from metaformer.data.divide import Divisible, check_division, divide
 from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.sampler import EvalSampler, Sample, TrainSampler
 from metaformer.distributed import World, rank, world_size
@@ -241,6 +241,8 @@ class LoadedModel:
     """What the task keeps beside them, such as a palette or thresholds."""
     config: TrainConfig | None = None
     """The run that it comes from."""
+    held_out: str | None = None
+    """`digest` of the images that the run held out of its training split, where it did."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is a value
     amp: str = "none"
 
@@ -308,12 +310,19 @@ class LoadedModel:
             data: folder of the data set; None for the run's own.
             split: its split; None for the held-out part.
             open_parts: opens both parts of a run's data, or gives None where it has splits.
+
+        Raises:
+            DataError: the data set has changed, so that other images would be held out.
         """
         config = self.config
         if data is not None or config is None or split not in (None, config.data.train):
             return None
         parts = open_parts(config)
-        return None if parts is None else parts[split is None]
+        if parts is None:
+            return None
+        if self.held_out is not None:
+            check_division(parts[1], self.held_out)
+        return parts[split is None]
 
     def check_classes(self, classes: Sequence[str], where: object) -> None:
         """Compare the network's number of classes with a data set's.

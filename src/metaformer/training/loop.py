@@ -22,6 +22,7 @@ from metaformer.checkpoint.checkpoint import (
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import BAD_SHARE, Batch
+from metaformer.data.divide import check_division, digest
 from metaformer.data.loader import DATA_TIMEOUT, Loader
 from metaformer.data.sampler import Sample, TrainSampler
 from metaformer.data.shards.stream_loader import StreamLoader
@@ -107,6 +108,9 @@ class Loop:
         self.evaluation_pending = False
         """The evaluation after this step has not finished."""
         self.saved_step = -1
+        source: Any = task.evaluation.loader.dataset.source  # of a folder where the run divides it
+        self.held_out = None if config.data.val_fraction is None else digest(source)
+        """Which images the run holds out of its training split, where it does."""
         self.samples: list[tuple[str, str]] | None = None
         self.reported: float | None = None
         """When the report was last written."""
@@ -125,6 +129,9 @@ class Loop:
 
     def _restore(self, saved: Checkpoint) -> None:
         state = saved.state
+        if state["held_out"] is not None and self.held_out is not None:
+            held_out: Any = self.task.evaluation.loader.dataset.source
+            check_division(held_out, state["held_out"])
         self.trainer.restore(saved)
         self.task.restore(saved.state["card"])
         self.best = from_dict(Best, state["best"], "best") if state["best"] else Best()
@@ -394,6 +401,7 @@ class Loop:
             "bad_images": sorted(self.bad_images),
             "skipped_steps": self.skipped,
             "evaluation_pending": self.evaluation_pending,
+            "held_out": self.held_out,
             "device": device_name(self.world.device),
             **machine(self.world),
         }
