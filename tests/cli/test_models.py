@@ -88,7 +88,7 @@ def test_the_documented_conversion_runs(cli: Cli, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("evaluate poolformer_n --data {pets}", "(--checkpoint)"),
+        ("evaluate poolformer_n --data {pets}", "(--checkpoint, in training --model.checkpoint)"),
         ("evaluate poolformer_s12 --data {pets} --checkpoint {weights}", "does not fit the model"),
         ("evaluate poolformer_n --data {pets} --checkpoint {weights}", "name its 7 classes (--class-names)"),
         ("predict randformer_s12 {photo} --checkpoint {random} --class-names {names}", "another grid"),

@@ -109,6 +109,9 @@ def test_missing_splits_and_folders(own: Path) -> None:
     assert report.splits[0].images == 12
     report = check(own / "none")
     assert findings(report, "error") == [("layout", f"{own}/none: no such folder")]
+    whole = own / "train"
+    assert "--split ." in check(whole).findings[0].text
+    assert check_data_set(whole, ["."], workers=1, progress=False).ok
 
 
 def test_links_in_a_circle_do_not_hide_the_rest(own: Path) -> None:

@@ -147,9 +147,10 @@ class _Check(DatasetCheck[ClassificationSummary]):
                 self.root, name, self.classes, on_error=lambda error: self.error("layout", str(error))
             )
         except DataError as error:
-            missing = not is_remote(self.root) and not (Path(self.root) / name).is_dir()
-            whole = "; class folders without splits are the split . (--split .)"
-            self.error("layout", f"{error}{whole if missing else ''}")
+            root = Path(self.root)
+            whole = self.classes is None and root.is_dir() and not (root / name).is_dir()
+            remedy = "; class folders without splits are the split . (--split .)" if whole else ""
+            self.error("layout", f"{error}{remedy}")
             return None
         return folder
 

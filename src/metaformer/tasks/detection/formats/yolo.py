@@ -216,8 +216,7 @@ def _row(
     try:
         box = border.fit_box(box)
     except BadAnnotation as bad:
-        shown_box = " ".join(f"{number:g}" for number in numbers[:4])
-        raise BadAnnotation(bad.kind, f"the box {shown_box} {bad.reason}") from None
+        raise BadAnnotation(bad.kind, f"the box {bad.reason}") from None
     area = polygon_area(polygons[0]) if polygons else box[2] * box[3]
     return Row(image, len(builder.rows) + 1, int(label), box, False, area, () if masks is False else polygons)
 
