@@ -37,9 +37,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_half_precision_is_single_precision_within_rounding(
     network_name: str, tally: Tally, often: Callable[[int, int], int]
 ) -> None:
-    """Tolerance: 1.5 % of the largest logit per 12 blocks in float16, 8 times that in bfloat16.
+    """Tolerance: 1.5 % of the largest logit per 12 blocks in float16, 8 % in bfloat16.
 
-    Rounding errors add up with depth; bfloat16's are 8 times as large. With random weights poolformerv2_m48
+    Rounding errors add up with depth, and are larger in bfloat16. With random weights poolformerv2_m48
     is off by 2.0 to 4.1 % in float16, by the seed, with kernels and without alike; most networks by a
     quarter of the tolerance or less. Layer scales are set to 1: with their initial values blocks would add
     next to nothing.
@@ -53,7 +53,7 @@ def test_half_precision_is_single_precision_within_rounding(
         half, half_nearest = _run(network, prototypes, images, form)
         network.float()
         network.load_state_dict(weights)
-        allowed = sum(network.config.depths) / 12 * (0.015 if form == "float16" else 0.12)
+        allowed = sum(network.config.depths) / 12 * (0.015 if form == "float16" else 0.08)
         worst = float((half - logits).abs().max() / logits.abs().max())
         agreed = float((half_nearest == nearest).float().mean())
         good = bool(half.isfinite().all()) and worst <= allowed and agreed >= 0.99

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 from metaformer.color import Color
 from metaformer.data.class_lists import Names
 from metaformer.data.dataset import Source
-from metaformer.data.scan import ImageInfo, ReadFn, scan_part
+from metaformer.data.scan import ImageInfo, ReadFn, inspect, scan, scan_part
 from metaformer.distributed import World, all_gather_list, raise_on_all_ranks
 from metaformer.errors import BadImage, DataError
 
@@ -158,6 +159,11 @@ class DatasetCheck(ABC, Generic[S]):
     def warn(self, kind: str, text: str) -> None:
         """Add a warning."""
         self._findings.append(Finding("warning", kind, text))
+
+    def scan(self, source: Source, split: str, read: Callable[..., ImageInfo] = inspect) -> list[ImageInfo]:
+        """Read the images of a split as a training would, on its background."""
+        read = partial(read, background=self.background)
+        return scan(source, workers=self.workers, label=split, progress=self.progress, read=read)
 
     def check_image(self, path: str | Path, image: ImageInfo) -> None:
         """Add what is wrong with an image file."""

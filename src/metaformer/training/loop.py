@@ -129,9 +129,10 @@ class Loop:
 
     def _restore(self, saved: Checkpoint) -> None:
         state = saved.state
-        if state["held_out"] is not None and self.held_out is not None:
+        before = state.get("held_out")  # not in the checkpoints of an earlier development version
+        if before is not None and self.held_out is not None:
             held_out: Any = self.task.evaluation.loader.dataset.source
-            check_division(held_out, state["held_out"])
+            check_division(held_out, before)
         self.trainer.restore(saved)
         self.task.restore(saved.state["card"])
         self.best = from_dict(Best, state["best"], "best") if state["best"] else Best()

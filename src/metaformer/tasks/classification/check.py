@@ -4,13 +4,12 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from metaformer.color import Color, read_color
 from metaformer.data.folder import ImageFolder, numeric_order
-from metaformer.data.scan import ImageInfo, inspect, scan
+from metaformer.data.scan import ImageInfo
 from metaformer.data.shards.index import Shards, damaged_shards, find_shards
 from metaformer.data.shards.remote import is_remote
 from metaformer.data.split import Split, open_split
@@ -116,13 +115,7 @@ class _Check(DatasetCheck[ClassificationSummary]):
             if len(self.classes) < 2:
                 self.error("one class", f"{source.folder}: only one class: training needs at least two")
         self.add(class_findings(source, training=not self.summaries))
-        images = scan(
-            source,
-            workers=self.workers,
-            label=name,
-            progress=self.progress,
-            read=partial(inspect, background=self.background),
-        )
+        images = self.scan(source, name)
         for image in images:
             self.check_image(source.path(image.index), image)
         self.check_duplicates(

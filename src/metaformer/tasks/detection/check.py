@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from metaformer.color import Color, read_color
 from metaformer.data.image import image_size
-from metaformer.data.scan import ImageInfo, inspect, reason, scan
+from metaformer.data.scan import ImageInfo, reason
 from metaformer.errors import DataError
 from metaformer.tasks.check import (
     CheckReport,
@@ -118,13 +117,7 @@ class _Check(DatasetCheck[DetectionSummary]):
         for fault in annotations.faults:
             self.error(fault.kind, fault.text)
         folder = DetectionFolder(paths, annotations)
-        images = scan(
-            folder,
-            workers=self.workers,
-            label=name,
-            progress=self.progress,
-            read=partial(inspect, background=self.background),
-        )
+        images = self.scan(folder, name)
         for image in images:
             path, size = folder.path(image.index), (image.width, image.height)
             if not image.error and (mismatch := folder.size_mismatch(image.index, size)):

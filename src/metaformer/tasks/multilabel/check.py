@@ -3,12 +3,10 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from metaformer.color import Color, read_color
-from metaformer.data.scan import inspect, scan
 from metaformer.errors import DataError
 from metaformer.tasks.check import (
     Certainty,
@@ -128,13 +126,7 @@ class _Check(DatasetCheck[MultilabelSummary]):
             )
         except DataError as error:
             return self.error("layout", str(error))
-        images = scan(
-            folder,
-            workers=self.workers,
-            label=name,
-            progress=self.progress,
-            read=partial(inspect, background=self.background),
-        )
+        images = self.scan(folder, name)
         for image in images:
             self.check_image(folder.path(image.index), image)
         readable = [image for image in images if not image.error]

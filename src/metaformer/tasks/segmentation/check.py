@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from metaformer.color import Color, read_color
 from metaformer.data.image import image_size
-from metaformer.data.scan import ImageInfo, digest, inspect, reason, scan
+from metaformer.data.scan import ImageInfo, digest, inspect, reason
 from metaformer.errors import DataError
 from metaformer.tasks.check import (
     CheckReport,
@@ -102,13 +101,7 @@ class _Check(DatasetCheck[SegmentationSummary]):
         for text in pairs.errors:
             self.error("layout", text)
         folder = SegmentationFolder(pairs, names.names, table, layout.name)
-        infos = scan(
-            folder,
-            workers=self.workers,
-            label=name,
-            progress=self.progress,
-            read=partial(read_pair, background=self.background),
-        )
+        infos = self.scan(folder, name, read_pair)
         for info in infos:
             self.check_image(folder.path(info.index), info)
             if info.label_error:
