@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.backbones.block import Block
-from metaformer.backbones.metaformer import Trunk
+from metaformer.backbones.head import Head
+from metaformer.backbones.metaformer import MetaFormer, Trunk
 from metaformer.backbones.stage import Stage
 from metaformer.deploy.folded.block import FoldedBlock, unknown_part
 from metaformer.deploy.folded.conv import can_fold, fold_conv
 from metaformer.deploy.folded.fpn import fold_semantic_fpn
-from metaformer.deploy.folded.stage import ReplayableStage
+from metaformer.deploy.folded.head import FoldedHead
+from metaformer.deploy.folded.linear import FoldedNorm
+from metaformer.deploy.folded.stage import ReplayableClassifier, ReplayableStage, has_hooks
 from metaformer.errors import ConfigError, OptimizeError
+from metaformer.layers.norm import LayerNorm
 from metaformer.models.base import DenseNetwork
 from metaformer.models.segmentation.segmenter import Segmenter
 
@@ -105,6 +109,8 @@ def _folded(model: nn.Module, dtype: torch.dtype | None, sample: Tensor | None) 
     original = _copy(model).eval().requires_grad_(False).float()
     network = copy.deepcopy(original)
     _fold(network)
+    if type(network) is MetaFormer:
+        network = ReplayableClassifier(network)
     network = network.to(memory_format=torch.channels_last)
     _compare(original, network, _sample(original) if sample is None else sample.float().to(first.device))
     network = network.to(dtype or first.dtype)
@@ -126,7 +132,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _fold(module: nn.Module, path: str = "") -> None:
-    """Put folded forms in the places of a module's blocks and convolutions, at any depth."""
+    """Put folded forms in the places of a module's blocks, convolutions, norms and head, at any depth."""
     if isinstance(module, Segmenter):
         fold_semantic_fpn(module)
     for name, child in list(module.named_children()):
@@ -136,8 +142,12 @@ def _fold(module: nn.Module, path: str = "") -> None:
             blocks = cast(nn.Sequential, child).named_children()
             folded = (_fold_block(cast(Block, block), f"{path}blocks.{i}") for i, block in blocks)
             module.blocks = ReplayableStage(folded)
+        elif type(child) is Head:
+            setattr(module, name, FoldedHead(child))
         elif can_fold(child):
             setattr(module, name, fold_conv(child))
+        elif type(child) is LayerNorm and not has_hooks(child):
+            setattr(module, name, FoldedNorm(child))
         else:
             _fold(child, f"{path}{name}.")
 

@@ -24,7 +24,10 @@ Scale = float | Tensor | None
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight (out, in) in panels as the C++ kernels read it, and its bias (out,) in float32."""
+    """A weight (out, in) in panels as the C++ kernels read it, and its bias in float32.
+
+    Both have zeros behind the last output, up to whole registers.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -38,16 +41,17 @@ def pack(weight: Tensor, bias: Tensor | None) -> PackedWeight:
     A panel of `width` outputs is (in / step, width, step); they have `cpp.panel()` outputs, those left over
     `cpp.lanes()`.
     """
-    weight = weight.detach()
     out_features, in_features = weight.shape
+    rest = -out_features % cpp.lanes()
+    weight = F.pad(weight.detach(), (0, 0, 0, rest))
     step = 1 if weight.dtype == torch.float32 else 2
-    whole = out_features - out_features % cpp.panel()
+    whole = len(weight) - len(weight) % cpp.panel()
     panels = (
         part.reshape(-1, width, in_features // step, step).transpose(1, 2).flatten()
         for part, width in ((weight[:whole], cpp.panel()), (weight[whole:], cpp.lanes()))
     )
-    zeros = torch.zeros(out_features, dtype=torch.float32, device="cpu")
-    bias = zeros if bias is None else bias.detach().float().contiguous()
+    zeros = torch.zeros(len(weight), dtype=torch.float32, device="cpu")
+    bias = zeros if bias is None else F.pad(bias.detach().float(), (0, rest))
     return PackedWeight(torch.cat(list(panels)), bias, out_features, in_features)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import metaformer
-from metaformer.deploy.folded.linear import WeightCache
-from metaformer.deploy.folded.stage import CapturedGraph, ReplayableStage, capture
+from metaformer.deploy.folded.linear import MAX_PLANS, WeightCache
+from metaformer.deploy.folded.stage import CapturedGraph, ReplayableClassifier, ReplayableStage, capture
 from metaformer.ops import cpp
 from metaformer.ops.attention import attention
 from metaformer.ops.norm import layer_norm
@@ -170,14 +170,26 @@ def test_a_shape_may_leave_the_cache_while_another_thread_reads_it() -> None:
 
     cache = WeightCache()
     cache._cache = Dropping()
-    shape = torch.Size([2, 3])
-    values = [cache.get_for_shape(shape, object) for _ in range(4)]
+    values = [cache.get_repeated((2, 3), object) for _ in range(4)]
     assert values[0] is None and all(value is not None for value in values[1:])
     assert cache.get("key", lambda: 1) == cache.get("key", lambda: 2) == 1
 
 
-def have_graphs(network: nn.Module) -> bool:
-    return all(any(stage._cache.values()) for stage in stages(network))
+def test_the_last_shapes_keep_their_values() -> None:
+    cache = WeightCache()
+    assert [cache.get_repeated(shape, object) for shape in range(MAX_PLANS)] == [None] * MAX_PLANS
+    values = [cache.get_repeated(shape, object) for shape in range(MAX_PLANS)]
+    assert None not in values
+    assert [cache.get_repeated(shape, object) for shape in range(MAX_PLANS)] == values
+    assert cache.get_repeated(MAX_PLANS, object) is None  # in the place of the one that came longest ago
+    assert [cache.get_repeated(shape, object) for shape in range(1, MAX_PLANS)] == values[1:]
+    assert cache.get_repeated(0, object) is None
+    assert len(cache._cache) < MAX_PLANS
+
+
+def graphs(network: nn.Module) -> list[CapturedGraph]:
+    assert isinstance(network, ReplayableClassifier)
+    return [value for value in network._cache.values() if isinstance(value, CapturedGraph)]
 
 
 def images(size: int = 64) -> Tensor:
@@ -191,11 +203,11 @@ def test_families_run_on_kernels_alone(name: str, dtype: torch.dtype, tolerance:
     if not cpp.has_linear(dtype):
         pytest.skip("no C++ linear layers of this type on this machine")
     model, network = optimized(name, dtype)
-    for size in (64, 64, 64, 96, 64, 64):
+    for size in (64, 64, 64, 96, 64, 96):
         x = images(size).to(dtype)
         expected = model(x.float())
         assert (network(x).float() - expected).abs().max() <= tolerance * expected.abs().max()
-    assert have_graphs(network)
+    assert len(graphs(network)) == 2
 
 
 @linear
@@ -224,15 +236,40 @@ def test_loaded_weights_replace_a_graph() -> None:
 
 @linear
 @torch.inference_mode()
+def test_changed_parts_replace_a_graph() -> None:
+    (model, network), x = optimized(), images()
+    for _ in range(3):
+        network(x)
+    nn.init.normal_(model.stages[1].blocks[0].mlp.fc1.weight)
+    part = metaformer.optimize(model).stages[1].blocks[0].mlp.fc1
+    network.stages[1].blocks[0].mlp.fc1.load_state_dict(part.state_dict())
+    for _ in range(3):
+        torch.testing.assert_close(network(x), model(x), rtol=0, atol=1e-4)
+    model.head.fc, network.head.fc = [copy.deepcopy(nn.Linear(512, 3))] * 2
+    for _ in range(3):
+        torch.testing.assert_close(network(x), model(x), rtol=0, atol=1e-4)
+    model.reset_classifier(0)
+    network.reset_classifier(0)
+    for _ in range(3):
+        torch.testing.assert_close(network(x), model(x), rtol=0, atol=1e-4)
+    model.prune_intermediate_layers([0, 1])
+    network.prune_intermediate_layers([0, 1])
+    for _ in range(3):
+        torch.testing.assert_close(network(x), model(x), rtol=0, atol=1e-4)
+
+
+@linear
+@torch.inference_mode()
 def test_hooks_of_blocks_are_called() -> None:
     _, network = optimized()
     x = images()
     for _ in range(3):
         network(x)
-    shapes: list[torch.Size] = []
-    stages(network)[0][1].register_forward_hook(lambda module, args, result: shapes.append(result.shape))
+    shapes: list[tuple[int, ...]] = []
+    for module in (network.stem, network.stages[1], stages(network)[0][1], network.head):
+        module.register_forward_hook(lambda module, args, result: shapes.append(tuple(result.shape)))
     network(x)
-    assert shapes == [torch.Size((1, 64, 16, 16))]
+    assert shapes == [(1, 64, 16, 16), (1, 64, 16, 16), (1, 128, 8, 8), (1, 7)]
 
 
 @linear

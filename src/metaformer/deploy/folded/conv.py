@@ -9,12 +9,14 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from metaformer.deploy.folded.linear import WeightCache
 from metaformer.deploy.folded.stage import has_hooks
-from metaformer.ops import onednn
+from metaformer.ops import conv as ops
+from metaformer.ops import cpp, onednn
 from metaformer.ops.depthwise_conv import Star, depthwise_conv, pack, star_relu, supports_weight
+from metaformer.ops.norm import needs_gradient
 
 
 class FoldedConv(WeightCache):
-    """Convolution that packs its weight for one input shape, when that shape comes twice in a row."""
+    """Convolution that packs its weight for an input shape when that shape comes again."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -28,11 +30,32 @@ class FoldedConv(WeightCache):
         packed = None
         if onednn.supports(x):
             make = partial(onednn.pack_convolution, self.weight, x.shape, self.geometry)
-            packed = self.get_for_shape(x.shape, make)
+            packed = self.get_repeated(x.shape, make) if x.numel() else None
         if packed is not None:
             return onednn.convolution(x, packed, self.bias, self.geometry)
         stride, padding, dilation, groups = self.geometry
         return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+
+
+class FoldedPatchConv(FoldedConv):
+    """Strided convolution as a product of patches, by C++ where that is as fast as oneDNN."""
+
+    def forward(self, x: Tensor, star: Star | None = None) -> Tensor:
+        """Map (B, in, H, W) to (B, out, h, w), through a StarReLU first where one is given."""
+        tokens = x.permute(0, 2, 3, 1)
+        if star is not None or not self._runs_in_cpp(tokens):
+            return super().forward(x, star)
+        stride, padding, _, _ = self.geometry
+        packed = self.get("patches", lambda: ops.pack(self.weight, self.bias))
+        return ops.conv(tokens, packed, self.weight.shape[-1], stride[0], padding[0]).permute(0, 3, 1, 2)
+
+    def _runs_in_cpp(self, tokens: Tensor) -> bool:
+        return (
+            cpp.supports(tokens)
+            and cpp.has_linear(tokens.dtype)
+            and self.weight.dtype == tokens.dtype
+            and not needs_gradient(self.weight, self.bias)
+        )
 
 
 class FoldedDepthwise(WeightCache):
@@ -54,7 +77,12 @@ def fold_conv(conv: nn.Conv2d) -> FoldedConv | FoldedDepthwise:
     side = conv.kernel_size[0]
     same = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding == (side // 2, side // 2)
     per_channel = conv.groups == conv.in_channels == conv.out_channels
-    return (FoldedDepthwise if same and per_channel and supports_weight(conv.weight) else FoldedConv)(conv)
+    if same and per_channel and supports_weight(conv.weight):
+        return FoldedDepthwise(conv)
+    square = all(len(set(sides)) == 1 for sides in (conv.kernel_size, conv.stride, conv.padding))
+    if square and conv.stride[0] > 1 and conv.dilation == (1, 1) and conv.groups == 1:
+        return FoldedPatchConv(conv)
+    return FoldedConv(conv)
 
 
 def can_fold(module: nn.Module) -> TypeGuard[nn.Conv2d]:

@@ -1,7 +1,7 @@
 """Linear layers that absorb the norm before them and the scale and residual behind them."""
 
 from collections.abc import Callable, Hashable
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,9 @@ from metaformer.ops.linear import PackedWeight, linear, pack
 from metaformer.ops.norm import group_norm, layer_norm
 
 T = TypeVar("T")
-ACTIVATIONS = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}
+MAX_PLANS: Final = 4
+"""Shapes for which a module keeps what it made for them."""
+ACTIVATIONS: Final = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}
 
 
 class WeightCache(nn.Module):
@@ -23,10 +25,13 @@ class WeightCache(nn.Module):
     Threads may share it: each step on the cache is one operation of the dictionary.
     """
 
+    generation = 0
+    """How often such modules' weights were moved, converted or loaded, for what depends on several."""
+
     def __init__(self) -> None:
         super().__init__()
         self._cache: dict[Hashable, Any] = {}
-        self._last_shape: torch.Size | None = None
+        self._recent: dict[Hashable, bool] = {}
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The cached value of a key; `make()` at the first call."""
@@ -35,20 +40,18 @@ class WeightCache(nn.Module):
             value = self._cache[key] = make()
         return cast(T, value)
 
-    def get_for_shape(self, shape: torch.Size, make: Callable[[], T]) -> T | None:
-        """The cached value of an input's shape, from the second call in a row with that shape on; else None.
+    def get_repeated(self, key: Hashable, make: Callable[[], T]) -> T | None:
+        """The cached value of a key that comes again within `MAX_PLANS` others; None at its first call.
 
-        oneDNN's layout of a convolution's weight fits one shape and is many times slower at others, so the
-        layout is made when a shape repeats, and the one of the shape before is dropped.
+        For what is made for a shape of inputs, such as oneDNN's layout of a convolution's weight, which is
+        many times slower at other shapes. The values of the last `MAX_PLANS` keys are kept.
         """
-        last, self._last_shape = self._last_shape, shape
-        if last != shape or not shape.numel():
-            return None
-        if shape not in self._cache:
-            for other in list(self._cache):
-                if isinstance(other, torch.Size):
-                    self._cache.pop(other, None)
-        return self.get(shape, make)
+        known = self._recent.pop(key, False)
+        self._recent[key] = True
+        for old in list(self._recent)[:-MAX_PLANS]:
+            self._recent.pop(old, None)
+            self._cache.pop(old, None)
+        return self.get(key, make) if known else None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._clear()
@@ -59,12 +62,13 @@ class WeightCache(nn.Module):
         super()._load_from_state_dict(*args)
 
     def _clear(self) -> None:
+        WeightCache.generation += 1
         self._cache.clear()
-        self._last_shape = None
+        self._recent.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the cache out of copies: oneDNN's layouts belong to this process."""
-        return {**self.__dict__, "_cache": {}, "_last_shape": None}
+        return {**self.__dict__, "_cache": {}, "_recent": {}}
 
 
 class ChannelsLastNorm(WeightCache):
@@ -79,9 +83,16 @@ class ChannelsLastNorm(WeightCache):
         if isinstance(norm, LayerNorm) and (norm.bias is None or norm.weight is not None):
             affine: tuple[Tensor | None, Tensor | None] = (norm.weight, norm.bias)
             if cpp.supports(x):
-                affine = self.get("affine", lambda: (_to_float32(norm.weight), _to_float32(norm.bias)))
+                affine = self.get("affine", lambda: (to_float32(norm.weight), to_float32(norm.bias)))
             return layer_norm(x, norm.eps, *affine)
         return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class FoldedNorm(ChannelsLastNorm):
+    """A whole norm, applied to (B, C, H, W) in channels-last memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class PlainGroupNorm(nn.Module):
@@ -133,7 +144,8 @@ def norm_options(norm: nn.Module) -> dict[str, Any] | None:
     return {"norm": "none"} if isinstance(norm, nn.Identity) else None
 
 
-def _to_float32(tensor: Tensor | None) -> Tensor | None:
+def to_float32(tensor: Tensor | None) -> Tensor | None:
+    """A norm's constant as the C++ kernels take it."""
     return None if tensor is None else tensor.detach().float().contiguous()
 
 

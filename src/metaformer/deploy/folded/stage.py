@@ -1,6 +1,6 @@
 """Stages whose C++ kernel calls are captured once for a shape and replayed without Python between."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from itertools import count
 from threading import Lock
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.deploy.folded.linear import WeightCache
-from metaformer.ops import cpp
+from metaformer.ops import cpp, onednn
 from metaformer.ops.cpp import kernels
 
 aten = torch.ops.aten
@@ -23,8 +24,8 @@ _numbers = count()
 class ReplayableStage(WeightCache, nn.Sequential):
     """Blocks one after the other, (B, C, H, W) to the same shape.
 
-    Where they call C++ kernels alone, the calls are captured when a shape comes twice in a row and replayed
-    until another shape comes; not while a block has hooks.
+    Where they call C++ kernels alone, the calls are captured when a shape comes again and replayed from then
+    on; not while a block has hooks.
     """
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
@@ -39,10 +40,10 @@ class ReplayableStage(WeightCache, nn.Sequential):
                 return nn.Sequential.forward(self, x)
             result: Tensor = torch.ops.metaformer.replay_stage(x, self.number)
             return result
-        if not cpp.supports(x.permute(0, 2, 3, 1)) or any(has_hooks(block) for block in self):
-            return nn.Sequential.forward(self, x)
-        graph = self.get_for_shape(x.shape, partial(capture, partial(nn.Sequential.forward, self), x))
-        return nn.Sequential.forward(self, x) if graph is None or graph.dtype != x.dtype else graph(x)
+        run = partial(nn.Sequential.forward, self)
+        if kernels.is_recording() or any(has_hooks(block) for block in self):
+            return run(x)
+        return replay(self, run, x)
 
     def hide_from_compiler(self, x: Tensor) -> None:
         """Become one operation of compiled graphs, if inputs like x (B, C, H, W) need C++ kernels alone.
@@ -74,6 +75,48 @@ def _(x: Tensor, number: int) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
+class ReplayableClassifier(WeightCache, MetaFormer):
+    """Classifier of folded parts, whose kernel calls are captured as a stage's are, from images to logits."""
+
+    def __init__(self, network: MetaFormer) -> None:
+        nn.Module.__init__(self)
+        vars(self).update(vars(network))
+        self._cache, self._recent = {}, {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, in_chans, H, W) to logits (B, num_classes)."""
+        run = partial(MetaFormer.forward, self)
+        if torch.compiler.is_compiling() or any(map(has_hooks, self._parts())):
+            return run(x)
+        return replay(self, run, self._checked(x), self.head.fc)
+
+    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
+        self._clear()
+        return MetaFormer.prune_intermediate_layers(self, *args, **kwargs)
+
+    def _parts(self) -> Iterator[nn.Module]:
+        """The modules that others may have given hooks to, down to the blocks."""
+        yield from (self.stem, self.head, self.stages)
+        for stage in self.stages.children():
+            yield from (stage, *stage.children(), *getattr(stage, "blocks", ()))
+
+
+def replay(cache: WeightCache, run: Callable[[Tensor], Tensor], x: Tensor, *key: Hashable) -> Tensor:
+    """run(x) of x (B, C, H, W), by captured calls from the second time on that a shape comes.
+
+    Args:
+        cache: where the captured calls are kept.
+        run: the function.
+        x: its input.
+        key: what the calls depend on beside x's shape and dtype and the weights of `WeightCache` modules.
+    """
+    if not cpp.supports(x.permute(0, 2, 3, 1)):
+        return run(x)
+    key = x.shape, x.dtype, WeightCache.generation, *key
+    graph = cache.get_repeated(key, partial(capture, run, x))
+    return run(x) if graph is None else graph(x)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether a module has forward hooks, so that it has to be called itself."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
@@ -81,6 +124,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def capture(function: Callable[[Tensor], Tensor], x: Tensor) -> "CapturedGraph | None":
     """Capture the kernel calls of `function(x)`; None where PyTorch computes any part of it."""
+    onednn.has_dtype(x.dtype)  # cached from here on: the first time it calls an operation
     with kernels.record_calls() as calls, _AllocationMode() as mode:
         y = function(x)
     allocated = {_storage_ptr(tensor) for tensor in mode.allocated}

@@ -100,10 +100,25 @@ def record_calls() -> Iterator[list[Call]]:
             outer += calls
 
 
+def is_recording() -> bool:
+    """Whether this thread's kernel calls are collected."""
+    return getattr(_recording, "calls", None) is not None
+
+
 @_declare
 def attention(*, qkv: In, out: Out, batch: Long, tokens: Long, heads: Long, head_dim: Long) -> None:
     """Self-attention: out = softmax(q · kᵀ / √head_dim) · v; qkv (batch, tokens, 3, heads, head_dim)."""
     _call("attention", (qkv, out), (batch, tokens, heads, head_dim))
+
+
+@_declare
+def conv(
+    *, x: In, weight: In, bias: InFloat, out: Out, batch: Long, height: Long, width: Long, channels: Long,
+    kernel: Long, stride: Long, padding: Long, depth: Long, columns: Long,
+) -> None:  # fmt: skip
+    """Strided convolution of x (batch, height, width, channels) by patches; weight packed, depth inputs."""
+    numbers = batch, height, width, channels, kernel, stride, padding, depth, columns
+    _call("conv", (x, weight, bias, out), numbers)
 
 
 @_declare
@@ -114,6 +129,15 @@ def depthwise_conv(
     """Convolution of each channel of x (batch, height, width, channels), after a StarReLU if `star`."""
     tensors = x, taps, bias, out
     _call("depthwise_conv", tensors, (batch, height, width, channels, kernel, star, star_scale, star_bias))
+
+
+@_declare
+def global_pool(
+    *, x: In, weight: InFloat | None, bias: InFloat | None, out: Out, batch: Long, positions: Long,
+    channels: Long, norm: Int, eps: Float,
+) -> None:  # fmt: skip
+    """Mean over positions: out (batch, channels) = weight · mean(norm(x)) + bias."""
+    _call("global_pool", (x, weight, bias, out), (batch, positions, channels, norm, eps))
 
 
 @_declare

@@ -94,6 +94,9 @@ struct PackedWeight {
   long panels() const { return columns / PANEL + columns % PANEL / LANES; }
 };
 
+// Columns of a packed weight, whose last vector is filled up with zeros.
+inline long whole_columns(long columns) { return (columns + LANES - 1) / LANES * LANES; }
+
 // One thread's share, [first, last), of `count` items.
 struct Range {
   long first, last;
@@ -223,7 +226,7 @@ void dispatch(Act act, const Call& call) {
 }
 
 // out = sum + residual_scale * residual, (rows, columns). The residual may be `out` itself: each element is read before
-// it is written.
+// it is written. A packed weight has whole vectors of columns; of its last one only those of `out` are written.
 template <class T>
 struct Output {
   const T* residual;            // or null: nothing is added
@@ -233,6 +236,13 @@ struct Output {
 
   void operator()(long row, long column, vec sum) const {
     const long i = row * columns + column;
+    if (columns - column < LANES) {
+      for (long c = 0; c < columns - column; ++c) {
+        const float scale = residual_scale ? residual_scale[column + c] : 1.0f;
+        store(out + i + c, residual ? sum[c] + scale * load(residual + i + c) : sum[c]);
+      }
+      return;
+    }
     if (residual)
       sum += residual_scale ? load_vec(residual_scale + column) * load_vec(residual + i) : load_vec(residual + i);
     store_vec(out + i, sum);

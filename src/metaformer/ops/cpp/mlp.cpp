@@ -262,7 +262,7 @@ void backward_all(const float* x, const float* grad_out, const Mlp& m, const Gra
                                   const float* residual_scale, T* out, long rows, long in_features, \
                                   long out_features, int norm, int act, float eps, int threads) { \
     const Input<T> input{x, rows, in_features, Norm(norm), eps, nullptr, 1}; \
-    const PackedWeight<T> packed{weight, bias, in_features, out_features}; \
+    const PackedWeight<T> packed{weight, bias, in_features, whole_columns(out_features)}; \
     const Output<T> output{residual, residual_scale, out, out_features}; \
     dispatch(Act(act), [&](auto act_) { linear<act_>(input, packed, output, threads); }); \
   } \

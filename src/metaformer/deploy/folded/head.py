@@ -1,0 +1,85 @@
+"""Classification head for inference: pooling, norms and linear layers as C++ kernels on a CPU."""
+
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from metaformer.backbones.head import Head, MlpClassifier
+from metaformer.deploy.folded.linear import WeightCache, to_float32
+from metaformer.deploy.folded.stage import has_hooks
+from metaformer.layers.act import SquaredReLU
+from metaformer.layers.norm import GroupNorm, LayerNorm, NoNorm
+from metaformer.ops import cpp
+from metaformer.ops.global_pool import global_pool
+from metaformer.ops.linear import linear, pack
+from metaformer.ops.norm import layer_norm, needs_gradient
+
+NORMS: Final[dict[type[nn.Module], str]] = {
+    GroupNorm: "group_norm",
+    LayerNorm: "layer_norm",
+    NoNorm: "none",
+    nn.LayerNorm: "layer_norm",
+}
+"""Norm -> its name in `ops`."""
+KNOWN: Final = (*NORMS, Head, MlpClassifier, SquaredReLU, nn.Linear, nn.Dropout, nn.Identity)
+"""Parts whose arithmetic is known; a head with another one runs as it is."""
+
+
+class FoldedHead(WeightCache, Head):
+    """A `Head` in evaluation: its layers and their names, computed by kernels where they can."""
+
+    def __init__(self, head: Head) -> None:
+        nn.Module.__init__(self)
+        vars(self).update(vars(head))
+        self._cache, self._recent = {}, {}
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map (B, C, H, W) to logits (B, K), or without pooling (B, K, H, W).
+
+        `pre_logits` stops before the classifier.
+        """
+        tokens = x.permute(0, 2, 3, 1)
+        if not self._supports(tokens):
+            return Head.forward(self, x, pre_logits)
+        if self.norm_first:
+            x = global_pool(tokens, norm=NORMS[type(self.norm)], **self._options(self.norm))
+        else:
+            x = layer_norm(global_pool(tokens), **self._options(self.norm))
+        return x if pre_logits else self._classify(x)
+
+    def reset(self, dim: int, num_classes: int, global_pool: str) -> None:
+        """Replace the classifier by a new one."""
+        self._clear()
+        Head.reset(self, dim, num_classes, global_pool)
+
+    def _supports(self, tokens: Tensor) -> bool:
+        """Whether the kernels compute the head of tokens (B, H, W, C)."""
+        parts = list(self.modules())[1:]
+        return (
+            self.global_pool == "avg"
+            and not self.training
+            and cpp.supports(tokens)
+            and cpp.has_linear(tokens.dtype)
+            and all(type(part) in KNOWN and not has_hooks(part) for part in parts)
+            and not has_hooks(self)
+            and not needs_gradient(*self.parameters())
+            and not any(layer.in_features % cpp.lanes() for layer in parts if isinstance(layer, nn.Linear))
+        )
+
+    def _options(self, norm: Any) -> dict[str, Any]:
+        """A norm's constants as keywords, in float32."""
+        if isinstance(norm, NoNorm):
+            return {}
+        weight, bias = self.get(norm, lambda: (to_float32(norm.weight), to_float32(norm.bias)))
+        return {"weight": weight, "bias": bias, "eps": norm.eps}
+
+    def _classify(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of pooled vectors (B, C)."""
+        fc = self.fc
+        if isinstance(fc, MlpClassifier):
+            hidden = self._linear(fc.fc1, x, "squared_relu")
+            return self._linear(fc.fc2, layer_norm(hidden, **self._options(fc.norm)))
+        return self._linear(fc, x) if isinstance(fc, nn.Linear) else x
+
+    def _linear(self, layer: nn.Linear, x: Tensor, act: str = "none") -> Tensor:
+        return linear(x, self.get(layer, lambda: pack(layer.weight, layer.bias)), act=act)

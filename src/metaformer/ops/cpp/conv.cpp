@@ -1,0 +1,92 @@
+// Strided convolution of x (batch, height, width, channels), as patch embeddings compute it: a product of patches.
+//
+//   out[b][oy][ox] = W patch(b, oy, ox) + bias
+//
+// where the patch (kernel, kernel, channels) begins at row oy * stride - padding, column ox * stride - padding of x,
+// with zeros outside. The weight is packed with its inputs in that order, up to `depth`, a multiple of LANES, by zeros.
+// Patches are not written to memory: a block of them at a time stays in the second cache.
+#include <algorithm>
+
+#include "matmul.h"
+
+namespace {
+
+constexpr long CONV_CACHE = 384 << 10;  // bytes of patches at a time
+
+struct Geometry {
+  long batch, height, width, channels, kernel, stride, padding, out_height, out_width;
+  long row() const { return width * channels; }
+  long patches() const { return batch * out_height * out_width; }
+};
+
+// Copies `count` numbers by whole registers where memory before `end` allows: what is written too much lies in the
+// patch's next row, which is written later, or in the padding behind the patch.
+template <class T>
+void copy(const T* from, long count, T* to, const T* end) {
+  constexpr long STEP = sizeof(vec) / sizeof(T);
+  if (from + count + STEP > end) {
+    std::copy_n(from, count, to);
+    return;
+  }
+  for (long i = 0; i < count; i += STEP) std::memcpy(to + i, from + i, sizeof(vec));
+}
+
+// Copies patches [first, last) of x to `out`, `stride` apart, and zeros behind each up to `depth`.
+template <class T>
+void gather(const T* x, const Geometry& g, long first, long last, long depth, T* out, long stride) {
+  const T* end = x + g.batch * g.height * g.row();
+  const long line = g.kernel * g.channels;
+  long sample = first / (g.out_height * g.out_width), oy = first / g.out_width % g.out_height, ox = first % g.out_width;
+  for (long i = first; i < last; ++i, out += stride) {
+    const long top = oy * g.stride - g.padding, left = ox * g.stride - g.padding;
+    const long before = std::max(0L, -left), after = std::max(0L, left + g.kernel - g.width);  // columns outside
+    const long inside = g.kernel - before - after;  // negative where the whole row is
+    for (long ky = 0; ky < g.kernel; ++ky) {
+      T* to = out + ky * line;
+      const long y = top + ky;
+      if (y < 0 || y >= g.height || inside <= 0) {
+        std::fill_n(to, line, T(0));
+        continue;
+      }
+      std::fill_n(to, before * g.channels, T(0));
+      copy(x + (sample * g.height + y) * g.row() + (left + before) * g.channels, inside * g.channels,
+           to + before * g.channels, end);
+      std::fill_n(to + (before + inside) * g.channels, after * g.channels, T(0));
+    }
+    std::fill_n(out + g.kernel * line, depth - g.kernel * line, T(0));
+    if (++ox == g.out_width) {
+      ox = 0;
+      if (++oy == g.out_height) oy = 0, ++sample;
+    }
+  }
+}
+
+template <class T>
+void convolve(const T* x, const Geometry& g, const PackedWeight<T>& weight, const Output<T>& output, int threads) {
+  const long stride = padded(weight.depth), bytes = stride * long(sizeof(T));
+  parallel_rows(g.patches(), bytes, CONV_CACHE / bytes / ROWS, threads,
+                [&](const Team& team, char* memory, long from, long rows) {
+    T* block = reinterpret_cast<T*>(memory);  // (rows, stride)
+    const Range own = team.share(rows);
+    gather(x, g, from + own.first, from + own.last, weight.depth, block + own.first * stride, stride);
+    team.wait();
+    matmul(block, rows, stride, weight, team.share(weight.panels()), [&](long r, long c, vec sum) {
+      if (r < rows) output(from + r, c, sum);  // matmul rounds rows up
+    });
+  });
+}
+
+}  // namespace
+
+#define KERNELS(T, suffix) \
+  extern "C" void conv_##suffix(const T* x, const T* weight, const float* bias, T* out, long batch, long height, \
+                                long width, long channels, long kernel, long stride, long padding, long depth, \
+                                long columns, int threads) { \
+    const long out_height = (height + 2 * padding - kernel) / stride + 1; \
+    const long out_width = (width + 2 * padding - kernel) / stride + 1; \
+    convolve(x, Geometry{batch, height, width, channels, kernel, stride, padding, out_height, out_width}, \
+             PackedWeight<T>{weight, bias, depth, whole_columns(columns)}, Output<T>{nullptr, nullptr, out, columns}, \
+             threads); \
+  }
+KERNELS(float, float32)
+KERNELS(bfloat16, bfloat16)
