@@ -13,7 +13,7 @@ from torch import Tensor
 from metaformer.ops import train_mlp as module
 from metaformer.ops.cpp import kernels
 from metaformer.ops.train_mlp import ACTS, cpp_backward, cpp_forward, reference, train_mlp, train_mlp_backward
-from ops.numerics import backends, close, needs_linear, threads
+from ops.numerics import DTYPES, backends, close, needs_linear, threads
 
 NORMS = ("group_norm", "layer_norm", "none")
 PLAIN = {"relu": F.relu, "squared_relu": lambda x: F.relu(x).square(), "gelu": F.gelu}
@@ -140,12 +140,12 @@ def test_torch_knows_the_operations(norm: str) -> None:
 # C++
 
 
-def rows_drawn(rows: int, dim: int, hidden: int) -> list[Tensor]:
+def rows_drawn(rows: int, dim: int, hidden: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Tokens, the gradient of the result, w1, b1 and w2."""
     torch.manual_seed(0)
     shapes = (rows, dim), (rows, dim), (hidden, dim), (hidden,), (dim, hidden)
     n, grad_out, w1, b1, w2 = (torch.randn(shape) for shape in shapes)
-    return [n, grad_out, w1 / dim**0.5, b1, w2]
+    return [tensor.to(dtype) for tensor in (n, grad_out, w1 / dim**0.5, b1, w2)]
 
 
 @needs_linear
@@ -153,27 +153,30 @@ def rows_drawn(rows: int, dim: int, hidden: int) -> list[Tensor]:
 @given(
     st.sampled_from([1, 2, 5, 6, 7, 13, 50, 201]), st.sampled_from([1, 2, 4, 5]),
     st.sampled_from([1, 2, 5, 9, 12]), st.sampled_from(ACTS), st.integers(1, 6), st.booleans(),
+    st.sampled_from(list(DTYPES)),
 )  # fmt: skip
 def test_both_passes_agree_with_float64(
-    rows: int, dim: int, hidden: int, act: str, count: int, save: bool
+    rows: int, dim: int, hidden: int, act: str, count: int, save: bool, dtype: torch.dtype
 ) -> None:
-    n, grad_out, w1, b1, w2 = rows_drawn(rows, 16 * dim, 16 * hidden)
+    n, grad_out, w1, b1, w2 = rows_drawn(rows, 16 * dim, 16 * hidden, dtype)
     exact = [tensor.double().requires_grad_() for tensor in (n, w1, b1, w2)]
     wanted = F.linear(PLAIN[act](F.linear(exact[0], exact[1], exact[2])), exact[3])
     grads = torch.autograd.grad(wanted, exact, grad_out.double())
-    out, pre_act = torch.empty_like(n), torch.empty(rows, 16 * hidden)
+    out, pre_act = torch.empty_like(n), torch.empty(rows, 16 * hidden, dtype=dtype)
     with threads(count):
         cpp_forward(n, w1, b1, w2, None, act, None, out, pre_act if save else None)
         found = cpp_backward(n, grad_out, w1, b1, w2, act, pre_act if save else None)
-    close(out, wanted.detach(), 1e-5)
+    close(out, wanted.detach(), DTYPES[dtype])
     for ours, theirs in zip(found, grads, strict=True):
-        close(ours, theirs, 2e-5)
+        assert ours.dtype == torch.float32
+        close(ours, theirs, 2 * DTYPES[dtype])
 
 
 @needs_linear
-def test_saved_activations_change_no_bit() -> None:
-    n, grad_out, w1, b1, w2 = rows_drawn(77, 64, 192)
-    out, pre_act = torch.empty_like(n), torch.empty(77, 192)
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_saved_activations_change_no_bit(dtype: torch.dtype) -> None:
+    n, grad_out, w1, b1, w2 = rows_drawn(77, 64, 192, dtype)
+    out, pre_act = torch.empty_like(n), torch.empty(77, 192, dtype=dtype)
     cpp_forward(n, w1, b1, w2, None, "gelu", None, out, pre_act)
     saved = cpp_backward(n, grad_out, w1, b1, w2, "gelu", pre_act)
     for ours, theirs in zip(cpp_backward(n, grad_out, w1, b1, w2, "gelu"), saved, strict=True):

@@ -141,10 +141,10 @@ def _widened(constant: Tensor | None, x: Tensor) -> Tensor | None:
 
 def _is_faster(x: Tensor, mlp: Any) -> bool:
     """In C++, and on one thread, where PyTorch's 1×1 convolution is slow."""
-    if working_dtype(x) != torch.float32:
-        return False
-    one_thread = len(x) < FEW_SAMPLES and torch.get_num_threads() == 1
-    return train_mlp.supports_cpp(mlp.fc1.matrix()) or one_thread
+    dtype = working_dtype(x)
+    if train_mlp.supports_cpp(mlp.fc1.matrix(), dtype):
+        return True
+    return dtype == torch.float32 and len(x) < FEW_SAMPLES and torch.get_num_threads() == 1
 
 
 def _is_known(norm: nn.Module, mlp: nn.Module, scale: nn.Module) -> bool:

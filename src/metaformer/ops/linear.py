@@ -187,6 +187,11 @@ def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
+def to_float32(vector: Tensor | None) -> Tensor | None:
+    """A bias or a norm's constant as C++ kernels take it."""
+    return None if vector is None else vector.detach().float().contiguous()
+
+
 def scale_vector(scale: Scale, like: Tensor) -> Tensor | None:
     """A residual's factor as C++ kernels take it: a vector in float32, or none, which is 1."""
     return like.new_full(like.shape[-1:], scale, dtype=torch.float32) if isinstance(scale, float) else scale

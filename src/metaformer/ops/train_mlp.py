@@ -17,7 +17,7 @@ from torch.library import custom_op
 from metaformer.ops import cpp, onednn
 from metaformer.ops.cpp import kernels
 from metaformer.ops.linear import ACTS as NUMBERS
-from metaformer.ops.linear import PackedWeight
+from metaformer.ops.linear import PackedWeight, to_float32
 from metaformer.ops.mlp import mlp
 from metaformer.ops.mlp import reference as mlp_reference
 from metaformer.ops.norm import norm as normalized
@@ -83,7 +83,7 @@ def train_mlp_backward(
     if supports_cpp(w1):
         saved = pre_act if len(pre_act) else None
         grad_n, grad_w1, grad_b1, grad_w2 = cpp_backward(n, grad_out, w1, b1, w2, act, saved)
-        grad_weights = grad_w1, grad_b1, grad_w2, grad_out.sum(0)
+        grad_weights = *(grad.to(w1.dtype) for grad in (grad_w1, grad_b1, grad_w2)), grad_out.sum(0)
     else:
         grad_n, grad_weights = _backward_in_chunks(n, grad_out, w1, b1, w2, act)
     grad_normed = grad_n.view(tokens.shape).to(tokens.dtype)
@@ -93,9 +93,9 @@ def train_mlp_backward(
     return grad_x.permute(0, 3, 1, 2), *grad_weights, grad_gamma, grad_beta
 
 
-def supports_cpp(w1: Tensor) -> bool:
-    """Whether both passes run in C++ with a first weight (M, C)."""
-    return w1.device.type == "cpu" and w1.dtype == torch.float32 and cpp.supports_weight(w1)
+def supports_cpp(w1: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether both passes run in C++ with a first weight (M, C), of its own dtype or converted to `dtype`."""
+    return w1.device.type == "cpu" and cpp.supports_weight(w1, dtype)
 
 
 def cpp_forward(
@@ -113,11 +113,16 @@ def cpp_backward(
     n: Tensor, grad_out: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, act: str,
     pre_act: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients for n (N, C), w1 (M, C), b1 (M,), w2 (C, M); `pre_act` is recomputed if it was not saved."""
+    """Gradients in float32 for n (N, C), w1 (M, C), b1 (M,), w2 (C, M).
+
+    `pre_act` is recomputed if it was not saved.
+    """
     w1, w2 = w1.contiguous(), w2.contiguous()
-    grad_n, grad_w1, grad_b1, grad_w2 = (torch.empty_like(like) for like in (n, w1, w1[:, 0], w2))
+    grad_n, grad_w1, grad_b1, grad_w2 = (
+        torch.empty_like(like, dtype=torch.float32) for like in (n, w1, w1[:, 0], w2)
+    )
     kernels.mlp_backward(
-        x=n, grad_out=grad_out, w1=w1, b1=b1, w2=w2, pre_act=pre_act, grad_x=grad_n, grad_w1=grad_w1,
+        x=n, grad_out=grad_out, w1=w1, b1=to_float32(b1), w2=w2, pre_act=pre_act, grad_x=grad_n, grad_w1=grad_w1,
         grad_b1=grad_b1, grad_w2=grad_w2, rows=len(n), dim=w1.shape[1], hidden=w1.shape[0], act=NUMBERS[act],
     )  # fmt: skip
     return grad_n, grad_w1, grad_b1, grad_w2
@@ -140,7 +145,7 @@ def _pack(weight: Tensor, bias: Tensor | None) -> PackedWeight:
     kernels.pack_linear(
         weight=weight.contiguous(), packed=packed, out_features=out_features, in_features=in_features
     )
-    bias = weight.new_zeros(out_features) if bias is None else bias.contiguous()
+    bias = weight.new_zeros(out_features, dtype=torch.float32) if bias is None else to_float32(bias)
     return PackedWeight(packed, bias, out_features, in_features)
 
 

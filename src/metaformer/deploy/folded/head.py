@@ -5,13 +5,13 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from metaformer.backbones.head import Head, MlpClassifier
-from metaformer.deploy.folded.linear import WeightCache, to_float32
+from metaformer.deploy.folded.linear import WeightCache
 from metaformer.deploy.folded.stage import has_hooks
 from metaformer.layers.act import SquaredReLU
 from metaformer.layers.norm import GroupNorm, LayerNorm, NoNorm
 from metaformer.ops import cpp
 from metaformer.ops.global_pool import global_pool
-from metaformer.ops.linear import linear, pack
+from metaformer.ops.linear import linear, pack, to_float32
 from metaformer.ops.norm import layer_norm, needs_gradient
 
 NORMS: Final[dict[type[nn.Module], str]] = {

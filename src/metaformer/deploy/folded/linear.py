@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metaformer.layers.norm import BatchNorm, GroupNorm, LayerNorm, NoNorm
 from metaformer.layers.scale import Scale
 from metaformer.ops import cpp, onednn
-from metaformer.ops.linear import PackedWeight, linear, pack
+from metaformer.ops.linear import PackedWeight, linear, pack, to_float32
 from metaformer.ops.norm import group_norm, layer_norm
 
 T = TypeVar("T")
@@ -142,11 +142,6 @@ def norm_options(norm: nn.Module) -> dict[str, Any] | None:
     if isinstance(norm, PlainGroupNorm | PlainLayerNorm):
         return {"norm": "group_norm" if isinstance(norm, PlainGroupNorm) else "layer_norm", "eps": norm.eps}
     return {"norm": "none"} if isinstance(norm, nn.Identity) else None
-
-
-def to_float32(tensor: Tensor | None) -> Tensor | None:
-    """A norm's constant as the C++ kernels take it."""
-    return None if tensor is None else tensor.detach().float().contiguous()
 
 
 def _detach(tensor: Tensor | None) -> Tensor | None:

@@ -55,9 +55,12 @@ def supports(*tensors: Tensor, weight: Tensor | None = None) -> bool:
     )
 
 
-def supports_weight(weight: Tensor) -> bool:
-    """Whether the linear kernels take a weight (out, in), as fast as oneDNN does on this processor."""
-    return has_linear(weight.dtype) and not any(size % lanes() for size in weight.shape)
+def supports_weight(weight: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the linear kernels take a weight (out, in), as fast as oneDNN does on this processor.
+
+    It is of the dtype that they compute in, or converted to `dtype`.
+    """
+    return has_linear(dtype or weight.dtype) and not any(size % lanes() for size in weight.shape)
 
 
 @cache

@@ -37,8 +37,6 @@ Signature = dict[str, tuple[str, bool]]
 
 SIGNATURES: Final[dict[str, Signature]] = {}
 """Kernel -> its signature."""
-FLOAT32_ONLY: Final = ("pack_linear", "mlp_backward")
-"""Kernels that exist for float32 alone; the others for all of `cpp.SUFFIXES`."""
 _functions: Final[dict[tuple[object, ...], Callable[..., None]]] = {}
 """Kernel and its tensors' dtypes, once they were checked -> the C++ function."""
 _recording = threading.local()
@@ -76,7 +74,7 @@ def _check(kernel: Any, *dtypes: Any) -> Callable[..., None]:
         wanted = _POINTED.get(c_type.removeprefix("const "), dtypes[0])
         if found != wanted and not (optional and found is None):
             raise TypeError(f"{kernel}: {name} must be of {wanted}, got {found}")
-    if dtypes[0] not in ([torch.float32] if kernel in FLOAT32_ONLY else cpp.SUFFIXES):
+    if dtypes[0] not in cpp.SUFFIXES:
         raise TypeError(f"{kernel}: there is no kernel for {dtypes[0]}")
     function: Any = getattr(cpp.load(), f"{kernel}_{cpp.SUFFIXES[dtypes[0]]}")
     c_types = [c_type for c_type, _ in signature.values()]
@@ -169,8 +167,8 @@ def pack_linear(*, weight: In, packed: Out, out_features: Long, in_features: Lon
 
 @_declare
 def mlp_backward(
-    *, x: In, grad_out: In, w1: In, b1: In | None, w2: In, pre_act: In | None, grad_x: Out, grad_w1: Out,
-    grad_b1: Out, grad_w2: Out, rows: Long, dim: Long, hidden: Long, act: Int,
+    *, x: In, grad_out: In, w1: In, b1: InFloat | None, w2: In, pre_act: In | None, grad_x: OutFloat,
+    grad_w1: OutFloat, grad_b1: OutFloat, grad_w2: OutFloat, rows: Long, dim: Long, hidden: Long, act: Int,
 ) -> None:  # fmt: skip
     """Gradients of act(x · w1ᵀ + b1) · w2ᵀ; pre_act (rows, hidden) is recomputed where it is null."""
     tensors = x, grad_out, w1, b1, w2, pre_act, grad_x, grad_w1, grad_b1, grad_w2

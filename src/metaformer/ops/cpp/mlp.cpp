@@ -3,7 +3,7 @@
 //   linear: out = act(norm(x) W' + b) + residual_scale * residual
 //   mlp:    out = act(norm(x) W1' + b1) W2' + b2 + residual_scale * residual
 //
-// and what an MLP needs in training beside that, in float alone: packed weights and the backward pass. Hidden
+// and what an MLP needs in training beside that: packed weights and the backward pass. Hidden
 // activations are not written: a block of their rows at a time stays in the second cache.
 #include <memory>
 
@@ -52,6 +52,17 @@ void mlp(const Input<T>& x, const PackedWeight<T>& w1, const PackedWeight<T>& w2
   });
 }
 
+// Rows `first` and `second` of `count` numbers side by side, as products read two consecutive k: out (count, 2).
+inline void interleave(const bfloat16* first, const bfloat16* second, long count, bfloat16* out) {
+  for (long i = 0; i < count; i += LANES) {
+    hvec low, high;
+    std::memcpy(&low, first + i, sizeof low);
+    std::memcpy(&high, second + i, sizeof high);
+    const uvec both = __builtin_convertvector(low, uvec) | __builtin_convertvector(high, uvec) << 16;
+    std::memcpy(out + 2 * i, &both, sizeof both);
+  }
+}
+
 // Packs a weight whose element (column, k) lies at column * across + k * down, one of which is 1: the weight, or its
 // transpose without a copy.
 void pack(const float* weight, long across, long down, const PackedWeight<float>& packed, float* out) {
@@ -65,47 +76,78 @@ void pack(const float* weight, long across, long down, const PackedWeight<float>
       for (long k = 0; k < packed.depth; ++k) std::copy_n(from + k * down, width, panel + k * width);
       continue;
     }
-    for (long k = 0; k < packed.depth; k += LANES)
+    long k = 0;
+    for (; k + LANES <= packed.depth; k += LANES)
       for (long c = 0; c < width; c += LANES) {
         vec square[LANES];
         for (int i = 0; i < LANES; ++i) square[i] = load_vec(from + (c + i) * across + k);
         transpose(square);
         for (int i = 0; i < LANES; ++i) store_vec(panel + (k + i) * width + c, square[i]);
       }
+    for (; k < packed.depth; ++k)
+      for (long c = 0; c < width; ++c) std::memcpy(panel + k * width + c, from + c * across + k, sizeof(float));
+  }
+}
+
+void pack(const bfloat16* weight, long across, long down, const PackedWeight<bfloat16>& packed, bfloat16* out) {
+  if (down == 1) {  // pairs of k are moved as one number of 32 bits
+    const PackedWeight<float> pairs{nullptr, nullptr, packed.depth / 2, packed.columns};
+    pack(reinterpret_cast<const float*>(weight), across / 2, 1, pairs, reinterpret_cast<float*>(out));
+    return;
+  }
+  for (long p = 0; p < packed.panels(); ++p) {
+    const long whole = packed.columns / PANEL;
+    const bool narrow = p >= whole;
+    const long column = narrow ? whole * PANEL + (p - whole) * LANES : p * PANEL, width = narrow ? LANES : PANEL;
+    const bfloat16* from = weight + column;
+    for (long k = 0; k < packed.depth; k += 2)
+      interleave(from + k * down, from + (k + 1) * down, width, out + column * packed.depth + k * width);
   }
 }
 
 // An activation's value and derivative; GELU's is cdf(x) + x * pdf(x), with pdf(x) = exp(-x^2 / 2) / sqrt(2 pi).
-template <Act act>
+template <Act act, class T>
 void differentiate(vec x, vec& value, vec& slope) {
   if constexpr (act == Act::gelu) {
-    const vec low = clamp_below<float>(x), cdf = normal_cdf<float>(low);
+    const vec low = clamp_below<T>(x), cdf = normal_cdf<T>(low);
     value = low * cdf;
     slope = cdf + x * 0.39894228f * exp_vec(x * x * -0.5f);
   } else {
-    value = activate<act, float>(x);
+    value = activate<act, T>(x);
     const vec one = x > 0 ? vec{} + 1.0f : vec{};
     slope = act == Act::relu ? one : 2.0f * one * x;
   }
 }
 
-// out[i][j] (+)= sum over r of a[r][i] * b[r][j], for `count` <= ROWS of i by COUNT vectors of j.
-template <int COUNT>
-[[gnu::noinline]] void outer_tile(const float* a, long a_stride, const float* b, long b_stride, long rows, float* out,
+// Rows as the outer products read them: floats as they are, bfloat16 in pairs of rows side by side, the last of an odd
+// number beside zeros, for which a block has room. Element (r, c) lies at (r / STEP * stride + c) * STEP + r % STEP.
+inline const float* paired(float* rows, long, long, long, float*) { return rows; }
+
+inline const bfloat16* paired(bfloat16* rows, long stride, long count, long columns, bfloat16* memory) {
+  if (count % 2) std::fill_n(rows + count * stride, columns, bfloat16(0));
+  for (long r = 0; r < count; r += 2)
+    interleave(rows + r * stride, rows + (r + 1) * stride, columns, memory + r * stride);
+  return memory;
+}
+
+// out[i][j] (+)= sum over r of a[r][i] * b[r][j], for `count` <= ROWS of i by COUNT vectors j, of paired rows.
+template <int COUNT, class T>
+[[gnu::noinline]] void outer_tile(const T* a, long a_stride, const T* b, long b_stride, long rows, float* out,
                                   long columns, int count, bool add) {
+  using M = Multiply<T>;
   vec sum[ROWS][COUNT] = {};
   if (add)
     for (int i = 0; i < count; ++i)
       for (int v = 0; v < COUNT; ++v) __builtin_prefetch(out + i * columns + v * LANES, 1);
-  for (long r = 0; r < rows; ++r) {
-    vec part[COUNT];
+  for (long r = 0; r < rows; r += M::STEP) {
+    decltype(M::weights(b)) part[COUNT];
 #pragma GCC unroll 8
-    for (int v = 0; v < COUNT; ++v) part[v] = load_vec(b + r * b_stride + v * LANES);
+    for (int v = 0; v < COUNT; ++v) part[v] = M::weights(b + r * b_stride + v * LANES * M::STEP);
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {  // beyond `count` it reads the row's padding, and the sums are not stored
-      const vec one = vec{} + a[r * a_stride + i];
+      const auto one = M::broadcast(a + r * a_stride + i * M::STEP);
 #pragma GCC unroll 8
-      for (int v = 0; v < COUNT; ++v) sum[i][v] += one * part[v];
+      for (int v = 0; v < COUNT; ++v) sum[i][v] = M::add(sum[i][v], one, part[v]);
     }
   }
 #pragma GCC unroll 8
@@ -119,22 +161,27 @@ template <int COUNT>
   }
 }
 
-// out (count, width), rows `columns` apart, = a' b of a (rows, count) and b (rows, width); added to it with `add`.
-void outer(const float* a, long a_stride, long count, const float* b, long b_stride, long width, long rows, float* out,
+// out (count, width), rows `columns` apart, = a' b of paired a (rows, count) and b (rows, width); added to it with `add`.
+template <class T>
+void outer(const T* a, long a_stride, long count, const T* b, long b_stride, long width, long rows, float* out,
            long columns, bool add) {
+  constexpr long STEP = Multiply<T>::STEP;
   for (long j = 0; j < width;) {
     const bool wide = j + PANEL <= width;
     for (long i = 0; i < count; i += ROWS) {
       const int rest = int(std::min<long>(ROWS, count - i));
-      (wide ? outer_tile<PANEL_VECS> : outer_tile<1>)(a + i, a_stride, b + j, b_stride, rows, out + i * columns + j,
-                                                      columns, rest, add);
+      (wide ? outer_tile<PANEL_VECS, T> : outer_tile<1, T>)(a + i * STEP, a_stride, b + j * STEP, b_stride, rows,
+                                                            out + i * columns + j, columns, rest, add);
     }
     j += wide ? PANEL : LANES;
   }
 }
 
+template <class T>
 struct Mlp {
-  const float *w1, *b1, *w2, *pre_act;  // (hidden, dim), (hidden,), (dim, hidden), (rows, hidden); b1, pre_act or null
+  const T *w1, *w2;   // (hidden, dim), (dim, hidden)
+  const float* b1;    // (hidden,), or null
+  const T* pre_act;   // (rows, hidden), or null
   long dim, hidden;
 };
 
@@ -143,13 +190,14 @@ struct Gradients {
 };
 
 // Hidden channels [first, last), with the three weights that they need, packed side by side.
+template <class T>
 struct HiddenSlice {
   long first, width;
-  std::unique_ptr<float[]> memory;
-  PackedWeight<float> expand, back, contract;  // x W1' is hidden, grad_out W2 is grad_hidden, that times W1 is grad_x
+  std::unique_ptr<T[]> memory;
+  PackedWeight<T> expand, back, contract;  // x W1' is hidden, grad_out W2 is grad_hidden, that times W1 is grad_x
 
-  HiddenSlice(const Mlp& m, long first_, long last, const float* zeros)
-      : first(first_), width(last - first_), memory(new float[3 * m.dim * width]),
+  HiddenSlice(const Mlp<T>& m, long first_, long last, const float* zeros)
+      : first(first_), width(last - first_), memory(new T[3 * m.dim * width]),
         expand{memory.get(), m.b1 ? m.b1 + first : zeros, m.dim, width},
         back{memory.get() + m.dim * width, zeros, m.dim, width},
         contract{memory.get() + 2 * m.dim * width, zeros, width, m.dim} {
@@ -162,15 +210,17 @@ struct HiddenSlice {
 // Rows [first, last) through one slice of the hidden channels:
 //   grad_hidden = grad_out W2 * act'(pre_act)    grad_x = grad_hidden W1      (writes it: this slice's part of the sum)
 //   grad_w1 = grad_hidden' x                     grad_w2 = grad_out' hidden   (the slice's rows, the slice's columns)
-template <Act act>
-void backward(const float* x, const float* grad_out, const Mlp& m, const HiddenSlice& slice, long first, long last,
+template <Act act, class T>
+void backward(const T* x, const T* grad_out, const Mlp<T>& m, const HiddenSlice<T>& slice, long first, long last,
               const Gradients& grads) {
-  const long narrow = padded(m.dim), wide = padded(slice.width);
-  const long most = std::max(1L, BACKWARD_CACHE / long(sizeof(float) * 2 * (narrow + wide)) / ROWS) * ROWS;
-  float* xs = reinterpret_cast<float*>(scratch(2 * most * (narrow + wide) * sizeof(float)));
-  float* grad_outs = xs + most * narrow;          // as xs (most, narrow)
-  float* hidden = grad_outs + most * narrow;      // (most, wide)
-  float* grad_hidden = hidden + most * wide;      // (most, wide)
+  constexpr long COPIES = Multiply<T>::STEP;  // with paired rows beside the rows
+  const long narrow = padded(m.dim), wide = padded(slice.width), row = 2 * (narrow + wide);
+  const long most = std::max(1L, BACKWARD_CACHE / long(COPIES * sizeof(T) * row) / ROWS) * ROWS;
+  T* xs = reinterpret_cast<T*>(scratch(COPIES * most * row * sizeof(T)));
+  T* grad_outs = xs + most * narrow;          // as xs (most, narrow)
+  T* hidden = grad_outs + most * narrow;      // (most, wide)
+  T* grad_hidden = hidden + most * wide;      // (most, wide)
+  T* pairs = grad_hidden + most * wide;       // the same four again
   for (long from = first; from < last; from += most) {
     const long rows = std::min(most, last - from);
     for (long r = 0; r < rows; ++r) {
@@ -186,7 +236,7 @@ void backward(const float* x, const float* grad_out, const Mlp& m, const HiddenS
              [&](long r, long c, vec sum) { store_vec(hidden + r * wide + c, sum); });
     matmul(grad_outs, rows, narrow, slice.back, all, [&](long r, long c, vec sum) {
       vec value, slope;
-      differentiate<act>(load_vec(hidden + r * wide + c), value, slope);
+      differentiate<act, T>(load_vec(hidden + r * wide + c), value, slope);
       store_vec(hidden + r * wide + c, value);
       store_vec(grad_hidden + r * wide + c, sum * slope);
     });
@@ -194,8 +244,13 @@ void backward(const float* x, const float* grad_out, const Mlp& m, const HiddenS
       if (r < rows) store_vec(grads.x + (from + r) * m.dim + c, sum);
     });
     const bool add = from > first;
-    outer(grad_hidden, wide, slice.width, xs, narrow, m.dim, rows, grads.w1 + slice.first * m.dim, m.dim, add);
-    outer(grad_outs, narrow, m.dim, hidden, wide, slice.width, rows, grads.w2 + slice.first, m.hidden, add);
+    const auto pair = [&](T* block, long stride, long columns) {
+      return paired(block, stride, rows, columns, pairs + (block - xs));
+    };
+    const T *x_pairs = pair(xs, narrow, m.dim), *grad_out_pairs = pair(grad_outs, narrow, m.dim);
+    const T *hidden_pairs = pair(hidden, wide, slice.width), *grad_pairs = pair(grad_hidden, wide, slice.width);
+    outer(grad_pairs, wide, slice.width, x_pairs, narrow, m.dim, rows, grads.w1 + slice.first * m.dim, m.dim, add);
+    outer(grad_out_pairs, narrow, m.dim, hidden_pairs, wide, slice.width, rows, grads.w2 + slice.first, m.hidden, add);
     for (long c = 0; c < slice.width; c += LANES) {
       float* p = grads.b1 + slice.first + c;
       vec sum = add ? load_vec(p) : vec{};
@@ -214,18 +269,18 @@ void add(float* a, const float* b, long count, int threads) {
 // Threads share the rows in `pairs`; the two of a pair, where there are two, share the hidden channels. So each thread
 // has its own rows of the weights' gradients in its pair's memory, and of grad_x, which sums over hidden channels, the
 // second of a pair has memory of its own. What is added to what depends on `threads` alone: the bits repeat.
-template <Act act>
-void backward_all(const float* x, const float* grad_out, const Mlp& m, const Gradients& grads, long rows, int threads) {
+template <Act act, class T>
+void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradients& grads, long rows, int threads) {
   const int sides = threads % 2 == 0 && m.hidden >= 2 * PANEL ? 2 : 1, pairs = threads / sides;
   const long weights = m.dim * m.hidden, elements = rows * m.dim, half = m.hidden / PANEL / 2 * PANEL;
   const std::vector<float> zeros(std::max(m.dim, m.hidden), 0.0f);
-  std::vector<std::unique_ptr<HiddenSlice>> slices(sides);
+  std::vector<std::unique_ptr<HiddenSlice<T>>> slices(sides);
   std::unique_ptr<float[]> other_x(sides > 1 ? new float[elements] : nullptr);
   std::unique_ptr<float[]> sums(pairs > 1 ? new float[(pairs - 1) * (2 * weights + m.hidden)] : nullptr);
 #pragma omp parallel for num_threads(sides) schedule(static)
   for (int side = 0; side < sides; ++side) {
     const long middle = sides > 1 ? half : m.hidden;
-    slices[side].reset(new HiddenSlice(m, side ? middle : 0, side ? m.hidden : middle, zeros.data()));
+    slices[side].reset(new HiddenSlice<T>(m, side ? middle : 0, side ? m.hidden : middle, zeros.data()));
   }
 #pragma omp parallel for num_threads(threads) schedule(static, 1)  // there may be fewer threads than were asked for
   for (int share = 0; share < threads; ++share) {
@@ -239,12 +294,12 @@ void backward_all(const float* x, const float* grad_out, const Mlp& m, const Gra
     }
     const Range range(rows, pair, pairs);
     if (range.first == range.last) {  // fewer rows than pairs: nothing else writes these sums
-      const HiddenSlice& slice = *slices[side];
+      const HiddenSlice<T>& slice = *slices[side];
       for (long i = 0; i < slice.width; ++i) own.b1[slice.first + i] = 0;
       for (long i = 0; i < slice.width * m.dim; ++i) own.w1[slice.first * m.dim + i] = 0;
       for (long c = 0; c < m.dim; ++c) std::fill_n(own.w2 + c * m.hidden + slice.first, slice.width, 0.0f);
     }
-    backward<act>(x, grad_out, m, *slices[side], range.first, range.last, own);
+    backward<act, T>(x, grad_out, m, *slices[side], range.first, range.last, own);
   }
   if (sides > 1) add(grads.x, other_x.get(), elements, threads);
   for (int pair = 1; pair < pairs; ++pair) {
@@ -274,28 +329,25 @@ void backward_all(const float* x, const float* grad_out, const Mlp& m, const Gra
     const PackedWeight<T> first{w1, b1, dim, hidden}, second{w2, b2, hidden, dim}; \
     const Output<T> output{residual, residual_scale, out, dim}; \
     dispatch(Act(act), [&](auto act_) { mlp<act_>(input, first, second, output, pre_act, threads); }); \
+  } \
+  extern "C" void pack_linear_##suffix(const T* weight, T* packed, long out_features, long in_features, int threads) { \
+    const long depth = in_features, rest = out_features / PANEL * PANEL; \
+    _Pragma("omp parallel for num_threads(threads) schedule(static)") for (long p = 0; p < out_features / PANEL; ++p) \
+        pack(weight + p * PANEL * depth, depth, 1, PackedWeight<T>{nullptr, nullptr, depth, PANEL}, \
+             packed + p * PANEL * depth); \
+    pack(weight + rest * depth, depth, 1, PackedWeight<T>{nullptr, nullptr, depth, out_features - rest}, \
+         packed + rest * depth); \
+  } \
+  extern "C" void mlp_backward_##suffix(const T* x, const T* grad_out, const T* w1, const float* b1, const T* w2, \
+                                        const T* pre_act, float* grad_x, float* grad_w1, float* grad_b1, \
+                                        float* grad_w2, long rows, long dim, long hidden, int act, int threads) { \
+    dispatch(Act(act), [&](auto act_) { \
+      backward_all<act_, T>(x, grad_out, {w1, w2, b1, pre_act, dim, hidden}, {grad_x, grad_w1, grad_b1, grad_w2}, rows, \
+                            threads); \
+    }); \
   }
 KERNELS(float, float32)
 KERNELS(bfloat16, bfloat16)
-
-extern "C" void pack_linear_float32(const float* weight, float* packed, long out_features, long in_features,
-                                    int threads) {
-  const long depth = in_features, rest = out_features / PANEL * PANEL;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (long p = 0; p < out_features / PANEL; ++p)
-    pack(weight + p * PANEL * depth, depth, 1, {nullptr, nullptr, depth, PANEL}, packed + p * PANEL * depth);
-  pack(weight + rest * depth, depth, 1, {nullptr, nullptr, depth, out_features - rest}, packed + rest * depth);
-}
-
-extern "C" void mlp_backward_float32(const float* x, const float* grad_out, const float* w1, const float* b1,
-                                     const float* w2, const float* pre_act, float* grad_x, float* grad_w1,
-                                     float* grad_b1, float* grad_w2, long rows, long dim, long hidden, int act,
-                                     int threads) {
-  dispatch(Act(act), [&](auto act_) {
-    backward_all<act_>(x, grad_out, {w1, b1, w2, pre_act, dim, hidden}, {grad_x, grad_w1, grad_b1, grad_w2}, rows,
-                       threads);
-  });
-}
 
 // Dtypes for which these kernels were measured, and found as fast as oneDNN's: 1 for float, 2 for bfloat16.
 extern "C" int linear_dtypes() {
