@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaformer.errors import ConfigError
 from metaformer.ops import cpp, onednn
+from metaformer.ops.cpp import kernels
 from metaformer.ops.linear import ACTS, NORMS, linear, pack, reference
 from ops.numerics import (
     DTYPES,
@@ -339,3 +340,31 @@ def test_torch_knows_the_operations(backend: str) -> None:
     check_operation("linear_act", lambda: linear(x, w), *arguments)
     x, w, scale, y, factor = (random(*s) for s in ((2, 4, 3, 20), (5, 20), (5,), (2, 4, 3, 5), (5,)))
     check_operation("linear_residual", lambda: linear(x, w), x, w, None, scale, y, factor, 1.0)
+
+
+@needs_linear
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("out_features", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("in_features", [1, 2, 3, 5])
+def test_weights_are_packed_in_cpp_as_in_python(
+    in_features: int, out_features: int, dtype: torch.dtype
+) -> None:
+    weight = torch.randn(out_features * LANES, in_features * LANES).to(dtype)
+    packed = torch.full((weight.numel(),), torch.nan, dtype=dtype)
+    kernels.pack_linear(weight=weight, packed=packed, out_features=len(weight), in_features=weight.shape[1])
+    assert torch.equal(packed, pack(weight, None).weight)
+
+
+@needs_linear
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("out_features", [1, LANES - 1, LANES + 1, 10 * LANES - 6])
+def test_any_number_of_outputs(out_features: int, dtype: torch.dtype) -> None:
+    weight, bias = torch.randn(out_features, 2 * LANES).to(dtype), torch.randn(out_features).to(dtype)
+    x, residual = torch.randn(7, 2 * LANES).to(dtype), torch.randn(7, out_features).to(dtype)
+    scale = torch.randn(out_features)
+    memory = torch.full((7 * out_features + LANES,), 5.0).to(dtype)
+    out = memory[: 7 * out_features].view(7, out_features)
+    options: Any = {"act": "relu", "residual": residual}
+    linear(x, pack(weight, bias), **options, residual_scale=scale, out=out)
+    close(out, exact(x, weight, bias, **options, residual_scale=scale.double()), DTYPES[dtype])
+    assert (memory[7 * out_features :] == 5).all(), "nothing is written behind the last row"

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metaformer.ops import cpp
 from metaformer.ops import train_mlp as module
 from metaformer.ops.cpp import kernels
 from metaformer.ops.train_mlp import ACTS, cpp_backward, cpp_forward, reference, train_mlp, train_mlp_backward
@@ -217,5 +218,6 @@ def test_fewer_threads_than_were_asked_for() -> None:
 def test_supported_weights() -> None:
     weight = torch.randn(32, 16)
     assert module.supports_cpp(weight)
-    wrong = (weight.double(), weight.bfloat16(), weight[:30], weight[:, :12])
+    assert module.supports_cpp(weight.bfloat16()) == cpp.has_linear(torch.bfloat16)
+    wrong = (weight.double(), weight.half(), weight[:30], weight[:, :12])
     assert not any(map(module.supports_cpp, wrong))

@@ -15,11 +15,13 @@ from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer, MetaFormerFeatures
 from metaformer.errors import ConfigError, DownloadError, OutputError, WeightsError
 from metaformer.factory import create_detector, create_model, create_segmenter
+from metaformer.inference.model import load_model
 from metaformer.models.build import DENSE_KINDS
 from metaformer.models.detection.config import KINDS
 from metaformer.weights.card import read_config
 from metaformer.weights.hub import from_pretrained, push_to_hub, save_pretrained
 from metaformer.weights.io import write_state
+from metaformer.weights.saved import find_saved
 
 TINY = MetaFormerConfig(depths=(1, 1, 2, 1), dims=(8, 16, 20, 28), num_classes=7, image_size=(64, 64))
 CONFIGS = [
@@ -191,16 +193,25 @@ def test_dense_networks_that_cannot_be_saved_or_read(tmp_path: Path, kind: str) 
         from_pretrained(tmp_path)
 
 
-def test_cards_of_the_development_version_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+def test_cards_of_the_development_version_are_read_or_refused_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = create_segmenter("upernet", backbone=TINY, num_classes=7, head_dim=6)
     save_pretrained(model, tmp_path)
     card = json.loads((tmp_path / "config.json").read_text())
     assert card.pop("version") == metadata.version("metaformer")
     (tmp_path / "config.json").write_text(json.dumps(card))
     assert from_pretrained(tmp_path).config == model.config
+    card["pretrained_cfg"]["preprocess"] = {"multiple": 64, "short_side": 96, "long_side": 128}
+    (tmp_path / "config.json").write_text(json.dumps(card))
+    loaded = load_model(tmp_path)
+    assert (loaded.preprocess.size_divisor, loaded.preprocess.short_side) == (64, 96)
     old = {"task": "detect", "config": {"kind": "retinanet", "backbone": card["config"]["backbone"]}}
     for name in ("box_samples", "nms_candidates", "train_candidates"):
         (tmp_path / "config.json").write_text(json.dumps(old | {"config": {**old["config"], name: 100}}))
         with pytest.raises(ConfigError, match=f"config.json: .*development version .*{name}") as error:
             from_pretrained(tmp_path)
         assert "\n" not in str(error.value)
+        caplog.clear()
+        assert find_saved(tmp_path / "model.safetensors") is None  # weights of a network given by its name
+        assert f"development version before 0.1.0 (unknown field {name!r}" in caplog.text

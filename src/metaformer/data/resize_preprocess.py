@@ -1,7 +1,8 @@
 """Preprocessing of segmentation and detection: the whole image, its aspect ratio kept."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import numpy as np
 import torch
@@ -44,6 +45,13 @@ class DensePreprocess(Serializable):
             raise ConfigError(
                 f"long_side: {self.long_side} beside short_side {self.short_side}: give both, or neither"
             )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; before 0.1.0 the size divisor was called `multiple`."""
+        if isinstance(values, Mapping):
+            values = {"size_divisor" if key == "multiple" else key: value for key, value in values.items()}
+        return super().from_dict(values)
 
     def fitted_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after the first resize."""

@@ -187,9 +187,9 @@ def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
-def to_float32(vector: Tensor | None) -> Tensor | None:
+def to_float32(vector: Tensor) -> Tensor:
     """A bias or a norm's constant as C++ kernels take it."""
-    return None if vector is None else vector.detach().float().contiguous()
+    return vector.detach().float().contiguous()
 
 
 def scale_vector(scale: Scale, like: Tensor) -> Tensor | None:

@@ -83,7 +83,8 @@ def train_mlp_backward(
     if supports_cpp(w1):
         saved = pre_act if len(pre_act) else None
         grad_n, grad_w1, grad_b1, grad_w2 = cpp_backward(n, grad_out, w1, b1, w2, act, saved)
-        grad_weights = *(grad.to(w1.dtype) for grad in (grad_w1, grad_b1, grad_w2)), grad_out.sum(0)
+        grad_w1, grad_b1, grad_w2 = (grad.to(w1.dtype) for grad in (grad_w1, grad_b1, grad_w2))
+        grad_weights = grad_w1, grad_b1, grad_w2, grad_out.sum(0)
     else:
         grad_n, grad_weights = _backward_in_chunks(n, grad_out, w1, b1, w2, act)
     grad_normed = grad_n.view(tokens.shape).to(tokens.dtype)
@@ -122,8 +123,9 @@ def cpp_backward(
         torch.empty_like(like, dtype=torch.float32) for like in (n, w1, w1[:, 0], w2)
     )
     kernels.mlp_backward(
-        x=n, grad_out=grad_out, w1=w1, b1=to_float32(b1), w2=w2, pre_act=pre_act, grad_x=grad_n, grad_w1=grad_w1,
-        grad_b1=grad_b1, grad_w2=grad_w2, rows=len(n), dim=w1.shape[1], hidden=w1.shape[0], act=NUMBERS[act],
+        x=n, grad_out=grad_out, w1=w1, b1=None if b1 is None else to_float32(b1), w2=w2, pre_act=pre_act,
+        grad_x=grad_n, grad_w1=grad_w1, grad_b1=grad_b1, grad_w2=grad_w2, rows=len(n), dim=w1.shape[1],
+        hidden=w1.shape[0], act=NUMBERS[act],
     )  # fmt: skip
     return grad_n, grad_w1, grad_b1, grad_w2
 

@@ -1,5 +1,6 @@
 """Networks on disk that bring their configuration: runs, checkpoints, and what `save_pretrained` wrote."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from metaformer.storage import as_path, read_json
 from metaformer.weights.card import read_config
 from metaformer.weights.sources import split_name
 
+_log = logging.getLogger(__name__)
 CONFIG, STATE = "config.json", "state.json"
 STEPS, STEP = "checkpoints", "step_"
 BEST = "best"
@@ -150,8 +152,10 @@ def find_saved(path: str | Path) -> SavedNetwork | None:
         return None
     try:
         config = read_config(card)
-    except MetaFormerError:
-        return None  # of another library: the weights may still be
+    except MetaFormerError as error:  # of another library: the weights may still be
+        if "config" in card:
+            _log.warning("%s: its weights alone are read, not what lies beside them: %s", path, error)
+        return None
     return SavedNetwork(path, path if path.is_file() else weight_file(path), card, config)
 
 

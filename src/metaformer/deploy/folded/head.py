@@ -5,13 +5,13 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from metaformer.backbones.head import Head, MlpClassifier
-from metaformer.deploy.folded.linear import WeightCache
+from metaformer.deploy.folded.linear import WeightCache, affine_float32
 from metaformer.deploy.folded.stage import has_hooks
 from metaformer.layers.act import SquaredReLU
 from metaformer.layers.norm import GroupNorm, LayerNorm, NoNorm
 from metaformer.ops import cpp
 from metaformer.ops.global_pool import global_pool
-from metaformer.ops.linear import linear, pack, to_float32
+from metaformer.ops.linear import linear, pack
 from metaformer.ops.norm import layer_norm, needs_gradient
 
 NORMS: Final[dict[type[nn.Module], str]] = {
@@ -70,7 +70,7 @@ class FoldedHead(WeightCache, Head):
         """A norm's constants as keywords, in float32."""
         if isinstance(norm, NoNorm):
             return {}
-        weight, bias = self.get(norm, lambda: (to_float32(norm.weight), to_float32(norm.bias)))
+        weight, bias = self.get(norm, lambda: affine_float32(norm))
         return {"weight": weight, "bias": bias, "eps": norm.eps}
 
     def _classify(self, x: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class ChannelsLastNorm(WeightCache):
         if isinstance(norm, LayerNorm) and (norm.bias is None or norm.weight is not None):
             affine: tuple[Tensor | None, Tensor | None] = (norm.weight, norm.bias)
             if cpp.supports(x):
-                affine = self.get("affine", lambda: (to_float32(norm.weight), to_float32(norm.bias)))
+                affine = self.get("affine", lambda: affine_float32(norm))
             return layer_norm(x, norm.eps, *affine)
         return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
@@ -142,6 +142,12 @@ def norm_options(norm: nn.Module) -> dict[str, Any] | None:
     if isinstance(norm, PlainGroupNorm | PlainLayerNorm):
         return {"norm": "group_norm" if isinstance(norm, PlainGroupNorm) else "layer_norm", "eps": norm.eps}
     return {"norm": "none"} if isinstance(norm, nn.Identity) else None
+
+
+def affine_float32(norm: Any) -> tuple[Tensor | None, Tensor | None]:
+    """A norm's weight and bias, where it has them, as the C++ kernels take them."""
+    weight, bias = (None if x is None else to_float32(x) for x in (norm.weight, norm.bias))
+    return weight, bias
 
 
 def _detach(tensor: Tensor | None) -> Tensor | None:
