@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import metaformer
 from metaformer.backbones.variants import VARIANTS
+from metaformer.deploy.dtype import fastest_dtype
 from metaformer.deploy.folded.block import FoldedBlock
 from metaformer.deploy.optimize import compile_frozen, optimize
 from metaformer.errors import ConfigError, OptimizeError
@@ -76,6 +77,17 @@ def test_an_optimized_network_is_returned_as_it_is() -> None:
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(other(x), network(x))
+
+
+def test_the_fastest_dtype_is_chosen_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = trained(metaformer.create_model("poolformer_s12", **TINY))
+    with caplog.at_level("INFO"):
+        network = optimize(model, dtype="auto")
+    dtype, reason = fastest_dtype(torch.device("cpu"))
+    assert next(network.parameters()).dtype == dtype and reason in caplog.text
+    assert str(dtype).removeprefix("torch.") in reason
+    with pytest.raises(ConfigError, match="dtype 'half'"):
+        optimize(model, dtype="half")  # type: ignore[arg-type]
 
 
 def test_any_image_size() -> None:

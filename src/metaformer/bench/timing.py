@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.ops import cpp, triton
-from metaformer.ops.backend import mode
+from metaformer.ops.describe import describe
 
 SAMPLE_SECONDS = 0.05
 """Seconds that a measurement lasts at least, by repetition."""
@@ -66,9 +65,7 @@ class Machine:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
         threads = torch.get_num_threads()
         versions = torch.__version__, platform.python_version()
-        on_cpu = device.type == "cpu" and mode() != "reference"
-        operations = cpp.describe() if on_cpu else triton.describe()
-        return cls(f"{device.type}: {name}", threads, *versions, operations)
+        return cls(f"{device.type}: {name}", threads, *versions, describe(device))
 
 
 def measure(

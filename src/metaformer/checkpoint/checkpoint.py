@@ -48,6 +48,7 @@ TYPES: Final[Mapping[str, Any]] = {
     "evaluation": dict[str, Any],
     "world_size": Count,
     "threads": Count,
+    "operations": Text,
     "optimizer": dict[str, Any],
     "scaler": dict[str, Any],
 }

@@ -37,6 +37,7 @@ from metaformer.distributed import (
     lockstep,
 )
 from metaformer.errors import ConfigError, DataError, MetaFormerError, OutputError, TrainingError
+from metaformer.ops.describe import describe
 from metaformer.process import GRACE, StopSignals
 from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks.base import Task
@@ -408,6 +409,10 @@ class Loop:
         }
 
 
-def machine(world: World) -> dict[str, int]:
+def machine(world: World) -> dict[str, Any]:
     """What must be equal for a resumed run to be bit-for-bit the same, besides the configuration."""
-    return {"world_size": world.size, "threads": torch.get_num_threads()}
+    return {
+        "world_size": world.size,
+        "threads": torch.get_num_threads(),
+        "operations": describe(world.device),
+    }

@@ -6,8 +6,7 @@ import torch
 
 from metaformer.config import TrainConfig
 from metaformer.distributed import World
-from metaformer.ops import cpp, triton
-from metaformer.ops.backend import mode
+from metaformer.ops.describe import describe
 from metaformer.tasks.base import Task
 
 FRESH_SHOWN = 4
@@ -76,6 +75,5 @@ def _machine(config: TrainConfig, world: World) -> str:
     threads = torch.get_num_threads()
     processes = f"{world.size} processes, " if world.size > 1 else ""
     amp = {"none": "float32", "bf16": "bfloat16", "fp16": "float16"}[config.runtime.amp]
-    kernels = cpp.describe() if device.type == "cpu" and mode() != "reference" else triton.describe()
     used = f"{processes}{threads} thread{'s' * (threads != 1)}, {amp}"
-    return f"device: {device}{name}, {used}; operations: {kernels}"
+    return f"device: {device}{name}, {used}; operations: {describe(device)}"

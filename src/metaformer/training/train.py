@@ -203,7 +203,8 @@ def _warn_differences(saved: Checkpoint, config: TrainConfig, world: World) -> N
         return
     here = machine(world)
     lines = differences(saved.state["config"], to_dict(config))
-    lines += differences({name: saved.state[name] for name in here}, dict(here))
+    there = {name: saved.state.get(name, value) for name, value in here.items()}
+    lines += differences(there, here)
     for line in lines:
         _print(f"warning: differs from the checkpoint, so the run will not be bit-for-bit the same: {line}")
 
