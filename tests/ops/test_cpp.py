@@ -42,10 +42,10 @@ def described(**environment: str) -> str:
 
 @compiled
 def test_compiled_once_and_kept(tmp_path: Path) -> None:
-    assert described(METAFORMER_HOME=str(tmp_path)) == "C++ kernels"
+    assert described(METAFORMER_HOME=str(tmp_path)) == f"C++ kernels ({cpp.instructions()})"
     (library,) = (tmp_path / "cpp").glob("*.so")
     before = library.stat().st_mtime_ns
-    assert described(METAFORMER_HOME=str(tmp_path)) == "C++ kernels"
+    assert described(METAFORMER_HOME=str(tmp_path)) == f"C++ kernels ({cpp.instructions()})"
     assert library.stat().st_mtime_ns == before
     library.chmod(0o777)  # anybody may have written it since
     assert described(METAFORMER_HOME=str(tmp_path)).startswith("plain PyTorch: ")
@@ -250,9 +250,10 @@ def test_registers_and_panels_are_whole() -> None:
 
 
 @compiled
-def test_linear_dtypes_are_those_that_onednn_does_not_beat() -> None:
+def test_linear_dtypes_are_those_of_the_instructions() -> None:
     library = cpp.load()
     assert library is not None
+    assert cpp.has_linear(torch.bfloat16) == ("bfloat16" in cpp.instructions())
     assert cpp.has_linear(torch.float32) == bool(library.linear_dtypes() & 1)
     assert cpp.has_linear(torch.bfloat16) == bool(library.linear_dtypes() & 2)
     assert not cpp.has_linear(torch.float64) and not cpp.has_linear(torch.float16)
@@ -262,6 +263,7 @@ def test_without_a_library_nothing_is_supported(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cpp, "load", lambda: None)
     assert not cpp.has_linear.__wrapped__(torch.float32)
     assert cpp.lanes.__wrapped__() == cpp.panel.__wrapped__() == 1
+    assert cpp.instructions.__wrapped__() == ""
     assert not cpp.supports(torch.randn(2, 3))
 
 

@@ -226,11 +226,16 @@ def test_packed_layers_agree_with_float64(
 
 
 @needs_linear
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 8), (8, 1), (40, 40)])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_single_tokens_lines_and_inputs_larger_than_the_cache(height: int, width: int, kernel: int) -> None:
-    x, weights, of = torch.randn(2, height, width, 5 * LANES), torch.rand(2, 3, 5 * LANES), layers(5 * LANES)
-    close(by("cpp", x, weights, of, kernel), formula(x, weights, of, kernel), 1e-5)
+def test_single_tokens_lines_and_inputs_larger_than_the_cache(
+    height: int, width: int, kernel: int, dtype: torch.dtype
+) -> None:
+    channels = 5 * LANES
+    x, weights = torch.randn(2, height, width, channels).to(dtype), torch.rand(2, 3, channels)
+    of = layers(channels, dtype)
+    close(by("cpp", x, weights, of, kernel), formula(x, weights, of, kernel), DTYPES[dtype])
 
 
 @needs_linear

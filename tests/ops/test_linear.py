@@ -157,6 +157,23 @@ def test_packed_weights_agree_with_float64(
 
 
 @needs_linear
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("worker", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 3, 4, 5])
+def test_shapes_around_those_of_microkernels(depth: int, worker: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    for groups in (1, 3, 4, 5, 20):
+        (weight, bias), x = (
+            layer(groups * LANES, depth * LANES, dtype),
+            torch.randn(50, depth * LANES).to(dtype),
+        )
+        packed, wanted = pack(weight, bias), exact(x, weight, bias)
+        for count in (1, 5, 15, 16, 17, 31, 32, 33, 49):
+            with threads(worker):
+                close(linear(x[:count], packed), wanted[:count], DTYPES[dtype])
+
+
+@needs_linear
 @pytest.mark.parametrize("worker", range(1, 6))
 @pytest.mark.parametrize("norm", CPP_NORMS)
 @pytest.mark.parametrize("act", CPP_ACTS)

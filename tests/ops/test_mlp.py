@@ -202,10 +202,12 @@ def test_nothing_of_an_earlier_call_comes_back(count: int, worker: int) -> None:
 
 
 @needs_linear
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [1, 13, 50, 200])
-def test_the_number_of_threads_changes_nothing(count: int) -> None:
+def test_the_number_of_threads_changes_nothing(count: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    x, first, second = torch.randn(count, 3 * LANES), *(pack(*layer(3 * LANES, 3 * LANES)) for _ in "12")
+    x, dim = torch.randn(count, 3 * LANES).to(dtype), 3 * LANES
+    first, second = (pack(*layer(dim, dim, dtype)) for _ in "12")
     found = []
     for worker in range(1, 6):
         with threads(worker):

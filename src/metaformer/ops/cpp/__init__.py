@@ -56,7 +56,7 @@ def supports(*tensors: Tensor, weight: Tensor | None = None) -> bool:
 
 
 def supports_weight(weight: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether the linear kernels take a weight (out, in), as fast as oneDNN does on this processor.
+    """Whether the linear kernels take a weight (out, in) on this processor, rather than oneDNN.
 
     It is of the dtype that they compute in, or converted to `dtype`.
     """
@@ -65,7 +65,7 @@ def supports_weight(weight: Tensor, dtype: torch.dtype | None = None) -> bool:
 
 @cache
 def has_linear(dtype: torch.dtype) -> bool:
-    """Whether the linear kernels are as fast as oneDNN's for this dtype on this processor."""
+    """Whether this processor has the instructions for which linear kernels of this dtype are written."""
     library = load()
     bits = 0 if library is None else library.linear_dtypes()
     return bool(bits & {torch.float32: 1, torch.bfloat16: 2}.get(dtype, 0))
@@ -83,6 +83,16 @@ def panel() -> int:
     """Columns of a packed weight's panel: what the kernels accumulate at once; 1 without a library."""
     library = load()
     return 1 if library is None else int(library.panel_columns())
+
+
+@cache
+def instructions() -> str:
+    """What the kernels multiply with on this processor, in this process; empty without a library."""
+    library = load()
+    if library is None:
+        return ""
+    library.instructions.restype = ctypes.c_char_p
+    return bytes(library.instructions()).decode()
 
 
 @cache
@@ -118,7 +128,7 @@ def reason_against() -> str | None:
 def describe() -> str:
     """One line: what runs on this machine's CPU, and why."""
     if load() is not None:
-        return "C++ kernels"
+        return f"C++ kernels ({instructions()})"
     why = reason_against() or "the C++ kernels could not be compiled, or others may have written them"
     return f"plain PyTorch: {why}"
 

@@ -63,9 +63,8 @@ void gather(const T* x, const Geometry& g, long first, long last, long depth, T*
 
 template <class T>
 void convolve(const T* x, const Geometry& g, const PackedWeight<T>& weight, const Output<T>& output, int threads) {
-  const long stride = padded(weight.depth), bytes = stride * long(sizeof(T));
-  parallel_rows(g.patches(), bytes, CONV_CACHE / bytes / ROWS, threads,
-                [&](const Team& team, char* memory, long from, long rows) {
+  const long stride = padded(weight.depth), bytes = stride * long(sizeof(T)), most = block_rows<T>(CONV_CACHE, bytes);
+  parallel_rows<T>(g.patches(), bytes, most, threads, [&](const Team& team, char* memory, long from, long rows) {
     T* block = reinterpret_cast<T*>(memory);  // (rows, stride)
     const Range own = team.share(rows);
     gather(x, g, from + own.first, from + own.last, weight.depth, block + own.first * stride, stride);

@@ -12,6 +12,8 @@
 
 namespace {
 
+constexpr long MIX_CACHE = 400 << 10;  // bytes of sums, inputs and mixed tokens at a time
+
 struct Shape {
   long batch, height, width, channels;
   long row() const { return width * channels; }
@@ -84,20 +86,19 @@ void softmax(const T* logits, float* out, long batch, long channels) {
 }
 
 // Takes a block of tokens at a time, so that all that lies between the four products stays in the second cache: sums
-// (most * ROWS, stride) as floats, then the three shifted inputs and the mixed tokens, each (most * ROWS, stride) of T.
+// (most, stride) as floats, then the three shifted inputs and the mixed tokens, each (most, stride) of T.
 template <class T>
 void mix(const T* x, const int* offsets, const float* branch_weights, const PackedWeight<T> (&branches)[3],
          const PackedWeight<T>& proj, const Output<T>& output, const Shape& shape, int threads) {
   const long channels = shape.channels, stride = padded(channels), positions = shape.positions();
-  const long bytes = stride * long(4 * sizeof(T) + sizeof(float)), most = std::max(1L, (400 << 10) / bytes / ROWS);
+  const long bytes = stride * long(4 * sizeof(T) + sizeof(float)), most = block_rows<T>(MIX_CACHE, bytes);
   const std::vector<T> zeros(channels, T(0));
   const long tokens = shape.batch * positions;
-  parallel_rows(tokens, bytes, most, threads, [&](const Team& team, char* block, long from, long rows) {
+  parallel_rows<T>(tokens, bytes, most, threads, [&](const Team& team, char* block, long from, long rows) {
     float* sums = reinterpret_cast<float*>(block);
     T* inputs[3];
-    for (int i = 0; i < 3; ++i)
-      inputs[i] = reinterpret_cast<T*>(sums + most * ROWS * stride) + i * most * ROWS * stride;
-    T* mixed = inputs[2] + most * ROWS * stride;
+    for (int i = 0; i < 3; ++i) inputs[i] = reinterpret_cast<T*>(sums + most * stride) + i * most * stride;
+    T* mixed = inputs[2] + most * stride;
     const Range own = team.share(rows);
     for (long r = own.first; r < own.last; ++r) {
       const long position = (from + r) % positions, h = position / shape.width, w = position % shape.width;

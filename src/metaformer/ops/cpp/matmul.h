@@ -2,8 +2,9 @@
 //
 //   out[r][c] = sum over k of rows[r][k] * weight[c][k] + bias[c]
 //
-// A microkernel holds ROWS x (COUNT * LANES) sums in registers and goes along k once. A weight (out, in) is packed as
-// panels of PANEL columns c, those left over as panels of LANES; a panel is (in / STEP, its columns, STEP), so that
+// A microkernel holds ROWS x (COUNT * LANES) sums in registers, or with AMX 2 x 2 tiles of them, and goes along k once.
+// A weight (out, in) is packed as panels of PANEL columns c, those left over as panels of LANES; a panel is (in / STEP,
+// its columns, STEP), so that
 //   element (c, k) of a panel of `width` columns lies at (k / STEP * width + c) * STEP + k % STEP
 // where STEP is 2 for bfloat16, which is multiplied in pairs, and 1 for float.
 #pragma once
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "simd.h"
+#include "tiles.h"
 
 constexpr int ROWS = 6;  // 6 x 4 of 32 registers, or 6 x 2 of 16, for sums; the rest for a row and the weight
 constexpr int PANEL_VECS = WIDE ? 4 : 2;
@@ -85,6 +87,83 @@ template <int COUNT, class T>
     for (int v = 0; v < COUNT; ++v) store_vec(sums + (r * COUNT + v) * LANES, sum[r][v]);
 }
 
+constexpr long TILE_ROWS = 16;
+
+// Whether this process multiplies T in tiles.
+template <class T>
+bool uses_tiles() {
+  return std::is_same_v<T, bfloat16> && tiles::allowed();
+}
+
+#if HAS_TILES
+template <int... I, class Call>
+void unroll(std::integer_sequence<int, I...>, const Call& call) {
+  (call(std::integral_constant<int, I>{}), ...);
+}
+
+// A microkernel on tiles: sums (DOWN * TILE_ROWS, COUNT * LANES), four tiles of them at a time in tiles 0 to 3. Tiles 4
+// and 5 hold rows, 6 and 7 in turn the weight. The part of `depth` that fills no tile is added in registers.
+template <int DOWN, int COUNT>
+[[gnu::noinline]] void tile_microkernel(const bfloat16* rows, long stride, const bfloat16* panel, long depth,
+                                        const float* bias, float* sums) {
+  using M = Multiply<bfloat16>;
+  constexpr int ACROSS = std::min(COUNT, 4 / DOWN);
+  constexpr long TILE_DEPTH = 32, WIDTH = COUNT * LANES, PANEL_BYTES = WIDTH * M::STEP * long(sizeof(bfloat16)),
+                 SUMS_BYTES = WIDTH * long(sizeof(float));
+  static_assert(LANES == 16);  // columns of a tile
+  constexpr auto across = std::make_integer_sequence<int, ACROSS>{};
+  const long row_bytes = stride * long(sizeof(bfloat16)), whole = depth - depth % TILE_DEPTH;
+  for (long c = 0; c < WIDTH; c += ACROSS * LANES) {
+    unroll(across, [&](auto n) {
+      tiles::load<n>(bias + c + n * LANES, 0);  // the same in every row
+      if constexpr (DOWN == 2) tiles::load<ACROSS + n>(bias + c + n * LANES, 0);
+    });
+    for (long k = 0; k < whole; k += TILE_DEPTH) {
+      tiles::load<4>(rows + k, row_bytes);
+      if constexpr (DOWN == 2) tiles::load<5>(rows + TILE_ROWS * stride + k, row_bytes);
+      unroll(across, [&](auto n) {
+        tiles::load<6 + n % 2>(panel + k * WIDTH + (c + n * LANES) * M::STEP, PANEL_BYTES);
+        tiles::multiply<n, 4, 6 + n % 2>();
+        if constexpr (DOWN == 2) tiles::multiply<ACROSS + n, 5, 6 + n % 2>();
+      });
+    }
+    unroll(across, [&](auto n) {
+      tiles::store<n>(sums + c + n * LANES, SUMS_BYTES);
+      if constexpr (DOWN == 2) tiles::store<ACROSS + n>(sums + TILE_ROWS * WIDTH + c + n * LANES, SUMS_BYTES);
+    });
+  }
+  if (whole == depth) return;
+  for (long r = 0; r < DOWN * TILE_ROWS; ++r)
+    for (long c = 0; c < WIDTH; c += LANES) {
+      vec sum = load_vec(sums + r * WIDTH + c);
+      for (long k = whole; k < depth; k += M::STEP)
+        sum = M::add(sum, M::broadcast(rows + r * stride + k), M::weights(panel + k * WIDTH + c * M::STEP));
+      store_vec(sums + r * WIDTH + c, sum);
+    }
+}
+#endif
+
+template <class T>
+struct Kernel {
+  long rows;  // that it multiplies
+  void (*run)(const T* rows, long stride, const T* panel, long depth, const float* bias, float* sums);
+};
+
+constexpr long MOST_ROWS = HAS_TILES ? 2 * TILE_ROWS : ROWS;  // of a kernel
+
+// The microkernel for a panel, wide or narrow, and a block of which `rows` are left.
+template <class T>
+Kernel<T> kernel_for([[maybe_unused]] long rows, bool narrow) {
+#if HAS_TILES
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (uses_tiles<T>() && rows > TILE_ROWS)
+      return {2 * TILE_ROWS, narrow ? tile_microkernel<2, 1> : tile_microkernel<2, PANEL_VECS>};
+    if (uses_tiles<T>()) return {TILE_ROWS, narrow ? tile_microkernel<1, 1> : tile_microkernel<1, PANEL_VECS>};
+  }
+#endif
+  return {ROWS, narrow ? microkernel<1, T> : microkernel<PANEL_VECS, T>};
+}
+
 // A packed weight (columns, depth) and its bias (columns,).
 template <class T>
 struct PackedWeight {
@@ -103,7 +182,8 @@ struct Range {
   Range(long count, int thread, int threads) : first(count * thread / threads), last(count * (thread + 1) / threads) {}
 };
 
-// Calls store(row, column, vec) for the products of a block's rows, rounded up to ROWS, with some panels of a weight.
+// Calls store(row, column, vec) for the products of a block's rows, rounded up to whole groups, with some panels of a
+// weight.
 template <class T, class Store>
 void matmul(const T* block, long rows, long stride, const PackedWeight<T>& weight, Range panels, const Store& store) {
   const long whole = weight.columns / PANEL;  // panels of PANEL columns; those after them are narrow
@@ -111,12 +191,13 @@ void matmul(const T* block, long rows, long stride, const PackedWeight<T>& weigh
     const bool narrow = p >= whole;
     const long column = narrow ? whole * PANEL + (p - whole) * LANES : p * PANEL, width = narrow ? LANES : PANEL;
     const T* panel = weight.weight + column * weight.depth;
-    for (long r = 0; r < rows; r += ROWS) {
-      alignas(64) float sums[ROWS * PANEL];  // (ROWS, width)
-      auto* kernel = narrow ? microkernel<1, T> : microkernel<PANEL_VECS, T>;
-      kernel(block + r * stride, stride, panel, weight.depth, weight.bias + column, sums);
-      for (int i = 0; i < ROWS; ++i)
+    for (long r = 0; r < rows;) {
+      alignas(64) float sums[MOST_ROWS * PANEL];  // (kernel.rows, width)
+      const Kernel<T> kernel = kernel_for<T>(rows - r, narrow);
+      kernel.run(block + r * stride, stride, panel, weight.depth, weight.bias + column, sums);
+      for (long i = 0; i < kernel.rows; ++i)
         for (long c = 0; c < width; c += LANES) store(r + i, column + c, load_vec(sums + i * width + c));
+      r += kernel.rows;
     }
   }
 }
@@ -256,15 +337,29 @@ inline char* scratch(long bytes) {
   return buffer.data() + (64 - reinterpret_cast<uintptr_t>(buffer.data()) % 64) % 64;
 }
 
-// How threads share rows: where there are many, each has its own; where there are few, all work on the same block of
-// rows, each with some of the weight's columns.
+// Rows of a group: threads share whole groups, and a block is some of them.
+template <class T>
+long group_rows() {
+  return uses_tiles<T>() ? TILE_ROWS : ROWS;
+}
+
+// Rows of a block whose rows of `bytes` each are to fill about `cache` bytes of the second cache; it is twice as large
+// on processors with tiles.
+template <class T>
+long block_rows(long cache, long bytes) {
+  const long group = group_rows<T>(), fitting = cache * (uses_tiles<T>() ? 2 : 1) / bytes / group;
+  return std::max(1L, fitting) * group;
+}
+
+// How threads share rows: where there are many, each has its own groups of them; where there are few, below 48 each and
+// in groups that do not come out even, all work on the same block of rows, each with some of the weight's columns.
 struct Team {
   bool together;
   int thread, threads;
-  Range groups;  // of ROWS rows
+  Range groups;
 
-  Team(long count, int thread_, int threads_)
-      : together(count % threads_ && count < 8 * threads_),
+  Team(long count, long group, int thread_, int threads_)
+      : together(count % threads_ && count * group < 48 * threads_),
         thread(together ? thread_ : 0),
         threads(together ? threads_ : 1),
         groups(count, together ? 0 : thread_, together ? 1 : threads_) {}
@@ -278,24 +373,36 @@ struct Team {
   }
 };
 
+// Makes a thread ready for products of T as long as this lives.
+template <class T>
+struct Ready {
+  Ready() {
+    if (uses_tiles<T>()) tiles::configure();
+  }
+  ~Ready() {
+    if (uses_tiles<T>()) tiles::release();
+  }
+};
+
 // Calls work(team, block, first, rows) for one block of rows after the other, in `threads` threads. A block is memory
-// for at most `most` groups of ROWS rows of `bytes` each; a team that works together shares one.
-template <class Work>
+// for at most `most` rows of `bytes` each, `most` by block_rows; a team that works together shares one.
+template <class T, class Work>
 void parallel_rows(long rows, long bytes, long most, int threads, const Work& work) {
+  const long group = group_rows<T>();
   char* shared = nullptr;
-  most = std::max(1L, most);
 #pragma omp parallel num_threads(threads)
   {
-    const Team team((rows + ROWS - 1) / ROWS, omp_get_thread_num(), omp_get_num_threads());
-    char* block = scratch(bytes * most * ROWS);
+    const Ready<T> ready;
+    const Team team((rows + group - 1) / group, group, omp_get_thread_num(), omp_get_num_threads());
+    char* block = scratch(bytes * most);
     if (team.together) {
 #pragma omp single
       shared = block;  // an implicit barrier follows
       block = shared;
     }
-    for (long group = team.groups.first; group < team.groups.last; group += most) {
-      const long last = std::min({rows, team.groups.last * ROWS, (group + most) * ROWS});
-      work(team, block, group * ROWS, last - group * ROWS);
+    const long end = std::min(rows, team.groups.last * group);
+    for (long first = team.groups.first * group; first < end; first += most) {
+      work(team, block, first, std::min(most, end - first));
       team.wait();  // the block is written anew
     }
   }

@@ -17,9 +17,8 @@ constexpr long BACKWARD_CACHE = 600 << 10;  // bytes of input and hidden rows, a
 
 template <Act act, class T>
 void linear(const Input<T>& x, const PackedWeight<T>& weight, const Output<T>& output, int threads) {
-  const long stride = x.stride(), bytes = stride * long(sizeof(T));
-  parallel_rows(x.count, bytes, LINEAR_CACHE / bytes / ROWS, threads,
-                [&](const Team& team, char* memory, long from, long rows) {
+  const long stride = x.stride(), bytes = stride * long(sizeof(T)), most = block_rows<T>(LINEAR_CACHE, bytes);
+  parallel_rows<T>(x.count, bytes, most, threads, [&](const Team& team, char* memory, long from, long rows) {
     T* block = reinterpret_cast<T*>(memory);  // (rows, stride)
     const Range own = team.share(rows);
     x.copy(from + own.first, from + own.last, block + own.first * stride);
@@ -33,11 +32,11 @@ void linear(const Input<T>& x, const PackedWeight<T>& weight, const Output<T>& o
 template <Act act, class T>
 void mlp(const Input<T>& x, const PackedWeight<T>& w1, const PackedWeight<T>& w2, const Output<T>& output, T* pre_act,
          int threads) {
-  const long narrow = x.stride(), wide = padded(w1.columns), most = MLP_CACHE / (wide * long(sizeof(T))) / ROWS;
-  const long bytes = (narrow + wide) * long(sizeof(T)), whole = std::max(1L, most) * ROWS;
-  parallel_rows(x.count, bytes, most, threads, [&](const Team& team, char* memory, long from, long rows) {
-    T* block = reinterpret_cast<T*>(memory);  // (whole, narrow)
-    T* hidden = block + whole * narrow;       // (whole, wide)
+  const long narrow = x.stride(), wide = padded(w1.columns), most = block_rows<T>(MLP_CACHE, wide * long(sizeof(T)));
+  const long bytes = (narrow + wide) * long(sizeof(T));
+  parallel_rows<T>(x.count, bytes, most, threads, [&](const Team& team, char* memory, long from, long rows) {
+    T* block = reinterpret_cast<T*>(memory);  // (most, narrow)
+    T* hidden = block + most * narrow;        // (most, wide)
     const Range own = team.share(rows);
     x.copy(from + own.first, from + own.last, block + own.first * narrow);
     team.wait();
@@ -215,7 +214,7 @@ void backward(const T* x, const T* grad_out, const Mlp<T>& m, const HiddenSlice<
               const Gradients& grads) {
   constexpr long COPIES = Multiply<T>::STEP;  // with paired rows beside the rows
   const long narrow = padded(m.dim), wide = padded(slice.width), row = 2 * (narrow + wide);
-  const long most = std::max(1L, BACKWARD_CACHE / long(COPIES * sizeof(T) * row) / ROWS) * ROWS;
+  const long most = block_rows<T>(BACKWARD_CACHE, COPIES * row * long(sizeof(T)));
   T* xs = reinterpret_cast<T*>(scratch(COPIES * most * row * sizeof(T)));
   T* grad_outs = xs + most * narrow;          // as xs (most, narrow)
   T* hidden = grad_outs + most * narrow;      // (most, wide)
@@ -284,6 +283,7 @@ void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradient
   }
 #pragma omp parallel for num_threads(threads) schedule(static, 1)  // there may be fewer threads than were asked for
   for (int share = 0; share < threads; ++share) {
+    const Ready<T> ready;
     const int side = share % sides, pair = share / sides;
     Gradients own = grads;
     if (side > 0) own.x = other_x.get();
@@ -349,9 +349,9 @@ void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradient
 KERNELS(float, float32)
 KERNELS(bfloat16, bfloat16)
 
-// Dtypes for which these kernels were measured, and found as fast as oneDNN's: 1 for float, 2 for bfloat16.
+// Dtypes for whose products the instructions are here: 1 for float, 2 for bfloat16. For others oneDNN is faster.
 extern "C" int linear_dtypes() {
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
   return 3;
 #elif defined(__AVX2__) && defined(__FMA__)
   return 1;
@@ -362,3 +362,17 @@ extern "C" int linear_dtypes() {
 
 extern "C" int simd_lanes() { return LANES; }
 extern "C" int panel_columns() { return PANEL; }
+
+// The instructions that products run on.
+extern "C" const char* instructions() {
+  if (uses_tiles<bfloat16>()) return "AVX-512, bfloat16 by AMX tiles";
+#if defined(__AVX512BF16__)
+  return "AVX-512 with bfloat16";
+#elif defined(__AVX512F__)
+  return "AVX-512";
+#elif defined(__AVX2__)
+  return "AVX2";
+#else
+  return "no AVX2";
+#endif
+}
