@@ -157,6 +157,7 @@ def test_cards_name_layers_that_exist(name: str) -> None:
 def test_published_weights_fill_the_card() -> None:
     source = SOURCES["caformer_b36.sail_in22k_ft_in1k_384"]
     card = pretrained_cfg("caformer_b36", VARIANTS["caformer_b36"], source)
+    assert card["pool_size"] == (12, 12)
     assert card["input_size"] == (3, 384, 384) and card["tag"] == source.tag and card["crop_pct"] == 1.0
     source = SOURCES["mask_rcnn_poolformer_s12.sail_coco_1x"]
     card = pretrained_cfg(source.model, NETWORKS[source.model], source)

@@ -25,7 +25,11 @@ def test_every_variant_is_registered_once(names: list[str]) -> None:
     assert set(names) <= set(timm.list_models("mf_*"))
     assert type(timm.create_model("poolformer_s12")).__module__.startswith("timm.")
     cfg = timm.get_pretrained_cfg("mf_caformer_s18.sail_in22k_ft_in1k_384")
-    assert cfg.input_size == (3, 384, 384) and cfg.url.endswith("caformer_s18_384_in21ft1k.pth")
+    assert (
+        cfg.input_size == (3, 384, 384)
+        and cfg.pool_size == (12, 12)
+        and cfg.url.endswith("caformer_s18_384_in21ft1k.pth")
+    )
     assert "mf_cyclemlp_b1.in1k" in timm.list_pretrained("mf_cyclemlp*")
 
 

@@ -22,16 +22,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def pretrained_cfg(name: str, config: NetworkConfig, source: Source | None) -> dict[str, Any]:
     """Describe a network, with these published weights or none, in timm's terms."""
     backbone = config if isinstance(config, MetaFormerConfig) else config.backbone
+    size = config.image_size if source is None else source.image_size
     card: dict[str, Any] = {
         "url": "",
         "architecture": name,
         "tag": "",
         "num_classes": config.num_classes,
-        "input_size": (3 if backbone is None else backbone.in_chans, *config.image_size),
+        "input_size": (3 if backbone is None else backbone.in_chans, *size),
     }
     if isinstance(config, MetaFormerConfig):
         card |= {
-            "pool_size": config.grid(config.stages - 1),
+            "pool_size": replace(config, image_size=size).grid(config.stages - 1),
             "crop_pct": 0.9,
             "crop_mode": "center",
             "interpolation": "bicubic",
@@ -53,7 +54,6 @@ def pretrained_cfg(name: str, config: NetworkConfig, source: Source | None) -> d
             "url": source.url,
             "tag": source.tag,
             "num_classes": source.num_classes,
-            "input_size": (3, *source.image_size),
             "license": source.license,
         }
         if source.data:

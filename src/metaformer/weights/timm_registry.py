@@ -21,7 +21,7 @@ from metaformer.weights.sources import SOURCES, Source
 PREFIX = "mf_"
 FIELDS = {
     *("url", "num_classes", "input_size", "fixed_input_size", "crop_pct", "interpolation", "mean", "std"),
-    *("first_conv", "classifier", "license"),
+    *("pool_size", "first_conv", "classifier", "license"),
 }
 """Fields that timm's `PretrainedCfg` shares with our cards."""
 RENAMED = {"drop_rate": "head_dropout", "proj_drop_rate": "dropout", "img_size": "image_size"}
@@ -72,10 +72,7 @@ def _cards() -> dict[str, dict[str, Any]]:
         for source in published or [None]:
             card = pretrained_cfg(variant, VARIANTS[variant], source)
             name = f"{PREFIX}{variant}.{source.tag}" if source else PREFIX + variant
-            cards[name] = {field: card[field] for field in FIELDS if field in card} | {
-                "pool_size": VARIANTS[variant].grid(VARIANTS[variant].stages - 1),
-                "custom_load": True,
-            }
+            cards[name] = {field: card[field] for field in FIELDS if field in card} | {"custom_load": True}
     return cards
 
 
