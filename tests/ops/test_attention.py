@@ -37,10 +37,11 @@ def test_agrees_with_float64(
     close(found, formula(qkv), DTYPES[dtype])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [71, 197, 500])
-def test_many_tokens(count: int) -> None:
-    qkv = torch.randn(1, count, 3, 2, 2 * LANES)
-    close(attention(qkv), formula(qkv), 1e-5)
+def test_many_tokens(count: int, dtype: torch.dtype) -> None:
+    qkv = torch.randn(1, count, 3, 2, 2 * LANES).to(dtype)
+    close(attention(qkv), formula(qkv), DTYPES[dtype])
 
 
 @settings(max_examples=40, deadline=None)

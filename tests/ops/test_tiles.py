@@ -15,8 +15,14 @@ from ops.test_cpp import compiled, described
 
 HERE = Path(__file__).parent
 FLAGS = f'-O1 -fsanitize=address -include "{HERE / "emulated_tiles.h"}"'
-PRODUCTS = "packed or microkernels or cache or nan_ or earlier_call or number_of_threads or everywhere"
-FEW = "dtype1 and (microkernels and 3- or few_fit and 1- or lines_and_inputs and 3- or number_of_threads)"
+PRODUCTS = (
+    "packed or microkernels or cache or nan_ or earlier_call or number_of_threads or everywhere"
+    " or many_tokens or one_token or (agrees_with_float64 and cpp)"
+)
+FEW = (
+    "dtype1 and (microkernels and 3- or few_fit and 1- or lines_and_inputs and 3- or number_of_threads"
+    " or many_tokens or one_token)"
+)
 pytestmark = [compiled, pytest.mark.skipif(cpp.lanes() != 16, reason="tiles come with AVX-512")]
 
 
@@ -49,7 +55,7 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_products_agree_with_float64(
     chosen: str, environment: dict[str, str], emulation: dict[str, str]
 ) -> None:
-    files = [str(HERE / f"test_{name}.py") for name in ("linear", "mlp", "cycle")]
+    files = [str(HERE / f"test_{name}.py") for name in ("linear", "mlp", "cycle", "attention")]
     command = [
         sys.executable,
         "-m",

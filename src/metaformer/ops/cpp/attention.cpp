@@ -1,7 +1,6 @@
-// out = softmax(q k' / sqrt(D)) v of each head, ROWS queries at a time, whose scores (ROWS, N) stay in the cache.
+// out = softmax(q k' / sqrt(D)) v of each head, some queries at a time, whose scores stay in the cache.
 //
-// qkv is (batch, N, 3, heads, D), out (batch, N, heads, D). Of a head, keys are transposed to (D, stride), stride
-// being N rounded up to LANES, and values copied to (N, D), both as floats.
+// qkv is (batch, N, 3, heads, D), out (batch, N, heads, D).
 #include <omp.h>
 
 #include <algorithm>
@@ -9,12 +8,11 @@
 #include <limits>
 #include <vector>
 
-#include "simd.h"
+#include "matmul.h"
 
 namespace {
 
-constexpr int ROWS = 6;             // queries at a time: ROWS x VECS sums fill the registers
-constexpr int VECS = WIDE ? 4 : 2;  // vectors of keys at a time
+long rounded_up(long count, long whole) { return (count + whole - 1) / whole * whole; }
 
 // scores[r][i] = sum over d of queries[r][d] * keys[d][i], for COUNT vectors of keys i.
 template <int COUNT>
@@ -32,8 +30,8 @@ void score_tile(const float* queries, const float* keys, float* scores, long hea
 
 void score(const float* queries, const float* keys, float* scores, long head_dim, long stride) {
   long i = 0;
-  for (; i + VECS * LANES <= stride; i += VECS * LANES)
-    score_tile<VECS>(queries, keys + i, scores + i, head_dim, stride);
+  for (; i + PANEL <= stride; i += PANEL)
+    score_tile<PANEL_VECS>(queries, keys + i, scores + i, head_dim, stride);
   for (; i < stride; i += LANES) score_tile<1>(queries, keys + i, scores + i, head_dim, stride);
 }
 
@@ -68,47 +66,125 @@ void weighted_sum(const float* weights, const float* inverse_sums, const float* 
     for (int v = 0; v < COUNT; ++v) store_vec(out + r * out_stride + v * LANES, sum[r][v] * inverse_sums[r]);
 }
 
+// One head: keys are transposed to (head_dim, stride), stride being `tokens` rounded up to LANES, and values copied to
+// (tokens, head_dim), both as floats.
 template <class T>
+struct Head {
+  static constexpr long QUERIES = ROWS;
+  const long tokens, head_dim, width, stride;
+  std::vector<float> keys, values, queries, scores;
+
+  Head(long tokens_, long head_dim_, long width_)
+      : tokens(tokens_), head_dim(head_dim_), width(width_), stride(rounded_up(tokens, LANES)),
+        keys(head_dim * stride), values(tokens * head_dim), queries(ROWS * head_dim), scores(ROWS * stride) {}
+
+  // Of token i, q is 3 i rows of `width` numbers from `first`, k 3 i + 1, v 3 i + 2.
+  void read(const T* first) {
+    for (long i = 0; i < tokens; ++i)
+      for (long d = 0; d < head_dim; ++d) {
+        keys[d * stride + i] = load(first + (3 * i + 1) * width + d);
+        values[i * head_dim + d] = load(first + (3 * i + 2) * width + d);
+      }
+  }
+
+  // out (rows, width), of the head alone, for the queries of tokens from `from` on.
+  void attend(const T* from, int rows, T* out) {
+    const float scale = 1 / std::sqrt(float(head_dim));
+    for (int r = 0; r < rows; ++r)
+      for (long d = 0; d < head_dim; ++d) queries[r * head_dim + d] = scale * load(from + 3 * r * width + d);
+    score(queries.data(), keys.data(), scores.data(), head_dim, stride);
+    float inverse_sums[ROWS];
+    for (int r = 0; r < rows; ++r) inverse_sums[r] = exponentiate(scores.data() + r * stride, tokens, stride);
+    long d = 0;
+    for (; d + 2 * LANES <= head_dim; d += 2 * LANES)
+      weighted_sum<2>(scores.data(), inverse_sums, values.data() + d, out + d, tokens, head_dim, stride, width, rows);
+    for (; d < head_dim; d += LANES)
+      weighted_sum<1>(scores.data(), inverse_sums, values.data() + d, out + d, tokens, head_dim, stride, width, rows);
+  }
+};
+
+// One head on tiles: keys and values are packed as weights, (stride, head_dim) and (head_dim, stride), stride being
+// `tokens` rounded up to the depth of a tile. Of values beyond `tokens` it keeps zeros.
+struct TileHead {
+  static constexpr long QUERIES = 2 * TILE_ROWS;
+  static constexpr long STEP = Multiply<bfloat16>::STEP;
+  const Ready<bfloat16> ready;
+  const long tokens, head_dim, width, stride;
+  std::vector<bfloat16> keys, values, queries, weights;
+  std::vector<float> scores, zeros;
+
+  TileHead(long tokens_, long head_dim_, long width_)
+      : tokens(tokens_), head_dim(head_dim_), width(width_), stride(rounded_up(tokens, TILE_DEPTH)),
+        keys(head_dim * stride), values(head_dim * stride), queries(QUERIES * padded(head_dim)),
+        weights(QUERIES * padded(stride)), scores(QUERIES * stride), zeros(std::max(stride, head_dim)) {}
+
+  PackedWeight<bfloat16> packed_keys() const { return {keys.data(), zeros.data(), head_dim, stride}; }
+  PackedWeight<bfloat16> packed_values() const { return {values.data(), zeros.data(), stride, head_dim}; }
+
+  void read(const bfloat16* first) {
+    const PackedWeight<bfloat16> by_key = packed_keys(), by_value = packed_values();
+    for (long i = 0; i < tokens; ++i) {
+      const bfloat16* key = first + (3 * i + 1) * width;
+      const long start = by_key.index(i, 0), step = by_key.index(i, STEP) - start;
+      for (long d = 0; d < head_dim; d += STEP) std::copy_n(key + d, STEP, keys.data() + start + d / STEP * step);
+    }
+    for (long i = 0; i < tokens; i += STEP)
+      for (long d = 0; d < head_dim; d += LANES) {
+        const bfloat16* value = first + (3 * i + 2) * width + d;
+        uvec pair = bit_cast<uvec>(load_vec(value)) >> 16;
+        if (i + 1 < tokens) pair |= bit_cast<uvec>(load_vec(value + 3 * width));
+        std::memcpy(values.data() + by_value.index(d, i), &pair, sizeof pair);
+      }
+  }
+
+  void attend(const bfloat16* from, int rows, bfloat16* out) {
+    const float scale = 1 / std::sqrt(float(head_dim));
+    const PackedWeight<bfloat16> by_key = packed_keys(), by_value = packed_values();
+    for (int r = 0; r < rows; ++r)
+      std::copy_n(from + 3 * r * width, head_dim, queries.data() + r * padded(head_dim));
+    matmul(queries.data(), rows, padded(head_dim), by_key, Range(by_key.panels(), 0, 1),
+           [&](long r, long c, vec sum) { store_vec(scores.data() + r * stride + c, sum * scale); });
+    float inverse_sums[QUERIES];
+    for (int r = 0; r < rows; ++r) {
+      float* row = scores.data() + r * stride;
+      inverse_sums[r] = exponentiate(row, tokens, stride);
+      for (long i = 0; i < stride; i += LANES) store_vec(weights.data() + r * padded(stride) + i, load_vec(row + i));
+    }
+    matmul(weights.data(), rows, padded(stride), by_value, Range(by_value.panels(), 0, 1),
+           [&](long r, long c, vec sum) {
+      if (r < rows) store_vec(out + r * width + c, sum * inverse_sums[r]);
+    });
+  }
+};
+
+template <class Head, class T>
 void run(const T* qkv, T* out, long batch, long tokens, long heads, long head_dim, int threads) {
-  const long stride = (tokens + LANES - 1) / LANES * LANES, blocks = (tokens + ROWS - 1) / ROWS;
+  const long blocks = rounded_up(tokens, Head::QUERIES) / Head::QUERIES;
   // a head's queries are split where there are fewer heads than threads; each part copies keys and values again
   const long parts = std::min(blocks, (threads + batch * heads - 1) / (batch * heads));
   const long width = heads * head_dim;
-  const float scale = 1 / std::sqrt(float(head_dim));
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> keys(head_dim * stride), values(tokens * head_dim), queries(ROWS * head_dim),
-        scores(ROWS * stride);
+    Head one(tokens, head_dim, width);
 #pragma omp for schedule(static)
     for (long task = 0; task < batch * heads * parts; ++task) {
       const long part = task % parts, sample = task / parts / heads, head = task / parts % heads;
-      // of token i, q is 3 i rows of `width` numbers from here, k 3 i + 1, v 3 i + 2
       const T* first = qkv + sample * tokens * 3 * width + head * head_dim;
-      for (long i = 0; i < tokens; ++i)
-        for (long d = 0; d < head_dim; ++d) {
-          keys[d * stride + i] = load(first + (3 * i + 1) * width + d);
-          values[i * head_dim + d] = load(first + (3 * i + 2) * width + d);
-        }
+      one.read(first);
       for (long block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
-        const long from = block * ROWS;
-        const int rows = int(std::min<long>(ROWS, tokens - from));
-        for (int r = 0; r < rows; ++r)
-          for (long d = 0; d < head_dim; ++d)
-            queries[r * head_dim + d] = scale * load(first + 3 * (from + r) * width + d);
-        score(queries.data(), keys.data(), scores.data(), head_dim, stride);
-        float inverse_sums[ROWS];
-        for (int r = 0; r < rows; ++r) inverse_sums[r] = exponentiate(scores.data() + r * stride, tokens, stride);
-        T* result = out + (sample * tokens + from) * width + head * head_dim;
-        long d = 0;
-        for (; d + 2 * LANES <= head_dim; d += 2 * LANES)
-          weighted_sum<2>(scores.data(), inverse_sums, values.data() + d, result + d, tokens, head_dim, stride, width,
-                          rows);
-        for (; d < head_dim; d += LANES)
-          weighted_sum<1>(scores.data(), inverse_sums, values.data() + d, result + d, tokens, head_dim, stride, width,
-                          rows);
+        const long from = block * Head::QUERIES;
+        one.attend(first + 3 * from * width, int(std::min(Head::QUERIES, tokens - from)),
+                   out + (sample * tokens + from) * width + head * head_dim);
       }
     }
   }
+}
+
+template <class T>
+void attention(const T* qkv, T* out, long batch, long tokens, long heads, long head_dim, int threads) {
+  if constexpr (std::is_same_v<T, bfloat16>)
+    if (uses_tiles<T>()) return run<TileHead>(qkv, out, batch, tokens, heads, head_dim, threads);
+  run<Head<T>>(qkv, out, batch, tokens, heads, head_dim, threads);
 }
 
 }  // namespace
@@ -116,7 +192,7 @@ void run(const T* qkv, T* out, long batch, long tokens, long heads, long head_di
 #define KERNELS(T, suffix) \
   extern "C" void attention_##suffix(const T* qkv, T* out, long batch, long tokens, long heads, long head_dim, \
                                      int threads) { \
-    run(qkv, out, batch, tokens, heads, head_dim, threads); \
+    attention(qkv, out, batch, tokens, heads, head_dim, threads); \
   }
 KERNELS(float, float32)
 KERNELS(bfloat16, bfloat16)

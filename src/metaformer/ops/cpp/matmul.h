@@ -87,7 +87,7 @@ template <int COUNT, class T>
     for (int v = 0; v < COUNT; ++v) store_vec(sums + (r * COUNT + v) * LANES, sum[r][v]);
 }
 
-constexpr long TILE_ROWS = 16;
+constexpr long TILE_ROWS = 16, TILE_DEPTH = 32;  // of bfloat16 that are multiplied at once
 
 // Whether this process multiplies T in tiles.
 template <class T>
@@ -108,7 +108,7 @@ template <int DOWN, int COUNT>
                                         const float* bias, float* sums) {
   using M = Multiply<bfloat16>;
   constexpr int ACROSS = std::min(COUNT, 4 / DOWN);
-  constexpr long TILE_DEPTH = 32, WIDTH = COUNT * LANES, PANEL_BYTES = WIDTH * M::STEP * long(sizeof(bfloat16)),
+  constexpr long WIDTH = COUNT * LANES, PANEL_BYTES = WIDTH * M::STEP * long(sizeof(bfloat16)),
                  SUMS_BYTES = WIDTH * long(sizeof(float));
   static_assert(LANES == 16);  // columns of a tile
   constexpr auto across = std::make_integer_sequence<int, ACROSS>{};
@@ -171,6 +171,13 @@ struct PackedWeight {
   const float* bias;
   long depth, columns;
   long panels() const { return columns / PANEL + columns % PANEL / LANES; }
+
+  // Where element (column, k) lies.
+  long index(long column, long k) const {
+    constexpr long STEP = Multiply<T>::STEP;
+    const long width = column < columns / PANEL * PANEL ? PANEL : LANES, start = column / width * width;
+    return start * depth + (k / STEP * width + column - start) * STEP + k % STEP;
+  }
 };
 
 // Columns of a packed weight, whose last vector is filled up with zeros.
