@@ -15,13 +15,15 @@ from ops.test_cpp import compiled, described
 
 HERE = Path(__file__).parent
 FLAGS = f'-O1 -fsanitize=address -include "{HERE / "emulated_tiles.h"}"'
+FILES = ("linear", "mlp", "cycle", "attention", "conv", "train_mlp")
 PRODUCTS = (
     "packed or microkernels or cache or nan_ or earlier_call or number_of_threads or everywhere"
     " or many_tokens or one_token or (agrees_with_float64 and cpp)"
+    " or test_conv or both_passes or change_no_bit"
 )
 FEW = (
     "dtype1 and (microkernels and 3- or few_fit and 1- or lines_and_inputs and 3- or number_of_threads"
-    " or many_tokens or one_token)"
+    " or many_tokens or one_token or their_patches or change_no_bit)"
 )
 pytestmark = [compiled, pytest.mark.skipif(cpp.lanes() != 16, reason="tiles come with AVX-512")]
 
@@ -55,20 +57,9 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_products_agree_with_float64(
     chosen: str, environment: dict[str, str], emulation: dict[str, str]
 ) -> None:
-    files = [str(HERE / f"test_{name}.py") for name in ("linear", "mlp", "cycle", "attention")]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-s",
-        "-n0",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        chosen,
-        *files,
-    ]
+    files = [str(HERE / f"test_{name}.py") for name in FILES]
+    options = ["-q", "-s", "-n0", "-p", "no:cacheprovider", "-k", chosen]
+    command = [sys.executable, "-m", "pytest", *options, *files]
     environment = {**os.environ, **emulation, **environment}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]

@@ -70,7 +70,7 @@ void weighted_sum(const float* weights, const float* inverse_sums, const float* 
 // (tokens, head_dim), both as floats.
 template <class T>
 struct Head {
-  static constexpr long QUERIES = ROWS;
+  static long queries_at_once() { return ROWS; }
   const long tokens, head_dim, width, stride;
   std::vector<float> keys, values, queries, scores;
 
@@ -103,17 +103,18 @@ struct Head {
   }
 };
 
-// One head on tiles: keys and values are packed as weights, (stride, head_dim) and (head_dim, stride), stride being
-// `tokens` rounded up to the depth of a tile. Of values beyond `tokens` it keeps zeros.
-struct TileHead {
-  static constexpr long QUERIES = 2 * TILE_ROWS;
+// One head by products of bfloat16: keys and values are packed as weights, (stride, head_dim) and (head_dim, stride),
+// stride being `tokens` rounded up to the depth of a tile. Of values beyond `tokens` it keeps zeros.
+struct PackedHead {
+  static constexpr long QUERIES = 2 * TILE_ROWS;  // for which there is room
+  static long queries_at_once() { return QUERIES / group_rows<bfloat16>() * group_rows<bfloat16>(); }
   static constexpr long STEP = Multiply<bfloat16>::STEP;
   const Ready<bfloat16> ready;
   const long tokens, head_dim, width, stride;
   std::vector<bfloat16> keys, values, queries, weights;
   std::vector<float> scores, zeros;
 
-  TileHead(long tokens_, long head_dim_, long width_)
+  PackedHead(long tokens_, long head_dim_, long width_)
       : tokens(tokens_), head_dim(head_dim_), width(width_), stride(rounded_up(tokens, TILE_DEPTH)),
         keys(head_dim * stride), values(head_dim * stride), queries(QUERIES * padded(head_dim)),
         weights(QUERIES * padded(stride)), scores(QUERIES * stride), zeros(std::max(stride, head_dim)) {}
@@ -159,7 +160,7 @@ struct TileHead {
 
 template <class Head, class T>
 void run(const T* qkv, T* out, long batch, long tokens, long heads, long head_dim, int threads) {
-  const long blocks = rounded_up(tokens, Head::QUERIES) / Head::QUERIES;
+  const long at_once = Head::queries_at_once(), blocks = (tokens + at_once - 1) / at_once;
   // a head's queries are split where there are fewer heads than threads; each part copies keys and values again
   const long parts = std::min(blocks, (threads + batch * heads - 1) / (batch * heads));
   const long width = heads * head_dim;
@@ -172,8 +173,8 @@ void run(const T* qkv, T* out, long batch, long tokens, long heads, long head_di
       const T* first = qkv + sample * tokens * 3 * width + head * head_dim;
       one.read(first);
       for (long block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
-        const long from = block * Head::QUERIES;
-        one.attend(first + 3 * from * width, int(std::min(Head::QUERIES, tokens - from)),
+        const long from = block * at_once;
+        one.attend(first + 3 * from * width, int(std::min(at_once, tokens - from)),
                    out + (sample * tokens + from) * width + head * head_dim);
       }
     }
@@ -182,8 +183,10 @@ void run(const T* qkv, T* out, long batch, long tokens, long heads, long head_di
 
 template <class T>
 void attention(const T* qkv, T* out, long batch, long tokens, long heads, long head_dim, int threads) {
+#if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<T, bfloat16>)
-    if (uses_tiles<T>()) return run<TileHead>(qkv, out, batch, tokens, heads, head_dim, threads);
+    return run<PackedHead>(qkv, out, batch, tokens, heads, head_dim, threads);
+#endif
   run<Head<T>>(qkv, out, batch, tokens, heads, head_dim, threads);
 }
 
