@@ -70,6 +70,7 @@ SHARES = (replace(CONVOLUTIONS, target=None), replace(FASTEST, target=None))
 STEPS = ("ours eager", "ours compiled")
 RECOMPUTE_STEPS = ("ours recompute_mlp",)
 TIMM_STEPS = (*TIMM, "timm compiled", "timm channels_last compiled")
+SMP = ("smp eager", "smp channels_last", "smp channels_last frozen")
 DEFORMABLE = ("deformable eager", "deformable compiled")
 
 
@@ -83,6 +84,8 @@ class Row:
     dtype: str = "fp32"
     batch: int = 8
     size: int = 224
+    """Height of the images, and width where there is no other."""
+    width: int | None = None
     subject: str = ""
     """Last part of the name, beside the conditions."""
     claims: tuple[Claim, ...]
@@ -205,6 +208,40 @@ ON_CPU = (
         for model in ("convformer_s18", "caformer_s18")
     ),
 )
+DENSE_ON_CPU = (
+    Row(
+        model="semantic_fpn_poolformer_s12",
+        device="cpu",
+        batch=1,
+        size=512,
+        subject="512",
+        claims=(
+            Claim("by smp's FPN on timm's backbone", OURS, SMP, 1.2),
+            Claim(
+                "by the same with the paper's 3×3 convolutions, which ours has",
+                OURS,
+                tuple(name.replace("smp", "smp_published") for name in SMP),
+                1.2,
+            ),
+        ),
+    ),
+    Row(
+        model="mask_rcnn_poolformer_s12",
+        device="cpu",
+        batch=1,
+        size=800,
+        width=1344,
+        subject="800x1344",
+        claims=(
+            Claim(
+                "by torchvision's on our backbone and weights",
+                OURS,
+                ("torchvision eager", "torchvision channels_last"),
+                1.2,
+            ),
+        ),
+    ),
+)
 BEST_ON_CUDA = (*OURS, *OURS_COMPILED, "ours optimized aoti", "ours optimized autotuned")
 TIMM_ON_CUDA = (*TIMM, "timm channels_last compiled", "timm channels_last autotuned")
 STEPS_ON_CUDA = (*STEPS, "ours autotuned")
@@ -289,7 +326,7 @@ BY_SIZE = tuple(
     for dtype in ("fp32", "bf16")
     for model in ("poolformer_s12", "cyclemlp_b1")
 )
-TABLE = (*ON_CPU, *ON_CUDA, *BY_SIZE)
+TABLE = (*ON_CPU, *DENSE_ON_CPU, *ON_CUDA, *BY_SIZE)
 QUICK_ROUNDS = 5
 QUICK_TIMM = (*TIMM, "timm channels_last frozen")
 """timm's forms of which one is its best, or near it, that compile in half a minute or so."""
