@@ -103,7 +103,7 @@ template <int COUNT>
     for (int v = 0; v < COUNT; ++v) part[v] = load_vec(b + r * b_stride + v * LANES);
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {  // beyond `count` it reads the row's padding, and the sums are not stored
-      const vec one = vec{} + a[r * a_stride + i];
+      const vec one = a[r * a_stride + i] - vec{};
 #pragma GCC unroll 8
       for (int v = 0; v < COUNT; ++v) sum[i][v] += one * part[v];
     }
