@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from benchmarks.suite import dense
 from benchmarks.suite.ceilings import CEILINGS, Replay
 from benchmarks.suite.rows import Row
 from metaformer.bench.run import DTYPES
@@ -161,13 +162,17 @@ COMPILERS = ("compiled", "graphs", "autotuned", "frozen", "aoti", "openvino")
 """Forms whose operations the profiler cannot tell apart."""
 
 Side = Callable[[str, int], nn.Module]
-"""From a model's name and the images' height and width to a new network in float32 on the CPU."""
+"""From a model's name and the images' height to a new network in float32 on the CPU."""
 
 
 def _ours(model: str, size: int) -> nn.Module:
     from metaformer.factory import create_model
 
-    return create_model(model, image_size=(size, size))
+    if not dense.is_dense(model):
+        return _perturbed(create_model(model, image_size=(size, size)))
+    network = _perturbed(dense.ours(model))
+    dense.spread_scores(network)
+    return network
 
 
 def _timm(model: str, size: int) -> nn.Module:
@@ -177,8 +182,7 @@ def _timm(model: str, size: int) -> nn.Module:
         raise ConfigError("timm is not installed: pip install timm") from error
     if not timm.is_model(model):
         raise ConfigError(f"timm has no {model}")
-    network: nn.Module = timm.create_model(model)
-    return network
+    return _perturbed(timm.create_model(model))
 
 
 def _original(form: str) -> Side:
@@ -187,7 +191,7 @@ def _original(form: str) -> Side:
         from metaformer.factory import create_model
 
         network: Any = create_model(model, image_size=(size, size))
-        return original(network, form)
+        return _perturbed(original(network, form))
 
     return make
 
@@ -197,6 +201,9 @@ SIDES: dict[str, Side] = {
     "timm": _timm,
     "deformable": _original("deformable"),
     "padded": _original("padded"),
+    "smp": lambda model, size: _perturbed(dense.smp(model)),
+    "smp_published": lambda model, size: _perturbed(dense.smp_published(model)),
+    "torchvision": lambda model, size: dense.torchvision(_ours(model, size)),
 }
 
 
@@ -210,7 +217,7 @@ def build(side: str, model: str, size: int) -> nn.Module:
     if side not in SIDES:
         raise UnknownName("side of a contender", side, SIDES)
     torch.manual_seed(0)
-    return _perturbed(SIDES[side](model, size))
+    return SIDES[side](model, size)
 
 
 def _perturbed(network: nn.Module) -> nn.Module:
@@ -253,6 +260,10 @@ class Contender:
                 raise UnknownName("form of a contender", part, [*FORMS, *DTYPES])
         return cls(side, tuple(forms), dtype, size)
 
+    def image_size(self, row: Row) -> tuple[int, int]:
+        """Height and width of its images."""
+        return self.size, row.width or self.size
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -282,28 +293,33 @@ def prepare(name: str, row: Row) -> Ready:
         step(form.images)
         return Ready(step, form.images)
     with torch.inference_mode():
-        logits = form.network(form.images)
+        outputs = form.network(form.images)
     if set(contender.forms) & set(WITHOUT_LOGITS):
         return Ready(form.network, form.images)
-    return Ready(form.network, form.images, _difference(logits, contender, row))
+    return Ready(form.network, form.images, _difference(_compared(outputs), contender, row))
 
 
 def _build_form(contender: Contender, row: Row, device: torch.device) -> Form:
     dtype = DTYPES[contender.dtype]
     network = build(contender.side, row.model, contender.size).train(row.mode == "training")
     network = network.to(device) if "optimized" in contender.forms else network.to(device, dtype)
-    form = Form(network, _images(row.batch, contender.size).to(device, dtype))
+    form = Form(network, _images(row.batch, *contender.image_size(row)).to(device, dtype))
     for name in contender.forms:
         form = FORMS[name](form)
     return form
 
 
-def _images(batch: int, size: int) -> Tensor:
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+def _images(batch: int, height: int, width: int) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def _compared(outputs: Any) -> Tensor:
+    """What is compared: logits, or the scores of a detector's detections."""
+    return outputs if isinstance(outputs, Tensor) else dense.scores(outputs)
 
 
 def _difference(logits: Tensor, contender: Contender, row: Row) -> float:
-    plain = _plain_logits(contender.side, row.model, contender.size, row.batch)
+    plain = _plain_logits(contender.side, row.model, row.batch, *contender.image_size(row))
     difference = float((logits[:COMPARED].float().cpu() - plain).abs().max() / plain.abs().max())
     if not difference <= TOLERANCE[contender.dtype]:
         raise ConfigError(f"its logits differ by {difference:.1%} of the largest from the network's")
@@ -311,9 +327,8 @@ def _difference(logits: Tensor, contender: Contender, row: Row) -> float:
 
 
 @cache
-def _plain_logits(side: str, model: str, size: int, batch: int) -> Tensor:
+def _plain_logits(side: str, model: str, batch: int, height: int, width: int) -> Tensor:
     """Logits of a batch's first images by the network as created, on the CPU in float32."""
-    network = build(side, model, size).eval()
+    network = build(side, model, height).eval()
     with torch.inference_mode():
-        logits: Tensor = network(_images(batch, size)[:COMPARED])
-    return logits
+        return _compared(network(_images(batch, height, width)[:COMPARED]))

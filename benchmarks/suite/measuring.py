@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.suite.ceilings import CEILINGS, Ceiling
 from benchmarks.suite.contender import COMPILERS, Contender, Ready, build, prepare
+from benchmarks.suite.dense import is_dense
 from benchmarks.suite.profile import peak_memory, profile
 from benchmarks.suite.result import Outcome, RowResult
 from benchmarks.suite.rows import Row
@@ -83,17 +84,19 @@ def _describe(name: str, row: Row, ready: Ready, seconds: float) -> Outcome:
     if isinstance(ready.module, Ceiling):
         return Outcome(name, prepared=seconds, work=ready.module.work, dtype=name.split()[-1])
     contender = Contender.read(name, row)
+    height, width = contender.image_size(row)
+    outcome = Outcome(
+        name, prepared=seconds, difference=ready.difference, dtype=contender.dtype, pixels=height * width
+    )
+    if is_dense(row.model):  # a detector's second stage cannot be counted, and sides differ
+        return outcome
     counts = _counts(row.model, contender.size)
     passes = BACKWARD if row.mode == "training" else 1
     element = DTYPES[contender.dtype].itemsize
-    return Outcome(
-        name,
-        prepared=seconds,
-        difference=ready.difference,
+    return replace(
+        outcome,
         work=2.0 * passes * counts.macs * row.batch,
         traffic=2.0 * passes * counts.activations * row.batch * element,
-        dtype=contender.dtype,
-        pixels=contender.size**2,
     )
 
 

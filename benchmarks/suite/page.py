@@ -29,19 +29,39 @@ PROFILE_HEAD = (
     "the rest",
     "of GEMM ceiling",
     "profiled / plain run",
+    "kernels",
 )
 NONE = "–"
 REACHED, MISSED, NO_TARGET = "#2f855a", "#c05621", "#718096"
 
 
-def page(results: Sequence[RowResult], verdicts: Sequence[Verdict], rounds: int) -> str:
-    """The whole page."""
-    lines = ["# Benchmark", "", _conditions(results, rounds), "", *claims_table(results, verdicts)]
+def page(results: Sequence[RowResult], verdicts: Sequence[Verdict], rounds: int, kept_to: str = "all") -> str:
+    """The whole page.
+
+    Args:
+        results: the rows.
+        verdicts: of all their claims.
+        rounds: measurements of each contender.
+        kept_to: newest instructions that contenders might use, a key of `processor.KEPT_TO`.
+    """
+    lines = ["# Benchmark", "", *summary(results, verdicts, rounds, kept_to)]
     lines += _profiles(results)
     for result in results:
         lines += ["", f"## {result.row.name}", ""]
         lines += [result.failure] if result.failure else _contenders(result)
     return "\n".join(lines) + "\n"
+
+
+def summary(
+    results: Sequence[RowResult], verdicts: Sequence[Verdict], rounds: int, kept_to: str = "all"
+) -> list[str]:
+    """Machine and conditions, the table of the claims, and which kernels ran; arguments as of `page`."""
+    lines = [_conditions(results, rounds, kept_to), "", *claims_table(results, verdicts)]
+    kernels = dict.fromkeys(
+        name for result in results for outcome in result.outcomes if outcome.profile
+        for name in outcome.profile.kernels
+    )  # fmt: skip
+    return [*lines, "", f"Kernels of our best contenders: {', '.join(kernels)}."] if kernels else lines
 
 
 def claims_table(results: Sequence[RowResult], verdicts: Sequence[Verdict]) -> list[str]:
@@ -83,13 +103,16 @@ def _profile_cells(result: RowResult, outcome: Outcome) -> list[str]:
         _percent(profile.rest),
         _percent(result.gemm_share(outcome)),
         f"{profile.slowdown:.2f}",
+        ", ".join(profile.kernels) or NONE,
     ]
 
 
-def _conditions(results: Sequence[RowResult], rounds: int) -> str:
+def _conditions(results: Sequence[RowResult], rounds: int, kept_to: str) -> str:
     machines: list[Machine] = list(dict.fromkeys(r.machine for r in results if r.machine is not None))
+    limit = "" if kept_to == "all" else f", kept to {kept_to}"
     text = "; ".join(
-        f"{m.device}, {m.threads} threads, PyTorch {m.pytorch}, Python {m.python}, operations: {m.operations}"
+        f"{m.device}{_instructions(m)}{limit}, {m.threads} threads, PyTorch {m.pytorch}, Python {m.python}, "
+        f"operations: {m.operations}"
         for m in machines
     )
     return (
@@ -97,6 +120,11 @@ def _conditions(results: Sequence[RowResult], rounds: int) -> str:
         "one after the other. *minima*: ratio of both sides' fastest rounds; *median*: of the ratios round "
         "by round; *ms*: the fastest round of each contender, in bold what *minima* compares."
     )
+
+
+def _instructions(machine: Machine) -> str:
+    """What the processor has, and PyTorch uses, in parentheses; nothing on CUDA."""
+    return f" ({machine.instructions or 'no AVX2'}; PyTorch at {machine.level})" if machine.level else ""
 
 
 def _claim_cells(verdict: Verdict, result: RowResult) -> list[str]:

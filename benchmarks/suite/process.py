@@ -18,6 +18,7 @@ from typing import IO, Any
 import torch
 
 from benchmarks.suite.measuring import Report, measure_row
+from benchmarks.suite.processor import KEPT_TO
 from benchmarks.suite.result import Outcome, RowResult
 from benchmarks.suite.rows import Claim, Row
 from metaformer.bench.timing import Machine
@@ -37,6 +38,10 @@ class Order:
     """Seconds after which a row is abandoned."""
     caches: Path
     """Directory of the compilers' caches."""
+    temporary: Path
+    """Directory of temporary files."""
+    kept_to: str = "all"
+    """Newest instructions that contenders may use, a key of `processor.KEPT_TO`."""
 
 
 def run_row(row: Row, order: Order, log: Path, report: Report) -> RowResult:
@@ -109,13 +114,12 @@ def _started(order: Order, errors: IO[str]) -> Iterator[tuple["subprocess.Popen[
 def _environment(order: Order) -> dict[str, str]:
     """Threads wait as in any program that imports torch, not as our command line sets it."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    for name, folder in (
-        ("TORCHINDUCTOR_CACHE_DIR", "inductor"),
-        ("TRITON_CACHE_DIR", "triton"),
-        ("TMPDIR", ""),
-    ):
-        environment[name] = str(order.caches / folder)
-    return environment
+    folders = {
+        "TORCHINDUCTOR_CACHE_DIR": order.caches / "inductor",
+        "TRITON_CACHE_DIR": order.caches / "triton",
+        "TMPDIR": order.temporary,
+    }
+    return environment | {name: str(path) for name, path in folders.items()} | KEPT_TO[order.kept_to]
 
 
 def _send(process: "subprocess.Popen[str]", values: Mapping[str, Any]) -> None:

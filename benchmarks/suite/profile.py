@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -89,6 +89,13 @@ class Profile:
     """Python, dispatch, allocation and the profiler's overhead; None for generated code."""
     slowdown: float
     """A profiled run's time relative to a plain run's."""
+    kernels: tuple[str, ...] = ()
+    """Our C++ kernels and the libraries' products that ran, in alphabetical order."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Profile":
+        """Undo `asdict`, after JSON."""
+        return cls(**{**values, "kernels": tuple(values.get("kernels", ()))})
 
     def __str__(self) -> str:
         if self.rest is None:
@@ -130,10 +137,11 @@ def _once(module: nn.Module, images: Tensor, generated: bool) -> Profile:
     sums: dict[Kind, float] = {"products": 0.0, "passes": 0.0, "rest": 0.0}
     for part, microseconds in _parts(run):
         sums[part] += microseconds / run.cpu_time_total
-    slowdown = 1e-6 * run.cpu_time_total / plain
+    slowdown, kernels = 1e-6 * run.cpu_time_total / plain, tuple(sorted(set(_kernels(run))))
     if generated:
-        return Profile(sums["products"], 1 - sums["products"], None, slowdown)
-    return Profile(sums["products"], sums["passes"], 1 - sums["products"] - sums["passes"], slowdown)
+        return Profile(sums["products"], 1 - sums["products"], None, slowdown, kernels)
+    rest = 1 - sums["products"] - sums["passes"]
+    return Profile(sums["products"], sums["passes"], rest, slowdown, kernels)
 
 
 def _seconds(module: nn.Module, images: Tensor) -> float:
@@ -148,6 +156,17 @@ def _parts(event: Any, inside: Kind = "rest") -> Iterator[tuple[Kind, float]]:
     yield own, event.self_cpu_time_total
     for child in event.cpu_children:
         yield from _parts(child, own)
+
+
+def _kernels(event: Any) -> Iterator[str]:
+    """Our kernels and products among an operation and those it calls; what a product calls is part of it."""
+    if event.name.startswith(OURS):
+        yield event.name.removeprefix(OURS)
+    elif kind(event.name) == "products":
+        yield event.name
+    else:
+        for child in event.cpu_children:
+            yield from _kernels(child)
 
 
 def kind(name: str) -> Kind:

@@ -41,7 +41,7 @@ class Outcome:
         timing, profile = values["timing"], values.get("profile")
         if timing is not None:
             timing = Timing(**{**timing, "seconds": tuple(timing["seconds"])})
-        return cls(**{**values, "timing": timing, "profile": Profile(**profile) if profile else None})
+        return cls(**{**values, "timing": timing, "profile": Profile.from_dict(profile) if profile else None})
 
 
 @dataclass(frozen=True)

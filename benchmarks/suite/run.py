@@ -9,14 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite.page import claims_table, page, plot
+import torch
+
+from benchmarks.suite.page import claims_table, page, plot, summary
 from benchmarks.suite.process import Order, run_row
+from benchmarks.suite.processor import KEPT_TO, kind, possible
+from benchmarks.suite.record import write_record
 from benchmarks.suite.result import RowResult, Verdict, judge
-from benchmarks.suite.rows import TABLE, Device, Row, grid
+from benchmarks.suite.rows import QUICK, TABLE, Device, Row, grid
 from metaformer.bench.catalog import matches
+from metaformer.bench.timing import instructions, processor
 from metaformer.distributed import find_device
 from metaformer.errors import ConfigError, OutputError, UnknownName
-from metaformer.storage import write_text
+from metaformer.storage import cache_dir, write_text
 
 Log = Callable[[str], object]
 
@@ -29,6 +34,12 @@ class SuiteConfig:
     """Part of a row's name, or a pattern with * and ?; all rows when empty."""
     grid: bool = False
     """The grid of all families and conditions instead of the table that the library is judged by."""
+    quick: bool = False
+    """The few rows and contenders that tell a user, in minutes, what `metaformer.optimize` gives here; the
+    compilers' caches are kept for the next time."""
+    instructions: str = "all"
+    """Newest instructions that contenders may use, a key of `processor.KEPT_TO`; fewer than all leave out
+    bfloat16."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`: each row is for one of the two."""
     rounds: int = 10
@@ -43,6 +54,10 @@ class SuiteConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} must be at least 1")
+        if self.quick and self.grid:
+            raise ConfigError("quick: the grid has no quick form; choose one of the two")
+        if self.instructions not in KEPT_TO:
+            raise UnknownName("instructions", self.instructions, KEPT_TO)
 
 
 @dataclass(frozen=True)
@@ -59,11 +74,20 @@ class SuiteReport:
 
     def text(self) -> str:
         """The page in Markdown."""
-        return page(self.results, self.verdicts, self.config.rounds)
+        return page(self.results, self.verdicts, self.config.rounds, self.config.instructions)
+
+    def summary(self) -> str:
+        """The page's beginning: machine, table, kernels."""
+        lines = summary(self.results, self.verdicts, self.config.rounds, self.config.instructions)
+        return "\n".join(lines)
 
     def table(self) -> str:
         """The page's first table."""
         return "\n".join(claims_table(self.results, self.verdicts))
+
+    def record(self, folder: Path) -> Path:
+        """Write the figures to a dated file for this kind of processor; see `record.write_record`."""
+        return write_record(self.results, self.verdicts, asdict(self.config), folder)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -81,8 +105,10 @@ def choose(config: SuiteConfig) -> tuple[Row, ...]:
         UnknownName: no row matches.
         ConfigError: no such device.
     """
-    kind: Device = "cuda" if find_device(config.device).type == "cuda" else "cpu"
-    known = grid(kind) if config.grid else tuple(row for row in TABLE if row.device == kind)
+    device: Device = "cuda" if find_device(config.device).type == "cuda" else "cpu"
+    table = grid(device) if config.grid else QUICK if config.quick else TABLE
+    all_rows = (possible(row, config.instructions) for row in table if row.device == device)
+    known = [row for row in all_rows if row is not None]
     rows = tuple(row for row in known if matches(row.name, config.rows))
     if not rows:
         raise UnknownName("row", config.rows, [row.name for row in known])
@@ -116,8 +142,10 @@ def run_suite(
     results: list[RowResult] = []
     report = SuiteReport(config, ())
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="bench-suite-") as caches:
-        order = Order(config.rounds, config.threads, config.limit, Path(caches))
+    with tempfile.TemporaryDirectory(prefix="bench-suite-") as folder:
+        temporary = Path(folder)
+        caches = _kept_caches(config) if config.quick else temporary
+        order = Order(config.rounds, config.threads, config.limit, caches, temporary, config.instructions)
         for number, row in enumerate(rows, 1):
             done = number - 1
             left = (time.monotonic() - start) / done * (len(rows) - done) if done else None
@@ -132,12 +160,19 @@ def run_suite(
             for line in _profiles(results[-1]):
                 log(line)
     log(plot(report.verdicts, out / "suite.png"))
+    log(f"took {(time.monotonic() - start) / 60:.1f} min")
     return report
 
 
-def _make_directory(folder: Path) -> Path:
+def _kept_caches(config: SuiteConfig) -> Path:
+    """Directory of the compilers' caches for this processor, PyTorch and instructions."""
+    name = kind(processor(), " ".join(instructions()), config.instructions)
+    return _make_directory(cache_dir() / "bench-suite" / f"{name}-torch-{torch.__version__}", 0o700)
+
+
+def _make_directory(folder: Path, mode: int = 0o777) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be created ({error.strerror})") from error
     return folder

@@ -13,8 +13,10 @@ import metaformer
 from metaformer.backbones.variants import VARIANTS
 from metaformer.deploy.dtype import fastest_dtype
 from metaformer.deploy.folded.block import FoldedBlock
-from metaformer.deploy.optimize import compile_frozen, optimize
+from metaformer.deploy.optimize import TOLERANCE, compile_frozen, network_outputs, optimize
 from metaformer.errors import ConfigError, OptimizeError
+from metaformer.factory import model_config
+from metaformer.models.build import DENSE_KINDS, SEGMENTER
 from metaformer.ops import onednn
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "image_size": (64, 64), "num_classes": 5}
@@ -67,6 +69,64 @@ def test_dense_networks_and_backbones() -> None:
         for ours, theirs in zip(network.forward_head(x), detector.forward_head(x), strict=True):
             for a, b in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+DENSE = [head for kind in DENSE_KINDS for head in kind.heads]
+PAIRS = [
+    *((head, "poolformer_s12") for head in DENSE),
+    *((DENSE[i % len(DENSE)], family) for i, family in enumerate(FAMILIES)),
+]
+"""Every head and every family of backbones."""
+
+
+def dense(head: str, backbone: str) -> nn.Module:
+    """A small dense network; the statistics of its batch norms are those of a trained one."""
+    sizes = {key: TINY[key] for key in ("depths", "dims", "image_size")}
+    config = model_config(backbone, **sizes)
+    create = metaformer.create_segmenter if head in SEGMENTER.heads else metaformer.create_detector
+    options = {"auxiliary": True} if create is metaformer.create_segmenter else {"box_fc_dim": 32}
+    model = trained(create(head, config, num_classes=3, fpn_dim=16, head_dim=16, **options))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+    return model
+
+
+@pytest.mark.parametrize(("head", "backbone"), PAIRS)
+def test_every_dense_network(head: str, backbone: str) -> None:
+    model = dense(head, backbone)
+    network = optimize(model)
+    assert not any(isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) for module in network.modules())
+    assert not any(type(module) is nn.Conv2d for module in network.modules()), "each packs its weight"
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = network_outputs(model, x)
+        for _ in range(3):  # as it comes, packed, replayed
+            found = network_outputs(network, x)
+            for name, theirs in expected.items():
+                assert (found[name] - theirs).abs().max() <= TOLERANCE * theirs.abs().max(), name
+        results, others = network.predict(x), model.predict(x)
+    for ours, theirs in zip(results, others, strict=True):
+        if isinstance(ours, Tensor):
+            assert (ours == theirs).float().mean() > 0.99, "label maps"
+        else:
+            assert len(ours.boxes) == len(theirs.boxes)
+            torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("change", ["hook", "norm"])
+def test_unknown_norms_stay_as_they_are(change: str) -> None:
+    model: Any = dense("upernet", "poolformer_s12")
+    if change == "hook":
+        model.head.fusion.norm.register_forward_hook(lambda module, args, output: 2 * output)
+    else:
+        model.head.fusion.norm = nn.GroupNorm(1, 16)
+    network: Any = optimize(model)
+    assert type(network.head.fusion.norm) is type(model.head.fusion.norm)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_an_optimized_network_is_returned_as_it_is() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from metaformer.errors import ConfigError
 from metaformer.ops import cpp
 from metaformer.ops.cpp import kernels
 from metaformer.ops.norm import layer_norm
@@ -177,6 +178,30 @@ def test_without_a_compiler_plain_pytorch_runs(tmp_path: Path) -> None:
     assert "no C++ compiler" in described(METAFORMER_HOME=str(tmp_path), PATH=str(tmp_path), CXX="")
     assert "could not be compiled" in described(METAFORMER_HOME=str(tmp_path), CXX="false")
     assert not list(tmp_path.glob("cpp/*.so"))
+
+
+@compiled
+@pytest.mark.skipif("avx2" not in cpp._processor().split(), reason="no AVX2")
+def test_instructions_by_environment(quick_compiler: Path, tmp_path: Path) -> None:
+    script = f"{CHECK}; print(cpp.lanes(), cpp.has_linear(torch.float32), cpp.has_linear(torch.bfloat16))"
+    where = {"METAFORMER_HOME": str(tmp_path), "CXX": str(quick_compiler)}
+    found = run(f"import torch; {script}", METAFORMER_CPP_ARCH="x86-64-v3", **where).stdout.splitlines()
+    assert found == ["C++ kernels (AVX2)", "8 True False"]
+    assert described(METAFORMER_CPP_ARCH="native", **where) == cpp.describe()
+    assert len(list(tmp_path.glob("cpp/*.so"))) == 2, "a library each"
+
+
+def test_instructions_that_the_processor_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAFORMER_CPP_ARCH", "x86-64-v4")
+    monkeypatch.setattr(cpp, "_processor", lambda: "flags : fpu avx2 avx512f\nmodel name : Abacus")
+    assert "x86-64-v4, and the processor lacks avx512bw" in str(cpp.reason_against())
+    assert cpp.load.__wrapped__() is None
+
+
+def test_unknown_instructions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAFORMER_CPP_ARCH", "x86-64-v5")
+    with pytest.raises(ConfigError, match=r"METAFORMER_CPP_ARCH 'x86-64-v5'"):
+        cpp.load.__wrapped__()
 
 
 def declared() -> dict[str, list[tuple[str, str]]]:

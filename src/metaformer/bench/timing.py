@@ -19,6 +19,11 @@ SAMPLE_SECONDS = 0.05
 """Seconds that a measurement lasts at least, by repetition."""
 MAX_DISAGREEMENT = 1.3
 """Factor between the ratio of medians and that of the fastest rounds from which on neither is given."""
+INSTRUCTIONS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
+)
+"""Instructions that decide how fast networks are, by Linux's names."""
 MAX_SPREAD = 2.0
 """Factor between the quartiles of the rounds' ratios from which on no ratio is given."""
 
@@ -58,14 +63,20 @@ class Machine:
     python: str
     operations: str
     """Backends of this library's operations here, and why."""
+    instructions: str = ""
+    """Which of `INSTRUCTIONS` the processor has, with spaces between."""
+    level: str = ""
+    """The level of PyTorch's own kernels for CPUs, such as `AVX2`; empty on CUDA."""
 
     @classmethod
     def here(cls, device: torch.device) -> "Machine":
         """Describe this machine."""
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
         threads = torch.get_num_threads()
         versions = torch.__version__, platform.python_version()
-        return cls(f"{device.type}: {name}", threads, *versions, describe(device))
+        level = torch.backends.cpu.get_cpu_capability()
+        cpu = (" ".join(instructions()), level) if device.type == "cpu" else ()
+        return cls(f"{device.type}: {name}", threads, *versions, describe(device), *cpu)
 
 
 def measure(
@@ -140,14 +151,24 @@ def _peak(run: Callable[[int], float], device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device)
 
 
-def _processor() -> str:
-    """The processor's name by /proc/cpuinfo, else by Python."""
+def processor() -> str:
+    """The processor's name by /proc/cpuinfo, else by Python, and its number of cores."""
+    name = _cpuinfo("model name")
+    return f"{name}, {os.cpu_count()} cores" if name else platform.processor() or platform.machine()
+
+
+def instructions() -> tuple[str, ...]:
+    """Which of `INSTRUCTIONS` the processor has."""
+    flags = _cpuinfo("flags").split()
+    return tuple(name for name in INSTRUCTIONS if name in flags)
+
+
+def _cpuinfo(key: str) -> str:
+    """A line of the first core in /proc/cpuinfo; empty where there is none."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
-    return platform.processor() or platform.machine()
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith(key))
+    return next(found, "")
 
 
 class TrainingStep(nn.Module):

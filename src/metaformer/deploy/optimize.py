@@ -16,7 +16,14 @@ from metaformer.backbones.metaformer import MetaFormer, Trunk
 from metaformer.backbones.stage import Stage
 from metaformer.deploy.dtype import fastest_dtype
 from metaformer.deploy.folded.block import FoldedBlock, unknown_part
-from metaformer.deploy.folded.conv import can_fold, fold_conv
+from metaformer.deploy.folded.conv import (
+    FoldedConv,
+    can_fold,
+    can_fold_norm,
+    can_fold_relu,
+    fold_conv,
+    fold_conv_norm,
+)
 from metaformer.deploy.folded.fpn import fold_semantic_fpn
 from metaformer.deploy.folded.head import FoldedHead
 from metaformer.deploy.folded.linear import FoldedNorm
@@ -40,11 +47,12 @@ def optimize(
 ) -> nn.Module:
     """Copy a classifier, segmenter, detector or backbone into its inference form: the same function, faster.
 
-    Norms' constants, LayerScale and StarReLU are folded into the weights, the convolutions of Semantic FPN's
-    neck and head are composed, dropout and stochastic depth are left out, tensors are channels-last, and
-    linear layers on a CPU compute activation and residual in their epilogue. The copy is compared with the
-    original on `sample`. An optimized network is returned as it is. A block with parts that are not this
-    library's (LoRA, parametrized or pruned layers) or have hooks stays as it is, with a warning.
+    Norms' constants, LayerScale and StarReLU are folded into the weights, batch norms of necks and heads too,
+    with the ReLU after them; the convolutions of Semantic FPN's neck and head are composed, dropout and
+    stochastic depth are left out, tensors are channels-last, linear layers on a CPU compute activation and
+    residual in their epilogue. The copy is compared with the original on `sample`. An optimized network is
+    returned as it is. A block with parts that are not this library's (LoRA, parametrized or pruned layers) or
+    have hooks stays as it is, with a warning.
 
     Args:
         model: a network of this library, or a module that contains its backbones, on the device to run on.
@@ -156,6 +164,10 @@ def _fold(module: nn.Module, path: str = "") -> None:
             setattr(module, name, FoldedHead(child))
         elif can_fold(child):
             setattr(module, name, fold_conv(child))
+        elif can_fold_norm(child):
+            setattr(module, name, fold_conv_norm(child))
+        elif can_fold_relu(child):
+            setattr(module, name, FoldedConv(cast(nn.Conv2d, child[0]), relu=True))
         elif type(child) is LayerNorm and not has_hooks(child):
             setattr(module, name, FoldedNorm(child))
         else:

@@ -70,10 +70,13 @@ def pack_convolution(weight: Tensor, shape: torch.Size, geometry: Geometry) -> T
     return _OPS._reorder_convolution_weight(weight.detach(), padding, stride, dilation, groups, list(shape))
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Convolution of (B, C, H, W) by a weight of `pack_convolution`."""
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, act: str = "none"
+) -> Tensor:
+    """Convolution of (B, C, H, W) by a weight of `pack_convolution`, then an activation of `EPILOGUES`."""
     stride, padding, dilation, groups = geometry
-    return _OPS._convolution_pointwise(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
+    name, formula = EPILOGUES[act]
+    return _OPS._convolution_pointwise(x, weight, bias, padding, stride, dilation, groups, name, [], formula)
 
 
 @cache

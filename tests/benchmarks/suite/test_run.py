@@ -22,9 +22,10 @@ from benchmarks.suite.profile import Profile
 from benchmarks.suite.result import Outcome, RowResult
 from benchmarks.suite.rows import TABLE, Claim, Row
 from benchmarks.suite.run import SuiteConfig, choose, run_suite
-from metaformer.bench.timing import Machine, Timing, TrainingStep
+from metaformer.bench.timing import Machine, Timing, TrainingStep, instructions
 from metaformer.errors import ConfigError, OutputError, UnknownName
 from metaformer.factory import create_model
+from metaformer.ops import cpp
 
 ROW = Row(model="poolformer_n", device="cpu", batch=2, size=32, claims=())
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -262,7 +263,7 @@ print(json.dumps({"outcomes": outcomes, "machine": machine}))
 
 
 def order(caches: Path, limit: float = 100) -> Order:
-    return Order(rounds=1, threads=1, limit=limit, caches=caches)
+    return Order(rounds=1, threads=1, limit=limit, caches=caches, temporary=caches)
 
 
 def test_a_whole_row(tmp_path: Path) -> None:
@@ -313,6 +314,9 @@ def test_rows_survive_json(row: Row) -> None:
     assert row_of(json.loads(json.dumps(asdict(row)))) == row
 
 
+MACHINE = Machine("cpu: ABACUS(R) 9", 2, "2.15", "3.13", "plain PyTorch", "avx2 avx512f", "AVX2")
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of rows in the order of measurement; ours takes 1 s, everything else 2."""
@@ -326,11 +330,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 n,
                 Timing((1.0 if "ours" in n else 2.0,) * 3, 1),
                 pixels=1,
-                profile=Profile(0.5, 0.3, 0.2, 1.0) if n == "ours eager" else None,
+                profile=Profile(0.5, 0.3, 0.2, 1.0, ("pool",)) if n == "ours eager" else None,
             )
             for n in row.contenders
         )
-        return RowResult(row, tuple(outcomes), Machine("cpu: abacus", 2, "2.15", "3.13", "plain PyTorch"))
+        return RowResult(row, tuple(outcomes), MACHINE)
 
     monkeypatch.setattr(run, "run_row", run_row)
     return names
@@ -344,6 +348,46 @@ def test_rows_by_pattern_and_device() -> None:
     assert len(choose(SuiteConfig(device="cpu", grid=True, rows="caformer"))) == 12
     with pytest.raises(UnknownName, match="resnet"):
         choose(SuiteConfig(device="cpu", rows="resnet"))
+
+
+def test_quick_rows_are_few(measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAFORMER_HOME", str(tmp_path / "home"))
+    quick = SuiteConfig(device="cpu", quick=True)
+    assert len(choose(quick)) < len(choose(SuiteConfig(device="cpu")))
+    names = {name for row in choose(quick) for name in row.contenders}
+    assert "ours optimized" in names and "timm channels_last frozen" in names
+    assert not any(form in name for name in names for form in ("aoti", "openvino", "autotuned"))
+    run_suite(quick, tmp_path / "out", log=lambda line: None)
+    assert measured == [row.name for row in choose(quick)]
+    (caches,) = (tmp_path / "home" / "bench-suite").iterdir()
+    assert torch.__version__ in caches.name and caches.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(ConfigError, match="quick"):
+        SuiteConfig(quick=True, grid=True)
+
+
+def test_fewer_instructions_leave_out_bfloat16() -> None:
+    rows = choose(SuiteConfig(device="cpu", instructions="avx2"))
+    assert rows and not any("bf16" in f"{row.dtype} {row.contenders}" for row in rows)
+    assert any(row.model == "cyclemlp_b1" and row.mode == "inference" for row in rows), (
+        "its other claims stay"
+    )
+    with pytest.raises(UnknownName, match="avx2"):
+        SuiteConfig(instructions="avx")
+
+
+AVX2_ROW = replace(SENT_ROW, model="poolformer_n", claims=(Claim("any", ("ours optimized",), ()),))
+
+
+@pytest.mark.skipif("avx2" not in instructions(), reason="no AVX2")
+def test_a_process_is_kept_to_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = replace(order(tmp_path), kept_to="avx2")
+    result = run_row(AVX2_ROW, limited, tmp_path / "log", lambda event: None)
+    assert result.machine is not None, result.failure
+    assert result.machine.level == "AVX2"
+    if cpp.load() is not None:
+        assert result.machine.operations == "C++ kernels (AVX2)"
+        profile = result["ours optimized"].profile
+        assert profile is not None and "pool" in "".join(profile.kernels)
 
 
 @pytest.mark.parametrize("field", ["rounds", "threads", "limit"])
@@ -360,7 +404,10 @@ def test_files_agree(measured: list[str], tmp_path: Path) -> None:
     values = json.loads((tmp_path / "out" / "suite.json").read_text())
     page = (tmp_path / "out" / "suite.md").read_text()
     assert (tmp_path / "out" / "suite.png").stat().st_size > 1000
-    assert page == report.text() and report.table() in page
+    assert page == report.text() and report.table() in page and report.summary() in page
+    assert "cpu: ABACUS(R) 9 (avx2 avx512f; PyTorch at AVX2), 2 threads, PyTorch 2.15" in report.summary()
+    assert "Kernels of our best contenders: pool." in report.summary()
+    assert values["rows"][0]["machine"] == asdict(MACHINE)
     for claim in values["claims"]:
         (line,) = (
             line
@@ -372,7 +419,8 @@ def test_files_agree(measured: list[str], tmp_path: Path) -> None:
     assert any("row 2 of 3" in line and "to go" in line for line in lines)
     assert any("ready after 1 s" in line for line in lines) and "2.000 by minima" in "".join(lines)
     assert any("ours eager: products 50%, passes over memory 30%" in line for line in lines)
-    assert values["rows"][0]["contenders"][0]["profile"]["products"] == 0.5 and "Profiles of our best" in page
+    (eager,) = (each for each in values["rows"][0]["contenders"] if each["name"] == "ours eager")
+    assert eager["profile"]["products"] == 0.5 and "Profiles of our best" in page
 
 
 def test_a_directory_that_cannot_be_written_to(measured: list[str], tmp_path: Path) -> None:

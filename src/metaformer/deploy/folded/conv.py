@@ -1,14 +1,16 @@
-"""Convolutions whose weights are packed as oneDNN and the C++ kernels read them."""
+"""Convolutions with batch norm and ReLU folded in, their weights packed for oneDNN and the C++ kernels."""
 
 from functools import partial
 from typing import TypeGuard
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from metaformer.deploy.folded.linear import WeightCache
 from metaformer.deploy.folded.stage import has_hooks
+from metaformer.models.segmentation.layers import ConvNorm
 from metaformer.ops import conv as ops
 from metaformer.ops import cpp, onednn
 from metaformer.ops.depthwise_conv import Star, depthwise_conv, pack, star_relu, supports_weight
@@ -16,11 +18,16 @@ from metaformer.ops.norm import needs_gradient
 
 
 class FoldedConv(WeightCache):
-    """Convolution that packs its weight for an input shape when that shape comes again."""
+    """Convolution that packs its weight for an input shape when that shape comes again.
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    Args:
+        conv: the convolution.
+        relu: a ReLU follows it.
+    """
+
+    def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
         super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
+        self.weight, self.bias, self.relu = conv.weight, conv.bias, relu
         padding = [int(side) for side in conv.padding]
         self.geometry: onednn.Geometry = list(conv.stride), padding, list(conv.dilation), conv.groups
 
@@ -32,9 +39,10 @@ class FoldedConv(WeightCache):
             make = partial(onednn.pack_convolution, self.weight, x.shape, self.geometry)
             packed = self.get_repeated(x.shape, make) if x.numel() else None
         if packed is not None:
-            return onednn.convolution(x, packed, self.bias, self.geometry)
+            return onednn.convolution(x, packed, self.bias, self.geometry, "relu" if self.relu else "none")
         stride, padding, dilation, groups = self.geometry
-        return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+        return F.relu(y, inplace=True) if self.relu else y
 
 
 class FoldedPatchConv(FoldedConv):
@@ -83,6 +91,39 @@ def fold_conv(conv: nn.Conv2d) -> FoldedConv | FoldedDepthwise:
     if square and conv.stride[0] > 1 and conv.dilation == (1, 1) and conv.groups == 1:
         return FoldedPatchConv(conv)
     return FoldedConv(conv)
+
+
+def fold_conv_norm(part: ConvNorm) -> FoldedConv:
+    """The inference form of a `ConvNorm` that `can_fold_norm` accepts, folded in float64."""
+    conv, norm = part.conv, part.norm
+    assert norm.running_mean is not None and norm.running_var is not None
+    gain = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
+    shift = norm.bias.double() - norm.running_mean.double() * gain
+    folded, dtype = FoldedConv(conv, relu=True), conv.weight.dtype
+    weight = conv.weight.double() * gain[:, None, None, None]
+    folded.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    folded.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
+    return folded
+
+
+def can_fold_norm(module: nn.Module) -> TypeGuard[ConvNorm]:
+    """Whether a module is a `ConvNorm` as this library makes it, or with its batch norm synchronized."""
+    return (
+        type(module) is ConvNorm
+        and can_fold(module.conv)
+        and type(module.norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+        and not any(map(has_hooks, (module, module.norm)))
+    )
+
+
+def can_fold_relu(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether a module is a convolution that `can_fold` accepts, and a ReLU."""
+    return (
+        type(module) is nn.Sequential
+        and [type(part) for part in module] == [nn.Conv2d, nn.ReLU]
+        and can_fold(module[0])
+        and not any(map(has_hooks, (module, module[1])))
+    )
 
 
 def can_fold(module: nn.Module) -> TypeGuard[nn.Conv2d]:

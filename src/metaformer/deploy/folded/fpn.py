@@ -9,12 +9,13 @@ multiply-adds; it rounds differently.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metaformer.deploy.folded.conv import fold_conv_norm
 from metaformer.deploy.folded.linear import WeightCache
 from metaformer.deploy.folded.stage import has_hooks
 from metaformer.models.fpn import FeaturePyramid
@@ -38,7 +39,7 @@ class _Level:
     lateral: Kernel
     output: Kernel
     convs: list[Kernel]
-    """The head's, batch norm folded in."""
+    """The head's."""
     composed: Kernel | None
     """Lateral, output and first head convolution in one, 5×5; None where that saves no work."""
     coarser: tuple[Tensor, ...]
@@ -80,7 +81,7 @@ class FoldedSemanticFPN(WeightCache):
         for lateral, output, convs in zip(
             map(_kernel, reversed(self.neck.laterals)),
             map(_kernel, reversed(self.neck.outputs)),
-            ([_with_norm(conv) for conv in convs.children()] for convs in reversed(self.head.scales)),
+            ([_kernel(conv) for conv in convs.children()] for convs in reversed(self.head.scales)),
             strict=True,
         ):
             composed = _compose(lateral, output, convs[0]) if levels else (None, ())
@@ -120,19 +121,15 @@ def fold_semantic_fpn(segmenter: Segmenter) -> None:
     if type(neck) is FeaturePyramid and type(head) is SemanticFPNHead:
         modules = (*neck.modules(), *head.modules())
         if all(type(module) in FOLDABLE and not has_hooks(module) for module in modules):
+            head.scales = nn.ModuleList(
+                nn.ModuleList(fold_conv_norm(cast(ConvNorm, conv)) for conv in convs.children())
+                for convs in head.scales
+            )
             segmenter.neck, segmenter.head = None, FoldedSemanticFPN(neck, head)
 
 
 def _kernel(conv: Any) -> Kernel:
     return _channels_last(conv.weight, conv.weight.dtype), conv.bias.detach()
-
-
-def _with_norm(part: Any) -> Kernel:
-    """A `ConvNorm`'s convolution with its batch norm folded in."""
-    weight, norm = part.conv.weight, part.norm
-    gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    shift = norm.bias.double() - norm.running_mean.double() * gain
-    return _channels_last(weight.double() * gain[:, None, None, None], weight.dtype), shift.to(weight.dtype)
 
 
 def _channels_last(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,8 @@
-"""C++ backend: kernels for CPUs, compiled on the machine when first needed, kept in the cache directory."""
+"""C++ backend: kernels for CPUs, compiled on the machine when first needed, kept in the cache directory.
+
+`METAFORMER_CPP_ARCH` in the environment chooses the instructions: `native` (the default) are the processor's,
+`x86-64-v3` AVX2 and no more, `x86-64-v4` AVX-512 without those of bfloat16.
+"""
 
 import ctypes
 import hashlib
@@ -17,15 +21,19 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from metaformer.errors import OutputError
+from metaformer.errors import OutputError, UnknownName
 from metaformer.ops import onednn
 from metaformer.storage import cache_dir, sync
 
 SUFFIXES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Dtype -> the end of the names of the functions for it."""
-_FLAGS: Final = (
-    "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared",
-)  # fmt: skip
+_FLAGS: Final = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+_ARCHS: Final = {
+    "native": (),
+    "x86-64-v3": ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"),
+    "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+}
+"""Values of METAFORMER_CPP_ARCH -> flags that the processor must have, by Linux's names."""
 _TIMEOUT: Final = 120
 """Seconds that the compiler may take."""
 _MAX_BYTES: Final = 64 << 20
@@ -97,7 +105,11 @@ def instructions() -> str:
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The library, compiled by the first process of this machine that asks; None where that is impossible."""
+    """The library, compiled by the first process of this machine that asks; None where that is impossible.
+
+    Raises:
+        ConfigError: METAFORMER_CPP_ARCH holds an unknown value.
+    """
     if reason_against() is not None:
         return None
     name = f"kernels-{_digest(str(_compiler()))}.so"
@@ -122,7 +134,22 @@ def reason_against() -> str | None:
     """Why there can be no library here, or None."""
     if sys.platform != "linux":
         return f"not tried on {sys.platform}"
+    missing = sorted(set(_ARCHS[arch()]) - set(_processor().split()))
+    if missing:
+        return f"METAFORMER_CPP_ARCH asks for {arch()}, and the processor lacks {missing[0]}"
     return None if _compiler() else "no C++ compiler"
+
+
+def arch() -> str:
+    """The value of METAFORMER_CPP_ARCH.
+
+    Raises:
+        ConfigError: METAFORMER_CPP_ARCH holds an unknown value.
+    """
+    value = os.environ.get("METAFORMER_CPP_ARCH", "native")
+    if value not in _ARCHS:
+        raise UnknownName("METAFORMER_CPP_ARCH", value, _ARCHS)
+    return value
 
 
 def describe() -> str:
@@ -172,7 +199,7 @@ def _compiled(folder: Path, name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         output = Path(work) / name
         sources = sorted(map(str, Path(__file__).parent.glob("*.cpp")))
-        command = [str(_compiler()), *_FLAGS, *sources, "-o", str(output)]
+        command = [str(_compiler()), *_flags(), *sources, "-o", str(output)]
         subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT)
         output.chmod(0o755)
         sync(output)
@@ -182,6 +209,10 @@ def _compiled(folder: Path, name: str) -> Path:
         sync(output)
         os.replace(output, record)
     return path
+
+
+def _flags() -> tuple[str, ...]:
+    return (f"-march={arch()}", *_FLAGS)
 
 
 def _record(name: str, library: bytes) -> bytes:
@@ -218,7 +249,7 @@ def _reason(error: Exception) -> str:
 def _digest(compiler: str) -> str:
     """Hash of what a library is compiled from: the sources, the compiler and the processor."""
     folder = Path(__file__).parent
-    digest = hashlib.sha256(f"{_FLAGS} {os.path.realpath(compiler)} {_processor()}".encode())
+    digest = hashlib.sha256(f"{_flags()} {os.path.realpath(compiler)} {_processor()}".encode())
     for file in [*sorted(folder.glob("*.h")), *sorted(folder.glob("*.cpp"))]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
@@ -230,4 +261,4 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.machine()
-    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))

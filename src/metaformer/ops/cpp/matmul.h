@@ -29,7 +29,7 @@ template <>
 struct Multiply<float> {
   static constexpr long STEP = 1;
   static vec weights(const float* p) { return load_vec(p); }
-  static vec broadcast(const float* p) { return vec{} + *p; }
+  static vec broadcast(const float* p) { return *p - vec{}; }  // a load; adding 0 would be work, as it changes -0
   static vec add(vec sum, vec a, vec b) { return sum + a * b; }
 };
 
