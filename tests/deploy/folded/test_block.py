@@ -87,12 +87,12 @@ def test_any_sequence_of_shapes(name: str, dtype: torch.dtype, tolerance: float)
             torch.testing.assert_close(folded(x).double(), conv(x.double()), rtol=tolerance, atol=tolerance)
 
 
-def test_one_packed_weight_is_cached_and_follows_the_weight() -> None:
+def test_packed_weights_are_cached_by_shape_and_follow_the_weight() -> None:
     folded = FoldedConv(nn.Conv2d(3, 4, 3)).requires_grad_(False)
     images = [torch.randn(1, 3, size, size) for size in (8, 8, 9, 9)]
     for x in images:
         folded(x)
-    assert len(folded._cache) == 1
+    assert list(folded._cache) == [images[0].shape, images[-1].shape]
     folded.load_state_dict({"weight": torch.ones(4, 3, 3, 3), "bias": torch.zeros(4)})
     torch.testing.assert_close(folded(images[-1])[0, 0, 0, 0], images[-1][0, :, :3, :3].sum())
     assert copy.deepcopy(folded)._cache == {}
