@@ -279,6 +279,15 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
         verify(target)
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000 + "b", "nul\0l", "./a.bin", "a.bin/b", "\ud800"])
+def test_a_manifest_of_names_that_no_file_has(tmp_path: Path, name: str) -> None:
+    target = write_directory(tmp_path / "whole", fill)
+    content = {"files": {name: {"bytes": 0, "sha256": ""}}}
+    (target / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+    with pytest.raises(WeightsError, match=r"missing|damaged"):
+        verify(target)
+
+
 def test_every_flipped_bit_and_every_truncation_is_found(tmp_path: Path) -> None:
     target = write_directory(tmp_path / "whole", fill)
     for file in ("a.bin", MANIFEST):
