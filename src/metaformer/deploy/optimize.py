@@ -27,7 +27,7 @@ from metaformer.deploy.folded.conv import (
 from metaformer.deploy.folded.fpn import fold_semantic_fpn
 from metaformer.deploy.folded.head import FoldedHead
 from metaformer.deploy.folded.linear import FoldedNorm
-from metaformer.deploy.folded.stage import ReplayableClassifier, ReplayableStage, has_hooks
+from metaformer.deploy.folded.replay import ReplayableClassifier, ReplayableStage, has_hooks
 from metaformer.errors import ConfigError, OptimizeError
 from metaformer.layers.norm import LayerNorm
 from metaformer.models.base import DenseNetwork

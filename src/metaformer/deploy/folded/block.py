@@ -22,7 +22,7 @@ from metaformer.deploy.folded.mixers import (
     FoldedPooling,
     FoldedSepConv,
 )
-from metaformer.deploy.folded.stage import has_hooks
+from metaformer.deploy.folded.replay import has_hooks
 from metaformer.layers.act import ACTS, SquaredReLU, StarReLU
 from metaformer.layers.cycle_fc import CycleFC
 from metaformer.layers.drop_path import DropPath

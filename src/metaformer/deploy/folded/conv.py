@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from metaformer.deploy.folded.linear import WeightCache
-from metaformer.deploy.folded.stage import has_hooks
+from metaformer.deploy.folded.replay import has_hooks
 from metaformer.models.segmentation.layers import ConvNorm
 from metaformer.ops import conv as ops
 from metaformer.ops import cpp, onednn

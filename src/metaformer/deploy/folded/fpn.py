@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from metaformer.deploy.folded.conv import fold_conv_norm
 from metaformer.deploy.folded.linear import WeightCache
-from metaformer.deploy.folded.stage import has_hooks
+from metaformer.deploy.folded.replay import has_hooks
 from metaformer.models.fpn import FeaturePyramid
 from metaformer.models.segmentation.layers import Classifier, ConvNorm
 from metaformer.models.segmentation.segmenter import Segmenter

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from metaformer.backbones.head import Head, MlpClassifier
 from metaformer.deploy.folded.linear import WeightCache, affine_float32
-from metaformer.deploy.folded.stage import has_hooks
+from metaformer.deploy.folded.replay import has_hooks
 from metaformer.layers.act import SquaredReLU
 from metaformer.layers.norm import GroupNorm, LayerNorm, NoNorm
 from metaformer.ops import cpp

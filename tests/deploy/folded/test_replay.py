@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import metaformer
 from metaformer.deploy.folded.linear import MAX_PLANS, WeightCache
-from metaformer.deploy.folded.stage import CapturedGraph, ReplayableClassifier, ReplayableStage, capture
+from metaformer.deploy.folded.replay import CapturedGraph, ReplayableClassifier, ReplayableStage, capture
 from metaformer.ops import cpp
 from metaformer.ops.attention import attention
 from metaformer.ops.norm import layer_norm

@@ -1,4 +1,4 @@
-"""Stages whose C++ kernel calls are captured once for a shape and replayed without Python between."""
+"""Classifiers and stages whose C++ kernel calls are captured once for a shape, and replayed without Python."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
