@@ -1,4 +1,4 @@
-"""Classifiers and stages whose C++ kernel calls are captured once for a shape, and replayed without Python."""
+"""Kernel calls of classifiers and stages: captured once for a shape, replayed without Python between."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
