@@ -3,7 +3,6 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from metaformer.ops import cpp
 from metaformer.ops import linear as layer
 from metaformer.ops.cpp import kernels
 from metaformer.ops.linear import PackedWeight
@@ -12,7 +11,7 @@ from metaformer.ops.linear import PackedWeight
 def pack(weight: Tensor, bias: Tensor | None) -> PackedWeight:
     """Pack a weight (out, in, k, k) for `conv`: inputs in the order (k, k, in), filled up with zeros."""
     rows = weight.detach().permute(0, 2, 3, 1).flatten(1)
-    return layer.pack(F.pad(rows, (0, -rows.shape[1] % cpp.lanes())), bias)
+    return layer.pack(F.pad(rows, (0, rows.shape[1] % 2)), bias)
 
 
 def conv(x: Tensor, weight: PackedWeight, kernel: int, stride: int, padding: int) -> Tensor:

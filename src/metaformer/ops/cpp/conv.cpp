@@ -3,7 +3,7 @@
 //   out[b][oy][ox] = W patch(b, oy, ox) + bias
 //
 // where the patch (kernel, kernel, channels) begins at row oy * stride - padding, column ox * stride - padding of x,
-// with zeros outside. The weight is packed with its inputs in that order, up to `depth`, a multiple of LANES, by zeros.
+// with zeros outside. The weight is packed with its inputs in that order, and filled up to an even `depth` with zeros.
 // Patches are not written to memory: a block of them at a time stays in the second cache.
 #include <algorithm>
 
@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr long CONV_CACHE = 384 << 10;  // bytes of patches at a time
+constexpr long CONV_CACHE = 640 << 10;  // bytes of patches at a time
 
 struct Geometry {
   long batch, height, width, channels, kernel, stride, padding, out_height, out_width;
@@ -19,15 +19,11 @@ struct Geometry {
   long patches() const { return batch * out_height * out_width; }
 };
 
-// Copies `count` numbers by whole registers where memory before `end` allows: what is written too much lies in the
-// patch's next row, which is written later, or in the padding behind the patch.
+// Copies `count` numbers by whole registers; what is written too much lies in the patch's next row, which is written
+// later, or in the padding behind the patch.
 template <class T>
-void copy(const T* from, long count, T* to, const T* end) {
+inline void copy_registers(const T* from, long count, T* to) {
   constexpr long STEP = sizeof(vec) / sizeof(T);
-  if (from + count + STEP > end) {
-    std::copy_n(from, count, to);
-    return;
-  }
   for (long i = 0; i < count; i += STEP) std::memcpy(to + i, from + i, sizeof(vec));
 }
 
@@ -35,23 +31,21 @@ void copy(const T* from, long count, T* to, const T* end) {
 template <class T>
 void gather(const T* x, const Geometry& g, long first, long last, long depth, T* out, long stride) {
   const T* end = x + g.batch * g.height * g.row();
-  const long line = g.kernel * g.channels;
+  const long line = g.kernel * g.channels, reach = (g.kernel - 1) * g.row() + line + long(sizeof(vec) / sizeof(T));
   long sample = first / (g.out_height * g.out_width), oy = first / g.out_width % g.out_height, ox = first % g.out_width;
   for (long i = first; i < last; ++i, out += stride) {
     const long top = oy * g.stride - g.padding, left = ox * g.stride - g.padding;
-    const long before = std::max(0L, -left), after = std::max(0L, left + g.kernel - g.width);  // columns outside
-    const long inside = g.kernel - before - after;  // negative where the whole row is
-    for (long ky = 0; ky < g.kernel; ++ky) {
-      T* to = out + ky * line;
-      const long y = top + ky;
-      if (y < 0 || y >= g.height || inside <= 0) {
-        std::fill_n(to, line, T(0));
-        continue;
-      }
-      std::fill_n(to, before * g.channels, T(0));
-      copy(x + (sample * g.height + y) * g.row() + (left + before) * g.channels, inside * g.channels,
-           to + before * g.channels, end);
-      std::fill_n(to + (before + inside) * g.channels, after * g.channels, T(0));
+    const T* corner = x + (sample * g.height + top) * g.row() + left * g.channels;
+    const bool inside = top >= 0 && left >= 0 && top + g.kernel <= g.height && left + g.kernel <= g.width;
+    if (inside && corner + reach <= end) {
+      for (long ky = 0; ky < g.kernel; ++ky) copy_registers(corner + ky * g.row(), line, out + ky * line);
+    } else {
+      const long before = std::max(0L, -left), after = std::max(0L, left + g.kernel - g.width);  // columns outside
+      const long columns = g.kernel - before - after;
+      std::fill_n(out, g.kernel * line, T(0));
+      for (long ky = std::max(0L, -top); ky < std::min(g.kernel, g.height - top) && columns > 0; ++ky)
+        std::copy_n(corner + ky * g.row() + before * g.channels, columns * g.channels,
+                    out + ky * line + before * g.channels);
     }
     std::fill_n(out + g.kernel * line, depth - g.kernel * line, T(0));
     if (++ox == g.out_width) {
