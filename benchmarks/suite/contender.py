@@ -62,6 +62,11 @@ def recompute_mlp(form: Form) -> Form:
     return form
 
 
+def autocast(form: Form) -> Form:
+    """Under bfloat16 autocast, as training in mixed precision runs."""
+    return replace(form, network=_Autocast(form.network))
+
+
 def compiled(form: Form) -> Form:
     """By `torch.compile`, for one shape."""
     return _compiled(form)
@@ -129,6 +134,18 @@ def _compiled(form: Form, **options: Any) -> Form:
     return replace(form, network=cast(nn.Module, torch.compile(form.network, dynamic=False, **options)))
 
 
+class _Autocast(nn.Module):
+    """A network whose forward pass runs under autocast."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.network(images)
+
+
 class _Function(nn.Module):
     """A function as a module."""
 
@@ -147,6 +164,7 @@ FORMS: dict[str, Callable[[Form], Form]] = {
         channels_last,
         optimized,
         recompute_mlp,
+        autocast,
         compiled,
         graphs,
         autotuned,
@@ -259,6 +277,11 @@ class Contender:
             else:
                 raise UnknownName("form of a contender", part, [*FORMS, *DTYPES])
         return cls(side, tuple(forms), dtype, size)
+
+    @property
+    def multiplies(self) -> str:
+        """Type that its products are computed in."""
+        return "bf16" if "autocast" in self.forms else self.dtype
 
     def image_size(self, row: Row) -> tuple[int, int]:
         """Height and width of its images."""

@@ -75,7 +75,7 @@ def one_line(error: BaseException) -> str:
 
 def _ceilings(row: Row) -> tuple[str, ...]:
     """The machine's ceilings in each type that a contender computes in."""
-    dtypes = dict.fromkeys(Contender.read(name, row).dtype for name in row.contenders)
+    dtypes = dict.fromkeys(Contender.read(name, row).multiplies for name in row.contenders)
     return tuple(f"{kind} {dtype}" for dtype in dtypes for kind in CEILINGS)
 
 
@@ -86,13 +86,13 @@ def _describe(name: str, row: Row, ready: Ready, seconds: float) -> Outcome:
     contender = Contender.read(name, row)
     height, width = contender.image_size(row)
     outcome = Outcome(
-        name, prepared=seconds, difference=ready.difference, dtype=contender.dtype, pixels=height * width
+        name, prepared=seconds, difference=ready.difference, dtype=contender.multiplies, pixels=height * width
     )
     if is_dense(row.model):  # a detector's second stage cannot be counted, and sides differ
         return outcome
     counts = _counts(row.model, contender.size)
     passes = BACKWARD if row.mode == "training" else 1
-    element = DTYPES[contender.dtype].itemsize
+    element = DTYPES[contender.multiplies].itemsize
     return replace(
         outcome,
         work=2.0 * passes * counts.macs * row.batch,

@@ -194,6 +194,23 @@ ON_CPU = (
         ),
     ),
     Row(
+        model="poolformer_s12",
+        device="cpu",
+        mode="training",
+        subject="autocast",
+        claims=(
+            Claim(
+                "step under bfloat16 autocast, best by best",
+                ("ours autocast", "ours autocast compiled"),
+                (
+                    *("timm autocast", "timm channels_last autocast"),
+                    *("timm autocast compiled", "timm channels_last autocast compiled"),
+                ),
+                1.3,
+            ),
+        ),
+    ),
+    Row(
         model="convformer_s18",
         device="cpu",
         claims=(optimized(1.08), Claim("best by best", OURS_BEST, TIMM_BEST, 1.05), *SHARES),

@@ -118,6 +118,15 @@ def test_our_networks_recompute_their_mlps() -> None:
     assert [stage.grad_checkpointing for stage in form.network.stages] == ["mlp"] * 4  # type: ignore[union-attr]
 
 
+def test_autocast_multiplies_in_bfloat16() -> None:
+    (row,) = [row for row in TABLE if row.subject == "autocast"]
+    contender = Contender.read("ours autocast", row)
+    assert (contender.dtype, contender.multiplies) == ("fp32", "bf16")
+    form = FORMS["autocast"](Form(network(), IMAGES))
+    assert form.network(form.images).dtype == torch.bfloat16
+    assert {value.dtype for value in form.network.parameters()} == {torch.float32}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["compiled", "frozen", "aoti"])
 def test_compilers(name: str) -> None:
