@@ -150,6 +150,13 @@ def test_the_fastest_dtype_is_chosen_and_named(caplog: pytest.LogCaptureFixture)
         optimize(model, dtype="half")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_the_fastest_dtype_by_instructions(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaformer.deploy.dtype._CPU", (("ABACUS", lambda: has),))
+    dtype, reason = fastest_dtype(torch.device("cpu"))
+    assert dtype == (torch.bfloat16 if has else torch.float32) and ("ABACUS" in reason) == has
+
+
 def test_any_image_size() -> None:
     model = trained(metaformer.create_model("cyclemlp_b1", **TINY))
     network = optimize(model)

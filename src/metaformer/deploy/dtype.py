@@ -20,7 +20,7 @@ def fastest_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         found = [name for name, has in _CPU if has()]
         if found:
             return torch.bfloat16, f"bfloat16: the processor multiplies it by {found[0]}"
-        return torch.float32, "float32: the processor has no instructions that multiply bfloat16"
+        return torch.float32, "float32: no instructions of this processor are known that multiply bfloat16"
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         for least, dtype in _CUDA:

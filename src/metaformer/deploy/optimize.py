@@ -16,6 +16,7 @@ from metaformer.backbones.metaformer import MetaFormer, Trunk
 from metaformer.backbones.stage import Stage
 from metaformer.deploy.dtype import fastest_dtype
 from metaformer.deploy.folded.block import FoldedBlock, unknown_part
+from metaformer.deploy.folded.classifier import ReplayableClassifier
 from metaformer.deploy.folded.conv import (
     FoldedConv,
     can_fold,
@@ -27,7 +28,7 @@ from metaformer.deploy.folded.conv import (
 from metaformer.deploy.folded.fpn import fold_semantic_fpn
 from metaformer.deploy.folded.head import FoldedHead
 from metaformer.deploy.folded.linear import FoldedNorm
-from metaformer.deploy.folded.replay import ReplayableClassifier, ReplayableStage, has_hooks
+from metaformer.deploy.folded.replay import ReplayableStage, has_hooks
 from metaformer.errors import ConfigError, OptimizeError
 from metaformer.layers.norm import LayerNorm
 from metaformer.models.base import DenseNetwork
@@ -68,9 +69,6 @@ def optimize(
         ConfigError: the model has no MetaFormer block, or `dtype` is no dtype.
         OptimizeError: the copy's outputs differ from the original's, or there is none to compare.
     """
-    if dtype == "auto":
-        dtype, reason = fastest_dtype(next(model.parameters()).device)
-        _log.info("optimize: %s", reason)
     network = model if getattr(model, "optimized", False) else _folded(model, dtype, sample)
     if compile is None:
         compile = next(network.parameters()).device.type == "cuda"
@@ -118,12 +116,17 @@ def compile_frozen(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _folded(model: nn.Module, dtype: torch.dtype | None, sample: Tensor | None) -> nn.Module:
-    if not isinstance(dtype, torch.dtype | None):
-        raise ConfigError(f"optimize: dtype {dtype!r} is neither a dtype of torch nor 'auto'")
+def _folded(
+    model: nn.Module, dtype: torch.dtype | Literal["auto"] | None, sample: Tensor | None
+) -> nn.Module:
     if not any(isinstance(module, Block) for module in model.modules()):
         raise ConfigError(f"optimize: {type(model).__name__} has no MetaFormer block")
     first = next(model.parameters())
+    if dtype == "auto":
+        dtype, reason = fastest_dtype(first.device)
+        _log.info("optimize: %s", reason)
+    if not isinstance(dtype, torch.dtype | None):
+        raise ConfigError(f"optimize: dtype {dtype!r} is neither a dtype of torch nor 'auto'")
     original = _copy(model).eval().requires_grad_(False).float()
     network = copy.deepcopy(original)
     _fold(network)

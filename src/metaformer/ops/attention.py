@@ -1,6 +1,5 @@
 """Multi-head self-attention from the queries, keys and values of one linear layer, https://arxiv.org/abs/1706.03762."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +12,7 @@ def attention(qkv: Tensor) -> Tensor:
     batch, tokens, _, heads, head_dim = qkv.shape
     if not cpp.supports(qkv) or head_dim % cpp.lanes():
         return reference(qkv)
-    out = torch.empty(batch, tokens, heads * head_dim, dtype=qkv.dtype)
+    out = qkv.new_empty(batch, tokens, heads * head_dim)
     kernels.attention(qkv=qkv, out=out, batch=batch, tokens=tokens, heads=heads, head_dim=head_dim)
     return out
 

@@ -1,6 +1,5 @@
 """Global average pooling of channels-last tensors, after a norm."""
 
-import torch
 from torch import Tensor
 
 from metaformer.ops import cpp
@@ -29,7 +28,7 @@ def global_pool(
     if not cpp.supports(x) or needs_gradient(weight, bias):
         return normalized(x, norm, weight, bias, eps).mean((1, 2))
     batch, height, width, channels = x.shape
-    out = torch.empty(batch, channels, dtype=x.dtype)
+    out = x.new_empty(batch, channels)
     kernels.global_pool(
         x=x, weight=weight, bias=bias, out=out, batch=batch, positions=height * width, channels=channels,
         norm=NORMS[norm], eps=eps,

@@ -2,7 +2,7 @@
 
 Both passes take some tokens after the other, so that their hidden activations stay in the cache. Saved for
 the backward pass are x and, on request and in C++, the hidden activations before `act`, which else are
-recomputed. Linear layers run in C++ in float32 where `cpp.supports_weight`, elsewhere in oneDNN.
+recomputed. Linear layers run in C++ where `cpp.supports_weight`, elsewhere in oneDNN.
 https://arxiv.org/abs/2111.11418
 """
 

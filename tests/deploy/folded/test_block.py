@@ -15,11 +15,19 @@ from metaformer.backbones.block import Block
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.deploy.folded import block as folded_block
 from metaformer.deploy.folded.block import FoldedBlock
-from metaformer.deploy.folded.conv import FoldedConv, FoldedDepthwise, can_fold, fold_conv
+from metaformer.deploy.folded.conv import (
+    FoldedConv,
+    FoldedDepthwise,
+    FoldedPatchConv,
+    can_fold,
+    can_fold_norm,
+    fold_conv,
+)
 from metaformer.deploy.folded.linear import ACTIVATIONS, PackedLinear, fold_linear
 from metaformer.layers.act import ACTS
 from metaformer.layers.norm import NORMS
 from metaformer.mixers import MIXERS
+from metaformer.models.segmentation.layers import ConvNorm
 
 
 @pytest.mark.parametrize("act", list(ACTIVATIONS))
@@ -278,3 +286,30 @@ def test_triton_kernels_in_the_interpreter() -> None:
     command += ["-k", test_interpreted_triton_kernels.__name__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0 and f"{len(TRITON)} passed" in done.stdout, done.stdout[-8000:]
+
+
+@torch.inference_mode()
+def test_a_strided_convolution_refuses_what_does_not_fit() -> None:
+    folded = fold_conv(nn.Conv2d(3, 16, 7, 4, 2)).requires_grad_(False)
+    assert isinstance(folded, FoldedPatchConv)
+    for shape in ((1, 3, 1, 64), (1, 4, 64, 64), (2, 3, 64, 2)):
+        x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+        with pytest.raises(RuntimeError):
+            folded(x)
+    elsewhere = folded.to("meta")
+    assert not elsewhere._runs_in_cpp(torch.zeros(1, 64, 64, 3)), "a weight without memory"
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.BatchNorm2d(8, track_running_stats=False), nn.BatchNorm2d(8, affine=False)],
+    ids=["statistics of the batch", "no constants"],
+)
+def test_batch_norms_that_cannot_be_folded(norm: nn.Module) -> None:
+    part = ConvNorm(8, 8, 3)
+    part.norm = norm
+    assert not can_fold_norm(part)
+    part = ConvNorm(8, 8, 3)
+    assert can_fold_norm(part)
+    part.conv = nn.Conv2d(8, 8, 3, padding=1)
+    assert not can_fold_norm(part), "a bias before the norm"

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import metaformer
+from metaformer.deploy.folded.classifier import ReplayableClassifier
 from metaformer.deploy.folded.linear import MAX_PLANS, WeightCache
-from metaformer.deploy.folded.replay import CapturedGraph, ReplayableClassifier, ReplayableStage, capture
+from metaformer.deploy.folded.replay import CapturedGraph, ReplayableStage, capture
 from metaformer.ops import cpp
 from metaformer.ops.attention import attention
 from metaformer.ops.norm import layer_norm
@@ -232,6 +233,83 @@ def test_loaded_weights_replace_a_graph() -> None:
     network.load_state_dict(other.state_dict())
     for _ in range(3):
         torch.testing.assert_close(network(x), other(x), rtol=0, atol=1e-5)
+
+
+@linear
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "part", ["stem.conv", "stages.1.downsample.conv", "stages.1.blocks.0", "head.norm", "head.fc"]
+)
+def test_hooks_of_any_part_are_called(part: str) -> None:
+    _, network = optimized()
+    x, calls = images(), []
+    for _ in range(3):
+        network(x)
+    handle = network.get_submodule(part).register_forward_hook(lambda *_: calls.append(part))
+    network(x)
+    assert calls == [part]
+    handle.remove()
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, *_: calls.append(type(module).__name__)
+    )
+    network(x)
+    handle.remove()
+    assert "FoldedBlock" in calls
+
+
+@linear
+def test_a_classifier_trained_on_an_optimized_network() -> None:
+    """Evaluations between the epochs see the weights of their time, and losses have gradients."""
+    model, network = optimized()
+    network.reset_classifier(3)
+    model.head.fc = network.head.fc
+    x = images()
+    optimizer = torch.optim.SGD(network.head.fc.parameters(), 0.1)
+    for _ in range(3):
+        for _ in range(3):
+            with torch.inference_mode():
+                torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-4)
+        optimizer.zero_grad()
+        network(x).square().sum().backward()
+        optimizer.step()
+    network.head.fc.requires_grad_(False)
+    for _ in range(3):
+        with torch.inference_mode():
+            torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            network.head.fc.weight += 1
+    network.stages[0].blocks[0].requires_grad_()
+    assert network(x).requires_grad
+
+
+@linear
+@torch.inference_mode()
+def test_any_change_of_the_head_counts() -> None:
+    model, network = optimized(norm="layer_norm")
+    x = images()
+    for change in (
+        lambda net: setattr(net.head, "global_pool", "max"),
+        lambda net: setattr(net.head, "global_pool", "avg"),
+        lambda net: setattr(net.head, "norm", nn.Identity()),
+        lambda net: setattr(net.head.fc, "weight", nn.Parameter(torch.ones(7, 512), requires_grad=False)),
+    ):
+        for _ in range(3):
+            torch.testing.assert_close(network(x), model(x), rtol=0, atol=1e-4)
+        change(model)
+        change(network)
+    torch.testing.assert_close(network(x), model(x), rtol=0, atol=1e-3)
+
+
+@linear
+@torch.inference_mode()
+def test_a_replaced_block_replaces_a_graph() -> None:
+    model, network = optimized()
+    x = images()
+    for _ in range(3):
+        network(x)
+    model.stages[2].blocks[0] = network.stages[2].blocks[0] = nn.Identity()
+    for _ in range(3):
+        torch.testing.assert_close(network(x), model(x), rtol=0, atol=1e-4)
 
 
 @linear

@@ -35,7 +35,7 @@ class FoldedConv(WeightCache):
         """Map (B, in, H, W) to (B, out, h, w), through a StarReLU first where one is given."""
         x = x if star is None else star_relu(x, star)
         packed = None
-        if onednn.supports(x):
+        if onednn.supports(x) and self.weight.device == x.device:
             make = partial(onednn.pack_convolution, self.weight, x.shape, self.geometry)
             packed = self.get_repeated(x.shape, make) if x.numel() else None
         if packed is not None:
@@ -46,7 +46,7 @@ class FoldedConv(WeightCache):
 
 
 class FoldedPatchConv(FoldedConv):
-    """Strided convolution as a product of patches, by C++ where that is as fast as oneDNN."""
+    """Strided convolution, a product of patches where C++ kernels run."""
 
     def forward(self, x: Tensor, star: Star | None = None) -> Tensor:
         """Map (B, in, H, W) to (B, out, h, w), through a StarReLU first where one is given."""
@@ -58,10 +58,14 @@ class FoldedPatchConv(FoldedConv):
         return ops.conv(tokens, packed, self.weight.shape[-1], stride[0], padding[0]).permute(0, 3, 1, 2)
 
     def _runs_in_cpp(self, tokens: Tensor) -> bool:
+        _, height, width, channels = tokens.shape
+        _, in_channels, kernel, _ = self.weight.shape
         return (
             cpp.supports(tokens)
             and cpp.has_linear(tokens.dtype)
-            and self.weight.dtype == tokens.dtype
+            and (self.weight.dtype, self.weight.device) == (tokens.dtype, tokens.device)
+            and channels == in_channels
+            and min(height, width) + 2 * self.geometry[1][0] >= kernel
             and not needs_gradient(self.weight, self.bias)
         )
 
@@ -111,7 +115,10 @@ def can_fold_norm(module: nn.Module) -> TypeGuard[ConvNorm]:
     return (
         type(module) is ConvNorm
         and can_fold(module.conv)
+        and module.conv.bias is None
         and type(module.norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+        and module.norm.affine
+        and module.norm.running_var is not None
         and not any(map(has_hooks, (module, module.norm)))
     )
 

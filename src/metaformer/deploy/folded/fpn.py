@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.deploy.folded.conv import fold_conv_norm
+from metaformer.deploy.folded.conv import can_fold_norm, fold_conv_norm
 from metaformer.deploy.folded.linear import WeightCache
 from metaformer.deploy.folded.replay import has_hooks
 from metaformer.models.fpn import FeaturePyramid
@@ -120,7 +120,8 @@ def fold_semantic_fpn(segmenter: Segmenter) -> None:
     neck, head = segmenter.neck, segmenter.head
     if type(neck) is FeaturePyramid and type(head) is SemanticFPNHead:
         modules = (*neck.modules(), *head.modules())
-        if all(type(module) in FOLDABLE and not has_hooks(module) for module in modules):
+        known = all(type(module) in FOLDABLE and not has_hooks(module) for module in modules)
+        if known and all(can_fold_norm(conv) for convs in head.scales for conv in cast(nn.ModuleList, convs)):
             head.scales = nn.ModuleList(
                 nn.ModuleList(fold_conv_norm(cast(ConvNorm, conv)) for conv in convs.children())
                 for convs in head.scales

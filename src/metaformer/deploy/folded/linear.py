@@ -1,6 +1,7 @@
 """Linear layers that absorb the norm before them and the scale and residual behind them."""
 
 from collections.abc import Callable, Hashable
+from itertools import count
 from typing import Any, Final, Self, TypeVar, cast
 
 import torch
@@ -14,6 +15,7 @@ from metaformer.ops.linear import PackedWeight, linear, pack, to_float32
 from metaformer.ops.norm import group_norm, layer_norm
 
 T = TypeVar("T")
+_generations = count(1)
 MAX_PLANS: Final = 4
 """Shapes for which a module keeps what it made for them."""
 ACTIVATIONS: Final = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}
@@ -51,7 +53,18 @@ class WeightCache(nn.Module):
         for old in list(self._recent)[:-MAX_PLANS]:
             self._recent.pop(old, None)
             self._cache.pop(old, None)
-        return self.get(key, make) if known else None
+        if not known:
+            return None
+        value = self.get(key, make)
+        if key not in self._recent:  # other threads' keys took its place meanwhile
+            self._cache.pop(key, None)
+        return value
+
+    def adopt(self, module: nn.Module) -> None:
+        """Become what a module of a base class is: its parts, parameters and attributes."""
+        nn.Module.__init__(self)
+        vars(self).update(vars(module))
+        self._cache, self._recent = {}, {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._clear()
@@ -62,7 +75,7 @@ class WeightCache(nn.Module):
         super()._load_from_state_dict(*args)
 
     def _clear(self) -> None:
-        WeightCache.generation += 1
+        WeightCache.generation = next(_generations)
         self._cache.clear()
         self._recent.clear()
 

@@ -1,6 +1,6 @@
-"""Kernel calls of classifiers and stages: captured once for a shape, replayed without Python between."""
+"""Kernel calls that are captured once for a shape and replayed without Python between; stages that do so."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from itertools import count
 from threading import Lock
@@ -9,12 +9,13 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metaformer.backbones.metaformer import MetaFormer
 from metaformer.deploy.folded.linear import WeightCache
 from metaformer.ops import cpp, onednn
 from metaformer.ops.cpp import kernels
+from metaformer.ops.norm import needs_gradient
 
 aten = torch.ops.aten
 _STAGES: "WeakValueDictionary[int, ReplayableStage]" = WeakValueDictionary()
@@ -75,32 +76,6 @@ def _(x: Tensor, number: int) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-class ReplayableClassifier(WeightCache, MetaFormer):
-    """Classifier of folded parts, whose kernel calls are captured as a stage's are, from images to logits."""
-
-    def __init__(self, network: MetaFormer) -> None:
-        nn.Module.__init__(self)
-        vars(self).update(vars(network))
-        self._cache, self._recent = {}, {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, in_chans, H, W) to logits (B, num_classes)."""
-        run = partial(MetaFormer.forward, self)
-        if torch.compiler.is_compiling() or any(map(has_hooks, self._parts())):
-            return run(x)
-        return replay(self, run, self._checked(x), self.head.fc)
-
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
-        self._clear()
-        return MetaFormer.prune_intermediate_layers(self, *args, **kwargs)
-
-    def _parts(self) -> Iterator[nn.Module]:
-        """The modules that others may have given hooks to, down to the blocks."""
-        yield from (self.stem, self.head, self.stages)
-        for stage in self.stages.children():
-            yield from (stage, *stage.children(), *getattr(stage, "blocks", ()))
-
-
 def replay(cache: WeightCache, run: Callable[[Tensor], Tensor], x: Tensor, *key: Hashable) -> Tensor:
     """run(x) of x (B, C, H, W), by captured calls from the second time on that a shape comes.
 
@@ -110,16 +85,18 @@ def replay(cache: WeightCache, run: Callable[[Tensor], Tensor], x: Tensor, *key:
         x: its input.
         key: what the calls depend on beside x's shape and dtype and the weights of `WeightCache` modules.
     """
-    if not cpp.supports(x.permute(0, 2, 3, 1)):
+    if not cpp.supports(x.permute(0, 2, 3, 1)) or needs_gradient(*cache.parameters()):
         return run(x)
     key = x.shape, x.dtype, WeightCache.generation, *key
     graph = cache.get_repeated(key, partial(capture, run, x))
-    return run(x) if graph is None else graph(x)
+    # a graph has one set of buffers: beside another thread it would wait
+    return run(x) if graph is None or graph.lock.locked() else graph(x)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has forward hooks, so that it has to be called itself."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether a module has forward hooks, or all modules have, so that it has to be called itself."""
+    own = module._forward_hooks or module._forward_pre_hooks
+    return bool(own or torch_module._has_any_global_hook())
 
 
 def capture(function: Callable[[Tensor], Tensor], x: Tensor) -> "CapturedGraph | None":
@@ -174,7 +151,7 @@ class CapturedGraph:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Replay the calls on an input."""
-        y = torch.empty_strided(*self.layout, dtype=self.dtype)
+        y = torch.empty_strided(*self.layout, dtype=self.dtype, device="cpu")
         starts = x.data_ptr() - self.x_offset, y.data_ptr()
         with self.lock:
             for start, pointers in zip(starts, self.pointers.values(), strict=True):
@@ -206,7 +183,7 @@ def _allocate_buffers(calls: list[kernels.Call], sizes: dict[int, int]) -> dict[
         if free:
             buffer, _ = pool.pop(min(free, key=lambda i: len(pool[i][0])))
         else:
-            buffer = torch.empty(size, dtype=torch.uint8)
+            buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
         pool.append((buffer, last))
         buffers[storage] = buffer
     return buffers

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from metaformer.backbones.metaformer import MetaFormer
 from metaformer.deploy.optimize import TOLERANCE, named_tensors, network_outputs, optimize
 from metaformer.deploy.packaging.input_limits import InputLimits, Range, Sizes, limits_for
 from metaformer.deploy.packaging.load import FORMAT, KEY, SUFFIX, Packaged, load_package, machine_metadata
@@ -187,7 +188,7 @@ def _card(
     return {
         "format": FORMAT,
         "name": cfg.get("architecture", type(network).__name__),
-        "network": type(network).__name__,
+        "network": "MetaFormer" if isinstance(network, MetaFormer) else type(network).__name__,
         "config": fields,
         "pretrained_cfg": cfg,
         "num_classes": getattr(network, "num_classes", None),

@@ -29,11 +29,15 @@ SUFFIXES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Dtype -> the end of the names of the functions for it."""
 _FLAGS: Final = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _ARCHS: Final = {
-    "native": (),
-    "x86-64-v3": ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"),
-    "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    "native": (("-march=native",), ()),
+    "amx": (("-march=native", "-DUSE_TILES"), ("avx512_bf16", "amx_tile", "amx_bf16")),
+    "x86-64-v3": (("-march=x86-64-v3",), ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")),
+    "x86-64-v4": (("-march=x86-64-v4",), ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")),
 }
-"""Values of METAFORMER_CPP_ARCH -> flags that the processor must have, by Linux's names."""
+"""Values of METAFORMER_CPP_ARCH -> the compiler's flags, and what the processor must have (Linux's names).
+
+The kernels in AMX tiles have not run on a processor that has them, so that `native` leaves them out.
+"""
 _TIMEOUT: Final = 120
 """Seconds that the compiler may take."""
 _MAX_BYTES: Final = 64 << 20
@@ -134,7 +138,7 @@ def reason_against() -> str | None:
     """Why there can be no library here, or None."""
     if sys.platform != "linux":
         return f"not tried on {sys.platform}"
-    missing = sorted(set(_ARCHS[arch()]) - set(_processor().split()))
+    missing = sorted(set(_ARCHS[arch()][1]) - set(_processor().split()))
     if missing:
         return f"METAFORMER_CPP_ARCH asks for {arch()}, and the processor lacks {missing[0]}"
     return None if _compiler() else "no C++ compiler"
@@ -162,7 +166,7 @@ def describe() -> str:
 
 def _multiplies(dtype: torch.dtype, weight: Tensor) -> bool:
     frozen = not (weight.requires_grad and torch.is_grad_enabled())
-    return weight.dtype == dtype and supports_weight(weight) and frozen
+    return weight.dtype == dtype and weight.device.type == "cpu" and supports_weight(weight) and frozen
 
 
 def _compiler() -> str | None:
@@ -212,7 +216,7 @@ def _compiled(folder: Path, name: str) -> Path:
 
 
 def _flags() -> tuple[str, ...]:
-    return (f"-march={arch()}", *_FLAGS)
+    return (*_ARCHS[arch()][0], *_FLAGS)
 
 
 def _record(name: str, library: bytes) -> bytes:

@@ -212,7 +212,7 @@ struct HiddenSlice {
 template <Act act, class T>
 void backward(const T* x, const T* grad_out, const Mlp<T>& m, const HiddenSlice<T>& slice, long first, long last,
               const Gradients& grads) {
-  constexpr long COPIES = Multiply<T>::STEP;  // with paired rows beside the rows
+  constexpr long COPIES = std::is_same_v<T, bfloat16> ? 2 : 1;  // the rows, and of bfloat16 pairs of rows
   const long narrow = padded(m.dim), wide = padded(slice.width), row = 2 * (narrow + wide);
   const long most = block_rows<T>(BACKWARD_CACHE, COPIES * row * long(sizeof(T)));
   T* xs = reinterpret_cast<T*>(scratch(COPIES * most * row * sizeof(T)));
@@ -349,9 +349,16 @@ void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradient
 KERNELS(float, float32)
 KERNELS(bfloat16, bfloat16)
 
-// Dtypes for whose products the instructions are here: 1 for float, 2 for bfloat16. For others oneDNN is faster.
+// Where a processor has AMX, and its tiles are not used here, bfloat16 is oneDNN's.
+#if defined(__AVX512BF16__) && (HAS_TILES || !defined(__AMX_BF16__))
+#define MULTIPLIES_BFLOAT16 1
+#else
+#define MULTIPLIES_BFLOAT16 0
+#endif
+
+// Dtypes for whose products the instructions are used: 1 for float, 2 for bfloat16.
 extern "C" int linear_dtypes() {
-#if defined(__AVX512BF16__)
+#if MULTIPLIES_BFLOAT16
   return 3;
 #elif defined(__AVX2__) && defined(__FMA__)
   return 1;
@@ -366,7 +373,7 @@ extern "C" int panel_columns() { return PANEL; }
 // The instructions that products run on.
 extern "C" const char* instructions() {
   if (uses_tiles<bfloat16>()) return "AVX-512, bfloat16 by AMX tiles";
-#if defined(__AVX512BF16__)
+#if MULTIPLIES_BFLOAT16
   return "AVX-512 with bfloat16";
 #elif defined(__AVX512F__)
   return "AVX-512";
