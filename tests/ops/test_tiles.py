@@ -21,11 +21,11 @@ PRODUCTS = (
     " or many_tokens or one_token or (agrees_with_float64 and cpp)"
     " or test_conv or both_passes or change_no_bit"
 )
-FEW = (
-    "dtype1 and (microkernels and 3- or few_fit and 1- or lines_and_inputs and 3- or number_of_threads"
-    " or many_tokens or one_token or their_patches or change_no_bit)"
-)
-pytestmark = [compiled, pytest.mark.skipif(cpp.lanes() != 16, reason="tiles come with AVX-512")]
+pytestmark = [
+    compiled,
+    pytest.mark.slow,
+    pytest.mark.skipif(cpp.lanes() != 16, reason="tiles come with AVX-512"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +45,10 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("chosen", "environment"),
-    [
-        (FEW, {}),
-        pytest.param(PRODUCTS, {}, marks=pytest.mark.slow),
-        pytest.param(PRODUCTS, {"REFUSE_TILES": "1"}, marks=pytest.mark.slow),
-    ],
-    ids=["quick", "all", "refused"],
-)
-def test_products_agree_with_float64(
-    chosen: str, environment: dict[str, str], emulation: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("environment", [{}, {"REFUSE_TILES": "1"}], ids=["tiles", "refused"])
+def test_products_agree_with_float64(environment: dict[str, str], emulation: dict[str, str]) -> None:
     files = [str(HERE / f"test_{name}.py") for name in FILES]
-    options = ["-q", "-s", "-n0", "-p", "no:cacheprovider", "-k", chosen]
+    options = ["-q", "-s", "-n0", "-p", "no:cacheprovider", "-k", PRODUCTS]
     command = [sys.executable, "-m", "pytest", *options, *files]
     environment = {**os.environ, **emulation, **environment}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
