@@ -5,6 +5,7 @@ they are verified, `triton` on all that can run them, `reference` plain PyTorch 
 """
 
 import os
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
@@ -25,9 +26,18 @@ def mode() -> str:
     Raises:
         ConfigError: METAFORMER_OPS holds an unknown value.
     """
-    value = os.environ.get("METAFORMER_OPS", "auto")
-    if value not in _MODES:
-        raise UnknownName("METAFORMER_OPS", value, _MODES)
+    return from_environment("METAFORMER_OPS", _MODES)
+
+
+def from_environment(variable: str, values: Collection[str]) -> str:
+    """The value of an environment variable that takes one of `values`; the first by default.
+
+    Raises:
+        UnknownName: it holds another value.
+    """
+    value = os.environ.get(variable, next(iter(values)))
+    if value not in values:
+        raise UnknownName(variable, value, values)
     return value
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +28,6 @@ class ReplayableClassifier(WeightCache, MetaFormer):
             return run(x)
         head = self.head.state() if isinstance(self.head, FoldedHead) else self.head
         return replay(self, run, self._checked(x), head, *map(id, parts))
-
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
-        self._clear()
-        return MetaFormer.prune_intermediate_layers(self, *args, **kwargs)
 
     def _parts(self) -> Iterator[nn.Module]:
         """The modules that others may have given hooks to: all but those in blocks."""

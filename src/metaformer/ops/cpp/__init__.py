@@ -21,8 +21,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from metaformer.errors import OutputError, UnknownName
+from metaformer.errors import OutputError
 from metaformer.ops import onednn
+from metaformer.ops.backend import from_environment
 from metaformer.storage import cache_dir, sync
 
 SUFFIXES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -150,10 +151,7 @@ def arch() -> str:
     Raises:
         ConfigError: METAFORMER_CPP_ARCH holds an unknown value.
     """
-    value = os.environ.get("METAFORMER_CPP_ARCH", "native")
-    if value not in _ARCHS:
-        raise UnknownName("METAFORMER_CPP_ARCH", value, _ARCHS)
-    return value
+    return from_environment("METAFORMER_CPP_ARCH", _ARCHS)
 
 
 def describe() -> str:
