@@ -125,6 +125,19 @@ def test_damaged_files(length: int, shards: Path) -> None:
         whole._contents(1)
 
 
+@pytest.mark.parametrize("kind", [b"Z", b"V", b"\x80"])
+def test_a_member_of_an_unknown_type_is_not_stepped_over(kind: bytes, tmp_path: Path) -> None:
+    """Its header may claim any size, and a stream could only be read up to its end again and again."""
+    entry = tarfile.TarInfo("a.png")
+    entry.type, entry.size = kind, 1 << 40
+    file = tmp_path / "train-0.tar"
+    file.write_bytes(entry.tobuf() + bytes(2 * tarfile.BLOCKSIZE))
+    with pytest.raises(DataError, match=r"train-0\.tar: 'a\.png' .*type"):
+        list(read_tar(file))
+    with pytest.raises(DataError, match=r"train-0\.tar: 'a\.png' .*type"):
+        scan_tar(str(file))
+
+
 def test_damaged_contents(shards: Path) -> None:
     contents = Path(contents_name(str(shards / "train/00000.tar")))
     text = contents.read_text()

@@ -267,8 +267,12 @@ def _entries(tar: tarfile.TarFile, url: str) -> Iterator[tarfile.TarInfo]:
     """Ordinary files of a tar file; headers that no shard needs, and those that lie, are refused."""
     end = 0
     for entry in tar:
-        if entry.issparse() or entry.size < 0 or tar.offset <= end:
-            kind = "is sparse" if entry.issparse() else f"has a size of {shown(entry.size)} bytes"
+        # in a stream tarfile would step over the content block by block, however long it is said to be
+        unknown = not entry.isreg() and tar.offset > entry.offset_data
+        if entry.issparse() or unknown or entry.size < 0 or tar.offset <= end:
+            kind = f"has a size of {shown(entry.size)} bytes"
+            if entry.issparse() or unknown:
+                kind = "is sparse" if entry.issparse() else "is of an unknown type"
             raise DataError(f"{url}: {shown(entry.name)} {kind}: write the shard again")
         end = tar.offset
         if entry.isreg():
