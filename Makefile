@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow faults check format
+.PHONY: demo test test-slow faults fuzz check format
 .DEFAULT_GOAL := test
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,13 +30,16 @@ data/demo/.complete: | $(READY)
 	@touch $@
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(READY)  ## compilation and other tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-faults: $(READY)  ## break runs on purpose, as often as docs/reliability.md says: half an hour
+faults: $(READY)  ## break runs on purpose, as often as docs/reliability.md says: a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 3 --dist worksteal
+
+fuzz: $(READY)  ## change the files of every door for a minute each: a quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults/test_fuzz.py -m faults --full --door-seconds 60 -n 3 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,23 +1,36 @@
 """Settings and fixtures of every test; data sets are in toys.py."""
 
+import gc
 import inspect
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import warm
 from metaformer.process import keep_freed_memory, sleep_rather_than_spin
 
 keep_freed_memory()  # as the command line does; training tests are much faster where memory is scarce
 sleep_rather_than_spin()
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
 
 pytest_plugins = ["toys"]
 CALL = "import runpy, sys; file, name, *rest = sys.argv[1:]; runpy.run_path(file)[name](*rest)"
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage pass over what stays: modules and thousands of tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+    warm.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +47,10 @@ def arrow_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def two_ranks() -> Callable[..., list[str]]:
-    """Call a function of a test's file in two processes, as torchrun would; returns the output of each."""
+    """Call a function of a test's file in two processes, as torchrun would; returns the output of each.
+
+    The order of sets differs between them, as between processes of torchrun.
+    """
 
     def start(function: Callable[..., None], *args: str) -> list[str]:
         with socket.socket() as free:
@@ -47,7 +63,7 @@ def two_ranks() -> Callable[..., list[str]]:
         file = inspect.getfile(function)
         processes = [
             subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", CALL, file, function.__name__, *args],
+                [*warm.python(rank), "-W", "error", "-c", CALL, file, function.__name__, *args],
                 env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

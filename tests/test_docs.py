@@ -1,14 +1,18 @@
 """What the documents say, done.
 
-The `sh` and `python` blocks of a page run in order, in an empty folder; `console` blocks do not run.
+The `sh` and `python` blocks of a page run in order, in an empty folder; `console` blocks do not run. Commands
+are the installed script in forks; processes of their own are tested with the command line.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from warm import python
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,10 +26,16 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_runs(
+    page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = tmp_path_factory.mktemp("bin") / "metaformer"
+    installed = str(Path(sys.executable).with_name("metaformer"))
+    command.write_text(f'#!/bin/sh\nexec {shlex.join([*python(), installed])} "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
     names: dict[str, object] = {}
     for language, text in blocks(page):
         if language.startswith("python file="):
@@ -53,7 +63,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_models_page_is_up_to_date() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "docs" / "tables.py", "--check"], capture_output=True, text=True, timeout=120
+        [*python(), ROOT / "docs" / "tables.py", "--check"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
 
@@ -62,6 +72,6 @@ def test_the_models_page_is_up_to_date() -> None:
 def test_every_example_runs(example: Path, tmp_path: Path) -> None:
     words = ["1", "1"] if "speed" in example.name else []
     done = subprocess.run(
-        [sys.executable, example, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [*python(), example, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and done.stdout, done.stderr

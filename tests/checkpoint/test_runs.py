@@ -20,6 +20,7 @@ from metaformer.errors import OutputError, WeightsError
 from metaformer.training.train import train
 from metaformer.weights.saved import find_checkpoint
 from toys import tiny_config
+from warm import python
 
 
 def test_a_new_run_creates_its_directory(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_only_one_process_writes_a_run(tmp_path: Path) -> None:
             "import sys; from metaformer.checkpoint.run_dir import RunDir; from pathlib import Path\n"
             "with RunDir(Path(sys.argv[1])).writing(patience=0.5): pass"
         )
-        other = subprocess.run([sys.executable, "-c", script, run.path], capture_output=True, text=True)
+        other = subprocess.run([*python(), "-c", script, run.path], capture_output=True, text=True)
         assert other.returncode != 0 and "another process is writing it" in other.stderr
     assert not run.running
     (run.path / ".tmp-0123").touch()  # of a process that was killed

@@ -19,6 +19,8 @@ DOOR = "door"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="faults: the full suite, not its short form")
+    help = "faults: how long each door is tried, by default 2 in the short form and 10 in the full suite"
+    parser.addoption("--door-seconds", type=float, help=help)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,6 +73,12 @@ def _attempts(item: pytest.Item) -> int:
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether this is the full suite, not its short form."""
     return bool(request.config.getoption("full", default=False))
+
+
+@pytest.fixture(scope="session")
+def door_seconds(request: pytest.FixtureRequest, full: bool) -> float:
+    """How long each door is tried."""
+    return float(request.config.getoption("door_seconds", default=None) or (10 if full else 2))
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from fork import PRELOAD
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where this is a program
 
 from metaformer.cli import main
+from warm import PRELOAD
 
 TIMEOUT = 20.0
 

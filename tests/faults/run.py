@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from faults.case import EPOCH, Case
-from faults.fork import ForkedProcess
 from metaformer.checkpoint.checkpoint import Checkpoint
+from warm import start
 
 HERE = Path(__file__).parent
 SCRIPT = HERE / "inject.py"
@@ -51,15 +51,8 @@ class Process:
         self, command: list[str], environment: dict[str, str], run: "Run", output: Path, fork: bool = False
     ) -> None:
         self.run, self.output, self.started = run, output, time.monotonic()
-        self.process: subprocess.Popen[bytes] | ForkedProcess
-        if fork:
-            output.touch()
-            self.process = ForkedProcess(command[2:], environment, output)
-            return
         with output.open("wb") as stream:
-            self.process = subprocess.Popen(
-                command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            self.process = start(command, environment, stream, fork)
 
     @property
     def text(self) -> str:
@@ -184,7 +177,7 @@ class Run:
             fault: the fault to inject, see `inject.py`.
             launcher: command instead of `python`.
             environment: additional variables.
-            fork: fork it from a server that has imported the library.
+            fork: fork it from a process that has imported the library.
             sections: fields of the configuration to change.
         """
         own = {

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,24 +11,26 @@ from faults.conftest import DOOR
 from faults.doors import DOORS
 from faults.fuzz import LONGEST, ROOM
 from faults.run import Tally
+from warm import python
 
 SEED = 28
 SHORT = ("checkpoint card (detect)", "COCO file", "tar shard")
-"""Doors that are tried in the short form of the suite, for two seconds each."""
+"""Doors that are tried in the short form of the suite."""
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.often(int(name in SHORT), 1)) for name in DOORS]
 )
-def test_a_door(name: str, full: bool, tally: Tally, record_property: Callable[[str, object], None]) -> None:
-    """A minute each in the full suite."""
+def test_a_door(
+    name: str, door_seconds: float, tally: Tally, record_property: Callable[[str, object], None]
+) -> None:
     script = Path(__file__).with_name("fuzz.py")
     done = subprocess.run(
-        [sys.executable, str(script), name, str(60 if full else 2), str(SEED)],
+        [*python(), str(script), name, str(door_seconds), str(SEED)],
         capture_output=True,
         text=True,
         errors="replace",  # OpenVINO quotes what it was given
-        timeout=280,
+        timeout=door_seconds + 220,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])

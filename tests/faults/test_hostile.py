@@ -3,13 +3,13 @@
 import ast
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from faults import hostile
 from faults.case import Case
 from faults.run import Run, Tally
+from warm import python
 
 MEMORY = 150.0
 """Megabytes that opening a file may take, beyond those of a valid command."""
@@ -19,7 +19,7 @@ def run_commands(valid: list[str], commands: list[list[str]], folder: Path) -> l
     """Run commands in turn; the memory of the valid one is subtracted."""
     script = Path(__file__).with_name("open_hostile.py")
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [*python(), str(script)],
         input=json.dumps([valid, *commands]),
         capture_output=True,
         text=True,

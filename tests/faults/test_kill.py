@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from faults.case import Case
 from faults.run import NewRun, Process, Run, Tally
+from warm import python
 
 MOMENTS = ("while it starts", "while it saves", "anywhere")
 
@@ -106,7 +106,7 @@ def test_the_number_of_workers_does_not_matter(
 def test_killed_before_each_file_operation_of_a_save(tmp_path: Path, tally: Tally) -> None:
     script = Path(__file__).with_name("sweep.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=280
+        [*python(), str(script), str(tmp_path)], capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

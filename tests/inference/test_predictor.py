@@ -28,6 +28,7 @@ from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.training.train import train
 from metaformer.weights.hub import from_pretrained, save_pretrained
 from toys import tiny_config
+from warm import python
 
 
 @pytest.fixture(scope="module")
@@ -187,19 +188,19 @@ def test_two_killed_processes_resume_from_the_command_line(
     args = ["predict", str(tmp_path / "model"), "--data", str(pets), "--out", str(tmp_path / "out")]
     args += ["--split", "train", "--batch-size", "1", "--device", "cpu", "--image-size", "32"]
 
-    def start(rank: int) -> subprocess.Popen[str]:
+    def start(rank: int, *interpreter: str) -> subprocess.Popen[str]:
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         env = {**os.environ, **own}
-        command = [sys.executable, "-m", "metaformer", *args]
+        command = [*interpreter, "-m", "metaformer", *args]
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    victim = start(0)
+    victim = start(0, sys.executable)
     part = tmp_path / "out" / ".part-00000-of-00002.jsonl"
     while victim.poll() is None and not (part.exists() and part.stat().st_size):
         pass
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
-    both = [start(rank) for rank in range(2)]
+    both = [start(rank, *python()) for rank in range(2)]
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     parts = (tmp_path / "out" / f"part-0000{rank}-of-00002.jsonl" for rank in range(2))

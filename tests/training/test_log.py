@@ -26,6 +26,7 @@ from metaformer.training.progress import Meter, Progress, format_time, peak_memo
 from metaformer.training.report import write_report
 from metaformer.training.train import train
 from toys import Configure
+from warm import python
 
 
 def test_lines_are_appended_and_a_resumed_run_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def start(
     config: Path, out: Path, resume: str = "", **environment: str
 ) -> "subprocess.CompletedProcess[str]":
     """Train in another process: wandb leaves threads behind."""
-    words = [sys.executable, "-c", TRAIN, str(config), str(out), resume]
+    words = [*python(), "-c", TRAIN, str(config), str(out), resume]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     env = {**kept, "HOME": str(out.parent), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False)

@@ -19,6 +19,7 @@ from metaformer.serialize import to_dict
 from metaformer.training.loop import RemainingBatches
 from metaformer.training.train import train
 from toys import Configure, Digest, build_task, equal_states, log_lines, tiny_config
+from warm import python
 
 
 def test_a_run_learns_and_writes_its_run_directory(configure: Configure, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_a_signal_during_a_long_operation_saves_the_last_complete_step(
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     args = [str(tmp_path / "config.json"), str(tmp_path / "cut"), method, str(step)]
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", HANG, *args],
+        [*python(), "-W", "error", "-c", HANG, *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,7 +3,6 @@
 import logging
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image, ImageFont
 from metaformer.visualize import fonts
 from metaformer.visualize.canvas import Bar, draw_bars
 from metaformer.visualize.fonts import has_characters, legible
+from warm import python
 
 BARE = """
 import sys
@@ -41,7 +41,7 @@ def test_the_usual_font_is_kept_where_it_has_all_characters() -> None:
 def test_without_a_font_names_become_latin_with_one_warning(tmp_path: Path) -> None:
     names = ["кошка", "Щенок", "γάτα", "猫", "Ångström"]
     done = subprocess.run(
-        [sys.executable, "-c", BARE, *names],
+        [*python(), "-c", BARE, *names],
         capture_output=True,
         text=True,
         check=True,
