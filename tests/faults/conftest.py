@@ -122,13 +122,16 @@ def epochs(request: pytest.FixtureRequest, often: Callable[[int, int], int]) -> 
 
 @pytest.fixture
 def reference_run(case: Case, data: Path, shared: Path, epochs: int) -> Callable[..., Run]:
-    """Runs without faults, each trained by the first test that needs it."""
+    """Runs without faults, each trained by the first test that needs it.
+
+    The first task's is of a process that is no fork, and equals what forks resume.
+    """
 
     def make(name: str, launcher: tuple[str, ...] = (), **sections: Any) -> Run:
         run = Run(case, data, shared / f"{case.task}-{name}-{epochs}", epochs, **sections)
         with FileLock(f"{run.folder}.lock"):
             if not run.path.exists():
-                run.finish(launcher=launcher)
+                run.finish(launcher=launcher, fork=bool(launcher) or case.task != next(iter(TASKS)))
         return run
 
     return make

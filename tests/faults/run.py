@@ -177,7 +177,7 @@ class Run:
             fault: the fault to inject, see `inject.py`.
             launcher: command instead of `python`.
             environment: additional variables.
-            fork: fork it from a process that has imported the library.
+            fork: fork it, or its launcher, from a process that has imported the library.
             sections: fields of the configuration to change.
         """
         own = {

@@ -35,7 +35,8 @@ def test_a_failing_rank_ends_the_job(
     """Whether it is killed, raises or exits; then the job resumes."""
     how, rank, word = ENDS[attempt]
     run = new_run()
-    process = run.start(fault={"kind": "step", "how": how, "step": 6, "rank": rank}, launcher=torchrun())
+    fault = {"kind": "step", "how": how, "step": 6, "rank": rank}
+    process = run.start(fault=fault, launcher=torchrun(), fork=True)
     process.wait_until_fault()
     end = process.wait()
     soon, ended = end.seconds <= 30, not run.processes()

@@ -36,7 +36,7 @@ def test_sigterm_stops_with_a_checkpoint(
     where = list(WHERE)[attempt]
     workers, fault = WHERE[where]
     run = new_run(data={"workers": workers})
-    process = run.start(fault=fault)
+    process = run.start(fault=fault, fork=attempt > 0)  # the first also times the interpreter's exit
     if fault:
         process.wait_until(run.faults, where)
     else:
@@ -55,7 +55,7 @@ def test_sigint_stops_with_a_checkpoint(
 ) -> None:
     """Ctrl-C signals all processes of the terminal; workers ignore it."""
     run = new_run(data={"workers": (2, 0)[attempt]})
-    process = run.start()
+    process = run.start(fork=attempt > 0)
     process.wait_until_step(7)
     process.signal(signal.SIGINT, group=True)
     end = process.wait()
@@ -70,7 +70,7 @@ def test_a_second_signal_ends_at_once(case: Case, attempt: int, new_run: NewRun,
     """During a step that the first signal waits for."""
     number, status = ((signal.SIGTERM, 143), (signal.SIGINT, 130))[attempt]
     run = new_run()
-    process = run.start(fault={"kind": "step", "how": "slow", "step": 8, "seconds": 60})
+    process = run.start(fault={"kind": "step", "how": "slow", "step": 8, "seconds": 60}, fork=attempt == 0)
     process.wait_until(run.faults, "fault")
     process.signal(number)
     time.sleep(1)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_two_killed_processes_resume_from_the_command_line(
     victim = start(0, sys.executable)
     part = tmp_path / "out" / ".part-00000-of-00002.jsonl"
     while victim.poll() is None and not (part.exists() and part.stat().st_size):
-        pass
+        time.sleep(0.002)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     both = [start(rank, *python()) for rank in range(2)]
