@@ -41,7 +41,8 @@ def main() -> None:
     keep_freed_memory()
     sleep_rather_than_spin()
     with tempfile.TemporaryDirectory() as place:
-        write_demo_data(f"{place}/data", per_class=None if WHOLE else 10, copies=4 if WHOLE else 1)
+        size = {} if WHOLE else {"per_class": 10, "copies": 1}
+        write_demo_data(f"{place}/data", **size, scenes=(8, 4))  # digits alone are trained on
         plan = RECIPES["demo/classify"]()
         config = replace(
             plan,
