@@ -212,9 +212,9 @@ class Loop:
         """The micro-batches of each step, once every rank has its own."""
         batches = iter(loader)
         steps = iter(lambda: list(islice(batches, self.sampler.accumulate)), [])
-        in_step = lockstep(steps, self.total - self.trainer.step)
+        together = lockstep(steps, self.total - self.trainer.step)
         try:
-            while (step := self._next(in_step)) is not None:
+            while (step := self._next(together)) is not None:
                 yield step
         except MetaFormerError:
             self._save_once()  # raised on all ranks together: the steps so far are not lost

@@ -52,5 +52,5 @@ def _of_card(path: Path) -> Trained | None:
         size, crop = cfg["input_size"][-1], cfg["crop_pct"]
     except (MetaFormerError, LookupError, TypeError):
         return None
-    usable = type(size) is int and 0 < size <= 4096 and type(crop) in (int, float) and 0 < crop <= 1
-    return Trained(str(path), size, float(crop)) if usable else None
+    sane = type(size) is int and 0 < size <= 4096 and type(crop) in (int, float) and 0 < crop <= 1
+    return Trained(str(path), size, float(crop)) if sane else None
