@@ -13,6 +13,7 @@ from torch import Tensor
 from metaformer.ops import cpp
 from metaformer.ops import train_mlp as module
 from metaformer.ops.cpp import kernels
+from metaformer.ops.norm import sample_moments
 from metaformer.ops.train_mlp import ACTS, cpp_backward, cpp_forward, reference, train_mlp, train_mlp_backward
 from ops.numerics import DTYPES, backends, close, needs_linear, threads
 
@@ -160,17 +161,47 @@ def test_both_passes_agree_with_float64(
     rows: int, dim: int, hidden: int, act: str, count: int, save: bool, dtype: torch.dtype
 ) -> None:
     n, grad_out, w1, b1, w2 = rows_drawn(rows, 16 * dim, 16 * hidden, dtype)
-    exact = [tensor.double().requires_grad_() for tensor in (n, w1, b1, w2)]
-    wanted = F.linear(PLAIN[act](F.linear(exact[0], exact[1], exact[2])), exact[3])
+    b2 = torch.randn(16 * dim).to(dtype)
+    exact = [tensor.double().requires_grad_() for tensor in (n, w1, b1, w2, b2)]
+    wanted = F.linear(PLAIN[act](F.linear(*exact[:3])), *exact[3:])
     grads = torch.autograd.grad(wanted, exact, grad_out.double())
     out, pre_act = torch.empty_like(n), torch.empty(rows, 16 * hidden, dtype=dtype)
     with threads(count):
-        cpp_forward(n, w1, b1, w2, None, act, None, out, pre_act if save else None)
+        cpp_forward(n, w1, b1, w2, b2, act, None, out, pre_act if save else None)
         found = cpp_backward(n, grad_out, w1, b1, w2, act, pre_act if save else None)
     close(out, wanted.detach(), DTYPES[dtype])
     for ours, theirs in zip(found, grads, strict=True):
         assert ours.dtype == torch.float32
         close(ours, theirs, 2 * DTYPES[dtype])
+
+
+@needs_linear
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", [(1, 32, 1, 1), (3, 16, 5, 7), (2, 48, 9, 4)])
+def test_group_norm_within_the_kernels(
+    size: tuple[int, int, int, int], bias: bool, dtype: torch.dtype
+) -> None:
+    inputs: list[Any] = drawn(size, 64, "group_norm", bias, torch.float32)
+    inputs[0] = (inputs[0] * 2 + 5).detach()
+    inputs = [None if t is None else t.detach().to(dtype).requires_grad_() for t in inputs]
+    exact: list[Any] = [None if t is None else t.detach().double().requires_grad_() for t in inputs]
+    options: Options = ("group_norm", 1e-3, "gelu", True)
+    tokens = inputs[0].detach().permute(0, 2, 3, 1).contiguous()
+    wanted, grad_out = reference(*exact, *options), torch.randn(size).to(dtype)
+    grads = torch.autograd.grad(wanted, [t for t in exact if t is not None], grad_out.double())
+    results = []
+    for moments in (None, sample_moments(tokens, 1e-3)):
+        with kernels.record_calls() as calls:
+            y, _ = train_mlp(*inputs, *options, True, moments)
+            found = torch.autograd.grad(y, [t for t in inputs if t is not None], grad_out)
+        results.append([y, *found])
+        names = [str(function.__name__).removesuffix("_float32") for function, _ in calls]
+        assert dtype != torch.float32 or names.count("sample_moments") == (2 if moments is None else 0)
+        assert dtype != torch.float32 or "group_norm_backward" in names
+    assert all(map(torch.equal, *results))
+    for ours, theirs in zip(results[0], (wanted.detach(), *grads), strict=True):
+        close(ours.detach(), theirs, 3 * DTYPES[dtype])
 
 
 @needs_linear

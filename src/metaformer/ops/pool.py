@@ -92,9 +92,9 @@ def _by_cpp(
     if not isinstance(residual_scale, Tensor):
         residual_scale = torch.full((channels,), 1.0 if residual_scale is None else residual_scale)
     kernels.pool_residual(
-        x=x, weight=weight.float().contiguous(), residual_scale=residual_scale.float().contiguous(), out=y,
-        moments=moments, batch=batch, height=height, width=width, channels=channels, eps=eps,
-        next_eps=next_eps,
+        x=x, weight=weight.float().contiguous(), residual_scale=residual_scale.float().contiguous(),
+        factors=None, out=y, x_moments=None, moments=moments, batch=batch, height=height, width=width,
+        channels=channels, eps=eps, next_eps=next_eps,
     )  # fmt: skip
     return y, moments
 

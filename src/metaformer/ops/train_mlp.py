@@ -2,7 +2,8 @@
 
 Both passes take some tokens after the other, so that their hidden activations stay in the cache. Saved for
 the backward pass are x and, on request and in C++, the hidden activations before `act`, which else are
-recomputed. Linear layers run in C++ where `cpp.supports_weight`, elsewhere in oneDNN.
+recomputed. Linear layers run in C++ where `cpp.supports_weight`, with a group norm of x in their dtype, whose
+result is then not written; elsewhere in oneDNN.
 https://arxiv.org/abs/2111.11418
 """
 
@@ -17,11 +18,11 @@ from torch.library import custom_op
 from metaformer.ops import cpp, onednn
 from metaformer.ops.cpp import kernels
 from metaformer.ops.linear import ACTS as NUMBERS
+from metaformer.ops.linear import NORMS as NORM_NUMBERS
 from metaformer.ops.linear import PackedWeight, to_float32
-from metaformer.ops.mlp import mlp
 from metaformer.ops.mlp import reference as mlp_reference
+from metaformer.ops.norm import SampleNorm, norm_backward, norm_forward, sample_moments, sample_norm_backward
 from metaformer.ops.norm import norm as normalized
-from metaformer.ops.norm import norm_backward, norm_forward
 
 CHUNK: Final = 1 << 20
 """Elements of the hidden activations that oneDNN works on at once."""
@@ -33,6 +34,7 @@ _ATEN = torch.ops.aten
 def train_mlp(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, gamma: Tensor | None,
     beta: Tensor | None, norm: str, eps: float, act: str, residual: bool, save_pre_act: bool,
+    moments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Channel MLP: act(norm(x) · w1ᵀ + b1) · w2ᵀ + b2, plus x with `residual`, in the dtype of the weights.
 
@@ -51,16 +53,18 @@ def train_mlp(
         act: a member of `ACTS`.
         residual: add x, which then has the dtype of the weights.
         save_pre_act: save the hidden activations, where the C++ kernels run.
+        moments: of x for a group norm, where they are known: mean and 1/σ of each sample, (B, 2).
     """
     tokens = x.permute(0, 2, 3, 1).contiguous()  # (B, H, W, C)
-    n = norm_forward(tokens, norm, gamma, beta, eps)[0].to(w1.dtype).flatten(0, 2)  # (N, C)
     shortcut = tokens.flatten(0, 2) if residual else None
     y = _empty_output(x, w1.dtype)
-    out = y.permute(0, 2, 3, 1).flatten(0, 2)  # a view of y
-    pre_act = n.new_empty(len(n) if save_pre_act and supports_cpp(w1) else 0, len(w1))
+    out = y.permute(0, 2, 3, 1).flatten(0, 2)  # a view of y, (N, C)
+    pre_act = w1.new_empty(len(out) if save_pre_act and supports_cpp(w1) else 0, len(w1))
+    inner = _sample_norm(tokens, w1, gamma, beta, moments, norm, eps)
+    n = tokens if inner else norm_forward(tokens, norm, gamma, beta, eps)[0].to(w1.dtype)
+    n = n.flatten(0, 2)
     if supports_cpp(w1):
-        saved = pre_act if save_pre_act else None
-        cpp_forward(n, w1, b1, w2, b2, act, shortcut, out, saved)
+        cpp_forward(n, w1, b1, w2, b2, act, shortcut, out, pre_act if save_pre_act else None, inner)
         return y, pre_act
     for rows in _chunks(n, w1):
         hidden = _linear(n[rows], w1, b1, "gelu" if act == "gelu" else "relu")
@@ -74,23 +78,29 @@ def train_mlp(
 def train_mlp_backward(
     grad_out: Tensor, pre_act: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor,
     gamma: Tensor | None, beta: Tensor | None, norm: str, eps: float, act: str, residual: bool,
+    moments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients for x, w1, b1, w2, b2, gamma and beta, whether these are there or not."""
     tokens = x.permute(0, 2, 3, 1).contiguous()
-    normed, *moments = norm_forward(tokens, norm, gamma, beta, eps)
-    n = normed.to(w1.dtype).flatten(0, 2)
     grad_out = grad_out.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
+    inner = _sample_norm(tokens, w1, gamma, beta, moments, norm, eps)
+    n, *known = (tokens,) if inner else norm_forward(tokens, norm, gamma, beta, eps)
+    n = n.to(w1.dtype).flatten(0, 2)
     if supports_cpp(w1):
         saved = pre_act if len(pre_act) else None
-        grad_n, grad_w1, grad_b1, grad_w2 = cpp_backward(n, grad_out, w1, b1, w2, act, saved)
-        grad_w1, grad_b1, grad_w2 = (grad.to(w1.dtype) for grad in (grad_w1, grad_b1, grad_w2))
-        grad_weights = grad_w1, grad_b1, grad_w2, grad_out.sum(0)
+        grad_n, *grads = cpp_backward(n, grad_out, w1, b1, w2, act, saved, inner)
+        grad_w1, grad_b1, grad_w2, grad_b2 = (grad.to(w1.dtype) for grad in grads)
+        grad_weights = grad_w1, grad_b1, grad_w2, grad_b2
     else:
         grad_n, grad_weights = _backward_in_chunks(n, grad_out, w1, b1, w2, act)
-    grad_normed = grad_n.view(tokens.shape).to(tokens.dtype)
-    grad_x, grad_gamma, grad_beta = norm_backward(grad_normed, tokens, moments, norm, gamma, beta)
-    if residual:
-        grad_x += grad_out.view(grad_x.shape)
+    if inner:
+        grad_x, *affine = sample_norm_backward(grad_n, tokens, inner, grad_out if residual else None)
+        grad_gamma, grad_beta = (grad.to(x.dtype if gamma is None else gamma.dtype) for grad in affine)
+    else:
+        grad_normed = grad_n.view(tokens.shape).to(tokens.dtype)
+        grad_x, grad_gamma, grad_beta = norm_backward(grad_normed, tokens, known, norm, gamma, beta)
+        if residual:
+            grad_x += grad_out.view(grad_x.shape)
     return grad_x.permute(0, 3, 1, 2), *grad_weights, grad_gamma, grad_beta
 
 
@@ -101,33 +111,38 @@ def supports_cpp(w1: Tensor, dtype: torch.dtype | None = None) -> bool:
 
 def cpp_forward(
     n: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str,
-    residual: Tensor | None, out: Tensor, pre_act: Tensor | None,
+    residual: Tensor | None, out: Tensor, pre_act: Tensor | None, norm: SampleNorm | None = None,
 ) -> None:  # fmt: skip
     """Write act(n · w1ᵀ + b1) · w2ᵀ + b2 + residual of n (N, C) to `out` (N, C), both contiguous.
 
-    n · w1ᵀ + b1 is written to `pre_act` (N, M), if that is there.
+    n · w1ᵀ + b1 is written to `pre_act` (N, M), if that is there. With a norm, n is first normalized by it.
     """
-    mlp(n, _pack(w1, b1), None, _pack(w2, b2), None, act=act, residual=residual, out=out, pre_act=pre_act)
+    first, second = _pack(w1, b1), _pack(w2, b2)
+    kernels.mlp(
+        x=n, **_norm_options(n, norm), w1=first.weight, b1=first.bias, w2=second.weight, b2=second.bias,
+        residual=residual, residual_scale=None, out=out, pre_act=pre_act, dim=w1.shape[1],
+        hidden=w1.shape[0], act=NUMBERS[act], eps=0.0,
+    )  # fmt: skip
 
 
 def cpp_backward(
     n: Tensor, grad_out: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, act: str,
-    pre_act: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in float32 for n (N, C), w1 (M, C), b1 (M,), w2 (C, M).
+    pre_act: Tensor | None = None, norm: SampleNorm | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in float32 for n (N, C), w1 (M, C), b1 (M,), w2 (C, M), b2 (C,).
 
-    `pre_act` is recomputed if it was not saved.
+    That for n is the one behind its norm, if it has one. `pre_act` is recomputed if it was not saved.
     """
     w1, w2 = w1.contiguous(), w2.contiguous()
-    grad_n, grad_w1, grad_b1, grad_w2 = (
-        torch.empty_like(like, dtype=torch.float32) for like in (n, w1, w1[:, 0], w2)
+    grad_n, grad_w1, grad_b1, grad_w2, grad_b2 = (
+        torch.empty_like(like, dtype=torch.float32) for like in (n, w1, w1[:, 0], w2, w2[:, 0])
     )
     kernels.mlp_backward(
-        x=n, grad_out=grad_out, w1=w1, b1=None if b1 is None else to_float32(b1), w2=w2, pre_act=pre_act,
-        grad_x=grad_n, grad_w1=grad_w1, grad_b1=grad_b1, grad_w2=grad_w2, rows=len(n), dim=w1.shape[1],
-        hidden=w1.shape[0], act=NUMBERS[act],
+        x=n, grad_out=grad_out, **_norm_options(n, norm), w1=w1, b1=None if b1 is None else to_float32(b1),
+        w2=w2, pre_act=pre_act, grad_x=grad_n, grad_w1=grad_w1, grad_b1=grad_b1, grad_w2=grad_w2,
+        grad_b2=grad_b2, dim=w1.shape[1], hidden=w1.shape[0], act=NUMBERS[act],
     )  # fmt: skip
-    return grad_n, grad_w1, grad_b1, grad_w2
+    return grad_n, grad_w1, grad_b1, grad_w2, grad_b2
 
 
 def reference(
@@ -139,6 +154,27 @@ def reference(
     n = normalized(tokens, norm, gamma, beta, eps).to(w1.dtype)
     y = mlp_reference(n, w1, b1, w2, b2, act=act, residual=tokens if residual else None)
     return y.permute(0, 3, 1, 2)
+
+
+def _sample_norm(
+    tokens: Tensor, w1: Tensor, gamma: Tensor | None, beta: Tensor | None, moments: Tensor | None, norm: str,
+    eps: float,
+) -> SampleNorm | None:  # fmt: skip
+    """The norm, where the C++ kernels compute it as they read x."""
+    if norm != "group_norm" or tokens.dtype != w1.dtype or not supports_cpp(w1):
+        return None
+    constants = (None if vector is None else to_float32(vector) for vector in (gamma, beta))
+    return SampleNorm(sample_moments(tokens, eps) if moments is None else moments, *constants)
+
+
+def _norm_options(n: Tensor, norm: SampleNorm | None) -> dict[str, Any]:
+    """What the kernels take of a norm, and the sizes of n (N, C)."""
+    if norm is None:
+        nothing = {"moments": None, "gamma": None, "beta": None}
+        return {**nothing, "samples": 1, "positions": len(n), "norm": NORM_NUMBERS["none"]}
+    samples = len(norm.moments)
+    sizes = {"samples": samples, "positions": len(n) // samples, "norm": NORM_NUMBERS["group_norm"]}
+    return {**norm._asdict(), **sizes}
 
 
 def _pack(weight: Tensor, bias: Tensor | None) -> PackedWeight:
@@ -222,9 +258,12 @@ def _linear(
 
 
 @train_mlp.register_fake
-def _(x: Tensor, w1: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, gamma: Tensor | None,
+    beta: Tensor | None, norm: str, eps: float, act: str, residual: bool, save_pre_act: bool, *rest: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     batch, _, height, width = x.shape
-    saved = rest[-1] and supports_cpp(w1)
+    saved = save_pre_act and supports_cpp(w1)
     return _empty_output(x, w1.dtype), w1.new_empty(batch * height * width if saved else 0, len(w1))
 
 
@@ -241,29 +280,29 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, w1, b1, w2, b2, gamma, beta, *ctx.options, _ = inputs
+    x, w1, b1, w2, b2, gamma, beta, *ctx.options, _, moments = inputs
     ctx.set_materialize_grads(False)  # zeros as large as the hidden activations
-    ctx.save_for_backward(x, w1, b1, w2, b2, gamma, beta, output[1])
+    ctx.save_for_backward(x, w1, b1, w2, b2, gamma, beta, moments, output[1])
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
-        return (None,) * 12
-    x, w1, b1, w2, b2, gamma, beta, pre_act = ctx.saved_tensors
+        return (None,) * 13
+    x, w1, b1, w2, b2, gamma, beta, moments, pre_act = ctx.saved_tensors
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _differentiable_backward(ctx, grad_out)
-    grads = train_mlp_backward(grad_out, pre_act, x, w1, b1, w2, gamma, beta, *ctx.options)
+    grads = train_mlp_backward(grad_out, pre_act, x, w1, b1, w2, gamma, beta, *ctx.options, moments)
     present = (True, True, b1 is not None, True, b2 is not None, gamma is not None, beta is not None)
-    return *(grad if there else None for grad, there in zip(grads, present, strict=True)), *[None] * 5
+    return *(grad if there else None for grad, there in zip(grads, present, strict=True)), *[None] * 6
 
 
 def _differentiable_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     """The same where gradients of gradients are asked for (`create_graph=True`), in plain PyTorch."""
-    *inputs, _ = ctx.saved_tensors
+    *inputs, _, _ = ctx.saved_tensors
     wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
     grads = iter(torch.autograd.grad(reference(*inputs, *ctx.options), wanted, grad_out, create_graph=True))
     each = (None if tensor is None or not tensor.requires_grad else next(grads) for tensor in inputs)
-    return *each, *[None] * 5
+    return *each, *[None] * 6
 
 
 train_mlp.register_autograd(_backward, setup_context=_setup_context)

@@ -176,8 +176,19 @@ void outer(const T* a, long a_stride, long count, const T* b, long b_stride, lon
   }
 }
 
+// out (columns,) = the sums of a block's columns; added to it with `add`.
+template <class T>
+void sum_columns(const T* block, long stride, long columns, long rows, float* out, bool add) {
+  for (long c = 0; c < columns; c += LANES) {
+    vec sum = add ? load_vec(out + c) : vec{};
+    for (long r = 0; r < rows; ++r) sum += load_vec(block + r * stride + c);
+    store_vec(out + c, sum);
+  }
+}
+
 template <class T>
 struct Mlp {
+  Input<T> x;         // (rows, dim)
   const T *w1, *w2;   // (hidden, dim), (dim, hidden)
   const float* b1;    // (hidden,), or null
   const T* pre_act;   // (rows, hidden), or null
@@ -185,7 +196,7 @@ struct Mlp {
 };
 
 struct Gradients {
-  float *x, *w1, *b1, *w2;
+  float *x, *w1, *b1, *w2, *b2;
 };
 
 // Hidden channels [first, last), with the three weights that they need, packed side by side.
@@ -209,8 +220,9 @@ struct HiddenSlice {
 // Rows [first, last) through one slice of the hidden channels:
 //   grad_hidden = grad_out W2 * act'(pre_act)    grad_x = grad_hidden W1      (writes it: this slice's part of the sum)
 //   grad_w1 = grad_hidden' x                     grad_w2 = grad_out' hidden   (the slice's rows, the slice's columns)
+// and the first slice sums up grad_b1 and grad_b2.
 template <Act act, class T>
-void backward(const T* x, const T* grad_out, const Mlp<T>& m, const HiddenSlice<T>& slice, long first, long last,
+void backward(const T* grad_out, const Mlp<T>& m, const HiddenSlice<T>& slice, long first, long last,
               const Gradients& grads) {
   constexpr long COPIES = std::is_same_v<T, bfloat16> ? 2 : 1;  // the rows, and of bfloat16 pairs of rows
   const long narrow = padded(m.dim), wide = padded(slice.width), row = 2 * (narrow + wide);
@@ -222,10 +234,8 @@ void backward(const T* x, const T* grad_out, const Mlp<T>& m, const HiddenSlice<
   T* pairs = grad_hidden + most * wide;       // the same four again
   for (long from = first; from < last; from += most) {
     const long rows = std::min(most, last - from);
-    for (long r = 0; r < rows; ++r) {
-      std::copy_n(x + (from + r) * m.dim, m.dim, xs + r * narrow);
-      std::copy_n(grad_out + (from + r) * m.dim, m.dim, grad_outs + r * narrow);
-    }
+    m.x.copy(from, from + rows, xs);
+    for (long r = 0; r < rows; ++r) std::copy_n(grad_out + (from + r) * m.dim, m.dim, grad_outs + r * narrow);
     const Range all(slice.expand.panels(), 0, 1);
     if (m.pre_act)
       for (long r = 0; r < rows; ++r)
@@ -250,12 +260,8 @@ void backward(const T* x, const T* grad_out, const Mlp<T>& m, const HiddenSlice<
     const T *hidden_pairs = pair(hidden, wide, slice.width), *grad_pairs = pair(grad_hidden, wide, slice.width);
     outer(grad_pairs, wide, slice.width, x_pairs, narrow, m.dim, rows, grads.w1 + slice.first * m.dim, m.dim, add);
     outer(grad_out_pairs, narrow, m.dim, hidden_pairs, wide, slice.width, rows, grads.w2 + slice.first, m.hidden, add);
-    for (long c = 0; c < slice.width; c += LANES) {
-      float* p = grads.b1 + slice.first + c;
-      vec sum = add ? load_vec(p) : vec{};
-      for (long r = 0; r < rows; ++r) sum += load_vec(grad_hidden + r * wide + c);
-      store_vec(p, sum);
-    }
+    sum_columns(grad_hidden, wide, slice.width, rows, grads.b1 + slice.first, add);
+    if (slice.first == 0) sum_columns(grad_outs, narrow, m.dim, rows, grads.b2, add);
   }
 }
 
@@ -269,13 +275,14 @@ void add(float* a, const float* b, long count, int threads) {
 // has its own rows of the weights' gradients in its pair's memory, and of grad_x, which sums over hidden channels, the
 // second of a pair has memory of its own. What is added to what depends on `threads` alone: the bits repeat.
 template <Act act, class T>
-void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradients& grads, long rows, int threads) {
+void backward_all(const T* grad_out, const Mlp<T>& m, const Gradients& grads, int threads) {
   const int sides = threads % 2 == 0 && m.hidden >= 2 * PANEL ? 2 : 1, pairs = threads / sides;
-  const long weights = m.dim * m.hidden, elements = rows * m.dim, half = m.hidden / PANEL / 2 * PANEL;
+  const long weights = m.dim * m.hidden, rows = m.x.count, elements = rows * m.dim, half = m.hidden / PANEL / 2 * PANEL;
+  const long parameters = 2 * weights + m.hidden + m.dim;
   const std::vector<float> zeros(std::max(m.dim, m.hidden), 0.0f);
   std::vector<std::unique_ptr<HiddenSlice<T>>> slices(sides);
   std::unique_ptr<float[]> other_x(sides > 1 ? new float[elements] : nullptr);
-  std::unique_ptr<float[]> sums(pairs > 1 ? new float[(pairs - 1) * (2 * weights + m.hidden)] : nullptr);
+  std::unique_ptr<float[]> sums(pairs > 1 ? new float[(pairs - 1) * parameters] : nullptr);
 #pragma omp parallel for num_threads(sides) schedule(static)
   for (int side = 0; side < sides; ++side) {
     const long middle = sides > 1 ? half : m.hidden;
@@ -287,10 +294,11 @@ void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradient
     const int side = share % sides, pair = share / sides;
     Gradients own = grads;
     if (side > 0) own.x = other_x.get();
-    if (pair > 0) {  // of each further pair: w1 (weights), w2 (weights), b1 (hidden)
-      own.w1 = sums.get() + (pair - 1) * (2 * weights + m.hidden);
+    if (pair > 0) {  // of each further pair: w1 (weights), w2 (weights), b1 (hidden), b2 (dim)
+      own.w1 = sums.get() + (pair - 1) * parameters;
       own.w2 = own.w1 + weights;
       own.b1 = own.w2 + weights;
+      own.b2 = own.b1 + m.hidden;
     }
     const Range range(rows, pair, pairs);
     if (range.first == range.last) {  // fewer rows than pairs: nothing else writes these sums
@@ -298,15 +306,17 @@ void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradient
       for (long i = 0; i < slice.width; ++i) own.b1[slice.first + i] = 0;
       for (long i = 0; i < slice.width * m.dim; ++i) own.w1[slice.first * m.dim + i] = 0;
       for (long c = 0; c < m.dim; ++c) std::fill_n(own.w2 + c * m.hidden + slice.first, slice.width, 0.0f);
+      if (side == 0) std::fill_n(own.b2, m.dim, 0.0f);
     }
-    backward<act, T>(x, grad_out, m, *slices[side], range.first, range.last, own);
+    backward<act, T>(grad_out, m, *slices[side], range.first, range.last, own);
   }
   if (sides > 1) add(grads.x, other_x.get(), elements, threads);
   for (int pair = 1; pair < pairs; ++pair) {
-    const float* sum = sums.get() + (pair - 1) * (2 * weights + m.hidden);
+    const float* sum = sums.get() + (pair - 1) * parameters;
     add(grads.w1, sum, weights, threads);
     add(grads.w2, sum + weights, weights, threads);
     add(grads.b1, sum + 2 * weights, m.hidden, threads);
+    add(grads.b2, sum + 2 * weights + m.hidden, m.dim, threads);
   }
 }
 
@@ -321,11 +331,11 @@ void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradient
     const Output<T> output{residual, residual_scale, out, out_features}; \
     dispatch(Act(act), [&](auto act_) { linear<act_>(input, packed, output, threads); }); \
   } \
-  extern "C" void mlp_##suffix(const T* x, const float* moments, const T* w1, const float* b1, const T* w2, \
-                               const float* b2, const T* residual, const float* residual_scale, T* out, T* pre_act, \
-                               long samples, long positions, long dim, long hidden, int norm, int act, float eps, \
-                               int threads) { \
-    const Input<T> input{x, samples * positions, dim, Norm(norm), eps, moments, positions}; \
+  extern "C" void mlp_##suffix(const T* x, const float* moments, const float* gamma, const float* beta, const T* w1, \
+                               const float* b1, const T* w2, const float* b2, const T* residual, \
+                               const float* residual_scale, T* out, T* pre_act, long samples, long positions, \
+                               long dim, long hidden, int norm, int act, float eps, int threads) { \
+    const Input<T> input{x, samples * positions, dim, Norm(norm), eps, moments, positions, gamma, beta}; \
     const PackedWeight<T> first{w1, b1, dim, hidden}, second{w2, b2, hidden, dim}; \
     const Output<T> output{residual, residual_scale, out, dim}; \
     dispatch(Act(act), [&](auto act_) { mlp<act_>(input, first, second, output, pre_act, threads); }); \
@@ -338,12 +348,15 @@ void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradient
     pack(weight + rest * depth, depth, 1, PackedWeight<T>{nullptr, nullptr, depth, out_features - rest}, \
          packed + rest * depth); \
   } \
-  extern "C" void mlp_backward_##suffix(const T* x, const T* grad_out, const T* w1, const float* b1, const T* w2, \
+  extern "C" void mlp_backward_##suffix(const T* x, const T* grad_out, const float* moments, const float* gamma, \
+                                        const float* beta, const T* w1, const float* b1, const T* w2, \
                                         const T* pre_act, float* grad_x, float* grad_w1, float* grad_b1, \
-                                        float* grad_w2, long rows, long dim, long hidden, int act, int threads) { \
+                                        float* grad_w2, float* grad_b2, long samples, long positions, long dim, \
+                                        long hidden, int norm, int act, int threads) { \
+    const Input<T> input{x, samples * positions, dim, Norm(norm), 0, moments, positions, gamma, beta}; \
     dispatch(Act(act), [&](auto act_) { \
-      backward_all<act_, T>(x, grad_out, {w1, w2, b1, pre_act, dim, hidden}, {grad_x, grad_w1, grad_b1, grad_w2}, rows, \
-                            threads); \
+      backward_all<act_, T>(grad_out, {input, w1, w2, b1, pre_act, dim, hidden}, \
+                            {grad_x, grad_w1, grad_b1, grad_w2, grad_b2}, threads); \
     }); \
   }
 KERNELS(float, float32)
