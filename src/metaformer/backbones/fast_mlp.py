@@ -92,7 +92,7 @@ def mlp_branch(
 ) -> Tensor:  # fmt: skip
     """scale(mlp(norm(x))) by `ops.train_mlp`, plus x with `residual`, of (B, C, H, W).
 
-    LayerScale and StarReLU's two numbers are folded into the second layer's weights.
+    StarReLU's two numbers are folded into the second layer's weights.
     """
     dtype = working_dtype(x)
     w1, b1, w2, b2 = mlp.fc1.matrix(), mlp.fc1.bias, mlp.fc2.matrix(), mlp.fc2.bias
@@ -100,15 +100,14 @@ def mlp_branch(
         shift = w2.sum(1) * mlp.act.bias
         b2 = shift if b2 is None else b2 + shift
         w2 = w2 * mlp.act.scale
-    if isinstance(scale, Scale):
-        w2 = w2 * scale.scale[:, None]
-        b2 = None if b2 is None else b2 * scale.scale
-    w1, b1, w2, b2 = (None if tensor is None else tensor.to(dtype) for tensor in (w1, b1, w2, b2))
+    vector = scale.scale if isinstance(scale, Scale) else None
     gamma, beta = (_widened(getattr(norm, name, None), x) for name in ("weight", "bias"))
     eps = getattr(norm, "eps", 0.0)
     names, adds = (NORMS[type(norm)], eps, ACTS[type(mlp.act)]), residual and x.dtype == dtype
     with without_autocast(x):
-        y, _ = train_mlp.train_mlp(x, w1, b1, w2, b2, gamma, beta, *names, adds, save_pre_act, moments)
+        y, _ = train_mlp.train_mlp(
+            x, w1, b1, w2, b2, gamma, beta, *names, adds, save_pre_act, moments, vector, dtype
+        )
     return x + y if residual and not adds else y
 
 

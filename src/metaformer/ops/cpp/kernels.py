@@ -160,24 +160,27 @@ def mlp(
 
 
 @_declare
-def pack_linear(*, weight: In, packed: Out, out_features: Long, in_features: Long) -> None:
-    """The weight (out_features, in_features) in panels, as `linear` and `mlp` read it."""
-    _call("pack_linear", (weight, packed), (out_features, in_features))
+def pack_linear(
+    *, packed: Out, weight: InFloat, scale: InFloat | None, out_features: Long, in_features: Long
+) -> None:
+    """The weight (out_features, in_features), times scale (out_features,), in panels as `linear` reads it."""
+    _call("pack_linear", (packed, weight, scale), (out_features, in_features))
 
 
 @_declare
 def mlp_backward(
-    *, x: In, grad_out: In, moments: InFloat | None, gamma: InFloat | None, beta: InFloat | None, w1: In,
-    b1: InFloat | None, w2: In, pre_act: In | None, grad_x: OutFloat, grad_w1: OutFloat, grad_b1: OutFloat,
-    grad_w2: OutFloat, grad_b2: OutFloat, samples: Long, positions: Long, dim: Long, hidden: Long, norm: Int,
-    act: Int,
+    *, x: In, grad_out: In, moments: InFloat | None, gamma: InFloat | None, beta: InFloat | None,
+    w1: InFloat, b1: InFloat | None, w2: InFloat, output_scale: InFloat | None, pre_act: In | None,
+    grad_x: OutFloat, grad_w1: OutFloat, grad_b1: OutFloat, grad_w2: OutFloat, grad_b2: OutFloat,
+    grad_scale: OutFloat | None, samples: Long, positions: Long, dim: Long, hidden: Long, norm: Int, act: Int,
 ) -> None:  # fmt: skip
-    """Gradients of act(n · w1ᵀ + b1) · w2ᵀ + b2, n = norm(x), for n in place of x.
+    """Gradients of act(n · w1ᵀ + b1) · (output_scale · w2)ᵀ + b2, n = norm(x), for n and all behind it.
 
     pre_act (samples · positions, hidden) is recomputed where it is null.
     """
     tensors = (
-        x, grad_out, moments, gamma, beta, w1, b1, w2, pre_act, grad_x, grad_w1, grad_b1, grad_w2, grad_b2,
+        x, grad_out, moments, gamma, beta, w1, b1, w2, output_scale, pre_act, grad_x, grad_w1, grad_b1,
+        grad_w2, grad_b2, grad_scale,
     )  # fmt: skip
     _call("mlp_backward", tensors, (samples, positions, dim, hidden, norm, act))
 
