@@ -111,7 +111,7 @@ class _PoolMinusSelf(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, size: int, transposed: bool) -> Tensor:
         tokens = x.permute(0, 2, 3, 1)
-        if size == SIZE and cpp.supports(tokens):
+        if size == SIZE and cpp.supports_under_autocast(tokens):
             out = torch.empty_like(tokens)
             batch, height, width, channels = tokens.shape
             kernels.pool_minus_self(

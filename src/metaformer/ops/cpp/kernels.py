@@ -242,6 +242,15 @@ def pool_residual_backward(
 
 
 @_declare
+def cycle_shift(
+    *, x: In, offsets: InInt, out: Out, batch: Long, height: Long, width: Long, channels: Long,
+    along_height: Int,
+) -> None:  # fmt: skip
+    """Channel c of x (batch, height, width, channels) read offsets[c] positions away on one axis."""
+    _call("cycle_shift", (x, offsets, out), (batch, height, width, channels, along_height))
+
+
+@_declare
 def cycle_means(
     *, x: In, offsets: InInt, out: Out, batch: Long, height: Long, width: Long, channels: Long
 ) -> None:
