@@ -12,6 +12,8 @@ from metaformer.backbones.head import Head
 from metaformer.backbones.stage import Recompute, Stage
 from metaformer.layers.drop_path import DropPath
 from metaformer.layers.scale import Scale
+from metaformer.ops.cpp import kernels
+from ops.numerics import needs_cpp
 
 TINY = {"depths": (1,), "dims": (6,), "downsamples": (), "pos_embed": (False,), "mlp_ratios": (2,)}
 
@@ -154,6 +156,32 @@ def test_hooks_of_every_part_are_called() -> None:
         b.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name))
     b(X.float(), recompute_mlp=True)
     assert called == ["norm1", "token_mixer", "layer_scale1", "norm2", "mlp.fc1", "mlp.act", "layer_scale2"]
+
+
+@needs_cpp
+@pytest.mark.parametrize("autocast", [False, True])
+def test_pooling_trains_as_one_operation(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    b, x = block().float().train(), torch.randn(4, 6, 5, 5)
+    b.drop_path1 = DropPath(0.5)
+    found, grads = {}, {}
+    for name in ("auto", "reference"):
+        monkeypatch.setenv("METAFORMER_OPS", name)
+        with kernels.record_calls() as calls, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            grads[name] = gradients(b, x.bfloat16() if autocast else x)
+        found[name] = {str(function.__name__).rpartition("_")[0] for function, _ in calls}
+    assert {"pool_residual", "pool_residual_backward"} <= found["auto"] and not found["reference"]
+    for ours, theirs in zip(grads["auto"], grads["reference"], strict=True):
+        assert ours.dtype == theirs.dtype
+        largest = max(1.0, float(theirs.abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=(5e-2 if autocast else 1e-5) * largest)
+
+
+@pytest.mark.parametrize("name", ["drop_path1", "res_scale1", "norm1"])
+def test_hooks_of_the_first_half_are_called(name: str) -> None:
+    b, called = block().float().train(), []
+    b.get_submodule(name).register_forward_hook(lambda *_: called.append(name))
+    b(X.float())
+    assert called == [name]
 
 
 def test_drop_path_drops_both_branches() -> None:

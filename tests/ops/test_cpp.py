@@ -282,7 +282,7 @@ def test_arguments_go_by_name(kernel: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_kernels_for_other_dtypes() -> None:
     weight = torch.zeros(2, 2, dtype=torch.float64)
     with pytest.raises(TypeError, match="no kernel for"):
-        kernels.pack_linear(weight=weight, packed=weight, out_features=2, in_features=2)
+        kernels.pack_linear(packed=weight, weight=weight.float(), scale=None, out_features=2, in_features=2)
 
 
 @compiled

@@ -62,10 +62,20 @@ def test_the_stairs_start_at_the_center() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from([1, 3, 5, 7, 9]), st.sampled_from([2, 3]), sides, sides, st.integers(1, 12))
-def test_shift(kernel: int, axis: int, height: int, width: int, dim: int) -> None:
-    x = torch.randn(2, dim, height, width).to(memory_format=torch.channels_last)
-    assert torch.equal(shift_channels(x, kernel, axis), by_definition(x, kernel, axis))
+@given(
+    st.sampled_from([1, 3, 5, 7, 9]), st.sampled_from([2, 3]), sides, sides, st.integers(1, 40),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), st.booleans(),
+)  # fmt: skip
+def test_shift(
+    kernel: int, axis: int, height: int, width: int, dim: int, dtype: torch.dtype, autocast: bool
+) -> None:
+    x = torch.randn(2, dim, height, width).to(memory_format=torch.channels_last, dtype=dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = shift_channels(x, kernel, axis)
+    assert torch.equal(found, by_definition(x, kernel, axis))
+    grad = torch.randn_like(found)
+    wanted = by_definition(grad.flip(axis), kernel, axis).flip(axis)  # the opposite shift
+    assert torch.equal(torch.autograd.grad(found, x, grad)[0], wanted)
 
 
 @pytest.mark.parametrize("axis", [2, 3])

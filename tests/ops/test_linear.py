@@ -368,8 +368,11 @@ def test_weights_are_packed_in_cpp_as_in_python(
 ) -> None:
     weight = torch.randn(out_features * LANES, in_features * LANES).to(dtype)
     packed = torch.full((weight.numel(),), torch.nan, dtype=dtype)
-    kernels.pack_linear(weight=weight, packed=packed, out_features=len(weight), in_features=weight.shape[1])
-    assert torch.equal(packed, pack(weight, None).weight)
+    sizes = {"out_features": len(weight), "in_features": weight.shape[1]}
+    scale = torch.randn(len(weight))
+    for each, wanted in ((None, weight), (scale, (weight.float() * scale[:, None]).to(dtype))):
+        kernels.pack_linear(packed=packed, weight=weight.float(), scale=each, **sizes)
+        assert torch.equal(packed, pack(wanted, None).weight)
 
 
 @needs_linear

@@ -5,8 +5,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metaformer.ops.norm import group_norm, layer_norm, norm, norm_backward, norm_forward, normalize
-from ops.numerics import backends, mode
+from metaformer.ops.norm import (
+    SampleNorm,
+    group_norm,
+    layer_norm,
+    norm,
+    norm_backward,
+    norm_forward,
+    normalize,
+    sample_moments,
+    sample_norm_backward,
+)
+from ops.numerics import DTYPES, backends, close, mode, needs_cpp, threads
 
 
 @backends("reference", "cpp")
@@ -62,3 +72,38 @@ def test_forward_and_backward(name: str, affine: str, size: tuple[int, int, int,
         if tensor is not None and (tensor is x or name != "none"):
             (theirs,) = torch.autograd.grad(wanted, tensor, grad_out, retain_graph=True)
             torch.testing.assert_close(ours, theirs)
+
+
+@needs_cpp
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 5), st.integers(1, 150), st.integers(2, 40), st.sampled_from(list(DTYPES)),
+    st.integers(1, 3), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_moments_and_gradients_of_samples(
+    batch: int, positions: int, dim: int, dtype: torch.dtype, count: int, affine: bool, residual: bool
+) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(batch, positions, dim) * 2 + 30).to(dtype)
+    gamma, beta = (torch.randn(dim) if affine else None for _ in range(2))
+    grad_out, shortcut = torch.randn(x.shape), torch.randn(x.shape).to(dtype)
+    with threads(count):
+        moments = sample_moments(x, 1e-2)
+        found, again = (
+            sample_norm_backward(
+                grad_out, x, SampleNorm(moments, gamma, beta), shortcut if residual else None
+            )
+            for _ in range(2)
+        )
+    variance, mean = torch.var_mean(x.double().flatten(1), 1, correction=0)
+    close(moments, torch.stack([mean, (variance + 1e-2).rsqrt()], 1), 3e-6)
+    assert all(map(torch.equal, found, again))
+    exact, gamma, beta = (
+        each.double().requires_grad_()
+        for each in (x, torch.ones(dim) if gamma is None else gamma, torch.zeros(dim))
+    )
+    y = group_norm(exact[:, None], 1e-2, gamma, beta)[:, 0]
+    grad_x, *wanted = torch.autograd.grad(y, (exact, gamma, beta), grad_out.double())
+    grad_x = grad_x + shortcut.double() if residual else grad_x
+    for ours, theirs in zip(found, (grad_x, *wanted), strict=True):
+        close(ours, theirs, DTYPES[dtype])

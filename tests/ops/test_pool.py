@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metaformer.ops import cpp
+from metaformer.ops.cpp import kernels
 from metaformer.ops.norm import group_norm, normalize
 from metaformer.ops.pool import pool_minus_self, pool_residual, reference
 from ops.numerics import (
@@ -50,10 +51,16 @@ def test_pool_minus_self(batch: int, dim: int, height: int, width: int, size: in
 @needs_cpp
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [(2, 5, 7, 9), (1, 3, 1, 4), (3, 2, 4, 1)])
-def test_pool_minus_self_in_cpp_and_its_transpose(size: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_pool_minus_self_in_cpp_and_its_transpose(
+    autocast: bool, size: tuple[int, ...], dtype: torch.dtype
+) -> None:
     x = torch.randn(size).to(memory_format=torch.channels_last, dtype=dtype).requires_grad_()
     exact = x.detach().double().requires_grad_()
-    found, wanted = pool_minus_self(x, 3), pooled(exact, 3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), kernels.record_calls() as calls:
+        found = pool_minus_self(x, 3)
+    wanted = pooled(exact, 3)
+    assert len(calls) == 1 and found.dtype == dtype
     close(found.detach(), wanted.detach(), DTYPES[dtype])
     grad = torch.randn_like(found)
     (ours,), (theirs,) = (

@@ -1,11 +1,12 @@
 """The MetaFormer block, https://arxiv.org/abs/2111.11418."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig, MixerSpec
-from metaformer.backbones.fast_mlp import fast_mlp, has_hooks
+from metaformer.backbones.fast_mlp import adds_input, fast_mlp, has_hooks
 from metaformer.layers.drop_path import DropPath
 from metaformer.layers.init import init_part
 from metaformer.layers.mlp import Mlp
@@ -41,21 +42,29 @@ class Block(nn.Module):
     def forward(self, x: Tensor, recompute_mlp: bool = False) -> Tensor:
         """Map (B, C, H, W) to the same shape; `recompute_mlp` saves no hidden activations of the MLP."""
         # x = x + drop_path1(layer_scale1(token_mixer(norm1(x))))
-        x = self._residual(x, self.drop_path1(self._mix_tokens(x)), self.res_scale1)
+        x, moments = self._mix_tokens(x)
         if self.mlp is None:
             return x
-        y = fast_mlp(self, x, recompute_mlp)
+        y = fast_mlp(self, x, recompute_mlp, moments)
         if y is not None:
             return y
         # x = x + drop_path2(layer_scale2(mlp(norm2(x))))
         return self._residual(x, self.drop_path2(self.layer_scale2(self.mlp(self.norm2(x)))), self.res_scale2)
 
-    def _mix_tokens(self, x: Tensor) -> Tensor:
-        """layer_scale1(token_mixer(norm1(x))), in the mixer's fused form where it has one."""
-        fused: Callable[..., Tensor] | None = getattr(self.token_mixer, "fused", None)
-        if fused is None or has_hooks(self.norm1, self.token_mixer, self.layer_scale1):
-            return self.layer_scale1(self.token_mixer(self.norm1(x)))
-        return fused(x, self.norm1, self.layer_scale1)
+    def _mix_tokens(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The first half, in a fused form of the mixer where it has one; the result's moments, if known."""
+        norm, mixer, scale = self.norm1, self.token_mixer, self.layer_scale1
+        drop_path, res_scale = self.drop_path1, self.res_scale1
+        hooked = has_hooks(norm, mixer, scale)
+        whole: Callable[..., Any] = getattr(mixer, "fused_residual", lambda *_: None)
+        if not hooked and adds_input(self, drop_path, res_scale) and not has_hooks(drop_path, res_scale):
+            next_eps = getattr(self.norm2, "eps", 0.0) if self.mlp is not None else 0.0
+            result: tuple[Tensor, Tensor] | None = whole(x, norm, scale, drop_path, next_eps)
+            if result is not None:
+                return result
+        fused: Callable[..., Tensor] | None = None if hooked else getattr(mixer, "fused", None)
+        branch = scale(mixer(norm(x))) if fused is None else fused(x, norm, scale)
+        return self._residual(x, drop_path(branch), res_scale), None
 
     def _residual(self, x: Tensor, branch: Tensor, res_scale: nn.Module) -> Tensor:
         """res_scale(x) + branch / skip_lam, or the branch alone without a residual connection."""

@@ -32,7 +32,7 @@ ACTS: Final[dict[type[nn.Module], str]] = {
 }
 
 
-def fast_mlp(block: Any, x: Tensor, recompute: bool) -> Tensor | None:
+def fast_mlp(block: Any, x: Tensor, recompute: bool, moments: Tensor | None = None) -> Tensor | None:
     """A `Block`'s second half, residual included, in a faster form than the plain one; None without one.
 
     That is `ops.train_mlp` on CPUs; elsewhere, with `recompute`, a checkpoint; and where a gradient is
@@ -42,14 +42,15 @@ def fast_mlp(block: Any, x: Tensor, recompute: bool) -> Tensor | None:
         block: the block.
         x: input of its second half, (B, C, H, W).
         recompute: recompute the hidden activations in the backward pass rather than save them.
+        moments: of x, with the eps of the norm, where they are known: mean and 1/σ of each sample, (B, 2).
     """
     if isinstance(x, Proxy) or (not recompute and not torch.is_grad_enabled()):
         return None
     parts = block.norm2, block.mlp, block.layer_scale2
     hooked = has_hooks(*parts, block.drop_path2, block.res_scale2)
     if not hooked and supports(x, *parts, recompute):
-        residual = _adds_input(block)
-        y = mlp_branch(x, *parts, residual=residual, save_pre_act=not recompute)
+        residual = adds_input(block, block.drop_path2, block.res_scale2) and not block.drop_path2.drops
+        y = mlp_branch(x, *parts, residual=residual, save_pre_act=not recompute, moments=moments)
         if residual:
             return y
     elif recompute:
@@ -86,11 +87,12 @@ def supports(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, recom
 
 
 def mlp_branch(
-    x: Tensor, norm: nn.Module, mlp: Any, scale: nn.Module, residual: bool, save_pre_act: bool = False
-) -> Tensor:
+    x: Tensor, norm: nn.Module, mlp: Any, scale: nn.Module, residual: bool, save_pre_act: bool = False,
+    moments: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """scale(mlp(norm(x))) by `ops.train_mlp`, plus x with `residual`, of (B, C, H, W).
 
-    LayerScale and StarReLU's two numbers are folded into the second layer's weights.
+    StarReLU's two numbers are folded into the second layer's weights.
     """
     dtype = working_dtype(x)
     w1, b1, w2, b2 = mlp.fc1.matrix(), mlp.fc1.bias, mlp.fc2.matrix(), mlp.fc2.bias
@@ -98,15 +100,14 @@ def mlp_branch(
         shift = w2.sum(1) * mlp.act.bias
         b2 = shift if b2 is None else b2 + shift
         w2 = w2 * mlp.act.scale
-    if isinstance(scale, Scale):
-        w2 = w2 * scale.scale[:, None]
-        b2 = None if b2 is None else b2 * scale.scale
-    w1, b1, w2, b2 = (None if tensor is None else tensor.to(dtype) for tensor in (w1, b1, w2, b2))
+    vector = scale.scale if isinstance(scale, Scale) else None
     gamma, beta = (_widened(getattr(norm, name, None), x) for name in ("weight", "bias"))
     eps = getattr(norm, "eps", 0.0)
     names, adds = (NORMS[type(norm)], eps, ACTS[type(mlp.act)]), residual and x.dtype == dtype
     with without_autocast(x):
-        y, _ = train_mlp.train_mlp(x, w1, b1, w2, b2, gamma, beta, *names, adds, save_pre_act)
+        y, _ = train_mlp.train_mlp(
+            x, w1, b1, w2, b2, gamma, beta, *names, adds, save_pre_act, moments, vector, dtype
+        )
     return x + y if residual and not adds else y
 
 
@@ -119,19 +120,18 @@ def has_hooks(*modules: nn.Module) -> bool:
     )
 
 
+def adds_input(block: Any, drop_path: nn.Module, res_scale: nn.Module) -> bool:
+    """Whether one of a `Block`'s halves is x + drop_path(branch)."""
+    plain = type(drop_path) is DropPath and type(res_scale) is nn.Identity
+    return plain and bool(block.residual) and block.skip_lam == 1.0
+
+
 def _scaled_mlp(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, fold: bool) -> Tensor:
     """scale(mlp(norm(x))) in plain PyTorch; `fold` puts the scale into the second layer's weights."""
     # a LayerScale of 1e-5 times a weight is too small a number for float16
     if fold and working_dtype(x) != torch.float16 and type(mlp) is Mlp and type(scale) is Scale:
         return mlp(norm(x), scale.scale)
     return scale(mlp(norm(x)))
-
-
-def _adds_input(block: Any) -> bool:
-    """Whether the second half is x + branch, and nothing else now."""
-    dropping = block.training and block.drop_path2.rate > 0
-    plain = type(block.drop_path2) is DropPath and type(block.res_scale2) is nn.Identity
-    return plain and not dropping and block.residual and block.skip_lam == 1.0
 
 
 def _widened(constant: Tensor | None, x: Tensor) -> Tensor | None:

@@ -11,10 +11,20 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
+        factors = self.factors(x)
+        return x if factors is None else x * factors
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped now."""
+        return self.training and self.rate > 0.0
+
+    def factors(self, x: Tensor) -> Tensor | None:
+        """Factors of the samples of x, (B, 1, 1, 1), drawn anew; none where nothing is dropped."""
+        if not self.drops:
+            return None
         survival = 1.0 - self.rate
-        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(survival).div_(survival)
+        return x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(survival).div_(survival)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"

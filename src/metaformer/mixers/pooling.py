@@ -5,9 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.errors import ConfigError
+from metaformer.layers.drop_path import DropPath
 from metaformer.layers.norm import GroupNorm
 from metaformer.layers.scale import Scale
 from metaformer.mixers import MIXERS
+from metaformer.ops import train_pool
 from metaformer.ops.pool import pool_minus_self
 
 
@@ -34,6 +36,23 @@ class Pooling(nn.Module):
         weight = norm.weight * scale.scale
         bias = None if norm.bias is None else norm.bias * scale.scale
         return self(F.group_norm(x, 1, weight, bias, norm.eps))
+
+    def fused_residual(
+        self, x: Tensor, norm: nn.Module, scale: nn.Module, drop_path: DropPath, next_eps: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """X + drop_path(scale(pool(norm(x)) − norm(x))) as one operation; none where it does not run.
+
+        With it come the result's moments, by `next_eps`: mean and 1/σ of each sample, (B, 2).
+        """
+        known = type(norm) is GroupNorm and type(scale) in (Scale, nn.Identity)
+        if not known or not train_pool.supports(x, self.size):
+            return None
+        assert isinstance(norm, GroupNorm)
+        weight = norm.weight * scale.scale if isinstance(scale, Scale) else norm.weight
+        factors = drop_path.factors(x)
+        factors = None if factors is None else factors.flatten()
+        y, _, moments = train_pool.train_pool(x, weight, norm.bias, factors, norm.eps, next_eps)
+        return y, moments.detach()
 
     def extra_repr(self) -> str:
         return f"size={self.size}"

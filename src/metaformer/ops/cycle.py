@@ -170,14 +170,22 @@ def _shifted_sum(x: Tensor, total: Tensor, kernel: int, axis: int) -> Tensor:
 
 
 @cache
-def _offsets(kernel: int, channels: int) -> Tensor:
+def _offsets(kernel: int, channels: int, sign: int = 1) -> Tensor:
     """How many positions away each channel is read, (C,) int32."""
-    offsets = torch.tensor(staircase(kernel), dtype=torch.int32)
+    offsets = sign * torch.tensor(staircase(kernel), dtype=torch.int32)
     return offsets.repeat(channels // kernel + 1)[:channels].clone()
 
 
 def _shifted(x: Tensor, kernel: int, axis: int, sign: int) -> Tensor:
-    """One strided copy per residue class of channels, c % kernel."""
+    """By C++, or one strided copy per residue class of channels, c % kernel."""
+    tokens = x.permute(0, 2, 3, 1)
+    if kernel <= MAX_KERNEL and cpp.supports_under_autocast(tokens):
+        out, (batch, height, width, channels) = torch.empty_like(tokens), tokens.shape
+        kernels.cycle_shift(
+            x=tokens, offsets=_offsets(kernel, channels, sign), out=out, batch=batch, height=height,
+            width=width, channels=channels, along_height=int(axis == _HEIGHT),
+        )  # fmt: skip
+        return out.permute(0, 3, 1, 2)
     out = torch.empty_like(x)
     length = x.shape[axis]
     for residue, offset in enumerate(staircase(kernel)):

@@ -45,7 +45,6 @@ def mlp(
     residual: Tensor | None = None,
     residual_scale: Scale = None,
     out: Tensor | None = None,
-    pre_act: Tensor | None = None,
 ) -> Tensor:
     """Channel MLP: scale · (act(norm(x) · w1ᵀ + b1) · w2ᵀ + b2) + residual_scale · residual.
 
@@ -71,7 +70,6 @@ def mlp(
         residual: what is added, (B, H, W, C), or none.
         residual_scale: its factor: a number, (C,), or none, which is 1; in float32 with packed weights.
         out: where packed weights' result goes: memory of x or of the residual too; new memory by default.
-        pre_act: where packed weights' norm(x) · w1ᵀ + b1 goes, (B, …, M), if anywhere.
 
     Raises:
         ConfigError: an unknown norm or activation.
@@ -81,9 +79,9 @@ def mlp(
             out = torch.empty_like(x)
         samples = len(x)
         kernels.mlp(
-            x=x, moments=moments, w1=w1.weight, b1=w1.bias, w2=w2.weight, b2=w2.bias, residual=residual,
-            residual_scale=scale_vector(residual_scale, out), out=out, pre_act=pre_act, samples=samples,
-            positions=x.numel() // w1.in_features // max(1, samples), dim=w1.in_features,
+            x=x, moments=moments, gamma=None, beta=None, w1=w1.weight, b1=w1.bias, w2=w2.weight, b2=w2.bias,
+            residual=residual, residual_scale=scale_vector(residual_scale, out), out=out, pre_act=None,
+            samples=samples, positions=x.numel() // w1.in_features // max(1, samples), dim=w1.in_features,
             hidden=w1.out_features, norm=NORMS[norm if moments is None else "group_norm"], act=ACTS[act],
             eps=eps,
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """Norms of tokens: over channels (layer norm), over a sample (group norm of one group), by known moments."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,17 @@ from metaformer.ops import cpp
 from metaformer.ops.cpp import kernels
 
 _ATEN = torch.ops.aten
+
+
+class SampleNorm(NamedTuple):
+    """A group norm of one group as C++ kernels take it, in float32."""
+
+    moments: Tensor
+    """Mean and 1/σ of each sample, (B, 2)."""
+    gamma: Tensor | None
+    """Weight (C,), or none."""
+    beta: Tensor | None
+    """Bias (C,), or none; it needs a weight."""
 
 
 def layer_norm(x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -59,6 +71,33 @@ def norm_forward(
     if name == "layer_norm":
         return torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
     return (x,)
+
+
+def sample_moments(x: Tensor, eps: float) -> Tensor:
+    """Mean and 1/σ of each sample of x (B, …, C), (B, 2), by C++: x is contiguous, of one of its dtypes."""
+    batch, channels = len(x), x.shape[-1]
+    out = torch.empty(batch, 2, dtype=torch.float32, device=x.device)
+    positions = x.numel() // channels // batch
+    kernels.sample_moments(x=x, out=out, batch=batch, positions=positions, channels=channels, eps=eps)
+    return out
+
+
+def sample_norm_backward(
+    grad_out: Tensor, x: Tensor, norm: SampleNorm, residual: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for x (B, …, C), to which `residual` is added, and for weight and bias, by C++.
+
+    All are contiguous, x and `residual` of one of its dtypes, the rest in float32.
+    """
+    batch, channels = len(x), x.shape[-1]
+    grad_x = torch.empty_like(x)
+    grad_gamma, grad_beta = (grad_out.new_empty(channels) for _ in range(2))
+    kernels.group_norm_backward(
+        x=x, grad_out=grad_out, residual=residual, moments=norm.moments, gamma=norm.gamma, grad_x=grad_x,
+        grad_gamma=grad_gamma, grad_beta=grad_beta, batch=batch,
+        positions=x.numel() // channels // batch, channels=channels,
+    )  # fmt: skip
+    return grad_x, grad_gamma, grad_beta
 
 
 def norm_backward(

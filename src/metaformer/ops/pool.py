@@ -92,9 +92,9 @@ def _by_cpp(
     if not isinstance(residual_scale, Tensor):
         residual_scale = torch.full((channels,), 1.0 if residual_scale is None else residual_scale)
     kernels.pool_residual(
-        x=x, weight=weight.float().contiguous(), residual_scale=residual_scale.float().contiguous(), out=y,
-        moments=moments, batch=batch, height=height, width=width, channels=channels, eps=eps,
-        next_eps=next_eps,
+        x=x, weight=weight.float().contiguous(), residual_scale=residual_scale.float().contiguous(),
+        factors=None, out=y, x_moments=None, moments=moments, batch=batch, height=height, width=width,
+        channels=channels, eps=eps, next_eps=next_eps,
     )  # fmt: skip
     return y, moments
 
@@ -111,7 +111,7 @@ class _PoolMinusSelf(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, size: int, transposed: bool) -> Tensor:
         tokens = x.permute(0, 2, 3, 1)
-        if size == SIZE and cpp.supports(tokens):
+        if size == SIZE and cpp.supports_under_autocast(tokens):
             out = torch.empty_like(tokens)
             batch, height, width, channels = tokens.shape
             kernels.pool_minus_self(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from metaformer.errors import OutputError
 from metaformer.ops import onednn
-from metaformer.ops.backend import from_environment
+from metaformer.ops.backend import from_environment, without_autocast
 from metaformer.storage import cache_dir, sync
 
 SUFFIXES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -66,6 +66,14 @@ def supports(*tensors: Tensor, weight: Tensor | None = None) -> bool:
         and load() is not None
         and (weight is None or _multiplies(dtype, weight))
     )
+
+
+def supports_under_autocast(x: Tensor) -> bool:
+    """`supports` of an operation that autocast leaves in the dtype of x."""
+    if x.device.type != "cpu":
+        return False
+    with without_autocast(x):
+        return supports(x)
 
 
 def supports_weight(weight: Tensor, dtype: torch.dtype | None = None) -> bool:

@@ -31,6 +31,20 @@ void gather(const T* token, long step, long index, long length, const int* offse
   for (long c = 0; c < channels; ++c) out[c] = offsets[c] == 0 ? token[c] : offsets[c] > 0 ? after[c] : before[c];
 }
 
+// out = x with channel c read offsets[c] positions away along the height or the width, zeros outside.
+template <class T>
+void shift(const T* x, const int* offsets, T* out, const Shape& shape, bool along_height, int threads) {
+  const long channels = shape.channels, step = along_height ? shape.row() : channels;
+  const std::vector<T> zeros(channels, T(0));
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long line = 0; line < shape.batch * shape.height; ++line)
+    for (long w = 0; w < shape.width; ++w) {
+      const long token = line * shape.row() + w * channels, index = along_height ? line % shape.height : w;
+      const long length = along_height ? shape.height : shape.width;
+      gather(x + token, step, index, length, offsets, channels, zeros.data(), out + token);
+    }
+}
+
 // out (batch, 3, channels): the means of x shifted along the width, along the height, and of x. A shift by +1 loses the
 // first column (row), one by -1 the last: mean = (sum over all - sum over the lost one) / positions.
 template <class T>
@@ -129,6 +143,10 @@ void mix(const T* x, const int* offsets, const float* branch_weights, const Pack
 }  // namespace
 
 #define KERNELS(T, suffix) \
+  extern "C" void cycle_shift_##suffix(const T* x, const int* offsets, T* out, long batch, long height, long width, \
+                                       long channels, int along_height, int threads) { \
+    shift(x, offsets, out, {batch, height, width, channels}, along_height != 0, threads); \
+  } \
   extern "C" void cycle_means_##suffix(const T* x, const int* offsets, T* out, long batch, long height, long width, \
                                        long channels, int threads) { \
     means(x, offsets, out, {batch, height, width, channels}, threads); \

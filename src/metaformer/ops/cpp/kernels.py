@@ -150,29 +150,55 @@ def linear(
 
 @_declare
 def mlp(
-    *, x: In, moments: InFloat | None, w1: In, b1: InFloat, w2: In, b2: InFloat, residual: In | None,
-    residual_scale: InFloat | None, out: Out, pre_act: Out | None, samples: Long, positions: Long, dim: Long,
-    hidden: Long, norm: Int, act: Int, eps: Float,
+    *, x: In, moments: InFloat | None, gamma: InFloat | None, beta: InFloat | None, w1: In, b1: InFloat,
+    w2: In, b2: InFloat, residual: In | None, residual_scale: InFloat | None, out: Out, pre_act: Out | None,
+    samples: Long, positions: Long, dim: Long, hidden: Long, norm: Int, act: Int, eps: Float,
 ) -> None:  # fmt: skip
     """MLP: pre_act = norm(x) · w1ᵀ + b1, out = act(pre_act) · w2ᵀ + b2 + residual_scale · residual."""
-    tensors = x, moments, w1, b1, w2, b2, residual, residual_scale, out, pre_act
+    tensors = x, moments, gamma, beta, w1, b1, w2, b2, residual, residual_scale, out, pre_act
     _call("mlp", tensors, (samples, positions, dim, hidden, norm, act, eps))
 
 
 @_declare
-def pack_linear(*, weight: In, packed: Out, out_features: Long, in_features: Long) -> None:
-    """The weight (out_features, in_features) in panels, as `linear` and `mlp` read it."""
-    _call("pack_linear", (weight, packed), (out_features, in_features))
+def pack_linear(
+    *, packed: Out, weight: InFloat, scale: InFloat | None, out_features: Long, in_features: Long
+) -> None:
+    """The weight (out_features, in_features), times scale (out_features,), in panels as `linear` reads it."""
+    _call("pack_linear", (packed, weight, scale), (out_features, in_features))
 
 
 @_declare
 def mlp_backward(
-    *, x: In, grad_out: In, w1: In, b1: InFloat | None, w2: In, pre_act: In | None, grad_x: OutFloat,
-    grad_w1: OutFloat, grad_b1: OutFloat, grad_w2: OutFloat, rows: Long, dim: Long, hidden: Long, act: Int,
+    *, x: In, grad_out: In, moments: InFloat | None, gamma: InFloat | None, beta: InFloat | None,
+    w1: InFloat, b1: InFloat | None, w2: InFloat, output_scale: InFloat | None, pre_act: In | None,
+    grad_x: OutFloat, grad_w1: OutFloat, grad_b1: OutFloat, grad_w2: OutFloat, grad_b2: OutFloat,
+    grad_scale: OutFloat | None, samples: Long, positions: Long, dim: Long, hidden: Long, norm: Int, act: Int,
 ) -> None:  # fmt: skip
-    """Gradients of act(x · w1ᵀ + b1) · w2ᵀ; pre_act (rows, hidden) is recomputed where it is null."""
-    tensors = x, grad_out, w1, b1, w2, pre_act, grad_x, grad_w1, grad_b1, grad_w2
-    _call("mlp_backward", tensors, (rows, dim, hidden, act))
+    """Gradients of act(n · w1ᵀ + b1) · (output_scale · w2)ᵀ + b2, n = norm(x), for n and all behind it.
+
+    pre_act (samples · positions, hidden) is recomputed where it is null.
+    """
+    tensors = (
+        x, grad_out, moments, gamma, beta, w1, b1, w2, output_scale, pre_act, grad_x, grad_w1, grad_b1,
+        grad_w2, grad_b2, grad_scale,
+    )  # fmt: skip
+    _call("mlp_backward", tensors, (samples, positions, dim, hidden, norm, act))
+
+
+@_declare
+def sample_moments(*, x: In, out: OutFloat, batch: Long, positions: Long, channels: Long, eps: Float) -> None:
+    """Mean and 1/σ, out (batch, 2), of each sample of x (batch, positions, channels)."""
+    _call("sample_moments", (x, out), (batch, positions, channels, eps))
+
+
+@_declare
+def group_norm_backward(
+    *, x: In, grad_out: InFloat, residual: In | None, moments: InFloat, gamma: InFloat | None, grad_x: Out,
+    grad_gamma: OutFloat, grad_beta: OutFloat, batch: Long, positions: Long, channels: Long,
+) -> None:  # fmt: skip
+    """Gradients of (x − mean) / σ · gamma + beta over samples; `residual` is added to that for x."""
+    tensors = x, grad_out, residual, moments, gamma, grad_x, grad_gamma, grad_beta
+    _call("group_norm_backward", tensors, (batch, positions, channels))
 
 
 @_declare
@@ -193,12 +219,35 @@ def pool_minus_self(
 
 @_declare
 def pool_residual(
-    *, x: In, weight: InFloat, residual_scale: InFloat, out: Out, moments: OutFloat, batch: Long,
-    height: Long, width: Long, channels: Long, eps: Float, next_eps: Float,
+    *, x: In, weight: InFloat, residual_scale: InFloat, factors: InFloat | None, out: Out,
+    x_moments: OutFloat | None, moments: OutFloat, batch: Long, height: Long, width: Long, channels: Long,
+    eps: Float, next_eps: Float,
 ) -> None:  # fmt: skip
-    """Pooling: out = residual_scale · x + weight / σ(x) · (avg_pool3×3(x) − x); moments of out (batch, 2)."""
-    tensors = x, weight, residual_scale, out, moments
+    """Pooling: out = residual_scale · x + factors · weight / σ(x) · (avg_pool3×3(x) − x), with moments.
+
+    Factors (batch,) are those of samples; moments of x and of out (batch, 2).
+    """
+    tensors = x, weight, residual_scale, factors, out, x_moments, moments
     _call("pool_residual", tensors, (batch, height, width, channels, eps, next_eps))
+
+
+@_declare
+def pool_residual_backward(
+    *, grad_out: In, x: In, weight: InFloat, factors: InFloat | None, moments: InFloat, grad_x: Out,
+    grad_weight: OutFloat, batch: Long, height: Long, width: Long, channels: Long,
+) -> None:  # fmt: skip
+    """Gradients of `pool_residual` with a residual_scale of 1, by the moments of x."""
+    tensors = grad_out, x, weight, factors, moments, grad_x, grad_weight
+    _call("pool_residual_backward", tensors, (batch, height, width, channels))
+
+
+@_declare
+def cycle_shift(
+    *, x: In, offsets: InInt, out: Out, batch: Long, height: Long, width: Long, channels: Long,
+    along_height: Int,
+) -> None:  # fmt: skip
+    """Channel c of x (batch, height, width, channels) read offsets[c] positions away on one axis."""
+    _call("cycle_shift", (x, offsets, out), (batch, height, width, channels, along_height))
 
 
 @_declare

@@ -214,8 +214,8 @@ inline long padded(long depth) { return depth + 2 * LANES; }
 
 enum class Norm : int { none = 0, layer_norm = 1, group_norm = 2 };  // numbers of `ops.linear.NORMS`
 
-// Input (count, depth) of a product, normalized as it is copied: (x - mean) / sigma over each row, over each sample by
-// moments that are known, or not at all.
+// Input (count, depth) of a product, normalized as it is copied: (x - mean) / sigma * gamma + beta over each row, over
+// each sample by moments that are known, or not at all.
 template <class T>
 struct Input {
   const T* x;
@@ -224,6 +224,7 @@ struct Input {
   float eps;             // of layer_norm
   const float* moments;  // of group_norm: (samples, 2), mean and 1 / sigma of each sample of `positions` rows
   long positions;
+  const float *gamma = nullptr, *beta = nullptr;  // (depth,), or null: 1 and 0; a beta needs a gamma
 
   long stride() const { return padded(depth); }
 
@@ -248,7 +249,11 @@ struct Input {
         std::memcpy(out, row, depth * sizeof(T));
         continue;
       }
-      for (long c = 0; c < depth; c += LANES) store_vec(out + c, (load_vec(row + c) - mean) * inverse);
+      for (long c = 0; c < depth; c += LANES) {
+        vec value = (load_vec(row + c) - mean) * inverse;
+        if (gamma) value = value * load_vec(gamma + c) + (beta ? load_vec(beta + c) : vec{});
+        store_vec(out + c, value);
+      }
     }
   }
 };

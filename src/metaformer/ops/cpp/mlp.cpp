@@ -62,45 +62,44 @@ inline void interleave(const bfloat16* first, const bfloat16* second, long count
   }
 }
 
-// Packs a weight whose element (column, k) lies at column * across + k * down, one of which is 1: the weight, or its
-// transpose without a copy.
-void pack(const float* weight, long across, long down, const PackedWeight<float>& packed, float* out) {
-  for (long p = 0; p < packed.panels(); ++p) {
-    const long whole = packed.columns / PANEL;
-    const bool narrow = p >= whole;
-    const long column = narrow ? whole * PANEL + (p - whole) * LANES : p * PANEL, width = narrow ? LANES : PANEL;
-    float* panel = out + column * packed.depth;  // (depth, width)
-    const float* from = weight + column * across;
-    if (across == 1) {
-      for (long k = 0; k < packed.depth; ++k) std::copy_n(from + k * down, width, panel + k * width);
-      continue;
-    }
-    long k = 0;
-    for (; k + LANES <= packed.depth; k += LANES)
-      for (long c = 0; c < width; c += LANES) {
-        vec square[LANES];
-        for (int i = 0; i < LANES; ++i) square[i] = load_vec(from + (c + i) * across + k);
-        transpose(square);
-        for (int i = 0; i < LANES; ++i) store_vec(panel + (k + i) * width + c, square[i]);
-      }
-    for (; k < packed.depth; ++k)
-      for (long c = 0; c < width; ++c) std::memcpy(panel + k * width + c, from + c * across + k, sizeof(float));
+// A weight whose element (column, k) lies at column * across + k * down, one of which is 1, so that it can be read as its
+// transpose, and what it is multiplied by: a number for each column or each k, or null, which is 1.
+struct Source {
+  const float* weight;
+  long across, down;
+  const float *column_scale, *depth_scale;
+};
+
+inline void store_rows(const vec (&rows)[LANES], float* out, long width) {
+  for (int i = 0; i < LANES; ++i) store_vec(out + i * width, rows[i]);
+}
+
+inline void store_rows(const vec (&rows)[LANES], bfloat16* out, long width) {
+  for (int i = 0; i < LANES; i += 2) {
+    bfloat16 low[LANES], high[LANES];
+    store_vec(low, rows[i]);
+    store_vec(high, rows[i + 1]);
+    interleave(low, high, LANES, out + i * width);
   }
 }
 
-void pack(const bfloat16* weight, long across, long down, const PackedWeight<bfloat16>& packed, bfloat16* out) {
-  if (down == 1) {  // pairs of k are moved as one number of 32 bits
-    const PackedWeight<float> pairs{nullptr, nullptr, packed.depth / 2, packed.columns};
-    pack(reinterpret_cast<const float*>(weight), across / 2, 1, pairs, reinterpret_cast<float*>(out));
-    return;
-  }
-  for (long p = 0; p < packed.panels(); ++p) {
-    const long whole = packed.columns / PANEL;
+// Packs panels of a weight, both of whose sides are whole vectors.
+template <class T>
+void pack(const Source& from, Range panels, const PackedWeight<T>& packed, T* out) {
+  const long whole = packed.columns / PANEL;
+  for (long p = panels.first; p < panels.last; ++p) {
     const bool narrow = p >= whole;
-    const long column = narrow ? whole * PANEL + (p - whole) * LANES : p * PANEL, width = narrow ? LANES : PANEL;
-    const bfloat16* from = weight + column;
-    for (long k = 0; k < packed.depth; k += 2)
-      interleave(from + k * down, from + (k + 1) * down, width, out + column * packed.depth + k * width);
+    const long start = narrow ? whole * PANEL + (p - whole) * LANES : p * PANEL, width = narrow ? LANES : PANEL;
+    for (long k = 0; k < packed.depth; k += LANES)
+      for (long column = start; column < start + width; column += LANES) {
+        const float* block = from.weight + column * from.across + k * from.down;
+        vec rows[LANES];
+        for (int i = 0; i < LANES; ++i) rows[i] = load_vec(block + i * (from.down == 1 ? from.across : from.down));
+        if (from.down == 1) transpose(rows);
+        for (int i = 0; i < LANES && from.column_scale; ++i) rows[i] *= load_vec(from.column_scale + column);
+        for (int i = 0; i < LANES && from.depth_scale; ++i) rows[i] *= from.depth_scale[k + i];
+        store_rows(rows, out + start * packed.depth + k * width + (column - start) * Multiply<T>::STEP, width);
+      }
   }
 }
 
@@ -176,16 +175,27 @@ void outer(const T* a, long a_stride, long count, const T* b, long b_stride, lon
   }
 }
 
+// out (columns,) = the sums of a block's columns; added to it with `add`.
+template <class T>
+void sum_columns(const T* block, long stride, long columns, long rows, float* out, bool add) {
+  for (long c = 0; c < columns; c += LANES) {
+    vec sum = add ? load_vec(out + c) : vec{};
+    for (long r = 0; r < rows; ++r) sum += load_vec(block + r * stride + c);
+    store_vec(out + c, sum);
+  }
+}
+
 template <class T>
 struct Mlp {
-  const T *w1, *w2;   // (hidden, dim), (dim, hidden)
-  const float* b1;    // (hidden,), or null
-  const T* pre_act;   // (rows, hidden), or null
+  Input<T> x;                      // (rows, dim)
+  const float *w1, *w2;            // (hidden, dim), (dim, hidden)
+  const float *b1, *output_scale;  // (hidden,), (dim,), or null; the latter is w2's
+  const T* pre_act;                // (rows, hidden), or null
   long dim, hidden;
 };
 
 struct Gradients {
-  float *x, *w1, *b1, *w2;
+  float *x, *w1, *b1, *w2, *b2, *output_scale;
 };
 
 // Hidden channels [first, last), with the three weights that they need, packed side by side.
@@ -200,17 +210,21 @@ struct HiddenSlice {
         expand{memory.get(), m.b1 ? m.b1 + first : zeros, m.dim, width},
         back{memory.get() + m.dim * width, zeros, m.dim, width},
         contract{memory.get() + 2 * m.dim * width, zeros, width, m.dim} {
-    if (!m.pre_act) pack(m.w1 + first * m.dim, m.dim, 1, expand, memory.get());
-    pack(m.w2 + first, 1, m.hidden, back, memory.get() + m.dim * width);
-    pack(m.w1 + first * m.dim, 1, m.dim, contract, memory.get() + 2 * m.dim * width);
+    const auto fill = [&](const Source& from, const PackedWeight<T>& to, long part) {
+      pack(from, Range(to.panels(), 0, 1), to, memory.get() + part * m.dim * width);
+    };
+    if (!m.pre_act) fill({m.w1 + first * m.dim, m.dim, 1, nullptr, nullptr}, expand, 0);
+    fill({m.w2 + first, 1, m.hidden, nullptr, m.output_scale}, back, 1);
+    fill({m.w1 + first * m.dim, 1, m.dim, nullptr, nullptr}, contract, 2);
   }
 };
 
 // Rows [first, last) through one slice of the hidden channels:
 //   grad_hidden = grad_out W2 * act'(pre_act)    grad_x = grad_hidden W1      (writes it: this slice's part of the sum)
 //   grad_w1 = grad_hidden' x                     grad_w2 = grad_out' hidden   (the slice's rows, the slice's columns)
+// and the first slice sums up grad_b1 and grad_b2.
 template <Act act, class T>
-void backward(const T* x, const T* grad_out, const Mlp<T>& m, const HiddenSlice<T>& slice, long first, long last,
+void backward(const T* grad_out, const Mlp<T>& m, const HiddenSlice<T>& slice, long first, long last,
               const Gradients& grads) {
   constexpr long COPIES = std::is_same_v<T, bfloat16> ? 2 : 1;  // the rows, and of bfloat16 pairs of rows
   const long narrow = padded(m.dim), wide = padded(slice.width), row = 2 * (narrow + wide);
@@ -222,10 +236,8 @@ void backward(const T* x, const T* grad_out, const Mlp<T>& m, const HiddenSlice<
   T* pairs = grad_hidden + most * wide;       // the same four again
   for (long from = first; from < last; from += most) {
     const long rows = std::min(most, last - from);
-    for (long r = 0; r < rows; ++r) {
-      std::copy_n(x + (from + r) * m.dim, m.dim, xs + r * narrow);
-      std::copy_n(grad_out + (from + r) * m.dim, m.dim, grad_outs + r * narrow);
-    }
+    m.x.copy(from, from + rows, xs);
+    for (long r = 0; r < rows; ++r) std::copy_n(grad_out + (from + r) * m.dim, m.dim, grad_outs + r * narrow);
     const Range all(slice.expand.panels(), 0, 1);
     if (m.pre_act)
       for (long r = 0; r < rows; ++r)
@@ -250,12 +262,8 @@ void backward(const T* x, const T* grad_out, const Mlp<T>& m, const HiddenSlice<
     const T *hidden_pairs = pair(hidden, wide, slice.width), *grad_pairs = pair(grad_hidden, wide, slice.width);
     outer(grad_pairs, wide, slice.width, x_pairs, narrow, m.dim, rows, grads.w1 + slice.first * m.dim, m.dim, add);
     outer(grad_out_pairs, narrow, m.dim, hidden_pairs, wide, slice.width, rows, grads.w2 + slice.first, m.hidden, add);
-    for (long c = 0; c < slice.width; c += LANES) {
-      float* p = grads.b1 + slice.first + c;
-      vec sum = add ? load_vec(p) : vec{};
-      for (long r = 0; r < rows; ++r) sum += load_vec(grad_hidden + r * wide + c);
-      store_vec(p, sum);
-    }
+    sum_columns(grad_hidden, wide, slice.width, rows, grads.b1 + slice.first, add);
+    if (slice.first == 0) sum_columns(grad_outs, narrow, m.dim, rows, grads.b2, add);
   }
 }
 
@@ -265,17 +273,33 @@ void add(float* a, const float* b, long count, int threads) {
   for (long i = 0; i < count; ++i) a[i] += b[i];
 }
 
+// From the gradient of scale * w2 those of w2 and the scale, but for the part that a bias has in the latter.
+template <class T>
+void unscale(const Mlp<T>& m, const Gradients& grads, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long c = 0; c < m.dim; ++c) {
+    vec sum = {};
+    for (long i = c * m.hidden; i < (c + 1) * m.hidden; i += LANES) {
+      const vec grad = load_vec(grads.w2 + i);
+      sum += grad * load_vec(m.w2 + i);
+      store_vec(grads.w2 + i, grad * m.output_scale[c]);
+    }
+    grads.output_scale[c] = sum_lanes(sum);
+  }
+}
+
 // Threads share the rows in `pairs`; the two of a pair, where there are two, share the hidden channels. So each thread
 // has its own rows of the weights' gradients in its pair's memory, and of grad_x, which sums over hidden channels, the
 // second of a pair has memory of its own. What is added to what depends on `threads` alone: the bits repeat.
 template <Act act, class T>
-void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradients& grads, long rows, int threads) {
+void backward_all(const T* grad_out, const Mlp<T>& m, const Gradients& grads, int threads) {
   const int sides = threads % 2 == 0 && m.hidden >= 2 * PANEL ? 2 : 1, pairs = threads / sides;
-  const long weights = m.dim * m.hidden, elements = rows * m.dim, half = m.hidden / PANEL / 2 * PANEL;
+  const long weights = m.dim * m.hidden, rows = m.x.count, elements = rows * m.dim, half = m.hidden / PANEL / 2 * PANEL;
+  const long parameters = 2 * weights + m.hidden + m.dim;
   const std::vector<float> zeros(std::max(m.dim, m.hidden), 0.0f);
   std::vector<std::unique_ptr<HiddenSlice<T>>> slices(sides);
   std::unique_ptr<float[]> other_x(sides > 1 ? new float[elements] : nullptr);
-  std::unique_ptr<float[]> sums(pairs > 1 ? new float[(pairs - 1) * (2 * weights + m.hidden)] : nullptr);
+  std::unique_ptr<float[]> sums(pairs > 1 ? new float[(pairs - 1) * parameters] : nullptr);
 #pragma omp parallel for num_threads(sides) schedule(static)
   for (int side = 0; side < sides; ++side) {
     const long middle = sides > 1 ? half : m.hidden;
@@ -287,10 +311,11 @@ void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradient
     const int side = share % sides, pair = share / sides;
     Gradients own = grads;
     if (side > 0) own.x = other_x.get();
-    if (pair > 0) {  // of each further pair: w1 (weights), w2 (weights), b1 (hidden)
-      own.w1 = sums.get() + (pair - 1) * (2 * weights + m.hidden);
+    if (pair > 0) {  // of each further pair: w1 (weights), w2 (weights), b1 (hidden), b2 (dim)
+      own.w1 = sums.get() + (pair - 1) * parameters;
       own.w2 = own.w1 + weights;
       own.b1 = own.w2 + weights;
+      own.b2 = own.b1 + m.hidden;
     }
     const Range range(rows, pair, pairs);
     if (range.first == range.last) {  // fewer rows than pairs: nothing else writes these sums
@@ -298,16 +323,19 @@ void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradient
       for (long i = 0; i < slice.width; ++i) own.b1[slice.first + i] = 0;
       for (long i = 0; i < slice.width * m.dim; ++i) own.w1[slice.first * m.dim + i] = 0;
       for (long c = 0; c < m.dim; ++c) std::fill_n(own.w2 + c * m.hidden + slice.first, slice.width, 0.0f);
+      if (side == 0) std::fill_n(own.b2, m.dim, 0.0f);
     }
-    backward<act, T>(x, grad_out, m, *slices[side], range.first, range.last, own);
+    backward<act, T>(grad_out, m, *slices[side], range.first, range.last, own);
   }
   if (sides > 1) add(grads.x, other_x.get(), elements, threads);
   for (int pair = 1; pair < pairs; ++pair) {
-    const float* sum = sums.get() + (pair - 1) * (2 * weights + m.hidden);
+    const float* sum = sums.get() + (pair - 1) * parameters;
     add(grads.w1, sum, weights, threads);
     add(grads.w2, sum + weights, weights, threads);
     add(grads.b1, sum + 2 * weights, m.hidden, threads);
+    add(grads.b2, sum + 2 * weights + m.hidden, m.dim, threads);
   }
+  if (m.output_scale) unscale(m, grads, threads);
 }
 
 }  // namespace
@@ -321,29 +349,32 @@ void backward_all(const T* x, const T* grad_out, const Mlp<T>& m, const Gradient
     const Output<T> output{residual, residual_scale, out, out_features}; \
     dispatch(Act(act), [&](auto act_) { linear<act_>(input, packed, output, threads); }); \
   } \
-  extern "C" void mlp_##suffix(const T* x, const float* moments, const T* w1, const float* b1, const T* w2, \
-                               const float* b2, const T* residual, const float* residual_scale, T* out, T* pre_act, \
-                               long samples, long positions, long dim, long hidden, int norm, int act, float eps, \
-                               int threads) { \
-    const Input<T> input{x, samples * positions, dim, Norm(norm), eps, moments, positions}; \
+  extern "C" void mlp_##suffix(const T* x, const float* moments, const float* gamma, const float* beta, const T* w1, \
+                               const float* b1, const T* w2, const float* b2, const T* residual, \
+                               const float* residual_scale, T* out, T* pre_act, long samples, long positions, \
+                               long dim, long hidden, int norm, int act, float eps, int threads) { \
+    const Input<T> input{x, samples * positions, dim, Norm(norm), eps, moments, positions, gamma, beta}; \
     const PackedWeight<T> first{w1, b1, dim, hidden}, second{w2, b2, hidden, dim}; \
     const Output<T> output{residual, residual_scale, out, dim}; \
     dispatch(Act(act), [&](auto act_) { mlp<act_>(input, first, second, output, pre_act, threads); }); \
   } \
-  extern "C" void pack_linear_##suffix(const T* weight, T* packed, long out_features, long in_features, int threads) { \
-    const long depth = in_features, rest = out_features / PANEL * PANEL; \
-    _Pragma("omp parallel for num_threads(threads) schedule(static)") for (long p = 0; p < out_features / PANEL; ++p) \
-        pack(weight + p * PANEL * depth, depth, 1, PackedWeight<T>{nullptr, nullptr, depth, PANEL}, \
-             packed + p * PANEL * depth); \
-    pack(weight + rest * depth, depth, 1, PackedWeight<T>{nullptr, nullptr, depth, out_features - rest}, \
-         packed + rest * depth); \
+  extern "C" void pack_linear_##suffix(T* packed, const float* weight, const float* scale, long out_features, \
+                                       long in_features, int threads) { \
+    const PackedWeight<T> to{nullptr, nullptr, in_features, out_features}; \
+    const long panels = to.panels(); \
+    _Pragma("omp parallel for num_threads(threads) schedule(static)") for (long p = 0; p < panels; ++p) \
+        pack({weight, in_features, 1, scale, nullptr}, Range(panels, int(p), int(panels)), to, packed); \
   } \
-  extern "C" void mlp_backward_##suffix(const T* x, const T* grad_out, const T* w1, const float* b1, const T* w2, \
-                                        const T* pre_act, float* grad_x, float* grad_w1, float* grad_b1, \
-                                        float* grad_w2, long rows, long dim, long hidden, int act, int threads) { \
+  extern "C" void mlp_backward_##suffix(const T* x, const T* grad_out, const float* moments, const float* gamma, \
+                                        const float* beta, const float* w1, const float* b1, const float* w2, \
+                                        const float* output_scale, const T* pre_act, float* grad_x, float* grad_w1, \
+                                        float* grad_b1, float* grad_w2, float* grad_b2, float* grad_scale, \
+                                        long samples, long positions, long dim, long hidden, int norm, int act, \
+                                        int threads) { \
+    const Input<T> input{x, samples * positions, dim, Norm(norm), 0, moments, positions, gamma, beta}; \
     dispatch(Act(act), [&](auto act_) { \
-      backward_all<act_, T>(x, grad_out, {w1, w2, b1, pre_act, dim, hidden}, {grad_x, grad_w1, grad_b1, grad_w2}, rows, \
-                            threads); \
+      backward_all<act_, T>(grad_out, {input, w1, w2, b1, output_scale, pre_act, dim, hidden}, \
+                            {grad_x, grad_w1, grad_b1, grad_w2, grad_b2, grad_scale}, threads); \
     }); \
   }
 KERNELS(float, float32)
