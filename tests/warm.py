@@ -206,12 +206,15 @@ def receive(connection: socket.socket, size: int) -> bytes:
 
 def run(address: str, *args: str) -> NoReturn:
     """Be `python ARGS`: pass signals on to the fork, and end as it does."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # the program may run before it is known here
     try:
         program = Fork(address, args, os.environ, (0, 1, 2))
     except Unlike:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
         os.execv(sys.executable, [sys.executable, *args])
     for number in FORWARDED:
         signal.signal(number, lambda number, _: os.kill(program.pid, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     status = program.wait()
     if status < 0:
         with contextlib.suppress(OSError):  # SIGKILL has no handler
