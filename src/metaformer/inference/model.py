@@ -15,6 +15,7 @@ from metaformer.data.class_lists import given_names, read_names
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import ConfigError, WeightsError
+from metaformer.inference.exported import is_exported, load_exported
 from metaformer.inference.int8_model import NETWORK, Int8Network
 from metaformer.models.build import check_pass, kind_of, on_meta
 from metaformer.serialize import Text, decode, errors_at, from_dict, shown
@@ -56,7 +57,13 @@ def load_model(
     names, _ = given_names(class_names)
     choice = ema_choice(ema, raw)
     path = as_path(source, "source")
-    if path.is_dir():
+    if is_exported(path):
+        if checkpoint is not None or choice is not None:
+            raise ConfigError(
+                f"{source}: an exported file brings its own weights; leave checkpoint, ema and raw out"
+            )
+        model = load_exported(path)
+    elif path.is_dir():
         if checkpoint is not None:
             raise ConfigError(
                 f"checkpoint {checkpoint}: {source} brings its own weights; leave one of them out"
@@ -122,7 +129,7 @@ def _saved(saved: Checkpoint, ema: bool | None) -> LoadedModel:
     return model
 
 
-def _task(name: Any, where: Path) -> TaskSpec:
+def _task(name: Any, where: object) -> TaskSpec:
     """The task that a file names.
 
     Raises:
@@ -159,11 +166,27 @@ def _published(directory: Path, ema: bool | None) -> LoadedModel:
             f"{directory}: neither a run, a checkpoint, nor a model that save_pretrained wrote"
         )
     model = from_pretrained(directory, ema=ema)
-    task = kind_of(model.config)
-    name = model.pretrained_cfg.get("task", DEFAULT_TASK) if task is None else task.task
     with errors_at(config):
-        spec = _task(name, config)
-        return spec.describe(spec, model, directory.name)
+        return describe_network(model, directory.name, config)
+
+
+def describe_network(model: Any, name: str | None = None, where: object = "network") -> LoadedModel:
+    """A network of this library with what its `pretrained_cfg` says of it.
+
+    Args:
+        model: a classifier, segmenter or detector.
+        name: its name; the architecture's by default.
+        where: the file that names its task, for errors.
+
+    Raises:
+        ConfigError: another module, or a backbone without a head.
+    """
+    config, cfg = getattr(model, "config", None), getattr(model, "pretrained_cfg", None)
+    if config is None or cfg is None:
+        raise ConfigError(f"{type(model).__name__}: no classifier, segmenter or detector of this library")
+    kind = kind_of(config)
+    spec = _task(cfg.get("task", DEFAULT_TASK) if kind is None else kind.task, where)
+    return spec.describe(spec, model, name or str(cfg.get("architecture", type(model).__name__)))
 
 
 def _named(

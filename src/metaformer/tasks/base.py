@@ -25,6 +25,7 @@ from metaformer.factory import InitialWeights
 from metaformer.models.base import DenseNetwork, autocast
 from metaformer.report.page import TaskReport
 from metaformer.tasks.check import Certainty, CheckReport
+from metaformer.tasks.exported import TaskExport
 from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.report import Report
 from metaformer.tasks.stream import ImageList, OnBad, raise_bad
@@ -468,6 +469,8 @@ class TaskSpec:
     """(LoadedModel, batch_size=, workers=, **options) to a predictor."""
     write: Callable[..., Iterator[str]]
     """(predictions, out, LoadedModel, **options): write files; yields lines to print."""
+    export: TaskExport
+    """How its networks are written for programs without PyTorch, and read back."""
     report: Callable[[Mapping[str, Any], TrainConfig], TaskReport]
     """A best checkpoint's state and its configuration to what the report page shows."""
     fit_data: Callable[[TrainConfig], Mapping[str, Any]] | None = None

@@ -65,14 +65,21 @@ def _level_anchors(
     stride: int, scales: tuple[float, ...], ratios: tuple[float, ...], shape: Size, device: torch.device
 ) -> Tensor:
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
-        roots = torch.tensor(ratios).sqrt()
-        sides = torch.tensor(scales)
-        width = (stride * (1 / roots)[:, None] * sides).flatten()
-        height = (stride * roots[:, None] * sides).flatten()
-        base = torch.stack([-0.5 * width, -0.5 * height, 0.5 * width, 0.5 * height], 1).to(device)  # (A, 4)
-        y, x = (torch.arange(side, device=device) * stride for side in shape)
-        shifts = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1] * 2, -1).float()  # (H, W, 4): x y x y
-        return (shifts.view(-1, 1, 4) + base).view(-1, 4)
+        return level_anchors(stride, scales, ratios, shape, device)
+
+
+def level_anchors(
+    stride: int, scales: Sequence[float], ratios: Sequence[float], shape: Size, device: torch.device
+) -> Tensor:
+    """Anchors (H·W·A, 4) of one level, as `Anchors.per_level` gives them."""
+    roots = torch.tensor(ratios).sqrt()
+    sides = torch.tensor(scales)
+    width = (stride * (1 / roots)[:, None] * sides).flatten()
+    height = (stride * roots[:, None] * sides).flatten()
+    base = torch.stack([-0.5 * width, -0.5 * height, 0.5 * width, 0.5 * height], 1).to(device)  # (A, 4)
+    y, x = (torch.arange(side, device=device) * stride for side in shape)
+    shifts = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1] * 2, -1).float()  # (H, W, 4): x y x y
+    return (shifts.view(-1, 1, 4) + base).view(-1, 4)
 
 
 class BoxCoder:

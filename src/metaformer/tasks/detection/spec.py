@@ -5,41 +5,31 @@ from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from torch import nn
 
 from metaformer.config import TrainConfig
-from metaformer.data.class_lists import Palette, category_ids
+from metaformer.data.class_lists import category_ids
 from metaformer.errors import ConfigError
 from metaformer.factory import is_detector
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.detector import Detector
-from metaformer.serialize import POSITIVE_INT, PROBABILITY, Probability, Range, check_ranges, decode
+from metaformer.serialize import POSITIVE_INT, PROBABILITY, Range, check_ranges
 from metaformer.tasks import dense
 from metaformer.tasks.base import LoadedModel, TaskSpec
 from metaformer.tasks.check import Certainty
 from metaformer.tasks.demo import write_coco_objects
 from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.evaluate import build_evaluation
+from metaformer.tasks.detection.export import DetectorExport
 from metaformer.tasks.detection.formats.layouts import recognize_layout
+from metaformer.tasks.detection.metadata import DetectionMetadata, read_ids, read_score
 from metaformer.tasks.detection.predict import DetectionPredictor
 from metaformer.tasks.detection.report import build_report
 from metaformer.tasks.detection.task import build_detect, fit_data
 from metaformer.tasks.detection.transforms import DetectionPreprocess
 from metaformer.tasks.detection.write import write_detections
-
-
-class DetectionMetadata(NamedTuple):
-    """What a detector's checkpoint says of its classes beside their names."""
-
-    palette: Palette
-    """A color for each."""
-    category_ids: tuple[int, ...]
-    """The id of each in COCO's files."""
-    score: float | None = None
-    """Score from which objects are shown, chosen on validation data; None where none was."""
-
 
 RANGES: Final[Mapping[str, Range]] = {
     "detect.fpn_dim": POSITIVE_INT,
@@ -81,18 +71,6 @@ def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     return replace(model, metadata=DetectionMetadata(model.metadata, ids, score))
 
 
-def read_ids(values: Any, count: int) -> tuple[int, ...]:
-    """COCO's category ids from a file's plain values.
-
-    Raises:
-        ConfigError: anything but `count` different integers.
-    """
-    ids: tuple[int, ...] = decode(tuple[int, ...], values, "category_ids")
-    if len(ids) != count or len(set(ids)) != count:
-        raise ConfigError(f"category_ids: must be {count:,} different integers, one for each class")
-    return ids
-
-
 def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     """A detector with the preprocessing and classes of its `pretrained_cfg`."""
     assert isinstance(model, Detector)
@@ -102,16 +80,6 @@ def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
         ids = read_ids(model.pretrained_cfg["category_ids"], model.num_classes)
     score = read_score(model.pretrained_cfg.get("score"))
     return replace(loaded, metadata=DetectionMetadata(loaded.metadata, ids, score))
-
-
-def read_score(value: Any) -> float | None:
-    """A score threshold from a file's plain values; None where there is none.
-
-    Raises:
-        ConfigError: anything else but a number of 0 … 1.
-    """
-    score: float | None = decode(Probability | None, value, "score")
-    return score
 
 
 def recognize(root: str | Path) -> Certainty:
@@ -133,6 +101,7 @@ SPEC = TaskSpec(
     evaluation=build_evaluation,
     predictor=DetectionPredictor,
     write=write_detections,
+    export=DetectorExport(),
     report=build_report,
     fit_data=fit_data,
     check_data=check_objects,

@@ -1,9 +1,12 @@
 """Average precision, F1 and the thresholds that maximize it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from metaformer.errors import ConfigError
+from metaformer.serialize import Probability, decode
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -82,3 +85,15 @@ def _last_of_ties(ranked: Tensor) -> Tensor:
     ends = torch.ones(len(ranked), dtype=torch.bool)
     ends[:-1] = ranked[1:] != ranked[:-1]
     return ends.nonzero().flatten()
+
+
+def read_thresholds(values: Any, count: int) -> tuple[float, ...]:
+    """Thresholds from a file's plain values.
+
+    Raises:
+        ConfigError: anything but `count` numbers of 0 … 1.
+    """
+    numbers: tuple[float, ...] = decode(tuple[Probability, ...], values, "thresholds")
+    if len(numbers) != count:
+        raise ConfigError(f"thresholds: must be {count} numbers of 0 … 1, one for each class")
+    return numbers

@@ -8,13 +8,14 @@ from torch import nn
 
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
-from metaformer.serialize import NON_NEGATIVE, Probability, Range, check_ranges, decode
+from metaformer.serialize import NON_NEGATIVE, Range, check_ranges
 from metaformer.tasks import classifier
 from metaformer.tasks.base import LoadedModel, TaskSpec
 from metaformer.tasks.demo import write_label_csv
 from metaformer.tasks.multilabel.check import check_multilabel, recognize
 from metaformer.tasks.multilabel.evaluate import build_evaluation
-from metaformer.tasks.multilabel.metrics import DEFAULT_THRESHOLD
+from metaformer.tasks.multilabel.export import MultilabelExport
+from metaformer.tasks.multilabel.metrics import DEFAULT_THRESHOLD, read_thresholds
 from metaformer.tasks.multilabel.predict import MultilabelPredictor
 from metaformer.tasks.multilabel.report import build_report
 from metaformer.tasks.multilabel.task import build_multilabel
@@ -55,18 +56,6 @@ def describe(spec: TaskSpec, model: nn.Module, name: str) -> LoadedModel:
     return replace(loaded, metadata=read_thresholds(thresholds, loaded.num_classes))
 
 
-def read_thresholds(values: Any, count: int) -> tuple[float, ...]:
-    """Thresholds from a file's plain values.
-
-    Raises:
-        ConfigError: anything but `count` numbers of 0 … 1.
-    """
-    numbers: tuple[float, ...] = decode(tuple[Probability, ...], values, "thresholds")
-    if len(numbers) != count:
-        raise ConfigError(f"thresholds: must be {count} numbers of 0 … 1, one for each class")
-    return numbers
-
-
 SPEC = TaskSpec(
     name="multilabel",
     title="multi-label classification",
@@ -87,6 +76,7 @@ SPEC = TaskSpec(
     evaluation=build_evaluation,
     predictor=MultilabelPredictor,
     write=classifier.write_predictions,
+    export=MultilabelExport(),
     report=build_report,
     check_data=check_multilabel,
     recognize=recognize,

@@ -1,0 +1,318 @@
+"""Export: a trained network as an ONNX file or as OpenVINO's, compared with the network before it is kept."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from torch import nn
+
+from metaformer.backbones.metaformer import Trunk
+from metaformer.data.preprocess import Preprocess
+from metaformer.deploy.export.dialects import flat, model_info
+from metaformer.deploy.export.graph import to_bytes, trace
+from metaformer.deploy.export.operators import OPSETS, load_onnxscript
+from metaformer.deploy.export.parity import compare
+from metaformer.errors import ConfigError, OutputError
+from metaformer.inference.exported import (
+    FILES,
+    KEY,
+    RUNTIMES,
+    file_hashes,
+    load_exported,
+    load_onnxruntime,
+    load_openvino,
+)
+from metaformer.inference.model import describe_network, load_model
+from metaformer.serialize import POSITIVE_INT
+from metaformer.storage import as_path, atomic_path, check_replaceable, check_writable
+from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.exported import INPUTS, SCHEMA, Content, ExportCard, ExportOptions
+
+DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
+SIDE: Final = 224
+"""Height and width to trace and compare with where images may have any."""
+Step = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file."""
+
+    path: Path
+    card: ExportCard
+    """What it says of itself, with the differences from the network."""
+
+    def text(self) -> str:
+        """The file in two lines."""
+        card = self.card
+        batch = "any number of images" if card.batch is None else f"{card.batch} images at once"
+        size = "any size" if card.image_size is None else "{}×{} pixels".format(*card.image_size)
+        worst = ", ".join(f"{name} {value:.1e}" for name, value in card.parity.items())
+        return (
+            f"{self.path}: {card.name}, {batch} of {size}, {self.path.stat().st_size / 1e6:.1f} MB\n"
+            f"largest differences from the network: {worst}"
+        )
+
+
+def export(
+    source: str | Path | nn.Module,
+    path: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    class_names: str | Path | Sequence[str] | None = None,
+    batch: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    opset: int = 20,
+    dtype: Literal["fp32", "fp16"] = "fp32",
+    input: Literal["uint8", "float"] = "uint8",
+    max_objects: int | None = None,
+    probabilities: bool = False,
+    ema: bool = False,
+    raw: bool = False,
+    on_step: Step = lambda step: None,
+) -> Exported:
+    """Write a network as a file that runs without PyTorch, with its classes and preprocessing.
+
+    The suffix chooses the format: .onnx for ONNX Runtime, .xml (with .bin) for OpenVINO. Its input `images`
+    are pixels (B, H, W, 3) of 0 … 255 in RGB, which the graph normalizes; segmenters and detectors also take
+    `sizes` (B, 2), height and width of each image inside the padded batch. Classifiers give `probabilities`
+    (B, K); segmenters `labels` (B, H, W); detectors `boxes` (B, N, 4), `scores` and `classes` (B, N), `count`
+    (B,) and, with masks, `masks` (B, N, 28, 28), non-maximum suppression included. The file is compared with
+    the network on images of several sizes; one that differs is not written. Beside it, a JSON file says the
+    same as its metadata.
+
+    Args:
+        source: run directory (its best weights), checkpoint directory, model name, or a network.
+        path: the file, which ends in .onnx or .xml.
+        checkpoint: weights for a model name.
+        class_names: class names, or a file with one a line, where nothing else gives them.
+        batch: images at once (default: any number).
+        image_size: height and width of the input (default: any, where the network allows it).
+        opset: version of ONNX's operators.
+        dtype: type of the weights; fp16 halves the file and changes results by about a percent.
+        input: `uint8` for pixels, or `float` for normalized images (B, C, H, W).
+        max_objects: detection: objects of an image, at most (default: the network's own, 100).
+        probabilities: segmentation: a second output, the probabilities (B, K, H, W); with them, evaluate and
+            predict give label maps of the images' own size exactly.
+        ema: of raw and averaged weights, take the averaged ones.
+        raw: of raw and averaged weights, take the raw ones.
+        on_step: called with a line of text before each step.
+
+    Raises:
+        ConfigError: another suffix, a value out of range, or an option of another task.
+        MissingPackage: a package of the extra `onnx` or `openvino` is not installed.
+        OptimizeError: the network has no such form, or the file does not compute what the network does.
+        OutputError: `path` cannot be written.
+        WeightsError: the weights cannot be read or do not fit.
+    """
+    target = as_path(path, "path", OutputError)
+    check_target(target)
+    options = ExportOptions(input, max_objects, probabilities)
+    _check(opset, dtype, batch, options)
+    on_step("loading the network")
+    if isinstance(source, nn.Module):
+        model = describe_network(source)
+    else:
+        model = load_model(source, checkpoint, class_names=class_names, ema=ema, raw=raw)
+    _check_task(model, options)
+    model, size = _sized(model.to(torch.device("cpu"), "none"), image_size)
+    card = _card(model, batch, size, dtype, options)
+    network = model.model if dtype == "fp32" else _copy(model.model).to(DTYPES[dtype])
+    graph = model.spec.export.graph(network, model.preprocess, options).eval()
+    card = replace(card, outputs=graph.outputs)
+    side = min(model.preprocess.image_size, SIDE) if isinstance(model.preprocess, Preprocess) else SIDE
+    on_step("tracing its graph")
+    body = to_bytes(trace(graph, card.channels, batch, size, max(side, card.min_size + 1), opset))
+    card = replace(card, versions={**card.versions, "opset": opset})
+    with tempfile.TemporaryDirectory(prefix="metaformer-export-") as folder:
+        draft = Path(folder, f"network{target.suffix.lower()}")
+        write = WRITERS[target.suffix.lower()]
+        card = write(draft, body, card)
+        on_step("comparing the file with the network")
+        card = replace(card, parity=compare(model, load_exported(draft), card, side))
+        card = write(draft, body, card)
+        _keep(draft, target, card)
+    return Exported(target, card)
+
+
+def check_target(path: Path) -> None:
+    """Check that a file can be written, before anything takes long.
+
+    Raises:
+        ConfigError: another suffix.
+        MissingPackage: a package that its format needs is not installed.
+        OutputError: `path` cannot be written.
+    """
+    if path.suffix.lower() not in RUNTIMES:
+        raise ConfigError(f"{path}: an exported file's name ends in {', '.join(RUNTIMES)} or .pt2")
+    load_onnxscript()
+    load_openvino() if path.suffix.lower() == ".xml" else load_onnxruntime()
+    for file in _files(path):
+        check_replaceable(file)
+    check_writable(path)
+
+
+def _files(path: Path) -> list[Path]:
+    """All that belongs to an exported file, itself last."""
+    weights = [path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else []
+    return [*weights, path.with_suffix(".json"), path]
+
+
+def _check(opset: int, dtype: str, batch: int | None, options: ExportOptions) -> None:
+    if opset not in OPSETS:
+        raise ConfigError(f"opset is {opset}: choose {OPSETS[0]} to {OPSETS[-1]}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}: choose {' or '.join(DTYPES)}")
+    if options.input not in INPUTS:
+        raise ConfigError(f"input is {options.input!r}: choose {' or '.join(INPUTS)}")
+    for name, value in (("batch", batch), ("max_objects", options.max_objects)):
+        if value is not None and value not in POSITIVE_INT:
+            raise ConfigError(f"{name} is {value}: it must be at least 1")
+
+
+def _check_task(model: LoadedModel, options: ExportOptions) -> None:
+    own = model.spec.export.options
+    for name in ("max_objects", "probabilities"):
+        if getattr(options, name) and name not in own:
+            raise ConfigError(f"{name}: no option of {model.spec.title} ({model.name})")
+
+
+def _sized(
+    model: LoadedModel, image_size: int | tuple[int, int] | None
+) -> tuple[LoadedModel, tuple[int, int] | None]:
+    """The model for an input of this size, and the size that the file is fixed to, if it is.
+
+    Raises:
+        ConfigError: a size out of range, or of which the network's parts are not.
+    """
+    config = _trunk(model.model).config
+    fixed = config.image_size if config.fixed_size else None
+    if image_size is None:
+        return model, fixed
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or not all(side in POSITIVE_INT for side in size):
+        raise ConfigError(f"image_size is {image_size}: give a height and a width, at least 1")
+    if fixed not in (None, size):
+        raise ConfigError(f"image_size is {size}: {model.name} takes {fixed} alone")
+    if isinstance(model.preprocess, Preprocess):
+        if size[0] != size[1]:
+            raise ConfigError(f"image_size is {size}: of {model.spec.title} it is one number")
+        model = model.with_preprocess(image_size=size[0])
+    return model, size
+
+
+def _trunk(network: nn.Module) -> Trunk:
+    trunk = next((module for module in network.modules() if isinstance(module, Trunk)), None)
+    if trunk is None:
+        raise ConfigError(f"{type(network).__name__}: has no backbone of this library to export")
+    return trunk
+
+
+def _card(
+    model: LoadedModel, batch: int | None, size: tuple[int, int] | None, dtype: str, options: ExportOptions
+) -> ExportCard:
+    trunk, task = _trunk(model.model), model.spec.export
+    if options.input == "uint8" and trunk.config.in_chans != 3:
+        raise ConfigError(
+            f"input is uint8: {model.name} takes {trunk.config.in_chans} channels: choose float"
+        )
+    cfg: dict[str, Any] = getattr(model.model, "pretrained_cfg", {})
+    return ExportCard(
+        schema=SCHEMA,
+        task=model.task,
+        name=model.name,
+        classes=model.classes,
+        num_classes=model.num_classes,
+        preprocess=model.preprocess.to_dict(),
+        resize=task.resize(model.preprocess),
+        input=options.input,
+        channels=trunk.config.in_chans,
+        batch=batch,
+        image_size=size,
+        min_size=trunk.min_size,
+        outputs=(),
+        dtype=str(DTYPES[dtype]).removeprefix("torch."),
+        license=(cfg.get("license") or None) if cfg.get("url") else None,
+        metadata=task.metadata(model.metadata),
+        weights_sha256=_weights_hash(model.model),
+        versions={name: _version(name) for name in ("metaformer", "torch", "onnx")},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _weights_hash(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(network)
+
+
+def write_onnx(path: Path, body: bytes, card: ExportCard) -> ExportCard:
+    """Write an ONNX file: the model, then its metadata, which parsers join; returns the card as written."""
+    onnx, _ = load_onnxscript()
+    card = replace(card, content=Content.of(body))
+    tail = onnx.ModelProto()
+    for key, value in {KEY: _json(card), **flat(card), **model_info(card, "model_info ")}.items():
+        tail.metadata_props.add(key=key, value=value)
+    path.write_bytes(body + tail.SerializeToString())
+    return card
+
+
+def write_openvino(path: Path, body: bytes, card: ExportCard) -> ExportCard:
+    """Write OpenVINO's two files; returns the card as written."""
+    openvino = load_openvino()
+    graph = openvino.Core().read_model(body)
+
+    def save(card: ExportCard) -> None:
+        graph.set_rt_info(_json(card), KEY)
+        for key, value in flat(card).items():
+            graph.set_rt_info(value, key)
+        for key, value in model_info(card).items():
+            graph.set_rt_info(value, ["model_info", key])
+        openvino.save_model(graph, path, compress_to_fp16=card.dtype == "float16")
+
+    save(card)
+    content = Content.of(path.with_suffix(".bin").read_bytes())
+    card = replace(card, content=content, versions={**card.versions, "openvino": _version("openvino")})
+    save(card)
+    return card
+
+
+WRITERS: Final = {".onnx": write_onnx, ".xml": write_openvino}
+
+
+def _json(card: ExportCard) -> str:
+    return json.dumps(card.to_dict(), ensure_ascii=False)
+
+
+def _keep(draft: Path, target: Path, card: ExportCard) -> None:
+    """Move a draft and its JSON file to their place, the file itself last."""
+    hashes = dict(zip([file.name for file in _hashed(target)], file_hashes(draft).values(), strict=True))
+    beside = json.dumps({**card.to_dict(), FILES: hashes}, ensure_ascii=False, indent=1) + "\n"
+    draft.with_suffix(".json").write_text(beside, encoding="utf-8")
+    for file in _files(target):
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(draft.with_suffix(file.suffix.lower()).read_bytes())
+
+
+def _hashed(target: Path) -> list[Path]:
+    return [target, target.with_suffix(".bin")] if target.suffix.lower() == ".xml" else [target]
