@@ -8,6 +8,7 @@ if TYPE_CHECKING:  # `X as X` exports a name to type checkers
     from metaformer.backbones.metaformer import MetaFormer as MetaFormer
     from metaformer.backbones.metaformer import MetaFormerFeatures as MetaFormerFeatures
     from metaformer.config import TrainConfig as TrainConfig
+    from metaformer.deploy.export.write import export as export
     from metaformer.deploy.int8.quantize import quantize as quantize
     from metaformer.deploy.optimize import optimize as optimize
     from metaformer.deploy.packaging.load import load_package as load_package
@@ -46,6 +47,7 @@ _MODULES = {
     "backbones.config": ("MetaFormerConfig",),
     "backbones.metaformer": ("MetaFormer", "MetaFormerFeatures"),
     "config": ("TrainConfig",),
+    "deploy.export.write": ("export",),
     "deploy.int8.quantize": ("quantize",),
     "deploy.optimize": ("optimize",),
     "deploy.packaging.write": ("package",),

@@ -1,4 +1,4 @@
-"""`metaformer export RUN|CHECKPOINT|MODEL OUT.pt2`."""
+"""`metaformer export RUN|CHECKPOINT|MODEL OUT.onnx|OUT.xml|OUT.pt2`."""
 
 import sys
 from argparse import Namespace
@@ -10,37 +10,85 @@ from metaformer.cli.parser import Parser, say
 if TYPE_CHECKING:
     from metaformer.tasks.base import LoadedModel
 
-EXAMPLE = """metaformer export runs/demo-classify digits.pt2
+EXAMPLE = """metaformer export runs/demo-detect digits.onnx
+  metaformer export runs/demo-segment digits.xml --probabilities
   metaformer export poolformer_s12 poolformer.pt2 --dtype bf16 --batch 1 64 --sizes 224 1024"""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+PACKAGE = ".pt2"
+ONLY = {
+    "graph": ("opset", "input", "max_objects", "probabilities"),
+    "package": ("sizes", "device"),
+}
+"""Options of .onnx and .xml files alone, and of .pt2 files alone."""
 
 
 def run(argv: list[str]) -> int:
-    """Compile a network ahead of time into one file."""
+    """Write a network as one file: for ONNX Runtime, for OpenVINO, or compiled for PyTorch."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.sizes and args.image_size:
-        parser.error("--sizes and --image-size both set the image size: give one of them")
+    package = Path(args.out).suffix == PACKAGE
+    given = {name: value for name, value in vars(args).items() if value not in (None, False)}
+    for name in ONLY["graph" if package else "package"]:
+        if name in given:
+            parser.error(
+                f"--{name.replace('_', '-')}: no option of a {Path(args.out).suffix or 'nameless'} file"
+            )
     parser.run_import(vars(args))
+    return _package(parser, args) if package else _export(parser, args)
+
+
+def _export(parser: Parser, args: Namespace) -> int:
+    from metaformer.deploy.export.write import export
+
+    if args.batch and len(args.batch) > 1:
+        parser.error("--batch: a .onnx or .xml file takes any number of images, or one number: --batch N")
+    names = ("opset", "input", "max_objects", "dtype")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    size = args.image_size
+    written = export(
+        args.source,
+        args.out,
+        checkpoint=args.checkpoint,
+        class_names=args.class_names,
+        batch=args.batch[0] if args.batch else None,
+        image_size=None if size is None else size[0] if len(size) == 1 else tuple(size),
+        probabilities=args.probabilities,
+        ema=args.ema,
+        raw=args.raw,
+        on_step=_say_step,
+        **options,
+    )
+    say(written.text())
+    say(f"metaformer predict {args.out} IMAGES, metaformer evaluate {args.out} --data DIR take it as a run")
+    return 0
+
+
+def _package(parser: Parser, args: Namespace) -> int:
+    """Compile a network ahead of time into one file."""
     import torch
 
     from metaformer.deploy.packaging.write import check_possible, package
     from metaformer.distributed import find_device
     from metaformer.inference.model import load_model
 
+    if args.sizes and args.image_size:
+        parser.error("--sizes and --image-size both set the image size: give one of them")
+    if args.image_size and len(args.image_size) > 1:
+        parser.error("--image-size: of a .pt2 file it is one number")
     check_possible(Path(args.out))
-    device = find_device(args.device)
+    device = find_device(args.device or "auto")
     names = args.class_names
     model = load_model(args.source, args.checkpoint, class_names=names, ema=args.ema, raw=args.raw)
-    model = model.with_preprocess(image_size=args.image_size)
+    model = model.with_preprocess(image_size=args.image_size[0] if args.image_size else None)
+    batch = args.batch or (1, 64)
     written = package(
         model.to(device, "none").model,
         args.out,
         dtype=getattr(torch, DTYPES[args.dtype]) if args.dtype else None,
-        batch=tuple(args.batch),
+        batch=(batch[0], batch[-1]),
         size=_size(model, args),
         notes=_notes(model),
-        on_step=lambda step: print(f"export: {step}", file=sys.stderr, flush=True),
+        on_step=_say_step,
     )
     say(f"{written.path}: {model.name}, {written.limits}")
     say(f"largest difference from the network: {written.difference:.1e} of the largest output")
@@ -48,25 +96,39 @@ def run(argv: list[str]) -> int:
     return 0
 
 
+def _say_step(step: str) -> None:
+    print(f"export: {step}", file=sys.stderr, flush=True)
+
+
 def _parser() -> Parser:
     parser = Parser(
         "export",
-        "Compile a network's fastest form ahead of time into one file, which Python and C++ load without a "
-        "compiler. It takes a minute or so, and a C++ compiler.",
+        "Write a network as a file. The suffix chooses the format: .onnx for ONNX Runtime and .xml for\n"
+        "OpenVINO, which run without PyTorch, hold preprocessing, classes and non-maximum suppression, and\n"
+        "which predict and evaluate take as they take a run; .pt2 for PyTorch, compiled for this kind of\n"
+        "machine. The file is compared with the network before it is kept.",
         EXAMPLE,
     )
     add = parser.add_argument
     parser.add_source()
-    add("out", metavar="OUT.pt2", help="file to write")
+    add("out", metavar="OUT.onnx|OUT.xml|OUT.pt2", help="file to write")
     add("--class-names", metavar="FILE", help="class names, one per line, where nothing else gives them")
-    add("--dtype", choices=list(DTYPES), help="type of weights and images (default: the weights' own)")
-    least_most = ("MIN", "MAX")
-    numbers: dict[str, Any] = {"type": int, "nargs": 2, "metavar": least_most}
-    add("--batch", **numbers, default=(1, 64), help="fewest and most images at once (default 1 64)")
+    add("--dtype", choices=list(DTYPES), help="type of the weights (default: fp32; .pt2: the weights' own)")
+    numbers: dict[str, Any] = {"type": int, "nargs": "+", "metavar": "N"}
+    add("--batch", **numbers, help="images at once (default: any number; .pt2: 1 to 64, or MIN MAX)")
+    add("--image-size", **numbers, help="height and width of the input, one number or two (default: any)")
+    graph = parser.add_argument_group(".onnx, .xml")
+    graph.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default 20)")
+    text = "uint8: pixels (B, H, W, 3), normalized in the graph (the default); float: normalized (B, C, H, W)"
+    graph.add_argument("--input", choices=["uint8", "float"], help=text)
+    text = "detection: objects of an image, at most (default: the network's own, 100)"
+    graph.add_argument("--max-objects", type=int, metavar="N", help=text)
+    text = "segmentation: also write the probabilities, with which label maps of other sizes are exact"
+    graph.add_argument("--probabilities", action="store_true", help=text)
+    package = parser.add_argument_group(".pt2")
     text = "smallest and largest height and width (default: the checkpoint's; pixels and objects: any)"
-    add("--sizes", **numbers, help=text)
-    add("--image-size", type=int, metavar="N", help="classification: one height and width")
-    add("--device", default="auto", help="where it will run: auto, cpu, cuda or cuda:N (default auto)")
+    package.add_argument("--sizes", type=int, nargs=2, metavar=("MIN", "MAX"), help=text)
+    package.add_argument("--device", help="where it will run: auto, cpu, cuda or cuda:N (default auto)")
     parser.add_ema()
     parser.add_import()
     return parser

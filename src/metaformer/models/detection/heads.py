@@ -112,4 +112,4 @@ def init_normal(module: nn.Module, bias: float = 0.0) -> None:
 
 def by_anchor(level: Tensor, channels: int) -> Tensor:
     """Reshape (B, A·C, H, W) to (B, H·W·A, C); a view of a channels-last tensor."""
-    return level.permute(0, 2, 3, 1).reshape(len(level), -1, channels)
+    return level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, channels)

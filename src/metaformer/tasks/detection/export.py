@@ -38,7 +38,7 @@ def top_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @top_candidates.register_fake
 def _(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    shape = len(scores), count
+    shape = scores.shape[0], count
     return scores.new_empty(shape), scores.new_empty(shape, dtype=torch.int64)
 
 
@@ -63,7 +63,7 @@ def select_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: f
 
 @select_boxes.register_fake
 def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, limit: int) -> Tensor:
-    return labels.new_empty(len(boxes), limit)
+    return labels.new_empty(boxes.shape[0], limit)
 
 
 class _Candidates:
@@ -199,11 +199,13 @@ class RCNNGraph(DetectionGraph):
 
         flat = boxes.flatten(0, 1)
         own = assign_levels(flat, len(levels))
-        images = torch.arange(len(boxes), device=boxes.device)[:, None].expand(boxes.shape[:2]).reshape(-1, 1)
+        images = (
+            torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(boxes.shape[:2]).reshape(-1, 1)
+        )
         pooled: Tensor | None = None
         for i, (level, stride) in enumerate(zip(levels, self.network.strides, strict=False)):
             here = (own == i)[:, None]
-            rois = torch.cat([images.to(flat), torch.where(here, flat, 0.0)], 1)
+            rois = torch.cat([images.reshape(-1, 1).to(flat), torch.where(here, flat, 0.0)], 1)
             x = roi_align(level.float(), rois, side, 1 / stride, sampling_ratio=0, aligned=True)
             x = torch.where(here[..., None, None], x, 0.0)
             pooled = x if pooled is None else pooled + x
@@ -233,7 +235,7 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
 def _clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Boxes (B, …, 4) inside images of heights and widths (B, 2)."""
     limits = sizes.flip(1).to(boxes).repeat(1, 2)
-    return boxes.clamp(min=0).minimum(limits.view(len(limits), *[1] * (boxes.ndim - 2), 4))
+    return boxes.clamp(min=0).minimum(limits.view(-1, *[1] * (boxes.ndim - 2), 4))
 
 
 class ExportedDetector(ExportedNetwork):
