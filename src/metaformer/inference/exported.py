@@ -126,6 +126,18 @@ def is_exported(source: str | Path) -> bool:
     return Path(source).suffix.lower() in RUNTIMES
 
 
+def open_exported(file: str | Path) -> tuple[Any, ExportCard]:
+    """The program that computes an exported file, with the file loaded, and what the file says of itself.
+
+    Raises:
+        MissingPackage: the program is not installed.
+        WeightsError: the file is damaged, or its metadata do not fit.
+    """
+    path = Path(file)
+    runtime = RUNTIMES[path.suffix.lower()](path)
+    return runtime, read_card(path, runtime)
+
+
 def load_exported(file: str | Path) -> LoadedModel:
     """Load an exported file in the place of the network that it was made from.
 
@@ -134,23 +146,19 @@ def load_exported(file: str | Path) -> LoadedModel:
         MissingPackage: the program that computes it is not installed.
         WeightsError: it is damaged, or its metadata do not fit.
     """
-    path = Path(file)
-    runtime = RUNTIMES[path.suffix.lower()](path)
-    card = read_card(path, runtime)
+    runtime, card = open_exported(file)
     if card.task is None:
-        raise ConfigError(f"{path}: {card.name} without a head: there is no task to predict or to evaluate")
+        raise ConfigError(f"{file}: features of {card.name}: there is no task to predict or to evaluate")
     if card.task not in TASKS:
-        raise WeightsError(f"{path}: task {shown(card.task)} is not known to this version")
-    spec = TASKS[card.task]
-    with errors_at(path, WeightsError):
-        count = card.num_classes
+        raise WeightsError(f"{file}: task {shown(card.task)} is not known to this version")
+    spec, count = TASKS[card.task], card.num_classes
+    with errors_at(file, WeightsError):
         classes = None if card.classes is None else read_names(list(card.classes), count)
         preprocess = spec.export.read_preprocess(card.preprocess)
         metadata = spec.export.read_metadata(card.metadata, count)
     if card.input == "uint8":
         preprocess = replace(preprocess, **PIXELS)
-    network = spec.export.network(runtime, card, count)
-    return LoadedModel(spec, card.name, network, preprocess, classes, metadata)
+    return LoadedModel(spec, card.name, spec.export.network(runtime, card), preprocess, classes, metadata)
 
 
 def read_card(file: Path, runtime: Any) -> ExportCard:

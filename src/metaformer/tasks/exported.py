@@ -140,12 +140,11 @@ class ExportedNetwork(nn.Module):
     Args:
         runtime: computes it.
         card: what the file says.
-        num_classes: number of classes.
     """
 
-    def __init__(self, runtime: Runtime, card: ExportCard, num_classes: int) -> None:
+    def __init__(self, runtime: Runtime, card: ExportCard) -> None:
         super().__init__()
-        self.runtime, self.card, self.num_classes = runtime, card, num_classes
+        self.runtime, self.card, self.num_classes = runtime, card, card.num_classes
 
     def compute(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> dict[str, Tensor]:
         """Outputs by name, on the CPU.

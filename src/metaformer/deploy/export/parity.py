@@ -1,9 +1,9 @@
 """Comparison of a file with the network that it was made from, on images of several sizes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,40 +13,48 @@ from torch import Tensor
 
 from metaformer.data.folder import EXTENSIONS
 from metaformer.data.image import read_image
-from metaformer.data.preprocess import Normalize
+from metaformer.data.preprocess import Channels, Deviations, Normalize
 from metaformer.errors import BadImage, OptimizeError
-from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.exported import ExportCard
+from metaformer.tasks.exported import ExportCard, TaskExport
 
 SAMPLES: Final = 8
 """Images that are looked for in the run's data."""
 Pixels = NDArray[np.uint8]
 
 
-def compare(model: LoadedModel, exported: LoadedModel, card: ExportCard, side: int) -> dict[str, float]:
+def compare(
+    task: TaskExport,
+    network: Callable[..., Any],
+    exported: Callable[..., Any],
+    card: ExportCard,
+    pixels: tuple[Channels, Deviations],
+    side: int,
+    root: str | Path | None,
+) -> dict[str, float]:
     """The largest differences between a network and its file, by the names of `TaskExport.tolerances`.
 
     Args:
-        model: the network.
-        exported: its file.
+        task: how the network is exported.
+        network: its forward pass on normalized images (B, 3, H, W).
+        exported: the same of the file, on pixels of 0 … 255 where it takes these.
         card: what the file says.
+        pixels: mean and standard deviation of the images, in 0 … 1.
         side: usual height and width of the input.
+        root: folder of images to compare on; made ones where there is none.
 
     Raises:
         OptimizeError: one is more than its tolerance.
     """
-    task, images = model.spec.export, _samples(model)
-    worst: dict[str, float] = {}
+    images, worst = _samples(root), dict[str, float]()
     for shape in _shapes(card, side):
-        pixels, sizes = _batch(images, shape, padded=task.forward_takes_sizes)
+        batch, sizes = _batch(images, shape, padded=task.forward_takes_sizes)
         extra = (sizes,) if task.forward_takes_sizes else ()
+        x = _normalized(batch, sizes, pixels)[:, : card.channels]
+        raw = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
         with torch.inference_mode():
-            expected = model.forward(_normalized(pixels, sizes, model), *extra)
-            inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-            if card.input == "float":
-                inputs = _normalized(pixels, sizes, model)
-            found = exported.forward(inputs, *extra)
-        differences = task.compare(expected, found)
+            differences = task.compare(
+                network(x, *extra), exported(raw if card.input == "uint8" else x, *extra)
+            )
         for name, value in differences.items():
             allowed = task.tolerance(name, card.dtype)
             if not value <= allowed:
@@ -81,19 +89,20 @@ def _batch(
     return pixels, sizes
 
 
-def _normalized(pixels: Pixels, sizes: list[tuple[int, int]], model: LoadedModel) -> Tensor:
+def _normalized(
+    pixels: Pixels, sizes: list[tuple[int, int]], mean_std: tuple[Channels, Deviations]
+) -> Tensor:
     """The network's input, zero beyond each image."""
-    normalize = Normalize(model.preprocess.mean, model.preprocess.std)
+    normalize = Normalize(*mean_std)
     batch = torch.zeros(len(pixels), 3, *pixels.shape[1:3])
     for x, image, (height, width) in zip(batch, pixels, sizes, strict=True):
         x[:, :height, :width] = normalize(Image.fromarray(image[:height, :width]))
     return batch
 
 
-def _samples(model: LoadedModel) -> list[Image.Image]:
-    """Images of the run's data where they are at hand, else made ones: noise of several scales and shapes."""
+def _samples(root: str | Path | None) -> list[Image.Image]:
+    """Images in a folder, else made ones: noise of several scales, and rectangles."""
     found: list[Image.Image] = []
-    root = model.config and Path(model.config.data.root)
     for folder, _, names in os.walk(root) if root else ():
         for name in sorted(names):
             if Path(name).suffix.lower() in EXTENSIONS and len(found) < SAMPLES:

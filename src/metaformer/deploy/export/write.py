@@ -1,5 +1,6 @@
 """Export: a trained network as an ONNX file or as OpenVINO's, compared with the network before it is kept."""
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -12,9 +13,10 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from metaformer.backbones.metaformer import Trunk
+from metaformer.backbones.metaformer import MetaFormerFeatures, Trunk
 from metaformer.data.preprocess import Preprocess
 from metaformer.deploy.export.dialects import flat, model_info
+from metaformer.deploy.export.features import FeaturesExport
 from metaformer.deploy.export.graph import to_bytes, trace
 from metaformer.deploy.export.operators import OPSETS, load_onnxscript
 from metaformer.deploy.export.parity import compare
@@ -27,12 +29,22 @@ from metaformer.inference.exported import (
     load_exported,
     load_onnxruntime,
     load_openvino,
+    open_exported,
 )
 from metaformer.inference.model import describe_network, load_model
 from metaformer.serialize import POSITIVE_INT
 from metaformer.storage import as_path, atomic_path, check_replaceable, check_writable
+from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.exported import INPUTS, SCHEMA, Content, ExportCard, ExportOptions
+from metaformer.tasks.exported import (
+    INPUTS,
+    SCHEMA,
+    Content,
+    ExportCard,
+    ExportedNetwork,
+    ExportOptions,
+    TaskExport,
+)
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
 SIDE: Final = 224
@@ -54,8 +66,9 @@ class Exported:
         batch = "any number of images" if card.batch is None else f"{card.batch} images at once"
         size = "any size" if card.image_size is None else "{}×{} pixels".format(*card.image_size)
         worst = ", ".join(f"{name} {value:.1e}" for name, value in card.parity.items())
+        megabytes = sum(file.stat().st_size for file in _hashed(self.path)) / 1e6
         return (
-            f"{self.path}: {card.name}, {batch} of {size}, {self.path.stat().st_size / 1e6:.1f} MB\n"
+            f"{self.path}: {card.name}, {batch} of {size}, {megabytes:.1f} MB\n"
             f"largest differences from the network: {worst}"
         )
 
@@ -116,29 +129,80 @@ def export(
     options = ExportOptions(input, max_objects, probabilities)
     _check(opset, dtype, batch, options)
     on_step("loading the network")
-    if isinstance(source, nn.Module):
-        model = describe_network(source)
+    if isinstance(source, MetaFormerFeatures):
+        subject = Subject.of_backbone(source)
+    elif isinstance(source, nn.Module):
+        subject = Subject.of_model(describe_network(source))
     else:
         model = load_model(source, checkpoint, class_names=class_names, ema=ema, raw=raw)
-    _check_task(model, options)
-    model, size = _sized(model.to(torch.device("cpu"), "none"), image_size)
-    card = _card(model, batch, size, dtype, options)
-    network = model.model if dtype == "fp32" else _copy(model.model).to(DTYPES[dtype])
-    graph = model.spec.export.graph(network, model.preprocess, options).eval()
-    card = replace(card, outputs=graph.outputs)
-    side = min(model.preprocess.image_size, SIDE) if isinstance(model.preprocess, Preprocess) else SIDE
+        subject = Subject.of_model(model)
+    _check_task(subject, options)
+    subject, size = _sized(subject, image_size)
+    card = make_card(subject, batch, size, dtype, options)
+    network = subject.network if dtype == "fp32" else copy.deepcopy(subject.network).to(DTYPES[dtype])
+    graph = subject.task.graph(network, subject.preprocess, options).eval()
+    card = replace(card, outputs=graph.outputs, versions={**card.versions, "opset": opset})
     on_step("tracing its graph")
-    body = to_bytes(trace(graph, card.channels, batch, size, max(side, card.min_size + 1), opset))
-    card = replace(card, versions={**card.versions, "opset": opset})
+    body = to_bytes(trace(graph, card.channels, batch, size, max(subject.side, card.min_size + 1), opset))
     with tempfile.TemporaryDirectory(prefix="metaformer-export-") as folder:
         draft = Path(folder, f"network{target.suffix.lower()}")
         write = WRITERS[target.suffix.lower()]
         card = write(draft, body, card)
         on_step("comparing the file with the network")
-        card = replace(card, parity=compare(model, load_exported(draft), card, side))
+        card = replace(card, parity=_compare(subject, draft, card))
         card = write(draft, body, card)
-        _keep(draft, target, card)
+        keep(draft, target, card)
     return Exported(target, card)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with what its file says of it."""
+
+    network: nn.Module
+    forward: Callable[..., Any]
+    """Its results for normalized images (B, 3, H, W), and their sizes where the task takes them."""
+    task: TaskExport
+    task_name: str | None
+    name: str
+    preprocess: Any
+    num_classes: int = 0
+    classes: tuple[str, ...] | None = None
+    metadata: Any = None
+    root: str | Path | None = None
+    """Folder of the run's data."""
+
+    @classmethod
+    def of_model(cls, model: LoadedModel) -> "Subject":
+        """A network with a task."""
+        if isinstance(model.model, ExportedNetwork):
+            raise ConfigError(f"{model.name}: is an exported file: export the run that it was made from")
+        model, spec = model.to(torch.device("cpu"), "none"), model.spec
+        root = None if model.config is None else model.config.data.root
+        own = (model.preprocess, model.num_classes, model.classes, model.metadata, root)
+        return cls(model.model, model.forward, spec.export, spec.name, model.name, *own)
+
+    @classmethod
+    def of_backbone(cls, backbone: MetaFormerFeatures) -> "Subject":
+        """A backbone, whose file gives features."""
+        backbone = copy.deepcopy(backbone).cpu().eval()
+        cfg: dict[str, Any] = backbone.pretrained_cfg
+        name = str(cfg.get("architecture") or type(backbone).__name__)
+        return cls(backbone, backbone, FeaturesExport(), None, name, Preprocess.from_pretrained_cfg(cfg))
+
+    @property
+    def side(self) -> int:
+        """Usual height and width of the input."""
+        return min(self.preprocess.image_size, SIDE) if isinstance(self.preprocess, Preprocess) else SIDE
+
+
+def _compare(subject: Subject, file: Path, card: ExportCard) -> dict[str, float]:
+    if subject.task_name is None:
+        exported: Callable[..., Any] = subject.task.network(*open_exported(file))
+    else:
+        exported = load_exported(file).forward
+    pixels = subject.preprocess.mean, subject.preprocess.std
+    return compare(subject.task, subject.forward, exported, card, pixels, subject.side, subject.root)
 
 
 def check_target(path: Path) -> None:
@@ -176,35 +240,35 @@ def _check(opset: int, dtype: str, batch: int | None, options: ExportOptions) ->
             raise ConfigError(f"{name} is {value}: it must be at least 1")
 
 
-def _check_task(model: LoadedModel, options: ExportOptions) -> None:
-    own = model.spec.export.options
+def _check_task(subject: Subject, options: ExportOptions) -> None:
     for name in ("max_objects", "probabilities"):
-        if getattr(options, name) and name not in own:
-            raise ConfigError(f"{name}: no option of {model.spec.title} ({model.name})")
+        if getattr(options, name) and name not in subject.task.options:
+            kind = TASKS[subject.task_name].title if subject.task_name else "a backbone"
+            raise ConfigError(f"{name}: no option of {kind} ({subject.name})")
 
 
 def _sized(
-    model: LoadedModel, image_size: int | tuple[int, int] | None
-) -> tuple[LoadedModel, tuple[int, int] | None]:
-    """The model for an input of this size, and the size that the file is fixed to, if it is.
+    subject: Subject, image_size: int | tuple[int, int] | None
+) -> tuple[Subject, tuple[int, int] | None]:
+    """The network for an input of this size, and the size that the file is fixed to, if it is.
 
     Raises:
         ConfigError: a size out of range, or of which the network's parts are not.
     """
-    config = _trunk(model.model).config
+    config = _trunk(subject.network).config
     fixed = config.image_size if config.fixed_size else None
     if image_size is None:
-        return model, fixed
+        return subject, fixed
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or not all(side in POSITIVE_INT for side in size):
         raise ConfigError(f"image_size is {image_size}: give a height and a width, at least 1")
     if fixed not in (None, size):
-        raise ConfigError(f"image_size is {size}: {model.name} takes {fixed} alone")
-    if isinstance(model.preprocess, Preprocess):
+        raise ConfigError(f"image_size is {size}: {subject.name} takes {fixed} alone")
+    if isinstance(subject.preprocess, Preprocess):
         if size[0] != size[1]:
-            raise ConfigError(f"image_size is {size}: of {model.spec.title} it is one number")
-        model = model.with_preprocess(image_size=size[0])
-    return model, size
+            raise ConfigError(f"image_size is {size}: {subject.name} takes square images")
+        subject = replace(subject, preprocess=replace(subject.preprocess, image_size=size[0]))
+    return subject, size
 
 
 def _trunk(network: nn.Module) -> Trunk:
@@ -214,23 +278,27 @@ def _trunk(network: nn.Module) -> Trunk:
     return trunk
 
 
-def _card(
-    model: LoadedModel, batch: int | None, size: tuple[int, int] | None, dtype: str, options: ExportOptions
+def make_card(
+    subject: Subject, batch: int | None, size: tuple[int, int] | None, dtype: str, options: ExportOptions
 ) -> ExportCard:
-    trunk, task = _trunk(model.model), model.spec.export
+    """What the file will say of itself, but for its outputs and content.
+
+    Raises:
+        ConfigError: pixels in RGB are no input of the network.
+    """
+    trunk = _trunk(subject.network)
     if options.input == "uint8" and trunk.config.in_chans != 3:
-        raise ConfigError(
-            f"input is uint8: {model.name} takes {trunk.config.in_chans} channels: choose float"
-        )
-    cfg: dict[str, Any] = getattr(model.model, "pretrained_cfg", {})
+        count = trunk.config.in_chans
+        raise ConfigError(f"input is uint8: {subject.name} takes {count} channels: choose float")
+    cfg: dict[str, Any] = getattr(subject.network, "pretrained_cfg", {})
     return ExportCard(
         schema=SCHEMA,
-        task=model.task,
-        name=model.name,
-        classes=model.classes,
-        num_classes=model.num_classes,
-        preprocess=model.preprocess.to_dict(),
-        resize=task.resize(model.preprocess),
+        task=subject.task_name,
+        name=subject.name,
+        classes=subject.classes,
+        num_classes=subject.num_classes,
+        preprocess=subject.preprocess.to_dict(),
+        resize=subject.task.resize(subject.preprocess),
         input=options.input,
         channels=trunk.config.in_chans,
         batch=batch,
@@ -239,8 +307,8 @@ def _card(
         outputs=(),
         dtype=str(DTYPES[dtype]).removeprefix("torch."),
         license=(cfg.get("license") or None) if cfg.get("url") else None,
-        metadata=task.metadata(model.metadata),
-        weights_sha256=_weights_hash(model.model),
+        metadata=subject.task.metadata(subject.metadata),
+        weights_sha256=_weights_hash(subject.network),
         versions={name: _version(name) for name in ("metaformer", "torch", "onnx")},
     )
 
@@ -258,12 +326,6 @@ def _weights_hash(network: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _copy(network: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(network)
 
 
 def write_onnx(path: Path, body: bytes, card: ExportCard) -> ExportCard:
@@ -304,7 +366,7 @@ def _json(card: ExportCard) -> str:
     return json.dumps(card.to_dict(), ensure_ascii=False)
 
 
-def _keep(draft: Path, target: Path, card: ExportCard) -> None:
+def keep(draft: Path, target: Path, card: ExportCard) -> None:
     """Move a draft and its JSON file to their place, the file itself last."""
     hashes = dict(zip([file.name for file in _hashed(target)], file_hashes(draft).values(), strict=True))
     beside = json.dumps({**card.to_dict(), FILES: hashes}, ensure_ascii=False, indent=1) + "\n"

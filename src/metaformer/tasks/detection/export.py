@@ -302,7 +302,7 @@ class DetectorExport(TaskExport):
     def read_metadata(self, values: Mapping[str, Any], count: int) -> DetectionMetadata:
         return DetectionMetadata(
             read_palette(values["palette"], count),
-            read_ids(values["category_ids"], count),
+            read_ids(values["category_ids"], count) if values["category_ids"] else (),
             read_score(values.get("score")),
         )
 
