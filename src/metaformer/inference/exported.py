@@ -181,18 +181,23 @@ def read_card(file: Path, runtime: Any) -> ExportCard:
         card = ExportCard.from_dict(values)
     if not card.content.fits(runtime.content):
         raise WeightsError(f"{file}: its content is not what its metadata say: it is damaged, or was changed")
+    _check_beside(file, values)
+    return card
+
+
+def _check_beside(file: Path, values: Any) -> None:
+    """Compare a file with the JSON file beside it, where that is of this one."""
     beside = file.with_suffix(".json")
     if not os.path.lexists(beside):
-        return card
+        return
     there = read_json(beside, WeightsError)
     hashes = there.pop(FILES, None) if isinstance(there, dict) else None
-    if (
-        hashes is not None
-        and there.get("schema") == SCHEMA
-        and (there != values or hashes != file_hashes(file))
-    ):
-        raise WeightsError(f"{beside}: is of another file than {file}: export it again, or delete this one")
-    return card
+    if not isinstance(hashes, dict) or file.name not in hashes:  # of another program, or another format
+        return
+    if there != values or hashes != file_hashes(file):
+        raise WeightsError(
+            f"{file}: is not the file that {beside} describes: export it again, or delete that one"
+        )
 
 
 def file_hashes(file: Path) -> dict[str, str]:

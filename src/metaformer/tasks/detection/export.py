@@ -241,6 +241,11 @@ def _clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
 class ExportedDetector(ExportedNetwork):
     """Images to the objects in each."""
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether detections have masks."""
+        return "masks" in self.card.outputs
+
     def predict(
         self,
         x: Tensor,
