@@ -1,4 +1,4 @@
-"""Write the tables of docs/models.md from the library: `python docs/tables.py`; `--check` only compares."""
+"""Write the tables of the documents from the library: `python docs/tables.py`; `--check` only compares."""
 
 import sys
 from itertools import groupby
@@ -6,13 +6,14 @@ from pathlib import Path
 
 from metaformer.backbones.variants import UNAVAILABLE
 from metaformer.bench.catalog import catalog
+from metaformer.tasks import TASKS
 from metaformer.weights.sources import SOURCES
 
-PAGE = Path(__file__).parent / "models.md"
+FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
-def tables() -> str:
+def models() -> str:
     """One table a family, then what is not available."""
     text = []
     for family, entries in groupby(catalog(), key=lambda entry: entry.family):
@@ -32,17 +33,33 @@ def tables() -> str:
     return "\n".join(text)
 
 
+def exports() -> str:
+    """Inputs and outputs of the exported files of each task."""
+    text = ["| task | inputs | outputs | options |", "|---|---|---|---|"]
+    for spec in TASKS.values():
+        inputs = "`images`, `sizes`" if spec.export.takes_sizes else "`images`"
+        outputs = ", ".join(f"`{name}` {shape}" for name, shape in spec.export.outputs.items())
+        options = ", ".join(f"`--{name.replace('_', '-')}`" for name in sorted(spec.export.options)) or "–"
+        text.append(f"| {spec.title} | {inputs} | {outputs} | {options} |")
+    return "\n".join(text)
+
+
+PAGES = {"models.md": models, "export.md": exports}
+
+
 def main() -> int:
-    """Rewrite the page between its marks, or tell whether it is up to date."""
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    fresh = f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END)[1]}"
-    if "--check" in sys.argv:
-        if page != fresh:
-            print("docs/models.md is out of date: python docs/tables.py", file=sys.stderr)
-        return int(page != fresh)
-    PAGE.write_text(fresh)
-    return 0
+    """Rewrite the pages between their marks, or tell whether they are up to date."""
+    stale = 0
+    for name, tables in PAGES.items():
+        page = (FOLDER / name).read_text()
+        before, rest = page.split(BEGIN)
+        fresh = f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END)[1]}"
+        if "--check" not in sys.argv:
+            (FOLDER / name).write_text(fresh)
+        elif page != fresh:
+            print(f"docs/{name} is out of date: python docs/tables.py", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

@@ -217,6 +217,10 @@ class TaskExport(ABC):
 
     network: type[ExportedNetwork]
     """The file's graph in the place of the network."""
+    outputs: Mapping[str, str]
+    """Names and shapes of the outputs, for people."""
+    takes_sizes: bool = False
+    """Whether the graph is also given the size of each image."""
     options: frozenset[str] = frozenset()
     """Fields of `ExportOptions` that are the task's own."""
 

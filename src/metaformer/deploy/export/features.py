@@ -32,6 +32,7 @@ class FeaturesExport(TaskExport):
     """How backbones are exported."""
 
     network = ExportedFeatures
+    outputs: Mapping[str, str] = {"features_0 …": "(N, C_i, H_i, W_i)"}
     tolerances: Mapping[str, tuple[float, float]] = {"features": (1e-4, 5e-2)}
 
     def graph(self, network: nn.Module, preprocess: Any, options: ExportOptions) -> ExportGraph:

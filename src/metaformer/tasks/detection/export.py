@@ -270,6 +270,14 @@ class DetectorExport(TaskExport):
 
     network = ExportedDetector
     options = frozenset({"max_objects"})
+    outputs: Mapping[str, str] = {
+        "boxes": "(N, M, 4)",
+        "scores": "(N, M)",
+        "classes": "(N, M)",
+        "count": "(N,)",
+        "masks": "(N, M, 28, 28), of Mask R-CNN",
+    }
+    takes_sizes = True
     tolerances: Mapping[str, tuple[float, float]] = {
         "objects": (0.0, 0.1),
         "boxes": (0.01, 1.0),

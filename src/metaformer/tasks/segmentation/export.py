@@ -77,6 +77,8 @@ class SegmenterExport(TaskExport):
 
     network = ExportedSegmenter
     options = frozenset({"probabilities"})
+    outputs: Mapping[str, str] = {"labels": "(N, H, W)", "probabilities": "(N, K, H, W), on request"}
+    takes_sizes = True
     tolerances: Mapping[str, tuple[float, float]] = {"labels": (1e-4, 2e-2)}
 
     def graph(self, network: nn.Module, preprocess: Any, options: ExportOptions) -> ExportGraph:
