@@ -25,7 +25,7 @@ from metaformer.factory import InitialWeights
 from metaformer.models.base import DenseNetwork, autocast
 from metaformer.report.page import TaskReport
 from metaformer.tasks.check import Certainty, CheckReport
-from metaformer.tasks.exported import TaskExport
+from metaformer.tasks.exported import ExportedNetwork, TaskExport
 from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.report import Report
 from metaformer.tasks.stream import ImageList, OnBad, raise_bad
@@ -268,7 +268,13 @@ class LoadedModel:
             return self.spec.forward(self.model)(images.to(self.device, non_blocking=True), *sizes)
 
     def to(self, device: torch.device, amp: str) -> "LoadedModel":
-        """The same on a device, in a precision, in evaluation mode."""
+        """The same on a device, in a precision, in evaluation mode.
+
+        Raises:
+            ConfigError: mixed precision of an exported file.
+        """
+        if amp != "none" and isinstance(self.model, ExportedNetwork):
+            raise ConfigError(f"amp: {self.name} is an exported file with types of its own: leave amp out")
         model = self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return replace(self, model=model.eval(), device=device, amp=amp)
 

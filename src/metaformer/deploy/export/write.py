@@ -3,8 +3,10 @@
 import copy
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -371,9 +373,11 @@ def keep(draft: Path, target: Path, card: ExportCard) -> None:
     hashes = dict(zip([file.name for file in _hashed(target)], file_hashes(draft).values(), strict=True))
     beside = json.dumps({**card.to_dict(), FILES: hashes}, ensure_ascii=False, indent=1) + "\n"
     draft.with_suffix(".json").write_text(beside, encoding="utf-8")
-    for file in _files(target):
-        with atomic_path(file) as temporary:
-            temporary.write_bytes(draft.with_suffix(file.suffix.lower()).read_bytes())
+    # all are written before the first takes its place; the file itself is the last
+    with ExitStack() as stack:
+        for file in reversed(_files(target)):
+            temporary = stack.enter_context(atomic_path(file))
+            shutil.copyfile(draft.with_suffix(file.suffix.lower()), temporary)
 
 
 def _hashed(target: Path) -> list[Path]:
