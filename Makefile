@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow faults fuzz check format
+.PHONY: demo test test-slow test-ray faults fuzz check format
 .DEFAULT_GOAL := test
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,6 +34,11 @@ test: $(READY)
 
 test-slow: $(READY)  ## compilation and other tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-ray: $(READY)  ## the example for many machines; installs Ray, 80 MB, into the environment
+	@if command -v uv >/dev/null; then uv pip install --python .venv -c constraints.txt 'ray[data]==2.60.0'; \
+	else $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt 'ray[data]==2.60.0'; fi
+	$(BIN)/python -m pytest -n 0 -m ray tests/inference/test_ray.py
 
 faults: $(READY)  ## break runs on purpose, as often as docs/reliability.md says: a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 3 --dist worksteal

@@ -68,7 +68,11 @@ def test_the_models_page_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+EXAMPLES = [file for file in sorted((ROOT / "examples").glob("*.py")) if file.name != "ray_predict.py"]
+"""Those that need no more than `make test` installs; `make test-ray` runs the other one."""
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_runs(example: Path, tmp_path: Path) -> None:
     words = ["1", "1"] if "speed" in example.name else []
     done = subprocess.run(

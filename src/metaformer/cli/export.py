@@ -16,7 +16,7 @@ EXAMPLE = """metaformer export runs/demo-detect digits.onnx
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 PACKAGE = ".pt2"
 ONLY = {
-    "graph": ("opset", "input", "max_objects", "probabilities"),
+    "graph": ("opset", "input", "max_objects", "probabilities", "runner", "triton"),
     "package": ("sizes", "device"),
 }
 """Options of .onnx and .xml files alone, and of .pt2 files alone."""
@@ -42,7 +42,7 @@ def _export(parser: Parser, args: Namespace) -> int:
 
     if args.batch and len(args.batch) > 1:
         parser.error("--batch: a .onnx or .xml file takes any number of images, or one number: --batch N")
-    names = ("opset", "input", "max_objects", "dtype")
+    names = ("opset", "input", "max_objects", "dtype", "runner", "triton")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     size = args.image_size
     written = export(
@@ -60,6 +60,10 @@ def _export(parser: Parser, args: Namespace) -> int:
     )
     say(written.text())
     say(f"metaformer predict {args.out} IMAGES, metaformer evaluate {args.out} --data DIR take it as a run")
+    if args.runner:
+        say(f"without PyTorch: python {Path(args.runner, 'run.py')} {args.out} IMAGES")
+    if args.triton:
+        say(f"tritonserver --model-repository {args.triton}")
     return 0
 
 
@@ -125,6 +129,10 @@ def _parser() -> Parser:
     graph.add_argument("--max-objects", type=int, metavar="N", help=text)
     text = "segmentation: also write the probabilities, with which label maps of other sizes are exact"
     graph.add_argument("--probabilities", action="store_true", help=text)
+    text = "write DIR/run.py, which predicts with a .onnx file by numpy, pillow and onnxruntime alone"
+    graph.add_argument("--runner", metavar="DIR", help=text)
+    text = "write a model repository of Triton Inference Server with the file"
+    graph.add_argument("--triton", metavar="DIR", help=text)
     package = parser.add_argument_group(".pt2")
     text = "smallest and largest height and width (default: the checkpoint's; pixels and objects: any)"
     package.add_argument("--sizes", type=int, nargs=2, metavar=("MIN", "MAX"), help=text)

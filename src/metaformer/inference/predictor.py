@@ -1,17 +1,19 @@
 """Predict: images in, a task's results out."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
+from PIL import Image
 from torch import nn
 
 from metaformer.distributed import find_device
 from metaformer.errors import BadImage, ConfigError
 from metaformer.inference.evaluate import check_amp, check_options
 from metaformer.inference.model import load_model
+from metaformer.inference.table import predict_columns
 from metaformer.tasks.outputs import Prediction, Result
 from metaformer.tasks.stream import ImageInput, ImageList, raise_bad
 
@@ -140,16 +142,35 @@ class Predictor(Generic[R]):
         """Errors of the images that were left out so far."""
         self.predictor = model.spec.predictor(model, batch_size=batch_size, workers=workers, **options)
 
-    def __call__(self, images: ImageInput | Iterable[ImageInput]) -> list[R]:
+    @overload
+    def __call__(self, images: Mapping[str, Any]) -> dict[str, Any]: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, images: ImageInput | Iterable[ImageInput]) -> list[R]: ...
+
+    def __call__(
+        self, images: ImageInput | Iterable[ImageInput] | Mapping[str, Any]
+    ) -> list[R] | dict[str, Any]:
         """Results for a file, a folder, a glob, an image, or a list of these; in order, files sorted.
 
         They are `Classification`s, `MultilabelResult`s, `Segmentation`s or `DetectedObjects`, at the images'
         own size; one for each frame of an animation or a video. `plot()`, `save(FILE)`, `show()` draw them.
 
+        Of a batch of a table, a dictionary of lists or arrays, the columns come back with one for each field
+        of `to_dict()`, such as `labels` and `scores`: so it is what Ray Data's `map_batches` and Hugging
+        Face's `Dataset.map(batched=True)` take, and with a line around it Spark's `mapInPandas`. Images are
+        in the column `image`, `bytes` or `content`, which is not handed on, else in the files of `path`;
+        animations are their first frame. Fields with names in them are lists of `name` and `value`.
+
         Raises:
-            DataError: nothing found, or an image that cannot be read.
+            DataError: nothing found, an image that cannot be read, or a column with the name of a result.
         """
+        if isinstance(images, Mapping):
+            return predict_columns(images, self._results, self.model.preprocess.background, self._on_bad)
         return list(self.stream(images))
+
+    def _results(self, images: list[Image.Image]) -> list[R]:
+        return [prediction.result for prediction in self.predictor.predict(ImageList(images))]
 
     def stream(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[R]:
         """The same one after another, for more images than memory holds results of."""
@@ -163,9 +184,10 @@ class Predictor(Generic[R]):
 
     def predictions(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Prediction[R]]:
         """The same, each result with its image."""
-        on_bad = self._skip if self.on_bad_image == "skip" else raise_bad
-        return self.predictor.predict(ImageList(images), on_bad)
+        return self.predictor.predict(ImageList(images), self._on_bad)
 
-    def _skip(self, error: BadImage) -> None:
+    def _on_bad(self, error: BadImage) -> None:
+        if self.on_bad_image != "skip":
+            raise_bad(error)
         self.skipped.append(error)
         _log.warning("left out: %s", error)

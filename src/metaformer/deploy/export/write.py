@@ -22,6 +22,7 @@ from metaformer.deploy.export.features import FeaturesExport
 from metaformer.deploy.export.graph import to_bytes, trace
 from metaformer.deploy.export.operators import OPSETS, load_onnxscript
 from metaformer.deploy.export.parity import compare
+from metaformer.deploy.export.triton import check_repository, write_repository
 from metaformer.errors import ConfigError, OutputError
 from metaformer.inference.exported import (
     FILES,
@@ -35,9 +36,9 @@ from metaformer.inference.exported import (
 )
 from metaformer.inference.model import describe_network, load_model
 from metaformer.serialize import POSITIVE_INT
-from metaformer.storage import as_path, atomic_path, check_replaceable, check_writable
+from metaformer.storage import as_path, atomic_bytes, atomic_path, check_replaceable, check_writable
 from metaformer.tasks import TASKS
-from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.base import LoadedModel, numbered_classes
 from metaformer.tasks.exported import (
     INPUTS,
     SCHEMA,
@@ -51,6 +52,8 @@ from metaformer.tasks.exported import (
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
 SIDE: Final = 224
 """Height and width to trace and compare with where images may have any."""
+RUNNER: Final = "run.py"
+"""The program that predicts with an ONNX file and needs no PyTorch, in the folder that is asked for."""
 Step = Callable[[str], object]
 
 
@@ -90,6 +93,8 @@ def export(
     probabilities: bool = False,
     ema: bool = False,
     raw: bool = False,
+    runner: str | Path | None = None,
+    triton: str | Path | None = None,
     on_step: Step = lambda step: None,
 ) -> Exported:
     """Write a network as a file that runs without PyTorch, with its classes and preprocessing.
@@ -117,13 +122,16 @@ def export(
             predict give label maps of the images' own size exactly.
         ema: of raw and averaged weights, take the averaged ones.
         raw: of raw and averaged weights, take the raw ones.
+        runner: a folder for `run.py`, which predicts with an ONNX file and needs numpy, pillow and
+            onnxruntime alone.
+        triton: a folder for a model repository of Triton Inference Server with the file.
         on_step: called with a line of text before each step.
 
     Raises:
         ConfigError: another suffix, a value out of range, or an option of another task.
         MissingPackage: a package of the extra `onnx` or `openvino` is not installed.
         OptimizeError: the network has no such form, or the file does not compute what the network does.
-        OutputError: `path` cannot be written.
+        OutputError: `path`, `runner` or `triton` cannot be written.
         WeightsError: the weights cannot be read or do not fit.
     """
     target = as_path(path, "path", OutputError)
@@ -144,6 +152,12 @@ def export(
     network = subject.network if dtype == "fp32" else copy.deepcopy(subject.network).to(DTYPES[dtype])
     graph = subject.task.graph(network, subject.preprocess, options).eval()
     card = replace(card, outputs=graph.outputs, versions={**card.versions, "opset": opset})
+    program = None if runner is None else as_path(runner, "runner", OutputError) / RUNNER
+    repository = None if triton is None else as_path(triton, "triton", OutputError)
+    if program is not None:
+        _check_runner(target, card, program)
+    if repository is not None:
+        check_repository(target, repository)
     on_step("tracing its graph")
     body = to_bytes(trace(graph, card.channels, batch, size, max(subject.side, card.min_size + 1), opset))
     with tempfile.TemporaryDirectory(prefix="metaformer-export-") as folder:
@@ -154,6 +168,11 @@ def export(
         card = replace(card, parity=_compare(subject, draft, card))
         card = write(draft, body, card)
         keep(draft, target, card)
+    if program is not None:
+        with atomic_bytes(program) as stream:
+            stream.write(Path(__file__).with_name("runner.py").read_bytes())
+    if repository is not None:
+        write_repository(target, card, repository)
     return Exported(target, card)
 
 
@@ -181,7 +200,9 @@ class Subject:
             raise ConfigError(f"{model.name}: is an exported file: export the run that it was made from")
         model, spec = model.to(torch.device("cpu"), "none"), model.spec
         root = None if model.config is None else model.config.data.root
-        own = (model.preprocess, model.num_classes, model.classes, model.metadata, root)
+        known = model.class_names != numbered_classes(model.num_classes)  # such as ImageNet's 1000
+        classes = model.class_names if known else None
+        own = (model.preprocess, model.num_classes, classes, model.metadata, root)
         return cls(model.model, model.forward, spec.export, spec.name, model.name, *own)
 
     @classmethod
@@ -222,6 +243,14 @@ def check_target(path: Path) -> None:
     for file in _files(path):
         check_replaceable(file)
     check_writable(path)
+
+
+def _check_runner(path: Path, card: ExportCard, program: Path) -> None:
+    if card.task is None:
+        raise ConfigError(f"runner: {RUNNER} predicts with networks of a task, {card.name} has no head")
+    if path.suffix.lower() != ".onnx":
+        raise ConfigError(f"runner: {RUNNER} computes .onnx files, {path} is none")
+    check_writable(program)
 
 
 def _files(path: Path) -> list[Path]:
