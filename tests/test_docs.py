@@ -31,11 +31,12 @@ def test_every_block_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    command = tmp_path_factory.mktemp("bin") / "metaformer"
+    programs = tmp_path_factory.mktemp("bin")
     installed = str(Path(sys.executable).with_name("metaformer"))
-    command.write_text(f'#!/bin/sh\nexec {shlex.join([*python(), installed])} "$@"\n')
-    command.chmod(0o755)
-    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    for name, command in (("metaformer", [*python(), installed]), ("python", python())):
+        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        (programs / name).chmod(0o755)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     names: dict[str, object] = {}
     for language, text in blocks(page):
         if language.startswith("python file="):
