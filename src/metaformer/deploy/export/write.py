@@ -25,6 +25,7 @@ from metaformer.inference.exported import (
     FILES,
     KEY,
     RUNTIMES,
+    exported_files,
     file_hashes,
     load_exported,
     load_onnxruntime,
@@ -42,14 +43,29 @@ from metaformer.tasks.exported import (
     Content,
     ExportCard,
     ExportedNetwork,
+    ExportGraph,
     ExportOptions,
     TaskExport,
 )
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
+OPSET: Final = 20
+"""Version of ONNX's operators that is written where none is asked for."""
 SIDE: Final = 224
 """Height and width to trace and compare with where images may have any."""
 Step = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A network's graph before it is written."""
+
+    subject: "Subject"
+    graph: ExportGraph
+    """What the file computes, in PyTorch."""
+    body: bytes
+    """The same as an ONNX model."""
+    card: ExportCard
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,7 @@ class Exported:
         batch = "any number of images" if card.batch is None else f"{card.batch} images at once"
         size = "any size" if card.image_size is None else "{}×{} pixels".format(*card.image_size)
         worst = ", ".join(f"{name} {value:.1e}" for name, value in card.parity.items())
-        megabytes = sum(file.stat().st_size for file in _hashed(self.path)) / 1e6
+        megabytes = sum(file.stat().st_size for file in exported_files(self.path)) / 1e6
         return (
             f"{self.path}: {card.name}, {batch} of {size}, {megabytes:.1f} MB\n"
             f"largest differences from the network: {worst}"
@@ -81,7 +97,7 @@ def export(
     class_names: str | Path | Sequence[str] | None = None,
     batch: int | None = None,
     image_size: int | tuple[int, int] | None = None,
-    opset: int = 20,
+    opset: int = OPSET,
     dtype: Literal["fp32", "fp16"] = "fp32",
     input: Literal["uint8", "float"] = "uint8",
     max_objects: int | None = None,
@@ -136,6 +152,27 @@ def export(
     else:
         model = load_model(source, checkpoint, class_names=class_names, ema=ema, raw=raw)
         subject = Subject.of_model(model)
+    draft = draw_up(
+        subject, options, batch=batch, image_size=image_size, opset=opset, dtype=dtype, on_step=on_step
+    )
+    with tempfile.TemporaryDirectory(prefix="metaformer-export-") as folder:
+        file = Path(folder, f"network{target.suffix.lower()}")
+        card = write_compared(draft, file, on_step)
+        keep(file, target, card)
+    return Exported(target, card)
+
+
+def draw_up(
+    subject: "Subject",
+    options: ExportOptions,
+    *,
+    batch: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    opset: int = OPSET,
+    dtype: str = "fp32",
+    on_step: Step = lambda step: None,
+) -> Draft:
+    """Trace a network's graph; arguments and errors are those of `export`."""
     _check_task(subject, options)
     subject, size = _sized(subject, image_size)
     card = make_card(subject, batch, size, dtype, options)
@@ -144,15 +181,20 @@ def export(
     card = replace(card, outputs=graph.outputs, versions={**card.versions, "opset": opset})
     on_step("tracing its graph")
     body = to_bytes(trace(graph, card.channels, batch, size, max(subject.side, card.min_size + 1), opset))
-    with tempfile.TemporaryDirectory(prefix="metaformer-export-") as folder:
-        draft = Path(folder, f"network{target.suffix.lower()}")
-        write = WRITERS[target.suffix.lower()]
-        card = write(draft, body, card)
-        on_step("comparing the file with the network")
-        card = replace(card, parity=_compare(subject, draft, card))
-        card = write(draft, body, card)
-        keep(draft, target, card)
-    return Exported(target, card)
+    return Draft(subject, graph, body, card)
+
+
+def write_compared(draft: Draft, file: Path, on_step: Step) -> ExportCard:
+    """Write a draft and compare the file with the network; returns the card as written.
+
+    Raises:
+        OptimizeError: the file does not compute what the network does.
+    """
+    write = WRITERS[file.suffix]
+    card = write(file, draft.body, draft.card)
+    on_step("comparing the file with the network")
+    card = replace(card, parity=_compare(draft.subject, file, card))
+    return write(file, draft.body, card)
 
 
 @dataclass(frozen=True)
@@ -341,8 +383,12 @@ def write_onnx(path: Path, body: bytes, card: ExportCard) -> ExportCard:
 
 def write_openvino(path: Path, body: bytes, card: ExportCard) -> ExportCard:
     """Write OpenVINO's two files; returns the card as written."""
+    return save_openvino(path, load_openvino().Core().read_model(body), card)
+
+
+def save_openvino(path: Path, graph: Any, card: ExportCard) -> ExportCard:
+    """The same of an `openvino.Model`."""
     openvino = load_openvino()
-    graph = openvino.Core().read_model(body)
 
     def save(card: ExportCard) -> None:
         graph.set_rt_info(_json(card), KEY)
@@ -366,15 +412,12 @@ def _json(card: ExportCard) -> str:
     return json.dumps(card.to_dict(), ensure_ascii=False)
 
 
-def keep(draft: Path, target: Path, card: ExportCard) -> None:
-    """Move a draft and its JSON file to their place, the file itself last."""
-    hashes = dict(zip([file.name for file in _hashed(target)], file_hashes(draft).values(), strict=True))
+def keep(written: Path, target: Path, card: ExportCard) -> None:
+    """Move a written file and its JSON file to their place, the file itself last."""
+    names = [file.name for file in exported_files(target)]
+    hashes = dict(zip(names, file_hashes(written).values(), strict=True))
     beside = json.dumps({**card.to_dict(), FILES: hashes}, ensure_ascii=False, indent=1) + "\n"
-    draft.with_suffix(".json").write_text(beside, encoding="utf-8")
+    written.with_suffix(".json").write_text(beside, encoding="utf-8")
     for file in _files(target):
         with atomic_path(file) as temporary:
-            temporary.write_bytes(draft.with_suffix(file.suffix.lower()).read_bytes())
-
-
-def _hashed(target: Path) -> list[Path]:
-    return [target, target.with_suffix(".bin")] if target.suffix.lower() == ".xml" else [target]
+            temporary.write_bytes(written.with_suffix(file.suffix.lower()).read_bytes())
