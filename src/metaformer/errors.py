@@ -54,7 +54,7 @@ class WeightsError(MetaFormerError, ValueError):
 
 
 class VersionError(WeightsError):
-    """A checkpoint, int8 directory or package in a format that another version of this library wrote."""
+    """A checkpoint or package in a format that another version of this library wrote."""
 
     def __init__(
         self,

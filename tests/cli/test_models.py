@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from metaformer.bench import int8_speed
+from metaformer.bench import exports
 from metaformer.bench.catalog import catalog
 from metaformer.deploy.packaging.load import load_package
 from metaformer.factory import create_model
@@ -182,14 +182,14 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_from_a_classifier_to_predictions(quantized: Path, pets: Path, cli: Cli, tmp_path: Path) -> None:
-    out, file = tmp_path / "int8", tmp_path / "report.json"
+    out, file = tmp_path / "int8.xml", tmp_path / "report.json"
     result = cli("quantize", quantized, "--data", pets, "--out", out, "--json", file, "--rounds", 1)
     values = json.loads(file.read_text())
     assert result.status == 0 and "milliseconds an image" in result.out
-    assert f"top-1  {values['float32']['top1']:>15.2%}" in result.out
+    assert f"top1  {values['float32']['metrics']['top1']:>16.4f}" in result.out
     assert values["calibrated"] == 24 and set(values["speed"]["seconds"]) == {"1", "8"}
     result = cli("evaluate", out, "--data", pets, "--workers=0", "--device=cpu")
-    assert result.status == 0 and f"top-1    {values['int8']['top1']:.2%}" in result.out
+    assert result.status == 0 and f"top-1    {values['int8']['metrics']['top1']:.2%}" in result.out
     result = cli("predict", out, pets / "val", "--device=cpu")
     assert result.status == 0 and len(result.out.splitlines()) == 15
 
@@ -197,19 +197,30 @@ def test_from_a_classifier_to_predictions(quantized: Path, pets: Path, cli: Cli,
 def test_accuracy_is_reported_where_speed_cannot_be_measured(
     quantized: Path, pets: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8_speed, "WORKER", (sys.executable, "-c", "raise SystemExit('no torch here')"))
-    out, file = tmp_path / "int8", tmp_path / "report.json"
+    monkeypatch.setattr(exports, "WORKER", (sys.executable, "-c", "raise SystemExit('no torch here')"))
+    out, file = tmp_path / "int8.xml", tmp_path / "report.json"
     result = cli("quantize", quantized, "--data", pets, "--out", out, "--json", file)
-    assert result.status == 1 and "top-1" in result.out
-    assert "speed of float32" in result.error and "no torch here" in result.error
+    assert result.status == 1 and "top1" in result.out
+    assert "speed of optimized" in result.error and "no torch here" in result.error
     values = json.loads(file.read_text())
     assert values["calibrated"] == 24 and "speed" not in values
     assert cli("predict", out, pets / "val", "--device=cpu").status == 0
 
 
+def test_a_comparison_of_forms_names_wrong_options(cli: Cli, tmp_path: Path) -> None:
+    assert "--rounds" in cli("bench", "exports", "poolformer_n", "--round", 3).error
+    assert "nowhere" in cli("bench", "exports", tmp_path / "nowhere").error
+    assert "rounds" in cli("bench", "exports", "poolformer_n", "--rounds", 0).error
+
+
 @pytest.mark.parametrize(
     ("options", "status", "named"),
-    [("", 2, "--out"), ("--out OUT --rounds -1", 2, "--rounds -1"), ("--out OUT --images 1", 1, "images")],
+    [
+        ("", 2, "--out"),
+        ("--out OUT --rounds -1", 2, "--rounds -1"),
+        ("--out OUT --images 1", 1, "images"),
+        ("--out OUT", 1, ".onnx"),
+    ],
 )
 def test_wrong_options_of_quantizing_are_named(
     options: str, status: int, named: str, cli: Cli, tmp_path: Path

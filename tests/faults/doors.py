@@ -367,18 +367,40 @@ def _openvino(folder: Path) -> Path:
     import openvino
     from openvino import opset13 as op
 
-    images = op.parameter([-1, 3, 8, 8], np.float32)
-    flat = op.reshape(images, np.array([0, 192]), True)
-    logits = op.matmul(flat, np.ones((192, 3), np.float32), False, False)
-    openvino.save_model(openvino.Model([logits], [images]), folder / "it.xml", compress_to_fp16=False)
+    from metaformer.data.preprocess import Preprocess
+    from metaformer.deploy.export.write import save_openvino
+    from metaformer.tasks.exported import SCHEMA, ExportCard
+
+    images = op.parameter([-1, 8, 8, 3], np.uint8, name="images")
+    flat = op.convert(op.reshape(images, np.array([0, 192]), True), np.float32)
+    product = op.matmul(flat, np.ones((192, 3), np.float32), False, False)
+    graph = openvino.Model([op.softmax(product, 1)], [images])
+    graph.output().set_names({"probabilities"})
+    card = ExportCard(
+        schema=SCHEMA,
+        task="classify",
+        name="net",
+        classes=("ant", "bee", "cat"),
+        num_classes=3,
+        preprocess=Preprocess(8).to_dict(),
+        resize={},
+        input="uint8",
+        channels=3,
+        batch=None,
+        image_size=(8, 8),
+        min_size=8,
+        outputs=("probabilities",),
+        dtype="int8",
+    )
+    save_openvino(folder / "it.xml", graph, card)
     return folder / "it.xml"
 
 
 def _read_openvino(folder: Path) -> object:
-    from metaformer.inference.int8_model import Int8Network
+    from metaformer.inference.exported import load_exported
 
-    network = Int8Network(folder / "it.xml")
-    return network.in_chans, network.image_size, network.num_classes
+    model = load_exported(folder / "it.xml")
+    return model.name, model.num_classes, model.preprocess
 
 
 def _names(folder: Path) -> Path:
@@ -696,7 +718,7 @@ DOORS = {
         Door("JSON configuration", _config_json, _resolve, mutate.json_bytes),
         Door("options of a recipe", _options, _resolve_options, mutate.json_bytes),
         Door("package", _package, _read_package, mutate.archive),
-        Door("int8 graph", _openvino, _read_openvino, mutate.words),
+        Door("int8 file", _openvino, _read_openvino, mutate.words),
         Door("class names", _names, _read_names, mutate.words),
         Door("COCO file", _coco, _open_objects, mutate.json_bytes),
         Door("data check of a COCO file", _coco, _check_objects, mutate.json_bytes),

@@ -80,7 +80,7 @@ class Machine:
 
 
 def measure(
-    models: Sequence[nn.Module],
+    models: Sequence[Callable[[Tensor], object]],
     images: Sequence[Tensor],
     *,
     rounds: int = 10,
@@ -126,7 +126,7 @@ def agreed_ratio(model: Timing, other: Timing) -> float | None:
     return None if disagree else typical
 
 
-def _runner(model: nn.Module, images: Tensor) -> Callable[[int], float]:
+def _runner(model: Callable[[Tensor], object], images: Tensor) -> Callable[[int], float]:
     """A function that runs the model a number of times and returns seconds per batch."""
     cuda = images.device.type == "cuda"
 

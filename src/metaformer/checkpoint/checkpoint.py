@@ -172,10 +172,13 @@ def read_state(directory: Path) -> dict[str, Any]:
     state = Fields.read(values, TYPES, file, WeightsError)
     if "card" in state:
         state["card"] = Fields(state["card"], f"{file}: card", WeightsError)
+    if "int8" in (state.get("card") or {}):
+        raise WeightsError(
+            f"{directory}: a folder with an int8 network, as an earlier version wrote it: quantize the "
+            "network again, to a file (metaformer quantize RUN --out FILE.xml)"
+        )
     if state["format"] != FORMAT:
-        int8 = "int8" in (state.get("card") or {})  # it has no weights that could be loaded
-        again = {"kind": "int8 network", "remedy": "quantize the network again"} if int8 else {}
-        raise VersionError(directory, state["format"], state.get("version"), FORMAT, **again)
+        raise VersionError(directory, state["format"], state.get("version"), FORMAT)
     return state
 
 

@@ -47,8 +47,8 @@ COMMANDS: dict[str, Command] = {
         "predict",
     ),
     "quantize": Command(
-        "a classifier in int8, for CPUs",
-        "metaformer quantize runs/demo-classify --out runs/demo-int8",
+        "a network as a file in int8, for CPUs",
+        "metaformer quantize runs/demo-classify --out int8.xml",
         "quantize",
     ),
     "convert": Command(

@@ -1,11 +1,10 @@
 """`metaformer export RUN|CHECKPOINT|MODEL OUT.onnx|OUT.xml|OUT.pt2`."""
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metaformer.cli.parser import Parser, say
+from metaformer.cli.parser import Parser, say, say_step
 
 if TYPE_CHECKING:
     from metaformer.tasks.base import LoadedModel
@@ -55,7 +54,7 @@ def _export(parser: Parser, args: Namespace) -> int:
         probabilities=args.probabilities,
         ema=args.ema,
         raw=args.raw,
-        on_step=_say_step,
+        on_step=say_step("export"),
         **options,
     )
     say(written.text())
@@ -92,16 +91,12 @@ def _package(parser: Parser, args: Namespace) -> int:
         batch=(batch[0], batch[-1]),
         size=_size(model, args),
         notes=_notes(model),
-        on_step=_say_step,
+        on_step=say_step("export"),
     )
     say(f"{written.path}: {model.name}, {written.limits}")
     say(f"largest difference from the network: {written.difference:.1e} of the largest output")
     say(f'load it with: metaformer.load_package("{written.path}", trusted=True)')
     return 0
-
-
-def _say_step(step: str) -> None:
-    print(f"export: {step}", file=sys.stderr, flush=True)
 
 
 def _parser() -> Parser:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -92,6 +92,11 @@ def say(text: str) -> None:
         print(printable(text), flush=True)
     except BrokenPipeError:
         drop_stdout()
+
+
+def say_step(command: str) -> Callable[[str], None]:
+    """What prints a command's steps on standard error."""
+    return lambda step: print(f"{command}: {step}", file=sys.stderr, flush=True)
 
 
 def drop_stdout() -> None:

@@ -16,11 +16,12 @@ from metaformer.data.loader import Stop
 from metaformer.data.sampler import EvalSampler
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError, OutputError
-from metaformer.inference.int8_model import Int8Network
+from metaformer.inference.exported import file_hashes
 from metaformer.inference.predictor import Predictor
 from metaformer.serialize import differences, parse_json
 from metaformer.storage import as_path, lock, open_regular, read_json, write_text
 from metaformer.tasks.classifier import BatchPredictor
+from metaformer.tasks.exported import ExportedNetwork
 from metaformer.training.progress import Progress
 
 JOB = "job.json"
@@ -122,9 +123,9 @@ def _images(source: Source) -> dict[str, Any]:
 
 def _network(predictor: Predictor[Any]) -> dict[str, Any]:
     model, digest = predictor.model, hashlib.sha256()
-    if isinstance(model.model, Int8Network):  # its weights lie in files, not in a state dict
-        for suffix in (".xml", ".bin"):
-            digest.update(model.model.file.with_suffix(suffix).read_bytes())
+    if isinstance(model.model, ExportedNetwork):  # its weights lie in files, not in a state dict
+        runtime: Any = model.model.runtime
+        digest.update("".join(file_hashes(runtime.file).values()).encode())
     for name, value in model.model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -1,7 +1,9 @@
 """Evaluate a trained network on a data set."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -10,8 +12,41 @@ from metaformer.errors import ConfigError, UnknownName
 from metaformer.inference.model import load_model
 from metaformer.models.base import PRECISIONS
 from metaformer.tasks import TASKS
-from metaformer.tasks.base import LoadedModel, TaskSpec
+from metaformer.tasks.base import Evaluation, LoadedModel, TaskSpec
 from metaformer.tasks.report import Report
+
+
+@dataclass(frozen=True)
+class SplitEvaluation:
+    """A split, and how networks are evaluated on it."""
+
+    data: str | Path | None = None
+    """Folder of the data set; None for the run's own."""
+    split: str | None = None
+    """None for the run's own, or `val`."""
+    batch_size: int = 32
+    workers: int = 0
+
+    @contextmanager
+    def opened(self, model: LoadedModel) -> Iterator[Evaluation]:
+        """The task's evaluation of a network.
+
+        Raises:
+            ConfigError: no data, or another number of classes than the network has.
+            DataError: the data set is not laid out as it should be.
+        """
+        options = {"batch_size": self.batch_size, "workers": self.workers}
+        evaluation = model.spec.evaluation(model, self.data, self.split, **options)
+        try:
+            yield evaluation
+        finally:
+            evaluation.close()
+
+    def run(self, model: LoadedModel) -> Report:
+        """Evaluate a network; errors as of `opened`."""
+        with self.opened(model) as evaluation:
+            return evaluation.run(model.forward)
+
 
 COMMON = ("batch_size", "workers", "progress")
 """Keyword arguments that every task's builder takes; the others are options of the task."""

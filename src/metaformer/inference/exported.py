@@ -27,6 +27,8 @@ LARGEST: Final = 2**31 - 1
 """Bytes of an ONNX file: Protocol Buffers take no more."""
 MAX_COMPILED: Final = 4
 """Graphs that OpenVINO has compiled, one for each shape of images, that are kept."""
+INT8: Final = "int8"
+"""`ExportCard.dtype` of files that `metaformer.quantize` writes."""
 FILES: Final = "files"
 """Key of the hashes in the JSON file beside an exported one."""
 
@@ -55,6 +57,8 @@ class OnnxRuntime:
         self.card: str | None = self._session.get_modelmeta().custom_metadata_map.get(KEY)
         self.content = data
         """What the card's hash is of; the metadata follow it."""
+        self.float_dtype = "float32"
+        """Type in which it computes what is not in int8."""
 
     def run(self, inputs: Arrays) -> Arrays:
         names = [output.name for output in self._session.get_outputs()]
@@ -91,6 +95,12 @@ class OpenVINO:
         self.options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         """OpenVINO's options beside the number of threads; by default it may compute in bfloat16."""
         self._compiled: dict[Any, Any] = {}
+
+    @property
+    def float_dtype(self) -> str:
+        """Type in which this machine computes what is not in int8, such as `bfloat16`, after a first run."""
+        hint = next(iter(self._compiled.values())).get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        return {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}[hint]
 
     def run(self, inputs: Arrays) -> Arrays:
         found = self._compile(inputs["images"].shape)(inputs)
@@ -135,7 +145,10 @@ def open_exported(file: str | Path) -> tuple[Any, ExportCard]:
     """
     path = Path(file)
     runtime = RUNTIMES[path.suffix.lower()](path)
-    return runtime, read_card(path, runtime)
+    card = read_card(path, runtime)
+    if card.dtype == INT8 and isinstance(runtime, OpenVINO):
+        runtime.options.clear()  # what int8 leaves is computed in the type that is fastest here
+    return runtime, card
 
 
 def load_exported(file: str | Path) -> LoadedModel:
@@ -200,12 +213,16 @@ def _check_beside(file: Path, values: Any) -> None:
         )
 
 
+def exported_files(file: Path) -> list[Path]:
+    """An exported file, and its weights where they are in another."""
+    return [file, file.with_suffix(".bin")] if file.suffix.lower() == ".xml" else [file]
+
+
 def file_hashes(file: Path) -> dict[str, str]:
-    """SHA-256 of an exported file, and of its weights where they are in another, by name."""
-    files = [file, file.with_suffix(".bin")] if file.suffix.lower() == ".xml" else [file]
+    """SHA-256 of `exported_files` by name."""
     return {
         one.name: hashlib.sha256(read_bytes(one, WeightsError, largest=sys.maxsize)).hexdigest()
-        for one in files
+        for one in exported_files(file)
     }
 
 

@@ -11,12 +11,11 @@ from metaformer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from metaformer.checkpoint.manifest import MANIFEST
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
-from metaformer.data.class_lists import given_names, read_names
+from metaformer.data.class_lists import given_names
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.inference.exported import is_exported, load_exported
-from metaformer.inference.int8_model import NETWORK, Int8Network
 from metaformer.models.build import check_pass, kind_of, on_meta
 from metaformer.serialize import Text, decode, errors_at, from_dict, shown
 from metaformer.storage import as_path
@@ -74,7 +73,7 @@ def load_model(
         model = _saved(read_checkpoint(found), choice) if ours else _published(path, choice)
     else:
         model = _named(str(source), checkpoint, len(names) if names else None, data, choice)
-    if (size := _input_size(model.preprocess)) is not None:
+    if (size := input_size(model.preprocess)) is not None:
         check_pass(model.model, size)
     if names is None:
         return model
@@ -85,7 +84,7 @@ def load_model(
     return replace(model, classes=names)
 
 
-def _input_size(preprocess: Any) -> tuple[int, int] | None:
+def input_size(preprocess: Any) -> tuple[int, int] | None:
     """Height and width of the network's input; None where they are those of the image."""
     if isinstance(preprocess, Preprocess):
         return preprocess.image_size, preprocess.image_size
@@ -110,8 +109,6 @@ def _saved(saved: Checkpoint, ema: bool | None) -> LoadedModel:
     card, file = saved.state["card"], saved.directory / STATE
     with errors_at(file):
         spec = _task(card["task"], file)
-        if "int8" in card:
-            return _quantized(saved, spec)
         config = from_dict(TrainConfig, saved.state["config"], "config")
         if ema:
             weight_file(saved.directory, ema)  # says so where there are no averaged weights
@@ -138,20 +135,6 @@ def _task(name: Any, where: object) -> TaskSpec:
     if not isinstance(name, str) or name not in TASKS:
         raise WeightsError(f"{where}: task {shown(name)} is not known to this version")
     return TASKS[name]
-
-
-def _quantized(saved: Checkpoint, spec: TaskSpec) -> LoadedModel:
-    """A classifier as `metaformer.quantize` writes it."""
-    card, run = saved.state["card"], saved.state["config"]
-    network = Int8Network(saved.directory / NETWORK)
-    return LoadedModel(
-        spec,
-        decode(Text, card["name"], "card.name"),
-        network,
-        Preprocess.from_dict(card["preprocess"]),
-        read_names(card["classes"], network.num_classes) if card["classes"] else None,
-        config=from_dict(TrainConfig, run, "config") if run else None,
-    )
 
 
 def _published(directory: Path, ema: bool | None) -> LoadedModel:

@@ -274,6 +274,10 @@ class TaskExport(ABC):
             found: the same of the file.
         """
 
+    def agreement(self, expected: Any, found: Any) -> float:
+        """Share of what both decide alike, of the same arguments: classes, pixels or objects."""
+        raise NotImplementedError  # features decide nothing
+
 
 def pixels_of(preprocess: Any, options: ExportOptions) -> tuple[Channels, Deviations] | None:
     """Mean and standard deviation that a graph normalizes pixels by, where it does."""

@@ -28,6 +28,7 @@ from metaformer.inference.exported import (
     FILES,
     KEY,
     RUNTIMES,
+    exported_files,
     file_hashes,
     load_exported,
     load_onnxruntime,
@@ -45,16 +46,31 @@ from metaformer.tasks.exported import (
     Content,
     ExportCard,
     ExportedNetwork,
+    ExportGraph,
     ExportOptions,
     TaskExport,
 )
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
+OPSET: Final = 20
+"""Version of ONNX's operators that is written where none is asked for."""
 SIDE: Final = 224
 """Height and width to trace and compare with where images may have any."""
 RUNNER: Final = "run.py"
 """The program that predicts with an ONNX file and needs no PyTorch, in the folder that is asked for."""
 Step = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A network's graph before it is written."""
+
+    subject: "Subject"
+    graph: ExportGraph
+    """What the file computes, in PyTorch."""
+    body: bytes
+    """The same as an ONNX model."""
+    card: ExportCard
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class Exported:
         batch = "any number of images" if card.batch is None else f"{card.batch} images at once"
         size = "any size" if card.image_size is None else "{}×{} pixels".format(*card.image_size)
         worst = ", ".join(f"{name} {value:.1e}" for name, value in card.parity.items())
-        megabytes = sum(file.stat().st_size for file in _hashed(self.path)) / 1e6
+        megabytes = sum(file.stat().st_size for file in exported_files(self.path)) / 1e6
         return (
             f"{self.path}: {card.name}, {batch} of {size}, {megabytes:.1f} MB\n"
             f"largest differences from the network: {worst}"
@@ -86,7 +102,7 @@ def export(
     class_names: str | Path | Sequence[str] | None = None,
     batch: int | None = None,
     image_size: int | tuple[int, int] | None = None,
-    opset: int = 20,
+    opset: int = OPSET,
     dtype: Literal["fp32", "fp16"] = "fp32",
     input: Literal["uint8", "float"] = "uint8",
     max_objects: int | None = None,
@@ -146,34 +162,60 @@ def export(
     else:
         model = load_model(source, checkpoint, class_names=class_names, ema=ema, raw=raw)
         subject = Subject.of_model(model)
-    _check_task(subject, options)
-    subject, size = _sized(subject, image_size)
-    card = make_card(subject, batch, size, dtype, options)
-    network = subject.network if dtype == "fp32" else copy.deepcopy(subject.network).to(DTYPES[dtype])
-    graph = subject.task.graph(network, subject.preprocess, options).eval()
-    card = replace(card, outputs=graph.outputs, versions={**card.versions, "opset": opset})
     program = None if runner is None else as_path(runner, "runner", OutputError) / RUNNER
     repository = None if triton is None else as_path(triton, "triton", OutputError)
     if program is not None:
-        _check_runner(target, card, program)
+        _check_runner(target, subject, program)
     if repository is not None:
         check_repository(target, repository)
-    on_step("tracing its graph")
-    body = to_bytes(trace(graph, card.channels, batch, size, max(subject.side, card.min_size + 1), opset))
+    draft = draw_up(
+        subject, options, batch=batch, image_size=image_size, opset=opset, dtype=dtype, on_step=on_step
+    )
     with tempfile.TemporaryDirectory(prefix="metaformer-export-") as folder:
-        draft = Path(folder, f"network{target.suffix.lower()}")
-        write = WRITERS[target.suffix.lower()]
-        card = write(draft, body, card)
-        on_step("comparing the file with the network")
-        card = replace(card, parity=_compare(subject, draft, card))
-        card = write(draft, body, card)
-        keep(draft, target, card)
+        file = Path(folder, f"network{target.suffix.lower()}")
+        card = write_compared(draft, file, on_step)
+        keep(file, target, card)
     if program is not None:
         with atomic_bytes(program) as stream:
             stream.write(Path(__file__).with_name("runner.py").read_bytes())
     if repository is not None:
         write_repository(target, card, repository)
     return Exported(target, card)
+
+
+def draw_up(
+    subject: "Subject",
+    options: ExportOptions,
+    *,
+    batch: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    opset: int = OPSET,
+    dtype: str = "fp32",
+    on_step: Step = lambda step: None,
+) -> Draft:
+    """Trace a network's graph; arguments and errors are those of `export`."""
+    _check_task(subject, options)
+    subject, size = _sized(subject, image_size)
+    card = make_card(subject, batch, size, dtype, options)
+    network = subject.network if dtype == "fp32" else copy.deepcopy(subject.network).to(DTYPES[dtype])
+    graph = subject.task.graph(network, subject.preprocess, options).eval()
+    card = replace(card, outputs=graph.outputs, versions={**card.versions, "opset": opset})
+    on_step("tracing its graph")
+    body = to_bytes(trace(graph, card.channels, batch, size, max(subject.side, card.min_size + 1), opset))
+    return Draft(subject, graph, body, card)
+
+
+def write_compared(draft: Draft, file: Path, on_step: Step) -> ExportCard:
+    """Write a draft and compare the file with the network; returns the card as written.
+
+    Raises:
+        OptimizeError: the file does not compute what the network does.
+    """
+    write = WRITERS[file.suffix]
+    card = write(file, draft.body, draft.card)
+    on_step("comparing the file with the network")
+    card = replace(card, parity=_compare(draft.subject, file, card))
+    return write(file, draft.body, card)
 
 
 @dataclass(frozen=True)
@@ -245,9 +287,9 @@ def check_target(path: Path) -> None:
     check_writable(path)
 
 
-def _check_runner(path: Path, card: ExportCard, program: Path) -> None:
-    if card.task is None:
-        raise ConfigError(f"runner: {RUNNER} predicts with networks of a task, {card.name} has no head")
+def _check_runner(path: Path, subject: Subject, program: Path) -> None:
+    if subject.task_name is None:
+        raise ConfigError(f"runner: {RUNNER} predicts with networks of a task, {subject.name} has no head")
     if path.suffix.lower() != ".onnx":
         raise ConfigError(f"runner: {RUNNER} computes .onnx files, {path} is none")
     check_writable(program)
@@ -372,8 +414,12 @@ def write_onnx(path: Path, body: bytes, card: ExportCard) -> ExportCard:
 
 def write_openvino(path: Path, body: bytes, card: ExportCard) -> ExportCard:
     """Write OpenVINO's two files; returns the card as written."""
+    return save_openvino(path, load_openvino().Core().read_model(body), card)
+
+
+def save_openvino(path: Path, graph: Any, card: ExportCard) -> ExportCard:
+    """The same of an `openvino.Model`."""
     openvino = load_openvino()
-    graph = openvino.Core().read_model(body)
 
     def save(card: ExportCard) -> None:
         graph.set_rt_info(_json(card), KEY)
@@ -397,17 +443,14 @@ def _json(card: ExportCard) -> str:
     return json.dumps(card.to_dict(), ensure_ascii=False)
 
 
-def keep(draft: Path, target: Path, card: ExportCard) -> None:
-    """Move a draft and its JSON file to their place, the file itself last."""
-    hashes = dict(zip([file.name for file in _hashed(target)], file_hashes(draft).values(), strict=True))
+def keep(written: Path, target: Path, card: ExportCard) -> None:
+    """Move a written file and its JSON file to their place, the file itself last."""
+    names = [file.name for file in exported_files(target)]
+    hashes = dict(zip(names, file_hashes(written).values(), strict=True))
     beside = json.dumps({**card.to_dict(), FILES: hashes}, ensure_ascii=False, indent=1) + "\n"
-    draft.with_suffix(".json").write_text(beside, encoding="utf-8")
+    written.with_suffix(".json").write_text(beside, encoding="utf-8")
     # all are written before the first takes its place; the file itself is the last
     with ExitStack() as stack:
         for file in reversed(_files(target)):
             temporary = stack.enter_context(atomic_path(file))
-            shutil.copyfile(draft.with_suffix(file.suffix.lower()), temporary)
-
-
-def _hashed(target: Path) -> list[Path]:
-    return [target, target.with_suffix(".bin")] if target.suffix.lower() == ".xml" else [target]
+            shutil.copyfile(written.with_suffix(file.suffix.lower()), temporary)

@@ -52,3 +52,6 @@ class ClassifierExport(TaskExport):
 
     def compare(self, expected: Tensor, found: Tensor) -> dict[str, float]:
         return {"probabilities": (expected.softmax(1) - found.softmax(1)).abs().max().item()}
+
+    def agreement(self, expected: Tensor, found: Tensor) -> float:
+        return (expected.argmax(1) == found.argmax(1)).float().mean().item()

@@ -16,12 +16,14 @@ from metaformer.data.class_lists import read_palette
 from metaformer.models.detection.anchors import Anchors, BoxCoder, level_anchors, rescale_boxes
 from metaformer.models.detection.detector import Detector
 from metaformer.models.detection.heads import by_anchor
+from metaformer.models.detection.matcher import iou
 from metaformer.models.detection.nms import batched_nms, stable_topk
 from metaformer.models.detection.rcnn import BOX_ROI_SIDE, MASK_ROI_SIDE, RCNN
 from metaformer.models.detection.retinanet import RetinaNet
 from metaformer.models.detection.roi_heads import MASK_SIDE, assign_levels
 from metaformer.models.detection.structures import Detections, Size, level_shapes
 from metaformer.tasks.detection.metadata import DetectionMetadata, read_ids, read_score
+from metaformer.tasks.detection.predict import DEFAULT_SCORE
 from metaformer.tasks.detection.transforms import DetectionPreprocess
 from metaformer.tasks.exported import ExportedNetwork, ExportGraph, ExportOptions, TaskExport, pixels_of
 
@@ -335,6 +337,17 @@ class DetectorExport(TaskExport):
                     continue
                 worst = {name: max(worst[name], near.get(name, 0.0)) for name in worst}
         return {**worst, "objects": missing / max(1, total)}
+
+    def agreement(self, expected: list[Detections], found: list[Detections]) -> float:
+        """Share of the objects shown that have a counterpart of the same class and an IoU of at least 0.5."""
+        total = same = 0
+        for theirs, ours in zip(expected, found, strict=True):
+            for some, others in ((theirs, ours), (ours, theirs)):
+                shown = some[some.scores >= DEFAULT_SCORE]
+                near = iou(shown.boxes, others.boxes) >= 0.5
+                same += int((near & (shown.labels[:, None] == others.labels)).any(1).sum())
+                total += len(shown)
+        return same / total if total else 1.0
 
     def _differences(self, theirs: Detections, i: int, ours: Detections) -> dict[str, float] | None:
         """Those of one object and the nearest of its class; None where it has none."""

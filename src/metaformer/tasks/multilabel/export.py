@@ -41,3 +41,6 @@ class MultilabelExport(ClassifierExport):
 
     def compare(self, expected: Tensor, found: Tensor) -> dict[str, float]:
         return {"probabilities": (expected.sigmoid() - found.sigmoid()).abs().max().item()}
+
+    def agreement(self, expected: Tensor, found: Tensor) -> float:
+        return ((expected > 0) == (found > 0)).float().mean().item()

@@ -111,3 +111,6 @@ class SegmenterExport(TaskExport):
         chosen = logits.gather(1, found.argmax(1, keepdim=True))[:, 0]
         wrong = logits.amax(1) - chosen > TIE * logits.abs().max()
         return {"labels": wrong.float().mean().item()}
+
+    def agreement(self, expected: Tensor, found: Tensor) -> float:
+        return 1 - self.compare(expected, found)["labels"]

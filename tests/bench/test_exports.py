@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import metaformer
-from metaformer.bench import int8_speed
-from metaformer.bench.int8_speed import FORMS, Int8Speed, measure_int8, started
+from metaformer.bench import exports
+from metaformer.bench.exports import (
+    BFLOAT16,
+    OPTIMIZED,
+    TORCH,
+    Speed,
+    bench_exports,
+    measure_forms,
+    started,
+)
 from metaformer.bench.timing import Machine, Timing
-from metaformer.checkpoint.checkpoint import write_state
-from metaformer.checkpoint.manifest import write_directory
-from metaformer.data.preprocess import Preprocess
-from metaformer.errors import ConfigError, MetaFormerError, WeightsError
-from metaformer.inference.int8_model import NETWORK, load_openvino
+from metaformer.errors import ConfigError, MetaFormerError
+from metaformer.registry import import_files
 from metaformer.weights.hub import save_pretrained
 
 MIXER = """
@@ -61,54 +65,80 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory as `quantize` writes it, though its graph is in float32."""
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(7200, 3))
-    openvino: Any = load_openvino()
-    graph = openvino.convert_model(torch.export.export(network.eval(), (torch.zeros(2, 3, 32, 32),)))
-    graph.reshape([-1, 3, 32, 32])
-    card = {"task": "classify", "name": "net", "int8": NETWORK, "classes": None}
-    card["preprocess"] = Preprocess(32).to_dict()
-
-    def fill(directory: Path) -> None:
-        openvino.save_model(graph, directory / NETWORK, compress_to_fp16=False)
-        write_state(directory, {"card": card, "config": None})
-
-    return write_directory(tmp_path_factory.mktemp("quantized") / "int8", fill)
+def onnx(source: Path) -> Path:
+    """The network as an exported file."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    import_files([source / "still.py"])
+    return metaformer.export(source / "net", source / "net.onnx").path
 
 
 def order(folder: Path, **changes: Any) -> dict[str, Any]:
     """The first request to a worker."""
-    values = {"source": folder / "net", "file": folder / "still.py", "form": "float32"}
+    values = {"source": folder / "net", "file": folder / "still.py", "form": OPTIMIZED, "exported": None}
     return {**values, "shape": (3, 32, 32), "threads": 1, **changes}
 
 
-def test_rounds_of_each_form(source: Path, quantized: Path) -> None:
-    speed = measure_int8(source / "net", quantized, (1, 2), rounds=2, file=source / "still.py")
+FORMS = (OPTIMIZED, BFLOAT16, "int8")
+
+
+def test_rounds_of_each_form(source: Path, onnx: Path) -> None:
+    forms = {TORCH: None, OPTIMIZED: None, BFLOAT16: None, "file": onnx}
+    speed = measure_forms(source / "net", forms, batches=(1, 2), rounds=2, file=source / "still.py")
     assert speed.machine.threads == 1
     for row in json.loads(json.dumps(speed.to_dict()))["seconds"].values():
-        assert tuple(row) == FORMS and all(len(rounds) == 2 and min(rounds) > 0 for rounds in row.values())
+        assert list(row) == list(forms)
+        assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in row.values())
     _, _, first, second = speed.text().splitlines()
     assert first.startswith("1 ") and second.startswith("2 ")
 
 
+def speed_of(batch: int, *seconds: tuple[float, ...]) -> Speed:
+    """One row of times."""
+    timings = {form: {batch: Timing(own, batch)} for form, own in zip(FORMS, seconds, strict=True)}
+    return Speed(Machine("cpu: any", 2, "2", "3", "plain"), timings)
+
+
 def test_text_has_the_fastest_round_and_the_median_ratio() -> None:
-    seconds = {"float32": (0.04, 0.02, 0.03), "bfloat16": (0.012, 0.01, 0.2), "int8": (0.004, 0.005, 0.01)}
-    row = tuple(Timing(seconds[form], 4) for form in FORMS)
-    lines = Int8Speed(Machine("cpu: any", 2, "2", "3", "plain"), {4: row}).text().splitlines()
+    speed = speed_of(4, (0.04, 0.02, 0.03), (0.012, 0.01, 0.2), (0.004, 0.005, 0.01))
+    lines = speed.text().splitlines()
     assert lines[0].startswith("cpu: any, 2 threads")
     assert lines[1].split()[:4] == ["batch", *FORMS]
     assert lines[2].split(maxsplit=4)[:4] == ["4", "5.00", "2.50", "1.00"]
-    assert lines[2].endswith("  4.00 × float32, 3.00 × bfloat16")
+    assert lines[2].endswith("  4.00 × optimized, 3.00 × bfloat16")
 
 
 def test_rounds_that_disagree_give_no_ratio() -> None:
     """A figure of 27.98 × beside milliseconds whose ratio is 1.5."""
-    float32, bfloat16, int8 = (0.003, 0.0839, 0.09), (0.003, 0.003, 0.004), (0.002, 0.003, 0.003)
-    row = tuple(Timing(seconds, 1) for seconds in (float32, bfloat16, int8))
-    line = Int8Speed(Machine("cpu: any", 2, "2", "3", "plain"), {1: row}).text().splitlines()[2]
-    assert "no ratio to float32: rounds disagree, 1.50 to 30.00" in line and "27.9" not in line
+    speed = speed_of(1, (0.003, 0.0839, 0.09), (0.003, 0.003, 0.004), (0.002, 0.003, 0.003))
+    line = speed.text().splitlines()[2]
+    assert "no ratio to optimized: rounds disagree, 1.50 to 30.00" in line and "27.9" not in line
     assert line.endswith(", 1.33 × bfloat16")
+
+
+def test_a_table_of_all_forms(untrained: dict[str, Path], tmp_path: Path) -> None:
+    """Files that are given are not made again; those of another task are refused."""
+    for package in ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino"):
+        pytest.importorskip(package)
+    given = metaformer.export(untrained["classify"], tmp_path / "net.onnx").path
+    steps: list[str] = []
+    report = bench_exports(
+        untrained["classify"], files=[given], images=4, rounds=1, size=64, on_step=steps.append
+    )
+    assert list(report.metrics) == [TORCH, OPTIMIZED, "ONNX", "OpenVINO", "int8"]
+    assert report.metric == "top1" and report.bytes["ONNX"] == given.stat().st_size
+    assert report.bytes[TORCH] == report.bytes[OPTIMIZED] < report.bytes["OpenVINO"]
+    assert report.metrics[TORCH] == report.metrics["ONNX"] == report.metrics["OpenVINO"]
+    assert "making the int8 form" in steps and "making the ONNX form" not in steps
+    lines = report.text().splitlines()
+    assert lines[0].split()[-1] == "top1" and [line.split()[0] for line in lines[1:6]] == list(report.metrics)
+    assert set(json.loads(json.dumps(report.to_dict()))["seconds"]) == {"1", "8"}
+    for source, files, named in (
+        (untrained["segment"], [given], "net.onnx: for image classification"),
+        (untrained["classify"], [tmp_path / "net.pt2"], "net.pt2: is no exported file"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            bench_exports(source, files=files)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -116,7 +146,7 @@ def test_rounds_that_disagree_give_no_ratio() -> None:
 def test_a_waiting_worker_sleeps(source: Path, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where OpenMP's threads were to spin forever."""
     monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    with started("float32") as worker:
+    with started(OPTIMIZED) as worker:
         worker.request(order(source, threads=2))
         assert worker.request({"batch": 4})["seconds"] > 0
         time.sleep(0.1)
@@ -136,22 +166,13 @@ def processor_time(pid: int) -> float:
 )
 def test_a_network_that_cannot_be_loaded(source: Path, changes: dict[str, Any], message: str) -> None:
     with (
-        started("float32") as worker,
-        pytest.raises(MetaFormerError, match=f"^speed of float32: .*{message}"),
+        started(OPTIMIZED) as worker,
+        pytest.raises(MetaFormerError, match=f"^speed of optimized: .*{message}"),
     ):
         worker.request(order(source, **changes))
 
 
-def test_what_is_not_int8(source: Path, tmp_path: Path) -> None:
-    save_pretrained(metaformer.create_model("poolformer_n", num_classes=3), tmp_path / "plain")
-    with pytest.raises(ConfigError, match="plain"):
-        measure_int8(source / "net", tmp_path / "plain", (1,), rounds=1)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match="empty"):
-        measure_int8(source / "net", tmp_path / "empty", (1,), rounds=1)
-
-
-def test_a_crash_ends_the_other_workers(quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_ends_the_other_workers(onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processes: list[subprocess.Popen[bytes]] = []
     begin = subprocess.Popen.__init__
 
@@ -159,17 +180,17 @@ def test_a_crash_ends_the_other_workers(quantized: Path, monkeypatch: pytest.Mon
         processes.append(process)
         begin(process, *args, **options)
 
-    monkeypatch.setattr(int8_speed, "WORKER", (sys.executable, "-c", CRASH))
+    monkeypatch.setattr(exports, "WORKER", (sys.executable, "-c", CRASH))
     monkeypatch.setattr(subprocess.Popen, "__init__", record)
     with pytest.raises(MetaFormerError, match=r"^speed of bfloat16: .* signal 6; a bad instruction$"):
-        measure_int8("any", quantized, (1,), rounds=1)
-    workers = [process for process in processes if process.args == int8_speed.WORKER]
+        measure_forms("any", {OPTIMIZED: None, BFLOAT16: None, "int8": onnx}, batches=(1,), rounds=1)
+    workers = [process for process in processes if process.args == exports.WORKER]
     assert len(workers) == 3 and all(process.poll() is not None for process in workers)
 
 
 def test_a_worker_that_ended_before_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pipe is broken by then; the error is the last line that it printed."""
-    monkeypatch.setattr(int8_speed, "WORKER", (sys.executable, "-c", "raise SystemExit('no torch here')"))
+    monkeypatch.setattr(exports, "WORKER", (sys.executable, "-c", "raise SystemExit('no torch here')"))
     with started("int8") as worker:
         worker.process.wait()
         with pytest.raises(MetaFormerError, match=r"^speed of int8: .* status 1; no torch here$"):
@@ -177,14 +198,14 @@ def test_a_worker_that_ended_before_the_request(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_unexpected_exception_is_reported_by_its_last_line(source: Path) -> None:
-    with started("float32") as worker:
+    with started(OPTIMIZED) as worker:
         worker.request(order(source))
-        with pytest.raises(MetaFormerError, match=r"^speed of float32: .* status 1; .*Error: .*negative"):
+        with pytest.raises(MetaFormerError, match=r"^speed of optimized: .* status 1; .*Error: .*negative"):
             worker.request({"batch": -1})
 
 
 def test_a_worker_ends_with_its_parent(source: Path) -> None:
-    with started("float32") as worker:
+    with started(OPTIMIZED) as worker:
         worker.request(order(source))
         assert worker.process.stdin is not None
         worker.process.stdin.close()
