@@ -242,8 +242,9 @@ class Subject:
             raise ConfigError(f"{model.name}: is an exported file: export the run that it was made from")
         model, spec = model.to(torch.device("cpu"), "none"), model.spec
         root = None if model.config is None else model.config.data.root
-        known = model.class_names != numbered_classes(model.num_classes)  # such as ImageNet's 1000
-        classes = model.class_names if known else None
+        classes = model.classes
+        if classes is None and model.class_names != numbered_classes(model.num_classes):
+            classes = model.class_names  # such as ImageNet's 1000
         own = (model.preprocess, model.num_classes, classes, model.metadata, root)
         return cls(model.model, model.forward, spec.export, spec.name, model.name, *own)
 
