@@ -32,8 +32,8 @@ R = TypeVar("R", bound=Result)
 class Predictor(Generic[R]):
     """A trained network as a function of images.
 
-    For type checkers it is generic in its results: `Predictor(source, task="detect")` is a
-    `Predictor[DetectedObjects]`; without `task` results are `Any`.
+    For type checkers it is generic in its results: with `task` detect it is a `Predictor[DetectedObjects]`;
+    without `task` results are `Any`.
 
     Args:
         source: run directory (its best weights), checkpoint directory, or model name.

@@ -221,6 +221,8 @@ class TaskExport(ABC):
     """Names and shapes of the outputs, for people."""
     takes_sizes: bool = False
     """Whether the graph is also given the size of each image."""
+    model_info: Mapping[str, str] = {}
+    """What OpenVINO's Model API calls the networks, and how it reads their results."""
     options: frozenset[str] = frozenset()
     """Fields of `ExportOptions` that are the task's own."""
 

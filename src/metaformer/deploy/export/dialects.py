@@ -1,14 +1,7 @@
 """The metadata of an exported file as other programs read them."""
 
+from metaformer.tasks import TASKS
 from metaformer.tasks.exported import ExportCard
-
-MODEL_TYPES = {
-    "classify": "Classification",
-    "multilabel": "Classification",
-    "segment": "Segmentation",
-    "detect": "MaskRCNN",
-}
-"""What OpenVINO's Model API calls the networks of a task."""
 
 
 def flat(card: ExportCard) -> dict[str, str]:
@@ -36,9 +29,8 @@ def model_info(card: ExportCard, prefix: str = "") -> dict[str, str]:
     """What OpenVINO's Model API reads; labels stand between spaces, so that theirs become underscores."""
     names = card.classes or tuple(map(str, range(card.num_classes)))
     values = {
-        "model_type": MODEL_TYPES.get(card.task or "", ""),
+        **(TASKS[card.task].export.model_info if card.task else {}),
         "labels": " ".join("_".join(name.split()) for name in names),
-        "multilabel": str(card.task == "multilabel"),
         "output_raw_scores": "False",
         "resize_type": "crop" if "crop" in card.resize else "fit_to_window",
         "reverse_input_channels": "False",

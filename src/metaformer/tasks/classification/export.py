@@ -32,6 +32,7 @@ class ClassifierExport(TaskExport):
 
     network: type[ExportedNetwork] = ExportedClassifier
     built: type[ExportGraph] = ProbabilityGraph
+    model_info: Mapping[str, str] = {"model_type": "Classification", "multilabel": "False"}
     outputs: Mapping[str, str] = {"probabilities": "(N, K)"}
     tolerances: Mapping[str, tuple[float, float]] = {"probabilities": (1e-4, 2e-2)}
 

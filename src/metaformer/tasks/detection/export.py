@@ -279,6 +279,7 @@ class DetectorExport(TaskExport):
         "count": "(N,)",
         "masks": "(N, M, 28, 28), of Mask R-CNN",
     }
+    model_info: Mapping[str, str] = {"model_type": "MaskRCNN"}
     takes_sizes = True
     tolerances: Mapping[str, tuple[float, float]] = {
         "objects": (0.0, 0.1),

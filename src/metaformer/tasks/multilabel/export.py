@@ -32,6 +32,7 @@ class MultilabelExport(ClassifierExport):
 
     network = ExportedClassifier
     built = ProbabilityGraph
+    model_info: Mapping[str, str] = {"model_type": "Classification", "multilabel": "True"}
 
     def metadata(self, values: Any) -> dict[str, Any]:
         return {"thresholds": list(values)}

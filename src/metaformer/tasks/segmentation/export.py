@@ -78,6 +78,7 @@ class SegmenterExport(TaskExport):
     network = ExportedSegmenter
     options = frozenset({"probabilities"})
     outputs: Mapping[str, str] = {"labels": "(N, H, W)", "probabilities": "(N, K, H, W), on request"}
+    model_info: Mapping[str, str] = {"model_type": "Segmentation"}
     takes_sizes = True
     tolerances: Mapping[str, tuple[float, float]] = {"labels": (1e-4, 2e-2)}
 
