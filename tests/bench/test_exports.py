@@ -67,8 +67,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def onnx(source: Path) -> Path:
     """The network as an exported file."""
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
     import_files([source / "still.py"])
     return metaformer.export(source / "net", source / "net.onnx").path
 
@@ -118,8 +116,6 @@ def test_rounds_that_disagree_give_no_ratio() -> None:
 
 def test_a_table_of_all_forms(untrained: dict[str, Path], tmp_path: Path) -> None:
     """Files that are given are not made again; those of another task are refused."""
-    for package in ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino"):
-        pytest.importorskip(package)
     given = metaformer.export(untrained["classify"], tmp_path / "net.onnx").path
     steps: list[str] = []
     report = bench_exports(

@@ -88,7 +88,7 @@ class OpenVINO:
             self._graph = self._openvino.Core().read_model(file)
         except Exception as error:  # OpenVINO has no class of its own for damaged files
             raise _unreadable(file, "OpenVINO", error) from error
-        info = self._graph.get_rt_info() if hasattr(self._graph, "get_rt_info") else {}
+        info = self._graph.get_rt_info()
         self.card: str | None = info[KEY].astype(str) if KEY in info else None
         self.content = read_bytes(weights, WeightsError, largest=sys.maxsize)
         """What the card's hash is of."""

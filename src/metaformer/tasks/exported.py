@@ -225,6 +225,10 @@ class TaskExport(ABC):
     """What OpenVINO's Model API calls the networks, and how it reads their results."""
     options: frozenset[str] = frozenset()
     """Fields of `ExportOptions` that are the task's own."""
+    forward_takes_sizes: bool = False
+    """Whether `TaskSpec.forward` is given the size of each image, too."""
+    tolerances: Mapping[str, tuple[float, float]]
+    """Largest differences by name that a file may have in float32, and in float16."""
 
     @abstractmethod
     def graph(self, network: nn.Module, preprocess: Any, options: ExportOptions) -> ExportGraph:
@@ -257,11 +261,6 @@ class TaskExport(ABC):
             ConfigError: values that do not fit.
         """
         return None
-
-    forward_takes_sizes: bool = False
-    """Whether `TaskSpec.forward` is given the size of each image, too."""
-    tolerances: Mapping[str, tuple[float, float]]
-    """Largest differences by name that a file may have in float32, and in float16."""
 
     def tolerance(self, name: str, dtype: str) -> float:
         """The largest difference of this name in a file of this type."""

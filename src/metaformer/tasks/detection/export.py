@@ -120,9 +120,6 @@ class DetectionGraph(ExportGraph):
         super().__init__(network, pixels)
         self.limit = limit
 
-    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError
-
 
 class RetinaNetGraph(DetectionGraph):
     """RetinaNet with its decoding."""
