@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
 from metaformer.data.dataset import BAD_SHARE, Batch, Source
 from metaformer.data.loader import Stop
 from metaformer.data.sampler import EvalSampler
@@ -23,6 +21,7 @@ from metaformer.storage import as_path, lock, open_regular, read_json, write_tex
 from metaformer.tasks.classifier import BatchPredictor
 from metaformer.tasks.exported import ExportedNetwork
 from metaformer.training.progress import Progress
+from metaformer.weights.io import state_sha256
 
 JOB = "job.json"
 
@@ -122,15 +121,14 @@ def _images(source: Source) -> dict[str, Any]:
 
 
 def _network(predictor: Predictor[Any]) -> dict[str, Any]:
-    model, digest = predictor.model, hashlib.sha256()
+    model = predictor.model
     if isinstance(model.model, ExportedNetwork):  # its weights lie in files, not in a state dict
         runtime: Any = model.model.runtime
-        digest.update("".join(file_hashes(runtime.file).values()).encode())
-    for name, value in model.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        weights = hashlib.sha256("".join(file_hashes(runtime.file).values()).encode()).hexdigest()
+    else:
+        weights = state_sha256(model.model.state_dict())
     return {
-        "weights_sha256": digest.hexdigest(),
+        "weights_sha256": weights,
         "amp": model.amp,
         "model": model.name,
         "preprocess": predictor.predictor.model.preprocess.to_dict(),

@@ -1,5 +1,6 @@
 """Read weights from files of any kind safely, and write them atomically."""
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -174,6 +175,15 @@ def write_state(
                 apply_umask(temporary)
     except (SafetensorError, RuntimeError) as error:
         raise OutputError(f"{path}: cannot write ({error})") from error
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, in order."""
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Export: a trained network as an ONNX file or as OpenVINO's, compared with the network before it is kept."""
 
 import copy
-import hashlib
 import json
 import shutil
 import tempfile
@@ -50,6 +49,7 @@ from metaformer.tasks.exported import (
     ExportOptions,
     TaskExport,
 )
+from metaformer.weights.io import state_sha256
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
 OPSET: Final = 20
@@ -382,7 +382,7 @@ def make_card(
         dtype=str(DTYPES[dtype]).removeprefix("torch."),
         license=(cfg.get("license") or None) if cfg.get("url") else None,
         metadata=subject.task.metadata(subject.metadata),
-        weights_sha256=_weights_hash(subject.network),
+        weights_sha256=state_sha256(subject.network.state_dict()),
         versions={name: _version(name) for name in ("metaformer", "torch", "onnx")},
     )
 
@@ -392,14 +392,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def _weights_hash(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def write_onnx(path: Path, body: bytes, card: ExportCard) -> ExportCard:
