@@ -3,7 +3,6 @@
 It ends with the server, whose end closes the connection, however it comes.
 """
 
-import io
 import os
 import queue
 import signal
@@ -15,15 +14,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from PIL import Image
-
 from metaformer.deploy.server.channel import Channel, Message
 from metaformer.errors import MetaFormerError, TrainingError
 
 HEARTBEAT: Final = 0.5
 """Seconds between signs of life."""
-PNG_LEVEL: Final = 1
-"""Compression of images in answers: of little use on a local network, and slow."""
 
 
 class Worker:
@@ -123,13 +118,6 @@ def failure(error: Exception) -> tuple[int, str]:
     return 500, "the network failed on this request"
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """An image as PNG."""
-    stream = io.BytesIO()
-    image.save(stream, "PNG", compress_level=PNG_LEVEL)
-    return stream.getvalue()
-
-
 def beat(channel: Channel) -> None:
     """Say again and again that this process runs."""
     while True:
@@ -137,15 +125,16 @@ def beat(channel: Channel) -> None:
         time.sleep(HEARTBEAT)
 
 
-def main(descriptor: int) -> int:
-    """Serve the connection of this file descriptor; exit status 1 where the network cannot be loaded."""
+def main() -> int:
+    """Serve the connection that is standard input; exit status 1 where the network cannot be loaded."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the server, which ends this process
         signal.signal(number, signal.SIG_IGN)
     from metaformer.process import keep_freed_memory, sleep_rather_than_spin
 
     keep_freed_memory()
     sleep_rather_than_spin()
-    channel = Channel(socket.socket(fileno=descriptor))
+    channel = Channel(socket.socket(fileno=os.dup(sys.stdin.fileno())))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
     settings = channel.receive().fields
     threading.Thread(target=beat, args=(channel,), daemon=True).start()
     try:
@@ -158,4 +147,4 @@ def main(descriptor: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main())
