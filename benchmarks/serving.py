@@ -1,4 +1,4 @@
-"""Requests a second of `metaformer serve` beside the same batches in one process, and how it lives meanwhile."""
+"""Requests a second of `metaformer serve` beside the same batches in one process, and how it lives then."""
 
 import asyncio
 import io

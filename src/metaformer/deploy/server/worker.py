@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from metaformer.deploy.server.channel import Channel, Message
@@ -49,17 +50,19 @@ class Worker:
         """Answer until the server is gone."""
         threading.Thread(target=self._receive, daemon=True).start()
         threading.Thread(target=self._encode, daemon=True).start()
-        self._channel.send(Message({"kind": "ready", "model": self._network.describe()}))
+        self._send(Message({"kind": "ready", "model": self._network.describe()}))
         while True:
             fields, buffers = self._inbox.get()
             self._compute(fields, buffers)
 
     def _receive(self) -> None:
         while True:
-            try:
+            with ends_with_server():
                 self._inbox.put(self._channel.receive())
-            except OSError:
-                os._exit(0)  # the server is gone: nobody waits for what is being computed
+
+    def _send(self, message: Message) -> None:
+        with ends_with_server():
+            self._channel.send(message)
 
     def _encode(self) -> None:
         """Encode answers while the next batch is computed."""
@@ -70,7 +73,7 @@ class Worker:
         jobs, start = fields["jobs"], time.perf_counter()
         answers = self._answers(self._kinds[fields["batch"]], jobs, buffers)
         seconds = time.perf_counter() - start
-        self._channel.send(
+        self._send(
             Message({"kind": "free", "images": sum(job.get("count", 1) for job in jobs), "seconds": seconds})
         )
 
@@ -102,10 +105,19 @@ class Worker:
             fields, buffers = answer()
         except Exception as error:
             status, text = failure(error)
-            self._channel.send(Message({"kind": "error", "id": job["id"], "status": status, "error": text}))
+            self._send(Message({"kind": "error", "id": job["id"], "status": status, "error": text}))
             return
         times = {"network": seconds, "encode": time.perf_counter() - start}
-        self._channel.send(Message({"kind": "answer", "id": job["id"], "times": times, **fields}, buffers))
+        self._send(Message({"kind": "answer", "id": job["id"], "times": times, **fields}, buffers))
+
+
+@contextmanager
+def ends_with_server() -> Iterator[None]:
+    """End this process where the server is gone: nobody waits for what is being computed."""
+    try:
+        yield
+    except OSError:
+        os._exit(0)
 
 
 def failure(error: Exception) -> tuple[int, str]:
@@ -121,7 +133,8 @@ def failure(error: Exception) -> tuple[int, str]:
 def beat(channel: Channel) -> None:
     """Say again and again that this process runs."""
     while True:
-        channel.send(Message({"kind": "alive"}))
+        with ends_with_server():
+            channel.send(Message({"kind": "alive"}))
         time.sleep(HEARTBEAT)
 
 
