@@ -74,7 +74,7 @@ def test_schemathesis_finds_no_error(
 ) -> None:
     url = f"http://127.0.0.1:{server.client.port}/openapi.json"
     command = [programs / "schemathesis", "run", url, "--checks", ",".join(CHECKS), "--seed", "1"]
-    command += ["--max-examples", "150", "--phases", "coverage,fuzzing", "--continue-on-failure"]
+    command += ["--max-examples", "400", "--phases", "coverage,fuzzing", "--continue-on-failure"]
     if not server.client("/models").json()["models"][0]["explain"]:
         command += ["--exclude-path-regex", "^/explain"]  # 501 is what it must be then
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

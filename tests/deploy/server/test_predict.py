@@ -141,3 +141,15 @@ def test_options_of_the_task(untrained: dict[str, Path], photos: list[Image.Imag
         found = server.client.image("/predict/digits", photos[0]).json()["prediction"]
     expected: Any = Predictor(untrained["classify"], device="cpu", rewrite=optimize, top_k=3, flip=True)
     assert close(found, expected(photos[0])[0].to_response())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_explanation_is_a_gray_image(task: str, server: Running, photos: list[Image.Image]) -> None:
+    """Where nothing can explain, as in a bare installation, it says so."""
+    known = {model["name"]: model["explain"] for model in server.client("/models").json()["models"]}
+    answer = server.client.image(f"/explain/{task}?index=1&box=2,2,30,30", photos[0])
+    if not known[task] or answer.status != 200:
+        assert answer.status in (400, 501) and set(answer.json()) == {"error"}
+        return
+    heat = Image.open(io.BytesIO(answer.body))
+    assert (heat.mode, heat.size) == ("L", photos[0].size)

@@ -2,9 +2,10 @@
 
 import asyncio
 import io
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -13,6 +14,16 @@ from metaformer.data.image import FORMATS, decode_image
 from metaformer.deploy.server.batcher import Refused
 from metaformer.errors import BadImage, DataError
 from metaformer.process import cores
+
+
+class Pixels(NamedTuple):
+    """A decoded image."""
+
+    size: tuple[int, int]
+    """Width and height."""
+    rgb: bytes
+    seconds: float
+    """That it took."""
 
 
 class Decoder:
@@ -27,8 +38,8 @@ class Decoder:
         self._max_pixels, self._limit, self._calls = max_pixels, limit, 0
         self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
 
-    async def decode(self, find: Callable[[], bytes], background: Color | None) -> Image.Image:
-        """An image in RGB, turned upright.
+    async def decode(self, find: Callable[[], bytes], background: Color | None) -> Pixels:
+        """The pixels of an image, turned upright.
 
         Args:
             find: gives the encoded image.
@@ -37,7 +48,8 @@ class Decoder:
         Raises:
             Refused: it is too large, damaged or no image.
         """
-        return await self.run(self._decode, find, background)
+        decoded: Pixels = await self.run(self._decode, find, background)
+        return decoded
 
     async def run(self, function: Any, *args: Any) -> Any:
         """Call a function in a thread of the pool.
@@ -57,7 +69,8 @@ class Decoder:
         """End the threads when they have nothing more to do."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, find: Callable[[], bytes], background: Color | None) -> Image.Image:
+    def _decode(self, find: Callable[[], bytes], background: Color | None) -> Pixels:
+        begun = time.perf_counter()
         body = find()
         if not body:
             raise Refused(400, "the body is empty: send an image")
@@ -68,8 +81,7 @@ class Decoder:
             raise Refused(400, f"image: {error.reason}") from error
         except DataError as error:
             raise Refused(503, "too little memory to decode the image", 1) from error
-        image.info = {}
-        return image
+        return Pixels(image.size, image.tobytes(), time.perf_counter() - begun)
 
     def _check_size(self, body: bytes) -> None:
         """Refuse a large image by its header; what is wrong otherwise, decoding says."""

@@ -141,8 +141,10 @@ class Model:
             kind = message and message.fields["kind"]
             if message is None:
                 return False
-            if kind == "failed":
+            if kind == "failed" and not self.loaded.done():
                 raise LoadingFailed(message.fields["error"])
+            if kind == "failed":  # its files have changed since: perhaps they are being written
+                return False
             if kind == "ready":
                 self.about, self.pid = message.fields["model"], message.fields["pid"]
                 if self.state != "stopping":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from metaformer.deploy.server.batcher import Job, Refused
 from metaformer.deploy.server.body import BodyReader, find_image
 from metaformer.deploy.server.channel import Message
-from metaformer.deploy.server.decode import Decoder
+from metaformer.deploy.server.decode import Decoder, Pixels
 from metaformer.deploy.server.kserve import JSON_SIZE, encode_answer, read_request
 from metaformer.deploy.server.metrics import Metrics
 from metaformer.deploy.server.model import Model
@@ -18,7 +18,6 @@ from metaformer.process import cores
 
 if TYPE_CHECKING:
     from fastapi import Request, Response
-    from PIL.Image import Image
 
 PNG: Final = "image/png"
 JSON: Final = "application/json"
@@ -89,16 +88,14 @@ class Service:
 
         begun, model = time.perf_counter(), self.ready_model(name)
         body = await self._reader.read(request)
-        decoding = time.perf_counter()
         image = await self._image(request, body, model)
-        decoded = time.perf_counter() - decoding
         draw = PNG in request.headers.get("accept", "").lower()
-        job = Job("predict", "predict", {"size": image.size, "draw": draw}, image.tobytes())
+        job = Job("predict", "predict", {"size": image.size, "draw": draw}, image.rgb)
         answer = await self._compute(request, model, job, begun)
         if draw:
             return Response(bytes(answer.buffers[0]), media_type=PNG)
         times = {
-            "decode": decoded,
+            "decode": image.seconds,
             "queue": _waited(job),
             **answer.fields["times"],
             "total": time.perf_counter() - begun,
@@ -106,7 +103,7 @@ class Service:
         envelope = {
             "model": name,
             "task": model.about["task"],
-            "image": {"width": image.width, "height": image.height},
+            "image": {"width": image.size[0], "height": image.size[1]},
             "milliseconds": {key: round(1000 * value, 3) for key, value in times.items()},
         }
         # the prediction is JSON already, and may be long
@@ -121,7 +118,7 @@ class Service:
         index, box = read_question(request.query_params, len(model.about["classes"]))
         image = await self._image(request, await self._reader.read(request), model)
         fields = {"size": image.size, "index": index, "box": box}
-        answer = await self._compute(request, model, Job("explain", object(), fields, image.tobytes()), begun)
+        answer = await self._compute(request, model, Job("explain", object(), fields, image.rgb), begun)
         return Response(bytes(answer.buffers[0]), media_type=PNG)
 
     async def infer(self, request: "Request", name: str) -> "Response":
@@ -138,8 +135,8 @@ class Service:
             return Response(text, media_type=JSON)
         return Response(text, media_type=BINARY, headers={JSON_SIZE: str(json_size)})
 
-    async def _image(self, request: "Request", body: bytes, model: Model) -> "Image":
-        """The image of a request, in RGB."""
+    async def _image(self, request: "Request", body: bytes, model: Model) -> Pixels:
+        """The image of a request."""
         background = model.about["background"]
         kind = request.headers.get("content-type", "")
         return await self._decoder.decode(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from metaformer.deploy.server.channel import Channel, Message
-from metaformer.errors import MetaFormerError, TrainingError
+from metaformer.errors import MetaFormerError, MissingPackage, TrainingError
 
 HEARTBEAT: Final = 0.5
 """Seconds between signs of life."""
@@ -122,7 +122,7 @@ def ends_with_server() -> Iterator[None]:
 
 def failure(error: Exception) -> tuple[int, str]:
     """HTTP status and text of an error; what is no fault of the request is written to standard error."""
-    if isinstance(error, NotImplementedError):
+    if isinstance(error, NotImplementedError | MissingPackage):
         return 501, str(error)
     if isinstance(error, MetaFormerError) and not isinstance(error, TrainingError):
         return 400, str(error)
