@@ -12,6 +12,7 @@ from serving import encoded
 
 IMAGE = encoded(Image.radial_gradient("L").resize((48, 40)).convert("RGB"), "JPEG")
 BOUNDARY = "b0undary"
+JSON = "application/json"
 TENSOR = {"name": "images", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": [7] * 3072}
 ERROR = re.compile(r"/(?:tmp|root|usr|home|var|work)\b|Traceback|\.py\b|\bline \d|site-packages")
 """What no error may show: paths, tracebacks."""
@@ -63,6 +64,9 @@ FIXED: dict[str, bytes] = {
     "a length below 0": raw("POST /predict HTTP/1.1\nhost: x\ncontent-length: -1\n\n"),
     "two lengths": raw("POST /predict HTTP/1.1\nhost: x\ncontent-length: 1\ncontent-length: 2\n\n"),
     "a huge length": raw(f"POST /predict HTTP/1.1\nhost: x\ncontent-length: {'9' * 30}\n\n"),
+    "a length of thousands of digits": raw(
+        f"POST /predict HTTP/1.1\nhost: x\ncontent-length: {'9' * 9000}\n\n"
+    ),
     "another coding": raw("POST /predict HTTP/1.1\nhost: x\ntransfer-encoding: gzip\n\n"),
     "a chunk of no size": raw("POST /predict HTTP/1.1\nhost: x\ntransfer-encoding: chunked\n\nz\nx\n"),
     "a chunk below 0": raw("POST /predict HTTP/1.1\nhost: x\ntransfer-encoding: chunked\n\n-1\nx\n"),
@@ -108,6 +112,12 @@ FIXED: dict[str, bytes] = {
     "deep tensors": request("/v2/models/classify/infer", b'{"inputs":' + b"[" * 50_000),
     "NaN": request("/v2/models/classify/infer", b'{"inputs": [{"name": NaN, "shape": [Infinity]}]}'),
     "no such model for tensors": request("/v2/models/nothing/infer", b"{}"),
+    "a size of thousands of digits": request(
+        "/v2/models/classify/infer", b"{}", JSON, "POST", f"inference-header-content-length: {'9' * 9000}"
+    ),
+    "a number of thousands of digits": request(
+        "/v2/models/classify/infer", b'{"inputs": [{"shape": [' + b"9" * 9000 + b"]}]}", JSON
+    ),
     "a parent of a model": request("/v2/models/..%2f..%2fclassify", method="GET"),
 }
 

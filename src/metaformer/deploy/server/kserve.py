@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from metaformer.deploy.server.batcher import Job, Refused
+from metaformer.deploy.server.body import read_size
 from metaformer.deploy.server.channel import Message
 from metaformer.deploy.server.model import Model
 from metaformer.deploy.server.tensor import DATATYPES, InferRequest, encode_outputs
@@ -37,8 +38,8 @@ def read_request(
     Raises:
         Refused: it is damaged, or does not fit the network.
     """
-    size = len(body) if header is None else int(header) if header.isascii() and header.isdigit() else -1
-    if not 0 <= size <= len(body):
+    size = len(body) if header is None else read_size(header)
+    if size is None or size > len(body):
         raise Refused(400, f"{JSON_SIZE} must be the size of the JSON in front of the binary data")
     request = InferRequest(body, size)
     inputs, known = dict(request.inputs), model.about["inputs"]
@@ -51,6 +52,8 @@ def read_request(
     height, width = (
         axis for axis, length in zip(images.shape[1:], known[0]["shape"][1:], strict=True) if length < 0
     )
+    if not np.isfinite(images).all():
+        raise Refused(400, "images: not all numbers are finite")
     if len(images) * height * width > max_pixels:
         raise Refused(413, f"images: more than {max_pixels:,} pixels")
     sizes = inputs.get("sizes")
