@@ -1,7 +1,8 @@
 // Requests to the server. A busy server is asked again, one that died is waited for.
 
 const PAUSE = 1000; // milliseconds between two looks at a server that is not ready
-const BROKEN = 3; // connections that may break off though the server is ready
+const BROKEN = 3; // connections that break off though the server is ready, before the visitor is told
+const LONGEST = 120; // seconds of a pause
 
 /** An answer other than the wanted one, with the server's own words. */
 export class Refused extends Error {
@@ -26,12 +27,14 @@ function sleep(duration, signal) {
   });
 }
 
-async function isReady(signal) {
+/** Whether the server is there and has loaded all networks, or at least the one that is asked for. */
+async function isReady(model, signal) {
   try {
-    return (await fetch("v2/health/ready", { signal, cache: "no-store" })).ok;
-  } catch (error) {
+    const response = await fetch("v2/health/ready", { signal, cache: "no-store" });
+    return response.ok || (await response.json()).models?.[model] === "ready";
+  } catch {
     signal?.throwIfAborted();
-    return false;
+    return false; // no connection, or a proxy's page
   }
 }
 
@@ -50,54 +53,53 @@ async function reason(response) {
 /**
  * Fetch, and keep at it while the server is busy or away.
  *
- * `wait` is called with {kind: "busy" | "away", seconds} whenever it has to wait, and with null when it goes on.
- * Resolves to {response, started}, the moment at which the request that succeeded began.
+ * `wait` is called with {kind: "busy", text, seconds}, {kind: "away"} and {kind: "back"} while it has to wait, and with
+ * null when it goes on. Resolves to {response, started}, the moment at which the request that succeeded began.
  */
-export async function request(path, options, wait) {
+export async function request(path, options, wait, model = null) {
   const { signal } = options;
-  let broken = 0;
-  for (;;) {
+  for (let broken = 0; ; ) {
     const started = performance.now();
-    let response;
-    try {
-      response = await fetch(path, options);
-    } catch (error) {
-      signal?.throwIfAborted();
-      broken += 1;
-      response = null;
-    }
+    const response = await fetch(path, options).catch(() => null);
+    signal?.throwIfAborted();
     if (response?.ok) {
       wait(null);
       return { response, started };
     }
-    if (response && response.status !== 503) throw new Refused(response.status, await reason(response));
-    if (await isReady(signal)) {
-      if (broken >= BROKEN) throw new Refused(0, "The connection broke off several times while the image was sent.");
-      await pause(response, wait, signal);
+    const seconds = Number(response?.headers.get("Retry-After"));
+    if (response?.status === 503 && seconds > 0) {
+      await pause(await reason(response), Math.min(Math.ceil(seconds), LONGEST), wait, signal);
+    } else if (response && response.status !== 502) {
+      throw new Refused(response.status, await reason(response));
+    } else if (await isReady(model, signal)) {
+      broken += 1;
+      if (broken === BROKEN) throw new Refused(0, "The connection broke off several times. Is the file still there?");
     } else {
       wait({ kind: "away" });
       do await sleep(PAUSE, signal);
-      while (!(await isReady(signal)));
+      while (!(await isReady(model, signal)));
       wait({ kind: "back" });
     }
   }
 }
 
 /** Count down the seconds that a busy server asks for. */
-async function pause(response, wait, signal) {
-  const asked = Number(response?.headers.get("Retry-After"));
-  const seconds = asked > 0 && asked <= 120 ? Math.ceil(asked) : 1;
-  await response?.body?.cancel();
+async function pause(text, seconds, wait, signal) {
   for (let left = seconds; left > 0; left -= 1) {
-    wait({ kind: "busy", seconds: left });
+    wait({ kind: "busy", text, seconds: left });
     await sleep(1000, signal);
   }
 }
 
-/** The models that are served, and limits. */
+/** The models that are served, as soon as all are loaded, and limits. */
 export async function models(wait) {
-  const { response } = await request("models", { cache: "no-store" }, wait);
-  return response.json();
+  for (;;) {
+    const { response } = await request("models", { cache: "no-store" }, wait);
+    const served = await response.json();
+    if (served.models.every(({ classes }) => classes)) return served;
+    wait({ kind: "loading" });
+    await sleep(PAUSE);
+  }
 }
 
 function form(image) {
@@ -109,7 +111,7 @@ function form(image) {
 /** A prediction as {answer, text, roundTrip}. */
 export async function predict(model, image, signal, wait) {
   const path = `predict/${encodeURIComponent(model)}`;
-  const { response, started } = await request(path, { method: "POST", body: form(image), signal }, wait);
+  const { response, started } = await request(path, { method: "POST", body: form(image), signal }, wait, model);
   const text = await response.text();
   const roundTrip = performance.now() - started;
   return { answer: JSON.parse(text), text, roundTrip };
@@ -120,6 +122,6 @@ export async function explain(model, image, { index, box }, signal, wait) {
   const query = new URLSearchParams({ index });
   if (box) query.set("box", box.join(","));
   const path = `explain/${encodeURIComponent(model)}?${query}`;
-  const { response } = await request(path, { method: "POST", body: form(image), signal }, wait);
+  const { response } = await request(path, { method: "POST", body: form(image), signal }, wait, model);
   return response.blob();
 }

@@ -34,9 +34,9 @@ async function start() {
 
 async function loadModels() {
   try {
-    served = await api.models(waiting("Waiting for the server."));
+    served = await api.models(waiting());
   } catch (error) {
-    say(error.message, loadModels);
+    say(sentence(error.message), loadModels);
     return;
   }
   say("");
@@ -136,13 +136,13 @@ async function predict() {
   clear();
   const done = working();
   try {
-    const result = await api.predict(asked.name, file, signal, waiting("The server is busy."));
+    const result = await api.predict(asked.name, file, signal, waiting());
     const view = await VIEWS[result.answer.task].create(asked, result.answer, { light, choose, changed, hint: hint(asked) });
     if (signal.aborted) return;
     present(result, view);
   } catch (error) {
     if (signal.aborted) return;
-    refuse(error.message, retry(error, predict));
+    refuse(sentence(error.message), retry(error, predict));
   } finally {
     done();
   }
@@ -219,13 +219,13 @@ async function choose(row) {
   if (!heat.pictures.has(row.key)) {
     const done = working();
     try {
-      const blob = await api.explain(model.name, image, row, signal, waiting("The server is busy."));
+      const blob = await api.explain(model.name, image, row, signal, waiting());
       heat.pictures.set(row.key, await heatPicture(blob));
     } catch (error) {
       if (signal.aborted) return;
       heat.key = null;
       if (error.status === 501) model.explain = false;
-      say(error.message, retry(error, () => choose(row)));
+      say(sentence(error.message), retry(error, () => choose(row)));
     } finally {
       done();
     }
@@ -259,19 +259,23 @@ function say(text, again = null) {
   byId("again").onclick = again && (() => again());
 }
 
-/** What is said while the server is busy or away. */
-function waiting(busy) {
+/** Says what is waited for. */
+function waiting() {
+  const said = {
+    busy: ({ text, seconds }) => `${sentence(text)} Trying again in ${seconds} s …`,
+    loading: () => "The server is loading its networks …",
+    away: () => "The server does not answer. As soon as it is back, this goes on by itself.",
+    back: () => "The server is back.",
+  };
   let before = null;
   return (state) => {
-    const said = {
-      busy: () => `${busy} Trying again in ${state.seconds} s …`,
-      away: () => "The server does not answer. As soon as it is back, this goes on by itself.",
-      back: () => "The server is back.",
-    };
-    if (state || before) say(state ? said[state.kind]() : "");
+    if (state || before) say(state ? said[state.kind](state) : "");
     before = state;
   };
 }
+
+/** A server's line as a sentence of the page. */
+const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
 
 /** Show that a request runs, if it takes long; returns what ends it. */
 let active = 0;
@@ -387,10 +391,10 @@ function listen() {
 
 async function example(name) {
   try {
-    const { response } = await api.request(`static/examples/${name}`, {}, waiting("The server is busy."));
+    const { response } = await api.request(`static/examples/${name}`, {}, waiting());
     await open(new File([await response.blob()], `example-${name}`, { type: response.headers.get("Content-Type") ?? "" }));
   } catch (error) {
-    say(error.message, () => example(name));
+    say(sentence(error.message), () => example(name));
   }
 }
 

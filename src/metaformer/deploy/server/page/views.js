@@ -58,7 +58,7 @@ class Multilabel {
     this.list.sort((a, b) => b.strong - a.strong || b.share - a.share);
     const passing = this.list.filter((row) => row.strong);
     this.headline = passing.length ? passing.map((row) => `\u2068${row.name}\u2069`).join(", ") : "none";
-    this.detail = `${passing.length} of ${plural(this.list.length, "class reaches", "classes reach")} its threshold`;
+    this.detail = `${passing.length} of ${plural(this.list.length, "class", "classes")} pass, each by its own threshold`;
     this.summary = `Predicted: ${this.headline}`;
     this.rows = new Rows(this.list, { ...hooks, shown: Math.max(12, passing.length) });
     this.panel = make("div", {}, this.rows.element, make("p", { class: "note" }, make("span", { class: "tick sample", "aria-hidden": "true" }), "threshold of the class"));
