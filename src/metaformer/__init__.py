@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # `X as X` exports a name to type checkers
     from metaformer.deploy.optimize import optimize as optimize
     from metaformer.deploy.packaging.load import load_package as load_package
     from metaformer.deploy.packaging.write import package as package
+    from metaformer.deploy.server.server import serve as serve
     from metaformer.errors import MetaFormerError as MetaFormerError
     from metaformer.factory import create_detector as create_detector
     from metaformer.factory import create_model as create_model
@@ -52,6 +53,7 @@ _MODULES = {
     "deploy.optimize": ("optimize",),
     "deploy.packaging.write": ("package",),
     "deploy.packaging.load": ("load_package",),
+    "deploy.server.server": ("serve",),
     "errors": ("MetaFormerError",),
     "factory": (
         "create_detector",

@@ -9,6 +9,11 @@ Channel = Annotated[int, Range(0, 255, integer=True)]
 Color = tuple[Channel, Channel, Channel]
 
 
+def to_hex(color: tuple[int, ...]) -> str:
+    """A color as style sheets write it: `#rrggbb`."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
 def read_color(value: Color | str | None, name: str) -> Color | None:
     """Three numbers, a name such as `white`, or `#rrggbb` as a color; None stays None.
 

@@ -57,6 +57,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command(
         "compile a network to a file", "metaformer export runs/demo-classify net.pt2", "export"
     ),
+    "serve": Command("networks behind HTTP, with a page", "metaformer serve runs/demo-classify", "serve"),
     "bench": Command(
         "count and time models", "metaformer bench poolformer_s12 --against timm:poolformer_s12", "bench"
     ),

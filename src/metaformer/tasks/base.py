@@ -26,7 +26,7 @@ from metaformer.models.base import DenseNetwork, autocast
 from metaformer.report.page import TaskReport
 from metaformer.tasks.check import Certainty, CheckReport
 from metaformer.tasks.exported import ExportedNetwork, TaskExport
-from metaformer.tasks.outputs import Prediction
+from metaformer.tasks.outputs import Legend, Prediction
 from metaformer.tasks.report import Report
 from metaformer.tasks.stream import ImageList, OnBad, raise_bad
 from metaformer.weights.card import model_card
@@ -100,6 +100,10 @@ class Predict(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]:
         """Options that change the results, as plain values."""
+
+    @property
+    def legend(self) -> Legend:
+        """What viewers need beside the results."""
 
     def predict(self, source: ImageList, on_bad: OnBad = raise_bad) -> Iterator[Prediction[Any]]:
         """Predictions in order, one for each image or video frame.
@@ -473,6 +477,8 @@ class TaskSpec:
     """(LoadedModel, data, split, batch_size=, workers=, **options) to an evaluation."""
     predictor: Callable[..., Predict]
     """(LoadedModel, batch_size=, workers=, **options) to a predictor."""
+    served: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `predictor` that `metaformer serve` sets where its caller does not."""
     write: Callable[..., Iterator[str]]
     """(predictions, out, LoadedModel, **options): write files; yields lines to print."""
     export: TaskExport

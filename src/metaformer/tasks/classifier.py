@@ -40,6 +40,7 @@ from metaformer.tasks.base import (
 from metaformer.tasks.outputs import (
     FILES,
     LINES,
+    Legend,
     Output,
     Prediction,
     csv_writer,
@@ -278,6 +279,11 @@ class BatchPredictor:
         self.background: Color | None = self.model.preprocess.background
         self.classes, self.batch_size, self.workers, self.flip = model.class_names, batch_size, workers, flip
         self.settings: dict[str, Any] = {"flip": flip, "crops": crops}
+
+    @property
+    def legend(self) -> Legend:
+        """Nothing: bars have no colors of their own."""
+        return Legend()
 
     def predict(self, source: ImageList, on_bad: OnBad = raise_bad) -> Iterator[Prediction[Any]]:
         """Predictions in order; `on_bad` gets the error of each image that cannot be read."""

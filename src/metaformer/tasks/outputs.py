@@ -5,6 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 from PIL import Image
 
 from metaformer.color import Color
+from metaformer.data.class_lists import Palette
 from metaformer.data.image import read_image
 from metaformer.errors import BadImage, ConfigError, DataError, OutputError, TrainingError
 from metaformer.process import one_line
@@ -29,6 +31,21 @@ class Result(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, a line of predictions.jsonl."""
+
+    def to_response(self) -> dict[str, Any]:
+        """Plain values with all that a viewer draws, as `metaformer serve` answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Legend:
+    """What viewers of a network's results need beside them; None where the task has no such thing."""
+
+    colors: Palette | None = None
+    """Color of each class."""
+    thresholds: tuple[float, ...] | None = None
+    """Score from which on each class is predicted."""
+    draw_score: float | None = None
+    """Score from which objects are drawn."""
 
 
 class DrawnResult(ABC):

@@ -42,6 +42,11 @@ class Classification(DrawnResult):
         """Plain values for JSON."""
         return asdict(self)
 
+    def to_response(self) -> dict[str, Any]:
+        """Plain values for viewers: name, index and score of each class, best first."""
+        rows = zip(self.labels, self.indices, self.scores, strict=True)
+        return {"classes": [{"name": name, "index": k, "score": score} for name, k, score in rows]}
+
     def to_row(self) -> dict[str, str]:
         """CSV cells: path, label and score, then the further classes as `label_2`, `score_2` and so on."""
         row = {"path": self.path}

@@ -84,6 +84,7 @@ SPEC = TaskSpec(
     default_classes=default_classes,
     evaluation=build_evaluation,
     predictor=ClassificationPredictor,
+    served={"top_k": 10},
     write=write_predictions,
     export=ClassifierExport(),
     report=build_report,

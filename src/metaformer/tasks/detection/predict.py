@@ -15,6 +15,7 @@ from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.dense import MultiScaleFlip
 from metaformer.tasks.detection.results import DetectedObjects
 from metaformer.tasks.detection.transforms import DetectionPreprocess, pad_images
+from metaformer.tasks.outputs import Legend
 from metaformer.tasks.stream import StreamPredictor
 
 DEFAULT_SCORE = 0.3
@@ -169,6 +170,11 @@ class DetectionPredictor(StreamPredictor[DetectedObjects]):
             "classes": self.wanted,
             "class_agnostic_nms": class_agnostic_nms,
         }
+
+    @property
+    def legend(self) -> Legend:
+        """The colors of the classes, and the score from which objects are drawn."""
+        return Legend(colors=self.model.metadata.palette, draw_score=self.draw_score)
 
     def predict_image(self, image: Image.Image, path: str, name: str) -> DetectedObjects:
         """The objects in an RGB image."""

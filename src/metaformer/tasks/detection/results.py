@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from metaformer.color import to_hex
 from metaformer.data.class_lists import Palette
-from metaformer.data.rle import Mask, decode, encode
+from metaformer.data.rle import Mask, decode, encode, read_counts
 from metaformer.errors import DataError, MissingPackage, UnknownName
 from metaformer.report.blocks import percentage
 from metaformer.tasks.detection.draw import draw_objects
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SHOWN_IOU = 0.5
 """IoU above which `plot` shows the better of two boxes alone."""
+MAX_SHOWN = 300
+"""Objects that viewers get."""
 BLOCK = 1 << 24
 """Pixels of masks that are pasted at once."""
 
@@ -162,6 +165,25 @@ class DetectedObjects(DrawnResult):
             for label, score, box in self._rows()
         ]
         return {"path": self.path, "width": self.size[0], "height": self.size[1], "objects": objects}
+
+    def to_response(self) -> dict[str, Any]:
+        """Plain values for viewers: of each object, best first, class, score, box, color and mask.
+
+        Masks are run lengths as numbers, down the columns as COCO's, or null.
+        """
+        masks = self.masks or (None,) * len(self)
+        objects = [
+            {
+                "name": self.classes[label],
+                "index": label,
+                "score": score,
+                "box": box,
+                "color": to_hex(self.palette[label]),
+                "mask": mask and {"size": mask["size"], "counts": read_counts(mask).tolist()},
+            }
+            for (label, score, box), mask in zip(self._rows(), masks, strict=True)
+        ]
+        return {"objects": objects[:MAX_SHOWN]}
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Rows of a COCO results file.

@@ -6,6 +6,7 @@ from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.classifier import BatchPredictor
 from metaformer.tasks.multilabel.evaluate import chosen_thresholds
 from metaformer.tasks.multilabel.results import MultilabelResult
+from metaformer.tasks.outputs import Legend
 
 
 class MultilabelPredictor(BatchPredictor):
@@ -40,6 +41,11 @@ class MultilabelPredictor(BatchPredictor):
         )
         self.thresholds = chosen_thresholds(model, threshold)
         self.settings["thresholds"] = list(self.thresholds)
+
+    @property
+    def legend(self) -> Legend:
+        """The thresholds of the classes."""
+        return Legend(thresholds=self.thresholds)
 
     def results(self, paths: list[str], logits: Tensor) -> list[MultilabelResult]:
         """The classes of images from their logits (B, K)."""

@@ -39,6 +39,15 @@ class MultilabelResult(DrawnResult):
         scores = {name: round(score, 6) for name, score in zip(self.classes, self.scores, strict=True)}
         return {"path": self.path, "labels": list(self.labels), "scores": scores}
 
+    def to_response(self) -> dict[str, Any]:
+        """Plain values for viewers: name, index, score and threshold of every class, best first."""
+        rows = enumerate(zip(self.classes, self.scores, self.thresholds, strict=True))
+        classes = [
+            {"name": name, "index": k, "score": score, "threshold": threshold}
+            for k, (name, score, threshold) in rows
+        ]
+        return {"classes": sorted(classes, key=lambda row: -float(row["score"]))}
+
     def to_row(self) -> dict[str, str]:
         """CSV cells: path, labels, and the score of each class; semicolons between labels with spaces."""
         separator = ";" if any(" " in name for name in self.classes) else " "

@@ -14,6 +14,7 @@ from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import ConfigError
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.dense import MultiScaleFlip
+from metaformer.tasks.outputs import Legend
 from metaformer.tasks.segmentation.results import Segmentation
 from metaformer.tasks.segmentation.tiled_inference import (
     TILE_GRID,
@@ -208,6 +209,11 @@ class SegmentationPredictor(StreamPredictor[Segmentation]):
         self.model, self.classes = model, model.class_names
         self.inference = run_inference(model.config, scales, flip, sliding_window)
         self.settings = asdict(self.inference)
+
+    @property
+    def legend(self) -> Legend:
+        """The colors of the classes."""
+        return Legend(colors=self.model.metadata)
 
     def predict_image(self, image: Image.Image, path: str, name: str) -> Segmentation:
         """The class of each pixel of an RGB image."""

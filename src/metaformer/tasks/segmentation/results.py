@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from metaformer.color import to_hex
 from metaformer.data.class_lists import Palette
 from metaformer.errors import DataError
 from metaformer.report.blocks import percentage
@@ -59,6 +60,24 @@ class Segmentation(DrawnResult):
         width, height = self.size
         classes = {self.classes[label]: share for label, share in self.shares}
         return {"path": self.path, "width": width, "height": height, "classes": classes}
+
+    def to_response(self) -> dict[str, Any]:
+        """Plain values for viewers: the label map as a PNG, and the classes in it, largest first.
+
+        The PNG has an 8-bit index of a class a pixel, or for more than 256 classes two bytes, as red and
+        green.
+        """
+        pixels = self.label_map
+        if len(self.classes) > 256:
+            pixels = np.stack([pixels >> 8, pixels & 255, np.zeros_like(pixels)], axis=-1)
+        stream = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).save(stream, "PNG", compress_level=1)
+        classes = [
+            {"name": self.classes[k], "index": k, "color": to_hex(self.palette[k]), "share": share}
+            for k, share in self.shares
+        ]
+        encoded = base64.b64encode(stream.getvalue()).decode()
+        return {"labels": f"data:image/png;base64,{encoded}", "classes": classes}
 
     def _draw(self, image: Image.Image) -> Image.Image:
         if image.size != self.size:

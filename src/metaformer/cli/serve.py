@@ -1,0 +1,48 @@
+"""`metaformer serve RUN|FILE.onnx|FILE.xml|MODEL …`."""
+
+from typing import Any
+
+from metaformer.cli.options import add_options, add_task_options, options_of
+from metaformer.cli.parser import Parser, UsageError, say
+
+EXAMPLE = """metaformer serve runs/demo-classify
+  metaformer serve digits=runs/demo-classify boxes=detector.onnx --port 8080 --max-batch 16
+  curl -F image=@photo.jpg http://127.0.0.1:8000/predict"""
+
+
+def run(argv: list[str]) -> int:
+    """Serve networks over HTTP, with a page for people, until Ctrl-C or SIGTERM."""
+    from metaformer.deploy.server.server import serve, split_name
+
+    args = vars(_parse(argv))
+    models = [split_name(text) for text in args.pop("models")]
+    names = ", ".join(name for name, _ in models)
+    serve(models, on_ready=lambda url: say(f"serving {names} on {url}"), **args)
+    return 0
+
+
+def _parse(argv: list[str]) -> Any:
+    """Options of tasks are known when there are some: that takes PyTorch, which the server does without."""
+    try:
+        return _parser(tasks="-h" in argv or "--help" in argv).parse_args(argv)
+    except UsageError:
+        return _parser(tasks=True).parse_args(argv)
+
+
+def _parser(tasks: bool) -> Parser:
+    from metaformer.deploy.server.server import serve
+
+    parser = Parser(
+        "serve",
+        "Serve networks over HTTP: a page, predictions as JSON or drawn, the Open Inference Protocol v2 and\n"
+        "metrics. Each network has a process of its own. Without a name a network has that of its folder or\n"
+        "file; the first is the one that /predict uses.",
+        EXAMPLE,
+    )
+    kinds = "run, checkpoint or save_pretrained directory, exported file, or model name"
+    parser.add_argument("models", nargs="+", metavar="[NAME=]RUN|FILE|MODEL", help=kinds)
+    add_options(parser, list(options_of(serve, skip=("import_files", "on_ready"))))
+    parser.add_import()
+    if tasks:
+        add_task_options(parser, "predictor")
+    return parser

@@ -1,0 +1,1 @@
+"""Networks behind HTTP: requests in one process, each network in one of its own."""

@@ -1,0 +1,157 @@
+"""Bodies of requests: read within limits, and the image in them."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from metaformer.deploy.server.batcher import Refused
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+FIELD: Final = "image"
+"""Name of the form's field that holds the image."""
+RAW: Final = "application/octet-stream"
+FORM: Final = "multipart/form-data"
+HELD: Final = 16
+"""Largest bodies that all requests together may hold in memory, in number."""
+MAX_PARTS: Final = 16
+_HEADER: Final = 4096
+"""Bytes of a part's headers."""
+
+
+class BodyReader:
+    """Reads bodies into memory, each up to a limit, and all together up to `HELD` times that.
+
+    Args:
+        limit: bytes of a body.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+
+    async def read(self, request: "Request") -> bytes:
+        """The body.
+
+        Raises:
+            Refused: it is too large, or too many are being read.
+        """
+        self._check_length(request.headers.get("content-length"))
+        if "content-encoding" in request.headers:
+            raise Refused(415, "the body must not be compressed")
+        body, more = bytearray(), True
+        try:
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(400, "the client has gone")
+                body += message.get("body", b"")
+                self._held += len(message.get("body", b""))
+                more = message.get("more_body", False)
+                self._check(len(body))
+            return bytes(body)
+        finally:
+            self._held -= len(body)
+
+    def _check_length(self, text: str | None) -> None:
+        if text is not None and text.isascii() and text.isdigit() and int(text) > self._limit:
+            raise self._too_large()
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            raise self._too_large()
+        if self._held > HELD * self._limit:
+            raise Refused(503, "busy: too many uploads at once", retry_after=1)
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"the body is larger than {self._limit:,} bytes")
+
+
+def find_image(content_type: str, body: bytes) -> bytes:
+    """The encoded image in a body.
+
+    Args:
+        content_type: header of the request.
+        body: a form with the field `image`, or the image itself.
+
+    Raises:
+        Refused: it is neither.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == FORM:
+        return form_field(content_type, body)
+    if kind == RAW or kind.startswith("image/"):
+        return body
+    raise Refused(
+        415, f"send the image as {FORM} in the field {FIELD!r}, or as the body with image/… or {RAW}"
+    )
+
+
+def form_field(content_type: str, body: bytes) -> bytes:
+    """The field `image` of a form; file names are not looked at.
+
+    Raises:
+        Refused: the form is damaged, or has no such field or several.
+    """
+    from python_multipart.exceptions import FormParserError
+    from python_multipart.multipart import MultipartParser, parse_options_header
+
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary or len(boundary) > 256:
+        raise Refused(400, f"{FORM} without a boundary")
+    parts = _Parts()
+    try:
+        parser = MultipartParser(boundary, parts.callbacks())
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise Refused(400, "the form is damaged") from error
+    if not parts.complete:
+        raise Refused(400, "the form is cut off")
+    found = [
+        data for header, data in parts.found if parse_options_header(header)[1].get(b"name") == FIELD.encode()
+    ]
+    if len(found) != 1:
+        raise Refused(400, f"the form must have the field {FIELD!r} once")
+    return bytes(found[0])
+
+
+class _Parts:
+    """Parts of a form as its parser finds them."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[bytes, bytearray]] = []
+        """Disposition and content of each."""
+        self.complete = False
+        self._name, self._value = bytearray(), bytearray()
+
+    def callbacks(self) -> Any:
+        calls: dict[str, Callable[..., None]] = {
+            "on_part_begin": self._begin,
+            "on_part_data": self._data,
+            "on_header_field": lambda data, start, end: self._extend(self._name, data[start:end]),
+            "on_header_value": lambda data, start, end: self._extend(self._value, data[start:end]),
+            "on_header_end": self._header,
+            "on_end": self._end,
+        }
+        return calls
+
+    def _begin(self) -> None:
+        if len(self.found) == MAX_PARTS:
+            raise Refused(400, f"the form has more than {MAX_PARTS} parts")
+        self.found.append((b"", bytearray()))
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        self.found[-1][1].extend(memoryview(data)[start:end])
+
+    def _extend(self, text: bytearray, more: bytes) -> None:
+        text += more
+        if len(text) > _HEADER:
+            raise Refused(400, "a header of the form is too long")
+
+    def _header(self) -> None:
+        if bytes(self._name).lower() == b"content-disposition":
+            self.found[-1] = (bytes(self._value), self.found[-1][1])
+        self._name, self._value = bytearray(), bytearray()
+
+    def _end(self) -> None:
+        self.complete = True

@@ -1,0 +1,85 @@
+"""Bodies of requests to images: a bounded number of threads, a few formats, and no files."""
+
+import asyncio
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from PIL import Image
+
+from metaformer.color import Color
+from metaformer.data.image import FORMATS, decode_image
+from metaformer.deploy.server.batcher import Refused
+from metaformer.errors import BadImage, DataError
+from metaformer.process import cores
+
+
+class Decoder:
+    """Images from encoded ones.
+
+    Args:
+        max_pixels: larger images are refused by their header.
+        limit: calls that may wait for a thread.
+    """
+
+    def __init__(self, max_pixels: int, limit: int) -> None:
+        self._max_pixels, self._limit, self._calls = max_pixels, limit, 0
+        self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
+
+    async def decode(self, find: Callable[[], bytes], background: Color | None) -> Image.Image:
+        """An image in RGB, turned upright.
+
+        Args:
+            find: gives the encoded image.
+            background: color that transparent pixels are blended on.
+
+        Raises:
+            Refused: it is too large, damaged or no image.
+        """
+        return await self.run(self._decode, find, background)
+
+    async def run(self, function: Any, *args: Any) -> Any:
+        """Call a function in a thread of the pool.
+
+        Raises:
+            Refused: too many wait for one.
+        """
+        if self._calls >= self._limit:
+            raise Refused(503, "busy: too many images are being decoded", retry_after=1)
+        self._calls += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        finally:
+            self._calls -= 1
+
+    def close(self) -> None:
+        """End the threads when they have nothing more to do."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _decode(self, find: Callable[[], bytes], background: Color | None) -> Image.Image:
+        body = find()
+        if not body:
+            raise Refused(400, "the body is empty: send an image")
+        self._check_size(body)
+        try:
+            image = decode_image(body, "image", self._max_pixels, background=background)
+        except BadImage as error:
+            raise Refused(400, f"image: {error.reason}") from error
+        except DataError as error:
+            raise Refused(503, "too little memory to decode the image", 1) from error
+        image.info = {}
+        return image
+
+    def _check_size(self, body: bytes) -> None:
+        """Refuse a large image by its header; what is wrong otherwise, decoding says."""
+        too_large = Refused(413, f"image: more than {self._max_pixels:,} pixels")
+        try:
+            with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+                size = image.size
+        except Image.DecompressionBombError as error:
+            raise too_large from error
+        except Exception:
+            return
+        if size[0] * size[1] > self._max_pixels:
+            raise too_large

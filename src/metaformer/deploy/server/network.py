@@ -1,0 +1,223 @@
+"""A loaded network as its process uses it: images, tensors and questions in, answers out."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from metaformer.color import to_hex
+from metaformer.deploy.optimize import optimize
+from metaformer.deploy.server.tensor import DATATYPES
+from metaformer.deploy.server.worker import encode_png
+from metaformer.inference.model import input_size, load_model
+from metaformer.inference.predictor import Predictor
+from metaformer.models.base import autocast
+from metaformer.models.build import check_pass
+from metaformer.registry import import_files
+from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.exported import Arrays, ExportCard, ExportedNetwork, ExportOptions
+
+EXPLAIN: Final = "metaformer.inference.explain"
+"""Module that computes what a network looks at."""
+WARM_UP: Final = (256, 192)
+"""Height and width of the first image, where the network takes any."""
+Answer = Callable[[], tuple[dict[str, Any], list[bytes]]]
+"""Makes fields and buffers of an answer, while the next batch is computed."""
+Rows = list[dict[str, Any]]
+"""Fields of the requests of a batch."""
+
+
+class ServedNetwork:
+    """A network with its predictor.
+
+    Args:
+        settings: fields of `ModelSettings`.
+
+    Raises:
+        MetaFormerError: it cannot be loaded.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        import_files(settings["imports"])
+        self._settings = settings
+        self._predictor = self._load()
+        self._model: LoadedModel = self._predictor.predictor.model
+        self._graph = _graph(self._model) if self._card is None else None
+        self._explainer: Any = None
+        self._outputs = self._warm_up()
+
+    @property
+    def _card(self) -> ExportCard | None:
+        """What an exported file says of itself."""
+        network = self._model.model
+        return network.card if isinstance(network, ExportedNetwork) else None
+
+    @property
+    def _takes_floats(self) -> bool:
+        """Whether images are normalized before the graph."""
+        return self._card is not None and self._card.input == "float"
+
+    def _load(self) -> Predictor[Any]:
+        """The predictor, with what the task sets for servers."""
+        settings, options = self._settings, self._settings["options"]
+        predictor: Predictor[Any] = Predictor(
+            settings["source"],
+            batch_size=settings["max_batch"],
+            rewrite=_optimized if settings["optimize"] else None,
+            **settings["loading"],
+            **options,
+        )
+        spec = predictor.model.spec
+        if spec.served.keys() - options.keys():
+            both = {**spec.served, **options}
+            predictor.predictor = spec.predictor(predictor.model, batch_size=settings["max_batch"], **both)
+        return predictor
+
+    def _warm_up(self) -> Arrays:
+        """Compute what the first requests would wait for; gives outputs of the graph, for their types."""
+        height, width = input_size(self._model.preprocess) or WARM_UP
+        if self._card is not None and self._card.image_size is not None:
+            height, width = self._card.image_size
+        image = Image.new("RGB", (width, height), (128, 128, 128))
+        for count in {1, self._settings["max_batch"]}:
+            self._predictor([image] * count)
+        shape = (1, 3, height, width) if self._takes_floats else (1, height, width, 3)
+        return self._run(np.zeros(shape, np.float32 if self._takes_floats else np.uint8), None)
+
+    def describe(self) -> dict[str, Any]:
+        """What the server says of the network."""
+        model, legend = self._model, self._predictor.predictor.legend
+        return {
+            **asdict(legend),
+            "task": model.task,
+            "title": model.spec.title,
+            "classes": list(model.class_names),
+            "colors": legend.colors and [to_hex(color) for color in legend.colors],
+            "background": model.preprocess.background,
+            "explain": self._card is None and find_spec(EXPLAIN) is not None,
+            "inputs": self._inputs(),
+            "outputs": [
+                {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": self._output_shape(name)}
+                for name, array in self._outputs.items()
+            ],
+        }
+
+    def _inputs(self) -> Rows:
+        """Inputs of the graph in the terms of the inference protocol."""
+        kind, shape = ("FP32", [-1, 3, -1, -1]) if self._takes_floats else ("UINT8", [-1, -1, -1, 3])
+        rows: Rows = [{"name": "images", "datatype": kind, "shape": shape}]
+        if self._model.spec.export.takes_sizes:
+            rows.append({"name": "sizes", "datatype": "INT64", "shape": [-1, 2]})
+        return rows
+
+    def _output_shape(self, name: str) -> list[int]:
+        """Shape of an output, −1 where it follows the images."""
+        letters = re.findall(r"\w+", self._model.spec.export.outputs[name].partition(")")[0])
+        sizes = self._outputs[name].shape
+        return [-1 if letter in "NHW" else size for letter, size in zip(letters, sizes, strict=True)]
+
+    def predict(self, jobs: Rows, buffers: Sequence[Any]) -> list[Answer]:
+        """Predictions of images, whose pixels are in the buffers."""
+        images = [_image(job, buffer) for job, buffer in zip(jobs, buffers, strict=True)]
+        results = self._predictor(images)
+        return [
+            _drawn(result, image) if job["draw"] else _response(result)
+            for job, image, result in zip(jobs, images, results, strict=True)
+        ]
+
+    def infer(self, jobs: Rows, buffers: Sequence[Any]) -> list[Answer]:
+        """Outputs of the graph for tensors of one shape of images."""
+        dtype = np.float32 if self._takes_floats else np.uint8
+        tensors = [
+            np.frombuffer(buffer, dtype).reshape(job["shape"])
+            for job, buffer in zip(jobs, buffers, strict=True)
+        ]
+        sizes = None
+        if self._model.spec.export.takes_sizes:
+            own = self._size(jobs[0]["shape"])
+            sizes = [size for job in jobs for size in job["sizes"] or [own] * job["shape"][0]]
+        outputs = self._run(tensors[0] if len(tensors) == 1 else np.concatenate(tensors), sizes)
+        ends = np.cumsum([len(tensor) for tensor in tensors])
+        return [
+            _arrays({name: array[end - len(tensor) : end] for name, array in outputs.items()})
+            for tensor, end in zip(tensors, ends, strict=True)
+        ]
+
+    def _size(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Height and width of images of this shape."""
+        return (shape[2], shape[3]) if self._takes_floats else (shape[1], shape[2])
+
+    @torch.inference_mode()
+    def _run(self, images: Any, sizes: Any) -> Arrays:
+        """Outputs of the graph by name."""
+        height, width = self._size(images.shape)
+        if sizes is None and self._model.spec.export.takes_sizes:
+            sizes = [(height, width)] * len(images)
+        model, tensor = self._model, torch.from_numpy(images if images.flags.writeable else images.copy())
+        if isinstance(model.model, ExportedNetwork):
+            floats = tensor if self._takes_floats else tensor.permute(0, 3, 1, 2).float()
+            return {name: value.numpy() for name, value in model.model.compute(floats, sizes).items()}
+        assert self._graph is not None
+        check_pass(model.model, (height, width))
+        inputs = [tensor.to(model.device)]
+        if sizes is not None:
+            inputs.append(torch.tensor(sizes, device=model.device).reshape(-1, 2))
+        with autocast(model.device, model.amp):
+            outputs: tuple[Tensor, ...] = self._graph(*inputs)
+        return {name: value.cpu().numpy() for name, value in zip(self._graph.outputs, outputs, strict=True)}
+
+    def explain(self, jobs: Rows, buffers: Sequence[Any]) -> list[Answer]:
+        """What the network looks at in one image for a class, as a gray image."""
+        if self._explainer is None:
+            self._explainer = self._load_explainer()
+        ((job,), (buffer,)) = jobs, buffers
+        box = job["box"] and tuple(job["box"])
+        heat = self._explainer.heat(_image(job, buffer), job["index"], box)
+        gray = Image.fromarray(np.rint(np.clip(heat, 0, 1) * 255).astype(np.uint8))
+        return [lambda: ({}, [encode_png(gray)])]
+
+    def _load_explainer(self) -> Any:
+        """It needs gradients: the network as it is, which is loaded again when it is first asked for."""
+        if self._card is not None:
+            raise NotImplementedError("an exported file has no gradients: nothing to explain it by")
+        if find_spec(EXPLAIN) is None:
+            raise NotImplementedError("this version cannot explain predictions")
+        loading = dict(self._settings["loading"])
+        loading.pop("device", None), loading.pop("amp", None)
+        model = load_model(self._settings["source"], **loading).to(self._model.device, "none")
+        return import_module(EXPLAIN).Explainer(model)
+
+
+def _optimized(network: nn.Module) -> nn.Module:
+    """The exact inference form; graphs of files are in theirs. Not compiled: that takes a minute a shape."""
+    return network if isinstance(network, ExportedNetwork) else optimize(network, compile=False)
+
+
+def _graph(model: LoadedModel) -> Any:
+    """The network with the inputs and outputs of exported files."""
+    return model.spec.export.graph(model.model, model.preprocess, ExportOptions()).to(model.device).eval()
+
+
+def _image(job: dict[str, Any], buffer: Any) -> Image.Image:
+    return Image.frombuffer("RGB", tuple(job["size"]), buffer, "raw", "RGB", 0, 1)
+
+
+def _drawn(result: Any, image: Image.Image) -> Answer:
+    return lambda: ({}, [encode_png(result.plot(image))])
+
+
+def _response(result: Any) -> Answer:
+    return lambda: ({}, [json.dumps(result.to_response(), allow_nan=False).encode()])
+
+
+def _arrays(outputs: Arrays) -> Answer:
+    rows = [{"name": name, "shape": x.shape, "dtype": x.dtype.name} for name, x in outputs.items()]
+    return lambda: ({"outputs": rows}, [np.ascontiguousarray(x).tobytes() for x in outputs.values()])

@@ -1,0 +1,190 @@
+"""HTTP on a socket, for clients that are not to be trusted: few connections, deadlines, and limits of size.
+
+uvicorn gives up no connection whose headers or body come slowly, and reads the rest of a body that nobody
+wants; here a request has so many seconds, and more for each byte that came.
+"""
+
+import asyncio
+import http
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from metaformer.deploy.server.settings import Settings
+
+if TYPE_CHECKING:
+    from h11 import Connection
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+else:  # an extra; `limited_protocol` adds the bases
+    Connection = H11Protocol = object
+
+SECONDS: Final = 10.0
+"""For a request to come, and for an answer to be fetched, whatever its size."""
+RATE: Final = 50_000
+"""Bytes of either that add a second."""
+SPARE: Final = 1 << 16
+"""Bytes of headers, and of what chunks add to a body."""
+HEADER_BYTES: Final = 1 << 14
+PIECES: Final = 1000
+"""Pieces of a body that may be small; more must have `PIECE` bytes on the average."""
+PIECE: Final = 128
+HEADERS: Final = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+"""Of every answer."""
+
+
+def error_response(status: int, text: str, *headers: str) -> bytes:
+    """An answer with an error, after which the connection is closed."""
+    body = json.dumps({"error": text}).encode()
+    lines = [
+        f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        "connection: close",
+        *(f"{name}: {value}" for name, value in HEADERS.items()),
+        *headers,
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+class Pieces(Connection):
+    """Parser that gives up on bodies in tiny chunks, each of which takes time."""
+
+    status = 400
+    """Of the error that it found."""
+    pieces = size = 0
+    """Of the body so far."""
+
+    def next_event(self) -> Any:
+        from h11 import Data, RemoteProtocolError, Request
+
+        try:
+            event = super().next_event()
+        except RemoteProtocolError as error:
+            self.status = error.error_status_hint
+            raise
+        if isinstance(event, Request):
+            self.pieces = self.size = 0
+        elif isinstance(event, Data):
+            self.pieces, self.size = self.pieces + 1, self.size + len(event.data)
+            if self.pieces > PIECES + self.size // PIECE:
+                self.status = 413
+                raise RemoteProtocolError("tiny chunks")
+        return event
+
+
+class Limited(H11Protocol):
+    """A connection with deadlines."""
+
+    settings: Settings
+    parser: type[Pieces]
+    received = 0
+    """Bytes of the request that is being read."""
+    began = 0.0
+    """When it began, on the loop's clock."""
+    reading: asyncio.TimerHandle | None = None
+    """Ends the reading of a request."""
+    writing: asyncio.TimerHandle | None = None
+    """Ends the writing of an answer."""
+
+    def connection_made(self, transport: Any) -> None:
+        from h11 import SERVER
+
+        super().connection_made(transport)
+        self.conn = self.parser(SERVER, HEADER_BYTES)
+        if len(self.connections) > self.settings.max_connections:
+            self.refuse(503, "busy: too many connections", "retry-after: 1")
+        else:
+            self.begin()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.end()
+        if self.writing is not None:
+            self.writing.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self.received += len(data)
+        if self.received > self.settings.max_upload + SPARE:
+            self.refuse(413, f"the body is larger than {self.settings.max_upload:,} bytes")
+        else:
+            super().data_received(data)
+
+    def handle_events(self) -> None:
+        from h11 import IDLE, SEND_BODY
+
+        super().handle_events()
+        state = self.conn.their_state
+        if state is not SEND_BODY and not (state is IDLE and self.conn.trailing_data[0]):
+            self.end()
+        elif self.reading is None:
+            self.begin()
+
+    def begin(self) -> None:
+        """Expect a request."""
+        if not self.transport.is_closing():
+            self.began = self.loop.time()
+            self.reading = self.loop.call_later(SECONDS, self.check)
+
+    def end(self) -> None:
+        """Have one."""
+        self.received = 0
+        if self.reading is not None:
+            self.reading.cancel()
+            self.reading = None
+
+    def check(self) -> None:
+        """Close the connection, or give the request time for what came meanwhile."""
+        rest = self.began + SECONDS + self.received / RATE - self.loop.time()
+        if rest > 0:
+            self.reading = self.loop.call_later(rest, self.check)
+        else:
+            self.refuse(408, "the request came too slowly")
+
+    def refuse(self, status: int, text: str, *headers: str) -> None:
+        """Answer with an error, unless there is an answer already, and close the connection."""
+        self.end()
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(error_response(status, text, *headers))
+        self.close()
+
+    def send_400_response(self, msg: str) -> None:
+        status = self.conn.status if isinstance(self.conn, Pieces) else 400
+        self.refuse(status, http.HTTPStatus(status).phrase.lower())
+
+    def on_response_complete(self) -> None:
+        from h11 import SEND_BODY
+
+        super().on_response_complete()
+        if self.conn.their_state is SEND_BODY:  # nobody wants the rest
+            self.close()
+        elif (size := self.transport.get_write_buffer_size()) and self.writing is None:
+            self.writing = self.loop.call_later(SECONDS + size / RATE, self.flushed)
+
+    def flushed(self) -> None:
+        """Cut off a client that does not fetch its answer."""
+        self.writing = None
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+    def close(self) -> None:
+        """Close the connection when the client has its answer, or does not fetch it in time."""
+        self.transport.close()
+        if self.writing is None:
+            size = self.transport.get_write_buffer_size()
+            self.writing = self.loop.call_later(SECONDS + size / RATE, self.transport.abort)
+
+
+def limited_protocol(settings: Settings) -> type[asyncio.Protocol]:
+    """Uvicorn's protocol within the limits of a server."""
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    parser = type("LimitedConnection", (Pieces, h11.Connection), {})
+    return type("LimitedProtocol", (Limited, H11Protocol), {"settings": settings, "parser": parser})
