@@ -41,10 +41,10 @@ test-ray: $(READY)  ## the example for many machines; installs Ray, 80 MB, into 
 	$(BIN)/python -m pytest -n 0 -m ray tests/inference/test_ray.py
 
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
-test-page: $(READY)  ## the page of the server in a browser
+test-page: $(READY)  ## the page of `metaformer serve` in Chromium; installs Playwright, 45 MB, into the environment
 	@test -n "$(BROWSER)" || { echo "No browser: install Chromium, such as with 'apt-get install chromium'"; exit 1; }
-	@$(BIN)/python -c 'import playwright' 2>/dev/null || { \
-	echo "Playwright is missing: install it with '$(BIN)/pip install -c constraints.txt playwright'"; exit 1; }
+	@if command -v uv >/dev/null; then uv pip install --python .venv -c constraints.txt playwright; \
+	else $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt playwright; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m page tests/deploy/server/test_page.py
 
 faults: $(READY)  ## break runs on purpose, as often as docs/reliability.md says: a quarter of an hour

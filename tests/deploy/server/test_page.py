@@ -24,22 +24,23 @@ from metaformer.checkpoint.checkpoint import write_checkpoint
 from metaformer.serialize import to_dict
 from toys import Scene, build_task, demo_config
 
-playwright = pytest.importorskip("playwright.sync_api")
-expect = playwright.expect
-Page = Any
 pytestmark = pytest.mark.page
 
+Page = Any
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LATE = 20_000
 """Milliseconds that the page may take for what it does."""
 NAMES = (
-    "<b>bold</b> & \"quoted\"", "<img src=x onerror=alert(1)>", "it's", "שלום עולם", "عربي (واحد)", "日本語の字",
-    "Ελληνικά", "naïve 🙂", "a name that is longer than any column of any page could ever be " * 3, "plain",
+    "<b>bold</b> & \"quoted\"", "<img src=x onerror=alert(1)>", "it's", "שלום עולם", "عربي (واحد)",
+    "日本語の字", "Ελληνικά", "naïve 🙂", "a name that is longer than any column of any page could ever be " * 3, "plain",
 )  # fmt: skip
 """Ten class names that are text and nothing else."""
 TASKS = ("classify", "multilabel", "segment", "detect")
 EXAMPLE = "[data-example='scene-2.jpg']"
-WATCH = "document.addEventListener('securitypolicyviolation', (e) => console.error('violates ' + e.violatedDirective))"
+WATCH = """
+const told = (event) => console.error(`violates ${event.violatedDirective}`);
+document.addEventListener("securitypolicyviolation", told);
+"""
 
 
 # Servers
@@ -125,7 +126,9 @@ def server(models: dict[str, Path]) -> Iterator[Server]:
 def browser() -> Iterator[Any]:
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     assert found, f"no browser: install one of {', '.join(BROWSERS)}"
-    with playwright.sync_playwright() as running:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as running:
         started = running.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield started
         started.close()
@@ -178,6 +181,13 @@ def visit(browser: Any) -> Iterator[Visit]:
         assert not watched.errors
         foreign = [u for u in watched.requests if not u.startswith((f"{url}/", f"blob:{url}/"))]
         assert not foreign
+
+
+def expect(locator: Any) -> Any:
+    """Playwright's assertions, which wait."""
+    from playwright.sync_api import expect as expected
+
+    return expected(locator)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -473,7 +483,8 @@ def test_the_keyboard_reaches_everything_with_visible_focus(server: Server, visi
         state = page.evaluate(
             """() => {
                 const element = document.activeElement;
-                return [element.id || element.dataset.example || element.className, getComputedStyle(element).outlineStyle];
+                const name = element.id || element.dataset.example || element.className;
+                return [name, getComputedStyle(element).outlineStyle];
             }"""
         )
         seen.append(state)
