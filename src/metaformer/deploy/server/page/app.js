@@ -22,7 +22,7 @@ let image = null; // the File or Blob that is shown
 let shown = null; // {answer, text, view} of it
 let running = null; // the AbortController of the request for it
 let lit = null; // key of the row under the pointer
-let heat = { key: null, pictures: new Map(), running: null };
+let heat = { key: null, pictures: new Map(), running: null }; // of the row that is chosen
 
 // Models
 
@@ -40,11 +40,14 @@ async function loadModels() {
     return;
   }
   say("");
-  const before = model?.name ?? decodeURIComponent(location.hash.slice(1));
   const options = served.models.map(({ name, title }) => make("option", { value: name, text: `${name} · ${title}` }));
   byId("model").replaceChildren(...options);
-  chooseModel(served.models.find(({ name }) => name === before) ?? served.models[0]);
+  const wanted = model ? address(model) : location.hash;
+  chooseModel(served.models.find((other) => address(other) === wanted) ?? served.models[0]);
 }
+
+/** The part of the page's address that chooses a model. */
+const address = ({ name }) => `#${encodeURIComponent(name)}`;
 
 function chooseModel(next) {
   model = next ?? null;
@@ -67,7 +70,7 @@ function introduce() {
   const { classes, title } = model;
   byId("intro-text").textContent =
     `${title[0].toUpperCase()}${title.slice(1)} with ${model.name}, a network that knows ` +
-    `${plural(classes.length, "class", "classes")}. Drop an image, or begin with an example.`;
+    `${plural(classes.length, "class", "classes")}. Give it an image, or begin with an example.`;
   const names = classes.slice(0, KNOWN).map((name) => make("bdi", { text: name }));
   if (classes.length > KNOWN) names.push(make("span", { text: `and ${(classes.length - KNOWN).toLocaleString("en")} more` }));
   byId("knows").replaceChildren(...names);
@@ -124,7 +127,7 @@ function refuse(text, again) {
   } else {
     stage.paint(() => {});
   }
-  say(text, again);
+  say(text, again, image.name ?? "");
 }
 
 async function predict() {
@@ -179,7 +182,7 @@ function changed() {
   const picture = heat.pictures.get(heat.key) ?? null;
   stage.paint((context, scale, unit, size) => {
     if (picture) context.drawImage(picture, 0, 0, size.width, size.height);
-    view.paint(context, scale, unit, size, lit ?? (picture && heat.key), Boolean(picture));
+    view.paint(context, scale, unit, size, lit ?? heat.key, Boolean(picture));
   });
 }
 
@@ -205,17 +208,17 @@ function point(event) {
   tip.classList.toggle("before", event.clientX - frame.left > frame.width / 2);
 }
 
-// Heat: where the network looked
+// What is chosen, and where the network looked for it
 
 async function choose(row) {
-  if (!model.explain || heat.key === row.key) {
-    cool();
-    return;
-  }
-  heat.running?.abort();
+  const again = heat.key === row.key;
+  cool();
+  if (again) return;
+  heat.key = row.key;
+  changed();
+  if (!model.explain) return;
   heat.running = new AbortController();
   const { signal } = heat.running;
-  heat.key = row.key;
   if (!heat.pictures.has(row.key)) {
     const done = working();
     try {
@@ -223,15 +226,15 @@ async function choose(row) {
       heat.pictures.set(row.key, await heatPicture(blob));
     } catch (error) {
       if (signal.aborted) return;
-      heat.key = null;
       if (error.status === 501) model.explain = false;
+      cool();
       say(sentence(error.message), retry(error, () => choose(row)));
     } finally {
       done();
     }
-    if (signal.aborted) return;
+    if (signal.aborted || heat.key !== row.key) return;
   }
-  warm(heat.key !== null);
+  warm(true);
   byId("heat-text").replaceChildren("Where the network looked for ", make("bdi", { text: row.name }));
   changed();
 }
@@ -252,7 +255,9 @@ function warm(on) {
 
 // Messages
 
-function say(text, again = null) {
+/** Show a message, about a file if one is named, with a button for another try. */
+function say(text, again = null, name = "") {
+  byId("message-name").textContent = name;
   byId("message-text").textContent = text;
   byId("message").hidden = !text;
   byId("again").hidden = !again;
@@ -362,7 +367,7 @@ function listen() {
   }
   byId("model").addEventListener("change", (event) => {
     const next = served.models.find(({ name }) => name === event.target.value);
-    history.replaceState(null, "", `#${encodeURIComponent(next.name)}`);
+    history.replaceState(null, "", address(next));
     chooseModel(next);
   });
   byId("theme").addEventListener("click", toggleTheme);

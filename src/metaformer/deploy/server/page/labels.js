@@ -1,6 +1,6 @@
 // Label maps: decoded, drawn as a veil of colors, and asked what is where.
 
-const SCREEN = 1600; // longest side of the veil, in pixels
+const SCREEN = 1280; // longest side of the veil, in pixels
 const BLACK = "#000000"; // the color of what overlays leave out, the background
 const DIM = 0.22; // opacity of the other classes while one is lit
 
@@ -47,6 +47,7 @@ export class LabelMap {
     this.colors = new Map([...colors].map(([index, color]) => [index, parse(color)]));
     this.canvas = new OffscreenCanvas(this.small.width, this.small.height);
     this.drawn = null;
+    this.outlines = new Map();
   }
 
   /** The class at a pixel of the image. */
@@ -64,7 +65,8 @@ export class LabelMap {
     context.strokeStyle = "rgb(0 0 0 / 0.55)";
     context.lineWidth = 3.5 * unit;
     context.lineJoin = context.lineCap = "round";
-    const border = this.border(lit, width / this.small.width, height / this.small.height);
+    const border = new Path2D();
+    border.addPath(this.outline(lit), new DOMMatrix([width / this.small.width, 0, 0, height / this.small.height, 0, 0]));
     context.stroke(border);
     context.strokeStyle = "#fff";
     context.lineWidth = 1.5 * unit;
@@ -95,8 +97,14 @@ export class LabelMap {
     this.canvas.getContext("2d").putImageData(picture, 0, 0);
   }
 
-  /** The outline of a class: marching squares between the centers of pixels. */
-  border(index, scaleX, scaleY) {
+  /** The outline of a class in pixels of the veil, made when it is first seen. */
+  outline(index) {
+    if (!this.outlines.has(index)) this.outlines.set(index, this.march(index));
+    return this.outlines.get(index);
+  }
+
+  /** Marching squares between the centers of pixels. */
+  march(index) {
     const { width, height, classes } = this.small;
     const path = new Path2D();
     const inside = (x, y) => Number(x >= 0 && y >= 0 && x < width && y < height && classes[y * width + x] === index);
@@ -104,8 +112,8 @@ export class LabelMap {
       for (let x = 0; x <= width; x += 1) {
         const corners = inside(x - 1, y - 1) | (inside(x, y - 1) << 1) | (inside(x, y) << 2) | (inside(x - 1, y) << 3);
         for (const [from, to] of SEGMENTS[corners]) {
-          path.moveTo((x + MIDDLES[from][0]) * scaleX, (y + MIDDLES[from][1]) * scaleY);
-          path.lineTo((x + MIDDLES[to][0]) * scaleX, (y + MIDDLES[to][1]) * scaleY);
+          path.moveTo(x + MIDDLES[from][0], y + MIDDLES[from][1]);
+          path.lineTo(x + MIDDLES[to][0], y + MIDDLES[to][1]);
         }
       }
     }

@@ -108,11 +108,10 @@ export class Objects {
       context.globalAlpha = faint ? 0.35 : 1;
       paintBox(context, row, scale, unit, strong);
     }
-    for (const row of order) {
-      const strong = row.key === lit;
-      if (quiet && !strong) continue;
-      context.globalAlpha = some && !strong ? 0.35 : 1;
-      paintLabel(context, row, scale, unit);
+    const labeled = order.filter((row) => !quiet || row.key === lit).reverse();
+    for (const label of placeLabels(context, labeled, scale, unit).reverse()) {
+      context.globalAlpha = some && label.row.key !== lit ? 0.35 : 1;
+      paintLabel(context, label, unit);
     }
     context.globalAlpha = 1;
   }
@@ -137,27 +136,43 @@ function paintBox(context, { box, color }, scale, unit, strong) {
   context.strokeRect(left, top, right - left, bottom - top);
 }
 
-function paintLabel(context, { box, color, name, share }, scale, unit) {
-  const width = context.canvas.width;
-  context.font = `600 ${LABEL.size * unit}px system-ui, sans-serif`;
+/** Where the labels of rows go, the most important first: above their boxes, else where no other one is. */
+function placeLabels(context, rows, scale, unit) {
+  const { width, height: bottom } = context.canvas;
+  const [pad, height] = [LABEL.pad * unit, LABEL.height * unit];
+  const placed = [];
+  for (const row of rows) {
+    const score = `${Math.round(100 * row.share)}%`;
+    context.font = font(400, unit);
+    const scoreWidth = context.measureText(score).width;
+    context.font = font(600, unit);
+    const text = shortened(context, row.name, Math.max(width * 0.6 - scoreWidth, 40 * unit));
+    const textWidth = context.measureText(text).width;
+    const across = textWidth + scoreWidth + 3 * pad;
+    const box = row.box.map((value) => value * scale);
+    const left = Math.max(Math.min(box[0] - unit, width - across), 0);
+    const tops = [box[1] - height, box[1], box[3], box[3] - height].filter((top) => top >= 0 && top + height <= bottom);
+    const free = tops.find((top) => placed.every((other) => (
+      left >= other.left + other.across || other.left >= left + across || Math.abs(top - other.top) >= height
+    )));
+    placed.push({ row, text, textWidth, score, left, top: free ?? tops[0] ?? 0, across });
+  }
+  return placed;
+}
+
+const font = (weight, unit) => `${weight} ${LABEL.size * unit}px system-ui, sans-serif`;
+
+function paintLabel(context, { row, text, textWidth, score, left, top, across }, unit) {
+  const [pad, height] = [LABEL.pad * unit, LABEL.height * unit];
   context.textBaseline = "middle";
   context.textAlign = "left";
-  const score = `${Math.round(100 * share)}%`;
-  const pad = LABEL.pad * unit;
-  const scoreWidth = context.measureText(score).width;
-  const text = shortened(context, name, Math.max(width * 0.6 - scoreWidth, 40 * unit));
-  const textWidth = context.measureText(text).width;
-  const full = textWidth + scoreWidth + 3 * pad;
-  const height = LABEL.height * unit;
-  const left = Math.min(Math.max(box[0] * scale - unit, 0), Math.max(width - full, 0));
-  const above = box[1] * scale - height;
-  const top = above >= 0 ? above : Math.max(box[1] * scale, 0);
-  context.fillStyle = color;
+  context.fillStyle = row.color;
   context.beginPath();
-  context.roundRect(left, top, full, height, 3 * unit);
+  context.roundRect(left, top, across, height, 3 * unit);
   context.fill();
-  context.fillStyle = ink(color);
+  context.fillStyle = ink(row.color);
+  context.font = font(600, unit);
   context.fillText(text, left + pad, top + height / 2 + 0.5 * unit);
-  context.font = `400 ${LABEL.size * unit}px system-ui, sans-serif`;
+  context.font = font(400, unit);
   context.fillText(score, left + 2 * pad + textWidth, top + height / 2 + 0.5 * unit);
 }

@@ -157,7 +157,9 @@ class Detection {
     this.headline = plural(this.visible.length, "object", "objects");
     this.detail = [...counts].map(([name, count]) => `\u2068${name}\u2069${count > 1 ? ` × ${count}` : ""}`).join(" · ");
     if (!this.visible.length) {
-      this.detail = this.list.length ? `The best score is ${this.list[0].share.toFixed(2)}: lower the slider to see it.` : "";
+      this.detail = this.list.length
+        ? `The best score is ${this.list[0].share.toFixed(2)}: lower the slider to see it.`
+        : "Nothing here that the network knows, at any score.";
     }
     this.summary = `${this.headline}: ${this.detail}`;
   }
