@@ -25,7 +25,7 @@ def build_app(service: Service) -> "FastAPI":
     """The application of a service."""
     from fastapi import FastAPI
 
-    app = FastAPI(title="metaformer", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="metaformer", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _add_page(app, service)
     _add_models(app, service)
     _add_protocol(app, service)

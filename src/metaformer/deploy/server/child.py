@@ -5,10 +5,14 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from metaformer.deploy.server.channel import Channel, Message
 from metaformer.deploy.server.settings import ModelSettings
+
+PYTHON: Sequence[str] = (sys.executable,)
+"""Command of the interpreter."""
 
 
 class Child:
@@ -24,9 +28,8 @@ class Child:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "metaformer.deploy.server.worker", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                [*PYTHON, "-m", "metaformer.deploy.server.worker"],
+                stdin=theirs.fileno(),
                 start_new_session=True,  # Ctrl-C in a terminal is for the server
             )
         self._channel = Channel(ours)

@@ -66,7 +66,8 @@ class Model:
         Raises:
             Refused: the network is not ready, or too many requests wait.
         """
-        self.check()
+        if self.state != "stopping":  # what came before the signal is answered
+            self.check()
         self._batcher.add(job)
         self._metrics.pending(self.name, len(self._batcher))
 
@@ -121,7 +122,7 @@ class Model:
                     free.release()
                 else:
                     self._answered(message)
-                if self._stuck():
+                if self._stuck() or dispatch.done():
                     return
         finally:
             dispatch.cancel()

@@ -1,5 +1,6 @@
 """A loaded network as its process uses it: images, tensors and questions in, answers out."""
 
+import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from metaformer.color import to_hex
 from metaformer.deploy.optimize import optimize
 from metaformer.deploy.server.tensor import DATATYPES
-from metaformer.deploy.server.worker import encode_png
 from metaformer.inference.model import input_size, load_model
 from metaformer.inference.predictor import Predictor
 from metaformer.models.base import autocast
@@ -29,6 +29,8 @@ EXPLAIN: Final = "metaformer.inference.explain"
 """Module that computes what a network looks at."""
 WARM_UP: Final = (256, 192)
 """Height and width of the first image, where the network takes any."""
+PNG_LEVEL: Final = 1
+"""Compression of images in answers: of little use on a local network, and slow."""
 Answer = Callable[[], tuple[dict[str, Any], list[bytes]]]
 """Makes fields and buffers of an answer, while the next batch is computed."""
 Rows = list[dict[str, Any]]
@@ -221,3 +223,10 @@ def _response(result: Any) -> Answer:
 def _arrays(outputs: Arrays) -> Answer:
     rows = [{"name": name, "shape": x.shape, "dtype": x.dtype.name} for name, x in outputs.items()]
     return lambda: ({"outputs": rows}, [np.ascontiguousarray(x).tobytes() for x in outputs.values()])
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """An image as PNG."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG", compress_level=PNG_LEVEL)
+    return stream.getvalue()

@@ -21,8 +21,10 @@ SECONDS: Final = 10.0
 """For a request to come, and for an answer to be fetched, whatever its size."""
 RATE: Final = 50_000
 """Bytes of either that add a second."""
-SPARE: Final = 1 << 16
+SPARE: Final = 1 << 15
 """Bytes of headers, and of what chunks add to a body."""
+READ: Final = 1 << 15
+"""Bytes that are read at once, and so beyond a limit."""
 HEADER_BYTES: Final = 1 << 14
 PIECES: Final = 1000
 """Pieces of a body that may be small; more must have `PIECE` bytes on the average."""
@@ -96,6 +98,7 @@ class Limited(H11Protocol):
 
         super().connection_made(transport)
         self.conn = self.parser(SERVER, HEADER_BYTES)
+        transport.max_size = READ
         if len(self.connections) > self.settings.max_connections:
             self.refuse(503, "busy: too many connections", "retry-after: 1")
         else:

@@ -208,13 +208,14 @@ class Server:
         Raises:
             ConfigError: it cannot listen, or a network cannot be loaded.
         """
+        self._loop = asyncio.get_running_loop()
         listener = _listen(self._settings)
         metrics = Metrics([model.name for model in self._wanted])
-        self._models = {model.name: Model(model, self._settings, metrics) for model in self._wanted}
-        service = Service(self._models, self._settings, metrics)
+        self.models = {model.name: Model(model, self._settings, metrics) for model in self._wanted}
+        service = Service(self.models, self._settings, metrics)
         self._http = _http_server(service, self._settings)
         host, port = listener.getsockname()[:2]
-        running = [asyncio.create_task(model.run()) for model in self._models.values()]
+        running = [asyncio.create_task(model.run()) for model in self.models.values()]
         serving = asyncio.create_task(self._http.serve([listener]))
         self._handle_signals()
         try:
@@ -231,11 +232,15 @@ class Server:
     def _handle_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in _STOP_SIGNALS:
-                asyncio.get_running_loop().add_signal_handler(number, self._stop)
+                self._loop.add_signal_handler(number, self._stop)
+
+    def stop(self) -> None:
+        """The same as a signal, from another thread."""
+        self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
-        """Take no more requests; a second signal ends those that are there."""
-        for model in self._models.values():
+        """Take no more requests; the second time, end those that are there."""
+        for model in self.models.values():
             model.stop()
         self._http.force_exit = self._http.should_exit
         self._http.should_exit = True
@@ -248,10 +253,10 @@ class Server:
         Raises:
             ConfigError: one cannot be loaded.
         """
-        loaded = asyncio.gather(*(model.loaded for model in self._models.values()))
+        loaded = asyncio.gather(*(model.loaded for model in self.models.values()))
         waited: set[asyncio.Future[Any]] = {loaded, serving, *running}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        for task, model in zip(running, self._models.values(), strict=True):
+        for task, model in zip(running, self.models.values(), strict=True):
             if not task.done():
                 continue
             if isinstance(error := task.exception(), LoadingFailed):

@@ -3,7 +3,6 @@
 It ends with the server, whose end closes the connection, however it comes.
 """
 
-import io
 import os
 import queue
 import signal
@@ -12,18 +11,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
-
-from PIL import Image
 
 from metaformer.deploy.server.channel import Channel, Message
 from metaformer.errors import MetaFormerError, TrainingError
 
 HEARTBEAT: Final = 0.5
 """Seconds between signs of life."""
-PNG_LEVEL: Final = 1
-"""Compression of images in answers: of little use on a local network, and slow."""
 
 
 class Worker:
@@ -54,17 +50,19 @@ class Worker:
         """Answer until the server is gone."""
         threading.Thread(target=self._receive, daemon=True).start()
         threading.Thread(target=self._encode, daemon=True).start()
-        self._channel.send(Message({"kind": "ready", "model": self._network.describe()}))
+        self._send(Message({"kind": "ready", "model": self._network.describe()}))
         while True:
             fields, buffers = self._inbox.get()
             self._compute(fields, buffers)
 
     def _receive(self) -> None:
         while True:
-            try:
+            with ends_with_server():
                 self._inbox.put(self._channel.receive())
-            except OSError:
-                os._exit(0)  # the server is gone: nobody waits for what is being computed
+
+    def _send(self, message: Message) -> None:
+        with ends_with_server():
+            self._channel.send(message)
 
     def _encode(self) -> None:
         """Encode answers while the next batch is computed."""
@@ -75,7 +73,7 @@ class Worker:
         jobs, start = fields["jobs"], time.perf_counter()
         answers = self._answers(self._kinds[fields["batch"]], jobs, buffers)
         seconds = time.perf_counter() - start
-        self._channel.send(
+        self._send(
             Message({"kind": "free", "images": sum(job.get("count", 1) for job in jobs), "seconds": seconds})
         )
 
@@ -107,10 +105,19 @@ class Worker:
             fields, buffers = answer()
         except Exception as error:
             status, text = failure(error)
-            self._channel.send(Message({"kind": "error", "id": job["id"], "status": status, "error": text}))
+            self._send(Message({"kind": "error", "id": job["id"], "status": status, "error": text}))
             return
         times = {"network": seconds, "encode": time.perf_counter() - start}
-        self._channel.send(Message({"kind": "answer", "id": job["id"], "times": times, **fields}, buffers))
+        self._send(Message({"kind": "answer", "id": job["id"], "times": times, **fields}, buffers))
+
+
+@contextmanager
+def ends_with_server() -> Iterator[None]:
+    """End this process where the server is gone: nobody waits for what is being computed."""
+    try:
+        yield
+    except OSError:
+        os._exit(0)
 
 
 def failure(error: Exception) -> tuple[int, str]:
@@ -123,29 +130,24 @@ def failure(error: Exception) -> tuple[int, str]:
     return 500, "the network failed on this request"
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """An image as PNG."""
-    stream = io.BytesIO()
-    image.save(stream, "PNG", compress_level=PNG_LEVEL)
-    return stream.getvalue()
-
-
 def beat(channel: Channel) -> None:
     """Say again and again that this process runs."""
     while True:
-        channel.send(Message({"kind": "alive"}))
+        with ends_with_server():
+            channel.send(Message({"kind": "alive"}))
         time.sleep(HEARTBEAT)
 
 
-def main(descriptor: int) -> int:
-    """Serve the connection of this file descriptor; exit status 1 where the network cannot be loaded."""
+def main() -> int:
+    """Serve the connection that is standard input; exit status 1 where the network cannot be loaded."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the server, which ends this process
         signal.signal(number, signal.SIG_IGN)
     from metaformer.process import keep_freed_memory, sleep_rather_than_spin
 
     keep_freed_memory()
     sleep_rather_than_spin()
-    channel = Channel(socket.socket(fileno=descriptor))
+    channel = Channel(socket.socket(fileno=os.dup(sys.stdin.fileno())))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
     settings = channel.receive().fields
     threading.Thread(target=beat, args=(channel,), daemon=True).start()
     try:
@@ -158,4 +160,4 @@ def main(descriptor: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main())
