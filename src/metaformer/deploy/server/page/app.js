@@ -181,7 +181,11 @@ function changed() {
   view.rows.mark(lit, heat.key);
   const picture = heat.pictures.get(heat.key) ?? null;
   stage.paint((context, scale, unit, size) => {
-    if (picture) context.drawImage(picture, 0, 0, size.width, size.height);
+    if (picture) {
+      context.globalAlpha = Math.min(2 * (view.opacity ?? 1), 1);
+      context.drawImage(picture, 0, 0, size.width, size.height);
+      context.globalAlpha = 1;
+    }
     view.paint(context, scale, unit, size, lit ?? heat.key, Boolean(picture));
   });
 }
@@ -327,7 +331,8 @@ function save(blob, suffix) {
 
 /** The answer with line breaks, lists of numbers in one line each. */
 function readable({ answer }) {
-  return JSON.stringify(answer, null, 2).replace(/\[\n\s*([-\d.eE+,\s]+?)\n\s*\]/g, (_, list) => `[${list.replace(/\s+/g, " ")}]`);
+  const lists = /\[\n\s*([-\d.eE+,\s]+?)\n\s*\]/g; // no text of JSON has a bare line break
+  return JSON.stringify(answer, null, 2).replace(lists, (_, list) => `[${list.replace(/\s+/g, " ")}]`);
 }
 
 async function copy(text) {

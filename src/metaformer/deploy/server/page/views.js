@@ -61,7 +61,8 @@ class Multilabel {
     this.detail = `${passing.length} of ${plural(this.list.length, "class", "classes")} pass, each by its own threshold`;
     this.summary = `Predicted: ${this.headline}`;
     this.rows = new Rows(this.list, { ...hooks, shown: Math.max(12, passing.length) });
-    this.panel = make("div", {}, this.rows.element, make("p", { class: "note" }, make("span", { class: "tick sample", "aria-hidden": "true" }), "threshold of the class"));
+    const sample = make("span", { class: "sample", "aria-hidden": "true" });
+    this.panel = make("div", {}, this.rows.element, make("p", { class: "note" }, sample, "threshold of the class"));
     this.controls = null;
   }
 
@@ -90,9 +91,8 @@ class Segmentation {
     this.byIndex = new Map(this.list.map((row) => [row.index, row]));
     this.map = new LabelMap(labels, new Map(this.list.map((row) => [row.index, row.color])), image);
     this.opacity = 0.6;
-    const [first] = this.list;
     this.headline = plural(this.list.length, "class", "classes");
-    this.detail = first ? `of ${model.classes.length.toLocaleString("en")} that the network knows, by their share of the image` : "";
+    this.detail = `of ${model.classes.length.toLocaleString("en")} that the network knows, by their share of the image`;
     this.summary = `Segments: ${this.list.map((row) => `${row.name} ${row.value}`).join(", ")}`;
     this.rows = new Rows(this.list, hooks);
     this.panel = this.rows.element;
