@@ -21,6 +21,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from metaformer.checkpoint.checkpoint import write_checkpoint
+from metaformer.data.rle import run_lengths
 from metaformer.serialize import to_dict
 from toys import Scene, build_task, demo_config
 
@@ -344,6 +345,51 @@ def test_a_click_shows_where_the_network_looked(
     assert watched.posts() == 2, "a heat map is asked for once"
 
 
+def test_label_maps_are_read_to_the_last_class(server: Server, visit: Visit) -> None:
+    page, _ = visit(server, "segment")
+    labels = np.random.RandomState(0).randint(0, 65535, (31, 47))
+    wide = np.stack([labels >> 8, labels & 255, labels * 0], axis=-1).astype(np.uint8)
+    for pixels, truth in ((wide, labels), ((labels & 255).astype(np.uint8), labels & 255)):
+        url = "data:image/png;base64," + base64.b64encode(encoded(Image.fromarray(pixels))).decode()
+        read = page.evaluate(
+            """async ([url, wide]) => {
+                const { decodeLabels } = await import("./static/labels.js");
+                const { width, height, classes } = await decodeLabels(url, wide);
+                return [width, height, [...classes]];
+            }""",
+            [url, pixels.ndim == 3],
+        )
+        assert read == [47, 31, truth.ravel().tolist()]
+
+
+def test_masks_are_read_to_the_pixel(server: Server, visit: Visit) -> None:
+    page, _ = visit(server, "detect")
+    mask = np.zeros((40, 60), bool)
+    mask[5:25, 30:52] = np.random.RandomState(0).rand(20, 22) < 0.5
+    mask[5, 30] = mask[24, 51] = True
+    ((_, holes), (_, counts)) = run_lengths(mask)
+    assert sum(holes) == sum(counts) == mask.size
+    thing = {"box": [30, 5, 52, 25], "color": "#0a141e", "mask": {"size": [40, 60], "counts": counts}}
+    rows, columns, color = page.evaluate(
+        """async (thing) => {
+            const { Objects } = await import("./static/objects.js");
+            const found = new Objects([thing], { width: 60, height: 40 });
+            const { pixels, left, top, across, canvas } = found.mask({ at: 0 });
+            const [rows, columns] = [[], []];
+            pixels.forEach((value, at) => {
+                if (!value) return;
+                rows.push(top + Math.floor(at / across));
+                columns.push(left + (at % across));
+            });
+            const color = canvas.getContext("2d").getImageData(columns[0] - left, rows[0] - top, 1, 1).data;
+            return [rows, columns, [...color]];
+        }""",
+        thing,
+    )
+    assert (rows, columns) == tuple(axis.tolist() for axis in np.nonzero(mask))
+    assert color == [10, 20, 30, 255]
+
+
 def test_pictures_stand_upright(server: Server, visit: Visit) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned to the right
@@ -416,6 +462,7 @@ def test_a_file_over_the_limit_is_not_sent(models: dict[str, Path], visit: Visit
 def test_a_busy_server_is_asked_again(models: dict[str, Path], visit: Visit, scene: bytes) -> None:
     with serving({"classify": models["classify"]}, "--max-batch", "1", "--queue", "1") as server:
         page, watched = visit(server, "classify")
+        expect(page.locator("#only-model")).to_have_text("classify")
         watched.refused = True
         (child,) = server.children
         os.kill(child, signal.SIGSTOP)
