@@ -108,13 +108,13 @@ function form(image) {
   return body;
 }
 
-/** A prediction as {answer, text, roundTrip}. */
+/** A prediction as {answer, roundTrip}. */
 export async function predict(model, image, signal, wait) {
   const path = `predict/${encodeURIComponent(model)}`;
   const { response, started } = await request(path, { method: "POST", body: form(image), signal }, wait, model);
   const text = await response.text();
   const roundTrip = performance.now() - started;
-  return { answer: JSON.parse(text), text, roundTrip };
+  return { answer: JSON.parse(text), roundTrip };
 }
 
 /** Where the network looked for a class, inside a box if one is given: a gray PNG as a Blob. */

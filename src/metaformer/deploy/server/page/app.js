@@ -19,7 +19,7 @@ const stage = new Stage(byId("canvas"), byId("well"));
 let served = { models: [], max_upload: Infinity, max_pixels: Infinity };
 let model = null; // one of served.models
 let image = null; // the File or Blob that is shown
-let shown = null; // {answer, text, view} of it
+let shown = null; // {answer, roundTrip, view} of it
 let running = null; // the AbortController of the request for it
 let lit = null; // key of the row under the pointer
 let heat = { key: null, pictures: new Map(), running: null }; // of the row that is chosen
@@ -85,7 +85,9 @@ async function open(file) {
   image = file;
   clear();
   if (file.size > served.max_upload) {
+    stage.show(null, null);
     refuse(`This file has ${bytes(file.size)}; the server takes up to ${bytes(served.max_upload)}.`);
+    image = null;
     return;
   }
   const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => null);
@@ -238,6 +240,7 @@ async function choose(row) {
     }
     if (signal.aborted || heat.key !== row.key) return;
   }
+  heat.running = null;
   warm(true);
   byId("heat-text").replaceChildren("Where the network looked for ", make("bdi", { text: row.name }));
   changed();
@@ -245,7 +248,11 @@ async function choose(row) {
 
 /** Take the heat away. */
 function cool() {
-  heat.running?.abort();
+  if (heat.running) {
+    heat.running.abort();
+    heat.running = null;
+    say("");
+  }
   heat.key = null;
   warm(false);
   if (shown) changed();
@@ -254,7 +261,7 @@ function cool() {
 /** Show the scale of the heat, or how to get it. */
 function warm(on) {
   byId("heat").hidden = !on;
-  byId("hint-explain").hidden = on || !model.explain || !shown?.view.list.length;
+  byId("hint-explain").hidden = on || !model?.explain || !shown?.view.list.length;
 }
 
 // Messages
@@ -390,7 +397,11 @@ function listen() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") cool();
   });
-  byId("cool").addEventListener("click", cool);
+  byId("cool").addEventListener("click", () => {
+    const button = shown.view.rows.buttons.get(heat.key);
+    cool();
+    button?.focus();
+  });
   byId("save-image").addEventListener("click", async () => save(await stage.file(shown.view.lines), ".png"));
   byId("save-json").addEventListener("click", () => save(new Blob([readable(shown)], { type: "application/json" }), ".json"));
   byId("copy-json").addEventListener("click", async (event) => {
@@ -400,10 +411,15 @@ function listen() {
 }
 
 async function example(name) {
+  running?.abort();
+  running = new AbortController();
+  const { signal } = running;
   try {
-    const { response } = await api.request(`static/examples/${name}`, {}, waiting());
-    await open(new File([await response.blob()], `example-${name}`, { type: response.headers.get("Content-Type") ?? "" }));
+    const { response } = await api.request(`static/examples/${name}`, { signal }, waiting());
+    const blob = await response.blob();
+    await open(new File([blob], `example-${name}`, { type: blob.type }));
   } catch (error) {
+    if (signal.aborted) return;
     say(sentence(error.message), () => example(name));
   }
 }

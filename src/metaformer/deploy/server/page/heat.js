@@ -1,6 +1,7 @@
 // Heat maps: a color scale that is even to the eye, and the picture of a map in it.
 
 const LEVELS = 256;
+const SCREEN = 1280; // longest side of a picture, in pixels
 
 /** OKLCH to linear red, green and blue; values outside 0 … 1 are no colors of a screen. */
 function linear(lightness, chroma, hue) {
@@ -37,13 +38,15 @@ export const SCALE = Array.from({ length: LEVELS }, (_, level) => color(level / 
 /** How much of the image a level hides: cold regions are dimmed, hot ones tinted. */
 const alpha = (level) => Math.round(255 * (0.56 + 0.16 * (level / (LEVELS - 1))));
 
-/** A canvas of the map's size in the colors of the scale. */
+/** A canvas with the map in the colors of the scale, no larger than a screen. */
 export async function heatPicture(blob) {
   const gray = await createImageBitmap(blob, { colorSpaceConversion: "none" });
-  const canvas = new OffscreenCanvas(gray.width, gray.height);
+  const scale = Math.min(SCREEN / Math.max(gray.width, gray.height), 1);
+  const [width, height] = [gray.width, gray.height].map((side) => Math.max(Math.round(side * scale), 1));
+  const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(gray, 0, 0);
-  const picture = context.getImageData(0, 0, gray.width, gray.height);
+  context.drawImage(gray, 0, 0, width, height);
+  const picture = context.getImageData(0, 0, width, height);
   const pixels = picture.data;
   for (let at = 0; at < pixels.length; at += 4) {
     const level = pixels[at];
