@@ -165,15 +165,31 @@ def running(
 class Command:
     """`metaformer serve` as a process; `url` when it has said that it is ready."""
 
-    def __init__(self, *arguments: str | Path, start: Sequence[str] | None = None) -> None:
-        words = [*(start or python()), "-m", "metaformer", "serve", *map(str, arguments), "--port", "0"]
+    def __init__(self, *arguments: str | Path, start: Sequence[str] = (), **options: Any) -> None:
+        words = [*(start or python()), "-m", "metaformer", "serve", *map(str, arguments)]
         self.process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            [*words, *(() if "--port" in words else ("--port", "0"))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            **options,
         )
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:\d+", self.line)
         self.url = found[0] if found else ""
+
+    @property
+    def client(self) -> Client:
+        return Client(self.url)
+
+    def processes(self) -> list[int]:
+        """The server's process and those of its networks; of a real process alone."""
+        found = [self.process.pid]
+        for pid in found:
+            found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return found
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str, float]:
         """Send a signal; returns exit status, further output and seconds until the end."""

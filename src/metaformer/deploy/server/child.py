@@ -36,10 +36,6 @@ class Child:
         threading.Thread(target=self._receive, daemon=True).start()
         self._channel.send(Message(asdict(settings)))
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     async def send(self, message: Message) -> None:
         """Send a message, which may take a while: images are large.
 

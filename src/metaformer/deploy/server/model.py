@@ -45,6 +45,8 @@ class Model:
         self._batcher = Batcher(limits.queue, limits.max_batch, limits.max_delay_ms / 1000)
         self._sent: dict[int, Job] = {}
         self._deaths: deque[float] = deque(maxlen=DEATHS)
+        self.pid = 0
+        """Of its process."""
 
     @property
     def ready(self) -> bool:
@@ -142,7 +144,7 @@ class Model:
             if kind == "failed":
                 raise LoadingFailed(message.fields["error"])
             if kind == "ready":
-                self.about = message.fields["model"]
+                self.about, self.pid = message.fields["model"], message.fields["pid"]
                 if self.state != "stopping":
                     self.state = "ready"
                 if not self.loaded.done():

@@ -26,6 +26,7 @@ SPARE: Final = 1 << 15
 READ: Final = 1 << 15
 """Bytes that are read at once, and so beyond a limit."""
 HEADER_BYTES: Final = 1 << 14
+VERSIONS: Final = (b"1.0", b"1.1")
 PIECES: Final = 1000
 """Pieces of a body that may be small; more must have `PIECE` bytes on the average."""
 PIECE: Final = 128
@@ -71,6 +72,8 @@ class Pieces(Connection):
             raise
         if isinstance(event, Request):
             self.pieces = self.size = 0
+            if event.http_version not in VERSIONS:
+                raise RemoteProtocolError("another version")
         elif isinstance(event, Data):
             self.pieces, self.size = self.pieces + 1, self.size + len(event.data)
             if self.pieces > PIECES + self.size // PIECE:
@@ -158,7 +161,8 @@ class Limited(H11Protocol):
         self.close()
 
     def send_400_response(self, msg: str) -> None:
-        status = self.conn.status if isinstance(self.conn, Pieces) else 400
+        found = self.conn.status if isinstance(self.conn, Pieces) else 400
+        status = found if found < 500 else 400
         self.refuse(status, http.HTTPStatus(status).phrase.lower())
 
     def on_response_complete(self) -> None:

@@ -213,7 +213,8 @@ class Server:
         metrics = Metrics([model.name for model in self._wanted])
         self.models = {model.name: Model(model, self._settings, metrics) for model in self._wanted}
         service = Service(self.models, self._settings, metrics)
-        self._http = _http_server(service, self._settings)
+        self.app = build_app(service)
+        self._http = _http_server(self.app, self._settings)
         host, port = listener.getsockname()[:2]
         running = [asyncio.create_task(model.run()) for model in self.models.values()]
         serving = asyncio.create_task(self._http.serve([listener]))
@@ -267,12 +268,12 @@ class Server:
         loaded.cancel()
 
 
-def _http_server(service: Service, settings: Settings) -> Any:
+def _http_server(app: Any, settings: Settings) -> Any:
     """Uvicorn's server, which leaves signals to us."""
     import uvicorn
 
     config = uvicorn.Config(
-        with_headers(build_app(service), settings.verbose),
+        with_headers(app, settings.verbose),
         http=limited_protocol(settings),
         ws="none",
         loop="asyncio",

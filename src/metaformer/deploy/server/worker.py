@@ -50,7 +50,7 @@ class Worker:
         """Answer until the server is gone."""
         threading.Thread(target=self._receive, daemon=True).start()
         threading.Thread(target=self._encode, daemon=True).start()
-        self._send(Message({"kind": "ready", "model": self._network.describe()}))
+        self._send(Message({"kind": "ready", "pid": os.getpid(), "model": self._network.describe()}))
         while True:
             fields, buffers = self._inbox.get()
             self._compute(fields, buffers)
