@@ -1,6 +1,8 @@
 """Addresses: the page, the description, metrics and states; headers of every answer."""
 
+import http.client
 import re
+import time
 from importlib.resources import files
 from typing import Any
 
@@ -63,3 +65,16 @@ def test_states_are_those_of_all_networks(server: Running) -> None:
     assert server.client("/v2/health/live").json() == {"live": True}
     states = dict.fromkeys(("classify", "multilabel", "segment", "detect"), "ready")
     assert server.client("/v2/health/ready").json() == {"ready": True, "models": states}
+
+
+def test_answers_on_a_kept_connection_come_at_once(server: Running) -> None:
+    """Not after the 40 ms by which clients put acknowledgements off, as with Nagle's algorithm."""
+    connection = http.client.HTTPConnection(server.client.host, server.client.port, timeout=30)
+    seconds = []
+    for _ in range(15):
+        begun = time.perf_counter()
+        connection.request("GET", "/v2/health/live")
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - begun)
+    connection.close()
+    assert sorted(seconds)[len(seconds) // 2] < 0.03

@@ -297,8 +297,10 @@ def _listen(settings: Settings) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server(
+        listener = socket.create_server(
             (settings.host, settings.port), family=family, backlog=settings.max_connections
         )
     except OSError as error:
         raise ConfigError(f"host {settings.host}, port {settings.port}: {error.strerror or error}") from error
+    # asyncio switches Nagle's algorithm off on connections of sockets that name their protocol, as this does
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listener.detach())
