@@ -556,6 +556,17 @@ def test_dark_and_light_are_chosen_and_kept(server: Server, visit: Visit) -> Non
     assert page.evaluate(paper) == light
 
 
+def test_nothing_moves_where_that_is_not_wanted(server: Server, visit: Visit, scene: bytes) -> None:
+    page, _ = visit(server, "classify", reduced_motion="reduce")
+    upload(page, scene)
+    shown(page)
+    moving = """() => [...document.querySelectorAll("*")].filter((element) => {
+        const { animationDuration, transitionProperty } = getComputedStyle(element);
+        return animationDuration !== "0s" || transitionProperty !== "none";
+    }).length"""
+    assert page.evaluate(moving) == 0
+
+
 def test_another_model_takes_the_image_that_is_shown(server: Server, visit: Visit, scene: bytes) -> None:
     page, _ = visit(server, "classify")
     upload(page, scene)
