@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow test-ray test-page faults fuzz check format
+.PHONY: demo test test-slow test-ray test-page test-clients faults fuzz check format
 .DEFAULT_GOAL := test
 PYTHON ?= python3
 BIN := .venv/bin
@@ -46,6 +46,11 @@ test-page: $(READY)  ## the page of `metaformer serve` in Chromium; installs Pla
 	@if command -v uv >/dev/null; then uv pip install --python .venv -c constraints.txt playwright; \
 	else $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt playwright; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m page tests/deploy/server/test_page.py
+
+test-clients: $(READY)  ## schemathesis and tritonclient against a server; they do not fit the versions of constraints.txt
+	@$(PYTHON) -m venv .venv/clients
+	.venv/clients/bin/pip install --disable-pip-version-check -q 'schemathesis==4.32.5' 'tritonclient[http]==2.73.0'
+	OMP_NUM_THREADS=1 METAFORMER_CLIENTS=$(CURDIR)/.venv/clients/bin $(BIN)/python -m pytest -n 0 -m clients tests/deploy/server
 
 faults: $(READY)  ## break runs on purpose, as often as docs/reliability.md says: a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 3 --dist worksteal

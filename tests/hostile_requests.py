@@ -138,12 +138,12 @@ def _kind(random: Random) -> bytes:
 
 def _target(random: Random) -> bytes:
     start = random.choice(["/", "/static/", "/predict/", "/v2/", "/v2/models/", "/explain/"])
-    method = random.choice(["GET", "POST", "DELETE", "PATCH", "OPTIONS", "HEAD"[:0] + "TRACE"])
+    method = random.choice(["GET", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE"])
     return request(start + quote(_noise(random, 40)) + "!", IMAGE, method=method)
 
 
 def _header(random: Random) -> bytes:
-    name = "".join(chr(random.choice([0, 9, 10, 11, 32, 58, 64, 127, 200])) for _ in range(3)) + "x"
+    name = "".join(chr(random.choice([0, 9, 11, 13, 32, 58, 64, 127, 200])) for _ in range(3)) + "x"
     return raw(f"GET /models HTTP/1.1\nhost: x\nconnection: close\n a{name}\x00b\n\n")
 
 

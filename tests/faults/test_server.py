@@ -141,12 +141,17 @@ async def crowd(client: Client, images: list[bytes], clients: int, requests: int
 
     async def be_a_client() -> None:
         reader, writer = await asyncio.open_connection(client.host, client.port)
-        for number in numbers:
-            answers.append((number % 8, *await fetch(reader, writer, post(images[number % 8]))))
-        writer.close()
-        await writer.wait_closed()
+        try:
+            for number in numbers:
+                answers.append((number % 8, *await fetch(reader, writer, post(images[number % 8]))))
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
-    await asyncio.gather(*(be_a_client() for _ in range(clients)))
+    ends = await asyncio.gather(*(be_a_client() for _ in range(clients)), return_exceptions=True)
+    if errors := [end for end in ends if end is not None]:
+        raise errors[0]
     return answers
 
 

@@ -38,7 +38,8 @@ def _add_page(app: "FastAPI", service: Service) -> None:
     from fastapi import Response
     from fastapi.responses import JSONResponse
 
-    page, described = page_files(), document(list(service.models))
+    page = page_files()
+    described = document(list(service.models), sorted(page))
 
     @app.get("/")
     async def index() -> Response:

@@ -132,11 +132,12 @@ QUESTION: Final[list[Schema]] = [
 ]
 
 
-def document(models: Sequence[str]) -> Schema:
+def document(models: Sequence[str], files: Sequence[str]) -> Schema:
     """The description of a server.
 
     Args:
         models: names of its networks.
+        files: names of the page's files.
     """
     one = [
         {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": list(models)}}
@@ -144,7 +145,8 @@ def document(models: Sequence[str]) -> Schema:
     drawn = {JSON: ref("Prediction"), PNG: BINARY}
     tensors = {JSON: ref("InferResponse"), STREAM: BINARY}
     asked = {"required": True, "content": {JSON: {"schema": ref("InferRequest")}, STREAM: {"schema": BINARY}}}
-    static = [{"name": "file", "in": "path", "required": True, "schema": TEXT}]
+    names = {"type": "string", "enum": list(files)}
+    static = [{"name": "file", "in": "path", "required": True, "schema": names}]
     paths = {
         "/": _get("the page for people", {"text/html": TEXT}),
         "/static/{file}": _get("a file of the page", {"*/*": BINARY}, static, 404),

@@ -177,7 +177,10 @@ def split_name(text: str) -> tuple[str, str]:
 @contextlib.contextmanager
 def quiet_logs() -> Iterator[None]:
     """Errors of the server alone: clients cause the warnings."""
-    loggers = [logging.getLogger(name) for name in ("uvicorn", "asyncio", "metaformer.data.image")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("uvicorn", "asyncio", "python_multipart", "metaformer.data.image")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
