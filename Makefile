@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow test-ray test-clients faults fuzz check format
+.PHONY: demo test test-slow test-ray test-page test-clients faults fuzz check format
 .DEFAULT_GOAL := test
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,6 +39,13 @@ test-ray: $(READY)  ## the example for many machines; installs Ray, 80 MB, into 
 	@if command -v uv >/dev/null; then uv pip install --python .venv -c constraints.txt 'ray[data]==2.60.0'; \
 	else $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt 'ray[data]==2.60.0'; fi
 	$(BIN)/python -m pytest -n 0 -m ray tests/inference/test_ray.py
+
+BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+test-page: $(READY)  ## the page of `metaformer serve` in Chromium; installs Playwright, 45 MB, into the environment
+	@test -n "$(BROWSER)" || { echo "No browser: install Chromium, such as with 'apt-get install chromium'"; exit 1; }
+	@if command -v uv >/dev/null; then uv pip install --python .venv -c constraints.txt playwright; \
+	else $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt playwright; fi
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m page tests/deploy/server/test_page.py
 
 test-clients: $(READY)  ## schemathesis and tritonclient against a server; they do not fit the versions of constraints.txt
 	@$(PYTHON) -m venv .venv/clients
