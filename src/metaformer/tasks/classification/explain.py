@@ -1,0 +1,32 @@
+"""What is explained of a classifier: the logit of a class."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metaformer.attribution.cam import Score
+from metaformer.errors import ConfigError
+from metaformer.tasks.base import LoadedModel, TaskExplain
+from metaformer.tasks.heat import Box, Input, Subject
+
+
+class ClassifierExplain(TaskExplain):
+    """The logit of a class."""
+
+    def find(self, model: LoadedModel, image: Image.Image, count: int) -> Sequence[Subject]:
+        with torch.inference_mode():
+            logits = model.forward(self.input(model, image).images)[0].float()
+        best, indices = self.probabilities(logits).topk(min(count, len(logits)))
+        pairs = zip(indices.tolist(), best.tolist(), strict=True)
+        return [Subject(index, model.class_names[index], score) for index, score in pairs]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities (K,) of logits (K,)."""
+        return logits.softmax(0)
+
+    def score(self, model: LoadedModel, given: Input, index: int, box: Box | None = None) -> Score:
+        if box is not None:
+            raise ConfigError(f"box: no option of {model.spec.title}, whose classes are of whole images")
+        return lambda x: model.forward(x)[:, index].float()

@@ -1,0 +1,62 @@
+"""What is explained of a detector: the logit of an object's class."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metaformer.attribution.cam import Score
+from metaformer.errors import ConfigError
+from metaformer.models.base import autocast
+from metaformer.models.detection.detector import Detector
+from metaformer.tasks.base import LoadedModel, TaskExplain
+from metaformer.tasks.detection.predict import DetectionPredictor
+from metaformer.tasks.detection.transforms import pad_images
+from metaformer.tasks.heat import Box, Input, Subject
+
+
+class DetectorExplain(TaskExplain):
+    """The class logit of the candidate that overlaps a box most, or of the surest of the class."""
+
+    def input(self, model: LoadedModel, image: Image.Image) -> Input:
+        given = super().input(model, image)
+        return given._replace(images=pad_images([given.images[0]]))
+
+    def find(self, model: LoadedModel, image: Image.Image, count: int) -> Sequence[Subject]:
+        predictor = DetectionPredictor(model, class_agnostic_nms=True)
+        with torch.inference_mode():
+            found = predictor.predict_image(image, "", "the image")
+        rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+        return [Subject(label, model.class_names[label], score, tuple(box)) for label, score, box in rows][
+            :count
+        ]
+
+    def score(self, model: LoadedModel, given: Input, index: int, box: Box | None = None) -> Score:
+        detector, name = model.model, model.class_names[index]
+        assert isinstance(detector, Detector)
+
+        def score(x: Tensor) -> Tensor:
+            with autocast(model.device, model.amp):
+                found = detector.class_candidates(detector.forward_head(x), given.size, index)
+            if box is not None:
+                overlaps = _overlaps(found.boxes, box)
+                best = overlaps.argmax() if len(overlaps) else 0
+                there = bool(len(overlaps)) and bool(overlaps[best] > 0)
+            else:
+                best = found.scores.argmax() if len(found.scores) else 0
+                threshold = detector.config.score_threshold
+                there = bool(len(found.scores)) and bool(found.scores[best] > threshold)
+            if not there:
+                where = "in the image" if box is None else f"overlaps the box {tuple(map(round, box))}"
+                raise ConfigError(f"class {name!r}: no such object {where}")
+            return found.logits[best][None].float()
+
+        return score
+
+
+def _overlaps(boxes: Tensor, box: Box) -> Tensor:
+    """IoU (N,) of boxes (N, 4) with one."""
+    from torchvision.ops import box_iou
+
+    return box_iou(boxes, boxes.new_tensor([box]))[:, 0]

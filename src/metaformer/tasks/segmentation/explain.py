@@ -1,0 +1,48 @@
+"""What is explained of a segmenter: the summed logits of a class's pixels, or of a region."""
+
+from collections.abc import Sequence
+from math import ceil, floor
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metaformer.attribution.cam import Score
+from metaformer.errors import ConfigError
+from metaformer.tasks.base import LoadedModel, TaskExplain
+from metaformer.tasks.heat import Box, Input, Subject
+
+
+class SegmenterExplain(TaskExplain):
+    """The logits of a class, summed over the pixels that the network gives it, or over a box."""
+
+    def find(self, model: LoadedModel, image: Image.Image, count: int) -> Sequence[Subject]:
+        with torch.inference_mode():
+            labels = model.forward(self.input(model, image).images)[0].float().argmax(0)
+        pixels = torch.bincount(labels.flatten(), minlength=model.num_classes)
+        largest = pixels.argsort(descending=True, stable=True)[:count].tolist()
+        shares = (pixels / labels.numel()).tolist()
+        return [Subject(index, model.class_names[index], shares[index]) for index in largest if shares[index]]
+
+    def score(self, model: LoadedModel, given: Input, index: int, box: Box | None = None) -> Score:
+        def score(x: Tensor) -> Tensor:
+            logits = model.forward(x).float()  # (B, K, h, w), coarser than x
+            where = logits.argmax(1) == index if box is None else _inside(box, given, logits)
+            if not where.any():
+                name, place = model.class_names[index], "the image" if box is None else f"the box {box}"
+                raise ConfigError(f"class {name!r}: the network gives it no pixel of {place}")
+            return (logits[:, index] * where).sum((1, 2))
+
+        return score
+
+
+def _inside(box: Box, given: Input, logits: Tensor) -> Tensor:
+    """Which cells (1, h, w) of the logits a box of the input touches."""
+    across, down = (given.images.shape[axis] / logits.shape[axis] for axis in (3, 2))
+    left, top, right, bottom = box
+    where = torch.zeros(1, *logits.shape[2:], dtype=torch.bool, device=logits.device)
+    where[
+        :, max(0, floor(top / down)) : max(0, ceil(bottom / down)),
+        max(0, floor(left / across)) : max(0, ceil(right / across)),
+    ] = True  # fmt: skip
+    return where
