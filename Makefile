@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow test-ray faults fuzz check format
+.PHONY: demo test test-slow test-ray test-oracles faults fuzz check format
 .DEFAULT_GOAL := test
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,6 +39,11 @@ test-ray: $(READY)  ## the example for many machines; installs Ray, 80 MB, into 
 	@if command -v uv >/dev/null; then uv pip install --python .venv -c constraints.txt 'ray[data]==2.60.0'; \
 	else $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt 'ray[data]==2.60.0'; fi
 	$(BIN)/python -m pytest -n 0 -m ray tests/inference/test_ray.py
+
+test-oracles: $(READY)  ## maps against grad-cam and openerf; installs them, 160 MB, into the environment
+	@if command -v uv >/dev/null; then uv pip install --python .venv -c constraints.txt grad-cam==1.5.7 openerf==0.6.1; \
+	else $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt grad-cam==1.5.7 openerf==0.6.1; fi
+	$(BIN)/python -m pytest -n 0 -m oracle tests/attribution
 
 faults: $(READY)  ## break runs on purpose, as often as docs/reliability.md says: a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 3 --dist worksteal
