@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # `X as X` exports a name to type checkers
     from metaformer.factory import list_models as list_models
     from metaformer.factory import list_segmenters as list_segmenters
     from metaformer.inference.evaluate import evaluate as evaluate
+    from metaformer.inference.explain import explain as explain
     from metaformer.inference.predictor import Predictor as Predictor
     from metaformer.mixers import MIXERS as MIXERS
     from metaformer.models.detection.config import DetectorConfig as DetectorConfig
@@ -65,6 +66,7 @@ _MODULES = {
         "list_segmenters",
     ),
     "inference.evaluate": ("evaluate",),
+    "inference.explain": ("explain",),
     "inference.predictor": ("Predictor",),
     "mixers": ("MIXERS",),
     "models.detection.config": ("DetectorConfig",),

@@ -9,11 +9,17 @@ from torch import Tensor, nn
 from metaformer.attribution.stages import stage_of, trunk_of
 
 
-def attention_maps(network: nn.Module, x: Tensor, stage: int) -> list[Tensor]:
+def attention_maps(network: nn.Module, x: Tensor, stage: int, heads: bool = True) -> list[Tensor]:
     """Weights (heads, h, w, h, w) of each attention block of a stage, of one input (1, C, H, W).
 
     The first two positions are those that look, the last two those that are looked at; over these the weights
     sum to one. A stage without attention has none; a mixer with it has a method `attention_weights`.
+
+    Args:
+        network: classifier, segmenter or detector.
+        x: the input.
+        stage: from 0; −1 for the last.
+        heads: keep them apart; else there is their mean alone, in far less memory.
     """
     blocks: Any = stage_of(network, stage).blocks
     mixers = [block.token_mixer for block in blocks if hasattr(block.token_mixer, "attention_weights")]
@@ -22,6 +28,7 @@ def attention_maps(network: nn.Module, x: Tensor, stage: int) -> list[Tensor]:
     def keep(mixer: Any, args: tuple[Tensor, ...]) -> None:
         grid = args[0].shape[2:]
         weights = mixer.attention_weights(args[0])[0].float()
+        weights = weights if heads else weights.mean(0, keepdim=True)
         found.append(weights.unflatten(2, grid).unflatten(1, grid))
 
     if not mixers:
@@ -60,5 +67,5 @@ def attention_received(network: nn.Module, x: Tensor, stage: int) -> Tensor | No
         x: one input (1, C, H, W).
         stage: from 0; −1 for the last.
     """
-    maps = attention_maps(network, x, stage)
+    maps = attention_maps(network, x, stage, heads=False)
     return attention_rollout(maps).sum((0, 1)) if maps else None

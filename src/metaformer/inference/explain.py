@@ -1,15 +1,44 @@
 """Explain: where in an image a network sees what it says."""
 
+import json
+import logging
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import quote
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
 
-from metaformer.attribution.stages import trunk_of
-from metaformer.errors import ConfigError
+from metaformer.attribution.attention import attention_received
+from metaformer.attribution.features import pca_colors, stage_features
+from metaformer.attribution.receptive_field import token_gradient
+from metaformer.attribution.stages import stage_of, trunk_of
+from metaformer.distributed import find_device
+from metaformer.errors import BadImage, ConfigError, OutputError, UnknownName
+from metaformer.inference.model import load_model
+from metaformer.report.blocks import Example, Examples, Section
+from metaformer.report.page import render_gallery
+from metaformer.storage import FileNames, as_path, atomic_bytes, atomic_text, check_writable, write_text
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.explain import heat_map
 from metaformer.tasks.exported import ExportedNetwork
-from metaformer.tasks.heat import Box, Heat, Subject
+from metaformer.tasks.heat import Box, Heat, Input, Subject
+from metaformer.tasks.stream import ImageInput, ImageList
+from metaformer.visualize.canvas import INK
+from metaformer.visualize.heat import overlay
+from metaformer.visualize.sheet import Tile, TileRow, draw_sheet
+
+_log = logging.getLogger(__name__)
+LINES: Final = "explained.jsonl"
+SHEETS: Final = "sheets"
+"""Folder of the sheets."""
+QUALITY: Final = 88
+EVERYTHING: Final = 10_000
+"""More than any image has."""
 
 
 class Explainer:
@@ -27,12 +56,12 @@ class Explainer:
             raise ConfigError(
                 f"{model.name}: an exported file has no gradients to explain by: give the run it was made of"
             )
-        trunk_of(model.model)
+        self.stages = len(trunk_of(model.model).stages)
         self.model = model.to(model.device, model.amp)
 
-    def find(self, image: Image.Image, count: int = 3) -> Sequence[Subject]:
-        """What the network finds in an RGB image, the surest first: what `heat` can explain."""
-        return self.model.spec.explain.find(self.model, image, count)
+    def find(self, image: Image.Image, count: int = 3, box: Box | None = None) -> Sequence[Subject]:
+        """What the network finds in an RGB image, or in a box of it: what `heat` explains, the surest first."""
+        return self.model.spec.explain.find(self.model, image, count, box)
 
     def heat(self, image: Image.Image, index: int, box: Box | None = None, stage: int = -1) -> Heat:
         """Where an image speaks for a class: (H, W), float32, at the image's size, from 0 to 1.
@@ -52,3 +81,303 @@ class Explainer:
             TrainingError: values that are not finite.
         """
         return heat_map(self.model, image.convert("RGB"), index, box, stage)
+
+    def rows(self, image: Image.Image, subjects: Sequence[Subject], stage: int = -1) -> list[TileRow]:
+        """Pictures of an RGB image: maps of the subjects, then stage by stage what the network sees.
+
+        Args:
+            image: the image.
+            subjects: what is explained; the further rows are of the first.
+            stage: whose features explain all of them.
+        """
+        network = self.model.model
+        given = self.model.spec.explain.input(self.model, image)
+        x, levels = given.images, stage_features(network, given.images)
+        maps = [self.heat(image, one.index, one.box, stage) for one in subjects]
+        found = [
+            Tile(_boxed(overlay(image, heat), one.box), caption(one))
+            for one, heat in zip(subjects, maps, strict=True)
+        ]
+        rows = [
+            TileRow("What it finds, and where", [Tile(image, f"{image.width}×{image.height} pixels"), *found])
+        ]
+        if subjects:
+            first = subjects[0]
+            heats = [self.heat(image, first.index, first.box, number) for number in range(self.stages)]
+            tiles = [overlay(image, heat) for heat in heats]
+            rows.append(TileRow(f"{first.label}, by the features of each stage", _by_stage(tiles, levels)))
+        colors = [_colors(given, pca_colors(level[0])) for level in levels]
+        rows.append(TileRow("Features: three principal components as colors", _by_stage(colors, levels)))
+        place = _strongest(given, maps[0]) if maps and maps[0].any() else (0.5, 0.5)
+        looks = [self._look(image, given, number, level, place) for number, level in enumerate(levels)]
+        rows.append(
+            TileRow("What one position (the circle) of each stage looks at", _by_stage(looks, levels))
+        )
+        attended = {
+            number: received
+            for number in range(self.stages)
+            if (received := attention_received(network, x, number)) is not None
+        }
+        if attended:
+            tiles = [overlay(image, _scaled(given.placed(one))) for one in attended.values()]
+            rows.append(TileRow("What all positions attend to", _by_stage(tiles, levels, list(attended))))
+        return rows
+
+    def _look(
+        self, image: Image.Image, given: Input, stage: int, level: Tensor, place: tuple[float, float]
+    ) -> Image.Image:
+        """What the position of a stage at a place (row and column, from 0 to 1) of the input looks at."""
+        position = [
+            min(int(share * side), side - 1) for share, side in zip(place, level.shape[2:], strict=True)
+        ]
+        gradient = token_gradient(self.model.model, given.images, stage, (position[0], position[1]))
+        scores = (
+            gradient / gradient.max().clamp(min=1e-30) * 99 + 1
+        ).log10() / 2  # the center outshines the rest
+        drawn = overlay(image, _scaled(given.placed(scores)))
+        centers = ((position[axis] + 0.5) / level.shape[axis + 2] for axis in (0, 1))
+        return _circled(drawn, given, *centers)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One image, explained."""
+
+    path: str
+    """Its file; empty for an image in memory."""
+    sheet: str
+    """The sheet's file."""
+    subjects: tuple[Subject, ...]
+    """What the sheet shows the maps of."""
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    """Title and captions of each row of the sheet."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, a line of explained.jsonl."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """What `explain` has written."""
+
+    out: Path
+    images: tuple[Explanation, ...]
+    skipped: tuple[BadImage, ...] = ()
+    """Errors of images that were left out."""
+
+    @property
+    def page(self) -> Path:
+        """The page that shows all sheets."""
+        return self.out / "index.html"
+
+    def text(self) -> str:
+        """What was written, and where."""
+        lines = [f"{len(self.images)} sheets: {self.out / SHEETS}", f"lines: {self.out / LINES}"]
+        return "\n".join([*lines, f"page: {self.page}"])
+
+
+def explain(
+    source: str | Path,
+    images: ImageInput | Sequence[ImageInput],
+    out: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    class_names: str | Path | Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    box: Sequence[float] | None = None,
+    count: int = 3,
+    stage: int = -1,
+    device: str = "auto",
+    ema: bool = False,
+    raw: bool = False,
+    on_bad_image: Literal["error", "skip"] = "error",
+) -> Explanations:
+    """Write for each image a sheet of maps, a line of JSON with what is on it, and a page of all sheets.
+
+    Args:
+        source: run directory (its best weights), checkpoint directory, or model name.
+        images: a file, a folder, a glob, an image, or a list of these.
+        out: folder of what is written.
+        checkpoint: weights for a model name, in any published format (default: its published ones).
+        class_names: class names, or a file with one a line, where nothing else gives them.
+        classes: names of the classes to explain, such as cat,dog (default: what the network finds).
+        box: left, top, right and bottom in the image's pixels, for segmentation and detection: explain what is
+            there.
+        count: how many classes or objects of each image are explained, at most.
+        stage: number of the stage whose features explain them, from 0; -1 for the last.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        ema: of raw and averaged weights, take the averaged ones.
+        raw: of raw and averaged weights, take the raw ones.
+        on_bad_image: stop at an image that cannot be read, or leave it out and log it.
+
+    Raises:
+        ConfigError: an exported file, a value out of range, a class or stage that is not there.
+        DataError: nothing found, or an image that cannot be read.
+        OutputError: the folder cannot be written to.
+        MissingPackage: captum is not there.
+    """
+    place = find_device(device)
+    loaded = load_model(source, checkpoint, class_names=class_names, ema=ema, raw=raw)
+    explainer = Explainer(loaded.to(place, "none"))
+    request = _request(explainer, classes, box, count, stage)
+    target, listed = as_path(out, "out", OutputError), ImageList(images)
+    check_writable(target / LINES)
+    done: list[Explanation] = []
+    skipped: list[BadImage] = []
+    names = FileNames()
+    with atomic_text(target / LINES) as lines:
+        for index in range(len(listed)):
+            path = listed.path(index)
+            try:
+                image = listed.image(index, loaded.preprocess.background)
+            except BadImage as error:
+                if on_bad_image != "skip":
+                    raise
+                _log.warning("left out: %s", error)
+                skipped.append(error)
+                continue
+            done.append(_explain(explainer, request, image, path, target / SHEETS / f"{names.of(path)}.jpg"))
+            lines.write(json.dumps(done[-1].to_dict(), ensure_ascii=False) + "\n")
+    result = Explanations(target, tuple(done), tuple(skipped))
+    write_text(result.page, _page(explainer.model, result))
+    return result
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What of each image is explained."""
+
+    indices: tuple[int, ...] | None
+    """Classes; None for what the network finds."""
+    box: Box | None
+    count: int
+    stage: int
+
+    def subjects(self, explainer: Explainer, image: Image.Image) -> list[Subject]:
+        """What of this image is explained.
+
+        Raises:
+            ConfigError: a class that the network does not find in it.
+        """
+        if self.indices is None:
+            return list(explainer.find(image, self.count, self.box))
+        found: dict[int, Subject] = {}
+        for subject in explainer.find(image, EVERYTHING, self.box):
+            found.setdefault(subject.index, subject)
+        for index in self.indices:
+            if index not in found:
+                where = "the image" if self.box is None else "the box"
+                name = explainer.model.class_names[index]
+                raise ConfigError(f"class {name!r}: the network does not find it in {where}")
+        return [found[index] for index in self.indices]
+
+
+def _request(
+    explainer: Explainer,
+    classes: Sequence[str] | None,
+    box: Sequence[float] | None,
+    count: int,
+    stage: int,
+) -> _Request:
+    """The arguments of `explain`, checked."""
+    names = explainer.model.class_names
+    for name in classes or ():
+        if name not in names:
+            raise UnknownName("class", name, names)
+    if count < 1:
+        raise ConfigError(f"count is {count}: it must be at least 1")
+    if box is not None and not (len(box) == 4 and box[0] < box[2] and box[1] < box[3]):
+        raise ConfigError(f"box is {list(box)}: give left, top, right and bottom in pixels")
+    stage_of(explainer.model.model, stage)
+    corners = None if box is None else (box[0], box[1], box[2], box[3])
+    indices = None if classes is None else tuple(names.index(name) for name in classes)
+    return _Request(indices, corners, count, stage)
+
+
+def _explain(
+    explainer: Explainer, request: _Request, image: Image.Image, path: str, sheet: Path
+) -> Explanation:
+    """Write the sheet of an image."""
+    try:
+        subjects = request.subjects(explainer, image)
+        rows = explainer.rows(image, subjects, request.stage)
+    except ConfigError as error:
+        raise ConfigError(f"{path or 'the image'}: {error}") from error
+    with atomic_bytes(sheet) as stream:
+        draw_sheet(rows).save(stream, "JPEG", quality=QUALITY)
+    captions = tuple((row.title, tuple(tile.caption for tile in row.tiles)) for row in rows)
+    return Explanation(path, str(sheet), tuple(subjects), captions)
+
+
+def _page(model: LoadedModel, result: Explanations) -> str:
+    """The page of all sheets."""
+    examples = [
+        Example(
+            {"sheet": quote(f"{SHEETS}/{Path(one.sheet).name}")},
+            value=", ".join(map(caption, one.subjects)) or "nothing found",
+            note=one.path,
+        )
+        for one in result.images
+    ]
+    notes = "Grad-CAM: each channel of a stage's features weighs as much as its mean gradient of the score."
+    return render_gallery(
+        "Explained",
+        f"{model.name}, {model.spec.title}: {len(examples)} images",
+        [Section("What the network looks at", [Examples("", examples, large=True)], note=notes)],
+        f"metaformer {metadata.version('metaformer')}",
+    )
+
+
+def caption(subject: Subject) -> str:
+    """A subject in words."""
+    return f"{subject.label} {subject.score:.0%}"
+
+
+def _by_stage(
+    images: Sequence[Image.Image], levels: Sequence[Tensor], stages: Sequence[int] = ()
+) -> list[Tile]:
+    """Pictures of stages, with the size of their features."""
+    numbers = stages or range(len(levels))
+    sizes = [levels[number].shape[2:] for number in numbers]
+    captions = [f"stage {number}: {size[0]}×{size[1]}" for number, size in zip(numbers, sizes, strict=True)]
+    return [Tile(*one) for one in zip(images, captions, strict=True)]
+
+
+def _scaled(values: Heat) -> Heat:
+    """A map divided by its largest value."""
+    scaled: Heat = values / max(values.max(), np.finfo(np.float32).tiny)
+    return scaled
+
+
+def _colors(given: Input, colors: Tensor) -> Image.Image:
+    """Colors (3, h, w) at the image's size."""
+    pixels = np.stack([given.placed(channel) for channel in colors], axis=-1)
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+def _strongest(given: Input, heat: Heat) -> tuple[float, float]:
+    """Row and column, as parts of the padded input, where a map of the image is strongest."""
+    row, column = np.unravel_index(int(heat.argmax()), heat.shape)
+    left, top, _, _ = given.scaled((float(column), float(row), column + 1.0, row + 1.0))
+    height, width = given.images.shape[2:]
+    return min(max(top / height, 0.0), 1.0), min(max(left / width, 0.0), 1.0)
+
+
+def _boxed(image: Image.Image, box: Box | None) -> Image.Image:
+    """An image with a box drawn on it."""
+    if box is not None:
+        thick = max(2, round(max(image.size) / 120))
+        ImageDraw.Draw(image).rectangle(box, outline=INK, width=thick)
+    return image
+
+
+def _circled(image: Image.Image, given: Input, row: float, column: float) -> Image.Image:
+    """An image with a circle around a place, which is given as parts of the padded input's sides."""
+    left, top, right, bottom = given.region
+    x = left + column * given.images.shape[3] / given.size[1] * (right - left)
+    y = top + row * given.images.shape[2] / given.size[0] * (bottom - top)
+    size = max(image.size)
+    radius, thick = size / 28, max(1, round(size / 110))
+    ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), outline=INK, width=thick)
+    return image

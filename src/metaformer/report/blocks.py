@@ -99,6 +99,8 @@ class Examples:
     kind: ClassVar = "examples"
     title: str
     examples: Sequence[Example]
+    large: bool = False
+    """Each as wide as the page."""
 
     @property
     def panels(self) -> int:

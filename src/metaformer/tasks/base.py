@@ -239,8 +239,20 @@ class TaskExplain(ABC):
         return Input(tensor[None], tensor.shape[-2:], region, (image.height, image.width))
 
     @abstractmethod
-    def find(self, model: "LoadedModel", image: Image.Image, count: int) -> Sequence[Subject]:
-        """What the network finds in an RGB image, the surest or largest first, at most `count`."""
+    def find(
+        self, model: "LoadedModel", image: Image.Image, count: int, box: Box | None = None
+    ) -> Sequence[Subject]:
+        """What the network finds in an RGB image, the surest or largest first.
+
+        Args:
+            model: the network.
+            image: the image.
+            count: how much of it, at most.
+            box: in the image's pixels: find what is in it.
+
+        Raises:
+            ConfigError: a box of a task without places.
+        """
 
     @abstractmethod
     def score(self, model: "LoadedModel", given: Input, index: int, box: Box | None = None) -> Score:

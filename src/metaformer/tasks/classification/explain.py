@@ -15,7 +15,10 @@ from metaformer.tasks.heat import Box, Input, Subject
 class ClassifierExplain(TaskExplain):
     """The logit of a class."""
 
-    def find(self, model: LoadedModel, image: Image.Image, count: int) -> Sequence[Subject]:
+    def find(
+        self, model: LoadedModel, image: Image.Image, count: int, box: Box | None = None
+    ) -> Sequence[Subject]:
+        _refuse(model, box)
         with torch.inference_mode():
             logits = model.forward(self.input(model, image).images)[0].float()
         best, indices = self.probabilities(logits).topk(min(count, len(logits)))
@@ -27,6 +30,10 @@ class ClassifierExplain(TaskExplain):
         return logits.softmax(0)
 
     def score(self, model: LoadedModel, given: Input, index: int, box: Box | None = None) -> Score:
-        if box is not None:
-            raise ConfigError(f"box: no option of {model.spec.title}, whose classes are of whole images")
+        _refuse(model, box)
         return lambda x: model.forward(x)[:, index].float()
+
+
+def _refuse(model: LoadedModel, box: Box | None) -> None:
+    if box is not None:
+        raise ConfigError(f"box: no option of {model.spec.title}, whose classes are of whole images")

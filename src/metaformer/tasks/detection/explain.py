@@ -23,13 +23,21 @@ class DetectorExplain(TaskExplain):
         given = super().input(model, image)
         return given._replace(images=pad_images([given.images[0]]))
 
-    def find(self, model: LoadedModel, image: Image.Image, count: int) -> Sequence[Subject]:
+    def find(
+        self, model: LoadedModel, image: Image.Image, count: int, box: Box | None = None
+    ) -> Sequence[Subject]:
         predictor = DetectionPredictor(model, class_agnostic_nms=True)
         with torch.inference_mode():
             found = predictor.predict_image(image, "", "the image")
-        rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
-        return [Subject(label, model.class_names[label], score, tuple(box)) for label, score, box in rows][
-            :count
+        boxes = torch.from_numpy(found.boxes)
+        rows: list[int] = torch.from_numpy(found.scores).argsort(descending=True, stable=True).tolist()
+        if box is not None:
+            overlaps = _overlaps(boxes, box)
+            rows = [i for i in overlaps.argsort(descending=True, stable=True).tolist() if overlaps[i] > 0]
+        objects = ((int(found.labels[i]), float(found.scores[i]), boxes[i].tolist()) for i in rows[:count])
+        return [
+            Subject(label, model.class_names[label], score, tuple(corners))
+            for label, score, corners in objects
         ]
 
     def score(self, model: LoadedModel, given: Input, index: int, box: Box | None = None) -> Score:

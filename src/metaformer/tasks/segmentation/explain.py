@@ -16,13 +16,19 @@ from metaformer.tasks.heat import Box, Input, Subject
 class SegmenterExplain(TaskExplain):
     """The logits of a class, summed over the pixels that the network gives it, or over a box."""
 
-    def find(self, model: LoadedModel, image: Image.Image, count: int) -> Sequence[Subject]:
+    def find(
+        self, model: LoadedModel, image: Image.Image, count: int, box: Box | None = None
+    ) -> Sequence[Subject]:
+        given = self.input(model, image)
         with torch.inference_mode():
-            labels = model.forward(self.input(model, image).images)[0].float().argmax(0)
+            labels = model.forward(given.images)[0].float().argmax(0)
+        labels = labels[None] if box is None else labels[None][_inside(given.scaled(box), given, labels)]
         pixels = torch.bincount(labels.flatten(), minlength=model.num_classes)
         largest = pixels.argsort(descending=True, stable=True)[:count].tolist()
-        shares = (pixels / labels.numel()).tolist()
-        return [Subject(index, model.class_names[index], shares[index]) for index in largest if shares[index]]
+        shares = (pixels / max(1, labels.numel())).tolist()
+        return [
+            Subject(index, model.class_names[index], shares[index], box) for index in largest if shares[index]
+        ]
 
     def score(self, model: LoadedModel, given: Input, index: int, box: Box | None = None) -> Score:
         def score(x: Tensor) -> Tensor:
@@ -37,10 +43,10 @@ class SegmenterExplain(TaskExplain):
 
 
 def _inside(box: Box, given: Input, logits: Tensor) -> Tensor:
-    """Which cells (1, h, w) of the logits a box of the input touches."""
-    across, down = (given.images.shape[axis] / logits.shape[axis] for axis in (3, 2))
+    """Which cells (1, h, w) of the logits (…, h, w) a box of the input touches."""
+    across, down = (given.images.shape[axis] / logits.shape[axis] for axis in (-1, -2))
     left, top, right, bottom = box
-    where = torch.zeros(1, *logits.shape[2:], dtype=torch.bool, device=logits.device)
+    where = torch.zeros(1, *logits.shape[-2:], dtype=torch.bool, device=logits.device)
     where[
         :, max(0, floor(top / down)) : max(0, ceil(bottom / down)),
         max(0, floor(left / across)) : max(0, ceil(right / across)),
