@@ -29,7 +29,7 @@ from metaformer.tasks.exported import ExportedNetwork
 from metaformer.tasks.heat import Box, Heat, Input, Subject
 from metaformer.tasks.stream import ImageInput, ImageList
 from metaformer.visualize.canvas import INK
-from metaformer.visualize.heat import overlay
+from metaformer.visualize.heat import draw_box, overlay
 from metaformer.visualize.sheet import Tile, TileRow, draw_sheet
 
 _log = logging.getLogger(__name__)
@@ -52,15 +52,12 @@ class Explainer:
     """
 
     def __init__(self, model: LoadedModel) -> None:
-        if isinstance(model.model, ExportedNetwork):
-            raise ConfigError(
-                f"{model.name}: an exported file has no gradients to explain by: give the run it was made of"
-            )
+        refuse_exported(model)
         self.stages = len(trunk_of(model.model).stages)
         self.model = model.to(model.device, model.amp)
 
     def find(self, image: Image.Image, count: int = 3, box: Box | None = None) -> Sequence[Subject]:
-        """What the network finds in an RGB image, or in a box of it: what `heat` explains, the surest first."""
+        """What the network finds in an RGB image, or in a box of it, the surest first: `heat` explains it."""
         return self.model.spec.explain.find(self.model, image, count, box)
 
     def heat(self, image: Image.Image, index: int, box: Box | None = None, stage: int = -1) -> Heat:
@@ -95,7 +92,7 @@ class Explainer:
         x, levels = given.images, stage_features(network, given.images)
         maps = [self.heat(image, one.index, one.box, stage) for one in subjects]
         found = [
-            Tile(_boxed(overlay(image, heat), one.box), caption(one))
+            Tile(draw_box(overlay(image, heat), one.box), caption(one))
             for one, heat in zip(subjects, maps, strict=True)
         ]
         rows = [
@@ -131,12 +128,22 @@ class Explainer:
             min(int(share * side), side - 1) for share, side in zip(place, level.shape[2:], strict=True)
         ]
         gradient = token_gradient(self.model.model, given.images, stage, (position[0], position[1]))
-        scores = (
-            gradient / gradient.max().clamp(min=1e-30) * 99 + 1
-        ).log10() / 2  # the center outshines the rest
+        scores = (gradient / gradient.max().clamp(min=1e-30) * 99 + 1).log10() / 2
         drawn = overlay(image, _scaled(given.placed(scores)))
         centers = ((position[axis] + 0.5) / level.shape[axis + 2] for axis in (0, 1))
         return _circled(drawn, given, *centers)
+
+
+def refuse_exported(model: LoadedModel) -> None:
+    """Refuse a network without gradients.
+
+    Raises:
+        ConfigError: it is an exported file.
+    """
+    if isinstance(model.model, ExportedNetwork):
+        raise ConfigError(
+            f"{model.name}: an exported file has no gradients to explain by: give the run it was made of"
+        )
 
 
 @dataclass(frozen=True)
@@ -202,8 +209,7 @@ def explain(
         checkpoint: weights for a model name, in any published format (default: its published ones).
         class_names: class names, or a file with one a line, where nothing else gives them.
         classes: names of the classes to explain, such as cat,dog (default: what the network finds).
-        box: left, top, right and bottom in the image's pixels, for segmentation and detection: explain what is
-            there.
+        box: left, top, right and bottom in pixels, for segmentation and detection: explain what is there.
         count: how many classes or objects of each image are explained, at most.
         stage: number of the stage whose features explain them, from 0; -1 for the last.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -331,7 +337,7 @@ def _page(model: LoadedModel, result: Explanations) -> str:
 
 def caption(subject: Subject) -> str:
     """A subject in words."""
-    return f"{subject.label} {subject.score:.0%}"
+    return f"{subject.label}: {subject.score:.0%}"
 
 
 def _by_stage(
@@ -362,14 +368,6 @@ def _strongest(given: Input, heat: Heat) -> tuple[float, float]:
     left, top, _, _ = given.scaled((float(column), float(row), column + 1.0, row + 1.0))
     height, width = given.images.shape[2:]
     return min(max(top / height, 0.0), 1.0), min(max(left / width, 0.0), 1.0)
-
-
-def _boxed(image: Image.Image, box: Box | None) -> Image.Image:
-    """An image with a box drawn on it."""
-    if box is not None:
-        thick = max(2, round(max(image.size) / 120))
-        ImageDraw.Draw(image).rectangle(box, outline=INK, width=thick)
-    return image
 
 
 def _circled(image: Image.Image, given: Input, row: float, column: float) -> Image.Image:

@@ -108,7 +108,15 @@ class Examples:
         return len(self.examples[0].panels)
 
 
-Block = Table | Matrix | Examples
+@dataclass(frozen=True)
+class Note:
+    """Line in small print."""
+
+    kind: ClassVar = "note"
+    text: str
+
+
+Block = Table | Matrix | Examples | Note
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from metaformer.models.base import DenseNetwork, autocast
 from metaformer.report.page import TaskReport
 from metaformer.tasks.check import Certainty, CheckReport
 from metaformer.tasks.exported import ExportedNetwork, TaskExport
-from metaformer.tasks.heat import Box, Input, Subject
+from metaformer.tasks.heat import Box, Input, Mistake, Subject
 from metaformer.tasks.outputs import Prediction
 from metaformer.tasks.report import Report
 from metaformer.tasks.stream import ImageList, OnBad, raise_bad
@@ -266,6 +266,15 @@ class TaskExplain(ABC):
 
         Raises:
             ConfigError: a box of a task without places; when it is called, a class that is not there.
+        """
+
+    @abstractmethod
+    def mistakes(self, state: Mapping[str, Any], config: TrainConfig) -> Iterator[Mistake]:
+        """The worst mistakes of an evaluation whose images are still there, the worst first.
+
+        Args:
+            state: the best checkpoint's.
+            config: the run's configuration.
         """
 
 

@@ -1,14 +1,28 @@
 """Heat maps: where in an image a network of any task sees what it says."""
 
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import islice
+from typing import Any, Final
+
 import numpy as np
 import torch
 from PIL import Image
 
 from metaformer.attribution.cam import grad_cam
 from metaformer.attribution.stages import stage_of
-from metaformer.errors import ConfigError, TrainingError
-from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.heat import Box, Heat
+from metaformer.config import TrainConfig
+from metaformer.errors import ConfigError, MissingPackage, TrainingError
+from metaformer.report.blocks import Example, Examples, Note, Section, data_uri
+from metaformer.tasks.base import LoadedModel, TaskExplain
+from metaformer.tasks.heat import Box, Claim, Heat, Mistake
+from metaformer.visualize.heat import draw_box, overlay
+from metaformer.visualize.sheet import fit
+
+MISTAKES: Final = 6
+"""Images of the gallery, at most."""
+CLAIMS: Final = 3
+"""Maps of each of them, at most."""
 
 
 def heat_map(
@@ -43,3 +57,44 @@ def heat_map(
         cam = torch.zeros_like(cam)  # what is left is the padding's
     heat = given.placed(cam)
     return heat / max(heat.max(), np.finfo(np.float32).tiny)
+
+
+def mistakes_section(
+    load: Callable[[], LoadedModel], explain: TaskExplain, state: Mapping[str, Any], config: TrainConfig
+) -> Section | None:
+    """The worst mistakes of an evaluation with their maps; None where there are none, or no images.
+
+    Without captum it is a line that says how to get it.
+
+    Args:
+        load: gives the network of the checkpoint, where it is needed.
+        explain: of its task.
+        state: the checkpoint's, with the evaluation.
+        config: the run's configuration.
+    """
+    mistakes = list(islice(explain.mistakes(state, config), MISTAKES))
+    if not mistakes:
+        return None
+    title = "Worst mistakes, and what the network looked at"
+    try:
+        model = load()
+        examples = [_example(model, one) for one in mistakes]
+    except MissingPackage as error:
+        return Section(title, [Note(str(error))])
+    note = "Class activation maps (Grad-CAM) of the last stage: what speaks for a class, right or wrong."
+    return Section(title, [Examples("", examples)], note=note)
+
+
+def _example(model: LoadedModel, mistake: Mistake) -> Example:
+    panels = {"image": data_uri(fit(mistake.image))}
+    for claim in mistake.claims[:CLAIMS]:
+        caption = claim.caption if claim.caption not in panels else f"{claim.caption} ({len(panels)})"
+        # evaluated in other views, such as windows, the network may have found what it does not find here
+        with suppress(ConfigError):
+            panels[caption] = data_uri(_drawn(model, mistake.image, claim))
+    return Example(panels, value=mistake.text, note=mistake.path, correct=False)
+
+
+def _drawn(model: LoadedModel, image: Image.Image, claim: Claim) -> Image.Image:
+    heat = heat_map(model, image, claim.index, claim.box)
+    return fit(draw_box(overlay(image, heat), claim.box))

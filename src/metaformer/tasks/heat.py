@@ -1,5 +1,6 @@
 """What a map explains, and how it comes back from a network's input to the image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 Box = tuple[float, float, float, float]
@@ -27,6 +29,29 @@ class Subject:
     """How sure the network is, or the class's share of the pixels."""
     box: Box | None = None
     """In the image's pixels; None for the whole."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a map of a mistake shows."""
+
+    caption: str
+    index: int
+    """The class."""
+    box: Box | None = None
+    """In the image's pixels; None for the whole."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that a network got wrong in its evaluation."""
+
+    image: Image.Image
+    """RGB."""
+    path: str
+    text: str
+    """What is wrong."""
+    claims: Sequence[Claim]
 
 
 class Input(NamedTuple):

@@ -4,13 +4,15 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
+
+from metaformer.visualize.canvas import INK
 
 _COLORS: Final = (
     (0, 0, 4), (22, 11, 57), (66, 10, 104), (106, 23, 110), (147, 38, 103), (188, 55, 84),
     (221, 81, 58), (243, 120, 25), (252, 165, 10), (246, 215, 70), (252, 255, 164),
 )  # fmt: skip
-"""From 0 to 1 in equal steps: black over red to light yellow, brighter with every step in gray, too (inferno)."""
+"""From 0 to 1 in equal steps: black over red to light yellow, brighter with every step (inferno)."""
 DIMMED: Final = 0.55
 """Brightness that the image keeps where the map is 0."""
 OPAQUE: Final = 0.7
@@ -38,3 +40,11 @@ def overlay(image: Image.Image, values: NDArray[Any]) -> Image.Image:
     colors = np.asarray(color_map(values), np.float32)
     mixed = base * (1 - OPAQUE * weight) + colors * OPAQUE * weight
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
+
+
+def draw_box(image: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
+    """Draw a box, left, top, right and bottom, on an image, which is returned; None draws none."""
+    if box is not None:
+        thick = max(1, round(max(image.size) / 120))
+        ImageDraw.Draw(image).rectangle(box, outline=INK, width=thick)
+    return image

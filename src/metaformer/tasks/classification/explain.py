@@ -1,15 +1,18 @@
 """What is explained of a classifier: the logit of a class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from metaformer.attribution.cam import Score
+from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
 from metaformer.tasks.base import LoadedModel, TaskExplain
-from metaformer.tasks.heat import Box, Input, Subject
+from metaformer.tasks.classification.report import EvaluatedImages
+from metaformer.tasks.heat import Box, Claim, Input, Mistake, Subject
 
 
 class ClassifierExplain(TaskExplain):
@@ -32,6 +35,18 @@ class ClassifierExplain(TaskExplain):
     def score(self, model: LoadedModel, given: Input, index: int, box: Box | None = None) -> Score:
         _refuse(model, box)
         return lambda x: model.forward(x)[:, index].float()
+
+    def mistakes(self, state: Mapping[str, Any], config: TrainConfig) -> Iterator[Mistake]:
+        examples, classes = state["evaluation"].get("examples", []), state["card"]["classes"]
+        wrong = [one for one in examples if one["label"] != one["predicted"]]
+        images = EvaluatedImages(config, wrong)
+        for one in wrong:
+            image = images.read(one)
+            if image is not None:
+                names = {"says": one["predicted"], "is": one["label"]}
+                claims = [Claim(f"{verb} {name}", classes.index(name)) for verb, name in names.items()]
+                text = f"{one['predicted']} at {one['score']:.0%}, is {one['label']}"
+                yield Mistake(image, one["path"], text, claims)
 
 
 def _refuse(model: LoadedModel, box: Box | None) -> None:

@@ -1,19 +1,26 @@
 """What is explained of a detector: the logit of an object's class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from metaformer.attribution.cam import Score
-from metaformer.errors import ConfigError
+from metaformer.config import TrainConfig
+from metaformer.data.image import read_image
+from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.models.base import autocast
 from metaformer.models.detection.detector import Detector
 from metaformer.tasks.base import LoadedModel, TaskExplain
 from metaformer.tasks.detection.predict import DetectionPredictor
 from metaformer.tasks.detection.transforms import pad_images
-from metaformer.tasks.heat import Box, Input, Subject
+from metaformer.tasks.heat import Box, Claim, Input, Mistake, Subject
+
+MATCHED: Final = 0.5
+"""IoU from which a detected object is an annotated one."""
 
 
 class DetectorExplain(TaskExplain):
@@ -62,9 +69,41 @@ class DetectorExplain(TaskExplain):
 
         return score
 
+    def mistakes(self, state: Mapping[str, Any], config: TrainConfig) -> Iterator[Mistake]:
+        evaluation = state["evaluation"]
+        names = evaluation["classes"]
+        for one in sorted(evaluation["examples"], key=lambda example: float(example["f1"])):
+            wrong = _unmatched(one["predicted"], one["truth"])
+            missed = _unmatched(one["truth"], one["predicted"])
+            claims = [
+                Claim(f"{verb} {names[item['label']]}", item["label"], tuple(item["box"]))
+                for verb, items in (("wrongly", wrong[:2]), ("missed", missed[:2]))
+                for item in items
+            ]
+            if not claims:
+                continue
+            with suppress(MetaFormerError):  # gone since the evaluation
+                image = read_image(one["path"], background=config.data.background_color)
+                text = f"F1 {one['f1']:.0%}; {len(wrong)} wrong, {len(missed)} missed"
+                yield Mistake(image, one["path"], text, claims)
 
-def _overlaps(boxes: Tensor, box: Box) -> Tensor:
+
+def _unmatched(items: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Objects, other than crowds, without one of their class among the others at an IoU of 0.5."""
+    return [
+        item
+        for item in items
+        if not item["crowd"]
+        and not any(
+            other["label"] == item["label"]
+            and _overlaps(torch.tensor([other["box"]], dtype=torch.float32), item["box"])[0] >= MATCHED
+            for other in others
+        )
+    ]
+
+
+def _overlaps(boxes: Tensor, box: Sequence[float]) -> Tensor:
     """IoU (N,) of boxes (N, 4) with one."""
     from torchvision.ops import box_iou
 
-    return box_iou(boxes, boxes.new_tensor([box]))[:, 0]
+    return box_iou(boxes, boxes.new_tensor([list(box)]))[:, 0]

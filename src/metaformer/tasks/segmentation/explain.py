@@ -1,16 +1,23 @@
 """What is explained of a segmenter: the summed logits of a class's pixels, or of a region."""
 
-from collections.abc import Sequence
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import ceil, floor
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from metaformer.attribution.cam import Score
-from metaformer.errors import ConfigError
+from metaformer.config import TrainConfig
+from metaformer.data.image import read_image
+from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.tasks.base import LoadedModel, TaskExplain
-from metaformer.tasks.heat import Box, Input, Subject
+from metaformer.tasks.heat import Box, Claim, Input, Mistake, Subject
 
 
 class SegmenterExplain(TaskExplain):
@@ -40,6 +47,25 @@ class SegmenterExplain(TaskExplain):
             return (logits[:, index] * where).sum((1, 2))
 
         return score
+
+    def mistakes(self, state: Mapping[str, Any], config: TrainConfig) -> Iterator[Mistake]:
+        evaluation = state["evaluation"]
+        names = [row["name"] for row in evaluation["per_class"]]
+        for one in sorted(evaluation["examples"], key=lambda example: float(example["miou"])):
+            truth, predicted = (
+                np.asarray(Image.open(io.BytesIO(base64.b64decode(one[key]))))
+                for key in ("truth", "predicted")
+            )
+            wrong = (predicted != truth) & (truth < len(names))
+            if not wrong.any():
+                continue
+            said = int(np.bincount(predicted[wrong]).argmax())
+            there = int(np.bincount(truth[wrong & (predicted == said)]).argmax())
+            text = f"{names[said]} in place of {names[there]}"
+            with suppress(MetaFormerError):  # gone since the evaluation
+                image = read_image(one["path"], background=config.data.background_color)
+                claims = [Claim(f"says {names[said]}", said), Claim(f"is {names[there]}", there)]
+                yield Mistake(image, one["path"], f"{one['miou']:.0%} mIoU; {text}", claims)
 
 
 def _inside(box: Box, given: Input, logits: Tensor) -> Tensor:
