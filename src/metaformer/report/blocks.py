@@ -104,8 +104,8 @@ class Examples:
 
     @property
     def panels(self) -> int:
-        """Panels of each example."""
-        return len(self.examples[0].panels)
+        """Panels of an example, at most."""
+        return max(len(example.panels) for example in self.examples)
 
 
 @dataclass(frozen=True)
