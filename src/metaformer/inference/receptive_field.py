@@ -135,7 +135,7 @@ def measure_receptive_field(
     model = model.to(place, "none")
     trained = trunk_of(model.model)
     known = _training_side(model, trained.config)
-    side = _side(model, trained.config, known, side)
+    side = _side(model, trained.config, trained.min_size, known, side)
     check_pass(model.model, (side, side))
     nothing = isinstance(images, Sequence) and not len(images)
     listed = None if nothing else ImageList(images)
@@ -154,16 +154,16 @@ def _training_side(model: LoadedModel, config: MetaFormerConfig) -> int:
     return max(input_size(model.preprocess) or config.image_size)
 
 
-def _side(model: LoadedModel, config: MetaFormerConfig, known: int, side: int | None) -> int:
+def _side(model: LoadedModel, config: MetaFormerConfig, least: int, known: int, side: int | None) -> int:
     """Side of the input: what was asked for, or by the size of training."""
-    if side is not None:
-        if side < 1:
-            raise ConfigError(f"side is {side}: it must be at least 1")
-        return side
-    if not config.fixed_size:
-        return ENLARGED * known
-    _log.warning("%s: takes images of one size alone, at which its field may fill the frame", model.name)
-    return known
+    if side is None:
+        side = known if config.fixed_size else ENLARGED * known
+    if side < least:
+        raise ConfigError(f"side is {side}: {model.name} needs at least {least} pixels")
+    if side < ENLARGED * known:
+        why = ", and takes no other size" if config.fixed_size else ""
+        _log.warning("%s: at %d×%d%s: its field may fill the frame", model.name, side, side, why)
+    return side
 
 
 def _untrained(model: LoadedModel) -> Trunk:
