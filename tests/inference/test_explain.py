@@ -16,6 +16,7 @@ from metaformer.factory import create_detector, create_model, create_segmenter
 from metaformer.inference.explain import Explainer, explain
 from metaformer.inference.model import describe_network, load_model
 from metaformer.inference.receptive_field import measure_receptive_field
+from metaformer.mixers import MIXERS
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel
 from metaformer.weights.hub import save_pretrained
@@ -243,6 +244,17 @@ def test_sheets_lines_and_the_page_of_every_task(
             assert sheet.width > 800 and np.asarray(sheet).std() > 20
         assert f'src="sheets/{Path(line["sheet"]).name}"' in page
     assert str(done.page) in done.text()
+
+
+@pytest.mark.parametrize("mixer", sorted(MIXERS))
+def test_every_mixer_has_its_pictures(mixer: str) -> None:
+    torch.manual_seed(0)
+    network = create_model("poolformer_n", num_classes=3, mixers=mixer, image_size=(64, 64), **TINY)
+    explainer = Explainer(describe_network(network).with_preprocess(image_size=64))
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 255, (64, 64, 3), np.uint8))
+    rows = explainer.rows(image, explainer.find(image, 2))
+    assert [len(row.tiles) for row in rows] == [3, 4, 4, 4] + [4] * (mixer == "attention")
+    assert all(tile.image.size == (64, 64) for row in rows for tile in row.tiles)
 
 
 def test_attention_stages_have_a_row(tmp_path: Path, noise: Image.Image) -> None:

@@ -26,11 +26,15 @@ from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.stream import ImageInput, ImageList
 from metaformer.visualize.canvas import INK
 from metaformer.visualize.heat import color_map
-from metaformer.visualize.sheet import SIDE, Tile, TileRow, draw_sheet
+from metaformer.visualize.sheet import Tile, TileRow, draw_sheet, fit
 
 _log = logging.getLogger(__name__)
 ENLARGED: Final = 4
 """Input sides for one of training: at that of training the fields of all networks fill the frame."""
+PICTURE: Final = 400
+"""Side of the picture of a field, in pixels."""
+FAINTEST: Final = 1e-3
+"""Score that is black in it."""
 UNTRAINED, TRAINED = "random weights", "trained weights"
 
 
@@ -77,7 +81,10 @@ class ReceptiveFields:
             Tile(_picture(field), f"{name}: half in {field.squares((0.5,))[0].side} pixels")
             for name, field in self.fields.items()
         ]
-        return draw_sheet([TileRow(f"{self.name} at {self.side}×{self.side}", tiles)])
+        title = (
+            f"{self.name} at {self.side}×{self.side}: squares of {', '.join(f'{one:.0%}' for one in SHARES)}"
+        )
+        return draw_sheet([TileRow(title, tiles)], PICTURE)
 
     def save(self, path: str | Path) -> Path:
         """Write `plot` as PNG.
@@ -192,10 +199,11 @@ def _inputs(
 
 
 def _picture(field: ReceptiveField) -> Image.Image:
-    """Scores in colors, with the squares of each share, at the size of a sheet's picture times two."""
-    image = color_map(field.scores.numpy()).resize((2 * SIDE, 2 * SIDE), Image.Resampling.BICUBIC)
-    draw, scale = ImageDraw.Draw(image), 2 * SIDE / field.scores.shape[0]
-    middle = (field.scores.shape[0] // 2 + 0.5) * scale
+    """Scores in colors, on a logarithmic scale from 1 down to FAINTEST, with the square of each share."""
+    values = field.scores.clamp(min=FAINTEST).log10() / -np.log10(FAINTEST) + 1
+    image = fit(color_map(values.numpy()), PICTURE)
+    draw, scale = ImageDraw.Draw(image), PICTURE / len(values)
+    middle = (len(values) // 2 + 0.5) * scale
     for square in field.squares():
         half = square.side / 2 * scale
         draw.rectangle((middle - half, middle - half, middle + half, middle + half), outline=INK)

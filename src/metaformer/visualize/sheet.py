@@ -33,15 +33,9 @@ class TileRow:
     tiles: Sequence[Tile]
 
 
-def sheet_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height on a sheet of an image of this width and height; small ones are enlarged."""
-    scale = SIDE / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def draw_sheet(rows: Sequence[TileRow]) -> Image.Image:
-    """Draw rows of pictures, each scaled to a longer side of SIDE pixels."""
-    pictures = [[fit(tile.image) for tile in row.tiles] for row in rows]
+def draw_sheet(rows: Sequence[TileRow], side: int = SIDE) -> Image.Image:
+    """Draw rows of pictures, each scaled to a longer side of `side` pixels."""
+    pictures = [[fit(tile.image, side) for tile in row.tiles] for row in rows]
     widths = [sum(image.width + GAP for image in row) + GAP for row in pictures]
     heights = [max(image.height for image in row) + TITLE + CAPTION + 3 * GAP for row in pictures]
     canvas = Image.new("RGB", (max(widths), sum(heights) + GAP), PANEL)
@@ -60,7 +54,8 @@ def draw_sheet(rows: Sequence[TileRow]) -> Image.Image:
     return canvas
 
 
-def fit(image: Image.Image) -> Image.Image:
-    """The picture at its size on a sheet."""
-    size = sheet_size(image.size)
+def fit(image: Image.Image, side: int = SIDE) -> Image.Image:
+    """A picture scaled to a longer side of `side` pixels; small ones are enlarged."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
