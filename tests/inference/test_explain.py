@@ -16,6 +16,7 @@ from metaformer.factory import create_detector, create_model, create_segmenter
 from metaformer.inference.explain import Explainer, explain
 from metaformer.inference.model import describe_network, load_model
 from metaformer.inference.receptive_field import measure_receptive_field
+from metaformer.inference.sheet import sheet_rows
 from metaformer.mixers import MIXERS
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel
@@ -252,9 +253,9 @@ def test_every_mixer_has_its_pictures(mixer: str) -> None:
     network = create_model("poolformer_n", num_classes=3, mixers=mixer, image_size=(64, 64), **TINY)
     explainer = Explainer(describe_network(network).with_preprocess(image_size=64))
     image = Image.fromarray(np.random.RandomState(0).randint(0, 255, (64, 64, 3), np.uint8))
-    rows = explainer.rows(image, explainer.find(image, 2))
+    rows = sheet_rows(explainer.model, image, explainer.find(image, 2))
     assert [len(row.tiles) for row in rows] == [3, 4, 4, 4] + [4] * (mixer == "attention")
-    assert all(tile.image.size == (64, 64) for row in rows for tile in row.tiles)
+    assert all(tile.image.width == tile.image.height for row in rows for tile in row.tiles)
 
 
 def test_attention_stages_have_a_row(tmp_path: Path, noise: Image.Image) -> None:

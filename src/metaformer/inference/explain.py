@@ -9,28 +9,22 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
-import numpy as np
-from PIL import Image, ImageDraw
-from torch import Tensor
+from PIL import Image
 
-from metaformer.attribution.attention import attention_received
-from metaformer.attribution.features import pca_colors, stage_features
-from metaformer.attribution.receptive_field import token_gradient
 from metaformer.attribution.stages import stage_of, trunk_of
 from metaformer.distributed import find_device
 from metaformer.errors import BadImage, ConfigError, OutputError, UnknownName
 from metaformer.inference.model import load_model
+from metaformer.inference.sheet import caption, sheet_rows
 from metaformer.report.blocks import Example, Examples, Section
 from metaformer.report.page import render_gallery
 from metaformer.storage import FileNames, as_path, atomic_bytes, atomic_text, check_writable, write_text
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.explain import heat_map
 from metaformer.tasks.exported import ExportedNetwork
-from metaformer.tasks.heat import Box, Heat, Input, Subject
+from metaformer.tasks.heat import Box, Heat, Subject
 from metaformer.tasks.stream import ImageInput, ImageList
-from metaformer.visualize.canvas import INK
-from metaformer.visualize.heat import draw_box, overlay
-from metaformer.visualize.sheet import Tile, TileRow, draw_sheet
+from metaformer.visualize.sheet import draw_sheet
 
 _log = logging.getLogger(__name__)
 LINES: Final = "explained.jsonl"
@@ -53,14 +47,14 @@ class Explainer:
 
     def __init__(self, model: LoadedModel) -> None:
         refuse_exported(model)
-        self.stages = len(trunk_of(model.model).stages)
+        trunk_of(model.model)
         self.model = model.to(model.device, model.amp)
 
     def find(self, image: Image.Image, count: int = 3, box: Box | None = None) -> Sequence[Subject]:
         """What the network finds in an RGB image, or in a box of it, the surest first: `heat` explains it."""
         return self.model.spec.explain.find(self.model, image, count, box)
 
-    def heat(self, image: Image.Image, index: int, box: Box | None = None, stage: int = -1) -> Heat:
+    def heat(self, image: Image.Image, index: int, box: Box | None = None, stage: int | None = -1) -> Heat:
         """Where an image speaks for a class: (H, W), float32, at the image's size, from 0 to 1.
 
         0 is where it does not, or where the network does not look: outside a classifier's crop. The map of an
@@ -70,7 +64,8 @@ class Explainer:
             image: an RGB image.
             index: the class, from 0.
             box: left, top, right and bottom in the image's pixels, for segmentation and detection.
-            stage: whose features are weighed, from 0; −1 for the last, which knows most and sees coarsest.
+            stage: whose features are weighed, from 0; −1 for the last, which knows most and sees coarsest;
+                None for the last whose map is not 0, as for small objects of a detector.
 
         Raises:
             ConfigError: no such class or stage; a class, or in a box an object, that is not there.
@@ -78,60 +73,6 @@ class Explainer:
             TrainingError: values that are not finite.
         """
         return heat_map(self.model, image.convert("RGB"), index, box, stage)
-
-    def rows(self, image: Image.Image, subjects: Sequence[Subject], stage: int = -1) -> list[TileRow]:
-        """Pictures of an RGB image: maps of the subjects, then stage by stage what the network sees.
-
-        Args:
-            image: the image.
-            subjects: what is explained; the further rows are of the first.
-            stage: whose features explain all of them.
-        """
-        network = self.model.model
-        given = self.model.spec.explain.input(self.model, image)
-        x, levels = given.images, stage_features(network, given.images)
-        maps = [self.heat(image, one.index, one.box, stage) for one in subjects]
-        found = [
-            Tile(draw_box(overlay(image, heat), one.box), caption(one))
-            for one, heat in zip(subjects, maps, strict=True)
-        ]
-        rows = [
-            TileRow("What it finds, and where", [Tile(image, f"{image.width}×{image.height} pixels"), *found])
-        ]
-        if subjects:
-            first = subjects[0]
-            heats = [self.heat(image, first.index, first.box, number) for number in range(self.stages)]
-            tiles = [overlay(image, heat) for heat in heats]
-            rows.append(TileRow(f"{first.label}, by the features of each stage", _by_stage(tiles, levels)))
-        colors = [_colors(given, pca_colors(level[0])) for level in levels]
-        rows.append(TileRow("Features: three principal components as colors", _by_stage(colors, levels)))
-        place = _strongest(given, maps[0]) if maps and maps[0].any() else (0.5, 0.5)
-        looks = [self._look(image, given, number, level, place) for number, level in enumerate(levels)]
-        rows.append(
-            TileRow("What one position (the circle) of each stage looks at", _by_stage(looks, levels))
-        )
-        attended = {
-            number: received
-            for number in range(self.stages)
-            if (received := attention_received(network, x, number)) is not None
-        }
-        if attended:
-            tiles = [overlay(image, _scaled(given.placed(one))) for one in attended.values()]
-            rows.append(TileRow("What all positions attend to", _by_stage(tiles, levels, list(attended))))
-        return rows
-
-    def _look(
-        self, image: Image.Image, given: Input, stage: int, level: Tensor, place: tuple[float, float]
-    ) -> Image.Image:
-        """What the position of a stage at a place (row and column, from 0 to 1) of the input looks at."""
-        position = [
-            min(int(share * side), side - 1) for share, side in zip(place, level.shape[2:], strict=True)
-        ]
-        gradient = token_gradient(self.model.model, given.images, stage, (position[0], position[1]))
-        scores = (gradient / gradient.max().clamp(min=1e-30) * 99 + 1).log10() / 2
-        drawn = overlay(image, _scaled(given.placed(scores)))
-        centers = ((position[axis] + 0.5) / level.shape[axis + 2] for axis in (0, 1))
-        return _circled(drawn, given, *centers)
 
 
 def refuse_exported(model: LoadedModel) -> None:
@@ -194,7 +135,7 @@ def explain(
     classes: Sequence[str] | None = None,
     box: Sequence[float] | None = None,
     count: int = 3,
-    stage: int = -1,
+    stage: int | None = None,
     device: str = "auto",
     ema: bool = False,
     raw: bool = False,
@@ -211,7 +152,7 @@ def explain(
         classes: names of the classes to explain, such as cat,dog (default: what the network finds).
         box: left, top, right and bottom in pixels, for segmentation and detection: explain what is there.
         count: how many classes or objects of each image are explained, at most.
-        stage: number of the stage whose features explain them, from 0; -1 for the last.
+        stage: number of the stage whose features explain them, from 0 (default: the last whose map is not 0).
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         ema: of raw and averaged weights, take the averaged ones.
         raw: of raw and averaged weights, take the raw ones.
@@ -258,7 +199,7 @@ class _Request:
     """Classes; None for what the network finds."""
     box: Box | None
     count: int
-    stage: int
+    stage: int | None
 
     def subjects(self, explainer: Explainer, image: Image.Image) -> list[Subject]:
         """What of this image is explained.
@@ -284,7 +225,7 @@ def _request(
     classes: Sequence[str] | None,
     box: Sequence[float] | None,
     count: int,
-    stage: int,
+    stage: int | None,
 ) -> _Request:
     """The arguments of `explain`, checked."""
     names = explainer.model.class_names
@@ -295,7 +236,8 @@ def _request(
         raise ConfigError(f"count is {count}: it must be at least 1")
     if box is not None and not (len(box) == 4 and box[0] < box[2] and box[1] < box[3]):
         raise ConfigError(f"box is {list(box)}: give left, top, right and bottom in pixels")
-    stage_of(explainer.model.model, stage)
+    if stage is not None:
+        stage_of(explainer.model.model, stage)
     corners = None if box is None else (box[0], box[1], box[2], box[3])
     indices = None if classes is None else tuple(names.index(name) for name in classes)
     return _Request(indices, corners, count, stage)
@@ -307,7 +249,7 @@ def _explain(
     """Write the sheet of an image."""
     try:
         subjects = request.subjects(explainer, image)
-        rows = explainer.rows(image, subjects, request.stage)
+        rows = sheet_rows(explainer.model, image, subjects, request.stage)
     except ConfigError as error:
         raise ConfigError(f"{path or 'the image'}: {error}") from error
     with atomic_bytes(sheet) as stream:
@@ -333,49 +275,3 @@ def _page(model: LoadedModel, result: Explanations) -> str:
         [Section("What the network looks at", [Examples("", examples, large=True)], note=notes)],
         f"metaformer {metadata.version('metaformer')}",
     )
-
-
-def caption(subject: Subject) -> str:
-    """A subject in words."""
-    return f"{subject.label}: {subject.score:.0%}"
-
-
-def _by_stage(
-    images: Sequence[Image.Image], levels: Sequence[Tensor], stages: Sequence[int] = ()
-) -> list[Tile]:
-    """Pictures of stages, with the size of their features."""
-    numbers = stages or range(len(levels))
-    sizes = [levels[number].shape[2:] for number in numbers]
-    captions = [f"stage {number}: {size[0]}×{size[1]}" for number, size in zip(numbers, sizes, strict=True)]
-    return [Tile(*one) for one in zip(images, captions, strict=True)]
-
-
-def _scaled(values: Heat) -> Heat:
-    """A map divided by its largest value."""
-    scaled: Heat = values / max(values.max(), np.finfo(np.float32).tiny)
-    return scaled
-
-
-def _colors(given: Input, colors: Tensor) -> Image.Image:
-    """Colors (3, h, w) at the image's size."""
-    pixels = np.stack([given.placed(channel) for channel in colors], axis=-1)
-    return Image.fromarray((pixels * 255).round().astype(np.uint8))
-
-
-def _strongest(given: Input, heat: Heat) -> tuple[float, float]:
-    """Row and column, as parts of the padded input, where a map of the image is strongest."""
-    row, column = np.unravel_index(int(heat.argmax()), heat.shape)
-    left, top, _, _ = given.scaled((float(column), float(row), column + 1.0, row + 1.0))
-    height, width = given.images.shape[2:]
-    return min(max(top / height, 0.0), 1.0), min(max(left / width, 0.0), 1.0)
-
-
-def _circled(image: Image.Image, given: Input, row: float, column: float) -> Image.Image:
-    """An image with a circle around a place, which is given as parts of the padded input's sides."""
-    left, top, right, bottom = given.region
-    x = left + column * given.images.shape[3] / given.size[1] * (right - left)
-    y = top + row * given.images.shape[2] / given.size[0] * (bottom - top)
-    size = max(image.size)
-    radius, thick = size / 28, max(1, round(size / 110))
-    ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), outline=INK, width=thick)
-    return image

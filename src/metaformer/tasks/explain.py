@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from metaformer.attribution.cam import grad_cam
-from metaformer.attribution.stages import stage_of
+from metaformer.attribution.stages import stage_of, trunk_of
 from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, MissingPackage, TrainingError
 from metaformer.report.blocks import Example, Examples, Note, Section, data_uri
 from metaformer.tasks.base import LoadedModel, TaskExplain
 from metaformer.tasks.heat import Box, Claim, Heat, Mistake
-from metaformer.visualize.heat import draw_box, overlay
+from metaformer.visualize.heat import heat_tile
 from metaformer.visualize.sheet import fit
 
 MISTAKES: Final = 6
@@ -26,7 +26,7 @@ CLAIMS: Final = 3
 
 
 def heat_map(
-    model: LoadedModel, image: Image.Image, index: int, box: Box | None = None, stage: int = -1
+    model: LoadedModel, image: Image.Image, index: int, box: Box | None = None, stage: int | None = -1
 ) -> Heat:
     """Where an RGB image speaks for a class: (H, W) at its size, 1 at the strongest place.
 
@@ -37,13 +37,15 @@ def heat_map(
         image: the image.
         index: the class.
         box: in the image's pixels; None for the whole.
-        stage: whose features are weighed, from 0; −1 for the last.
+        stage: whose features are weighed, from 0; −1 for the last, None for the last with a map other than 0.
 
     Raises:
         ConfigError: no such class or stage, or a class that is not in the image.
         MissingPackage: captum is not there.
         TrainingError: values that are not finite.
     """
+    if stage is None:
+        return deepest_map(model, image, index, box)[0]
     if not 0 <= index < model.num_classes:
         raise ConfigError(f"class {index}: {model.name} has classes 0 … {model.num_classes - 1}")
     layer = stage_of(model.model, stage)
@@ -57,6 +59,21 @@ def heat_map(
         cam = torch.zeros_like(cam)  # what is left is the padding's
     heat = given.placed(cam)
     return heat / max(heat.max(), np.finfo(np.float32).tiny)
+
+
+def deepest_map(
+    model: LoadedModel, image: Image.Image, index: int, box: Box | None = None
+) -> tuple[Heat, int]:
+    """The map of the last stage where it is not 0 everywhere, and that stage; arguments of `heat_map`.
+
+    Small objects of a detector are found by the features of early stages; those of the last may say nothing.
+    """
+    last = len(trunk_of(model.model).stages) - 1
+    for stage in range(last, 0, -1):
+        heat = heat_map(model, image, index, box, stage)
+        if heat.any():
+            return heat, stage
+    return heat_map(model, image, index, box, 0), 0
 
 
 def mistakes_section(
@@ -81,7 +98,7 @@ def mistakes_section(
         examples = [_example(model, one) for one in mistakes]
     except MissingPackage as error:
         return Section(title, [Note(str(error))])
-    note = "Class activation maps (Grad-CAM) of the last stage: what speaks for a class, right or wrong."
+    note = "Class activation maps (Grad-CAM): what speaks for a class, right or wrong."
     return Section(title, [Examples("", examples)], note=note)
 
 
@@ -96,5 +113,5 @@ def _example(model: LoadedModel, mistake: Mistake) -> Example:
 
 
 def _drawn(model: LoadedModel, image: Image.Image, claim: Claim) -> Image.Image:
-    heat = heat_map(model, image, claim.index, claim.box)
-    return fit(draw_box(overlay(image, heat), claim.box))
+    heat = heat_map(model, image, claim.index, claim.box, None)
+    return heat_tile(image, heat, claim.box)

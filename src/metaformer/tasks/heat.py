@@ -80,6 +80,14 @@ class Input(NamedTuple):
             (box[0] - left) * across, (box[1] - top) * down, (box[2] - left) * across, (box[3] - top) * down,
         )  # fmt: skip
 
+    def original_place(self, x: float, y: float) -> tuple[float, float]:
+        """A place, given as parts of the padded input's width and height, in the original image's pixels."""
+        left, top, right, bottom = self.region
+        return (
+            left + x * self.images.shape[3] / self.size[1] * (right - left),
+            top + y * self.images.shape[2] / self.size[0] * (bottom - top),
+        )
+
     def placed(self, values: Tensor) -> Heat:
         """A map (h, w) of the input at the size of the original image, 0 where the network does not see."""
         whole = F.interpolate(values[None, None], self.images.shape[2:], mode="bilinear", align_corners=False)

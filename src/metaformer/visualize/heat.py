@@ -7,6 +7,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from metaformer.visualize.canvas import INK
+from metaformer.visualize.sheet import fit
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
 
 _COLORS: Final = (
     (0, 0, 4), (22, 11, 57), (66, 10, 104), (106, 23, 110), (147, 38, 103), (188, 55, 84),
@@ -42,9 +46,20 @@ def overlay(image: Image.Image, values: NDArray[Any]) -> Image.Image:
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 
 
-def draw_box(image: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
-    """Draw a box, left, top, right and bottom, on an image, which is returned; None draws none."""
+def heat_tile(image: Image.Image, values: NDArray[Any], box: Box | None = None) -> Image.Image:
+    """A map over its image at the size of a sheet's pictures, with a box in the image's pixels."""
+    picture = fit(overlay(image, values))
     if box is not None:
-        thick = max(1, round(max(image.size) / 120))
-        ImageDraw.Draw(image).rectangle(box, outline=INK, width=thick)
-    return image
+        across, down = picture.width / image.width, picture.height / image.height
+        left, top, right, bottom = box[0] * across, box[1] * down, box[2] * across - 1, box[3] * down - 1
+        corners = (left, top, max(left, right), max(top, bottom))  # a box may be thinner than a pixel
+        ImageDraw.Draw(picture).rectangle(corners, outline=INK, width=2)
+    return picture
+
+
+def draw_circle(picture: Image.Image, x: float, y: float) -> Image.Image:
+    """Draw a small circle on a picture, which is returned; x and y are parts of its width and height."""
+    center, radius = (x * picture.width, y * picture.height), max(picture.size) / 28
+    corners = (center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius)
+    ImageDraw.Draw(picture).ellipse(corners, outline=INK, width=2)
+    return picture
