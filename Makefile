@@ -1,8 +1,10 @@
-.PHONY: demo test test-slow test-ray test-page test-clients faults fuzz check format
+.PHONY: demo test test-slow test-ray test-page test-clients test-oracles faults fuzz check format
 .DEFAULT_GOAL := test
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+INSTALL = if command -v uv >/dev/null; then uv pip install --python .venv -c constraints.txt $(1); \
+	else $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt $(1); fi
 # by default every demo recipe
 TASK ?= $(shell sed -n 's|^ *name="demo/\(.*\)",|\1|p' src/metaformer/recipes/demo.py)
 WEIGHTS := runs/demo-classify/best/model.safetensors
@@ -36,21 +38,23 @@ test-slow: $(READY)  ## compilation and other tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 test-ray: $(READY)  ## the example for many machines; installs Ray, 80 MB, into the environment
-	@if command -v uv >/dev/null; then uv pip install --python .venv -c constraints.txt 'ray[data]==2.60.0'; \
-	else $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt 'ray[data]==2.60.0'; fi
+	@$(call INSTALL,'ray[data]==2.60.0')
 	$(BIN)/python -m pytest -n 0 -m ray tests/inference/test_ray.py
 
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 test-page: $(READY)  ## the page of `metaformer serve` in Chromium; installs Playwright, 45 MB, into the environment
 	@test -n "$(BROWSER)" || { echo "No browser: install Chromium, such as with 'apt-get install chromium'"; exit 1; }
-	@if command -v uv >/dev/null; then uv pip install --python .venv -c constraints.txt playwright; \
-	else $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt playwright; fi
+	@$(call INSTALL,playwright)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m page tests/deploy/server/test_page.py
 
 test-clients: $(READY)  ## schemathesis and tritonclient against a server; they do not fit the versions of constraints.txt
 	@$(PYTHON) -m venv .venv/clients
 	.venv/clients/bin/pip install --disable-pip-version-check -q 'schemathesis==4.32.5' 'tritonclient[http]==2.73.0'
 	OMP_NUM_THREADS=1 METAFORMER_CLIENTS=$(CURDIR)/.venv/clients/bin $(BIN)/python -m pytest -n 0 -m clients tests/deploy/server
+
+test-oracles: $(READY)  ## maps against grad-cam and openerf; installs them, 160 MB, into the environment
+	@$(call INSTALL,grad-cam==1.5.7 openerf==0.6.1)
+	$(BIN)/python -m pytest -n 0 -m oracle tests/attribution
 
 faults: $(READY)  ## break runs on purpose, as often as docs/reliability.md says: a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 3 --dist worksteal

@@ -25,7 +25,9 @@ if TYPE_CHECKING:  # `X as X` exports a name to type checkers
     from metaformer.factory import list_models as list_models
     from metaformer.factory import list_segmenters as list_segmenters
     from metaformer.inference.evaluate import evaluate as evaluate
+    from metaformer.inference.explain import explain as explain
     from metaformer.inference.predictor import Predictor as Predictor
+    from metaformer.inference.receptive_field import measure_receptive_field as measure_receptive_field
     from metaformer.mixers import MIXERS as MIXERS
     from metaformer.models.detection.config import DetectorConfig as DetectorConfig
     from metaformer.models.detection.detector import Detector as Detector
@@ -67,7 +69,9 @@ _MODULES = {
         "list_segmenters",
     ),
     "inference.evaluate": ("evaluate",),
+    "inference.explain": ("explain",),
     "inference.predictor": ("Predictor",),
+    "inference.receptive_field": ("measure_receptive_field",),
     "mixers": ("MIXERS",),
     "models.detection.config": ("DetectorConfig",),
     "models.detection.detector": ("Detector",),

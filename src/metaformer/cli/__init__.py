@@ -46,6 +46,11 @@ COMMANDS: dict[str, Command] = {
         "metaformer predict runs/demo photos/ --out found --draw",
         "predict",
     ),
+    "explain": Command(
+        "what a network looks at, as pictures",
+        "metaformer explain runs/demo photos/ --out explained",
+        "explain",
+    ),
     "quantize": Command(
         "a network as a file in int8, for CPUs",
         "metaformer quantize runs/demo-classify --out int8.xml",

@@ -54,6 +54,21 @@ class Preprocess(Serializable):
         """Shorter edge before the crop; rounded down, as the original evaluations do (0.95: 235)."""
         return math.floor(self.image_size / self.crop)
 
+    def input_region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of an image of this size that becomes input: left, top, right and bottom in its pixels."""
+        short = min(width, height)
+        scaled = [
+            self.resize if side == short else int(self.resize * side / short) for side in (width, height)
+        ]
+        starts = [round((side - self.image_size) / 2) for side in scaled]
+        left, top = (
+            start * own / side for start, own, side in zip(starts, (width, height), scaled, strict=True)
+        )
+        across, down = (
+            self.image_size * own / side for own, side in zip((width, height), scaled, strict=True)
+        )
+        return left, top, left + across, top + down
+
     def transform(self, crops: int = 1) -> Transform:
         """Transform of an RGB image to (3, H, W); with `crops=5`, corners and center, to (5, 3, H, W).
 

@@ -66,6 +66,10 @@ class DensePreprocess(Serializable):
         )
         return input_width, input_height
 
+    def input_region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of an image of this size that becomes input, left, top, right and bottom: all of it."""
+        return 0.0, 0.0, float(width), float(height)
+
     def scaled(self, factor: float) -> Self:
         """The same preprocessing for another scale of test-time augmentation."""
         return replace(self, scale=self.scale * factor)

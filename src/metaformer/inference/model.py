@@ -5,23 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from metaformer.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from metaformer.checkpoint.checkpoint import read_checkpoint
 from metaformer.checkpoint.manifest import MANIFEST
 from metaformer.checkpoint.run_dir import RunDir
-from metaformer.config import TrainConfig
 from metaformer.data.class_lists import given_names
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.inference.exported import is_exported, load_exported
-from metaformer.models.build import check_pass, kind_of, on_meta
-from metaformer.serialize import Text, decode, errors_at, from_dict, shown
+from metaformer.models.build import check_pass, kind_of
+from metaformer.serialize import errors_at
 from metaformer.storage import as_path
 from metaformer.tasks import TASKS
-from metaformer.tasks.base import LoadedModel, TaskSpec
-from metaformer.weights.saved import STATE, find_checkpoint, weight_file
+from metaformer.tasks.base import LoadedModel
+from metaformer.tasks.saved import saved_model, task_named
+from metaformer.weights.saved import STATE, find_checkpoint
 
 DEFAULT_TASK = next(iter(TASKS))
 """Task of a checkpoint that names none, such as one of timm."""
@@ -70,7 +68,7 @@ def load_model(
         found = find_checkpoint(path)
         # either file makes it a checkpoint, if perhaps a damaged one
         ours = any((found / name).exists() for name in (MANIFEST, STATE))
-        model = _saved(read_checkpoint(found), choice) if ours else _published(path, choice)
+        model = saved_model(read_checkpoint(found), choice) if ours else _published(path, choice)
     else:
         model = _named(str(source), checkpoint, len(names) if names else None, data, choice)
     if (size := input_size(model.preprocess)) is not None:
@@ -104,39 +102,6 @@ def ema_choice(ema: bool, raw: bool) -> bool | None:
     return ema if ema or raw else None
 
 
-def _saved(saved: Checkpoint, ema: bool | None) -> LoadedModel:
-    """The network of a checkpoint directory."""
-    card, file = saved.state["card"], saved.directory / STATE
-    with errors_at(file):
-        spec = _task(card["task"], file)
-        config = from_dict(TrainConfig, saved.state["config"], "config")
-        if ema:
-            weight_file(saved.directory, ema)  # says so where there are no averaged weights
-        average = saved.has("ema") and (config.ema.evaluate if ema is None else ema)
-        store = "ema" if average else "model"
-
-        def build() -> nn.Module:
-            return spec.load(spec, card).model
-
-        if (empty := on_meta(build)) is not None:
-            saved.check(empty, store)  # before there is memory for it
-        held_out = decode(Text | None, saved.state.get("held_out"), "held_out")
-        model = replace(spec.load(spec, card), config=config, held_out=held_out)
-    saved.load(model.model, store)
-    return model
-
-
-def _task(name: Any, where: object) -> TaskSpec:
-    """The task that a file names.
-
-    Raises:
-        WeightsError: there is none of this name.
-    """
-    if not isinstance(name, str) or name not in TASKS:
-        raise WeightsError(f"{where}: task {shown(name)} is not known to this version")
-    return TASKS[name]
-
-
 def _published(directory: Path, ema: bool | None) -> LoadedModel:
     """The network of a directory as `save_pretrained` writes it."""
     from metaformer.weights.hub import from_pretrained
@@ -168,7 +133,7 @@ def describe_network(model: Any, name: str | None = None, where: object = "netwo
     if config is None or cfg is None:
         raise ConfigError(f"{type(model).__name__}: no classifier, segmenter or detector of this library")
     kind = kind_of(config)
-    spec = _task(cfg.get("task", DEFAULT_TASK) if kind is None else kind.task, where)
+    spec = task_named(cfg.get("task", DEFAULT_TASK) if kind is None else kind.task, where)
     return spec.describe(spec, model, name or str(cfg.get("architecture", type(model).__name__)))
 
 

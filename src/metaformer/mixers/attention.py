@@ -35,12 +35,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
-        tokens = self.qkv(x).flatten(2).transpose(1, 2)  # (B, N, 3·heads·D)
-        q, k, v = tokens.unflatten(2, (3, self.heads, self.head_dim)).permute(
-            2, 0, 3, 1, 4
-        )  # each (B, heads, N, D)
+        q, k, v = self._split(x)
         # PyTorch's fused attention has no forward-mode derivative
         with sdpa_kernel(SDPBackend.MATH) if is_transformed() else nullcontext():
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(batch, height, width, self.heads * self.head_dim).permute(0, 3, 1, 2)
         return self.proj(y)
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """How much each position takes of each, (B, heads, N, N): softmax(q · kᵀ / √D)."""
+        q, k, _ = self._split(x)
+        return (q @ k.transpose(-2, -1) / self.head_dim**0.5).softmax(-1)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, heads, N, D)."""
+        tokens = self.qkv(x).flatten(2).transpose(1, 2)  # (B, N, 3·heads·D)
+        q, k, v = tokens.unflatten(2, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return q, k, v

@@ -99,14 +99,24 @@ class Examples:
     kind: ClassVar = "examples"
     title: str
     examples: Sequence[Example]
+    large: bool = False
+    """Each as wide as the page."""
 
     @property
     def panels(self) -> int:
-        """Panels of each example."""
-        return len(self.examples[0].panels)
+        """Panels of an example, at most."""
+        return max(len(example.panels) for example in self.examples)
 
 
-Block = Table | Matrix | Examples
+@dataclass(frozen=True)
+class Note:
+    """Line in small print."""
+
+    kind: ClassVar = "note"
+    text: str
+
+
+Block = Table | Matrix | Examples | Note
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Report page of a run: its frame, which is the same for every task."""
+"""Pages: the report of a run, whose frame is the same for every task, and galleries."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,11 +58,9 @@ def render(
         footer: last line.
         samples: training samples as they are augmented.
     """
-    from jinja2 import Environment, PackageLoader
-
-    pages = Environment(loader=PackageLoader("metaformer", "report"), autoescape=True, trim_blocks=True)
     card, unit = state["card"], "epoch" if config.schedule.steps is None else "step"
-    return pages.get_template("page.html.jinja").render(
+    return _page(
+        "page.html.jinja",
         subtitle=f"{card['name']} on {config.data.root}: {len(card['classes'])} classes{report.input_size}"
         + progress(state["total"], log),
         title=best.parent.resolve().name,
@@ -78,6 +76,18 @@ def render(
         samples=samples,
         mixed=max(config.augment.mixup, config.augment.cutmix) > 0,
     )
+
+
+def render_gallery(title: str, subtitle: str, sections: Sequence[Section], footer: str) -> str:
+    """A page of sections alone, as HTML without scripts."""
+    return _page("gallery.html.jinja", title=title, subtitle=subtitle, sections=sections, footer=footer)
+
+
+def _page(template: str, **content: Any) -> str:
+    from jinja2 import Environment, PackageLoader
+
+    pages = Environment(loader=PackageLoader("metaformer", "report"), autoescape=True, trim_blocks=True)
+    return pages.get_template(template).render(**content)
 
 
 def progress(total: int, log: Log) -> str:

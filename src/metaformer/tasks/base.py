@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from metaformer.attribution.cam import Score
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.config import ModelConfig, TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
@@ -26,6 +27,7 @@ from metaformer.models.base import DenseNetwork, autocast
 from metaformer.report.page import TaskReport
 from metaformer.tasks.check import Certainty, CheckReport
 from metaformer.tasks.exported import ExportedNetwork, TaskExport
+from metaformer.tasks.heat import Box, Input, Mistake, Subject
 from metaformer.tasks.outputs import Legend, Prediction
 from metaformer.tasks.report import Report
 from metaformer.tasks.stream import ImageList, OnBad, raise_bad
@@ -229,6 +231,55 @@ class Task(ABC):
     def close(self) -> None:
         """Stop the worker processes of the evaluation."""
         self.evaluation.close()
+
+
+class TaskExplain(ABC):
+    """What is explained of the networks of a task."""
+
+    def input(self, model: "LoadedModel", image: Image.Image) -> Input:
+        """An RGB image as the network is given it, on its device."""
+        tensor = model.preprocess.transform()(image).to(model.device)
+        region = model.preprocess.input_region(*image.size)
+        return Input(tensor[None], tensor.shape[-2:], region, (image.height, image.width))
+
+    @abstractmethod
+    def find(
+        self, model: "LoadedModel", image: Image.Image, count: int, box: Box | None = None
+    ) -> Sequence[Subject]:
+        """What the network finds in an RGB image, the surest or largest first.
+
+        Args:
+            model: the network.
+            image: the image.
+            count: how much of it, at most.
+            box: in the image's pixels: find what is in it.
+
+        Raises:
+            ConfigError: a box of a task without places.
+        """
+
+    @abstractmethod
+    def score(self, model: "LoadedModel", given: Input, index: int, box: Box | None = None) -> Score:
+        """The score that is explained.
+
+        Args:
+            model: the network.
+            given: its input.
+            index: the class.
+            box: in pixels of the input; None for the whole image.
+
+        Raises:
+            ConfigError: a box of a task without places; when it is called, a class that is not there.
+        """
+
+    @abstractmethod
+    def mistakes(self, state: Mapping[str, Any], config: TrainConfig) -> Iterator[Mistake]:
+        """The worst mistakes of an evaluation whose images are still there, the worst first.
+
+        Args:
+            state: the best checkpoint's.
+            config: the run's configuration.
+        """
 
 
 @dataclass(frozen=True)
@@ -483,6 +534,8 @@ class TaskSpec:
     """(predictions, out, LoadedModel, **options): write files; yields lines to print."""
     export: TaskExport
     """How its networks are written for programs without PyTorch, and read back."""
+    explain: TaskExplain
+    """Which score of its networks a map explains."""
     report: Callable[[Mapping[str, Any], TrainConfig], TaskReport]
     """A best checkpoint's state and its configuration to what the report page shows."""
     fit_data: Callable[[TrainConfig], Mapping[str, Any]] | None = None

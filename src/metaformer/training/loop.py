@@ -311,7 +311,7 @@ class Loop:
             return
         self.reported = now
         try:
-            page = write_report(self.run_dir.path)
+            page = write_report(self.run_dir.path, explain=False)
         except MetaFormerError as error:
             self.progress.write(f"warning: no report for now: {error}")
         else:

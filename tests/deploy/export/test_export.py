@@ -103,6 +103,19 @@ def test_predictions_are_those_of_the_network(task: str, sources: Any, files: An
         close(theirs.to_dict(), ours.to_dict())
 
 
+def test_files_have_no_gradients_to_explain_by(files: Any, openvino_file: Path, tmp_path: Path) -> None:
+    for file in (files["classify"], openvino_file):
+        for refused in (
+            lambda file=file: metaformer.explain(file, np.zeros((64, 64, 3), np.uint8), tmp_path / "out"),
+            lambda file=file: metaformer.measure_receptive_field(file),
+        ):
+            with pytest.raises(
+                ConfigError, match="an exported file has no gradients to explain by: give the"
+            ):
+                refused()
+    assert not (tmp_path / "out").exists()
+
+
 def close(theirs: Any, ours: Any) -> None:
     """Plain values are equal, their numbers nearly."""
     if isinstance(theirs, Mapping):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,17 @@ from metaformer.models.base import DenseNetwork
 from metaformer.models.detection.config import DetectorConfig
 from metaformer.models.detection.structures import Detections, Size, Targets
 from metaformer.models.fpn import DetectionPyramid
+
+
+class Candidates(NamedTuple):
+    """Where one class may be in one image, before non-maximum suppression."""
+
+    boxes: Tensor
+    """(N, 4), float32, in pixels of the input; without a gradient."""
+    logits: Tensor
+    """(N,), with a gradient."""
+    scores: Tensor
+    """Probabilities (N,)."""
 
 
 class Detector(DenseNetwork, ABC):
@@ -106,6 +117,16 @@ class Detector(DenseNetwork, ABC):
             "loss": torch.stack(list(losses.values())).sum(),
             **{name: loss.detach() for name, loss in losses.items()},
         }
+
+    @abstractmethod
+    def class_candidates(self, outputs: Any, image_size: Size, label: int) -> Candidates:
+        """Candidates of one class in the first image, of this height and width inside the padded batch.
+
+        Args:
+            outputs: outputs of `forward_head`.
+            image_size: height and width of the image.
+            label: the class.
+        """
 
     @abstractmethod
     def head_losses(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from metaformer.layers.init import init_by_name, init_part
 from metaformer.models.detection.anchors import Anchors, BoxCoder, rescale_boxes
 from metaformer.models.detection.config import DetectorConfig
-from metaformer.models.detection.detector import Detector, check_finite
+from metaformer.models.detection.detector import Candidates, Detector, check_finite
 from metaformer.models.detection.matcher import Matcher, Sampler
 from metaformer.models.detection.nms import batched_nms
 from metaformer.models.detection.roi_heads import (
@@ -122,6 +122,14 @@ class RCNN(Detector):
         masks = self._masks(outputs.features, boxes, labels)  # in the frame of the input, before rescaling
         scaled = map(rescale_boxes, boxes, image_sizes, original_sizes or image_sizes)
         return [Detections(*image) for image in zip(scaled, scores, labels, masks, strict=True)]
+
+    def class_candidates(self, outputs: RPNOutputs, image_size: Size, label: int) -> Candidates:
+        first = RPNOutputs(*(tuple(level[:1] for level in levels) for levels in outputs))
+        with torch.no_grad():
+            (proposals,) = self._proposals(first, [image_size], self.config.rpn_pre_nms_topk)
+        logits, deltas = self._box_outputs(first.features, [proposals])
+        boxes = self.coder.decode(deltas[:, label].detach(), proposals, image_size)
+        return Candidates(boxes, logits[:, label], logits.detach().softmax(-1)[:, label])
 
     def _proposals(self, outputs: RPNOutputs, image_sizes: Sequence[Size], pre_nms_topk: int) -> list[Tensor]:
         return self.rpn.proposals(

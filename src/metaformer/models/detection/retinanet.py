@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metaformer.layers.init import init_by_name, init_part
 from metaformer.models.detection.anchors import Anchors, BoxCoder, rescale_boxes
 from metaformer.models.detection.config import DetectorConfig
-from metaformer.models.detection.detector import Detector
+from metaformer.models.detection.detector import Candidates, Detector
 from metaformer.models.detection.heads import RetinaNetHead, by_anchor
 from metaformer.models.detection.matcher import IGNORED, Matcher
 from metaformer.models.detection.nms import batched_nms, nonempty, topk_logits
@@ -88,6 +88,13 @@ class RetinaNet(Detector):
             kept = batched_nms(boxes, scores, labels, self.config.nms_threshold, self.config.max_detections)
             results.append(Detections(boxes[kept], scores[kept], labels[kept]))
         return results
+
+    def class_candidates(self, outputs: RetinaNetOutputs, image_size: Size, label: int) -> Candidates:
+        logits = torch.cat([by_anchor(level[:1], self.num_classes)[0, :, label] for level in outputs.logits])
+        deltas = torch.cat([by_anchor(level[:1].detach(), 4)[0] for level in outputs.deltas])
+        anchors = torch.cat(self.anchors.per_level(level_shapes(outputs.logits), logits.device))
+        boxes = self.coder.decode(deltas, anchors, image_size)
+        return Candidates(boxes, logits, logits.detach().float().sigmoid())
 
     def head_losses(
         self, outputs: RetinaNetOutputs, targets: Sequence[Targets], image_sizes: Sequence[Size]

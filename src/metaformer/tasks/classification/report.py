@@ -53,14 +53,14 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
 
 def _examples(examples: Sequence[dict[str, Any]], config: TrainConfig) -> list[Examples]:
     """The most confident errors, and correct predictions of every class; without images that are gone."""
-    images = _Images(config, any(not Path(example["path"]).is_file() for example in examples))
+    images = EvaluatedImages(config, examples)
     wrong = [example for example in examples if example["label"] != example["predicted"]]
     right = [example for example in examples if example["label"] == example["predicted"]]
     groups = [("Most confident errors", wrong[:IMAGES]), ("Correct", _spread(right)[:IMAGES])]
     return example_grids(groups, lambda example: _example(example, images))
 
 
-def _example(example: dict[str, Any], images: "_Images") -> Example | None:
+def _example(example: dict[str, Any], images: "EvaluatedImages") -> Example | None:
     image, right = images.read(example), example["label"] == example["predicted"]
     if image is None:
         return None
@@ -84,13 +84,13 @@ def _spread(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [example for _, example in sorted(ranked, key=lambda pair: pair[0])]
 
 
-class _Images:
+class EvaluatedImages:
     """Images of an evaluation, from files or from shards."""
 
-    def __init__(self, config: TrainConfig, shards: bool) -> None:
+    def __init__(self, config: TrainConfig, examples: Sequence[dict[str, Any]]) -> None:
         self.split: Split | None = None
         self.background = config.data.background_color
-        if shards:
+        if any(not Path(example["path"]).is_file() for example in examples):
             with suppress(MetaFormerError):  # gone since the evaluation: the page has no images then
                 self.split = open_split(config.data.root, config.data.val)
 

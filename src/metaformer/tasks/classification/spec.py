@@ -12,6 +12,7 @@ from metaformer.serialize import Range, check_ranges
 from metaformer.tasks.base import TaskSpec, numbered_classes
 from metaformer.tasks.classification.check import check_data_set, recognize
 from metaformer.tasks.classification.evaluate import build_evaluation
+from metaformer.tasks.classification.explain import ClassifierExplain
 from metaformer.tasks.classification.export import ClassifierExport
 from metaformer.tasks.classification.predict import ClassificationPredictor
 from metaformer.tasks.classification.report import build_report
@@ -87,6 +88,7 @@ SPEC = TaskSpec(
     served={"top_k": 10},
     write=write_predictions,
     export=ClassifierExport(),
+    explain=ClassifierExplain(),
     report=build_report,
     check_data=check_data_set,
     recognize=recognize,

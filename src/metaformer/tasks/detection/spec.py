@@ -22,6 +22,7 @@ from metaformer.tasks.check import Certainty
 from metaformer.tasks.demo import write_coco_objects
 from metaformer.tasks.detection.check import check_objects
 from metaformer.tasks.detection.evaluate import build_evaluation
+from metaformer.tasks.detection.explain import DetectorExplain
 from metaformer.tasks.detection.export import DetectorExport
 from metaformer.tasks.detection.formats.layouts import recognize_layout
 from metaformer.tasks.detection.metadata import DetectionMetadata, read_ids, read_score
@@ -102,6 +103,7 @@ SPEC = TaskSpec(
     predictor=DetectionPredictor,
     write=write_detections,
     export=DetectorExport(),
+    explain=DetectorExplain(),
     report=build_report,
     fit_data=fit_data,
     check_data=check_objects,

@@ -14,6 +14,7 @@ from metaformer.tasks.base import LoadedModel, TaskSpec
 from metaformer.tasks.demo import write_label_csv
 from metaformer.tasks.multilabel.check import check_multilabel, recognize
 from metaformer.tasks.multilabel.evaluate import build_evaluation
+from metaformer.tasks.multilabel.explain import MultilabelExplain
 from metaformer.tasks.multilabel.export import MultilabelExport
 from metaformer.tasks.multilabel.metrics import DEFAULT_THRESHOLD, read_thresholds
 from metaformer.tasks.multilabel.predict import MultilabelPredictor
@@ -77,6 +78,7 @@ SPEC = TaskSpec(
     predictor=MultilabelPredictor,
     write=classifier.write_predictions,
     export=MultilabelExport(),
+    explain=MultilabelExplain(),
     report=build_report,
     check_data=check_multilabel,
     recognize=recognize,

@@ -19,6 +19,7 @@ from metaformer.tasks.check import Certainty
 from metaformer.tasks.demo import write_label_maps
 from metaformer.tasks.segmentation.check import check_label_maps
 from metaformer.tasks.segmentation.evaluate import build_evaluation
+from metaformer.tasks.segmentation.explain import SegmenterExplain
 from metaformer.tasks.segmentation.export import SegmenterExport
 from metaformer.tasks.segmentation.layouts import find_layout, has_label_maps
 from metaformer.tasks.segmentation.predict import SegmentationPredictor
@@ -78,6 +79,7 @@ SPEC = TaskSpec(
     predictor=SegmentationPredictor,
     write=write_segmentations,
     export=SegmenterExport(),
+    explain=SegmenterExplain(),
     report=build_report,
     fit_data=fit_data,
     check_data=check_label_maps,
