@@ -168,6 +168,21 @@ def test_an_image_of_one_color_has_a_flat_map(kind: str, classifier: Explainer) 
     assert any(one.max() == 1 for one in maps) and all(one.shape == (100, 130) for one in maps)
 
 
+@pytest.mark.parametrize("kind", ["classifier", "semantic_fpn", "mask_rcnn", "retinanet"])
+def test_maps_are_the_same_where_gradients_are_off(
+    kind: str, classifier: Explainer, noise: Image.Image
+) -> None:
+    """A server predicts in inference mode; in half precision the map is nearly the same."""
+    explainer = classifier if kind == "classifier" else Explainer(dense(kind))
+    box = None if kind == "classifier" else (10.0, 10.0, 60.0, 60.0)
+    heat = explainer.heat(noise, 1, box, stage=1)
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off:
+            np.testing.assert_array_equal(explainer.heat(noise, 1, box, stage=1), heat)
+    half = Explainer(explainer.model.to(torch.device("cpu"), "bf16")).heat(noise, 1, box, stage=1)
+    assert heat.any() and np.corrcoef(half.ravel(), heat.ravel())[0, 1] > 0.9
+
+
 def test_a_box_of_a_detector_is_explained_by_its_own_place(detect_run: Path, blocks: Path) -> None:
     explainer = Explainer(load_model(detect_run))
     file = sorted((blocks / "val2017").glob("*.png"))[0]
