@@ -283,7 +283,7 @@ def test_attention_stages_have_a_row(tmp_path: Path, noise: Image.Image) -> None
 
 
 def test_chosen_classes_and_an_image_that_cannot_be_read(
-    untrained: dict[str, Path], tmp_path: Path, noise: Image.Image
+    untrained: dict[str, Path], detect_run: Path, tmp_path: Path, noise: Image.Image
 ) -> None:
     (tmp_path / "in").mkdir()
     noise.save(tmp_path / "in" / "b.png")
@@ -300,6 +300,9 @@ def test_chosen_classes_and_an_image_that_cannot_be_read(
         explain(source, noise, place, count=0, device="cpu")
     with pytest.raises(ConfigError, match="box is"):
         explain(untrained["segment"], noise, place, box=[9, 9, 3, 20], device="cpu")
+    for dense_source in (untrained["segment"], detect_run):
+        with pytest.raises(ConfigError, match=r"the image: box .*: the network finds nothing there"):
+            explain(dense_source, noise, place, box=[900, 900, 950, 950], device="cpu")
     with pytest.raises(ConfigError, match="stage 9"):
         explain(source, noise, place, stage=9, device="cpu")
     with pytest.raises(
