@@ -34,14 +34,14 @@ PRELOAD = [
     *("metaformer.bench.catalog", "metaformer.bench.run", "metaformer.deploy.optimize"),
     *(
         f"metaformer.cli.{name}"
-        for name in ("bench", "data", "evaluate", "listing", "predict", "runs", "train")
+        for name in ("bench", "data", "evaluate", "explain", "listing", "predict", "runs", "train")
     ),
     *(
         f"metaformer.tasks.{name}.spec"
         for name in ("classification", "multilabel", "segmentation", "detection")
     ),
     *("timm.data", "torch.utils.tensorboard", "sklearn.datasets"),
-    *("jsonargparse", "docstring_parser", "jinja2"),
+    *("jsonargparse", "docstring_parser", "jinja2", "captum.attr"),
 ]
 """All that commands of short runs import; none of it starts a thread."""
 AT_START = ("PYTHON", "LANG", "LC_", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "GLIBC_", "LD_")

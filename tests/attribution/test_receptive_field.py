@@ -94,6 +94,26 @@ def test_what_a_position_of_a_stage_looks_at() -> None:
     assert (token_gradient(everywhere, x, 1) > 0).all(), "attention looks everywhere"
 
 
+def test_the_gradient_of_a_position_is_that_of_differences() -> None:
+    torch.manual_seed(0)
+    network = create_model("poolformer_n", depths=(1, 1, 1, 1), dims=(4, 6, 8, 8)).double().eval()
+    x, step = torch.randn(1, 3, 64, 64, dtype=torch.float64), 1e-6
+    seen = token_gradient(network, x, 1, (3, 5))
+    assert seen.shape == (16, 16), "the input of the stage, before it is halved"
+    with torch.no_grad():
+        given = network.stages[0](network.stem(x))
+        for row, column in ((6, 10), (7, 11), (5, 9)):
+            slopes = []
+            for channel in range(4):
+                moved = [given.clone(), given.clone()]
+                moved[0][0, channel, row, column] += step
+                moved[1][0, channel, row, column] -= step
+                up, down = (network.stages[1](one)[0, :, 3, 5].sum() for one in moved)
+                slopes.append((up - down) / (2 * step))
+            expected = torch.stack(slopes).norm().item()
+            assert expected > 0 and seen[row, column].item() == pytest.approx(expected, rel=1e-4)
+
+
 class _Gray(nn.Module):
     """A network given the mean of the channels: the order of their sum and its positive part is the same."""
 

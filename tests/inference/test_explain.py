@@ -168,6 +168,21 @@ def test_an_image_of_one_color_has_a_flat_map(kind: str, classifier: Explainer) 
     assert any(one.max() == 1 for one in maps) and all(one.shape == (100, 130) for one in maps)
 
 
+@pytest.mark.parametrize("kind", ["classifier", "semantic_fpn", "mask_rcnn", "retinanet"])
+def test_maps_are_the_same_where_gradients_are_off(
+    kind: str, classifier: Explainer, noise: Image.Image
+) -> None:
+    """A server predicts in inference mode; in half precision the map is nearly the same."""
+    explainer = classifier if kind == "classifier" else Explainer(dense(kind))
+    box = None if kind == "classifier" else (10.0, 10.0, 60.0, 60.0)
+    heat = explainer.heat(noise, 1, box, stage=1)
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off:
+            np.testing.assert_array_equal(explainer.heat(noise, 1, box, stage=1), heat)
+    half = Explainer(explainer.model.to(torch.device("cpu"), "bf16")).heat(noise, 1, box, stage=1)
+    assert heat.any() and np.corrcoef(half.ravel(), heat.ravel())[0, 1] > 0.9
+
+
 def test_a_box_of_a_detector_is_explained_by_its_own_place(detect_run: Path, blocks: Path) -> None:
     explainer = Explainer(load_model(detect_run))
     file = sorted((blocks / "val2017").glob("*.png"))[0]
@@ -268,7 +283,7 @@ def test_attention_stages_have_a_row(tmp_path: Path, noise: Image.Image) -> None
 
 
 def test_chosen_classes_and_an_image_that_cannot_be_read(
-    untrained: dict[str, Path], tmp_path: Path, noise: Image.Image
+    untrained: dict[str, Path], detect_run: Path, tmp_path: Path, noise: Image.Image
 ) -> None:
     (tmp_path / "in").mkdir()
     noise.save(tmp_path / "in" / "b.png")
@@ -285,6 +300,9 @@ def test_chosen_classes_and_an_image_that_cannot_be_read(
         explain(source, noise, place, count=0, device="cpu")
     with pytest.raises(ConfigError, match="box is"):
         explain(untrained["segment"], noise, place, box=[9, 9, 3, 20], device="cpu")
+    for dense_source in (untrained["segment"], detect_run):
+        with pytest.raises(ConfigError, match=r"the image: box .*: the network finds nothing there"):
+            explain(dense_source, noise, place, box=[900, 900, 950, 950], device="cpu")
     with pytest.raises(ConfigError, match="stage 9"):
         explain(source, noise, place, stage=9, device="cpu")
     with pytest.raises(

@@ -205,10 +205,13 @@ class _Request:
         """What of this image is explained.
 
         Raises:
-            ConfigError: a class that the network does not find in it.
+            ConfigError: a class that the network does not find in it, or a box in which it finds nothing.
         """
         if self.indices is None:
-            return list(explainer.find(image, self.count, self.box))
+            subjects = list(explainer.find(image, self.count, self.box))
+            if self.box is not None and not subjects:
+                raise ConfigError(f"box {list(self.box)}: the network finds nothing there")
+            return subjects
         found: dict[int, Subject] = {}
         for subject in explainer.find(image, EVERYTHING, self.box):
             found.setdefault(subject.index, subject)

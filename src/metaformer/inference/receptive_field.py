@@ -45,7 +45,7 @@ class ReceptiveFields:
     name: str
     """The network's."""
     trained_at: int
-    """Longer side of its input in training, in pixels."""
+    """Shorter side of its input in training, in pixels."""
     side: int
     """Side of the input here."""
     images: int
@@ -158,7 +158,7 @@ def measure_receptive_field(
 
 
 def _training_side(model: LoadedModel, config: MetaFormerConfig) -> int:
-    return max(input_size(model.preprocess) or config.image_size)
+    return min(input_size(model.preprocess) or config.image_size)
 
 
 def _side(model: LoadedModel, config: MetaFormerConfig, least: int, known: int, side: int | None) -> int:
