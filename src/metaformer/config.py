@@ -340,6 +340,12 @@ class DetectConfig(Checked):
     """Channels of the box head's two linear layers (`faster_rcnn`, `mask_rcnn`)."""
     roi_batch_size: int = 512
     """Proposals per image that the box head is trained on; on a CPU their number decides the speed."""
+    rpn_pre_nms_topk: int = 1000
+    """Best candidates of each pyramid level that enter non-maximum suppression, outside training."""
+    rpn_pre_nms_topk_train: int = 2000
+    """The same in training (`faster_rcnn`, `mask_rcnn`)."""
+    rpn_post_nms_topk: int = 1000
+    """Proposals per image that enter the box head (`faster_rcnn`, `mask_rcnn`)."""
     anchor_scale: float | None = None
     """Side of the smallest anchors in strides of their level; by default 4 for `retinanet`, else 8."""
     layout: Literal["auto", "coco", "voc", "yolo"] = "auto"

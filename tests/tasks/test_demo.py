@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from metaformer.data.demo import SPLITS
 from metaformer.data.folder import ImageFolder
 from metaformer.errors import ConfigError, OutputError
 from metaformer.tasks import TASKS
-from metaformer.tasks.demo import write_demo_data
+from metaformer.tasks.demo import OVERVIEW, write_demo_data
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -28,6 +30,12 @@ def test_validation_digits_are_held_out_in_every_task(demo: Path) -> None:
         used[split] |= {annotation["source"] for annotation in document["annotations"]}
     assert used["val"] <= held_out
     assert used["train"] and not used["train"] & held_out
+
+
+def test_the_overview_shows_images_of_every_task(demo: Path) -> None:
+    overview = np.asarray(Image.open(demo / OVERVIEW).convert("L"))
+    rows = np.array_split(overview[2:-2], len(TASKS))
+    assert all((row[:, :120] < 250).mean() > 0.9 for row in rows)
 
 
 def test_writing_again_restores_missing_files_only(demo: Path, tmp_path: Path) -> None:

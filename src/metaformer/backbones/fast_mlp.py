@@ -48,7 +48,7 @@ def fast_mlp(block: Any, x: Tensor, recompute: bool, moments: Tensor | None = No
         return None
     parts = block.norm2, block.mlp, block.layer_scale2
     hooked = has_hooks(*parts, block.drop_path2, block.res_scale2)
-    if not hooked and supports(x, *parts, recompute):
+    if not hooked and supports(x, *parts[1:], recompute):
         residual = adds_input(block, block.drop_path2, block.res_scale2) and not block.drop_path2.drops
         y = mlp_branch(x, *parts, residual=residual, save_pre_act=not recompute, moments=moments)
         if residual:
@@ -62,14 +62,13 @@ def fast_mlp(block: Any, x: Tensor, recompute: bool, moments: Tensor | None = No
     return block._residual(x, block.drop_path2(y), block.res_scale2)
 
 
-def supports(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, recompute: bool) -> bool:
+def supports(x: Tensor, mlp: nn.Module, scale: nn.Module, recompute: bool) -> bool:
     """Whether `mlp_branch` computes scale(mlp(norm(x))): with a gradient, on a CPU, of modules that it knows.
 
     Modules with hooks, dropout or of a user's own it does not know; the first is checked by the caller.
 
     Args:
         x: (B, C, H, W).
-        norm: before the MLP.
         mlp: the MLP.
         scale: behind it.
         recompute: whether little memory is asked for; else it runs only where it is faster.
@@ -81,7 +80,7 @@ def supports(x: Tensor, norm: nn.Module, mlp: nn.Module, scale: nn.Module, recom
         and x.numel() > 1  # group norm of one number is an error, and plain PyTorch says so
         and onednn.has_dtype(working_dtype(x))
         and mode() != "reference"
-        and _is_known(norm, mlp, scale)
+        and _is_known(mlp, scale)
         and (recompute or _is_faster(x, mlp))
     )
 
@@ -92,8 +91,12 @@ def mlp_branch(
 ) -> Tensor:  # fmt: skip
     """scale(mlp(norm(x))) by `ops.train_mlp`, plus x with `residual`, of (B, C, H, W).
 
-    StarReLU's two numbers are folded into the second layer's weights.
+    StarReLU's two numbers are folded into the second layer's weights. A norm that is not in `NORMS`, such as
+    batch norm, is called before.
     """
+    shortcut, kind = x, NORMS.get(type(norm))
+    if kind is None:
+        x, kind, norm = norm(x), "none", NoNorm(x.shape[1])
     dtype = working_dtype(x)
     w1, b1, w2, b2 = mlp.fc1.matrix(), mlp.fc1.bias, mlp.fc2.matrix(), mlp.fc2.bias
     if isinstance(mlp.act, StarReLU):
@@ -103,12 +106,12 @@ def mlp_branch(
     vector = scale.scale if isinstance(scale, Scale) else None
     gamma, beta = (_widened(getattr(norm, name, None), x) for name in ("weight", "bias"))
     eps = getattr(norm, "eps", 0.0)
-    names, adds = (NORMS[type(norm)], eps, ACTS[type(mlp.act)]), residual and x.dtype == dtype
+    names, adds = (kind, eps, ACTS[type(mlp.act)]), residual and x is shortcut and x.dtype == dtype
     with without_autocast(x):
         y, _ = train_mlp.train_mlp(
             x, w1, b1, w2, b2, gamma, beta, *names, adds, save_pre_act, moments, vector, dtype
         )
-    return x + y if residual and not adds else y
+    return shortcut + y if residual and not adds else y
 
 
 def has_hooks(*modules: nn.Module) -> bool:
@@ -147,10 +150,9 @@ def _is_faster(x: Tensor, mlp: Any) -> bool:
     return dtype == torch.float32 and len(x) < FEW_SAMPLES and torch.get_num_threads() == 1
 
 
-def _is_known(norm: nn.Module, mlp: nn.Module, scale: nn.Module) -> bool:
+def _is_known(mlp: nn.Module, scale: nn.Module) -> bool:
     return (
-        type(norm) in NORMS
-        and type(mlp) is Mlp
+        type(mlp) is Mlp
         and type(mlp.fc1) is type(mlp.fc2) is Pointwise
         and type(mlp.act) in ACTS
         and getattr(mlp.act, "approximate", "none") == "none"

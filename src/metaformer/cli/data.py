@@ -46,13 +46,14 @@ def _demo(argv: list[str]) -> int:
         help="scenes to learn from, and held out (default 600 150)",
     )
     args = parser.parse_args(argv)
-    from metaformer.tasks.demo import write_demo_data
+    from metaformer.tasks.demo import OVERVIEW, write_demo_data
 
     images = write_demo_data(
         args.dir, args.seed, per_class=args.per_class, copies=args.copies, scenes=tuple(args.scenes)
     )
     for folder, count in images.items():
         say(f"{count} images: {folder}")
+    say(f"some of each: {args.dir}/{OVERVIEW}")
     return 0
 
 

@@ -17,6 +17,10 @@ from metaformer.data.sampler import hash64
 from metaformer.errors import ConfigError, MissingPackage
 
 SPLITS: Final = ("train", "val")
+_SAMPLES: Final = 10
+"""Images of a data set that an overview shows."""
+_SAMPLE_STEP: Final = 13
+"""From one of them to the next: neighbors may show the same digit."""
 _SCENE_SIZE: Final = 128
 """Height and width of the scenes, in pixels."""
 _ATTEMPTS: Final = 60
@@ -166,10 +170,14 @@ class DemoFolder:
 
     def __init__(self, root: Path, bar: "tqdm[Any] | None" = None) -> None:
         self.root, self.bar, self.images = root, bar, 0
+        self.samples: list[Image.Image] = []
+        """A few of the images, for an overview."""
 
     def add_image(self, name: str, image: Image.Image) -> None:
         """Write an image as JPEG or PNG, by the ending of its name, and count it."""
         self.add_file(name, encode(image, name))
+        if self.images % _SAMPLE_STEP == 0 and len(self.samples) < _SAMPLES:
+            self.samples.append(image)
         self.images += 1
         if self.bar is not None:
             self.bar.update()
@@ -184,6 +192,18 @@ class DemoFolder:
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         draft.write_bytes(data)
         draft.replace(path)
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]], side: int = _SCENE_SIZE, gap: int = 4
+) -> Image.Image:
+    """Images in rows, each of them `side` pixels high and wide."""
+    step = side + gap
+    sheet = Image.new("RGB", (step * max(map(len, rows)) + gap, step * len(rows) + gap), "white")
+    for top, images in enumerate(rows):
+        for left, image in enumerate(images):
+            sheet.paste(image.resize((side, side)), (gap + step * left, gap + step * top))
+    return sheet
 
 
 WriteDemo = Callable[[DemoFolder, SceneGenerator, DemoSize], None]

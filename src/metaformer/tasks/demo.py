@@ -11,13 +11,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from metaformer.data.demo import SPLITS, DemoFolder, DemoSize, Digit, SceneGenerator, encode
+from metaformer.data.demo import SPLITS, DemoFolder, DemoSize, Digit, SceneGenerator, contact_sheet, encode
 from metaformer.data.rle import run_lengths
 from metaformer.errors import DataError, OutputError
 from metaformer.storage import as_path, read_json
 from metaformer.tasks import TASKS
 
 MARKER: Final = "demo.json"
+OVERVIEW: Final = "overview.jpg"
+"""Some images of each data set, a row each."""
 _CLASSIFY, _SEGMENT, _DETECT, _MULTILABEL = 1, 2, 3, 4
 """Random stream of each task's scenes."""
 
@@ -31,7 +33,9 @@ def write_demo_data(
     scenes: tuple[int, int] = (600, 150),
     progress: bool = True,
 ) -> dict[Path, int]:
-    """Write each task's demo data set to `root/TASK`; the same arguments give the same bytes.
+    """Write each task's demo data set to `root/TASK`, and some of their images to `root/overview.jpg`.
+
+    The same arguments give the same bytes.
 
     A fifth of the source digits of each class is used for validation only, in all of them. Files are written
     whole or not at all; running again mends what is missing or damaged and touches nothing else.
@@ -56,6 +60,7 @@ def write_demo_data(
     root = as_path(root, "root", DataError, expand=True)
     settings = {"format": 1, "seed": seed, "per_class": per_class, "copies": copies, "scenes": list(scenes)}
     images: dict[Path, int] = {}
+    samples = []
     try:
         _claim(root, settings)
         for task, spec in TASKS.items():
@@ -63,6 +68,8 @@ def write_demo_data(
                 folder = DemoFolder(root / task, bar)
                 spec.write_demo(folder, generator, size)
             images[folder.root] = folder.images
+            samples.append(folder.samples)
+        DemoFolder(root).add_file(OVERVIEW, encode(contact_sheet(samples), OVERVIEW))
     except OutputError:
         raise
     except OSError as error:
