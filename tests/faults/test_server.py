@@ -162,6 +162,7 @@ def best(body: bytes) -> tuple[str, float]:
 
 
 @pytest.mark.often(0, 1)
+@pytest.mark.timeout(1500)
 def test_load(untrained: dict[str, Path], images: list[bytes], tally: Tally) -> None:
     """64 clients, a thousand requests each: as many answers, each that of its image."""
     with Command(f"x={untrained['classify']}", "--queue", "64", start=REAL) as server:
@@ -170,10 +171,13 @@ def test_load(untrained: dict[str, Path], images: list[bytes], tally: Tally) -> 
         status, rest, _ = server.stop()
     tally("23", "64 clients: responses to requests", len(answers) == 64_000, len(answers))
     assert (status, rest) == (0, "")
-    for number, code, _, body in answers:
-        name, score = best(body) if code == 200 else ("", 0.0)
-        same = name == serial[number][0] and abs(score - serial[number][1]) < 1e-6
-        tally("23", "an answer under load", code == 200 and same, (code, body[:300]))
+    wrong = [one for one in answers if one[1] != 200 or not near(best(one[3]), serial[one[0]])]
+    tally("23", "64 clients: each answer is that of its image", not wrong, wrong[:1])
+
+
+def near(found: tuple[str, float], expected: tuple[str, float]) -> bool:
+    """Whether classes are equal, and scores but for their last bits: batches are of any size."""
+    return found[0] == expected[0] and abs(found[1] - expected[1]) < 1e-6
 
 
 @pytest.mark.often(0, 1)
