@@ -31,14 +31,10 @@ SUFFIXES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _FLAGS: Final = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _ARCHS: Final = {
     "native": (("-march=native",), ()),
-    "amx": (("-march=native", "-DUSE_TILES"), ("avx512_bf16", "amx_tile", "amx_bf16")),
     "x86-64-v3": (("-march=x86-64-v3",), ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")),
     "x86-64-v4": (("-march=x86-64-v4",), ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")),
 }
-"""Values of METAFORMER_CPP_ARCH -> the compiler's flags, and what the processor must have (Linux's names).
-
-The kernels in AMX tiles have not run on a processor that has them, so that `native` leaves them out.
-"""
+"""Values of METAFORMER_CPP_ARCH -> the compiler's flags, and what the processor must have (Linux's names)."""
 _TIMEOUT: Final = 120
 """Seconds that the compiler may take."""
 _MAX_BYTES: Final = 64 << 20

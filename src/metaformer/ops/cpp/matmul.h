@@ -180,8 +180,10 @@ struct PackedWeight {
   }
 };
 
+inline long round_up(long count, long step) { return (count + step - 1) / step * step; }
+
 // Columns of a packed weight, whose last vector is filled up with zeros.
-inline long whole_columns(long columns) { return (columns + LANES - 1) / LANES * LANES; }
+inline long whole_columns(long columns) { return round_up(columns, LANES); }
 
 // One thread's share, [first, last), of `count` items.
 struct Range {
@@ -358,8 +360,8 @@ long group_rows() {
 // Rows of a block whose rows of `bytes` each are to fill about `cache` bytes of the second cache; it is twice as large
 // on processors with tiles.
 template <class T>
-long block_rows(long cache, long bytes) {
-  const long group = group_rows<T>(), fitting = cache * (uses_tiles<T>() ? 2 : 1) / bytes / group;
+long block_rows(long cache, long bytes, long group = group_rows<T>()) {
+  const long fitting = cache * (uses_tiles<T>() ? 2 : 1) / bytes / group;
   return std::max(1L, fitting) * group;
 }
 

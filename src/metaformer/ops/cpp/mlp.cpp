@@ -51,15 +51,12 @@ void mlp(const Input<T>& x, const PackedWeight<T>& w1, const PackedWeight<T>& w2
   });
 }
 
-// Rows `first` and `second` of `count` numbers side by side, as products read two consecutive k: out (count, 2).
-inline void interleave(const bfloat16* first, const bfloat16* second, long count, bfloat16* out) {
-  for (long i = 0; i < count; i += LANES) {
-    hvec low, high;
-    std::memcpy(&low, first + i, sizeof low);
-    std::memcpy(&high, second + i, sizeof high);
-    const uvec both = __builtin_convertvector(low, uvec) | __builtin_convertvector(high, uvec) << 16;
-    std::memcpy(out + 2 * i, &both, sizeof both);
-  }
+// LANES numbers of two rows side by side, as products read two consecutive k.
+inline uvec interleave(const bfloat16* first, const bfloat16* second) {
+  hvec low, high;
+  std::memcpy(&low, first, sizeof low);
+  std::memcpy(&high, second, sizeof high);
+  return __builtin_convertvector(low, uvec) | __builtin_convertvector(high, uvec) << 16;
 }
 
 // A weight whose element (column, k) lies at column * across + k * down, one of which is 1, so that it can be read as its
@@ -79,7 +76,8 @@ inline void store_rows(const vec (&rows)[LANES], bfloat16* out, long width) {
     bfloat16 low[LANES], high[LANES];
     store_vec(low, rows[i]);
     store_vec(high, rows[i + 1]);
-    interleave(low, high, LANES, out + i * width);
+    const uvec pairs = interleave(low, high);
+    std::memcpy(out + i * width, &pairs, sizeof pairs);
   }
 }
 
@@ -117,14 +115,19 @@ void differentiate(vec x, vec& value, vec& slope) {
   }
 }
 
-// Rows as the outer products read them: floats as they are, bfloat16 in pairs of rows side by side, the last of an odd
-// number beside zeros, for which a block has room. Element (r, c) lies at (r / STEP * stride + c) * STEP + r % STEP.
+// Rows as the outer products read them: floats as they are, bfloat16 in pairs of rows side by side, the last beside zeros
+// and, where tiles are used, up to whole tiles of zeros, for which a block has room. Element (r, c) lies at
+// (r / STEP * stride + c) * STEP + r % STEP.
 inline const float* paired(float* rows, long, long, long, float*) { return rows; }
 
 inline const bfloat16* paired(bfloat16* rows, long stride, long count, long columns, bfloat16* memory) {
-  if (count % 2) std::fill_n(rows + count * stride, columns, bfloat16(0));
-  for (long r = 0; r < count; r += 2)
-    interleave(rows + r * stride, rows + (r + 1) * stride, columns, memory + r * stride);
+  const long whole = round_up(count, uses_tiles<bfloat16>() ? TILE_DEPTH : 2);
+  for (long r = count; r < whole; ++r) std::fill_n(rows + r * stride, columns, bfloat16(0));
+  for (long r = 0; r < whole; r += 2)
+    for (long c = 0; c < columns; c += LANES) {
+      const uvec pairs = interleave(rows + r * stride + c, rows + (r + 1) * stride + c);
+      std::memcpy(memory + r * stride + 2 * c, &pairs, sizeof pairs);
+    }
   return memory;
 }
 
@@ -159,11 +162,78 @@ template <int COUNT, class T>
   }
 }
 
+#if HAS_TILES
+// Paired rows (rows, columns) transposed: (columns, rows), `length` apart. Pairs are moved as if they were floats.
+inline void transpose_pairs(const bfloat16* pairs, long stride, long rows, long columns, bfloat16* out, long length) {
+  for (long c = 0; c < columns; c += LANES)
+    for (long r = 0; r < rows; r += TILE_DEPTH) {
+      vec block[LANES];
+      for (int i = 0; i < LANES; ++i) std::memcpy(&block[i], pairs + (r + 2 * i) * stride + 2 * c, sizeof block[i]);
+      transpose(block);
+      for (int i = 0; i < LANES; ++i) std::memcpy(out + (c + i) * length + r, &block[i], sizeof block[i]);
+    }
+}
+
+// out[i][j] (+)= sum over r of a[i][r] * b[r][j], for DOWN tiles of i by ACROSS of j, of transposed `a` and paired b; tiles
+// are used as in `tile_microkernel`.
+template <int DOWN, int ACROSS>
+void outer_tiles(const bfloat16* a, long length, const bfloat16* b, long b_stride, long rows, float* out, long columns,
+                 bool add) {
+  static constexpr float zeros[LANES] = {};
+  constexpr auto across = std::make_integer_sequence<int, ACROSS>{};
+  const long a_bytes = length * long(sizeof(bfloat16)), b_bytes = 2 * b_stride * long(sizeof(bfloat16)),
+             out_bytes = columns * long(sizeof(float));
+  unroll(across, [&](auto n) {
+    const float *start = out + n * LANES, *below = start + TILE_ROWS * columns;
+    tiles::load<n>(add ? start : zeros, add ? out_bytes : 0);
+    if constexpr (DOWN == 2) tiles::load<ACROSS + n>(add ? below : zeros, add ? out_bytes : 0);
+  });
+  for (long r = 0; r < rows; r += TILE_DEPTH) {
+    tiles::load<4>(a + r, a_bytes);
+    if constexpr (DOWN == 2) tiles::load<5>(a + TILE_ROWS * length + r, a_bytes);
+    unroll(across, [&](auto n) {
+      tiles::load<6 + n>(b + r * b_stride + 2 * n * LANES, b_bytes);
+      tiles::multiply<n, 4, 6 + n>();
+      if constexpr (DOWN == 2) tiles::multiply<ACROSS + n, 5, 6 + n>();
+    });
+  }
+  unroll(across, [&](auto n) {
+    tiles::store<n>(out + n * LANES, out_bytes);
+    if constexpr (DOWN == 2) tiles::store<ACROSS + n>(out + TILE_ROWS * columns + n * LANES, out_bytes);
+  });
+}
+
+// The same for all i and j, both of them whole vectors.
+inline void outer_in_tiles(const bfloat16* a, long length, long count, const bfloat16* b, long b_stride, long width,
+                           long rows, float* out, long columns, bool add) {
+  for (long j = 0; j < width;) {
+    const bool wide = j + 2 * LANES <= width;
+    for (long i = 0; i < count;) {
+      const bool tall = i + 2 * TILE_ROWS <= count;
+      const auto kernel = tall ? (wide ? outer_tiles<2, 2> : outer_tiles<2, 1>)
+                               : (wide ? outer_tiles<1, 2> : outer_tiles<1, 1>);
+      kernel(a + i * length, length, b + 2 * j, b_stride, rows, out + i * columns + j, columns, add);
+      i += tall ? 2 * TILE_ROWS : TILE_ROWS;
+    }
+    j += wide ? 2 * LANES : LANES;
+  }
+}
+#endif
+
 // out (count, width), rows `columns` apart, = a' b of paired a (rows, count) and b (rows, width); added to it with `add`.
+// Where tiles are used `a` is transposed in `memory`, of as much room as a's block.
 template <class T>
 void outer(const T* a, long a_stride, long count, const T* b, long b_stride, long width, long rows, float* out,
-           long columns, bool add) {
+           long columns, bool add, [[maybe_unused]] T* memory) {
   constexpr long STEP = Multiply<T>::STEP;
+#if HAS_TILES
+  if constexpr (std::is_same_v<T, bfloat16>)
+    if (uses_tiles<T>()) {
+      const long length = round_up(rows, TILE_DEPTH);
+      transpose_pairs(a, a_stride, length, count, memory, length);
+      return outer_in_tiles(memory, length, count, b, b_stride, width, length, out, columns, add);
+    }
+#endif
   for (long j = 0; j < width;) {
     const bool wide = j + PANEL <= width;
     for (long i = 0; i < count; i += ROWS) {
@@ -228,7 +298,8 @@ void backward(const T* grad_out, const Mlp<T>& m, const HiddenSlice<T>& slice, l
               const Gradients& grads) {
   constexpr long COPIES = std::is_same_v<T, bfloat16> ? 2 : 1;  // the rows, and of bfloat16 pairs of rows
   const long narrow = padded(m.dim), wide = padded(slice.width), row = 2 * (narrow + wide);
-  const long most = block_rows<T>(BACKWARD_CACHE, COPIES * row * long(sizeof(T)));
+  const long group = uses_tiles<T>() ? TILE_DEPTH : ROWS;  // outer products go along rows in whole tiles
+  const long most = block_rows<T>(BACKWARD_CACHE, COPIES * row * long(sizeof(T)), group);
   T* xs = reinterpret_cast<T*>(scratch(COPIES * most * row * sizeof(T)));
   T* grad_outs = xs + most * narrow;          // as xs (most, narrow)
   T* hidden = grad_outs + most * narrow;      // (most, wide)
@@ -260,10 +331,12 @@ void backward(const T* grad_out, const Mlp<T>& m, const HiddenSlice<T>& slice, l
     };
     const T *x_pairs = pair(xs, narrow, m.dim), *grad_out_pairs = pair(grad_outs, narrow, m.dim);
     const T *hidden_pairs = pair(hidden, wide, slice.width), *grad_pairs = pair(grad_hidden, wide, slice.width);
-    outer(grad_pairs, wide, slice.width, x_pairs, narrow, m.dim, rows, grads.w1 + slice.first * m.dim, m.dim, add);
-    outer(grad_out_pairs, narrow, m.dim, hidden_pairs, wide, slice.width, rows, grads.w2 + slice.first, m.hidden, add);
     sum_columns(grad_hidden, wide, slice.width, rows, grads.b1 + slice.first, add);
     if (slice.first == 0) sum_columns(grad_outs, narrow, m.dim, rows, grads.b2, add);
+    outer(grad_pairs, wide, slice.width, x_pairs, narrow, m.dim, rows, grads.w1 + slice.first * m.dim, m.dim, add,
+          grad_hidden);  // the rows themselves are no longer needed
+    outer(grad_out_pairs, narrow, m.dim, hidden_pairs, wide, slice.width, rows, grads.w2 + slice.first, m.hidden, add,
+          grad_outs);
   }
 }
 
@@ -380,16 +453,9 @@ void backward_all(const T* grad_out, const Mlp<T>& m, const Gradients& grads, in
 KERNELS(float, float32)
 KERNELS(bfloat16, bfloat16)
 
-// Where a processor has AMX, and its tiles are not used here, bfloat16 is oneDNN's.
-#if defined(__AVX512BF16__) && (HAS_TILES || !defined(__AMX_BF16__))
-#define MULTIPLIES_BFLOAT16 1
-#else
-#define MULTIPLIES_BFLOAT16 0
-#endif
-
 // Dtypes for whose products the instructions are used: 1 for float, 2 for bfloat16.
 extern "C" int linear_dtypes() {
-#if MULTIPLIES_BFLOAT16
+#if defined(__AVX512BF16__)
   return 3;
 #elif defined(__AVX2__) && defined(__FMA__)
   return 1;
@@ -404,7 +470,7 @@ extern "C" int panel_columns() { return PANEL; }
 // The instructions that products run on.
 extern "C" const char* instructions() {
   if (uses_tiles<bfloat16>()) return "AVX-512, bfloat16 by AMX tiles";
-#if MULTIPLIES_BFLOAT16
+#if defined(__AVX512BF16__)
   return "AVX-512 with bfloat16";
 #elif defined(__AVX512F__)
   return "AVX-512";

@@ -7,7 +7,7 @@
 
 #if defined(EMULATED_TILES)
 #define HAS_TILES 1
-#elif defined(USE_TILES)
+#elif defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #define HAS_TILES 1
 #include <sys/syscall.h>
 #include <unistd.h>
