@@ -23,6 +23,7 @@ from PIL import Image
 from benchmarks.program import run_program
 from metaformer.data.image import decode_image
 from metaformer.errors import DataError
+from metaformer.process import sleep_rather_than_spin
 from metaformer.storage import write_text
 
 DESCRIPTION = (
@@ -194,6 +195,7 @@ async def counts(port: int) -> tuple[float, float]:
 
 def run(args: Namespace) -> int:
     """Measure, and print it."""
+    sleep_rather_than_spin()  # as every command does, before PyTorch is imported
     files = photos(64, (args.width, args.width * 3 // 4))
     with tempfile.TemporaryDirectory() as folder:
         source = args.source or random_network(args.model, Path(folder, "network"))

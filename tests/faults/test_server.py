@@ -81,35 +81,45 @@ def test_a_million_chunks(server: Running, tally: Tally, monkeypatch: pytest.Mon
 
 @pytest.mark.often(0, 1)
 def test_slow_clients(server: Running, images: list[bytes], tally: Tally) -> None:
-    """50 clients send a byte a second, half of them in the headers, half in the body."""
+    """50 clients send a byte a second, half of them in the headers, half in the body.
 
-    def p99() -> float:
-        times = []
-        for number in range(150):
-            begun = time.perf_counter()
-            assert server.client.image("/predict", images[number % 8]).status == 200
-            times.append(time.perf_counter() - begun)
-        return quantiles(times, n=100)[98]
+    Times are of whatever the machine does as well: what counts is the best of three comparisons.
+    """
+    p99(server.client, images)
+    pairs = [
+        (p99(server.client, images), beside_slow_clients(server.client, images, tally)) for _ in range(3)
+    ]
+    good = any(beside <= max(2 * alone, alone + 0.02) for alone, beside in pairs)
+    tally("22", "others beside 50 slow clients", good, pairs)
 
-    p99()
-    alone = p99()
+
+def p99(client: Client, images: list[bytes]) -> float:
+    """Of the seconds of predictions, one after the other."""
+    times = []
+    for number in range(150):
+        begun = time.perf_counter()
+        assert client.image("/predict", images[number % 8]).status == 200
+        times.append(time.perf_counter() - begun)
+    return quantiles(times, n=100)[98]
+
+
+def beside_slow_clients(client: Client, images: list[bytes], tally: Tally) -> float:
+    """The same while 50 clients are slow, until all of these were cut off."""
     starts = [b"POST /predict HTTP/1.1\r\nname: ", post(b"")[:-5] + b"9999\r\n\r\n"]
     with ExitStack() as stack:
-        connections = [stack.enter_context(server.client.connect()) for _ in range(50)]
+        connections = [stack.enter_context(client.connect()) for _ in range(50)]
         begun, open_ones = time.monotonic(), dict(enumerate(connections))
         for number, connection in open_ones.items():
             connection.sendall(starts[number % 2])
             connection.setblocking(False)
-        beside = p99()
-        while open_ones and time.monotonic() - begun < 20:
+        seconds = p99(client, images)
+        while open_ones:
             for number, connection in list(open_ones.items()):
                 if closed(connection):
                     del open_ones[number]
-                    seconds = time.monotonic() - begun
-                    tally("22", "a slow client", seconds <= 12, seconds)
+                    tally("22", "a slow client", time.monotonic() - begun <= 12, time.monotonic() - begun)
             time.sleep(0.5)
-    assert not open_ones
-    tally("22", "others beside 50 slow clients", beside <= max(2 * alone, alone + 0.02), (alone, beside))
+    return seconds
 
 
 def closed(connection: Any) -> bool:
@@ -162,6 +172,7 @@ def best(body: bytes) -> tuple[str, float]:
 
 
 @pytest.mark.often(0, 1)
+@pytest.mark.timeout(1500)
 def test_load(untrained: dict[str, Path], images: list[bytes], tally: Tally) -> None:
     """64 clients, a thousand requests each: as many answers, each that of its image."""
     with Command(f"x={untrained['classify']}", "--queue", "64", start=REAL) as server:
@@ -170,10 +181,13 @@ def test_load(untrained: dict[str, Path], images: list[bytes], tally: Tally) -> 
         status, rest, _ = server.stop()
     tally("23", "64 clients: responses to requests", len(answers) == 64_000, len(answers))
     assert (status, rest) == (0, "")
-    for number, code, _, body in answers:
-        name, score = best(body) if code == 200 else ("", 0.0)
-        same = name == serial[number][0] and abs(score - serial[number][1]) < 1e-6
-        tally("23", "an answer under load", code == 200 and same, (code, body[:300]))
+    wrong = [one for one in answers if one[1] != 200 or not near(best(one[3]), serial[one[0]])]
+    tally("23", "64 clients: each answer is that of its image", not wrong, wrong[:1])
+
+
+def near(found: tuple[str, float], expected: tuple[str, float]) -> bool:
+    """Whether classes are equal, and scores but for their last bits: batches are of any size."""
+    return found[0] == expected[0] and abs(found[1] - expected[1]) < 1e-6
 
 
 @pytest.mark.often(0, 1)

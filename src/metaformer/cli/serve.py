@@ -1,19 +1,24 @@
 """`metaformer serve RUN|FILE.onnx|FILE.xml|MODEL …`."""
 
-from typing import Any
+from typing import Any, Final
 
 from metaformer.cli.options import add_options, add_task_options, options_of
 from metaformer.cli.parser import Parser, UsageError, say
+from metaformer.process import keep_freed_memory
 
 EXAMPLE = """metaformer serve runs/demo-classify
   metaformer serve digits=runs/demo-classify boxes=detector.onnx --port 8080 --max-batch 16
   curl -F image=@photo.jpg http://127.0.0.1:8000/predict"""
+
+LARGEST_KEPT: Final = 1 << 17
+"""Bytes of a block that is kept when it is freed, as by default: images are large, and may be rare."""
 
 
 def run(argv: list[str]) -> int:
     """Serve networks over HTTP, with a page for people, until Ctrl-C or SIGTERM."""
     from metaformer.deploy.server.server import serve, split_name
 
+    keep_freed_memory(LARGEST_KEPT)
     args = vars(_parse(argv))
     models = [split_name(text) for text in args.pop("models")]
     names = ", ".join(name for name, _ in models)

@@ -107,6 +107,9 @@ class Predict(Protocol):
     def legend(self) -> Legend:
         """What viewers need beside the results."""
 
+    def predict_images(self, images: Sequence[Image.Image]) -> list[Any]:
+        """Results of RGB images in memory, as `predict` gives them, all at once."""
+
     def predict(self, source: ImageList, on_bad: OnBad = raise_bad) -> Iterator[Prediction[Any]]:
         """Predictions in order, one for each image or video frame.
 

@@ -300,6 +300,11 @@ class BatchPredictor:
                 image = None if result.path else source.image(index, self.background)
                 yield Prediction(result, image, background=self.background)
 
+    def predict_images(self, images: Sequence[Image]) -> list[Any]:
+        """Results of RGB images in memory, all at once."""
+        inputs = torch.stack([self.transform(image) for image in images])
+        return self.results([""] * len(images), self._logits(inputs))
+
     def batches(
         self, source: Source, sampler: EvalSampler, *, stop: Stop | None = None, skip_bad: bool = False
     ) -> Iterator[tuple[Batch, list[Any]]]:

@@ -139,6 +139,10 @@ class StreamPredictor(ABC, Generic[R]):
             else:
                 yield from self._predict_frames(path, on_bad)
 
+    def predict_images(self, images: Sequence[Image.Image]) -> list[R]:
+        """Results of RGB images in memory, computed one by one."""
+        return [self.predict_image(image, "", "the image") for image in images]
+
     def _predict_frames(self, path: str, on_bad: OnBad) -> Iterator[Prediction[R]]:
         """One prediction for each frame of a video, up to the first that cannot be read."""
         reading = enumerate(frames(path, self.background))

@@ -90,7 +90,7 @@ class ServedNetwork:
             height, width = self._card.image_size
         image = Image.new("RGB", (width, height), (128, 128, 128))
         for count in {1, self._settings["max_batch"]}:
-            self._predictor([image] * count)
+            self._predictor.predictor.predict_images([image] * count)
         shape = (1, 3, height, width) if self._takes_floats else (1, height, width, 3)
         return self._run(np.zeros(shape, np.float32 if self._takes_floats else np.uint8), None)
 
@@ -129,7 +129,7 @@ class ServedNetwork:
     def predict(self, jobs: Rows, buffers: Sequence[Any]) -> list[Answer]:
         """Predictions of images, whose pixels are in the buffers."""
         images = [_image(job, buffer) for job, buffer in zip(jobs, buffers, strict=True)]
-        results = self._predictor(images)
+        results = self._predictor.predictor.predict_images(images)
         return [
             _drawn(result, image) if job["draw"] else _response(result)
             for job, image, result in zip(jobs, images, results, strict=True)

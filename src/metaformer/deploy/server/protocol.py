@@ -63,23 +63,56 @@ class Pieces(Connection):
     """Of the body so far."""
 
     def next_event(self) -> Any:
-        from h11 import Data, RemoteProtocolError, Request
+        import h11
 
         try:
             event = super().next_event()
-        except RemoteProtocolError as error:
+        except h11.RemoteProtocolError as error:
             self.status = error.error_status_hint
             raise
-        if isinstance(event, Request):
+        if isinstance(event, h11.Request):
             self.pieces = self.size = 0
             if event.http_version not in VERSIONS:
-                raise RemoteProtocolError("another version")
-        elif isinstance(event, Data):
+                raise h11.RemoteProtocolError("another version")
+        elif isinstance(event, h11.Data):
             self.pieces, self.size = self.pieces + 1, self.size + len(event.data)
             if self.pieces > PIECES + self.size // PIECE:
                 self.status = 413
-                raise RemoteProtocolError("tiny chunks")
+                raise h11.RemoteProtocolError("tiny chunks")
         return event
+
+
+class Together:
+    """A transport that sends what is written in one moment at once: head and body of an answer.
+
+    Args:
+        transport: sends it.
+        loop: says when the moment is over.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop, self._parts = transport, loop, list[bytes]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self.flush)
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        """Send what was written."""
+        data, self._parts = b"".join(self._parts), []
+        if data:
+            self._transport.write(data)
+
+    def get_write_buffer_size(self) -> int:
+        return sum(map(len, self._parts)) + self._transport.get_write_buffer_size()
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
 
 class Limited(H11Protocol):
@@ -97,10 +130,11 @@ class Limited(H11Protocol):
     """Ends the writing of an answer."""
 
     def connection_made(self, transport: Any) -> None:
-        from h11 import SERVER
+        import h11
 
         super().connection_made(transport)
-        self.conn = self.parser(SERVER, HEADER_BYTES)
+        self.transport = Together(transport, self.loop)  # type: ignore[assignment]
+        self.conn = self.parser(h11.SERVER, HEADER_BYTES)
         transport.max_size = READ
         if len(self.connections) > self.settings.max_connections:
             self.refuse(503, "busy: too many connections", "retry-after: 1")
@@ -123,11 +157,11 @@ class Limited(H11Protocol):
             super().data_received(data)
 
     def handle_events(self) -> None:
-        from h11 import IDLE, SEND_BODY
+        import h11
 
         super().handle_events()
         state = self.conn.their_state
-        if state is not SEND_BODY and not (state is IDLE and self.conn.trailing_data[0]):
+        if state is not h11.SEND_BODY and not (state is h11.IDLE and self.conn.trailing_data[0]):
             self.end()
         elif self.reading is None:
             self.begin()
@@ -166,10 +200,10 @@ class Limited(H11Protocol):
         self.refuse(status, http.HTTPStatus(status).phrase.lower())
 
     def on_response_complete(self) -> None:
-        from h11 import SEND_BODY
+        import h11
 
         super().on_response_complete()
-        if self.conn.their_state is SEND_BODY:  # nobody wants the rest
+        if self.conn.their_state is h11.SEND_BODY:  # nobody wants the rest
             self.close()
         elif (size := self.transport.get_write_buffer_size()) and self.writing is None:
             self.writing = self.loop.call_later(SECONDS + size / RATE, self.flushed)

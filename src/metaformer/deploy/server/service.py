@@ -36,7 +36,10 @@ class Service:
     """
 
     def __init__(self, models: Mapping[str, Model], settings: Settings, metrics: Metrics) -> None:
+        from fastapi import Response
+
         self.models, self.settings, self.metrics = models, settings, metrics
+        self._response = Response
         self.first = next(iter(models))
         """Name of the model for requests that name none."""
         self._reader, self._decoder = (
@@ -84,8 +87,6 @@ class Service:
 
     async def predict(self, request: "Request", name: str) -> "Response":
         """A prediction as JSON, or drawn on the image where the client asks for a PNG."""
-        from fastapi import Response
-
         begun, model = time.perf_counter(), self.ready_model(name)
         body = await self._reader.read(request)
         image = await self._image(request, body, model)
@@ -93,7 +94,7 @@ class Service:
         job = Job("predict", "predict", {"size": image.size, "draw": draw}, image.rgb)
         answer = await self._compute(request, model, job, begun)
         if draw:
-            return Response(bytes(answer.buffers[0]), media_type=PNG)
+            return self._response(bytes(answer.buffers[0]), media_type=PNG)
         times = {
             "decode": image.seconds,
             "queue": _waited(job),
@@ -108,23 +109,19 @@ class Service:
         }
         # the prediction is JSON already, and may be long
         text = json.dumps(envelope).encode()[:-1] + b', "prediction": ' + bytes(answer.buffers[0]) + b"}"
-        return Response(text, media_type=JSON)
+        return self._response(text, media_type=JSON)
 
     async def explain(self, request: "Request", name: str) -> "Response":
         """What the network looks at for a class, as a gray PNG of the image's size."""
-        from fastapi import Response
-
         begun, model = time.perf_counter(), self.ready_model(name)
         index, box = read_question(request.query_params, len(model.about["classes"]))
         image = await self._image(request, await self._reader.read(request), model)
         fields = {"size": image.size, "index": index, "box": box}
         answer = await self._compute(request, model, Job("explain", object(), fields, image.rgb), begun)
-        return Response(bytes(answer.buffers[0]), media_type=PNG)
+        return self._response(bytes(answer.buffers[0]), media_type=PNG)
 
     async def infer(self, request: "Request", name: str) -> "Response":
         """Outputs of the network for tensors."""
-        from fastapi import Response
-
         begun, model = time.perf_counter(), self.ready_model(name)
         body = await self._reader.read(request)
         size, limit = request.headers.get(JSON_SIZE), self.settings.max_pixels
@@ -132,8 +129,8 @@ class Service:
         answer = await self._compute(request, model, build(), begun)
         text, json_size = await self._decoder.run(encode_answer, model, question, answer)
         if json_size is None:
-            return Response(text, media_type=JSON)
-        return Response(text, media_type=BINARY, headers={JSON_SIZE: str(json_size)})
+            return self._response(text, media_type=JSON)
+        return self._response(text, media_type=BINARY, headers={JSON_SIZE: str(json_size)})
 
     async def _image(self, request: "Request", body: bytes, model: Model) -> Pixels:
         """The image of a request."""
