@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from metaformer.color import to_hex
 from metaformer.deploy.optimize import optimize
 from metaformer.deploy.server.tensor import DATATYPES
+from metaformer.inference.explain import Explainer
 from metaformer.inference.model import input_size, load_model
 from metaformer.inference.predictor import Predictor
 from metaformer.models.base import autocast
@@ -25,8 +25,8 @@ from metaformer.registry import import_files
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.exported import Arrays, ExportCard, ExportedNetwork, ExportOptions
 
-EXPLAIN: Final = "metaformer.inference.explain"
-"""Module that computes what a network looks at."""
+CAPTUM: Final = "captum"
+"""Package that the extra `explain` brings."""
 WARM_UP: Final = (256, 192)
 """Height and width of the first image, where the network takes any."""
 PNG_LEVEL: Final = 1
@@ -53,7 +53,7 @@ class ServedNetwork:
         self._predictor = self._load()
         self._model: LoadedModel = self._predictor.predictor.model
         self._graph = _graph(self._model) if self._card is None else None
-        self._explainer: Any = None
+        self._explainer: Explainer | None = None
         self._outputs = self._warm_up()
 
     @property
@@ -104,7 +104,7 @@ class ServedNetwork:
             "classes": list(model.class_names),
             "colors": legend.colors and [to_hex(color) for color in legend.colors],
             "background": model.preprocess.background,
-            "explain": self._card is None and find_spec(EXPLAIN) is not None,
+            "explain": self._card is None and find_spec(CAPTUM) is not None,
             "inputs": self._inputs(),
             "outputs": [
                 {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": self._output_shape(name)}
@@ -182,20 +182,20 @@ class ServedNetwork:
             self._explainer = self._load_explainer()
         ((job,), (buffer,)) = jobs, buffers
         box = job["box"] and tuple(job["box"])
-        heat = self._explainer.heat(_image(job, buffer), job["index"], box)
+        heat = self._explainer.heat(_image(job, buffer), job["index"], box, stage=None)
         gray = Image.fromarray(np.rint(np.clip(heat, 0, 1) * 255).astype(np.uint8))
         return [lambda: ({}, [encode_png(gray)])]
 
-    def _load_explainer(self) -> Any:
+    def _load_explainer(self) -> Explainer:
         """It needs gradients: the network as it is, which is loaded again when it is first asked for."""
         if self._card is not None:
             raise NotImplementedError("an exported file has no gradients: nothing to explain it by")
-        if find_spec(EXPLAIN) is None:
-            raise NotImplementedError("this version cannot explain predictions")
+        if find_spec(CAPTUM) is None:
+            raise NotImplementedError("the server lacks the extra `explain`: it cannot explain predictions")
         loading = dict(self._settings["loading"])
         loading.pop("device", None), loading.pop("amp", None)
         model = load_model(self._settings["source"], **loading).to(self._model.device, "none")
-        return import_module(EXPLAIN).Explainer(model)
+        return Explainer(model)
 
 
 def _optimized(network: nn.Module) -> nn.Module:
