@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr long CONV_CACHE = 640 << 10;  // bytes of patches at a time
+constexpr long CONV_CACHE = 640 << 10;  // bytes of each MiB of the second cache for patches
 
 struct Geometry {
   long batch, height, width, channels, kernel, stride, padding, out_height, out_width;

@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr long MIX_CACHE = 400 << 10;  // bytes of sums, inputs and mixed tokens at a time
+constexpr long MIX_CACHE = 400 << 10;  // bytes of each MiB of the second cache for sums, inputs and mixed tokens
 
 struct Shape {
   long batch, height, width, channels;

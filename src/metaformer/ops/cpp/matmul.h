@@ -9,6 +9,7 @@
 // where STEP is 2 for bfloat16, which is multiplied in pairs, and 1 for float.
 #pragma once
 #include <omp.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -357,12 +358,16 @@ long group_rows() {
   return uses_tiles<T>() ? TILE_ROWS : ROWS;
 }
 
-// Rows of a block whose rows of `bytes` each are to fill about `cache` bytes of the second cache; it is twice as large
-// on processors with tiles.
+// The second cache of a core in MiB, 1 where it is smaller or not known. It is asked for once.
+inline long second_cache() {
+  static const long size = std::max(1L, sysconf(_SC_LEVEL2_CACHE_SIZE) >> 20);
+  return size;
+}
+
+// Rows of a block whose rows of `bytes` each are to fill `cache` bytes of each MiB of the second cache.
 template <class T>
 long block_rows(long cache, long bytes, long group = group_rows<T>()) {
-  const long fitting = cache * (uses_tiles<T>() ? 2 : 1) / bytes / group;
-  return std::max(1L, fitting) * group;
+  return std::max(1L, cache * second_cache() / bytes / group) * group;
 }
 
 // How threads share rows: where there are many, each has its own groups of them; where there are few, below 48 each and

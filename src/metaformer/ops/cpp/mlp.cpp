@@ -11,9 +11,10 @@
 
 namespace {
 
-constexpr long LINEAR_CACHE = 256 << 10;    // bytes of input rows at a time
-constexpr long MLP_CACHE = 250 << 10;       // bytes of hidden rows at a time
-constexpr long BACKWARD_CACHE = 600 << 10;  // bytes of input and hidden rows, and their gradients, at a time
+// Bytes of each MiB of the second cache
+constexpr long LINEAR_CACHE = 256 << 10;    // for input rows
+constexpr long MLP_CACHE = 250 << 10;       // for hidden rows
+constexpr long BACKWARD_CACHE = 600 << 10;  // for input and hidden rows, and their gradients
 
 template <Act act, class T>
 void linear(const Input<T>& x, const PackedWeight<T>& weight, const Output<T>& output, int threads) {
