@@ -60,7 +60,8 @@ def documented() -> Iterator[str]:
             yield from re.findall(r"^(?:torchrun .*)?metaformer .*", block.replace("\\\n", ""), re.MULTILINE)
     if shutil.which("make"):
         shown = subprocess.run(["make", "-nB", "demo"], cwd=ROOT, capture_output=True, text=True)
-        yield from re.findall(r"metaformer (?:train|evaluate|predict|data) .*", shown.stdout)
+        commands = re.findall(r"metaformer (?:train|evaluate|predict|data) .*", shown.stdout)
+        yield from (command.split(" 2>&1")[0] for command in commands)
     yield from (recipe.full_command for recipe in RECIPES.values())
 
 
