@@ -38,6 +38,14 @@ def test_the_usual_font_is_kept_where_it_has_all_characters() -> None:
     assert not has_characters(default, "\U0010fffe")
 
 
+def test_signs_of_captions_need_no_other_font(caplog: pytest.LogCaptureFixture) -> None:
+    default = ImageFont.load_default(14)
+    with caplog.at_level(logging.WARNING):
+        shown, font = legible("stage 0: 16×16", 14)
+    assert font.getname() == default.getname()  # type: ignore[union-attr]
+    assert has_characters(default, shown) and shown.startswith("stage 0: 16") and not caplog.messages
+
+
 def test_without_a_font_names_become_latin_with_one_warning(tmp_path: Path) -> None:
     names = ["кошка", "Щенок", "γάτα", "猫", "Ångström"]
     done = subprocess.run(

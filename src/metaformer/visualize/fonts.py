@@ -12,7 +12,7 @@ from typing import Final
 
 from PIL import ImageFont
 
-from metaformer.process import one_line
+from metaformer.process import ASCII, one_line
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -33,10 +33,14 @@ _LATIN: Final = dict(zip(_LETTERS, _IN_LATIN.split(), strict=True))
 def legible(text: str, size: int) -> tuple[str, Font]:
     """A text in one line, and a font of this size that has its characters.
 
-    Where there is none, characters become Latin letters or their code points, with a warning.
+    Where there is none, characters become Latin letters or their code points, with a warning. Signs of our
+    own captions that the usual font lacks, such as ×, are written in ASCII: a picture then has one font.
     """
-    text = one_line(text)
     default = ImageFont.load_default(size)
+    text = "".join(
+        ASCII[char] if char in ASCII and not has_characters(default, char) else char
+        for char in one_line(text)
+    )
     if has_characters(default, text):
         return text, default
     for font in _fonts(frozenset(text), size):
