@@ -53,6 +53,21 @@ def test_every_command_has_help_with_examples(
         parse_command(command)
 
 
+@pytest.mark.parametrize(("name", "classes"), [("predict", 5), ("serve", 10)])
+def test_help_shows_the_defaults_of_its_own_command(name: str, classes: int, cli: Cli) -> None:
+    assert f"most probable first (default {classes})" in " ".join(cli(name, "--help").out.split())
+
+
+def test_help_calls_options_of_other_groups_by_their_flags(cli: Cli) -> None:
+    text = " ".join(cli("predict", "--help").out.split())
+    assert "with --draw, frames a second" in text and "`draw`" not in text
+
+
+def test_recipes_for_own_data_come_first(cli: Cli) -> None:
+    listed = cli("train", "--help").out.split("recipes:\n")[1].split()
+    assert listed[0] == "finetune" and set(RECIPES) <= set(listed)
+
+
 def documented() -> Iterator[str]:
     """Commands of README, docs, Makefile and recipes."""
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):

@@ -130,8 +130,9 @@ class BenchReport:
             how += ", forward and backward"
         machine = self.machine
         return (
-            f"{machine.device}; {machine.threads} threads; PyTorch {machine.pytorch}; operations: "
-            f"{machine.operations}; batch {self.settings['batch']}; {self.settings['dtype']}, "
+            f"{machine.device}; {machine.threads} thread{'s' * (machine.threads != 1)}; "
+            f"PyTorch {machine.pytorch}; operations: {machine.operations}; "
+            f"batch {self.settings['batch']}; {self.settings['dtype']}, "
             f"{self.settings['memory_format']}, {how}"
         )
 

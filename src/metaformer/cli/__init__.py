@@ -43,12 +43,12 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("measure accuracy", "metaformer evaluate runs/demo-classify --flip", "evaluate"),
     "predict": Command(
         "classes, label maps or objects of images",
-        "metaformer predict runs/demo photos/ --out found --draw",
+        "metaformer predict runs/demo-classify photos/ --out found --draw",
         "predict",
     ),
     "explain": Command(
         "what a network looks at, as pictures",
-        "metaformer explain runs/demo photos/ --out explained",
+        "metaformer explain runs/demo-classify photos/ --out explained",
         "explain",
     ),
     "quantize": Command(

@@ -30,7 +30,7 @@ def run(argv: list[str]) -> int:
     parser.add_source()
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="image, folder (with those inside it), glob")
-    add("--out", metavar="DIR", help="folder of sheets, explained.jsonl and index.html")
+    add("--out", metavar="DIR", help="folder to write to; with --receptive-field it may be left out")
     text = "print the effective receptive field, by RepLKNet's rule; without images on noise"
     add("--receptive-field", action="store_true", help=text)
     common = {option.name for option in options_of(explain)} & {
@@ -77,5 +77,5 @@ def _field(args: dict[str, Any]) -> int:
     say(done.text())
     if picture is not None:
         write_json(picture.with_suffix(".json"), done.to_dict())
-        say(f"picture: {picture}")
+        say(f"picture: {picture}\nnumbers: {picture.with_suffix('.json')}")
     return 0

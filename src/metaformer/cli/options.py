@@ -52,13 +52,16 @@ def accepts(function: Callable[..., Any], values: dict[str, Any]) -> bool:
     )
 
 
-def add_options(parser: Any, options: Sequence[Option], given_only: bool = False) -> None:
+def add_options(
+    parser: Any, options: Sequence[Option], given_only: bool = False, others: Collection[str] = ()
+) -> None:
     """Add options to a parser or to a group of it; the same option of several functions once.
 
     Args:
         parser: of argparse.
         options: what to add.
         given_only: leave out of the result what is not given, so that the function's default holds.
+        others: names of further options that help texts may mention.
     """
     merged: dict[str, Option] = {}
     for option in options:
@@ -69,7 +72,7 @@ def add_options(parser: Any, options: Sequence[Option], given_only: bool = False
             option = other
         merged[option.name] = option
     for name, kind, default, text in merged.values():
-        flag, shown = _flag(name), _help(text, merged)
+        flag, shown = _flag(name), _help(text, {*merged, *others})
         if default not in (None, False) and "(default" not in shown:
             shown += f" (default {default})"
         common = {"help": shown, "default": argparse.SUPPRESS if given_only else default}
@@ -89,12 +92,13 @@ def add_options(parser: Any, options: Sequence[Option], given_only: bool = False
             parser.add_argument(flag, type=kind, metavar=METAVARS[kind], **common)
 
 
-def add_task_options(parser: Parser, *fields: str) -> None:
+def add_task_options(parser: Parser, *fields: str, served: bool = False) -> None:
     """Add the options of all tasks, in groups by the tasks that take them.
 
     Args:
         parser: gets the groups.
         fields: fields of `TaskSpec` whose functions take the options, such as `evaluation`.
+        served: show the defaults of the server, where a task has others there.
     """
     from metaformer.inference.evaluate import COMMON, task_options
     from metaformer.tasks import TASKS
@@ -105,9 +109,12 @@ def add_task_options(parser: Parser, *fields: str) -> None:
         for spec in TASKS.values():
             for option in options_of(getattr(spec, field), skip=COMMON):
                 titles = tuple(taker.title for taker in takers[option.name])
+                if served:
+                    option = option._replace(default=spec.served.get(option.name, option.default))
                 groups.setdefault(titles, []).append(option)
+    names = {option.name for found in groups.values() for option in found}
     for titles, found in sorted(groups.items(), key=lambda group: -len(group[0])):
-        add_options(parser.add_argument_group(", ".join(titles)), found, given_only=True)
+        add_options(parser.add_argument_group(", ".join(titles)), found, given_only=True, others=names)
 
 
 def _flag(name: str) -> str:

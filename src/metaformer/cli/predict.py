@@ -10,9 +10,9 @@ from metaformer.cli.parser import Parser, say
 if TYPE_CHECKING:
     from metaformer.inference.predictor import Predictor
 
-EXAMPLE = """metaformer predict runs/demo photo.jpg folder/ 'more/*.png' --out predictions.csv --draw
-  metaformer predict runs/segment photos/ clip.gif --out found --draw --scales 0.75,1,1.25 --flip
-  metaformer predict runs/detect photos/ --out found --draw --coco --score 0.5 --classes cat,dog"""
+EXAMPLE = """metaformer predict runs/demo-classify photo.jpg folder/ 'more/*.png' --out predictions.csv --draw
+  metaformer predict runs/demo-segment photos/ clip.gif --out found --draw --scales 0.75,1,1.25 --flip
+  metaformer predict runs/demo-detect photos/ --out found --draw --coco --score 0.5 --classes cat,dog"""
 
 
 def run(argv: list[str]) -> int:

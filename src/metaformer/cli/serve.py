@@ -49,5 +49,5 @@ def _parser(tasks: bool) -> Parser:
     add_options(parser, list(options_of(serve, skip=("import_files", "on_ready"))))
     parser.add_import()
     if tasks:
-        add_task_options(parser, "predictor")
+        add_task_options(parser, "predictor", served=True)
     return parser

@@ -24,7 +24,7 @@ from metaformer.weights.trained import trained_with
 
 USAGE = """usage: metaformer train RECIPE [CONFIG.yaml] --data.root DIR --out RUN [--FIELD VALUE …]
 
-Train by a recipe; a YAML file and then the command line change its fields.
+Train with the settings of a recipe; a YAML file and then the command line change its fields.
 `metaformer train RECIPE --help` shows all fields with the recipe's values,
 `metaformer train RECIPE --print_config` writes them as YAML.
 
@@ -32,6 +32,8 @@ recipes:
 """
 OWN = ("out", "resume", "import", "config", "print_config")
 EXAMPLE = "metaformer train finetune --data.root flowers --out runs/flowers --model.name caformer_s18"
+FIRST = ("finetune", "demo/")
+"""Recipes that most people look for begin so; the help lists them before those of published runs."""
 LARGEST = 1_000_000
 """Bytes of a configuration, at most."""
 
@@ -39,7 +41,10 @@ LARGEST = 1_000_000
 def run(argv: list[str]) -> int:
     """Train; progress is printed on standard error."""
     if argv and argv[0] in ("-h", "--help"):
-        print(USAGE + "\n".join(f"  {name}" for name in RECIPES) + f"\n\nexample:\n  {EXAMPLE}")
+        names = sorted(
+            RECIPES, key=lambda name: (not name.startswith(FIRST[0]), not name.startswith(FIRST[1]))
+        )
+        print(USAGE + "\n".join(f"  {name}" for name in names) + f"\n\nexample:\n  {EXAMPLE}")
         return 0
     if not argv or argv[0].startswith("-"):
         raise UsageError("train: name a recipe first (metaformer list --recipes), then its options")
