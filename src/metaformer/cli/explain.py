@@ -9,7 +9,7 @@ from metaformer.cli.parser import Parser, say, write_json
 
 EXAMPLE = """metaformer explain runs/demo-classify photos/ --out explained
   metaformer explain runs/demo-detect photo.jpg --out explained --box 40,30,200,180
-  metaformer explain runs/demo-segment photos/ --out explained --classes cat,dog --stage 2
+  metaformer explain runs/demo-segment photo.jpg --out explained --classes cat,dog --stage 2
   metaformer explain runs/demo-classify photos/ --receptive-field --out field"""
 FIELD = "receptive-field"
 """Name of the files of `--receptive-field`."""
