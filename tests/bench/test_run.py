@@ -250,7 +250,7 @@ def test_times_and_counts_of_a_model_by_name() -> None:
     assert row.timing.images_per_second == pytest.approx(2 / row.timing.median)
     assert report.machine.threads == 1 and torch.get_num_threads() == before
     text = report.text("stage")
-    assert "poolformer_n" in text and "stages.3" in text and torch.__version__ in text and "1 threads" in text
+    assert "poolformer_n" in text and "stages.3" in text and torch.__version__ in text and "1 thread;" in text
     assert f"operations: {report.machine.operations}" in text
     json.dumps(report.to_dict())
 
