@@ -68,7 +68,9 @@ def test_the_servers_process_does_without_pytorch() -> None:
     code = """
 import sys
 from metaformer.cli.serve import _parse
-_parse(["run", "--port", "0"])
+assert _parse(["run", "--port", "0"])["port"] == 0
+options = _parse(["x=run", "--top-k", "3", "--threshold", "0.5", "--verbose"])
+assert (options["top_k"], options["threshold"], options["models"]) == (3, 0.5, ["x=run"]), options
 import metaformer.deploy.server.app, metaformer.deploy.server.server
 assert "torch" not in sys.modules
 """
