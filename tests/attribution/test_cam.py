@@ -15,14 +15,17 @@ from metaformer.mixers import MIXERS
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
 
 
-def plain_cam(network: nn.Module, layer: nn.Module, x: Tensor, index: int) -> Tensor:
-    """The rule of the paper, by autograd."""
+def plain_cam(
+    network: nn.Module, layer: nn.Module, x: Tensor, index: int, per_position: bool = False
+) -> Tensor:
+    """The rule of the papers, by autograd."""
     kept: list[Tensor] = []
     hook = layer.register_forward_hook(lambda *call: kept.append(call[2]))
     logit = network(x)[:, index].sum()
     hook.remove()
     (gradient,) = torch.autograd.grad(logit, kept[0])
-    return (gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1).relu().detach()
+    weight = gradient if per_position else gradient.mean((2, 3), keepdim=True)
+    return (weight * kept[0]).sum(1).relu().detach()
 
 
 @pytest.mark.parametrize("mixer", sorted(MIXERS))
@@ -36,6 +39,20 @@ def test_maps_of_every_mixer_and_stage_are_the_papers(mixer: str) -> None:
             cam = grad_cam(lambda x, index=index: network(x)[:, index], layer, x)
             assert cam.shape == (2, side, side) and (cam >= 0).all()
             torch.testing.assert_close(cam, plain_cam(network, layer, x, index))
+            cam = grad_cam(lambda x, index=index: network(x)[:, index], layer, x, per_position=True)
+            torch.testing.assert_close(cam, plain_cam(network, layer, x, index, per_position=True))
+
+
+def test_the_score_of_a_place_has_no_map_elsewhere() -> None:
+    torch.manual_seed(0)
+    network = create_model("poolformer_n", num_classes=4, norm="batch_norm", **TINY).eval()
+    layer = stage_of(network, 0)
+
+    def corner(x: Tensor) -> Tensor:
+        return network.forward_intermediates(x, indices=(1,))[1][0][:, :, 0, 0].sum(1)
+
+    cam = grad_cam(corner, layer, torch.randn(1, 3, 64, 64), per_position=True)[0]
+    assert cam[:8, :8].any() and not cam[8:].any() and not cam[:, 8:].any()
 
 
 def test_frozen_networks_and_inference_mode_have_maps_too() -> None:

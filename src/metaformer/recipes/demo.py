@@ -37,12 +37,12 @@ CLASSIFY = Recipe(
         schedule=ScheduleConfig(epochs=8, warmup_epochs=1),
         ema=EmaConfig(decay=0.98),
         evaluate=EvalConfig(crop=1.0),
-        runtime=RuntimeConfig(threads=1),  # one core computes, the other loads images
+        runtime=RuntimeConfig(threads=2),
         seed=0,
     ),
     summary="A pooling network of two million weights learns to read digits on two processor cores",
     notes=(
-        "98 % of the held-out digits, after three to four minutes on two cores (`make demo`).",
+        "98 % of the held-out digits, after two minutes on two cores (`make demo`).",
         "Batch norm, since pooling networks of this size start slowly with the published group norm.",
     ),
 )
@@ -56,7 +56,7 @@ MULTILABEL = Recipe(
         multilabel=MultilabelConfig(loss="asymmetric"),
         optim=OptimConfig(lr=2e-3, weight_decay=0.01, clip=1.0),
         schedule=ScheduleConfig(epochs=12, warmup_epochs=1),
-        runtime=RuntimeConfig(threads=2),
+        evaluate=EvalConfig(crop=1.0, every=4),
     ),
     summary="A pooling network says which digits a scene holds on two processor cores",
     notes=(
@@ -84,11 +84,10 @@ SEGMENT = Recipe(
         optim=OptimConfig(lr=3e-3, weight_decay=0.01, clip=1.0),
         schedule=ScheduleConfig(name="poly", epochs=10, warmup_epochs=1, min_lr=0.0),
         evaluate=EvalConfig(every=5),
-        runtime=RuntimeConfig(threads=2),
     ),
     summary="A small Semantic FPN on a pooling network finds the pixels of digits on two processor cores",
     notes=(
-        "78 % mean IoU on held-out scenes, eleven classes, after six minutes on two cores (`make demo`).",
+        "78 % mean IoU on held-out scenes, eleven classes (`make demo`).",
         "Begins with the weights of demo/classify: --model.checkpoint RUN/best/model.safetensors.",
     ),
 )
@@ -118,7 +117,7 @@ DETECT = Recipe(
     ),
     summary="A small Mask R-CNN on a pooling network finds digits and their outlines on two processor cores",
     notes=(
-        "98 % AP50 of boxes and of masks on held-out scenes, after four minutes on two cores (`make demo`).",
+        "98 % AP50 of boxes and of masks on held-out scenes (`make demo`).",
         "Begins with the weights of demo/classify: --model.checkpoint RUN/best/model.safetensors.",
     ),
 )

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, Unpack
+from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -238,6 +238,9 @@ class Task(ABC):
 
 class TaskExplain(ABC):
     """What is explained of the networks of a task."""
+
+    has_places: ClassVar[bool] = False
+    """Whether a score is that of a place, so that maps weigh each position by its own gradient."""
 
     def input(self, model: "LoadedModel", image: Image.Image) -> Input:
         """An RGB image as the network is given it, on its device."""

@@ -52,7 +52,7 @@ def heat_map(
     task = model.spec.explain
     given = task.input(model, image)
     score = task.score(model, given, index, None if box is None else given.scaled(box))
-    cam = grad_cam(score, layer, given.images)[0]
+    cam = grad_cam(score, layer, given.images, task.has_places)[0]
     if not cam.isfinite().all():
         raise TrainingError(f"{model.name}: gradients are not finite: its weights may be damaged")
     if given.is_flat:

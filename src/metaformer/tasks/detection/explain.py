@@ -26,6 +26,8 @@ MATCHED: Final = 0.5
 class DetectorExplain(TaskExplain):
     """The class logit of the candidate that overlaps a box most, or of the surest of the class."""
 
+    has_places = True
+
     def input(self, model: LoadedModel, image: Image.Image) -> Input:
         given = super().input(model, image)
         return given._replace(images=pad_images([given.images[0]]))

@@ -23,6 +23,8 @@ from metaformer.tasks.heat import Box, Claim, Input, Mistake, Subject
 class SegmenterExplain(TaskExplain):
     """The logits of a class, summed over the pixels that the network gives it, or over a box."""
 
+    has_places = True
+
     def find(
         self, model: LoadedModel, image: Image.Image, count: int, box: Box | None = None
     ) -> Sequence[Subject]:
