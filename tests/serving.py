@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from metaformer.deploy.server import child
-from metaformer.deploy.server.server import Server, quiet_logs
+from metaformer.deploy.server.server import Server
 from metaformer.deploy.server.settings import ModelSettings, Settings
 from warm import python
 
@@ -147,7 +147,7 @@ def running(
             ready.set()
 
     thread = threading.Thread(target=run)
-    with pytest.MonkeyPatch.context() as patch, quiet_logs():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(child, "PYTHON", python())
         thread.start()
         assert ready.wait(START)

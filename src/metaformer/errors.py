@@ -94,6 +94,10 @@ class BadImage(DataError):
         return type(self), (self.path, self.reason)
 
 
+class TooManyPixels(BadImage):
+    """An image that is larger than its reader takes."""
+
+
 class OutputError(MetaFormerError, OSError):
     """A file or folder that cannot be written."""
 

@@ -1,5 +1,8 @@
 """`metaformer serve RUN|FILE.onnx|FILE.xml|MODEL …`."""
 
+import json
+import subprocess
+import sys
 from typing import Any, Final
 
 from metaformer.cli.options import add_options, add_task_options, options_of
@@ -19,19 +22,33 @@ def run(argv: list[str]) -> int:
     from metaformer.deploy.server.server import serve, split_name
 
     keep_freed_memory(LARGEST_KEPT)
-    args = vars(_parse(argv))
+    args = _parse(argv)
     models = [split_name(text) for text in args.pop("models")]
     names = ", ".join(name for name, _ in models)
     serve(models, on_ready=lambda url: say(f"serving {names} on {url}"), **args)
     return 0
 
 
-def _parse(argv: list[str]) -> Any:
-    """Options of tasks are known when there are some: that takes PyTorch, which the server does without."""
+def _parse(argv: list[str]) -> dict[str, Any]:
+    """Arguments of `serve`.
+
+    Options of tasks are known with PyTorch alone, which the server does without: where there are some, a
+    process that ends reads them.
+    """
+    if "-h" in argv or "--help" in argv:
+        return _parse_all(argv)
     try:
-        return _parser(tasks="-h" in argv or "--help" in argv).parse_args(argv)
+        return vars(_parser(tasks=False).parse_args(argv))
     except UsageError:
-        return _parser(tasks=True).parse_args(argv)
+        done = subprocess.run([sys.executable, "-m", __name__, *argv], capture_output=True)
+        if done.returncode:
+            return _parse_all(argv)  # whose error is this process's
+        parsed: dict[str, Any] = json.loads(done.stdout)
+        return parsed
+
+
+def _parse_all(argv: list[str]) -> dict[str, Any]:
+    return vars(_parser(tasks=True).parse_args(argv))
 
 
 def _parser(tasks: bool) -> Parser:
@@ -51,3 +68,7 @@ def _parser(tasks: bool) -> Parser:
     if tasks:
         add_task_options(parser, "predictor", served=True)
     return parser
+
+
+if __name__ == "__main__":
+    print(json.dumps(_parse_all(sys.argv[1:])))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from metaformer.color import Color
-from metaformer.errors import BadImage, DataError
+from metaformer.errors import BadImage, DataError, TooManyPixels
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Formats that are decoded, recognized by content; hostile files do not reach Pillow's rarer decoders."""
@@ -125,7 +125,7 @@ def decode_image(
 def _decode(image: Image.Image, name: str | Path, max_pixels: int, background: Color | None) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
-        raise BadImage(name, f"{width}x{height} is more than the {max_pixels:,} pixels allowed")
+        raise TooManyPixels(name, f"{width}x{height} is more than the {max_pixels:,} pixels allowed")
     # further images of a phone's MPO are previews and depth maps of the first, not an animation
     animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
     if animated:
@@ -262,7 +262,7 @@ def explain(error: Exception, name: str | Path, max_pixels: int) -> DataError:
         case PermissionError():
             reason = "no permission to read it"
         case Image.DecompressionBombError():
-            reason = f"more than the {max_pixels:,} pixels allowed"
+            return TooManyPixels(name, f"more than the {max_pixels:,} pixels allowed")
         case UnidentifiedImageError():
             reason = "not a JPEG, PNG, WebP, BMP or GIF image, or its header is damaged"
         case OSError(strerror=str(message)):

@@ -42,7 +42,7 @@ def test_sigterm_drains_and_leaves_nothing(
         (("nothing/here",), 1, "neither a run"),
         (("a/b=x",), 1, "cannot be called 'a/b'"),
         (("x=1", "x=2"), 1, "two networks are called x"),
-        (("x", "--queue", "0"), 1, "queue is 0"),
+        (("x", "--queue", "0"), 1, "queue: 0 must be"),
         (("x", "--max-upload", "much"), 1, "max_upload: 'much' is no size"),
         (("x", "--host", "256.0.0.1"), 1, "host 256.0.0.1"),
         (("x", "--quue", "3"), 2, "did you mean --queue?"),
@@ -68,7 +68,9 @@ def test_the_servers_process_does_without_pytorch() -> None:
     code = """
 import sys
 from metaformer.cli.serve import _parse
-_parse(["run", "--port", "0"])
+assert _parse(["run", "--port", "0"])["port"] == 0
+options = _parse(["x=run", "--top-k", "3", "--threshold", "0.5", "--verbose"])
+assert (options["top_k"], options["threshold"], options["models"]) == (3, 0.5, ["x=run"]), options
 import metaformer.deploy.server.app, metaformer.deploy.server.server
 assert "torch" not in sys.modules
 """
@@ -79,10 +81,13 @@ def test_sizes() -> None:
     assert [read_size(text, "x") for text in ("20MB", "1.5 kb", "7", 7)] == [20_000_000, 1500, 7, 7]
     with pytest.raises(ConfigError, match="max_upload"):
         read_size("-1MB", "max_upload")
-    with pytest.raises(ConfigError, match="timeout is 0"):
+    with pytest.raises(ConfigError, match="timeout: 0 must be"):
         Settings(timeout=0)
-    with pytest.raises(ConfigError, match="max_upload is 0"):
+    with pytest.raises(ConfigError, match="max_upload: 0 must be"):
         Settings(max_upload=0)
+    for wrong in ("8", 2.5):
+        with pytest.raises(ConfigError, match=r"queue: .* an integer"):
+            Settings(queue=wrong)  # type: ignore[arg-type]
 
 
 def test_names_and_sources(tmp_path: Path) -> None:

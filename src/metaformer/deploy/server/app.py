@@ -4,12 +4,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from metaformer.deploy.server.batcher import Refused
 from metaformer.deploy.server.kserve import describe_model
 from metaformer.deploy.server.openapi import document
-from metaformer.deploy.server.protocol import HEADERS
 from metaformer.deploy.server.service import Service
 from metaformer.deploy.server.static import INDEX, page_files
 from metaformer.process import one_line
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_RAW_HEADERS: Final = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
 
 def build_app(service: Service) -> "FastAPI":
@@ -145,21 +143,19 @@ def _add_errors(app: "FastAPI") -> None:
     app.add_exception_handler(Exception, failed)
 
 
-def with_headers(app: Any, verbose: bool) -> Any:
-    """An application whose every answer has `HEADERS`; where `verbose`, each is also a line on stderr."""
+def log_requests(app: Any) -> Any:
+    """An application of whose every answer there is a line on stderr."""
 
     async def call(scope: Any, receive: Any, send: Send) -> None:
         begun = time.perf_counter()
 
-        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+        async def send_and_log(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_RAW_HEADERS]
-                if verbose:
-                    milliseconds = 1000 * (time.perf_counter() - begun)
-                    line = f"{scope['method']} {scope['path']} {message['status']} {milliseconds:.1f} ms"
-                    print(one_line(line), file=sys.stderr, flush=True)
+                milliseconds = 1000 * (time.perf_counter() - begun)
+                line = f"{scope['method']} {scope['path']} {message['status']} {milliseconds:.1f} ms"
+                print(one_line(line), file=sys.stderr, flush=True)
             await send(message)
 
-        await app(scope, receive, send_with_headers)
+        await app(scope, receive, send_and_log)
 
     return call

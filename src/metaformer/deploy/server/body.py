@@ -53,7 +53,7 @@ class BodyReader:
             self._held -= len(body)
 
     def _check_length(self, text: str | None) -> None:
-        if text is not None and (read_size(text) or 0) > self._limit:
+        if text is not None and (read_length(text) or 0) > self._limit:
             raise self._too_large()
 
     def _check(self, size: int) -> None:
@@ -66,7 +66,7 @@ class BodyReader:
         return Refused(413, f"the body is larger than {self._limit:,} bytes")
 
 
-def read_size(text: str) -> int | None:
+def read_length(text: str) -> int | None:
     """A number of bytes in a header; None for something else. Python refuses thousands of digits."""
     return int(text[:20]) if text.isascii() and text.isdigit() else None
 

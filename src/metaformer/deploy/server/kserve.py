@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from metaformer.deploy.server.batcher import Job, Refused
-from metaformer.deploy.server.body import read_size
+from metaformer.deploy.server.body import read_length
 from metaformer.deploy.server.channel import Message
 from metaformer.deploy.server.model import Model
 from metaformer.deploy.server.tensor import DATATYPES, InferRequest, encode_outputs
@@ -38,7 +38,7 @@ def read_request(
     Raises:
         Refused: it is damaged, or does not fit the network.
     """
-    size = len(body) if header is None else read_size(header)
+    size = len(body) if header is None else read_length(header)
     if size is None or size > len(body):
         raise Refused(400, f"{JSON_SIZE} must be the size of the JSON in front of the binary data")
     request = InferRequest(body, size)

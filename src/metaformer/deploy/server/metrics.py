@@ -14,7 +14,6 @@ COUNTERS: Final = {
     "nv_model_restarts": "Starts of the network's process after a death",
 }
 PENDING: Final = "nv_inference_pending_request_count"
-READY: Final = "nv_model_ready_state"
 
 
 class Metrics:

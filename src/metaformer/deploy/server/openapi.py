@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
+from metaformer.deploy.server.body import FIELD, FORM, RAW
+from metaformer.deploy.server.tensor import DATATYPES, MAX_INPUTS
+
 Schema = dict[str, Any]
 NUMBER: Final[Schema] = {"type": "number"}
 TEXT: Final[Schema] = {"type": "string"}
@@ -14,7 +17,7 @@ ALWAYS: Final = (400, 408, 413, 431, 503)
 """Errors that every request may get: damaged, too slow, too large, its headers too large, too many."""
 COMPUTED: Final = (404, 415, 500, 504)
 """Errors of requests that a network answers."""
-JSON, PNG, STREAM = "application/json", "image/png", "application/octet-stream"
+JSON, PNG = "application/json", "image/png"
 
 
 def array(items: Schema, **limits: int) -> Schema:
@@ -43,7 +46,7 @@ NAMED: Final[Schema] = {"name": TEXT, "index": INDEX}
 TENSOR: Final[Schema] = {
     "name": TEXT,
     "shape": array(INDEX, minItems=1, maxItems=8),
-    "datatype": {"type": "string", "enum": ["BOOL", "UINT8", "INT32", "INT64", "FP16", "FP32", "FP64"]},
+    "datatype": {"type": "string", "enum": list(DATATYPES.values())},
     "data_": array({}),
     "parameters_": {"type": "object"},
 }
@@ -87,7 +90,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         max_upload=INDEX,
         max_pixels=INDEX,
     ),
-    "Form": fields(image=BINARY),
+    "Form": fields(**{FIELD: BINARY}),
     "Server": fields(name=TEXT, version=TEXT, extensions=array(TEXT)),
     "Live": fields(live=BOOLEAN),
     "Ready": fields(ready=BOOLEAN, models={"type": "object", "additionalProperties": TEXT}),
@@ -102,8 +105,8 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
     "InferRequest": fields(
         id_=TEXT,
         parameters_={"type": "object"},
-        inputs=array(fields(**TENSOR), minItems=1, maxItems=16),
-        outputs_=array(fields(name=TEXT, parameters_={"type": "object"}), maxItems=16),
+        inputs=array(fields(**TENSOR), minItems=1, maxItems=MAX_INPUTS),
+        outputs_=array(fields(name=TEXT, parameters_={"type": "object"}), maxItems=MAX_INPUTS),
     ),
     "InferResponse": fields(
         model_name=TEXT,
@@ -115,9 +118,9 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
 IMAGE: Final = {
     "required": True,
     "content": {
-        "multipart/form-data": {"schema": ref("Form")},
+        FORM: {"schema": ref("Form")},
         "image/*": {"schema": BINARY},
-        STREAM: {"schema": BINARY},
+        RAW: {"schema": BINARY},
     },
 }
 """An image: a form with the field `image`, or the body itself."""
@@ -143,8 +146,8 @@ def document(models: Sequence[str], files: Sequence[str]) -> Schema:
         {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": list(models)}}
     ]
     drawn = {JSON: ref("Prediction"), PNG: BINARY}
-    tensors = {JSON: ref("InferResponse"), STREAM: BINARY}
-    asked = {"required": True, "content": {JSON: {"schema": ref("InferRequest")}, STREAM: {"schema": BINARY}}}
+    tensors = {JSON: ref("InferResponse"), RAW: BINARY}
+    asked = {"required": True, "content": {JSON: {"schema": ref("InferRequest")}, RAW: {"schema": BINARY}}}
     names = {"type": "string", "enum": list(files)}
     static = [{"name": "file", "in": "path", "required": True, "schema": names}]
     paths = {

@@ -5,7 +5,6 @@ import contextlib
 import importlib
 import logging
 import re
-import signal
 import socket
 import threading
 import warnings
@@ -13,19 +12,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from metaformer.deploy.server.app import build_app, with_headers
+from metaformer.deploy.server.app import build_app, log_requests
 from metaformer.deploy.server.metrics import Metrics
 from metaformer.deploy.server.model import LoadingFailed, Model
-from metaformer.deploy.server.protocol import limited_protocol
+from metaformer.deploy.server.protocol import HEADERS, limited_protocol
 from metaformer.deploy.server.service import Service
 from metaformer.deploy.server.settings import ModelSettings, Settings, read_size
 from metaformer.errors import ConfigError, MissingPackage
+from metaformer.process import GRACE, STOP_SIGNALS
 
-DRAIN: Final = 8
-"""Seconds that requests may still take after a signal."""
 PACKAGES: Final = ("fastapi", "h11", "prometheus_client", "python_multipart", "uvicorn")
 """What the extra `serve` brings."""
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 Models = str | Path | Sequence[str | Path | tuple[str, str | Path]] | Mapping[str, str | Path]
 """Runs, checkpoints, exported files or names of models, perhaps with the names that they are served under."""
@@ -235,7 +232,7 @@ class Server:
 
     def _handle_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in _STOP_SIGNALS:
+            for number in STOP_SIGNALS:
                 self._loop.add_signal_handler(number, self._stop)
 
     def stop(self) -> None:
@@ -276,7 +273,7 @@ def _http_server(app: Any, settings: Settings) -> Any:
     import uvicorn
 
     config = uvicorn.Config(
-        with_headers(app, settings.verbose),
+        log_requests(app) if settings.verbose else app,
         http=limited_protocol(settings),
         ws="none",
         loop="asyncio",
@@ -284,8 +281,9 @@ def _http_server(app: Any, settings: Settings) -> Any:
         log_config=None,
         access_log=False,
         server_header=False,
+        headers=list(HEADERS.items()),
         proxy_headers=False,
-        timeout_graceful_shutdown=DRAIN,
+        timeout_graceful_shutdown=round(GRACE),
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from metaformer.deploy.server.batcher import Job, Refused
-from metaformer.deploy.server.body import BodyReader, find_image
+from metaformer.deploy.server.body import RAW, BodyReader, find_image
 from metaformer.deploy.server.channel import Message
 from metaformer.deploy.server.decode import Decoder, Pixels
 from metaformer.deploy.server.kserve import JSON_SIZE, encode_answer, read_request
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 PNG: Final = "image/png"
 JSON: Final = "application/json"
-BINARY: Final = "application/octet-stream"
 SHOWN: Final = ("task", "title", "classes", "colors", "thresholds", "draw_score")
 """What is said of a network."""
 
@@ -130,7 +129,7 @@ class Service:
         text, json_size = await self._decoder.run(encode_answer, model, question, answer)
         if json_size is None:
             return self._response(text, media_type=JSON)
-        return self._response(text, media_type=BINARY, headers={JSON_SIZE: str(json_size)})
+        return self._response(text, media_type=RAW, headers={JSON_SIZE: str(json_size)})
 
     async def _image(self, request: "Request", body: bytes, model: Model) -> Pixels:
         """The image of a request."""

@@ -5,8 +5,19 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from metaformer.errors import ConfigError
+from metaformer.serialize import Range, check_ranges
 
 _UNITS: Final = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
+_RANGES: Final = {
+    "port": Range(0, 65535, integer=True),
+    "max_batch": Range(1, 1024, integer=True),
+    "max_delay_ms": Range(0, 10_000),
+    "queue": Range(1, 100_000, integer=True),
+    "timeout": Range(0.1, 3600),
+    "max_upload": Range(1, 10**9, integer=True),
+    "max_pixels": Range(1, 10**9, integer=True),
+    "max_connections": Range(1, 65535, integer=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +46,7 @@ class Settings:
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("port", 0, 65535),
-            ("max_batch", 1, 1024),
-            ("max_delay_ms", 0, 10_000),
-            ("queue", 1, 100_000),
-            ("timeout", 0.1, 3600),
-            ("max_upload", 1, 10**9),
-            ("max_pixels", 1, 10**9),
-            ("max_connections", 1, 65535),
-        ):
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise ConfigError(f"{name} is {value}: it must lie between {least:g} and {most:g}")
+        check_ranges(self, _RANGES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,6 @@ TYPES: Final = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
     ".jpg": "image/jpeg",
-    ".webp": "image/webp",
-    ".json": "application/json",
 }
 INDEX: Final = "index.html"
 
@@ -25,7 +23,7 @@ class StaticFile(NamedTuple):
 
 
 def page_files() -> dict[str, StaticFile]:
-    """All files of the page by name, such as `app.js` and `examples/cat.jpg`."""
+    """All files of the page by name, such as `app.js` and `examples/five.png`."""
     found: dict[str, StaticFile] = {}
     _collect(files("metaformer.deploy.server") / "page", "", found)
     return found

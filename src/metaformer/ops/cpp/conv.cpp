@@ -4,14 +4,14 @@
 //
 // where the patch (kernel, kernel, channels) begins at row oy * stride - padding, column ox * stride - padding of x,
 // with zeros outside. The weight is packed with its inputs in that order, and filled up to an even `depth` with zeros.
-// Patches are not written to memory: a block of them at a time stays in the second cache.
+// Patches are not written to memory: a block of them at a time stays in the L2 cache.
 #include <algorithm>
 
 #include "matmul.h"
 
 namespace {
 
-constexpr long CONV_CACHE = 640 << 10;  // bytes of each MiB of the second cache for patches
+constexpr long CONV_CACHE = 640 << 10;  // bytes of each MiB of the L2 cache for patches
 
 struct Geometry {
   long batch, height, width, channels, kernel, stride, padding, out_height, out_width;

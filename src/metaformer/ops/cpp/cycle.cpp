@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr long MIX_CACHE = 400 << 10;  // bytes of each MiB of the second cache for sums, inputs and mixed tokens
+constexpr long MIX_CACHE = 400 << 10;  // bytes of each MiB of the L2 cache for sums, inputs and mixed tokens
 
 struct Shape {
   long batch, height, width, channels;
@@ -99,7 +99,7 @@ void softmax(const T* logits, float* out, long batch, long channels) {
     }
 }
 
-// Takes a block of tokens at a time, so that all that lies between the four products stays in the second cache: sums
+// Takes a block of tokens at a time, so that all that lies between the four products stays in the L2 cache: sums
 // (most, stride) as floats, then the three shifted inputs and the mixed tokens, each (most, stride) of T.
 template <class T>
 void mix(const T* x, const int* offsets, const float* branch_weights, const PackedWeight<T> (&branches)[3],

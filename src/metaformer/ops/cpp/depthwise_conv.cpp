@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr long PLANE = 1 << 18;  // bytes of a plane: it stays in the second cache
+constexpr long PLANE = 1 << 18;  // bytes of a plane: it stays in the L2 cache
 constexpr int TILE = WIDE ? 14 : 4;  // positions of a row at a time: their sums stay in registers
 
 struct Star {

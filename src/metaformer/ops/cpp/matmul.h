@@ -59,7 +59,7 @@ struct Multiply<bfloat16> {
 };
 
 // sums (ROWS, COUNT * LANES) of rows that lie `stride` apart by a panel of COUNT vectors of columns. It is not inlined,
-// and the sums go through the first cache: beside what is done with them the compiler finds too few registers.
+// and the sums go through the L1 cache: beside what is done with them the compiler finds too few registers.
 template <int COUNT, class T>
 [[gnu::noinline]] void microkernel(const T* rows, long stride, const T* panel, long depth, const float* bias,
                                    float* sums) {
@@ -358,16 +358,16 @@ long group_rows() {
   return uses_tiles<T>() ? TILE_ROWS : ROWS;
 }
 
-// The second cache of a core in MiB, 1 where it is smaller or not known. It is asked for once.
-inline long second_cache() {
+// The L2 cache of a core in MiB, 1 where it is smaller or not known. It is asked for once.
+inline long l2_mebibytes() {
   static const long size = std::max(1L, sysconf(_SC_LEVEL2_CACHE_SIZE) >> 20);
   return size;
 }
 
-// Rows of a block whose rows of `bytes` each are to fill `cache` bytes of each MiB of the second cache.
+// Rows of a block whose rows of `bytes` each are to fill `cache` bytes of each MiB of the L2 cache.
 template <class T>
 long block_rows(long cache, long bytes, long group = group_rows<T>()) {
-  return std::max(1L, cache * second_cache() / bytes / group) * group;
+  return std::max(1L, cache * l2_mebibytes() / bytes / group) * group;
 }
 
 // How threads share rows: where there are many, each has its own groups of them; where there are few, below 48 each and

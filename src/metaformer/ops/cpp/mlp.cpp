@@ -4,14 +4,14 @@
 //   mlp:    out = act(norm(x) W1' + b1) W2' + b2 + residual_scale * residual
 //
 // and what an MLP needs in training beside that: packed weights and the backward pass. Hidden
-// activations are not written: a block of their rows at a time stays in the second cache.
+// activations are not written: a block of their rows at a time stays in the L2 cache.
 #include <memory>
 
 #include "matmul.h"
 
 namespace {
 
-// Bytes of each MiB of the second cache
+// Bytes of each MiB of the L2 cache
 constexpr long LINEAR_CACHE = 256 << 10;    // for input rows
 constexpr long MLP_CACHE = 250 << 10;       // for hidden rows
 constexpr long BACKWARD_CACHE = 600 << 10;  // for input and hidden rows, and their gradients
@@ -175,8 +175,8 @@ inline void transpose_pairs(const bfloat16* pairs, long stride, long rows, long 
     }
 }
 
-// out[i][j] (+)= sum over r of a[i][r] * b[r][j], for DOWN tiles of i by ACROSS of j, of transposed `a` and paired b; tiles
-// are used as in `tile_microkernel`.
+// out[i][j] (+)= sum over r of a[i][r] * b[r][j], for DOWN tiles of i by ACROSS of j, of transposed `a` and paired b;
+// tiles are used as in `tile_microkernel`.
 template <int DOWN, int ACROSS>
 void outer_tiles(const bfloat16* a, long length, const bfloat16* b, long b_stride, long rows, float* out, long columns,
                  bool add) {

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -167,7 +168,7 @@ class DetectedObjects(DrawnResult):
         return {"path": self.path, "width": self.size[0], "height": self.size[1], "objects": objects}
 
     def to_response(self) -> dict[str, Any]:
-        """Plain values for viewers: of each object, best first, class, score, box, color and mask.
+        """Plain values for viewers: of the best `MAX_SHOWN` objects class, score, box, color and mask.
 
         Masks are run lengths as numbers, down the columns as COCO's, or null.
         """
@@ -181,9 +182,9 @@ class DetectedObjects(DrawnResult):
                 "color": to_hex(self.palette[label]),
                 "mask": mask and {"size": mask["size"], "counts": read_counts(mask).tolist()},
             }
-            for (label, score, box), mask in zip(self._rows(), masks, strict=True)
+            for (label, score, box), mask in islice(zip(self._rows(), masks, strict=True), MAX_SHOWN)
         ]
-        return {"objects": objects[:MAX_SHOWN]}
+        return {"objects": objects}
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Rows of a COCO results file.
