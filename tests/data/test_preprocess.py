@@ -165,3 +165,23 @@ def test_scale_is_bounded() -> None:
         DensePreprocess().scaled(1e9)
     with pytest.raises(ConfigError, match=r"scale: 100.*30000x20000"):
         DensePreprocess(None, None).scaled(100).resize(image(300, 200))
+
+
+@pytest.mark.parametrize("crops", [1, 5])
+@pytest.mark.parametrize("size", [(300, 40), (40, 300), (50, 50)])
+def test_crops_of_long_images_are_those_of_others(
+    size: tuple[int, int], crops: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Image.radial_gradient("L").convert("RGB").resize(size)
+    transform = Preprocess(32, 0.9, mean=(0, 0, 0), std=(1, 1, 1)).transform(crops)
+    expected = transform(whole)
+    monkeypatch.setattr("metaformer.data.preprocess.MAX_PIXELS", 0)
+    torch.testing.assert_close(transform(whole), expected, rtol=0, atol=2 / 255)
+
+
+@pytest.mark.parametrize("size", [(1, 10_000_000), (10_000_000, 1)])
+def test_a_strip_is_not_resized_beyond_its_crop(size: tuple[int, int]) -> None:
+    """Resized as a whole it would have 500 gigapixels, which no memory holds."""
+    strip = Image.new("RGB", size, (255, 0, 0))
+    x = Preprocess(224, mean=(0, 0, 0), std=(1, 1, 1)).transform()(strip)
+    assert x.shape == (3, 224, 224) and x[0].min() == 1 and x[1:].max() == 0

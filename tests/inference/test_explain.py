@@ -1,6 +1,7 @@
 """Explanations of networks of every task, on images."""
 
 import json
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,8 @@ def test_chosen_classes_and_an_image_that_cannot_be_read(
         explain(source, noise, place, count=0, device="cpu")
     with pytest.raises(ConfigError, match="box is"):
         explain(untrained["segment"], noise, place, box=[9, 9, 3, 20], device="cpu")
+    with pytest.raises(ConfigError, match="box is"):
+        explain(untrained["segment"], noise, place, box=(-inf, -inf, inf, inf), device="cpu")
     for dense_source in (untrained["segment"], detect_run):
         with pytest.raises(ConfigError, match=r"the image: box .*: the network finds nothing there"):
             explain(dense_source, noise, place, box=[900, 900, 950, 950], device="cpu")

@@ -58,6 +58,11 @@ def test_a_narrow_image_is_centered_above_its_panel() -> None:
     assert canvas.getpixel((5, 5)) == PANEL == canvas.getpixel((50, 12))
 
 
+def test_the_panel_of_a_strip_is_no_poster() -> None:
+    canvas = draw_bars(Image.new("RGB", (30_000, 1)), [Bar("cat", 0.5)] * 10)
+    assert canvas.width == 30_000 and canvas.height < 4096
+
+
 def test_bars_have_their_share_of_the_width_and_a_mark() -> None:
     canvas = draw_bars(Image.new("L", (100, 50), 9), [Bar("", 0.5, STRONG), Bar("", 0.0, mark=0.25)])
     assert canvas.width == 400 and canvas.height > 200

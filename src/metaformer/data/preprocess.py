@@ -56,18 +56,28 @@ class Preprocess(Serializable):
 
     def input_region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of an image of this size that becomes input: left, top, right and bottom in its pixels."""
-        short = min(width, height)
-        scaled = [
-            self.resize if side == short else int(self.resize * side / short) for side in (width, height)
-        ]
-        starts = [round((side - self.image_size) / 2) for side in scaled]
-        left, top = (
-            start * own / side for start, own, side in zip(starts, (width, height), scaled, strict=True)
-        )
+        return self.crop_regions(width, height)[-1]
+
+    def crop_regions(self, width: int, height: int) -> list[tuple[float, float, float, float]]:
+        """The same of five crops: the four corners in rows, then the center."""
+        scaled = self.resized(width, height)
         across, down = (
             self.image_size * own / side for own, side in zip((width, height), scaled, strict=True)
         )
-        return left, top, left + across, top + down
+        left, top = (
+            round((side - self.image_size) / 2) * own / side
+            for own, side in zip((width, height), scaled, strict=True)
+        )
+        corners = [(x, y) for y in (0.0, height - down) for x in (0.0, width - across)]
+        return [(x, y, x + across, y + down) for x, y in (*corners, (left, top))]
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image of this size before the crop."""
+        short = min(width, height)
+        across, down = (
+            self.resize if side == short else int(self.resize * side / short) for side in (width, height)
+        )
+        return across, down
 
     def transform(self, crops: int = 1) -> Transform:
         """Transform of an RGB image to (3, H, W); with `crops=5`, corners and center, to (5, 3, H, W).
@@ -83,7 +93,7 @@ class Preprocess(Serializable):
         size = (self.image_size, self.image_size)
         crop = transforms.CenterCrop(size) if crops == 1 else transforms.FiveCrop(size)
         resize = transforms.Resize(self.resize, InterpolationMode(self.interpolation))
-        return _Transform(transforms.Compose([resize, crop]), Normalize(self.mean, self.std))
+        return _Transform(self, crops, transforms.Compose([resize, crop]))
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> "Preprocess":
@@ -129,11 +139,28 @@ class Normalize:
 class _Transform:
     """Picklable composition of resize, crop or five crops, and normalize."""
 
-    def __init__(self, crop: Any, normalize: Normalize) -> None:
-        self.crop, self.normalize = crop, normalize
+    def __init__(self, preprocess: Preprocess, crops: int, crop: Any) -> None:
+        self.preprocess, self.crops, self.crop = preprocess, crops, crop
+        self.normalize = Normalize(preprocess.mean, preprocess.std)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        cropped = self.crop(image)
-        if isinstance(cropped, tuple):
-            return torch.stack([self.normalize(crop) for crop in cropped])
-        return self.normalize(cropped)
+        found = self._cut(image) if self._is_long(image) else self.crop(image)
+        if isinstance(found, tuple):
+            return torch.stack([self.normalize(crop) for crop in found])
+        return self.normalize(found)
+
+    def _is_long(self, image: Image.Image) -> bool:
+        """Whether it is so long a strip that resized it would fill the memory, however few bytes it has."""
+        return math.prod(self.preprocess.resized(*image.size)) > MAX_PIXELS
+
+    def _cut(self, image: Image.Image) -> Any:
+        """What `crop` gives, up to resampling's rounding; nothing else of the image is resized."""
+        preprocess, kinds = self.preprocess, Image.Resampling
+        kind = kinds.BICUBIC if preprocess.interpolation == "bicubic" else kinds.BILINEAR
+        size = (preprocess.image_size, preprocess.image_size)
+        cuts = tuple(
+            image.resize(size, kind, (max(0.0, left), max(0.0, top), min(right, width), min(bottom, height)))
+            for width, height in [image.size]
+            for left, top, right, bottom in preprocess.crop_regions(width, height)[-self.crops :]
+        )
+        return cuts if self.crops > 1 else cuts[0]

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
@@ -237,7 +238,9 @@ def _request(
             raise UnknownName("class", name, names)
     if count < 1:
         raise ConfigError(f"count is {count}: it must be at least 1")
-    if box is not None and not (len(box) == 4 and box[0] < box[2] and box[1] < box[3]):
+    if box is not None and not (
+        len(box) == 4 and all(map(isfinite, box)) and box[0] < box[2] and box[1] < box[3]
+    ):
         raise ConfigError(f"box is {list(box)}: give left, top, right and bottom in pixels")
     if stage is not None:
         stage_of(explainer.model.model, stage)

@@ -22,6 +22,8 @@ MAX_SIDE = 30_000
 """Longer images are reduced to this, as JPEG holds at most 65,535 pixels and enlarging may double it."""
 _MAX_HEIGHT = 4096
 """Narrow images are not enlarged beyond this height."""
+_MAX_PANEL = 4096
+"""Width from which letters below an image grow no further."""
 
 
 def limit_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -69,7 +71,7 @@ def draw_bars(image: Image.Image, bars: Sequence[Bar]) -> Image.Image:
         image = image.resize(size)
     scale = upscale_factor(image.size)
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    letters = max(14, image.width // 24)
+    letters = max(14, min(image.width, _MAX_PANEL) // 24)  # the panel of a long strip is no poster
     line, pad = round(letters * 1.9), letters // 2
     canvas = add_panel(image, len(bars) * line + pad)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(letters)

@@ -129,6 +129,7 @@ BAD: dict[str, tuple[int, Any]] = {
     "another type": (400, {"inputs": [{**GOOD, "datatype": "FP32"}]}),
     "an unknown type": (400, {"inputs": [{**GOOD, "datatype": "BYTES"}]}),
     "another shape": (400, {"inputs": [{**GOOD, "shape": [1, 3, 64, 64]}]}),
+    "more images than a batch": (413, {"inputs": [{**GOOD, "shape": [9, 8, 8, 3], "data": [0] * 1728}]}),
     "no image": (400, {"inputs": [{**GOOD, "shape": [0, 64, 64, 3], "data": []}]}),
     "a huge shape": (400, {"inputs": [{**GOOD, "shape": [2**62, 64, 64, 3]}]}),
     "a shape below 0": (400, {"inputs": [{**GOOD, "shape": [-1, 64, 64, 3]}]}),

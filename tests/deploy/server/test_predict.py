@@ -12,6 +12,9 @@ from PIL import Image
 from metaformer import Predictor
 from metaformer.data.rle import decode
 from metaformer.deploy.optimize import optimize
+from metaformer.deploy.server.network import check_explained
+from metaformer.errors import ConfigError
+from metaformer.inference.model import load_model
 from metaformer.tasks import TASKS
 from serving import Client, Running, encoded, running
 
@@ -160,3 +163,18 @@ def test_images_of_odd_sizes_are_no_error_of_the_server(task: str, server: Runni
     for size in ((1, 1), (1, 400), (400, 1), (999, 3)):
         answer = server.client.image(f"/predict/{task}", Image.new("RGB", size, (9, 99, 200)))
         assert answer.status == 200 or (answer.status == 400 and answer.json()["error"]), answer
+
+
+def test_a_strip_of_a_kilobyte_fills_no_memory(server: Running) -> None:
+    for size, kind in (((1, 400_000), "application/json"), ((400_000, 1), "image/png")):
+        strip = Image.new("RGB", size, (9, 99, 200))
+        answer = server.client.image("/predict/multilabel", strip, accept=kind)
+        assert answer.status == 200, answer
+
+
+def test_images_too_large_to_be_explained(untrained: dict[str, Path]) -> None:
+    model = load_model(untrained["segment"])
+    check_explained(model, Image.new("L", (2000, 1984)))
+    with pytest.raises(ConfigError, match="2016×2016 pixels has more than the 4,000,000"):
+        check_explained(model, Image.new("L", (2001, 2001)))
+    check_explained(load_model(untrained["classify"]), Image.new("L", (2001, 2001)))

@@ -10,6 +10,7 @@ from metaformer.deploy.server.batcher import Job, Refused
 from metaformer.deploy.server.body import read_length
 from metaformer.deploy.server.channel import Message
 from metaformer.deploy.server.model import Model
+from metaformer.deploy.server.settings import Settings
 from metaformer.deploy.server.tensor import DATATYPES, InferRequest, encode_outputs
 
 JSON_SIZE: Final = "inference-header-content-length"
@@ -25,7 +26,7 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 def read_request(
-    model: Model, body: bytes, header: str | None, max_pixels: int
+    model: Model, body: bytes, header: str | None, limits: Settings
 ) -> tuple[InferRequest, Callable[[], Job]]:
     """A request for the outputs of a network, and what makes a job of it.
 
@@ -33,7 +34,7 @@ def read_request(
         model: the network.
         body: of the request.
         header: value of `JSON_SIZE`; None where all of the body is JSON.
-        max_pixels: of all its images together.
+        limits: `max_batch` images, and `max_pixels` of all of them together.
 
     Raises:
         Refused: it is damaged, or does not fit the network.
@@ -54,8 +55,10 @@ def read_request(
     )
     if not np.isfinite(images).all():
         raise Refused(400, "images: not all numbers are finite")
-    if len(images) * height * width > max_pixels:
-        raise Refused(413, f"images: more than {max_pixels:,} pixels")
+    if len(images) > limits.max_batch:  # a detector's masks take a megabyte for each, however small it is
+        raise Refused(413, f"images: more than {limits.max_batch}, the largest batch")
+    if len(images) * height * width > limits.max_pixels:
+        raise Refused(413, f"images: more than {limits.max_pixels:,} pixels")
     sizes = inputs.get("sizes")
     if sizes is not None and (
         len(sizes) != len(images) or (sizes < 1).any() or (sizes > (height, width)).any()

@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metaformer.color import to_hex
+from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.deploy.optimize import optimize
 from metaformer.deploy.server.tensor import DATATYPES
+from metaformer.errors import ConfigError
 from metaformer.inference.explain import Explainer
 from metaformer.inference.model import input_size, load_model
 from metaformer.inference.predictor import Predictor
@@ -29,6 +31,8 @@ CAPTUM: Final = "captum"
 """Package that the extra `explain` brings."""
 WARM_UP: Final = (256, 192)
 """Height and width of the first image, where the network takes any."""
+EXPLAINED_PIXELS: Final = 4_000_000
+"""Of the largest input that is explained: gradients take the features of all blocks, a kilobyte a pixel."""
 PNG_LEVEL: Final = 1
 """Compression of images in answers: of little use on a local network, and slow."""
 Answer = Callable[[], tuple[dict[str, Any], list[bytes]]]
@@ -181,8 +185,9 @@ class ServedNetwork:
         if self._explainer is None:
             self._explainer = self._load_explainer()
         ((job,), (buffer,)) = jobs, buffers
-        box = job["box"] and tuple(job["box"])
-        heat = self._explainer.heat(_image(job, buffer), job["index"], box, stage=None)
+        image, box = _image(job, buffer), job["box"] and tuple(job["box"])
+        check_explained(self._explainer.model, image)
+        heat = self._explainer.heat(image, job["index"], box, stage=None)
         gray = Image.fromarray(np.rint(np.clip(heat, 0, 1) * 255).astype(np.uint8))
         return [lambda: ({}, [encode_png(gray)])]
 
@@ -201,6 +206,22 @@ class ServedNetwork:
 def _optimized(network: nn.Module) -> nn.Module:
     """The exact inference form; graphs of files are in theirs. Not compiled: that takes a minute a shape."""
     return network if isinstance(network, ExportedNetwork) else optimize(network, compile=False)
+
+
+def check_explained(model: LoadedModel, image: Image.Image) -> None:
+    """Refuse an image whose features would fill the memory.
+
+    Raises:
+        ConfigError: it is too large to be explained.
+    """
+    preprocess = model.preprocess
+    if isinstance(preprocess, DensePreprocess):
+        width, height = preprocess.size(*image.size)
+        if width * height > EXPLAINED_PIXELS:
+            raise ConfigError(
+                f"image: its input of {width}×{height} pixels has more than the {EXPLAINED_PIXELS:,} "
+                "that are explained: send a smaller one"
+            )
 
 
 def _graph(model: LoadedModel) -> Any:

@@ -123,8 +123,8 @@ class Service:
         """Outputs of the network for tensors."""
         begun, model = time.perf_counter(), self.ready_model(name)
         body = await self._reader.read(request)
-        size, limit = request.headers.get(JSON_SIZE), self.settings.max_pixels
-        question, build = await self._decoder.run(read_request, model, body, size, limit)
+        size = request.headers.get(JSON_SIZE)
+        question, build = await self._decoder.run(read_request, model, body, size, self.settings)
         answer = await self._compute(request, model, build(), begun)
         text, json_size = await self._decoder.run(encode_answer, model, question, answer)
         if json_size is None:
