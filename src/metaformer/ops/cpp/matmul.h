@@ -358,9 +358,9 @@ long group_rows() {
   return uses_tiles<T>() ? TILE_ROWS : ROWS;
 }
 
-// The L2 cache of a core in MiB, 1 where it is smaller or not known. It is asked for once.
+// The L2 cache of a core in MiB, asked for once: 1 or 2, as virtual machines may report more than there is.
 inline long l2_mebibytes() {
-  static const long size = std::max(1L, sysconf(_SC_LEVEL2_CACHE_SIZE) >> 20);
+  static const long size = std::clamp(sysconf(_SC_LEVEL2_CACHE_SIZE) >> 20, 1L, 2L);
   return size;
 }
 
