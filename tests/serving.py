@@ -118,7 +118,14 @@ def model_settings(
     """What networks are started with."""
     loading = {name: options.pop(name, value) for name, value in OWN.items()}
     return [
-        ModelSettings(name=name, source=str(source), max_batch=max_batch, loading=loading, options=options)
+        ModelSettings(
+            name=name,
+            source=str(source),
+            max_batch=max_batch,
+            max_pixels=Settings.max_pixels,
+            loading=loading,
+            options=options,
+        )
         for name, source in models.items()
     ]
 

@@ -1,5 +1,6 @@
 """`metaformer serve` as a process."""
 
+import shlex
 import socket
 import subprocess
 import sys
@@ -95,3 +96,10 @@ def test_names_and_sources(tmp_path: Path) -> None:
     assert split_name("x=runs/y=z") == ("x", "runs/y=z")
     assert split_name("runs/y") == ("y", "runs/y")
     assert split_name(str(tmp_path / "a=b"))[0] == "a=b"
+
+
+def test_connections_without_open_files_are_an_error(untrained: dict[str, Path]) -> None:
+    command = ["-m", "metaformer", "serve", str(untrained["classify"]), "--port", "0"]
+    limited = f"ulimit -n 100 && exec {shlex.join([sys.executable, *command])}"
+    done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "256 connections need 384 open files" in done.stderr

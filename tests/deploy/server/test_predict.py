@@ -12,7 +12,7 @@ from PIL import Image
 from metaformer import Predictor
 from metaformer.data.rle import decode
 from metaformer.deploy.optimize import optimize
-from metaformer.deploy.server.network import check_explained
+from metaformer.deploy.server.network import EXPLAINED_PIXELS, check_input
 from metaformer.errors import ConfigError
 from metaformer.inference.model import load_model
 from metaformer.tasks import TASKS
@@ -172,9 +172,14 @@ def test_a_strip_of_a_kilobyte_fills_no_memory(server: Running) -> None:
         assert answer.status == 200, answer
 
 
+def test_a_strip_that_padding_makes_large_is_refused(server: Running) -> None:
+    answer = server.client.image("/predict/segment", Image.new("RGB", (1, 1_000_000), (9, 99, 200)))
+    assert answer.status == 400 and "25,000,000 pixels" in answer.json()["error"], answer
+
+
 def test_images_too_large_to_be_explained(untrained: dict[str, Path]) -> None:
     model = load_model(untrained["segment"])
-    check_explained(model, Image.new("L", (2000, 1984)))
-    with pytest.raises(ConfigError, match="2016×2016 pixels has more than the 4,000,000"):
-        check_explained(model, Image.new("L", (2001, 2001)))
-    check_explained(load_model(untrained["classify"]), Image.new("L", (2001, 2001)))
+    check_input(model, Image.new("L", (2000, 1984)), EXPLAINED_PIXELS)
+    with pytest.raises(ConfigError, match="2016×2016, and 4,000,000 pixels"):
+        check_input(model, Image.new("L", (2001, 2001)), EXPLAINED_PIXELS)
+    check_input(load_model(untrained["classify"]), Image.new("L", (2001, 2001)), EXPLAINED_PIXELS)

@@ -1,6 +1,7 @@
 """A network in the server: its process, started again when it dies, and the requests for it."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from typing import Any, Final
@@ -18,6 +19,7 @@ LOADING: Final = 600.0
 DEATHS: Final = 5
 """Deaths of a process within `PERIOD` after which it is not started again."""
 PERIOD: Final = 120.0
+_log: Final = logging.getLogger(__name__)
 
 
 class LoadingFailed(Exception):
@@ -91,11 +93,16 @@ class Model:
             finally:
                 self._fail()
                 await child.stop()
-            self._deaths.append(time.monotonic())
-            if len(self._deaths) == DEATHS and self._deaths[-1] - self._deaths[0] < PERIOD:
+            now = time.monotonic()
+            self._deaths.append(now)
+            deaths = sum(now - death < PERIOD for death in self._deaths)
+            if deaths >= DEATHS:
                 self.state = "failed"
+                _log.error("model %s: its process died %d times and is not started again", self.name, deaths)
                 return
+            _log.warning("model %s: its process died and is started again", self.name)
             self._metrics.restarted(self.name)
+            await asyncio.sleep(2 ** (deaths - 1) - 1)  # what it misses may be coming: 0, 1, 3, 7 s
 
     def stop(self) -> None:
         """Take no more requests."""
@@ -144,6 +151,7 @@ class Model:
             if kind == "failed" and not self.loaded.done():
                 raise LoadingFailed(message.fields["error"])
             if kind == "failed":  # its files have changed since: perhaps they are being written
+                _log.warning("model %s: %s", self.name, message.fields["error"])
                 return False
             if kind == "ready":
                 self.about, self.pid = message.fields["model"], message.fields["pid"]

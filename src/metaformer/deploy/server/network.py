@@ -133,6 +133,8 @@ class ServedNetwork:
     def predict(self, jobs: Rows, buffers: Sequence[Any]) -> list[Answer]:
         """Predictions of images, whose pixels are in the buffers."""
         images = [_image(job, buffer) for job, buffer in zip(jobs, buffers, strict=True)]
+        for image in images:
+            check_input(self._model, image, self._settings["max_pixels"])
         results = self._predictor.predictor.predict_images(images)
         return [
             _drawn(result, image) if job["draw"] else _response(result)
@@ -186,7 +188,7 @@ class ServedNetwork:
             self._explainer = self._load_explainer()
         ((job,), (buffer,)) = jobs, buffers
         image, box = _image(job, buffer), job["box"] and tuple(job["box"])
-        check_explained(self._explainer.model, image)
+        check_input(self._explainer.model, image, EXPLAINED_PIXELS)
         heat = self._explainer.heat(image, job["index"], box, stage=None)
         gray = Image.fromarray(np.rint(np.clip(heat, 0, 1) * 255).astype(np.uint8))
         return [lambda: ({}, [encode_png(gray)])]
@@ -208,19 +210,19 @@ def _optimized(network: nn.Module) -> nn.Module:
     return network if isinstance(network, ExportedNetwork) else optimize(network, compile=False)
 
 
-def check_explained(model: LoadedModel, image: Image.Image) -> None:
-    """Refuse an image whose features would fill the memory.
+def check_input(model: LoadedModel, image: Image.Image, limit: int) -> None:
+    """Refuse an image that is too large when it is resized and padded.
 
     Raises:
-        ConfigError: it is too large to be explained.
+        ConfigError: the network's input would have more pixels than `limit`.
     """
     preprocess = model.preprocess
     if isinstance(preprocess, DensePreprocess):
         width, height = preprocess.size(*image.size)
-        if width * height > EXPLAINED_PIXELS:
+        if width * height > limit:
             raise ConfigError(
-                f"image: its input of {width}×{height} pixels has more than the {EXPLAINED_PIXELS:,} "
-                "that are explained: send a smaller one"
+                f"image: the network's input would be {width}×{height}, and {limit:,} pixels are the most: "
+                "send a smaller one"
             )
 
 

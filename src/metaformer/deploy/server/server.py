@@ -19,8 +19,10 @@ from metaformer.deploy.server.protocol import HEADERS, limited_protocol
 from metaformer.deploy.server.service import Service
 from metaformer.deploy.server.settings import ModelSettings, Settings, read_size
 from metaformer.errors import ConfigError, MissingPackage
-from metaformer.process import GRACE, STOP_SIGNALS
+from metaformer.process import GRACE, STOP_SIGNALS, open_files_limit
 
+SPARE_FILES: Final = 128
+"""Files that are open beside connections, and connections that are being refused."""
 PACKAGES: Final = ("fastapi", "h11", "prometheus_client", "python_multipart", "uvicorn")
 """What the extra `serve` brings."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -110,6 +112,7 @@ def serve(
             name=name,
             source=str(source),
             max_batch=max_batch,
+            max_pixels=max_pixels,
             optimize=not no_optimize and amp == "none",
             loading=loading,
             options=options,
@@ -209,6 +212,7 @@ class Server:
             ConfigError: it cannot listen, or a network cannot be loaded.
         """
         self._loop = asyncio.get_running_loop()
+        _allow_files(self._settings.max_connections + SPARE_FILES)
         listener = _listen(self._settings)
         metrics = Metrics([model.name for model in self._wanted])
         self.models = {model.name: Model(model, self._settings, metrics) for model in self._wanted}
@@ -288,6 +292,20 @@ def _http_server(app: Any, settings: Settings) -> Any:
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
     return server
+
+
+def _allow_files(count: int) -> None:
+    """Let this process open so many files: asyncio logs a connection that it has none for, again and again.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    limit, left = open_files_limit(count)
+    if left < count:
+        raise ConfigError(
+            f"max_connections: {count - SPARE_FILES} connections need {count} open files, and {left} of "
+            f"{limit} are left: choose fewer, or raise `ulimit -n`"
+        )
 
 
 def _listen(settings: Settings) -> socket.socket:

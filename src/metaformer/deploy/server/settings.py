@@ -57,6 +57,8 @@ class ModelSettings:
     """In addresses."""
     source: str
     max_batch: int
+    max_pixels: int
+    """Pixels of an image as the network is given it: padding makes thin images many times as large."""
     optimize: bool = True
     loading: dict[str, Any] = field(default_factory=dict)
     """Arguments of `Predictor` for all tasks."""
