@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from PIL import Image
+from tqdm import tqdm
 
 from metaformer.attribution.stages import stage_of, trunk_of
 from metaformer.distributed import find_device
@@ -175,7 +176,7 @@ def explain(
     skipped: list[BadImage] = []
     names = FileNames()
     with atomic_text(target / LINES) as lines:
-        for index in range(len(listed)):
+        for index in tqdm(range(len(listed)), "explain", unit="image", leave=False, disable=None):
             path = listed.path(index)
             try:
                 image = listed.image(index, loaded.preprocess.background)
