@@ -265,7 +265,7 @@ def test_a_killed_network(
         tally("26", "a killed network: ready again", seconds <= 30, seconds)
         print(f"ready again after {seconds:.1f} s")
         status, rest, _ = server.stop()
-    assert (status, rest) == (0, "")
+    assert (status, rest) == (0, "model x: its process died and is started again\n")
 
 
 @pytest.mark.often(0, 3)

@@ -86,10 +86,10 @@ class OpenVINO:
         need_regular(weights, WeightsError)  # it would block on a pipe
         try:
             self._graph = self._openvino.Core().read_model(file)
+            info = self._graph.get_rt_info()
+            self.card: str | None = info[KEY].astype(str) if KEY in info else None  # not UTF-8 is an error
         except Exception as error:  # OpenVINO has no class of its own for damaged files
             raise _unreadable(file, "OpenVINO", error) from error
-        info = self._graph.get_rt_info()
-        self.card: str | None = info[KEY].astype(str) if KEY in info else None
         self.content = read_bytes(weights, WeightsError, largest=sys.maxsize)
         """What the card's hash is of."""
         self.options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}

@@ -308,6 +308,16 @@ def test_damaged_files_are_refused_by_name(damage: str, files: Any, tmp_path: Pa
         load_exported(file)
 
 
+def test_openvino_files_whose_metadata_are_no_text_are_refused(openvino_file: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(openvino_file, tmp_path))
+    shutil.copy(openvino_file.with_suffix(".bin"), tmp_path)
+    content = file.read_bytes()
+    place = content.index(b"schema")
+    file.write_bytes(content[:place] + b"\xbb" + content[place + 1 :])
+    with pytest.raises(WeightsError, match=file.name):
+        load_exported(file)
+
+
 def test_openvino_files_are_refused_without_their_weights(openvino_file: Path, tmp_path: Path) -> None:
     file = Path(shutil.copy(openvino_file, tmp_path))
     with pytest.raises(WeightsError, match=r"digits\.bin"):
@@ -365,7 +375,7 @@ def finds_something(detector: nn.Module) -> None:
             elif name.startswith("head.") and ".conv." in name:
                 nn.init.kaiming_normal_(value)
             elif "cls_logits" in name:
-                value.normal_(std=0.1)
+                value.normal_(std=0.02)
             elif "cls_score" in name:
                 value.normal_(std=0.05)
             elif "bbox" in name:
