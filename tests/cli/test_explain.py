@@ -44,11 +44,11 @@ def test_the_receptive_field(untrained: dict[str, Path], photo: Path, cli: Cli, 
         "explain", untrained["classify"], photo, "--receptive-field", "--out", tmp_path, "--side=96"
     )
     assert status == 0 and "random weights" in out and "trained weights" in out and "99%" in out
-    assert f"picture: {tmp_path / 'receptive-field.png'}\nnumbers: {tmp_path / 'receptive-field.json'}" in out
+    assert f"image: {tmp_path / 'receptive-field.png'}\nnumbers: {tmp_path / 'receptive-field.json'}" in out
     values = json.loads((tmp_path / "receptive-field.json").read_text())
     assert values["side"] == 96 and len(values["squares"]["trained weights"]) == 4
-    with Image.open(tmp_path / "receptive-field.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open(tmp_path / "receptive-field.png") as image:
+        assert image.format == "PNG"
     noise = cli("explain", untrained["classify"], "--receptive-field", "--side=64", "--samples=1")
     assert noise.status == 0 and "1 images of noise" in noise.out
 

@@ -170,8 +170,6 @@ def test_a_file_is_written(saved: Path, cli: Cli) -> None:
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny classifier of pets."""
-    pytest.importorskip("nncf")
-    pytest.importorskip("openvino")
     torch.manual_seed(0)
     tiny = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "image_size": (32, 32)}
     model = create_model("poolformer_s12", num_classes=3, **tiny)

@@ -47,7 +47,7 @@ COMMANDS: dict[str, Command] = {
         "predict",
     ),
     "explain": Command(
-        "what a network looks at, as pictures",
+        "where a network looks, as images",
         "metaformer explain runs/demo-classify photos/ --out explained",
         "explain",
     ),

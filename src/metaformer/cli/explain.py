@@ -72,10 +72,10 @@ def _field(args: dict[str, Any]) -> int:
     from metaformer.inference.receptive_field import measure_receptive_field
 
     out = args.pop("out")
-    picture = None if out is None else Path(out, f"{FIELD}.png")
-    done = measure_receptive_field(args.pop("source"), args.pop("images"), picture, **args)
+    image = None if out is None else Path(out, f"{FIELD}.png")
+    done = measure_receptive_field(args.pop("source"), args.pop("images"), image, **args)
     say(done.text())
-    if picture is not None:
-        write_json(picture.with_suffix(".json"), done.to_dict())
-        say(f"picture: {picture}\nnumbers: {picture.with_suffix('.json')}")
+    if image is not None:
+        write_json(image.with_suffix(".json"), done.to_dict())
+        say(f"image: {image}\nnumbers: {image.with_suffix('.json')}")
     return 0
