@@ -40,8 +40,7 @@ float exponentiate(float* row, long tokens, long stride) {
   std::fill(row + tokens, row + stride, -std::numeric_limits<float>::infinity());
   vec most = load_vec(row);
   for (long i = LANES; i < stride; i += LANES) most = max_vec(most, load_vec(row + i));
-  float highest = most[0];
-  for (int i = 1; i < LANES; ++i) highest = std::max(highest, most[i]);
+  const float highest = reduce(most, max_vec);
   vec sum = {};
   for (long i = 0; i < stride; i += LANES) {
     vec value = exp_vec(load_vec(row + i) - highest);
@@ -80,10 +79,16 @@ struct Head {
 
   // Of token i, q is 3 i rows of `width` numbers from `first`, k 3 i + 1, v 3 i + 2.
   void read(const T* first) {
-    for (long i = 0; i < tokens; ++i)
-      for (long d = 0; d < head_dim; ++d) {
-        keys[d * stride + i] = load(first + (3 * i + 1) * width + d);
-        values[i * head_dim + d] = load(first + (3 * i + 2) * width + d);
+    for (long i = 0; i < stride; i += LANES)
+      for (long d = 0; d < head_dim; d += LANES) {
+        vec rows[LANES] = {};  // zeros beyond `tokens`
+        for (long j = 0; j < std::min<long>(LANES, tokens - i); ++j) {
+          const T* key = first + (3 * (i + j) + 1) * width + d;
+          rows[j] = load_vec(key);
+          store_vec(values.data() + (i + j) * head_dim + d, load_vec(key + width));
+        }
+        transpose(rows);
+        for (long j = 0; j < LANES; ++j) store_vec(keys.data() + (d + j) * stride + i, rows[j]);
       }
   }
 

@@ -58,11 +58,18 @@ struct Multiply<bfloat16> {
   }
 };
 
+// Memory that a product asks for ahead of time, some bytes with each k: the processor follows a weight by itself within
+// a page alone, so that a weight of megabytes would be waited for at each of its pages.
+struct Prefetch {
+  const char* start;
+  long per_k;
+};
+
 // sums (ROWS, COUNT * LANES) of rows that lie `stride` apart by a panel of COUNT vectors of columns. It is not inlined,
 // and the sums go through the L1 cache: beside what is done with them the compiler finds too few registers.
 template <int COUNT, class T>
 [[gnu::noinline]] void microkernel(const T* rows, long stride, const T* panel, long depth, const float* bias,
-                                   float* sums) {
+                                   float* sums, Prefetch next) {
   using M = Multiply<T>;
   vec sum[ROWS][COUNT];
 #pragma GCC unroll 8
@@ -72,6 +79,7 @@ template <int COUNT, class T>
     for (int r = 0; r < ROWS; ++r) sum[r][v] = start;
   }
   for (long k = 0; k < depth; k += M::STEP) {
+    __builtin_prefetch(next.start + k * next.per_k, 0, 2);
     decltype(M::weights(panel)) weight[COUNT];
 #pragma GCC unroll 8
     for (int v = 0; v < COUNT; ++v) weight[v] = M::weights(panel + (k * COUNT + v * M::STEP) * LANES);
@@ -96,6 +104,12 @@ bool uses_tiles() {
   return std::is_same_v<T, bfloat16> && tiles::allowed();
 }
 
+// Rows of a group: threads share whole groups, and a block is some of them.
+template <class T>
+long group_rows() {
+  return uses_tiles<T>() ? TILE_ROWS : ROWS;
+}
+
 #if HAS_TILES
 template <int... I, class Call>
 void unroll(std::integer_sequence<int, I...>, const Call& call) {
@@ -106,7 +120,7 @@ void unroll(std::integer_sequence<int, I...>, const Call& call) {
 // and 5 hold rows, 6 and 7 in turn the weight. The part of `depth` that fills no tile is added in registers.
 template <int DOWN, int COUNT>
 [[gnu::noinline]] void tile_microkernel(const bfloat16* rows, long stride, const bfloat16* panel, long depth,
-                                        const float* bias, float* sums) {
+                                        const float* bias, float* sums, Prefetch next) {
   using M = Multiply<bfloat16>;
   constexpr int ACROSS = std::min(COUNT, 4 / DOWN);
   constexpr long WIDTH = COUNT * LANES, PANEL_BYTES = WIDTH * M::STEP * long(sizeof(bfloat16)),
@@ -114,12 +128,14 @@ template <int DOWN, int COUNT>
   static_assert(LANES == 16);  // columns of a tile
   constexpr auto across = std::make_integer_sequence<int, ACROSS>{};
   const long row_bytes = stride * long(sizeof(bfloat16)), whole = depth - depth % TILE_DEPTH;
+  const long ahead = DOWN * TILE_DEPTH * next.per_k * ACROSS / COUNT;  // bytes with each step below
   for (long c = 0; c < WIDTH; c += ACROSS * LANES) {
     unroll(across, [&](auto n) {
       tiles::load<n>(bias + c + n * LANES, 0);  // the same in every row
       if constexpr (DOWN == 2) tiles::load<ACROSS + n>(bias + c + n * LANES, 0);
     });
     for (long k = 0; k < whole; k += TILE_DEPTH) {
+      for (long end = ahead; end > 0; end -= 64, next.start += 64) __builtin_prefetch(next.start, 0, 2);
       tiles::load<4>(rows + k, row_bytes);
       if constexpr (DOWN == 2) tiles::load<5>(rows + TILE_ROWS * stride + k, row_bytes);
       unroll(across, [&](auto n) {
@@ -147,7 +163,7 @@ template <int DOWN, int COUNT>
 template <class T>
 struct Kernel {
   long rows;  // that it multiplies
-  void (*run)(const T* rows, long stride, const T* panel, long depth, const float* bias, float* sums);
+  void (*run)(const T* rows, long stride, const T* panel, long depth, const float* bias, float* sums, Prefetch next);
 };
 
 constexpr long MOST_ROWS = HAS_TILES ? 2 * TILE_ROWS : ROWS;  // of a kernel
@@ -201,10 +217,15 @@ void matmul(const T* block, long rows, long stride, const PackedWeight<T>& weigh
     const bool narrow = p >= whole;
     const long column = narrow ? whole * PANEL + (p - whole) * LANES : p * PANEL, width = narrow ? LANES : PANEL;
     const T* panel = weight.weight + column * weight.depth;
+    // the next panel, a part of it with each kernel; behind the last one nothing is known
+    const bool more = p + 1 < panels.last;
+    Prefetch next = {reinterpret_cast<const char*>(panel + (more ? width * weight.depth : 0)),
+                     more ? std::min(64L, round_up(width * long(sizeof(T)) * group_rows<T>() / rows, 4)) : 0};
     for (long r = 0; r < rows;) {
       alignas(64) float sums[MOST_ROWS * PANEL];  // (kernel.rows, width)
       const Kernel<T> kernel = kernel_for<T>(rows - r, narrow);
-      kernel.run(block + r * stride, stride, panel, weight.depth, weight.bias + column, sums);
+      kernel.run(block + r * stride, stride, panel, weight.depth, weight.bias + column, sums, next);
+      next.start += next.per_k * weight.depth * (kernel.rows / group_rows<T>());
       for (long i = 0; i < kernel.rows; ++i)
         for (long c = 0; c < width; c += LANES) store(r + i, column + c, load_vec(sums + i * width + c));
       r += kernel.rows;
@@ -350,12 +371,6 @@ inline char* scratch(long bytes) {
   static thread_local std::vector<char> buffer;
   if (long(buffer.size()) < bytes + 64) buffer.resize(bytes + 64);
   return buffer.data() + (64 - reinterpret_cast<uintptr_t>(buffer.data()) % 64) % 64;
-}
-
-// Rows of a group: threads share whole groups, and a block is some of them.
-template <class T>
-long group_rows() {
-  return uses_tiles<T>() ? TILE_ROWS : ROWS;
 }
 
 // The L2 cache of a core in MiB, asked for once: 1 or 2, as virtual machines may report more than there is.

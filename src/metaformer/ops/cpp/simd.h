@@ -100,10 +100,26 @@ inline void transpose(vec (&rows)[LANES]) {
   if constexpr (STEP > 1) transpose<STEP / 2>(rows);
 }
 
+// Lane i of the result is lane i ^ STEP.
+template <int STEP, int... I>
+inline vec swap_lanes(vec value, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(value, value, (I ^ STEP)...);
+#else
+  return __builtin_shuffle(value, uvec{uint32_t(I ^ STEP)...});
+#endif
+}
+
+// Combines all lanes, by halves.
+template <int STEP = LANES / 2, class Combine>
+inline float reduce(vec value, const Combine& combine) {
+  value = combine(value, swap_lanes<STEP>(value, std::make_integer_sequence<int, LANES>{}));
+  if constexpr (STEP > 1) return reduce<STEP / 2>(value, combine);
+  return value[0];
+}
+
 inline float sum_lanes(vec value) {
-  float sum = 0;
-  for (int i = 0; i < LANES; ++i) sum += value[i];
-  return sum;
+  return reduce(value, [](vec a, vec b) { return a + b; });
 }
 
 // e^x for x <= 0, to 2 units in the last place: 2^n e^r with n = round(x / ln 2) and |r| <= ln(2) / 2; NaN stays NaN.
