@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow test-ray test-page test-clients test-oracles faults fuzz check format
+.PHONY: demo docs docs-serve test test-slow test-ray test-page test-clients test-oracles faults fuzz check format
 .DEFAULT_GOAL := test
 PYTHON ?= python3
 BIN := .venv/bin
@@ -69,6 +69,15 @@ faults: $(READY)  ## break runs on purpose, as often as docs/reliability.md says
 
 fuzz: $(READY)  ## change the files of every door for a minute each: a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults/test_fuzz.py -m faults --full --door-seconds 60 -n 3 --dist worksteal
+
+docs: $(READY)  ## the site, in build/site, and a look for dead links; installs Zensical, 40 MB, into the environment
+	@$(call INSTALL,zensical==0.0.73 mkdocstrings-python==2.0.11)
+	$(BIN)/python docs/site.py build/docs
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python docs/site.py --check build/site
+
+docs-serve: docs  ## the same at http://127.0.0.1:8008
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8008
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from warm import python
 
@@ -67,6 +68,26 @@ def test_the_models_page_is_up_to_date() -> None:
         [*python(), ROOT / "docs" / "tables.py", "--check"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_site_has_every_page(tmp_path: Path) -> None:
+    site = ROOT / "docs" / "site.py"
+    done = subprocess.run([*python(), site, tmp_path / "site"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in (tmp_path / "site").glob("*.md")}
+    sections = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    named = [page for section in sections for value in section.values() for page in _pages(value)]
+    assert sorted(named) == sorted(written)
+    (tmp_path / "built").mkdir()
+    (tmp_path / "built/index.html").write_text('<a id="top" href="#top"></a><a href="other.html#there"></a>')
+    done = subprocess.run([*python(), site, "--check", tmp_path / "built"], capture_output=True, text=True)
+    assert (
+        done.returncode == 1 and "index.html: other.html#there" in done.stderr and "#top" not in done.stderr
+    )
+
+
+def _pages(value: str | list[dict[str, str]]) -> list[str]:
+    return [value] if isinstance(value, str) else [page for entry in value for page in entry.values()]
 
 
 OTHERS = ("gradio_app.py", "ray_predict.py")
