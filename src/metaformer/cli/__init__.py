@@ -66,6 +66,7 @@ COMMANDS: dict[str, Command] = {
     "bench": Command(
         "count and time models", "metaformer bench poolformer_s12 --against timm:poolformer_s12", "bench"
     ),
+    "doctor": Command("what is installed, which kernels run, what is missing", "metaformer doctor", "doctor"),
     "verify": Command(
         "published against measured accuracy", "metaformer verify caformer_s18 --data IMAGENET", "verify"
     ),

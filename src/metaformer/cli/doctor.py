@@ -1,0 +1,137 @@
+"""`metaformer doctor`."""
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from metaformer.cli.listing import table
+from metaformer.cli.parser import Parser, say
+from metaformer.errors import MetaFormerError, OutputError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+FOR_DEVELOPERS = ("dev", "peers")
+"""Extras that tests and comparisons need."""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    subject: str
+    state: str
+    """`ok`, `missing` of what is optional, or `broken`."""
+    text: str
+
+
+def run(argv: list[str]) -> int:
+    """Tell what is installed, which kernels run and what is missing; status 1 where something is broken."""
+    parser = Parser(
+        "doctor",
+        "What is installed, which kernels run here, what is missing and how to get it; a small network is "
+        "optimized and compared with itself.",
+        "metaformer doctor",
+    )
+    parser.parse_args(argv)
+    findings = [*_packages(), *_machine()]
+    if all(finding.state != "broken" for finding in findings):
+        findings.append(_network())
+    say(table(("", "", ""), findings).lstrip())
+    broken = [finding.subject for finding in findings if finding.state == "broken"]
+    say(f"\nbroken: {', '.join(broken)}" if broken else "\nall that is installed works")
+    return int(bool(broken))
+
+
+def _packages() -> Iterator[Finding]:
+    """Python, what metaformer needs, and each extra."""
+    from packaging.requirements import Requirement
+
+    yield Finding("python", "ok", f"{platform.python_version()}, {platform.platform(terse=True)}")
+    needed = [Requirement(line) for line in requires("metaformer") or ()]
+    groups: dict[str, list[Requirement]] = {"metaformer": []}
+    for requirement in needed:
+        extra = (
+            str(requirement.marker).rpartition(" == ")[2].strip("\"'") if requirement.marker else "metaformer"
+        )
+        if extra not in FOR_DEVELOPERS:
+            groups.setdefault(extra, []).append(requirement)
+    for extra, requirements in groups.items():
+        wrong = [problem for requirement in requirements if (problem := _problem(requirement))]
+        core = extra == "metaformer"
+        name = f"metaformer {version('metaformer')}" if core else f"extra {extra}"
+        if not wrong:
+            yield Finding(name, "ok", ", ".join(f"{one.name} {version(one.name)}" for one in requirements))
+        else:
+            remedy = "pip install --upgrade metaformer" if core else f"pip install 'metaformer[{extra}]'"
+            yield Finding(name, "broken" if core else "missing", f"{', '.join(wrong)}: {remedy}")
+
+
+def _problem(requirement: "Requirement") -> str | None:
+    """What is wrong with a required package, or None."""
+    try:
+        found = version(requirement.name)
+    except PackageNotFoundError:
+        return f"no {requirement.name}"
+    wanted = requirement.specifier
+    return None if wanted.contains(found, prereleases=True) else f"{requirement.name} {found}, not {wanted}"
+
+
+def _machine() -> Iterator[Finding]:
+    """Processor, GPUs, what computes on each, and the cache directory."""
+    import torch
+
+    from metaformer.deploy.dtype import fastest_dtype
+    from metaformer.ops.describe import describe
+    from metaformer.storage import cache_dir
+
+    devices = [torch.device("cpu")]
+    devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    for device in devices:
+        cpu = device.type == "cpu"
+        name = (
+            f"{_processor()}, {torch.get_num_threads()} threads"
+            if cpu
+            else torch.cuda.get_device_name(device)
+        )
+        yield Finding(str(device), "ok", name)
+        yield Finding(f"{device} kernels", "ok", describe(device))
+        yield Finding(f"{device} dtype", "ok", fastest_dtype(device)[1])
+    try:
+        folder = cache_dir()
+    except OutputError as error:
+        yield Finding("cache", "broken", str(error))
+    else:
+        exists = next(path for path in (folder, *folder.parents) if path.exists())
+        writable = exists.is_dir() and os.access(exists, os.W_OK)
+        state, text = (
+            ("ok", f"{folder}")
+            if writable
+            else ("broken", f"{exists}: no folder to write to; set METAFORMER_HOME to one")
+        )
+        yield Finding("cache", state, text)
+
+
+def _processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def _network() -> Finding:
+    """A small network, built and optimized, which compares what it computes."""
+    from metaformer.deploy.optimize import optimize
+    from metaformer.factory import create_model
+
+    try:
+        optimize(create_model("poolformer_n", image_size=(64, 64)))
+    except MetaFormerError as error:
+        return Finding("network", "broken", str(error))
+    return Finding("network", "ok", "PoolFormer-N computes the same with and without kernels")
