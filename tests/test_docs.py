@@ -70,6 +70,14 @@ def test_the_models_page_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_errors_of_the_troubleshooting_page_exist() -> None:
+    code = " ".join(file.read_text() for file in sorted((ROOT / "src").rglob("*.py")))
+    headings = (ROOT / "docs" / "troubleshooting.md").read_text().split("\n### `")[1:]
+    quoted = [heading.partition("`")[0] for heading in headings]
+    assert len(quoted) >= 20
+    assert [words for words in quoted if words not in code] == []
+
+
 def test_the_site_has_every_page(tmp_path: Path) -> None:
     site = ROOT / "docs" / "site.py"
     done = subprocess.run([*python(), site, tmp_path / "site"], capture_output=True, text=True, timeout=120)
