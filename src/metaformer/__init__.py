@@ -36,6 +36,9 @@ if TYPE_CHECKING:  # `X as X` exports a name to type checkers
     from metaformer.models.segmentation.config import SegmenterConfig as SegmenterConfig
     from metaformer.models.segmentation.loss import SegmentationLoss as SegmentationLoss
     from metaformer.models.segmentation.segmenter import Segmenter as Segmenter
+    from metaformer.training.callbacks import Callback as Callback
+    from metaformer.training.callbacks import TrainState as TrainState
+    from metaformer.training.train import TrainResult as TrainResult
     from metaformer.training.train import train as train
     from metaformer.weights.convert import convert as convert
     from metaformer.weights.hub import from_pretrained as from_pretrained
@@ -79,7 +82,8 @@ _MODULES = {
     "models.segmentation.config": ("SegmenterConfig",),
     "models.segmentation.loss": ("SegmentationLoss",),
     "models.segmentation.segmenter": ("Segmenter",),
-    "training.train": ("train",),
+    "training.callbacks": ("Callback", "TrainState"),
+    "training.train": ("TrainResult", "train"),
     "weights.convert": ("convert",),
     "weights.hub": ("from_pretrained", "push_to_hub", "save_pretrained"),
     "weights.load": ("LoadReport", "load_weights"),

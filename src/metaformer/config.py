@@ -49,6 +49,9 @@ class ModelConfig(Checked):
     """Dropout in the classifier."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Other fields of `MetaFormerConfig`, such as `{norm: batch_norm}`."""
+    freeze: int = 0
+    """Stages of the backbone, from the first on, that keep their weights and statistics, and the stem with
+    them; all of them leave the head alone to be trained."""
     grad_checkpointing: bool | Literal["mlp"] = False
     """Recompute activations in the backward pass: of blocks (`true`: least memory, about a third slower), or
     only the hidden ones of MLPs (`mlp`: saves most of that memory, about a sixth slower)."""
@@ -210,6 +213,8 @@ class ScheduleConfig(Checked):
     """Learning rate at the end and during cool-down."""
     cooldown_epochs: int = 0
     """Epochs at `min_lr` after the schedule."""
+    patience: int | None = None
+    """End the run after so many evaluations in a row without a new best; null for never."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ RANGES: Final[Mapping[str, Range]] = {
     "seed": Range(1 - 2**63, 2**63 - 1, integer=True),  # of PyTorch's generators
     "model.drop_path_rate": RATE,
     "model.head_dropout": RATE,
+    "model.freeze": NATURAL,
     "data.val_fraction": Range(0, 1, above=True, below=True),
     "data.image_size": POSITIVE_INT,
     "data.batch_size": POSITIVE_INT,
@@ -44,6 +45,7 @@ RANGES: Final[Mapping[str, Range]] = {
     "schedule.warmup_lr": NON_NEGATIVE,
     "schedule.min_lr": NON_NEGATIVE,
     "schedule.cooldown_epochs": NATURAL,
+    "schedule.patience": POSITIVE_INT,
     "ema.decay": RATE,
     "evaluate.crop": SHARE,
     "evaluate.every": POSITIVE_INT,

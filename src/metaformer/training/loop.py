@@ -1,7 +1,7 @@
 """Training loop: load batches, take steps, log, evaluate, save checkpoints; the same for every task."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -42,6 +42,7 @@ from metaformer.process import GRACE, StopSignals
 from metaformer.serialize import from_dict, to_dict
 from metaformer.tasks.base import Task
 from metaformer.tasks.report import thumbnail
+from metaformer.training.callbacks import Callback, TrainState
 from metaformer.training.diagnose import nonfinite_weight
 from metaformer.training.log import MetricsLog
 from metaformer.training.progress import Meter, Progress, device_name, peak_memory
@@ -96,10 +97,16 @@ class Loop:
         run: RunDir,
         world: World,
         signals: StopSignals,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config, self.task, self.trainer, self.sampler = config, task, trainer, sampler
-        self.run_dir, self.world, self.signals = run, world, signals
+        self.run_dir, self.world, self.signals, self.callbacks = run, world, signals, callbacks
         self.total = trainer.schedule.total
+        """Steps of the run; those done, where it ended early."""
+        self.ended: str | None = None
+        """Why the run ended before its planned end."""
+        self.waited = 0
+        """Evaluations since the best one."""
         self.best = Best()
         self.metrics: dict[str, float] = {}
         """Metrics of the last evaluation."""
@@ -140,6 +147,8 @@ class Loop:
         self.metrics = dict(state["metrics"])
         self.bad_images, self.skipped = set(state["bad_images"]), state["skipped_steps"]
         self.evaluation_pending = state["evaluation_pending"]
+        self.waited, self.ended = state.get("waited", 0), state.get("ended")
+        self.total = self.trainer.step if self.ended else self.total
         self.saved_step = self.trainer.step
         if any_rank(self.world.main and self.best.step > 0 and not self.run_dir.best.is_dir())[0]:
             # `best` was removed: the next evaluation is the best, or this step's if it had one
@@ -205,7 +214,9 @@ class Loop:
             self.progress.update({"loss": metrics["loss"]} if "loss" in metrics else {})
             if self.trainer.step % every == 0 or self.trainer.step == self.total:
                 self._log_metrics()
-            self._end_step()
+            self._end_step(metrics)
+            if self.complete:
+                return
             started = time.perf_counter()
 
     def _fetch(self, loader: Loader) -> Iterator[list[Batch]]:
@@ -293,16 +304,44 @@ class Loop:
         if self.log is not None:
             self.log.write("train", self.trainer.step, (self.trainer.step - 1) // self.sampler.steps, metrics)
 
-    def _end_step(self) -> None:
-        """Evaluate and save, each if it is due after this step."""
+    def _end_step(self, metrics: Mapping[str, float] | None = None) -> None:
+        """Evaluate and save, each if it is due; call callbacks; end the run where one asks for it."""
         step, every = self.trainer.step, self.config.runtime.save_every
-        due = self._evaluation_due()
+        epoch_done, due = step % self.sampler.steps == 0, self._evaluation_due()
+        stops = [] if metrics is None else [self._call(c.on_step, metrics) for c in self.callbacks]
         if due:
             self._evaluate()
-        if due or step % self.sampler.steps == 0 or (every and step % every == 0):
+            stops += [self._call(c.on_evaluate, self.metrics) for c in self.callbacks]
+        if epoch_done:
+            stops += [self._call(c.on_epoch, self.metrics) for c in self.callbacks]
+        self._end_early(any(stops), evaluated=due)
+        if due or epoch_done or self.ended or (every and step % every == 0):
             self._save()
         if due and step < self.total:
             self._report()
+
+    def _call(self, method: Callable[[TrainState], bool | None], metrics: Mapping[str, float]) -> bool:
+        """Whether a callback asks for the end of the run."""
+        step = self.trainer.step
+        epoch = -(-step // self.sampler.steps)
+        best, model, main = self.best.value, self.task.model, self.world.main
+        state = TrainState(self.run_dir.path, step, self.total, epoch, metrics, best, model, main)
+        return bool(method(state))
+
+    def _end_early(self, asked: bool, evaluated: bool) -> None:
+        """Make this step the last one, where a callback asks for it or `schedule.patience` is over."""
+        patience, step = self.config.schedule.patience, self.trainer.step
+        if step >= self.total:
+            return
+        if patience is not None and self.waited >= patience:
+            self.ended = f"no better {self.task.metric} in {self.waited} evaluations"
+        elif self.callbacks and any_rank(asked)[0]:
+            self.ended = "a callback asked for it"
+        if self.ended:
+            if not evaluated:
+                self._evaluate()
+            self._note("ended", f"ended after step {step} of {self.total}: {self.ended}")
+            self.total = step
 
     def _report(self) -> None:
         """Write the report as far as the run has come, which must not end it; at the end `train` does."""
@@ -340,7 +379,9 @@ class Loop:
         when = f"step {self.trainer.step}" if self.config.evaluate.every_steps else f"epoch {self.epoch}"
         self.progress.write(f"{when}: {text}")
         self.progress.postfix[self.task.metric] = f"{value:.4f}"
+        self.waited += 1
         if value > self.best.value:
+            self.waited = 0
             self.best = Best(value, self.trainer.step)
             # saved before the step's checkpoint: a process killed in between does both again
             tensors = {"model": self.trainer.eval_state_dict()}
@@ -402,6 +443,8 @@ class Loop:
             "best": asdict(self.best) if self.best.step else None,
             "bad_images": sorted(self.bad_images),
             "skipped_steps": self.skipped,
+            "waited": self.waited,
+            "ended": self.ended,
             "evaluation_pending": self.evaluation_pending,
             "held_out": self.held_out,
             "device": device_name(self.world.device),

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from metaformer.serialize import differences, to_dict
 from metaformer.storage import as_path
 from metaformer.tasks import TASKS, other_task
 from metaformer.tasks.base import Task
+from metaformer.training.callbacks import Callback
 from metaformer.training.check import check_config
 from metaformer.training.log import MetricsLog
 from metaformer.training.loop import Loop, machine
@@ -55,7 +57,11 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, out: str | Path, resume: str | None = None, command: str | None = None
+    config: TrainConfig,
+    out: str | Path,
+    resume: str | None = None,
+    command: str | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train, evaluate, save and report; under torchrun, in all its processes.
 
@@ -65,6 +71,7 @@ def train(
         resume: None refuses a directory that holds a run; `auto` resumes from its newest valid checkpoint, or
             starts a run; a checkpoint directory is resumed from, or refused if it is damaged.
         command: the shell command that resumes this run, shown by `metaformer runs`.
+        callbacks: called after steps, epochs and evaluations; each may end the run.
 
     Raises:
         ConfigError: a field is out of range or contradicts another.
@@ -88,7 +95,7 @@ def train(
         task = _build_task(config, run, resume, world, stop)
         sampler = _build_sampler(config, task, world)
         trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)
-        loop = Loop(config, task, trainer, sampler, run, world, stop)
+        loop = Loop(config, task, trainer, sampler, run, world, stop, callbacks)
         with ExitStack() as stack:
             saved = _open_run(run, resume, world, stack)
             if saved is not None:

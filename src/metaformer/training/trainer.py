@@ -22,6 +22,7 @@ from metaformer.tasks.base import StepContext, Task
 from metaformer.training.ddp import DataParallel
 from metaformer.training.diagnose import NonFinite, nonfinite_gradient, nonfinite_weight, record_nonfinite
 from metaformer.training.ema import Ema
+from metaformer.training.freeze import freeze_stages
 from metaformer.training.optim import build_optimizer, set_learning_rate
 from metaformer.training.schedule import Schedule
 
@@ -52,6 +53,7 @@ class Trainer:
         self.interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
         """Context of what takes long in a step; within it `state_dicts` may be called by another thread."""
         self._buffers_before: list[Tensor] | None = None
+        self.frozen = freeze_stages(task.model, config.model.freeze)
         self.parallel = build_parallel(config.runtime, world)
         self.ema = None if config.ema.decay is None else Ema(task.model, config.ema.decay)
         if self.ema is not None:
@@ -60,6 +62,7 @@ class Trainer:
         self.buffers = list(task.model.buffers())
         self.optimizer = build_optimizer(config.optim, task.model)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.runtime.amp == "fp16")
+        self._keep_frozen()
 
     @property
     def eval_model(self) -> nn.Module:
@@ -75,7 +78,13 @@ class Trainer:
             forward = TASKS[self.config.task].forward(model)
             outputs = forward(images.to(self.world.device, non_blocking=True), *sizes)
         model.train(training)
+        self._keep_frozen()
         return outputs
+
+    def _keep_frozen(self) -> None:
+        """Put frozen parts back into evaluation mode, after `train()` went over all modules."""
+        for part in self.frozen:
+            part.eval()
 
     def take_step(self, batches: Sequence[Batch], epoch: int) -> dict[str, float]:
         """Optimizer step over its micro-batches; gives this rank's mean losses, `grad_norm` and `lr`.
@@ -91,6 +100,7 @@ class Trainer:
         set_learning_rate(self.optimizer, lr)
         if not self.model.training:  # train() walks over all modules
             self.model.train()
+            self._keep_frozen()
         # the forward pass updates running statistics
         self._buffers_before = [buffer.clone() for buffer in self.buffers]
         try:
