@@ -1,11 +1,11 @@
 """What the runs of a study left behind; statistics and report are computed from nothing else."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from metaformer.serialize import Range, Serializable
+from metaformer.serialize import Range, Serializable, Text
 
 Role = Literal["sweep", "final", "control"]
 """A run of the learning-rate sweep, of the comparison itself, or of a control."""
@@ -44,6 +44,8 @@ class Arm(Serializable):
     """What it controls: `repeat` (A/A), `shuffled_labels`, `identity`, `random`, `outside`; None of a mixer."""
     changed: tuple[str, ...] = ()
     """What the budget solver changed in the skeleton, as `dims: (32, 64, 128, 256) to (30, 60, 120, 240)`."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """The same as fields: of `MetaFormerConfig`, or of the network from outside."""
     parameters: Count
     """Trainable and fixed parameters."""
     learning_rate: Positive | None = None
@@ -61,6 +63,7 @@ class RunResult(Serializable):
     role: Role
     learning_rate: Positive
     seed: Count
+    """Runs of several arms are paired by it; a repeat is trained with another than the one that it has here."""
     validation: Percent | None = None
     """Primary metric on validation data, at the last checkpoint, in percent."""
     test: Percent | None = None
@@ -91,3 +94,66 @@ class TestSet:
     """Number of the group that an image belongs to (a designer, a patient), (N,) int32; images of one group
     are resampled together. Without groups each image is its own."""
     class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square(Serializable):
+    """The smallest centered square that holds a share of the effective receptive field."""
+
+    share: Annotated[float, Range(0, 1)]
+    side: Count
+    """In pixels."""
+    ratio: Annotated[float, Range(0, 1)]
+    """Its area's share of the input's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness(Serializable):
+    """Accuracy on test images that were changed."""
+
+    probe: Literal["shift", "rotation", "size", "corruption"]
+    change: Text
+    """What was done, such as `gaussian_noise`; `shift`, `rotation` and `size` for these."""
+    level: Annotated[float, Range(-1e6, 1e6)]
+    """Pixels, degrees, side in pixels, or severity from 1 to 5; 0 of a shift or rotation is no change."""
+    accuracy: Percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism(Serializable):
+    """What was measured of one final network beside its accuracy."""
+
+    run: Text
+    """Name of its run."""
+    arm: Text
+    seed: Count
+    squares: tuple[Square, ...] = ()
+    """Of its effective receptive field."""
+    robustness: tuple[Robustness, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostic(Serializable):
+    """How well an arm's network learns a small synthetic task of known demand."""
+
+    arm: Text
+    seed: Count
+    task: Text
+    """Such as `same_at_distance`."""
+    demand: Count
+    """How much the task demands: pixels of a distance, length of a path, objects, image side."""
+    accuracy: Percent
+    """On new samples of the task."""
+    chance: Percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferResult(Serializable):
+    """A trained network of the baseline whose mixers were swapped for an arm's, before and after tuning."""
+
+    arm: Text
+    seed: Count
+    swapped: Percent
+    """Test accuracy right after the swap."""
+    tuned: Percent
+    """After fine-tuning."""
