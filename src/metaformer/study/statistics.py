@@ -91,15 +91,6 @@ class Comparison:
     verdict: Verdict
 
 
-@dataclass(frozen=True)
-class RateChoice:
-    """Learning rate that a sweep found best."""
-
-    rate: float
-    on_edge: bool
-    """It is the lowest or highest of those tried: a better one may lie beyond."""
-
-
 def compare(
     arms: Mapping[str, Correct],
     baseline: str,
@@ -127,13 +118,10 @@ def compare(
     if baseline not in arms:
         raise UnknownName("baseline", baseline, arms)
     members, sizes = _clusters(clusters)
-    tables = {}
-    for name in (name for name in arms if name != baseline):
-        seeds = sorted(arms[name].keys() & arms[baseline].keys())
-        if len(seeds) < 2:
-            raise ConfigError(f"{name}: {len(seeds)} seeds in common with {baseline}: a comparison needs two")
-        ours, theirs = (np.stack([results[s] for s in seeds]).astype(float) for results in (arms[name], arms[baseline]))
-        tables[name] = _sums(ours - theirs, members)
+    gained = {name: gains(arms, name, baseline) for name in arms if name != baseline}
+    if few := next((name for name, values in gained.items() if len(values) < 2), None):
+        raise ConfigError(f"{few}: {len(gained[few])} seeds in common with {baseline}: a comparison needs two")
+    tables = {name: _sums(values, members) for name, values in gained.items()}
     means, wins = _bootstrap(tables, sizes, seed, resamples)
     differences = {name: _estimate(table, sizes, means[name]) for name, table in tables.items()}
     p = _holm([_p_differs(found) for found in differences.values()])
@@ -148,6 +136,13 @@ def compare(
         )
         for i, (name, found) in enumerate(differences.items())
     }
+
+
+def gains(arms: Mapping[str, Correct], name: str, baseline: str) -> Floats:
+    """1, 0 or −1 where a network, both or neither, or the baseline alone is correct, (S, N), of their common seeds."""
+    ours, theirs = arms.get(name, {}), arms.get(baseline, {})
+    seeds = sorted(ours.keys() & theirs.keys())
+    return np.array([ours[seed].astype(float) - theirs[seed] for seed in seeds])
 
 
 def estimate(values: ArrayLike, clusters: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
@@ -219,27 +214,6 @@ def seeds_needed(effect: float, spread: Spread, level: float = LEVEL) -> int | N
     return next((n for n in range(2, MOST_SEEDS + 1) if power(effect, spread, n, level) >= POWER), None)
 
 
-def choose_rate(scores: Mapping[float, Sequence[float | None]]) -> RateChoice | None:
-    """The learning rate with the highest mean validation score; of equals the lowest.
-
-    Args:
-        scores: of each rate the score of every seed, None of a run that failed: a rate that fails with one seed
-            is not chosen.
-
-    Returns:
-        The choice; None where no rate has all its scores.
-    """
-    means = {
-        rate: float(np.mean([found for found in values if found is not None]))
-        for rate, values in sorted(scores.items())
-        if len(values) and None not in values
-    }
-    if not means:
-        return None
-    best = max(means, key=lambda rate: means[rate])
-    return RateChoice(best, best in (min(scores), max(scores)))
-
-
 def _clusters(numbers: ArrayLike) -> tuple[NDArray[np.intp], Floats]:
     """Cluster of each image from 0 on, (N,), and numbers of images, (C,)."""
     _, members, sizes = np.unique(np.asarray(numbers), return_inverse=True, return_counts=True)
@@ -277,7 +251,11 @@ def _bootstrap(
             sums = drawn @ table.T  # (R, S)
             means[name].append((times[len(table)] * sums).sum(1) / (len(table) * images))
             wins[name].append(_won(sums))
-    return ({name: np.concatenate(parts) for name, parts in found.items()} for found in (means, wins))
+    return _joined(means), _joined(wins)
+
+
+def _joined(parts: Mapping[str, list[Floats]]) -> dict[str, Floats]:
+    return {name: np.concatenate(found) for name, found in parts.items()}
 
 
 def _draws(generator: np.random.Generator, count: int, size: int) -> Floats:
