@@ -72,11 +72,6 @@ class DataPlan(Serializable):
         super().__post_init__()
         if len({self.train, self.val, self.test}) < 3:
             raise ConfigError("data: train, val and test must be three splits")
-        if self.group is not None:
-            try:
-                re.compile(self.group)
-            except re.error as error:
-                raise ConfigError(f"data.group: {self.group!r} is no regular expression ({error})") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,8 +142,8 @@ class Diagnostic(Serializable):
     """Such as `same_at_distance`."""
     demand: Count
     """How much the task demands: pixels of a distance, length of a path, objects, image side."""
-    accuracy: Percent
-    """On new samples of the task."""
+    accuracy: Percent | None
+    """On new samples of the task; None where the network does not take their size."""
     chance: Percent
 
 
@@ -153,7 +153,9 @@ class TransferResult(Serializable):
 
     arm: Text
     seed: Count
-    swapped: Percent
+    swapped: Percent | None = None
     """Test accuracy right after the swap."""
-    tuned: Percent
+    tuned: Percent | None = None
     """After fine-tuning."""
+    error: str | None = None
+    """Why it failed."""

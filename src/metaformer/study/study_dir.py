@@ -263,25 +263,20 @@ def tuned_as(arm: Arm, plan: Plan) -> str:
     return plan.baseline if arm.control in ("repeat", "shuffled_labels") else arm.name
 
 
-def chosen_rates(runs: Sequence[RunResult], plan: Plan) -> dict[str, float]:
+def chosen_rates(runs: Sequence[RunResult], plan: Plan) -> dict[str, float | None]:
     """The learning rate of each arm whose sweep is complete: of the best mean on validation data.
 
-    One at which a seed failed is not chosen; of equal ones the smaller is.
+    One at which a seed failed is not chosen, and None is where that leaves nothing; of equal ones the
+    smaller is.
     """
-    found: dict[str, dict[float, list[RunResult]]] = {}
+    found: dict[str, dict[float, list[float | None]]] = {}
     for run in runs:
         if run.role == "sweep":
-            found.setdefault(run.arm, {}).setdefault(run.learning_rate, []).append(run)
+            found.setdefault(run.arm, {}).setdefault(run.learning_rate, []).append(run.validation)
     chosen = {}
     for arm, rates in found.items():
-        complete = len(rates) == len(plan.learning_rates)
-        if not complete or any(len(tried) < len(plan.sweep_seeds) for tried in rates.values()):
-            continue
-        means = {
-            rate: fmean(run.validation for run in tried if run.validation is not None)
-            for rate, tried in rates.items()
-            if all(run.validation is not None for run in tried)
-        }
-        if means:
-            chosen[arm] = min(means, key=lambda rate: (-means[rate], rate))
+        if sum(map(len, rates.values())) == len(plan.learning_rates) * len(plan.sweep_seeds):
+            means = {rate: fmean(v for v in values if v is not None) for rate, values in rates.items()
+                     if None not in values}
+            chosen[arm] = min(means, key=lambda rate: (-means[rate], rate), default=None)
     return chosen
