@@ -1,4 +1,5 @@
-"""Simulated studies: correctness of networks whose true accuracies are known, and whole study directories of it."""
+"""Simulated studies: correctness of networks whose true accuracies are known, and whole study directories of
+it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,8 +33,8 @@ class Population:
     """Networks, seeds and test images, from which studies are drawn.
 
     A run of network a with seed s is right about image i of group g where
-    m_a + seed_as + group_g + taste_ag + image_i + taste_ai + noise_asi > 0, all of them normal; so the accuracy over all
-    seeds and images is exactly Φ(m_a / √(1 + variances)).
+    m_a + seed_as + group_g + taste_ag + image_i + taste_ai + noise_asi > 0, all of them normal; so the
+    accuracy over all seeds and images is exactly Φ(m_a / √(1 + variances)).
     """
 
     accuracies: tuple[float, ...] = (0.9, 0.9)

@@ -84,7 +84,8 @@ def test_failed_runs_edges_and_controls_are_said(study: Path) -> None:
 def test_the_page_is_whole_escaped_and_needs_nothing_else(study: Path) -> None:
     page = (study / "report.html").read_text()
     for title in ("Findings", "Costs", "Learning rates", "Classes", "Effective receptive fields", "Changed images",
-                  "Diagnostic tasks", "Transfer", "Controls", "What this study can find", "Threats to validity",
+                  "Diagnostic tasks", "Transfer", "Controls", "What this study can find", "Threats to "
+                  "validity",
                   "Runs", "Plan"):  # fmt: skip
         assert f"<h2>{title}</h2>" in page, title
     assert "&lt;nan&gt;" in page and "<nan>" not in page and "<more>" not in page and "<script" not in page

@@ -48,7 +48,7 @@ class Analysis:
     comparisons: Mapping[str, Comparison]
     """With the baseline: of the other mixers and the controls that are networks of their own."""
     repeat: Comparison | None
-    """The baseline with other seeds against itself (A/A): a comparison by itself, that takes no power from others."""
+    """The baseline with other seeds against itself (A/A), which takes no power from the comparisons."""
     over_chance: Estimate | None
     """Accuracy of networks that were trained on shuffled labels, less chance."""
 
@@ -81,12 +81,12 @@ class Analysis:
         return ordered[0] if ordered else None
 
     def on_edge(self, arm: Arm) -> bool:
-        """Whether the chosen learning rate is the lowest or highest tried, so that a better one may lie beyond."""
+        """Whether the chosen learning rate is the lowest or highest tried: a better one may lie beyond."""
         rates = self.study.plan.learning_rates
         return arm.learning_rate in (min(rates), max(rates))
 
     def class_differences(self) -> dict[str, NDArray[np.float64]]:
-        """Accuracy of each class less the baseline's, in points, (K,), by network; NaN of classes without images."""
+        """Accuracy of each class less the baseline's, in points, (K,); NaN of classes without images."""
         labels, count = self.study.test_set.labels, len(self.study.test_set.class_names)
         sizes = np.bincount(labels, minlength=count)
         found = {}

@@ -17,8 +17,8 @@ from metaformer.study.study_dir import read_study
 _RESULTS: Final = (
     "network", "control", "mixers", "parameters", "image_size", "macs", "latency_1_ms", "latency_8_ms",
     "inference_memory_bytes", "training_memory_bytes", "learning_rate", "seeds", "accuracy", "accuracy_low",
-    "accuracy_high", "difference", "difference_low", "difference_high", "wins", "wins_low", "wins_high", "p_holm",
-    "p_equivalent_holm", "verdict", "smallest_detectable", "seeds_for_smallest_effect",
+    "accuracy_high", "difference", "difference_low", "difference_high", "wins", "wins_low", "wins_high",
+    "p_holm", "p_equivalent_holm", "verdict", "smallest_detectable", "seeds_for_smallest_effect",
 )  # fmt: skip
 _RUNS: Final = (
     "run", "network", "role", "learning_rate", "seed", "validation", "test", "error", "directory",
@@ -26,7 +26,8 @@ _RUNS: Final = (
 
 
 def write_report(study_dir: str | Path) -> Path:
-    """Write the report of a study, however far it has come, beside its plan; equal directories give equal bytes.
+    """Write the report of a study, however far it has come, beside its plan; equal directories give equal
+    bytes.
 
     Args:
         study_dir: the study.

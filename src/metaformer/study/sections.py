@@ -90,10 +90,10 @@ def findings(analysis: Analysis) -> Section:
         forest = forest_chart(effects, label, study.plan.smallest_effect, label=label)
         figures.insert(0, Figure("Effects with 95 % intervals", [], forest))
     note = (
-        f"Shaded: differences below the smallest effect of interest. Green is better than {study.plan.baseline}, red "
-        "worse, blue equivalent, an open circle unresolved. A verdict needs p below "
-        f"{LEVEL} after Holm's correction over all {len(effects)} comparisons, so that an interval may lie beside "
-        "0 without one. P(A > B) is how often the network is ahead with one seed. Strokes are means."
+        f"Green is better than {study.plan.baseline}, red worse, blue equivalent, an open circle unresolved; "
+        "shaded are differences below the smallest effect of interest, strokes are means. A verdict needs p "
+        f"below {LEVEL} after Holm's correction over all {len(effects)} comparisons, so that an interval may "
+        "exclude 0 without one. P(A > B) is how often the network is ahead with one seed."
     )
     return Section("Findings", [Listing(sentences), Figures(figures), _comparison_table(analysis)], note=note)
 
@@ -106,12 +106,14 @@ def verdict_sentence(analysis: Analysis, name: str) -> str:
     verdict = comparison.verdict
     if verdict == "equivalent":
         return (
-            f"{name} and {plan.baseline} are equivalent within ±{smallest:g} points: {figures}{_p(comparison.p_equivalent)} "
+            f"{name} and {plan.baseline} are equivalent within ±{smallest:g} points: "
+            f"{figures}{_p(comparison.p_equivalent)} "
             "for a difference that large)."
         )
     if verdict == "unresolved":
         return (
-            f"{name} against {plan.baseline} is unresolved: {figures}{_p(comparison.p)}). {_what_it_takes(analysis, name)}"
+            f"{name} against {plan.baseline} is unresolved: {figures}{_p(comparison.p)}). "
+            f"{_what_it_takes(analysis, name)}"
         )
     reached = min(abs(found.low), abs(found.high)) >= smallest
     size = "" if reached else f" Whether it reaches the smallest effect of interest, {smallest:g} points, is open."
@@ -158,8 +160,8 @@ def learning_rates(analysis: Analysis) -> Section:
     ]
     figures = Figures([Figure("Validation accuracy in percent", [line.name for line in lines], chart)])
     note = (
-        "Mean over the seeds of the tuning, which are not used again; a ring marks the choice. A network that is good at "
-        "many learning rates owes less to its tuning."
+        "Mean over the seeds of the tuning, which are not used again; a ring marks the choice. A flat curve "
+        "owes little to tuning."
     )
     table = Table(("network", "chosen", ""), rows, left=1)
     return Section("Learning rates", [figures], [table], note=note)
@@ -178,8 +180,8 @@ def classes(analysis: Analysis) -> Section:
         for k in np.argsort(-spread, kind="stable")
     ]
     note = (
-        f"Points of accuracy more or less than {analysis.study.plan.baseline}, the largest first. So many differences hold "
-        "some that are due to chance: they suggest what to look at and prove nothing."
+        f"Points of accuracy more or less than {analysis.study.plan.baseline}, the largest first. Among so "
+        "many differences some are due to chance: they suggest what to look at, and prove nothing."
     )
     return Section("Classes", [Table(("class", "images", *differences), rows)], note=note)
 
@@ -196,8 +198,8 @@ def receptive_fields(analysis: Analysis) -> Section:
             large = field.resize((field.width * times, field.height * times), Image.Resampling.NEAREST)
             examples.append(Example({"field": data_uri(large)}, arm.name, _squares(analysis, arm)))
     note = (
-        "How much the central position of the last features depends on each pixel: the brighter, the larger the gradient, on "
-        "a logarithmic scale."
+        "How much the center of the last features depends on each pixel: the size of the gradient, on a "
+        "logarithmic scale."
     )
     return Section("Effective receptive fields", [Examples("", examples)] if examples else [], note=note)
 
@@ -230,6 +232,8 @@ def diagnostics(analysis: Analysis) -> Section:
     tasks: dict[str, dict[str, dict[float, list[float]]]] = {}
     chances: dict[str, set[float]] = {}
     for one in analysis.study.diagnostics:
+        if one.accuracy is None:
+            continue
         arms = tasks.setdefault(one.task, {})
         arms.setdefault(one.arm, {}).setdefault(float(one.demand), []).append(one.accuracy)
         chances.setdefault(one.task, set()).add(one.chance)
@@ -238,23 +242,26 @@ def diagnostics(analysis: Analysis) -> Section:
         f"{task} {' to '.join(f'{c:.1f}' for c in sorted({min(values), max(values)}))} %"
         for task, values in chances.items()
     )
-    note = f"Accuracy in percent on small tasks of known demand, mean over seeds. Chance: {chance}."
+    note = (
+        "Accuracy in percent on small tasks of known demand, mean over seeds; a line ends where its network "
+        f"takes no such size. Chance: {chance}."
+    )
     return Section("Diagnostic tasks", [Figures(figures)] if figures else [], note=note)
 
 
 def transfer(analysis: Analysis) -> Section:
     """Networks of the baseline whose mixers were swapped, before and after tuning."""
-    rows = []
+    rows, transfers = [], analysis.study.transfers
     for arm in analysis.study.arms:
-        found = [one for one in analysis.study.transfers if one.arm == arm.name]
+        found = [(one.swapped, one.tuned) for one in transfers if one.arm == arm.name and one.error is None]
+        means = [f"{np.mean([v for v in values if v is not None]):.2f}" for values in zip(*found, strict=True)]
         if found:
-            swapped, tuned = (np.mean([getattr(one, name) for one in found]) for name in ("swapped", "tuned"))
             scratch = analysis.accuracy.get(arm.name)
-            alone = f"{scratch.value:.2f}" if scratch else "–"
-            rows.append(Row([arm.name, f"{len(found)}", f"{swapped:.2f}", f"{tuned:.2f}", alone]))
+            rows.append(Row([arm.name, f"{len(found)}", *means, f"{scratch.value:.2f}" if scratch else "–"]))
     columns = ("mixer", "seeds", "after the swap", "after tuning", "from scratch")
+    failed = [f"{one.arm}, seed {one.seed} failed: {one.error}" for one in transfers if one.error is not None]
     note = f"Test accuracy in percent of trained {analysis.study.plan.baseline} networks whose mixers were replaced."
-    return Section("Transfer", [Table(columns, rows)] if rows else [], note=note)
+    return Section("Transfer", [Table(columns, rows), Listing(failed)] if transfers else [], note=note)
 
 
 def controls(analysis: Analysis) -> Section:
@@ -288,22 +295,22 @@ def power(analysis: Analysis) -> Section:
     columns = ("network", "seeds", "standard error", "of it the test set", "smallest detectable",
                f"seeds for {smallest:g} points")  # fmt: skip
     note = (
-        f"In points. Detectable: claimed with probability {POWER:.0%}, in the first step of Holm's correction, if seeds and "
-        "test images vary as they did here. What is due to the test set (as a share of the variance) no number of seeds "
-        "lessens."
+        f"In points. Detectable: claimed with probability {POWER:.0%} in the first step of Holm's correction, "
+        "if seeds and test images vary as they did here. The test set's share of the variance is what no "
+        "number of seeds lessens."
     )
     return Section("What this study can find", [Table(columns, rows)] if rows else [], note=note)
 
 
 def threats(analysis: Analysis) -> list[str]:
-    """What speaks against the findings: what the study says of itself, and what no study of this form can exclude."""
+    """What speaks against the findings: in this study, and in all of this form."""
     return [*_own_threats(analysis), *_GENERAL]
 
 
 _GENERAL: Final = (
-    "One data set, one recipe and one skeleton: other data, longer training or larger networks may order the mixers "
-    "otherwise.",
-    "Only the learning rate is tuned for each network; what else the recipe sets may suit one mixer more than another.",
+    "One data set, one recipe and one skeleton: other data, longer training or larger networks may order "
+    "the mixers otherwise.",
+    "Only the learning rate is tuned for each network; the rest of the recipe may suit one more than others.",
     "All networks train for equally many epochs, not for equally long; costs were measured on one machine.",
     "The intervals speak of other seeds and of other test images like these, not of other training sets.",
 )
@@ -318,7 +325,8 @@ def _own_threats(analysis: Analysis) -> Iterator[str]:
         yield f"{len(failed)} runs failed or were excluded; which ones may depend on the network: {', '.join(failed[:5])}."
     if edges := [arm.name for arm in analysis.networks if analysis.on_edge(arm)]:
         yield (
-            f"The best learning rate is the lowest or highest tried, so that a better one may lie beyond: {', '.join(edges)}."
+            "The best learning rate is the lowest or highest tried, so that a better one may lie beyond: "
+            f"{', '.join(edges)}."
         )
     if plan.fewer_rates:
         yield f"{len(plan.learning_rates)} learning rates were tried: {plan.fewer_rates}."
@@ -336,8 +344,8 @@ def _test_set_threats(analysis: Analysis) -> Iterator[str]:
     clusters = len(set(analysis.study.test_set.clusters.tolist()))
     if analysis.study.plan.data.group is None:
         yield (
-            "Test images count as independent; if they come in groups (of a patient, an artist), intervals are too short "
-            "(data.group)."
+            "Test images count as independent; if they come in groups (of a patient, an artist), intervals "
+            "are too short: name the groups (data.group)."
         )
     elif clusters < FEW_CLUSTERS:
         yield f"The test images are of {clusters} groups: few, so that the intervals are rough."

@@ -1,9 +1,9 @@
 """Differences between the networks of a study: intervals, tests, verdicts, and what more seeds would show.
 
-Seeds and test images are two samples that cross, since each run meets each image. For a network and the baseline
-let d be 1 where, of the two runs with one seed, only the network's classifies an image correctly, −1 where only
-the baseline's does, else 0. Images of one cluster (a designer, a patient) count as one draw, so that all is
-computed from tables of sums of d, (seeds, clusters).
+Seeds and test images are two samples that cross, since each run meets each image. For a network and the
+baseline let d be 1 where, of the two runs with one seed, only the network's classifies an image correctly, −1
+where only the baseline's does, else 0. Images of one cluster (a designer, a patient) count as one draw, so
+that all is computed from tables of sums of d, (seeds, clusters).
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,8 +35,8 @@ _POINTS = 100  # a share in points of percent
 class Spread:
     """Variance of a mean by source, in squared points: analysis of variance of seeds × clusters.
 
-    With effects of seeds, of clusters and of both together, of variances σ², the mean over S seeds and C clusters
-    has the variance σ²_seed / S + σ²_cluster / C + σ²_both / SC.
+    With effects of seeds, of clusters and of both together, of variances σ², the mean over S seeds and C
+    clusters has the variance σ²_seed / S + σ²_cluster / C + σ²_both / SC.
     """
 
     seeds: int
@@ -54,7 +54,7 @@ class Spread:
         return max(0.0, self.by_cluster - self.by_both)
 
     def error(self, seeds: int | None = None) -> tuple[float, float]:
-        """Standard error of the mean in a study of so many seeds, and its degrees of freedom (Satterthwaite)."""
+        """Standard error of a study of so many seeds, and its degrees of freedom (Satterthwaite)."""
         seeds = seeds or self.seeds
         by_seed, by_both = (part * self.seeds / seeds for part in (self.by_seed, self.by_both))
         variance = by_seed + self.test_set
@@ -87,7 +87,7 @@ class Comparison:
     p: float
     """Of a difference so large where there is none, both sides; Holm's correction over all comparisons."""
     p_equivalent: float
-    """Of a difference so near 0 where the truth is the smallest effect of interest or more (TOST); Holm's too."""
+    """Of a difference so near 0 if the truth is the smallest effect of interest (TOST); Holm's, too."""
     verdict: Verdict
 
 
@@ -112,7 +112,8 @@ def compare(
 
     Raises:
         UnknownName: no such baseline.
-        ConfigError: a network that shares fewer than two seeds with the baseline, or images of a single cluster.
+        ConfigError: a network that shares fewer than two seeds with the baseline, or images of a single
+            cluster.
         MissingPackage: scipy is not there.
     """
     if baseline not in arms:
@@ -139,7 +140,10 @@ def compare(
 
 
 def gains(arms: Mapping[str, Correct], name: str, baseline: str) -> Floats:
-    """1, 0 or −1 where a network, both or neither, or the baseline alone is correct, (S, N), of their common seeds."""
+    """1, 0 or −1 where a network alone, both or neither, or the baseline alone is correct, (S, N).
+
+    Rows are the seeds that both have.
+    """
     ours, theirs = arms.get(name, {}), arms.get(baseline, {})
     seeds = sorted(ours.keys() & theirs.keys())
     return np.array([ours[seed].astype(float) - theirs[seed] for seed in seeds])
@@ -232,8 +236,8 @@ def _bootstrap(
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Two-level bootstrap: seeds and clusters are drawn with replacement, each for itself.
 
-    A draw is how often each seed and cluster comes, so that a resample is a product of matrices; the sums are of
-    whole numbers, exact in any order, and so the same on every machine. All tables meet the same draws.
+    A draw is how often each seed and cluster comes, so that a resample is a product of matrices; the sums are
+    of whole numbers, exact in any order, and so the same on every machine. All tables meet the same draws.
 
     Returns:
         Means of each table, (R,), and the number of seeds with a positive sum on the drawn clusters, (R,).
@@ -270,12 +274,12 @@ def _estimate(table: Floats, sizes: Floats, resampled: Floats) -> Estimate:
     """Mean of a table with an interval from its resamples, widened for few seeds.
 
     Percentiles of the two-level bootstrap, with deviations from the mean stretched by
-    t(0.975, ν) s / (z(0.975) s*): s* is the deviation of the resamples, s the standard error of `Spread` and ν
-    its degrees of freedom. Without that the interval is wrong both ways. The bootstrap's own variance is
-    (S − 1) / S of the seeds', which z takes for known, so that five seeds cover 85 % instead of 95 %; and it counts
-    what seed and image do together three times (Owen, The pigeonhole bootstrap, 2007), so that 99.9 % are covered where
-    that is all there is. BCa and resampled t values have no remedy: five seeds that are drawn alike
-    have no variance at all.
+    t(0.975, ν) s / (z(0.975) s*): s* is the deviation of the resamples, s the standard error of `Spread` and
+    ν its degrees of freedom. Without that the interval is wrong both ways. The bootstrap's own variance is
+    (S − 1) / S of the seeds', which z takes for known, so that five seeds cover 85 % instead of 95 %; and it
+    counts what seed and image do together three times (Owen, The pigeonhole bootstrap, 2007), so that 99.9 %
+    are covered where that is all there is. BCa and resampled t values have no remedy: five seeds that are
+    drawn alike have no variance at all.
     """
     stats = _scipy()
     value, spread = table.sum() / (len(table) * sizes.sum()), _spread(table, sizes)
@@ -305,8 +309,8 @@ def _spread(table: Floats, sizes: Floats) -> Spread:
 def _wins(observed: Floats, resampled: Floats, seed: int) -> tuple[float, float, float]:
     """Share of seeds that are won, and its interval.
 
-    Resampled test sets say how often other images would turn a win; on top of it each counts as a binomial sample
-    of seeds, with Jeffreys' prior: five wins of five, drawn again, would always be five.
+    Resampled test sets say how often other images would turn a win; on top of it each counts as a binomial
+    sample of seeds, with Jeffreys' prior: five wins of five, drawn again, would always be five.
     """
     seeds, won = len(observed), float(_won(observed))
     draws = np.random.default_rng([seed, 0, 0]).beta(resampled + 0.5, seeds - resampled + 0.5)
@@ -322,7 +326,7 @@ def _p_differs(found: Estimate) -> float:
 
 
 def _p_equivalent(found: Estimate, smallest: float) -> float:
-    """Larger p-value of two one-sided tests (Schuirmann, 1987): of −`smallest` or less, of `smallest` or more."""
+    """Of two one-sided tests (Schuirmann, 1987), against −`smallest` and `smallest`, the larger p-value."""
     error, df = found.spread.error()
     if not error:
         return float(abs(found.value) >= smallest)
@@ -330,7 +334,7 @@ def _p_equivalent(found: Estimate, smallest: float) -> float:
 
 
 def _holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): the k-th smallest of m times m − k + 1, never below those before it."""
+    """Holm's correction (1979): the k-th smallest of m times m − k + 1, never below those before it."""
     order = np.argsort(p, kind="stable")
     steps = np.asarray(p)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
