@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # `X as X` exports a name to type checkers
     from metaformer.models.segmentation.config import SegmenterConfig as SegmenterConfig
     from metaformer.models.segmentation.loss import SegmentationLoss as SegmentationLoss
     from metaformer.models.segmentation.segmenter import Segmenter as Segmenter
+    from metaformer.study.execute import run_study as run_study
+    from metaformer.study.study_dir import read_study as read_study
     from metaformer.training.train import train as train
     from metaformer.weights.convert import convert as convert
     from metaformer.weights.hub import from_pretrained as from_pretrained
@@ -79,6 +81,8 @@ _MODULES = {
     "models.segmentation.config": ("SegmenterConfig",),
     "models.segmentation.loss": ("SegmentationLoss",),
     "models.segmentation.segmenter": ("Segmenter",),
+    "study.execute": ("run_study",),
+    "study.study_dir": ("read_study",),
     "training.train": ("train",),
     "weights.convert": ("convert",),
     "weights.hub": ("from_pretrained", "push_to_hub", "save_pretrained"),

@@ -64,9 +64,10 @@ def same_at_distance(count: int, side: int, demand: int, random: torch.Generator
 
 
 def connected(count: int, side: int, demand: int, random: torch.Generator) -> Samples:
-    """Whether marks at the ends of two paths lie on one of them; the paths are `demand` pixels long.
+    """Whether two marks, on the left and on the right end of a path, lie on one path of two.
 
-    The paths wander from left to right, one above the other, so that where an end lies does not tell.
+    The paths are `demand` pixels long, wander up and down side by side, and go on at the opposite edge of the
+    image, so that the height of an end says nothing.
     """
     images, labels = _canvas(count, side, random), _below(2, random, count)
     for image, label in zip(images, labels.tolist(), strict=True):

@@ -65,13 +65,20 @@ PAUSE: Final = 2.0
 """Seconds until a process looks again for what other processes work at."""
 
 
-def run_study(plan: str | Path, out: str | Path | None = None, *, hours: float | None = None) -> Study:
+def run_study(
+    plan: str | Path,
+    out: str | Path | None = None,
+    *,
+    hours: float | None = None,
+    command: str | None = None,
+) -> Study:
     """Carry out the plan of a study, or go on with it; several processes and machines may share the folder.
 
     Args:
         plan: a YAML file.
         out: folder of the study; by default `studies/` and the plan's name.
         hours: stop after this time; a run that is under way goes on from there the next time.
+        command: the shell command that goes on with it, shown by `metaformer runs`.
 
     Returns:
         The study as far as it has come.
@@ -90,7 +97,7 @@ def run_study(plan: str | Path, out: str | Path | None = None, *, hours: float |
     text = read_text(file, ConfigError, largest=1 << 20)
     parsed = parse_plan(text, file)
     folder = StudyDir(Path(STUDIES) / file.stem if out is None else as_path(out, "out", OutputError))
-    command = shlex.join(["metaformer", "study", str(file), "--out", str(folder.path)])
+    command = command or shlex.join(["metaformer", "study", str(file), "--out", str(folder.path)])
     with StopSignals() as stop:
         worker = Worker(folder, parsed, open_study(folder, parsed, text), command, stop, hours)
         worker.work()

@@ -50,6 +50,14 @@ OWNED: Final[Mapping[str, str]] = {
     "task": "recipe",
 }
 """Fields of a run's configuration that the plan sets elsewhere."""
+OWNED_OF_SKELETON: Final[Mapping[str, str]] = {
+    "mixers": "mixers",
+    "num_classes": "data",
+    "image_size": "overrides.data.image_size",
+    "drop_path_rate": "overrides.model.drop_path_rate",
+    "head_dropout": "overrides.model.head_dropout",
+}
+"""The same of the skeleton."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +231,8 @@ class Plan(Serializable):
             raise ConfigError("mixers: a comparison needs two at least")
         if self.baseline not in self.mixers:
             raise UnknownName("baseline", self.baseline, self.mixers)
-        if "mixers" in self.skeleton.overrides:
-            raise ConfigError("skeleton.overrides.mixers: a plan sets this by mixers")
+        for name in self.skeleton.overrides.keys() & OWNED_OF_SKELETON:
+            raise ConfigError(f"skeleton.overrides.{name}: a plan sets this by {OWNED_OF_SKELETON[name]}")
 
     def _check_tuning(self) -> None:
         for field_name in ("learning_rates", "sweep_seeds", "seeds", "controls", "probes", "image_sizes"):
