@@ -4,9 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Final, Literal
 
+Text = Callable[[float], str]
+"""How numbers are written."""
+Pixel = tuple[float, float]
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 34
 COLORS: Final = 8
@@ -109,8 +112,8 @@ def line_chart(
 
     xs = x_axis.ticks() if ratios else ticks(*_range([x for x, _ in points]))
     parts = [_open(HEIGHT, label), *_levels(y_axis, ys, text)]
-    parts += _marks(x_axis, [x for x in xs if x_axis.low <= x <= x_axis.high], HEIGHT - BOTTOM)
-    parts.append(_caption(x_label, LEFT, HEIGHT))
+    xs = [x for x in xs if x_axis.low <= x <= x_axis.high]
+    parts += [*_marks(x_axis, xs, HEIGHT - BOTTOM, "{:g}".format), _caption(x_label, LEFT, HEIGHT)]
     for number, line in enumerate(series):
         parts.append(_path(line, number, [(x_axis(x), y_axis(y)) for x, y in line.points]))
     return "".join(parts) + "</svg>"
@@ -126,13 +129,14 @@ def forest_chart(rows: Sequence[Effect], x_label: str, zone: float, *, label: st
         label: what the chart shows, for those who cannot see it.
     """
     ends = [-zone, zone, *(end for row in rows for end in (row.low, row.high))]
-    axis, parts = _rows([row.name for row in rows], ends, x_label, label, "{:+.4g}")
+    axis, parts = _rows([row.name for row in rows], ends, x_label, label, signed)
     bottom = TOP + _ROW * len(rows)
     shade = f'x="{axis(-zone):.1f}" width="{axis(zone) - axis(-zone):.1f}" y="{TOP}" height="{bottom - TOP}"'
     parts.insert(1, f'<rect class="zone" {shade}/>')
     parts.append(f'<line class="zero" x1="{axis(0):.1f}" x2="{axis(0):.1f}" y1="{TOP}" y2="{bottom}"/>')
     for top, row in zip(_middles(rows), rows, strict=True):
-        title = f"<title>{escape(row.name)} {row.value:+.2f}, {row.low:+.2f} to {row.high:+.2f}</title>"
+        value, low, high = (signed(round(v, 2)) for v in (row.value, row.low, row.high))
+        title = f"<title>{escape(row.name)} {value}, {low} to {high}</title>"
         across = f'x1="{axis(row.low):.1f}" x2="{axis(row.high):.1f}" y1="{top}" y2="{top}"'
         parts.append(f'<g class="effect {row.tone}">{title}<line {across}/>')
         parts.append(f'<circle cx="{axis(row.value):.1f}" cy="{top}" r="4.5"/></g>')
@@ -144,14 +148,16 @@ def dot_chart(rows: Sequence[tuple[str, Sequence[float]]], x_label: str, *, labe
     values = [value for _, row in rows for value in row]
     if not values:
         return "<p class=note>nothing yet</p>"
-    axis, parts = _rows([name for name, _ in rows], values, x_label, label, "{:.4g}")
+    axis, parts = _rows([name for name, _ in rows], values, x_label, label, "{:.4g}".format)
     for top, (name, row) in zip(_middles(rows), rows, strict=True):
         for value in row:
             title = f"<title>{escape(name)} {value:.2f}</title>"
             parts.append(f'<circle class="seed" cx="{axis(value):.1f}" cy="{top}" r="4">{title}</circle>')
         if row:
             mean = axis(sum(row) / len(row))
-            parts.append(f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" y1="{top - 9}" y2="{top + 9}"/>')
+            parts.append(
+                f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" y1="{top - 9}" y2="{top + 9}"/>'
+            )
     return "".join(parts) + "</svg>"
 
 
@@ -172,14 +178,11 @@ def scatter_chart(points: Sequence[Point], x_label: str, *, label: str = "") -> 
     y_axis = Axis(ys[0], ys[-1], HEIGHT - BOTTOM, TOP)
     places = [(x_axis(p.x), y_axis(p.y)) for p in points]
     parts = [_open(HEIGHT, label), *_levels(y_axis, ys, "{:.4g}".format)]
-    parts += _marks(x_axis, x_axis.ticks(), HEIGHT - BOTTOM)
+    parts += _marks(x_axis, x_axis.ticks(), HEIGHT - BOTTOM, "{:g}".format)
     parts.append(_caption(x_label, LEFT, HEIGHT))
-    steps = [(x_axis(p.x), y_axis(p.y)) for p in front(points)]
-    if steps:
-        stairs = " ".join(f"H{x:.1f} V{y:.1f}" for x, y in steps[1:])
-        path = f"M{steps[0][0]:.1f},{steps[0][1]:.1f} {stairs} H{WIDTH - RIGHT}"
-        parts.append(f'<path class="front" d="{path}"/>')
-    names = _labels([point.name for point in points], places)
+    corners = _stairs([(x_axis(p.x), y_axis(p.y)) for p in front(points)])
+    parts.append(f'<polyline class="front" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in corners)}"/>')
+    names = _labels([point.name for point in points], places, corners)
     for point, (left, top), (x, y) in zip(points, places, names, strict=True):
         kind = "reference" if point.faint else "c0"
         title = f"<title>{escape(point.name)} {point.y:.4g} at {point.x:.4g}</title>"
@@ -203,6 +206,11 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
+def signed(value: float) -> str:
+    """A number with its sign, as typeset."""
+    return f"{value:+.4g}".replace("-", "−") if value else "0"
+
+
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = abs(low) * 0.1 or 1.0
@@ -213,7 +221,7 @@ def _open(height: float, label: str) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
 
 
-def _levels(axis: Axis, values: Sequence[float], text: Callable[[float], str]) -> list[str]:
+def _levels(axis: Axis, values: Sequence[float], text: Text) -> list[str]:
     """Horizontal lines with their values on the left."""
     parts = []
     for value in values:
@@ -223,11 +231,10 @@ def _levels(axis: Axis, values: Sequence[float], text: Callable[[float], str]) -
     return parts
 
 
-def _marks(axis: Axis, values: Sequence[float], bottom: float, text: str = "{:g}") -> list[str]:
+def _marks(axis: Axis, values: Sequence[float], bottom: float, text: Text) -> list[str]:
     """Values below an axis."""
     return [
-        f'<text x="{axis(x):.1f}" y="{bottom + 17}" text-anchor="middle">{text.format(x)}</text>'
-        for x in values
+        f'<text x="{axis(x):.1f}" y="{bottom + 17}" text-anchor="middle">{text(x)}</text>' for x in values
     ]
 
 
@@ -237,7 +244,7 @@ def _caption(text: str, left: float, height: float) -> str:
 
 
 def _rows(
-    names: Sequence[str], values: Sequence[float], x_label: str, label: str, text: str
+    names: Sequence[str], values: Sequence[float], x_label: str, label: str, text: Text
 ) -> tuple[Axis, list[str]]:
     """Axis and frame of a chart with a row for each name, as high as it needs to be."""
     bottom = TOP + _ROW * len(names)
@@ -262,15 +269,27 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
-def _labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _stairs(places: Sequence[Pixel]) -> list[Pixel]:
+    """Corners of a line that is level up to each place, and after the last."""
+    corners = list(places[:1])
+    for x, y in places[1:]:
+        corners += [(x, corners[-1][1]), (x, y)]
+    return [*corners, *((WIDTH - RIGHT, y) for _, y in corners[-1:])]
+
+
+def _labels(names: Sequence[str], places: Sequence[Pixel], line: Sequence[Pixel]) -> list[Pixel]:
     """Left end and baseline of each point's name: beside, above or below it, where nothing else is."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    for (x0, y0), (x1, y1) in pairwise(line):
+        taken.append((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
     found = []
     for name, (x, y) in zip(names, places, strict=True):
         width = _LETTER * len(_short(name))
         sides = [(x + 8, y + 4), (x - 8 - width, y + 4)]
         for away in range(10, 60, _LINE):
-            sides += [(left, y + up) for up in (-away, away + 8) for left in (x - width / 2, x + 4, x - width - 4)]
+            sides += [
+                (left, y + up) for up in (-away, away + 8) for left in (x - width / 2, x + 4, x - width - 4)
+            ]
         boxes = [(left, base - 9, left + width, base + 2) for left, base in sides]
         free = next((i for i, box in enumerate(boxes) if _inside(box) and not _touches(box, taken)), 0)
         taken.append(boxes[free])
@@ -286,7 +305,8 @@ def _touches(
     box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]
 ) -> bool:
     return any(
-        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in others
+        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+        for other in others
     )
 
 

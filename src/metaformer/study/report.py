@@ -26,8 +26,7 @@ _RUNS: Final = (
 
 
 def write_report(study_dir: str | Path) -> Path:
-    """Write the report of a study, however far it has come, beside its plan; equal directories give equal
-    bytes.
+    """Write the report of a study, however far it has come; equal directories give equal bytes.
 
     Args:
         study_dir: the study.
@@ -67,7 +66,7 @@ def _result(analysis: Analysis, arm: Arm) -> list[object]:
     comparison = analysis.comparisons.get(arm.name)
     if comparison is None:
         return row + [None] * (len(_RESULTS) - len(row))
-    difference, reach = comparison.difference, analysis.reach(arm.name)
+    difference, reach = comparison.difference, analysis.reach[arm.name]
     row += [difference.value, difference.low, difference.high]
     row += [comparison.wins, comparison.wins_low, comparison.wins_high]
     row += [comparison.p, comparison.p_equivalent, comparison.verdict]
@@ -76,7 +75,16 @@ def _result(analysis: Analysis, arm: Arm) -> list[object]:
 
 def _runs(analysis: Analysis) -> Iterable[list[object]]:
     for run in analysis.study.runs:
-        values = [run.name, run.arm, run.role, run.learning_rate, run.seed, run.validation, run.test, run.error]
+        values = [
+            run.name,
+            run.arm,
+            run.role,
+            run.learning_rate,
+            run.seed,
+            run.validation,
+            run.test,
+            run.error,
+        ]
         yield [*values, f"runs/{run.name}"]
 
 
