@@ -144,7 +144,9 @@ def test_hours_end_a_run_that_goes_on_later(copied: Path, write_plan: WritePlan)
         run_study(write_plan(), copied, hours=0)
 
 
-def test_clusters_are_what_the_expression_matches(write_plan: WritePlan, tmp_path: Path, colors: Path) -> None:
+def test_clusters_are_what_the_expression_matches(
+    write_plan: WritePlan, tmp_path: Path, colors: Path
+) -> None:
     from metaformer.data.split import open_split
     from metaformer.serialize import from_dict
     from metaformer.study.plan import DataPlan
@@ -185,7 +187,10 @@ def test_what_cannot_begin_leaves_no_study(
 DAMAGE = {
     "results/final-window-seed0.json": ('{"name": 3}', "final-window-seed0.json.*name"),
     "costs/window.json": ("{", "window.json"),
-    "test.json": ('{"images": ["a"], "labels": [7], "clusters": [0], "class_names": ["x"]}', "test.json.*below 1"),
+    "test.json": (
+        '{"images": ["a"], "labels": [7], "clusters": [0], "class_names": ["x"]}',
+        "test.json.*below 1",
+    ),
     "study.json": ('{"schema": "x"}', "study.json.*schema"),
 }
 
@@ -201,9 +206,9 @@ def test_damaged_predictions_and_other_formats_are_named(done: Study, copied: Pa
     study = read_study(copied)
     file = copied / "predictions" / "final-window-seed0.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(DataError, match="final-window-seed0.safetensors.*damaged"):
+    with pytest.raises(DataError, match=r"final-window-seed0\.safetensors.*damaged"):
         study.predictions("final-window-seed0")
-    with pytest.raises(DataError, match="none.safetensors"):
+    with pytest.raises(DataError, match=r"none\.safetensors"):
         study.predictions("none")
     head = json.loads((copied / "study.json").read_text())
     (copied / "study.json").write_text(json.dumps({**head, "schema": 99}))
@@ -260,7 +265,9 @@ def test_all_controls_and_probes(write_plan: WritePlan, tmp_path: Path) -> None:
     tasks = {(one.arm, one.task, one.accuracy is None) for one in study.diagnostics}
     assert ("fixed", "counting_at_twice_the_size", True) in tasks
     assert ("pooling", "counting_at_twice_the_size", False) in tasks
-    assert {(one.arm, one.seed) for one in study.transfers} == {(one.arm, one.seed) for one in study.mechanisms}
+    assert {(one.arm, one.seed) for one in study.transfers} == {
+        (one.arm, one.seed) for one in study.mechanisms
+    }
     for one in study.transfers:
         if one.arm == "pooling":
             assert one.swapped == by_name[f"final-pooling-seed{one.seed}"].test, "nothing was swapped"

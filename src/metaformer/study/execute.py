@@ -120,7 +120,7 @@ def open_study(folder: StudyDir, plan: Plan, text: str) -> tuple[Arm, ...]:
             _check_same(folder, plan, test)
         else:
             device = join(plan.config().runtime.device).device
-            arms = build_arms(plan, len(classes), _say)
+            arms = build_arms(plan, len(classes), device, _say)
             write_text(folder.plan, text)
             _write_json(folder.test_set, _plain(test))
             head = {

@@ -72,7 +72,7 @@ class StudyDir:
         return self.path / "fields" / f"{name}.safetensors"
 
     def record(self, kind: Kind, name: str) -> Path:
-        """One record: a result of a run, the costs of an arm, …"""
+        """One record, such as the result of a run or the costs of an arm."""
         return self.path / kind / f"{name}.json"
 
     def claim(self, name: str) -> Path:
@@ -231,7 +231,12 @@ def read_test_set(file: Path) -> TestSet:
         DataError: the file is missing or damaged.
     """
     numbers = tuple[Annotated[int, Range(0, 2**31 - 1, integer=True)], ...]
-    types = {"images": tuple[str, ...], "labels": numbers, "clusters": numbers, "class_names": tuple[Text, ...]}
+    types = {
+        "images": tuple[str, ...],
+        "labels": numbers,
+        "clusters": numbers,
+        "class_names": tuple[Text, ...],
+    }
     values = Fields.read(read_json(file, largest=1 << 30), types, file, DataError)
     images, names = values["images"], values["class_names"]
     labels, clusters = (np.array(values[name], dtype=np.int32) for name in ("labels", "clusters"))
@@ -276,7 +281,10 @@ def chosen_rates(runs: Sequence[RunResult], plan: Plan) -> dict[str, float | Non
     chosen = {}
     for arm, rates in found.items():
         if sum(map(len, rates.values())) == len(plan.learning_rates) * len(plan.sweep_seeds):
-            means = {rate: fmean(v for v in values if v is not None) for rate, values in rates.items()
-                     if None not in values}
+            means = {
+                rate: fmean(v for v in values if v is not None)
+                for rate, values in rates.items()
+                if None not in values
+            }
             chosen[arm] = min(means, key=lambda rate: (-means[rate], rate), default=None)
     return chosen
