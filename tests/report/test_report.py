@@ -157,7 +157,14 @@ def nodes(chart: str, tag: str, kind: str = "") -> list[ElementTree.Element]:
     root = ElementTree.fromstring(chart)
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     for node in root.iter():
-        for name, most in (("cx", width), ("cy", height), ("x1", width), ("x2", width), ("x", width), ("y", height)):
+        for name, most in (
+            ("cx", width),
+            ("cy", height),
+            ("x1", width),
+            ("x2", width),
+            ("x", width),
+            ("y", height),
+        ):
             assert 0 <= float(node.attrib.get(name, 0)) <= most, node.attrib
     return [node for node in root.iter(tag) if kind in node.attrib.get("class", "").split() or not kind]
 
@@ -194,7 +201,9 @@ def test_dots_stand_in_rows_with_their_mean() -> None:
     dots, (mean,) = nodes(chart, "circle", "seed"), nodes(chart, "line", "mean")
     assert len({dot.attrib["cy"] for dot in dots}) == 1
     assert float(mean.attrib["x1"]) == pytest.approx(sum(float(d.attrib["cx"]) for d in dots) / 3, abs=0.1)
-    assert "nothing yet" in dot_chart([("a", [])], "percent") and nodes(dot_chart([("a", [3.0])], "x"), "circle")
+    assert "nothing yet" in dot_chart([("a", [])], "percent") and nodes(
+        dot_chart([("a", [3.0])], "x"), "circle"
+    )
 
 
 def test_the_front_is_what_no_cheaper_point_exceeds() -> None:
@@ -339,8 +348,14 @@ def test_settings_mark_what_differs_and_leave_out_hidden_sections() -> None:
 def test_sections_are_the_same_page_in_html_and_markdown() -> None:
     chart = Figure("a chart", ["one", "two"], line_chart([Line("one", [(0, 1), (1, 2)])], "x"))
     sections = [
-        Section(EVIL, [Listing([EVIL, "a *b*"]), Figures([chart]), Note("small"), Code("a: `b`\n```\n<i>")], note="end"),
-        Section("rows", [Table(("run", "b|c"), [Row([Link("x_1", "runs/x_1/"), "2"])]), Table(("none",), [])]),
+        Section(
+            EVIL,
+            [Listing([EVIL, "a *b*"]), Figures([chart]), Note("small"), Code("a: `b`\n```\n<i>")],
+            note="end",
+        ),
+        Section(
+            "rows", [Table(("run", "b|c"), [Row([Link("x_1", "runs/x_1/"), "2"])]), Table(("none",), [])]
+        ),
         Section("empty", []),
     ]
     page = render_gallery(EVIL, "below", sections, "last", [("3", "seeds")])

@@ -58,7 +58,9 @@ class Population:
         common = self.group * random.normal(size=count)[groups] + self.image * random.normal(size=images)
         tastes = self.group_taste * random.normal(size=(networks, count))[:, groups]
         tastes += self.image_taste * random.normal(size=(networks, images))
-        runs = self.seed * random.normal(size=(networks, seeds, 1)) + random.normal(size=(networks, seeds, images))
+        runs = self.seed * random.normal(size=(networks, seeds, 1)) + random.normal(
+            size=(networks, seeds, images)
+        )
         parts = (self.seed, self.group, self.group_taste, self.image, self.image_taste)
         scale = (1 + sum(part**2 for part in parts)) ** 0.5
         middle = np.array([NormalDist().inv_cdf(accuracy) * scale for accuracy in self.accuracies])
@@ -124,7 +126,12 @@ def write_study(root: Path, *, seeds: int = 5, images: int = 600, groups: int = 
     arms = [_arm(name, number) for number, name in enumerate(ACCURACIES)]
     _write_head(folder, arms)
     paths = [f"test/artist{clusters[i]}/{i}.png" for i in range(images)]
-    test_set = {"images": paths, "labels": labels.tolist(), "clusters": clusters.tolist(), "class_names": CLASSES}
+    test_set = {
+        "images": paths,
+        "labels": labels.tolist(),
+        "clusters": clusters.tolist(),
+        "class_names": CLASSES,
+    }
     folder.test_set.write_text(json.dumps(test_set))
     for arm, runs in zip(arms, correct, strict=True):
         _write_sweep(folder, arm, random)
@@ -141,7 +148,9 @@ def _arm(name: str, number: int) -> Arm:
     mixer = "pooling" if control in ("repeat", "shuffled_labels") else control or name
     mixers = () if control == "outside" else (mixer,) * 4
     changed = () if mixer == "pooling" else (f"dims: (32, 64, 128, 256) to (30, 60, 120, {240 - number})",)
-    return Arm(name=name, mixers=mixers, control=control, changed=changed, parameters=2_000_000 + 3000 * number)
+    return Arm(
+        name=name, mixers=mixers, control=control, changed=changed, parameters=2_000_000 + 3000 * number
+    )
 
 
 def _write(file: Path, record: Serializable | Mapping[str, Any]) -> None:
@@ -192,7 +201,12 @@ def _write_costs(folder: StudyDir, arm: Arm) -> None:
 
 
 def _write_run(
-    folder: StudyDir, arm: Arm, seed: int, right: NDArray[np.bool_], labels: NDArray[np.int64], random: np.random.Generator
+    folder: StudyDir,
+    arm: Arm,
+    seed: int,
+    right: NDArray[np.bool_],
+    labels: NDArray[np.int64],
+    random: np.random.Generator,
 ) -> None:
     others = (labels + random.integers(1, len(CLASSES), len(labels))) % len(CLASSES)
     predicted = np.where(right, labels, others).astype(np.int32)
@@ -220,7 +234,12 @@ def _write_mechanism(folder: StudyDir, arm: Arm, random: np.random.Generator) ->
         "shift": (0, 4, 8), "rotation": (-15, 0, 15), "size": (32, 64, 128), "corruption": (1, 3, 5),
     }  # fmt: skip
     robustness = [
-        Robustness(probe=probe, change=change, level=level, accuracy=top - abs(level - levels[1]) * random.uniform(0, 0.4))  # type: ignore[arg-type]
+        Robustness(
+            probe=probe,
+            change=change,
+            level=level,
+            accuracy=top - abs(level - levels[1]) * random.uniform(0, 0.4),
+        )  # type: ignore[arg-type]
         for probe, levels in changes.items()
         for change in (("gaussian_noise", "fog") if probe == "corruption" else (probe,))
         for level in levels
@@ -230,7 +249,12 @@ def _write_mechanism(folder: StudyDir, arm: Arm, random: np.random.Generator) ->
     _write(folder.record("mechanism", run), mechanism)
     for demand in (2, 8, 16):
         accuracy = 50 + 45 * min(1.0, width / demand / 4)
-        one = Diagnostic(arm=arm.name, seed=0, task="same_at_distance", demand=demand, accuracy=accuracy, chance=50)
+        one = Diagnostic(
+            arm=arm.name, seed=0, task="same_at_distance", demand=demand, accuracy=accuracy, chance=50
+        )
         _write(folder.record("diagnostics", f"{arm.name}-{demand}"), one)
     if arm.name != "pooling":
-        _write(folder.record("transfer", arm.name), TransferResult(arm=arm.name, seed=0, swapped=31.0, tuned=top - 1))
+        _write(
+            folder.record("transfer", arm.name),
+            TransferResult(arm=arm.name, seed=0, swapped=31.0, tuned=top - 1),
+        )

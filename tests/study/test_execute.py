@@ -34,7 +34,7 @@ def test_a_study_does_all_that_its_plan_says(done: Study) -> None:
         *(f"final-{arm}-seed{seed}" for arm in ("pooling", "window", "control-repeat") for seed in seeds),
     }
     assert [arm.learning_rate for arm in done.arms] == [0.003] * 3
-    assert done.plan_sha256 == done.plan.sha256 and done.versions["torch"] == torch.__version__
+    assert done.plan_sha256 == done.plan.sha256 and torch.__version__.startswith(done.versions["torch"])
     assert done.machine["device"].startswith("cpu")
     labels = done.test_set.labels
     assert np.bincount(labels).tolist() == [5, 5, 5] and len(set(done.test_set.clusters.tolist())) == 15
@@ -185,7 +185,7 @@ def test_what_cannot_begin_leaves_no_study(
 
 
 DAMAGE = {
-    "results/final-window-seed0.json": ('{"name": 3}', "final-window-seed0.json.*name"),
+    "results/final-window-seed0.json": ('{"name": 3}', "final-window-seed0.json: arm: missing"),
     "costs/window.json": ("{", "window.json"),
     "test.json": (
         '{"images": ["a"], "labels": [7], "clusters": [0], "class_names": ["x"]}',

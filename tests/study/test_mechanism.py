@@ -5,7 +5,7 @@ import torch
 
 from metaformer.study.mechanism import CHANGES, CORRUPTIONS, SEVERITIES, changes, resize, rotate, shift
 
-IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def test_a_shift_moves_and_repeats_the_edge() -> None:

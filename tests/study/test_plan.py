@@ -53,9 +53,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "claim": ({"claim": "proof"}, "claim.*proof"),
     "effect": ({"smallest_effect": 0}, "smallest_effect"),
     "tolerance": ({"budget": {"tolerance": 2}}, "budget.tolerance"),
-    "size of a kernel": (
-        {"overrides": {"data": {"image_size": 1}}}, "image_size"
-    ),
 }  # fmt: skip
 
 

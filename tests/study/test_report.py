@@ -56,21 +56,32 @@ def test_verdicts_are_those_of_the_comparisons(study: Path) -> None:
         assert float(rows[name]["difference"]) == pytest.approx(comparison.difference.value)
         assert sentence.split(":")[0] in text.replace("\\", "")
     assert rows["control-identity"]["verdict"] == "worse" and rows["pooling"]["verdict"] == ""
-    assert "no difference" not in text.lower() and "no difference" not in (study / "report.html").read_text().lower()
+    assert (
+        "no difference" not in text.lower()
+        and "no difference" not in (study / "report.html").read_text().lower()
+    )
 
 
 def test_accuracies_are_those_of_the_predictions(study: Path) -> None:
     found, labels = read_study(study), read_study(study).test_set.labels
     rows, runs = table(study / "results.csv"), table(study / "runs.csv")
-    tests = [float(run["test"]) for run in runs.values() if run["network"] == "attention" and run["role"] == "final"]
-    exact = [100 * (found.predictions(f"final-attention-seed{s}").predicted == labels).mean() for s in range(5)]
+    tests = [
+        float(run["test"])
+        for run in runs.values()
+        if run["network"] == "attention" and run["role"] == "final"
+    ]
+    exact = [
+        100 * (found.predictions(f"final-attention-seed{s}").predicted == labels).mean() for s in range(5)
+    ]
     assert tests == pytest.approx(exact)
     assert float(rows["attention"]["accuracy"]) == pytest.approx(sum(exact) / 5)
 
 
 def test_failed_runs_edges_and_controls_are_said(study: Path) -> None:
     text = (study / "report.md").read_text().replace("\\", "")
-    assert "| [final-sepconv-seed3](runs/final-sepconv-seed3/) | sepconv | final | 0.002 | 3 | step 120" in text
+    assert (
+        "| [final-sepconv-seed3](runs/final-sepconv-seed3/) | sepconv | final | 0.002 | 3 | step 120" in text
+    )
     assert "1 runs failed or were excluded" in text
     assert re.search(r"a better one may lie beyond: .*cycle", text)
     assert re.search(r"\| control-repeat \| the baseline with other seeds .* \| (holds|fails) \|", text)
@@ -120,6 +131,8 @@ def test_results_hold_no_other_numbers_than_the_analysis(study: Path) -> None:
     rows = table(study / "results.csv")
     for arm in read_study(study).arms:
         assert int(rows[arm.name]["parameters"]) == arm.parameters
-        assert rows[arm.name]["learning_rate"] == ("" if arm.learning_rate is None else f"{arm.learning_rate:.8g}")
+        assert rows[arm.name]["learning_rate"] == (
+            "" if arm.learning_rate is None else f"{arm.learning_rate:.8g}"
+        )
         assert json.loads(rows[arm.name]["macs"] or "0") == (arm.costs[0].macs if arm.costs else 0)
         assert to_dict(arm)["control"] == (rows[arm.name]["control"] or None)

@@ -46,7 +46,8 @@ def test_the_order_of_images_seeds_and_networks_does_not_matter(seed: int, count
     arms, clusters = replace(SMALL, accuracies=(0.8, 0.85, 0.7)).study(random, count)
     order = random.permutation(clusters.size)
     mixed = {
-        name: {s: arms[name][s][order] for s in random.permutation(count).tolist()} for name in ("2", "0", "1")
+        name: {s: arms[name][s][order] for s in random.permutation(count).tolist()}
+        for name in ("2", "0", "1")
     }
     found = compare(arms, "0", clusters, 0.5, resamples=FAST)
     assert compare(mixed, "0", clusters[order], 0.5, resamples=FAST) == found
@@ -147,7 +148,11 @@ def test_power_is_that_of_the_t_test() -> None:
 
 
 @given(
-    st.floats(1e-3, 2), st.floats(0, 2), st.floats(0, 1), st.integers(2, 30), st.sampled_from([LEVEL, LEVEL / 20])
+    st.floats(1e-3, 2),
+    st.floats(0, 2),
+    st.floats(0, 1),
+    st.integers(2, 30),
+    st.sampled_from([LEVEL, LEVEL / 20]),
 )
 @settings(max_examples=40, deadline=None)
 def test_the_smallest_detectable_difference_has_its_power(
@@ -179,7 +184,9 @@ KINDS: dict[str, tuple[int, Population]] = {
 }
 
 
-def naive_interval(gained: np.ndarray, clusters: np.ndarray, random: np.random.Generator) -> tuple[float, float]:
+def naive_interval(
+    gained: np.ndarray, clusters: np.ndarray, random: np.random.Generator
+) -> tuple[float, float]:
     """Bootstrap over images alone, runs and groups taken for fixed."""
     means = gained.mean(0)
     drawn = random.multinomial(len(means), np.full(len(means), 1 / len(means)), 1000)
@@ -222,7 +229,9 @@ def test_intervals_hold_the_truth(kind: str, capsys: pytest.CaptureFixture[str])
         false += found.verdict in ("better", "worse")
     covered, percentile, naive = inside / STUDIES
     with capsys.disabled():
-        print(f"\n| {kind} | {seeds} | {covered:.1%} | {percentile:.1%} | {naive:.1%} | {false / STUDIES:.1%} |")
+        print(
+            f"\n| {kind} | {seeds} | {covered:.1%} | {percentile:.1%} | {naive:.1%} | {false / STUDIES:.1%} |"
+        )
     assert 0.92 <= covered <= 0.98
     assert 0.02 <= false / STUDIES <= 0.08
     assert population.groups is None or naive < 0.85
@@ -230,7 +239,9 @@ def test_intervals_hold_the_truth(kind: str, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [5, 10])
-def test_a_network_against_itself_is_seldom_better_or_worse(seeds: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_against_itself_is_seldom_better_or_worse(
+    seeds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A/A: 200 studies give 2 to 8 % false verdicts."""
     population = Population(groups=50, image_taste=0, seed=0.05)
     verdicts = [
@@ -239,7 +250,9 @@ def test_a_network_against_itself_is_seldom_better_or_worse(seeds: int, capsys: 
     ]
     false = sum(verdict in ("better", "worse") for verdict in verdicts) / len(verdicts)
     with capsys.disabled():
-        print(f"\nA/A, {seeds} seeds: {false:.1%} better or worse, {verdicts.count('equivalent') / 200:.1%} equivalent")
+        print(
+            f"\nA/A, {seeds} seeds: {false:.1%} better or worse, {verdicts.count('equivalent') / 200:.1%} equivalent"
+        )
     assert 0.02 <= false <= 0.08
 
 
@@ -264,12 +277,16 @@ def test_planted_effects_are_found_as_often_as_predicted(capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-def test_equal_and_unequal_networks_are_called_equivalent_as_they_should(capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_and_unequal_networks_are_called_equivalent_as_they_should(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Of networks that differ by the smallest effect of interest at most 5 % are, of equal ones most."""
     shares = []
     for accuracy in (0.9, 0.91):
         population = Population((0.9, accuracy), images=4000, seed=0.02, image_taste=0.1)
-        found = [compare(arms, "0", c, 1, resamples=500)["1"].verdict for arms, c in studies(population, 10, 200)]
+        found = [
+            compare(arms, "0", c, 1, resamples=500)["1"].verdict for arms, c in studies(population, 10, 200)
+        ]
         shares.append(found.count("equivalent") / 200)
     with capsys.disabled():
         print(f"\nEquivalent: {shares[0]:.1%} of equal networks, {shares[1]:.1%} of those one point apart")

@@ -151,7 +151,9 @@ def dot_chart(rows: Sequence[tuple[str, Sequence[float]]], x_label: str, *, labe
             parts.append(f'<circle class="seed" cx="{axis(value):.1f}" cy="{top}" r="4">{title}</circle>')
         if row:
             mean = axis(sum(row) / len(row))
-            parts.append(f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" y1="{top - 9}" y2="{top + 9}"/>')
+            parts.append(
+                f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" y1="{top - 9}" y2="{top + 9}"/>'
+            )
     return "".join(parts) + "</svg>"
 
 
@@ -270,7 +272,9 @@ def _labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list
         width = _LETTER * len(_short(name))
         sides = [(x + 8, y + 4), (x - 8 - width, y + 4)]
         for away in range(10, 60, _LINE):
-            sides += [(left, y + up) for up in (-away, away + 8) for left in (x - width / 2, x + 4, x - width - 4)]
+            sides += [
+                (left, y + up) for up in (-away, away + 8) for left in (x - width / 2, x + 4, x - width - 4)
+            ]
         boxes = [(left, base - 9, left + width, base + 2) for left, base in sides]
         free = next((i for i, box in enumerate(boxes) if _inside(box) and not _touches(box, taken)), 0)
         taken.append(boxes[free])
@@ -286,7 +290,8 @@ def _touches(
     box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]
 ) -> bool:
     return any(
-        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in others
+        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+        for other in others
     )
 
 

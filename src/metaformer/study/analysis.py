@@ -120,7 +120,9 @@ def analyze(study: Study) -> Analysis:
     }
 
     def against_baseline(names: Iterable[str]) -> dict[str, Comparison]:
-        return compare({name: correct.get(name, {}) for name in (baseline, *names)}, baseline, clusters, smallest)
+        return compare(
+            {name: correct.get(name, {}) for name in (baseline, *names)}, baseline, clusters, smallest
+        )
 
     shuffled = next((arm.name for arm in study.arms if arm.control == SHUFFLED and arm.name in several), None)
     excess = excess_over_chance(list(predicted[shuffled].values()), labels) if shuffled else None
@@ -129,7 +131,10 @@ def analyze(study: Study) -> Analysis:
         correct,
         {name: estimate(list(runs.values()), clusters) for name, runs in several.items()},
         against_baseline(name for name, control in ready.items() if control != REPEAT),
-        next(iter(against_baseline(name for name, control in ready.items() if control == REPEAT).values()), None),
+        next(
+            iter(against_baseline(name for name, control in ready.items() if control == REPEAT).values()),
+            None,
+        ),
         None if excess is None else estimate(excess, clusters),
     )
 
@@ -141,4 +146,3 @@ def sweep_means(runs: Sequence[RunResult], arm: str) -> list[tuple[float, float]
         if run.role == "sweep" and run.arm == arm and run.validation is not None:
             found.setdefault(run.learning_rate, []).append(run.validation)
     return [(rate, sum(values) / len(values)) for rate, values in sorted(found.items())]
-

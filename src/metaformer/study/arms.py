@@ -40,7 +40,7 @@ class OutsideConfig:
 
 
 def outside_network(name: str, classes: int, options: dict[str, Any]) -> Any:
-    """A ResNet of timm with random weights.
+    """A ResNet of timm with random weights; where its channels are changed, those of the stem follow them.
 
     Raises:
         UnknownName: timm has no such network.
@@ -50,8 +50,11 @@ def outside_network(name: str, classes: int, options: dict[str, Any]) -> Any:
 
     if not timm.is_model(name):
         raise UnknownName("model of timm (outside)", name, timm.list_models("resnet*"))
+    stem = (
+        {"stem_type": "deep", "stem_width": -(-options["channels"][0] // 2)} if "channels" in options else {}
+    )
     try:
-        network = timm.create_model(name, num_classes=classes, **options)
+        network = timm.create_model(name, num_classes=classes, **stem, **options)
     except TypeError as error:
         raise ConfigError(f"outside: {name} is no ResNet of timm: its channels cannot be matched") from error
     network.config = OutsideConfig(name, options)

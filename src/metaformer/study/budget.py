@@ -16,7 +16,7 @@ from metaformer.study.plan import Budget
 
 STEPS: Final = (8, 4, 2, 1)
 """Widths are multiples of the first of these that comes near enough."""
-LARGEST: Final = 4.0
+LARGEST: Final = 8.0
 """Factor by which widths grow, or shrink, at most."""
 DEEPER: Final = 4
 """Blocks that the deepest stage gets more or fewer, at most."""

@@ -1,6 +1,6 @@
 """What trained networks of a study do: where they look, and what changes of an image cost them accuracy.
 
-Corruptions and their severities are those of ImageNet-C, https://arxiv.org/abs/1903.12261.
+Corruptions and their severities are those of ImageNet-C and CIFAR-10-C, https://arxiv.org/abs/1903.12261.
 """
 
 from collections.abc import Callable, Iterator
@@ -84,8 +84,8 @@ def gaussian_noise(images: Tensor, severity: int) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, severity: int) -> Tensor:
-    """Blur, by sigmas that ImageNet-C has for 224 pixels."""
-    sigma = (1, 2, 3, 4, 6)[severity - 1] * images.shape[-1] / 224
+    """Blur, by sigmas that CIFAR-10-C has for 32 pixels."""
+    sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1] * images.shape[-1] / 32
     return image_ops.gaussian_blur(images, [2 * int(4 * sigma + 0.5) + 1] * 2, [sigma] * 2)
 
 

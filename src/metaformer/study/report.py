@@ -76,7 +76,16 @@ def _result(analysis: Analysis, arm: Arm) -> list[object]:
 
 def _runs(analysis: Analysis) -> Iterable[list[object]]:
     for run in analysis.study.runs:
-        values = [run.name, run.arm, run.role, run.learning_rate, run.seed, run.validation, run.test, run.error]
+        values = [
+            run.name,
+            run.arm,
+            run.role,
+            run.learning_rate,
+            run.seed,
+            run.validation,
+            run.test,
+            run.error,
+        ]
         yield [*values, f"runs/{run.name}"]
 
 

@@ -66,7 +66,10 @@ def tiles(analysis: Analysis) -> list[Tile]:
     images = len(study.test_set.images)
     found = [
         (str(len(study.plan.mixers)), "mixers"),
-        (" to ".join(f"{count}" for count in sorted({min(seeds), max(seeds)})) if seeds else "0", "seeds each"),
+        (
+            " to ".join(f"{count}" for count in sorted({min(seeds), max(seeds)})) if seeds else "0",
+            "seeds each",
+        ),
         (f"{images:,}", "test images" + (f" in {clusters:,} groups" if clusters < images else "")),
         (f"±{study.plan.smallest_effect:g}", "points, smallest effect of interest"),
     ]
@@ -116,7 +119,11 @@ def verdict_sentence(analysis: Analysis, name: str) -> str:
             f"{_what_it_takes(analysis, name)}"
         )
     reached = min(abs(found.low), abs(found.high)) >= smallest
-    size = "" if reached else f" Whether it reaches the smallest effect of interest, {smallest:g} points, is open."
+    size = (
+        ""
+        if reached
+        else f" Whether it reaches the smallest effect of interest, {smallest:g} points, is open."
+    )
     return f"{name} is {verdict} than {plan.baseline}: {figures}{_p(comparison.p)}).{size}"
 
 
@@ -224,7 +231,9 @@ def robustness(analysis: Analysis) -> Section:
             for kind, arms in kinds.items()
         ]
         blocks.append(Table(("corruption", *names), rows))
-    return Section("Changed images", blocks, note="Accuracy in percent, mean over seeds; corruptions over severities.")
+    return Section(
+        "Changed images", blocks, note="Accuracy in percent, mean over seeds; corruptions over severities."
+    )
 
 
 def diagnostics(analysis: Analysis) -> Section:
@@ -254,7 +263,9 @@ def transfer(analysis: Analysis) -> Section:
     rows, transfers = [], analysis.study.transfers
     for arm in analysis.study.arms:
         found = [(one.swapped, one.tuned) for one in transfers if one.arm == arm.name and one.error is None]
-        means = [f"{np.mean([v for v in values if v is not None]):.2f}" for values in zip(*found, strict=True)]
+        means = [
+            f"{np.mean([v for v in values if v is not None]):.2f}" for values in zip(*found, strict=True)
+        ]
         if found:
             scratch = analysis.accuracy.get(arm.name)
             rows.append(Row([arm.name, f"{len(found)}", *means, f"{scratch.value:.2f}" if scratch else "–"]))
@@ -291,7 +302,9 @@ def power(analysis: Analysis) -> Section:
         error, _ = spread.error()
         share = spread.test_set / error**2 if error else 0.0
         seeds = f"{reach.seeds}" if reach.seeds else "more test images"
-        rows.append(Row([name, f"{spread.seeds}", f"{error:.2f}", f"{share:.0%}", f"{reach.smallest:.2f}", seeds]))
+        rows.append(
+            Row([name, f"{spread.seeds}", f"{error:.2f}", f"{share:.0%}", f"{reach.smallest:.2f}", seeds])
+        )
     columns = ("network", "seeds", "standard error", "of it the test set", "smallest detectable",
                f"seeds for {smallest:g} points")  # fmt: skip
     note = (
@@ -318,7 +331,9 @@ _GENERAL: Final = (
 
 def _own_threats(analysis: Analysis) -> Iterator[str]:
     study, plan = analysis.study, analysis.study.plan
-    fewest = min((len(runs) for name, runs in analysis.correct.items() if name in analysis.comparisons), default=0)
+    fewest = min(
+        (len(runs) for name, runs in analysis.correct.items() if name in analysis.comparisons), default=0
+    )
     if fewest < SEEDS["claim"]:
         yield f"{fewest} seeds are enough to look, not to claim: that takes {SEEDS['claim']}."
     if failed := [run.name for run in study.runs if run.error is not None]:
@@ -446,8 +461,19 @@ def _cost_rows(arm: Arm) -> Iterator[list[str]]:
     changed = "; ".join(arm.changed) or "–"
     for cost in sorted(arm.costs, key=lambda cost: cost.image_size):
         times = (f"{value:.2f}" if value else "–" for value in (cost.latency_1, cost.latency_8))
-        memory = (f"{value / 2**20:,.1f}" if value else "–" for value in (cost.inference_memory, cost.training_memory))
-        yield [arm.name, changed, f"{cost.image_size}", f"{arm.parameters:,}", f"{cost.macs:,}", *times, *memory]
+        memory = (
+            f"{value / 2**20:,.1f}" if value else "–"
+            for value in (cost.inference_memory, cost.training_memory)
+        )
+        yield [
+            arm.name,
+            changed,
+            f"{cost.image_size}",
+            f"{arm.parameters:,}",
+            f"{cost.macs:,}",
+            *times,
+            *memory,
+        ]
     if not arm.costs:
         yield [arm.name, changed, "–", f"{arm.parameters:,}", *["–"] * 5]
 
@@ -469,7 +495,11 @@ def _curves(
 ) -> Figure:
     """Means by level, of each network a line in its own color."""
     lines = [
-        Line(arm.name, [(level, float(np.mean(values))) for level, values in sorted(arms.get(arm.name, {}).items())], True)
+        Line(
+            arm.name,
+            [(level, float(np.mean(values))) for level, values in sorted(arms.get(arm.name, {}).items())],
+            True,
+        )
         for arm in analysis.networks
     ]
     return Figure(title, [line.name for line in lines], line_chart(lines, x_label, label=title))
@@ -482,7 +512,13 @@ def _control_outcome(analysis: Analysis, arm: Arm) -> tuple[str, str]:
         found = analysis.over_chance
         if found is None:
             return "–", "not run yet"
-        outcome = "at chance" if found.low <= 0 <= found.high else "above chance" if found.low > 0 else "below chance"
+        outcome = (
+            "at chance"
+            if found.low <= 0 <= found.high
+            else "above chance"
+            if found.low > 0
+            else "below chance"
+        )
         return f"{signed(found.value)} points to chance ({_interval(found)})", outcome
     if comparison is None:
         return "–", "not run yet"

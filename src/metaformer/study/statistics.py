@@ -121,7 +121,9 @@ def compare(
     members, sizes = _clusters(clusters)
     gained = {name: gains(arms, name, baseline) for name in arms if name != baseline}
     if few := next((name for name, values in gained.items() if len(values) < 2), None):
-        raise ConfigError(f"{few}: {len(gained[few])} seeds in common with {baseline}: a comparison needs two")
+        raise ConfigError(
+            f"{few}: {len(gained[few])} seeds in common with {baseline}: a comparison needs two"
+        )
     tables = {name: _sums(values, members) for name, values in gained.items()}
     means, wins = _bootstrap(tables, sizes, seed, resamples)
     differences = {name: _estimate(table, sizes, means[name]) for name, table in tables.items()}
@@ -149,7 +151,9 @@ def gains(arms: Mapping[str, Correct], name: str, baseline: str) -> Floats:
     return np.array([ours[seed].astype(float) - theirs[seed] for seed in seeds])
 
 
-def estimate(values: ArrayLike, clusters: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def estimate(
+    values: ArrayLike, clusters: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
     """Mean of values of every run and image, (S, N), in points, such as an accuracy.
 
     Raises:
@@ -243,7 +247,9 @@ def _bootstrap(
         Means of each table, (R,), and the number of seeds with a positive sum on the drawn clusters, (R,).
     """
     clusters = np.random.default_rng([seed, 0])
-    seeds = {count: np.random.default_rng([seed, count]) for count in {len(table) for table in tables.values()}}
+    seeds = {
+        count: np.random.default_rng([seed, count]) for count in {len(table) for table in tables.values()}
+    }
     means: dict[str, list[Floats]] = {name: [] for name in tables}
     wins: dict[str, list[Floats]] = {name: [] for name in tables}
     for start in range(0, resamples, _CHUNK):
@@ -294,7 +300,9 @@ def _estimate(table: Floats, sizes: Floats, resampled: Floats) -> Estimate:
 def _spread(table: Floats, sizes: Floats) -> Spread:
     seeds, clusters = table.shape
     value = table.sum() / (seeds * sizes.sum())
-    effects = _POINTS * (table - value * sizes) / sizes.mean()  # of a mean whose denominator varies, linearized
+    effects = (
+        _POINTS * (table - value * sizes) / sizes.mean()
+    )  # of a mean whose denominator varies, linearized
     by_seed, by_cluster = effects.mean(1, keepdims=True), effects.mean(0)
     both = ((effects - by_seed - by_cluster) ** 2).sum() / ((seeds - 1) * (clusters - 1))
     return Spread(

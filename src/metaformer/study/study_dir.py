@@ -168,7 +168,7 @@ def read_study(directory: str | Path) -> Study:
     costs = {record.arm: record.costs for record in folder.records("costs", ArmCosts)}
     rates = chosen_rates(runs, plan)
     arms = (
-        replace(arm, learning_rate=rates.get(tuned_as(arm, plan)), costs=costs.get(arm.name, ()))
+        replace(arm, learning_rate=rates.get(tuned_as(arm, plan)), costs=costs.get(tuned_as(arm, plan), ()))
         for arm in head["arms"]
     )
     return Study(
@@ -264,7 +264,7 @@ def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
 
 
 def tuned_as(arm: Arm, plan: Plan) -> str:
-    """Name of the arm whose learning rate this one takes: of the baseline's controls the baseline's."""
+    """Name of the arm whose learning rate and costs an arm has: of controls with its network the baseline."""
     return plan.baseline if arm.control in ("repeat", "shuffled_labels") else arm.name
 
 
