@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from metaformer.checkpoint.runs import find_runs
 from metaformer.errors import ConfigError, DataError, MetaFormerError, VersionError
 from metaformer.inference.predictor import Predictor
+from metaformer.study.diagnostics import diagnose
 from metaformer.study.execute import claimed, run_study
 from metaformer.study.predict import last_checkpoint
 from metaformer.study.study_dir import Study, read_study
@@ -238,7 +240,10 @@ def test_killed_five_times_a_study_equals_the_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_all_controls_and_probes(write_plan: WritePlan, tmp_path: Path) -> None:
+def test_all_controls_and_probes(
+    write_plan: WritePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaformer.study.execute.diagnose", partial(diagnose, steps=5))
     plan = write_plan(
         controls=["repeat", "shuffled_labels", "identity", "random", "outside"],
         learning_rates=[0.003],
