@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.bench.timing import TrainingStep
-from metaformer.study.cost import TensorMemory, peak_memory
 from metaformer.study.arms import arm_network
+from metaformer.study.cost import TensorMemory, peak_memory
 from metaformer.study.results import Arm
 
 KB = 1024

@@ -18,7 +18,7 @@ def samples(name: str, demand: int, count: int = 200, seed: int = 0) -> tuple[Te
     return images, labels.tolist()
 
 
-@pytest.mark.parametrize(("name", "demand"), planned_diagnostics(SIDE))
+@pytest.mark.parametrize(("name", "demand"), list(planned_diagnostics(SIDE)))
 def test_samples_are_a_function_of_the_seed(name: str, demand: int) -> None:
     images, labels = samples(name, demand)
     again, other = samples(name, demand), samples(name, demand, seed=1)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from metaformer.checkpoint.runs import find_runs
 from metaformer.errors import ConfigError, DataError, MetaFormerError, VersionError
 from metaformer.inference.predictor import Predictor
+from metaformer.study.diagnostics import diagnose
 from metaformer.study.execute import claimed, run_study
 from metaformer.study.predict import last_checkpoint
 from metaformer.study.study_dir import Study, read_study
@@ -34,7 +36,7 @@ def test_a_study_does_all_that_its_plan_says(done: Study) -> None:
         *(f"final-{arm}-seed{seed}" for arm in ("pooling", "window", "control-repeat") for seed in seeds),
     }
     assert [arm.learning_rate for arm in done.arms] == [0.003] * 3
-    assert done.plan_sha256 == done.plan.sha256 and done.versions["torch"] == torch.__version__
+    assert done.plan_sha256 == done.plan.sha256 and torch.__version__.startswith(done.versions["torch"])
     assert done.machine["device"].startswith("cpu")
     labels = done.test_set.labels
     assert np.bincount(labels).tolist() == [5, 5, 5] and len(set(done.test_set.clusters.tolist())) == 15
@@ -144,7 +146,9 @@ def test_hours_end_a_run_that_goes_on_later(copied: Path, write_plan: WritePlan)
         run_study(write_plan(), copied, hours=0)
 
 
-def test_clusters_are_what_the_expression_matches(write_plan: WritePlan, tmp_path: Path, colors: Path) -> None:
+def test_clusters_are_what_the_expression_matches(
+    write_plan: WritePlan, tmp_path: Path, colors: Path
+) -> None:
     from metaformer.data.split import open_split
     from metaformer.serialize import from_dict
     from metaformer.study.plan import DataPlan
@@ -183,9 +187,12 @@ def test_what_cannot_begin_leaves_no_study(
 
 
 DAMAGE = {
-    "results/final-window-seed0.json": ('{"name": 3}', "final-window-seed0.json.*name"),
+    "results/final-window-seed0.json": ('{"name": 3}', "final-window-seed0.json: arm: missing"),
     "costs/window.json": ("{", "window.json"),
-    "test.json": ('{"images": ["a"], "labels": [7], "clusters": [0], "class_names": ["x"]}', "test.json.*below 1"),
+    "test.json": (
+        '{"images": ["a"], "labels": [7], "clusters": [0], "class_names": ["x"]}',
+        "test.json.*below 1",
+    ),
     "study.json": ('{"schema": "x"}', "study.json.*schema"),
 }
 
@@ -201,9 +208,9 @@ def test_damaged_predictions_and_other_formats_are_named(done: Study, copied: Pa
     study = read_study(copied)
     file = copied / "predictions" / "final-window-seed0.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(DataError, match="final-window-seed0.safetensors.*damaged"):
+    with pytest.raises(DataError, match=r"final-window-seed0\.safetensors.*damaged"):
         study.predictions("final-window-seed0")
-    with pytest.raises(DataError, match="none.safetensors"):
+    with pytest.raises(DataError, match=r"none\.safetensors"):
         study.predictions("none")
     head = json.loads((copied / "study.json").read_text())
     (copied / "study.json").write_text(json.dumps({**head, "schema": 99}))
@@ -233,7 +240,10 @@ def test_killed_five_times_a_study_equals_the_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_all_controls_and_probes(write_plan: WritePlan, tmp_path: Path) -> None:
+def test_all_controls_and_probes(
+    write_plan: WritePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaformer.study.execute.diagnose", partial(diagnose, steps=5))
     plan = write_plan(
         controls=["repeat", "shuffled_labels", "identity", "random", "outside"],
         learning_rates=[0.003],
@@ -260,7 +270,9 @@ def test_all_controls_and_probes(write_plan: WritePlan, tmp_path: Path) -> None:
     tasks = {(one.arm, one.task, one.accuracy is None) for one in study.diagnostics}
     assert ("fixed", "counting_at_twice_the_size", True) in tasks
     assert ("pooling", "counting_at_twice_the_size", False) in tasks
-    assert {(one.arm, one.seed) for one in study.transfers} == {(one.arm, one.seed) for one in study.mechanisms}
+    assert {(one.arm, one.seed) for one in study.transfers} == {
+        (one.arm, one.seed) for one in study.mechanisms
+    }
     for one in study.transfers:
         if one.arm == "pooling":
             assert one.swapped == by_name[f"final-pooling-seed{one.seed}"].test, "nothing was swapped"

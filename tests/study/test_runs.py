@@ -33,7 +33,9 @@ def test_every_network_is_tuned_alike_and_compared_on_every_seed(make_plan: Make
     tuned = {"pooling", "window", "control-identity", "control-random", "control-outside"}
     for arm in draft_arms(plan):
         sweep = {(run.learning_rate, run.seed) for run in runs if run.arm == arm and run.role == "sweep"}
-        assert sweep == ({(rate, seed) for rate in RATES for seed in (100, 101)} if arm.name in tuned else set())
+        assert sweep == (
+            {(rate, seed) for rate in RATES for seed in (100, 101)} if arm.name in tuned else set()
+        )
         seeds = [run.seed for run in finals(runs) if run.arm == arm]
         assert seeds == [0, 1, 2][: SHUFFLED_SEEDS if arm.control == "shuffled_labels" else None]
     assert {run.role for run in runs if run.arm.control} == {"sweep", "control"}
@@ -53,7 +55,9 @@ def test_any_beginning_of_the_list_holds_whole_pairs(make_plan: MakePlan) -> Non
 def test_controls_of_the_baseline_take_its_learning_rate(make_plan: MakePlan) -> None:
     plan = make_plan(controls=["repeat", "shuffled_labels", "identity"])
     rates = {"pooling": 1e-3, "window": 2e-3, "control-identity": 3e-3}
-    found = {run.arm.name: run.learning_rate for run in finals(list(planned_runs(plan, draft_arms(plan), rates)))}
+    found = {
+        run.arm.name: run.learning_rate for run in finals(list(planned_runs(plan, draft_arms(plan), rates)))
+    }
     assert found == {**rates, "control-repeat": 1e-3, "control-shuffled_labels": 1e-3}
 
 

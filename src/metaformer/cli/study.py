@@ -18,8 +18,8 @@ def run(argv: list[str]) -> int:
 def _study(argv: list[str]) -> int:
     parser = Parser(
         "study",
-        "Compare token mixers by a plan that is fixed beforehand: tuning, paired seeds, controls, costs and a\n"
-        "report. The same command goes on where it stopped; several processes and machines share its folder.\n"
+        "Compare token mixers by a plan that is fixed beforehand: tuning, paired seeds, controls, costs and\n"
+        "a report. The same command goes on where it stopped; processes and machines may share its folder.\n"
         "`metaformer study report DIR` writes the report anew from the runs.",
         EXAMPLE,
     )
@@ -31,7 +31,9 @@ def _study(argv: list[str]) -> int:
     add_options(parser, list(options_of(run_study, skip=("command",))))
     args = parser.parse_args(argv)
     parser.run_import(vars(args))
-    study = run_study(args.plan, args.out, hours=args.hours, command=shlex.join(["metaformer", "study", *argv]))
+    study = run_study(
+        args.plan, args.out, hours=args.hours, command=shlex.join(["metaformer", "study", *argv])
+    )
     return _write(str(study.directory.path))
 
 

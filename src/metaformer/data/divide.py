@@ -101,7 +101,7 @@ def divide(
         ConfigError: a fraction out of range, or an expression that is none.
         DataError: a path that the expression does not match, or a part without images.
     """
-    held = hold_out(relative_paths(whole), labels, fraction, seed, group)
+    held = hold_out(_relative(whole), labels, fraction, seed, group)
     parts = whole.subset([not one for one in held]), whole.subset(held)
     for part, name in zip(parts, PARTS, strict=True):
         if not len(part):
@@ -112,7 +112,7 @@ def divide(
 
 def digest(part: Divisible) -> str:
     """Hash of which images a part holds, to tell whether another division gives the same."""
-    return hashlib.sha256("\n".join(sorted(relative_paths(part))).encode(errors="surrogateescape")).hexdigest()
+    return hashlib.sha256("\n".join(sorted(_relative(part))).encode(errors="surrogateescape")).hexdigest()
 
 
 def check_division(held_out: Divisible, expected: str) -> None:
@@ -219,7 +219,7 @@ def write_splits(
         raise OutputError(f"{target}: lies in the data set itself; choose another folder")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise OutputError(f"{target}: is not empty; choose another folder")
-    paths, place = relative_paths(whole), ["train"] * len(whole)
+    paths, place = _relative(whole), ["train"] * len(whole)
     left = list(range(len(whole)))
     for name, share in (("test", test_fraction), ("val", val_fraction / (1 - min(test_fraction, 0.999)))):
         if name == "test" and not share:
@@ -264,8 +264,8 @@ def _write(whole: ImageFolder, paths: Sequence[str], place: Sequence[str], targe
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def relative_paths(whole: Divisible) -> list[str]:
-    """Paths by which images are told apart: below the folder, or as they are where they lie elsewhere."""
+def _relative(whole: Divisible) -> list[str]:
+    """Paths by which images are chosen: below the folder, or as they are where they lie elsewhere."""
     paths = (whole.path(index) for index in range(len(whole)))
     folder = whole.folder
     return [(path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix() for path in paths]

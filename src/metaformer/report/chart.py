@@ -72,7 +72,9 @@ class Axis:
         return self.start + (value - low) / ((high - low) or 1) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values within the axis."""
+        """Round values within the axis; the only value of one without length."""
+        if self.low == self.high:
+            return [self.low]
         if self.ratios and self.high >= _DECADES * self.low:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for steps in ((1, 2, 5), (1,)):

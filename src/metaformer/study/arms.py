@@ -22,6 +22,7 @@ from metaformer.tasks import TASKS
 from metaformer.tasks.base import BuildTask, Task
 
 Say = Callable[[str], None]
+CPU: Final = torch.device("cpu")
 OUTSIDE: Final = "timm:"
 """First part of the name that a run gives a network of timm."""
 
@@ -39,7 +40,7 @@ class OutsideConfig:
 
 
 def outside_network(name: str, classes: int, options: dict[str, Any]) -> Any:
-    """A ResNet of timm with random weights.
+    """A ResNet of timm with random weights; where its channels are changed, those of the stem follow them.
 
     Raises:
         UnknownName: timm has no such network.
@@ -49,8 +50,11 @@ def outside_network(name: str, classes: int, options: dict[str, Any]) -> Any:
 
     if not timm.is_model(name):
         raise UnknownName("model of timm (outside)", name, timm.list_models("resnet*"))
+    stem = (
+        {"stem_type": "deep", "stem_width": -(-options["channels"][0] // 2)} if "channels" in options else {}
+    )
     try:
-        network = timm.create_model(name, num_classes=classes, **options)
+        network = timm.create_model(name, num_classes=classes, **stem, **options)
     except TypeError as error:
         raise ConfigError(f"outside: {name} is no ResNet of timm: its channels cannot be matched") from error
     network.config = OutsideConfig(name, options)
@@ -125,12 +129,15 @@ def arm_task(plan: Plan, arm: Arm) -> BuildTask:
     return build
 
 
-def build_arms(plan: Plan, classes: int, say: Say = lambda line: None) -> list[Arm]:
+def build_arms(
+    plan: Plan, classes: int, device: torch.device = CPU, say: Say = lambda line: None
+) -> list[Arm]:
     """The networks of a study, each tried for a step and fitted to the budget.
 
     Args:
         plan: of the study.
         classes: outputs of the networks.
+        device: where latencies are matched.
         say: gets a line for each of them.
 
     Raises:
@@ -144,7 +151,7 @@ def build_arms(plan: Plan, classes: int, say: Say = lambda line: None) -> list[A
         try:
             if draft.mixers not in matched:
                 check_trains(arm_network(plan, draft, classes), plan, classes)
-                matched[draft.mixers] = _matched(plan, draft, classes, baseline)
+                matched[draft.mixers] = _matched(plan, draft, classes, baseline, device)
         except MetaFormerError as error:
             where = f"mixers.{draft.name}" if draft.control is None else f"controls: {draft.control}"
             raise ConfigError(f"{where}: {error}") from error
@@ -179,21 +186,22 @@ def check_trains(network: nn.Module, plan: Plan, classes: int) -> None:
         raise ConfigError("cannot be trained: its gradients are missing or not finite")
 
 
-def _matched(plan: Plan, draft: Arm, classes: int, baseline: nn.Module) -> Arm:
+def _matched(plan: Plan, draft: Arm, classes: int, baseline: nn.Module, device: torch.device) -> Arm:
     """An arm with the widths and depths that the budget gives it."""
     budget, size = plan.budget, plan.config().data.image_size
     names, start = _start(plan, draft)
 
     def build(shape: Shape) -> Any:
-        return arm_network(plan, draft, classes, **dict(zip(names, shape, strict=True)))
+        changes: dict[str, Any] = dict(zip(names, shape, strict=True))
+        return arm_network(plan, draft, classes, **changes)
 
     def cost(shape: Shape) -> float:
         network = build(shape) if budget.match == "latency" else light(lambda: build(shape))
-        return cost_of(network, budget, size, baseline)
+        return cost_of(network, budget, size, baseline, device)
 
     if budget.match == "none":
         return replace(draft, parameters=parameters(build(start)))
-    target = 1.0 if budget.match == "latency" else cost_of(baseline, budget, size, baseline)
+    target = 1.0 if budget.match == "latency" else cost_of(baseline, budget, size, baseline, device)
     found = match_budget(start, cost, target, budget.tolerance)
     pairs = zip(names, start, found, strict=True)
     return replace(

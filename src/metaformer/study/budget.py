@@ -16,10 +16,14 @@ from metaformer.study.plan import Budget
 
 STEPS: Final = (8, 4, 2, 1)
 """Widths are multiples of the first of these that comes near enough."""
-LARGEST: Final = 4.0
+LARGEST: Final = 8.0
 """Factor by which widths grow, or shrink, at most."""
 DEEPER: Final = 4
 """Blocks that the deepest stage gets more or fewer, at most."""
+
+BATCH: Final = 8
+"""Images of a batch whose latency is matched."""
+ROUNDS: Final = 15
 
 
 class Shape(NamedTuple):
@@ -127,7 +131,9 @@ def _depths(depths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
                 yield (*depths[:deepest], depths[deepest] + more, *depths[deepest + 1 :])
 
 
-def cost_of(network: nn.Module, budget: Budget, image_size: int, baseline: nn.Module) -> float:
+def cost_of(
+    network: nn.Module, budget: Budget, image_size: int, baseline: nn.Module, device: torch.device
+) -> float:
     """What the budget counts of a network.
 
     Args:
@@ -135,9 +141,10 @@ def cost_of(network: nn.Module, budget: Budget, image_size: int, baseline: nn.Mo
         budget: parameters, multiply-accumulates, or the time relative to the baseline's.
         image_size: height and width of its input.
         baseline: the network that all are matched to.
+        device: where latencies are measured.
     """
     if budget.match == "latency":
-        return latency_ratio(network, baseline, image_size)
+        return latency_ratio(network, baseline, image_size, device)
     return parameters(network) if budget.match == "parameters" else count(network, (image_size,) * 2).macs
 
 
@@ -151,8 +158,9 @@ def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def latency_ratio(network: nn.Module, baseline: nn.Module, image_size: int, batch: int = 8) -> float:
+def latency_ratio(network: nn.Module, baseline: nn.Module, image_size: int, device: torch.device) -> float:
     """Time of a forward pass relative to the baseline's, by the fastest of alternating rounds."""
-    images = torch.zeros(batch, 3, image_size, image_size)
-    own, other = measure([network.eval(), baseline.eval()], [images, images], rounds=15)
+    images = torch.zeros(BATCH, 3, image_size, image_size, device=device)
+    pair = [one.eval().to(device, memory_format=torch.channels_last) for one in (network, baseline)]  # type: ignore[call-overload]
+    own, other = measure(pair, [images, images], rounds=ROUNDS)
     return own.minimum / other.minimum

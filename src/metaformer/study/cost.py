@@ -16,7 +16,7 @@ from metaformer.study.results import Arm, Cost
 
 BATCH: Final = 8
 """Images of a batch whose memory is measured."""
-ROUNDS: Final = 10
+ROUNDS: Final = 5
 """Rounds of a latency, of which the fastest counts."""
 
 

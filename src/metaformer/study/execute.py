@@ -50,6 +50,7 @@ from metaformer.study.study_dir import (
     read_head,
     read_study,
     read_test_set,
+    tuned_as,
 )
 from metaformer.study.transfer import swapped_task, transfer_config, transfer_run
 from metaformer.tasks.base import Task
@@ -120,7 +121,7 @@ def open_study(folder: StudyDir, plan: Plan, text: str) -> tuple[Arm, ...]:
             _check_same(folder, plan, test)
         else:
             device = join(plan.config().runtime.device).device
-            arms = build_arms(plan, len(classes), _say)
+            arms = build_arms(plan, len(classes), device, _say)
             write_text(folder.plan, text)
             _write_json(folder.test_set, _plain(test))
             head = {
@@ -224,7 +225,7 @@ class Worker:
     def jobs(self) -> Iterator[Job]:
         """Everything that is to be done, in order: costs, then runs."""
         results = tuple(self.folder.records("results", RunResult))
-        for arm in self.arms:
+        for arm in [arm for arm in self.arms if tuned_as(arm, self.plan) == arm.name]:
             yield Job(f"costs-{arm.name}", self.folder.record("costs", arm.name), partial(self._costs, arm))
         rates = chosen_rates(results, self.plan)
         for run in planned_runs(self.plan, self.arms, rates):

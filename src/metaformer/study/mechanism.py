@@ -1,6 +1,6 @@
 """What trained networks of a study do: where they look, and what changes of an image cost them accuracy.
 
-Corruptions and their severities are those of ImageNet-C, https://arxiv.org/abs/1903.12261.
+Corruptions and their severities are those of ImageNet-C and CIFAR-10-C, https://arxiv.org/abs/1903.12261.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,29 +31,28 @@ SEVERITIES: Final = (1, 3, 5)
 
 
 class Change(NamedTuple):
-    """A change of images (B, 3, H, W) with values from 0 to 1."""
+    """A change of images."""
 
     probe: Literal["shift", "rotation", "size", "corruption"]
     name: str
     level: float
-    apply: Callable[[Tensor], Tensor]
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Change images (B, 3, H, W) with values from 0 to 1."""
+        return CHANGES[self.name](images, self.level)
 
 
 def changes(probes: tuple[Probe, ...], size: int) -> list[Change]:
     """All changes of these probes, for images of a size in pixels."""
     sides = [round(size * factor) for factor in (0.5, 0.75, 1.25, 1.5, 2)]
+    shifts = dict.fromkeys((0, 1, 2, size // 16, size // 8))
     found = [
-        *(Change("shift", "shift", n, lambda x, n=n: shift(x, n)) for n in (0, 1, 2, size // 16, size // 8)),
-        *(Change("rotation", "rotation", a, lambda x, a=a: rotate(x, a)) for a in (0, 10, 20, 30, 45)),
-        *(Change("size", "size", side, lambda x, side=side: resize(x, side)) for side in sides),
-        *(
-            Change("corruption", name, level, lambda x, name=name, level=level: CORRUPTIONS[name](x, level))
-            for name in CORRUPTIONS
-            for level in SEVERITIES
-        ),
+        *(Change("shift", "shift", pixels) for pixels in shifts),
+        *(Change("rotation", "rotation", degrees) for degrees in (0, 10, 20, 30, 45)),
+        *(Change("size", "size", side) for side in sides),
+        *(Change("corruption", one.__name__, level) for one in CORRUPTIONS for level in SEVERITIES),
     ]
-    known = {(one.probe, one.name, one.level): one for one in found if one.probe in probes}
-    return list(known.values())
+    return [change for change in found if change.probe in probes]
 
 
 def shift(images: Tensor, pixels: int) -> Tensor:
@@ -85,8 +84,8 @@ def gaussian_noise(images: Tensor, severity: int) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, severity: int) -> Tensor:
-    """Blur, by sigmas that ImageNet-C has for 224 pixels."""
-    sigma = (1, 2, 3, 4, 6)[severity - 1] * images.shape[-1] / 224
+    """Blur, by sigmas that CIFAR-10-C has for 32 pixels."""
+    sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[severity - 1] * images.shape[-1] / 32
     return image_ops.gaussian_blur(images, [2 * int(4 * sigma + 0.5) + 1] * 2, [sigma] * 2)
 
 
@@ -105,9 +104,14 @@ def pixelate(images: Tensor, severity: int) -> Tensor:
     return F.interpolate(small, size, mode="nearest")
 
 
-CORRUPTIONS: Final[dict[str, Callable[[Tensor, int], Tensor]]] = {
-    one.__name__: one for one in (gaussian_noise, gaussian_blur, contrast, pixelate)
+CORRUPTIONS: Final = (gaussian_noise, gaussian_blur, contrast, pixelate)
+CHANGES: Final[dict[str, Callable[[Tensor, Any], Tensor]]] = {
+    "shift": shift,
+    "rotation": rotate,
+    "size": resize,
+    **{one.__name__: one for one in CORRUPTIONS},
 }
+"""What each change does, by its name."""
 
 
 def measure_mechanism(

@@ -243,8 +243,8 @@ class Plan(Serializable):
             raise ConfigError("learning_rates, sweep_seeds: name one at least")
         if len(self.learning_rates) < RATES and self.fewer_rates is None:
             raise ConfigError(
-                f"learning_rates: {len(self.learning_rates)} are too few to tune by: name {RATES} at least, or "
-                "say why fewer suffice (fewer_rates)"
+                f"learning_rates: {len(self.learning_rates)} are too few to tune by: name {RATES} at least, "
+                "or say why fewer suffice (fewer_rates)"
             )
         if len(self.seeds) < SEEDS[self.claim]:
             raise ConfigError(
@@ -252,7 +252,9 @@ class Plan(Serializable):
                 f"{SEEDS[self.claim]}"
             )
         if shared := sorted({*self.seeds} & {*self.sweep_seeds}):
-            raise ConfigError(f"sweep_seeds: {shared[0]} is among seeds: tune on other seeds than you compare")
+            raise ConfigError(
+                f"sweep_seeds: {shared[0]} is among seeds: tune on other seeds than you compare"
+            )
         for rate in self.learning_rates:
             config = self.config()
             check_config(replace(config, optim=replace(config.optim, lr=rate)))

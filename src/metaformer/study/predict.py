@@ -12,7 +12,7 @@ from torch import Tensor
 from metaformer.checkpoint.checkpoint import Checkpoint, newest
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
-from metaformer.data.divide import groups_of, relative_paths
+from metaformer.data.divide import groups_of
 from metaformer.data.shards.tar import TarImages
 from metaformer.data.split import Split, open_split
 from metaformer.distributed import World
@@ -45,7 +45,9 @@ def describe_test(data: DataPlan, split: Split) -> TestSet:
         DataError: a path that the expression for groups does not match.
         ConfigError: an expression that is none.
     """
-    images = relative_paths(split)
+    root = Path(str(split.folder))
+    paths = (Path(str(split.path(index))) for index in range(len(split)))
+    images = [(path.relative_to(root) if path.is_relative_to(root) else path).as_posix() for path in paths]
     names = images if data.group is None else groups_of(images, data.group)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     clusters = np.array([numbers[name] for name in names], dtype=np.int32)
@@ -102,9 +104,9 @@ def predict_test(task: Task, config: TrainConfig, data: DataPlan, world: World) 
         for logits, batch in evaluation.logits(lambda images: forward(task, config, images, world)):
             probability, predicted = logits.softmax(1).max(1)
             parts.append((batch.indices.numpy(), predicted.numpy(), probability.numpy()))
-    indices, predicted, probability = (np.concatenate(part) for part in zip(*parts, strict=True))
+    indices, classes, shares = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.argsort(indices)
-    return Predictions(predicted[order].astype(np.int32), probability[order].astype(np.float32))
+    return Predictions(classes[order].astype(np.int32), shares[order].astype(np.float32))
 
 
 def save_arrays(file: Path, **arrays: Any) -> None:

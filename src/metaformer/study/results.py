@@ -41,7 +41,7 @@ class Arm(Serializable):
     mixers: tuple[str, ...]
     """Token mixer of each stage; empty for a network from outside."""
     control: str | None = None
-    """What it controls: `repeat` (A/A), `shuffled_labels`, `identity`, `random`, `outside`; None of a mixer."""
+    """What it controls: `repeat` (A/A), `shuffled_labels`, `identity`, `random`, `outside`; None: a mixer."""
     changed: tuple[str, ...] = ()
     """What the budget solver changed in the skeleton, as `dims: (32, 64, 128, 256) to (30, 60, 120, 240)`."""
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class RunResult(Serializable):
     role: Role
     learning_rate: Positive
     seed: Count
-    """Runs of several arms are paired by it; a repeat is trained with another than the one that it has here."""
+    """Runs of several arms are paired by it; a repeat is trained with another than it has here."""
     validation: Percent | None = None
     """Primary metric on validation data, at the last checkpoint, in percent."""
     test: Percent | None = None

@@ -72,7 +72,7 @@ class StudyDir:
         return self.path / "fields" / f"{name}.safetensors"
 
     def record(self, kind: Kind, name: str) -> Path:
-        """One record: a result of a run, the costs of an arm, …"""
+        """One record, such as the result of a run or the costs of an arm."""
         return self.path / kind / f"{name}.json"
 
     def claim(self, name: str) -> Path:
@@ -168,7 +168,7 @@ def read_study(directory: str | Path) -> Study:
     costs = {record.arm: record.costs for record in folder.records("costs", ArmCosts)}
     rates = chosen_rates(runs, plan)
     arms = (
-        replace(arm, learning_rate=rates.get(tuned_as(arm, plan)), costs=costs.get(arm.name, ()))
+        replace(arm, learning_rate=rates.get(tuned_as(arm, plan)), costs=costs.get(tuned_as(arm, plan), ()))
         for arm in head["arms"]
     )
     return Study(
@@ -231,7 +231,12 @@ def read_test_set(file: Path) -> TestSet:
         DataError: the file is missing or damaged.
     """
     numbers = tuple[Annotated[int, Range(0, 2**31 - 1, integer=True)], ...]
-    types = {"images": tuple[str, ...], "labels": numbers, "clusters": numbers, "class_names": tuple[Text, ...]}
+    types = {
+        "images": tuple[str, ...],
+        "labels": numbers,
+        "clusters": numbers,
+        "class_names": tuple[Text, ...],
+    }
     values = Fields.read(read_json(file, largest=1 << 30), types, file, DataError)
     images, names = values["images"], values["class_names"]
     labels, clusters = (np.array(values[name], dtype=np.int32) for name in ("labels", "clusters"))
@@ -259,7 +264,7 @@ def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
 
 
 def tuned_as(arm: Arm, plan: Plan) -> str:
-    """Name of the arm whose learning rate this one takes: of the baseline's controls the baseline's."""
+    """Name of the arm whose learning rate and costs an arm has: of controls with its network the baseline."""
     return plan.baseline if arm.control in ("repeat", "shuffled_labels") else arm.name
 
 
@@ -276,7 +281,10 @@ def chosen_rates(runs: Sequence[RunResult], plan: Plan) -> dict[str, float | Non
     chosen = {}
     for arm, rates in found.items():
         if sum(map(len, rates.values())) == len(plan.learning_rates) * len(plan.sweep_seeds):
-            means = {rate: fmean(v for v in values if v is not None) for rate, values in rates.items()
-                     if None not in values}
+            means = {
+                rate: fmean(v for v in values if v is not None)
+                for rate, values in rates.items()
+                if None not in values
+            }
             chosen[arm] = min(means, key=lambda rate: (-means[rate], rate), default=None)
     return chosen
