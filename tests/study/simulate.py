@@ -193,7 +193,7 @@ def _write_costs(folder: StudyDir, arm: Arm) -> None:
         Cost(
             image_size=size, macs=int(4000 * size**2 * slow), latency_1=2.1 * slow * size / 64,
             latency_8=9.7 * slow * size / 64,
-            inference_memory=size**2 * 3000, training_memory=size**2 * 20000,
+            inference_memory=int(size**2 * 3000 * slow), training_memory=int(size**2 * 20000 * slow),
         )
         for size in (64, 128)
     ]  # fmt: skip

@@ -36,6 +36,10 @@ def test_two_networks_that_answer_alike_are_equivalent() -> None:
     found = compare({"a": arms["0"], "b": arms["0"]}, "a", clusters, 0.5, resamples=FAST)["b"]
     assert (found.difference.value, found.difference.low, found.difference.high) == (0, 0, 0)
     assert (found.p, found.p_equivalent, found.verdict) == (1, 0, "equivalent")
+    assert (
+        smallest_detectable(found.difference.spread, 3) == 0
+        and seeds_needed(0.5, found.difference.spread) == 2
+    )
     assert found.wins == 0.5 and found.wins_low < 0.5 < found.wins_high
 
 

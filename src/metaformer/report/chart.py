@@ -10,6 +10,8 @@ from typing import Final, Literal
 Text = Callable[[float], str]
 """How numbers are written."""
 Pixel = tuple[float, float]
+Tone = Literal["good", "bad", "even", "open"]
+"""Color of what is better, worse, as good, or not known."""
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 34
 COLORS: Final = 8
@@ -40,8 +42,7 @@ class Effect:
     value: float
     low: float
     high: float
-    tone: Literal["good", "bad", "even", "open"]
-    """Color: better, worse, as good, or not known."""
+    tone: Tone
 
 
 @dataclass(frozen=True)

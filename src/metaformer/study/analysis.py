@@ -79,6 +79,10 @@ class Analysis:
             for name, spread in spreads.items()
         }
 
+    def comparison(self, arm: Arm) -> Comparison | None:
+        """The comparison of a network, or of the repeated baseline, with the baseline."""
+        return self.repeat if arm.control == REPEAT else self.comparisons.get(arm.name)
+
     def cost(self, arm: Arm) -> Cost | None:
         """Costs at the size of training images, or the smallest that was measured."""
         size = self._image_size

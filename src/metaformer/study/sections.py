@@ -23,7 +23,16 @@ from metaformer.report.blocks import (
     Table,
     data_uri,
 )
-from metaformer.report.chart import Effect, Line, Point, dot_chart, forest_chart, line_chart, scatter_chart
+from metaformer.report.chart import (
+    Effect,
+    Line,
+    Point,
+    Tone,
+    dot_chart,
+    forest_chart,
+    line_chart,
+    scatter_chart,
+)
 from metaformer.report.page import Tile
 from metaformer.study.analysis import REPEAT, SHUFFLED, Analysis, sweep_means
 from metaformer.study.plan import SEEDS
@@ -49,7 +58,7 @@ _COSTS: Final = {
 """Fields of an arm or its costs, and divisors, by title and unit of their charts."""
 _TIED: Final = "\u00a0"
 """Space at which no line ends."""
-_TONES: Final[dict[Verdict, str]] = {
+_TONES: Final[dict[Verdict, Tone]] = {
     "better": "good", "worse": "bad", "equivalent": "even", "unresolved": "open",
 }  # fmt: skip
 
@@ -76,14 +85,12 @@ def report_sections(analysis: Analysis) -> list[Section]:
 def tiles(analysis: Analysis) -> list[Tile]:
     """The numbers at the top."""
     study, clusters = analysis.study, len(set(analysis.study.test_set.clusters.tolist()))
-    seeds = {len(runs) for arm, runs in analysis.correct.items() if study.arm(arm).control != SHUFFLED}
+    compared = [arm.name for arm in study.arms if arm.control != SHUFFLED]
+    seeds = [len(analysis.correct.get(name, ())) for name in compared]
     images = len(study.test_set.images)
     found = [
         (str(len(study.plan.mixers)), "mixers"),
-        (
-            " to ".join(f"{count}" for count in sorted({min(seeds), max(seeds)})) if seeds else "0",
-            "seeds each",
-        ),
+        (" to ".join(map(str, sorted({min(seeds), max(seeds)}))), "seeds each"),
         (f"{images:,}", "test images" + (f" in {clusters:,} groups" if clusters < images else "")),
         (f"±{study.plan.smallest_effect:g}", "points, smallest effect of interest"),
     ]
@@ -120,26 +127,20 @@ def verdict_sentence(analysis: Analysis, name: str) -> str:
     """What may be claimed of a network, with the figures that it rests on."""
     comparison, plan = analysis.comparisons[name], analysis.study.plan
     found, smallest = comparison.difference, plan.smallest_effect
-    figures = f"{signed(found.value)} points (95{_TIED}% interval {_interval(found)}, "
-    verdict = comparison.verdict
-    if verdict == "equivalent":
+    figures = f"{signed(found.value)} points (95{_TIED}% interval {_interval(found)}, p{_TIED}"
+    differs = f"{figures}{_p(comparison.p, equals=f'={_TIED}')})."
+    if comparison.verdict == "equivalent":
+        p = _p(comparison.p_equivalent, equals=f"={_TIED}")
         return (
-            f"{name} and {plan.baseline} are equivalent within ±{smallest:g} points: "
-            f"{figures}{_p(comparison.p_equivalent)} "
-            "for a difference that large)."
+            f"{name} and {plan.baseline} are equivalent within ±{smallest:g} points: {figures}{p} for a "
+            "difference that large)."
         )
-    if verdict == "unresolved":
-        return (
-            f"{name} against {plan.baseline} is unresolved: {figures}{_p(comparison.p)}). "
-            f"{_what_it_takes(analysis, name)}"
-        )
-    reached = min(abs(found.low), abs(found.high)) >= smallest
-    size = (
-        ""
-        if reached
-        else f" Whether it reaches the smallest effect of interest, {smallest:g} points, is open."
-    )
-    return f"{name} is {verdict} than {plan.baseline}: {figures}{_p(comparison.p)}).{size}"
+    if comparison.verdict == "unresolved":
+        return f"{name} against {plan.baseline} is unresolved: {differs} {_what_it_takes(analysis, name)}"
+    sentence = f"{name} is {comparison.verdict} than {plan.baseline}: {differs}"
+    if min(abs(found.low), abs(found.high)) < smallest:
+        sentence += f" Whether by the smallest effect of interest, {smallest:g} points, is open."
+    return sentence
 
 
 def costs(analysis: Analysis) -> Section:
@@ -158,8 +159,11 @@ def costs(analysis: Analysis) -> Section:
     columns = ("network", "changed to fit", "parameters", "image size", "MACs", "ms, batch 1", "ms, batch 8",
                "MB, forward", "MB, training")  # fmt: skip
     rows = [Row(cells) for arm in study.arms if _is_network(arm) for cells in _cost_rows(arm)]
-    machine = ", ".join(f"{name} {value}" for name, value in study.machine.items() if value)
-    note = f"Dashed: the Pareto front of the mixers; gray: controls. Measured on {machine}."
+    device, threads, pytorch = (study.machine.get(name) for name in ("device", "threads", "pytorch"))
+    note = (
+        "Dashed: the Pareto front of the mixers; gray: controls. Measured on "
+        f"{device}, {threads} threads, PyTorch {pytorch}."
+    )
     return Section("Costs", [Figures(figures), Table(columns, rows, left=2)] if figures else [], note=note)
 
 
@@ -294,10 +298,11 @@ def transfer(analysis: Analysis) -> Section:
 
 def controls(analysis: Analysis) -> Section:
     """What every study checks itself by."""
-    rows = []
-    for arm in analysis.study.arms:
-        if arm.control is not None:
-            rows.append(Row([arm.name, _PURPOSES.get(arm.control, ""), *_control_outcome(analysis, arm)]))
+    rows = [
+        Row([arm.name, _PURPOSES.get(arm.control, ""), *_control_outcome(analysis, arm)])
+        for arm in analysis.study.arms
+        if arm.control is not None
+    ]
     columns = ("control", "what it is for", "found", "outcome")
     return Section("Controls", [Table(columns, rows, left=4)] if rows else [])
 
@@ -351,6 +356,11 @@ def _own_threats(analysis: Analysis) -> Iterator[str]:
     fewest = min(
         (len(runs) for name, runs in analysis.correct.items() if name in analysis.comparisons), default=0
     )
+    if fewest < len(plan.seeds):
+        yield (
+            f"Some networks have {fewest} of the {len(plan.seeds)} planned seeds. To stop or go on because "
+            "of what is seen makes false claims likelier."
+        )
     if fewest < SEEDS["claim"]:
         yield f"{fewest} seeds: it takes {SEEDS['look']} to look and {SEEDS['claim']} to claim."
     if failed := [run.name for run in study.runs if run.error is not None]:
@@ -426,9 +436,8 @@ def _interval(found: Estimate) -> str:
     return f"{signed(found.low)} to {signed(found.high)}".replace(" ", _TIED)
 
 
-def _p(value: float) -> str:
-    text = "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
-    return text.replace(" ", _TIED)
+def _p(value: float, equals: str = "") -> str:
+    return f"<{_TIED}0.001" if value < 0.001 else f"{equals}{value:.3f}"
 
 
 def _what_it_takes(analysis: Analysis, name: str) -> str:
@@ -445,7 +454,7 @@ def _what_it_takes(analysis: Analysis, name: str) -> str:
 
 def _effect(name: str, comparison: Comparison) -> Effect:
     found = comparison.difference
-    return Effect(name, found.value, found.low, found.high, _TONES[comparison.verdict])  # type: ignore[arg-type]
+    return Effect(name, found.value, found.low, found.high, _TONES[comparison.verdict])
 
 
 def _comparison_table(analysis: Analysis) -> Table:
@@ -456,21 +465,18 @@ def _comparison_table(analysis: Analysis) -> Table:
         one = analysis.comparisons[name]
         cells = [signed(one.difference.value), _interval(one.difference)]
         cells.append(f"{one.wins:.2f} ({one.wins_low:.2f} to {one.wins_high:.2f})".replace(" ", _TIED))
-        cells += [
-            _p(value).removeprefix(f"p{_TIED}").removeprefix(f"={_TIED}")
-            for value in (one.p, one.p_equivalent)
-        ]
-        rows.append(Row([*_accuracy_cells(analysis, name), *cells, one.verdict]))
+        cells += [_p(one.p), _p(one.p_equivalent), one.verdict]
+        rows.append(Row([*_accuracy_cells(analysis, name), f"{one.difference.spread.seeds}", *cells]))
     baseline = analysis.study.plan.baseline
     if baseline in analysis.accuracy:
-        rows.append(Row([*_accuracy_cells(analysis, baseline), *["–"] * 5, "baseline"]))
+        seeds = len(analysis.correct[baseline])
+        rows.append(Row([*_accuracy_cells(analysis, baseline), f"{seeds}", *["–"] * 5, "baseline"]))
     return Table(columns, rows)
 
 
 def _accuracy_cells(analysis: Analysis, name: str) -> list[str]:
     found = analysis.accuracy[name]
-    accuracy = f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})".replace(" ", _TIED)
-    return [name, accuracy, f"{found.spread.seeds}"]
+    return [name, f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})".replace(" ", _TIED)]
 
 
 def _accuracies(analysis: Analysis, name: str) -> list[float]:
@@ -528,19 +534,13 @@ def _measured(analysis: Analysis, *found: Levels) -> list[str]:
 
 def _control_outcome(analysis: Analysis, arm: Arm) -> tuple[str, str]:
     """What a control found, and whether that is as it should be."""
-    comparison = analysis.repeat if arm.control == REPEAT else analysis.comparisons.get(arm.name)
+    comparison = analysis.comparison(arm)
     if arm.control == SHUFFLED:
         found = analysis.over_chance
         if found is None:
             return "–", "not run yet"
-        outcome = (
-            "at chance"
-            if found.low <= 0 <= found.high
-            else "above chance"
-            if found.low > 0
-            else "below chance"
-        )
-        return f"{signed(found.value)} points to chance ({_interval(found)})", outcome
+        side = "at" if found.low <= 0 <= found.high else "above" if found.low > 0 else "below"
+        return f"{signed(found.value)} points to chance ({_interval(found)})", f"{side} chance"
     if comparison is None:
         return "–", "not run yet"
     shown = f"{signed(comparison.difference.value)} points ({_interval(comparison.difference)})"

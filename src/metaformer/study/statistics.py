@@ -209,10 +209,9 @@ def power(effect: float, spread: Spread, seeds: int, level: float = LEVEL) -> fl
 
 def smallest_detectable(spread: Spread, seeds: int, level: float = LEVEL) -> float:
     """Difference in points that a study of so many seeds claims with probability POWER."""
-    high = spread.error(seeds)[0]
-    while power(high, spread, seeds, level) < POWER:
+    low, high = 0.0, spread.error(seeds)[0]
+    while high and power(high, spread, seeds, level) < POWER:
         high *= 2
-    low = 0.0
     while high - low > 1e-4 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if power(middle, spread, seeds, level) < POWER else (low, middle)
