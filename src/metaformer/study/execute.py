@@ -7,12 +7,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,6 +63,8 @@ PACKAGES: Final = ("metaformer", "torch", "torchvision", "timm", "numpy", "pillo
 """Packages whose versions a study keeps."""
 PROBED_SEEDS: Final = 3
 """Seeds whose trained networks are looked into, and of the diagnostic tasks."""
+OPENING: Final = 600.0
+"""Seconds to wait for another process that opens the study: it may match latencies."""
 PAUSE: Final = 2.0
 """Seconds until a process looks again for what other processes work at."""
 
@@ -94,14 +97,15 @@ def run_study(
         raise ConfigError(f"hours is {hours}: it must be above 0")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a study runs in one process each: start several, without torchrun, to share it")
+    deadline = None if hours is None else time.monotonic() + 3600 * hours
     file = as_path(plan, "plan")
     text = read_text(file, ConfigError, largest=1 << 20)
     parsed = parse_plan(text, file)
     folder = StudyDir(Path(STUDIES) / file.stem if out is None else as_path(out, "out", OutputError))
     command = command or shlex.join(["metaformer", "study", str(file), "--out", str(folder.path)])
     with StopSignals() as stop:
-        worker = Worker(folder, parsed, open_study(folder, parsed, text), command, stop, hours)
-        worker.work()
+        arms = open_study(folder, parsed, text)
+        Worker(folder, parsed, arms, command, stop, deadline).work()
     return read_study(folder.path)
 
 
@@ -112,7 +116,7 @@ def open_study(folder: StudyDir, plan: Plan, text: str) -> tuple[Arm, ...]:
         ConfigError: the folder holds a study of another plan, or a network cannot be trained or matched.
         DataError: the data set is not laid out as it should be, or has other test images than before.
     """
-    with lock(folder.claim("study"), str(folder.path)):
+    with lock(folder.claim("study"), str(folder.path), OPENING):
         data = plan.data
         classes = open_split(data.root, data.train).classes
         open_split(data.root, data.val, classes)
@@ -171,7 +175,7 @@ class Worker:
         arms: its networks.
         command: the shell command that goes on with it.
         stop: signals.
-        hours: when it stops; None for when everything is done.
+        deadline: when it stops, by `time.monotonic`; None for when everything is done.
     """
 
     def __init__(
@@ -181,10 +185,10 @@ class Worker:
         arms: tuple[Arm, ...],
         command: str,
         stop: StopSignals,
-        hours: float | None,
+        deadline: float | None,
     ) -> None:
         self.folder, self.plan, self.arms, self.command, self.stop = folder, plan, arms, command, stop
-        self.deadline = None if hours is None else time.monotonic() + 3600 * hours
+        self.deadline = deadline
         self.world: World = join(plan.config().runtime.device)
 
     def work(self) -> None:
@@ -223,39 +227,50 @@ class Worker:
         return False if any(not job.ready for job in left) else None
 
     def jobs(self) -> Iterator[Job]:
-        """Everything that is to be done, in order: costs, then runs."""
-        results = tuple(self.folder.records("results", RunResult))
+        """Everything that is to be done, in order: costs, runs, then what is measured beside them."""
+        results = {run.name: run for run in self.folder.records("results", RunResult)}
+        rates = chosen_rates(tuple(results.values()), self.plan)
+        runs = list(planned_runs(self.plan, self.arms, rates))
         for arm in [arm for arm in self.arms if tuned_as(arm, self.plan) == arm.name]:
             yield Job(f"costs-{arm.name}", self.folder.record("costs", arm.name), partial(self._costs, arm))
-        rates = chosen_rates(results, self.plan)
-        for run in planned_runs(self.plan, self.arms, rates):
+        for run in runs:
             ready = run.learning_rate is not None or run.tuned_as in rates
             yield Job(run.name, self.folder.record("results", run.name), partial(self._run, run), ready)
-        yield from self._probes(rates, {result.name: result for result in results})
+        failed = {name for name, result in results.items() if result.error is not None}
+        finals = [run for run in runs if run.role == "final" and run.name not in failed]
+        yield from self._mechanisms(finals, results)
+        yield from self._diagnostics()
+        yield from self._transfers(finals, results)
 
-    def _probes(self, rates: Mapping[str, float | None], results: Mapping[str, RunResult]) -> Iterator[Job]:
-        """What is measured of trained networks, and trained beside the comparison; nothing of failed ones."""
-        plan, record = self.plan, self.folder.record
-        finals = [run for run in planned_runs(plan, self.arms, rates) if run.role == "final"]
-        finals = [run for run in finals if run.name not in results or results[run.name].error is None]
-        trained = {(run.arm.name, run.seed): run for run in finals}
-        if {*plan.probes} - {"diagnostics"}:
+    def _mechanisms(self, finals: Sequence[Run], known: Container[str]) -> Iterator[Job]:
+        """A look into the trained networks of a few seeds."""
+        if {*self.plan.probes} - {"diagnostics"}:
             for run in finals:
-                if run.seed in plan.seeds[:PROBED_SEEDS]:
-                    do, ready = partial(self._mechanism, run), run.name in results
-                    yield Job(f"mechanism-{run.name}", record("mechanism", run.name), do, ready)
-        for arm in [arm for arm in self.arms if arm.control is None]:
-            for seed in plan.seeds[:PROBED_SEEDS] if "diagnostics" in plan.probes else ():
-                for task, demand in planned_diagnostics(plan.config().data.image_size):
-                    name = f"{arm.name}-{task}-{demand}-seed{seed}"
-                    do = partial(self._diagnose, name, arm, task, demand, seed)
-                    yield Job(f"diagnostics-{name}", record("diagnostics", name), do)
-            for seed in plan.seeds if plan.transfer else ():
-                donor = trained.get((plan.baseline, seed))
-                if donor is not None:
-                    run = transfer_run(plan, arm, seed)
-                    do = partial(self._transfer, run, self.folder.run(donor.name))
-                    yield Job(run.name, record("transfer", run.name), do, donor.name in results)
+                if run.seed in self.plan.seeds[:PROBED_SEEDS]:
+                    done = self.folder.record("mechanism", run.name)
+                    do = partial(self._mechanism, run)
+                    yield Job(f"mechanism-{run.name}", done, do, run.name in known)
+
+    def _diagnostics(self) -> Iterator[Job]:
+        """Synthetic tasks, on which networks of their own are trained."""
+        if "diagnostics" in self.plan.probes:
+            tasks = list(planned_diagnostics(self.plan.config().data.image_size))
+            for seed, arm, (task, demand) in product(self.plan.seeds[:PROBED_SEEDS], self._mixer_arms, tasks):
+                name = f"{arm.name}-{task}-{demand}-seed{seed}"
+                do = partial(self._diagnose, name, arm, task, demand, seed)
+                yield Job(f"diagnostics-{name}", self.folder.record("diagnostics", name), do)
+
+    def _transfers(self, finals: Sequence[Run], known: Container[str]) -> Iterator[Job]:
+        """Every mixer in each trained network of the baseline."""
+        donors = [run for run in finals if run.arm.name == self.plan.baseline] if self.plan.transfer else []
+        for donor, arm in product(donors, self._mixer_arms):
+            run = transfer_run(self.plan, arm, donor.seed)
+            do = partial(self._transfer, run, self.folder.run(donor.name))
+            yield Job(run.name, self.folder.record("transfer", run.name), do, donor.name in known)
+
+    @property
+    def _mixer_arms(self) -> list[Arm]:
+        return [arm for arm in self.arms if arm.control is None]
 
     def _costs(self, arm: Arm) -> None:
         costs = measure_costs(self.plan, arm, self._classes(), self.world.device)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metaformer.errors import ConfigError, DataError, VersionError
 from metaformer.serialize import Fields, Range, Serializable, Text, errors_at, from_dict
-from metaformer.storage import need_regular, read_json, read_text
+from metaformer.storage import read_bytes, read_json, read_text
 from metaformer.study.plan import Plan, parse_plan
 from metaformer.study.results import (
     Arm,
@@ -25,6 +25,8 @@ from metaformer.study.results import (
 )
 
 SCHEMA: Final = 1
+LARGEST: Final = 1 << 28
+"""Bytes of a list of test images or of predictions, at most."""
 T = TypeVar("T", bound=Serializable)
 _HEAD: Final[Mapping[str, Any]] = {
     "schema": int,
@@ -237,7 +239,7 @@ def read_test_set(file: Path) -> TestSet:
         "clusters": numbers,
         "class_names": tuple[Text, ...],
     }
-    values = Fields.read(read_json(file, largest=1 << 30), types, file, DataError)
+    values = Fields.read(read_json(file, largest=LARGEST), types, file, DataError)
     images, names = values["images"], values["class_names"]
     labels, clusters = (np.array(values[name], dtype=np.int32) for name in ("labels", "clusters"))
     if not images or not len(images) == len(labels) == len(clusters):
@@ -254,11 +256,11 @@ def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
         DataError: it is missing or damaged.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
-    need_regular(file)
+    data = read_bytes(file, largest=LARGEST)  # not mapped: a sparse file may claim any size
     try:
-        return load_file(file)
+        return load(data)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: damaged ({error})") from error
 
