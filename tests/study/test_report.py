@@ -112,6 +112,9 @@ def test_a_study_has_a_report_from_its_first_run_on(tmp_path: Path) -> None:
     page = write_report(root).read_text()
     assert "for want of two seeds" in page and "nothing yet" in page
     whole = write_study(tmp_path / "whole", seeds=2, images=60, groups=6)
+    write_report(whole)
+    for row in table(whole / "results.csv").values():  # two seeds say little, but not 110 %
+        assert 0 <= float(row["accuracy_low"]) <= float(row["accuracy_high"]) <= 100
     shutil.copytree(whole / "predictions", root / "predictions")
     (root / "results").mkdir()
     for name in ("final-pooling-seed0", "final-pooling-seed1", "final-dwconv-seed0", "final-dwconv-seed1"):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import accumulate, pairwise
 from typing import Final, Literal
@@ -99,10 +99,7 @@ def line_chart(
         label: what the chart shows, for those who cannot see it.
         ratios: equal distances of x are equal ratios; all x are above 0.
     """
-    series = [
-        Line(line.name, [p for p in line.points if abs(p[1]) < _LARGEST], line.dots, line.mark)
-        for line in lines
-    ]
+    series = [replace(line, points=[p for p in line.points if abs(p[1]) < _LARGEST]) for line in lines]
     points = [point for line in series for point in line.points]
     if not points:
         return "<p class=note>nothing logged</p>"

@@ -1,7 +1,7 @@
 """What a study has shown so far: accuracies, comparisons, controls and power."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -145,11 +145,16 @@ def analyze(study: Study) -> Analysis:
     return Analysis(
         study,
         correct,
-        estimate(several, clusters),
+        {name: _within(found, 0, 100) for name, found in estimate(several, clusters).items()},
         against_baseline(arm for arm in ready if arm.control != REPEAT),
         next(iter(repeats.values()), None),
         next(iter(estimate(shuffled, clusters).values()), None),
     )
+
+
+def _within(found: Estimate, low: float, high: float) -> Estimate:
+    """An estimate whose interval ends where the values do."""
+    return replace(found, low=max(low, found.low), high=min(high, found.high))
 
 
 def sweep_means(runs: Sequence[RunResult], arm: str) -> list[tuple[float, float]]:
