@@ -15,11 +15,11 @@ from metaformer.study.statistics import (
     LEVEL,
     POWER,
     Spread,
-    _holm,
     compare,
     estimate,
     excess_over_chance,
     gains,
+    holm,
     power,
     seeds_needed,
     smallest_detectable,
@@ -36,10 +36,8 @@ def test_two_networks_that_answer_alike_are_equivalent() -> None:
     found = compare({"a": arms["0"], "b": arms["0"]}, "a", clusters, 0.5, resamples=FAST)["b"]
     assert (found.difference.value, found.difference.low, found.difference.high) == (0, 0, 0)
     assert (found.p, found.p_equivalent, found.verdict) == (1, 0, "equivalent")
-    assert (
-        smallest_detectable(found.difference.spread, 3) == 0
-        and seeds_needed(0.5, found.difference.spread) == 2
-    )
+    spread = found.difference.spread
+    assert smallest_detectable(spread, 3) == 0 and seeds_needed(0.5, spread) == 2
     assert found.wins == 0.5 and found.wins_low < 0.5 < found.wins_high
 
 
@@ -93,11 +91,11 @@ def test_holm_is_its_definition(p: list[float]) -> None:
     order = sorted(range(len(p)), key=lambda i: p[i])
     for place, i in enumerate(order):
         expected = min(1.0, max((len(p) - k) * p[order[k]] for k in range(place + 1)))
-        assert _holm(p)[i] == pytest.approx(expected)
+        assert holm(p)[i] == pytest.approx(expected)
 
 
 def test_holm_by_hand() -> None:
-    assert _holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 def test_seeds_alone_give_the_t_test() -> None:

@@ -489,7 +489,8 @@ def _is_network(arm: Arm) -> bool:
 
 
 def _cost_rows(arm: Arm) -> Iterator[list[str]]:
-    head = [arm.name, "; ".join(arm.changed) or "–", f"{arm.parameters:,}"]
+    changed = "; ".join(arm.changed).replace(", ", f",{_TIED}")
+    head = [arm.name, changed or "–", f"{arm.parameters:,}"]
     for cost in sorted(arm.costs, key=lambda cost: cost.image_size):
         times = (f"{value:.2f}" if value else "–" for value in (cost.latency_1, cost.latency_8))
         memory = (

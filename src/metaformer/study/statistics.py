@@ -128,8 +128,8 @@ def compare(
     tables = {name: _sums(values, members) for name, values in gained.items()}
     means, wins = _bootstrap(tables, sizes, seed, resamples)
     differences = {name: _estimate(table, sizes, means[name]) for name, table in tables.items()}
-    p = _holm([_p_differs(found) for found in differences.values()])
-    p_equivalent = _holm([_p_equivalent(found, smallest) for found in differences.values()])
+    p = holm([_p_differs(found) for found in differences.values()])
+    p_equivalent = holm([_p_equivalent(found, smallest) for found in differences.values()])
     return {
         name: Comparison(
             found,
@@ -350,7 +350,7 @@ def _p_equivalent(found: Estimate, smallest: float) -> float:
     return float(_scipy().t.cdf((abs(found.value) - smallest) / error, df))
 
 
-def _holm(p: Sequence[float]) -> list[float]:
+def holm(p: Sequence[float]) -> list[float]:
     """Holm's correction (1979): the k-th smallest of m times m − k + 1, never below those before it."""
     order = np.argsort(p, kind="stable")
     steps = np.asarray(p)[order] * np.arange(len(p), 0, -1)
