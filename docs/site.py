@@ -30,6 +30,7 @@ SUBJECTS: Final = {
     "Networks": ("factory", "backbones", "models", "mixers", "weights"),
     "Training and results": ("config", "training", "inference", "errors"),
     "Deployment": ("deploy",),
+    "Studies": ("study",),
 }
 """Page of the Python interface -> the packages whose public names it lists."""
 _LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")

@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # `X as X` exports a name to type checkers
     from metaformer.models.segmentation.config import SegmenterConfig as SegmenterConfig
     from metaformer.models.segmentation.loss import SegmentationLoss as SegmentationLoss
     from metaformer.models.segmentation.segmenter import Segmenter as Segmenter
+    from metaformer.study.execute import run_study as run_study
+    from metaformer.study.study_dir import read_study as read_study
     from metaformer.training.callbacks import Callback as Callback
     from metaformer.training.callbacks import TrainState as TrainState
     from metaformer.training.train import TrainResult as TrainResult
@@ -82,6 +84,8 @@ _MODULES = {
     "models.segmentation.config": ("SegmenterConfig",),
     "models.segmentation.loss": ("SegmentationLoss",),
     "models.segmentation.segmenter": ("Segmenter",),
+    "study.execute": ("run_study",),
+    "study.study_dir": ("read_study",),
     "training.callbacks": ("Callback", "TrainState"),
     "training.train": ("TrainResult", "train"),
     "weights.convert": ("convert",),

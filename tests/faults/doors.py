@@ -696,6 +696,82 @@ def _restore(folder: Path) -> object:
         return restore_optimizer(optimizer, saved)
 
 
+PLAN = """question: Does pooling help?
+data: {root: data, train: train, val: val, test: test, group: null}
+recipe: demo/classify
+overrides:
+  data: {image_size: 64, batch_size: 8, workers: 0}
+skeleton: {model: poolformer_n, overrides: {dims: [8, 8, 16, 16], stem_stride: 4}}
+mixers:
+  pooling: pooling(size=3)
+  none: [identity, identity, pooling, identity]
+baseline: none
+budget: {match: parameters, tolerance: 0.02}
+learning_rates: [0.001, 0.002, 0.004, 0.008, 0.016]
+sweep_seeds: [100]
+seeds: [0, 1, 2, 3, 4]
+claim: look
+smallest_effect: 0.5
+epochs: 3
+controls: [repeat, outside]
+probes: [shift, diagnostics]
+transfer: {epochs: 2, learning_rate: 0.001}
+"""
+
+
+def _study(name: str) -> Callable[[Path], Path]:
+    """A study of one run, and which of its files is changed."""
+
+    def write(folder: Path) -> Path:
+        from metaformer.study.plan import parse_plan
+        from metaformer.study.predict import save_arrays
+        from metaformer.study.results import Arm, Mechanism, Robustness, RunResult, Square
+
+        run, arm = (
+            "final-none-seed0",
+            Arm(name="none", mixers=("identity",) * 4, parameters=5, changed=("x",)),
+        )
+        square = Square(share=0.5, side=3, ratio=0.1)
+        changed = Robustness(probe="shift", change="shift", level=1, accuracy=50)
+        records = {
+            f"results/{run}": RunResult(
+                name=run, arm="none", role="final", learning_rate=1e-3, seed=0, validation=50, test=50
+            ),
+            f"mechanism/{run}": Mechanism(
+                run=run, arm="none", seed=0, squares=(square,), robustness=(changed,)
+            ),
+        }
+        head = {
+            "schema": 1, "plan_sha256": parse_plan(PLAN, "plan").sha256, "created": "2026-12-01",
+            "machine": {"device": "cpu", "threads": 1}, "versions": {"torch": "2"}, "arms": [to_dict(arm)],
+        }  # fmt: skip
+        test = {"images": ["a.png", "b.png"], "labels": [0, 1], "clusters": [0, 1], "class_names": ["a", "b"]}
+        texts = {"plan.yaml": PLAN, "study.json": json.dumps(head), "test.json": json.dumps(test)}
+        texts |= {f"{key}.json": json.dumps(to_dict(record)) for key, record in records.items()}
+        for key, text in texts.items():
+            (folder / key).parent.mkdir(exist_ok=True)
+            (folder / key).write_text(text)
+        arrays = {"predicted": np.array([0, 1], np.int32), "probability": np.array([0.5, 1], np.float32)}
+        save_arrays(folder / "predictions" / f"{run}.safetensors", **arrays)
+        save_arrays(folder / "fields" / f"{run}.safetensors", scores=np.ones((3, 3), np.float32))
+        return folder / name.format(run=run)
+
+    return write
+
+
+def _read_study(folder: Path) -> object:
+    from metaformer.study.study_dir import read_study
+
+    study = read_study(folder)
+    return study, study.predictions("final-none-seed0"), study.receptive_field("final-none-seed0")
+
+
+def _read_plan(folder: Path) -> object:
+    from metaformer.study.plan import read_plan
+
+    return read_plan(folder / "plan.yaml").sha256
+
+
 DOORS = {
     door.name: door
     for door in (
@@ -741,6 +817,15 @@ DOORS = {
         Door("run's configuration", _run_file("config.json"), _read_run, mutate.json_bytes),
         Door("run's log", _run_file("metrics.jsonl"), _read_run, _lines),
         Door("run's command", _run_file("command.txt"), _read_run, mutate.words),
+        Door("plan of a study", _study("plan.yaml"), _read_plan, mutate.words),
+        Door("study.json", _study("study.json"), _read_study, mutate.json_bytes),
+        Door("test images of a study", _study("test.json"), _read_study, mutate.json_bytes),
+        Door("result of a study", _study("results/{run}.json"), _read_study, mutate.json_bytes),
+        Door("measures of a study", _study("mechanism/{run}.json"), _read_study, mutate.json_bytes),
+        Door(
+            "predictions of a study", _study("predictions/{run}.safetensors"), _read_study, mutate.safetensors
+        ),
+        Door("field of a study", _study("fields/{run}.safetensors"), _read_study, mutate.safetensors),
         Door("prediction job", _job, _claim, mutate.json_bytes),
         Door("ReaL labels", _real, _read_real, mutate.json_bytes),
         Door("optimizer of a checkpoint", _resumed, _restore, mutate.json_bytes, _seal),

@@ -18,9 +18,15 @@ from metaformer.report.blocks import (
     MAX_MATRIX,
     ROWS,
     Cell,
+    Code,
     Example,
     Examples,
+    Figure,
+    Figures,
+    Link,
+    Listing,
     Matrix,
+    Note,
     Row,
     Section,
     Table,
@@ -30,8 +36,21 @@ from metaformer.report.blocks import (
     percentage,
     worst_and_best,
 )
-from metaformer.report.chart import Line, line_chart, ticks
-from metaformer.report.page import TaskReport, charts, cost, render, settings, tiles
+from metaformer.report.chart import (
+    COLORS,
+    Axis,
+    Effect,
+    Line,
+    Point,
+    dot_chart,
+    forest_chart,
+    front,
+    line_chart,
+    scatter_chart,
+    ticks,
+)
+from metaformer.report.markdown import to_markdown
+from metaformer.report.page import TaskReport, charts, cost, render, render_gallery, settings, tiles
 
 
 def evaluation(counts: list[list[int]], entries: bool = False) -> dict[str, Any]:
@@ -131,6 +150,77 @@ def test_one_point_or_a_flat_line_can_be_drawn(points: list[tuple[float, float]]
 
 def test_nothing_logged_is_said() -> None:
     assert "nothing logged" in str(line_chart([Line("a", [])], "x"))
+
+
+def nodes(chart: str, tag: str, kind: str = "") -> list[ElementTree.Element]:
+    """Elements of a chart, which is well-formed and lies within its frame."""
+    root = ElementTree.fromstring(chart)
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    for node in root.iter():
+        for name, most in (
+            ("cx", width),
+            ("cy", height),
+            ("x1", width),
+            ("x2", width),
+            ("x", width),
+            ("y", height),
+        ):
+            assert 0 <= float(node.attrib.get(name, 0)) <= most, node.attrib
+    return [node for node in root.iter(tag) if kind in node.attrib.get("class", "").split() or not kind]
+
+
+def test_an_axis_of_ratios_has_round_values_at_equal_ratios() -> None:
+    axis = Axis(0.0005, 0.008, 0, 100, ratios=True)
+    assert axis.ticks() == [0.0005, 0.001, 0.002, 0.005]
+    assert axis(0.002) == pytest.approx(50)
+    assert Axis(1e-6, 1e3, 0, 1, ratios=True).ticks() == [10.0**power for power in range(-6, 4)]
+    assert Axis(98, 103, 0, 1, ratios=True).ticks() == [98, 99, 100, 101, 102, 103]
+
+
+def test_lines_mark_what_was_chosen_and_have_colors_again_when_there_are_many() -> None:
+    lines = [Line(f"{i}", [(0.001, i), (0.004, i + 1)], dots=True, mark=0.004) for i in range(COLORS + 1)]
+    chart = line_chart(lines, "rate", ratios=True)
+    rings, paths = nodes(chart, "circle", "ring"), nodes(chart, "polyline")
+    assert len(rings) == len(lines) and {ring.attrib["cx"] for ring in rings} == {"408.0"}
+    assert paths[COLORS].attrib["class"].split() == ["line", "c0", "again"]
+
+
+def test_a_forest_plot_has_effects_around_zero_and_a_zone() -> None:
+    rows = [Effect("a<b", 1.2, 0.4, 2.0, "good"), Effect("c" * 40, -0.1, -0.4, 0.2, "open")]
+    chart = forest_chart(rows, "points & more", 0.5, label='"x"')
+    (zero,), (zone,) = nodes(chart, "line", "zero"), nodes(chart, "rect", "zone")
+    places = [float(node.attrib["cx"]) for node in nodes(chart, "circle")]
+    assert places[1] < float(zero.attrib["x1"]) < places[0]
+    middle = float(zone.attrib["x"]) + float(zone.attrib["width"]) / 2
+    assert middle == pytest.approx(float(zero.attrib["x1"]), abs=0.1)
+    assert "a&lt;b +1.2, +0.4 to +2<" in chart and "c…" in chart and len(nodes(chart, "g", "open")) == 1
+
+
+def test_dots_stand_in_rows_with_their_mean() -> None:
+    chart = dot_chart([("a", [1.0, 2.0, 6.0]), ("none", [])], "percent")
+    dots, (mean,) = nodes(chart, "circle", "seed"), nodes(chart, "line", "mean")
+    assert len({dot.attrib["cy"] for dot in dots}) == 1
+    assert float(mean.attrib["x1"]) == pytest.approx(sum(float(d.attrib["cx"]) for d in dots) / 3, abs=0.1)
+    assert "nothing yet" in dot_chart([("a", [])], "percent") and nodes(
+        dot_chart([("a", [3.0])], "x"), "circle"
+    )
+
+
+def test_the_front_is_what_no_cheaper_point_exceeds() -> None:
+    points = [Point("a", 2, 5), Point("b", 1, 3), Point("c", 3, 4), Point("d", 4, 6), Point("e", 2, 4)]
+    assert [point.name for point in front([*points, Point("control", 0.5, 9, faint=True)])] == ["b", "a", "d"]
+    chart = scatter_chart([*points, Point("<", 0.5, 9, faint=True)], "cost")
+    assert len(nodes(chart, "circle")) == 6 and len(nodes(chart, "polyline", "front")) == 1
+    assert "nothing yet" in scatter_chart([], "cost")
+    assert nodes(scatter_chart([Point("a", 2, 5)], "cost"), "circle")
+
+
+def test_names_of_points_keep_off_each_other() -> None:
+    chart = scatter_chart([Point(f"network {i}", 100 + i / 50, 80 + i / 50) for i in range(6)], "cost")
+    names = [node for node in nodes(chart, "text") if str(node.text).startswith("network")]
+    boxes = [(float(n.attrib["x"]), float(n.attrib["y"])) for n in names]
+    apart = [abs(a[0] - b[0]) > 50 or abs(a[1] - b[1]) > 9 for a in boxes for b in boxes if a != b]
+    assert len(boxes) == len(set(boxes)) == 6 and all(apart)
 
 
 LOG: list[dict[str, Any]] = [
@@ -253,3 +343,27 @@ def test_settings_mark_what_differs_and_leave_out_hidden_sections() -> None:
     assert found["ema"] == [("decay", "0.5", True), ("evaluate", "True", False)]
     assert "segment" not in found and "loss" in found
     assert "root" not in [name for name, *_ in found["data"]]
+
+
+def test_sections_are_the_same_page_in_html_and_markdown() -> None:
+    chart = Figure("a chart", ["one", "two"], line_chart([Line("one", [(0, 1), (1, 2)])], "x"))
+    sections = [
+        Section(
+            EVIL,
+            [Listing([EVIL, "a *b*"]), Figures([chart]), Note("small"), Code("a: `b`\n```\n<i>")],
+            note="end",
+        ),
+        Section(
+            "rows", [Table(("run", "b|c"), [Row([Link("x_1", "runs/x_1/"), "2"])]), Table(("none",), [])]
+        ),
+        Section("empty", []),
+    ]
+    page = render_gallery(EVIL, "below", sections, "last", [("3", "seeds")])
+    assert not Tags(page).open and "<script" not in page and ">empty<" not in page
+    assert '<a href="runs/x_1/">x_1</a>' in page and "<li>a *b*</li>" in page and "&lt;i&gt;" in page
+    assert page.count('<i class="c') == 2 and "<b>3</b><span>seeds</span>" in page
+    text = to_markdown(EVIL, "below", sections, "last", [("3", "seeds")])
+    assert text.startswith("# \\<script\\>alert(1)\\</script\\>\n\nbelow\n\n- seeds: **3**\n")
+    assert "````\na: `b`\n```\n<i>\n````" in text and "- a \\*b\\*" in text
+    assert "| run | b\\|c |\n| :-- | --: |\n| [x\\_1](runs/x_1/) | 2 |\n\nnone\n\nlast\n" in text
+    assert "Charts on the page: a chart." in text and "empty" not in text

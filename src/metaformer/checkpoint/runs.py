@@ -29,6 +29,12 @@ class RunStatus:
     path: str
     state: State
     model: str = "?"
+    mixers: str | None = None
+    """Its token mixers, where the run names them: one, or one for each stage."""
+    seed: int | None = None
+    learning_rate: float | None = None
+    epochs: int | None = None
+    """None for a run that counts steps."""
     step: int = 0
     """Steps done: of a stopped run, those of its newest checkpoint that is not damaged."""
     total: int | None = None
@@ -121,7 +127,7 @@ def _known_status(run: RunDir, steps: list[Path], contents: bool) -> RunStatus:
     return RunStatus(
         path=str(run.path),
         state=state,
-        model=str(_read(run.config).get("model", {}).get("name", "?")),
+        **_settings(_read(run.config)),
         step=step,
         total=total,
         metric=saved.get("metric"),
@@ -131,6 +137,22 @@ def _known_status(run: RunDir, steps: list[Path], contents: bool) -> RunStatus:
         resume=_resume_command(run) if state == "stopped" else None,
         notes=tuple(notes),
     )
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration says of network, seed and budget."""
+    sections = {"model": {}, "optim": {}, "schedule": {}, **config}
+    model, schedule = sections["model"], sections["schedule"]
+    mixers = model.get("mixers")
+    names = [mixers] if isinstance(mixers, str) else list(dict.fromkeys(mixers or ()))
+    whole = len(names) < 2
+    return {
+        "model": str(model.get("name", "?")),
+        "mixers": None if not names else names[0] if whole else ", ".join(map(str, mixers)),
+        "seed": config.get("seed"),
+        "learning_rate": sections["optim"].get("lr"),
+        "epochs": schedule.get("epochs") if schedule.get("steps") is None else None,
+    }
 
 
 def _read_state(directory: Path, contents: bool, notes: list[str]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "train by a recipe", "metaformer train demo/classify --data.root demo-data/classify", "train"
     ),
+    "study": Command("compare token mixers by a plan", "metaformer study mixers.yaml --hours 2", "study"),
     "runs": Command("runs: state, best metric, how to resume", "metaformer runs runs/", "runs"),
     "evaluate": Command("measure accuracy", "metaformer evaluate runs/demo-classify --flip", "evaluate"),
     "predict": Command(

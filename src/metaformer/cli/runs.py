@@ -6,6 +6,8 @@ from metaformer.cli.listing import table
 from metaformer.cli.parser import Parser, say
 
 HEADS = ("run", "model", "state", "step", "best", "last written")
+STUDY_HEADS = ("mixer", "seed", "learning rate", "epochs")
+"""Beside the model where a run names its mixers, as those of a study do."""
 
 
 def run(argv: list[str]) -> int:
@@ -27,12 +29,15 @@ def run(argv: list[str]) -> int:
     elif not found:
         say(f"no runs in {args.dir}")
     else:
-        rows = []
+        rows, compared = [], any(one.mixers is not None for one in found)
         for one in found:
             step = f"{one.step}/{'?' if one.total is None else one.total}"
             best = "-" if one.best is None else f"{one.metric} {one.best:.4f} at {one.best_step}"
-            rows.append((one.path, one.model, one.state, step, best, f"{one.age} ago"))
-        say(table(HEADS, rows))
+            budget = (one.mixers, one.seed, one.learning_rate, one.epochs) if compared else ()
+            cells = ("-" if cell is None else str(cell) for cell in budget)
+            rows.append((one.path, one.model, *cells, one.state, step, best, f"{one.age} ago"))
+        heads = (*HEADS[:2], *STUDY_HEADS, *HEADS[2:]) if compared else HEADS
+        say(table(heads, rows))
         for one in found:
             for note in one.notes:
                 say(f"\n{note}" if one.state == "other version" else f"\ndamaged: {note}")

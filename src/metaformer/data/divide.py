@@ -62,7 +62,7 @@ def hold_out(
     if not 0 < fraction < 1:
         raise ConfigError(f"val_fraction is {fraction}: it must be above 0 and below 1")
     if group is not None:
-        return _by_group(_groups(paths, group), labels, fraction, seed)
+        return _by_group(groups_of(paths, group), labels, fraction, seed)
     members: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
         members[label].append(index)
@@ -279,7 +279,13 @@ def _rank(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
 
-def _groups(paths: Sequence[str], group: str) -> list[str]:
+def groups_of(paths: Sequence[str], group: str) -> list[str]:
+    """What a regular expression matches in each path: its first group, if it has one.
+
+    Raises:
+        ConfigError: an expression that is none.
+        DataError: a path that it does not match.
+    """
     try:
         pattern = re.compile(group)
     except re.error as error:

@@ -20,10 +20,20 @@ CONFUSIONS = 12
 """Length of the list of confusions."""
 
 
+class Link(NamedTuple):
+    """Text that leads to a file beside the page."""
+
+    text: str
+    href: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Row(NamedTuple):
     """Row of a table."""
 
-    cells: Sequence[str]
+    cells: Sequence[str | Link]
     color: str = ""
     """CSS color of the box before the first cell."""
 
@@ -116,7 +126,42 @@ class Note:
     text: str
 
 
-Block = Table | Matrix | Examples | Note
+@dataclass(frozen=True)
+class Listing:
+    """Sentences, each with a dot before it."""
+
+    kind: ClassVar = "list"
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text of a file, as it is."""
+
+    kind: ClassVar = "code"
+    text: str
+
+
+class Figure(NamedTuple):
+    """A chart with its title."""
+
+    title: str
+    key: Sequence[str]
+    """Names of its lines, where there are several."""
+    svg: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Charts, two in a row."""
+
+    kind: ClassVar = "figures"
+    figures: Sequence[Figure]
+    key: Sequence[str] = ()
+    """Names of the lines of all of them."""
+
+
+Block = Table | Matrix | Examples | Note | Listing | Code | Figures
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metaformer.config import TrainConfig
-from metaformer.report.blocks import Example, Section
+from metaformer.report.blocks import Example, Figure, Section
 from metaformer.report.chart import Line, line_chart
 from metaformer.serialize import to_dict
 
@@ -14,8 +14,6 @@ Log = list[dict[str, Any]]
 """Lines of metrics.jsonl."""
 Tile = tuple[str, str]
 """A number and what it is."""
-Chart = tuple[str, list[str], str]
-"""Title, names of the lines where there are several, and SVG."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,12 @@ def render(
     )
 
 
-def render_gallery(title: str, subtitle: str, sections: Sequence[Section], footer: str) -> str:
-    """A page of sections alone, as HTML without scripts."""
-    return _page("gallery.html.jinja", title=title, subtitle=subtitle, sections=sections, footer=footer)
+def render_gallery(
+    title: str, subtitle: str, sections: Sequence[Section], footer: str, tiles: Sequence[Tile] = ()
+) -> str:
+    """A page of sections below tiles, as HTML without scripts."""
+    content = {"title": title, "subtitle": subtitle, "sections": sections, "footer": footer, "tiles": tiles}
+    return _page("gallery.html.jinja", **content)
 
 
 def _page(template: str, **content: Any) -> str:
@@ -131,7 +132,7 @@ def tiles(report: TaskReport, state: Mapping[str, Any], log: Log, unit: str) -> 
     return [*metrics, *throughput, *counts, (f"{state[unit]:,}", f"{unit} of the best weights")]
 
 
-def charts(log: Log, metric: str, title: str, unit: str) -> list[Chart]:
+def charts(log: Log, metric: str, title: str, unit: str) -> list[Figure]:
     """Validation metric over epochs or steps, losses, and learning rate."""
     train = [line for line in log if line["kind"] == "train"]
     evals = [line for line in log if line["kind"] == "eval"]
@@ -142,9 +143,9 @@ def charts(log: Log, metric: str, title: str, unit: str) -> list[Chart]:
     rates = Line("learning rate", [(line["step"], line["lr"]) for line in train])
     key = [line.name for line in losses] if len(losses) > 1 else []
     return [
-        (f"Validation {title}", [], line_chart([scores], unit, percent=True, label=title)),
-        ("Loss", key, line_chart(losses, "step", label="loss")),
-        ("Learning rate", [], line_chart([rates], "step", label="learning rate")),
+        Figure(f"Validation {title}", [], line_chart([scores], unit, percent=True, label=title)),
+        Figure("Loss", key, line_chart(losses, "step", label="loss")),
+        Figure("Learning rate", [], line_chart([rates], "step", label="learning rate")),
     ]
 
 

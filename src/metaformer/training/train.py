@@ -28,7 +28,7 @@ from metaformer.recipes import RECIPES
 from metaformer.serialize import differences, to_dict
 from metaformer.storage import as_path
 from metaformer.tasks import TASKS, other_task
-from metaformer.tasks.base import Task
+from metaformer.tasks.base import BuildTask, Task
 from metaformer.training.callbacks import Callback
 from metaformer.training.check import check_config
 from metaformer.training.log import MetricsLog
@@ -61,7 +61,10 @@ def train(
     out: str | Path,
     resume: str | None = None,
     command: str | None = None,
+    *,
     callbacks: Sequence[Callback] = (),
+    build: BuildTask | None = None,
+    explain: bool = True,
 ) -> TrainResult:
     """Train, evaluate, save and report; under torchrun, in all its processes.
 
@@ -72,6 +75,8 @@ def train(
             starts a run; a checkpoint directory is resumed from, or refused if it is damaged.
         command: the shell command that resumes this run, shown by `metaformer runs`.
         callbacks: called after steps, epochs and evaluations; each may end the run.
+        build: makes network, data and loss in place of the task itself.
+        explain: show the worst mistakes in the report with class activation maps.
 
     Raises:
         ConfigError: a field is out of range or contradicts another.
@@ -92,7 +97,7 @@ def train(
         if world.main:
             for line in describe_network(config, network):
                 _print(line)
-        task = _build_task(config, run, resume, world, stop)
+        task = _build_task(build or TASKS[config.task].build, config, run, resume, world, stop)
         sampler = _build_sampler(config, task, world)
         trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)
         loop = Loop(config, task, trainer, sampler, run, world, stop, callbacks)
@@ -110,12 +115,12 @@ def train(
             result = TrainResult(
                 run.path, task.metric, loop.best.value, loop.best.step, loop.metrics, trainer.step, complete
             )
-            _finish(result, world, stop)
+            _finish(result, world, stop, explain)
     return result
 
 
 def _build_task(
-    config: TrainConfig, run: RunDir, resume: str | None, world: World, stop: StopSignals
+    build: BuildTask, config: TrainConfig, run: RunDir, resume: str | None, world: World, stop: StopSignals
 ) -> Task:
     """The task of a run, with its initial weights unless those of a checkpoint will replace them.
 
@@ -125,7 +130,7 @@ def _build_task(
     if any_rank(run.resumes(resume))[0]:
         config = replace(config, model=replace(config.model, checkpoint=None, pretrained=False))
     try:
-        return TASKS[config.task].build(config, world, stop.requested)
+        return build(config, world, stop.requested)
     except DataError as error:
         root = Path(config.data.root).expanduser()
         other = other_task(root, config.task) if root.is_dir() else None
@@ -216,9 +221,9 @@ def _warn_differences(saved: Checkpoint, config: TrainConfig, world: World) -> N
         _print(f"warning: differs from the checkpoint, so the run will not be bit-for-bit the same: {line}")
 
 
-def _finish(result: TrainResult, world: World, stop: StopSignals) -> None:
+def _finish(result: TrainResult, world: World, stop: StopSignals, explain: bool) -> None:
     if world.main and result.complete:
-        page = write_report(result.run)
+        page = write_report(result.run, explain)
         _print(f"best {result.metric} {result.best:.4f} at step {result.best_step}: {result.run / 'best'}")
         _print(f"report: {page}")
     if not result.complete:

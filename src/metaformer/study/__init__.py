@@ -1,0 +1,1 @@
+"""Comparisons of token mixers under control: plan, runs, statistics, report."""

@@ -1,0 +1,293 @@
+"""The plan of a study, which comes before its runs: question, networks, budget, seeds, decisions."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.variants import VARIANTS
+from metaformer.config import TrainConfig
+from metaformer.errors import ConfigError, UnknownName
+from metaformer.mixers import MIXERS
+from metaformer.recipes import find
+from metaformer.registry import parse
+from metaformer.serialize import Range, Serializable, Text, errors_at, from_dict, parse_yaml, to_dict
+from metaformer.storage import read_text
+from metaformer.study.results import Count, Positive
+from metaformer.training.check import check_config
+
+Claim = Literal["pilot", "look", "claim"]
+SEEDS: Final[Mapping[Claim, int]] = {"pilot": 2, "look": 5, "claim": 10}
+"""Seeds that a study needs at least, by what it is for."""
+RATES: Final = 5
+"""Learning rates that each network is tuned with at least, but for a reason."""
+Control = Literal["repeat", "shuffled_labels", "identity", "random", "outside"]
+CONTROLS: Final[tuple[Control, ...]] = ("repeat", "shuffled_labels", "identity", "random", "outside")
+Probe = Literal["receptive_field", "shift", "rotation", "size", "corruption", "diagnostics"]
+Points = Annotated[float, Range(0, 100, above=True)]
+Side = Annotated[int, Range(1, 2**15, integer=True)]
+Positives = Annotated[int, Range(1, 2**31, integer=True)]
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
+OWNED: Final[Mapping[str, str]] = {
+    "model.name": "skeleton.model",
+    "model.mixers": "mixers",
+    "model.overrides": "skeleton.overrides",
+    "model.pretrained": "transfer",
+    "model.checkpoint": "transfer",
+    "model.num_classes": "data",
+    "data.root": "data.root",
+    "data.train": "data.train",
+    "data.val": "data.val",
+    "data.val_fraction": "data.val",
+    "optim.lr": "learning_rates",
+    "schedule.epochs": "epochs",
+    "schedule.steps": "epochs",
+    "seed": "seeds",
+    "task": "recipe",
+}
+"""Fields of a run's configuration that the plan sets elsewhere."""
+OWNED_OF_SKELETON: Final[Mapping[str, str]] = {
+    "mixers": "mixers",
+    "num_classes": "data",
+    "image_size": "overrides.data.image_size",
+    "drop_path_rate": "overrides.model.drop_path_rate",
+    "head_dropout": "overrides.model.head_dropout",
+}
+"""The same of the skeleton."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan(Serializable):
+    """The data set: an image folder with splits for training, tuning and testing."""
+
+    root: str
+    """Folder of the data set."""
+    train: Text = "train"
+    """Training split."""
+    val: Text = "val"
+    """Split that learning rates are chosen on."""
+    test: Text = "test"
+    """Split that is compared on; nothing is chosen by it."""
+    group: str | None = None
+    """Test images whose paths below the split this regular expression matches alike are resampled together,
+    such as `(patient[0-9]+)`; null for images that are independent of each other."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len({self.train, self.val, self.test}) < 3:
+            raise ConfigError("data: train, val and test must be three splits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skeleton(Serializable):
+    """The network that every mixer is put into."""
+
+    model: Text
+    """A variant, as listed by `metaformer list`."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Other fields of `MetaFormerConfig`, such as `{dims: [32, 64, 128, 256], stem_stride: 2}`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Serializable):
+    """What networks are given equally much of."""
+
+    match: Literal["parameters", "macs", "latency", "none"] = "parameters"
+    """Parameters, multiply-accumulates at the training size, measured latency of eight images, or nothing."""
+    tolerance: Annotated[float, Range(0, 0.5, above=True)] = 0.02
+    """Largest difference to the baseline, as a fraction of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Serializable):
+    """Fine-tuning of the baseline's trained networks after their mixers were swapped."""
+
+    epochs: Positives
+    """Epochs of fine-tuning."""
+    learning_rate: Positive
+    """Its learning rate, the same for every mixer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Serializable):
+    """Everything that is decided before the first run of a study."""
+
+    question: Text
+    """What the study is to answer, in a sentence."""
+    data: DataPlan
+    recipe: Text
+    """Recipe that all networks are trained by, as listed by `metaformer list --recipes`; from scratch."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields of its configuration to change, in sections, such as `{data: {image_size: 28}}`."""
+    skeleton: Skeleton
+    mixers: dict[Text, Text | tuple[Text, ...]]
+    """Mixers by the name that the report gives them: one for all stages, or a list with one for each."""
+    baseline: Text
+    """Which of them the others are compared with."""
+    budget: Budget = field(default_factory=Budget)
+    learning_rates: tuple[Positive, ...]
+    """What each network is tuned with, at least five."""
+    fewer_rates: Text | None = None
+    """Why fewer than five suffice."""
+    sweep_seeds: tuple[Count, ...]
+    """Seeds of the tuning, none of which is used again."""
+    seeds: tuple[Count, ...]
+    """Seeds of the comparison; networks are paired by them."""
+    claim: Claim = "look"
+    """What the study is for: `pilot` (2 seeds at least), `look` (5) or `claim` (10)."""
+    metric: Literal["top1"] = "top1"
+    """Primary metric, on test data."""
+    smallest_effect: Points
+    """Smallest difference of interest, in points of the metric; smaller ones are equivalent."""
+    epochs: Positives
+    """Epochs of each run."""
+    controls: tuple[Control, ...] = CONTROLS
+    """The baseline again, with other seeds (`repeat`) and on shuffled labels (`shuffled_labels`), no mixer
+    (`identity`), a frozen random one (`random`), and a ResNet of timm (`outside`)."""
+    outside: Text = "resnet18"
+    """The network of timm, a ResNet; its channels are matched to the budget, too."""
+    image_sizes: tuple[Side, ...] = ()
+    """Sizes at which costs are measured; that of training and twice it by default."""
+    probes: tuple[Probe, ...] = ()
+    """What is measured of the trained networks beside: the effective receptive field, accuracy against shift,
+    rotation, size and corruption, and how well the mixers learn diagnostic tasks."""
+    transfer: Transfer | None = None
+    exclusions: Text = "none"
+    """What would exclude a run, in words."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_names()
+        self._check_tuning()
+        for name in self.mixers:
+            with errors_at(f"mixers.{name}"):
+                self.network(self.stage_mixers(name))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything in the plan; comments and the order of fields are not part of it."""
+        text = json.dumps(to_dict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Image sizes at which costs are measured."""
+        size = self.config().data.image_size
+        return self.image_sizes or (size, 2 * size)
+
+    def stage_mixers(self, name: str) -> tuple[str, ...]:
+        """Mixer of each stage, by the name in the plan."""
+        spec = self.mixers[name]
+        return spec if isinstance(spec, tuple) else (spec,) * len(self._skeleton().depths)
+
+    def network(self, mixers: tuple[str, ...], **changes: Any) -> MetaFormerConfig:
+        """The skeleton with these mixers, for images of the training size.
+
+        Raises:
+            ConfigError: a network that cannot be.
+        """
+        size = self.config().data.image_size
+        return replace(self._skeleton(), mixers=mixers, **{"image_size": (size, size), **changes})
+
+    def config(self) -> TrainConfig:
+        """What the configurations of all runs share: recipe, overrides, data and epochs.
+
+        Raises:
+            ConfigError: an unknown recipe or field, or a field that the plan sets elsewhere.
+        """
+        values = to_dict(find(self.recipe)())
+        for name, section in OWNED.items():
+            if _holds(self.overrides, name.split(".")):
+                raise ConfigError(f"overrides.{name}: a plan sets this by {section}")
+        with errors_at("overrides"):
+            config = from_dict(TrainConfig, _merged(values, self.overrides))
+        if config.task != TrainConfig().task:
+            raise ConfigError(f"recipe: {self.recipe} is for task {config.task}; studies compare classifiers")
+        data = replace(config.data, root=self.data.root, train=self.data.train, val=self.data.val)
+        schedule = replace(config.schedule, epochs=self.epochs, steps=None)
+        return replace(config, data=data, schedule=schedule)
+
+    def _skeleton(self) -> MetaFormerConfig:
+        name = self.skeleton.model
+        if name not in VARIANTS:
+            raise UnknownName("skeleton.model", name, VARIANTS)
+        with errors_at("skeleton.overrides"):
+            return MetaFormerConfig.from_dict({**VARIANTS[name].to_dict(), **self.skeleton.overrides})
+
+    def _check_names(self) -> None:
+        for name, spec in self.mixers.items():
+            if not _NAME.fullmatch(name):
+                raise ConfigError(f"mixers: {name!r} must be letters, digits, _ and ., at most 60 of them")
+            for one in spec if isinstance(spec, tuple) else (spec,):
+                with errors_at(f"mixers.{name}"):
+                    MIXERS[parse(one)[0]]
+        if len({name.casefold() for name in self.mixers}) < len(self.mixers):
+            raise ConfigError("mixers: two names differ by capital letters alone")
+        if len(self.mixers) < 2:
+            raise ConfigError("mixers: a comparison needs two at least")
+        if self.baseline not in self.mixers:
+            raise UnknownName("baseline", self.baseline, self.mixers)
+        for name in self.skeleton.overrides.keys() & OWNED_OF_SKELETON:
+            raise ConfigError(f"skeleton.overrides.{name}: a plan sets this by {OWNED_OF_SKELETON[name]}")
+
+    def _check_tuning(self) -> None:
+        for field_name in ("learning_rates", "sweep_seeds", "seeds", "controls", "probes", "image_sizes"):
+            values = getattr(self, field_name)
+            if len(set(values)) < len(values):
+                raise ConfigError(f"{field_name}: names a value twice")
+        if not self.learning_rates or not self.sweep_seeds:
+            raise ConfigError("learning_rates, sweep_seeds: name one at least")
+        if len(self.learning_rates) < RATES and self.fewer_rates is None:
+            raise ConfigError(
+                f"learning_rates: {len(self.learning_rates)} are too few to tune by: name {RATES} at least, "
+                "or say why fewer suffice (fewer_rates)"
+            )
+        if len(self.seeds) < SEEDS[self.claim]:
+            raise ConfigError(
+                f"seeds: {len(self.seeds)} are too few for claim {self.claim!r}, which needs "
+                f"{SEEDS[self.claim]}"
+            )
+        if shared := sorted({*self.seeds} & {*self.sweep_seeds}):
+            raise ConfigError(
+                f"sweep_seeds: {shared[0]} is among seeds: tune on other seeds than you compare"
+            )
+        for rate in self.learning_rates:
+            config = self.config()
+            check_config(replace(config, optim=replace(config.optim, lr=rate)))
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        ConfigError: it cannot be read, or a field is unknown, missing or wrong; the message names it.
+    """
+    return parse_plan(read_text(path, ConfigError, largest=1 << 20), path)
+
+
+def parse_plan(text: str, where: object) -> Plan:
+    """The plan of a YAML text; `where` is its file, for errors."""
+    values = parse_yaml(text, where, ConfigError)
+    with errors_at(where):
+        return from_dict(Plan, values)
+
+
+def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with some replaced, section by section."""
+    merged = dict(values)
+    for name, value in changes.items():
+        before = merged.get(name)
+        inner = isinstance(value, Mapping) and isinstance(before, dict)
+        merged[name] = _merged(before, value) if inner else value  # type: ignore[arg-type]
+    return merged
+
+
+def _holds(values: Any, path: list[str]) -> bool:
+    """Whether nested values hold something at a path."""
+    if not path:
+        return True
+    return isinstance(values, Mapping) and path[0] in values and _holds(values[path[0]], path[1:])

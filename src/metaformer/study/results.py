@@ -1,0 +1,161 @@
+"""What the runs of a study left behind; statistics and report are computed from nothing else."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from metaformer.serialize import Range, Serializable, Text
+
+Role = Literal["sweep", "final", "control"]
+"""A run of the learning-rate sweep, of the comparison itself, or of a control."""
+Count = Annotated[int, Range(0, 2**63 - 1, integer=True)]
+Positive = Annotated[float, Range(0, 1e30, above=True)]
+Percent = Annotated[float, Range(0, 100)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Serializable):
+    """What a network costs at one image size, on the machine that the study names."""
+
+    image_size: Count
+    """Height and width in pixels."""
+    macs: Count
+    """Multiply-accumulates per image."""
+    latency_1: Positive | None = None
+    """Milliseconds per batch of one image."""
+    latency_8: Positive | None = None
+    """Milliseconds per batch of eight images."""
+    inference_memory: Count | None = None
+    """Peak bytes of a forward pass of eight images."""
+    training_memory: Count | None = None
+    """Peak bytes of a training step of eight images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm(Serializable):
+    """A network of the study: a mixer in the skeleton, after the budget was matched, or a control."""
+
+    name: str
+    """Its label in plan and report."""
+    mixers: tuple[str, ...]
+    """Token mixer of each stage; empty for a network from outside."""
+    control: str | None = None
+    """What it controls: `repeat` (A/A), `shuffled_labels`, `identity`, `random`, `outside`; None: a mixer."""
+    changed: tuple[str, ...] = ()
+    """What the budget solver changed in the skeleton, as `dims: (32, 64, 128, 256) to (30, 60, 120, 240)`."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """The same as fields: of `MetaFormerConfig`, or of the network from outside."""
+    parameters: Count
+    """Trainable and fixed parameters."""
+    learning_rate: Positive | None = None
+    """Chosen by the sweep; None before it is complete."""
+    costs: tuple[Cost, ...] = ()
+    """At two or three image sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult(Serializable):
+    """One run: its folder is `runs/NAME` of the study, its predictions `predictions/NAME.safetensors`."""
+
+    name: str
+    arm: str
+    role: Role
+    learning_rate: Positive
+    seed: Count
+    """Runs of several arms are paired by it; a repeat is trained with another than it has here."""
+    validation: Percent | None = None
+    """Primary metric on validation data, at the last checkpoint, in percent."""
+    test: Percent | None = None
+    """Primary metric on test data, at the last checkpoint, in percent; None for runs of the sweep."""
+    error: str | None = None
+    """Why it failed or was excluded."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Top-1 predictions of one run for every test image, in the order of the study's `test.json`."""
+
+    predicted: np.ndarray
+    """Class of each image, (N,) int32."""
+    probability: np.ndarray
+    """Probability of that class, (N,) float32."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Test images of a study."""
+
+    images: tuple[str, ...]
+    """Paths relative to the data set, N of them."""
+    labels: np.ndarray
+    """True classes, (N,) int32."""
+    clusters: np.ndarray
+    """Number of the group that an image belongs to (a designer, a patient), (N,) int32; images of one group
+    are resampled together. Without groups each image is its own."""
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square(Serializable):
+    """The smallest centered square that holds a share of the effective receptive field."""
+
+    share: Annotated[float, Range(0, 1)]
+    side: Count
+    """In pixels."""
+    ratio: Annotated[float, Range(0, 1)]
+    """Its area's share of the input's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness(Serializable):
+    """Accuracy on test images that were changed."""
+
+    probe: Literal["shift", "rotation", "size", "corruption"]
+    change: Text
+    """What was done, such as `gaussian_noise`; `shift`, `rotation` and `size` for these."""
+    level: Annotated[float, Range(-1e6, 1e6)]
+    """Pixels, degrees, side in pixels, or severity from 1 to 5; 0 of a shift or rotation is no change."""
+    accuracy: Percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism(Serializable):
+    """What was measured of one final network beside its accuracy."""
+
+    run: Text
+    """Name of its run."""
+    arm: Text
+    seed: Count
+    squares: tuple[Square, ...] = ()
+    """Of its effective receptive field."""
+    robustness: tuple[Robustness, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostic(Serializable):
+    """How well an arm's network learns a small synthetic task of known demand."""
+
+    arm: Text
+    seed: Count
+    task: Text
+    """Such as `same_at_distance`."""
+    demand: Count
+    """How much the task demands: pixels of a distance, length of a path, objects, image side."""
+    accuracy: Percent | None
+    """On new samples of the task; None where the network does not take their size."""
+    chance: Percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferResult(Serializable):
+    """A trained network of the baseline whose mixers were swapped for an arm's, before and after tuning."""
+
+    arm: Text
+    seed: Count
+    swapped: Percent | None = None
+    """Test accuracy right after the swap."""
+    tuned: Percent | None = None
+    """After fine-tuning."""
+    error: str | None = None
+    """Why it failed."""

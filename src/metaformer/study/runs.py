@@ -1,0 +1,85 @@
+"""The runs of a study as a function of its plan: which there are, in which order, with which settings."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from metaformer.config import TrainConfig
+from metaformer.study.arms import OUTSIDE
+from metaformer.study.plan import Plan
+from metaformer.study.results import Arm, Role
+from metaformer.study.study_dir import tuned_as
+
+REPEAT: Final = 1_000_000_007
+"""What is added to the seed of a repeat, which is paired with the run of the seed itself."""
+SHUFFLED_SEEDS: Final = 2
+"""Runs on shuffled labels: whether they are at chance shows in one."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that the plan asks for."""
+
+    name: str
+    arm: Arm
+    role: Role
+    seed: int
+    learning_rate: float | None
+    """None while it is not chosen yet, or where the network failed at every one."""
+    tuned_as: str
+    """The arm whose sweep chooses it."""
+
+
+def planned_runs(plan: Plan, arms: Sequence[Arm], rates: Mapping[str, float | None]) -> Iterator[Run]:
+    """All runs, the most informative first.
+
+    Learning rates come first, from the middle of the list outward, those of all networks in turn. Then come
+    blocks: a seed's runs of all mixers, then of the controls, before those of the next seed, since a
+    difference needs both of its runs. The order depends on no result, so that looking early does not bias it.
+
+    Args:
+        plan: of the study.
+        arms: its networks, the baseline first.
+        rates: chosen learning rates by arm, as far as they are known.
+    """
+    swept = [arm for arm in arms if tuned_as(arm, plan) == arm.name]
+    for seed in plan.sweep_seeds:
+        for rate in outward(sorted(plan.learning_rates)):
+            for arm in swept:
+                yield Run(f"sweep-{arm.name}-lr{rate!r}-seed{seed}", arm, "sweep", seed, rate, arm.name)
+    for number, seed in enumerate(plan.seeds):
+        for arm in sorted(arms, key=lambda one: one.control is not None):
+            if arm.control == "shuffled_labels" and number >= SHUFFLED_SEEDS:
+                continue
+            role: Role = "final" if arm.control is None else "control"
+            tuned = tuned_as(arm, plan)
+            yield Run(f"final-{arm.name}-seed{seed}", arm, role, seed, rates.get(tuned), tuned)
+
+
+def outward(values: Sequence[float]) -> list[float]:
+    """The middle value, then those around it by turns."""
+    middle = (len(values) - 1) / 2
+    return [values[i] for i in sorted(range(len(values)), key=lambda i: (abs(i - middle), i))]
+
+
+def run_config(plan: Plan, run: Run) -> TrainConfig:
+    """The configuration of a run whose learning rate is known.
+
+    Runs of one seed begin with equal values in the parts that their networks share, where these have one
+    shape, and see the same images in the same order, augmented alike.
+    """
+    assert run.learning_rate is not None
+    config = plan.config()
+    model = replace(config.model, name=plan.skeleton.model, pretrained=False, checkpoint=None)
+    if run.arm.control == "outside":
+        model = replace(model, name=f"{OUTSIDE}{plan.outside}", mixers=None, overrides=run.arm.overrides)
+    else:
+        overrides = {**plan.skeleton.overrides, **run.arm.overrides}
+        model = replace(model, mixers=list(run.arm.mixers), overrides=overrides)
+    return replace(
+        config,
+        model=model,
+        optim=replace(config.optim, lr=run.learning_rate),
+        runtime=replace(config.runtime, keep=1),
+        seed=run.seed + REPEAT * (run.arm.control == "repeat"),
+    )
