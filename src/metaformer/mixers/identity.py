@@ -1,4 +1,7 @@
-"""No mixing at all: IdentityFormer, https://arxiv.org/abs/2210.13452."""
+"""No mixing at all: IdentityFormer, https://arxiv.org/abs/2210.13452.
+
+Yu et al. MetaFormer Baselines for Vision. TPAMI 2024.
+"""
 
 from torch import nn
 
@@ -7,7 +10,10 @@ from metaformer.mixers import MIXERS
 
 @MIXERS.register("identity")
 class Identity(nn.Identity):
-    """No mixing."""
+    """No mixing.
+
+        y = x
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()

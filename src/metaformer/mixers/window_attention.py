@@ -1,0 +1,74 @@
+"""Swin Transformer's mixing: attention in shifted windows, https://arxiv.org/abs/2103.14030.
+
+Liu et al. Swin Transformer: Hierarchical Vision Transformer using Shifted Windows. ICCV 2021.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaformer.layers.attention import attend, count_heads, merge_heads, split_heads
+from metaformer.layers.pointwise import Pointwise
+from metaformer.layers.windows import count_windows, crop, merge_windows, pad_to_windows, split_windows
+from metaformer.mixers import MIXERS
+from metaformer.serialize import POSITIVE_INT, Range, check_value
+
+
+@MIXERS.register("window_attention")
+class WindowAttention(nn.Module):
+    """Every position attends to those in its window; shifted windows in every second block join them.
+
+        q, k, v = W · x                            of each window's positions
+        y = W' · softmax(q · kᵀ / √D + bias) · v   bias learned by head and relative position
+
+    A map that windows do not divide gets zeros below and to the right, which are attended to.
+
+    Args:
+        dim: channels.
+        window: height and width of a window.
+        shift: positions by which the windows are shifted, half of `window` in every second block.
+        head_dim: channels of a head.
+        qkv_bias: bias of queries, keys and values.
+    """
+
+    def __init__(
+        self, dim: int, window: int = 7, shift: int = 0, head_dim: int = 32, qkv_bias: bool = True
+    ) -> None:
+        super().__init__()
+        check_value("window_attention window", window, POSITIVE_INT)
+        check_value("window_attention shift", shift, Range(0, window - 1, integer=True))
+        self.window, self.shift = window, shift
+        self.heads = count_heads("window_attention", dim, head_dim)
+        self.qkv = Pointwise(dim, 3 * self.heads * head_dim, qkv_bias)
+        self.proj = Pointwise(self.heads * head_dim, dim)
+        self.relative_bias = nn.Parameter(torch.empty(2 * window - 1, 2 * window - 1, self.heads))
+        nn.init.trunc_normal_(self.relative_bias, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        # n = 1 window along an axis is not shifted
+        down, right = (self.shift * (1 - 1 // count_windows(n, self.window)) for n in (height, width))
+        x, bias = pad_to_windows(x, self.window), self._bias()
+        padded = x.shape[2], x.shape[3]
+        if self.shift:
+            x = x.roll((-down, -right), (2, 3))
+            bias = torch.where(self._apart(x, down, right), bias - 100, bias).repeat(x.shape[0], 1, 1, 1)
+        q, k, v = split_heads(split_windows(self.qkv(x), self.window), 3, self.heads)
+        y = merge_windows(merge_heads(attend(q, k, v, bias)), self.window, *padded)
+        if self.shift:
+            y = y.roll((down, right), (2, 3))
+        return self.proj(crop(y, height, width))
+
+    def _bias(self) -> Tensor:
+        """The relative positions' biases by query and key, (1, heads, N, N)."""
+        # table[i - j + window - 1] of row i and row j, and so of columns: the table's windows, backwards
+        table = self.relative_bias.unfold(0, self.window, 1).unfold(1, self.window, 1).flip(3, 4)
+        return table.permute(2, 0, 1, 3, 4).flatten(3, 4).flatten(1, 2).unsqueeze(0)
+
+    def _apart(self, x: Tensor, down: int, right: int) -> Tensor:
+        """Pairs of positions that only the roll brought into one window, (windows, 1, N, N)."""
+        height, width = x.shape[2], x.shape[3]
+        rows = F.pad(x.new_zeros((1, 1, height - down, width)), (0, 0, 0, down), value=1.0)
+        columns = F.pad(x.new_zeros((1, 1, height, width - right)), (0, right, 0, 0), value=2.0)
+        region = split_windows(rows + columns, self.window)  # (windows, N, 1)
+        return (region != region.transpose(1, 2)).unsqueeze(1)
