@@ -27,7 +27,7 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
     """Tokens (B, N, C) as (B, C, H, W), channels-last."""
-    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    return tokens.contiguous().unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def split_heads(tokens: Tensor, parts: int, heads: int) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.errors import ConfigError
+from metaformer.layers import windows
 from metaformer.layers.attention import attend, count_heads, merge_heads
 from metaformer.layers.pointwise import Pointwise
-from metaformer.layers.windows import count_windows, crop, merge_windows, pad_to_windows, split_windows
 from metaformer.mixers import MIXERS
 from metaformer.serialize import POSITIVE_INT, Range, check_value
 
@@ -52,22 +52,21 @@ class HaloAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2], x.shape[3]
-        padded = (count_windows(n, self.block) * self.block for n in (height, width))
-        queries = split_windows(pad_to_windows(self.q(x), self.block), self.block)
-        keys = split_windows(pad_to_windows(self.kv(x), self.block, self.halo), self.block, self.halo)
+        padded = (windows.count(n, self.block) * self.block for n in (height, width))
+        queries = windows.split(windows.pad(self.q(x), self.block), self.block)
+        keys = windows.split(windows.pad(self.kv(x), self.block, self.halo), self.block, self.halo)
         q, kv = (tokens.unflatten(2, (self.heads, -1)).transpose(1, 2) for tokens in (queries, keys))
         k, v = kv.narrow(3, 0, self.head_dim), kv.narrow(3, self.head_dim, kv.shape[3] - self.head_dim)
         y = merge_heads(attend(q, k, v, self._bias(q)))
-        return crop(merge_windows(y, self.block, *padded), height, width)
+        return windows.crop(windows.merge(y, self.block, *padded), height, width)
 
     def _bias(self, q: Tensor) -> Tensor:
         """What each query adds to the logit of each relative position, (B · blocks, heads, N, M)."""
-        # (block, D, window): table[j - i + window - 1] of query i and key j
         rows, columns = (
-            table.unfold(0, self.window, 1).flip(0).narrow(0, 0, self.block)
+            windows.by_relative_position(table, self.block, self.window)
             for table in (self.height_rel, self.width_rel)
         )
         q = q.unflatten(2, (self.block, self.block))
-        by_row = torch.einsum("bhrcd,rdk->bhrck", q, rows).unsqueeze(5)
-        by_column = torch.einsum("bhrcd,cdk->bhrck", q, columns).unsqueeze(4)
+        by_row = torch.einsum("bhrcd,rkd->bhrck", q, rows).unsqueeze(5)
+        by_column = torch.einsum("bhrcd,ckd->bhrck", q, columns).unsqueeze(4)
         return (by_row + by_column).flatten(4, 5).flatten(2, 3)

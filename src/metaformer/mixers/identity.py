@@ -10,10 +10,7 @@ from metaformer.mixers import MIXERS
 
 @MIXERS.register("identity")
 class Identity(nn.Identity):
-    """No mixing.
-
-        y = x
-    """
+    """No mixing."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -16,6 +16,11 @@ class RandomMixing(FixedGrid):
     """Average over all positions with frozen random weights; each row of the matrix sums to one.
 
         y = softmax(R) · x     over the positions of each channel, R uniform
+
+    Args:
+        dim: channels.
+        grid: height and width of the map.
+        grid_mode: what happens at another size.
     """
 
     def __init__(self, dim: int, grid: tuple[int, int], grid_mode: str = "strict") -> None:

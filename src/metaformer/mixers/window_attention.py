@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metaformer.layers import windows
 from metaformer.layers.attention import attend, count_heads, merge_heads, split_heads
 from metaformer.layers.pointwise import Pointwise
-from metaformer.layers.windows import count_windows, crop, merge_windows, pad_to_windows, split_windows
 from metaformer.mixers import MIXERS
 from metaformer.serialize import POSITIVE_INT, Range, check_value
 
@@ -47,28 +47,29 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2], x.shape[3]
         # n = 1 window along an axis is not shifted
-        down, right = (self.shift * (1 - 1 // count_windows(n, self.window)) for n in (height, width))
-        x, bias = pad_to_windows(x, self.window), self._bias()
+        down, right = (self.shift * (1 - 1 // windows.count(n, self.window)) for n in (height, width))
+        x, bias = windows.pad(x, self.window), self._bias()
         padded = x.shape[2], x.shape[3]
         if self.shift:
             x = x.roll((-down, -right), (2, 3))
             bias = torch.where(self._apart(x, down, right), bias - 100, bias).repeat(x.shape[0], 1, 1, 1)
-        q, k, v = split_heads(split_windows(self.qkv(x), self.window), 3, self.heads)
-        y = merge_windows(merge_heads(attend(q, k, v, bias)), self.window, *padded)
+        q, k, v = split_heads(windows.split(self.qkv(x), self.window), 3, self.heads)
+        y = windows.merge(merge_heads(attend(q, k, v, bias)), self.window, *padded)
         if self.shift:
             y = y.roll((down, right), (2, 3))
-        return self.proj(crop(y, height, width))
+        return self.proj(windows.crop(y, height, width))
 
     def _bias(self) -> Tensor:
         """The relative positions' biases by query and key, (1, heads, N, N)."""
-        # table[i - j + window - 1] of row i and row j, and so of columns: the table's windows, backwards
-        table = self.relative_bias.unfold(0, self.window, 1).unfold(1, self.window, 1).flip(3, 4)
-        return table.permute(2, 0, 1, 3, 4).flatten(3, 4).flatten(1, 2).unsqueeze(0)
+        # the table holds i − j, of rows and of columns
+        rows = windows.by_relative_position(self.relative_bias.flip(0, 1), self.window, self.window)
+        both = windows.by_relative_position(rows.movedim(2, 0), self.window, self.window)
+        return both.permute(4, 2, 0, 3, 1).flatten(3, 4).flatten(1, 2).unsqueeze(0)
 
     def _apart(self, x: Tensor, down: int, right: int) -> Tensor:
         """Pairs of positions that only the roll brought into one window, (windows, 1, N, N)."""
         height, width = x.shape[2], x.shape[3]
         rows = F.pad(x.new_zeros((1, 1, height - down, width)), (0, 0, 0, down), value=1.0)
         columns = F.pad(x.new_zeros((1, 1, height, width - right)), (0, right, 0, 0), value=2.0)
-        region = split_windows(rows + columns, self.window)  # (windows, N, 1)
+        region = windows.split(rows + columns, self.window)  # (windows, N, 1)
         return (region != region.transpose(1, 2)).unsqueeze(1)

@@ -51,9 +51,9 @@ def working_dtype(x: Tensor) -> torch.dtype:
 
 def without_autocast(x: Tensor | Proxy) -> AbstractContextManager[None]:
     """Context in which autocast does not choose dtypes again, operation by operation."""
-    if isinstance(x, Proxy):  # its device is not known
+    kind = "meta" if isinstance(x, Proxy) else x.device.type  # a symbol's device is not known
+    if kind == "meta":
         return nullcontext()
-    kind = x.device.type
     # where it is off nothing is entered, as exporters make a subgraph of what runs inside
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
