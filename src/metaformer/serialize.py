@@ -95,7 +95,7 @@ class Odd:
     """Positive odd integers, such as kernels that keep the size of their input."""
 
     def __contains__(self, value: object) -> bool:
-        return value in POSITIVE_INT and bool(value % 2)  # type: ignore[operator]
+        return value in POSITIVE_INT and bool(value % 2)
 
     def __str__(self) -> str:
         return "an odd integer of at least 1"

@@ -146,7 +146,7 @@ ORACLES = [
         for groups in (1, 4)
     ),
     Oracle(
-        "token_mlp", GRID, lambda: mlp_mixer.MixerBlock(DIM, 15).mlp_tokens, over_positions
+        "token_mlp", GRID, lambda: mlp_mixer.MixerBlock(DIM, 15).mlp_tokens, over_positions, {}
     ),
     Oracle(
         "resmlp",
@@ -162,12 +162,13 @@ ORACLES = [
         on_tokens,
         {"norm": "gate.norm", "gate.fc": "gate.proj"},
     ),
-    Oracle("xca(head_dim=4)", (5, 7), lambda: xcit.XCA(DIM, HEADS, qkv_bias=True), on_tokens),
+    Oracle("xca(head_dim=4)", (5, 7), lambda: xcit.XCA(DIM, HEADS, qkv_bias=True), on_tokens, {}),
     Oracle(
         "channel_attention(head_dim=4)",
         (5, 7),
         lambda: davit.ChannelAttention(DIM, HEADS, qkv_bias=True),
         on_tokens,
+        {},
     ),
     Oracle(
         "lite_mla(head_dim=4, scales=(3, 5))",

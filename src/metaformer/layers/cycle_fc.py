@@ -15,7 +15,7 @@ AXES = {"height": 2, "width": 3}
 class CycleFC(Pointwise):
     """Linear layer whose input channel c is read `staircase(kernel)[c % kernel]` positions along one axis.
 
-        y(p) = W · [x[c](p + staircase[c mod kernel]) of each channel c] + b
+        y = W · z + b     where z[c] at p is x[c] at p + staircase[c mod kernel]
 
     Exactly the original's deformable convolution with its fixed integer offsets, without that operation.
 

@@ -46,7 +46,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2], x.shape[3]
-        # n = 1 window along an axis is not shifted
+        # none along an axis of one window
         down, right = (self.shift * (1 - 1 // windows.count(n, self.window)) for n in (height, width))
         x, bias = windows.pad(x, self.window), self._bias()
         padded = x.shape[2], x.shape[3]

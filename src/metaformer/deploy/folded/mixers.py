@@ -146,7 +146,7 @@ class FoldedRepMixer(nn.Module):
         super().__init__()
         self.norm, conv = ChannelsLastNorm(norm), copy.deepcopy(mixer.conv)
         self.residual: Residual | None = residual
-        identity = F.pad(torch.ones_like(mixer.point.weight).double(), (conv.padding[0],) * 4)
+        identity = F.pad(torch.ones_like(mixer.point.weight).double(), (conv.kernel_size[0] // 2,) * 4)
         weight, bias = torch.zeros_like(identity), torch.zeros(len(identity)).to(identity)
         for taps, branch_norm, sign in (
             (identity, mixer.skip_norm, 1),
