@@ -310,6 +310,24 @@ def test_options_out_of_range_are_refused_by_name(spec: str, noun: str) -> None:
         build_mixer(spec, 7, (3, 3), "strict")
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "window_attention(window=3, shift=1)",
+        "spatial_reduction_attention(reduction=4)",
+        "spatial_reduction_attention(linear=True)",
+        "halo_attention(block=3, halo=0)",
+        "lite_mla(scales=(3, 5))",
+    ],
+)
+def test_symbolic_sizes_are_any_size(spec: str) -> None:
+    mixer = build_mixer(spec, DIM, (1, 1), "strict").eval()
+    graph = torch.fx.symbolic_trace(mixer)
+    for size in ((1, 1), (7, 5), (2, 9), (3, 4)):
+        x = torch.randn(2, DIM, *size)
+        torch.testing.assert_close(graph(x), mixer(x))
+
+
 def test_sums_of_linear_attention_are_float32s() -> None:
     mixer = build_mixer("lite_mla(head_dim=4, scales=())", DIM, (1, 1), "strict").eval()
     x = torch.rand(1, DIM, 64, 64) * 1000

@@ -38,6 +38,15 @@ def merge(tokens: Tensor, side: int, height: int, width: int) -> Tensor:
     return windows.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
+def roll(x: Tensor, axis: int, steps: int) -> Tensor:
+    """Put the first `steps` positions of an axis behind the last.
+
+    Unlike `torch.roll`'s, the number may depend on the size of an image in an exported file.
+    """
+    rest = x.shape[axis] - steps
+    return torch.cat((x.narrow(axis, steps, rest), x.narrow(axis, 0, steps)), axis)
+
+
 def crop(x: Tensor, height: int, width: int) -> Tensor:
     """The upper left part of (B, C, H, W), dense in channels-last memory."""
     part = x.permute(0, 2, 3, 1).narrow(1, 0, height).narrow(2, 0, width)

@@ -51,12 +51,12 @@ class WindowAttention(nn.Module):
         x, bias = windows.pad(x, self.window), self._bias()
         padded = x.shape[2], x.shape[3]
         if self.shift:
-            x = x.roll((-down, -right), (2, 3))
+            x = windows.roll(windows.roll(x, 2, down), 3, right)
             bias = torch.where(self._apart(x, down, right), bias - 100, bias).repeat(x.shape[0], 1, 1, 1)
         q, k, v = split_heads(windows.split(self.qkv(x), self.window), 3, self.heads)
         y = windows.merge(merge_heads(attend(q, k, v, bias)), self.window, *padded)
         if self.shift:
-            y = y.roll((down, right), (2, 3))
+            y = windows.roll(windows.roll(y, 2, padded[0] - down), 3, padded[1] - right)
         return self.proj(windows.crop(y, height, width))
 
     def _bias(self) -> Tensor:
