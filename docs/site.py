@@ -3,6 +3,7 @@
 `python docs/site.py FOLDER` writes it; `python docs/site.py --check SITE` looks for dead links in the site.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -40,9 +41,11 @@ def write(folder: Path) -> None:
     """Write all pages to a new folder, or anew."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(DOCS / "img", folder / "img")
-    pages = {**{f"docs/{page.name}": page.name for page in DOCS.glob("*.md")}, **MOVED}
+    found = (page.relative_to(ROOT).as_posix() for page in DOCS.rglob("*.md"))
+    pages = {**{page: page.removeprefix("docs/") for page in found}, **MOVED}
     for source, target in pages.items():
         text = (ROOT / source).read_text()
+        (folder / target).parent.mkdir(exist_ok=True)
         (folder / target).write_text(_LINK.sub(lambda link, page=source: _moved(link, page, pages), text))
     (folder / "commands.md").write_text(commands())
     (folder / "configuration.md").write_text(configuration())
@@ -58,7 +61,9 @@ def _moved(link: re.Match[str], page: str, pages: dict[str, str]) -> str:
         return link[0]
     target = ((ROOT / page).parent / address).resolve().relative_to(ROOT).as_posix()
     if image or target in pages:
-        return f"{image}[{label}]({pages.get(target, target.removeprefix('docs/'))}{anchor or ''})"
+        place = pages.get(target, target.removeprefix("docs/"))
+        near = os.path.relpath(place, Path(pages[page]).parent)
+        return f"{image}[{label}]({near}{anchor or ''})"
     return f"`{target}`" if label.strip("`") in target else f"{label} (`{target}`)"
 
 

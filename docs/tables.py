@@ -1,8 +1,10 @@
-"""Write the tables of the documents from the library: `python docs/tables.py`; `--check` only compares."""
+"""Write tables and mixers' pages from the library: `python docs/tables.py`; `--check` only compares."""
 
 import sys
 from itertools import groupby
 from pathlib import Path
+
+from mixer_pages import pages_and_table
 
 from metaformer.backbones.variants import UNAVAILABLE
 from metaformer.bench.catalog import catalog
@@ -44,22 +46,36 @@ def exports() -> str:
     return "\n".join(text)
 
 
-PAGES = {"models.md": models, "export.md": exports}
+def between_marks(name: str, table: str) -> str:
+    """A document with its table renewed."""
+    before, rest = (FOLDER / name).read_text().split(BEGIN)
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}"
+
+
+def documents() -> dict[Path, str]:
+    """All that is written, by its file."""
+    pages, mixers = pages_and_table()
+    tables = {"models.md": models(), "export.md": exports(), "mixers.md": mixers}
+    return {
+        **{FOLDER / name: between_marks(name, table) for name, table in tables.items()},
+        **{FOLDER / "mixers" / name: page for name, page in pages.items()},
+    }
 
 
 def main() -> int:
-    """Rewrite the pages between their marks, or tell whether they are up to date."""
-    stale = 0
-    for name, tables in PAGES.items():
-        page = (FOLDER / name).read_text()
-        before, rest = page.split(BEGIN)
-        fresh = f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END)[1]}"
-        if "--check" not in sys.argv:
-            (FOLDER / name).write_text(fresh)
-        elif page != fresh:
-            print(f"docs/{name} is out of date: python docs/tables.py", file=sys.stderr)
-            stale = 1
-    return stale
+    """Write the documents, or tell whether they are up to date."""
+    fresh = documents()
+    found = {file: file.read_text() for file in (*fresh, *FOLDER.glob("mixers/*.md")) if file.exists()}
+    changed = sorted(file for file in {*fresh, *found} if fresh.get(file) != found.get(file))
+    for file in changed:
+        if "--check" in sys.argv:
+            print(f"docs/{file.relative_to(FOLDER)} is out of date: python docs/tables.py", file=sys.stderr)
+        elif file in fresh:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(fresh[file])
+        else:  # of a mixer that is gone
+            file.unlink()
+    return int("--check" in sys.argv and bool(changed))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,11 @@ def test_every_block_runs(
             assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *sorted((ROOT / "docs").glob("*/*.md")), ROOT / "CONTRIBUTING.md"],
+    ids=lambda page: page.name,
+)
 def test_links_lead_somewhere(page: Path) -> None:
     for part in page.read_text().split("](")[1:]:
         target = part.split(")")[0]
@@ -63,7 +67,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target.split("#")[0]).exists(), target
 
 
-def test_the_models_page_is_up_to_date() -> None:
+def test_tables_and_mixers_pages_are_up_to_date() -> None:
     done = subprocess.run(
         [*python(), ROOT / "docs" / "tables.py", "--check"], capture_output=True, text=True, timeout=120
     )

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
@@ -89,6 +89,19 @@ class OneOf:
 
     def __str__(self) -> str:
         return f"one of {', '.join(map(repr, self.names))}"
+
+
+class Odd:
+    """Positive odd integers, such as kernels that keep the size of their input."""
+
+    def __contains__(self, value: object) -> bool:
+        return value in POSITIVE_INT and bool(value % 2)
+
+    def __str__(self) -> str:
+        return "an odd integer of at least 1"
+
+
+ODD: Final = Odd()
 
 
 class Line:
@@ -429,8 +442,18 @@ def check_ranges(config: object, ranges: Mapping[str, Range]) -> None:
     for name, allowed in ranges.items():
         value = attrgetter(name)(config)
         for item in value if isinstance(value, list | tuple) else [value]:
-            if item is not None and item not in allowed:
-                raise ConfigError(f"{name}: {shown(item)} must be {allowed}")
+            if item is not None:
+                check_value(name, item, allowed)
+
+
+def check_value(name: str, value: object, allowed: Container[Any]) -> None:
+    """Check a value by a range, or another of the kinds above.
+
+    Raises:
+        ConfigError: the value is not in it; `name` is what it is called there.
+    """
+    if value not in allowed:
+        raise ConfigError(f"{name}: {shown(value)} must be {allowed}")
 
 
 def _plain(value: Any) -> Any:

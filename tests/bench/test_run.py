@@ -203,7 +203,7 @@ def test_one_block_per_stage_gives_the_whole_networks_counts(name: str, size: in
     with torch.device("meta"):
         network = MetaFormer(replace(VARIANTS[name], image_size=(size, size)))
     counts = count(network, (size, size))
-    assert counted(name, size, 1000) == (counts.params, counts.macs)
+    assert counted(VARIANTS[name], size, 1000) == (counts.params, counts.macs)
 
 
 def test_the_table_in_the_package_is_what_is_counted() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer
 from metaformer.backbones.variants import UNAVAILABLE, VARIANTS
 from metaformer.bench.counts import count
@@ -66,12 +67,12 @@ def matches(name: str, pattern: str) -> bool:
 def cost(model: str, image_size: int, num_classes: int) -> tuple[int, int]:
     """Parameters and multiply-adds of a variant, from the table in the package where it holds them."""
     known = _table().get(f"{model} {image_size} {num_classes}")
-    return (known[0], known[1]) if known else counted(model, image_size, num_classes)
+    return (known[0], known[1]) if known else counted(VARIANTS[model], image_size, num_classes)
 
 
-def counted(model: str, image_size: int, num_classes: int) -> tuple[int, int]:
-    """Count them on one block per stage: the blocks of a variant's stage are equal."""
-    config, size = VARIANTS[model], (image_size, image_size)
+def counted(config: MetaFormerConfig, image_size: int, num_classes: int) -> tuple[int, int]:
+    """Count parameters and multiply-adds on one block per stage, for stages of equal blocks."""
+    size = (image_size, image_size)
     short = replace(config, depths=(1,) * config.stages, image_size=size, num_classes=num_classes)
     with torch.device("meta"):
         network = MetaFormer(short)
@@ -88,7 +89,7 @@ def counted(model: str, image_size: int, num_classes: int) -> tuple[int, int]:
 def write_table() -> str:
     """The text of costs.json; a test compares it with the file."""
     keys = [(entry.model, entry.image_size, entry.num_classes) for entry in _entries()]
-    rows = {" ".join(map(str, key)): list(counted(*key)) for key in dict.fromkeys(keys)}
+    rows = {" ".join(map(str, key)): list(counted(VARIANTS[key[0]], *key[1:])) for key in dict.fromkeys(keys)}
     lines = (f' "{key}": {json.dumps(value)}' for key, value in rows.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

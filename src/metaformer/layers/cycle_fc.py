@@ -15,7 +15,15 @@ AXES = {"height": 2, "width": 3}
 class CycleFC(Pointwise):
     """Linear layer whose input channel c is read `staircase(kernel)[c % kernel]` positions along one axis.
 
+        y = W · z + b     where z[c] at p is x[c] at p + staircase[c mod kernel]
+
     Exactly the original's deformable convolution with its fixed integer offsets, without that operation.
+
+    Args:
+        dim: channels.
+        kernel: steps of the staircase, odd.
+        axis: along which it goes.
+        bias: add a bias.
     """
 
     def __init__(

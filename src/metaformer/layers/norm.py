@@ -40,6 +40,9 @@ class BatchNorm(nn.BatchNorm2d):
         if not bias:
             self.register_parameter("bias", None)
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Leave the number of dimensions unchecked: `torch.fx` cannot compare it."""
+
 
 @NORMS.register("none")
 class NoNorm(nn.Identity):

@@ -1,20 +1,29 @@
-"""Multi-head self-attention, https://arxiv.org/abs/1706.03762."""
+"""Multi-head self-attention, https://arxiv.org/abs/1706.03762.
 
-from contextlib import nullcontext
+Vaswani et al. Attention Is All You Need. NeurIPS 2017.
+"""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaformer.errors import ConfigError
+from metaformer.layers.attention import attend, count_heads, merge_heads, split_heads, to_map, to_tokens
 from metaformer.layers.pointwise import Pointwise
 from metaformer.mixers import MIXERS
-from metaformer.ops.backend import is_transformed
 
 
 @MIXERS.register("attention")
 class Attention(nn.Module):
-    """Every position attends to all; heads of `head_dim` channels, at least one head."""
+    """Every position attends to all; heads of `head_dim` channels, at least one head.
+
+        q, k, v = W · x
+        y = W' · softmax(q · kᵀ / √D) · v
+
+    Args:
+        dim: channels.
+        head_dim: channels of a head, D.
+        qkv_bias: bias of queries, keys and values.
+        proj_bias: bias of the last linear layer.
+        dropout: probability of leaving out a weight of the attention in training.
+    """
 
     def __init__(
         self,
@@ -25,22 +34,16 @@ class Attention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if head_dim < 1:
-            raise ConfigError(f"attention head_dim {head_dim} must be at least 1")
-        self.heads = max(1, dim // head_dim)
+        self.heads = count_heads("attention", dim, head_dim)
         self.head_dim = head_dim
         self.dropout = dropout
         self.qkv = Pointwise(dim, 3 * self.heads * head_dim, qkv_bias)
         self.proj = Pointwise(self.heads * head_dim, dim, proj_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, _, height, width = x.shape
         q, k, v = self._split(x)
-        # PyTorch's fused attention has no forward-mode derivative
-        with sdpa_kernel(SDPBackend.MATH) if is_transformed() else nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(batch, height, width, self.heads * self.head_dim).permute(0, 3, 1, 2)
-        return self.proj(y)
+        y = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
+        return self.proj(to_map(merge_heads(y), x.shape[2], x.shape[3]))
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """How much each position takes of each, (B, heads, N, N): softmax(q · kᵀ / √D)."""
@@ -49,6 +52,5 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, heads, N, D)."""
-        tokens = self.qkv(x).flatten(2).transpose(1, 2)  # (B, N, 3·heads·D)
-        q, k, v = tokens.unflatten(2, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        q, k, v = split_heads(to_tokens(self.qkv(x)), 3, self.heads)
         return q, k, v

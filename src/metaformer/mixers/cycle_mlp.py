@@ -1,4 +1,7 @@
-"""CycleMLP's mixing: three linear layers, weighted per channel, https://arxiv.org/abs/2107.10224."""
+"""CycleMLP's mixing: three linear layers, weighted per channel, https://arxiv.org/abs/2107.10224.
+
+Chen et al. CycleMLP: A MLP-like Architecture for Dense Prediction. ICLR 2022.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,16 @@ from metaformer.mixers import MIXERS
 class CycleMLP(nn.Module):
     """A CycleFC along the width, one along the height and a linear layer, summed with softmax weights.
 
+        h, w, c = cycle_fc(x), cycle_fc(x), W · x        along the width, along the height, at the position
+        a = softmax(mlp(mean(h + w + c)))                three weights for each channel
+        y = W' · (a_h · h + a_w · w + a_c · c)
+
     The published names are swapped: `sfc_h` samples along the width, `sfc_w` along the height.
+
+    Args:
+        dim: channels.
+        kernel: positions along an axis that the channels are read at.
+        qkv_bias: bias of the linear layer without shift.
     """
 
     def __init__(self, dim: int, kernel: int = 3, qkv_bias: bool = False) -> None:

@@ -1,4 +1,7 @@
-"""No mixing at all: IdentityFormer, https://arxiv.org/abs/2210.13452."""
+"""No mixing at all: IdentityFormer, https://arxiv.org/abs/2210.13452.
+
+Yu et al. MetaFormer Baselines for Vision. TPAMI 2024.
+"""
 
 from torch import nn
 

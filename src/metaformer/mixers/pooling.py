@@ -1,4 +1,7 @@
-"""PoolFormer's mixing: average pooling, https://arxiv.org/abs/2111.11418."""
+"""PoolFormer's mixing: average pooling, https://arxiv.org/abs/2111.11418.
+
+Yu et al. MetaFormer Is Actually What You Need for Vision. CVPR 2022.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +20,13 @@ from metaformer.ops.pool import pool_minus_self
 class Pooling(nn.Module):
     """Average pooling minus the input, which the residual adds back.
 
+        y(p) = mean(x(q) of the positions q in the window of p) − x(p)
+
     Only positions inside are averaged (`count_include_pad=False`): a constant input gives zero.
+
+    Args:
+        dim: channels.
+        size: height and width of the window, odd.
     """
 
     def __init__(self, dim: int, size: int = 3) -> None:

@@ -1,4 +1,7 @@
-"""ConvFormer's mixing: MobileNetV2's inverted separable convolution, https://arxiv.org/abs/2210.13452."""
+"""ConvFormer's mixing: MobileNetV2's inverted separable convolution, https://arxiv.org/abs/2210.13452.
+
+Yu et al. MetaFormer Baselines for Vision. TPAMI 2024.
+"""
 
 from torch import Tensor, nn
 
@@ -10,7 +13,17 @@ from metaformer.mixers import MIXERS
 
 @MIXERS.register("sepconv")
 class SepConv(nn.Module):
-    """Linear layer to more channels, activation, depthwise convolution, linear layer back."""
+    """Linear layer to more channels, activation, depthwise convolution, linear layer back.
+
+        y = W₂ · dwconv(act(W₁ · x))
+
+    Args:
+        dim: channels.
+        expansion: channels between over dim.
+        kernel: height and width of the convolution, odd.
+        act: activation.
+        bias: in all three layers.
+    """
 
     def __init__(
         self, dim: int, expansion: float = 2, kernel: int = 7, act: str = "star_relu", bias: bool = False

@@ -49,11 +49,18 @@ def working_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind)
 
 
-def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+def without_autocast(x: Tensor | Proxy) -> AbstractContextManager[None]:
     """Context in which autocast does not choose dtypes again, operation by operation."""
-    kind = x.device.type
+    kind = "meta" if isinstance(x, Proxy) else x.device.type  # a symbol's device is not known
+    if kind == "meta":
+        return nullcontext()
     # where it is off nothing is entered, as exporters make a subgraph of what runs inside
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def without_half(x: Tensor) -> Tensor:
+    """X, in float32 where it has 16 bits."""
+    return x.float() if not isinstance(x, Proxy) and x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def is_traced(x: Tensor | Proxy) -> bool:

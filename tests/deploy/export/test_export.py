@@ -342,7 +342,9 @@ def test_the_command(sources: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
-@pytest.mark.parametrize("mixer", list(MIXERS))
+@pytest.mark.parametrize(
+    "mixer", [*MIXERS, "window_attention(shift=3)", "spatial_reduction_attention(linear=True)"]
+)
 def test_every_mixer(mixer: str, suffix: str, tmp_path: Path) -> None:
     model = tiny(mixers=(mixer,) * 4, image_size=(64, 64))
     written = export(model, tmp_path / f"net{suffix}", image_size=64 if MIXERS.fixed_grid(mixer) else None)

@@ -20,6 +20,7 @@ from metaformer.deploy.folded.mixers import (
     FoldedCycleMlp,
     FoldedMixer,
     FoldedPooling,
+    FoldedRepMixer,
     FoldedSepConv,
 )
 from metaformer.deploy.folded.replay import has_hooks
@@ -33,6 +34,7 @@ from metaformer.layers.scale import Scale
 from metaformer.mixers.attention import Attention
 from metaformer.mixers.cycle_mlp import CycleMLP
 from metaformer.mixers.pooling import Pooling
+from metaformer.mixers.rep_mixer import RepMixer
 from metaformer.mixers.sepconv import SepConv
 from metaformer.ops import cpp, onednn, triton
 from metaformer.ops.mlp import mlp
@@ -44,6 +46,7 @@ FOLDED: Final[dict[type[nn.Module], Fold]] = {
     Attention: FoldedAttention,
     CycleMLP: FoldedCycleMlp,
     Pooling: FoldedPooling,
+    RepMixer: FoldedRepMixer,
     SepConv: FoldedSepConv,
 }
 """Mixer -> its folded form; other mixers, and subclasses of these, run as they are between norm and scale."""
@@ -52,7 +55,7 @@ FOLDABLE: Final[dict[str, tuple[type[nn.Module], ...]]] = {
     **dict.fromkeys(("fc1", "fc2", "qkv", "proj", "pwconv1", "pwconv2", "mlp_c"), (Pointwise,)),
     **dict.fromkeys(("sfc_h", "sfc_w"), (CycleFC,)),
     **dict.fromkeys(("layer_scale1", "layer_scale2", "res_scale1", "res_scale2"), (Scale, nn.Identity)),
-    "dwconv": (nn.Conv2d,),
+    **dict.fromkeys(("dwconv", "conv", "point"), (nn.Conv2d,)),
 }
 """Name of a block's part -> the classes that are folded there; a subclass may compute something else."""
 EPILOGUES: Final = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}

@@ -1,5 +1,6 @@
 """Token mixers with their norm, scale and residual folded in, (B, H, W, C) to the same shape."""
 
+import copy
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from metaformer.deploy.folded.linear import (
 )
 from metaformer.layers.act import StarReLU
 from metaformer.layers.cycle_fc import AXES, CycleFC
+from metaformer.layers.norm import NoNorm
 from metaformer.mixers.attention import Attention
 from metaformer.mixers.cycle_mlp import CycleMLP
 from metaformer.mixers.pooling import Pooling
+from metaformer.mixers.rep_mixer import RepMixer
 from metaformer.mixers.sepconv import SepConv
 from metaformer.ops import cpp, triton
 from metaformer.ops.attention import attention
@@ -130,6 +133,43 @@ class FoldedSepConv(nn.Module):
         h = linear(x, first.weight, first.bias, **options, act="star_relu", **star)
         h = self.dwconv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return linear(h, second.weight, second.bias, **self.residual.options(x))
+
+
+class FoldedRepMixer(nn.Module):
+    """One depthwise convolution: a RepMixer's branches with their batch norms, and the scale.
+
+    Without a norm before it the residual is in it too. A norm stays whole: the convolution pads with zeros
+    after the norm's bias.
+    """
+
+    def __init__(self, mixer: RepMixer, norm: nn.Module, scale: Tensor | None, residual: Residual) -> None:
+        super().__init__()
+        self.norm, conv = ChannelsLastNorm(norm), copy.deepcopy(mixer.conv)
+        self.residual: Residual | None = residual
+        identity = F.pad(torch.ones_like(mixer.point.weight).double(), (conv.kernel_size[0] // 2,) * 4)
+        weight, bias = torch.zeros_like(identity), torch.zeros(len(identity)).to(identity)
+        for taps, branch_norm, sign in (
+            (identity, mixer.skip_norm, 1),
+            (identity * mixer.point.weight, mixer.point_norm, 1),
+            (mixer.conv.weight, mixer.conv_norm, 1),
+            (identity, mixer.norm, -1),
+        ):
+            _, gain, shift = split_affine(branch_norm)
+            assert gain is not None and shift is not None  # of a batch norm
+            weight += sign * gain[:, None, None, None] * taps
+            bias += sign * shift
+        if scale is not None:
+            weight, bias = weight * scale.expand(len(bias))[:, None, None, None], bias * scale
+        if type(norm) is NoNorm and residual.enabled:
+            factor = torch.ones_like(bias) if residual.scale is None else residual.scale
+            weight, self.residual = weight + factor[:, None, None, None] * identity, None
+        dtype = conv.weight.dtype
+        conv.weight, conv.bias = (nn.Parameter(t.detach().to(dtype), False) for t in (weight, bias))
+        self.conv = fold_conv(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.conv(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return branch if self.residual is None else _scale_and_add(branch, None, self.residual(x))
 
 
 class FoldedCycleMlp(nn.Module):
