@@ -13,11 +13,11 @@ from timm.models import davit, efficientvit_mit, fastvit, mlp_mixer, pvt_v2, swi
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
-from metaformer.backbones.block import Block, build_mixer
-from metaformer.backbones.config import MetaFormerConfig
+from metaformer.backbones.block import build_mixer
 from metaformer.bench.counts import count
-from metaformer.deploy.folded.block import FoldedBlock
+from metaformer.deploy.optimize import optimize
 from metaformer.errors import ConfigError
+from metaformer.factory import create_model
 
 DIM, HEADS = 8, 2
 """Heads of 4 channels in most cases."""
@@ -239,23 +239,25 @@ def test_forward_and_gradients_are_theirs(of: Oracle, training: bool) -> None:
 @pytest.mark.parametrize("scale", [0.3, None])
 def test_a_rep_mixer_folds_as_theirs(scale: float | None) -> None:
     of = ORACLES[-1]
+    theirs_of = of._replace(build=lambda: fastvit.RepMixer(DIM, 5, layer_scale_init_value=scale))
     torch.manual_seed(0)
-    config = MetaFormerConfig(
-        depths=(1,), dims=(DIM,), mixers=(of.spec,), norm="none", layer_scale=(scale,), mlp_ratios=(0,),
-        downsamples=(), pos_embed=(False,), res_scale=(None,),
-    )  # fmt: skip
-    block = Block(config, 0, of.spec, 0.0).double().eval()
-    theirs = with_our_weights(
-        of._replace(build=lambda: fastvit.RepMixer(DIM, 5, layer_scale_init_value=scale)), block.token_mixer
-    ).eval()
-    x = torch.randn(2, DIM, 5, 7, dtype=torch.float64)
-    torch.testing.assert_close(block(x), theirs(x))
-    folded, convolution = FoldedBlock(block).mixer, theirs
-    convolution.reparameterize()
-    torch.testing.assert_close(folded.conv.weight, convolution.reparam_conv.weight)
-    torch.testing.assert_close(folded.conv.bias, convolution.reparam_conv.bias)
-    torch.testing.assert_close(FoldedBlock(block)(x), block(x))
-    assert folded.residual is None
+    network = create_model(
+        "poolformer_n", num_classes=2, depths=(1,), dims=(DIM,), mixers=(of.spec,), norm="none",
+        mlp_ratios=(0,), layer_scale=(scale,), downsamples=(), pos_embed=(False,), res_scale=(None,),
+        image_size=(32, 32),
+    ).eval()  # fmt: skip
+    block = network.stages[0].blocks[0]
+    theirs = with_our_weights(theirs_of, block.token_mixer).eval()
+    folded = optimize(network, compile=False).stages[0].blocks[0]
+    x = torch.randn(2, DIM, 5, 7)
+    with torch.inference_mode():
+        wanted = theirs(x.double()).float()
+        torch.testing.assert_close(block(x), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(folded(x), wanted, rtol=1e-5, atol=1e-5)
+    theirs.reparameterize()
+    assert folded.mixer.residual is None
+    for name, value in theirs.reparam_conv.named_parameters():
+        torch.testing.assert_close(getattr(folded.mixer.conv, name), value.float(), rtol=1e-5, atol=1e-5)
 
 
 C, D, N = DIM, 4, 7 * 5
