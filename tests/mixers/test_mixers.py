@@ -36,6 +36,12 @@ def test_a_constant_map_gives_zero_at_the_border_too() -> None:
         *((f"pooling(size={size})", "odd") for size in (0, 2, -3)),
         ("sepconv(kernel=6)", "odd"),
         ("dwconv(kernel=4)", "odd"),
+        ("inception_dwconv(band=4)", "odd"),
+        ("inception_dwconv(kernel=2)", "odd"),
+        ("inception_dwconv(ratio=0.5)", "channels"),
+        ("gated_dwconv(kernel=6)", "odd"),
+        ("gated_dwconv(conv_ratio=0.1)", "convolves 0"),
+        ("gated_dwconv(conv_ratio=4)", "convolves 16 of 10"),
         ("attention(head_dim=0)", "head_dim"),
     ],
 )

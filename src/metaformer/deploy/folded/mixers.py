@@ -1,6 +1,6 @@
 """Token mixers with their norm, scale and residual folded in, (B, H, W, C) to the same shape."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from metaformer.layers.act import StarReLU
 from metaformer.layers.cycle_fc import AXES, CycleFC
 from metaformer.mixers.attention import Attention
 from metaformer.mixers.cycle_mlp import CycleMLP
+from metaformer.mixers.gated_dwconv import GatedDepthwiseConv
 from metaformer.mixers.pooling import Pooling
 from metaformer.mixers.sepconv import SepConv
 from metaformer.ops import cpp, triton
@@ -41,6 +42,20 @@ class FoldedMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         branch = self.mixer(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return _scale_and_add(branch, self.scale, self.residual(x))
+
+
+class FoldedConvMixer(FoldedMixer):
+    """The same of a mixer whose parts are convolutions, which are folded in place."""
+
+    def __init__(self, mixer: nn.Module, norm: nn.Module, scale: Tensor | None, residual: Residual) -> None:
+        super().__init__(fold_parts(mixer), norm, scale, residual)
+
+
+def fold_parts(mixer: nn.Module) -> nn.Module:
+    """The mixer with folded forms in the places of its parts, which are convolutions."""
+    for name, conv in list(mixer.named_children()):
+        setattr(mixer, name, fold_conv(cast(nn.Conv2d, conv)))
+    return mixer
 
 
 class FoldedAttention(nn.Module):
@@ -130,6 +145,30 @@ class FoldedSepConv(nn.Module):
         h = linear(x, first.weight, first.bias, **options, act="star_relu", **star)
         h = self.dwconv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return linear(h, second.weight, second.bias, **self.residual.options(x))
+
+
+class FoldedGatedConv(nn.Module):
+    """Gated depthwise convolution: the norm's constants are in `fc1`, scale and residual in `fc2`."""
+
+    def __init__(
+        self, mixer: GatedDepthwiseConv, norm: nn.Module, scale: Tensor | None, residual: Residual
+    ) -> None:
+        super().__init__()
+        self.norm, gain, shift = split_affine(norm)
+        self.residual, self.parts, self.act = residual, mixer.parts, mixer.act
+        self.fc1 = fold_linear(mixer.fc1.weight, mixer.fc1.bias, gain=gain, shift=shift)
+        self.conv = fold_conv(mixer.conv)
+        self.fc2 = fold_linear(mixer.fc2.weight, mixer.fc2.bias, scale=scale)
+
+    @property
+    def width(self) -> int:
+        """Channels of the widest tensor."""
+        return self.fc1.weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, rest, convolved = self.fc1.after(self.norm, x).split(self.parts, -1)
+        convolved = self.conv(convolved.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.residual.add_to(self.fc2, self.act(gates) * torch.cat((rest, convolved), -1), x)
 
 
 class FoldedCycleMlp(nn.Module):
