@@ -11,7 +11,7 @@ DIMS = (8, 8, 16, 16)
 
 
 def structures() -> dict[MetaFormerConfig, list[str]]:
-    """Small configuration of each architecture, its mixers without options, with the names of its networks."""
+    """Small configuration of each architecture, mixers without options, with the names of its networks."""
     kinds: dict[MetaFormerConfig, list[str]] = {}
     for name in list_models():
         config = VARIANTS[name]

@@ -148,27 +148,37 @@ class FoldedSepConv(nn.Module):
 
 
 class FoldedGatedConv(nn.Module):
-    """Gated depthwise convolution: the norm's constants are in `fc1`, scale and residual in `fc2`."""
+    """Gated depthwise convolution: the norm's constants are in `fc1`, scale and residual in `fc2`.
+
+    `fc1` is a layer of the gates, with their activation in its epilogue, and one of the values.
+    """
 
     def __init__(
         self, mixer: GatedDepthwiseConv, norm: nn.Module, scale: Tensor | None, residual: Residual
     ) -> None:
         super().__init__()
         self.norm, gain, shift = split_affine(norm)
-        self.residual, self.parts, self.act = residual, mixer.parts, mixer.act
-        self.fc1 = fold_linear(mixer.fc1.weight, mixer.fc1.bias, gain=gain, shift=shift)
+        self.residual, self.parts = residual, mixer.parts[1:]
+        act, bias = mixer.act, mixer.fc1.bias
+        self.act = None if type(act) is nn.GELU and act.approximate == "none" else act
+        weights, biases = mixer.fc1.weight.chunk(2), (None, None) if bias is None else bias.chunk(2)
+        self.gates, self.values = (
+            fold_linear(*layer, gain=gain, shift=shift) for layer in zip(weights, biases, strict=True)
+        )
         self.conv = fold_conv(mixer.conv)
         self.fc2 = fold_linear(mixer.fc2.weight, mixer.fc2.bias, scale=scale)
 
     @property
     def width(self) -> int:
         """Channels of the widest tensor."""
-        return self.fc1.weight.shape[0]
+        return self.values.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        gates, rest, convolved = self.fc1.after(self.norm, x).split(self.parts, -1)
+        gates = self.gates.after(self.norm, x, "gelu" if self.act is None else "none")
+        gates = gates if self.act is None else self.act(gates)
+        rest, convolved = self.values.after(self.norm, x).split(self.parts, -1)
         convolved = self.conv(convolved.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.residual.add_to(self.fc2, self.act(gates) * torch.cat((rest, convolved), -1), x)
+        return self.residual.add_to(self.fc2, gates * torch.cat((rest, convolved), -1), x)
 
 
 class FoldedCycleMlp(nn.Module):
