@@ -44,7 +44,7 @@ def fast_mlp(block: Any, x: Tensor, recompute: bool, moments: Tensor | None = No
     parts = block.norm2, block.mlp, block.layer_scale2
     drop_path, res_scale = block.drop_path2, block.res_scale2
     adds = adds_input(block, drop_path, res_scale) and not drop_path.drops
-    if adds and not has_hooks(*parts, drop_path, res_scale) and supports(x, *parts[1:], recompute):
+    if adds and supports(x, *parts[1:], recompute) and not has_hooks(*parts, drop_path, res_scale):
         return mlp_branch(x, *parts, residual=True, save_pre_act=not recompute, moments=moments)
     y = fast_branch(x, *parts, recompute, moments)
     return None if y is None else block._residual(x, drop_path(y), res_scale)

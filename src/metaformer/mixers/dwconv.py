@@ -18,6 +18,8 @@ class DepthwiseConv(nn.Module):
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"dwconv kernel {kernel} must be odd")
+        if std is not None and not 0 < std <= 1:
+            raise ConfigError(f"dwconv std {std} must be above 0 and at most 1")
         self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=bias)
         if std is not None:
             init_normal(self.conv, std)

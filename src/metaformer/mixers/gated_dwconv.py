@@ -35,13 +35,13 @@ class GatedDepthwiseConv(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        hidden, convolved = int(expansion * dim), int(conv_ratio * dim)
         if kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"gated_dwconv kernel {kernel} must be odd")
-        if not 1 <= convolved <= hidden:
+        if not 0 < conv_ratio <= expansion <= 1000:
             raise ConfigError(
-                f"gated_dwconv conv_ratio {conv_ratio}: convolves {convolved} of {hidden} channels"
+                f"gated_dwconv conv_ratio {conv_ratio} must be above 0 and at most its expansion, {expansion}"
             )
+        hidden, convolved = max(1, int(expansion * dim)), max(1, int(conv_ratio * dim))
         self.parts = (hidden, hidden - convolved, convolved)
         self.fc1 = Pointwise(dim, 2 * hidden, bias)
         self.act = ACTS.build(act)

@@ -21,13 +21,13 @@ class InceptionDepthwiseConv(nn.Module):
 
     def __init__(self, dim: int, kernel: int = 3, band: int = 11, ratio: float = 0.125) -> None:
         super().__init__()
-        share = max(1, int(dim * ratio))
         if min(kernel, band) < 1 or not kernel % 2 or not band % 2:
             raise ConfigError(f"inception_dwconv kernel {kernel} and band {band} must be odd")
-        if 3 * share > dim:
+        if not 0 < ratio <= 1 or 3 * max(1, int(dim * ratio)) > dim:
             raise ConfigError(
-                f"inception_dwconv ratio {ratio}: three times {share} channels are more than {dim}"
+                f"inception_dwconv ratio {ratio}: three shares, of a channel at least, do not fit into {dim}"
             )
+        share = max(1, int(dim * ratio))
         self.shares = (dim - 3 * share, share, share, share)
         square, line = kernel // 2, band // 2
         self.dwconv_hw = nn.Conv2d(share, share, kernel, padding=square, groups=share)
