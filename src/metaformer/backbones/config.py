@@ -55,7 +55,7 @@ class MetaFormerConfig(Serializable):
     norm_eps: Epsilon = 1e-5
     """Added to the variance."""
     act: str = "gelu"
-    """Activation of the channel MLP."""
+    """Activation of the channel MLP, and of a stem of two convolutions."""
     mlp_bias: bool = True
     """Biases in the channel MLP."""
     layer_scale: tuple[Factor | None, ...] = (1e-5,) * 4

@@ -290,6 +290,7 @@ TRITON = [
         {"mixers": (mixer,), "norm": norm, "act": act, "layer_scale": (0.5,)},
         {"mixers": (mixer,), "norm": norm, "act": act, "res_scale": (0.5,)},
         {"mixers": (mixer,), "norm": norm, "act": act, "residual": False},
+        {"block": "metanext", "mixers": ("dwconv",), "norm": norm, "act": act, "res_scale": (0.5,)},
     )
 ]
 

@@ -130,8 +130,11 @@ class FoldedMlp(nn.Module):
         options = norm_options(self.norm)
         if options is not None and self.act is None and triton.supports(x):
             weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            options |= self.residual.options(shortcut)
-            return mlp(x, *weights, **options, act=self.fused_act)
+            adds = shortcut is x  # the kernel has no other residual
+            options |= self.residual.options(x) if adds else {}
+            y = mlp(x, *weights, **options, act=self.fused_act)
+            residual = None if adds else self.residual(shortcut)
+            return y if residual is None else y + residual
         if self._runs_fused(x, shortcut):
             return self._fused(x, moments, overwrite, shortcut)
         h = self.fc1(self.norm(x) if moments is None else normalize(x, moments), self.epilogue)
