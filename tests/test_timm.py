@@ -1,4 +1,4 @@
-"""The same numbers as timm's MetaFormers, both ways."""
+"""The same numbers as timm's MetaFormers, ConvNeXts, InceptionNeXts and MambaOuts, both ways."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from metaformer.backbones.variants import VARIANTS, family
 from metaformer.factory import create_model
 from metaformer.weights.io import write_state
 from metaformer.weights.keymap import from_ours
 from metaformer.weights.load import load_weights
+from toys import equal_states
 
 EXACT = ("poolformerv2_s12", "convformer_s18", "caformer_s18")
 SIZE = (75, 96)
@@ -54,6 +56,45 @@ def test_ours_to_theirs(name: str, tmp_path: Path) -> None:
     image = torch.randn(2, 3, *SIZE)
     with torch.no_grad():
         assert error(ours(image), theirs(image)) <= 1e-4
+
+
+NAMED_AS_TIMM = [name for name in VARIANTS if family(name) in ("convnext", "inception_next", "mambaout")]
+SMALL = {"depths": (1, 2, 1, 1), "dims": (16, 24, 32, 40)}
+
+
+def gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients of a number with respect to images and, by name, parameters."""
+    images = images.clone().requires_grad_()
+    model(images).square().sum().backward()
+    assert images.grad is not None
+    return images.grad, {name: value.grad for name, value in model.named_parameters()}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", NAMED_AS_TIMM)
+def test_every_variant_of_timms_names_both_ways(name: str) -> None:
+    sizes = {} if name == "convnext_atto" else SMALL  # at its own sizes, its products are convolutions there
+    theirs = theirs_of(name, **sizes).double()
+    for norm in theirs.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_()  # type: ignore[union-attr]
+            norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    ours = create_model(name, num_classes=10, **sizes).double().eval()
+    report = load_weights(ours, theirs.state_dict())
+    assert report.fraction == 1.0 and report.complete
+    assert equal_states(from_ours(ours.state_dict(), "timm"), theirs.state_dict())
+    images = torch.randn(2, 3, *SIZE, dtype=torch.float64)
+    with torch.no_grad():
+        assert error(ours.forward_features(images), as_ours(theirs.forward_features(images), ours)) <= 1e-5
+        assert error(ours(images), theirs(images)) <= 1e-5
+    (x, grads), (their_x, their_grads) = gradients(ours, images), gradients(theirs, images)
+    assert error(x, their_x) <= 1e-4
+    for key, grad in from_ours(grads, "timm").items():
+        assert error(grad, their_grads[key]) <= 1e-4, key
+
+
+def as_ours(features: Tensor, model: nn.Module) -> Tensor:
+    """Features (B, C, H, W), which timm's MambaOut gives as (B, H, W, C)."""
+    return features if features.shape[1] == model.num_features else features.permute(0, 3, 1, 2)
 
 
 def test_the_documented_fields_make_poolformer_timms() -> None:

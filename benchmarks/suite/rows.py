@@ -11,7 +11,10 @@ from typing import Literal, Self
 Kind = Literal["speed", "memory", "pixels"]
 Device = Literal["cpu", "cuda"]
 Mode = Literal["inference", "training"]
-TIMM_MODELS = ("poolformer_s12", "poolformerv2_s12", "convformer_s18", "caformer_s18")
+TIMM_MODELS = (
+    *("poolformer_s12", "poolformerv2_s12", "convformer_s18", "caformer_s18"),
+    *("convnext_tiny", "inception_next_tiny", "mambaout_tiny"),
+)
 """Models that timm has."""
 CYCLEMLP_MODELS = ("cyclemlp_b1",)
 OWN_MODELS = ("identityformer_s12", "randformer_s12", "metaformer_ppaa_s12")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaformer.backbones.block import Block, build_mixer
-from metaformer.backbones.config import HEADS, MetaFormerConfig
+from metaformer.backbones.block import FORMS, Block, build_block, build_mixer
+from metaformer.backbones.config import BLOCKS, HEADS, MetaFormerConfig
 from metaformer.backbones.head import Head
 from metaformer.backbones.stage import Recompute, Stage
 from metaformer.layers.drop_path import DropPath
@@ -20,7 +20,14 @@ TINY = {"depths": (1,), "dims": (6,), "downsamples": (), "pos_embed": (False,), 
 
 def block(**changes: object) -> Block:
     fields = {**TINY, "mixers": ("pooling",), "layer_scale": (0.5,), "res_scale": (None,), **changes}
-    return Block(MetaFormerConfig(**fields), 0, fields["mixers"][0], 0.0).double()  # type: ignore[arg-type,index]
+    return build_block(MetaFormerConfig(**fields), 0, fields["mixers"][0], 0.0).double()  # type: ignore[arg-type,index]
+
+
+def drop_paths(b: Block, rate: float) -> None:
+    """Set the rate of stochastic depth."""
+    for part in b.modules():
+        if isinstance(part, DropPath):
+            part.rate = rate
 
 
 X = torch.randn(2, 6, 5, 5, dtype=torch.float64)
@@ -30,6 +37,16 @@ def test_two_scaled_branches_with_residuals() -> None:
     b = block(res_scale=(2.0,), skip_lam=4.0)
     x = 2 * X + 0.5 * b.token_mixer(b.norm1(X)) / 4
     torch.testing.assert_close(b(X), 2 * x + 0.5 * b.mlp(b.norm2(x)) / 4)
+
+
+def test_one_scaled_branch_with_a_residual() -> None:
+    b = block(block="metanext", res_scale=(2.0,), skip_lam=4.0)
+    torch.testing.assert_close(b(X), 2 * X + 0.5 * b.mlp(b.norm(b.token_mixer(X))) / 4)
+    assert not torch.allclose(block(block="metanext", residual=False)(X), block(block="metanext")(X))
+
+
+def test_every_form_has_a_name() -> None:
+    assert tuple(FORMS) == BLOCKS
 
 
 def test_no_residual_and_no_mlp() -> None:
@@ -75,6 +92,8 @@ CHANGES = [
     {"residual": False},
     {"norm": "layer_norm", "act": "star_relu", "mlp_bias": False},
     {"mixers": ("sepconv",), "norm": "layer_norm"},
+    {"block": "metanext", "norm": "layer_norm", "mixers": ("dwconv",)},
+    {"block": "metanext", "norm": "batch_norm", "res_scale": (0.5,), "skip_lam": 2.0},
 ]
 
 
@@ -111,7 +130,7 @@ def test_the_fast_mlp_has_the_gradients_of_plain_pytorch(
     changes: dict[str, object], drop_path: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     b, x = block(**changes).float().train(), torch.randn(4, 6, 5, 5)
-    b.drop_path1, b.drop_path2 = DropPath(drop_path), DropPath(drop_path)
+    drop_paths(b, drop_path)
     found = gradients(b, x, recompute_mlp=True)
     with monkeypatch.context() as patch:
         patch.setattr("metaformer.backbones.fast_mlp.mlp_branch", None)  # proves that it ran
@@ -127,15 +146,16 @@ def test_the_fast_mlp_has_the_gradients_of_plain_pytorch(
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_recomputing_the_mlp_changes_nothing_but_memory(changes: dict[str, object], dropout: float) -> None:
     b, x = block(dropout=dropout, **changes).train(), torch.randn(4, 6, 5, 5, dtype=torch.float64)
-    b.drop_path1, b.drop_path2 = DropPath(0.5), DropPath(0.5)
+    drop_paths(b, 0.5)
     plain, recomputed = gradients(b, x), gradients(b, x, recompute_mlp=True)
     for ours, theirs in zip(recomputed, plain, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_what_is_saved_for_the_backward_pass() -> None:
-    b, x = block(mlp_ratios=(4,)).train(), torch.randn(2, 6, 16, 16, dtype=torch.float64)
-    assert saved(b, x) > 11 * x.numel()
+@pytest.mark.parametrize("form", BLOCKS)
+def test_what_is_saved_for_the_backward_pass(form: str) -> None:
+    b, x = block(mlp_ratios=(4,), block=form).train(), torch.randn(2, 6, 16, 16, dtype=torch.float64)
+    assert saved(b, x) > 10 * x.numel()
     assert saved(b, x, recompute_mlp=True) < 2.2 * x.numel()
     assert saved(b.float(), x.float(), recompute_mlp=True) < 2.2 * x.numel()
 
@@ -277,3 +297,10 @@ def test_max_pooling() -> None:
 def test_mlp_head_norm_has_its_own_epsilon() -> None:
     built = head(head="pool_norm_mlp", norm_eps=1e-6)
     assert (built.norm.eps, built.fc.norm.eps) == (1e-6, 1e-5)
+
+
+def test_an_mlp_head_of_another_form() -> None:
+    built = head(head="pool_mlp", head_mlp_ratio=3, head_mlp_act="gelu", head_mlp_norm_eps=None)
+    hidden = torch.nn.functional.gelu(built.fc.fc1(FEATURES.mean((2, 3))))
+    torch.testing.assert_close(built(FEATURES), built.fc.fc2(hidden))
+    assert hidden.shape == (3, 24)

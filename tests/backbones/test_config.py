@@ -35,6 +35,11 @@ def test_mixers_for_all_per_stage_and_per_block() -> None:
         ({"norm": "layernorm"}, "unknown norm 'layernorm': did you mean layer_norm"),
         ({"act": "gel"}, "unknown act 'gel': did you mean gelu"),
         ({"head": "mlp"}, "head 'mlp'"),
+        ({"head_mlp_act": "gel"}, "unknown act 'gel': did you mean gelu"),
+        ({"block": "metanex"}, "block 'metanex'.*metanext"),
+        ({"block": "metanext", "mlp_ratios": (4, 4, 0, 4)}, "mlp_ratios: .* metanext block needs one"),
+        ({"head": "pool_mlp", "feature_norm": "head"}, "feature_norm: 'head'"),
+        ({"stem": "patch"}, "stem 'patch'"),
         ({"grid_mode": "x"}, "grid_mode"),
         ({"in_chans": 0}, "in_chans: 0"),
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
@@ -72,6 +77,8 @@ def test_unknown_fields_and_unsaveable_mixers() -> None:
 def test_grid_follows_the_convolutions() -> None:
     config = MetaFormerConfig(image_size=(225, 96))
     assert [config.grid(i) for i in range(4)] == [(56, 24), (28, 12), (14, 6), (7, 3)]
+    two = replace(config, stem="conv_act_conv", stem_kernel=3, stem_stride=2, stem_padding=1)
+    assert [two.grid(i) for i in range(4)] == [(57, 24), (29, 12), (15, 6), (8, 3)]
 
 
 # The official counts; RandFormer's include the frozen matrices.

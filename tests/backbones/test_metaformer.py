@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import FeatureInfo, MetaFormer, MetaFormerFeatures
+from metaformer.backbones.variants import VARIANTS
 from metaformer.errors import ConfigError, SizeError
 
 TINY = MetaFormerConfig(depths=(1, 1, 2, 1), dims=(4, 8, 12, 16), num_classes=5, image_size=(64, 64))
@@ -23,6 +24,17 @@ def test_any_size_or_an_error_that_names_the_minimum(height: int, width: int, ba
             model(x)
     else:
         assert model(x).shape == (batch, 5)
+
+
+@pytest.mark.parametrize(("name", "least"), [("convnext_atto", 32), ("mambaout_femto", 1)])
+def test_the_minimum_follows_the_convolutions(name: str, least: int) -> None:
+    config = replace(VARIANTS[name], depths=(1,) * 4, dims=(8, 8, 12, 16), num_classes=5)
+    model = MetaFormer(config).eval()
+    assert model.min_size == least and model(torch.randn(1, 3, least, least + 1)).shape == (1, 5)
+    assert model.feature_info.reduction() == [4, 8, 16, 32]
+    if least > 1:
+        with pytest.raises(SizeError, match=f"at least {least}×{least}"):
+            model(torch.randn(1, 3, least - 1, 64))
 
 
 def test_wrong_channels() -> None:

@@ -5,12 +5,13 @@ from dataclasses import replace
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.variants import VARIANTS
 from metaformer.factory import list_models
+from metaformer.registry import parse
 
 DIMS = (8, 8, 16, 16)
 
 
 def structures() -> dict[MetaFormerConfig, list[str]]:
-    """Small configuration of each architecture, with the names of its networks."""
+    """Small configuration of each architecture, mixers without options, with the names of its networks."""
     kinds: dict[MetaFormerConfig, list[str]] = {}
     for name in list_models():
         config = VARIANTS[name]
@@ -18,6 +19,7 @@ def structures() -> dict[MetaFormerConfig, list[str]]:
             config,
             depths=(1,) * config.stages,
             dims=DIMS[: config.stages],
+            mixers=tuple(parse(str(config.block_mixers(i)[0]))[0] for i in range(config.stages)),
             layer_scale=tuple(scale and 1.0 for scale in config.layer_scale),
             num_classes=5,
         )

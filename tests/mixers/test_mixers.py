@@ -36,6 +36,18 @@ def test_a_constant_map_gives_zero_at_the_border_too() -> None:
         *((f"pooling(size={size})", "odd") for size in (0, 2, -3)),
         ("sepconv(kernel=6)", "odd"),
         ("dwconv(kernel=4)", "odd"),
+        ("inception_dwconv(band=4)", "odd"),
+        ("inception_dwconv(kernel=2)", "odd"),
+        ("dwconv(std=0)", "std"),
+        *((f"inception_dwconv(ratio={ratio})", "ratio") for ratio in (0.5, -1, 1e999)),
+        *(
+            (f"{name}='x')", "'x'")
+            for name in ("inception_dwconv(ratio", "gated_dwconv(expansion", "dwconv(std")
+        ),
+        ("gated_dwconv(kernel=6)", "odd"),
+        ("gated_dwconv(conv_ratio=0)", "conv_ratio"),
+        ("gated_dwconv(conv_ratio=4)", "at most its expansion"),
+        ("gated_dwconv(expansion=1e999)", "expansion"),
         ("attention(head_dim=0)", "head_dim"),
     ],
 )

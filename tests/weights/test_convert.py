@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metaformer.backbones.metaformer import MetaFormer
-from metaformer.backbones.variants import VARIANTS
+from metaformer.backbones.variants import VARIANTS, family
 from metaformer.errors import OutputError, UnknownName, WeightsError
 from metaformer.models.build import DENSE_KINDS, DETECTOR, NetworkKind, build_network
 from metaformer.weights.convert import convert
@@ -15,14 +15,18 @@ from metaformer.weights.io import read_metadata, read_state, write_state
 from metaformer.weights.load import load_weights
 from toys import equal_states, torchvision_state
 
-ORIGINAL_FORMATS = {"poolformer": "poolformer", "metaformer": "poolformer", "cyclemlp": "cyclemlp"}
+ORIGINAL_FORMATS = {
+    **dict.fromkeys(("poolformer", "metaformer"), "poolformer"),
+    "cyclemlp": "cyclemlp",
+    **dict.fromkeys(("convnext", "inception_next", "mambaout"), "timm"),
+}
 OTHER_FORMATS = {
     "poolformer": ("timm", "huggingface", "mmpretrain"),
     "poolformerv2": ("timm",),
     "convformer": ("timm",),
     "caformer": ("timm",),
 }
-NAMES = [name for name in VARIANTS if name.endswith(("_s12", "_s18", "_b1"))]
+NAMES = [name for name in VARIANTS if name.endswith(("_s12", "_s18", "_b1", "_atto", "_femto", "_plus_rw"))]
 """The smallest variants of each family, made tiny."""
 
 
@@ -34,10 +38,9 @@ def tiny(name: str) -> MetaFormer:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_ways_through_every_format_of_a_family(tmp_path: Path, name: str) -> None:
-    family = name.split("_")[0]
-    model, original = tiny(name), ORIGINAL_FORMATS.get(family, "baselines")
+    model, original = tiny(name), ORIGINAL_FORMATS.get(family(name), "baselines")
     write_state(tmp_path / "0.safetensors", model.state_dict())
-    chain = [original, *OTHER_FORMATS.get(family, ()), "metaformer"]
+    chain = [original, *OTHER_FORMATS.get(family(name), ()), "metaformer"]
     for step, form in enumerate(chain, 1):
         suffix = ".safetensors" if step % 2 == 0 else ".pth.tar"
         previous = next(tmp_path.glob(f"{step - 1}.*"))
@@ -56,6 +59,20 @@ def test_cyclemlp_files_look_as_published(tmp_path: Path) -> None:
     assert list(content) == ["model"]
     assert content["model"]["network.0.0.attn.sfc_w.offset"].shape == (1, 64, 1, 1)
     assert content["model"]["network.0.0.mlp.fc1.weight"].shape == (128, 32)
+
+
+def test_timm_names_the_parts_of_each_family_in_its_way(tmp_path: Path) -> None:
+    write_state(tmp_path / "in.safetensors", published("convnext_atto").state_dict())
+    done = convert(tmp_path / "in.safetensors", tmp_path / "atto.safetensors", "timm")
+    assert done.model == "convnext_atto" and done.target_format == "timm"
+    state = read_state(done.target).tensors
+    assert state["stages.0.blocks.0.conv_dw.weight"].shape == (40, 1, 7, 7)
+    assert state["stages.0.blocks.0.mlp.fc1.weight"].shape == (160, 40, 1, 1)
+    back = convert(done.target, tmp_path / "back.safetensors", "metaformer")
+    assert (back.source_format, back.model) == ("timm_convnext", "convnext_atto")
+    write_state(tmp_path / "in.safetensors", tiny("convnext_tiny").state_dict())
+    with pytest.raises(WeightsError, match=r"no place in the format 'timm_mambaout'"):
+        convert(tmp_path / "in.safetensors", tmp_path / "no.safetensors", "timm_mambaout")
 
 
 def published(name: str) -> MetaFormer:

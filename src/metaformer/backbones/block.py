@@ -1,4 +1,4 @@
-"""The MetaFormer block, https://arxiv.org/abs/2111.11418."""
+"""Blocks: MetaFormer's, https://arxiv.org/abs/2111.11418, and MetaNeXt's, https://arxiv.org/abs/2303.16900."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig, MixerSpec
-from metaformer.backbones.fast_mlp import adds_input, fast_mlp, has_hooks
+from metaformer.backbones.fast_mlp import adds_input, fast_branch, fast_mlp, has_hooks
 from metaformer.layers.drop_path import DropPath
 from metaformer.layers.init import init_part
 from metaformer.layers.mlp import Mlp
@@ -17,24 +17,36 @@ from metaformer.registry import parse
 
 
 class Block(nn.Module):
+    """Token mixer and channel MLP in one of the forms of `FORMS`, (B, C, H, W) to the same shape."""
+
+    token_mixer: nn.Module
+
+    def __init__(self, config: MetaFormerConfig) -> None:
+        super().__init__()
+        self.residual = config.residual
+        self.skip_lam = config.skip_lam
+
+    def _residual(self, x: Tensor, branch: Tensor, res_scale: nn.Module) -> Tensor:
+        """res_scale(x) + branch / skip_lam, or the branch alone without a residual connection."""
+        branch = branch if self.skip_lam == 1.0 else branch / self.skip_lam
+        return res_scale(x) + branch if self.residual else branch
+
+
+class MetaFormerBlock(Block):
     """Token mixer, then channel MLP, each on a normalized, scaled branch beside a residual connection."""
 
     def __init__(self, config: MetaFormerConfig, stage: int, mixer: MixerSpec, drop_path: float) -> None:
-        super().__init__()
-        dim, hidden = config.dims[stage], int(config.dims[stage] * config.mlp_ratios[stage])
-        self.residual = config.residual
-        self.skip_lam = config.skip_lam
+        super().__init__(config)
+        dim = config.dims[stage]
         self.norm1 = NORMS.build(config.norm, dim, eps=config.norm_eps)
-        context = (dim, config.grid(stage), config.grid_mode)
-        self.token_mixer = init_part("token_mixer", build_mixer, mixer, *context)
+        self.token_mixer = _mixer(config, stage, mixer)
         self.drop_path1 = DropPath(drop_path)
         self.layer_scale1 = _scale(dim, config.layer_scale[stage])
         self.res_scale1 = _scale(dim, config.res_scale[stage])
         self.mlp: nn.Module | None = None
-        if hidden:
+        if config.hidden(stage):
             self.norm2 = NORMS.build(config.norm, dim, eps=config.norm_eps)
-            bias, dropout = config.mlp_bias, config.dropout
-            self.mlp = init_part("mlp", Mlp, dim, hidden, act=config.act, bias=bias, dropout=dropout)
+            self.mlp = _mlp(config, stage)
             self.drop_path2 = DropPath(drop_path)
             self.layer_scale2 = _scale(dim, config.layer_scale[stage])
             self.res_scale2 = _scale(dim, config.res_scale[stage])
@@ -66,10 +78,37 @@ class Block(nn.Module):
         branch = scale(mixer(norm(x))) if fused is None else fused(x, norm, scale)
         return self._residual(x, drop_path(branch), res_scale), None
 
-    def _residual(self, x: Tensor, branch: Tensor, res_scale: nn.Module) -> Tensor:
-        """res_scale(x) + branch / skip_lam, or the branch alone without a residual connection."""
-        branch = branch if self.skip_lam == 1.0 else branch / self.skip_lam
-        return res_scale(x) + branch if self.residual else branch
+
+class MetaNeXtBlock(Block):
+    """Token mixer, norm and channel MLP on one scaled branch beside a residual connection (ConvNeXt)."""
+
+    def __init__(self, config: MetaFormerConfig, stage: int, mixer: MixerSpec, drop_path: float) -> None:
+        super().__init__(config)
+        dim = config.dims[stage]
+        self.token_mixer = _mixer(config, stage, mixer)
+        self.norm = NORMS.build(config.norm, dim, eps=config.norm_eps)
+        self.mlp = _mlp(config, stage)
+        self.drop_path = DropPath(drop_path)
+        self.layer_scale = _scale(dim, config.layer_scale[stage])
+        self.res_scale = _scale(dim, config.res_scale[stage])
+
+    def forward(self, x: Tensor, recompute_mlp: bool = False) -> Tensor:
+        """Map (B, C, H, W) to the same shape; `recompute_mlp` saves no hidden activations of the MLP."""
+        # x = x + drop_path(layer_scale(mlp(norm(token_mixer(x)))))
+        mixed = self.token_mixer(x)
+        branch = fast_branch(mixed, self.norm, self.mlp, self.layer_scale, recompute_mlp)
+        if branch is None:
+            branch = self.layer_scale(self.mlp(self.norm(mixed)))
+        return self._residual(x, self.drop_path(branch), self.res_scale)
+
+
+FORMS = {"metaformer": MetaFormerBlock, "metanext": MetaNeXtBlock}
+"""Block by its name in a configuration."""
+
+
+def build_block(config: MetaFormerConfig, stage: int, mixer: MixerSpec, drop_path: float) -> Block:
+    """Build a block of a stage in the configuration's form."""
+    return FORMS[config.block](config, stage, mixer, drop_path)
 
 
 def build_mixer(spec: MixerSpec, dim: int, grid: tuple[int, int], grid_mode: str) -> nn.Module:
@@ -83,6 +122,16 @@ def build_mixer(spec: MixerSpec, dim: int, grid: tuple[int, int], grid_mode: str
     name, _ = parse(spec)
     context = {"grid": grid, "grid_mode": grid_mode} if MIXERS.fixed_grid(name) else {}
     return MIXERS.build(spec, dim, **context)
+
+
+def _mixer(config: MetaFormerConfig, stage: int, spec: MixerSpec) -> nn.Module:
+    context = (config.dims[stage], config.grid(stage), config.grid_mode)
+    return init_part("token_mixer", build_mixer, spec, *context)
+
+
+def _mlp(config: MetaFormerConfig, stage: int) -> nn.Module:
+    dim, hidden, bias = config.dims[stage], config.hidden(stage), config.mlp_bias
+    return init_part("mlp", Mlp, dim, hidden, act=config.act, bias=bias, dropout=config.dropout)
 
 
 def _scale(dim: int, init: float | None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any
 
 from torch import nn
@@ -24,7 +25,10 @@ Epsilon = Annotated[float, Range(0, 1e30, above=True)]
 MAX_BLOCKS = 300
 """Blocks of a network, over all stages."""
 Rate = Annotated[float, Range(0, 1, below=True)]
-HEADS = ("norm_pool_fc", "pool_norm_fc", "pool_norm_mlp")
+BLOCKS = ("metaformer", "metanext")
+STEMS = ("conv", "conv_act_conv", "conv_norm_act_conv")
+DOWNS = ("norm_conv", "conv_norm")
+HEADS = ("norm_pool_fc", "pool_norm_fc", "pool_norm_mlp", "pool_mlp")
 GRID_MODES = ("strict", "interpolate")
 FEATURE_NORMS = ("none", "fresh", "head")
 GLOBAL_POOLS = ("avg", "max", "")
@@ -43,12 +47,15 @@ class MetaFormerConfig(Serializable):
     """Width of each stage's channel MLP over its dim; 0 leaves the MLP out."""
     mixers: tuple[MixerSpec | tuple[MixerSpec, ...], ...] = ("pooling",) * 4
     """Token mixer of each stage, or of each of its blocks; one name alone is used everywhere."""
+    block: Annotated[str, OneOf(BLOCKS)] = "metaformer"
+    """`metaformer`: mixer and channel MLP, each behind a norm and beside a residual connection; `metanext`:
+    mixer, norm and MLP beside one (ConvNeXt, InceptionNeXt)."""
     norm: str = "group_norm"
     """Normalization before mixer and MLP (`layer_norm(bias=False)`, `batch_norm`, `none`, …)."""
     norm_eps: Epsilon = 1e-5
     """Added to the variance."""
     act: str = "gelu"
-    """Activation of the channel MLP."""
+    """Activation of the channel MLP, and of a stem of two convolutions."""
     mlp_bias: bool = True
     """Biases in the channel MLP."""
     layer_scale: tuple[Factor | None, ...] = (1e-5,) * 4
@@ -67,12 +74,17 @@ class MetaFormerConfig(Serializable):
     """At another size fixed-grid parts raise an error (`strict`) or resample tokens (`interpolate`)."""
     in_chans: Annotated[int, Range(1, 10_000, integer=True)] = 3
     """Channels of the input."""
+    stem: Annotated[str, OneOf(STEMS)] = "conv"
+    """Order of the stem, behind which `embed_norm` stands: one convolution, or two of the same kernel, stride
+    and padding with half the channels between them."""
     stem_kernel: Count = 7
-    """Kernel of the stem convolution."""
+    """Kernel of the stem's convolutions."""
     stem_stride: Count = 4
-    """Its stride."""
+    """Their stride."""
     stem_padding: Padding = 2
-    """Its padding."""
+    """Their padding."""
+    down: Annotated[str, OneOf(DOWNS)] = "norm_conv"
+    """Order between stages of `embed_norm` and convolution."""
     down_kernel: Count = 3
     """Kernel of the convolutions between stages."""
     down_stride: Count = 2
@@ -82,7 +94,7 @@ class MetaFormerConfig(Serializable):
     downsamples: tuple[bool, ...] = (True, True, True)
     """Whether a convolution stands before stage 2, 3, …; one does wherever the dim changes."""
     embed_norm: str = "none"
-    """Normalization after the stem and before each downsampling."""
+    """Normalization after the stem and at each downsampling."""
     conv_init: Annotated[str, OneOf(CONV_INITS)] = "kaiming"
     """First values of stem and downsampling: PyTorch's own, or a normal of std 0.02 cut at 2."""
     drop_path_rate: Rate = 0.0
@@ -93,7 +105,14 @@ class MetaFormerConfig(Serializable):
     """Outputs of the classifier; 0 leaves it out."""
     head: Annotated[str, OneOf(HEADS)] = "norm_pool_fc"
     """Order of the head: normalize features, average them, classify (`norm_pool_fc`: PoolFormer, CycleMLP);
-    or average first (`pool_norm_fc`: the baselines and timm), with an MLP (`pool_norm_mlp`)."""
+    or average first (`pool_norm_fc`: the baselines and timm), with an MLP (`pool_norm_mlp`), which may have
+    no norm before it (`pool_mlp`: InceptionNeXt)."""
+    head_mlp_ratio: Annotated[float, Range(0, 1000, above=True)] = 4
+    """Width of the head's MLP over the last dim."""
+    head_mlp_act: str = "squared_relu"
+    """Its activation."""
+    head_mlp_norm_eps: Epsilon | None = 1e-5
+    """Epsilon of the layer norm behind it; None leaves the norm out."""
     head_norm_eps: Epsilon | None = None
     """Epsilon of the final norm, where it differs from `norm_eps`."""
     head_dropout: Rate = 0.0
@@ -109,6 +128,7 @@ class MetaFormerConfig(Serializable):
         super().__post_init__()
         self._check_lengths()
         self._check_names()
+        self._check_forms()
 
     @property
     def stages(self) -> int:
@@ -120,9 +140,26 @@ class MetaFormerConfig(Serializable):
         spec = self.mixers[stage]
         return spec if isinstance(spec, tuple) else (spec,) * self.depths[stage]
 
+    @property
+    def mlp_head(self) -> bool:
+        """Whether the classifier is an MLP."""
+        return self.head.endswith("_mlp")
+
+    def hidden(self, stage: int) -> int:
+        """Channels inside the MLPs of a stage; 0 without."""
+        return int(self.dims[stage] * self.mlp_ratios[stage])
+
     def downsampled(self, stage: int) -> bool:
         """Tell whether a strided convolution stands before this stage (0 is the stem)."""
         return stage == 0 or self.downsamples[stage - 1] or self.dims[stage] != self.dims[stage - 1]
+
+    def strided_convs(self, stage: int) -> tuple[tuple[int, int, int], ...]:
+        """Kernel, stride and padding of the convolutions before a stage (0 is the stem); those are equal."""
+        if not self.downsampled(stage):
+            return ()
+        if stage > 0:
+            return ((self.down_kernel, self.down_stride, self.down_padding),)
+        return ((self.stem_kernel, self.stem_stride, self.stem_padding),) * self.stem.split("_").count("conv")
 
     def grid(self, stage: int) -> tuple[int, int]:
         """Height and width of a stage's features for an input of `image_size`.
@@ -131,13 +168,7 @@ class MetaFormerConfig(Serializable):
             ConfigError: a kernel is larger than what it is applied to.
         """
         height, width = self.image_size
-        for i in range(stage + 1):
-            if i == 0:
-                kernel, stride, padding = self.stem_kernel, self.stem_stride, self.stem_padding
-            elif self.downsampled(i):
-                kernel, stride, padding = self.down_kernel, self.down_stride, self.down_padding
-            else:
-                continue
+        for kernel, stride, padding in chain(*(self.strided_convs(i) for i in range(stage + 1))):
             height, width = ((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
         if min(height, width) < 1:
             raise ConfigError(
@@ -181,9 +212,18 @@ class MetaFormerConfig(Serializable):
                 raise ConfigError(f"mixers: stage {stage} names {len(spec)} mixers for {depth} blocks")
 
     def _check_names(self) -> None:
-        for name, registry in (("norm", NORMS), ("embed_norm", NORMS), ("act", ACTS)):
+        fields = (("norm", NORMS), ("embed_norm", NORMS), ("act", ACTS), ("head_mlp_act", ACTS))
+        for name, registry in fields:
             registry[parse(getattr(self, name))[0]]
         for stage in range(self.stages):
             for spec in self.block_mixers(stage):
                 if isinstance(spec, str):
                     MIXERS[parse(spec)[0]]
+
+    def _check_forms(self) -> None:
+        if self.block == "metanext" and not all(self.hidden(stage) for stage in range(self.stages)):
+            raise ConfigError(
+                f"mlp_ratios: {self.mlp_ratios} leaves MLPs out, and a metanext block needs one"
+            )
+        if self.head == "pool_mlp" and self.feature_norm == "head":
+            raise ConfigError("feature_norm: 'head' takes the head's norm, and a pool_mlp head has none")

@@ -33,10 +33,7 @@ ACTS: Final[dict[type[nn.Module], str]] = {
 
 
 def fast_mlp(block: Any, x: Tensor, recompute: bool, moments: Tensor | None = None) -> Tensor | None:
-    """A `Block`'s second half, residual included, in a faster form than the plain one; None without one.
-
-    That is `ops.train_mlp` on CPUs; elsewhere, with `recompute`, a checkpoint; and where a gradient is
-    computed LayerScale in the second layer's weights: the unscaled output is neither computed nor saved.
+    """A `MetaFormerBlock`'s second half, residual included, with `fast_branch`; None where that is none.
 
     Args:
         block: the block.
@@ -44,22 +41,37 @@ def fast_mlp(block: Any, x: Tensor, recompute: bool, moments: Tensor | None = No
         recompute: recompute the hidden activations in the backward pass rather than save them.
         moments: of x, with the eps of the norm, where they are known: mean and 1/σ of each sample, (B, 2).
     """
+    parts = block.norm2, block.mlp, block.layer_scale2
+    drop_path, res_scale = block.drop_path2, block.res_scale2
+    adds = adds_input(block, drop_path, res_scale) and not drop_path.drops
+    if adds and supports(x, *parts[1:], recompute) and not has_hooks(*parts, drop_path, res_scale):
+        return mlp_branch(x, *parts, residual=True, save_pre_act=not recompute, moments=moments)
+    y = fast_branch(x, *parts, recompute, moments)
+    return None if y is None else block._residual(x, drop_path(y), res_scale)
+
+
+def fast_branch(
+    x: Tensor,
+    norm: nn.Module,
+    mlp: nn.Module,
+    scale: nn.Module,
+    recompute: bool,
+    moments: Tensor | None = None,
+) -> Tensor | None:
+    """scale(mlp(norm(x))) of (B, C, H, W) in a faster form than the plain one; None without one.
+
+    That is `ops.train_mlp` on CPUs; elsewhere, with `recompute`, a checkpoint; and where a gradient is
+    computed LayerScale in the second layer's weights: the unscaled output is neither computed nor saved.
+    The last two arguments are those of `fast_mlp`.
+    """
     if isinstance(x, Proxy) or (not recompute and not torch.is_grad_enabled()):
         return None
-    parts = block.norm2, block.mlp, block.layer_scale2
-    hooked = has_hooks(*parts, block.drop_path2, block.res_scale2)
-    if not hooked and supports(x, *parts[1:], recompute):
-        residual = adds_input(block, block.drop_path2, block.res_scale2) and not block.drop_path2.drops
-        y = mlp_branch(x, *parts, residual=residual, save_pre_act=not recompute, moments=moments)
-        if residual:
-            return y
-    elif recompute:
-        y = checkpoint(_scaled_mlp, x, *parts, not hooked, use_reentrant=False)
-    elif hooked:
-        return None
-    else:
-        y = _scaled_mlp(x, *parts, True)
-    return block._residual(x, block.drop_path2(y), block.res_scale2)
+    hooked = has_hooks(norm, mlp, scale)
+    if not hooked and supports(x, mlp, scale, recompute):
+        return mlp_branch(x, norm, mlp, scale, False, save_pre_act=not recompute, moments=moments)
+    if recompute:
+        return checkpoint(_scaled_mlp, x, norm, mlp, scale, not hooked, use_reentrant=False)
+    return None if hooked else _scaled_mlp(x, norm, mlp, scale, True)
 
 
 def supports(x: Tensor, mlp: nn.Module, scale: nn.Module, recompute: bool) -> bool:
@@ -124,7 +136,7 @@ def has_hooks(*modules: nn.Module) -> bool:
 
 
 def adds_input(block: Any, drop_path: nn.Module, res_scale: nn.Module) -> bool:
-    """Whether one of a `Block`'s halves is x + drop_path(branch)."""
+    """Whether one of a block's halves is x + drop_path(branch)."""
     plain = type(drop_path) is DropPath and type(res_scale) is nn.Identity
     return plain and bool(block.residual) and block.skip_lam == 1.0
 

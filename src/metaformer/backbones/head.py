@@ -4,21 +4,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.layers.act import SquaredReLU
-from metaformer.layers.init import init_part
+from metaformer.layers.act import ACTS
+from metaformer.layers.init import init_normal, init_part
 from metaformer.layers.norm import NORMS
 
 
 class MlpClassifier(nn.Module):
-    """Classifier of two layers, 4 · dim between them, https://arxiv.org/abs/2210.13452."""
+    """Classifier of two layers with activation and norm between them, https://arxiv.org/abs/2210.13452."""
 
-    def __init__(self, dim: int, num_classes: int, dropout: float) -> None:
+    def __init__(self, dim: int, num_classes: int, config: MetaFormerConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.act = SquaredReLU()
-        self.norm = nn.LayerNorm(4 * dim)  # eps 1e-5, unlike the network's other norms
-        self.drop = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(4 * dim, num_classes)
+        hidden, eps = max(1, int(dim * config.head_mlp_ratio)), config.head_mlp_norm_eps
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = ACTS.build(config.head_mlp_act)
+        self.norm = nn.Identity() if eps is None else nn.LayerNorm(hidden, eps)
+        self.drop = nn.Dropout(config.head_dropout)
+        self.fc2 = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, C) to (…, num_classes)."""
@@ -32,30 +33,29 @@ class Head(nn.Module):
         super().__init__()
         dim = config.dims[-1]
         eps = config.norm_eps if config.head_norm_eps is None else config.head_norm_eps
+        self.config = config
         self.norm_first = config.head == "norm_pool_fc"
-        self.norm: nn.Module
+        self.norm: nn.Module = nn.Identity()
         if self.norm_first:
             self.norm = NORMS.build(config.norm, dim, eps=eps)
-        else:
+        elif config.head != "pool_mlp":
             self.norm = nn.LayerNorm(dim, eps)
-        self.mlp = config.head == "pool_norm_mlp"
-        self.dropout = config.head_dropout
         self.reset(dim, config.num_classes, config.global_pool)
 
     def reset(self, dim: int, num_classes: int, global_pool: str) -> None:
         """Replace the classifier by a new one."""
         self.global_pool = global_pool
-        self.drop = nn.Dropout(0.0 if self.mlp else self.dropout)
+        self.drop = nn.Dropout(0.0 if self.config.mlp_head else self.config.head_dropout)
         self.fc = init_part("head.fc", self._classifier, dim, num_classes)
 
     def _classifier(self, dim: int, num_classes: int) -> nn.Module:
         if num_classes == 0:
             return nn.Identity()
-        fc = MlpClassifier(dim, num_classes, self.dropout) if self.mlp else nn.Linear(dim, num_classes)
+        mlp = self.config.mlp_head
+        fc = MlpClassifier(dim, num_classes, self.config) if mlp else nn.Linear(dim, num_classes)
         for module in fc.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                init_normal(module)
         return fc
 
     def pool(self, x: Tensor) -> Tensor:

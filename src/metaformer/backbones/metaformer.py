@@ -1,6 +1,8 @@
 """MetaFormer networks: the classifier and the feature pyramid, on stem and stages."""
 
+import re
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -12,8 +14,8 @@ from metaformer.backbones.head import Head
 from metaformer.backbones.hub import HubMixin
 from metaformer.backbones.stage import Recompute, Stage
 from metaformer.errors import ConfigError, SizeError
-from metaformer.layers.embed import Downsample, Stem
-from metaformer.layers.init import init_by_name, init_part
+from metaformer.layers.embed import Stem
+from metaformer.layers.init import init_by_name, init_normal, init_part
 from metaformer.layers.norm import NORMS
 from metaformer.ops.backend import is_transformed
 
@@ -26,8 +28,7 @@ class FeatureInfo(list[dict[str, Any]]):
         """The levels of all stages of a network."""
         info, reduction = cls(), 1
         for stage, dim in enumerate(config.dims):
-            if config.downsampled(stage):
-                reduction *= config.down_stride if stage else config.stem_stride
+            reduction *= prod(stride for _, stride, _ in config.strided_convs(stage))
             info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{stage}"})
         return info
 
@@ -67,17 +68,18 @@ class Trunk(HubMixin, nn.Module):
             config.stem_kernel,
             config.stem_stride,
             config.stem_padding,
+            order=config.stem,
             norm=config.embed_norm,
             eps=config.norm_eps,
+            act=config.act,
         )
         self.stages = nn.Sequential(
             *(init_part(f"stages.{i}", Stage, config, i) for i in range(config.stages))
         )
         if config.conv_init == "trunc_normal":
             for name, module in self.named_modules():
-                if isinstance(module, Stem | Downsample) and module.conv.bias is not None:
-                    init_part(f"{name}.conv", nn.init.trunc_normal_, module.conv.weight, std=0.02)
-                    nn.init.zeros_(module.conv.bias)
+                if isinstance(module, nn.Conv2d) and re.fullmatch(r"(stem|.*\.downsample)\.conv2?", name):
+                    init_part(name, init_normal, module)
 
     @property
     def default_cfg(self) -> dict[str, Any]:
@@ -305,9 +307,6 @@ def _min_size(config: MetaFormerConfig) -> int:
     """Smallest input side that leaves every stage one position."""
     size = 1
     for stage in reversed(range(config.stages)):
-        if stage == 0:
-            size = (size - 1) * config.stem_stride + config.stem_kernel - 2 * config.stem_padding
-        elif config.downsampled(stage):
-            size = (size - 1) * config.down_stride + config.down_kernel - 2 * config.down_padding
-        size = max(1, size)
+        for kernel, stride, padding in config.strided_convs(stage):
+            size = max(1, (size - 1) * stride + kernel - 2 * padding)
     return size

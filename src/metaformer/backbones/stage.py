@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from metaformer.backbones.block import Block
+from metaformer.backbones.block import build_block
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.layers.embed import Downsample, PositionEmbedding
 from metaformer.layers.init import init_part
@@ -31,6 +31,7 @@ class Stage(nn.Module):
                 config.down_kernel,
                 config.down_stride,
                 config.down_padding,
+                order=config.down,
                 norm=config.embed_norm,
                 eps=config.norm_eps,
             )
@@ -42,7 +43,7 @@ class Stage(nn.Module):
         rates = (config.drop_path_rate * (first + i) / last for i in range(config.depths[stage]))
         mixers = zip(config.block_mixers(stage), rates, strict=True)
         self.blocks = nn.Sequential(
-            *(init_part(f"blocks.{i}", Block, config, stage, *one) for i, one in enumerate(mixers))
+            *(init_part(f"blocks.{i}", build_block, config, stage, *one) for i, one in enumerate(mixers))
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import MetaFormer
-from metaformer.backbones.variants import UNAVAILABLE, VARIANTS
+from metaformer.backbones.variants import UNAVAILABLE, VARIANTS, family
 from metaformer.bench.counts import count
 from metaformer.errors import UnknownName
 from metaformer.weights.sources import SOURCES
@@ -37,7 +37,7 @@ class Entry:
     @property
     def family(self) -> str:
         """The name before the size."""
-        return self.model.partition("_")[0]
+        return family(self.model)
 
     @property
     def name(self) -> str:

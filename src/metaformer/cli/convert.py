@@ -7,6 +7,7 @@ def run(argv: list[str]) -> int:
     """Rewrite a checkpoint under another project's names."""
     from metaformer.weights.formats import FORMATS
 
+    formats = [name for name, form in FORMATS.items() if not form.dialect_of]
     parser = Parser(
         "convert",
         "Rewrite a checkpoint in another format; the suffix of OUT chooses safetensors or torch.save.",
@@ -14,7 +15,7 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("source", metavar="IN", help="checkpoint in any published format, or a run")
     parser.add_argument("target", metavar="OUT", help="file to write: .safetensors, .pth, .pt or .bin")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(formats))
     parser.add_argument("--model", metavar="NAME", help="model name, where the file does not identify it")
     parser.add_ema()
     args = parser.parse_args(argv)

@@ -15,7 +15,7 @@ from metaformer.backbones.head import Head
 from metaformer.backbones.metaformer import MetaFormer, Trunk
 from metaformer.backbones.stage import Stage
 from metaformer.deploy.dtype import fastest_dtype
-from metaformer.deploy.folded.block import FoldedBlock, unknown_part
+from metaformer.deploy.folded.block import fold_block, unknown_part
 from metaformer.deploy.folded.classifier import ReplayableClassifier
 from metaformer.deploy.folded.conv import (
     FoldedConv,
@@ -27,10 +27,10 @@ from metaformer.deploy.folded.conv import (
 )
 from metaformer.deploy.folded.fpn import fold_semantic_fpn
 from metaformer.deploy.folded.head import FoldedHead
-from metaformer.deploy.folded.linear import FoldedNorm
+from metaformer.deploy.folded.linear import FoldedBatchNorm, FoldedNorm
 from metaformer.deploy.folded.replay import ReplayableStage, has_hooks
 from metaformer.errors import ConfigError, OptimizeError
-from metaformer.layers.norm import LayerNorm
+from metaformer.layers.norm import BatchNorm, LayerNorm
 from metaformer.models.base import DenseNetwork
 from metaformer.models.segmentation.segmenter import Segmenter
 
@@ -171,8 +171,8 @@ def _fold(module: nn.Module, path: str = "") -> None:
             setattr(module, name, fold_conv_norm(child))
         elif can_fold_relu(child):
             setattr(module, name, FoldedConv(cast(nn.Conv2d, child[0]), relu=True))
-        elif type(child) is LayerNorm and not has_hooks(child):
-            setattr(module, name, FoldedNorm(child))
+        elif isinstance(child, LayerNorm | BatchNorm):
+            setattr(module, name, _fold_norm(child))
         else:
             _fold(child, f"{path}{name}.")
 
@@ -181,7 +181,7 @@ def _fold_block(block: Block, path: str) -> nn.Module:
     """The folded form of the block at `path`, or the block where a part of it is unknown."""
     unknown = unknown_part(block)
     if unknown is None:
-        return FoldedBlock(block)
+        return fold_block(block)
     name, part = unknown
     warnings.warn(
         f"optimize: {path}.{name} is a {type(part).__name__} that it does not know, or has hooks: the block "
@@ -189,6 +189,15 @@ def _fold_block(block: Block, path: str) -> nn.Module:
         stacklevel=2,
     )
     return block
+
+
+def _fold_norm(norm: LayerNorm | BatchNorm) -> nn.Module:
+    """The folded form of a norm outside blocks, or the norm where it is of a subclass or has hooks."""
+    if type(norm) is LayerNorm and not has_hooks(norm):
+        return FoldedNorm(norm)
+    if type(norm) is BatchNorm and norm.running_mean is not None and not has_hooks(norm):
+        return FoldedBatchNorm(norm)
+    return norm
 
 
 def _sample(network: nn.Module) -> Tensor:

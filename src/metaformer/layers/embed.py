@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from metaformer.errors import GridError
+from metaformer.layers.act import ACTS
 from metaformer.layers.norm import NORMS
 
 
 class Stem(nn.Module):
-    """Overlapping patch embedding: strided convolution, then norm."""
+    """Patch embedding: a strided convolution, or two with half the channels between them, then norm."""
 
     def __init__(
         self,
@@ -20,20 +21,32 @@ class Stem(nn.Module):
         stride: int,
         padding: int,
         *,
+        order: str = "conv",
         norm: str = "none",
         eps: float = 1e-5,
+        act: str = "gelu",
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, dim, kernel, stride, padding)
+        between = order.split("_")[1:-1]
+        middle = max(1, dim // 2) if between else dim
+        self.conv = nn.Conv2d(in_chans, middle, kernel, stride, padding)
+        self.conv2: nn.Conv2d | None = None
+        if between:
+            self.mid_norm = NORMS.build(norm if "norm" in between else "none", middle, eps=eps)
+            self.act = ACTS.build(act)
+            self.conv2 = nn.Conv2d(middle, dim, kernel, stride, padding)
         self.norm = NORMS.build(norm, dim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_chans, H, W) to (B, dim, H/stride, W/stride)."""
-        return self.norm(self.conv(x))
+        """Map (B, in_chans, H, W) to (B, dim, H/stride, W/stride), with two convolutions by stride²."""
+        x = self.conv(x)
+        if self.conv2 is not None:
+            x = self.conv2(self.act(self.mid_norm(x)))
+        return self.norm(x)
 
 
 class Downsample(nn.Module):
-    """Downsampling between two stages: norm, then strided convolution."""
+    """Downsampling between two stages: norm and strided convolution, in either order."""
 
     def __init__(
         self,
@@ -43,16 +56,18 @@ class Downsample(nn.Module):
         stride: int,
         padding: int,
         *,
+        order: str = "norm_conv",
         norm: str = "none",
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.norm = NORMS.build(norm, dim, eps=eps)
+        self.norm_first = order == "norm_conv"
+        self.norm = NORMS.build(norm, dim if self.norm_first else out, eps=eps)
         self.conv = nn.Conv2d(dim, out, kernel, stride, padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, out, H/stride, W/stride)."""
-        return self.conv(self.norm(x))
+        return self.conv(self.norm(x)) if self.norm_first else self.norm(self.conv(x))
 
 
 class PositionEmbedding(nn.Module):

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import torch
+from torch import nn
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,6 +58,13 @@ def init_part(name: str, build: Callable[P, T], /, *args: P.args, **kwargs: P.kw
         _place.reset(token)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def init_normal(layer: nn.Conv2d | nn.Linear, std: float = 0.02) -> None:
+    """Fill a layer's weight from a normal distribution cut at ±2, its bias with zeros."""
+    nn.init.trunc_normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _draw() -> int:

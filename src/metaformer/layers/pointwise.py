@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaformer.layers.init import init_normal
+
 
 class Pointwise(nn.Conv2d):
     """Linear layer over each position's channels, (B, C, H, W) to (B, out, H, W).
@@ -15,9 +17,7 @@ class Pointwise(nn.Conv2d):
 
     def __init__(self, dim: int, out: int, bias: bool = True) -> None:
         super().__init__(dim, out, 1, bias=bias)
-        nn.init.trunc_normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        init_normal(self)
 
     def matrix(self) -> Tensor:
         """The weight as (out, in), whose gradient lies in memory as the weight does: DDP copies others."""

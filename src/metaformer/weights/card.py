@@ -39,7 +39,7 @@ def pretrained_cfg(name: str, config: NetworkConfig, source: Source | None) -> d
             "fixed_input_size": config.fixed_size,
         }
         first_conv = "stem.conv"
-        classifier = "head.fc.fc2" if config.head == "pool_norm_mlp" else "head.fc"
+        classifier = "head.fc.fc2" if config.mlp_head else "head.fc"
     else:
         first_conv, classifier = "backbone.stem.conv", config.classifier
     card |= {

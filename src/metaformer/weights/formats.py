@@ -85,6 +85,55 @@ TIMM_FEATURES: tuple[Rule, ...] = (
     ("stages_{stage}.downsample.*", "stages.{stage}.downsample.*"),
     ("stages_{stage}.blocks.{block}.*", "stages.{stage}.blocks.{block}.*"),
 )
+TIMM_NEXT: tuple[Rule, ...] = (
+    ("stem.0.*", "stem.conv.*"),
+    ("stem.1.*", "stem.norm.*"),
+    ("stages.{stage}.downsample.0.*", "stages.{stage}.downsample.norm.*"),
+    ("stages.{stage}.downsample.1.*", "stages.{stage}.downsample.conv.*"),
+    *(
+        (f"stages.{{stage}}.blocks.{{block}}.{theirs}", f"stages.{{stage}}.blocks.{{block}}.{ours}")
+        for theirs, ours in (
+            ("norm.*", "norm.*"),
+            ("mlp.fc1.*", "mlp.fc1.*"),
+            ("mlp.fc2.*", "mlp.fc2.*"),
+            ("gamma", "layer_scale.scale"),
+        )
+    ),
+)
+TIMM_CONVNEXT: tuple[Rule, ...] = (
+    *TIMM_NEXT,
+    ("stages.{stage}.blocks.{block}.conv_dw.*", "stages.{stage}.blocks.{block}.token_mixer.conv.*"),
+    ("head.norm.*", "head.norm.*"),
+    ("head.fc.*", "head.fc.*"),
+)
+TIMM_INCEPTION_NEXT: tuple[Rule, ...] = (
+    *TIMM_NEXT,
+    ("stages.{stage}.blocks.{block}.token_mixer.*", "stages.{stage}.blocks.{block}.token_mixer.*"),
+    ("head.fc1.*", "head.fc.fc1.*"),
+    ("head.norm.*", "head.fc.norm.*"),
+    ("head.fc2.*", "head.fc.fc2.*"),
+)
+TIMM_MAMBAOUT: tuple[Rule, ...] = (
+    ("stem.conv1.*", "stem.conv.*"),
+    ("stem.norm1.*", "stem.mid_norm.*"),
+    ("stem.conv2.*", "stem.conv2.*"),
+    ("stem.norm2.*", "stem.norm.*"),
+    ("stages.{stage}.downsample.*", "stages.{stage}.downsample.*"),
+    *(
+        (f"stages.{{stage}}.blocks.{{block}}.{theirs}", f"stages.{{stage}}.blocks.{{block}}.{ours}")
+        for theirs, ours in (
+            ("norm.*", "norm1.*"),
+            ("fc1.*", "token_mixer.fc1.*"),
+            ("conv.*", "token_mixer.conv.*"),
+            ("fc2.*", "token_mixer.fc2.*"),
+            ("ls.gamma", "layer_scale1.scale"),
+        )
+    ),
+    ("head.norm.*", "head.norm.*"),
+    ("head.pre_logits.fc.*", "head.fc.fc1.*"),
+    ("head.pre_logits.norm.*", "head.fc.norm.*"),
+    ("head.fc.*", "head.fc.fc2.*"),
+)
 OTHER_PARTS: tuple[Rule, ...] = tuple(
     (f"{part}.*", None)
     for part in (
@@ -176,10 +225,12 @@ CYCLE_POINTWISE = (
 MLP_POINTWISE = ("mlp.fc1.weight", "mlp.fc2.weight")
 ATTENTION_POINTWISE = ("token_mixer.qkv.weight", "token_mixer.proj.weight")
 SEPCONV_POINTWISE = ("token_mixer.pwconv1.weight", "token_mixer.pwconv2.weight")
+GATED_POINTWISE = ("token_mixer.fc1.weight", "token_mixer.fc2.weight")
 POINTWISE = (
     *MLP_POINTWISE,
     *ATTENTION_POINTWISE,
     *SEPCONV_POINTWISE,
+    *GATED_POINTWISE,
     *CYCLE_POINTWISE,
     "token_mixer.sfc_h.weight",
     "token_mixer.sfc_w.weight",
@@ -205,6 +256,10 @@ class Format:
     """Suffixes of our names whose (out, in, 1, 1) is a matrix there."""
     matrices_with: str = ""
     """… only in stages that have a name with this suffix."""
+    convolutional: tuple[str, ...] = ()
+    """Prefixes of the models whose products are convolutions there, (out, in, 1, 1) all the same."""
+    dialect_of: str = ""
+    """The format that this one is part of: its software names the parts of different families differently."""
     wrapper: str = ""
     """Key of the file under which the tensors are; empty if the file holds nothing else."""
     dense: bool = False
@@ -303,9 +358,33 @@ FORMATS: dict[str, Format] = {
         title="timm from 0.9",
         signs=("stem.conv.weight",),
         rules=TIMM,
-        families=("poolformer", "convformer", "caformer"),
+        families=("poolformer", "convformer", "caformer", "convnext", "inception_next", "mambaout"),
         matrices=(*MLP_POINTWISE, *ATTENTION_POINTWISE),
         matrices_with="token_mixer.qkv.weight",
+    ),
+    "timm_convnext": Format(
+        title="timm, ConvNeXt",
+        signs=("stem.0.weight", "stages.{stage}.blocks.{block}.conv_dw.weight"),
+        rules=TIMM_CONVNEXT,
+        families=("convnext",),
+        matrices=MLP_POINTWISE,
+        convolutional=("convnext_atto",),
+        dialect_of="timm",
+    ),
+    "timm_inception_next": Format(
+        title="timm, InceptionNeXt",
+        signs=("stem.0.weight", "stages.{stage}.blocks.{block}.token_mixer.dwconv_hw.weight"),
+        rules=TIMM_INCEPTION_NEXT,
+        families=("inception_next",),
+        dialect_of="timm",
+    ),
+    "timm_mambaout": Format(
+        title="timm, MambaOut",
+        signs=("stem.conv1.weight", "stages.{stage}.blocks.{block}.fc1.weight"),
+        rules=TIMM_MAMBAOUT,
+        families=("mambaout",),
+        matrices=GATED_POINTWISE,
+        dialect_of="timm",
     ),
     "segmenter": Format(
         title="this library, segmentation",

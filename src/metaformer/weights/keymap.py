@@ -10,6 +10,7 @@ from metaformer.errors import UnknownName, WeightsError
 from metaformer.ops.cycle import staircase
 from metaformer.weights.adapt import refuse_torchvision
 from metaformer.weights.formats import FORMATS, POINTWISE, Format
+from metaformer.weights.infer import candidates
 
 State = dict[str, Tensor]
 AVERAGED = "n_averaged"
@@ -180,7 +181,7 @@ def from_ours(state: Mapping[str, Tensor], format_name: str, *, kernel: int = 3)
 
     Args:
         state: tensors by our names.
-        format_name: key of `FORMATS`.
+        format_name: key of `FORMATS`; of one with dialects that of the network is taken.
         kernel: CycleFC's kernel, which only the offsets depend on.
 
     Raises:
@@ -191,15 +192,14 @@ def from_ours(state: Mapping[str, Tensor], format_name: str, *, kernel: int = 3)
         raise UnknownName("checkpoint format", format_name, FORMATS)
     if format_name == "mmdetection":
         refuse_torchvision(state)
-    form, positions, out = FORMATS[format_name], Positions.of_ours(state), State()
+    form, positions, out = _dialect(state, format_name), Positions.of_ours(state), State()
+    convolutional = any(name.startswith(form.convolutional) for name in candidates(state))
     for name, value in state.items():
-        key = next(
-            (key for theirs, ours in form.rules if ours and (key := _rewrite(ours, theirs, name, positions))),
-            None,
-        )
+        key = _foreign(name, form, positions)
         if key is None:
             raise WeightsError(f"{name} has no place in the format {format_name!r} ({form.title})")
-        out[key] = value.flatten(1) if _is_matrix(name, value, form, state) else value
+        matrix = not convolutional and _is_matrix(name, value, form, state)
+        out[key] = value.flatten(1) if matrix else value
         if any(theirs.endswith(".sfc_h.offset") for theirs, _ in form.rules):
             out |= _offset(key, value, kernel)
     if not _has(form, out):
@@ -300,6 +300,23 @@ def _translate(key: str, form: Format, positions: Positions) -> str | None:
             values["stage"] = str(positions.stage(kind, int(values[kind])))
         return "" if ours is None else _fill(ours, values)
     return None
+
+
+def _dialect(state: Mapping[str, Tensor], format_name: str) -> Format:
+    """The dialect of a format that has a place for each of our names; the format itself without one."""
+    positions = Positions.of_ours(state)
+    for form in FORMATS.values():
+        if form.dialect_of == format_name:
+            keys = [_foreign(name, form, positions) for name in state]
+            if all(keys) and _has(form, filter(None, keys)):
+                return form
+    return FORMATS[format_name]
+
+
+def _foreign(name: str, form: Format, positions: Positions) -> str | None:
+    """A format's key for our name, or None where it has no place for it."""
+    keys = (_rewrite(ours, theirs, name, positions) for theirs, ours in form.rules if ours)
+    return next(filter(None, keys), None)
 
 
 def _rewrite(ours: str, theirs: str, name: str, positions: Positions) -> str | None:

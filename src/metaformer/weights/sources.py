@@ -107,6 +107,53 @@ CONV_BASELINES: dict[str, tuple[float | None, ...]] = {
     "caformer_m36": (85.2, 86.2, 86.6, 87.5, None),
     "caformer_b36": (85.5, 86.4, 87.4, 88.1, None),
 }
+# family, size: timm's tags with image size, share of the resized image that is seen, and top-1 (READMEs of
+# ConvNeXt, InceptionNeXt, which has both attos', and MambaOut; the rw models are timm's, with its results)
+TIMM: dict[str, dict[str, dict[str, tuple[int, float, float | None]]]] = {
+    "convnext": {
+        "atto": {"d2_in1k": (224, 0.875, 75.7)},
+        **{
+            size: {
+                "fb_in1k": (224, 0.875, alone),
+                "fb_in22k_ft_in1k": (224, 0.875, tuned),
+                "fb_in22k_ft_in1k_384": (384, 1.0, larger),
+                "fb_in22k": (224, 0.875, None),
+            }
+            for size, alone, tuned, larger in (
+                ("tiny", 82.1, 82.9, 84.1),
+                ("small", 83.1, 84.6, 85.8),
+                ("base", 83.8, 85.8, 86.8),
+                ("large", 84.3, 86.6, 87.5),
+            )
+        },
+        "xlarge": {
+            "fb_in22k_ft_in1k": (224, 0.875, 87.0),
+            "fb_in22k_ft_in1k_384": (384, 1.0, 87.8),
+            "fb_in22k": (224, 0.875, None),
+        },
+    },
+    "inception_next": {
+        "atto": {"sail_in1k": (224, 0.875, 75.3)},
+        "tiny": {"sail_in1k": (224, 0.875, 82.3)},
+        "small": {"sail_in1k": (224, 0.875, 83.5)},
+        "base": {"sail_in1k": (224, 0.95, 84.0), "sail_in1k_384": (384, 1.0, 85.2)},
+    },
+    "mambaout": {
+        "femto": {"in1k": (224, 1.0, 78.9)},
+        "kobe": {"in1k": (224, 1.0, 80.0)},
+        "tiny": {"in1k": (224, 1.0, 82.7)},
+        "small": {"in1k": (224, 1.0, 84.1)},
+        "base": {"in1k": (224, 1.0, 84.2)},
+        "small_rw": {"sw_e450_in1k": (224, 1.0, 84.0)},
+        "base_short_rw": {"sw_e500_in1k": (224, 0.95, 84.4)},
+        "base_tall_rw": {"sw_e500_in1k": (224, 0.95, 84.4)},
+        "base_wide_rw": {"sw_e500_in1k": (224, 0.95, 84.5)},
+        "base_plus_rw": {
+            "sw_e150_in12k_ft_in1k": (224, 1.0, 86.6),
+            "sw_e150_r384_in12k_ft_in1k": (384, 1.0, 87.5),
+        },
+    },
+}
 # size: time and hash in the file's name, mIoU with and without rounding the image's sides up to multiples
 # of 32 (mmsegmentation's README, 2022), and what PoolFormer's authors report for their own training
 SEMANTIC_FPN = {
@@ -127,6 +174,7 @@ DETECTORS: dict[tuple[str, str], tuple[str, tuple[float, ...], tuple[float, ...]
     ("mask_rcnn", "s36"): ("1LyJxcO0fw2hwZg9Z--Zbjbw3W7U4JyqT", (41.0, 63.1, 44.8), (37.7, 60.1, 40.0)),
 }
 AP = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+SQUASH_NOTE = "evaluated by its authors on images resized to a square, whatever their shape"
 RANDOM_NOTE = "the frozen random matrices belong to 14×14 and 7×7 positions: 224×224 pixels"
 
 
@@ -209,6 +257,24 @@ def _baselines() -> Iterator[Source]:
             )
 
 
+def _timm() -> Iterator[Source]:
+    models = ((family, f"{family}_{size}", rows) for family in TIMM for size, rows in TIMM[family].items())
+    for family, model, rows in models:
+        for tag, (pixels, crop, top1) in rows.items():
+            squashed = pixels == 384 and family != "inception_next"
+            yield Source(
+                model=model,
+                tag=tag,
+                url=f"https://huggingface.co/timm/{model}.{tag}/resolve/main/model.safetensors",
+                format=f"timm_{family}",
+                metrics={} if top1 is None else {"top1": top1},
+                num_classes=21841 if top1 is None else 1000,
+                image_size=(pixels, pixels),
+                crop_pct=crop,
+                notes=SQUASH_NOTE if squashed else "",
+            )
+
+
 def _segmenters() -> Iterator[Source]:
     for size, (time, sha, miou, unrounded, paper) in SEMANTIC_FPN.items():
         run = f"fpn_poolformer_{size}_8x4_512x512_40k_ade20k"
@@ -248,7 +314,7 @@ def _detectors() -> Iterator[Source]:
 
 SOURCES: dict[str, Source] = {
     source.name: source
-    for table in (_poolformer, _cyclemlp, _baselines, _segmenters, _detectors)
+    for table in (_poolformer, _cyclemlp, _baselines, _timm, _segmenters, _detectors)
     for source in table()
 }
 """All sources by `model.tag`; the first of a model is what its bare name means."""
@@ -257,7 +323,7 @@ ALIASES: dict[str, str] = {
     **{
         source.original: source.name
         for source in SOURCES.values()
-        if not source.data and source.original != source.model
+        if not source.data and source.original not in (source.model, source.name)
     },
     **{f"CycleMLP_{size}": f"cyclemlp_{size[0]}" for size in ("tiny", "small", "base")},
 }

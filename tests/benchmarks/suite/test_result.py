@@ -17,7 +17,7 @@ from benchmarks.suite.page import page, plot
 from benchmarks.suite.profile import Profile
 from benchmarks.suite.result import Outcome, RowResult, Verdict, judge
 from benchmarks.suite.rows import TABLE, Claim, Row, grid
-from metaformer.backbones.variants import VARIANTS
+from metaformer.backbones.variants import VARIANTS, family
 from metaformer.bench.counts import count
 from metaformer.bench.timing import Machine, Timing
 from metaformer.errors import ConfigError
@@ -58,8 +58,7 @@ def test_both_devices_have_rows() -> None:
 
 def test_every_family_under_every_condition() -> None:
     rows = grid("cpu")
-    families = {name.partition("_")[0] for name in VARIANTS}
-    assert {row.model.partition("_")[0] for row in rows} == families
+    assert {family(row.model) for row in rows} == set(map(family, VARIANTS))
     conditions = {(row.mode, row.dtype, row.batch) for row in rows}
     assert len(conditions) == 12 and len(rows) == 12 * len({row.model for row in rows})
     assert all(Contender.read(name, row) for row in rows for name in row.contenders)

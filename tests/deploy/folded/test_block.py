@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metaformer.backbones.block import Block
+from metaformer.backbones.block import Block, build_block
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.deploy.folded import block as folded_block
-from metaformer.deploy.folded.block import FoldedBlock
+from metaformer.deploy.folded.block import fold_block
 from metaformer.deploy.folded.conv import (
     FoldedConv,
     FoldedDepthwise,
@@ -161,7 +161,7 @@ def example(dim: int = DIM, **changes: object) -> Example:
         **changes,
     }
     torch.manual_seed(0)
-    block = Block(MetaFormerConfig(**fields), 0, fields["mixers"][0], 0.3)  # type: ignore[arg-type,index]
+    block = build_block(MetaFormerConfig(**fields), 0, fields["mixers"][0], 0.3)  # type: ignore[arg-type,index]
     for value in (*block.parameters(), *block.buffers()):
         if value.is_floating_point() and value.requires_grad:
             nn.init.normal_(value.data, std=0.5)
@@ -178,7 +178,7 @@ def check(of: Example, dtype: torch.dtype, batch: int = 2, size: tuple[int, int]
     before = x.clone()
     with torch.inference_mode():
         expected = block(x)
-        folded = FoldedBlock(copy.deepcopy(block)).eval()
+        folded = fold_block(copy.deepcopy(block)).eval()
         results = [folded(x) for _ in range(3)]  # weights are packed when a shape repeats
     assert torch.equal(x, before)
     tolerance = 2e-5 if dtype == torch.float32 else 1e-12
@@ -223,6 +223,31 @@ def test_every_scale_and_residual(
     check(example(dim, mixers=(mixer,), **changes), dtype)
 
 
+@KINDS
+@pytest.mark.parametrize("mixer", [*MIXERS, "dwconv(kernel=7)"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"norm": "layer_norm", "layer_scale": (0.5,)},
+        {"norm": "batch_norm", "res_scale": (0.5,), "skip_lam": 2.0},
+        {"norm": "group_norm", "residual": False, "act": "silu"},
+    ],
+    ids=str,
+)
+def test_metanext_blocks(mixer: str, changes: dict[str, object], dtype: torch.dtype, dim: int) -> None:
+    check(example(dim, block="metanext", mixers=(mixer,), **changes), dtype)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "options", ["", "(kernel=3, bias=False)", "(expansion=3.0, conv_ratio=1.5, act='silu')"]
+)
+def test_gated_blocks(options: str, dtype: torch.dtype, dim: int) -> None:
+    mixer = (f"gated_dwconv{options}",)
+    check(example(dim, mixers=mixer, norm="layer_norm", mlp_ratios=(0,), layer_scale=(0.5,)), dtype)
+    check(example(dim, mixers=mixer, norm="layer_norm", res_scale=(0.5,)), dtype)
+
+
 @pytest.mark.parametrize("options", ["qkv_bias=True", "kernel=5", "kernel=1"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (13, 11)])
 def test_cycle_mlp_at_small_and_large_sizes(options: str, size: tuple[int, int]) -> None:
@@ -265,6 +290,7 @@ TRITON = [
         {"mixers": (mixer,), "norm": norm, "act": act, "layer_scale": (0.5,)},
         {"mixers": (mixer,), "norm": norm, "act": act, "res_scale": (0.5,)},
         {"mixers": (mixer,), "norm": norm, "act": act, "residual": False},
+        {"block": "metanext", "mixers": ("dwconv",), "norm": norm, "act": act, "res_scale": (0.5,)},
     )
 ]
 

@@ -254,7 +254,7 @@ def test_hooks_of_any_part_are_called(part: str) -> None:
     )
     network(x)
     handle.remove()
-    assert "FoldedBlock" in calls
+    assert "FoldedMetaFormerBlock" in calls
 
 
 @linear

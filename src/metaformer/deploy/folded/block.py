@@ -1,12 +1,13 @@
 """Blocks for inference: token mixer and channel MLP, each with its norm, scale and residual folded in."""
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
-from metaformer.backbones.block import Block
+from metaformer.backbones.block import Block, MetaFormerBlock, MetaNeXtBlock
 from metaformer.deploy.folded.linear import (
     PlainGroupNorm,
     PlainLayerNorm,
@@ -17,11 +18,14 @@ from metaformer.deploy.folded.linear import (
 )
 from metaformer.deploy.folded.mixers import (
     FoldedAttention,
+    FoldedConvMixer,
     FoldedCycleMlp,
+    FoldedGatedConv,
     FoldedMixer,
     FoldedPooling,
     FoldedRepMixer,
     FoldedSepConv,
+    fold_parts,
 )
 from metaformer.deploy.folded.replay import has_hooks
 from metaformer.layers.act import ACTS, SquaredReLU, StarReLU
@@ -33,6 +37,9 @@ from metaformer.layers.pointwise import Pointwise
 from metaformer.layers.scale import Scale
 from metaformer.mixers.attention import Attention
 from metaformer.mixers.cycle_mlp import CycleMLP
+from metaformer.mixers.dwconv import DepthwiseConv
+from metaformer.mixers.gated_dwconv import GatedDepthwiseConv
+from metaformer.mixers.inception_dwconv import InceptionDepthwiseConv
 from metaformer.mixers.pooling import Pooling
 from metaformer.mixers.rep_mixer import RepMixer
 from metaformer.mixers.sepconv import SepConv
@@ -45,6 +52,9 @@ Fold = Callable[..., nn.Module]
 FOLDED: Final[dict[type[nn.Module], Fold]] = {
     Attention: FoldedAttention,
     CycleMLP: FoldedCycleMlp,
+    DepthwiseConv: FoldedConvMixer,
+    GatedDepthwiseConv: FoldedGatedConv,
+    InceptionDepthwiseConv: FoldedConvMixer,
     Pooling: FoldedPooling,
     RepMixer: FoldedRepMixer,
     SepConv: FoldedSepConv,
@@ -54,8 +64,10 @@ FOLDABLE: Final[dict[str, tuple[type[nn.Module], ...]]] = {
     **dict.fromkeys(("mlp", "reweight"), (Mlp,)),
     **dict.fromkeys(("fc1", "fc2", "qkv", "proj", "pwconv1", "pwconv2", "mlp_c"), (Pointwise,)),
     **dict.fromkeys(("sfc_h", "sfc_w"), (CycleFC,)),
-    **dict.fromkeys(("layer_scale1", "layer_scale2", "res_scale1", "res_scale2"), (Scale, nn.Identity)),
-    **dict.fromkeys(("dwconv", "conv", "point"), (nn.Conv2d,)),
+    **dict.fromkeys(
+        (f"{kind}_scale{number}" for kind in ("layer", "res") for number in ("", 1, 2)), (Scale, nn.Identity)
+    ),
+    **dict.fromkeys(("conv", "dwconv", "dwconv_hw", "dwconv_w", "dwconv_h", "point"), (nn.Conv2d,)),
 }
 """Name of a block's part -> the classes that are folded there; a subclass may compute something else."""
 EPILOGUES: Final = {nn.GELU: "gelu", nn.ReLU: "relu", SquaredReLU: "relu", StarReLU: "relu"}
@@ -102,36 +114,47 @@ class FoldedMlp(nn.Module):
             star = {"gain": act.scale.detach().expand(hidden), "shift": act.bias.detach().expand(hidden)}
         self.fc2 = fold_linear(mlp.fc2.weight, mlp.fc2.bias, scale=scale, **star)
 
-    def forward(self, x: Tensor, moments: Tensor | None = None, overwrite: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        moments: Tensor | None = None,
+        overwrite: bool = False,
+        shortcut: Tensor | None = None,
+    ) -> Tensor:
         """Map (B, H, W, C) to the same shape.
 
         Args:
             x: the input.
             moments: each sample's mean and reciprocal deviation (B, 2), where known.
             overwrite: the result may overwrite x.
+            shortcut: what the residual connection adds, (B, H, W, C); x by default.
         """
+        shortcut = x if shortcut is None else shortcut
         options = norm_options(self.norm)
         if options is not None and self.act is None and triton.supports(x):
             weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            options |= self.residual.options(x)
-            return mlp(x, *weights, **options, act=self.fused_act)
-        if self._runs_fused(x):
-            return self._fused(x, moments, overwrite)
+            adds = shortcut is x  # the kernel has no other residual
+            options |= self.residual.options(x) if adds else {}
+            y = mlp(x, *weights, **options, act=self.fused_act)
+            residual = None if adds else self.residual(shortcut)
+            return y if residual is None else y + residual
+        if self._runs_fused(x, shortcut):
+            return self._fused(x, moments, overwrite, shortcut)
         h = self.fc1(self.norm(x) if moments is None else normalize(x, moments), self.epilogue)
         if self.act is not None:
             h = self.act(h)
         elif self.square:
             h = h.square()
-        return self.residual.add_to(self.fc2, h, x)
+        return self.residual.add_to(self.fc2, h, shortcut)
 
     def width(self, x: Tensor) -> int:
         """Channels of the widest tensor that is written to memory."""
-        return self.fc1.weight.shape[1 if self._runs_fused(x) else 0]
+        return self.fc1.weight.shape[1 if self._runs_fused(x, x) else 0]
 
-    def _runs_fused(self, x: Tensor) -> bool:
-        return self.act is None and cpp.supports(x, weight=self.fc1.weight)
+    def _runs_fused(self, x: Tensor, shortcut: Tensor) -> bool:
+        return self.act is None and cpp.supports(x, shortcut, weight=self.fc1.weight)
 
-    def _fused(self, x: Tensor, moments: Tensor | None, overwrite: bool) -> Tensor:
+    def _fused(self, x: Tensor, moments: Tensor | None, overwrite: bool, shortcut: Tensor) -> Tensor:
         """Both layers in one C++ kernel, the hidden tensor in the cache."""
         norm: dict[str, Any] = {}
         n = x
@@ -141,27 +164,13 @@ class FoldedMlp(nn.Module):
             norm = {"norm": "layer_norm", "eps": self.norm.eps}
         else:
             n = self.norm(x)
-        options = {**norm, **self.residual.options(x, float32=True), "act": self.fused_act}
+        options = {**norm, **self.residual.options(shortcut, float32=True), "act": self.fused_act}
         out = x if overwrite else None
         return mlp(n, self.fc1.packed, None, self.fc2.packed, None, **options, out=out)
 
 
 class FoldedBlock(nn.Module):
     """A `Block` in evaluation, (B, C, H, W) to the same shape."""
-
-    def __init__(self, block: Block) -> None:
-        super().__init__()
-        fold = FOLDED.get(type(block.token_mixer), FoldedMixer)
-        residual = Residual(block.res_scale1, block.residual)
-        self.mixer = fold(block.token_mixer, block.norm1, _scale(block.layer_scale1, block), residual)
-        self.mlp: FoldedMlp | None = None
-        if isinstance(block.mlp, Mlp):
-            residual = Residual(block.res_scale2, block.residual)
-            self.mlp = FoldedMlp(block.norm2, block.mlp, _scale(block.layer_scale2, block), residual)
-        # a mixer without a folded form may return its input, which must not be overwritten
-        self.may_overwrite = fold is not FoldedMixer
-        norms = [getattr(part, "norm", None) for part in (self.mixer, self.mlp)]
-        self.shares_moments = fold is FoldedPooling and all(isinstance(n, PlainGroupNorm) for n in norms)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)
@@ -178,8 +187,33 @@ class FoldedBlock(nn.Module):
             out[start : start + chunk] = self._forward(x[start : start + chunk])
         return out.permute(0, 3, 1, 2)
 
+    @abstractmethod
     def _forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
+
+    @abstractmethod
+    def _width(self, x: Tensor) -> int:
+        """Channels of the widest tensor."""
+
+
+class FoldedMetaFormerBlock(FoldedBlock):
+    """A `MetaFormerBlock` in evaluation."""
+
+    def __init__(self, block: MetaFormerBlock) -> None:
+        super().__init__()
+        fold = FOLDED.get(type(block.token_mixer), FoldedMixer)
+        residual = Residual(block.res_scale1, block.residual)
+        self.mixer = fold(block.token_mixer, block.norm1, _scale(block.layer_scale1, block), residual)
+        self.mlp: FoldedMlp | None = None
+        if isinstance(block.mlp, Mlp):
+            residual = Residual(block.res_scale2, block.residual)
+            self.mlp = FoldedMlp(block.norm2, block.mlp, _scale(block.layer_scale2, block), residual)
+        # a mixer without a folded form may return its input, which must not be overwritten
+        self.may_overwrite = fold is not FoldedMixer
+        norms = [getattr(part, "norm", None) for part in (self.mixer, self.mlp)]
+        self.shares_moments = fold is FoldedPooling and all(isinstance(n, PlainGroupNorm) for n in norms)
+
+    def _forward(self, x: Tensor) -> Tensor:
         if self.mlp is None:
             return self.mixer(x)
         if self.shares_moments and not triton.supports(x) and onednn.supports(x):
@@ -188,9 +222,35 @@ class FoldedBlock(nn.Module):
         return self.mlp(self.mixer(x), overwrite=self.may_overwrite)
 
     def _width(self, x: Tensor) -> int:
-        """Channels of the widest tensor."""
-        mixer = self.mixer.width if isinstance(self.mixer, FoldedSepConv) else 0
+        mixer = self.mixer.width if isinstance(self.mixer, FoldedSepConv | FoldedGatedConv) else 0
         return max(x.shape[-1], mixer, 0 if self.mlp is None else self.mlp.width(x))
+
+
+class FoldedMetaNeXtBlock(FoldedBlock):
+    """A `MetaNeXtBlock` in evaluation."""
+
+    def __init__(self, block: MetaNeXtBlock) -> None:
+        super().__init__()
+        # of another mixer's result nothing is known: it may be the input, which must not be overwritten
+        self.may_overwrite = FOLDED.get(type(block.token_mixer)) is FoldedConvMixer
+        self.mixer = fold_parts(block.token_mixer) if self.may_overwrite else block.token_mixer
+        scale, residual = _scale(block.layer_scale, block), Residual(block.res_scale, block.residual)
+        self.mlp = FoldedMlp(block.norm, cast(Mlp, block.mlp), scale, residual)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        mixed = self.mixer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.mlp(mixed, overwrite=self.may_overwrite, shortcut=x)
+
+    def _width(self, x: Tensor) -> int:
+        return max(x.shape[-1], self.mlp.width(x))
+
+
+def fold_block(block: Block) -> FoldedBlock:
+    """The inference form of a block in which `unknown_part` finds none."""
+    if isinstance(block, MetaNeXtBlock):
+        return FoldedMetaNeXtBlock(block)
+    assert isinstance(block, MetaFormerBlock)
+    return FoldedMetaFormerBlock(block)
 
 
 def _scale(layer_scale: nn.Module, block: Block) -> Tensor | None:

@@ -23,7 +23,9 @@ NORMS: Final[dict[type[nn.Module], str]] = {
     nn.Identity: "none",
 }
 """Norm -> its name in `ops`."""
-KNOWN: Final = (*NORMS, MlpClassifier, SquaredReLU, nn.Linear, nn.Dropout)
+ACTS: Final[dict[type[nn.Module], str]] = {SquaredReLU: "squared_relu", nn.GELU: "gelu", nn.ReLU: "relu"}
+"""Activation -> its name in `ops`."""
+KNOWN: Final = (*NORMS, *ACTS, MlpClassifier, nn.Linear, nn.Dropout)
 """Parts whose arithmetic is known; a head with another one runs as it is."""
 
 
@@ -72,6 +74,7 @@ class FoldedHead(WeightCache, Head):
             and cpp.supports(tokens)
             and cpp.has_linear(tokens.dtype)
             and all(type(part) in KNOWN and not has_hooks(part) for part in parts)
+            and all(getattr(part, "approximate", "none") == "none" for part in parts)  # of GELU
             and not has_hooks(self)
             and not any(value.requires_grad for value in self.parameters())
             and not any(layer.in_features % cpp.lanes() for layer in parts if isinstance(layer, nn.Linear))
@@ -92,7 +95,7 @@ class FoldedHead(WeightCache, Head):
         """Logits (B, K) of pooled vectors (B, C)."""
         fc = self.fc
         if isinstance(fc, MlpClassifier):
-            hidden = self._linear(fc.fc1, x, "squared_relu")
+            hidden = self._linear(fc.fc1, x, ACTS[type(fc.act)])
             return self._linear(fc.fc2, self._normalize(fc.norm, hidden))
         return self._linear(fc, x) if isinstance(fc, nn.Linear) else x
 

@@ -108,6 +108,19 @@ class FoldedNorm(ChannelsLastNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class FoldedBatchNorm(nn.Module):
+    """A batch norm in evaluation: gain · x + shift for each channel of (B, C, H, W)."""
+
+    def __init__(self, norm: BatchNorm) -> None:
+        super().__init__()
+        _, gain, shift = split_affine(norm)
+        assert gain is not None and shift is not None, "with running statistics"
+        self.gain, self.shift = (nn.Parameter(x[:, None, None], requires_grad=False) for x in (gain, shift))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, x, self.gain)
+
+
 class PlainGroupNorm(nn.Module):
     """Group norm of one group without affine constants: mean 0 and variance 1 of each sample."""
 

@@ -1,7 +1,7 @@
 """Token mixers with their norm, scale and residual folded in, (B, H, W, C) to the same shape."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from metaformer.layers.cycle_fc import AXES, CycleFC
 from metaformer.layers.norm import NoNorm
 from metaformer.mixers.attention import Attention
 from metaformer.mixers.cycle_mlp import CycleMLP
+from metaformer.mixers.gated_dwconv import GatedDepthwiseConv
 from metaformer.mixers.pooling import Pooling
 from metaformer.mixers.rep_mixer import RepMixer
 from metaformer.mixers.sepconv import SepConv
@@ -44,6 +45,20 @@ class FoldedMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         branch = self.mixer(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return _scale_and_add(branch, self.scale, self.residual(x))
+
+
+class FoldedConvMixer(FoldedMixer):
+    """The same of a mixer whose parts are convolutions, which are folded in place."""
+
+    def __init__(self, mixer: nn.Module, norm: nn.Module, scale: Tensor | None, residual: Residual) -> None:
+        super().__init__(fold_parts(mixer), norm, scale, residual)
+
+
+def fold_parts(mixer: nn.Module) -> nn.Module:
+    """The mixer with folded forms in the places of its parts, which are convolutions."""
+    for name, conv in list(mixer.named_children()):
+        setattr(mixer, name, fold_conv(cast(nn.Conv2d, conv)))
+    return mixer
 
 
 class FoldedAttention(nn.Module):
@@ -170,6 +185,40 @@ class FoldedRepMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         branch = self.conv(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return branch if self.residual is None else _scale_and_add(branch, None, self.residual(x))
+
+
+class FoldedGatedConv(nn.Module):
+    """Gated depthwise convolution: the norm's constants are in `fc1`, scale and residual in `fc2`.
+
+    `fc1` is a layer of the gates, with their activation in its epilogue, and one of the values.
+    """
+
+    def __init__(
+        self, mixer: GatedDepthwiseConv, norm: nn.Module, scale: Tensor | None, residual: Residual
+    ) -> None:
+        super().__init__()
+        self.norm, gain, shift = split_affine(norm)
+        self.residual, self.parts = residual, mixer.parts[1:]
+        act, bias = mixer.act, mixer.fc1.bias
+        self.act = None if type(act) is nn.GELU and act.approximate == "none" else act
+        weights, biases = mixer.fc1.weight.chunk(2), (None, None) if bias is None else bias.chunk(2)
+        self.gates, self.values = (
+            fold_linear(*layer, gain=gain, shift=shift) for layer in zip(weights, biases, strict=True)
+        )
+        self.conv = fold_conv(mixer.conv)
+        self.fc2 = fold_linear(mixer.fc2.weight, mixer.fc2.bias, scale=scale)
+
+    @property
+    def width(self) -> int:
+        """Channels of the widest tensor."""
+        return self.values.weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = self.gates.after(self.norm, x, "gelu" if self.act is None else "none")
+        gates = gates if self.act is None else self.act(gates)
+        rest, convolved = self.values.after(self.norm, x).split(self.parts, -1)
+        convolved = self.conv(convolved.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.residual.add_to(self.fc2, gates * torch.cat((rest, convolved), -1), x)
 
 
 class FoldedCycleMlp(nn.Module):
