@@ -36,6 +36,7 @@ from metaformer.layers.norm import NORMS
 from metaformer.layers.pointwise import Pointwise
 from metaformer.layers.scale import Scale
 from metaformer.mixers.attention import Attention
+from metaformer.mixers.conv import Conv
 from metaformer.mixers.cycle_mlp import CycleMLP
 from metaformer.mixers.dwconv import DepthwiseConv
 from metaformer.mixers.gated_dwconv import GatedDepthwiseConv
@@ -51,6 +52,7 @@ Fold = Callable[..., nn.Module]
 """From mixer, norm, the branch's scale and the residual to the folded mixer."""
 FOLDED: Final[dict[type[nn.Module], Fold]] = {
     Attention: FoldedAttention,
+    Conv: FoldedConvMixer,
     CycleMLP: FoldedCycleMlp,
     DepthwiseConv: FoldedConvMixer,
     GatedDepthwiseConv: FoldedGatedConv,
