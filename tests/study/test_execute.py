@@ -16,11 +16,14 @@ import torch
 import yaml
 
 from metaformer.checkpoint.runs import find_runs
+from metaformer.data.split import open_split
 from metaformer.errors import ConfigError, DataError, MetaFormerError, VersionError
 from metaformer.inference.predictor import Predictor
+from metaformer.serialize import from_dict
 from metaformer.study.diagnostics import diagnose
 from metaformer.study.execute import claimed, run_study
-from metaformer.study.predict import last_checkpoint
+from metaformer.study.plan import DataPlan
+from metaformer.study.predict import describe_test, last_checkpoint
 from metaformer.study.study_dir import Study, read_study
 from study.conftest import contents
 from warm import python
@@ -146,14 +149,7 @@ def test_hours_end_a_run_that_goes_on_later(copied: Path, write_plan: WritePlan)
         run_study(write_plan(), copied, hours=0)
 
 
-def test_clusters_are_what_the_expression_matches(
-    write_plan: WritePlan, tmp_path: Path, colors: Path
-) -> None:
-    from metaformer.data.split import open_split
-    from metaformer.serialize import from_dict
-    from metaformer.study.plan import DataPlan
-    from metaformer.study.predict import describe_test
-
+def test_clusters_are_what_the_expression_matches(colors: Path) -> None:
     split = open_split(colors, "test")
     found = describe_test(from_dict(DataPlan, {"root": str(colors), "group": r"/(\d)\.png"}), split)
     assert found.clusters.tolist() == [0, 1, 2, 3, 4] * 3
@@ -167,7 +163,7 @@ WRONG_DATA = {
     "folder": ({"data": {"root": "/nowhere"}}, "nowhere"),
     "split": ({"data": {"test": "held"}}, "held"),
     "memory": ({"skeleton": {"model": "poolformer_n", "overrides": {"dims": [999_999] * 4}}}, "memory"),
-    "recipe's class weights": ({"mixers": {"a": "pooling", "b": "attention(dropout=9.0)"}}, "mixers.b"),
+    "mixer's option": ({"mixers": {"a": "pooling", "b": "attention(dropout=9.0)"}}, "mixers.b"),
 }
 
 

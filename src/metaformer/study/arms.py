@@ -199,10 +199,12 @@ def _matched(plan: Plan, draft: Arm, classes: int, baseline: nn.Module, device: 
         network = build(shape) if budget.match == "latency" else light(lambda: build(shape))
         return cost_of(network, budget, size, baseline, device)
 
-    if budget.match == "none":
+    if budget.match == "none" or draft.mixers == plan.stage_mixers(plan.baseline):
         return replace(draft, parameters=parameters(build(start)))
-    target = 1.0 if budget.match == "latency" else cost_of(baseline, budget, size, baseline, device)
-    found = match_budget(start, cost, target, budget.tolerance)
+    if budget.match == "latency":  # each depth would take minutes to measure
+        found = match_budget(start, cost, 1.0, budget.tolerance, deeper=0)
+    else:
+        found = match_budget(start, cost, cost_of(baseline, budget, size, baseline, device), budget.tolerance)
     pairs = zip(names, start, found, strict=True)
     return replace(
         draft,
