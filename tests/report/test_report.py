@@ -193,7 +193,7 @@ def test_a_forest_plot_has_effects_around_zero_and_a_zone() -> None:
     assert places[1] < float(zero.attrib["x1"]) < places[0]
     middle = float(zone.attrib["x"]) + float(zone.attrib["width"]) / 2
     assert middle == pytest.approx(float(zero.attrib["x1"]), abs=0.1)
-    assert "a&lt;b +1.20, +0.40 to +2.00" in chart and "c…" in chart and len(nodes(chart, "g", "open")) == 1
+    assert "a&lt;b +1.2, +0.4 to +2<" in chart and "c…" in chart and len(nodes(chart, "g", "open")) == 1
 
 
 def test_dots_stand_in_rows_with_their_mean() -> None:
@@ -210,7 +210,7 @@ def test_the_front_is_what_no_cheaper_point_exceeds() -> None:
     points = [Point("a", 2, 5), Point("b", 1, 3), Point("c", 3, 4), Point("d", 4, 6), Point("e", 2, 4)]
     assert [point.name for point in front([*points, Point("control", 0.5, 9, faint=True)])] == ["b", "a", "d"]
     chart = scatter_chart([*points, Point("<", 0.5, 9, faint=True)], "cost")
-    assert len(nodes(chart, "circle")) == 6 and len(nodes(chart, "path", "front")) == 1
+    assert len(nodes(chart, "circle")) == 6 and len(nodes(chart, "polyline", "front")) == 1
     assert "nothing yet" in scatter_chart([], "cost")
     assert nodes(scatter_chart([Point("a", 2, 5)], "cost"), "circle")
 

@@ -1,5 +1,4 @@
-"""Simulated studies: correctness of networks whose true accuracies are known, and whole study directories of
-it."""
+"""Simulated studies: correct answers of networks with known accuracies, and study directories of them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -193,7 +192,8 @@ def _write_costs(folder: StudyDir, arm: Arm) -> None:
     costs = [
         Cost(
             image_size=size, macs=int(4000 * size**2 * slow), latency_1=2.1 * slow * size / 64,
-            latency_8=9.7 * slow * size / 64, inference_memory=size**2 * 3000, training_memory=size**2 * 20000,
+            latency_8=9.7 * slow * size / 64,
+            inference_memory=int(size**2 * 3000 * slow), training_memory=int(size**2 * 20000 * slow),
         )
         for size in (64, 128)
     ]  # fmt: skip

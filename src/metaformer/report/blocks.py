@@ -153,10 +153,12 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Figures:
-    """Charts side by side."""
+    """Charts, two in a row."""
 
     kind: ClassVar = "figures"
     figures: Sequence[Figure]
+    key: Sequence[str] = ()
+    """Names of the lines of all of them."""
 
 
 Block = Table | Matrix | Examples | Note | Listing | Code | Figures

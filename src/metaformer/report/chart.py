@@ -2,11 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Final, Literal
 
+Text = Callable[[float], str]
+"""How numbers are written."""
+Pixel = tuple[float, float]
+Tone = Literal["good", "bad", "even", "open"]
+"""Color of what is better, worse, as good, or not known."""
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 34
 COLORS: Final = 8
@@ -37,8 +42,7 @@ class Effect:
     value: float
     low: float
     high: float
-    tone: Literal["good", "bad", "even", "open"]
-    """Color: better, worse, as good, or not known."""
+    tone: Tone
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,7 @@ def line_chart(
         label: what the chart shows, for those who cannot see it.
         ratios: equal distances of x are equal ratios; all x are above 0.
     """
-    series = [
-        Line(line.name, [p for p in line.points if abs(p[1]) < _LARGEST], line.dots, line.mark)
-        for line in lines
-    ]
+    series = [replace(line, points=[p for p in line.points if abs(p[1]) < _LARGEST]) for line in lines]
     points = [point for line in series for point in line.points]
     if not points:
         return "<p class=note>nothing logged</p>"
@@ -111,8 +112,8 @@ def line_chart(
 
     xs = x_axis.ticks() if ratios else ticks(*_range([x for x, _ in points]))
     parts = [_open(HEIGHT, label), *_levels(y_axis, ys, text)]
-    parts += _marks(x_axis, [x for x in xs if x_axis.low <= x <= x_axis.high], HEIGHT - BOTTOM)
-    parts.append(_caption(x_label, LEFT, HEIGHT))
+    xs = [x for x in xs if x_axis.low <= x <= x_axis.high]
+    parts += [*_marks(x_axis, xs, HEIGHT - BOTTOM, "{:g}".format), _caption(x_label, LEFT, HEIGHT)]
     for number, line in enumerate(series):
         parts.append(_path(line, number, [(x_axis(x), y_axis(y)) for x, y in line.points]))
     return "".join(parts) + "</svg>"
@@ -128,13 +129,14 @@ def forest_chart(rows: Sequence[Effect], x_label: str, zone: float, *, label: st
         label: what the chart shows, for those who cannot see it.
     """
     ends = [-zone, zone, *(end for row in rows for end in (row.low, row.high))]
-    axis, parts = _rows([row.name for row in rows], ends, x_label, label, "{:+.4g}")
+    axis, parts = _rows([row.name for row in rows], ends, x_label, label, signed)
     bottom = TOP + _ROW * len(rows)
     shade = f'x="{axis(-zone):.1f}" width="{axis(zone) - axis(-zone):.1f}" y="{TOP}" height="{bottom - TOP}"'
     parts.insert(1, f'<rect class="zone" {shade}/>')
     parts.append(f'<line class="zero" x1="{axis(0):.1f}" x2="{axis(0):.1f}" y1="{TOP}" y2="{bottom}"/>')
     for top, row in zip(_middles(rows), rows, strict=True):
-        title = f"<title>{escape(row.name)} {row.value:+.2f}, {row.low:+.2f} to {row.high:+.2f}</title>"
+        value, low, high = (signed(round(v, 2)) for v in (row.value, row.low, row.high))
+        title = f"<title>{escape(row.name)} {value}, {low} to {high}</title>"
         across = f'x1="{axis(row.low):.1f}" x2="{axis(row.high):.1f}" y1="{top}" y2="{top}"'
         parts.append(f'<g class="effect {row.tone}">{title}<line {across}/>')
         parts.append(f'<circle cx="{axis(row.value):.1f}" cy="{top}" r="4.5"/></g>')
@@ -146,7 +148,7 @@ def dot_chart(rows: Sequence[tuple[str, Sequence[float]]], x_label: str, *, labe
     values = [value for _, row in rows for value in row]
     if not values:
         return "<p class=note>nothing yet</p>"
-    axis, parts = _rows([name for name, _ in rows], values, x_label, label, "{:.4g}")
+    axis, parts = _rows([name for name, _ in rows], values, x_label, label, "{:.4g}".format)
     for top, (name, row) in zip(_middles(rows), rows, strict=True):
         for value in row:
             title = f"<title>{escape(name)} {value:.2f}</title>"
@@ -176,14 +178,11 @@ def scatter_chart(points: Sequence[Point], x_label: str, *, label: str = "") -> 
     y_axis = Axis(ys[0], ys[-1], HEIGHT - BOTTOM, TOP)
     places = [(x_axis(p.x), y_axis(p.y)) for p in points]
     parts = [_open(HEIGHT, label), *_levels(y_axis, ys, "{:.4g}".format)]
-    parts += _marks(x_axis, x_axis.ticks(), HEIGHT - BOTTOM)
+    parts += _marks(x_axis, x_axis.ticks(), HEIGHT - BOTTOM, "{:g}".format)
     parts.append(_caption(x_label, LEFT, HEIGHT))
-    steps = [(x_axis(p.x), y_axis(p.y)) for p in front(points)]
-    if steps:
-        stairs = " ".join(f"H{x:.1f} V{y:.1f}" for x, y in steps[1:])
-        path = f"M{steps[0][0]:.1f},{steps[0][1]:.1f} {stairs} H{WIDTH - RIGHT}"
-        parts.append(f'<path class="front" d="{path}"/>')
-    names = _labels([point.name for point in points], places)
+    corners = _stairs([(x_axis(p.x), y_axis(p.y)) for p in front(points)])
+    parts.append(f'<polyline class="front" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in corners)}"/>')
+    names = _labels([point.name for point in points], places, corners)
     for point, (left, top), (x, y) in zip(points, places, names, strict=True):
         kind = "reference" if point.faint else "c0"
         title = f"<title>{escape(point.name)} {point.y:.4g} at {point.x:.4g}</title>"
@@ -207,6 +206,11 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
+def signed(value: float) -> str:
+    """A number with its sign, as typeset."""
+    return f"{value:+.4g}".replace("-", "−") if value else "0"
+
+
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = abs(low) * 0.1 or 1.0
@@ -217,7 +221,7 @@ def _open(height: float, label: str) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
 
 
-def _levels(axis: Axis, values: Sequence[float], text: Callable[[float], str]) -> list[str]:
+def _levels(axis: Axis, values: Sequence[float], text: Text) -> list[str]:
     """Horizontal lines with their values on the left."""
     parts = []
     for value in values:
@@ -227,11 +231,10 @@ def _levels(axis: Axis, values: Sequence[float], text: Callable[[float], str]) -
     return parts
 
 
-def _marks(axis: Axis, values: Sequence[float], bottom: float, text: str = "{:g}") -> list[str]:
+def _marks(axis: Axis, values: Sequence[float], bottom: float, text: Text) -> list[str]:
     """Values below an axis."""
     return [
-        f'<text x="{axis(x):.1f}" y="{bottom + 17}" text-anchor="middle">{text.format(x)}</text>'
-        for x in values
+        f'<text x="{axis(x):.1f}" y="{bottom + 17}" text-anchor="middle">{text(x)}</text>' for x in values
     ]
 
 
@@ -241,7 +244,7 @@ def _caption(text: str, left: float, height: float) -> str:
 
 
 def _rows(
-    names: Sequence[str], values: Sequence[float], x_label: str, label: str, text: str
+    names: Sequence[str], values: Sequence[float], x_label: str, label: str, text: Text
 ) -> tuple[Axis, list[str]]:
     """Axis and frame of a chart with a row for each name, as high as it needs to be."""
     bottom = TOP + _ROW * len(names)
@@ -266,9 +269,19 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
-def _labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _stairs(places: Sequence[Pixel]) -> list[Pixel]:
+    """Corners of a line that is level up to each place, and after the last."""
+    corners = list(places[:1])
+    for x, y in places[1:]:
+        corners += [(x, corners[-1][1]), (x, y)]
+    return [*corners, *((WIDTH - RIGHT, y) for _, y in corners[-1:])]
+
+
+def _labels(names: Sequence[str], places: Sequence[Pixel], line: Sequence[Pixel]) -> list[Pixel]:
     """Left end and baseline of each point's name: beside, above or below it, where nothing else is."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    for (x0, y0), (x1, y1) in pairwise(line):
+        taken.append((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
     found = []
     for name, (x, y) in zip(names, places, strict=True):
         width = _LETTER * len(_short(name))

@@ -1,7 +1,7 @@
 """What a study has shown so far: accuracies, comparisons, controls and power."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -67,18 +67,31 @@ class Analysis:
         """Networks with learning rates of their own, the baseline first; charts color them in this order."""
         return [arm for arm in self.study.arms if tuned_as(arm, self.study.plan) == arm.name]
 
-    def reach(self, name: str) -> Reach:
-        """What the comparison of a network can find, by its own spread."""
-        spread, effect = self.comparisons[name].difference.spread, self.study.plan.smallest_effect
-        return Reach(
-            smallest_detectable(spread, spread.seeds, self.level), seeds_needed(effect, spread, self.level)
-        )
+    @cached_property
+    def reach(self) -> dict[str, Reach]:
+        """What each comparison can find, by its own spread."""
+        smallest, level = self.study.plan.smallest_effect, self.level
+        spreads = {name: comparison.difference.spread for name, comparison in self.comparisons.items()}
+        return {
+            name: Reach(
+                smallest_detectable(spread, spread.seeds, level), seeds_needed(smallest, spread, level)
+            )
+            for name, spread in spreads.items()
+        }
+
+    def comparison(self, arm: Arm) -> Comparison | None:
+        """The comparison of a network, or of the repeated baseline, with the baseline."""
+        return self.repeat if arm.control == REPEAT else self.comparisons.get(arm.name)
 
     def cost(self, arm: Arm) -> Cost | None:
         """Costs at the size of training images, or the smallest that was measured."""
-        size = self.study.plan.config().data.image_size
+        size = self._image_size
         ordered = sorted(arm.costs, key=lambda cost: (cost.image_size != size, cost.image_size))
         return ordered[0] if ordered else None
+
+    @cached_property
+    def _image_size(self) -> int:
+        return self.study.plan.config().data.image_size
 
     def on_edge(self, arm: Arm) -> bool:
         """Whether the chosen learning rate is the lowest or highest tried: a better one may lie beyond."""
@@ -111,32 +124,37 @@ def analyze(study: Study) -> Analysis:
     for run in sorted(finished, key=lambda run: run.seed):
         predicted.setdefault(run.arm, {})[run.seed] = study.predictions(run.name).predicted
     correct = {name: {s: found == labels for s, found in runs.items()} for name, runs in predicted.items()}
-    several = {name: runs for name, runs in correct.items() if len(runs) > 1}
+    several = {name: list(runs.values()) for name, runs in correct.items() if len(runs) > 1}
     baseline, smallest = study.plan.baseline, study.plan.smallest_effect
-    ready = {
-        arm.name: arm.control
+    ready = [
+        arm
         for arm in study.arms
         if arm.control != SHUFFLED and arm.name != baseline and len(gains(correct, arm.name, baseline)) > 1
+    ]
+
+    def against_baseline(arms: Iterable[Arm]) -> dict[str, Comparison]:
+        names = [baseline, *(arm.name for arm in arms)]
+        return compare({name: correct.get(name, {}) for name in names}, baseline, clusters, smallest)
+
+    repeats = against_baseline(arm for arm in ready if arm.control == REPEAT)
+    shuffled = {
+        arm.name: excess_over_chance(list(predicted[arm.name].values()), labels)
+        for arm in study.arms
+        if arm.control == SHUFFLED and arm.name in several
     }
-
-    def against_baseline(names: Iterable[str]) -> dict[str, Comparison]:
-        return compare(
-            {name: correct.get(name, {}) for name in (baseline, *names)}, baseline, clusters, smallest
-        )
-
-    shuffled = next((arm.name for arm in study.arms if arm.control == SHUFFLED and arm.name in several), None)
-    excess = excess_over_chance(list(predicted[shuffled].values()), labels) if shuffled else None
     return Analysis(
         study,
         correct,
-        {name: estimate(list(runs.values()), clusters) for name, runs in several.items()},
-        against_baseline(name for name, control in ready.items() if control != REPEAT),
-        next(
-            iter(against_baseline(name for name, control in ready.items() if control == REPEAT).values()),
-            None,
-        ),
-        None if excess is None else estimate(excess, clusters),
+        {name: _within(found, 0, 100) for name, found in estimate(several, clusters).items()},
+        against_baseline(arm for arm in ready if arm.control != REPEAT),
+        next(iter(repeats.values()), None),
+        next(iter(estimate(shuffled, clusters).values()), None),
     )
+
+
+def _within(found: Estimate, low: float, high: float) -> Estimate:
+    """An estimate whose interval ends where the values do."""
+    return replace(found, low=max(low, found.low), high=min(high, found.high))
 
 
 def sweep_means(runs: Sequence[RunResult], arm: str) -> list[tuple[float, float]]:

@@ -26,8 +26,7 @@ _RUNS: Final = (
 
 
 def write_report(study_dir: str | Path) -> Path:
-    """Write the report of a study, however far it has come, beside its plan; equal directories give equal
-    bytes.
+    """Write the report of a study, however far it has come; equal directories give equal bytes.
 
     Args:
         study_dir: the study.
@@ -64,14 +63,12 @@ def _result(analysis: Analysis, arm: Arm) -> list[object]:
     row += [getattr(cost, name, None) for name in names]
     row += [arm.learning_rate, len(analysis.correct.get(arm.name, ()))]
     row += [getattr(accuracy, name, None) for name in ("value", "low", "high")]
-    comparison = analysis.comparisons.get(arm.name)
-    if comparison is None:
-        return row + [None] * (len(_RESULTS) - len(row))
-    difference, reach = comparison.difference, analysis.reach(arm.name)
-    row += [difference.value, difference.low, difference.high]
-    row += [comparison.wins, comparison.wins_low, comparison.wins_high]
-    row += [comparison.p, comparison.p_equivalent, comparison.verdict]
-    return [*row, reach.smallest, reach.seeds]
+    comparison, reach = analysis.comparison(arm), analysis.reach.get(arm.name)
+    difference = comparison and comparison.difference
+    row += [getattr(difference, name, None) for name in ("value", "low", "high")]
+    names = ("wins", "wins_low", "wins_high", "p", "p_equivalent", "verdict")
+    row += [getattr(comparison, name, None) for name in names]
+    return row + [getattr(reach, name, None) for name in ("smallest", "seeds")]
 
 
 def _runs(analysis: Analysis) -> Iterable[list[object]]:

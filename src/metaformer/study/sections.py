@@ -1,6 +1,6 @@
 """Sections of a study's report: sentences from verdicts, tables and charts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from math import isnan
 from typing import Final
 from urllib.parse import quote
@@ -23,19 +23,42 @@ from metaformer.report.blocks import (
     Table,
     data_uri,
 )
-from metaformer.report.chart import Effect, Line, Point, dot_chart, forest_chart, line_chart, scatter_chart
+from metaformer.report.chart import (
+    Effect,
+    Line,
+    Point,
+    Tone,
+    dot_chart,
+    forest_chart,
+    line_chart,
+    scatter_chart,
+)
 from metaformer.report.page import Tile
 from metaformer.study.analysis import REPEAT, SHUFFLED, Analysis, sweep_means
 from metaformer.study.plan import SEEDS
-from metaformer.study.results import Arm, Cost, RunResult
+from metaformer.study.results import Arm, RunResult
 from metaformer.study.statistics import LEVEL, POWER, Comparison, Estimate, Verdict
 from metaformer.visualize.heat import color_map
 
+Levels = dict[str, dict[float, list[float]]]
+"""Accuracies of several seeds, by network and level."""
 FEW_CLUSTERS: Final = 20
 """Clusters of test images below which an interval is rough."""
 FIELD: Final = 168
 """Pixels of a drawn receptive field, at least."""
-_TONES: Final[dict[Verdict, str]] = {
+_UNITS: Final = {
+    "shift": "pixels", "rotation": "degrees", "size": "side in pixels", "corruption": "severity",
+}  # fmt: skip
+_COSTS: Final = {
+    ("parameters", "millions"): ("parameters", 1e6),
+    ("multiply-accumulates", "millions"): ("macs", 1e6),
+    ("latency", "milliseconds, one image"): ("latency_1", 1),
+    ("memory", "MB, training step of eight images"): ("training_memory", 2**20),
+}
+"""Fields of an arm or its costs, and divisors, by title and unit of their charts."""
+_TIED: Final = "\u00a0"
+"""Space at which no line ends."""
+_TONES: Final[dict[Verdict, Tone]] = {
     "better": "good", "worse": "bad", "equivalent": "even", "unresolved": "open",
 }  # fmt: skip
 
@@ -62,14 +85,12 @@ def report_sections(analysis: Analysis) -> list[Section]:
 def tiles(analysis: Analysis) -> list[Tile]:
     """The numbers at the top."""
     study, clusters = analysis.study, len(set(analysis.study.test_set.clusters.tolist()))
-    seeds = {len(runs) for arm, runs in analysis.correct.items() if study.arm(arm).control != SHUFFLED}
+    compared = [arm.name for arm in study.arms if arm.control != SHUFFLED]
+    seeds = [len(analysis.correct.get(name, ())) for name in compared]
     images = len(study.test_set.images)
     found = [
         (str(len(study.plan.mixers)), "mixers"),
-        (
-            " to ".join(f"{count}" for count in sorted({min(seeds), max(seeds)})) if seeds else "0",
-            "seeds each",
-        ),
+        (" to ".join(map(str, sorted({min(seeds), max(seeds)}))), "seeds each"),
         (f"{images:,}", "test images" + (f" in {clusters:,} groups" if clusters < images else "")),
         (f"±{study.plan.smallest_effect:g}", "points, smallest effect of interest"),
     ]
@@ -80,7 +101,8 @@ def tiles(analysis: Analysis) -> list[Tile]:
 def findings(analysis: Analysis) -> Section:
     """Verdicts as sentences, effects and seeds as charts, and all figures of the comparisons."""
     study = analysis.study
-    sentences = [verdict_sentence(analysis, name) for name in analysis.ranked]
+    mixers_first = sorted(analysis.ranked, key=lambda name: study.arm(name).control is not None)
+    sentences = [verdict_sentence(analysis, name) for name in mixers_first]
     waiting = [arm.name for arm in study.arms if arm.name not in analysis.accuracy]
     if waiting:
         sentences.append(f"Not compared yet, for want of two seeds: {', '.join(waiting)}.")
@@ -105,50 +127,43 @@ def verdict_sentence(analysis: Analysis, name: str) -> str:
     """What may be claimed of a network, with the figures that it rests on."""
     comparison, plan = analysis.comparisons[name], analysis.study.plan
     found, smallest = comparison.difference, plan.smallest_effect
-    figures = f"{signed(found.value)} points (95 % interval {_interval(found)}, "
-    verdict = comparison.verdict
-    if verdict == "equivalent":
+    figures = f"{signed(found.value)} points (95{_TIED}% interval {_interval(found)}, p{_TIED}"
+    differs = f"{figures}{_p(comparison.p, equals=f'={_TIED}')})."
+    if comparison.verdict == "equivalent":
+        p = _p(comparison.p_equivalent, equals=f"={_TIED}")
         return (
-            f"{name} and {plan.baseline} are equivalent within ±{smallest:g} points: "
-            f"{figures}{_p(comparison.p_equivalent)} "
-            "for a difference that large)."
+            f"{name} and {plan.baseline} are equivalent within ±{smallest:g} points: {figures}{p} for a "
+            "difference that large)."
         )
-    if verdict == "unresolved":
-        return (
-            f"{name} against {plan.baseline} is unresolved: {figures}{_p(comparison.p)}). "
-            f"{_what_it_takes(analysis, name)}"
-        )
-    reached = min(abs(found.low), abs(found.high)) >= smallest
-    size = (
-        ""
-        if reached
-        else f" Whether it reaches the smallest effect of interest, {smallest:g} points, is open."
-    )
-    return f"{name} is {verdict} than {plan.baseline}: {figures}{_p(comparison.p)}).{size}"
+    if comparison.verdict == "unresolved":
+        return f"{name} against {plan.baseline} is unresolved: {differs} {_what_it_takes(analysis, name)}"
+    sentence = f"{name} is {comparison.verdict} than {plan.baseline}: {differs}"
+    if min(abs(found.low), abs(found.high)) < smallest:
+        sentence += f" Whether by the smallest effect of interest, {smallest:g} points, is open."
+    return sentence
 
 
 def costs(analysis: Analysis) -> Section:
     """Accuracy against costs, and all costs by image size."""
-    study, measured = analysis.study, {arm.name: analysis.cost(arm) for arm in analysis.study.arms}
-    kinds: dict[str, Callable[[Arm, Cost | None], float | None]] = {
-        "parameters in millions": lambda arm, cost: arm.parameters / 1e6,
-        "multiply-accumulates in millions": lambda arm, cost: cost.macs / 1e6 if cost else None,
-        "milliseconds per image": lambda arm, cost: cost.latency_1 if cost else None,
-    }
-    figures = []
-    for kind, read in kinds.items():
+    study, figures = analysis.study, []
+    for (title, unit), (name, divisor) in _COSTS.items():
         points = [
-            Point(arm.name, x, analysis.accuracy[arm.name].value, arm.control is not None)
+            Point(arm.name, cost / divisor, analysis.accuracy[arm.name].value, arm.control is not None)
             for arm in study.arms
-            if arm.name in analysis.accuracy and (x := read(arm, measured[arm.name])) and _is_network(arm)
+            if _is_network(arm) and arm.name in analysis.accuracy
+            if (cost := arm.parameters if name == "parameters" else getattr(analysis.cost(arm), name, None))
         ]
         if points:
-            figures.append(Figure(f"Accuracy by {kind}", [], scatter_chart(points, kind, label=kind)))
-    columns = ("network", "changed to fit", "image size", "parameters", "MACs", "ms, batch 1", "ms, batch 8",
+            title = f"Accuracy against {title}"
+            figures.append(Figure(title, [], scatter_chart(points, unit, label=title)))
+    columns = ("network", "changed to fit", "parameters", "image size", "MACs", "ms, batch 1", "ms, batch 8",
                "MB, forward", "MB, training")  # fmt: skip
     rows = [Row(cells) for arm in study.arms if _is_network(arm) for cells in _cost_rows(arm)]
-    machine = ", ".join(f"{name} {value}" for name, value in study.machine.items() if value)
-    note = f"Dashed: the Pareto front of the mixers; gray: controls. Measured on {machine}; batches are of images."
+    device, threads, pytorch = (study.machine.get(name) for name in ("device", "threads", "pytorch"))
+    note = (
+        "Dashed: the Pareto front of the mixers; gray: controls. Measured on "
+        f"{device}, {threads} threads, PyTorch {pytorch}."
+    )
     return Section("Costs", [Figures(figures), Table(columns, rows, left=2)] if figures else [], note=note)
 
 
@@ -162,16 +177,18 @@ def learning_rates(analysis: Analysis) -> Section:
         return Section("Learning rates", [])
     chart = line_chart(lines, "learning rate", label="validation accuracy by learning rate", ratios=True)
     rows = [
-        Row([arm.name, f"{arm.learning_rate:g}" if arm.learning_rate else "–", _edge_note(analysis, arm)])
+        Row(
+            [arm.name, f"{arm.learning_rate:g}" if arm.learning_rate else "–", "edge" * analysis.on_edge(arm)]
+        )
         for arm in analysis.networks
     ]
-    figures = Figures([Figure("Validation accuracy in percent", [line.name for line in lines], chart)])
+    figure = Figure("Validation accuracy in percent", [], chart)
     note = (
         "Mean over the seeds of the tuning, which are not used again; a ring marks the choice. A flat curve "
-        "owes little to tuning."
+        "owes little to tuning; beyond the edge of what was tried a better rate may lie."
     )
     table = Table(("network", "chosen", ""), rows, left=1)
-    return Section("Learning rates", [figures], [table], note=note)
+    return Section("Learning rates", [Figures([figure], [line.name for line in lines])], [table], note=note)
 
 
 def classes(analysis: Analysis) -> Section:
@@ -200,9 +217,9 @@ def receptive_fields(analysis: Analysis) -> Section:
         measured = [one for one in study.mechanisms if one.arm == arm.name]
         fields = [field for one in measured if (field := study.receptive_field(one.run)) is not None]
         if fields:
-            field = color_map(np.mean(fields, axis=0))
-            times = -(-FIELD // min(field.size))
-            large = field.resize((field.width * times, field.height * times), Image.Resampling.NEAREST)
+            image = color_map(np.mean(fields, axis=0))
+            times = -(-FIELD // min(image.size))
+            large = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
             examples.append(Example({"field": data_uri(large)}, arm.name, _squares(analysis, arm)))
     note = (
         "How much the center of the last features depends on each pixel: the size of the gradient, on a "
@@ -213,49 +230,51 @@ def receptive_fields(analysis: Analysis) -> Section:
 
 def robustness(analysis: Analysis) -> Section:
     """Accuracy on changed test images, mean over seeds, and for corruptions over their kinds."""
-    found: dict[str, dict[str, dict[float, list[float]]]] = {}
+    probes: dict[str, Levels] = {}
     kinds: dict[str, dict[str, list[float]]] = {}
     for mechanism in analysis.study.mechanisms:
         for one in mechanism.robustness:
-            levels = found.setdefault(one.probe, {}).setdefault(mechanism.arm, {})
+            levels = probes.setdefault(one.probe, {}).setdefault(mechanism.arm, {})
             levels.setdefault(one.level, []).append(one.accuracy)
             if one.probe == "corruption":
                 kinds.setdefault(one.change, {}).setdefault(mechanism.arm, []).append(one.accuracy)
-    units = {"shift": "pixels", "rotation": "degrees", "size": "side in pixels", "corruption": "severity"}
-    figures = [_curves(analysis, f"Accuracy by {probe}", units[probe], arms) for probe, arms in found.items()]
-    blocks: list[Block] = [Figures(figures)] if figures else []
+    if not probes:
+        return Section("Changed images", [])
+    blocks: list[Block] = [
+        _curves(analysis, {f"Accuracy by {probe}": (_UNITS[probe], found) for probe, found in probes.items()})
+    ]
     if kinds:
-        names = [arm.name for arm in analysis.networks]
+        names = _measured(analysis, probes["corruption"])
         rows = [
             Row([kind, *(f"{np.mean(arms[n]):.1f}" if n in arms else "–" for n in names)])
             for kind, arms in kinds.items()
         ]
         blocks.append(Table(("corruption", *names), rows))
-    return Section(
-        "Changed images", blocks, note="Accuracy in percent, mean over seeds; corruptions over severities."
-    )
+    note = "Accuracy in percent, mean over seeds; of corruptions in the table also over severities."
+    return Section("Changed images", blocks, note=note)
 
 
 def diagnostics(analysis: Analysis) -> Section:
     """Accuracy on synthetic tasks by what they demand."""
-    tasks: dict[str, dict[str, dict[float, list[float]]]] = {}
+    tasks: dict[str, Levels] = {}
     chances: dict[str, set[float]] = {}
     for one in analysis.study.diagnostics:
-        if one.accuracy is None:
-            continue
-        arms = tasks.setdefault(one.task, {})
-        arms.setdefault(one.arm, {}).setdefault(float(one.demand), []).append(one.accuracy)
-        chances.setdefault(one.task, set()).add(one.chance)
-    figures = [_curves(analysis, task, "demand", arms) for task, arms in tasks.items()]
+        if one.accuracy is not None:
+            levels = tasks.setdefault(one.task, {}).setdefault(one.arm, {})
+            levels.setdefault(float(one.demand), []).append(one.accuracy)
+            chances.setdefault(one.task, set()).add(one.chance)
+    if not tasks:
+        return Section("Diagnostic tasks", [])
+    charts = _curves(analysis, {task.replace("_", " "): ("demand", found) for task, found in tasks.items()})
     chance = "; ".join(
-        f"{task} {' to '.join(f'{c:.1f}' for c in sorted({min(values), max(values)}))} %"
-        for task, values in chances.items()
+        f"{task.replace('_', ' ')} {' to '.join(f'{c:.1f}' for c in sorted({min(found), max(found)}))} %"
+        for task, found in chances.items()
     )
     note = (
         "Accuracy in percent on small tasks of known demand, mean over seeds; a line ends where its network "
         f"takes no such size. Chance: {chance}."
     )
-    return Section("Diagnostic tasks", [Figures(figures)] if figures else [], note=note)
+    return Section("Diagnostic tasks", [charts], note=note)
 
 
 def transfer(analysis: Analysis) -> Section:
@@ -271,22 +290,25 @@ def transfer(analysis: Analysis) -> Section:
             rows.append(Row([arm.name, f"{len(found)}", *means, f"{scratch.value:.2f}" if scratch else "–"]))
     columns = ("mixer", "seeds", "after the swap", "after tuning", "from scratch")
     failed = [f"{one.arm}, seed {one.seed} failed: {one.error}" for one in transfers if one.error is not None]
-    note = f"Test accuracy in percent of trained {analysis.study.plan.baseline} networks whose mixers were replaced."
+    note = (
+        f"Test accuracy in percent; trained {analysis.study.plan.baseline} networks, their mixers replaced."
+    )
     return Section("Transfer", [Table(columns, rows), Listing(failed)] if transfers else [], note=note)
 
 
 def controls(analysis: Analysis) -> Section:
     """What every study checks itself by."""
-    rows = []
-    for arm in analysis.study.arms:
-        if arm.control is not None:
-            rows.append(Row([arm.name, _PURPOSES.get(arm.control, ""), *_control_outcome(analysis, arm)]))
+    rows = [
+        Row([arm.name, _PURPOSES.get(arm.control, ""), *_control_outcome(analysis, arm)])
+        for arm in analysis.study.arms
+        if arm.control is not None
+    ]
     columns = ("control", "what it is for", "found", "outcome")
     return Section("Controls", [Table(columns, rows, left=4)] if rows else [])
 
 
 _PURPOSES: Final = {
-    REPEAT: "the baseline with other seeds (A/A): neither better nor worse; sound studies fail this once in twenty",
+    REPEAT: "the baseline with other seeds (A/A): neither better nor worse, but in one sound study of 20",
     SHUFFLED: "the baseline, trained on shuffled labels: at chance, or test images leak",
     "identity": "no mixer: what the rest of the network does alone",
     "random": "frozen random mixing: what any exchange between positions gives",
@@ -298,7 +320,7 @@ def power(analysis: Analysis) -> Section:
     """What each comparison could have found."""
     smallest, rows = analysis.study.plan.smallest_effect, []
     for name in analysis.ranked:
-        spread, reach = analysis.comparisons[name].difference.spread, analysis.reach(name)
+        spread, reach = analysis.comparisons[name].difference.spread, analysis.reach[name]
         error, _ = spread.error()
         share = spread.test_set / error**2 if error else 0.0
         seeds = f"{reach.seeds}" if reach.seeds else "more test images"
@@ -308,7 +330,7 @@ def power(analysis: Analysis) -> Section:
     columns = ("network", "seeds", "standard error", "of it the test set", "smallest detectable",
                f"seeds for {smallest:g} points")  # fmt: skip
     note = (
-        f"In points. Detectable: claimed with probability {POWER:.0%} in the first step of Holm's correction, "
+        f"In points. Detectable: claimed with probability {POWER:.0%} in Holm's first step "
         "if seeds and test images vary as they did here. The test set's share of the variance is what no "
         "number of seeds lessens."
     )
@@ -334,10 +356,16 @@ def _own_threats(analysis: Analysis) -> Iterator[str]:
     fewest = min(
         (len(runs) for name, runs in analysis.correct.items() if name in analysis.comparisons), default=0
     )
+    if fewest < len(plan.seeds):
+        yield (
+            f"Some networks have {fewest} of the {len(plan.seeds)} planned seeds. To stop or go on because "
+            "of what is seen makes false claims likelier."
+        )
     if fewest < SEEDS["claim"]:
-        yield f"{fewest} seeds are enough to look, not to claim: that takes {SEEDS['claim']}."
+        yield f"{fewest} seeds: it takes {SEEDS['look']} to look and {SEEDS['claim']} to claim."
     if failed := [run.name for run in study.runs if run.error is not None]:
-        yield f"{len(failed)} runs failed or were excluded; which ones may depend on the network: {', '.join(failed[:5])}."
+        names = ", ".join(failed[:5]) + (" …" if len(failed) > 5 else "")
+        yield f"Some runs failed or were excluded, and which ones may depend on the network: {names}."
     if edges := [arm.name for arm in analysis.networks if analysis.on_edge(arm)]:
         yield (
             "The best learning rate is the lowest or highest tried, so that a better one may lie beyond: "
@@ -350,9 +378,9 @@ def _own_threats(analysis: Analysis) -> Iterator[str]:
         yield "Networks have different budgets: a better mixer may simply cost more."
     comparison, chance = analysis.repeat, analysis.over_chance
     if comparison and comparison.verdict in ("better", "worse"):
-        yield "The baseline differs from itself with other seeds: by chance, once in twenty studies, or by a fault."
+        yield "The baseline differs from itself with other seeds: a chance of one in 20, or a fault."
     if chance and chance.low > 0:
-        yield "Networks trained on shuffled labels are above chance: test images may be among those of training."
+        yield "Networks trained on shuffled labels are above chance: training may have seen test images."
 
 
 def _test_set_threats(analysis: Analysis) -> Iterator[str]:
@@ -405,26 +433,28 @@ def signed(value: float) -> str:
 
 
 def _interval(found: Estimate) -> str:
-    return f"{signed(found.low)} to {signed(found.high)}"
+    return f"{signed(found.low)} to {signed(found.high)}".replace(" ", _TIED)
 
 
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+def _p(value: float, equals: str = "") -> str:
+    return f"<{_TIED}0.001" if value < 0.001 else f"{equals}{value:.3f}"
 
 
 def _what_it_takes(analysis: Analysis, name: str) -> str:
-    reach, smallest = analysis.reach(name), analysis.study.plan.smallest_effect
+    reach, smallest = analysis.reach[name], analysis.study.plan.smallest_effect
     if reach.seeds is None:
         return f"To find {smallest:g} points it takes more test images, whatever the seeds."
     have = analysis.comparisons[name].difference.spread.seeds
     if reach.seeds <= have:
         return f"Its {have} seeds would have found {smallest:g} points with probability {POWER:.0%}."
-    return f"To find {smallest:g} points with probability {POWER:.0%} it takes {reach.seeds} seeds instead of {have}."
+    return (
+        f"To find {smallest:g} points with probability {POWER:.0%} it takes {reach.seeds} seeds, not {have}."
+    )
 
 
 def _effect(name: str, comparison: Comparison) -> Effect:
     found = comparison.difference
-    return Effect(name, found.value, found.low, found.high, _TONES[comparison.verdict])  # type: ignore[arg-type]
+    return Effect(name, found.value, found.low, found.high, _TONES[comparison.verdict])
 
 
 def _comparison_table(analysis: Analysis) -> Table:
@@ -434,18 +464,19 @@ def _comparison_table(analysis: Analysis) -> Table:
     for name in analysis.ranked:
         one = analysis.comparisons[name]
         cells = [signed(one.difference.value), _interval(one.difference)]
-        cells.append(f"{one.wins:.2f} ({one.wins_low:.2f} to {one.wins_high:.2f})")
-        cells += [_p(value).removeprefix("p ").removeprefix("= ") for value in (one.p, one.p_equivalent)]
-        rows.append(Row([*_accuracy_cells(analysis, name), *cells, one.verdict]))
+        cells.append(f"{one.wins:.2f} ({one.wins_low:.2f} to {one.wins_high:.2f})".replace(" ", _TIED))
+        cells += [_p(one.p), _p(one.p_equivalent), one.verdict]
+        rows.append(Row([*_accuracy_cells(analysis, name), f"{one.difference.spread.seeds}", *cells]))
     baseline = analysis.study.plan.baseline
     if baseline in analysis.accuracy:
-        rows.append(Row([*_accuracy_cells(analysis, baseline), *["–"] * 5, "baseline"]))
+        seeds = len(analysis.correct[baseline])
+        rows.append(Row([*_accuracy_cells(analysis, baseline), f"{seeds}", *["–"] * 5, "baseline"]))
     return Table(columns, rows)
 
 
 def _accuracy_cells(analysis: Analysis, name: str) -> list[str]:
     found = analysis.accuracy[name]
-    return [name, f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})", f"{found.spread.seeds}"]
+    return [name, f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})".replace(" ", _TIED)]
 
 
 def _accuracies(analysis: Analysis, name: str) -> list[float]:
@@ -458,28 +489,18 @@ def _is_network(arm: Arm) -> bool:
 
 
 def _cost_rows(arm: Arm) -> Iterator[list[str]]:
-    changed = "; ".join(arm.changed) or "–"
+    changed = "; ".join(arm.changed).replace(", ", f",{_TIED}")
+    head = [arm.name, changed or "–", f"{arm.parameters:,}"]
     for cost in sorted(arm.costs, key=lambda cost: cost.image_size):
         times = (f"{value:.2f}" if value else "–" for value in (cost.latency_1, cost.latency_8))
         memory = (
             f"{value / 2**20:,.1f}" if value else "–"
             for value in (cost.inference_memory, cost.training_memory)
         )
-        yield [
-            arm.name,
-            changed,
-            f"{cost.image_size}",
-            f"{arm.parameters:,}",
-            f"{cost.macs:,}",
-            *times,
-            *memory,
-        ]
+        yield [*head, f"{cost.image_size}", f"{cost.macs:,}", *times, *memory]
+        head = ["", "", ""]
     if not arm.costs:
-        yield [arm.name, changed, "–", f"{arm.parameters:,}", *["–"] * 5]
-
-
-def _edge_note(analysis: Analysis, arm: Arm) -> str:
-    return "on the edge of those tried" if analysis.on_edge(arm) else ""
+        yield [*head, *["–"] * 6]
 
 
 def _squares(analysis: Analysis, arm: Arm) -> str:
@@ -490,36 +511,37 @@ def _squares(analysis: Analysis, arm: Arm) -> str:
     return ", ".join(f"{share:.0%} in {np.mean(found):.0f} px" for share, found in sorted(sides.items()))
 
 
-def _curves(
-    analysis: Analysis, title: str, x_label: str, arms: dict[str, dict[float, list[float]]]
-) -> Figure:
-    """Means by level, of each network a line in its own color."""
-    lines = [
-        Line(
-            arm.name,
-            [(level, float(np.mean(values))) for level, values in sorted(arms.get(arm.name, {}).items())],
-            True,
-        )
-        for arm in analysis.networks
-    ]
-    return Figure(title, [line.name for line in lines], line_chart(lines, x_label, label=title))
+def _curves(analysis: Analysis, charts: dict[str, tuple[str, Levels]]) -> Figures:
+    """Charts of means by level, from their titles and x labels; each network is a line in its own color."""
+    names = _measured(analysis, *(levels for _, levels in charts.values()))
+    figures = []
+    for title, (x_label, levels) in charts.items():
+        means = {
+            name: [(level, float(np.mean(values))) for level, values in sorted(found.items())]
+            for name, found in levels.items()
+        }
+        lines = [Line(name, means.get(name, []), dots=True) for name in names]
+        figures.append(Figure(title, [], line_chart(lines, x_label, label=title)))
+    return Figures(figures, names)
+
+
+def _measured(analysis: Analysis, *found: Levels) -> list[str]:
+    """Networks up to the last that was measured: colors go by place."""
+    names = [arm.name for arm in analysis.networks]
+    while names and not any(names[-1] in levels for levels in found):
+        names.pop()
+    return names
 
 
 def _control_outcome(analysis: Analysis, arm: Arm) -> tuple[str, str]:
     """What a control found, and whether that is as it should be."""
-    comparison = analysis.repeat if arm.control == REPEAT else analysis.comparisons.get(arm.name)
+    comparison = analysis.comparison(arm)
     if arm.control == SHUFFLED:
         found = analysis.over_chance
         if found is None:
             return "–", "not run yet"
-        outcome = (
-            "at chance"
-            if found.low <= 0 <= found.high
-            else "above chance"
-            if found.low > 0
-            else "below chance"
-        )
-        return f"{signed(found.value)} points to chance ({_interval(found)})", outcome
+        side = "at" if found.low <= 0 <= found.high else "above" if found.low > 0 else "below"
+        return f"{signed(found.value)} points to chance ({_interval(found)})", f"{side} chance"
     if comparison is None:
         return "–", "not run yet"
     shown = f"{signed(comparison.difference.value)} points ({_interval(comparison.difference)})"

@@ -6,6 +6,7 @@ where only the baseline's does, else 0. Images of one cluster (a designer, a pat
 that all is computed from tables of sums of d, (seeds, clusters).
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -127,8 +128,8 @@ def compare(
     tables = {name: _sums(values, members) for name, values in gained.items()}
     means, wins = _bootstrap(tables, sizes, seed, resamples)
     differences = {name: _estimate(table, sizes, means[name]) for name, table in tables.items()}
-    p = _holm([_p_differs(found) for found in differences.values()])
-    p_equivalent = _holm([_p_equivalent(found, smallest) for found in differences.values()])
+    p = holm([_p_differs(found) for found in differences.values()])
+    p_equivalent = holm([_p_equivalent(found, smallest) for found in differences.values()])
     return {
         name: Comparison(
             found,
@@ -152,28 +153,30 @@ def gains(arms: Mapping[str, Correct], name: str, baseline: str) -> Floats:
 
 
 def estimate(
-    values: ArrayLike, clusters: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Estimate:
-    """Mean of values of every run and image, (S, N), in points, such as an accuracy.
+    values: Mapping[str, ArrayLike], clusters: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Estimate]:
+    """Means in points, such as accuracies, of values of every run and image, (S, N) for each network.
 
     Raises:
-        ConfigError: fewer than two seeds or clusters.
+        ConfigError: a network with fewer than two seeds, or images of a single cluster.
         MissingPackage: scipy is not there.
     """
     members, sizes = _clusters(clusters)
-    table = _sums(np.asarray(values, dtype=float), members)
-    if len(table) < 2:
-        raise ConfigError("an interval needs runs with two seeds")
-    means, _ = _bootstrap({"": table}, sizes, seed, resamples)
-    return _estimate(table, sizes, means[""])
+    if few := next((name for name, rows in values.items() if len(np.asarray(rows)) < 2), None):
+        raise ConfigError(f"{few}: an interval needs runs with two seeds")
+    tables = {name: _sums(np.asarray(rows, dtype=float), members) for name, rows in values.items()}
+    means, _ = _bootstrap(tables, sizes, seed, resamples)
+    return {name: _estimate(table, sizes, means[name]) for name, table in tables.items()}
 
 
 def excess_over_chance(predicted: ArrayLike, labels: ArrayLike) -> Floats:
     """Correctness less what guessing gives, (S, N), for `estimate`: its mean is 0 where nothing was learned.
 
     Guessing is to name each class as often as the run does, whatever the image shows: with shares q of the
-    predictions an image of class k is then correct with probability q_k. A network that always names the most
-    frequent class is so at chance, though its accuracy is above 1 / K.
+    predictions and p of the images, Σ p_k q_k of the guesses are correct. A network that always names the
+    most frequent class is so at chance, though its accuracy is above 1 / K. Of an image of class k that was
+    taken for l the value is 1 or 0, less q_k and p_l, plus Σ p q: shares are of the same images, and centered
+    both ways the values vary as their mean does.
 
     Args:
         predicted: classes that the runs give, (S, N).
@@ -181,8 +184,9 @@ def excess_over_chance(predicted: ArrayLike, labels: ArrayLike) -> Floats:
     """
     predicted, labels = np.asarray(predicted), np.asarray(labels)
     count = max(predicted.max(), labels.max()) + 1
-    shares = np.stack([np.bincount(row, minlength=count) for row in predicted]) / labels.size
-    return (predicted == labels) - shares[:, labels]
+    guessed = np.stack([np.bincount(row, minlength=count) for row in predicted]) / labels.size
+    true = np.bincount(labels, minlength=count) / labels.size
+    return (predicted == labels) - guessed[:, labels] - true[predicted] + (guessed @ true)[:, None]
 
 
 def power(effect: float, spread: Spread, seeds: int, level: float = LEVEL) -> float:
@@ -199,15 +203,15 @@ def power(effect: float, spread: Spread, seeds: int, level: float = LEVEL) -> fl
     if not error:
         return float(effect != 0)
     threshold, shift = stats.t.ppf(1 - level / 2, df), abs(effect) / error
-    return float(stats.nct.sf(threshold, df, shift) + stats.nct.cdf(-threshold, df, shift))
+    tails = stats.nct.sf(threshold, df, shift), stats.nct.cdf(-threshold, df, shift)
+    return float(np.nan_to_num(tails).sum())  # below 1e-16 the other tail may be no number
 
 
 def smallest_detectable(spread: Spread, seeds: int, level: float = LEVEL) -> float:
     """Difference in points that a study of so many seeds claims with probability POWER."""
-    high = spread.error(seeds)[0]
-    while power(high, spread, seeds, level) < POWER:
+    low, high = 0.0, spread.error(seeds)[0]
+    while high and power(high, spread, seeds, level) < POWER:
         high *= 2
-    low = 0.0
     while high - low > 1e-4 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if power(middle, spread, seeds, level) < POWER else (low, middle)
@@ -219,7 +223,9 @@ def seeds_needed(effect: float, spread: Spread, level: float = LEVEL) -> int | N
 
     None where MOST_SEEDS would not do: the test set alone leaves too much open.
     """
-    return next((n for n in range(2, MOST_SEEDS + 1) if power(effect, spread, n, level) >= POWER), None)
+    tried = range(2, MOST_SEEDS + 1)
+    place = bisect_left(tried, POWER, key=lambda seeds: power(effect, spread, seeds, level))
+    return tried[place] if place < len(tried) else None
 
 
 def _clusters(numbers: ArrayLike) -> tuple[NDArray[np.intp], Floats]:
@@ -240,8 +246,9 @@ def _bootstrap(
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Two-level bootstrap: seeds and clusters are drawn with replacement, each for itself.
 
-    A draw is how often each seed and cluster comes, so that a resample is a product of matrices; the sums are
-    of whole numbers, exact in any order, and so the same on every machine. All tables meet the same draws.
+    A draw is how often each seed and cluster comes, so that a resample is a product of matrices; sums of
+    comparisons are whole numbers, exact in any order, and the same on every machine. All tables meet the same
+    draws.
 
     Returns:
         Means of each table, (R,), and the number of seeds with a positive sum on the drawn clusters, (R,).
@@ -269,7 +276,9 @@ def _joined(parts: Mapping[str, list[Floats]]) -> dict[str, Floats]:
 
 
 def _draws(generator: np.random.Generator, count: int, size: int) -> Floats:
-    return generator.multinomial(count, np.full(count, 1 / count), size).astype(float)
+    """How often each of `count` comes among as many draws, (size, count)."""
+    places = generator.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
+    return np.bincount(places.ravel(), minlength=size * count).reshape(size, count).astype(float)
 
 
 def _won(sums: Floats) -> Floats:
@@ -280,12 +289,12 @@ def _estimate(table: Floats, sizes: Floats, resampled: Floats) -> Estimate:
     """Mean of a table with an interval from its resamples, widened for few seeds.
 
     Percentiles of the two-level bootstrap, with deviations from the mean stretched by
-    t(0.975, ν) s / (z(0.975) s*): s* is the deviation of the resamples, s the standard error of `Spread` and
-    ν its degrees of freedom. Without that the interval is wrong both ways. The bootstrap's own variance is
-    (S − 1) / S of the seeds', which z takes for known, so that five seeds cover 85 % instead of 95 %; and it
-    counts what seed and image do together three times (Owen, The pigeonhole bootstrap, 2007), so that 99.9 %
-    are covered where that is all there is. BCa and resampled t values have no remedy: five seeds that are
-    drawn alike have no variance at all.
+    t(0.975, df) s / (z(0.975) s*): s* is the deviation of the resamples, s the standard error of `Spread` and
+    df its degrees of freedom. Without that the interval is wrong both ways. The bootstrap counts (S − 1) / S
+    of the seeds' variance, and takes it for known: 85 % of the intervals of five seeds hold the truth where
+    runs vary much. And it counts what seed and image do together three times (Owen, The pigeonhole bootstrap,
+    2007): 99.5 % do where runs are alike. With this correction it is 93 to 97 % in all kinds of simulated
+    studies. BCa and resampled t values are no remedy, since seeds that are drawn alike have no variance.
     """
     stats = _scipy()
     value, spread = table.sum() / (len(table) * sizes.sum()), _spread(table, sizes)
@@ -341,7 +350,7 @@ def _p_equivalent(found: Estimate, smallest: float) -> float:
     return float(_scipy().t.cdf((abs(found.value) - smallest) / error, df))
 
 
-def _holm(p: Sequence[float]) -> list[float]:
+def holm(p: Sequence[float]) -> list[float]:
     """Holm's correction (1979): the k-th smallest of m times m − k + 1, never below those before it."""
     order = np.argsort(p, kind="stable")
     steps = np.asarray(p)[order] * np.arange(len(p), 0, -1)
