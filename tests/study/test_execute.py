@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,14 +17,16 @@ import torch
 import yaml
 
 from metaformer.checkpoint.runs import find_runs
+from metaformer.data.split import open_split
 from metaformer.errors import ConfigError, DataError, MetaFormerError, VersionError
 from metaformer.inference.predictor import Predictor
+from metaformer.serialize import from_dict
 from metaformer.study.diagnostics import diagnose
 from metaformer.study.execute import claimed, run_study
-from metaformer.study.predict import last_checkpoint
+from metaformer.study.plan import DataPlan
+from metaformer.study.predict import describe_test, last_checkpoint
 from metaformer.study.study_dir import Study, read_study
 from study.conftest import contents
-from warm import python
 
 WritePlan = Callable[..., Path]
 
@@ -146,14 +149,7 @@ def test_hours_end_a_run_that_goes_on_later(copied: Path, write_plan: WritePlan)
         run_study(write_plan(), copied, hours=0)
 
 
-def test_clusters_are_what_the_expression_matches(
-    write_plan: WritePlan, tmp_path: Path, colors: Path
-) -> None:
-    from metaformer.data.split import open_split
-    from metaformer.serialize import from_dict
-    from metaformer.study.plan import DataPlan
-    from metaformer.study.predict import describe_test
-
+def test_clusters_are_what_the_expression_matches(colors: Path) -> None:
     split = open_split(colors, "test")
     found = describe_test(from_dict(DataPlan, {"root": str(colors), "group": r"/(\d)\.png"}), split)
     assert found.clusters.tolist() == [0, 1, 2, 3, 4] * 3
@@ -167,7 +163,7 @@ WRONG_DATA = {
     "folder": ({"data": {"root": "/nowhere"}}, "nowhere"),
     "split": ({"data": {"test": "held"}}, "held"),
     "memory": ({"skeleton": {"model": "poolformer_n", "overrides": {"dims": [999_999] * 4}}}, "memory"),
-    "recipe's class weights": ({"mixers": {"a": "pooling", "b": "attention(dropout=9.0)"}}, "mixers.b"),
+    "mixer's option": ({"mixers": {"a": "pooling", "b": "attention(dropout=9.0)"}}, "mixers.b"),
 }
 
 
@@ -218,13 +214,32 @@ def test_damaged_predictions_and_other_formats_are_named(done: Study, copied: Pa
         read_study(copied)
 
 
+STUDY = (
+    sys.executable,
+    "-c",
+    "import sys; from metaformer.study.execute import run_study; run_study(*sys.argv[1:])",
+)
+"""A process that carries out a plan in a folder."""
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study(done: Study, write_plan: WritePlan, tmp_path: Path) -> None:
+    command, out = [*STUDY, str(write_plan()), str(tmp_path / "out")], tmp_path / "out"
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=280)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    for run in done.runs:
+        assert sum(text.count(f"] {run.name}\n") for text in said) == 1, "done once"
+    assert all("] final-" in text or "] sweep-" in text for text in said), "by both"
+    assert contents(out) == contents(done.directory.path)
+
+
 @pytest.mark.slow
 def test_killed_five_times_a_study_equals_the_uninterrupted_one(
     done: Study, write_plan: WritePlan, tmp_path: Path
 ) -> None:
     plan, out, draw = write_plan(), tmp_path / "killed", np.random.RandomState(0)
-    code = "import sys; from metaformer.study.execute import run_study; run_study(*sys.argv[1:])"
-    command = [*python(), "-c", code, str(plan), str(out)]
+    command = [*STUDY, str(plan), str(out)]
     for number in range(5):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         target = 2 * number + 1

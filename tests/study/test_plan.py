@@ -44,6 +44,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "rate below the schedule's": (
         {"overrides": {"schedule": {"min_lr": 0.01}}}, "schedule.min_lr"
     ),
+    "rate of a transfer below the schedule's": (
+        {
+            "transfer": {"epochs": 1, "learning_rate": 1e-5},
+            "overrides": {"schedule": {"min_lr": 1e-4}, "data": {"image_size": 32}},
+        },
+        "schedule.min_lr",
+    ),
     "seeds of a claim": ({"claim": "claim"}, "seeds.*'claim'.*10"),
     "seeds twice": ({"seeds": [0, 0]}, "seeds.*twice"),
     "seeds of the sweep": ({"sweep_seeds": [1]}, "sweep_seeds.*1 is among seeds"),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from metaformer.data.sampler import Sample
+from metaformer.distributed import World
 from metaformer.study.arms import arm_task, build_arms, draft_arms
 from metaformer.study.plan import CONTROLS
 from metaformer.study.results import Arm, RunResult
@@ -109,15 +110,9 @@ def test_shuffled_labels_are_those_of_other_images(make_plan: MakePlan) -> None:
     plan = make_plan(controls=["shuffled_labels"])
     pooling, _, shuffled = build_arms(plan, 3)
     plain = build_task(final(plan, pooling))
-    tasks = [arm_task(plan, shuffled)(final(plan, shuffled, seed), plain_world()) for seed in (0, 0, 1)]
+    tasks = [arm_task(plan, shuffled)(final(plan, shuffled, seed), World()) for seed in (0, 0, 1)]
     labels: list[Any] = [list(task.train.source.labels) for task in (plain, *tasks)]
     assert labels[1] == labels[2] != labels[3] and labels[0] not in labels[1:]
     assert all(sorted(found) == sorted(labels[0]) for found in labels)
     held: Any = tasks[0].evaluation.loader.dataset.source
     assert list(held.labels) == sorted(held.labels), "those of validation stay"
-
-
-def plain_world() -> Any:
-    from metaformer.distributed import World
-
-    return World()

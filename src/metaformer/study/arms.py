@@ -50,13 +50,12 @@ def outside_network(name: str, classes: int, options: dict[str, Any]) -> Any:
 
     if not timm.is_model(name):
         raise UnknownName("model of timm (outside)", name, timm.list_models("resnet*"))
-    stem = (
-        {"stem_type": "deep", "stem_width": -(-options["channels"][0] // 2)} if "channels" in options else {}
-    )
-    try:
-        network = timm.create_model(name, num_classes=classes, **stem, **options)
-    except TypeError as error:
-        raise ConfigError(f"outside: {name} is no ResNet of timm: its channels cannot be matched") from error
+    stem: dict[str, Any] = {}
+    if "channels" in options:
+        stem = {"stem_type": "deep", "stem_width": max(1, options["channels"][0] // 2)}
+    if name not in timm.list_models(module="resnet"):
+        raise ConfigError(f"outside: {name} is no ResNet of timm: its channels cannot be matched")
+    network = timm.create_model(name, num_classes=classes, **stem, **options)
     network.config = OutsideConfig(name, options)
     return network
 
@@ -199,14 +198,16 @@ def _matched(plan: Plan, draft: Arm, classes: int, baseline: nn.Module, device: 
         network = build(shape) if budget.match == "latency" else light(lambda: build(shape))
         return cost_of(network, budget, size, baseline, device)
 
-    if budget.match == "none":
-        return replace(draft, parameters=parameters(build(start)))
-    target = 1.0 if budget.match == "latency" else cost_of(baseline, budget, size, baseline, device)
-    found = match_budget(start, cost, target, budget.tolerance)
+    if budget.match == "none" or draft.mixers == plan.stage_mixers(plan.baseline):
+        return replace(draft, parameters=parameters(arm_network(plan, draft, classes)))
+    if budget.match == "latency":  # each depth would take minutes to measure
+        found = match_budget(start, cost, 1.0, budget.tolerance, deeper=0)
+    else:
+        found = match_budget(start, cost, cost_of(baseline, budget, size, baseline, device), budget.tolerance)
     pairs = zip(names, start, found, strict=True)
     return replace(
         draft,
-        overrides={name: list(after) for name, before, after in pairs if after != before},
+        overrides={name: list(after) for name, before, after in pairs if after != before or not draft.mixers},
         changed=found.changes(start),
         parameters=parameters(build(found)),
     )
@@ -215,6 +216,8 @@ def _matched(plan: Plan, draft: Arm, classes: int, baseline: nn.Module, device: 
 def _start(plan: Plan, arm: Arm) -> tuple[tuple[str, str], Shape]:
     """What widths and depths are called in a network's configuration, and theirs before the budget."""
     if arm.control == "outside":
-        return ("channels", "layers"), Shape((64, 128, 256, 512), (2, 2, 2, 2))
+        network = outside_network(plan.outside, 2, {})
+        stages = (network.layer1, network.layer2, network.layer3, network.layer4)
+        return ("channels", "layers"), Shape((64, 128, 256, 512), tuple(map(len, stages)))
     skeleton = plan.network(arm.mixers)
     return ("dims", "depths"), Shape(skeleton.dims, skeleton.depths)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
+from statistics import median
 from typing import Final, NamedTuple
 
 import torch
 from torch import nn
 
 from metaformer.bench.counts import count
-from metaformer.bench.timing import measure
+from metaformer.bench.timing import measure, ratios
 from metaformer.errors import ConfigError
 from metaformer.models.build import on_meta
 from metaformer.study.plan import Budget
@@ -23,7 +24,7 @@ DEEPER: Final = 4
 
 BATCH: Final = 8
 """Images of a batch whose latency is matched."""
-ROUNDS: Final = 15
+ROUNDS: Final = 9
 
 
 class Shape(NamedTuple):
@@ -40,7 +41,9 @@ class Shape(NamedTuple):
         return tuple(f"{name}: {old} to {new}" for name, old, new in pairs if old != new)
 
 
-def match_budget(start: Shape, cost: Callable[[Shape], float], target: float, tolerance: float) -> Shape:
+def match_budget(
+    start: Shape, cost: Callable[[Shape], float], target: float, tolerance: float, deeper: int = DEEPER
+) -> Shape:
     """The shape nearest to `start` whose cost is the target's: widths first, then depths.
 
     Args:
@@ -48,6 +51,7 @@ def match_budget(start: Shape, cost: Callable[[Shape], float], target: float, to
         cost: grows with widths and depths; raises an error for a shape that cannot be.
         target: cost to match.
         tolerance: largest difference, as a fraction of the target.
+        deeper: blocks that the deepest stage gets more or fewer, at most.
 
     Raises:
         ConfigError: no shape comes near enough; the message names the nearest.
@@ -69,7 +73,7 @@ def match_budget(start: Shape, cost: Callable[[Shape], float], target: float, to
 
     if abs(excess(start)) <= tolerance:
         return start
-    for depths in _depths(start.depths):
+    for depths in _depths(start.depths, deeper):
         for step in STEPS:
             shapes = [Shape(dims, depths) for dims in widths(start.dims, step)]
             found = nearest(shapes, known, target)
@@ -121,11 +125,11 @@ def widths(dims: tuple[int, ...], step: int) -> list[tuple[int, ...]]:
     return list(found)
 
 
-def _depths(depths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+def _depths(depths: tuple[int, ...], most: int) -> Iterator[tuple[int, ...]]:
     """These depths, then with ever more blocks added to the deepest stage, or taken from it."""
     yield depths
     deepest = depths.index(max(depths))
-    for change in range(1, DEEPER + 1):
+    for change in range(1, most + 1):
         for more in (change, -change):
             if depths[deepest] + more > 0:
                 yield (*depths[:deepest], depths[deepest] + more, *depths[deepest + 1 :])
@@ -159,8 +163,8 @@ def parameters(network: nn.Module) -> int:
 
 
 def latency_ratio(network: nn.Module, baseline: nn.Module, image_size: int, device: torch.device) -> float:
-    """Time of a forward pass relative to the baseline's, by the fastest of alternating rounds."""
+    """Time of a forward pass relative to the baseline's: the median over alternating rounds."""
     images = torch.zeros(BATCH, 3, image_size, image_size, device=device)
     pair = [one.eval().to(device, memory_format=torch.channels_last) for one in (network, baseline)]  # type: ignore[call-overload]
     own, other = measure(pair, [images, images], rounds=ROUNDS)
-    return own.minimum / other.minimum
+    return median(ratios(other, own))

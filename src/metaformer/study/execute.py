@@ -200,6 +200,9 @@ class Worker:
         while not self._over():
             done = self._advance()
             if done is None:
+                left = [job.name for job in self.jobs() if not job.done.exists()]
+                if left:
+                    _say(f"left to other processes, which are at work on it: {', '.join(left)}")
                 return
             if not done:
                 time.sleep(PAUSE)

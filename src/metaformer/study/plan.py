@@ -17,7 +17,7 @@ from metaformer.recipes import find
 from metaformer.registry import parse
 from metaformer.serialize import Range, Serializable, Text, errors_at, from_dict, parse_yaml, to_dict
 from metaformer.storage import read_text
-from metaformer.study.results import Count, Positive
+from metaformer.study.results import Positive
 from metaformer.training.check import check_config
 
 Claim = Literal["pilot", "look", "claim"]
@@ -30,7 +30,8 @@ CONTROLS: Final[tuple[Control, ...]] = ("repeat", "shuffled_labels", "identity",
 Probe = Literal["receptive_field", "shift", "rotation", "size", "corruption", "diagnostics"]
 Points = Annotated[float, Range(0, 100, above=True)]
 Side = Annotated[int, Range(1, 2**15, integer=True)]
-Positives = Annotated[int, Range(1, 2**31, integer=True)]
+Epochs = Annotated[int, Range(1, 2**31, integer=True)]
+Seed = Annotated[int, Range(0, 2**32, integer=True)]
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
 OWNED: Final[Mapping[str, str]] = {
     "model.name": "skeleton.model",
@@ -106,7 +107,7 @@ class Budget(Serializable):
 class Transfer(Serializable):
     """Fine-tuning of the baseline's trained networks after their mixers were swapped."""
 
-    epochs: Positives
+    epochs: Epochs
     """Epochs of fine-tuning."""
     learning_rate: Positive
     """Its learning rate, the same for every mixer."""
@@ -133,9 +134,9 @@ class Plan(Serializable):
     """What each network is tuned with, at least five."""
     fewer_rates: Text | None = None
     """Why fewer than five suffice."""
-    sweep_seeds: tuple[Count, ...]
+    sweep_seeds: tuple[Seed, ...]
     """Seeds of the tuning, none of which is used again."""
-    seeds: tuple[Count, ...]
+    seeds: tuple[Seed, ...]
     """Seeds of the comparison; networks are paired by them."""
     claim: Claim = "look"
     """What the study is for: `pilot` (2 seeds at least), `look` (5) or `claim` (10)."""
@@ -143,7 +144,7 @@ class Plan(Serializable):
     """Primary metric, on test data."""
     smallest_effect: Points
     """Smallest difference of interest, in points of the metric; smaller ones are equivalent."""
-    epochs: Positives
+    epochs: Epochs
     """Epochs of each run."""
     controls: tuple[Control, ...] = CONTROLS
     """The baseline again, with other seeds (`repeat`) and on shuffled labels (`shuffled_labels`), no mixer
@@ -255,7 +256,7 @@ class Plan(Serializable):
             raise ConfigError(
                 f"sweep_seeds: {shared[0]} is among seeds: tune on other seeds than you compare"
             )
-        for rate in self.learning_rates:
+        for rate in (*self.learning_rates, *([self.transfer.learning_rate] if self.transfer else ())):
             config = self.config()
             check_config(replace(config, optim=replace(config.optim, lr=rate)))
 

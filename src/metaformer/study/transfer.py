@@ -27,7 +27,8 @@ def transfer_config(plan: Plan, run: Run) -> TrainConfig:
     """Configuration of a fine-tuning: that of a run, for other epochs."""
     assert plan.transfer is not None
     config = run_config(plan, run)
-    return replace(config, schedule=replace(config.schedule, epochs=plan.transfer.epochs, warmup_epochs=0))
+    schedule = replace(config.schedule, epochs=plan.transfer.epochs, warmup_epochs=0, warmup_steps=None)
+    return replace(config, schedule=schedule)
 
 
 def swapped_task(donor: Path) -> BuildTask:
