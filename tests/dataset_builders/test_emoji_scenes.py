@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metaformer.cli import main
 from metaformer.data.folder import ImageFolder
 from metaformer.dataset_builders.emoji_scenes import write_emoji_scenes
 from metaformer.errors import ConfigError, DataError
@@ -93,3 +94,10 @@ def test_too_few_emoji_or_artists_are_an_error(pack: Pack, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="classes"):
         written(packed(pack), tmp_path / "scenes", classes=1)
     assert not (tmp_path / "scenes").exists()
+
+
+def test_the_command(pack: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--classes=3", "--copies=1", "--scenes=2", "--val-scenes=1"]
+    assert main(["data", "emoji-scenes", str(tmp_path / "out"), f"--from={packed(pack)}", *few]) == 0
+    out = capsys.readouterr().out
+    assert f"3 images: {tmp_path / 'out' / 'segment'}" in out and "overview.jpg" in out

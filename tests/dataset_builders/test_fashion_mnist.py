@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metaformer.cli import main
 from metaformer.data.folder import ImageFolder
 from metaformer.dataset_builders import fashion_mnist
 from metaformer.dataset_builders.fashion_mnist import CLASSES, FILES, write_fashion_mnist
@@ -196,3 +197,11 @@ def test_the_published_files_are_of_the_published_sizes() -> None:
         "t10k-labels-idx1-ubyte": 10_008,
     }
     assert all(len(file.sha256) == 64 for file in FILES.values())
+
+
+def test_the_command(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "fashion-mnist", str(tmp_path / "out"), f"--from={published}"]
+    assert main(command) == 0
+    assert "val: 20 images, 2 to 2 of each class" in capsys.readouterr().out
+    assert main(command) == 1
+    assert "not empty" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metaformer.cli import main
 from metaformer.data.folder import ImageFolder
 from metaformer.dataset_builders import iconify
 from metaformer.dataset_builders.iconify import Drawing, render
@@ -268,3 +269,13 @@ def test_the_renderer_is_named_where_it_is_missing(
 def test_a_folder_with_something_in_it_is_left_alone(pack: Pack, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="not empty"):
         written(packed(pack), tmp_path)
+
+
+def test_the_command(pack: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "icons", str(tmp_path / "icons"), f"--from={packed(pack)}", "--size=32"]
+    assert main([*command, "--min-sets=4"]) == 0
+    assert "images" in capsys.readouterr().out
+    assert main([*command[:2], str(tmp_path / "more"), *command[3:], "--min-sets=99"]) == 1
+    assert "ask for fewer" in capsys.readouterr().err.splitlines()[-1]
+    assert main(command[:3]) == 2
+    assert "--from" in capsys.readouterr().err

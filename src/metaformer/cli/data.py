@@ -244,10 +244,10 @@ def _overview() -> str:
 SPLITS = ("train", "val")
 SUBCOMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("write the demo data sets", _demo),
-    "fashion-mnist": ("write Fashion-MNIST as an image folder", _fashion_mnist),
-    "icons": ("write icons of many designers as an image folder", _icons),
-    "emoji-scenes": ("write scenes of emoji with label maps and objects", _emoji_scenes),
     "check": ("report all that is wrong with a data set", _check),
     "shard": ("write an image folder as parquet or tar files", _shard),
     "split": ("divide class folders into train, val and test", _split),
+    "fashion-mnist": ("write Fashion-MNIST as an image folder", _fashion_mnist),
+    "icons": ("write icons of many designers as an image folder", _icons),
+    "emoji-scenes": ("write scenes of emoji with label maps and objects", _emoji_scenes),
 }

@@ -51,7 +51,7 @@ FASHION = TrainConfig(
     ),
     loss=LossConfig(smoothing=0.1),
     optim=OptimConfig(lr=4e-3, clip=1.0),
-    schedule=ScheduleConfig(epochs=10, warmup_epochs=1),
+    schedule=ScheduleConfig(epochs=7, warmup_epochs=0.5),
     ema=EmaConfig(decay=0.995),
     evaluate=EvalConfig(crop=1.0),
     runtime=RuntimeConfig(threads=2, log_every=50),
