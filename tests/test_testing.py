@@ -181,7 +181,7 @@ BROKEN: dict[str, tuple[type[nn.Module], str]] = {
     "export": (Branches, "data-dependent"),
     "onnx": (Bessel, "bessel"),
     "macs": (Frequencies, "_fft_r2c"),
-    "cost": (Cubic, "3.0th power"),
+    "cost": (Cubic, "to the power 3.0"),
     "time": (HiddenLoop, "times the time"),
 }
 """A mixer that breaks each promise, and what is said of it."""

@@ -511,7 +511,7 @@ def _cost(case: MixerCase) -> str:
     if not small:
         return "no multiply-adds"
     exponent = log(large / small, PIXEL_GROWTH)
-    _need(exponent <= _MOST_GROWTH, f"grows with the {exponent:.1f}th power of the number of pixels")
+    _need(exponent <= _MOST_GROWTH, f"grows with the number of pixels to the power {exponent:.1f}")
     word = {1: "linear", 2: "quadratic"}.get(round(exponent), "")
     return f"{word} in pixels: {large / small:.1f} times for {PIXEL_GROWTH:.0f} times as many".strip()
 

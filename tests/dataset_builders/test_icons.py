@@ -139,6 +139,13 @@ def drawing(body: str, **fields: float) -> Drawing:
         '<!DOCTYPE x [<!ENTITY y "z">]>',
         '<rect fill="url(http://example.org/x)"/>',
         '<use href="#a"/>',
+        '<s:image xmlns:s="http://www.w3.org/2000/svg" href="/etc/passwd"/>',
+        '<rect fill="u&#114;l(x)"/>',
+        '<rect style="fill: url( x )"/>',
+        '<linearGradient id="a" href="x.svg#b"/>',
+        "<g>" * 300 + "</g>" * 300,
+        "".join(f'<mask id="a{i}"><g mask="url(#a{i + 1})"/></mask>' for i in range(300)),
+        '<g mask="url(#a)"/>' * 40,
         '<filter id="f"/>',
         "<path d='" + "M0 0" * 50_000 + "'/>",
     ],
@@ -242,6 +249,9 @@ def test_links_and_other_names_are_not_followed(pack: Pack, tmp_path: Path) -> N
             member = tarfile.TarInfo(name)
             member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
             archive.addfile(member)
+        member = tarfile.TarInfo("package/json/holes.json")
+        member.pax_headers = {"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": "0,0"}
+        archive.addfile(member)
     assert len(written(tmp_path / "more.tgz", tmp_path / "icons")) == 24
     assert sorted(path.name for path in tmp_path.iterdir()) == ["iconify-json.tgz", "icons", "more.tgz"]
 

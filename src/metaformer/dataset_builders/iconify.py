@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
+from xml.parsers import expat
 
 from PIL import Image
 
@@ -28,14 +29,31 @@ LARGEST_PACKAGE: Final = 2 << 30
 MOST_MEMBERS: Final = 20_000
 _LARGEST_BODY: Final = 100_000
 _DEPTH: Final = 8
-_MEMBER: Final = re.compile(r"package/json/([a-z0-9]+(?:-[a-z0-9]+)*)\.json")
-_NAME: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-_FOREIGN: Final = re.compile(
-    r"<(?:!|\?|image|script|style|text|use|filter|foreignobject|a[\s>])"
-    r"|href\s*=\s*[\"'](?!#)|url\(\s*[\"']?(?!#|[\s\"'])",
-    re.I,
-)
-"""What drawings may not hold: other documents and files, programs, fonts, what makes few bytes much work."""
+_NAME: Final = r"[a-z0-9][a-z0-9-]{0,99}"
+_MEMBER: Final = re.compile(rf"package/json/({_NAME})\.json")
+_SVG: Final = "http://www.w3.org/2000/svg"
+_ELEMENTS: Final = {
+    *(
+        "svg",
+        "g",
+        "path",
+        "rect",
+        "circle",
+        "ellipse",
+        "line",
+        "polyline",
+        "polygon",
+        "defs",
+        "title",
+        "desc",
+    ),
+    *("linearGradient", "radialGradient", "stop", "mask", "clipPath", "animate", "animateTransform", "set"),
+}
+"""What drawings may hold: no other documents, programs or fonts, nothing that makes few bytes much work."""
+_FOREIGN: Final = re.compile(r"url\(\s*[\"']?(?!#|[\s\"'])", re.I)
+_LAYER: Final = re.compile("mask|clip-path")
+_DEEPEST: Final = 80
+"""Levels of nesting, times masks and clips: resvg goes down into them, and ends the process at 250."""
 Side = Annotated[float, Range(0, 10_000, above=True)]
 
 
@@ -78,17 +96,12 @@ class Drawing:
     left: float = 0.0
     top: float = 0.0
 
-    @property
-    def renderable(self) -> bool:
-        """Whether it is of a sane size, and refers to nothing outside itself."""
-        return len(self.body) <= _LARGEST_BODY and _FOREIGN.search(self.body) is None
-
     def svg(self, color: str = "#000") -> str:
         """The document; what has no color of its own is drawn in `color`."""
         box = f"{self.left:g} {self.top:g} {self.width:g} {self.height:g}"
         body = self.body.replace("currentColor", color)
         return (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'<svg xmlns="{_SVG}" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="{box}" width="{self.width:g}" height="{self.height:g}" color="{color}">{body}</svg>'
         )
 
@@ -107,7 +120,7 @@ class IconSet:
 
     def names(self) -> list[str]:
         """Names of the icons that are shown, in order."""
-        return [name for name in sorted(self.icons) if _NAME.fullmatch(name)]
+        return [name for name in sorted(self.icons) if re.fullmatch(_NAME, name)]
 
     def drawing(self, name: str) -> Drawing:
         """An icon.
@@ -141,9 +154,10 @@ def read_sets(tarball: Path, wanted: Callable[[SetInfo], bool]) -> Iterator[Icon
             if number > MOST_MEMBERS:
                 raise DataError(f"has more than {MOST_MEMBERS:,} files")
             name = _MEMBER.fullmatch(member.name)
-            body = archive.extractfile(member) if name is not None and member.isreg() else None
-            if name is None or body is None:
+            if name is None or not member.isreg() or member.issparse():
                 continue
+            body = archive.extractfile(member)
+            assert body is not None  # as of every regular file
             found += 1
             one = _decode(body.read(), name[1], f"{tarball}, {member.name}")
             if wanted(one.info):
@@ -191,7 +205,7 @@ def _errors(tarball: Path) -> Iterator[None]:
         if str(tarball) in str(error):
             raise
         raise DataError(f"{tarball}: {error}") from error
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError) as error:
         raise DataError(f"{tarball}: is no npm package, or damaged ({error}): fetch it again") from error
 
 
@@ -208,9 +222,60 @@ def load_renderer() -> Any:
     return resvg_py
 
 
+class _Unsafe(Exception):
+    """A drawing that is not rendered."""
+
+
+class _Inspector:
+    """Reads a drawing as the renderer will, element by element, and raises `_Unsafe` at what is not wanted."""
+
+    def __init__(self) -> None:
+        self.depth = self.deepest = self.layers = 0
+        self.parser = expat.ParserCreate(namespace_separator=" ")
+        self.parser.StartElementHandler = self._start
+        self.parser.EndElementHandler = self._end
+        self.parser.StartDoctypeDeclHandler = self.parser.ProcessingInstructionHandler = self._refuse
+
+    def inspect(self, svg: str) -> None:
+        """Read a document."""
+        try:
+            self.parser.Parse(svg.encode(), True)
+        except expat.ExpatError as error:
+            raise _Unsafe from error
+        if self.deepest * (self.layers + 1) > _DEEPEST:
+            raise _Unsafe
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        self.depth += 1
+        self.deepest = max(self.deepest, self.depth)
+        namespace, _, local = name.rpartition(" ")
+        if namespace != _SVG or local not in _ELEMENTS:
+            raise _Unsafe
+        for key, value in attributes.items():
+            refers = key.rpartition(" ")[2] == "href"
+            if (refers and not value.startswith("#")) or _FOREIGN.search(value):
+                raise _Unsafe
+            self.layers += bool(_LAYER.search(key if key != "style" else value))
+
+    def _end(self, name: str) -> None:
+        self.depth -= 1
+
+    def _refuse(self, *_: object) -> None:
+        raise _Unsafe
+
+
+def is_safe(drawing: Drawing) -> bool:
+    """Whether a drawing is of a sane size, and refers to nothing outside itself."""
+    try:
+        _Inspector().inspect(drawing.svg())
+    except _Unsafe:
+        return False
+    return len(drawing.body) <= _LARGEST_BODY
+
+
 def render(drawing: Drawing, side: int) -> Image.Image | None:
-    """A drawing in RGBA in the middle of a square of `side` pixels; None where it cannot be rendered."""
-    if not drawing.renderable:
+    """A drawing in RGBA in the middle of a square of `side` pixels; None where it is not rendered."""
+    if not is_safe(drawing):
         return None
     scale = side / max(drawing.width, drawing.height)
     width, height = (max(1, round(scale * length)) for length in (drawing.width, drawing.height))

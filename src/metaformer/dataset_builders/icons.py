@@ -112,7 +112,7 @@ def write_icons(
             raise DataError(f"{tarball}: no name is in {min_sets} of its sets: ask for fewer (min_sets)")
         infos: dict[str, SetInfo] = {}
         icons: list[Icon] = []
-        sets = sets = tqdm(
+        sets = tqdm(
             read_sets(tarball, _is_used), "icons", unit=" sets", file=sys.stderr, disable=not progress
         )
         for one in sets:
