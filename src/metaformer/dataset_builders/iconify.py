@@ -227,7 +227,7 @@ class _Unsafe(Exception):
 
 
 class _Inspector:
-    """Reads a drawing as the renderer will, element by element, and raises `_Unsafe` at what is not wanted."""
+    """Reads a drawing as the renderer will, element by element; raises `_Unsafe` at what is not wanted."""
 
     def __init__(self) -> None:
         self.depth = self.deepest = self.layers = 0
