@@ -289,9 +289,9 @@ def _generate(folder: Path, images: int) -> int:
     """Random crops of scikit-learn's two photographs, at least 0.7 of their sides."""
     from PIL import Image
 
-    from metaformer.data.demo import SceneGenerator
+    from metaformer.data.demo import DigitScenes
 
-    photos = SceneGenerator(0, 5).photos
+    photos = DigitScenes(0, 5).photos
     draw = np.random.RandomState(0)
     for number in range(images):
         photo = photos[number % len(photos)]

@@ -64,5 +64,5 @@ def test_errors_in_a_users_file_name_the_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # as users name it: by a relative path
     Path("own.py").write_text(text)
-    with pytest.raises(ConfigError, match=rf"--import own\.py: {told}"):
+    with pytest.raises(ConfigError, match=rf"own\.py: {told}"):
         import_file("own.py")

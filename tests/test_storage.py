@@ -12,6 +12,7 @@ from metaformer.errors import OutputError
 from metaformer.storage import (
     FileNames,
     atomic_bytes,
+    atomic_folder,
     atomic_path,
     atomic_text,
     cache_dir,
@@ -131,6 +132,23 @@ def test_the_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setenv("METAFORMER_HOME", "~no-user-of-this-name/cache")
     with pytest.raises(OutputError, match="no such home directory; set METAFORMER_HOME"):
         cache_dir()
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "data"
+    with pytest.raises(ZeroDivisionError), atomic_folder(target) as folder:
+        (folder / "half.txt").write_text("")
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    target.mkdir()  # an empty one is taken
+    with atomic_folder(target) as folder:
+        (folder / "whole.txt").write_text("")
+    assert [path.name for path in target.iterdir()] == ["whole.txt"]
+    with pytest.raises(OutputError, match="not empty"), atomic_folder(target):
+        pytest.fail("it was entered")
+    with pytest.raises(OutputError, match="cannot write"), atomic_folder(target / "whole.txt" / "below"):
+        pytest.fail("it was entered")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_each_output_has_a_name_of_its_own() -> None:

@@ -458,6 +458,66 @@ def findings(report: CheckReport, grade: str) -> list[tuple[str, str]]:
     return [(finding.kind, finding.text) for finding in report.findings if finding.grade == grade]
 
 
+# Icon sets, as npm's package has them
+
+Pack = Callable[[Mapping[str, Any]], Path]
+
+
+def icon_set(
+    prefix: str,
+    icons: Mapping[str, str],
+    author: str = "Ann",
+    spdx: str = "MIT",
+    palette: bool = False,
+    category: str = "General",
+    **fields: Any,
+) -> dict[str, Any]:
+    """A set as its JSON file has it.
+
+    Args:
+        prefix: its name.
+        icons: SVG bodies by name.
+        author: who drew it.
+        spdx: its license.
+        palette: whether it has colors.
+        category: what it is for.
+        fields: others of the file.
+    """
+    info = {
+        "name": prefix.title(),
+        "total": len(icons),
+        "author": {"name": author, "url": f"https://example.org/{prefix}"},
+        "license": {"title": spdx, "spdx": spdx, "url": "https://example.org/license"},
+        "samples": sorted(icons)[:2],
+        "category": category,
+        "palette": palette,
+    }
+    shown = {name: {"body": body} for name, body in icons.items()}
+    return {"prefix": prefix, "info": info, "icons": shown, "width": 24, "height": 24, **fields}
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Pack:
+    """Write a package: files by name, whose content is bytes or plain values for JSON."""
+
+    def write(files: Mapping[str, Any]) -> Path:
+        path = tmp_path / "iconify-json.tgz"
+        with tarfile.open(path, "w:gz") as archive:
+            for name, content in {"package/package.json": {"version": "2.2.0"}, **files}.items():
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        return path
+
+    return write
+
+
+def path_of(set_: Mapping[str, Any]) -> str:
+    """Where a set lies in the package."""
+    return f"package/json/{set_['prefix']}.json"
+
+
 # Demo data
 
 

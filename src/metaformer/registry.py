@@ -109,14 +109,14 @@ def import_file(path: str | Path) -> None:
     path = Path(path)
     spec = importlib.util.spec_from_file_location(f"metaformer_file_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"--import {path}: there is no such Python file")
+        raise ConfigError(f"{path}: there is no such Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a file that leaves must not end the command as if it were done
         raise ConfigError(
-            f"--import {path}: line {_line(error, spec.origin)}: {type(error).__name__}: {error}"
+            f"{path}: line {_line(error, spec.origin)}: {type(error).__name__}: {error}"
         ) from error
 
 

@@ -35,7 +35,9 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "list": Command("models, weights, recipes and mixers", "metaformer list caformer", "listing"),
-    "data": Command("write demo data, check and shard data sets", "metaformer data demo demo-data", "data"),
+    "data": Command(
+        "write demo and real data, check and shard data sets", "metaformer data demo demo-data", "data"
+    ),
     "train": Command(
         "train by a recipe", "metaformer train demo/classify --data.root demo-data/classify", "train"
     ),
@@ -66,6 +68,11 @@ COMMANDS: dict[str, Command] = {
     "serve": Command("networks behind HTTP, with a page", "metaformer serve runs/demo-classify", "serve"),
     "bench": Command(
         "count and time models", "metaformer bench poolformer_s12 --against timm:poolformer_s12", "bench"
+    ),
+    "check-mixer": Command(
+        "check a token mixer against the contract",
+        "metaformer check-mixer my_mixer.py:cross",
+        "check_mixer",
     ),
     "doctor": Command("what is installed, which kernels run, what is missing", "metaformer doctor", "doctor"),
     "verify": Command(

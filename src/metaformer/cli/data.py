@@ -1,7 +1,8 @@
-"""`metaformer data demo|check|shard|split`: write, check, shard and split data sets."""
+"""`metaformer data COMMAND`: write, check, shard and split data sets."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaformer.cli.options import accepts, add_options, add_task_options, options_of
@@ -46,15 +47,74 @@ def _demo(argv: list[str]) -> int:
         help="scenes to learn from, and held out (default 600 150)",
     )
     args = parser.parse_args(argv)
-    from metaformer.tasks.demo import OVERVIEW, write_demo_data
+    from metaformer.tasks.demo import write_demo_data
 
     images = write_demo_data(
         args.dir, args.seed, per_class=args.per_class, copies=args.copies, scenes=tuple(args.scenes)
     )
+    return _say_scenes(images)
+
+
+def _say_scenes(images: Mapping[Path, int]) -> int:
+    from metaformer.tasks.demo import OVERVIEW
+
     for folder, count in images.items():
         say(f"{count} images: {folder}")
-    say(f"some of each: {args.dir}/{OVERVIEW}")
+    say(f"some of each: {next(iter(images)).parent / OVERVIEW}")
     return 0
+
+
+def _fashion_mnist(argv: list[str]) -> int:
+    from metaformer.dataset_builders.fashion_mnist import DEBIAN, write_fashion_mnist
+
+    parser = Parser(
+        "data fashion-mnist",
+        "Write Fashion-MNIST as an image folder: 28×28 gray images of ten kinds of clothing, 55,000 to\n"
+        "learn from, 5,000 for validation, 10,000 as the published test.",
+        "metaformer data fashion-mnist fashion",
+    )
+    add = parser.add_argument
+    add("dir", metavar="DIR", help="where to: a new or empty folder")
+    default = f"{DEBIAN} of Debian's package dataset-fashion-mnist, else downloaded"
+    add("--from", dest="source", metavar="FOLDER", help=f"the four published files (default: {default})")
+    args = parser.parse_args(argv)
+    say(write_fashion_mnist(args.dir, source=args.source).text())
+    return 0
+
+
+def _icons(argv: list[str]) -> int:
+    from metaformer.dataset_builders.icons import write_icons
+
+    parser = Parser(
+        "data icons",
+        "Write icons of many designers as an image folder, whose classes are what they show; the designers\n"
+        "of val and test drew nothing of train.",
+        "metaformer data icons icons --from iconify-json-2.2.535.tgz",
+    )
+    say(write_icons(**_drawing_options(parser, write_icons, argv)).text())
+    return 0
+
+
+def _emoji_scenes(argv: list[str]) -> int:
+    from metaformer.dataset_builders.emoji_scenes import write_emoji_scenes
+
+    parser = Parser(
+        "data emoji-scenes",
+        "Write scenes of emoji on photographs with exact masks, in the format of every task, as data demo\n"
+        "does of digits; the artists of val drew nothing of train.",
+        "metaformer data emoji-scenes scenes --from iconify-json-2.2.535.tgz",
+    )
+    return _say_scenes(write_emoji_scenes(**_drawing_options(parser, write_emoji_scenes, argv)))
+
+
+def _drawing_options(parser: Parser, write: Callable[..., Any], argv: list[str]) -> dict[str, Any]:
+    """Arguments of a function that makes a data set from npm's package of icon sets."""
+    add = parser.add_argument
+    add("out", metavar="DIR", help="where to: a new or empty folder")
+    package = "npm's package of icon sets, as npm pack @iconify/json fetches it"
+    add("--from", dest="source", required=True, metavar="TARBALL", help=package)
+    add_options(parser, list(options_of(write, skip=("source", "progress"))))
+    return vars(parser.parse_args(argv))
 
 
 def _check(argv: list[str]) -> int:
@@ -176,7 +236,8 @@ def _add_workers(parser: Parser) -> None:
 
 def _overview() -> str:
     lines = ["usage: metaformer data COMMAND … (metaformer data COMMAND --help)", ""]
-    lines += [f"  {what:<6} {text}" for what, (text, _) in SUBCOMMANDS.items()]
+    width = max(map(len, SUBCOMMANDS))
+    lines += [f"  {what:<{width}}  {text}" for what, (text, _) in SUBCOMMANDS.items()]
     return "\n".join([*lines, "", "example:", "  metaformer data check flowers"])
 
 
@@ -186,4 +247,7 @@ SUBCOMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "check": ("report all that is wrong with a data set", _check),
     "shard": ("write an image folder as parquet or tar files", _shard),
     "split": ("divide class folders into train, val and test", _split),
+    "fashion-mnist": ("write Fashion-MNIST as an image folder", _fashion_mnist),
+    "icons": ("write icons of many designers as an image folder", _icons),
+    "emoji-scenes": ("write scenes of emoji with label maps and objects", _emoji_scenes),
 }

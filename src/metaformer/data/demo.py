@@ -1,10 +1,11 @@
-"""Demo scenes: scikit-learn's handwritten digits on crops of its two photographs."""
+"""Scenes of small objects on crops of scikit-learn's two photographs; its handwritten digits as objects."""
 
 import colorsys
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,19 +25,21 @@ _SAMPLE_STEP: Final = 13
 _SCENE_SIZE: Final = 128
 """Height and width of the scenes, in pixels."""
 _ATTEMPTS: Final = 60
-"""Random positions tried for a digit before a crowded scene goes without it."""
+"""Random positions tried for an object before a crowded scene goes without it."""
+_OPAQUE: Final = 0.4
+"""Opacity from which on a pixel is an object's."""
 Square = tuple[int, int, int]
 """Left, top and side, in pixels."""
 
 
 @dataclass(frozen=True)
-class Digit:
-    """One digit in a scene."""
+class SceneObject:
+    """One object in a scene."""
 
     label: int
-    """0 ... 9."""
+    """Index of its class."""
     source: int
-    """Its index in scikit-learn's `load_digits`."""
+    """Index of the drawing that it is made from."""
     mask: NDArray[np.bool_]
     """Visible pixels, (H, W)."""
 
@@ -50,10 +53,10 @@ class Digit:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and the digits in it."""
+    """An image and the objects in it."""
 
     image: Image.Image
-    digits: list[Digit]
+    objects: list[SceneObject]
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,92 @@ class DemoSize:
             raise ConfigError(f"copies {self.copies}, scenes {self.scenes}: counts must be at least 1")
 
 
-class SceneGenerator:
-    """Random scenes of digits; a fifth of the digits of each class appears in validation scenes only.
+class SceneGenerator(ABC):
+    """Random scenes of objects; a drawing appears in scenes of one split only.
+
+    Args:
+        seed: the scenes are a pure function of it.
+        labels: class of each drawing.
+        sources: indices of the drawings by split.
+
+    Raises:
+        ConfigError: a seed out of range.
+        MissingPackage: scikit-learn is not installed.
+    """
+
+    classes: Sequence[str]
+    """Class names."""
+    kind: str
+    """What an object is, such as `digit`."""
+    about: str
+    """Description of the data set."""
+
+    def __init__(self, seed: int, labels: Sequence[int], sources: Mapping[str, Sequence[int]]) -> None:
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seed is {seed}: it must lie between 0 and 2**32 - 1")
+        self.seed, self.labels, self.sources = seed, labels, sources
+        photos = _sklearn_datasets().load_sample_images().images
+        self.photos = [Image.fromarray(photo) for photo in photos]
+
+    @abstractmethod
+    def paint(
+        self, source: int, box: Square, size: int, random: np.random.RandomState
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Opacity of a drawing on the canvas, (size, size), 0 ... 1, and its color, 0 ... 255.
+
+        Args:
+            source: index of the drawing.
+            box: where it lies.
+            size: height and width of the canvas, in pixels.
+            random: the random stream.
+        """
+
+    def random(self, *key: int) -> np.random.RandomState:
+        """A random stream that is a function of the seed and `key`."""
+        return np.random.RandomState(hash64(self.seed, *key) & 0xFFFFFFFF)
+
+    def scenes(self, split: str, count: int, stream: int) -> Iterator[Scene]:
+        """Scenes of one to five objects of a split, 128×128 pixels; each `stream` gives others."""
+        for index in range(count):
+            random = self.random(stream, SPLITS.index(split), index)
+            own = self.sources[split]
+            sources = random.choice(own, min(random.randint(1, 6), len(own)), replace=False).tolist()
+            yield self.compose(sources, _SCENE_SIZE, (28, 52), random)
+
+    def compose(
+        self, sources: Sequence[int], size: int, object_size: tuple[int, int], random: np.random.RandomState
+    ) -> Scene:
+        """Paste bright objects side by side on a dark crop of a photograph.
+
+        Args:
+            sources: indices of the drawings.
+            size: height and width, in pixels.
+            object_size: smallest and largest object, in pixels.
+            random: the random stream.
+        """
+        canvas = self._background(size, random)
+        boxes: list[Square] = []
+        objects: list[SceneObject] = []
+        for source in sources:
+            box = _free_square(boxes, size, object_size, random)
+            if box is None:
+                continue
+            boxes.append(box)
+            alpha, color = self.paint(source, box, size, random)
+            canvas += alpha[..., None] * (color - canvas)
+            objects.append(SceneObject(self.labels[source], source, alpha > _OPAQUE))
+        return Scene(Image.fromarray(np.round(canvas).astype(np.uint8)), _occluded(objects))
+
+    def _background(self, size: int, random: np.random.RandomState) -> NDArray[np.float64]:
+        photo = self.photos[random.randint(len(self.photos))]
+        side = random.randint(size, min(photo.size) + 1)
+        left, top = random.randint(photo.width - side + 1), random.randint(photo.height - side + 1)
+        crop = photo.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+        return np.asarray(crop, dtype=np.float64) * (0.2 + 0.3 * random.rand())
+
+
+class DigitScenes(SceneGenerator):
+    """Scenes of scikit-learn's digits; a fifth of each class appears in validation scenes only.
 
     Args:
         seed: the scenes are a pure function of it.
@@ -82,73 +169,27 @@ class SceneGenerator:
         MissingPackage: scikit-learn is not installed.
     """
 
+    classes = tuple(map(str, range(10)))
+    kind = "digit"
+    about = "Handwritten digits on photographs (scikit-learn's samples)"
+
     def __init__(self, seed: int = 0, per_class: int | None = None) -> None:
-        if not 0 <= seed < 2**32:
-            raise ConfigError(f"seed is {seed}: it must lie between 0 and 2**32 - 1")
         if per_class is not None and per_class < 5:
             raise ConfigError(f"per_class is {per_class}: a fifth is held out, so it must be at least 5")
-        try:
-            from sklearn.datasets import load_digits, load_sample_images
-        except ImportError as error:
-            raise MissingPackage("scikit-learn", "demo", "demo data") from error
-        self.seed = seed
-        digits = load_digits()
-        self.labels: list[int] = [int(label) for label in digits.target]
+        digits = _sklearn_datasets().load_digits()
+        sources: dict[str, list[int]] = {"train": [], "val": []}
+        super().__init__(seed, [int(label) for label in digits.target], sources)
         self.glyphs = np.pad(digits.images / 16.0, ((0, 0), (1, 1), (1, 1)))  # (N, 10, 10)
-        self.photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-        self.sources: dict[str, list[int]] = {"train": [], "val": []}
         random = np.random.RandomState(seed)
         for label in range(10):
             order = random.permutation(np.flatnonzero(digits.target == label)).tolist()[:per_class]
             held_out = len(order) // 5
-            self.sources["val"] += order[:held_out]
-            self.sources["train"] += order[held_out:]
+            sources["val"] += order[:held_out]
+            sources["train"] += order[held_out:]
 
-    def random(self, *key: int) -> np.random.RandomState:
-        """A random stream that is a function of the seed and `key`."""
-        return np.random.RandomState(hash64(self.seed, *key) & 0xFFFFFFFF)
-
-    def scenes(self, split: str, count: int, stream: int) -> Iterator[Scene]:
-        """Scenes of one to five digits of a split, 128×128 pixels; each `stream` gives others."""
-        for index in range(count):
-            random = self.random(stream, SPLITS.index(split), index)
-            sources = random.choice(self.sources[split], random.randint(1, 6), replace=False).tolist()
-            yield self.compose(sources, _SCENE_SIZE, (28, 52), random)
-
-    def compose(
-        self, sources: Sequence[int], size: int, digit_size: tuple[int, int], random: np.random.RandomState
-    ) -> Scene:
-        """Paste bright digits side by side on a dark crop of a photograph.
-
-        Args:
-            sources: indices of the digits.
-            size: height and width, in pixels.
-            digit_size: smallest and largest digit, in pixels.
-            random: the random stream.
-        """
-        canvas = self._background(size, random)
-        boxes: list[Square] = []
-        digits: list[Digit] = []
-        for source in sources:
-            box = _free_square(boxes, size, digit_size, random)
-            if box is None:
-                continue
-            boxes.append(box)
-            alpha = self._alpha(source, box, size)
-            hue = colorsys.hsv_to_rgb(random.rand(), 0.45 * random.rand(), 0.9 + 0.1 * random.rand())
-            canvas += alpha[..., None] * (255 * np.array(hue) - canvas)
-            digits.append(Digit(self.labels[source], source, alpha > 0.4))
-        return Scene(Image.fromarray(np.round(canvas).astype(np.uint8)), _occluded(digits))
-
-    def _background(self, size: int, random: np.random.RandomState) -> NDArray[np.float64]:
-        photo = self.photos[random.randint(len(self.photos))]
-        side = random.randint(size, min(photo.size) + 1)
-        left, top = random.randint(photo.width - side + 1), random.randint(photo.height - side + 1)
-        crop = photo.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
-        return np.asarray(crop, dtype=np.float64) * (0.2 + 0.3 * random.rand())
-
-    def _alpha(self, source: int, box: Square, size: int) -> NDArray[np.float64]:
-        """Opacity of a digit on the canvas, (size, size), 0 ... 1."""
+    def paint(
+        self, source: int, box: Square, size: int, random: np.random.RandomState
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         left, top, side = box
         edge = round(side * 10 / 8)  # the glyph has a margin of one of its own 8 pixels
         glyph = Image.fromarray((255 * self.glyphs[source]).astype(np.uint8))
@@ -157,7 +198,8 @@ class SceneGenerator:
         alpha = np.zeros((size, size))
         inner = large[margin : margin + side, margin : margin + side]
         alpha[top : top + side, left : left + side] = np.clip((inner - 0.25) / 0.4, 0, 1)
-        return alpha
+        hue = colorsys.hsv_to_rgb(random.rand(), 0.45 * random.rand(), 0.9 + 0.1 * random.rand())
+        return alpha, 255 * np.array(hue)
 
 
 class DemoFolder:
@@ -221,11 +263,11 @@ def encode(image: Image.Image, name: str) -> bytes:
 
 
 def _free_square(
-    boxes: Sequence[Square], size: int, digit_size: tuple[int, int], random: np.random.RandomState
+    boxes: Sequence[Square], size: int, object_size: tuple[int, int], random: np.random.RandomState
 ) -> Square | None:
     """Draw a square that covers at most a tenth of any other, or of which any other covers that."""
     for _ in range(_ATTEMPTS):
-        side = int(random.randint(digit_size[0], digit_size[1] + 1))
+        side = int(random.randint(object_size[0], object_size[1] + 1))
         left, top = (int(random.randint(size - side + 1)) for _ in range(2))
         if all(_overlap((left, top, side), box) <= 0.1 * min(side, box[2]) ** 2 for box in boxes):
             return left, top, side
@@ -237,11 +279,19 @@ def _overlap(a: Square, b: Square) -> int:
     return max(width, 0) * max(height, 0)
 
 
-def _occluded(digits: list[Digit]) -> list[Digit]:
-    """Remove from each mask what later digits cover."""
-    covered = np.zeros_like(digits[0].mask)
-    visible: list[Digit] = []
-    for digit in reversed(digits):
-        visible.append(Digit(digit.label, digit.source, digit.mask & ~covered))
-        covered |= digit.mask
+def _occluded(objects: list[SceneObject]) -> list[SceneObject]:
+    """Remove from each mask what later objects cover."""
+    covered = np.zeros_like(objects[0].mask)
+    visible: list[SceneObject] = []
+    for one in reversed(objects):
+        visible.append(replace(one, mask=one.mask & ~covered))
+        covered |= one.mask
     return visible[::-1]
+
+
+def _sklearn_datasets() -> Any:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise MissingPackage("scikit-learn", "demo", "demo data") from error
+    return datasets

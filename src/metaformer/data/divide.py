@@ -14,8 +14,10 @@ from zlib import crc32
 
 from metaformer.data.folder import ImageFolder
 from metaformer.errors import ConfigError, DataError, OutputError
-from metaformer.storage import TEMPORARY
+from metaformer.storage import atomic_folder
 
+SPLITS: Final = ("train", "val", "test")
+"""Splits that data sets are written in; the last is for those that have it."""
 PARTS = ("training", "validation")
 """What the parts of a divided split are for."""
 FLAT_SPLITS: Final = ("train", "val", "all")
@@ -176,6 +178,29 @@ class Division:
     counts: Mapping[str, Mapping[str, int]]
     """Images by split and class."""
 
+    @classmethod
+    def of(
+        cls,
+        root: Path,
+        classes: Sequence[str],
+        labels: Sequence[int],
+        place: Sequence[str],
+        splits: Sequence[str] = SPLITS,
+    ) -> Self:
+        """Count the images.
+
+        Args:
+            root: where they lie.
+            classes: class names.
+            labels: the class of each image.
+            place: the split of each image.
+            splits: all splits.
+        """
+        counts = {split: dict.fromkeys(classes, 0) for split in splits}
+        for label, split in zip(labels, place, strict=True):
+            counts[split][classes[label]] += 1
+        return cls(root, counts)
+
     def text(self) -> str:
         """A line for each split."""
         lines = []
@@ -217,51 +242,57 @@ def write_splits(
     whole, target = ImageFolder(root, ""), Path(out).expanduser()
     if target.resolve().is_relative_to(whole.folder.resolve()):
         raise OutputError(f"{target}: lies in the data set itself; choose another folder")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise OutputError(f"{target}: is not empty; choose another folder")
-    paths, place = _relative(whole), ["train"] * len(whole)
-    left = list(range(len(whole)))
-    for name, share in (("test", test_fraction), ("val", val_fraction / (1 - min(test_fraction, 0.999)))):
-        if name == "test" and not share:
-            continue
-        chosen = hold_out([paths[i] for i in left], [whole.labels[i] for i in left], share, seed, group)
-        for index, held in zip(left, chosen, strict=True):
-            place[index] = name if held else place[index]
-        left = [index for index, held in zip(left, chosen, strict=True) if not held]
-    counts = {
-        split: {name: 0 for name in whole.classes}
-        for split in ("train", "val", "test")
-        if split != "test" or test_fraction
-    }
-    for index, split in enumerate(place):
-        counts[split][whole.classes[whole.labels[index]]] += 1
-    for split, classes in counts.items():
+    paths = _relative(whole)
+    place = assign_splits(paths, whole.labels, val_fraction, test_fraction, seed, group)
+    splits = SPLITS if test_fraction else SPLITS[:2]
+    division = Division.of(target, whole.classes, whole.labels, place, splits)
+    for split, classes in division.counts.items():
         if missing := [name for name, count in classes.items() if not count]:
             few = "images or groups" if group else "images"
             raise DataError(f"{whole.folder}: no image of {missing[0]!r} in {split}: it has too few {few}")
-    _write(whole, paths, place, target)
-    return Division(target, counts)
-
-
-def _write(whole: ImageFolder, paths: Sequence[str], place: Sequence[str], target: Path) -> None:
-    temporary = target.with_name(f"{TEMPORARY}{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with atomic_folder(target) as folder:
         for index, (path, split) in enumerate(zip(paths, place, strict=True)):
-            file = temporary / split / path
+            file = folder / split / path
             file.parent.mkdir(parents=True, exist_ok=True)
             source = whole.path(index).resolve()  # a hard link to a link would point beside it
             try:
                 os.link(source, file)
             except OSError:  # another disk, or one without links
                 shutil.copyfile(source, file)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot write ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return division
+
+
+def assign_splits(
+    paths: Sequence[str],
+    labels: Sequence[int],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    group: str | None = None,
+) -> list[str]:
+    """Split of each image, `train`, `val` or `test`; see `hold_out`.
+
+    Args:
+        paths: relative paths.
+        labels: the class of each.
+        val_fraction: share of the images for validation.
+        test_fraction: share of the images for a test; 0 for none.
+        seed: what they are chosen by.
+        group: a regular expression; images whose paths it matches alike stay in one split.
+
+    Raises:
+        ConfigError: a fraction out of range, or an expression that is none.
+        DataError: a path that the expression does not match.
+    """
+    place, left = ["train"] * len(paths), list(range(len(paths)))
+    for name, share in (("test", test_fraction), ("val", val_fraction / (1 - min(test_fraction, 0.999)))):
+        if name == "test" and not share:
+            continue
+        chosen = hold_out([paths[i] for i in left], [labels[i] for i in left], share, seed, group)
+        for index, held in zip(left, chosen, strict=True):
+            place[index] = name if held else place[index]
+        left = [index for index, held in zip(left, chosen, strict=True) if not held]
+    return place
 
 
 def _relative(whole: Divisible) -> list[str]:

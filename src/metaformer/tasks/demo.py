@@ -11,7 +11,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from metaformer.data.demo import SPLITS, DemoFolder, DemoSize, Digit, SceneGenerator, contact_sheet, encode
+from metaformer.data.demo import (
+    SPLITS,
+    DemoFolder,
+    DemoSize,
+    DigitScenes,
+    SceneGenerator,
+    SceneObject,
+    contact_sheet,
+    encode,
+)
 from metaformer.data.rle import run_lengths
 from metaformer.errors import DataError, OutputError
 from metaformer.storage import as_path, read_json
@@ -56,9 +65,32 @@ def write_demo_data(
         MissingPackage: scikit-learn is not installed.
         OutputError: the folder holds something else, or cannot be written to.
     """
-    size, generator = DemoSize(copies, scenes), SceneGenerator(seed, per_class)
-    root = as_path(root, "root", DataError, expand=True)
+    size, generator = DemoSize(copies, scenes), DigitScenes(seed, per_class)
     settings = {"format": 1, "seed": seed, "per_class": per_class, "copies": copies, "scenes": list(scenes)}
+    return write_scenes(root, generator, size, settings, progress=progress)
+
+
+def write_scenes(
+    root: str | Path,
+    generator: SceneGenerator,
+    size: DemoSize,
+    settings: dict[str, Any],
+    *,
+    progress: bool = True,
+) -> dict[Path, int]:
+    """Write a generator's scenes in the format of each task; see `write_demo_data`.
+
+    Args:
+        root: a new or empty folder, or one that this function wrote with the same settings.
+        generator: makes the scenes.
+        size: how many.
+        settings: all that the files are a function of, as plain values.
+        progress: show bars on stderr.
+
+    Raises:
+        OutputError: the folder holds something else, or cannot be written to.
+    """
+    root = as_path(root, "root", DataError, expand=True)
     images: dict[Path, int] = {}
     samples = []
     try:
@@ -99,18 +131,18 @@ def _claim(root: Path, settings: dict[str, Any]) -> None:
         DemoFolder(root).add_file(MARKER, (json.dumps(settings) + "\n").encode())
 
 
-def write_digit_folders(folder: DemoFolder, generator: SceneGenerator, size: DemoSize) -> None:
-    """Image folders `train` and `val`: a folder for each of the ten digits; 64×64 pixels, one digit each."""
+def write_class_folders(folder: DemoFolder, generator: SceneGenerator, size: DemoSize) -> None:
+    """Image folders `train` and `val`: a folder for each class; 64×64 pixels, one object each."""
     for split in SPLITS:
         for source in sorted(generator.sources[split]):
             for copy in range(size.copies if split == "train" else 1):
                 scene = generator.compose([source], 64, (40, 60), generator.random(_CLASSIFY, source, copy))
-                label = generator.labels[source]
-                folder.add_image(f"{split}/{label}/digit{source:04d}_{copy}.png", scene.image)
+                label = generator.classes[generator.labels[source]]
+                folder.add_image(f"{split}/{label}/{generator.kind}{source:04d}_{copy}.png", scene.image)
 
 
 def write_label_csv(folder: DemoFolder, generator: SceneGenerator, size: DemoSize) -> None:
-    """Which digits are in a scene: SPLIT/NAME.jpg, and SPLIT.csv with the columns image and labels."""
+    """What is in a scene: SPLIT/NAME.jpg, and SPLIT.csv with the columns image and labels."""
     for split, count in zip(SPLITS, size.scenes, strict=True):
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
@@ -118,62 +150,66 @@ def write_label_csv(folder: DemoFolder, generator: SceneGenerator, size: DemoSiz
         for index, scene in enumerate(generator.scenes(split, count, _MULTILABEL), start=1):
             name = f"{index:06d}.jpg"
             folder.add_image(f"{split}/{name}", scene.image)
-            rows.writerow([name, " ".join(sorted({str(digit.label) for digit in scene.digits}))])
+            rows.writerow([name, " ".join(sorted({generator.classes[one.label] for one in scene.objects}))])
         folder.add_file(f"{split}.csv", text.getvalue().encode())
 
 
 def write_label_maps(folder: DemoFolder, generator: SceneGenerator, size: DemoSize) -> None:
-    """Label maps of digits in ADE20K's layout: 0 is background, digit d has number d + 1."""
-    pixels = np.zeros(11, dtype=np.int64)
-    images = np.zeros((2, 11), dtype=np.int64)  # split, number: how many images show it
+    """Label maps in ADE20K's layout: 0 is background, the class with index k has number k + 1."""
+    numbers = len(generator.classes) + 1
+    pixels = np.zeros(numbers, dtype=np.int64)
+    images = np.zeros((2, numbers), dtype=np.int64)  # split, number: how many images show it
     sources: dict[str, list[int]] = {}
     for row, (split, place) in enumerate(zip(SPLITS, ("training", "validation"), strict=True)):
         for index, scene in enumerate(generator.scenes(split, size.scenes[row], _SEGMENT), start=1):
             labels = np.zeros((scene.image.height, scene.image.width), dtype=np.uint8)
-            for digit in scene.digits:
-                labels[digit.mask] = digit.label + 1
-            histogram = np.bincount(labels.ravel(), minlength=11)
+            for one in scene.objects:
+                labels[one.mask] = one.label + 1
+            histogram = np.bincount(labels.ravel(), minlength=numbers)
             pixels += histogram
             images[row] += histogram > 0
             name = f"ADE_{split}_{index:08d}"
-            sources[name] = [digit.source for digit in scene.digits]
+            sources[name] = [one.source for one in scene.objects]
             folder.add_image(f"images/{place}/{name}.jpg", scene.image)
             folder.add_file(f"annotations/{place}/{name}.png", encode(Image.fromarray(labels), ".png"))
     rows = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
-    for number in range(1, 11):
+    for number, name in enumerate(generator.classes, start=1):
         ratio = pixels[number] / pixels.sum()
-        rows.append(f"{number}\t{ratio:.4f}\t{images[0, number]}\t{images[1, number]}\t0\t{number - 1}")
+        rows.append(f"{number}\t{ratio:.4f}\t{images[0, number]}\t{images[1, number]}\t0\t{name}")
     folder.add_file("objectInfo150.txt", ("\n".join(rows) + "\n").encode())
     folder.add_file("sources.json", json.dumps(sources).encode())
 
 
 def write_coco_objects(folder: DemoFolder, generator: SceneGenerator, size: DemoSize) -> None:
-    """Boxes and masks of digits in COCO's layout: `train2017`, `val2017` and their annotations."""
+    """Boxes and masks in COCO's layout: `train2017`, `val2017` and their annotations."""
     for split, count in zip(SPLITS, size.scenes, strict=True):
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for index, scene in enumerate(generator.scenes(split, count, _DETECT), start=1):
             name, (width, height) = f"{index:012d}.jpg", scene.image.size
             images.append({"id": index, "file_name": name, "width": width, "height": height})
-            for digit in scene.digits:
-                annotations.append({"id": len(annotations) + 1, "image_id": index, **_annotation(digit)})
+            for one in scene.objects:
+                annotations.append({"id": len(annotations) + 1, "image_id": index, **_annotation(one)})
             folder.add_image(f"{split}2017/{name}", scene.image)
         document = {
-            "info": {"description": "Handwritten digits on photographs (scikit-learn's samples)"},
+            "info": {"description": generator.about},
             "licenses": [],
             "images": images,
             "annotations": annotations,
-            "categories": [{"id": d + 1, "name": str(d), "supercategory": "digit"} for d in range(10)],
+            "categories": [
+                {"id": number, "name": name, "supercategory": generator.kind}
+                for number, name in enumerate(generator.classes, start=1)
+            ],
         }
         folder.add_file(f"annotations/instances_{split}2017.json", json.dumps(document).encode())
 
 
-def _annotation(digit: Digit) -> dict[str, Any]:
+def _annotation(one: SceneObject) -> dict[str, Any]:
     return {
-        "category_id": digit.label + 1,
-        "bbox": digit.box,
-        "area": int(digit.mask.sum()),
+        "category_id": one.label + 1,
+        "bbox": one.box,
+        "area": int(one.mask.sum()),
         "iscrowd": 0,
-        "segmentation": {"size": list(digit.mask.shape), "counts": dict(run_lengths(digit.mask))[True]},
-        "source": digit.source,
+        "segmentation": {"size": list(one.mask.shape), "counts": dict(run_lengths(one.mask))[True]},
+        "source": one.source,
     }

@@ -21,6 +21,7 @@ ATTEMPTS = 5
 TIMEOUT = 30.0
 USER_AGENT = "metaformer"
 _LONGEST_TAG = 1000
+_BY_HAND = "name it (checkpoint_path=, --checkpoint, in training --model.checkpoint)"
 
 
 class Published(Protocol):
@@ -48,7 +49,9 @@ def fetch(source: Published, progress: bool = True) -> Path:
     return download(source.url, target, source.sha256, progress=progress)
 
 
-def download(url: str, target: Path, sha256: str = "", *, progress: bool = True) -> Path:
+def download(
+    url: str, target: Path, sha256: str = "", *, progress: bool = True, by_hand: str = _BY_HAND
+) -> Path:
     """Download `url` to `target`, resuming the `.part` file of an earlier try.
 
     Args:
@@ -56,6 +59,7 @@ def download(url: str, target: Path, sha256: str = "", *, progress: bool = True)
         target: the file; it is created when the download is complete.
         sha256: first digits of the expected SHA-256, or empty.
         progress: show a bar on the standard error.
+        by_hand: what to do with the file where it was fetched by other means, for errors.
 
     Raises:
         DownloadError: the server cannot be reached, answers with an error, or sends another file.
@@ -75,6 +79,9 @@ def download(url: str, target: Path, sha256: str = "", *, progress: bool = True)
             os.replace(part, target)
             sync(target.parent)
             locked.unlink(missing_ok=True)  # who waits for it finds the target
+    except _Failed as error:
+        text = f"{error}. Without a network, fetch the file elsewhere and {by_hand}"
+        raise DownloadError(text) from error
     except DownloadError:
         raise
     except OSError as error:
@@ -97,13 +104,13 @@ def _fetch_all(url: str, part: Path, progress: bool) -> None:
             if error.code == 416:  # the part is longer than the file: not this file's
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code != 429:
-                raise _failed(url, part, f"the server answers {error.code} {error.reason}") from error
+                raise _Failed(url, part, f"the server answers {error.code} {error.reason}") from error
             reason = f"the server answers {error.code} {error.reason}"
         except urllib.error.URLError as error:
             reason = error.reason
         except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = error or type(error).__name__
-    raise _failed(url, part, reason)
+    raise _Failed(url, part, reason)
 
 
 def _fetch_rest(url: str, part: Path, progress: bool) -> bool:
@@ -120,7 +127,7 @@ def _fetch_rest(url: str, part: Path, progress: bool) -> bool:
         if response.status != 206:  # the server sends the whole file, or another version of it
             done = 0
         if response.headers.get_content_type() == "text/html":  # as hosts ask back or refuse
-            raise _failed(url, part, "the server sends a web page and not the file")
+            raise _Failed(url, part, "the server sends a web page and not the file")
         total = _total(response, done)
         etag = response.headers.get("ETag") or ""
         if etag.startswith('"') and etag in LINE:  # a weak one says nothing about bytes
@@ -190,10 +197,10 @@ def _check(url: str, part: Path, sha256: str) -> None:
         )
 
 
-def _failed(url: str, part: Path, reason: object) -> DownloadError:
-    size = part.stat().st_size if part.is_file() else 0
-    kept = f"; {size:,} bytes are kept in {part} for the next try" if size else ""
-    return DownloadError(
-        f"{url}: {reason}{kept}. Without a network, fetch the file elsewhere and name it "
-        "(checkpoint_path=, --checkpoint, in training --model.checkpoint)"
-    )
+class _Failed(DownloadError):
+    """The server did not send the file."""
+
+    def __init__(self, url: str, part: Path, reason: object) -> None:
+        size = part.stat().st_size if part.is_file() else 0
+        kept = f"; {size:,} bytes are kept in {part} for the next try" if size else ""
+        super().__init__(f"{url}: {reason}{kept}")

@@ -18,7 +18,7 @@ from metaformer.tasks.classification.predict import ClassificationPredictor
 from metaformer.tasks.classification.report import build_report
 from metaformer.tasks.classification.task import build_classify
 from metaformer.tasks.classifier import describe, load, write_predictions
-from metaformer.tasks.demo import write_digit_folders
+from metaformer.tasks.demo import write_class_folders
 
 IMAGENET_CLASSES = 1000
 
@@ -92,5 +92,5 @@ SPEC = TaskSpec(
     report=build_report,
     check_data=check_data_set,
     recognize=recognize,
-    write_demo=write_digit_folders,
+    write_demo=write_class_folders,
 )

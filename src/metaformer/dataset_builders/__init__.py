@@ -1,0 +1,1 @@
+"""Builders of published data sets, in the formats that the tasks read."""

@@ -1,0 +1,289 @@
+"""Icon sets of npm's package @iconify/json, https://github.com/iconify/icon-sets: read and rendered.
+
+What the tarball holds was written by strangers: sizes, names and values are bounded, and only drawings that
+refer to nothing outside themselves are rendered.
+"""
+
+import gzip
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+from xml.parsers import expat
+
+from PIL import Image
+
+from metaformer.errors import DataError, MissingPackage
+from metaformer.serialize import Range, Text, decode, errors_at, from_dict, parse_json
+from metaformer.storage import open_regular
+
+LARGEST_SET: Final = 256 << 20
+"""Bytes of a set's JSON file."""
+LARGEST_PACKAGE: Final = 2 << 30
+"""Bytes of the unpacked package, which has half a gigabyte."""
+MOST_MEMBERS: Final = 20_000
+_LARGEST_BODY: Final = 100_000
+_DEPTH: Final = 8
+_NAME: Final = r"[a-z0-9][a-z0-9-]{0,99}"
+_MEMBER: Final = re.compile(rf"package/json/({_NAME})\.json")
+_SVG: Final = "http://www.w3.org/2000/svg"
+_ELEMENTS: Final = {
+    *(
+        "svg",
+        "g",
+        "path",
+        "rect",
+        "circle",
+        "ellipse",
+        "line",
+        "polyline",
+        "polygon",
+        "defs",
+        "title",
+        "desc",
+    ),
+    *("linearGradient", "radialGradient", "stop", "mask", "clipPath", "animate", "animateTransform", "set"),
+}
+"""What drawings may hold: no other documents, programs or fonts, nothing that makes few bytes much work."""
+_FOREIGN: Final = re.compile(r"url\(\s*[\"']?(?!#|[\s\"'])", re.I)
+_LAYER: Final = re.compile("mask|clip-path")
+_DEEPEST: Final = 80
+"""Levels of nesting, times masks and clips: resvg goes down into them, and ends the process at 250."""
+Side = Annotated[float, Range(0, 10_000, above=True)]
+
+
+@dataclass(frozen=True)
+class Author:
+    """Who drew a set."""
+
+    name: Text
+    url: Text = ""
+
+
+@dataclass(frozen=True)
+class License:
+    """What may be done with a set."""
+
+    title: Text
+    spdx: Text = ""
+    url: Text = ""
+
+
+@dataclass(frozen=True)
+class SetInfo:
+    """What a set says of itself."""
+
+    name: Text
+    author: Author
+    license: License
+    category: Text = ""
+    palette: bool = False
+    """Whether its drawings have colors of their own."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An icon as SVG."""
+
+    body: str
+    width: Side
+    height: Side
+    left: float = 0.0
+    top: float = 0.0
+
+    def svg(self, color: str = "#000") -> str:
+        """The document; what has no color of its own is drawn in `color`."""
+        box = f"{self.left:g} {self.top:g} {self.width:g} {self.height:g}"
+        body = self.body.replace("currentColor", color)
+        return (
+            f'<svg xmlns="{_SVG}" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{box}" width="{self.width:g}" height="{self.height:g}" color="{color}">{body}</svg>'
+        )
+
+
+@dataclass(frozen=True)
+class IconSet:
+    """A set of icons."""
+
+    prefix: str
+    """Its name in addresses, such as `mdi`."""
+    info: SetInfo
+    icons: dict[str, dict[str, Any]] = field(repr=False)
+    """Fields of each icon by name, which `drawing` decodes."""
+    size: tuple[float, float] = (16.0, 16.0)
+    """Width and height of icons that say nothing else."""
+
+    def names(self) -> list[str]:
+        """Names of the icons that are shown, in order."""
+        return [name for name in sorted(self.icons) if re.fullmatch(_NAME, name)]
+
+    def drawing(self, name: str) -> Drawing:
+        """An icon.
+
+        Raises:
+            DataError: a value of another type or out of range.
+        """
+        fields = {"width": self.size[0], "height": self.size[1], **self.icons[name]}
+        with errors_at(f"{self.prefix}:{name}", DataError):
+            return from_dict(Drawing, fields, others=True)
+
+
+def read_sets(tarball: Path, wanted: Callable[[SetInfo], bool]) -> Iterator[IconSet]:
+    """Sets of a package as `npm pack @iconify/json` fetches it, in order of their names.
+
+    Args:
+        tarball: the .tgz file.
+        wanted: which sets to give.
+
+    Raises:
+        DataError: no such package, a damaged one, or values out of range.
+    """
+    found = 0
+    with (
+        open_regular(tarball) as stream,
+        _errors(tarball),
+        _Bounded(fileobj=stream) as unpacked,
+        tarfile.open(fileobj=unpacked, mode="r:") as archive,
+    ):
+        for number, member in enumerate(archive):
+            if number > MOST_MEMBERS:
+                raise DataError(f"has more than {MOST_MEMBERS:,} files")
+            name = _MEMBER.fullmatch(member.name)
+            if name is None or not member.isreg() or member.issparse():
+                continue
+            body = archive.extractfile(member)
+            assert body is not None  # as of every regular file
+            found += 1
+            one = _decode(body.read(), name[1], f"{tarball}, {member.name}")
+            if wanted(one.info):
+                yield one
+    if not found:
+        raise DataError(f"{tarball}: holds no icon sets: fetch the package by npm pack @iconify/json")
+
+
+def _decode(content: bytes, prefix: str, where: str) -> IconSet:
+    with errors_at(where, DataError):
+        values = decode(dict[str, Any], parse_json(content, where, depth=_DEPTH), "the file")
+        info = decode(dict[str, Any], values.get("info"), "info")
+        for name, kind in (("author", Author), ("license", License)):
+            info[name] = from_dict(kind, info.get(name), name, others=True)
+        icons = decode(dict[str, dict[str, Any]], values.get("icons"), "icons")
+        shown = {name: icon for name, icon in icons.items() if not icon.get("hidden")}
+        size = tuple(decode(Side, values.get(side, 16.0), side) for side in ("width", "height"))
+        return IconSet(prefix, from_dict(SetInfo, info, "info", others=True), shown, (size[0], size[1]))
+
+
+class _Bounded(gzip.GzipFile):
+    """Decompressed bytes of a tarball, of which neither one read nor the whole exceeds a bound."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= LARGEST_SET:
+            raise DataError(f"a file in it is larger than the {LARGEST_SET:,} bytes allowed")
+        self._check(self.tell() + size)
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._check(offset)
+        return super().seek(offset, whence)
+
+    def _check(self, end: int) -> None:
+        if end > LARGEST_PACKAGE:
+            raise DataError(f"unpacked it is larger than the {LARGEST_PACKAGE:,} bytes allowed")
+
+
+@contextmanager
+def _errors(tarball: Path) -> Iterator[None]:
+    """Let every error of a damaged archive be a DataError that names it."""
+    try:
+        yield
+    except DataError as error:
+        if str(tarball) in str(error):
+            raise
+        raise DataError(f"{tarball}: {error}") from error
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError) as error:
+        raise DataError(f"{tarball}: is no npm package, or damaged ({error}): fetch it again") from error
+
+
+def load_renderer() -> Any:
+    """Import resvg_py.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise MissingPackage("resvg-py", "icons", "rendering icons") from error
+    return resvg_py
+
+
+class _Unsafe(Exception):
+    """A drawing that is not rendered."""
+
+
+class _Inspector:
+    """Reads a drawing as the renderer will, element by element; raises `_Unsafe` at what is not wanted."""
+
+    def __init__(self) -> None:
+        self.depth = self.deepest = self.layers = 0
+        self.parser = expat.ParserCreate(namespace_separator=" ")
+        self.parser.StartElementHandler = self._start
+        self.parser.EndElementHandler = self._end
+        self.parser.StartDoctypeDeclHandler = self.parser.ProcessingInstructionHandler = self._refuse
+
+    def inspect(self, svg: str) -> None:
+        """Read a document."""
+        try:
+            self.parser.Parse(svg.encode(), True)
+        except expat.ExpatError as error:
+            raise _Unsafe from error
+        if self.deepest * (self.layers + 1) > _DEEPEST:
+            raise _Unsafe
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        self.depth += 1
+        self.deepest = max(self.deepest, self.depth)
+        namespace, _, local = name.rpartition(" ")
+        if namespace != _SVG or local not in _ELEMENTS:
+            raise _Unsafe
+        for key, value in attributes.items():
+            refers = key.rpartition(" ")[2] == "href"
+            if (refers and not value.startswith("#")) or _FOREIGN.search(value):
+                raise _Unsafe
+            self.layers += bool(_LAYER.search(key if key != "style" else value))
+
+    def _end(self, name: str) -> None:
+        self.depth -= 1
+
+    def _refuse(self, *_: object) -> None:
+        raise _Unsafe
+
+
+def is_safe(drawing: Drawing) -> bool:
+    """Whether a drawing is of a sane size, and refers to nothing outside itself."""
+    try:
+        _Inspector().inspect(drawing.svg())
+    except _Unsafe:
+        return False
+    return len(drawing.body) <= _LARGEST_BODY
+
+
+def render(drawing: Drawing, side: int) -> Image.Image | None:
+    """A drawing in RGBA in the middle of a square of `side` pixels; None where it is not rendered."""
+    if not is_safe(drawing):
+        return None
+    scale = side / max(drawing.width, drawing.height)
+    width, height = (max(1, round(scale * length)) for length in (drawing.width, drawing.height))
+    try:
+        png = load_renderer().svg_to_bytes(svg_string=drawing.svg(), width=width, height=height)
+    except ValueError:  # no SVG, whatever else the set holds
+        return None
+    with Image.open(io.BytesIO(bytes(png)), formats=["PNG"]) as image:
+        square = Image.new("RGBA", (side, side))
+        square.paste(image.convert("RGBA"), ((side - image.width) // 2, (side - image.height) // 2))
+    return square
