@@ -67,19 +67,21 @@ ICONS = replace(
 )
 
 MIXERS = {"pooling": "average pooling", "dwconv": "depthwise convolutions"}
-# data set: configuration, what it is, notes
+# data set: configuration, what it is
 DATA = {
-    "fashion": (FASHION, "Fashion-MNIST", ()),
-    "icons": (ICONS, "icons of designers that it has not seen", ()),
+    "fashion": (FASHION, "Fashion-MNIST"),
+    "icons": (ICONS, "icons of designers that it has not seen"),
 }
+NOT_MEASURED = "Settings to start from: nobody has measured where they lead."
+NOTES = {"fashion/dwconv": "90.7 % of the test images, after ten minutes of one core's time."}
 
 
 def small(data: str, mixer: str) -> Recipe:
     """A small network with a token mixer on one of the data sets."""
-    config, what, notes = DATA[data]
+    (config, what), name = DATA[data], f"{data}/{mixer}"
     model = replace(config.model, mixers=mixer)
     summary = f"A small network with {MIXERS[mixer]} on {what}, on two processor cores"
-    return Recipe(f"{data}/{mixer}", replace(config, model=model), summary, notes=notes)
+    return Recipe(name, replace(config, model=model), summary, notes=(NOTES.get(name, NOT_MEASURED),))
 
 
 RUNS = tuple(small(data, mixer) for data in DATA for mixer in MIXERS)
