@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from metaformer.backbones.block import build_mixer
+from metaformer.bench.counts import count
 from metaformer.errors import ConfigError
 from metaformer.layers.cycle_fc import CycleFC
 from metaformer.layers.norm import NORMS
@@ -49,11 +50,28 @@ def test_a_constant_map_gives_zero_at_the_border_too() -> None:
         ("gated_dwconv(conv_ratio=4)", "at most its expansion"),
         ("gated_dwconv(expansion=1e999)", "expansion"),
         ("attention(head_dim=0)", "head_dim"),
+        ("window_attention(window=0)", "window"),
+        ("window_attention(window=2.5)", "window"),
+        ("window_attention(window=4, shift=4)", "shift"),
+        ("window_attention(head_dim=0)", "head_dim"),
+        ("spatial_reduction_attention(reduction=0)", "reduction"),
+        ("halo_attention(block=0)", "block"),
+        ("halo_attention(block=4, halo=3)", "halo"),
+        ("halo_attention(head_dim=2)", "divide dim 7"),
+        ("conv(kernel=2)", "kernel"),
+        ("conv(groups=3)", "groups"),
+        ("token_mlp(expansion=0)", "expansion"),
+        ("spatial_gating(expansion=1)", "expansion"),
+        ("xca(head_dim=-1)", "head_dim"),
+        ("channel_attention(head_dim=0)", "head_dim"),
+        ("lite_mla(scales=(3, 4))", "scales"),
+        ("lite_mla(scales=5)", "lite_mla"),
+        ("rep_mixer(kernel=4)", "kernel"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(spec: str, reason: str) -> None:
+def test_options_that_cannot_be_are_refused(spec: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        MIXERS.build(spec, 4)
+        build_mixer(spec, 7, (3, 3), "strict")
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -165,3 +183,60 @@ def test_the_published_names_are_swapped() -> None:
 def test_tokens_stay() -> None:
     x = torch.randn(1, 4, 2, 2)
     assert MIXERS.build("identity", 4)(x) is x
+
+
+DIM = 8
+C, D, N = DIM, 4, 7 * 5
+P, M = 8 * 8, 3 * 2
+"""Positions of a 7×5 map: filled up to windows of 4, and behind a convolution of stride 2."""
+MACS = {
+    "window_attention(window=4, head_dim=4)": 3 * C * C * P + 2 * P * 16 * C + C * C * N,
+    "window_attention(window=4, shift=2, head_dim=4)": 3 * C * C * P + 2 * P * 16 * C + C * C * N,
+    "spatial_reduction_attention(head_dim=4)": 2 * C * C * N + (4 + 2) * C * C * M + 2 * N * M * C,
+    "spatial_reduction_attention(head_dim=4, linear=True)": 2 * C * C * N + 3 * C * C * 49 + 2 * N * 49 * C,
+    "halo_attention(block=4, halo=1, head_dim=4)": 3 * C * C * N + 2 * P * 36 * C + 2 * P * 6 * C,
+    "conv(kernel=3, groups=2)": 9 * C * C // 2 * N,
+    "token_mlp": 2 * N * C // 2 * C,
+    "resmlp": N * N * C,
+    "spatial_gating": 3 * C * C * N + N * N * C,
+    "xca(head_dim=4)": 4 * C * C * N + 2 * C * D * N,
+    "channel_attention(head_dim=4)": 4 * C * C * N + 2 * C * D * N,
+    "lite_mla(head_dim=4, scales=(3,))": (3 + 2) * C * C * N + 3 * C * (9 + D) * N + 2 * 2 * C * D * N,
+    "rep_mixer": C * (9 + 1) * N,
+}
+
+
+@pytest.mark.parametrize("spec", MACS)
+def test_multiply_adds_are_counted_exactly(spec: str) -> None:
+    assert count(build_mixer(spec, DIM, (7, 5), "strict"), (7, 5), DIM).macs == MACS[spec]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "window_attention(window=3, shift=1)",
+        "spatial_reduction_attention(reduction=4)",
+        "spatial_reduction_attention(linear=True)",
+        "halo_attention(block=3, halo=0)",
+        "lite_mla(scales=(3, 5))",
+    ],
+)
+def test_symbolic_sizes_are_any_size(spec: str) -> None:
+    mixer = build_mixer(spec, DIM, (1, 1), "strict").eval()
+    graph = torch.fx.symbolic_trace(mixer)
+    for size in ((1, 1), (7, 5), (2, 9), (3, 4)):
+        x = torch.randn(2, DIM, *size)
+        torch.testing.assert_close(graph(x), mixer(x))
+
+
+def test_sums_of_linear_attention_are_float32s() -> None:
+    mixer = build_mixer("lite_mla(head_dim=4, scales=())", DIM, (1, 1), "strict").eval()
+    x = torch.rand(1, DIM, 64, 64) * 1000
+    with torch.no_grad():
+        nn.init.constant_(mixer.qkv.weight, 0.05)
+        wanted = mixer(x)
+        assert wanted.abs().max() > 1
+        torch.testing.assert_close(mixer.half()(x.half()).float(), wanted, rtol=1e-2, atol=1e-2)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = mixer.float()(x)
+    torch.testing.assert_close(got.float(), wanted, rtol=5e-2, atol=5e-2)
