@@ -14,7 +14,8 @@ def pad(x: Tensor, side: int, halo: int = 0) -> Tensor:
     """Put zeros around (B, C, H, W), so that windows of `side` with `halo` around them can be split off."""
     height, width = x.shape[2], x.shape[3]
     below, right = (count(n, side) * side - n for n in (height, width))
-    rest = side - halo if halo else 0  # a last window that lends its halo alone
+    # the map moves by the halo, so that the last window ends 2·halo positions into one more
+    rest = side - halo if halo else 0
     return F.pad(x, (halo, right + rest, halo, below + rest))
 
 

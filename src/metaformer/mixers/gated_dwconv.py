@@ -1,4 +1,7 @@
-"""MambaOut's mixing: a gated depthwise convolution, https://arxiv.org/abs/2405.07992."""
+"""MambaOut's mixing: a gated depthwise convolution, https://arxiv.org/abs/2405.07992.
+
+Yu and Wang. MambaOut: Do We Really Need Mamba for Vision? CVPR 2025.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,18 +11,22 @@ from metaformer.layers.act import ACTS
 from metaformer.layers.init import init_normal
 from metaformer.layers.pointwise import Pointwise
 from metaformer.mixers import MIXERS
+from metaformer.serialize import ODD, check_value
 
 
 @MIXERS.register("gated_dwconv")
 class GatedDepthwiseConv(nn.Module):
     """Linear layer to gates and values, depthwise convolution of a part of the values, linear layer back.
 
+        g, u, v = W₁ · x                                gates, and values in two parts
+        y = W₂ · (act(g) · concat(u, dwconv(v)))
+
     In a block without a channel MLP it is MambaOut's Gated CNN block: it mixes channels too.
 
     Args:
         dim: channels.
         expansion: gates, and values, over dim.
-        kernel: of the convolution.
+        kernel: height and width of the convolution, odd.
         conv_ratio: convolved values over dim.
         act: activation of the gates.
         bias: in all three layers.
@@ -35,8 +42,7 @@ class GatedDepthwiseConv(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if kernel < 1 or kernel % 2 == 0:
-            raise ConfigError(f"gated_dwconv kernel {kernel} must be odd")
+        check_value("gated_dwconv kernel", kernel, ODD)
         if not 0 < conv_ratio <= expansion <= 1000:
             raise ConfigError(
                 f"gated_dwconv conv_ratio {conv_ratio} must be above 0 and at most its expansion, {expansion}"

@@ -5,10 +5,10 @@ Yu et al. MetaFormer Baselines for Vision. TPAMI 2024.
 
 from torch import Tensor, nn
 
-from metaformer.errors import ConfigError
 from metaformer.layers.act import ACTS
 from metaformer.layers.pointwise import Pointwise
 from metaformer.mixers import MIXERS
+from metaformer.serialize import ODD, check_value
 
 
 @MIXERS.register("sepconv")
@@ -29,8 +29,7 @@ class SepConv(nn.Module):
         self, dim: int, expansion: float = 2, kernel: int = 7, act: str = "star_relu", bias: bool = False
     ) -> None:
         super().__init__()
-        if kernel < 1 or kernel % 2 == 0:
-            raise ConfigError(f"sepconv kernel {kernel} must be odd")
+        check_value("sepconv kernel", kernel, ODD)
         hidden = int(expansion * dim)
         self.pwconv1 = Pointwise(dim, hidden, bias)
         self.act1 = ACTS.build(act)

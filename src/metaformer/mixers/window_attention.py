@@ -52,6 +52,7 @@ class WindowAttention(nn.Module):
         padded = x.shape[2], x.shape[3]
         if self.shift:
             x = windows.roll(windows.roll(x, 2, down), 3, right)
+            # the original's 100: a weight of e⁻¹⁰⁰ is none
             bias = torch.where(self._apart(x, down, right), bias - 100, bias).repeat(x.shape[0], 1, 1, 1)
         q, k, v = split_heads(windows.split(self.qkv(x), self.window), 3, self.heads)
         y = windows.merge(merge_heads(attend(q, k, v, bias)), self.window, *padded)
