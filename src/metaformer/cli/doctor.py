@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,26 +47,28 @@ def run(argv: list[str]) -> int:
 
 def _packages() -> Iterator[Finding]:
     """Python, what metaformer needs, and each extra."""
+    yield Finding("python", "ok", f"{platform.python_version()}, {platform.platform(terse=True)}")
+    for extra, needed in _requirements().items():
+        wrong = [problem for requirement in needed if (problem := _problem(requirement))]
+        name = f"extra {extra}" if extra else f"metaformer {version('metaformer')}"
+        if not wrong:
+            yield Finding(name, "ok", ", ".join(f"{one.name} {version(one.name)}" for one in needed))
+        else:
+            remedy = f"pip install 'metaformer[{extra}]'" if extra else "pip install --upgrade metaformer"
+            yield Finding(name, "missing" if extra else "broken", f"{', '.join(wrong)}: {remedy}")
+
+
+def _requirements() -> dict[str, list["Requirement"]]:
+    """Required packages by extra, those of metaformer itself under the empty name."""
     from packaging.requirements import Requirement
 
-    yield Finding("python", "ok", f"{platform.python_version()}, {platform.platform(terse=True)}")
-    needed = [Requirement(line) for line in requires("metaformer") or ()]
-    groups: dict[str, list[Requirement]] = {"metaformer": []}
-    for requirement in needed:
-        extra = (
-            str(requirement.marker).rpartition(" == ")[2].strip("\"'") if requirement.marker else "metaformer"
-        )
-        if extra not in FOR_DEVELOPERS:
-            groups.setdefault(extra, []).append(requirement)
-    for extra, requirements in groups.items():
-        wrong = [problem for requirement in requirements if (problem := _problem(requirement))]
-        core = extra == "metaformer"
-        name = f"metaformer {version('metaformer')}" if core else f"extra {extra}"
-        if not wrong:
-            yield Finding(name, "ok", ", ".join(f"{one.name} {version(one.name)}" for one in requirements))
-        else:
-            remedy = "pip install --upgrade metaformer" if core else f"pip install 'metaformer[{extra}]'"
-            yield Finding(name, "broken" if core else "missing", f"{', '.join(wrong)}: {remedy}")
+    found: dict[str, list[Requirement]] = {"": []}
+    for requirement in map(Requirement, requires("metaformer") or ()):
+        for extra in ["", *(metadata("metaformer").get_all("Provides-Extra") or ())]:
+            marker = requirement.marker
+            if extra not in FOR_DEVELOPERS and (marker.evaluate({"extra": extra}) if marker else not extra):
+                found.setdefault(extra, []).append(requirement)
+    return found
 
 
 def _problem(requirement: "Requirement") -> str | None:
@@ -80,38 +82,34 @@ def _problem(requirement: "Requirement") -> str | None:
 
 
 def _machine() -> Iterator[Finding]:
-    """Processor, GPUs, what computes on each, and the cache directory."""
+    """Processor and GPUs, what computes on each, and the cache directory."""
     import torch
 
     from metaformer.deploy.dtype import fastest_dtype
     from metaformer.ops.describe import describe
-    from metaformer.storage import cache_dir
 
-    devices = [torch.device("cpu")]
-    devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    for device in devices:
-        cpu = device.type == "cpu"
-        name = (
-            f"{_processor()}, {torch.get_num_threads()} threads"
-            if cpu
-            else torch.cuda.get_device_name(device)
-        )
+    names = {torch.device("cpu"): f"{_processor()}, {torch.get_num_threads()} threads"}
+    for i in range(torch.cuda.device_count()):
+        names[torch.device("cuda", i)] = torch.cuda.get_device_name(i)
+    for device, name in names.items():
         yield Finding(str(device), "ok", name)
         yield Finding(f"{device} kernels", "ok", describe(device))
         yield Finding(f"{device} dtype", "ok", fastest_dtype(device)[1])
+    yield _cache()
+
+
+def _cache() -> Finding:
+    """The folder of weights and kernels, and whether it can be written to."""
+    from metaformer.storage import cache_dir
+
     try:
         folder = cache_dir()
     except OutputError as error:
-        yield Finding("cache", "broken", str(error))
-    else:
-        exists = next(path for path in (folder, *folder.parents) if path.exists())
-        writable = exists.is_dir() and os.access(exists, os.W_OK)
-        state, text = (
-            ("ok", f"{folder}")
-            if writable
-            else ("broken", f"{exists}: no folder to write to; set METAFORMER_HOME to one")
-        )
-        yield Finding("cache", state, text)
+        return Finding("cache", "broken", str(error))
+    exists = next(path for path in (folder, *folder.parents) if path.exists())
+    if exists.is_dir() and os.access(exists, os.W_OK):
+        return Finding("cache", "ok", str(folder))
+    return Finding("cache", "broken", f"{exists}: no folder to write to; set METAFORMER_HOME to one")
 
 
 def _processor() -> str:
@@ -126,7 +124,7 @@ def _processor() -> str:
 
 
 def _network() -> Finding:
-    """A small network, built and optimized, which compares what it computes."""
+    """Whether a small network computes the same once optimized, which `optimize` checks."""
     from metaformer.deploy.optimize import optimize
     from metaformer.factory import create_model
 
