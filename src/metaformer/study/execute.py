@@ -45,6 +45,7 @@ from metaformer.study.runs import Run, planned_runs, run_config
 from metaformer.study.study_dir import (
     SCHEMA,
     ArmCosts,
+    Kind,
     Study,
     StudyDir,
     chosen_rates,
@@ -54,7 +55,7 @@ from metaformer.study.study_dir import (
     tuned_as,
 )
 from metaformer.study.transfer import swapped_task, transfer_config, transfer_run
-from metaformer.tasks.base import Task
+from metaformer.tasks.base import BuildTask, Task
 from metaformer.training.train import train
 
 STUDIES: Final = "studies"
@@ -294,11 +295,12 @@ class Worker:
             self._record_run(run, learning_rate=run.learning_rate, error=str(error))
             _say(f"{run.name} failed: {error}")
 
-    def _train(self, config: TrainConfig, path: Path, build: Any) -> bool:
-        """Whether a run was trained to its end, and not stopped since the time is over."""
+    def _train(self, config: TrainConfig, path: Path, build: BuildTask) -> bool:
+        """Train a run, or go on with it: whether it came to its end before the time was over."""
         timer = None
         if self.deadline is not None and threading.current_thread() is threading.main_thread():
             left = max(0.0, self.deadline - time.monotonic())
+            # `train` saves and leaves at a signal, as it does when a user stops it
             timer = threading.Timer(left, os.kill, (os.getpid(), signal.SIGTERM))
             timer.daemon = True
             timer.start()
@@ -313,7 +315,7 @@ class Worker:
                 timer.cancel()
         return True
 
-    def _evaluate(self, run: Run, config: TrainConfig, build: Any) -> dict[str, Any]:
+    def _evaluate(self, run: Run, config: TrainConfig, build: BuildTask) -> dict[str, Any]:
         """Metrics of a run's last checkpoint in percent; predictions are saved before."""
         path = self.folder.run(run.name)
         validation = 100 * last_checkpoint(path).state["metrics"][self.plan.metric]
@@ -369,7 +371,7 @@ class Worker:
         result = RunResult(name=run.name, arm=run.arm.name, role=run.role, seed=run.seed, **values)
         self._record("results", run.name, result)
 
-    def _record(self, kind: Any, name: str, record: Serializable) -> None:
+    def _record(self, kind: Kind, name: str, record: Serializable) -> None:
         _write_json(self.folder.record(kind, name), to_dict(record))
 
 

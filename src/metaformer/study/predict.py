@@ -67,11 +67,15 @@ def last_checkpoint(run: Path) -> Checkpoint:
     return saved
 
 
+def evaluated_weights(config: TrainConfig) -> str:
+    """Which weights of its checkpoints a run evaluates: averaged ones (`ema`) or those in training."""
+    return "ema" if config.ema.decay is not None and config.ema.evaluate else "model"
+
+
 def trained_task(config: TrainConfig, build: BuildTask, run: Path, world: World) -> Task:
-    """The task of a run with the weights of its last checkpoint, averaged ones where it evaluates these."""
+    """The task of a run with the weights of its last checkpoint."""
     task = build(config, world)
-    averaged = config.ema.decay is not None and config.ema.evaluate
-    last_checkpoint(run).load(task.model, "ema" if averaged else "model")
+    last_checkpoint(run).load(task.model, evaluated_weights(config))
     task.model.eval()
     return task
 

@@ -10,7 +10,7 @@ from metaformer.study.plan import Plan
 from metaformer.study.results import Arm, Role
 from metaformer.study.study_dir import tuned_as
 
-REPEAT: Final = 1_000_000_007
+REPEAT_OFFSET: Final = 1_000_000_007
 """What is added to the seed of a repeat, which is paired with the run of the seed itself."""
 SHUFFLED_SEEDS: Final = 2
 """Runs on shuffled labels: whether they are at chance shows in one."""
@@ -81,5 +81,5 @@ def run_config(plan: Plan, run: Run) -> TrainConfig:
         model=model,
         optim=replace(config.optim, lr=run.learning_rate),
         runtime=replace(config.runtime, keep=1),
-        seed=run.seed + REPEAT * (run.arm.control == "repeat"),
+        seed=run.seed + REPEAT_OFFSET * (run.arm.control == "repeat"),
     )

@@ -28,8 +28,10 @@ POWER: Final = 0.8
 RESAMPLES: Final = 4000
 MOST_SEEDS: Final = 200
 """Beyond these a study is not planned."""
-_CHUNK = 250  # resamples at a time: 20 MB for 10,000 clusters
-_POINTS = 100  # a share in points of percent
+_CHUNK: Final = 250
+"""Resamples at a time: 20 MB for 10,000 clusters."""
+_POINTS: Final = 100
+"""A share in points of percent."""
 
 
 @dataclass(frozen=True)
@@ -309,9 +311,8 @@ def _estimate(table: Floats, sizes: Floats, resampled: Floats) -> Estimate:
 def _spread(table: Floats, sizes: Floats) -> Spread:
     seeds, clusters = table.shape
     value = table.sum() / (seeds * sizes.sum())
-    effects = (
-        _POINTS * (table - value * sizes) / sizes.mean()
-    )  # of a mean whose denominator varies, linearized
+    # of a mean whose denominator varies, linearized
+    effects = _POINTS * (table - value * sizes) / sizes.mean()
     by_seed, by_cluster = effects.mean(1, keepdims=True), effects.mean(0)
     both = ((effects - by_seed - by_cluster) ** 2).sum() / ((seeds - 1) * (clusters - 1))
     return Spread(

@@ -9,7 +9,7 @@ from metaformer.config import TrainConfig
 from metaformer.data.loader import Stop
 from metaformer.distributed import World
 from metaformer.study.plan import Plan
-from metaformer.study.predict import last_checkpoint
+from metaformer.study.predict import evaluated_weights, last_checkpoint
 from metaformer.study.results import Arm
 from metaformer.study.runs import Run, run_config
 from metaformer.tasks import TASKS
@@ -40,8 +40,7 @@ def swapped_task(donor: Path) -> BuildTask:
 
     def build(config: TrainConfig, world: World, stop: Stop | None = None) -> Task:
         task = TASKS[config.task].build(config, world, stop)
-        averaged = config.ema.decay is not None and config.ema.evaluate
-        given = last_checkpoint(donor).tensors("ema" if averaged else "model")
+        given = last_checkpoint(donor).tensors(evaluated_weights(config))
         own = task.model.state_dict()
         shared = {name for name in own.keys() & given.keys() if own[name].shape == given[name].shape}
         with torch.no_grad():
