@@ -143,12 +143,12 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """What a configuration says of network, seed and budget."""
     sections = {"model": {}, "optim": {}, "schedule": {}, **config}
     model, schedule = sections["model"], sections["schedule"]
-    mixers = model.get("mixers")
-    names = [mixers] if isinstance(mixers, str) else list(dict.fromkeys(mixers or ()))
-    whole = len(names) < 2
+    mixers = model.get("mixers") or ()
+    names = [mixers] if isinstance(mixers, str) else [str(mixer) for mixer in mixers]
+    shown = names[:1] if len(set(names)) == 1 else names
     return {
         "model": str(model.get("name", "?")),
-        "mixers": None if not names else names[0] if whole else ", ".join(map(str, mixers)),
+        "mixers": ", ".join(shown) or None,
         "seed": config.get("seed"),
         "learning_rate": sections["optim"].get("lr"),
         "epochs": schedule.get("epochs") if schedule.get("steps") is None else None,

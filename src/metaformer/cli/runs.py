@@ -33,8 +33,8 @@ def run(argv: list[str]) -> int:
         for one in found:
             step = f"{one.step}/{'?' if one.total is None else one.total}"
             best = "-" if one.best is None else f"{one.metric} {one.best:.4f} at {one.best_step}"
-            budget = (one.mixers, one.seed, one.learning_rate, one.epochs) if compared else ()
-            cells = ("-" if cell is None else str(cell) for cell in budget)
+            settings = (one.mixers, one.seed, one.learning_rate, one.epochs) if compared else ()
+            cells = ("-" if cell is None else str(cell) for cell in settings)
             rows.append((one.path, one.model, *cells, one.state, step, best, f"{one.age} ago"))
         heads = (*HEADS[:2], *STUDY_HEADS, *HEADS[2:]) if compared else HEADS
         say(table(heads, rows))
