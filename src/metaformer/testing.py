@@ -46,6 +46,7 @@ UNCOUNTED: Final = frozenset(
 _CLOSE: Final = 1e-4
 """Difference that is rounding, relative to the largest value."""
 _BF16_CLOSE: Final = 0.05
+"""The same of bfloat16, which has 8 bits."""
 _MOST_GROWTH: Final = 2.2
 """Exponent of the number of pixels up to which costs may grow: quadratic, and what rounding adds."""
 _HIDDEN_GROWTH: Final = 2.5
@@ -93,6 +94,10 @@ class MixerCase:
         return x.to(memory_format=torch.channels_last)
 
 
+Run = Callable[[MixerCase], str | None]
+"""Raises CheckFailed, or any error of the mixer; may return a note."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One promise of the contract."""
@@ -100,15 +105,13 @@ class Check:
     name: str
     remedy: str
     """What to do where it is not kept."""
-    run: Callable[[MixerCase], str | None]
-    """Raises CheckFailed, or any error of the mixer; may return a note."""
+    run: Run
     slow: bool
     """Takes seconds, or measures time."""
 
 
 CHECKS: Final[dict[str, Check]] = {}
 """The contract, by name."""
-Run = Callable[[MixerCase], str | None]
 
 
 def _check(name: str, remedy: str, *, slow: bool = False) -> Callable[[Run], Run]:
@@ -469,7 +472,7 @@ def _macs(case: MixerCase) -> str:
     height, width = case.grid
     told = hook(height, width)
     _need(isinstance(told, int) and told >= 0, f"macs({height}, {width}) gives {told!r}, no natural number")
-    seen = copy.deepcopy(mixer)
+    seen = copy.deepcopy(mixer)  # whose operations are counted in place of what it says
     seen.macs = None  # type: ignore[assignment]
     counted = _count(seen, case.grid, case.dim)
     _need(told >= 0.99 * counted, f"macs({height}, {width}) says {told:,}, but {counted:,} are counted")
