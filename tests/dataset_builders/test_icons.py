@@ -17,8 +17,8 @@ from PIL import Image
 from metaformer.cli import main
 from metaformer.data.folder import ImageFolder
 from metaformer.dataset_builders import iconify
-from metaformer.dataset_builders.iconify import Drawing, render
-from metaformer.dataset_builders.icons import ATTRIBUTION, MANIFEST, concept, write_icons
+from metaformer.dataset_builders.iconify import ATTRIBUTION, Drawing, render
+from metaformer.dataset_builders.icons import MANIFEST, concept, write_icons
 from metaformer.errors import ConfigError, DataError, MissingPackage, OutputError
 from toys import Pack, icon_set, path_of
 

@@ -12,8 +12,17 @@ from PIL import Image
 
 from metaformer.data.demo import SPLITS, DemoSize, SceneGenerator, Square
 from metaformer.data.divide import hold_out
-from metaformer.dataset_builders.iconify import SetInfo, load_renderer, read_sets, render
-from metaformer.dataset_builders.icons import ATTRIBUTION, PERMISSIVE, attribution, package_settings, slug
+from metaformer.dataset_builders.iconify import (
+    ATTRIBUTION,
+    PERMISSIVE,
+    SetInfo,
+    attribution,
+    load_renderer,
+    package_settings,
+    read_sets,
+    render,
+    slug,
+)
 from metaformer.errors import ConfigError, DataError
 from metaformer.storage import as_path, write_text
 from metaformer.tasks.demo import write_scenes
@@ -116,7 +125,10 @@ def write_emoji_scenes(
     sources = _held_out([slug(infos[prefix].author.name) for prefix in prefixes], labels, seed)
     settings = {
         **package_settings(tarball),
-        **{"seed": seed, "classes": list(names), "copies": copies, "scenes": [scenes, val_scenes]},
+        "seed": seed,
+        "classes": names,
+        "copies": copies,
+        "scenes": [scenes, val_scenes],
     }
     generator = EmojiScenes(seed, names, drawings, labels, sources)
     images = write_scenes(target, generator, size, settings, progress=progress)

@@ -1,4 +1,4 @@
-"""Icon sets of npm's package @iconify/json, https://github.com/iconify/icon-sets: read and rendered.
+"""Icon sets of npm's package @iconify/json, https://github.com/iconify/icon-sets: read, rendered, credited.
 
 What the tarball holds was written by strangers: sizes, names and values are bounded, and only drawings that
 refer to nothing outside themselves are rendered.
@@ -9,9 +9,11 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import file_digest
 from pathlib import Path
 from typing import Annotated, Any, Final
 from xml.parsers import expat
@@ -27,26 +29,23 @@ LARGEST_SET: Final = 256 << 20
 LARGEST_PACKAGE: Final = 2 << 30
 """Bytes of the unpacked package, which has half a gigabyte."""
 MOST_MEMBERS: Final = 20_000
+"""Files in it."""
 _LARGEST_BODY: Final = 100_000
+"""Letters of a drawing."""
 _DEPTH: Final = 8
+"""Levels of nesting of a set's JSON."""
+PERMISSIVE: Final = frozenset(
+    ("MIT", "Apache-2.0", "ISC", "CC0-1.0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Unlicense")
+)
+"""Licenses, by SPDX, of sets that are used: copies and changes are free, the notice is kept."""
+ATTRIBUTION: Final = "ATTRIBUTION.md"
+"""File that says whom to thank for the drawings of a data set."""
 _NAME: Final = r"[a-z0-9][a-z0-9-]{0,99}"
 _MEMBER: Final = re.compile(rf"package/json/({_NAME})\.json")
 _SVG: Final = "http://www.w3.org/2000/svg"
 _ELEMENTS: Final = {
-    *(
-        "svg",
-        "g",
-        "path",
-        "rect",
-        "circle",
-        "ellipse",
-        "line",
-        "polyline",
-        "polygon",
-        "defs",
-        "title",
-        "desc",
-    ),
+    *("svg", "g", "defs", "title", "desc"),
+    *("path", "rect", "circle", "ellipse", "line", "polyline", "polygon"),
     *("linearGradient", "radialGradient", "stop", "mask", "clipPath", "animate", "animateTransform", "set"),
 }
 """What drawings may hold: no other documents, programs or fonts, nothing that makes few bytes much work."""
@@ -287,3 +286,45 @@ def render(drawing: Drawing, side: int) -> Image.Image | None:
         square = Image.new("RGBA", (side, side))
         square.paste(image.convert("RGBA"), ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def slug(name: str) -> str:
+    """A name in small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
+
+
+def package_settings(tarball: Path) -> dict[str, str]:
+    """Name and hash of the package that a data set is made from."""
+    with open_regular(tarball) as stream:
+        return {"package": tarball.name, "package_sha256": file_digest(stream, "sha256").hexdigest()}
+
+
+def attribution(infos: Mapping[str, SetInfo], prefixes: Sequence[str]) -> str:
+    """Who drew what under which license, as Markdown.
+
+    Args:
+        infos: what the sets say of themselves.
+        prefixes: the set of each drawing.
+    """
+    lines = [
+        "# Whose drawings these are",
+        "",
+        "From the npm package @iconify/json; rendered, otherwise unchanged.",
+        "",
+    ]
+    lines += ["| set | author | license | images |", "|---|---|---|---|"]
+    for prefix, count in sorted(Counter(prefixes).items()):
+        info = infos[prefix]
+        author = _link(info.author.name, info.author.url)
+        terms = _link(info.license.title, info.license.url)
+        lines.append(f"| {_cell(info.name)} (`{prefix}`) | {author} | {terms} | {count} |")
+    return "\n".join(lines) + "\n"
+
+
+def _link(name: str, url: str) -> str:
+    plain = re.fullmatch(r"https?://[^\s()<>\[\]|]+", url)
+    return f"[{_cell(name)}]({url})" if plain else _cell(name)
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([\\|\[\]<>`*_])", r"\\\1", text)

@@ -3,12 +3,11 @@
 import csv
 import io
 import json
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -19,14 +18,21 @@ from tqdm import tqdm
 
 from metaformer.data.demo import encode
 from metaformer.data.divide import SPLITS, Division, assign_splits
-from metaformer.dataset_builders.iconify import IconSet, SetInfo, load_renderer, read_sets, render
-from metaformer.errors import ConfigError, DataError
-from metaformer.storage import as_path, atomic_folder, open_regular
-
-PERMISSIVE: Final = frozenset(
-    ("MIT", "Apache-2.0", "ISC", "CC0-1.0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Unlicense")
+from metaformer.dataset_builders.iconify import (
+    ATTRIBUTION,
+    PERMISSIVE,
+    IconSet,
+    SetInfo,
+    attribution,
+    load_renderer,
+    package_settings,
+    read_sets,
+    render,
+    slug,
 )
-"""Licenses, by SPDX, of sets that are used: copies and changes are free, the notice is kept."""
+from metaformer.errors import ConfigError, DataError
+from metaformer.storage import as_path, atomic_folder
+
 STYLES: Final = {
     *("outline", "outlined", "line", "linear", "fill", "filled", "solid", "bold", "regular", "light", "thin"),
     *("rounded", "round", "sharp", "duotone", "twotone", "broken", "12", "16", "20", "24", "28", "32", "48"),
@@ -42,7 +48,6 @@ _RELATED: Final = 0.25
 _FEWEST_SHARED: Final = 5
 """Images that they share at least: an arrow and a cross look alike whoever draws them."""
 MANIFEST: Final = "manifest.csv"
-ATTRIBUTION: Final = "ATTRIBUTION.md"
 SETTINGS: Final = "dataset.json"
 
 
@@ -194,11 +199,6 @@ def _clusters(
     return designer
 
 
-def slug(name: str) -> str:
-    """A name in small letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
-
-
 def _placed(icons: Sequence[Icon], clusters: Mapping[str, str], seed: int) -> tuple[list[Icon], list[str]]:
     """The icons whose concepts are in every split, and their splits; designers are not divided."""
     paths = [f"{clusters[icon.prefix]}/{icon.concept}/{icon.file}" for icon in icons]
@@ -239,40 +239,3 @@ def _write(
     (folder / MANIFEST).write_text(table.getvalue(), encoding="utf-8")
     text = attribution(infos, [icon.prefix for icon in icons])
     (folder / ATTRIBUTION).write_text(text, encoding="utf-8")
-
-
-def package_settings(tarball: Path) -> dict[str, str]:
-    """Name and hash of the package that a data set is made from."""
-    with open_regular(tarball) as stream:
-        return {"package": tarball.name, "package_sha256": file_digest(stream, "sha256").hexdigest()}
-
-
-def attribution(infos: Mapping[str, SetInfo], prefixes: Sequence[str]) -> str:
-    """Who drew what under which license, as Markdown.
-
-    Args:
-        infos: what the sets say of themselves.
-        prefixes: the set of each drawing.
-    """
-    lines = [
-        "# Whose drawings these are",
-        "",
-        "From the npm package @iconify/json; rendered, otherwise unchanged.",
-        "",
-    ]
-    lines += ["| set | author | license | images |", "|---|---|---|---|"]
-    for prefix, count in sorted(Counter(prefixes).items()):
-        info = infos[prefix]
-        author = _link(info.author.name, info.author.url)
-        terms = _link(info.license.title, info.license.url)
-        lines.append(f"| {_cell(info.name)} (`{prefix}`) | {author} | {terms} | {count} |")
-    return "\n".join(lines) + "\n"
-
-
-def _link(name: str, url: str) -> str:
-    plain = re.fullmatch(r"https?://[^\s()<>\[\]|]+", url)
-    return f"[{_cell(name)}]({url})" if plain else _cell(name)
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"([\\|\[\]<>`*_])", r"\\\1", text)
