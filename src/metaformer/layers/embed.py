@@ -27,7 +27,7 @@ class Stem(nn.Module):
         act: str = "gelu",
     ) -> None:
         super().__init__()
-        between = order.split("_")[1:-1]
+        between = order.split("_")[1:-1]  # of two convolutions: `norm` and `act` of conv_norm_act_conv
         middle = max(1, dim // 2) if between else dim
         self.conv = nn.Conv2d(in_chans, middle, kernel, stride, padding)
         self.conv2: nn.Conv2d | None = None

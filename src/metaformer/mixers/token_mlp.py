@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from metaformer.layers.act import ACTS
 from metaformer.layers.grid import FixedGrid
+from metaformer.layers.init import init_normal
 from metaformer.mixers import MIXERS
 from metaformer.serialize import POSITIVE, check_value
 
@@ -39,9 +40,8 @@ class TokenMLP(FixedGrid):
         self.fc1 = nn.Linear(positions, hidden)
         self.act = ACTS.build(act)
         self.fc2 = nn.Linear(hidden, positions)
-        for layer in (self.fc1, self.fc2):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        init_normal(self.fc1)
+        init_normal(self.fc2)
 
     def mix(self, tokens: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(tokens)))
