@@ -113,6 +113,7 @@ class Network:
     """An exported file, whose metadata have been compared with its content."""
 
     def __init__(self, file: str) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports its use otherwise
         try:
             import onnxruntime
         except ImportError as error:
