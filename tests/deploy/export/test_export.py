@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -38,7 +39,6 @@ from metaformer.models.detection.structures import Detections
 from metaformer.models.segmentation.config import HEAD_DIMS
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.detection.transforms import pad_images
 from toys import TINY, block_scene
 
 OUTPUTS = {
@@ -199,12 +199,11 @@ def crowded(number: int, random: np.random.RandomState) -> np.ndarray[Any, Any]:
 
 
 def detections(model: LoadedModel, images: Sequence[Image.Image]) -> list[Detections]:
-    """Objects of images as one padded batch."""
+    """Objects of images as one batch, padded to 128×128 pixels: norms are over the padding, too."""
     tensors = [model.preprocess.transform()(image) for image in images]
+    x = torch.stack([F.pad(one, (0, 128 - one.shape[2], 0, 128 - one.shape[1])) for one in tensors])
     with torch.inference_mode():
-        found: list[Detections] = model.forward(
-            pad_images(tensors), [(x.shape[1], x.shape[2]) for x in tensors]
-        )
+        found: list[Detections] = model.forward(x, [(one.shape[1], one.shape[2]) for one in tensors])
     return found
 
 
@@ -243,6 +242,17 @@ def assert_same_objects(theirs: Detections, ours: Detections, limit: int) -> Non
         assert ours.masks is not None
         same = (ours.masks >= 0.5) == (theirs.masks[:count] >= 0.5)
         assert not count or same.float().mean() >= 0.999
+
+
+@pytest.mark.slow
+def test_fewer_objects_than_there_are(detect_run: Path, blocks: Path, tmp_path: Path) -> None:
+    """The file has the surest; it is compared with these alone."""
+    files = {
+        limit: export(detect_run, tmp_path / f"{limit}.onnx", max_objects=limit).path for limit in (1, 9)
+    }
+    image = Image.open(sorted(blocks.rglob("*.png"))[2]).convert("RGB")
+    few, many = (detections(load_exported(file), [image])[0] for file in files.values())
+    assert len(few) == 1 < len(many) and torch.equal(few.scores, many.scores[:1])
 
 
 def test_names_of_classes(tmp_path: Path) -> None:

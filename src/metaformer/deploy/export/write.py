@@ -214,7 +214,7 @@ def draw_up(
 ) -> Draft:
     """Trace a network's graph; arguments and errors are those of `export`."""
     _check_task(subject, options)
-    subject, size = _sized(subject, image_size)
+    subject, size = _sized(subject.limited(options), image_size)
     card = make_card(subject, batch, size, dtype, options)
     network = subject.network if dtype == "fp32" else copy.deepcopy(subject.network).to(DTYPES[dtype])
     graph = subject.task.graph(network, subject.preprocess, options).eval()
@@ -253,6 +253,11 @@ class Subject:
     metadata: Any = None
     root: str | Path | None = None
     """Folder of the run's data."""
+
+    def limited(self, options: ExportOptions) -> "Subject":
+        """The same with results as far as a file with these options gives them."""
+        task, forward = self.task, self.forward
+        return replace(self, forward=lambda *inputs: task.limited(forward(*inputs), options))
 
     @classmethod
     def of_model(cls, model: LoadedModel) -> "Subject":
