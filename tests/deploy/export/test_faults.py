@@ -114,12 +114,14 @@ def test_interrupts_at_any_moment(
         process.send_signal(signal.SIGINT)
         _, text = process.communicate(timeout=60)
         assert "Traceback" not in text, text
-        if process.returncode:
-            assert process.returncode == 130 and text.splitlines()[-1] == "metaformer: error: interrupted"
+        # the interpreter itself ends by the signal before it listens, and when all is done
+        assert process.returncode in (0, 130, -signal.SIGINT)
+        if process.returncode == 130:
+            assert text.splitlines()[-1] == "metaformer: error: interrupted"
             assert {path.name for path in tmp_path.iterdir()} == {"temporary"}
             ended += 1
         assert not ours(temporary)
-    assert ended >= 3
+    assert ended >= 2
 
 
 @pytest.mark.parametrize(
