@@ -60,9 +60,9 @@ test-clients: $(READY)  ## schemathesis and tritonclient against a server; they 
 	.venv/clients/bin/pip install --disable-pip-version-check -q 'schemathesis==4.32.5' 'tritonclient[http]==2.73.0'
 	OMP_NUM_THREADS=1 METAFORMER_CLIENTS=$(CURDIR)/.venv/clients/bin $(BIN)/python -m pytest -n 0 -m clients tests/deploy/server
 
-test-oracles: $(READY)  ## maps against grad-cam and openerf; installs them, 160 MB, into the environment
-	@$(call INSTALL,grad-cam==1.5.7 openerf==0.6.1)
-	$(BIN)/python -m pytest -n 0 -m oracle tests/attribution
+test-oracles: $(READY)  ## maps against grad-cam and openerf, exported files in OpenVINO's Model API; installs them, 220 MB
+	@$(call INSTALL,grad-cam==1.5.7 openerf==0.6.1 openvino-model-api==0.4.7)
+	$(BIN)/python -m pytest -n 0 -m oracle tests/attribution tests/deploy/export
 
 faults: $(READY)  ## break runs on purpose, as often as docs/reliability.md says: a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults --full -n 3 --dist worksteal

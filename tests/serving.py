@@ -20,10 +20,13 @@ import pytest
 from PIL import Image
 
 from metaformer.deploy.server import child
+from metaformer.deploy.server.protocol import LimitedProtocol
 from metaformer.deploy.server.server import Server
 from metaformer.deploy.server.settings import ModelSettings, Settings
 from warm import python
 
+LIMIT = 300_000
+"""Bytes of a body, in servers that are sent too much."""
 START = 120.0
 """Seconds until a server must be ready."""
 OWN = {"device": "cpu", "amp": "none", "checkpoint": None, "class_names": None, "ema": False, "raw": False}
@@ -92,6 +95,25 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def post(*headers: str, body: bytes = b"") -> bytes:
+    """A request for a prediction; headers say how long its body is."""
+    lines = ["POST /predict HTTP/1.1", "host: x", "content-type: image/jpeg", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def count_reads(patch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of what servers in this process read from their sockets from now on."""
+    sizes: list[int] = []
+    before = LimitedProtocol.data_received
+
+    def counted(self: LimitedProtocol, data: bytes) -> None:
+        sizes.append(len(data))
+        before(self, data)
+
+    patch.setattr(LimitedProtocol, "data_received", counted)
+    return sizes
 
 
 class Running(NamedTuple):

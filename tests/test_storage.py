@@ -54,6 +54,17 @@ def test_an_error_leaves_what_was_there(
 
 
 @each_writer
+def test_an_error_leaves_no_new_folder(writer: Writer, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for folder in ("there", "a/b/c"):
+        with pytest.raises(KeyError), writer(tmp_path / folder / "d") as target:
+            write(target)
+            raise KeyError
+        check_writable(tmp_path / folder / "d")
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+@each_writer
 def test_two_writers_at_once_leave_one_whole_file(writer: Writer, tmp_path: Path) -> None:
     with writer(tmp_path / "a") as one:
         with writer(tmp_path / "a") as other:
@@ -71,7 +82,7 @@ def test_what_cannot_be_written_is_named(writer: Writer, tmp_path: Path) -> None
         with pytest.raises(OutputError, match=str(path)):
             check_writable(path)
     check_writable(tmp_path / "folder" / "a")
-    assert not list((tmp_path / "folder").iterdir())
+    assert not (tmp_path / "folder").exists()
 
 
 def test_text_is_utf8_as_it_is_and_bytes_can_be_sought_in(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
+from itertools import takewhile
 from lzma import LZMAError
 from pathlib import Path
 from struct import error as StructError
@@ -223,6 +224,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     check_replaceable(path)
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    new = _missing_folders(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -232,6 +234,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        _remove_empty(new)
         if isinstance(error, OSError) and not isinstance(error, MetaFormerError):
             raise OutputError(f"{path}: cannot write ({error.strerror or error})") from error
         raise
@@ -295,12 +298,27 @@ def check_writable(path: Path) -> None:
     """
     check_replaceable(path)
     probe = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    new = _missing_folders(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise OutputError(f"{path}: cannot write ({error.strerror or error})") from error
+    finally:
+        _remove_empty(new)
+
+
+def _missing_folders(path: Path) -> list[Path]:
+    """The folders above a path that do not exist yet, the innermost first."""
+    return list(takewhile(lambda folder: not os.path.lexists(folder), path.parents))
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders as far as they are empty."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def check_replaceable(path: Path) -> None:

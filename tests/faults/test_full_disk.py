@@ -1,34 +1,15 @@
 """Item 5: a full disk or a file size limit leaves the last checkpoint as it was."""
 
-import contextlib
 import os
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from disks import small_disk
 from faults.case import Case
 from faults.run import NewRun, Run, Tally, fingerprint
-
-
-@contextlib.contextmanager
-def small_disk(path: Path, megabytes: int) -> Iterator[None]:
-    """A small file system mounted at a path."""
-    path.mkdir(parents=True)
-    size = f"size={megabytes}m"
-    mounted = shutil.which("mount") and not subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", size, "none", str(path)], capture_output=True
-    ).returncode  # fmt: skip
-    if not mounted:
-        pytest.skip("this user may not mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def is_good_error(text: str, path: Path, reason: str) -> bool:

@@ -20,11 +20,10 @@ from PIL import Image
 import hostile_requests
 from faults.run import Tally
 from hostile_requests import FIXED, problem
-from metaformer.deploy.server.protocol import READ, SPARE, Limited
-from serving import Client, Command, Running, encoded, read_all, running
+from metaformer.deploy.server.protocol import FRAMING, READ_SIZE
+from serving import LIMIT, Client, Command, Running, count_reads, encoded, post, read_all, running
 
 REAL = (sys.executable,)
-LIMIT = 300_000
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +41,6 @@ def images() -> list[bytes]:
     return [encoded(Image.fromarray(random.randint(0, 256, size, dtype=np.uint8)), "JPEG") for size in sizes]
 
 
-def post(body: bytes, *headers: str) -> bytes:
-    """A request for a prediction."""
-    lines = ["POST /predict HTTP/1.1", "host: x", "content-type: image/jpeg", *headers]
-    return "\r\n".join([*lines, f"content-length: {len(body)}"]).encode() + b"\r\n\r\n" + body
-
-
 @pytest.mark.often(0, 1)
 def test_malformed_requests(server: Running, tally: Tally) -> None:
     for request in [*FIXED.values(), *hostile_requests.generated(500, seed=1)]:
@@ -58,23 +51,15 @@ def test_malformed_requests(server: Running, tally: Tally) -> None:
 
 @pytest.mark.often(0, 1)
 def test_a_million_chunks(server: Running, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    before = Limited.data_received
-
-    def counted(self: Limited, data: bytes) -> None:
-        sizes.append(len(data))
-        before(self, data)
-
-    monkeypatch.setattr(Limited, "data_received", counted)
-    head = (
-        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n"
-    )
+    sizes = count_reads(monkeypatch)
     for chunk, count in ((b"1\r\nx\r\n", 1_000_000), (b"400\r\n" + bytes(1024) + b"\r\n", 2000)):
         with server.client.connect() as connection:
             with suppress(OSError):
-                connection.sendall(head + chunk * count)
+                connection.sendall(post("transfer-encoding: chunked", body=chunk * count))
             answer = read_all(connection)
-        refused = not problem(answer) and b" 413 " in answer[:20] and sum(sizes) <= LIMIT + SPARE + READ
+        refused = (
+            not problem(answer) and b" 413 " in answer[:20] and sum(sizes) <= LIMIT + FRAMING + READ_SIZE
+        )
         tally("21", "a body in too many chunks", refused, (answer[:300], sum(sizes)))
         sizes.clear()
 
@@ -105,7 +90,7 @@ def p99(client: Client, images: list[bytes]) -> float:
 
 def beside_slow_clients(client: Client, images: list[bytes], tally: Tally) -> float:
     """The same while 50 clients are slow, until all of these were cut off."""
-    starts = [b"POST /predict HTTP/1.1\r\nname: ", post(b"")[:-5] + b"9999\r\n\r\n"]
+    starts = [b"POST /predict HTTP/1.1\r\nname: ", post("content-length: 9999")]
     with ExitStack() as stack:
         connections = [stack.enter_context(client.connect()) for _ in range(50)]
         begun, open_ones = time.monotonic(), dict(enumerate(connections))
@@ -148,12 +133,13 @@ async def fetch(
 async def crowd(client: Client, images: list[bytes], clients: int, requests: int) -> list[Any]:
     """Answers to requests of many clients at once: number of the image, status, head, body."""
     numbers, answers = iter(range(requests)), list[Any]()
+    questions = [post(f"content-length: {len(image)}", body=image) for image in images]
 
     async def be_a_client() -> None:
         reader, writer = await asyncio.open_connection(client.host, client.port)
         try:
             for number in numbers:
-                answers.append((number % 8, *await fetch(reader, writer, post(images[number % 8]))))
+                answers.append((number % 8, *await fetch(reader, writer, questions[number % 8])))
         finally:
             writer.close()
             with suppress(OSError):
@@ -273,7 +259,7 @@ def test_signals(untrained: dict[str, Path], images: list[bytes], attempt: int, 
     """Under load, with an upload that does not go on: the server ends in time, and with it all processes."""
     number = (signal.SIGTERM, signal.SIGINT, signal.SIGTERM)[attempt]
     with Command(f"x={untrained['classify']}", start=REAL) as server, server.client.connect() as slow:
-        slow.sendall(post(b"x" * 1000)[:-500])
+        slow.sendall(post("content-length: 1000", body=bytes(500)))
         loaded = threading.Thread(target=load_until_closed, args=(server.client, images))
         loaded.start()
         time.sleep(1)

@@ -3,6 +3,7 @@
 import json
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from metaformer.errors import BadImage, ConfigError, UnknownName
+from metaformer.errors import BadImage, ConfigError, OutputError, UnknownName
 from metaformer.factory import create_detector, create_model, create_segmenter
 from metaformer.inference.explain import Explainer, explain
 from metaformer.inference.model import describe_network, load_model
@@ -204,8 +205,10 @@ def test_a_box_of_a_detector_is_explained_by_its_own_place(detect_run: Path, blo
 
 def test_a_segment_and_a_region_of_it(noise: Image.Image) -> None:
     explainer = Explainer(dense("upernet", 20))
-    found = explainer.find(noise)
-    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    found = explainer.find(noise, 20)
+    painted = [one for one in found if any(explainer.model.metadata[one.index])]
+    assert found[: len(painted)] == painted, "the background is the last"
+    assert [one.score for one in painted] == sorted((one.score for one in painted), reverse=True)
     whole = explainer.heat(noise, found[0].index)
     left = explainer.heat(noise, found[0].index, (0, 0, 30, 96))
     assert not np.array_equal(whole, left)
@@ -303,17 +306,39 @@ def test_chosen_classes_and_an_image_that_cannot_be_read(
         explain(untrained["segment"], noise, place, box=[9, 9, 3, 20], device="cpu")
     with pytest.raises(ConfigError, match="box is"):
         explain(untrained["segment"], noise, place, box=(-inf, -inf, inf, inf), device="cpu")
-    for dense_source in (untrained["segment"], detect_run):
-        with pytest.raises(ConfigError, match=r"the image: box .*: the network finds nothing there"):
-            explain(dense_source, noise, place, box=[900, 900, 950, 950], device="cpu")
     with pytest.raises(ConfigError, match="stage 9"):
         explain(source, noise, place, stage=9, device="cpu")
-    with pytest.raises(
-        ConfigError, match=r"the image: class '\d': the network does not find it in the image"
-    ):
-        explain(
-            untrained["segment"], Image.new("RGB", (64, 64)), place, classes=list("0123456789"), device="cpu"
-        )
+
+
+def test_what_is_not_in_an_image_is_said_and_the_others_go_on(
+    untrained: dict[str, Path], detect_run: Path, tmp_path: Path, noise: Image.Image, caplog: Any
+) -> None:
+    for dense_source in (untrained["segment"], detect_run):
+        done = explain(dense_source, noise, tmp_path / "box", box=[900, 900, 950, 950], device="cpu")
+        assert [(one.missing, one.subjects) for one in done.images] == [(("anything in the box",), ())]
+        assert caplog.messages == ["the image: the network does not find anything in the box"]
+        caplog.clear()
+    images = [Image.new("RGB", (64, 64)), noise]
+    done = explain(untrained["segment"], images, tmp_path / "out", classes=list("0123456789"), device="cpu")
+    for one, message in zip(done.images, caplog.messages, strict=True):
+        assert one.missing and len(one.missing) + len(one.subjects) == 10
+        assert message == f"the image: the network does not find {', '.join(one.missing)}"
+        assert f"not found: {one.missing[0].replace(chr(39), '&#39;')}" in done.page.read_text()
+
+
+def test_sheets_of_an_earlier_call_are_replaced(
+    untrained: dict[str, Path], noise: Image.Image, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for name in ("a", "b"):
+        noise.save(tmp_path / f"{name}.png")
+    explain(untrained["classify"], [tmp_path / "a.png", tmp_path / "b.png"], out, device="cpu")
+    (out / "sheets" / "own.jpg").write_bytes(b"")
+    explain(untrained["classify"], tmp_path / "b.png", out, device="cpu")
+    assert sorted(file.name for file in (out / "sheets").iterdir()) == ["b.jpg", "own.jpg"]
+    (out / "explained.jsonl").write_text('{"path": "b.png"}\n')
+    with pytest.raises(OutputError, match=r"explained\.jsonl: is not of metaformer explain"):
+        explain(untrained["classify"], tmp_path / "b.png", out, device="cpu")
 
 
 # --- receptive field

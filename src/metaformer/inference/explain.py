@@ -20,12 +20,22 @@ from metaformer.inference.model import load_model
 from metaformer.inference.sheet import caption, sheet_rows
 from metaformer.report.blocks import Example, Examples, Section
 from metaformer.report.page import render_gallery
-from metaformer.storage import FileNames, as_path, atomic_bytes, atomic_text, check_writable, write_text
+from metaformer.serialize import parse_json
+from metaformer.storage import (
+    FileNames,
+    as_path,
+    atomic_bytes,
+    atomic_text,
+    check_writable,
+    read_text,
+    write_text,
+)
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.explain import heat_map
 from metaformer.tasks.exported import ExportedNetwork
-from metaformer.tasks.heat import Box, Heat, Subject
+from metaformer.tasks.heat import Heat, Subject
 from metaformer.tasks.stream import ImageInput, ImageList
+from metaformer.visualize.canvas import Box
 from metaformer.visualize.sheet import draw_sheet
 
 _log = logging.getLogger(__name__)
@@ -97,6 +107,8 @@ class Explanation:
     """Its file; empty for an image in memory."""
     sheet: str
     """The sheet's file."""
+    missing: tuple[str, ...]
+    """What was asked for and the network does not find in it."""
     subjects: tuple[Subject, ...]
     """What the sheet shows the maps of."""
     rows: tuple[tuple[str, tuple[str, ...]], ...]
@@ -145,6 +157,9 @@ def explain(
 ) -> Explanations:
     """Write for each image a sheet of maps, a line of JSON with what is on it, and a page of all sheets.
 
+    What was asked for and is not in an image is logged, and the others are shown. An earlier call's sheets in
+    the same folder are replaced.
+
     Args:
         source: run directory (its best weights), checkpoint directory, or model name.
         images: a file, a folder, a glob, an image, or a list of these.
@@ -161,7 +176,7 @@ def explain(
         on_bad_image: stop at an image that cannot be read, or leave it out and log it.
 
     Raises:
-        ConfigError: an exported file, a value out of range, a class or stage that is not there.
+        ConfigError: an exported file, a value out of range, or no such class or stage.
         DataError: nothing found, or an image that cannot be read.
         OutputError: the folder cannot be written to.
         MissingPackage: captum is not there.
@@ -172,6 +187,7 @@ def explain(
     request = _request(explainer, classes, box, count, stage)
     target, listed = as_path(out, "out", OutputError), ImageList(images)
     check_writable(target / LINES)
+    former = _sheets(target)
     done: list[Explanation] = []
     skipped: list[BadImage] = []
     names = FileNames()
@@ -190,7 +206,23 @@ def explain(
             lines.write(json.dumps(done[-1].to_dict(), ensure_ascii=False) + "\n")
     result = Explanations(target, tuple(done), tuple(skipped))
     write_text(result.page, _page(explainer.model, result))
+    for sheet in former - _sheets(target):
+        sheet.unlink(missing_ok=True)
     return result
+
+
+def _sheets(out: Path) -> set[Path]:
+    """The sheets that a folder's lines name.
+
+    Raises:
+        OutputError: the lines are not those of `explain`.
+    """
+    file = out / LINES
+    lines = read_text(file, OutputError).splitlines() if file.exists() else ()
+    rows = [parse_json(line, file, OutputError) for line in lines]
+    if not all(isinstance(row, dict) and isinstance(row.get("sheet"), str) for row in rows):
+        raise OutputError(f"{file}: is not of metaformer explain: choose another folder")
+    return {out / SHEETS / Path(row["sheet"]).name for row in rows}
 
 
 @dataclass(frozen=True)
@@ -203,26 +235,19 @@ class _Request:
     count: int
     stage: int | None
 
-    def subjects(self, explainer: Explainer, image: Image.Image) -> list[Subject]:
-        """What of this image is explained.
-
-        Raises:
-            ConfigError: a class that the network does not find in it, or a box in which it finds nothing.
-        """
+    def subjects(self, explainer: Explainer, image: Image.Image) -> tuple[list[Subject], list[str]]:
+        """What of this image is explained, and what was asked for and the network does not find."""
         if self.indices is None:
             subjects = list(explainer.find(image, self.count, self.box))
-            if self.box is not None and not subjects:
-                raise ConfigError(f"box {list(self.box)}: the network finds nothing there")
-            return subjects
+            return subjects, [] if subjects or self.box is None else ["anything in the box"]
         found: dict[int, Subject] = {}
         for subject in explainer.find(image, EVERYTHING, self.box):
             found.setdefault(subject.index, subject)
-        for index in self.indices:
-            if index not in found:
-                where = "the image" if self.box is None else "the box"
-                name = explainer.model.class_names[index]
-                raise ConfigError(f"class {name!r}: the network does not find it in {where}")
-        return [found[index] for index in self.indices]
+        names = explainer.model.class_names
+        return (
+            [found[index] for index in self.indices if index in found],
+            [f"class {names[index]!r}" for index in self.indices if index not in found],
+        )
 
 
 def _request(
@@ -255,14 +280,16 @@ def _explain(
 ) -> Explanation:
     """Write the sheet of an image."""
     try:
-        subjects = request.subjects(explainer, image)
+        subjects, missing = request.subjects(explainer, image)
         rows = sheet_rows(explainer.model, image, subjects, request.stage)
     except ConfigError as error:
         raise ConfigError(f"{path or 'the image'}: {error}") from error
+    if missing:
+        _log.warning("%s: the network does not find %s", path or "the image", ", ".join(missing))
     with atomic_bytes(sheet) as stream:
         draw_sheet(rows).save(stream, "JPEG", quality=QUALITY)
     captions = tuple((row.title, tuple(tile.caption for tile in row.tiles)) for row in rows)
-    return Explanation(path, str(sheet), tuple(subjects), captions)
+    return Explanation(path, str(sheet), tuple(missing), tuple(subjects), captions)
 
 
 def _page(model: LoadedModel, result: Explanations) -> str:
@@ -271,6 +298,7 @@ def _page(model: LoadedModel, result: Explanations) -> str:
         Example(
             {"sheet": quote(f"{SHEETS}/{Path(one.sheet).name}")},
             value=", ".join(map(caption, one.subjects)) or "nothing found",
+            text=f"not found: {', '.join(one.missing)}" if one.missing else "",
             note=one.path,
         )
         for one in result.images

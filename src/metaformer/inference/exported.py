@@ -232,11 +232,12 @@ def _unreadable(file: Path, program: str, error: Exception) -> WeightsError:
 
 
 def load_onnxruntime() -> Any:
-    """Import ONNX Runtime.
+    """Import ONNX Runtime, which does not report its use to its maker then.
 
     Raises:
         MissingPackage: it is not installed.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:

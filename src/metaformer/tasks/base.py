@@ -27,10 +27,11 @@ from metaformer.models.base import DenseNetwork, autocast
 from metaformer.report.page import TaskReport
 from metaformer.tasks.check import Certainty, CheckReport
 from metaformer.tasks.exported import ExportedNetwork, TaskExport
-from metaformer.tasks.heat import Box, Input, Mistake, Subject
+from metaformer.tasks.heat import Claim, Input, Subject
 from metaformer.tasks.outputs import Legend, Prediction
-from metaformer.tasks.report import Report
+from metaformer.tasks.report import Maps, Report
 from metaformer.tasks.stream import ImageList, OnBad, raise_bad
+from metaformer.visualize.canvas import Box
 from metaformer.weights.card import model_card
 from metaformer.weights.sources import find_source
 
@@ -279,13 +280,8 @@ class TaskExplain(ABC):
         """
 
     @abstractmethod
-    def mistakes(self, state: Mapping[str, Any], config: TrainConfig) -> Iterator[Mistake]:
-        """The worst mistakes of an evaluation whose images are still there, the worst first.
-
-        Args:
-            state: the best checkpoint's.
-            config: the run's configuration.
-        """
+    def claims(self, example: Mapping[str, Any], classes: Sequence[str]) -> Sequence[Claim]:
+        """What the network said of an example of its evaluation and what is true, where these differ."""
 
 
 @dataclass(frozen=True)
@@ -542,8 +538,8 @@ class TaskSpec:
     """How its networks are written for programs without PyTorch, and read back."""
     explain: TaskExplain
     """Which score of its networks a map explains."""
-    report: Callable[[Mapping[str, Any], TrainConfig], TaskReport]
-    """A best checkpoint's state and its configuration to what the report page shows."""
+    report: Callable[[Mapping[str, Any], TrainConfig, Maps], TaskReport]
+    """A best checkpoint's state, its configuration and maps of its errors to what the report page shows."""
     fit_data: Callable[[TrainConfig], Mapping[str, Any]] | None = None
     """Sizes and batch that fit the training data of a configuration: dotted fields and their values."""
     check_data: Callable[..., CheckReport]

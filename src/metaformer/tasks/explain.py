@@ -1,8 +1,7 @@
 """Heat maps: where in an image a network of any task sees what it says."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -11,18 +10,18 @@ from PIL import Image
 
 from metaformer.attribution.cam import grad_cam
 from metaformer.attribution.stages import stage_of, trunk_of
-from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError, MissingPackage, TrainingError
-from metaformer.report.blocks import Example, Examples, Note, Section, data_uri
+from metaformer.report.blocks import data_uri
 from metaformer.tasks.base import LoadedModel, TaskExplain
-from metaformer.tasks.heat import Box, Claim, Heat, Mistake
+from metaformer.tasks.heat import Claim, Heat
+from metaformer.visualize.canvas import Box
 from metaformer.visualize.heat import heat_tile
-from metaformer.visualize.sheet import fit
 
-MISTAKES: Final = 6
-"""Images of the gallery, at most."""
+ERRORS: Final = 12
+"""Images of a report that have maps."""
 CLAIMS: Final = 3
 """Maps of each of them, at most."""
+NOTE: Final = "Beside errors, class activation maps (Grad-CAM): what speaks for a class, right or wrong."
 
 
 def heat_map(
@@ -76,42 +75,45 @@ def deepest_map(
     return heat_map(model, image, index, box, 0), 0
 
 
-def mistakes_section(
-    load: Callable[[], LoadedModel], explain: TaskExplain, state: Mapping[str, Any], config: TrainConfig
-) -> Section | None:
-    """The worst mistakes of an evaluation with their maps; None where there are none, or no images.
-
-    Without captum it is a line that says how to get it.
+class ErrorMaps:
+    """Class activation maps of an evaluation's errors, for its report; of the first `ERRORS` of them.
 
     Args:
         load: gives the network of the checkpoint, where it is needed.
         explain: of its task.
-        state: the checkpoint's, with the evaluation.
-        config: the run's configuration.
+        classes: their names.
     """
-    mistakes = list(islice(explain.mistakes(state, config), MISTAKES))
-    if not mistakes:
-        return None
-    title = "Worst mistakes, and what the network looked at"
-    try:
-        model = load()
-        examples = [_example(model, one) for one in mistakes]
-    except MissingPackage as error:
-        return Section(title, [Note(str(error))])
-    note = "Class activation maps (Grad-CAM): what speaks for a class, right or wrong."
-    return Section(title, [Examples("", examples)], note=note)
 
+    def __init__(self, load: Callable[[], LoadedModel], explain: TaskExplain, classes: Sequence[str]) -> None:
+        self._load, self._explain, self._classes = load, explain, classes
+        self._model: LoadedModel | None = None
+        self._left = ERRORS
+        self.note = ""
+        """What the maps are, or why there are none."""
 
-def _example(model: LoadedModel, mistake: Mistake) -> Example:
-    panels = {"image": data_uri(fit(mistake.image))}
-    for claim in mistake.claims[:CLAIMS]:
-        caption = claim.caption if claim.caption not in panels else f"{claim.caption} ({len(panels)})"
-        # evaluated in other views, such as windows, the network may have found what it does not find here
-        with suppress(ConfigError):
-            panels[caption] = data_uri(_drawn(model, mistake.image, claim))
-    return Example(panels, value=mistake.text, note=mistake.path, correct=False)
+    def __call__(self, example: Mapping[str, Any], image: Image.Image) -> dict[str, str]:
+        """Maps of an example as data URI, by what the network says and what is true; empty where it is right.
 
+        Args:
+            example: of the evaluation.
+            image: RGB.
+        """
+        claims = self._explain.claims(example, self._classes) if self._left else ()
+        panels: dict[str, str] = {}
+        try:
+            for claim in claims[:CLAIMS]:
+                number = f" ({len(panels) + 1})" if claim.caption in panels else ""
+                # evaluated in other views, such as windows, the network may have found what it does not here
+                with suppress(ConfigError):
+                    panels[claim.caption + number] = data_uri(self._draw(image, claim))
+        except MissingPackage as error:
+            self.note, self._left = str(error), 0
+            return {}
+        if panels:
+            self.note, self._left = NOTE, self._left - 1
+        return panels
 
-def _drawn(model: LoadedModel, image: Image.Image, claim: Claim) -> Image.Image:
-    heat = heat_map(model, image, claim.index, claim.box, None)
-    return heat_tile(image, heat, claim.box)
+    def _draw(self, image: Image.Image, claim: Claim) -> Image.Image:
+        if self._model is None:
+            self._model = self._load()
+        return heat_tile(image, heat_map(self._model, image, claim.index, claim.box, None), claim.box)

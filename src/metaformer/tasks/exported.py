@@ -266,12 +266,16 @@ class TaskExport(ABC):
         """The largest difference of this name in a file of this type."""
         return self.tolerances[name][dtype == "float16"]
 
+    def limited(self, results: Any, options: ExportOptions) -> Any:
+        """What `TaskSpec.forward` gives for a batch, as far as a graph with these options gives it."""
+        return results
+
     @abstractmethod
     def compare(self, expected: Any, found: Any) -> dict[str, float]:
         """Differences between results of the network and of its file, by the names of `tolerances`.
 
         Args:
-            expected: what `TaskSpec.forward` gives for a batch.
+            expected: what `TaskSpec.forward` gives for a batch, `limited`.
             found: the same of the file.
         """
 

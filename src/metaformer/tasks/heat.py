@@ -1,6 +1,5 @@
 """What a map explains, and how it comes back from a network's input to the image."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,11 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom."""
+from metaformer.visualize.canvas import Box
+
 Heat = NDArray[np.float32]
 """A map (H, W) from 0 to 1."""
 
@@ -33,25 +31,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a map of a mistake shows."""
+    """What a network says of an image, or what is true of it."""
 
     caption: str
     index: int
     """The class."""
     box: Box | None = None
     """In the image's pixels; None for the whole."""
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """An image that a network got wrong in its evaluation."""
-
-    image: Image.Image
-    """RGB."""
-    path: str
-    text: str
-    """What is wrong."""
-    claims: Sequence[Claim]
 
 
 class Input(NamedTuple):

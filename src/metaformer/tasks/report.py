@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,15 @@ from metaformer.storage import write_text
 
 LARGEST_MATRIX = 200
 """Classes up to which a confusion matrix is written whole; beyond, its non-zero entries."""
+
+
+Maps = Callable[[Mapping[str, Any], Image.Image], Mapping[str, str]]
+"""Maps of what the network looked at, of an example of an evaluation and its image, by their captions."""
+
+
+def no_maps(example: Mapping[str, Any], image: Image.Image) -> dict[str, str]:
+    """`Maps` of a report without any."""
+    return {}
 
 
 class Report(ABC):

@@ -15,7 +15,8 @@ from metaformer.serialize import from_dict
 from metaformer.storage import write_text
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel
-from metaformer.tasks.explain import mistakes_section
+from metaformer.tasks.explain import ErrorMaps
+from metaformer.tasks.report import no_maps
 from metaformer.tasks.saved import saved_model
 from metaformer.training.check import other_sections
 
@@ -25,7 +26,7 @@ def write_report(run: str | Path, explain: bool = True) -> Path:
 
     Args:
         run: the run's folder.
-        explain: show the worst mistakes with class activation maps, for which the network is built.
+        explain: show class activation maps beside errors, for which the network is built.
 
     Raises:
         WeightsError: the run has no best checkpoint, or a damaged one.
@@ -35,14 +36,16 @@ def write_report(run: str | Path, explain: bool = True) -> Path:
     best = read_checkpoint(run_dir.best)
     state = best.state
     spec, config = TASKS[state["card"]["task"]], from_dict(TrainConfig, state["config"])
-    report = spec.report(state, config)
 
     def load() -> LoadedModel:
         return saved_model(best).to(torch.device("cpu"), "none")
 
-    mistakes = mistakes_section(load, spec.explain, state, config) if explain else None
-    if mistakes is not None:
-        report = replace(report, sections=[*report.sections[:1], mistakes, *report.sections[1:]])
+    maps = ErrorMaps(load, spec.explain, state["card"]["classes"])
+    report = spec.report(state, config, maps if explain else no_maps)
+    if maps.note:
+        images, *others = report.sections
+        images = replace(images, note=f"{images.note} {maps.note}".strip())
+        report = replace(report, sections=[images, *others])
     page = render(
         report,
         state,

@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 from metaformer.visualize.fonts import Font, legible
 
 Color = tuple[int, int, int]
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, in pixels."""
 
 PANEL: Color = (24, 26, 32)
 """Background of text below an image."""

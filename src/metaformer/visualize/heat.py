@@ -6,13 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from metaformer.visualize.canvas import INK
+from metaformer.visualize.canvas import INK, Box
 from metaformer.visualize.sheet import fit
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom."""
-
-_COLORS: Final = (
+COLORS: Final = (
     (0, 0, 4), (22, 11, 57), (66, 10, 104), (106, 23, 110), (147, 38, 103), (188, 55, 84),
     (221, 81, 58), (243, 120, 25), (252, 165, 10), (246, 215, 70), (252, 255, 164),
 )  # fmt: skip
@@ -25,8 +22,8 @@ OPAQUE: Final = 0.7
 
 def color_map(values: NDArray[Any]) -> Image.Image:
     """Values (H, W) from 0 to 1 as an image, the larger the brighter."""
-    steps = np.linspace(0, 1, len(_COLORS))
-    channels = [np.interp(values, steps, channel) for channel in zip(*_COLORS, strict=True)]
+    steps = np.linspace(0, 1, len(COLORS))
+    channels = [np.interp(values, steps, channel) for channel in zip(*COLORS, strict=True)]
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 

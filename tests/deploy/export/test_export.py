@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -34,9 +35,11 @@ from metaformer.inference.exported import KEY, load_exported, open_exported
 from metaformer.inference.model import load_model
 from metaformer.mixers import MIXERS
 from metaformer.models.detection.config import KINDS
+from metaformer.models.detection.structures import Detections
 from metaformer.models.segmentation.config import HEAD_DIMS
 from metaformer.tasks import TASKS
-from toys import TINY
+from metaformer.tasks.base import LoadedModel
+from toys import TINY, block_scene
 
 OUTPUTS = {
     "classify": ["probabilities"],
@@ -187,6 +190,69 @@ def test_a_mixed_batch_equals_single_images(files: Any, blocks: Path) -> None:
             assert torch.equal(one.labels, again.labels)
             torch.testing.assert_close(one.boxes, again.boxes, atol=1e-3, rtol=0)
             torch.testing.assert_close(one.scores, again.scores, atol=1e-5, rtol=0)
+
+
+def crowded(number: int, random: np.random.RandomState) -> np.ndarray[Any, Any]:
+    """Nine scenes side by side, all of one size."""
+    scenes = [block_scene(4 * i + number % 3, random)[0][:36, :36] for i in range(9)]
+    return np.concatenate([np.concatenate(scenes[i : i + 3]) for i in (0, 3, 6)], axis=1)
+
+
+def detections(model: LoadedModel, images: Sequence[Image.Image]) -> list[Detections]:
+    """Objects of images as one batch, padded to 128×128 pixels: norms are over the padding, too."""
+    tensors = [model.preprocess.transform()(image) for image in images]
+    x = torch.stack([F.pad(one, (0, 128 - one.shape[2], 0, 128 - one.shape[1])) for one in tensors])
+    with torch.inference_mode():
+        found: list[Detections] = model.forward(x, [(one.shape[1], one.shape[2]) for one in tensors])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_detectors_find_the_same(suffix: str, detect_run: Path, tmp_path: Path) -> None:
+    """On 50 images, alone and in batches with an empty one first, in the middle and last."""
+    limit, random = 5, np.random.RandomState(7)
+    scenes = [block_scene(i, random)[0] for i in range(40)] + [crowded(i, random) for i in range(5)]
+    random.shuffle(scenes)
+    images = [Image.fromarray(scene) for scene in scenes]
+    empty = [Image.new("RGB", (40 + 9 * i, 44), (20 * i, 30, 90)) for i in range(5)]
+    network = load_model(detect_run).to(torch.device("cpu"), "none")
+    file = load_exported(export(detect_run, tmp_path / f"net{suffix}", max_objects=limit).path)
+    expected = [detections(network, [image])[0] for image in [*images, *empty]]
+    assert sum(len(one) > limit for one in expected) >= 5 and not any(map(len, expected[45:]))
+    alone = [detections(file, [image])[0] for image in [*images, *empty]]
+    for theirs, ours in zip(expected, alone, strict=True):
+        assert_same_objects(theirs, ours, limit)
+    for start in range(0, 45, 9):
+        for place in (0, 4, 9):
+            rows = [*range(start, start + 9)]
+            rows.insert(place, 45 + start // 9)
+            batch = detections(file, [[*images, *empty][i] for i in rows])
+            for i, found in zip(rows, batch, strict=True):
+                assert_same_objects(alone[i], found, limit)
+
+
+def assert_same_objects(theirs: Detections, ours: Detections, limit: int) -> None:
+    """Lists of at most `limit` objects: classes equal, boxes, scores and masks nearly."""
+    count = min(len(theirs), limit)
+    assert len(ours) == count and torch.equal(ours.labels, theirs.labels[:count])
+    torch.testing.assert_close(ours.boxes, theirs.boxes[:count], atol=0.01, rtol=0)
+    torch.testing.assert_close(ours.scores, theirs.scores[:count], atol=1e-4, rtol=0)
+    if theirs.masks is not None:
+        assert ours.masks is not None
+        same = (ours.masks >= 0.5) == (theirs.masks[:count] >= 0.5)
+        assert not count or same.float().mean() >= 0.999
+
+
+@pytest.mark.slow
+def test_fewer_objects_than_there_are(detect_run: Path, blocks: Path, tmp_path: Path) -> None:
+    """The file has the surest; it is compared with these alone."""
+    files = {
+        limit: export(detect_run, tmp_path / f"{limit}.onnx", max_objects=limit).path for limit in (1, 9)
+    }
+    image = Image.open(sorted(blocks.rglob("*.png"))[2]).convert("RGB")
+    few, many = (detections(load_exported(file), [image])[0] for file in files.values())
+    assert len(few) == 1 < len(many) and torch.equal(few.scores, many.scores[:1])
 
 
 def test_names_of_classes(tmp_path: Path) -> None:

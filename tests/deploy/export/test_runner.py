@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from metaformer.data.class_lists import palette
 from metaformer.errors import ConfigError
 from toys import TINY
 
+CONSTRAINTS = Path(__file__).parents[3] / "constraints.txt"
 CLASSES = ('"quoted" ant, red', "пчела", "=кошка 猫")
 FILES: dict[str, dict[str, Any]] = {
     "classify": {},
@@ -100,9 +103,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run(exported: Path, *words: object, program: str = "run.py") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CLEAN, str(exported / program), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
+def run(
+    exported: Path, *words: object, python: Sequence[str] = (sys.executable, "-c", CLEAN)
+) -> subprocess.CompletedProcess[str]:
+    command = [*python, str(exported / "run.py"), *map(str, words)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -128,6 +136,57 @@ def table(file: Path) -> list[list[Any]]:
     """Rows of a table, scores as numbers."""
     rows = csv.reader(file.read_text(encoding="utf-8").splitlines())
     return [[float(cell) if cell.startswith(("0.", "1.")) else cell for cell in row] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def three_packages(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter that has numpy, Pillow and ONNX Runtime."""
+    place = tmp_path_factory.mktemp("environment")
+    python = str(place / "bin" / "python")
+    subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    command = [python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS, "numpy", "pillow", "onnxruntime"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and "Retrying" in done.stderr:
+        pytest.skip("pip reaches no index")
+    assert done.returncode == 0, done.stderr
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", FILES)
+def test_an_environment_of_three_packages_suffices(
+    exported: Path, images: Path, three_packages: str, tmp_path: Path, task: str
+) -> None:
+    file, suffix = exported / f"{task}.onnx", ".csv" if task in ("classify", "multilabel") else ".jsonl"
+    theirs, ours = tmp_path / f"theirs{suffix}", tmp_path / f"ours{suffix}"
+    if suffix == ".csv":
+        assert main(["predict", str(file), str(images), "--out", str(theirs)]) == 0
+    else:
+        assert main(["predict", str(file), str(images), "--out", str(tmp_path / "folder")]) == 0
+        theirs = tmp_path / "folder" / "predictions.jsonl"
+    done = run(exported, file, images, "--out", ours, python=[three_packages])
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    if suffix == ".csv":
+        assert_near(table(ours), table(theirs))
+    else:
+        expected = [{key: one[key] for key in one if key != "mask"} for one in lines(theirs.read_text())]
+        assert_near(lines(ours.read_text()), expected)
+
+
+def test_a_long_strip_fills_no_memory(exported: Path, tmp_path: Path) -> None:
+    """A PNG of a kilobyte; resized to the shorter side before its crop it has gigapixels."""
+    for name, size in (("tall.png", (1, 200_000)), ("wide.png", (200_000, 1))):
+        Image.new("RGB", size, (9, 99, 200)).save(tmp_path / name)
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30,) * 2)" + CLEAN
+    for task in ("classify", "detect", "segment"):
+        words = (exported / f"{task}.onnx", tmp_path / "tall.png", tmp_path / "wide.png")
+        out = tmp_path / task
+        done = run(exported, *words, "--out", out, "--draw", python=(sys.executable, "-c", limited))
+        assert done.returncode == 0, done.stderr
+        assert len(lines((out / "predictions.jsonl").read_text())) == 2
+        for file in (out / "images").iterdir():
+            with Image.open(file) as image:
+                assert image.width * image.height < 30_000_000
 
 
 @pytest.mark.parametrize("task", FILES)

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from metaformer.deploy.server.batcher import Batcher, Job, Refused
+from metaformer.deploy.server.batcher import Batcher, Job
+from metaformer.deploy.server.errors import RequestError
 
 
 def job(key: object = "a", images: int = 1) -> Job:
@@ -61,7 +62,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         batcher = Batcher(limit=2, max_batch=8, max_delay=60)
         batcher.add(job())
         batcher.add(waiting := job())
-        with pytest.raises(Refused, match="busy") as caught:
+        with pytest.raises(RequestError, match="busy") as caught:
             batcher.add(job())
         assert (caught.value.status, caught.value.retry_after) == (503, 1)
         batcher.remove(waiting)  # its client has gone

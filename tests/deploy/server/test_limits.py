@@ -1,5 +1,6 @@
 """Requests that are too large, too slow, too many or lead elsewhere."""
 
+import http.client
 import json
 import socket
 import struct
@@ -14,32 +15,14 @@ import pytest
 from PIL import Image
 
 from metaformer.deploy.server import protocol
-from metaformer.deploy.server.protocol import READ, SPARE, Limited
-from serving import Running, encoded, read_all, running
-
-LIMIT = 300_000
-"""Of the server's bodies."""
+from metaformer.deploy.server.protocol import FRAMING, READ_SIZE
+from serving import LIMIT, Running, count_reads, encoded, post, read_all, running
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of what the server reads from its sockets."""
-    sizes: list[int] = []
-    before = Limited.data_received
-
-    def counted(self: Limited, data: bytes) -> None:
-        sizes.append(len(data))
-        before(self, data)
-
-    monkeypatch.setattr(Limited, "data_received", counted)
-    return sizes
-
-
-def post(headers: str, body: bytes = b"") -> bytes:
-    """A request for a prediction."""
-    return (
-        f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n{headers}\r\n\r\n".encode() + body
-    )
+    return count_reads(monkeypatch)
 
 
 def send(server: Running, parts: Iterator[bytes] | list[bytes]) -> bytes:
@@ -74,13 +57,13 @@ OVERSIZE = {
 @pytest.mark.parametrize("name", OVERSIZE)
 def test_too_large_a_body_is_not_read(name: str, server: Running, reads: list[int]) -> None:
     assert status(send(server, OVERSIZE[name])) == 413
-    assert sum(reads) <= LIMIT + SPARE + READ
+    assert sum(reads) <= LIMIT + FRAMING + READ_SIZE
 
 
 def test_a_body_of_no_request_is_not_read(server: Running, reads: list[int]) -> None:
     parts = [b"POST /nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 250000\r\n\r\n", *[BLOCK] * 100]
     assert status(send(server, parts)) == 404
-    assert sum(reads) <= SPARE + READ
+    assert sum(reads) <= FRAMING + READ_SIZE
 
 
 def test_a_body_of_the_limit_is_read(server: Running) -> None:
@@ -111,7 +94,7 @@ def test_a_compressed_body_is_refused(server: Running) -> None:
 
 
 def test_slow_requests_are_cut_off(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "SECONDS", 0.6)
+    monkeypatch.setattr(protocol, "BASE_TIMEOUT", 0.6)
     begun = time.monotonic()
     starts = [b"", b"POST /predict HTTP/1.1\r\nhost: x\r\n", post("content-length: 1000")]
     with ExitStack() as stack:
@@ -146,15 +129,64 @@ def drip(connection: socket.socket, answers: dict[socket.socket, bytes], sends: 
 
 
 def test_steady_uploads_have_time(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "SECONDS", 0.5)
+    monkeypatch.setattr(protocol, "BASE_TIMEOUT", 0.5)
     image = encoded(Image.effect_noise((400, 400), 90).convert("RGB"))[:LIMIT]
     with server.client.connect() as connection:
-        connection.sendall(post(f"connection: close\r\ncontent-length: {len(image)}"))
+        connection.sendall(post("connection: close", f"content-length: {len(image)}"))
         for first in range(0, len(image), 25_000):
             connection.sendall(image[first : first + 25_000])
             time.sleep(0.12)
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 200") or status(answer) == 400
+
+
+def test_a_client_that_does_not_fetch_its_answers_is_cut_off(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "BASE_TIMEOUT", 0.3)
+    with server.client.connect() as connection:
+        connection.settimeout(20)
+        begun = time.monotonic()
+        with pytest.raises(OSError):  # answers to it fill all buffers, and then the server reads no more
+            connection.sendall(b"GET /static/app.js HTTP/1.1\r\nhost: x\r\n\r\n" * 100_000)
+        assert time.monotonic() - begun < 15
+
+
+def test_answers_on_a_busy_connection_are_whole(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time for one answer has no say in those that come later."""
+    monkeypatch.setattr(protocol, "BASE_TIMEOUT", 0.15)
+    connection = http.client.HTTPConnection(server.client.host, server.client.port, timeout=30)
+    begun, answers = time.monotonic(), 0
+    while time.monotonic() - begun < 2:
+        connection.request("GET", "/v2/health/live")
+        assert connection.getresponse().read() == b'{"live": true}', answers
+        assert connection.sock is not None, "kept"
+        answers += 1
+    connection.close()
+    assert answers > 30
+
+
+@pytest.mark.slow
+def test_a_client_may_pause_between_requests(server: Running) -> None:
+    """One that is starved, or a proxy, keeps its connections for as long as a minute."""
+    with server.client.connect() as connection:
+        for pause in (0, 12, 55):
+            time.sleep(pause)
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200"), pause
+
+
+def test_connections_between_requests_make_room(untrained: dict[str, Path]) -> None:
+    """The one that has waited longest is closed for a new one."""
+    with running({"digits": untrained["classify"]}, max_connections=3) as server, ExitStack() as stack:
+        kept = [stack.enter_context(server.client.connect()) for _ in range(3)]
+        for connection in kept:
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        assert server.client("/v2/health/live").status == 200
+        assert kept[0].recv(4096) == b"", "closed"
+        kept[1].sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert kept[1].recv(4096).startswith(b"HTTP/1.1 200"), "open"
 
 
 def test_more_connections_than_allowed_are_refused(untrained: dict[str, Path]) -> None:
@@ -187,7 +219,7 @@ def test_a_client_that_hangs_up_leaves_the_queue(
     with running({"digits": untrained["classify"]}, max_delay_ms=10_000, max_batch=2) as server:
         image, batcher = encoded(photos[0]), server.model("digits")._batcher
         with server.client.connect() as connection:
-            connection.sendall(post(f"content-length: {len(image)}", image))
+            connection.sendall(post(f"content-length: {len(image)}", body=image))
             server.until(lambda: len(batcher) == 1)
         server.until(lambda: len(batcher) == 0)
         with ThreadPoolExecutor(2) as pool:  # whose batch is full without the first

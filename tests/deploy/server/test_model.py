@@ -44,7 +44,7 @@ def test_a_killed_process_is_a_503_and_comes_back(
 def test_a_process_that_hangs_is_taken_for_dead(
     untrained: dict[str, Path], photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "SILENCE", 1.5)
+    monkeypatch.setattr(model, "HEARTBEAT_TIMEOUT", 1.5)
     with running({"digits": untrained["classify"]}) as server:
         os.kill(hung := process_of(server), signal.SIGSTOP)
         begun = time.monotonic()
@@ -58,7 +58,7 @@ def test_a_process_that_hangs_is_taken_for_dead(
 def test_one_that_dies_again_and_again_is_given_up(
     untrained: dict[str, Path], photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "DEATHS", 2)
+    monkeypatch.setattr(model, "MAX_DEATHS", 2)
     with running({"digits": untrained["classify"]}) as server:
         for _ in range(2):
             server.until(lambda: server.model("digits").ready)

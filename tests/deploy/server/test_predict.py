@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from metaformer.data.rle import decode
 from metaformer.deploy.optimize import optimize
 from metaformer.deploy.server.network import EXPLAINED_PIXELS, check_input
 from metaformer.errors import ConfigError
+from metaformer.factory import create_model
 from metaformer.inference.model import load_model
 from metaformer.tasks import TASKS
+from metaformer.weights.hub import save_pretrained
 from serving import Client, Running, encoded, running
+from toys import TINY
 
 BOUNDARY = "b0undary"
 
@@ -175,6 +179,31 @@ def test_a_strip_of_a_kilobyte_fills_no_memory(server: Running) -> None:
 def test_a_strip_that_padding_makes_large_is_refused(server: Running) -> None:
     answer = server.client.image("/predict/segment", Image.new("RGB", (1, 1_000_000), (9, 99, 200)))
     assert answer.status == 400 and "25,000,000 pixels" in answer.json()["error"], answer
+
+
+def test_a_network_that_was_replaced_is_not_explained_by_the_new_one(
+    photos: list[Image.Image], tmp_path: Path
+) -> None:
+    pytest.importorskip("captum")
+
+    def save() -> None:
+        save_pretrained(create_model("poolformer_n", num_classes=3, **TINY), tmp_path / "net")
+
+    save()
+    with running({"net": tmp_path / "net"}) as server:
+        before = server.client.image("/predict", photos[0]).json()["prediction"]
+        save()
+        answer = server.client.image("/explain/net?index=1", photos[0])
+        assert answer.status == 503 and "have been replaced" in answer.json()["error"]
+        shutil.rmtree(tmp_path / "net")
+        answer = server.client.image("/explain/net?index=1", photos[0])
+        assert answer.status == 503 and "cannot be read any more" in answer.json()["error"]
+        assert server.client.image("/predict", photos[0]).json()["prediction"] == before
+    save()
+    with running({"net": tmp_path / "net"}) as server:
+        assert server.client.image("/explain/net?index=1", photos[0]).status == 200
+        save()
+        assert server.client.image("/explain/net?index=2", photos[0]).status == 200, "it has been loaded"
 
 
 def test_images_too_large_to_be_explained(untrained: dict[str, Path]) -> None:

@@ -113,6 +113,7 @@ class Network:
     """An exported file, whose metadata have been compared with its content."""
 
     def __init__(self, file: str) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports its use otherwise
         try:
             import onnxruntime
         except ImportError as error:
@@ -204,6 +205,11 @@ class Classify(Task):
         width, height = (int(int(side / crop) * one / min(image.size)) for one in image.size)
         left, top = round((width - side) / 2), round((height - side) / 2)
         kind = Image.Resampling[self.preprocess["interpolation"].upper()]
+        if width * height > MAX_PIXELS:  # a long strip: nothing but the crop is resized
+            across, down = image.width / width, image.height / height
+            right, bottom = (left + side) * across, (top + side) * down
+            box = (left * across, top * down, min(right, image.width), min(bottom, image.height))
+            return image.resize((side, side), kind, box)
         return image.resize((width, height), kind).crop((left, top, left + side, top + side))
 
     def result(self, outputs: Outputs, line: Line, image: Image.Image) -> Result:
@@ -287,15 +293,16 @@ class Detect(Task):
         return Result({**line, "width": image.width, "height": image.height, "objects": objects}, masks)
 
     def draw(self, result: Result, image: Image.Image) -> Image.Image:
-        scale = max(1, -(-384 // image.width))
-        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
-        draw, font = ImageDraw.Draw(image), ImageFont.load_default(max(12, image.width // 40))
+        size = image.size
+        image = at_screen_size(image, 384, Image.Resampling.BICUBIC)
+        scales = (image.width / size[0], image.height / size[1]) * 2
+        draw, font = ImageDraw.Draw(image), ImageFont.load_default(max(12, min(image.width, 4096) // 40))
         for one, mask in reversed(list(zip(result.line["objects"], result.drawn, strict=True))):
             if one["score"] < self.drawn:
                 continue
             color, box = (
                 tuple(self.metadata["palette"][one["label"]]),
-                [round(side * scale) for side in one["box"]],
+                [round(side * scale) for side, scale in zip(one["box"], scales, strict=True)],
             )
             if mask is not None and box[2] > box[0] and box[3] > box[1]:
                 size = (box[2] - box[0], box[3] - box[1])
@@ -381,13 +388,19 @@ def resized_labels(scores: NDArray[Any], height: int, width: int) -> NDArray[Any
     return labels
 
 
+def at_screen_size(image: Image.Image, width: int, kind: Image.Resampling) -> Image.Image:
+    """An image, enlarged to a width where it is small, and reduced to what JPEG holds where it is long."""
+    reduced = min(1.0, 30_000 / max(image.size))
+    scale = max(1, min(-(-width // image.width), 4096 // image.height)) if reduced == 1 else reduced
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), kind)
+
+
 def draw_panel(image: Image.Image, bars: Sequence[tuple[str, tuple[int, ...], float]]) -> Image.Image:
     """Bars with names, colors and lengths of 0 … 1 below an image, which is enlarged where it is small."""
-    scale = max(1, -(-320 // image.width))
-    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    letters = max(14, image.width // 32)
+    image = at_screen_size(image, 320, Image.Resampling.NEAREST)
+    letters = max(14, min(image.width, 4096) // 32)
     line, font = letters * 2, ImageFont.load_default(letters)
-    canvas = Image.new("RGB", (image.width, image.height + line * len(bars)), PANEL)
+    canvas = Image.new("RGB", (max(image.width, 320), image.height + line * len(bars)), PANEL)
     canvas.paste(image)
     draw = ImageDraw.Draw(canvas)
     for row, (name, color, share) in enumerate(bars):

@@ -4,8 +4,8 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,7 @@ from metaformer.deploy.export.graph import to_bytes, trace
 from metaformer.deploy.export.operators import OPSETS, load_onnxscript
 from metaformer.deploy.export.parity import compare
 from metaformer.deploy.export.triton import check_repository, write_repository
-from metaformer.errors import ConfigError, OutputError
+from metaformer.errors import ConfigError, MetaFormerError, OutputError
 from metaformer.inference.exported import (
     FILES,
     KEY,
@@ -171,8 +171,8 @@ def export(
     draft = draw_up(
         subject, options, batch=batch, image_size=image_size, opset=opset, dtype=dtype, on_step=on_step
     )
-    with tempfile.TemporaryDirectory(prefix="metaformer-export-") as folder:
-        file = Path(folder, f"network{target.suffix.lower()}")
+    with draft_folder() as folder:
+        file = folder / f"network{target.suffix.lower()}"
         card = write_compared(draft, file, on_step)
         keep(file, target, card)
     if program is not None:
@@ -181,6 +181,25 @@ def export(
     if repository is not None:
         write_repository(target, card, repository)
     return Exported(target, card)
+
+
+@contextmanager
+def draft_folder() -> Iterator[Path]:
+    """A folder for files that are not kept yet.
+
+    Raises:
+        OutputError: its disk is full.
+    """
+    with tempfile.TemporaryDirectory(prefix="metaformer-export-") as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            if isinstance(error, MetaFormerError):
+                raise
+            where, reason = error.filename or folder, error.strerror or error
+            raise OutputError(
+                f"{where}: cannot write ({reason}): TMPDIR names another folder for temporary files"
+            ) from error
 
 
 def draw_up(
@@ -195,7 +214,7 @@ def draw_up(
 ) -> Draft:
     """Trace a network's graph; arguments and errors are those of `export`."""
     _check_task(subject, options)
-    subject, size = _sized(subject, image_size)
+    subject, size = _sized(subject.limited(options), image_size)
     card = make_card(subject, batch, size, dtype, options)
     network = subject.network if dtype == "fp32" else copy.deepcopy(subject.network).to(DTYPES[dtype])
     graph = subject.task.graph(network, subject.preprocess, options).eval()
@@ -234,6 +253,11 @@ class Subject:
     metadata: Any = None
     root: str | Path | None = None
     """Folder of the run's data."""
+
+    def limited(self, options: ExportOptions) -> "Subject":
+        """The same with results as far as a file with these options gives them."""
+        task, forward = self.task, self.forward
+        return replace(self, forward=lambda *inputs: task.limited(forward(*inputs), options))
 
     @classmethod
     def of_model(cls, model: LoadedModel) -> "Subject":
@@ -420,7 +444,10 @@ def save_openvino(path: Path, graph: Any, card: ExportCard) -> ExportCard:
             graph.set_rt_info(value, key)
         for key, value in model_info(card).items():
             graph.set_rt_info(value, ["model_info", key])
-        openvino.save_model(graph, path, compress_to_fp16=card.dtype == "float16")
+        try:
+            openvino.save_model(graph, path, compress_to_fp16=card.dtype == "float16")
+        except RuntimeError as error:  # a failed stream, without the system's reason
+            raise OSError(f"OpenVINO: {error}") from error
 
     save(card)
     content = Content.of(path.with_suffix(".bin").read_bytes())

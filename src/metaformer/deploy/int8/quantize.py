@@ -1,6 +1,5 @@
 """Quantization of a trained network to a file in int8, for CPUs, with a report of its metric."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,16 @@ import torch
 from torch import nn
 
 from metaformer.backbones.metaformer import Trunk
-from metaformer.deploy.export.write import OPSET, Step, Subject, check_target, draw_up, keep, write_compared
+from metaformer.deploy.export.write import (
+    OPSET,
+    Step,
+    Subject,
+    check_target,
+    draft_folder,
+    draw_up,
+    keep,
+    write_compared,
+)
 from metaformer.deploy.int8.calibration import calibration_inputs, in_torch
 from metaformer.deploy.int8.graph import GRAPHS, Int8Graph, Limit, load_nncf
 from metaformer.deploy.int8.report import Figures, QuantizeReport, weight_bytes
@@ -106,8 +114,8 @@ def quantize(
     options = ExportOptions("uint8", max_objects, probabilities)
     draft = draw_up(Subject.of_model(model), options, image_size=image_size, opset=opset, on_step=on_step)
     own = replace(model.to(torch.device("cpu"), "none"), preprocess=draft.subject.preprocess)
-    with tempfile.TemporaryDirectory(prefix="metaformer-int8-") as folder:
-        float_file, file = (Path(folder, f"{name}{target.suffix.lower()}") for name in ("float", "network"))
+    with draft_folder() as folder:
+        float_file, file = (folder / f"{name}{target.suffix.lower()}" for name in ("float", "network"))
         write_compared(draft, float_file, on_step)
         on_step("evaluating the network")
         original = validation.run(own)

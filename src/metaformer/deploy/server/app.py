@@ -6,141 +6,131 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from metaformer.deploy.server.batcher import Refused
+from metaformer.deploy.server.errors import RequestError
 from metaformer.deploy.server.kserve import describe_model
-from metaformer.deploy.server.openapi import document
+from metaformer.deploy.server.openapi import ENDPOINTS, document
+from metaformer.deploy.server.reply import Reply, json_reply
 from metaformer.deploy.server.service import Service
 from metaformer.deploy.server.static import INDEX, page_files
 from metaformer.process import one_line
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-def build_app(service: Service) -> "FastAPI":
-    """The application of a service."""
-    from fastapi import FastAPI
+class Handlers:
+    """What answers requests: a method for each of `ENDPOINTS`.
 
-    app = FastAPI(title="metaformer", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    _add_page(app, service)
-    _add_models(app, service)
-    _add_protocol(app, service)
-    _add_errors(app)
+    Args:
+        service: networks and limits.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._page = service, page_files()
+        self._document = document(list(service.models), sorted(self._page))
+
+    async def index(self, request: "Request") -> Reply:
+        return Reply(*self._page[INDEX])
+
+    async def static(self, request: "Request") -> Reply:
+        file = request.path_params["file"]
+        if file not in self._page:
+            raise RequestError(404, "no such file")
+        return Reply(*self._page[file])
+
+    async def openapi(self, request: "Request") -> Reply:
+        return json_reply(self._document)
+
+    async def metrics(self, request: "Request") -> Reply:
+        return Reply(*self._service.metrics.text())
+
+    async def models(self, request: "Request") -> Reply:
+        return json_reply(self._service.list_models())
+
+    async def predict_first(self, request: "Request") -> Reply:
+        return await self._service.predict(request, self._service.first)
+
+    async def predict(self, request: "Request") -> Reply:
+        return await self._service.predict(request, request.path_params["model"])
+
+    async def explain(self, request: "Request") -> Reply:
+        return await self._service.explain(request, request.path_params["model"])
+
+    async def server(self, request: "Request") -> Reply:
+        extensions = ["binary_tensor_data"]
+        return json_reply({"name": "metaformer", "version": version("metaformer"), "extensions": extensions})
+
+    async def live(self, request: "Request") -> Reply:
+        return json_reply({"live": True})
+
+    async def ready(self, request: "Request") -> Reply:
+        models = self._service.models
+        ready = all(model.ready for model in models.values())
+        states = {name: model.state for name, model in models.items()}
+        return json_reply({"ready": ready, "models": states}, 200 if ready else 503)
+
+    async def model(self, request: "Request") -> Reply:
+        return json_reply(describe_model(self._service.ready_model(request.path_params["model"])))
+
+    async def model_ready(self, request: "Request") -> Reply:
+        model = self._service.model(request.path_params["model"])
+        values = {"name": model.name, "ready": model.ready, "state": model.state}
+        return json_reply(values, 200 if model.ready else 503)
+
+    async def infer(self, request: "Request") -> Reply:
+        return await self._service.infer(request, request.path_params["model"])
+
+
+def build_app(service: Service) -> "Starlette":
+    """The application of a service."""
+    from starlette.applications import Starlette
+    from starlette.routing import Route
+
+    handlers = Handlers(service)
+    routes = [
+        Route(one.path, _endpoint(getattr(handlers, one.handler)), methods=[one.method]) for one in ENDPOINTS
+    ]
+    app = Starlette(routes=routes, exception_handlers=_error_handlers())
+    app.router.redirect_slashes = False
     return app
 
 
-def _add_page(app: "FastAPI", service: Service) -> None:
-    """The page, and what is for programs that watch the server."""
-    from fastapi import Response
-    from fastapi.responses import JSONResponse
+def _endpoint(
+    handler: Callable[["Request"], Awaitable[Reply]],
+) -> Callable[["Request"], Awaitable["Response"]]:
+    async def respond(request: "Request") -> "Response":
+        return _response(await handler(request))
 
-    page = page_files()
-    described = document(list(service.models), sorted(page))
-
-    @app.get("/")
-    async def index() -> Response:
-        return Response(page[INDEX].content, media_type=page[INDEX].type)
-
-    @app.get("/static/{file:path}")
-    async def static(file: str) -> Response:
-        if file not in page:
-            raise Refused(404, "no such file")
-        return Response(page[file].content, media_type=page[file].type)
-
-    @app.get("/openapi.json")
-    async def openapi() -> Response:
-        return JSONResponse(described)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        text, kind = service.metrics.text()
-        return Response(text, media_type=kind)
+    return respond
 
 
-def _add_models(app: "FastAPI", service: Service) -> None:
-    """Images in, predictions out."""
-    from fastapi import Request, Response
-    from fastapi.responses import JSONResponse
+def _response(reply: Reply) -> "Response":
+    from starlette.responses import Response
 
-    @app.get("/models")
-    async def models() -> Response:
-        return JSONResponse(service.list_models())
-
-    @app.post("/predict")
-    async def predict_first(request: Request) -> Response:
-        return await service.predict(request, service.first)
-
-    @app.post("/predict/{model}")
-    async def predict(model: str, request: Request) -> Response:
-        return await service.predict(request, model)
-
-    @app.post("/explain/{model}")
-    async def explain(model: str, request: Request) -> Response:
-        return await service.explain(request, model)
+    return Response(reply.content, reply.status, reply.headers, reply.media_type)
 
 
-def _add_protocol(app: "FastAPI", service: Service) -> None:
-    """The Open Inference Protocol v2."""
-    from fastapi import Request, Response
-    from fastapi.responses import JSONResponse
-
-    @app.get("/v2")
-    async def server() -> Response:
-        extensions = ["binary_tensor_data"]
-        return JSONResponse(
-            {"name": "metaformer", "version": version("metaformer"), "extensions": extensions}
-        )
-
-    @app.get("/v2/health/live")
-    async def live() -> Response:
-        return JSONResponse({"live": True})
-
-    @app.get("/v2/health/ready")
-    async def ready() -> Response:
-        states = {name: model.state for name, model in service.models.items()}
-        good = all(model.ready for model in service.models.values())
-        return JSONResponse({"ready": good, "models": states}, 200 if good else 503)
-
-    @app.get("/v2/models/{model}")
-    async def model_metadata(model: str) -> Response:
-        return JSONResponse(describe_model(service.ready_model(model)))
-
-    @app.get("/v2/models/{model}/ready")
-    async def model_ready(model: str) -> Response:
-        found = service.model(model)
-        return JSONResponse(
-            {"name": model, "ready": found.ready, "state": found.state}, 200 if found.ready else 503
-        )
-
-    @app.post("/v2/models/{model}/infer")
-    async def infer(model: str, request: Request) -> Response:
-        return await service.infer(request, model)
-
-
-def _add_errors(app: "FastAPI") -> None:
+def _error_handlers() -> dict[Any, Callable[["Request", Any], Awaitable["Response"]]]:
     """Errors of all kinds as JSON."""
-    from fastapi import Request, Response
-    from fastapi.responses import JSONResponse
 
-    def answer(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
-        return JSONResponse({"error": text}, status, None if headers is None else dict(headers))
+    def answer(status: int, text: str, headers: Mapping[str, str] | None = None) -> "Response":
+        return _response(json_reply({"error": text}, status, headers))
 
-    async def refused(request: Request, error: Any) -> Response:
+    async def refused(request: "Request", error: RequestError) -> "Response":
         wait = error.retry_after
         return answer(error.status, error.text, None if wait is None else {"retry-after": str(wait)})
 
-    async def by_status(request: Request, error: Any) -> Response:
+    async def by_status(request: "Request", error: Any) -> "Response":
         return answer(error.status_code, str(error.detail).lower(), error.headers)
 
-    async def failed(request: Request, error: Exception) -> Response:
+    async def failed(request: "Request", error: Exception) -> "Response":
         return answer(500, "internal error")
 
-    app.add_exception_handler(Refused, refused)
-    for status in (404, 405):
-        app.add_exception_handler(status, by_status)
-    app.add_exception_handler(Exception, failed)
+    return {RequestError: refused, 404: by_status, 405: by_status, Exception: failed}
 
 
 def log_requests(app: Any) -> Any:

@@ -8,24 +8,11 @@ from itertools import count
 from typing import Any, Final
 
 from metaformer.deploy.server.channel import Message
+from metaformer.deploy.server.errors import RequestError
 
-HELD: Final = 1 << 30
-"""Bytes of pixels that may wait."""
+MAX_WAITING_BYTES: Final = 1 << 30
+"""Bytes of pixels and tensors in the queue."""
 _numbers: Final = count(1)
-
-
-class Refused(Exception):
-    """A request that gets an error: its HTTP status, and what is said.
-
-    Args:
-        status: of HTTP.
-        text: for the client.
-        retry_after: seconds after which it may succeed.
-    """
-
-    def __init__(self, status: int, text: str, retry_after: int | None = None) -> None:
-        super().__init__(text)
-        self.status, self.text, self.retry_after = status, text, retry_after
 
 
 @dataclass(eq=False)
@@ -76,11 +63,11 @@ class Batcher:
         """Let a request wait.
 
         Raises:
-            Refused: too many do.
+            RequestError: too many do.
         """
-        held = sum(len(other.buffer) for other in self._waiting.values())
-        if len(self._waiting) >= self._limit or held > HELD:
-            raise Refused(503, f"busy: {len(self._waiting)} requests wait already", retry_after=1)
+        waiting = sum(len(other.buffer) for other in self._waiting.values())
+        if len(self._waiting) >= self._limit or waiting > MAX_WAITING_BYTES:
+            raise RequestError(503, f"busy: {len(self._waiting)} requests wait already", retry_after=1)
         self._waiting[job.number] = job
         self._changed.set()
 

@@ -3,54 +3,54 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from metaformer.deploy.server.batcher import Refused
+from metaformer.deploy.server.errors import RequestError
 
 if TYPE_CHECKING:
-    from fastapi import Request
+    from starlette.requests import Request
 
 FIELD: Final = "image"
 """Name of the form's field that holds the image."""
 RAW: Final = "application/octet-stream"
 FORM: Final = "multipart/form-data"
-HELD: Final = 16
-"""Largest bodies that all requests together may hold in memory, in number."""
+MAX_BODIES: Final = 16
+"""How many bodies of the largest size all requests together may hold in memory."""
 MAX_PARTS: Final = 16
-_HEADER: Final = 4096
-"""Bytes of a part's headers."""
+_MAX_PART_HEADER: Final = 4096
+"""Bytes of the name or the value of a header of a part."""
 
 
 class BodyReader:
-    """Reads bodies into memory, each up to a limit, and all together up to `HELD` times that.
+    """Reads bodies into memory, each up to a limit, and all together up to `MAX_BODIES` times that.
 
     Args:
         limit: bytes of a body.
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
+        self._limit, self._in_memory = limit, 0
 
     async def read(self, request: "Request") -> bytes:
         """The body.
 
         Raises:
-            Refused: it is too large, or too many are being read.
+            RequestError: it is too large, or too many are being read.
         """
         self._check_length(request.headers.get("content-length"))
         if "content-encoding" in request.headers:
-            raise Refused(415, "the body must not be compressed")
+            raise RequestError(415, "the body must not be compressed")
         body, more = bytearray(), True
         try:
             while more:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
-                    raise Refused(400, "the client has gone")
+                    raise RequestError(400, "the client has gone")
                 body += message.get("body", b"")
-                self._held += len(message.get("body", b""))
+                self._in_memory += len(message.get("body", b""))
                 more = message.get("more_body", False)
                 self._check(len(body))
             return bytes(body)
         finally:
-            self._held -= len(body)
+            self._in_memory -= len(body)
 
     def _check_length(self, text: str | None) -> None:
         if text is not None and (read_length(text) or 0) > self._limit:
@@ -59,11 +59,11 @@ class BodyReader:
     def _check(self, size: int) -> None:
         if size > self._limit:
             raise self._too_large()
-        if self._held > HELD * self._limit:
-            raise Refused(503, "busy: too many uploads at once", retry_after=1)
+        if self._in_memory > MAX_BODIES * self._limit:
+            raise RequestError(503, "busy: too many uploads at once", retry_after=1)
 
-    def _too_large(self) -> Refused:
-        return Refused(413, f"the body is larger than {self._limit:,} bytes")
+    def _too_large(self) -> RequestError:
+        return RequestError(413, f"the body is larger than {self._limit:,} bytes")
 
 
 def read_length(text: str) -> int | None:
@@ -79,14 +79,14 @@ def find_image(content_type: str, body: bytes) -> bytes:
         body: a form with the field `image`, or the image itself.
 
     Raises:
-        Refused: it is neither.
+        RequestError: it is neither.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == FORM:
         return form_field(content_type, body)
     if kind == RAW or kind.startswith("image/"):
         return body
-    raise Refused(
+    raise RequestError(
         415, f"send the image as {FORM} in the field {FIELD!r}, or as the body with image/… or {RAW}"
     )
 
@@ -95,28 +95,28 @@ def form_field(content_type: str, body: bytes) -> bytes:
     """The field `image` of a form; file names are not looked at.
 
     Raises:
-        Refused: the form is damaged, or has no such field or several.
+        RequestError: the form is damaged, or has no such field or several.
     """
     from python_multipart.exceptions import FormParserError
     from python_multipart.multipart import MultipartParser, parse_options_header
 
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary or len(boundary) > 256:
-        raise Refused(400, f"{FORM} without a boundary")
+        raise RequestError(400, f"{FORM} without a boundary")
     parts = _Parts()
     try:
         parser = MultipartParser(boundary, parts.callbacks())
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise Refused(400, "the form is damaged") from error
+        raise RequestError(400, "the form is damaged") from error
     if not parts.complete:
-        raise Refused(400, "the form is cut off")
+        raise RequestError(400, "the form is cut off")
     found = [
         data for header, data in parts.found if parse_options_header(header)[1].get(b"name") == FIELD.encode()
     ]
     if len(found) != 1:
-        raise Refused(400, f"the form must have the field {FIELD!r} once")
+        raise RequestError(400, f"the form must have the field {FIELD!r} once")
     return bytes(found[0])
 
 
@@ -142,7 +142,7 @@ class _Parts:
 
     def _begin(self) -> None:
         if len(self.found) == MAX_PARTS:
-            raise Refused(400, f"the form has more than {MAX_PARTS} parts")
+            raise RequestError(400, f"the form has more than {MAX_PARTS} parts")
         self.found.append((b"", bytearray()))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -150,8 +150,8 @@ class _Parts:
 
     def _extend(self, text: bytearray, more: bytes) -> None:
         text += more
-        if len(text) > _HEADER:
-            raise Refused(400, "a header of the form is too long")
+        if len(text) > _MAX_PART_HEADER:
+            raise RequestError(400, "a header of the form is too long")
 
     def _header(self) -> None:
         if bytes(self._name).lower() == b"content-disposition":

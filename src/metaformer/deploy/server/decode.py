@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from metaformer.color import Color
 from metaformer.data.image import decode_image
-from metaformer.deploy.server.batcher import Refused
+from metaformer.deploy.server.errors import RequestError
 from metaformer.errors import BadImage, DataError, TooManyPixels
 from metaformer.process import cores
 
@@ -43,7 +43,7 @@ class Decoder:
             background: color that transparent pixels are blended on.
 
         Raises:
-            Refused: it is too large, damaged or no image.
+            RequestError: it is too large, damaged or no image.
         """
         decoded: Pixels = await self.run(self._decode, find, background)
         return decoded
@@ -52,10 +52,10 @@ class Decoder:
         """Call a function in a thread of the pool.
 
         Raises:
-            Refused: too many wait for one.
+            RequestError: too many wait for one.
         """
         if self._calls >= self._limit:
-            raise Refused(503, "busy: too many images are being decoded", retry_after=1)
+            raise RequestError(503, "busy: too many images are being decoded", retry_after=1)
         self._calls += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
@@ -70,13 +70,13 @@ class Decoder:
         begun = time.perf_counter()
         body = find()
         if not body:
-            raise Refused(400, "the body is empty: send an image")
+            raise RequestError(400, "the body is empty: send an image")
         try:
             image = decode_image(body, "image", self._max_pixels, background=background)
         except TooManyPixels as error:
-            raise Refused(413, f"image: {error.reason}") from error
+            raise RequestError(413, f"image: {error.reason}") from error
         except BadImage as error:
-            raise Refused(400, f"image: {error.reason}") from error
+            raise RequestError(400, f"image: {error.reason}") from error
         except DataError as error:
-            raise Refused(503, "too little memory to decode the image", 1) from error
+            raise RequestError(503, "too little memory to decode the image", 1) from error
         return Pixels(image.size, image.tobytes(), time.perf_counter() - begun)

@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from metaformer.deploy.server.batcher import Job, Refused
+from metaformer.deploy.server.batcher import Job
 from metaformer.deploy.server.body import read_length
 from metaformer.deploy.server.channel import Message
+from metaformer.deploy.server.errors import RequestError
 from metaformer.deploy.server.model import Model
 from metaformer.deploy.server.settings import Settings
 from metaformer.deploy.server.tensor import DATATYPES, InferRequest, encode_outputs
@@ -37,33 +38,35 @@ def read_request(
         limits: `max_batch` images, and `max_pixels` of all of them together.
 
     Raises:
-        Refused: it is damaged, or does not fit the network.
+        RequestError: it is damaged, or does not fit the network.
     """
     size = len(body) if header is None else read_length(header)
     if size is None or size > len(body):
-        raise Refused(400, f"{JSON_SIZE} must be the size of the JSON in front of the binary data")
+        raise RequestError(400, f"{JSON_SIZE} must be the size of the JSON in front of the binary data")
     request = InferRequest(body, size)
     inputs, known = dict(request.inputs), model.about["inputs"]
     for row in known:
         _check(row, inputs)
     if unknown := inputs.keys() - {row["name"] for row in known}:
-        raise Refused(400, f"no input {sorted(unknown)[0]!r:.60}; there are {_names(known)}")
+        raise RequestError(400, f"no input {sorted(unknown)[0]!r:.60}; there are {_names(known)}")
     request.chosen([row["name"] for row in model.about["outputs"]])
     images = inputs["images"]
     height, width = (
         axis for axis, length in zip(images.shape[1:], known[0]["shape"][1:], strict=True) if length < 0
     )
     if not np.isfinite(images).all():
-        raise Refused(400, "images: not all numbers are finite")
+        raise RequestError(400, "images: not all numbers are finite")
     if len(images) > limits.max_batch:  # a detector's masks take a megabyte for each, however small it is
-        raise Refused(413, f"images: more than {limits.max_batch}, the largest batch")
+        raise RequestError(413, f"images: more than {limits.max_batch}, the largest batch")
     if len(images) * height * width > limits.max_pixels:
-        raise Refused(413, f"images: more than {limits.max_pixels:,} pixels")
+        raise RequestError(413, f"images: more than {limits.max_pixels:,} pixels")
     sizes = inputs.get("sizes")
     if sizes is not None and (
         len(sizes) != len(images) or (sizes < 1).any() or (sizes > (height, width)).any()
     ):
-        raise Refused(400, "sizes: height and width of each image, at least 1 and at most those of the batch")
+        raise RequestError(
+            400, "sizes: height and width of each image, at least 1 and at most those of the batch"
+        )
     fields = {"shape": images.shape, "sizes": None if sizes is None else sizes.tolist()}
     key = ("infer", images.shape[1:])
     return request, partial(Job, "infer", key, fields, images.tobytes(), len(images))
@@ -78,14 +81,14 @@ def _check(row: dict[str, Any], inputs: dict[str, Any]) -> None:
     name, shape = row["name"], row["shape"]
     if name not in inputs:
         if name == "images":
-            raise Refused(400, "the input 'images' is missing")
+            raise RequestError(400, "the input 'images' is missing")
         return
     found = inputs[name]
     fits = len(found.shape) == len(shape) and all(
         have >= 1 and want in (-1, have) for have, want in zip(found.shape, shape, strict=True)
     )
     if not fits or DATATYPES.get(found.dtype.name) != row["datatype"]:
-        raise Refused(
+        raise RequestError(
             400, f"{name} must be {row['datatype']} of shape {shape}, where -1 is any number above 0"
         )
 
@@ -94,7 +97,7 @@ def encode_answer(model: Model, request: InferRequest, answer: Message) -> tuple
     """Body of a response, and the size of the JSON in front where there are binary data.
 
     Raises:
-        Refused: numbers that JSON does not have.
+        RequestError: numbers that JSON does not have.
     """
     rows = zip(answer.fields["outputs"], answer.buffers, strict=True)
     outputs = [
@@ -106,4 +109,4 @@ def encode_answer(model: Model, request: InferRequest, answer: Message) -> tuple
     try:
         return encode_outputs(fields, outputs, request.chosen([name for name, _ in outputs]))
     except ValueError as error:
-        raise Refused(500, "the network's outputs are not finite") from error
+        raise RequestError(500, "the network's outputs are not finite") from error

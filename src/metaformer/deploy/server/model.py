@@ -6,19 +6,20 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from metaformer.deploy.server.batcher import Batcher, Job, Refused
+from metaformer.deploy.server.batcher import Batcher, Job
 from metaformer.deploy.server.channel import Message
 from metaformer.deploy.server.child import Child
+from metaformer.deploy.server.errors import RequestError
 from metaformer.deploy.server.metrics import Metrics
 from metaformer.deploy.server.settings import ModelSettings, Settings
 
-SILENCE: Final = 4.0
+HEARTBEAT_TIMEOUT: Final = 4.0
 """Seconds without a sign of life after which a process is taken for dead."""
-LOADING: Final = 600.0
+LOAD_TIMEOUT: Final = 600.0
 """Seconds that a network may take to load: the first graphs of a GPU are compiled meanwhile."""
-DEATHS: Final = 5
-"""Deaths of a process within `PERIOD` after which it is not started again."""
-PERIOD: Final = 120.0
+MAX_DEATHS: Final = 5
+"""Deaths of a process within `DEATHS_WINDOW` after which it is not started again."""
+DEATHS_WINDOW: Final = 120.0
 _log: Final = logging.getLogger(__name__)
 
 
@@ -46,7 +47,7 @@ class Model:
         """Done when the network is ready for the first time, or will never be."""
         self._batcher = Batcher(limits.queue, limits.max_batch, limits.max_delay_ms / 1000)
         self._sent: dict[int, Job] = {}
-        self._deaths: deque[float] = deque(maxlen=DEATHS)
+        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         self.pid = 0
         """Of its process."""
 
@@ -59,16 +60,18 @@ class Model:
         """Raise what a request is refused with.
 
         Raises:
-            Refused: the network is not ready.
+            RequestError: the network is not ready.
         """
         if not self.ready:
-            raise Refused(503, f"model {self.name} is {self.state}", None if self.state == "failed" else 2)
+            raise RequestError(
+                503, f"model {self.name} is {self.state}", None if self.state == "failed" else 2
+            )
 
     def add(self, job: Job) -> None:
         """Take a request.
 
         Raises:
-            Refused: the network is not ready, or too many requests wait.
+            RequestError: the network is not ready, or too many requests wait.
         """
         if self.state != "stopping":  # what came before the signal is answered
             self.check()
@@ -95,8 +98,8 @@ class Model:
                 await child.stop()
             now = time.monotonic()
             self._deaths.append(now)
-            deaths = sum(now - death < PERIOD for death in self._deaths)
-            if deaths >= DEATHS:
+            deaths = sum(now - death < DEATHS_WINDOW for death in self._deaths)
+            if deaths >= MAX_DEATHS:
                 self.state = "failed"
                 _log.error("model %s: its process died %d times and is not started again", self.name, deaths)
                 return
@@ -112,7 +115,7 @@ class Model:
         """Answer all requests: the process is dead."""
         if self.state == "ready":
             self.state = "restarting"
-        error = Refused(503, f"the process of model {self.name} died; it is being restarted", 5)
+        error = RequestError(503, f"the process of model {self.name} died; it is being restarted", 5)
         for job in self._sent.values():
             job.fail(error)
         self._sent.clear()
@@ -125,7 +128,7 @@ class Model:
         free = asyncio.Semaphore(1)
         dispatch = asyncio.create_task(self._dispatch(child, free))
         try:
-            while (message := await self._next(child, SILENCE)) is not None:
+            while (message := await self._next(child, HEARTBEAT_TIMEOUT)) is not None:
                 if message.fields["kind"] == "free":
                     self._metrics.computed(self.name, message.fields["images"], message.fields["seconds"])
                     free.release()
@@ -143,8 +146,8 @@ class Model:
             LoadingFailed: it cannot be loaded.
         """
         begun = time.monotonic()
-        while time.monotonic() - begun < LOADING:
-            message = await self._next(child, LOADING)
+        while time.monotonic() - begun < LOAD_TIMEOUT:
+            message = await self._next(child, LOAD_TIMEOUT)
             kind = message and message.fields["kind"]
             if message is None:
                 return False
@@ -175,7 +178,7 @@ class Model:
         if job is None or job.answer.done():
             return
         if fields["kind"] == "error":
-            job.fail(Refused(fields["status"], fields["error"]))
+            job.fail(RequestError(fields["status"], fields["error"]))
         else:
             job.answer.set_result(message)
 

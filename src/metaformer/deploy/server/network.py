@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from metaformer.color import to_hex
 from metaformer.data.resize_preprocess import DensePreprocess
 from metaformer.deploy.optimize import optimize
+from metaformer.deploy.server.errors import RequestError
 from metaformer.deploy.server.tensor import DATATYPES
-from metaformer.errors import ConfigError
+from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.inference.explain import Explainer
 from metaformer.inference.model import input_size, load_model
 from metaformer.inference.predictor import Predictor
@@ -26,6 +27,7 @@ from metaformer.models.build import check_pass
 from metaformer.registry import import_files
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.exported import Arrays, ExportCard, ExportedNetwork, ExportOptions
+from metaformer.weights.io import state_sha256
 
 CAPTUM: Final = "captum"
 """Package that the extra `explain` brings."""
@@ -54,6 +56,8 @@ class ServedNetwork:
     def __init__(self, settings: dict[str, Any]) -> None:
         import_files(settings["imports"])
         self._settings = settings
+        self._weights = ""
+        """SHA-256 of the network's weights, not yet rewritten."""
         self._predictor = self._load()
         self._model: LoadedModel = self._predictor.predictor.model
         self._graph = _graph(self._model) if self._card is None else None
@@ -77,7 +81,7 @@ class ServedNetwork:
         predictor: Predictor[Any] = Predictor(
             settings["source"],
             batch_size=settings["max_batch"],
-            rewrite=_optimized if settings["optimize"] else None,
+            rewrite=self._rewrite,
             **settings["loading"],
             **options,
         )
@@ -86,6 +90,13 @@ class ServedNetwork:
             both = {**spec.served, **options}
             predictor.predictor = spec.predictor(predictor.model, batch_size=settings["max_batch"], **both)
         return predictor
+
+    def _rewrite(self, network: nn.Module) -> nn.Module:
+        """The exact inference form; not compiled, which takes a minute a shape."""
+        if isinstance(network, ExportedNetwork):  # it is in its own form
+            return network
+        self._weights = state_sha256(network.state_dict())
+        return optimize(network, compile=False) if self._settings["optimize"] else network
 
     def _warm_up(self) -> Arrays:
         """Compute what the first requests would wait for; gives outputs of the graph, for their types."""
@@ -108,13 +119,22 @@ class ServedNetwork:
             "classes": list(model.class_names),
             "colors": legend.colors and [to_hex(color) for color in legend.colors],
             "background": model.preprocess.background,
-            "explain": self._card is None and find_spec(CAPTUM) is not None,
+            "explain": self._unexplained is None,
             "inputs": self._inputs(),
             "outputs": [
                 {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": self._output_shape(name)}
                 for name, array in self._outputs.items()
             ],
         }
+
+    @property
+    def _unexplained(self) -> str | None:
+        """Why predictions cannot be explained; None where they can."""
+        if self._card is not None:
+            return "an exported file has no gradients: nothing to explain it by"
+        if find_spec(CAPTUM) is None:
+            return "the server lacks the extra `explain`: it cannot explain predictions"
+        return None
 
     def _inputs(self) -> Rows:
         """Inputs of the graph in the terms of the inference protocol."""
@@ -194,20 +214,24 @@ class ServedNetwork:
         return [lambda: ({}, [encode_png(gray)])]
 
     def _load_explainer(self) -> Explainer:
-        """It needs gradients: the network as it is, which is loaded again when it is first asked for."""
-        if self._card is not None:
-            raise NotImplementedError("an exported file has no gradients: nothing to explain it by")
-        if find_spec(CAPTUM) is None:
-            raise NotImplementedError("the server lacks the extra `explain`: it cannot explain predictions")
-        loading = dict(self._settings["loading"])
-        loading.pop("device", None), loading.pop("amp", None)
-        model = load_model(self._settings["source"], **loading).to(self._model.device, "none")
-        return Explainer(model)
+        """It needs gradients: the network as it is, which is loaded again when it is first asked for.
 
-
-def _optimized(network: nn.Module) -> nn.Module:
-    """The exact inference form; graphs of files are in theirs. Not compiled: that takes a minute a shape."""
-    return network if isinstance(network, ExportedNetwork) else optimize(network, compile=False)
+        Raises:
+            RequestError: there is nothing to explain by, or another network in the place of the one served.
+        """
+        if self._unexplained is not None:
+            raise RequestError(501, self._unexplained)
+        loading = {
+            name: value for name, value in self._settings["loading"].items() if name not in ("device", "amp")
+        }
+        try:
+            model = load_model(self._settings["source"], **loading)
+        except MetaFormerError as error:
+            text = "the network's files cannot be read any more: start the server again"
+            raise RequestError(503, text) from error
+        if state_sha256(model.model.state_dict()) != self._weights:
+            raise RequestError(503, "the network's files have been replaced: start the server again")
+        return Explainer(model.to(self._model.device, "none"))
 
 
 def check_input(model: LoadedModel, image: Image.Image, limit: int) -> None:

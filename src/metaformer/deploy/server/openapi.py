@@ -1,10 +1,12 @@
-"""What `/openapi.json` says of the addresses: the contract of the server, kept by its tests."""
+"""The addresses of the server, and what `/openapi.json` says of them: the contract that its tests keep."""
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from metaformer.deploy.server.body import FIELD, FORM, RAW
+from metaformer.deploy.server.reply import JSON
 from metaformer.deploy.server.tensor import DATATYPES, MAX_INPUTS
 
 Schema = dict[str, Any]
@@ -17,7 +19,7 @@ ALWAYS: Final = (400, 408, 413, 431, 503)
 """Errors that every request may get: damaged, too slow, too large, its headers too large, too many."""
 COMPUTED: Final = (404, 415, 500, 504)
 """Errors of requests that a network answers."""
-JSON, PNG = "application/json", "image/png"
+PNG: Final = "image/png"
 
 
 def array(items: Schema, **limits: int) -> Schema:
@@ -89,6 +91,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         ),
         max_upload=INDEX,
         max_pixels=INDEX,
+        heat_colors=array(TEXT),
     ),
     "Form": fields(**{FIELD: BINARY}),
     "Server": fields(name=TEXT, version=TEXT, extensions=array(TEXT)),
@@ -115,15 +118,10 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         outputs=array(fields(**TENSOR)),
     ),
 }
-IMAGE: Final = {
-    "required": True,
-    "content": {
-        FORM: {"schema": ref("Form")},
-        "image/*": {"schema": BINARY},
-        RAW: {"schema": BINARY},
-    },
-}
+IMAGE: Final = {FORM: ref("Form"), "image/*": BINARY, RAW: BINARY}
 """An image: a form with the field `image`, or the body itself."""
+TENSORS: Final = {JSON: ref("InferRequest"), RAW: BINARY}
+DRAWN: Final = {JSON: ref("Prediction"), PNG: BINARY}
 QUESTION: Final[list[Schema]] = [
     {"name": "index", "in": "query", "required": True, "schema": INDEX, "description": "the class"},
     {
@@ -135,6 +133,71 @@ QUESTION: Final[list[Schema]] = [
 ]
 
 
+class Endpoint(NamedTuple):
+    """An address."""
+
+    path: str
+    handler: str
+    """Method of `Handlers`."""
+    summary: str
+    answer: Mapping[str, Schema]
+    """By media type."""
+    body: Mapping[str, Schema] | None = None
+    """The same of the request's body; None for a GET."""
+    query: Sequence[Schema] = ()
+    errors: Sequence[int] = ()
+    """Beside those that are usual."""
+    unready: bool = False
+    """Whether the answer also comes with the status 503."""
+
+    @property
+    def method(self) -> str:
+        """GET or POST."""
+        return "GET" if self.body is None else "POST"
+
+
+ENDPOINTS: Final = (
+    Endpoint("/", "index", "the page for people", {"text/html": TEXT}),
+    Endpoint("/static/{file:path}", "static", "a file of the page", {"*/*": BINARY}),
+    Endpoint("/openapi.json", "openapi", "this description", {JSON: {"type": "object"}}),
+    Endpoint("/metrics", "metrics", "counts and durations, for Prometheus", {"text/plain": TEXT}),
+    Endpoint("/models", "models", "the networks, and the limits of requests", {JSON: ref("Models")}),
+    Endpoint("/predict", "predict_first", "predict with the first network", DRAWN, IMAGE),
+    Endpoint(
+        "/predict/{model}", "predict", "predict; with `Accept: image/png` drawn on the image", DRAWN, IMAGE
+    ),
+    Endpoint(
+        "/explain/{model}",
+        "explain",
+        "what the network looks at for a class: a gray image, 255 where most",
+        {PNG: BINARY},
+        IMAGE,
+        QUESTION,
+        errors=(501,),
+    ),
+    Endpoint("/v2", "server", "the server, by the Open Inference Protocol v2", {JSON: ref("Server")}),
+    Endpoint("/v2/health/live", "live", "whether the server runs", {JSON: ref("Live")}),
+    Endpoint("/v2/health/ready", "ready", "whether all networks answer", {JSON: ref("Ready")}, unready=True),
+    Endpoint("/v2/models/{model}", "model", "inputs and outputs of a network", {JSON: ref("Model")}),
+    Endpoint(
+        "/v2/models/{model}/ready",
+        "model_ready",
+        "whether a network answers",
+        {JSON: ref("ModelReady")},
+        unready=True,
+    ),
+    Endpoint(
+        "/v2/models/{model}/infer",
+        "infer",
+        "tensors in, tensors out",
+        {JSON: ref("InferResponse"), RAW: BINARY},
+        TENSORS,
+    ),
+)
+_IN_PATH: Final = re.compile(r"{(\w+)(?::path)?}")
+"""A parameter of a path."""
+
+
 def document(models: Sequence[str], files: Sequence[str]) -> Schema:
     """The description of a server.
 
@@ -142,83 +205,52 @@ def document(models: Sequence[str], files: Sequence[str]) -> Schema:
         models: names of its networks.
         files: names of the page's files.
     """
-    one = [
-        {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": list(models)}}
-    ]
-    drawn = {JSON: ref("Prediction"), PNG: BINARY}
-    tensors = {JSON: ref("InferResponse"), RAW: BINARY}
-    asked = {"required": True, "content": {JSON: {"schema": ref("InferRequest")}, RAW: {"schema": BINARY}}}
-    names = {"type": "string", "enum": list(files)}
-    static = [{"name": "file", "in": "path", "required": True, "schema": names}]
-    paths = {
-        "/": _get("the page for people", {"text/html": TEXT}),
-        "/static/{file}": _get("a file of the page", {"*/*": BINARY}, static, 404),
-        "/openapi.json": _get("this description", {JSON: {"type": "object"}}),
-        "/metrics": _get("counts and durations, for Prometheus", {"text/plain": TEXT}),
-        "/models": _get("the networks, and the limits of requests", {JSON: ref("Models")}),
-        "/predict": _post("predict with the first network", IMAGE, drawn),
-        "/predict/{model}": _post("predict; with `Accept: image/png` drawn on the image", IMAGE, drawn, one),
-        "/explain/{model}": _post(
-            "what the network looks at for a class: a gray image, 255 where most",
-            IMAGE,
-            {PNG: BINARY},
-            [*one, *QUESTION],
-            501,
-        ),
-        "/v2": _get("the server, by the Open Inference Protocol v2", {JSON: ref("Server")}),
-        "/v2/health/live": _get("whether the server runs", {JSON: ref("Live")}),
-        "/v2/health/ready": _ready("whether all networks answer", ref("Ready")),
-        "/v2/models/{model}": _get("inputs and outputs of a network", {JSON: ref("Model")}, one, 404),
-        "/v2/models/{model}/ready": _ready("whether a network answers", ref("ModelReady"), one, 404),
-        "/v2/models/{model}/infer": _post("tensors in, tensors out", asked, tensors, one),
-    }
+    names = {"model": models, "file": files}
     return {
         "openapi": "3.1.0",
         "info": {"title": "metaformer serve", "version": "1"},
-        "paths": paths,
+        "paths": {
+            _IN_PATH.sub(r"{\1}", one.path): {one.method.lower(): _operation(one, names)} for one in ENDPOINTS
+        },
         "components": {"schemas": dict(SCHEMAS)},
     }
 
 
-def _responses(content: Mapping[str, Schema], errors: Sequence[int]) -> dict[str, Any]:
-    answers = {
+def _operation(one: Endpoint, names: Mapping[str, Sequence[str]]) -> Schema:
+    parameters = [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "enum": list(names[name])},
+        }
+        for name in _IN_PATH.findall(one.path)
+    ]
+    found: Schema = {
+        "summary": one.summary,
+        "parameters": [*parameters, *one.query],
+        "responses": _responses(one),
+    }
+    if one.body is not None:
+        found["requestBody"] = {"required": True, "content": _content(one.body)}
+    return found
+
+
+def _responses(one: Endpoint) -> Schema:
+    named = (404,) if "{" in one.path else ()
+    computed = () if one.body is None else COMPUTED
+    responses = {
         str(status): {
             "description": HTTPStatus(status).phrase.lower(),
-            "content": {JSON: {"schema": ref("Error")}},
+            "content": _content({JSON: ref("Error")}),
         }
-        for status in sorted({*ALWAYS, *errors})
+        for status in sorted({*ALWAYS, *named, *computed, *one.errors})
     }
-    good = {
-        "description": "the answer",
-        "content": {kind: {"schema": schema} for kind, schema in content.items()},
-    }
-    return {"200": good, **answers}
+    if one.unready:
+        either = {"anyOf": [one.answer[JSON], ref("Error")]}
+        responses["503"] = {"description": "not ready", "content": _content({JSON: either})}
+    return {"200": {"description": "the answer", "content": _content(one.answer)}, **responses}
 
 
-def _get(
-    summary: str, content: Mapping[str, Schema], parameters: Sequence[Schema] = (), *errors: int
-) -> dict[str, Any]:
-    return {
-        "get": {"summary": summary, "parameters": [*parameters], "responses": _responses(content, errors)}
-    }
-
-
-def _post(
-    summary: str,
-    body: Schema,
-    content: Mapping[str, Schema],
-    parameters: Sequence[Schema] = (),
-    *errors: int,
-) -> dict[str, Any]:
-    responses = _responses(content, [*COMPUTED, *errors])
-    return {
-        "post": {"summary": summary, "parameters": [*parameters], "requestBody": body, "responses": responses}
-    }
-
-
-def _ready(summary: str, schema: Schema, parameters: Sequence[Schema] = (), *errors: int) -> dict[str, Any]:
-    """A state, which is also the body of the answer that it is not ready."""
-    found = _get(summary, {JSON: schema}, parameters, *errors)
-    unready = {"description": "not ready", "content": {JSON: {"schema": {"anyOf": [schema, ref("Error")]}}}}
-    found["get"]["responses"]["503"] = unready
-    return found
+def _content(schemas: Mapping[str, Schema]) -> Schema:
+    return {kind: {"schema": schema} for kind, schema in schemas.items()}

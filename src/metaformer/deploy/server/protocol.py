@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 else:  # an extra; `limited_protocol` adds the bases
     Connection = H11Protocol = object
 
-SECONDS: Final = 10.0
-"""For a request to come, and for an answer to be fetched, whatever its size."""
-RATE: Final = 50_000
+BASE_TIMEOUT: Final = 10.0
+"""Seconds for a request to come, and for an answer to be fetched, whatever its size."""
+MIN_RATE: Final = 50_000
 """Bytes of either that add a second."""
-SPARE: Final = 1 << 15
+KEEP_ALIVE: Final = 75
+"""Seconds that a connection may wait for its next request: more than the 60 for which proxies keep theirs. A
+request that crosses the end of its connection is lost, and clients do not send a POST again."""
+FRAMING: Final = 1 << 15
 """Bytes of headers, and of what chunks add to a body."""
-READ: Final = 1 << 15
+READ_SIZE: Final = 1 << 15
 """Bytes that are read at once, and so beyond a limit."""
-HEADER_BYTES: Final = 1 << 14
-VERSIONS: Final = (b"1.0", b"1.1")
-PIECES: Final = 1000
-"""Pieces of a body that may be small; more must have `PIECE` bytes on the average."""
-PIECE: Final = 128
+MAX_HEADER_BYTES: Final = 1 << 14
+HTTP_VERSIONS: Final = (b"1.0", b"1.1")
+FREE_CHUNKS: Final = 1000
+"""Chunks of a body that may be small; more must have `MEAN_CHUNK` bytes on the average."""
+MEAN_CHUNK: Final = 128
 HEADERS: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -54,12 +57,12 @@ def error_response(status: int, text: str, *headers: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-class Pieces(Connection):
-    """Parser that gives up on bodies in tiny chunks, each of which takes time."""
+class LimitedParser(Connection):
+    """Parser of requests that gives up on bodies in tiny chunks, each of which takes time."""
 
     status = 400
     """Of the error that it found."""
-    pieces = size = 0
+    chunks = size = 0
     """Of the body so far."""
 
     def next_event(self) -> Any:
@@ -71,23 +74,23 @@ class Pieces(Connection):
             self.status = error.error_status_hint
             raise
         if isinstance(event, h11.Request):
-            self.pieces = self.size = 0
-            if event.http_version not in VERSIONS:
+            self.chunks = self.size = 0
+            if event.http_version not in HTTP_VERSIONS:
                 raise h11.RemoteProtocolError("another version")
         elif isinstance(event, h11.Data):
-            self.pieces, self.size = self.pieces + 1, self.size + len(event.data)
-            if self.pieces > PIECES + self.size // PIECE:
+            self.chunks, self.size = self.chunks + 1, self.size + len(event.data)
+            if self.chunks > FREE_CHUNKS + self.size // MEAN_CHUNK:
                 self.status = 413
                 raise h11.RemoteProtocolError("tiny chunks")
         return event
 
 
-class Together:
-    """A transport that sends what is written in one moment at once: head and body of an answer.
+class CoalescingTransport:
+    """A transport that sends head and body of an answer at once: what is written in an iteration of the loop.
 
     Args:
         transport: sends it.
-        loop: says when the moment is over.
+        loop: the event loop.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -115,11 +118,11 @@ class Together:
         self._transport.close()
 
 
-class Limited(H11Protocol):
-    """A connection with deadlines."""
+class LimitedProtocol(H11Protocol):
+    """A connection with deadlines and limits of size."""
 
     settings: Settings
-    parser: type[Pieces]
+    parser: type[LimitedParser]
     received = 0
     """Bytes of the request that is being read."""
     began = 0.0
@@ -133,25 +136,53 @@ class Limited(H11Protocol):
         import h11
 
         super().connection_made(transport)
-        self.transport = Together(transport, self.loop)  # type: ignore[assignment]
-        self.conn = self.parser(h11.SERVER, HEADER_BYTES)
-        transport.max_size = READ
-        if len(self.connections) > self.settings.max_connections:
+        self.transport = CoalescingTransport(transport, self.loop)  # type: ignore[assignment]
+        self.conn = self.parser(h11.SERVER, MAX_HEADER_BYTES)
+        transport.max_size = READ_SIZE
+        transport.set_write_buffer_limits(0)  # `pause_writing` whenever a client has yet to fetch something
+        if len(self.connections) > self.settings.max_connections and not self.close_idle():
             self.refuse(503, "busy: too many connections", "retry-after: 1")
         else:
             self.begin()
 
+    def close_idle(self) -> bool:
+        """Close the connection that has waited longest for its next request; returns whether there is one."""
+        ours = [one for one in self.connections if isinstance(one, LimitedProtocol)]
+        idle = {
+            one.timeout_keep_alive_task.when(): one
+            for one in ours
+            if one.timeout_keep_alive_task is not None and not one.transport.is_closing()
+        }
+        if idle:
+            idle[min(idle)].timeout_keep_alive_handler()
+        return bool(idle)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.end()
+        self.fetched()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give the client time to fetch its answer, and cut it off then."""
+        super().pause_writing()
+        seconds = BASE_TIMEOUT + self.transport.get_write_buffer_size() / MIN_RATE
+        self.writing = self.loop.call_later(seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self.fetched()
+        super().resume_writing()
+
+    def fetched(self) -> None:
+        """The client has all that was sent."""
         if self.writing is not None:
             self.writing.cancel()
-        super().connection_lost(exc)
+            self.writing = None
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
         self.received += len(data)
-        if self.received > self.settings.max_upload + SPARE:
+        if self.received > self.settings.max_upload + FRAMING:
             self.refuse(413, f"the body is larger than {self.settings.max_upload:,} bytes")
         else:
             super().data_received(data)
@@ -170,7 +201,7 @@ class Limited(H11Protocol):
         """Expect a request."""
         if not self.transport.is_closing():
             self.began = self.loop.time()
-            self.reading = self.loop.call_later(SECONDS, self.check)
+            self.reading = self.loop.call_later(BASE_TIMEOUT, self.check)
 
     def end(self) -> None:
         """Have one."""
@@ -181,7 +212,7 @@ class Limited(H11Protocol):
 
     def check(self) -> None:
         """Close the connection, or give the request time for what came meanwhile."""
-        rest = self.began + SECONDS + self.received / RATE - self.loop.time()
+        rest = self.began + BASE_TIMEOUT + self.received / MIN_RATE - self.loop.time()
         if rest > 0:
             self.reading = self.loop.call_later(rest, self.check)
         else:
@@ -192,10 +223,10 @@ class Limited(H11Protocol):
         self.end()
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(error_response(status, text, *headers))
-        self.close()
+        self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        found = self.conn.status if isinstance(self.conn, Pieces) else 400
+        found = self.conn.status if isinstance(self.conn, LimitedParser) else 400
         status = found if found < 500 else 400
         self.refuse(status, http.HTTPStatus(status).phrase.lower())
 
@@ -204,22 +235,7 @@ class Limited(H11Protocol):
 
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:  # nobody wants the rest
-            self.close()
-        elif (size := self.transport.get_write_buffer_size()) and self.writing is None:
-            self.writing = self.loop.call_later(SECONDS + size / RATE, self.flushed)
-
-    def flushed(self) -> None:
-        """Cut off a client that does not fetch its answer."""
-        self.writing = None
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
-
-    def close(self) -> None:
-        """Close the connection when the client has its answer, or does not fetch it in time."""
-        self.transport.close()
-        if self.writing is None:
-            size = self.transport.get_write_buffer_size()
-            self.writing = self.loop.call_later(SECONDS + size / RATE, self.transport.abort)
+            self.transport.close()
 
 
 def limited_protocol(settings: Settings) -> type[asyncio.Protocol]:
@@ -227,5 +243,5 @@ def limited_protocol(settings: Settings) -> type[asyncio.Protocol]:
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    parser = type("LimitedConnection", (Pieces, h11.Connection), {})
-    return type("LimitedProtocol", (Limited, H11Protocol), {"settings": settings, "parser": parser})
+    parser = type("RequestParser", (LimitedParser, h11.Connection), {})
+    return type("Protocol", (LimitedProtocol, H11Protocol), {"settings": settings, "parser": parser})

@@ -15,15 +15,15 @@ from typing import Any, Final, Literal
 from metaformer.deploy.server.app import build_app, log_requests
 from metaformer.deploy.server.metrics import Metrics
 from metaformer.deploy.server.model import LoadingFailed, Model
-from metaformer.deploy.server.protocol import HEADERS, limited_protocol
+from metaformer.deploy.server.protocol import HEADERS, KEEP_ALIVE, limited_protocol
 from metaformer.deploy.server.service import Service
 from metaformer.deploy.server.settings import ModelSettings, Settings, read_size
 from metaformer.errors import ConfigError, MissingPackage
 from metaformer.process import GRACE, STOP_SIGNALS, open_files_limit
 
-SPARE_FILES: Final = 128
+RESERVED_FILES: Final = 128
 """Files that are open beside connections, and connections that are being refused."""
-PACKAGES: Final = ("fastapi", "h11", "prometheus_client", "python_multipart", "uvicorn")
+PACKAGES: Final = ("h11", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 """What the extra `serve` brings."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 Models = str | Path | Sequence[str | Path | tuple[str, str | Path]] | Mapping[str, str | Path]
@@ -212,7 +212,7 @@ class Server:
             ConfigError: it cannot listen, or a network cannot be loaded.
         """
         self._loop = asyncio.get_running_loop()
-        _allow_files(self._settings.max_connections + SPARE_FILES)
+        _allow_files(self._settings.max_connections + RESERVED_FILES)
         listener = _listen(self._settings)
         metrics = Metrics([model.name for model in self._wanted])
         self.models = {model.name: Model(model, self._settings, metrics) for model in self._wanted}
@@ -287,6 +287,7 @@ def _http_server(app: Any, settings: Settings) -> Any:
         server_header=False,
         headers=list(HEADERS.items()),
         proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(GRACE),
     )
     server = uvicorn.Server(config)
@@ -303,7 +304,7 @@ def _allow_files(count: int) -> None:
     limit, left = open_files_limit(count)
     if left < count:
         raise ConfigError(
-            f"max_connections: {count - SPARE_FILES} connections need {count} open files, and {left} of "
+            f"max_connections: {count - RESERVED_FILES} connections need {count} open files, and {left} of "
             f"{limit} are left: choose fewer, or raise `ulimit -n`"
         )
 

@@ -6,21 +6,24 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from metaformer.deploy.server.batcher import Job, Refused
+from metaformer.color import to_hex
+from metaformer.deploy.server.batcher import Job
 from metaformer.deploy.server.body import RAW, BodyReader, find_image
 from metaformer.deploy.server.channel import Message
 from metaformer.deploy.server.decode import Decoder, Pixels
+from metaformer.deploy.server.errors import RequestError
 from metaformer.deploy.server.kserve import JSON_SIZE, encode_answer, read_request
 from metaformer.deploy.server.metrics import Metrics
 from metaformer.deploy.server.model import Model
+from metaformer.deploy.server.reply import JSON, Reply
 from metaformer.deploy.server.settings import Settings
 from metaformer.process import cores
+from metaformer.visualize.heat import COLORS
 
 if TYPE_CHECKING:
-    from fastapi import Request, Response
+    from starlette.requests import Request
 
 PNG: Final = "image/png"
-JSON: Final = "application/json"
 SHOWN: Final = ("task", "title", "classes", "colors", "thresholds", "draw_score")
 """What is said of a network."""
 
@@ -35,16 +38,11 @@ class Service:
     """
 
     def __init__(self, models: Mapping[str, Model], settings: Settings, metrics: Metrics) -> None:
-        from fastapi import Response
-
         self.models, self.settings, self.metrics = models, settings, metrics
-        self._response = Response
         self.first = next(iter(models))
         """Name of the model for requests that name none."""
-        self._reader, self._decoder = (
-            BodyReader(settings.max_upload),
-            Decoder(settings.max_pixels, settings.queue + cores()),
-        )
+        self._reader = BodyReader(settings.max_upload)
+        self._decoder = Decoder(settings.max_pixels, settings.queue + cores())
 
     def close(self) -> None:
         """End the threads."""
@@ -54,24 +52,24 @@ class Service:
         """The model of this name.
 
         Raises:
-            Refused: there is none.
+            RequestError: there is none.
         """
         if name not in self.models:
-            raise Refused(404, f"no such model; there are {', '.join(self.models)}")
+            raise RequestError(404, f"no such model; there are {', '.join(self.models)}")
         return self.models[name]
 
     def ready_model(self, name: str) -> Model:
         """The model of this name, which answers requests.
 
         Raises:
-            Refused: there is none, or it does not.
+            RequestError: there is none, or it does not.
         """
         model = self.model(name)
         model.check()
         return model
 
     def list_models(self) -> dict[str, Any]:
-        """All models, and the limits of requests."""
+        """All models, the limits of requests, and the colors of heat maps from 0 to 1."""
         models = [
             {
                 "name": model.name,
@@ -82,9 +80,9 @@ class Service:
             for model in self.models.values()
         ]
         limits = {"max_upload": self.settings.max_upload, "max_pixels": self.settings.max_pixels}
-        return {"models": models, **limits}
+        return {"models": models, **limits, "heat_colors": [to_hex(color) for color in COLORS]}
 
-    async def predict(self, request: "Request", name: str) -> "Response":
+    async def predict(self, request: "Request", name: str) -> Reply:
         """A prediction as JSON, or drawn on the image where the client asks for a PNG."""
         begun, model = time.perf_counter(), self.ready_model(name)
         body = await self._reader.read(request)
@@ -93,7 +91,7 @@ class Service:
         job = Job("predict", "predict", {"size": image.size, "draw": draw}, image.rgb)
         answer = await self._compute(request, model, job, begun)
         if draw:
-            return self._response(bytes(answer.buffers[0]), media_type=PNG)
+            return Reply(bytes(answer.buffers[0]), PNG)
         times = {
             "decode": image.seconds,
             "queue": _waited(job),
@@ -108,18 +106,18 @@ class Service:
         }
         # the prediction is JSON already, and may be long
         text = json.dumps(envelope).encode()[:-1] + b', "prediction": ' + bytes(answer.buffers[0]) + b"}"
-        return self._response(text, media_type=JSON)
+        return Reply(text, JSON)
 
-    async def explain(self, request: "Request", name: str) -> "Response":
+    async def explain(self, request: "Request", name: str) -> Reply:
         """What the network looks at for a class, as a gray PNG of the image's size."""
         begun, model = time.perf_counter(), self.ready_model(name)
         index, box = read_question(request.query_params, len(model.about["classes"]))
         image = await self._image(request, await self._reader.read(request), model)
         fields = {"size": image.size, "index": index, "box": box}
         answer = await self._compute(request, model, Job("explain", object(), fields, image.rgb), begun)
-        return self._response(bytes(answer.buffers[0]), media_type=PNG)
+        return Reply(bytes(answer.buffers[0]), PNG)
 
-    async def infer(self, request: "Request", name: str) -> "Response":
+    async def infer(self, request: "Request", name: str) -> Reply:
         """Outputs of the network for tensors."""
         begun, model = time.perf_counter(), self.ready_model(name)
         body = await self._reader.read(request)
@@ -128,8 +126,8 @@ class Service:
         answer = await self._compute(request, model, build(), begun)
         text, json_size = await self._decoder.run(encode_answer, model, question, answer)
         if json_size is None:
-            return self._response(text, media_type=JSON)
-        return self._response(text, media_type=RAW, headers={JSON_SIZE: str(json_size)})
+            return Reply(text, JSON)
+        return Reply(text, RAW, headers={JSON_SIZE: str(json_size)})
 
     async def _image(self, request: "Request", body: bytes, model: Model) -> Pixels:
         """The image of a request."""
@@ -143,7 +141,7 @@ class Service:
         """Wait for the answer to a request, unless its client goes, or for too long.
 
         Raises:
-            Refused: with what the client is told.
+            RequestError: with what the client is told.
         """
         try:
             model.add(job)
@@ -164,8 +162,8 @@ class Service:
             if job.answer.done():
                 return job.answer.result()
             if gone.done():
-                raise Refused(400, "the client has gone")
-            raise Refused(504, f"no answer within {self.settings.timeout:g} seconds")
+                raise RequestError(400, "the client has gone")
+            raise RequestError(504, f"no answer within {self.settings.timeout:g} seconds")
         finally:
             gone.cancel()
 
@@ -174,11 +172,11 @@ def read_question(query: Mapping[str, str], classes: int) -> tuple[int, list[flo
     """Class and box of a question what the network looks at.
 
     Raises:
-        Refused: they are missing, or are none.
+        RequestError: they are missing, or are none.
     """
     index = query.get("index", "")
     if not (index.isascii() and index.isdigit() and len(index) < 9 and int(index) < classes):
-        raise Refused(400, f"index must be a class, 0 to {classes - 1}")
+        raise RequestError(400, f"index must be a class, 0 to {classes - 1}")
     if (box := query.get("box")) is None:
         return int(index), None
     try:
@@ -191,7 +189,7 @@ def read_question(query: Mapping[str, str], classes: int) -> tuple[int, list[flo
         or sides[2] <= sides[0]
         or sides[3] <= sides[1]
     ):
-        raise Refused(400, "box must be left, top, right and bottom, with commas between")
+        raise RequestError(400, "box must be left, top, right and bottom, with commas between")
     return int(index), sides
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from metaformer.deploy.server.batcher import Refused
+from metaformer.deploy.server.errors import RequestError
 
 DATATYPES: Final = {
     "bool": "BOOL",
@@ -32,14 +32,14 @@ class InferRequest:
         json_size: bytes of the JSON.
 
     Raises:
-        Refused: it is damaged.
+        RequestError: it is damaged.
     """
 
     def __init__(self, body: bytes, json_size: int) -> None:
         self._fields = _object(body[:json_size])
         self.id = self._fields.get("id")
         if self.id is not None and not (isinstance(self.id, str) and len(self.id) <= 1000):
-            raise Refused(400, "id must be a text")
+            raise RequestError(400, "id must be a text")
         self.inputs = self._read_inputs(body[json_size:])
         self.outputs = self._read_outputs()
         """The outputs that are asked for, and whether as binary data; None for all."""
@@ -49,7 +49,7 @@ class InferRequest:
     def _read_inputs(self, data: bytes) -> dict[str, NDArray[Any]]:
         rows, start = _rows(self._fields, "inputs"), 0
         if not rows:
-            raise Refused(400, "inputs must be a list of tensors")
+            raise RequestError(400, "inputs must be a list of tensors")
         found = {}
         for row in rows:
             name, shape, dtype = _text(row, "name"), _shape(row.get("shape")), _dtype(row)
@@ -58,14 +58,14 @@ class InferRequest:
                 found[name] = _numbers(name, row.get("data"), shape, dtype)
                 continue
             if not _natural(size) or size != math.prod(shape) * dtype.itemsize:
-                raise Refused(400, f"{name!r:.60}: binary_data_size does not fit the shape and datatype")
+                raise RequestError(400, f"{name!r:.60}: binary_data_size does not fit the shape and datatype")
             part = data[start : start + size]
             start += size
             if len(part) < size:
-                raise Refused(400, f"{name!r:.60}: binary data are cut off")
+                raise RequestError(400, f"{name!r:.60}: binary data are cut off")
             found[name] = np.frombuffer(part, dtype.newbyteorder("<")).reshape(shape)
         if start != len(data):
-            raise Refused(400, "there are more binary data than the inputs say")
+            raise RequestError(400, "there are more binary data than the inputs say")
         return found
 
     def _read_outputs(self) -> dict[str, bool | None] | None:
@@ -78,12 +78,12 @@ class InferRequest:
         """The outputs to send, and whether as binary data.
 
         Raises:
-            Refused: one that the network does not have.
+            RequestError: one that the network does not have.
         """
         if self.outputs is None:
             return dict.fromkeys(known, self.binary)
         if unknown := self.outputs.keys() - set(known):
-            raise Refused(400, f"no output {sorted(unknown)[0]!r:.60}; there are {', '.join(known)}")
+            raise RequestError(400, f"no output {sorted(unknown)[0]!r:.60}; there are {', '.join(known)}")
         return {
             name: self.binary if binary is None else binary is True for name, binary in self.outputs.items()
         }
@@ -123,16 +123,16 @@ def _object(text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, "the body is no JSON") from error
+        raise RequestError(400, "the body is no JSON") from error
     if not isinstance(value, dict):
-        raise Refused(400, "the body must be a JSON object")
+        raise RequestError(400, "the body must be a JSON object")
     return value
 
 
 def _rows(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:
     rows = fields.get(name)
     if not isinstance(rows, list) or len(rows) > MAX_INPUTS or not all(isinstance(row, dict) for row in rows):
-        raise Refused(400, f"{name} must be a list of at most {MAX_INPUTS} objects")
+        raise RequestError(400, f"{name} must be a list of at most {MAX_INPUTS} objects")
     return rows
 
 
@@ -144,7 +144,7 @@ def _parameters(fields: dict[str, Any]) -> dict[str, Any]:
 def _text(row: dict[str, Any], name: str) -> str:
     value = row.get(name)
     if not isinstance(value, str):
-        raise Refused(400, f"{name} must be a text")
+        raise RequestError(400, f"{name} must be a text")
     return value
 
 
@@ -154,22 +154,22 @@ def _natural(value: Any) -> bool:
 
 def _shape(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= 8 or not all(map(_natural, value)):
-        raise Refused(400, "shape must be a list of whole numbers")
+        raise RequestError(400, "shape must be a list of whole numbers")
     if math.prod(value) >= 2**40:
-        raise Refused(400, "shape is too large")
+        raise RequestError(400, "shape is too large")
     return tuple(value)
 
 
 def _dtype(row: dict[str, Any]) -> np.dtype[Any]:
     kind = row.get("datatype")
     if not isinstance(kind, str) or kind not in _TYPES:
-        raise Refused(400, f"datatype must be one of {', '.join(_TYPES)}")
+        raise RequestError(400, f"datatype must be one of {', '.join(_TYPES)}")
     return _TYPES[kind]
 
 
 def _numbers(name: str, data: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Numbers of JSON, flat or nested, as a tensor."""
-    wrong = Refused(400, f"{name!r:.60}: data must be {math.prod(shape)} numbers of the datatype")
+    wrong = RequestError(400, f"{name!r:.60}: data must be {math.prod(shape)} numbers of the datatype")
     if not isinstance(data, list):
         raise wrong
     try:

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from metaformer.deploy.server.channel import Channel, Message
-from metaformer.errors import MetaFormerError, MissingPackage, TrainingError
+from metaformer.deploy.server.errors import RequestError
+from metaformer.errors import MetaFormerError, TrainingError
 
 HEARTBEAT: Final = 0.5
 """Seconds between signs of life."""
@@ -122,8 +123,8 @@ def ends_with_server() -> Iterator[None]:
 
 def failure(error: Exception) -> tuple[int, str]:
     """HTTP status and text of an error; what is no fault of the request is written to standard error."""
-    if isinstance(error, NotImplementedError | MissingPackage):
-        return 501, str(error)
+    if isinstance(error, RequestError):
+        return error.status, error.text
     if isinstance(error, MetaFormerError) and not isinstance(error, TrainingError):
         return 400, str(error)
     traceback.print_exception(error)

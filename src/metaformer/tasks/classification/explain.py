@@ -1,6 +1,6 @@
 """What is explained of a classifier: the logit of a class."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,11 +8,10 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.attribution.cam import Score
-from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
 from metaformer.tasks.base import LoadedModel, TaskExplain
-from metaformer.tasks.classification.report import EvaluatedImages
-from metaformer.tasks.heat import Box, Claim, Input, Mistake, Subject
+from metaformer.tasks.heat import Claim, Input, Subject
+from metaformer.visualize.canvas import Box
 
 
 class ClassifierExplain(TaskExplain):
@@ -36,17 +35,11 @@ class ClassifierExplain(TaskExplain):
         _refuse(model, box)
         return lambda x: model.forward(x)[:, index].float()
 
-    def mistakes(self, state: Mapping[str, Any], config: TrainConfig) -> Iterator[Mistake]:
-        examples, classes = state["evaluation"].get("examples", []), state["card"]["classes"]
-        wrong = [one for one in examples if one["label"] != one["predicted"]]
-        images = EvaluatedImages(config, wrong)
-        for one in wrong:
-            image = images.read(one)
-            if image is not None:
-                names = {"says": one["predicted"], "is": one["label"]}
-                claims = [Claim(f"{verb} {name}", classes.index(name)) for verb, name in names.items()]
-                text = f"{one['predicted']} at {one['score']:.0%}, is {one['label']}"
-                yield Mistake(image, one["path"], text, claims)
+    def claims(self, example: Mapping[str, Any], classes: Sequence[str]) -> Sequence[Claim]:
+        names = {"says": example["predicted"], "is": example["label"]}
+        if names["says"] == names["is"]:
+            return []
+        return [Claim(f"{verb} {name}", classes.index(name)) for verb, name in names.items()]
 
 
 def _refuse(model: LoadedModel, box: Box | None) -> None:

@@ -22,7 +22,7 @@ from metaformer.report.blocks import (
 )
 from metaformer.report.page import TaskReport
 from metaformer.tasks.classifier import task_report
-from metaformer.tasks.report import example_grids, thumbnail
+from metaformer.tasks.report import Maps, example_grids, no_maps, thumbnail
 
 THUMBNAIL = 320
 """Longer side of an image on the page, in pixels."""
@@ -35,7 +35,7 @@ for result in predictor("IMAGES"):
     print(result.path, result.label, result.score)"""
 
 
-def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
+def build_report(state: Mapping[str, Any], config: TrainConfig, maps: Maps = no_maps) -> TaskReport:
     """The report of a best checkpoint's state."""
     evaluation = state["evaluation"]
     columns = ("class", "images", "recall", "precision")
@@ -44,28 +44,29 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
         for row in sorted(evaluation.get("per_class", []), key=lambda row: (row["accuracy"], row["name"]))
     ]
     sections = [
-        Section("Validation images", _examples(evaluation.get("examples", []), config)),
+        Section("Validation images", _examples(evaluation.get("examples", []), config, maps)),
         Section("Classes", [Table(columns, table, bar=2)]),
         confusion_section(evaluation, "images"),
     ]
     return task_report(state, sections, PYTHON)
 
 
-def _examples(examples: Sequence[dict[str, Any]], config: TrainConfig) -> list[Examples]:
+def _examples(examples: Sequence[dict[str, Any]], config: TrainConfig, maps: Maps) -> list[Examples]:
     """The most confident errors, and correct predictions of every class; without images that are gone."""
     images = EvaluatedImages(config, examples)
     wrong = [example for example in examples if example["label"] != example["predicted"]]
     right = [example for example in examples if example["label"] == example["predicted"]]
     groups = [("Most confident errors", wrong[:IMAGES]), ("Correct", _spread(right)[:IMAGES])]
-    return example_grids(groups, lambda example: _example(example, images))
+    return example_grids(groups, lambda example: _example(example, images, maps))
 
 
-def _example(example: dict[str, Any], images: "EvaluatedImages") -> Example | None:
+def _example(example: dict[str, Any], images: "EvaluatedImages", maps: Maps) -> Example | None:
     image, right = images.read(example), example["label"] == example["predicted"]
     if image is None:
         return None
+    shown = maps(example, image)
     return Example(
-        panels={"image": thumbnail(image, THUMBNAIL)},
+        panels={"image": thumbnail(image, THUMBNAIL), **shown},
         value=example["predicted"],
         text=f"{example['score']:.0%}",
         note="" if right else f"is {example['label']}",

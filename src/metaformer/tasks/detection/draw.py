@@ -11,15 +11,13 @@ from PIL import Image, ImageDraw
 
 from metaformer.data.class_lists import Palette
 from metaformer.data.rle import Mask, decode
-from metaformer.visualize.canvas import INK, PANEL, Color, limit_size, truncate, upscale_factor
+from metaformer.visualize.canvas import INK, PANEL, Box, Color, limit_size, truncate, upscale_factor
 from metaformer.visualize.fonts import Font, legible
 
 MIN_WIDTH = 384
 """Narrower images are enlarged, so that names can be read."""
 ALPHA = 0.45
 """Opacity of masks."""
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom."""
 
 
 class Shape(NamedTuple):

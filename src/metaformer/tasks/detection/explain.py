@@ -1,7 +1,6 @@
 """What is explained of a detector: the logit of an object's class."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -9,18 +8,19 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.attribution.cam import Score
-from metaformer.config import TrainConfig
-from metaformer.data.image import read_image
-from metaformer.errors import ConfigError, MetaFormerError
+from metaformer.errors import ConfigError
 from metaformer.models.base import autocast
 from metaformer.models.detection.detector import Detector
 from metaformer.tasks.base import LoadedModel, TaskExplain
 from metaformer.tasks.detection.predict import DetectionPredictor
 from metaformer.tasks.detection.transforms import pad_images
-from metaformer.tasks.heat import Box, Claim, Input, Mistake, Subject
+from metaformer.tasks.heat import Claim, Input, Subject
+from metaformer.visualize.canvas import Box
 
 MATCHED: Final = 0.5
 """IoU from which a detected object is an annotated one."""
+CLAIMS: Final = 2
+"""Wrong objects of an image, and missed ones, that are explained."""
 
 
 class DetectorExplain(TaskExplain):
@@ -71,23 +71,13 @@ class DetectorExplain(TaskExplain):
 
         return score
 
-    def mistakes(self, state: Mapping[str, Any], config: TrainConfig) -> Iterator[Mistake]:
-        evaluation = state["evaluation"]
-        names = evaluation["classes"]
-        for one in sorted(evaluation["examples"], key=lambda example: float(example["f1"])):
-            wrong = _unmatched(one["predicted"], one["truth"])
-            missed = _unmatched(one["truth"], one["predicted"])
-            claims = [
-                Claim(f"{verb} {names[item['label']]}", item["label"], tuple(item["box"]))
-                for verb, items in (("wrongly", wrong[:2]), ("missed", missed[:2]))
-                for item in items
-            ]
-            if not claims:
-                continue
-            with suppress(MetaFormerError):  # gone since the evaluation
-                image = read_image(one["path"], background=config.data.background_color)
-                text = f"F1 {one['f1']:.0%}; {len(wrong)} wrong, {len(missed)} missed"
-                yield Mistake(image, one["path"], text, claims)
+    def claims(self, example: Mapping[str, Any], classes: Sequence[str]) -> Sequence[Claim]:
+        predicted, truth = example["predicted"], example["truth"]
+        return [
+            Claim(f"{verb} {classes[item['label']]}", item["label"], tuple(item["box"]))
+            for verb, items, others in (("wrongly", predicted, truth), ("missed", truth, predicted))
+            for item in _unmatched(items, others)[:CLAIMS]
+        ]
 
 
 def _unmatched(items: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

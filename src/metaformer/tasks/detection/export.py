@@ -319,6 +319,9 @@ class DetectorExport(TaskExport):
             read_score(values.get("score")),
         )
 
+    def limited(self, results: list[Detections], options: ExportOptions) -> list[Detections]:
+        return [found[: options.max_objects] for found in results]
+
     def compare(self, expected: list[Detections], found: list[Detections]) -> dict[str, float]:
         """Share of objects without a counterpart of the same class nearby; differences of the others.
 

@@ -20,6 +20,7 @@ from metaformer.report.blocks import (
 )
 from metaformer.report.page import TaskReport
 from metaformer.tasks.detection.draw import Shape, brighten, draw_shapes
+from metaformer.tasks.report import Maps, no_maps
 from metaformer.visualize.canvas import Color
 
 WIDTH = 384
@@ -40,14 +41,14 @@ for result in predictor("IMAGES"):
         print(result.path, result.classes[label], score, box)"""
 
 
-def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
+def build_report(state: Mapping[str, Any], config: TrainConfig, maps: Maps = no_maps) -> TaskReport:
     """The report of a best checkpoint's state."""
     evaluation = state["evaluation"]
     palette = [(int(red), int(green), int(blue)) for red, green, blue in evaluation["palette"]]
     examples = worst_and_best(
         evaluation["examples"],
         "f1",
-        lambda example: _example(example, evaluation["classes"], palette, config.data.background_color),
+        lambda example: _example(example, evaluation["classes"], palette, config.data.background_color, maps),
     )
     note = (
         f"Boxes from a score of {evaluation['score']:g} on, where the F1 over all images is best "
@@ -69,17 +70,23 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
 
 
 def _example(
-    example: dict[str, Any], names: Sequence[str], palette: Sequence[Color], background: Color | None
+    example: dict[str, Any],
+    names: Sequence[str],
+    palette: Sequence[Color],
+    background: Color | None,
+    maps: Maps,
 ) -> Example:
+    shown: Mapping[str, str] = {}
     try:
         image = read_image(example["path"], background=background)
+        shown = maps(example, image)
     except BadImage:  # gone since the evaluation
         image = Image.new("RGB", tuple(example["size"]), (128, 128, 128))
     panels = {
         caption: data_uri(draw_shapes(image, [_shape(item, names, palette) for item in example[key]], WIDTH))
         for caption, key in (("ground truth", "truth"), ("prediction", "predicted"))
     }
-    return Example(panels, value=f"{example['f1']:.0%}", text="F1", note=example["path"])
+    return Example({**panels, **shown}, value=f"{example['f1']:.0%}", text="F1", note=example["path"])
 
 
 def _shape(item: dict[str, Any], names: Sequence[str], palette: Sequence[Color]) -> Shape:

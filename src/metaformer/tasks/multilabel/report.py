@@ -1,7 +1,6 @@
 """Report of a multi-label run: images with errors, and the classes, the weakest first."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from metaformer.color import Color
@@ -11,7 +10,7 @@ from metaformer.errors import MetaFormerError
 from metaformer.report.blocks import Example, Examples, Row, Section, Table, percentage
 from metaformer.report.page import TaskReport
 from metaformer.tasks.classifier import task_report
-from metaformer.tasks.report import example_grids, thumbnail
+from metaformer.tasks.report import Maps, example_grids, no_maps, thumbnail
 
 THUMBNAIL = 320
 """Longer side of an image on the page, in pixels."""
@@ -27,11 +26,11 @@ NOTE = (
 )
 
 
-def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
+def build_report(state: Mapping[str, Any], config: TrainConfig, maps: Maps = no_maps) -> TaskReport:
     """The report of a best checkpoint's state."""
     evaluation = state["evaluation"]
     sections = [
-        Section("Validation images", _examples(evaluation["examples"], config.data.background_color)),
+        Section("Validation images", _examples(evaluation["examples"], config.data.background_color, maps)),
         Section("Classes, the weakest first", [_table(evaluation["per_class"])], note=NOTE),
     ]
     return task_report(state, sections, PYTHON, NAMES)
@@ -53,16 +52,15 @@ def _table(classes: Sequence[dict[str, Any]]) -> Table:
     return Table(columns, rows, bar=2)
 
 
-def _examples(examples: Sequence[dict[str, Any]], background: Color | None) -> list[Examples]:
+def _examples(examples: Sequence[dict[str, Any]], background: Color | None, maps: Maps) -> list[Examples]:
     """The images with the highest loss, and some without an error; without images that are gone."""
     right = [one for one in examples if set(one["labels"]) == set(one["predicted"])]
     wrong = [one for one in examples if one not in right]
-    return example_grids(
-        [("Highest loss", wrong), ("Without an error", right)], partial(_example, background=background)
-    )
+    groups = [("Highest loss", wrong), ("Without an error", right)]
+    return example_grids(groups, lambda example: _example(example, background, maps))
 
 
-def _example(example: dict[str, Any], background: Color | None) -> Example | None:
+def _example(example: dict[str, Any], background: Color | None, maps: Maps) -> Example | None:
     try:
         image = read_image(example["path"], background=background)
     except MetaFormerError:  # gone since the evaluation
@@ -71,8 +69,9 @@ def _example(example: dict[str, Any], background: Color | None) -> Example | Non
     missed, extra = ", ".join(sorted(labels - predicted)), ", ".join(sorted(predicted - labels))
     notes = [f"missed {missed}"] if missed else []
     notes += [f"wrong {extra}"] if extra else []
+    shown = maps(example, image)
     return Example(
-        panels={"image": thumbnail(image, THUMBNAIL)},
+        panels={"image": thumbnail(image, THUMBNAIL), **shown},
         value=", ".join(sorted(labels & predicted)) or "–",
         note="; ".join(notes),
         title=example["path"],

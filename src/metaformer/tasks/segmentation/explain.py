@@ -2,8 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from math import ceil, floor
 from typing import Any
 
@@ -13,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.attribution.cam import Score
-from metaformer.config import TrainConfig
-from metaformer.data.image import read_image
-from metaformer.errors import ConfigError, MetaFormerError
+from metaformer.errors import ConfigError
 from metaformer.tasks.base import LoadedModel, TaskExplain
-from metaformer.tasks.heat import Box, Claim, Input, Mistake, Subject
+from metaformer.tasks.heat import Claim, Input, Subject
+from metaformer.visualize.canvas import Box
 
 
 class SegmenterExplain(TaskExplain):
@@ -33,11 +31,11 @@ class SegmenterExplain(TaskExplain):
             labels = model.forward(given.images)[0].float().argmax(0)
         labels = labels[None] if box is None else labels[None][_inside(given.scaled(box), given, labels)]
         pixels = torch.bincount(labels.flatten(), minlength=model.num_classes)
-        largest = pixels.argsort(descending=True, stable=True)[:count].tolist()
         shares = (pixels / max(1, labels.numel())).tolist()
-        return [
-            Subject(index, model.class_names[index], shares[index], box) for index in largest if shares[index]
-        ]
+        present = [index for index in range(model.num_classes) if shares[index]]
+        # what drawings leave out, such as the background, comes last
+        order = sorted(present, key=lambda index: (not any(model.metadata[index]), -shares[index]))
+        return [Subject(index, model.class_names[index], shares[index], box) for index in order[:count]]
 
     def score(self, model: LoadedModel, given: Input, index: int, box: Box | None = None) -> Score:
         def score(x: Tensor) -> Tensor:
@@ -50,24 +48,18 @@ class SegmenterExplain(TaskExplain):
 
         return score
 
-    def mistakes(self, state: Mapping[str, Any], config: TrainConfig) -> Iterator[Mistake]:
-        evaluation = state["evaluation"]
-        names = [row["name"] for row in evaluation["per_class"]]
-        for one in sorted(evaluation["examples"], key=lambda example: float(example["miou"])):
-            truth, predicted = (
-                np.asarray(Image.open(io.BytesIO(base64.b64decode(one[key]))))
-                for key in ("truth", "predicted")
-            )
-            wrong = (predicted != truth) & (truth < len(names))
-            if not wrong.any():
-                continue
-            said = int(np.bincount(predicted[wrong]).argmax())
-            there = int(np.bincount(truth[wrong & (predicted == said)]).argmax())
-            text = f"{names[said]} in place of {names[there]}"
-            with suppress(MetaFormerError):  # gone since the evaluation
-                image = read_image(one["path"], background=config.data.background_color)
-                claims = [Claim(f"says {names[said]}", said), Claim(f"is {names[there]}", there)]
-                yield Mistake(image, one["path"], f"{one['miou']:.0%} mIoU; {text}", claims)
+    def claims(self, example: Mapping[str, Any], classes: Sequence[str]) -> Sequence[Claim]:
+        """The class that most wrong pixels are given, and the one that most of these are of."""
+        truth, predicted = (
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(example[key]))))
+            for key in ("truth", "predicted")
+        )
+        wrong = (predicted != truth) & (truth < len(classes))
+        if not wrong.any():
+            return []
+        said = int(np.bincount(predicted[wrong]).argmax())
+        there = int(np.bincount(truth[wrong & (predicted == said)]).argmax())
+        return [Claim(f"says {classes[said]}", said), Claim(f"is {classes[there]}", there)]
 
 
 def _inside(box: Box, given: Input, logits: Tensor) -> Tensor:

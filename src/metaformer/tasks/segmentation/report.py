@@ -23,6 +23,7 @@ from metaformer.report.blocks import (
     worst_and_best,
 )
 from metaformer.report.page import TaskReport
+from metaformer.tasks.report import Maps, no_maps
 from metaformer.tasks.segmentation.draw import colored, name_regions, overlay
 from metaformer.visualize.canvas import Color, upscale_factor
 
@@ -41,7 +42,7 @@ for result in predictor("IMAGES"):
     result.image().save("labels.png")"""
 
 
-def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
+def build_report(state: Mapping[str, Any], config: TrainConfig, maps: Maps = no_maps) -> TaskReport:
     """The report of a best checkpoint's state."""
     evaluation, crop = state["evaluation"], config.data.image_size
     palette = [(int(red), int(green), int(blue)) for red, green, blue in evaluation["palette"]]
@@ -49,7 +50,7 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
     examples = worst_and_best(
         evaluation["examples"],
         "miou",
-        lambda example: _example(example, names, palette, config.data.background_color),
+        lambda example: _example(example, names, palette, config.data.background_color, maps),
     )
     note = "mIoU of one image, over the classes in it or predicted there. Unlabeled pixels are not colored."
     return TaskReport(
@@ -69,15 +70,21 @@ def build_report(state: Mapping[str, Any], config: TrainConfig) -> TaskReport:
 
 
 def _example(
-    example: dict[str, Any], names: Sequence[str], palette: Sequence[Color], background: Color | None
+    example: dict[str, Any],
+    names: Sequence[str],
+    palette: Sequence[Color],
+    background: Color | None,
+    maps: Maps,
 ) -> Example:
     truth, predicted = (
         Image.open(io.BytesIO(base64.b64decode(example[key]))) for key in ("truth", "predicted")
     )
     magnify = upscale_factor(truth.size, WIDTH)
     size = (truth.width * magnify, truth.height * magnify)
+    shown: Mapping[str, str] = {}
     try:
         image = read_image(example["path"], background=background)
+        shown = maps(example, image)
         image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     except BadImage:  # gone since the evaluation
         image = None
@@ -87,6 +94,7 @@ def _example(
             "image": None if image is None else data_uri(image),
             "ground truth": data_uri(_draw(truth, image, names, palette, size), 92),
             "prediction": data_uri(_draw(predicted, image, names, palette, size), 92),
+            **shown,
         },
         value=percentage(example["miou"]),
         text="mIoU",

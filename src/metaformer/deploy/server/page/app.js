@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { byId, bytes, make, milliseconds, plural } from "./dom.js";
-import { drawScale, heatPicture } from "./heat.js";
+import { drawScale, heatPicture, setScale } from "./heat.js";
 import { Stage } from "./stage.js";
 import { VIEWS } from "./views.js";
 
@@ -27,7 +27,6 @@ let heat = { key: null, pictures: new Map(), running: null }; // of the row that
 // Models
 
 async function start() {
-  drawScale(byId("scale"));
   listen();
   await loadModels();
 }
@@ -40,6 +39,8 @@ async function loadModels() {
     return;
   }
   say("");
+  setScale(served.heat_colors);
+  drawScale(byId("scale"));
   const options = served.models.map(({ name, title }) => make("option", { value: name, text: `${name} · ${title}` }));
   byId("model").replaceChildren(...options);
   const wanted = model ? address(model) : location.hash;

@@ -27,7 +27,7 @@ BOXES_DO: Final = "detect.head retinanet or faster_rcnn needs no masks"
 """Remedy where there are no outlines."""
 CLIP_IT: Final = "clip it: train with --detect.clip_boxes true, others --clip-boxes"
 """Remedy for an object over the border of its image."""
-Box = tuple[float, float, float, float]
+XYWH = tuple[float, float, float, float]
 """Left, top, width and height."""
 
 
@@ -52,7 +52,7 @@ class Border:
         self.clipped = False
         """Whether anything was."""
 
-    def fit_box(self, box: Box) -> Box:
+    def fit_box(self, box: XYWH) -> XYWH:
         """A box that has an area inside the image, clipped to it where it exceeds it.
 
         Raises:

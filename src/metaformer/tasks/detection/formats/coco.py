@@ -14,11 +14,11 @@ from metaformer.serialize import LINE, is_text, parse_json, shown
 from metaformer.storage import read_text
 from metaformer.tasks.detection.formats.annotations import (
     BOXES_DO,
+    XYWH,
     AnnotationBuilder,
     Annotations,
     BadAnnotation,
     Border,
-    Box,
     ImageFiles,
     check_size,
     is_number,
@@ -268,7 +268,7 @@ def _compact(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _box(annotation: dict[str, Any], border: Border) -> Box:
+def _box(annotation: dict[str, Any], border: Border) -> XYWH:
     value = annotation.get("bbox")
     if not isinstance(value, list) or len(value) != 4 or not all(map(is_number, value)):
         raise BadAnnotation("box", f"bbox is {shown(value)}, not left, top, width and height")
@@ -283,7 +283,7 @@ def _box(annotation: dict[str, Any], border: Border) -> Box:
         raise BadAnnotation(bad.kind, reason) from None
 
 
-def _other_units(box: Box, size: tuple[int, int]) -> str:
+def _other_units(box: XYWH, size: tuple[int, int]) -> str:
     """What a box that cannot be used looks like instead, for its error message."""
     left, top, right, bottom = box
     if left >= 0 and left + right <= 1 and top >= 0 and top + bottom <= 1 and right > 0 < bottom:

@@ -22,11 +22,11 @@ from metaformer.errors import DataError
 from metaformer.storage import read_bytes
 from metaformer.tasks.detection.formats.annotations import (
     BOXES_DO,
+    XYWH,
     AnnotationBuilder,
     Annotations,
     BadAnnotation,
     Border,
-    Box,
     ImageFiles,
     check_size,
     file_names,
@@ -163,7 +163,7 @@ def _size(root: Element, file: Path, image: Path) -> tuple[int, int]:
 
 def _object(
     element: Element, labels: dict[str, int], border: Border, paths: SplitPaths
-) -> tuple[int, bool, Box]:
+) -> tuple[int, bool, XYWH]:
     """Label, whether it is difficult, and box of an object."""
     name = (element.findtext("name") or "").strip()
     if name not in labels:

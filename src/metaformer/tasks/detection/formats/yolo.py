@@ -14,11 +14,11 @@ from metaformer.serialize import parse_yaml, shown
 from metaformer.storage import read_text
 from metaformer.tasks.detection.formats.annotations import (
     BOXES_DO,
+    XYWH,
     AnnotationBuilder,
     Annotations,
     BadAnnotation,
     Border,
-    Box,
     polygon_area,
 )
 from metaformer.tasks.detection.formats.layouts import SplitPaths
@@ -230,6 +230,6 @@ def _has_visibility(numbers: Sequence[float]) -> bool:
     return 0 < width / 2 <= min(x, 1 - x) + 0.01 and 0 < height / 2 <= min(y, 1 - y) + 0.01
 
 
-def _bounds(polygon: "array[float]") -> Box:
+def _bounds(polygon: "array[float]") -> XYWH:
     x, y = polygon[0::2], polygon[1::2]
     return min(x), min(y), max(x) - min(x), max(y) - min(y)

@@ -1,0 +1,184 @@
+"""Exports that end early: one line, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from disks import largest_file, small_disk
+from metaformer.cli import main
+from metaformer.deploy.export import write
+from metaformer.deploy.export.write import export
+
+SUFFIXES = tuple(write.WRITERS)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_for_temporary_files(
+    suffix: str,
+    untrained: dict[str, Path],
+    temporary: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with largest_file(10_000):
+        status = main(["export", str(untrained["classify"]), str(tmp_path / "new" / f"net{suffix}")])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert status == 1 and line.startswith(f"metaformer: error: {temporary}/metaformer-export-"), line
+    assert "cannot write (" in line and line.endswith(": TMPDIR names another folder for temporary files")
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"] and not ours(temporary)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_for_the_file(
+    suffix: str,
+    untrained: dict[str, Path],
+    temporary: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Which leaves the file that is there."""
+    disk, file = tmp_path / "disk", tmp_path / "disk" / f"net{suffix}"
+    with small_disk(disk, megabytes=1):
+        (disk / "others").write_bytes(bytes(1_040_000))
+        file.write_text("before")
+        status = main(["export", str(untrained["classify"]), str(file), "--triton", str(disk / "models")])
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert status == 1 and line.startswith(f"metaformer: error: {disk}/net."), line
+        assert line.endswith(": cannot write (No space left on device)"), line
+        assert {path.name for path in disk.rglob("*")} == {"others", file.name}
+        assert file.read_text() == "before"
+    assert not ours(temporary)
+
+
+def ours(folder: Path) -> list[Path]:
+    """Temporary files, without what other packages keep."""
+    return list(folder.glob("metaformer-*"))
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["loading the network", "tracing its graph", pytest.param("comparing the file", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_interrupt(
+    suffix: str, step: str, untrained: dict[str, Path], temporary: Path, tmp_path: Path
+) -> None:
+    """At the beginning of a step; what was there before stays."""
+    file = tmp_path / f"net{suffix}"
+    file.write_text("before")
+
+    def interrupt(text: str) -> None:
+        if text.startswith(step):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        export(untrained["classify"], file, on_step=interrupt)
+    assert file.read_text() == "before"
+    assert {path.name for path in tmp_path.iterdir()} == {file.name, "temporary"}
+    assert not ours(temporary)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_interrupts_at_any_moment(
+    suffix: str, untrained: dict[str, Path], temporary: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C in the command."""
+    command = [sys.executable, "-m", "metaformer", "export", untrained["classify"], tmp_path / f"net{suffix}"]
+    begun = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    seconds, ended = time.monotonic() - begun, 0
+    for part in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95):
+        for file in tmp_path.glob("net.*"):
+            file.unlink()
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        time.sleep(part * seconds)
+        process.send_signal(signal.SIGINT)
+        _, text = process.communicate(timeout=60)
+        assert "Traceback" not in text, text
+        # the interpreter itself ends by the signal before it listens, and when all is done
+        assert process.returncode in (0, 130, -signal.SIGINT)
+        if process.returncode == 130:
+            assert text.splitlines()[-1] == "metaformer: error: interrupted"
+            assert {path.name for path in tmp_path.iterdir()} == {"temporary"}
+            ended += 1
+        assert not ours(temporary)
+    assert ended >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["new/net.onnx", "--opset", "9"], "opset is 9"),
+        (["new/net.tflite"], "net.tflite: an exported file's name ends in .onnx"),
+        (["new/net"], "new/net: an exported file's name ends in .onnx"),
+        (["new/net.onnx", "--max-objects", "5"], "max_objects: no option of image classification"),
+        (["new/net.onnx", "--probabilities"], "probabilities: no option of image classification"),
+        (["new/net.onnx", "--sizes", "64", "128"], "--sizes: no option of a .onnx file"),
+        (["new/net.pt2", "--opset", "20"], "--opset: no option of a .pt2 file"),
+        (["new/net.xml", "--runner", "new/program"], "run.py computes .onnx files"),
+        (["file/net.onnx"], "net.onnx: cannot write (File exists)"),
+        (["new/net.onnx", "--triton", "file/models"], "config.pbtxt: cannot write (Not a directory)"),
+        (["new/net.onnx", "--runner", "file/program"], "run.py: cannot write (Not a directory)"),
+        (["/proc/net.onnx"], "/proc/net.onnx: cannot write ("),
+    ],
+)
+def test_refusals_leave_nothing(
+    arguments: list[str],
+    message: str,
+    untrained: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert main(["export", str(untrained["classify"]), *arguments]) in (1, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert message in lines[-1], lines
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only(
+    untrained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "locked").mkdir(0o500)
+    assert main(["export", str(untrained["classify"]), str(tmp_path / "locked" / "net.onnx")]) == 1
+    assert "net.onnx: cannot write (Permission denied)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("net.onnx", "onnxruntime"), ("net.xml", "openvino"), ("net.onnx", "onnxscript")]
+)
+def test_a_missing_package(
+    name: str,
+    package: str,
+    untrained: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["export", str(untrained["classify"]), str(tmp_path / "new" / name)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert package in line and "pip install 'metaformer[" in line
+    assert not any(tmp_path.iterdir())
