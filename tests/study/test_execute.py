@@ -22,7 +22,7 @@ from metaformer.errors import ConfigError, DataError, MetaFormerError, VersionEr
 from metaformer.inference.predictor import Predictor
 from metaformer.serialize import from_dict
 from metaformer.study.diagnostics import diagnose
-from metaformer.study.execute import claimed, run_study
+from metaformer.study.execute import held, run_study
 from metaformer.study.plan import DataPlan
 from metaformer.study.predict import describe_test, last_checkpoint
 from metaformer.study.study_dir import Study, read_study
@@ -129,7 +129,7 @@ def test_what_another_process_works_at_is_left_to_it(copied: Path, write_plan: W
     lost = copied / "results" / "final-window-seed1.json"
     other = copied / "results" / "final-pooling-seed1.json"
     lost.unlink(), other.unlink()
-    with claimed(copied / "claims" / "final-window-seed1.lock") as ours:
+    with held(copied / "locks" / "final-window-seed1.lock") as ours:
         assert ours
         run_study(write_plan(), copied)
         assert other.is_file() and not lost.is_file()

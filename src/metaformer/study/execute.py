@@ -1,4 +1,4 @@
-"""Carry out a study: open it by its plan, then claim one job after another until all are done."""
+"""Carry out a study: open it by its plan, then do the jobs that no other process does, until none is left."""
 
 import json
 import os
@@ -117,7 +117,7 @@ def open_study(folder: StudyDir, plan: Plan, text: str) -> tuple[Arm, ...]:
         ConfigError: the folder holds a study of another plan, or a network cannot be trained or matched.
         DataError: the data set is not laid out as it should be, or has other test images than before.
     """
-    with lock(folder.claim("study"), str(folder.path), OPENING):
+    with lock(folder.lock("study"), str(folder.path), OPENING):
         data = plan.data
         classes = open_split(data.root, data.train).classes
         open_split(data.root, data.val, classes)
@@ -128,7 +128,7 @@ def open_study(folder: StudyDir, plan: Plan, text: str) -> tuple[Arm, ...]:
             device = join(plan.config().runtime.device).device
             arms = build_arms(plan, len(classes), device, _say)
             write_text(folder.plan, text)
-            _write_json(folder.test_set, _plain(test))
+            _write_json(folder.test_set, test.to_dict())
             head = {
                 "schema": SCHEMA,
                 "plan_sha256": plan.sha256,
@@ -151,7 +151,7 @@ def _check_same(folder: StudyDir, plan: Plan, test: TestSet) -> None:
             "choose another --out"
         )
     known = read_test_set(folder.test_set)
-    if _plain(known) != _plain(test):
+    if known.to_dict() != test.to_dict():
         raise DataError(f"{folder.test_set}: the data set has other test images than when the study began")
 
 
@@ -223,7 +223,7 @@ class Worker:
         left = [job for job in jobs if not job.done.exists()]
         for job in left:
             if job.ready:
-                with claimed(self.folder.claim(job.name)) as ours:
+                with held(self.folder.lock(job.name)) as ours:
                     if ours and not job.done.exists():
                         _say(f"[{len(jobs) - len(left) + 1} of {len(jobs)}] {job.name}")
                         job.do()
@@ -376,8 +376,8 @@ class Worker:
 
 
 @contextmanager
-def claimed(file: Path) -> Iterator[bool]:
-    """Whether this process has a claim, which ends with the context or with the process, however that ends.
+def held(file: Path) -> Iterator[bool]:
+    """Whether this process holds a lock, until the context or the process ends, however that ends.
 
     Raises:
         OutputError: the lock file cannot be created.
@@ -397,15 +397,6 @@ def claimed(file: Path) -> Iterator[bool]:
         yield True
     finally:
         held.release()
-
-
-def _plain(test: TestSet) -> dict[str, Any]:
-    return {
-        "images": list(test.images),
-        "labels": test.labels.tolist(),
-        "clusters": test.clusters.tolist(),
-        "class_names": list(test.class_names),
-    }
 
 
 def _write_json(file: Path, values: Mapping[str, Any]) -> None:

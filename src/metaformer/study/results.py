@@ -95,6 +95,15 @@ class TestSet:
     are resampled together. Without groups each image is its own."""
     class_names: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in `test.json`."""
+        return {
+            "images": list(self.images),
+            "labels": self.labels.tolist(),
+            "clusters": self.clusters.tolist(),
+            "class_names": list(self.class_names),
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Serializable):

@@ -77,9 +77,9 @@ class StudyDir:
         """One record, such as the result of a run or the costs of an arm."""
         return self.path / kind / f"{name}.json"
 
-    def claim(self, name: str) -> Path:
+    def lock(self, name: str) -> Path:
         """Lock file of the process that works at something; it is free again when that process ends."""
-        return self.path / "claims" / f"{name}.lock"
+        return self.path / "locks" / f"{name}.lock"
 
     def records(self, kind: Kind, hint: type[T]) -> Iterator[T]:
         """All records of a kind, by name.
