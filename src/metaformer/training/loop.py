@@ -305,7 +305,11 @@ class Loop:
             self.log.write("train", self.trainer.step, (self.trainer.step - 1) // self.sampler.steps, metrics)
 
     def _end_step(self, metrics: Mapping[str, float] | None = None) -> None:
-        """Evaluate and save, each if it is due; call callbacks; end the run where one asks for it."""
+        """Evaluate and save, each if it is due; call callbacks; end the run where one asks for it.
+
+        Args:
+            metrics: of the step; None where a resumed run makes up for what its last step left undone.
+        """
         step, every = self.trainer.step, self.config.runtime.save_every
         epoch_done, due = step % self.sampler.steps == 0, self._evaluation_due()
         stops = [] if metrics is None else [self._call(c.on_step, metrics) for c in self.callbacks]
