@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from metaformer.study.arms import build_arms
-from metaformer.study.diagnostics import MARK, TASKS, diagnose, planned_diagnostics
+from metaformer.study.diagnostics import DIAGNOSTICS, MARK, diagnose, planned_diagnostics
 
 SIDE = 32
 
 
 def samples(name: str, demand: int, count: int = 200, seed: int = 0) -> tuple[Tensor, list[int]]:
-    images, labels = TASKS[name].make(count, SIDE, demand, torch.Generator().manual_seed(seed))
+    images, labels = DIAGNOSTICS[name].make(count, SIDE, demand, torch.Generator().manual_seed(seed))
     return images, labels.tolist()
 
 
@@ -24,8 +24,8 @@ def test_samples_are_a_function_of_the_seed(name: str, demand: int) -> None:
     again, other = samples(name, demand), samples(name, demand, seed=1)
     assert torch.equal(images, again[0]) and labels == again[1] and not torch.equal(images, other[0])
     assert images.shape == (200, 3, SIDE, SIDE) and images.isfinite().all()
-    counts = torch.bincount(torch.tensor(labels), minlength=TASKS[name].classes(demand))
-    assert len(counts) == TASKS[name].classes(demand)
+    counts = torch.bincount(torch.tensor(labels), minlength=DIAGNOSTICS[name].classes(demand))
+    assert len(counts) == DIAGNOSTICS[name].classes(demand)
     assert counts.min() > 0.6 * 200 / len(counts), "no class is rare"
 
 

@@ -21,10 +21,10 @@ LARGEST: Final = 8.0
 """Factor by which widths grow, or shrink, at most."""
 DEEPER: Final = 4
 """Blocks that the deepest stage gets more or fewer, at most."""
-
 BATCH: Final = 8
-"""Images of a batch whose latency is matched."""
+"""Images of a batch whose latency or memory is measured."""
 ROUNDS: Final = 9
+"""Rounds of a latency, in turns with the baseline's."""
 
 
 class Shape(NamedTuple):

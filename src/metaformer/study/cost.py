@@ -11,11 +11,10 @@ from torch.utils._pytree import tree_leaves
 from metaformer.bench.counts import count
 from metaformer.bench.timing import TrainingStep, measure
 from metaformer.study.arms import arm_network
+from metaformer.study.budget import BATCH
 from metaformer.study.plan import Plan
 from metaformer.study.results import Arm, Cost
 
-BATCH: Final = 8
-"""Images of a batch whose memory is measured."""
 ROUNDS: Final = 5
 """Rounds of a latency, of which the fastest counts."""
 

@@ -5,11 +5,11 @@ what a task demands is not saved by more data. Samples are a function of a seed;
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaformer.errors import SizeError
 from metaformer.study.arms import arm_network
@@ -96,7 +96,7 @@ def counting(count: int, side: int, demand: int, random: torch.Generator) -> Sam
     return images, labels
 
 
-TASKS: Final[dict[str, DiagnosticTask]] = {
+DIAGNOSTICS: Final[dict[str, DiagnosticTask]] = {
     "same_at_distance": DiagnosticTask(same_at_distance, lambda side: (side // 8, side // 2), lambda _: 2),
     "connected": DiagnosticTask(connected, lambda side: (side // 4, side // 2), lambda _: 2),
     "counting": DiagnosticTask(counting, lambda side: (4, 8), lambda demand: demand),
@@ -108,7 +108,7 @@ TASKS: Final[dict[str, DiagnosticTask]] = {
 
 def planned_diagnostics(side: int) -> Iterator[tuple[str, int]]:
     """Name and demand of every task for images of a side."""
-    for name, task in TASKS.items():
+    for name, task in DIAGNOSTICS.items():
         for demand in task.demands(side):
             yield name, demand
 
@@ -127,7 +127,7 @@ def diagnose(
         device: where it is trained.
         steps: of training.
     """
-    task, side = TASKS[name], plan.config().data.image_size
+    task, side = DIAGNOSTICS[name], plan.config().data.image_size
     classes = task.classes(demand)
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -145,7 +145,7 @@ def diagnose(
     )
 
 
-def _fit(network: Any, samples: Callable[[], Samples], steps: int, device: torch.device) -> None:
+def _fit(network: nn.Module, samples: Callable[[], Samples], steps: int, device: torch.device) -> None:
     """Train by AdamW, with a learning rate that falls to 0 by a cosine."""
     optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -161,7 +161,7 @@ def _fit(network: Any, samples: Callable[[], Samples], steps: int, device: torch
 
 
 @torch.inference_mode()
-def _accuracy(network: Any, images: Tensor, labels: Tensor, device: torch.device) -> float:
+def _accuracy(network: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> float:
     """Share of samples that are classified right."""
     right = [
         network(part.to(device)).argmax(1).cpu() == truth

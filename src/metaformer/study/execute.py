@@ -315,7 +315,7 @@ class Worker:
                 timer.cancel()
         return True
 
-    def _evaluate(self, run: Run, config: TrainConfig, build: BuildTask) -> dict[str, Any]:
+    def _evaluate(self, run: Run, config: TrainConfig, build: BuildTask) -> dict[str, float]:
         """Metrics of a run's last checkpoint in percent; predictions are saved before."""
         path = self.folder.run(run.name)
         validation = 100 * last_checkpoint(path).state["metrics"][self.plan.metric]

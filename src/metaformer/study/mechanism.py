@@ -18,7 +18,7 @@ from metaformer.distributed import World
 from metaformer.errors import SizeError
 from metaformer.inference.receptive_field import ENLARGED
 from metaformer.study.plan import Plan, Probe
-from metaformer.study.predict import forward, test_evaluation
+from metaformer.study.predict import evaluation_on_test, forward
 from metaformer.study.results import Mechanism, Robustness, Square
 from metaformer.study.runs import Run
 from metaformer.tasks.base import Task
@@ -165,7 +165,7 @@ def _images(
     plan: Plan, task: Task, config: TrainConfig, world: World, most: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Input (B, 3, H, W) and labels of test images, evenly from all, at most so many."""
-    with test_evaluation(task, config, plan.data, world) as evaluation:
+    with evaluation_on_test(task, config, plan.data, world) as evaluation:
         stride = -(-len(evaluation.folder) // most)
         for batch in evaluation.loader:
             chosen = batch.indices % stride == 0

@@ -81,7 +81,7 @@ def trained_task(config: TrainConfig, build: BuildTask, run: Path, world: World)
 
 
 @contextmanager
-def test_evaluation(
+def evaluation_on_test(
     task: Task, config: TrainConfig, data: DataPlan, world: World
 ) -> Iterator[ClassificationEvaluation]:
     """The evaluation on all test images, preprocessed as in validation."""
@@ -104,7 +104,7 @@ def forward(task: Task, config: TrainConfig, images: Tensor, world: World) -> Te
 def predict_test(task: Task, config: TrainConfig, data: DataPlan, world: World) -> Predictions:
     """Top-1 predictions for every test image, in order."""
     parts: list[tuple[Any, ...]] = []
-    with test_evaluation(task, config, data, world) as evaluation:
+    with evaluation_on_test(task, config, data, world) as evaluation:
         for logits, batch in evaluation.logits(lambda images: forward(task, config, images, world)):
             probability, predicted = logits.softmax(1).max(1)
             parts.append((batch.indices.numpy(), predicted.numpy(), probability.numpy()))
