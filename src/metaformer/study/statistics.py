@@ -288,15 +288,14 @@ def _won(sums: Floats) -> Floats:
 
 
 def _estimate(table: Floats, sizes: Floats, resampled: Floats) -> Estimate:
-    """Mean of a table with an interval from its resamples, widened for few seeds.
+    """Mean of a table with an interval from its resamples.
 
     Percentiles of the two-level bootstrap, with deviations from the mean stretched by
     t(0.975, df) s / (z(0.975) s*): s* is the deviation of the resamples, s the standard error of `Spread` and
-    df its degrees of freedom. Without that the interval is wrong both ways. The bootstrap counts (S − 1) / S
-    of the seeds' variance, and takes it for known: 85 % of the intervals of five seeds hold the truth where
-    runs vary much. And it counts what seed and image do together three times (Owen, The pigeonhole bootstrap,
-    2007): 99.5 % do where runs are alike. With this correction it is 93 to 97 % in all kinds of simulated
-    studies. BCa and resampled t values are no remedy, since seeds that are drawn alike have no variance.
+    df its degrees of freedom. Without that intervals are too short where runs vary much, since the bootstrap
+    counts (S − 1) / S of the seeds' variance and takes it for known, and too long where runs are alike, since
+    it counts what seed and image do together three times (Owen, The pigeonhole bootstrap, 2007).
+    docs/study-statistics.md has the share of intervals that hold the truth in simulated studies.
     """
     stats = _scipy()
     value, spread = table.sum() / (len(table) * sizes.sum()), _spread(table, sizes)
