@@ -114,6 +114,7 @@ def test_rounds_that_disagree_give_no_ratio() -> None:
     assert line.endswith(", 1.33 × bfloat16")
 
 
+@pytest.mark.slow
 def test_a_table_of_all_forms(untrained: dict[str, Path], tmp_path: Path) -> None:
     """Files that are given are not made again; those of another task are refused."""
     given = metaformer.export(untrained["classify"], tmp_path / "net.onnx").path

@@ -52,7 +52,14 @@ def test_a_shape_that_fits_stays() -> None:
     assert match_budget(start, lambda shape: shape.dims[0], 30.5, 0.02) is start
 
 
-@pytest.mark.parametrize(("match", "names"), [("parameters", [*MIXERS]), ("macs", ["attention", "pooling"])])
+@pytest.mark.parametrize(
+    ("match", "names"),
+    [
+        pytest.param("parameters", [*MIXERS], marks=pytest.mark.slow),
+        ("parameters", ["attention", "pooling"]),
+        ("macs", ["attention", "pooling"]),
+    ],
+)
 def test_every_mixer_is_matched_within_two_percent(match: str, names: list[str], make_plan: MakePlan) -> None:
     mixers = {name: name for name in names}
     plan = make_plan(skeleton=SKELETON, mixers=mixers, baseline="pooling", budget={"match": match})
