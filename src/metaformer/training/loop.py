@@ -105,7 +105,7 @@ class Loop:
         """Steps of the run; those done, where it ended early."""
         self.ended: str | None = None
         """Why the run ended before its planned end."""
-        self.waited = 0
+        self.since_best = 0
         """Evaluations since the best one."""
         self.best = Best()
         self.metrics: dict[str, float] = {}
@@ -147,7 +147,7 @@ class Loop:
         self.metrics = dict(state["metrics"])
         self.bad_images, self.skipped = set(state["bad_images"]), state["skipped_steps"]
         self.evaluation_pending = state["evaluation_pending"]
-        self.waited, self.ended = state.get("waited", 0), state.get("ended")
+        self.since_best, self.ended = state.get("since_best", 0), state.get("ended")
         self.total = self.trainer.step if self.ended else self.total
         self.saved_step = self.trainer.step
         if any_rank(self.world.main and self.best.step > 0 and not self.run_dir.best.is_dir())[0]:
@@ -337,8 +337,8 @@ class Loop:
         patience, step = self.config.schedule.patience, self.trainer.step
         if step >= self.total:
             return
-        if patience is not None and self.waited >= patience:
-            self.ended = f"no better {self.task.metric} in {self.waited} evaluations"
+        if patience is not None and self.since_best >= patience:
+            self.ended = f"no better {self.task.metric} in {self.since_best} evaluations"
         elif self.callbacks and any_rank(asked)[0]:
             self.ended = "a callback asked for it"
         if self.ended:
@@ -383,9 +383,9 @@ class Loop:
         when = f"step {self.trainer.step}" if self.config.evaluate.every_steps else f"epoch {self.epoch}"
         self.progress.write(f"{when}: {text}")
         self.progress.postfix[self.task.metric] = f"{value:.4f}"
-        self.waited += 1
+        self.since_best += 1
         if value > self.best.value:
-            self.waited = 0
+            self.since_best = 0
             self.best = Best(value, self.trainer.step)
             # saved before the step's checkpoint: a process killed in between does both again
             tensors = {"model": self.trainer.eval_state_dict()}
@@ -447,7 +447,7 @@ class Loop:
             "best": asdict(self.best) if self.best.step else None,
             "bad_images": sorted(self.bad_images),
             "skipped_steps": self.skipped,
-            "waited": self.waited,
+            "since_best": self.since_best,
             "ended": self.ended,
             "evaluation_pending": self.evaluation_pending,
             "held_out": self.held_out,
