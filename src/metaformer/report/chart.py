@@ -206,6 +206,11 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
+def line_class(number: int) -> str:
+    """CSS classes of a series, by its place."""
+    return f"c{number % COLORS}" + " again" * (number >= COLORS)
+
+
 def signed(value: float) -> str:
     """A number with its sign, as typeset."""
     return f"{value:+.4g}".replace("-", "−") if value else "0"
@@ -311,9 +316,9 @@ def _touches(
 
 
 def _path(line: Line, number: int, pixels: Sequence[tuple[float, float]]) -> str:
-    color, dashed = f"c{number % COLORS}", " again" if number >= COLORS else ""
+    color = f"c{number % COLORS}"
     corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
-    path = f'<polyline class="line {color}{dashed}" points="{corners}"/>'
+    path = f'<polyline class="line {line_class(number)}" points="{corners}"/>'
     for (left, top), (x, y) in zip(pixels, line.points, strict=True):
         place = f'cx="{left:.1f}" cy="{top:.1f}"'
         title = f"<title>{escape(line.name)} {y:.4g} at {x:g}</title>"

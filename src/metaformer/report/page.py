@@ -7,7 +7,7 @@ from typing import Any
 
 from metaformer.config import TrainConfig
 from metaformer.report.blocks import Example, Figure, Section
-from metaformer.report.chart import Line, line_chart
+from metaformer.report.chart import Line, line_chart, line_class
 from metaformer.serialize import to_dict
 
 Log = list[dict[str, Any]]
@@ -88,6 +88,7 @@ def _page(template: str, **content: Any) -> str:
     from jinja2 import Environment, PackageLoader
 
     pages = Environment(loader=PackageLoader("metaformer", "report"), autoescape=True, trim_blocks=True)
+    pages.globals["line_class"] = line_class
     return pages.get_template(template).render(**content)
 
 
