@@ -295,7 +295,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["check-mixer", f"{tmp_path / 'none.py'}:own_rows"]) == 1
     assert "none.py: there is no such" in capsys.readouterr().err
     assert main(["check-mixer", f"{file}:own_row"]) == 1
-    assert "did you mean own_rows" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "did you mean own_rows" in error and "--import" not in error
 
 
 def test_the_command_ends_with_1_where_a_check_fails(
@@ -308,3 +309,4 @@ def test_the_command_ends_with_1_where_a_check_fails(
     assert main(["check-mixer", f"{file}:own_rows", "--fast", "--dim=8"]) == 1
     out = capsys.readouterr().out
     assert "shape        failed" in out and CHECKS["shape"].remedy in out
+    assert "mend the first one first" in out

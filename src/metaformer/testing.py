@@ -160,6 +160,8 @@ class MixerReport:
             for result in self.results
         ]
         lines += [f"\n{result.check}: {result.remedy}" for result in self.failed]
+        if len(self.failed) > 1:
+            lines.append("\nmend the first one first: others may follow from it")
         passed = sum(result.status == "passed" for result in self.results)
         return "\n".join([*lines, f"\n{self.mixer}: {passed} of {len(self.results)} checks passed"])
 

@@ -33,12 +33,37 @@ def test_a_plan_becomes_a_report_and_its_runs_are_listed(cli: Cli, colors: Path,
     pages = {name: (tmp_path / "out" / name).read_bytes() for name in ("report.html", "report.md")}
     assert b"rows" in pages["report.md"]
     (tmp_path / "out" / "report.html").unlink()
-    assert cli("study", "report", tmp_path / "out").status == 0
+    assert cli("study", "report", tmp_path / "out", *words[-2:]).status == 0
     assert pages == {name: (tmp_path / "out" / name).read_bytes() for name in pages}
     lines = cli("runs", tmp_path / "out").out.splitlines()
     assert lines[0].split()[:6] == ["run", "model", "mixer", "seed", "learning", "rate"]
     row = next(line for line in lines if "final-rows-seed1" in line).split()
     assert row[1:6] == ["poolformer_n", "rows_of_a_test(size=5)", "1", "0.003", "1"] and row[6] == "complete"
+
+
+def test_a_study_that_is_stopped_says_how_it_goes_on(cli: Cli, colors: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import os, signal\n"
+        "from torch import nn\n"
+        "from metaformer.mixers import MIXERS\n"
+        '@MIXERS.register("interrupts_a_test")\n'
+        "class Interrupts(nn.Identity):\n"
+        "    sent = False\n"
+        "    def __init__(self, dim):\n"
+        "        super().__init__()\n"
+        "    def forward(self, x):\n"
+        "        if not self.sent:\n"
+        "            Interrupts.sent = True\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        return x\n"
+    )
+    changes = {"controls": [], "learning_rates": [0.003], "image_sizes": [32]}
+    mixers = {"pooling": "pooling", "ours": "interrupts_a_test"}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan_values(colors, mixers=mixers, **changes)))
+    words = ("study", tmp_path / "plan.yaml", "--out", tmp_path / "out", "--import", tmp_path / "own.py")
+    result = cli(*words)
+    assert result.status == 130
+    assert f"stopped; metaformer {' '.join(map(str, words))} goes on here" in result.err, result
 
 
 WRONG = {

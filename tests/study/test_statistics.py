@@ -23,6 +23,7 @@ from metaformer.study.statistics import (
     power,
     seeds_needed,
     smallest_detectable,
+    too_few_images,
 )
 from study.simulate import Population
 
@@ -178,7 +179,14 @@ def test_the_smallest_detectable_difference_has_its_power(
 
 def test_a_test_set_limits_what_any_seeds_find() -> None:
     assert seeds_needed(1, Spread(5, 50, 0.2, 1.0, 0.1)) is None
+    assert too_few_images(1, Spread(5, 50, 0.2, 1.0, 0.1))
+    assert not too_few_images(6, Spread(5, 50, 0.2, 1.0, 0.1))
     assert seeds_needed(6, Spread(5, 50, 0.2, 1.0, 0.1)) == 2
+
+
+def test_seeds_that_vary_much_do_not_call_for_test_images() -> None:
+    spread = Spread(seeds=2, clusters=400, by_seed=25, by_cluster=0.5, by_both=0.5)
+    assert seeds_needed(1, spread) is None and not too_few_images(1, spread)
 
 
 # Simulated studies

@@ -93,8 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except MetaFormerError as error:
         _report_to_launcher(error)
-        is_mixer = isinstance(error, UnknownName) and error.kind == "mixer"
-        return _fail(f"{error}{'; load a mixer of your own with --import FILE.py' if is_mixer else ''}", 1)
+        hint = ""
+        if isinstance(error, UnknownName) and error.kind == "mixer" and not any(".py" in arg for arg in args):
+            hint = "; load a mixer of your own with --import FILE.py"
+        return _fail(f"{error}{hint}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it

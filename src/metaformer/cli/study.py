@@ -44,7 +44,10 @@ def _report(argv: list[str]) -> int:
         "metaformer study report studies/mixers",
     )
     parser.add_argument("dir", metavar="DIR", help="folder of the study")
-    return _write(parser.parse_args(argv).dir)
+    parser.add_import()
+    args = parser.parse_args(argv)
+    parser.run_import(vars(args))
+    return _write(args.dir)
 
 
 def _write(directory: str) -> int:

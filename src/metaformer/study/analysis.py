@@ -20,6 +20,7 @@ from metaformer.study.statistics import (
     gains,
     seeds_needed,
     smallest_detectable,
+    too_few_images,
 )
 from metaformer.study.study_dir import Study, tuned_as
 
@@ -34,7 +35,9 @@ class Reach:
     smallest: float
     """Difference in points that it claims with probability POWER."""
     seeds: int | None
-    """Seeds with which it would claim the smallest effect of interest as often; None where none would do."""
+    """Seeds with which it would claim the smallest effect of interest as often; None above MOST_SEEDS."""
+    too_few_images: bool
+    """Whether no number of seeds would do."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ class Analysis:
         spreads = {name: comparison.difference.spread for name, comparison in self.comparisons.items()}
         return {
             name: Reach(
-                smallest_detectable(spread, spread.seeds, level), seeds_needed(smallest, spread, level)
+                smallest_detectable(spread, spread.seeds, level),
+                seeds_needed(smallest, spread, level),
+                too_few_images(smallest, spread, level),
             )
             for name, spread in spreads.items()
         }

@@ -106,7 +106,11 @@ def run_study(
     command = command or shlex.join(["metaformer", "study", str(file), "--out", str(folder.path)])
     with StopSignals() as stop:
         arms = open_study(folder, parsed, text)
-        Worker(folder, parsed, arms, command, stop, deadline).work()
+        try:
+            Worker(folder, parsed, arms, command, stop, deadline).work()
+        except SystemExit:
+            _say(f"stopped; {command} goes on here")
+            raise
     return read_study(folder.path)
 
 

@@ -37,7 +37,7 @@ from metaformer.report.page import Tile
 from metaformer.study.analysis import REPEAT, SHUFFLED, Analysis, sweep_means
 from metaformer.study.plan import SEEDS
 from metaformer.study.results import Arm, RunResult
-from metaformer.study.statistics import LEVEL, POWER, Comparison, Estimate, Verdict
+from metaformer.study.statistics import LEVEL, MOST_SEEDS, POWER, Comparison, Estimate, Verdict
 from metaformer.visualize.heat import color_map
 
 Levels = dict[str, dict[float, list[float]]]
@@ -323,16 +323,15 @@ def power(analysis: Analysis) -> Section:
         spread, reach = analysis.comparisons[name].difference.spread, analysis.reach[name]
         error, _ = spread.error()
         share = spread.test_set / error**2 if error else 0.0
-        seeds = f"{reach.seeds}" if reach.seeds else "more test images"
-        rows.append(
-            Row([name, f"{spread.seeds}", f"{error:.2f}", f"{share:.0%}", f"{reach.smallest:.2f}", seeds])
-        )
+        seeds = "more test images" if reach.too_few_images else f"{reach.seeds or f'more than {MOST_SEEDS}'}"
+        found = f"{reach.smallest:.2f}" if reach.smallest <= 100 else "none"
+        rows.append(Row([name, f"{spread.seeds}", f"{error:.2f}", f"{share:.0%}", found, seeds]))
     columns = ("network", "seeds", "standard error", "of it the test set", "smallest detectable",
-               f"seeds for {smallest:g} points")  # fmt: skip
+               f"seeds for {_points(smallest)}")  # fmt: skip
     note = (
         f"In points. Detectable: claimed with probability {POWER:.0%} in Holm's first step "
-        "if seeds and test images vary as they did here. The test set's share of the variance is what no "
-        "number of seeds lessens."
+        "if seeds and test images vary as they did here; none where not even 100 points would be. The test "
+        "set's share of the variance is what no number of seeds lessens."
     )
     return Section("What this study can find", [Table(columns, rows)] if rows else [], note=note)
 
@@ -372,7 +371,7 @@ def _own_threats(analysis: Analysis) -> Iterator[str]:
             f"{', '.join(edges)}."
         )
     if plan.fewer_rates:
-        yield f"{len(plan.learning_rates)} learning rates were tried: {plan.fewer_rates}."
+        yield f"Learning rates tried: {len(plan.learning_rates)} ({plan.fewer_rates})."
     yield from _test_set_threats(analysis)
     if plan.budget.match == "none":
         yield "Networks have different budgets: a better mixer may simply cost more."
@@ -441,15 +440,18 @@ def _p(value: float, equals: str = "") -> str:
 
 
 def _what_it_takes(analysis: Analysis, name: str) -> str:
-    reach, smallest = analysis.reach[name], analysis.study.plan.smallest_effect
-    if reach.seeds is None:
-        return f"To find {smallest:g} points it takes more test images, whatever the seeds."
+    reach, smallest = analysis.reach[name], _points(analysis.study.plan.smallest_effect)
+    if reach.too_few_images:
+        return f"To find {smallest} it takes more test images, whatever the seeds."
     have = analysis.comparisons[name].difference.spread.seeds
-    if reach.seeds <= have:
-        return f"Its {have} seeds would have found {smallest:g} points with probability {POWER:.0%}."
-    return (
-        f"To find {smallest:g} points with probability {POWER:.0%} it takes {reach.seeds} seeds, not {have}."
-    )
+    if reach.seeds is not None and reach.seeds <= have:
+        return f"Its {have} seeds would have found {smallest} with probability {POWER:.0%}."
+    needed = reach.seeds or f"more than {MOST_SEEDS}"
+    return f"To find {smallest} with probability {POWER:.0%} it takes {needed} seeds, not {have}."
+
+
+def _points(value: float) -> str:
+    return f"{value:g} point{'s' * (value != 1)}"
 
 
 def _effect(name: str, comparison: Comparison) -> Effect:
@@ -541,7 +543,7 @@ def _control_outcome(analysis: Analysis, arm: Arm) -> tuple[str, str]:
         if found is None:
             return "–", "not run yet"
         side = "at" if found.low <= 0 <= found.high else "above" if found.low > 0 else "below"
-        return f"{signed(found.value)} points to chance ({_interval(found)})", f"{side} chance"
+        return f"{signed(found.value)} points over chance ({_interval(found)})", f"{side} chance"
     if comparison is None:
         return "–", "not run yet"
     shown = f"{signed(comparison.difference.value)} points ({_interval(comparison.difference)})"

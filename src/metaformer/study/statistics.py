@@ -223,11 +223,16 @@ def smallest_detectable(spread: Spread, seeds: int, level: float = LEVEL) -> flo
 def seeds_needed(effect: float, spread: Spread, level: float = LEVEL) -> int | None:
     """Seeds with which a study claims such a difference with probability POWER.
 
-    None where MOST_SEEDS would not do: the test set alone leaves too much open.
+    None where MOST_SEEDS would not do.
     """
     tried = range(2, MOST_SEEDS + 1)
     place = bisect_left(tried, POWER, key=lambda seeds: power(effect, spread, seeds, level))
     return tried[place] if place < len(tried) else None
+
+
+def too_few_images(effect: float, spread: Spread, level: float = LEVEL) -> bool:
+    """Whether no number of seeds would do: the test set alone leaves too much open."""
+    return power(effect, spread, 10**9, level) < POWER
 
 
 def _clusters(numbers: ArrayLike) -> tuple[NDArray[np.intp], Floats]:
