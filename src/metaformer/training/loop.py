@@ -162,7 +162,9 @@ class Loop:
         """Train; False if a signal stopped the run before its end."""
         if self.complete:
             if self.ended:
-                progress.write(f"the run has ended, {self.ended}: to train on, start another from its weights")
+                progress.write(
+                    f"the run has ended, {self.ended}: to train on, start another from its weights"
+                )
             return True
         self.log, self.progress = log, progress
         with self.signals.protected():
