@@ -53,8 +53,8 @@ def planned_runs(plan: Plan, arms: Sequence[Arm], rates: Mapping[str, float | No
                 continue
             role: Role = "final" if arm.control is None else "control"
             tuned = tuned_as(arm, plan)
-            rate = rates.get(tuned)
-            yield Run(run_name(role, arm.name, seed, rate), arm, role, seed, rate, tuned)
+            chosen = rates.get(tuned)
+            yield Run(run_name(role, arm.name, seed, chosen), arm, role, seed, chosen, tuned)
 
 
 def outward(values: Sequence[float]) -> list[float]:
