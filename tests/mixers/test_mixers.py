@@ -1,5 +1,9 @@
 """What each token mixer computes."""
 
+import inspect
+from dataclasses import replace
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +15,7 @@ from metaformer.layers.cycle_fc import CycleFC
 from metaformer.layers.norm import NORMS
 from metaformer.layers.scale import Scale
 from metaformer.mixers import MIXERS
+from metaformer.testing import MixerCase
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 9])
@@ -165,3 +170,19 @@ def test_the_published_names_are_swapped() -> None:
 def test_tokens_stay() -> None:
     x = torch.randn(1, 4, 2, 2)
     assert MIXERS.build("identity", 4)(x) is x
+
+
+WRONG: tuple[object, ...] = (-1, 0, 1.5, 1e308, 10**23, True, None, "x", [], {})
+
+
+@pytest.mark.parametrize("mixer", list(MIXERS))
+def test_options_are_refused_in_a_line_or_work(mixer: str) -> None:
+    case = MixerCase(mixer)
+    context = {"dim", "grid", "grid_mode"}
+    for name, value in product(inspect.signature(MIXERS[mixer]).parameters.keys() - context, WRONG):
+        try:
+            built = replace(case, mixer=f"{mixer}({name}={value!r})").build().eval()
+        except ConfigError as error:
+            assert len(str(error).splitlines()) == 1 and name in str(error)
+        else:
+            assert built(case.input()).isfinite().all(), f"{name}={value!r}"

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from metaformer.errors import ConfigError
 from metaformer.layers.act import ACTS
+from metaformer.layers.mlp import EXPANSION
 from metaformer.layers.pointwise import Pointwise
 from metaformer.mixers import MIXERS
+from metaformer.serialize import check_value
 
 
 @MIXERS.register("sepconv")
@@ -31,7 +33,8 @@ class SepConv(nn.Module):
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
             raise ConfigError(f"sepconv kernel {kernel} must be odd")
-        hidden = int(expansion * dim)
+        check_value("sepconv expansion", expansion, EXPANSION)
+        hidden = max(1, int(expansion * dim))
         self.pwconv1 = Pointwise(dim, hidden, bias)
         self.act1 = ACTS.build(act)
         self.dwconv = nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2, groups=hidden, bias=bias)
