@@ -267,6 +267,23 @@ def test_what_cannot_be_built_is_an_error(mixer: str, options: dict[str, object]
         check_mixer(mixer, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("error", [SystemExit(0), ValueError("one\ntwo"), AssertionError(), RecursionError()])
+def test_a_mixer_that_ends_the_process_is_not_checked(error: BaseException) -> None:
+    class Unbuilt(Mixer):
+        def __init__(self, dim: int) -> None:
+            raise error
+
+    class Leaving(Mixer):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    with pytest.raises(ConfigError, match=type(error).__name__):
+        check_mixer(enter(Unbuilt), dim=DIM)
+    report = check_mixer(enter(Leaving), dim=DIM, fast=True)
+    assert {"shape", "sizes", "samples", "gradients"} <= {result.check for result in report.failed}
+    assert type(error).__name__ in report.failed[0].reason
+
+
 OWN = """
 from metaformer.mixers import MIXERS
 from torch import nn

@@ -2,16 +2,20 @@
 
 import ast
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from metaformer.errors import ConfigError, UnknownName
+from metaformer.serialize import decode
 
 T = TypeVar("T")
 Factory = Callable[..., T]
 _LONGEST = 1000  # characters of a name with its options
+_PLAIN: Final = [int, float, bool, str, int | None, float | None, bool | None, str | None]
+"""Types whose values are checked before a class is called."""
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
@@ -88,10 +92,19 @@ class Registry(Generic[T]):
         """
         name, options = parse(spec)
         factory = self[name]
+        for option, hint in _hints(factory, options).items():
+            decode(hint, options[option], f"{self.kind} {spec!r}: {option}")
         try:
             return factory(*args, **{**context, **options})
         except TypeError as error:
             raise ConfigError(f"{self.kind} {spec!r}: {error}") from error
+
+
+def _hints(factory: Callable[..., Any], options: Iterable[str]) -> dict[str, Any]:
+    """Types of those options that are declared as numbers, truth values or strings."""
+    known = inspect.signature(factory).parameters
+    hints = {name: known[name].annotation for name in options if name in known}
+    return {name: hint for name, hint in hints.items() if hint in _PLAIN}
 
 
 def import_files(paths: Iterable[str | Path]) -> None:

@@ -20,7 +20,7 @@ from metaformer.backbones.block import build_mixer
 from metaformer.bench.counts import count
 from metaformer.bench.timing import measure
 from metaformer.deploy.export.write import export
-from metaformer.errors import ConfigError, GridError, MissingPackage
+from metaformer.errors import ConfigError, GridError, MetaFormerError, MissingPackage
 from metaformer.factory import create_model
 from metaformer.layers.drop_path import DropPath
 from metaformer.layers.norm import NORMS
@@ -53,6 +53,8 @@ _HIDDEN_GROWTH: Final = 2.5
 """Times as fast as the counted costs that the measured time may grow: caches and other programs add some."""
 _LONGEST: Final = 200
 """Characters of a reason."""
+_OF_MIXERS: Final = (Exception, SystemExit)
+"""What a stranger's mixer may raise: the report is for that, and one that exits must not pass for checked."""
 Step = Callable[[str], object]
 
 
@@ -191,7 +193,12 @@ def check_mixer(
         ConfigError: an unknown name or option, or a mixer that cannot be built.
     """
     case = MixerCase(mixer, dim, grid)
-    case.build()
+    try:
+        case.build()
+    except MetaFormerError:
+        raise
+    except _OF_MIXERS as error:
+        raise ConfigError(f"mixer {mixer!r} cannot be built ({_reason(error)})") from error
     results = []
     for check in CHECKS.values():
         if not (fast and check.slow):
@@ -205,11 +212,11 @@ def _result(check: Check, case: MixerCase) -> CheckResult:
         return CheckResult(check.name, "passed", check.run(case) or "")
     except MissingPackage as error:
         return CheckResult(check.name, "skipped", str(error))
-    except Exception as error:  # whatever a stranger's mixer raises is what the report is for
+    except _OF_MIXERS as error:
         return CheckResult(check.name, "failed", _reason(error), check.remedy)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     text = str(error).strip()
     line = text.splitlines()[0] if text else ""
     kind = "" if isinstance(error, CheckFailed) else type(error).__name__
@@ -258,7 +265,7 @@ def _sizes(case: MixerCase) -> None:
         x = case.input(*size)
         try:
             y = mixer(x)
-        except Exception as error:
+        except _OF_MIXERS as error:
             raise CheckFailed(f"{size[0]}×{size[1]}: {_reason(error)}") from error
         _need(y.shape == x.shape, f"{size[0]}×{size[1]}: gives {tuple(y.shape)} for {tuple(x.shape)}")
 

@@ -1,5 +1,6 @@
 """`metaformer doctor`."""
 
+import sys
 import tomllib
 from collections.abc import Callable
 from importlib.metadata import version
@@ -32,6 +33,13 @@ def test_a_cache_that_cannot_be_is_broken(cli: Cli, tmp_path: Path, monkeypatch:
     status, out, _ = cli("doctor")
     assert status == 1
     assert "METAFORMER_HOME" in out and out.strip().endswith("broken: cache")
+
+
+def test_a_torch_that_cannot_be_imported_is_broken(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    status, out, err = cli("doctor")
+    assert status == 1 and not err
+    assert "cannot be imported" in out and out.strip().endswith("broken: torch")
 
 
 def test_packages_that_are_missing_or_too_old_are_named() -> None:

@@ -1,6 +1,7 @@
 """Icons by designer, from small packages of drawings."""
 
 import csv
+import gzip
 import hashlib
 import json
 import sys
@@ -224,6 +225,27 @@ def test_a_truncated_package_is_an_error_of_one_line(pack: Pack, tmp_path: Path)
         written(source, tmp_path / "icons")
     with pytest.raises(DataError, match=r"nowhere\.tgz"):
         written(tmp_path / "nowhere.tgz", tmp_path / "icons")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_headers_of_headers_are_an_error(kind: bytes, tmp_path: Path) -> None:
+    header = tarfile.TarInfo("longer")
+    header.type = kind
+    source = tmp_path / "deep.tgz"
+    source.write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) * 5000))
+    with pytest.raises(DataError, match="damaged"):
+        written(source, tmp_path / "icons")
+
+
+def test_content_that_gzip_has_another_checksum_of_is_an_error(pack: Pack, tmp_path: Path) -> None:
+    source = packed(pack)
+    stored = gzip.compress(gzip.decompress(source.read_bytes()), compresslevel=0)
+    damaged = stored.replace(b"circle", b"circus", 1)
+    assert damaged != stored
+    source.write_bytes(damaged)
+    with pytest.raises(DataError, match="damaged"):
+        written(source, tmp_path / "icons")
+    assert not (tmp_path / "icons").exists()
 
 
 def test_a_package_without_sets_says_which_is_meant(pack: Pack, tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 """What each token mixer computes."""
 
+import inspect
+from dataclasses import replace
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +16,7 @@ from metaformer.layers.cycle_fc import CycleFC
 from metaformer.layers.norm import NORMS
 from metaformer.layers.scale import Scale
 from metaformer.mixers import MIXERS
+from metaformer.testing import MixerCase
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 9])
@@ -239,3 +244,19 @@ def test_sums_of_linear_attention_are_float32s() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             got = mixer.float()(x)
     torch.testing.assert_close(got.float(), wanted, rtol=5e-2, atol=5e-2)
+
+
+WRONG: tuple[object, ...] = (-1, 0, 1.5, 1e308, 10**23, True, None, "x", [], {})
+
+
+@pytest.mark.parametrize("mixer", list(MIXERS))
+def test_options_are_refused_in_a_line_or_work(mixer: str) -> None:
+    case = MixerCase(mixer)
+    context = {"dim", "grid", "grid_mode"}
+    for name, value in product(inspect.signature(MIXERS[mixer]).parameters.keys() - context, WRONG):
+        try:
+            built = replace(case, mixer=f"{mixer}({name}={value!r})").build().eval()
+        except ConfigError as error:
+            assert len(str(error).splitlines()) == 1 and name in str(error)
+        else:
+            assert built(case.input()).isfinite().all(), f"{name}={value!r}"

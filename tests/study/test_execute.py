@@ -200,6 +200,32 @@ def test_a_damaged_file_is_named(name: str, text: str, named: str, copied: Path)
         read_study(copied)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arm": "pooling"},
+        {"arm": "none", "name": "final-none-seed0"},
+        {"seed": 1},
+        {"seed": 9, "name": "final-window-seed9"},
+        {"name": "../final-pooling-seed0"},
+        {"role": "sweep"},
+    ],
+)
+def test_a_result_does_not_count_as_that_of_another_run(changes: dict[str, Any], copied: Path) -> None:
+    file = copied / "results" / "final-window-seed0.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(DataError, match="no run of the plan"):
+        read_study(copied)
+
+
+@pytest.mark.parametrize("change", [lambda arms: [], lambda arms: arms[1:], lambda arms: arms + arms[:1]])
+def test_networks_that_are_not_the_plans_are_refused(change: Callable[..., Any], copied: Path) -> None:
+    head = json.loads((copied / "study.json").read_text())
+    (copied / "study.json").write_text(json.dumps({**head, "arms": change(head["arms"])}))
+    with pytest.raises(DataError, match=r"study\.json: arms"):
+        read_study(copied)
+
+
 def test_damaged_predictions_and_other_formats_are_named(done: Study, copied: Path) -> None:
     study = read_study(copied)
     file = copied / "predictions" / "final-window-seed0.safetensors"

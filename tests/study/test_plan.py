@@ -55,6 +55,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "seeds twice": ({"seeds": [0, 0]}, "seeds.*twice"),
     "seeds of the sweep": ({"sweep_seeds": [1]}, "sweep_seeds.*1 is among seeds"),
     "no sweep": ({"sweep_seeds": []}, "sweep_seeds"),
+    "more runs than anyone means": (
+        {"seeds": list(range(1000, 11_000))}, "mixers, learning_rates, seeds: make .* runs"
+    ),
     "control": ({"controls": ["reapeat"]}, "controls"),
     "splits": ({"data": {"root": "x", "val": "test"}}, "data.*three splits"),
     "claim": ({"claim": "proof"}, "claim.*proof"),

@@ -67,7 +67,7 @@ def test_callbacks_see_every_step_epoch_and_evaluation(
 
 
 def test_a_callback_ends_a_run_as_if_it_were_its_end(
-    configure: Configure, tmp_path: Path, digest: Digest
+    configure: Configure, tmp_path: Path, digest: Digest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = configure(schedule={"epochs": 3})
     result = train(config, tmp_path, callbacks=[Until(3)])
@@ -78,8 +78,9 @@ def test_a_callback_ends_a_run_as_if_it_were_its_end(
     ]
     assert find_runs(tmp_path)[0].state == "complete"
     before = digest(tmp_path / "checkpoints" / "step_3")
-    again = train(config, tmp_path, resume="auto")
+    again = train(configure(schedule={"epochs": 9}), tmp_path, resume="auto")
     assert again.complete and again.steps == 3
+    assert "the run has ended, a callback asked for it" in capsys.readouterr().err
     equal_states(before, digest(checkpoints(tmp_path / "checkpoints")[-1]))
 
 

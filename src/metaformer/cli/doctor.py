@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from metaformer.cli.listing import table
 from metaformer.cli.parser import Parser, say
 from metaformer.errors import MetaFormerError, OutputError
+from metaformer.process import one_line
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -83,8 +84,11 @@ def _problem(requirement: "Requirement") -> str | None:
 
 def _machine() -> Iterator[Finding]:
     """Processor and GPUs, what computes on each, and the cache directory."""
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a library that it loads
+        yield Finding("torch", "broken", f"cannot be imported ({one_line(str(error))}): install it anew")
+        return
     from metaformer.deploy.dtype import fastest_dtype
     from metaformer.ops.describe import describe
 

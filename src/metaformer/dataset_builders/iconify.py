@@ -30,6 +30,7 @@ LARGEST_PACKAGE: Final = 2 << 30
 """Bytes of the unpacked package, which has half a gigabyte."""
 MOST_MEMBERS: Final = 20_000
 """Files in it."""
+_PIECE: Final = 1 << 20
 _LARGEST_BODY: Final = 100_000
 """Letters of a drawing."""
 _DEPTH: Final = 8
@@ -53,6 +54,10 @@ _FOREIGN: Final = re.compile(r"url\(\s*[\"']?(?!#|[\s\"'])", re.I)
 _LAYER: Final = re.compile("mask|clip-path")
 _DEEPEST: Final = 80
 """Levels of nesting, times masks and clips: resvg goes down into them, and ends the process at 250."""
+_DAMAGED: Final = (
+    *(tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError),
+    RecursionError,  # tarfile goes down a level for each header that describes the next one
+)
 Side = Annotated[float, Range(0, 10_000, above=True)]
 
 
@@ -161,6 +166,8 @@ def read_sets(tarball: Path, wanted: Callable[[SetInfo], bool]) -> Iterator[Icon
             one = _decode(body.read(), name[1], f"{tarball}, {member.name}")
             if wanted(one.info):
                 yield one
+        while unpacked.read(_PIECE):  # gzip's checksum is behind the archive's end
+            pass
     if not found:
         raise DataError(f"{tarball}: holds no icon sets: fetch the package by npm pack @iconify/json")
 
@@ -204,7 +211,7 @@ def _errors(tarball: Path) -> Iterator[None]:
         if str(tarball) in str(error):
             raise
         raise DataError(f"{tarball}: {error}") from error
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{tarball}: is no npm package, or damaged ({error}): fetch it again") from error
 
 

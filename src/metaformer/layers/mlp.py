@@ -1,10 +1,16 @@
 """Channel MLP."""
 
+from typing import Final
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaformer.layers.act import ACTS
 from metaformer.layers.pointwise import Pointwise
+from metaformer.serialize import Range
+
+EXPANSION: Final = Range(0, 1000, above=True)
+"""Hidden widths over the width of the input."""
 
 
 class Mlp(nn.Module):

@@ -6,6 +6,7 @@ Yu et al. MetaFormer Baselines for Vision. TPAMI 2024.
 from torch import Tensor, nn
 
 from metaformer.layers.act import ACTS
+from metaformer.layers.mlp import EXPANSION
 from metaformer.layers.pointwise import Pointwise
 from metaformer.mixers import MIXERS
 from metaformer.serialize import ODD, check_value
@@ -30,7 +31,8 @@ class SepConv(nn.Module):
     ) -> None:
         super().__init__()
         check_value("sepconv kernel", kernel, ODD)
-        hidden = int(expansion * dim)
+        check_value("sepconv expansion", expansion, EXPANSION)
+        hidden = max(1, int(expansion * dim))
         self.pwconv1 = Pointwise(dim, hidden, bias)
         self.act1 = ACTS.build(act)
         self.dwconv = nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2, groups=hidden, bias=bias)

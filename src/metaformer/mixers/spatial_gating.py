@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from metaformer.errors import ConfigError
 from metaformer.layers.act import ACTS
+from metaformer.layers.mlp import EXPANSION
 from metaformer.layers.norm import LayerNorm
 from metaformer.layers.pointwise import Pointwise
 from metaformer.layers.spatial_fc import SpatialFC
 from metaformer.mixers import MIXERS
-from metaformer.serialize import POSITIVE, check_value
+from metaformer.serialize import check_value
 
 
 @MIXERS.register("spatial_gating", fixed_grid=True)
@@ -40,7 +41,7 @@ class SpatialGating(nn.Module):
         act: str = "gelu",
     ) -> None:
         super().__init__()
-        check_value("spatial_gating expansion", expansion, POSITIVE)
+        check_value("spatial_gating expansion", expansion, EXPANSION)
         hidden = int(expansion * dim)
         if hidden % 2 or not hidden:
             raise ConfigError(f"spatial_gating expansion {expansion}: {hidden} channels have no two halves")

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from metaformer.layers.act import ACTS
 from metaformer.layers.grid import FixedGrid
 from metaformer.layers.init import init_normal
+from metaformer.layers.mlp import EXPANSION
 from metaformer.mixers import MIXERS
-from metaformer.serialize import POSITIVE, check_value
+from metaformer.serialize import check_value
 
 
 @MIXERS.register("token_mlp", fixed_grid=True)
@@ -35,7 +36,7 @@ class TokenMLP(FixedGrid):
         act: str = "gelu",
     ) -> None:
         super().__init__(grid, grid_mode)
-        check_value("token_mlp expansion", expansion, POSITIVE)
+        check_value("token_mlp expansion", expansion, EXPANSION)
         positions, hidden = grid[0] * grid[1], max(1, int(expansion * dim))
         self.fc1 = nn.Linear(positions, hidden)
         self.act = ACTS.build(act)

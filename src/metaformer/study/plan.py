@@ -23,6 +23,8 @@ from metaformer.training.check import check_config
 Claim = Literal["pilot", "look", "claim"]
 SEEDS: Final[Mapping[Claim, int]] = {"pilot": 2, "look": 5, "claim": 10}
 """Seeds that a study needs at least, by what it is for."""
+MOST_RUNS: Final = 10_000
+"""Runs of tuning and comparison that a study has at most; a plan of more is a slip."""
 RATES: Final = 5
 """Learning rates that each network is tuned with at least, but for a reason."""
 Control = Literal["repeat", "shuffled_labels", "identity", "random", "outside"]
@@ -240,6 +242,9 @@ class Plan(Serializable):
             values = getattr(self, field_name)
             if len(set(values)) < len(values):
                 raise ConfigError(f"{field_name}: names a value twice")
+        runs = len(self.mixers) * (len(self.learning_rates) * len(self.sweep_seeds) + len(self.seeds))
+        if runs > MOST_RUNS:
+            raise ConfigError(f"mixers, learning_rates, seeds: make {runs:,} runs, more than {MOST_RUNS:,}")
         if not self.learning_rates or not self.sweep_seeds:
             raise ConfigError("learning_rates, sweep_seeds: name one at least")
         if len(self.learning_rates) < RATES and self.fewer_rates is None:
@@ -256,8 +261,8 @@ class Plan(Serializable):
             raise ConfigError(
                 f"sweep_seeds: {shared[0]} is among seeds: tune on other seeds than you compare"
             )
+        config = self.config()
         for rate in (*self.learning_rates, *([self.transfer.learning_rate] if self.transfer else ())):
-            config = self.config()
             check_config(replace(config, optim=replace(config.optim, lr=rate)))
 
 

@@ -72,6 +72,11 @@ class RunResult(Serializable):
     """Why it failed or was excluded."""
 
 
+def run_name(role: Role, arm: str, seed: int, rate: float | None) -> str:
+    """Name of a run in all files of the study; runs of the sweep differ by their learning rates."""
+    return f"sweep-{arm}-lr{rate!r}-seed{seed}" if role == "sweep" else f"final-{arm}-seed{seed}"
+
+
 @dataclass(frozen=True)
 class Predictions:
     """Top-1 predictions of one run for every test image, in the order of the study's `test.json`."""

@@ -7,7 +7,7 @@ from typing import Final
 from metaformer.config import TrainConfig
 from metaformer.study.arms import OUTSIDE
 from metaformer.study.plan import Plan
-from metaformer.study.results import Arm, Role
+from metaformer.study.results import Arm, Role, run_name
 from metaformer.study.study_dir import tuned_as
 
 REPEAT_OFFSET: Final = 1_000_000_007
@@ -46,14 +46,15 @@ def planned_runs(plan: Plan, arms: Sequence[Arm], rates: Mapping[str, float | No
     for seed in plan.sweep_seeds:
         for rate in outward(sorted(plan.learning_rates)):
             for arm in swept:
-                yield Run(f"sweep-{arm.name}-lr{rate!r}-seed{seed}", arm, "sweep", seed, rate, arm.name)
+                yield Run(run_name("sweep", arm.name, seed, rate), arm, "sweep", seed, rate, arm.name)
     for number, seed in enumerate(plan.seeds):
         for arm in sorted(arms, key=lambda one: one.control is not None):
             if arm.control == "shuffled_labels" and number >= SHUFFLED_SEEDS:
                 continue
             role: Role = "final" if arm.control is None else "control"
             tuned = tuned_as(arm, plan)
-            yield Run(f"final-{arm.name}-seed{seed}", arm, role, seed, rates.get(tuned), tuned)
+            chosen = rates.get(tuned)
+            yield Run(run_name(role, arm.name, seed, chosen), arm, role, seed, chosen, tuned)
 
 
 def outward(values: Sequence[float]) -> list[float]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.errors import ConfigError, DataError, VersionError
-from metaformer.serialize import Fields, Range, Serializable, Text, errors_at, from_dict
+from metaformer.serialize import Fields, Range, Serializable, Text, errors_at, from_dict, shown
 from metaformer.storage import read_bytes, read_json, read_text
 from metaformer.study.plan import Plan, parse_plan
 from metaformer.study.results import (
@@ -22,6 +22,7 @@ from metaformer.study.results import (
     RunResult,
     TestSet,
     TransferResult,
+    run_name,
 )
 
 SCHEMA: Final = 1
@@ -167,6 +168,9 @@ def read_study(directory: str | Path) -> Study:
     if plan.sha256 != head["plan_sha256"]:
         raise ConfigError(f"{folder.plan}: is not the plan that the study in {folder.path} began with")
     runs = tuple(folder.records("results", RunResult))
+    _check_arms(folder, head["arms"], plan)
+    for run in runs:
+        _check_run(folder, run, head["arms"], plan)
     costs = {record.arm: record.costs for record in folder.records("costs", ArmCosts)}
     rates = chosen_rates(runs, plan)
     arms = (
@@ -213,6 +217,25 @@ def read_head(folder: StudyDir) -> Fields:
             folder.head, head["schema"], version, SCHEMA, kind="study", remedy="start a new study"
         )
     return head
+
+
+def _check_arms(folder: StudyDir, arms: Sequence[Arm], plan: Plan) -> None:
+    """Refuse networks that are not the plan's, which would be compared under its names."""
+    names = [arm.name for arm in arms]
+    mixers = {arm.name for arm in arms if arm.control is None}
+    if mixers != plan.mixers.keys() or len({*names}) < len(names):
+        raise DataError(f"{folder.head}: arms: are not the networks of the plan")
+
+
+def _check_run(folder: StudyDir, run: RunResult, arms: Sequence[Arm], plan: Plan) -> None:
+    """Refuse a result that is not of the run it is named after, and so would count as another's."""
+    seeds = plan.sweep_seeds if run.role == "sweep" else plan.seeds
+    known = run.seed in seeds and run.arm in {arm.name for arm in arms}
+    if not known or run.name != run_name(run.role, run.arm, run.seed, run.learning_rate):
+        raise DataError(
+            f"{folder.path / 'results'}: {shown(run.name)} is said to be of {shown(run.arm)} and seed "
+            f"{run.seed}: no run of the plan is"
+        )
 
 
 def read_record(file: Path, hint: type[T]) -> T:

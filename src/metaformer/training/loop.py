@@ -161,6 +161,10 @@ class Loop:
     def run(self, log: MetricsLog | None, progress: Progress) -> bool:
         """Train; False if a signal stopped the run before its end."""
         if self.complete:
+            if self.ended:
+                progress.write(
+                    f"the run has ended, {self.ended}: to train on, start another from its weights"
+                )
             return True
         self.log, self.progress = log, progress
         with self.signals.protected():
