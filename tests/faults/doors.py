@@ -710,7 +710,7 @@ budget: {match: parameters, tolerance: 0.02}
 learning_rates: [0.001, 0.002, 0.004, 0.008, 0.016]
 sweep_seeds: [100]
 seeds: [0, 1, 2, 3, 4]
-claim: look
+purpose: look
 smallest_effect: 0.5
 epochs: 3
 controls: [repeat, outside]

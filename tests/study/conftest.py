@@ -33,7 +33,7 @@ PLAN: dict[str, Any] = {
     "fewer_rates": "a test",
     "sweep_seeds": [100],
     "seeds": [0, 1],
-    "claim": "pilot",
+    "purpose": "pilot",
     "smallest_effect": 1.0,
     "epochs": 1,
     "controls": ["repeat"],

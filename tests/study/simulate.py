@@ -87,7 +87,7 @@ baseline: pooling
 learning_rates: [0.0005, 0.001, 0.002, 0.004, 0.008]
 sweep_seeds: [100, 101]
 seeds: [{seeds}]
-claim: {claim}
+purpose: {purpose}
 smallest_effect: 0.5
 epochs: 5
 probes: [receptive_field, shift, rotation, size, corruption, diagnostics]
@@ -115,8 +115,8 @@ def write_study(root: Path, *, seeds: int = 5, images: int = 600, groups: int = 
     random, folder = np.random.default_rng(seed), StudyDir(root)
     root.mkdir(parents=True)
     numbers = ", ".join(map(str, range(seeds)))
-    claim = "claim" if seeds >= 10 else "look" if seeds >= 5 else "pilot"
-    folder.plan.write_text(PLAN.format(networks="convolution and attention", seeds=numbers, claim=claim))
+    purpose = "confirm" if seeds >= 10 else "look" if seeds >= 5 else "pilot"
+    folder.plan.write_text(PLAN.format(networks="convolution and attention", seeds=numbers, purpose=purpose))
     population = Population(
         tuple(ACCURACIES.values()), images, groups, seed=0.03, group_taste=0.05, image_taste=0.4
     )

@@ -51,7 +51,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         },
         "schedule.min_lr",
     ),
-    "seeds of a claim": ({"claim": "claim"}, "seeds.*'claim'.*10"),
+    "seeds of a purpose": ({"purpose": "confirm"}, "seeds.*'confirm'.*10"),
     "seeds twice": ({"seeds": [0, 0]}, "seeds.*twice"),
     "seeds of the sweep": ({"sweep_seeds": [1]}, "sweep_seeds.*1 is among seeds"),
     "no sweep": ({"sweep_seeds": []}, "sweep_seeds"),
@@ -60,7 +60,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "control": ({"controls": ["reapeat"]}, "controls"),
     "splits": ({"data": {"root": "x", "val": "test"}}, "data.*three splits"),
-    "claim": ({"claim": "proof"}, "claim.*proof"),
+    "purpose": ({"purpose": "proof"}, "purpose.*proof"),
     "effect": ({"smallest_effect": 0}, "smallest_effect"),
     "tolerance": ({"budget": {"tolerance": 2}}, "budget.tolerance"),
 }  # fmt: skip
@@ -96,11 +96,11 @@ def test_the_hash_is_of_the_content_not_of_the_text(make_plan: MakePlan, write_p
     assert make_plan(seeds=[1, 0]).sha256 != first.sha256
 
 
-@pytest.mark.parametrize(("claim", "seeds"), SEEDS.items())
-def test_each_claim_has_its_seeds(claim: str, seeds: int, make_plan: MakePlan) -> None:
-    assert len(make_plan(claim=claim, seeds=list(range(seeds))).seeds) == seeds
-    with pytest.raises(ConfigError, match=claim):
-        make_plan(claim=claim, seeds=list(range(seeds - 1)))
+@pytest.mark.parametrize(("purpose", "seeds"), SEEDS.items())
+def test_each_purpose_has_its_seeds(purpose: str, seeds: int, make_plan: MakePlan) -> None:
+    assert len(make_plan(purpose=purpose, seeds=list(range(seeds))).seeds) == seeds
+    with pytest.raises(ConfigError, match=purpose):
+        make_plan(purpose=purpose, seeds=list(range(seeds - 1)))
 
 
 def test_five_rates_need_no_reason_and_all_controls_are_the_default(make_plan: MakePlan) -> None:

@@ -86,7 +86,7 @@ def test_failed_runs_edges_and_controls_are_said(study: Path) -> None:
     assert re.search(r"a better one may lie beyond: .*cycle", text)
     assert re.search(r"\| control-repeat \| the baseline with other seeds .* \| (holds|fails) \|", text)
     assert re.search(r"\| control-shuffled_labels \| .* \| (at|above|below) chance \|", text)
-    assert "4 seeds: it takes 5 to look and 10 to claim" in text
+    assert "4 seeds: it takes 5 to look and 10 to confirm" in text
     found = read_study(study)
     assert found.plan_sha256 in text and found.plan.exclusions in text
     assert len(table(study / "runs.csv")) == len(found.runs)

@@ -28,9 +28,10 @@ def run(argv: list[str]) -> int:
     parser.add_json()
     parser.add_import()
     args = parser.parse_args(argv)
-    file, _, name = args.mixer.rpartition(":")
     if args.mixer.endswith(".py"):
         parser.error(f"{args.mixer}: name its mixer as well, as in {args.mixer}:NAME")
+    path, separator, name = args.mixer.partition(".py:")  # options of a mixer may hold a colon
+    file, name = (f"{path}.py", name) if separator else ("", path)
     import_files([*args.import_files, *([file] if file else [])])
     report = check_mixer(
         name, dim=args.dim, grid=tuple(args.grid), fast=args.fast, on_step=say_step("check-mixer")

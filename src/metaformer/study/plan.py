@@ -20,8 +20,8 @@ from metaformer.storage import read_text
 from metaformer.study.results import Positive
 from metaformer.training.check import check_config
 
-Claim = Literal["pilot", "look", "claim"]
-SEEDS: Final[Mapping[Claim, int]] = {"pilot": 2, "look": 5, "claim": 10}
+Purpose = Literal["pilot", "look", "confirm"]
+SEEDS: Final[Mapping[Purpose, int]] = {"pilot": 2, "look": 5, "confirm": 10}
 """Seeds that a study needs at least, by what it is for."""
 MOST_RUNS: Final = 10_000
 """Runs of tuning and comparison that a study has at most; a plan of more is a slip."""
@@ -140,8 +140,8 @@ class Plan(Serializable):
     """Seeds of the tuning, none of which is used again."""
     seeds: tuple[Seed, ...]
     """Seeds of the comparison; networks are paired by them."""
-    claim: Claim = "look"
-    """What the study is for: `pilot` (2 seeds at least), `look` (5) or `claim` (10)."""
+    purpose: Purpose = "look"
+    """What the study is for: `pilot` (2 seeds at least), `look` (5) or `confirm` (10)."""
     metric: Literal["top1"] = "top1"
     """Primary metric, on test data."""
     smallest_effect: Points
@@ -252,10 +252,10 @@ class Plan(Serializable):
                 f"learning_rates: {len(self.learning_rates)} are too few to tune by: name {RATES} at least, "
                 "or say why fewer suffice (fewer_rates)"
             )
-        if len(self.seeds) < SEEDS[self.claim]:
+        if len(self.seeds) < SEEDS[self.purpose]:
             raise ConfigError(
-                f"seeds: {len(self.seeds)} are too few for claim {self.claim!r}, which needs "
-                f"{SEEDS[self.claim]}"
+                f"seeds: {len(self.seeds)} are too few for purpose {self.purpose!r}, which needs "
+                f"{SEEDS[self.purpose]}"
             )
         if shared := sorted({*self.seeds} & {*self.sweep_seeds}):
             raise ConfigError(

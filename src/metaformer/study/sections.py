@@ -360,8 +360,8 @@ def _own_threats(analysis: Analysis) -> Iterator[str]:
             f"Some networks have {fewest} of the {len(plan.seeds)} planned seeds. To stop or go on because "
             "of what is seen makes false claims likelier."
         )
-    if fewest < SEEDS["claim"]:
-        yield f"{fewest} seeds: it takes {SEEDS['look']} to look and {SEEDS['claim']} to claim."
+    if fewest < SEEDS["confirm"]:
+        yield f"{fewest} seeds: it takes {SEEDS['look']} to look and {SEEDS['confirm']} to confirm."
     if failed := [run.name for run in study.runs if run.error is not None]:
         names = ", ".join(failed[:5]) + (" …" if len(failed) > 5 else "")
         yield f"Some runs failed or were excluded, and which ones may depend on the network: {names}."
