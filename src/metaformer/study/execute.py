@@ -21,7 +21,7 @@ import numpy as np
 
 from metaformer.bench.timing import Machine
 from metaformer.config import TrainConfig
-from metaformer.data.split import open_split
+from metaformer.data.split import need_two_classes, open_split
 from metaformer.distributed import World, join
 from metaformer.errors import ConfigError, DataError, OutputError, TrainingError
 from metaformer.process import StopSignals, printable
@@ -118,7 +118,9 @@ def open_study(folder: StudyDir, plan: Plan, text: str) -> tuple[Arm, ...]:
     """
     with lock(folder.claim("study"), str(folder.path), OPENING):
         data = plan.data
-        classes = open_split(data.root, data.train).classes
+        train_split = open_split(data.root, data.train)
+        need_two_classes(train_split)
+        classes = train_split.classes
         open_split(data.root, data.val, classes)
         test = describe_test(data, open_test(data, classes))
         if folder.head.is_file():
