@@ -188,7 +188,7 @@ def test_data_of_one_class_leave_no_study(colors: Path, write_plan: WritePlan, t
         shutil.copytree(colors / split / "ant", tmp_path / "data" / split / "ant")
     with pytest.raises(DataError, match="only one class"):
         run_study(write_plan(data={"root": str(tmp_path / "data")}), tmp_path / "out")
-    assert not (tmp_path / "out" / "study.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 DAMAGE = {

@@ -116,13 +116,15 @@ def open_study(folder: StudyDir, plan: Plan, text: str) -> tuple[Arm, ...]:
         ConfigError: the folder holds a study of another plan, or a network cannot be trained or matched.
         DataError: the data set is not laid out as it should be, or has other test images than before.
     """
-    with lock(folder.claim("study"), str(folder.path), OPENING):
-        data = plan.data
-        train_split = open_split(data.root, data.train)
-        need_two_classes(train_split)
-        classes = train_split.classes
-        open_split(data.root, data.val, classes)
-        test = describe_test(data, open_test(data, classes))
+    data = plan.data
+    train_split = open_split(data.root, data.train)
+    need_two_classes(train_split)
+    classes = train_split.classes
+    open_split(data.root, data.val, classes)
+    test = describe_test(data, open_test(data, classes))
+    with lock(
+        folder.claim("study"), str(folder.path), OPENING
+    ):  # makes the folder: data that fail leave none
         if folder.head.is_file():
             _check_same(folder, plan, test)
         else:
