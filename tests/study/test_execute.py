@@ -162,6 +162,7 @@ def test_clusters_are_what_the_expression_matches(colors: Path) -> None:
 WRONG_DATA = {
     "folder": ({"data": {"root": "/nowhere"}}, "nowhere"),
     "split": ({"data": {"test": "held"}}, "held"),
+    "one group": ({"data": {"group": "(x)?"}}, "data.group.*two"),
     "memory": ({"skeleton": {"model": "poolformer_n", "overrides": {"dims": [999_999] * 4}}}, "memory"),
     "mixer's option": ({"mixers": {"a": "pooling", "b": "attention(dropout=9.0)"}}, "mixers.b"),
 }
@@ -180,6 +181,14 @@ def test_what_cannot_begin_leaves_no_study(
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="holds no study"):
         read_study(tmp_path / "out")
+
+
+def test_data_of_one_class_leave_no_study(colors: Path, write_plan: WritePlan, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        shutil.copytree(colors / split / "ant", tmp_path / "data" / split / "ant")
+    with pytest.raises(DataError, match="only one class"):
+        run_study(write_plan(data={"root": str(tmp_path / "data")}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 DAMAGE = {

@@ -61,6 +61,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "control": ({"controls": ["reapeat"]}, "controls"),
     "splits": ({"data": {"root": "x", "val": "test"}}, "data.*three splits"),
     "purpose": ({"purpose": "proof"}, "purpose.*proof"),
+    "splits by other names": ({"data": {"root": "x", "test": "./train"}}, "data.*three splits"),
+    "splits from outside": ({"data": {"root": "a/x", "test": "../x/train/"}}, "data.*three splits"),
     "effect": ({"smallest_effect": 0}, "smallest_effect"),
     "tolerance": ({"budget": {"tolerance": 2}}, "budget.tolerance"),
 }  # fmt: skip

@@ -21,7 +21,7 @@ import numpy as np
 
 from metaformer.bench.timing import Machine
 from metaformer.config import TrainConfig
-from metaformer.data.split import open_split
+from metaformer.data.split import need_two_classes, open_split
 from metaformer.distributed import World, join
 from metaformer.errors import ConfigError, DataError, OutputError, TrainingError
 from metaformer.process import StopSignals, printable
@@ -121,11 +121,14 @@ def open_study(folder: StudyDir, plan: Plan, text: str) -> tuple[Arm, ...]:
         ConfigError: the folder holds a study of another plan, or a network cannot be trained or matched.
         DataError: the data set is not laid out as it should be, or has other test images than before.
     """
+    data = plan.data
+    train_split = open_split(data.root, data.train)
+    need_two_classes(train_split)
+    classes = train_split.classes
+    open_split(data.root, data.val, classes)
+    test = describe_test(data, open_test(data, classes))
+    # the lock makes the folder: data that fail leave none
     with lock(folder.lock("study"), str(folder.path), OPENING):
-        data = plan.data
-        classes = open_split(data.root, data.train).classes
-        open_split(data.root, data.val, classes)
-        test = describe_test(data, open_test(data, classes))
         if folder.head.is_file():
             _check_same(folder, plan, test)
         else:

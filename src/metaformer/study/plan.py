@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -81,7 +82,8 @@ class DataPlan(Serializable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len({self.train, self.val, self.test}) < 3:
+        splits = {normpath(f"{self.root}/{split}") for split in (self.train, self.val, self.test)}
+        if len(splits) < 3:  # of ./train, too: what was trained on tests nothing
             raise ConfigError("data: train, val and test must be three splits")
 
 

@@ -16,7 +16,7 @@ from metaformer.data.divide import groups_of
 from metaformer.data.shards.tar import TarImages
 from metaformer.data.split import Split, open_split
 from metaformer.distributed import World
-from metaformer.errors import DataError, WeightsError
+from metaformer.errors import ConfigError, DataError, WeightsError
 from metaformer.models.base import autocast
 from metaformer.storage import atomic_path
 from metaformer.study.plan import DataPlan
@@ -43,13 +43,15 @@ def describe_test(data: DataPlan, split: Split) -> TestSet:
 
     Raises:
         DataError: a path that the expression for groups does not match.
-        ConfigError: an expression that is none.
+        ConfigError: an expression that is none, or that matches all alike: intervals need two groups.
     """
     root = Path(str(split.folder))
     paths = (Path(str(split.path(index))) for index in range(len(split)))
     images = [(path.relative_to(root) if path.is_relative_to(root) else path).as_posix() for path in paths]
     names = images if data.group is None else groups_of(images, data.group)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    if len(numbers) < 2:
+        raise ConfigError(f"data.group: {split.folder} has one group of test images: an interval needs two")
     clusters = np.array([numbers[name] for name in names], dtype=np.int32)
     return TestSet(tuple(images), np.array(split.labels, dtype=np.int32), clusters, tuple(split.classes))
 
