@@ -727,10 +727,11 @@ def _study(name: str) -> Callable[[Path], Path]:
         from metaformer.study.predict import save_arrays
         from metaformer.study.results import Arm, Mechanism, Robustness, RunResult, Square
 
-        run, arm = (
-            "final-none-seed0",
-            Arm(name="none", mixers=("identity",) * 4, parameters=5, changed=("x",)),
-        )
+        run = "final-none-seed0"
+        arms = [
+            Arm(name=name, mixers=("identity",) * 4, parameters=5, changed=("x",))
+            for name in ("none", "pooling")
+        ]
         square = Square(share=0.5, side=3, ratio=0.1)
         changed = Robustness(probe="shift", change="shift", level=1, accuracy=50)
         records = {
@@ -743,7 +744,8 @@ def _study(name: str) -> Callable[[Path], Path]:
         }
         head = {
             "schema": 1, "plan_sha256": parse_plan(PLAN, "plan").sha256, "created": "2026-12-01",
-            "machine": {"device": "cpu", "threads": 1}, "versions": {"torch": "2"}, "arms": [to_dict(arm)],
+            "machine": {"device": "cpu", "threads": 1}, "versions": {"torch": "2"},
+            "arms": [to_dict(arm) for arm in arms],
         }  # fmt: skip
         test = {"images": ["a.png", "b.png"], "labels": [0, 1], "clusters": [0, 1], "class_names": ["a", "b"]}
         texts = {"plan.yaml": PLAN, "study.json": json.dumps(head), "test.json": json.dumps(test)}

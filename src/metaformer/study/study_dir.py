@@ -146,7 +146,7 @@ class Study:
             DataError: the file is damaged.
         """
         file = self.directory.field(name)
-        if not file.is_file():
+        if not file.exists():
             return None
         scores = read_arrays(file).get("scores")
         if scores is None or scores.ndim != 2 or scores.dtype != np.float32:
