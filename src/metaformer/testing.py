@@ -479,13 +479,13 @@ def _macs(case: MixerCase) -> str:
         _need(not unseen, f"{', '.join(unseen)}: arithmetic that is not counted, and no macs(height, width)")
         return f"{_count(mixer, case.grid, case.dim):,} at {case.grid[0]}×{case.grid[1]}"
     height, width = case.grid
-    told = hook(height, width)
-    _need(isinstance(told, int) and told >= 0, f"macs({height}, {width}) gives {told!r}, no natural number")
+    macs = hook(height, width)
+    _need(isinstance(macs, int) and macs >= 0, f"macs({height}, {width}) gives {macs!r}, no natural number")
     seen = copy.deepcopy(mixer)  # whose operations are counted in place of what it says
     seen.macs = None  # type: ignore[assignment]
     counted = _count(seen, case.grid, case.dim)
-    _need(told >= 0.99 * counted, f"macs({height}, {width}) says {told:,}, but {counted:,} are counted")
-    return f"{told:,} at {height}×{width} by macs()"
+    _need(macs >= 0.99 * counted, f"macs({height}, {width}) says {macs:,}, but {counted:,} are counted")
+    return f"{macs:,} at {height}×{width} by macs()"
 
 
 def _count(mixer: nn.Module, size: tuple[int, int], dim: int) -> int:

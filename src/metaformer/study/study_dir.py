@@ -150,7 +150,7 @@ class Study:
             return None
         scores = read_arrays(file).get("scores")
         if scores is None or scores.ndim != 2 or scores.dtype != np.float32:
-            raise DataError(f"{file}: scores must be a picture of float32")
+            raise DataError(f"{file}: scores must be a map (H, W) of float32")
         return scores
 
 

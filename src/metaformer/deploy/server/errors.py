@@ -1,4 +1,4 @@
-"""Errors that a client is told."""
+"""Errors that are answers to a client."""
 
 
 class RequestError(Exception):

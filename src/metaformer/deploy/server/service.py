@@ -141,7 +141,7 @@ class Service:
         """Wait for the answer to a request, unless its client goes, or for too long.
 
         Raises:
-            RequestError: with what the client is told.
+            RequestError: with the status and the line that answer the client.
         """
         try:
             model.add(job)
