@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaformer.bench.counts import count
 from metaformer.errors import ConfigError
+from metaformer.ops import onednn
 
 SIDE = {"cpu": 2048, "cuda": 8192}
 """Height and width of the matrices."""
@@ -199,7 +200,7 @@ def _runs(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> l
     if product.pointwise:
         flat = weight.flatten(1).contiguous()
         runs.append(lambda x: F.linear(x.permute(0, 2, 3, 1), flat, bias))
-    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if x.device.type == "cpu" and onednn.has_dtype(x.dtype):
         runs.append(_packed(product, x, weight, bias))
     return runs
 

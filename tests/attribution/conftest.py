@@ -1,4 +1,4 @@
-"""Pictures for tests of maps."""
+"""Images for tests of maps."""
 
 import numpy as np
 import pytest

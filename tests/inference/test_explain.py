@@ -1,6 +1,7 @@
 """Explanations of networks of every task, on images."""
 
 import json
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from metaformer.inference.model import describe_network, load_model
 from metaformer.inference.receptive_field import measure_receptive_field
 from metaformer.inference.sheet import sheet_rows
 from metaformer.mixers import MIXERS
+from metaformer.models.detection.detector import Detector
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel
 from metaformer.weights.hub import save_pretrained
@@ -230,10 +232,13 @@ def test_what_cannot_be_explained_is_one_line(
     for call in (lambda box: classifier.heat(noise, 0, box), lambda box: classifier.find(noise, 1, box)):
         with pytest.raises(ConfigError, match="box: no option of image classification"):
             call((0.0, 0.0, 9.0, 9.0))
+    model = load_model(detect_run)
+    assert isinstance(model.model, Detector)
+    model.model.config = replace(model.model.config, score_threshold=1.0)
     with pytest.raises(ConfigError, match="class 'green': no such object in the image"):
-        Explainer(load_model(detect_run)).heat(noise, 0)
+        Explainer(model).heat(noise, 0)
     with pytest.raises(ConfigError, match="class 'blue': no such object overlaps the box"):
-        Explainer(load_model(detect_run)).heat(noise, 1, (900.0, 900.0, 950.0, 950.0))
+        Explainer(model).heat(noise, 1, (900.0, 900.0, 950.0, 950.0))
 
 
 # --- files

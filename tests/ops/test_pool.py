@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metaformer.ops import cpp
+from metaformer.ops import cpp, onednn
 from metaformer.ops.cpp import kernels
 from metaformer.ops.norm import group_norm, normalize
 from metaformer.ops.pool import pool_minus_self, pool_residual, reference
@@ -60,7 +60,7 @@ def test_pool_minus_self_in_cpp_and_its_transpose(
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), kernels.record_calls() as calls:
         found = pool_minus_self(x, 3)
     wanted = pooled(exact, 3)
-    assert len(calls) == 1 and found.dtype == dtype
+    assert len(calls) == onednn.has_dtype(dtype) and found.dtype == dtype
     close(found.detach(), wanted.detach(), DTYPES[dtype])
     grad = torch.randn_like(found)
     (ours,), (theirs,) = (

@@ -1,4 +1,4 @@
-"""Maps in colors and sheets of pictures."""
+"""Maps in colors and sheets of images."""
 
 import numpy as np
 import pytest

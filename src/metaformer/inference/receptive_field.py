@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 ENLARGED: Final = 4
 """Input sides for one of training: at that of training the fields of all networks fill the frame."""
 PICTURE: Final = 400
-"""Side of the picture of a field, in pixels."""
+"""Side of the image of a field, in pixels."""
 FAINTEST: Final = 1e-3
 """Score that is black in it."""
 UNTRAINED, TRAINED = "random weights", "trained weights"
@@ -76,7 +76,7 @@ class ReceptiveFields:
         return "\n".join(lines)
 
     def plot(self) -> Image.Image:
-        """The fields as pictures, with the squares of each share."""
+        """The fields as images, with the squares of each share."""
         tiles = [
             Tile(_picture(field), f"{name}: half in {field.squares((0.5,))[0].side} pixels")
             for name, field in self.fields.items()
@@ -117,7 +117,7 @@ def measure_receptive_field(
     Args:
         source: run directory (its best weights), checkpoint directory, or model name.
         images: a file, a folder, a glob, an image, or a list of these; none for noise.
-        out: a file for the picture, which ends in .png.
+        out: a file for the image, which ends in .png.
         checkpoint: weights for a model name, in any published format (default: its published ones).
         side: height and width of the input, in pixels (default: four times those of training).
         samples: how many of the images are used, at most, evenly over all.
@@ -128,7 +128,7 @@ def measure_receptive_field(
     Raises:
         ConfigError: an exported file, or a value out of range.
         DataError: nothing found, or an image that cannot be read.
-        OutputError: the picture cannot be written.
+        OutputError: the image cannot be written.
         SizeError: an input that the network cannot take.
     """
     if samples < 1:

@@ -20,7 +20,7 @@ from metaformer.visualize.sheet import Tile, TileRow
 def sheet_rows(
     model: LoadedModel, image: Image.Image, subjects: Sequence[Subject], stage: int | None = None
 ) -> list[TileRow]:
-    """Pictures of an RGB image: maps of the subjects, then stage by stage what the network sees.
+    """What is drawn of an RGB image: maps of the subjects, then stage by stage what the network sees.
 
     Args:
         model: the network.
@@ -35,8 +35,8 @@ def sheet_rows(
     rows = [TileRow("What it finds, and where", tiles)]
     for first in subjects[:1]:
         maps = [heat_map(model, image, first.index, first.box, number) for number in stages]
-        pictures = [heat_tile(image, one, first.box) for one in maps]
-        rows.append(TileRow(f"{first.label}, by the features of each stage", _by_stage(pictures, levels)))
+        drawn = [heat_tile(image, one, first.box) for one in maps]
+        rows.append(TileRow(f"{first.label}, by the features of each stage", _by_stage(drawn, levels)))
     colors = [_colors(given, pca_colors(level[0])) for level in levels]
     rows.append(TileRow("Features: three principal components as colors", _by_stage(colors, levels)))
     looks = [_look(model, image, given, number, levels[number], place) for number in stages]
@@ -44,8 +44,8 @@ def sheet_rows(
     attention = {number: attention_received(model.model, given.images, number) for number in stages}
     attended = {number: one for number, one in attention.items() if one is not None}
     if attended:
-        pictures = [heat_tile(image, _scaled(given.placed(one))) for one in attended.values()]
-        rows.append(TileRow("What all positions attend to", _by_stage(pictures, levels, list(attended))))
+        drawn = [heat_tile(image, _scaled(given.placed(one))) for one in attended.values()]
+        rows.append(TileRow("What all positions attend to", _by_stage(drawn, levels, list(attended))))
     return rows
 
 
@@ -92,15 +92,15 @@ def _look(
     gradient = token_gradient(model.model, given.images, stage, (row, column))
     # from a hundredth of the largest on, as the residual connection outshines what is around it
     scores = (gradient / gradient.max().clamp(min=1e-30) * 99 + 1).log10() / 2
-    picture = heat_tile(image, _scaled(given.placed(scores)))
+    tile = heat_tile(image, _scaled(given.placed(scores)))
     x, y = given.original_place((column + 0.5) / level.shape[3], (row + 0.5) / level.shape[2])
-    return draw_circle(picture, x / image.width, y / image.height)
+    return draw_circle(tile, x / image.width, y / image.height)
 
 
 def _by_stage(
     images: Sequence[Image.Image], levels: Sequence[Tensor], stages: Sequence[int] = ()
 ) -> list[Tile]:
-    """Pictures of stages, with the size of their features."""
+    """Images of stages, with the size of their features."""
     numbers = stages or range(len(levels))
     sizes = [levels[number].shape[2:] for number in numbers]
     captions = [f"stage {number}: {size[0]}×{size[1]}" for number, size in zip(numbers, sizes, strict=True)]

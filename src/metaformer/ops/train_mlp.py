@@ -284,8 +284,8 @@ def _chunks(n: Tensor, w1: Tensor) -> Iterator[slice]:
 def _linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, act: str = "none", residual: Tensor | None = None
 ) -> Tensor:
-    """`onednn.linear`, and the same of PyTorch for dtypes that oneDNN has not."""
-    if x.dtype != torch.float64:
+    """`onednn.linear`, and the same of PyTorch for dtypes that oneDNN does not have on this processor."""
+    if onednn.has_dtype(x.dtype):
         return onednn.linear(x, weight, bias, act, residual)
     y = F.linear(x, weight, bias)
     y = y if residual is None else y + residual

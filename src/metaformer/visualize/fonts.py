@@ -34,7 +34,7 @@ def legible(text: str, size: int) -> tuple[str, Font]:
     """A text in one line, and a font of this size that has its characters.
 
     Where there is none, characters become Latin letters or their code points, with a warning. Signs of our
-    own captions that the usual font lacks, such as ×, are written in ASCII: a picture then has one font.
+    own captions that the usual font lacks, such as ×, are written in ASCII: an image then has one font.
     """
     default = ImageFont.load_default(size)
     text = "".join(

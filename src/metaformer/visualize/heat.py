@@ -44,19 +44,19 @@ def overlay(image: Image.Image, values: NDArray[Any]) -> Image.Image:
 
 
 def heat_tile(image: Image.Image, values: NDArray[Any], box: Box | None = None) -> Image.Image:
-    """A map over its image at the size of a sheet's pictures, with a box in the image's pixels."""
-    picture = fit(overlay(image, values))
+    """A map over its image at the size of a sheet's images, with a box in the image's pixels."""
+    tile = fit(overlay(image, values))
     if box is not None:
-        across, down = picture.width / image.width, picture.height / image.height
+        across, down = tile.width / image.width, tile.height / image.height
         left, top, right, bottom = box[0] * across, box[1] * down, box[2] * across - 1, box[3] * down - 1
         corners = (left, top, max(left, right), max(top, bottom))  # a box may be thinner than a pixel
-        ImageDraw.Draw(picture).rectangle(corners, outline=INK, width=2)
-    return picture
+        ImageDraw.Draw(tile).rectangle(corners, outline=INK, width=2)
+    return tile
 
 
-def draw_circle(picture: Image.Image, x: float, y: float) -> Image.Image:
-    """Draw a small circle on a picture, which is returned; x and y are parts of its width and height."""
-    center, radius = (x * picture.width, y * picture.height), max(picture.size) / 28
+def draw_circle(image: Image.Image, x: float, y: float) -> Image.Image:
+    """Draw a small circle on an image, which is returned; x and y are parts of its width and height."""
+    center, radius = (x * image.width, y * image.height), max(image.size) / 28
     corners = (center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius)
-    ImageDraw.Draw(picture).ellipse(corners, outline=INK, width=2)
-    return picture
+    ImageDraw.Draw(image).ellipse(corners, outline=INK, width=2)
+    return image

@@ -1,4 +1,4 @@
-"""Sheet of captioned pictures in titled rows."""
+"""Sheet of captioned images in titled rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from metaformer.visualize.canvas import INK, PANEL, SOFT, truncate
 from metaformer.visualize.fonts import legible
 
 SIDE: Final = 224
-"""Longer side of a picture on a sheet, in pixels."""
+"""Longer side of an image on a sheet, in pixels."""
 GAP: Final = 12
 TITLE: Final = 17
 """Size of a row's title, in pixels; captions are smaller."""
@@ -19,7 +19,7 @@ CAPTION: Final = 14
 
 @dataclass(frozen=True)
 class Tile:
-    """Picture with a caption."""
+    """Image with a caption."""
 
     image: Image.Image
     caption: str
@@ -27,20 +27,20 @@ class Tile:
 
 @dataclass(frozen=True)
 class TileRow:
-    """Pictures beside each other, under a title."""
+    """Images beside each other, under a title."""
 
     title: str
     tiles: Sequence[Tile]
 
 
 def draw_sheet(rows: Sequence[TileRow], side: int = SIDE) -> Image.Image:
-    """Draw rows of pictures, each scaled to a longer side of `side` pixels."""
-    pictures = [[fit(tile.image, side) for tile in row.tiles] for row in rows]
-    widths = [sum(image.width + GAP for image in row) + GAP for row in pictures]
-    heights = [max(image.height for image in row) + TITLE + CAPTION + 3 * GAP for row in pictures]
+    """Draw rows of images, each scaled to a longer side of `side` pixels."""
+    scaled = [[fit(tile.image, side) for tile in row.tiles] for row in rows]
+    widths = [sum(image.width + GAP for image in row) + GAP for row in scaled]
+    heights = [max(image.height for image in row) + TITLE + CAPTION + 3 * GAP for row in scaled]
     canvas = Image.new("RGB", (max(widths), sum(heights) + GAP), PANEL)
     draw, top = ImageDraw.Draw(canvas), GAP
-    for row, images, height in zip(rows, pictures, heights, strict=True):
+    for row, images, height in zip(rows, scaled, heights, strict=True):
         title, font = legible(row.title, TITLE)
         draw.text((GAP, top), truncate(title, canvas.width - 2 * GAP, draw, font), INK, font)
         below, left = top + TITLE + GAP, GAP
@@ -55,7 +55,7 @@ def draw_sheet(rows: Sequence[TileRow], side: int = SIDE) -> Image.Image:
 
 
 def fit(image: Image.Image, side: int = SIDE) -> Image.Image:
-    """A picture scaled to a longer side of `side` pixels; small ones are enlarged."""
+    """An image scaled to a longer side of `side` pixels; small ones are enlarged."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { byId, bytes, make, milliseconds, plural } from "./dom.js";
-import { drawScale, heatPicture, setScale } from "./heat.js";
+import { drawScale, heatImage, setScale } from "./heat.js";
 import { Stage } from "./stage.js";
 import { VIEWS } from "./views.js";
 
@@ -22,7 +22,7 @@ let image = null; // the File or Blob that is shown
 let shown = null; // {answer, roundTrip, view} of it
 let running = null; // the AbortController of the request for it
 let lit = null; // key of the row under the pointer
-let heat = { key: null, pictures: new Map(), running: null }; // of the row that is chosen
+let heat = { key: null, images: new Map(), running: null }; // of the row that is chosen
 
 // Models
 
@@ -109,7 +109,7 @@ function clear() {
   shown = null;
   lit = null;
   heat.running?.abort();
-  heat = { key: null, pictures: new Map(), running: null };
+  heat = { key: null, images: new Map(), running: null };
   byId("result").hidden = true;
   byId("intro").hidden = false;
   byId("heat").hidden = true;
@@ -182,14 +182,14 @@ function changed() {
   byId("detail").textContent = view.detail;
   byId("canvas").setAttribute("aria-label", view.summary);
   view.rows.mark(lit, heat.key);
-  const picture = heat.pictures.get(heat.key) ?? null;
+  const drawn = heat.images.get(heat.key) ?? null;
   stage.paint((context, scale, unit, size) => {
-    if (picture) {
+    if (drawn) {
       context.globalAlpha = Math.min(2 * (view.opacity ?? 1), 1);
-      context.drawImage(picture, 0, 0, size.width, size.height);
+      context.drawImage(drawn, 0, 0, size.width, size.height);
       context.globalAlpha = 1;
     }
-    view.paint(context, scale, unit, size, lit ?? heat.key, Boolean(picture));
+    view.paint(context, scale, unit, size, lit ?? heat.key, Boolean(drawn));
   });
 }
 
@@ -226,11 +226,11 @@ async function choose(row) {
   if (!model.explain) return;
   heat.running = new AbortController();
   const { signal } = heat.running;
-  if (!heat.pictures.has(row.key)) {
+  if (!heat.images.has(row.key)) {
     const done = working();
     try {
       const blob = await api.explain(model.name, image, row, signal, waiting());
-      heat.pictures.set(row.key, await heatPicture(blob));
+      heat.images.set(row.key, await heatImage(blob));
     } catch (error) {
       if (signal.aborted) return;
       if (error.status === 501) model.explain = false;

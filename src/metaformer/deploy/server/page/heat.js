@@ -1,7 +1,7 @@
-// Heat maps: the picture of a map in the colors that the server draws such maps in.
+// Heat maps: the image of a map in the colors that the server draws such maps in.
 
 const LEVELS = 256;
-const SCREEN = 1280; // longest side of a picture, in pixels
+const SCREEN = 1280; // longest side of an image, in pixels
 
 let scale = []; // red, green and blue of each level
 
@@ -19,15 +19,15 @@ export function setScale(colors) {
 const alpha = (level) => Math.round(255 * (0.56 + 0.16 * (level / (LEVELS - 1))));
 
 /** A canvas with the map in the colors of the scale, no larger than a screen. */
-export async function heatPicture(blob) {
+export async function heatImage(blob) {
   const gray = await createImageBitmap(blob, { colorSpaceConversion: "none" });
   const reduced = Math.min(SCREEN / Math.max(gray.width, gray.height), 1);
   const [width, height] = [gray.width, gray.height].map((side) => Math.max(Math.round(side * reduced), 1));
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(gray, 0, 0, width, height);
-  const picture = context.getImageData(0, 0, width, height);
-  const pixels = picture.data;
+  const found = context.getImageData(0, 0, width, height);
+  const pixels = found.data;
   for (let at = 0; at < pixels.length; at += 4) {
     const level = pixels[at];
     const [red, green, blue] = scale[level];
@@ -36,14 +36,14 @@ export async function heatPicture(blob) {
     pixels[at + 2] = blue;
     pixels[at + 3] = alpha(level);
   }
-  context.putImageData(picture, 0, 0);
+  context.putImageData(found, 0, 0);
   return canvas;
 }
 
 /** Draw the scale into a canvas one pixel high. */
 export function drawScale(canvas) {
   const context = canvas.getContext("2d");
-  const picture = context.createImageData(LEVELS, 1);
-  scale.forEach((rgb, level) => picture.data.set([...rgb, 255], 4 * level));
-  context.putImageData(picture, 0, 0);
+  const colors = context.createImageData(LEVELS, 1);
+  scale.forEach((rgb, level) => colors.data.set([...rgb, 255], 4 * level));
+  context.putImageData(colors, 0, 0);
 }

@@ -84,8 +84,8 @@ export class LabelMap {
       table.set(index, (Math.round(255 * (black ? 0 : shown)) << 24) | rgb);
     }
     const { width, height, classes } = this.small;
-    const picture = new ImageData(width, height);
-    const pixels = new Uint32Array(picture.data.buffer);
+    const drawn = new ImageData(width, height);
+    const pixels = new Uint32Array(drawn.data.buffer);
     let [last, value] = [-1, 0];
     for (let at = 0; at < pixels.length; at += 1) {
       if (classes[at] !== last) {
@@ -94,7 +94,7 @@ export class LabelMap {
       }
       pixels[at] = value;
     }
-    this.canvas.getContext("2d").putImageData(picture, 0, 0);
+    this.canvas.getContext("2d").putImageData(drawn, 0, 0);
   }
 
   /** The outline of a class in pixels of the veil, made when it is first seen. */

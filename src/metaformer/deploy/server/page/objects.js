@@ -15,8 +15,8 @@ function decodeMask({ size: [height, width], counts }, box, color) {
   if (right <= left || bottom <= top) return null;
   const step = Math.ceil(Math.max(right - left, bottom - top) / SCREEN);
   const [across, down] = [Math.ceil((right - left) / step), Math.ceil((bottom - top) / step)];
-  const picture = new ImageData(across, down);
-  const pixels = new Uint32Array(picture.data.buffer);
+  const drawn = new ImageData(across, down);
+  const pixels = new Uint32Array(drawn.data.buffer);
   const number = parseInt(color.slice(1), 16);
   const value = (0xff000000 | ((number & 255) << 16) | (number & 0xff00) | (number >> 16)) >>> 0;
   let at = 0;
@@ -36,7 +36,7 @@ function decodeMask({ size: [height, width], counts }, box, color) {
     at = end;
   });
   const canvas = new OffscreenCanvas(across, down);
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+  canvas.getContext("2d").putImageData(drawn, 0, 0);
   return { canvas, pixels, left, top, step, across, down };
 }
 

@@ -1,8 +1,8 @@
 // The image and what is drawn on it, on the screen and as a file.
 
 const LARGEST = 8; // times that small images are enlarged
-const FILE_SIDES = [1024, 4096]; // longest side of a saved picture: between these
-const DESIGN_SIDE = 640; // longest side of the picture for which lines and text have their size
+const FILE_SIDES = [1024, 4096]; // longest side of a saved image: between these
+const DESIGN_SIDE = 640; // longest side of the image for which lines and text have their size
 const BAR = { row: 30, margin: 18, height: 6 };
 
 /** A canvas that fits its frame, and the pointer in pixels of the image. */
@@ -70,7 +70,7 @@ export class Stage {
     return [Math.min(Math.max(x, 0), this.size[0] - 1e-3), Math.min(Math.max(y, 0), this.size[1] - 1e-3)];
   }
 
-  /** The drawn picture as a PNG, with rows {name, value, share, color, tick, strong} below it. */
+  /** The drawn image as a PNG, with rows {name, value, share, color, tick, strong} below it. */
   async file(rows) {
     const [width, height] = this.size;
     const longest = Math.max(width, height);

@@ -1,14 +1,14 @@
 // What is shown of a prediction: one class for each task.
 //
 // A view has `panel` and `controls` (elements or null), `headline`, `detail`, `summary` (for screen readers), `lines`
-// (below a saved picture), `at(x, y)` (the row under the pointer) and `paint`. Rows are what can be explained.
+// (below a saved image), `at(x, y)` (the row under the pointer) and `paint`. Rows are what can be explained.
 
 import { make, percent, plural, slider } from "./dom.js";
 import { decodeLabels, LabelMap } from "./labels.js";
 import { Objects } from "./objects.js";
 import { Rows } from "./rows.js";
 
-const IN_FILE = 5; // rows below a saved picture of a classification
+const IN_FILE = 5; // rows below a saved image of a classification
 
 /** Classes as bars, best first. */
 class Classification {
