@@ -31,7 +31,7 @@ def test_every_network_is_tuned_alike_and_compared_on_every_seed(make_plan: Make
     plan = make_plan(learning_rates=RATES, sweep_seeds=[100, 101], seeds=[0, 1, 2], controls=list(CONTROLS))
     runs = runs_of(plan)
     assert len({run.name for run in runs}) == len(runs)
-    tuned = {"pooling", "window", "control-identity", "control-random", "control-outside"}
+    tuned = {"pooling", "window", "control-identity", "control-random", "control-external"}
     for arm in draft_arms(plan):
         sweep = {(run.learning_rate, run.seed) for run in runs if run.arm == arm and run.role == "sweep"}
         assert sweep == (
