@@ -14,6 +14,7 @@ from metaformer.serialize import to_dict
 from metaformer.study.plan import CONTROLS, SEEDS, Budget, parse_plan, read_plan
 from metaformer.study.runs import outward
 
+COMMITTED = sorted((Path(__file__).parents[2] / "docs" / "study").rglob("*.yaml"))
 MakePlan = Callable[..., Any]
 WritePlan = Callable[..., Path]
 
@@ -141,6 +142,12 @@ def test_overrides_change_the_recipe_and_nothing_else(make_plan: MakePlan) -> No
 def test_costs_are_measured_at_the_training_size_and_twice_it(make_plan: MakePlan) -> None:
     assert make_plan().sizes == (32, 64)
     assert make_plan(cost_sizes=[48]).sizes == (48,)
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_plans_of_this_repository_can_be_read(file: Path) -> None:
+    plan = read_plan(file)
+    assert plan.hypotheses and plan.controls == CONTROLS and plan.fewer_rates is None
 
 
 def test_outward_begins_in_the_middle() -> None:
