@@ -24,10 +24,12 @@ def test_a_plan_becomes_a_report_and_its_runs_are_listed(cli: Cli, colors: Path,
         "        super().__init__((1, size), 1, (0, size // 2))\n"
     )
     mixers = {"pooling": "pooling", "rows": "rows_of_a_test(size=5)"}
-    changes = {"controls": [], "learning_rates": [0.003], "image_sizes": [32], "mixers": mixers}
+    changes = {"controls": [], "learning_rates": [0.003], "cost_sizes": [32], "mixers": mixers}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan_values(colors, **changes)))
     words = ("study", tmp_path / "plan.yaml", "--out", tmp_path / "out", "--import", tmp_path / "own.py")
     assert "rows_of_a_test" in cli(*words[:-2]).error and "--import" in cli(*words[:-2]).error
+    listed = cli(*words, "--dry-run")
+    assert listed.status == 0 and "final-rows-seed1" in listed.out.split() and not (tmp_path / "out").exists()
     result = cli(*words)
     assert result.status == 0 and f"report: {tmp_path / 'out' / 'report.html'}" in result.out
     pages = {name: (tmp_path / "out" / name).read_bytes() for name in ("report.html", "report.md")}
@@ -57,7 +59,7 @@ def test_a_study_that_is_stopped_says_how_it_goes_on(cli: Cli, colors: Path, tmp
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "        return x\n"
     )
-    changes = {"controls": [], "learning_rates": [0.003], "image_sizes": [32]}
+    changes = {"controls": [], "learning_rates": [0.003], "cost_sizes": [32]}
     mixers = {"pooling": "pooling", "ours": "interrupts_a_test"}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan_values(colors, mixers=mixers, **changes)))
     words = ("study", tmp_path / "plan.yaml", "--out", tmp_path / "out", "--import", tmp_path / "own.py")

@@ -62,7 +62,8 @@ def test_an_image_folder_whose_designers_are_in_one_split(pack: Pack, tmp_path: 
         splits[row["designer"]].add(row["split"])
         content = (root / row["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == row["sha256"]
-        assert row["file"] == f"{row['split']}/{row['class']}/{row['set']}--{row['icon']}.png"
+        name = f"{row['designer']}--{row['set']}--{row['icon']}.png"
+        assert row["file"] == f"{row['split']}/{row['class']}/{name}"
         with Image.open(root / row["file"]) as image:
             assert image.size == (32, 32) and image.mode == "L" and image.getextrema() == (0, 255)
     assert all(len(found) == 1 for found in splits.values()) and len(splits) == 8

@@ -710,11 +710,14 @@ budget: {match: parameters, tolerance: 0.02}
 learning_rates: [0.001, 0.002, 0.004, 0.008, 0.016]
 sweep_seeds: [100]
 seeds: [0, 1, 2, 3, 4]
-purpose: look
+purpose: exploratory
 smallest_effect: 0.5
 epochs: 3
-controls: [repeat, outside]
-probes: [shift, diagnostics]
+controls: [repeat, external]
+hypotheses: {pooling: better}
+robustness: [shift]
+receptive_field: true
+diagnostics: [pointer]
 transfer: {epochs: 2, learning_rate: 0.001}
 """
 
@@ -724,8 +727,15 @@ def _study(name: str) -> Callable[[Path], Path]:
 
     def write(folder: Path) -> Path:
         from metaformer.study.plan import parse_plan
-        from metaformer.study.predict import save_arrays
-        from metaformer.study.results import Arm, Mechanism, Robustness, RunResult, Square
+        from metaformer.study.results import (
+            Arm,
+            FieldSize,
+            PerturbedAccuracy,
+            Robustness,
+            RunResult,
+            Square,
+        )
+        from metaformer.study.study_dir import write_arrays
 
         run = "final-none-seed0"
         arms = [
@@ -733,14 +743,13 @@ def _study(name: str) -> Callable[[Path], Path]:
             for name in ("none", "pooling")
         ]
         square = Square(share=0.5, side=3, ratio=0.1)
-        changed = Robustness(probe="shift", change="shift", level=1, accuracy=50)
+        shifted = PerturbedAccuracy(kind="shift", name="shift", level=1, accuracy=50)
         records = {
             f"results/{run}": RunResult(
                 name=run, arm="none", role="final", learning_rate=1e-3, seed=0, validation=50, test=50
             ),
-            f"mechanism/{run}": Mechanism(
-                run=run, arm="none", seed=0, squares=(square,), robustness=(changed,)
-            ),
+            f"robustness/{run}": Robustness(run=run, arm="none", seed=0, accuracies=(shifted,)),
+            f"receptive_fields/{run}": FieldSize(run=run, arm="none", seed=0, squares=(square,)),
         }
         head = {
             "schema": 1, "plan_sha256": parse_plan(PLAN, "plan").sha256, "created": "2026-12-01",
@@ -754,8 +763,8 @@ def _study(name: str) -> Callable[[Path], Path]:
             (folder / key).parent.mkdir(exist_ok=True)
             (folder / key).write_text(text)
         arrays = {"predicted": np.array([0, 1], np.int32), "probability": np.array([0.5, 1], np.float32)}
-        save_arrays(folder / "predictions" / f"{run}.safetensors", **arrays)
-        save_arrays(folder / "fields" / f"{run}.safetensors", scores=np.ones((3, 3), np.float32))
+        write_arrays(folder / "predictions" / f"{run}.safetensors", **arrays)
+        write_arrays(folder / "receptive_fields" / f"{run}.safetensors", scores=np.ones((3, 3), np.float32))
         return folder / name.format(run=run)
 
     return write
@@ -823,11 +832,14 @@ DOORS = {
         Door("study.json", _study("study.json"), _read_study, mutate.json_bytes),
         Door("test images of a study", _study("test.json"), _read_study, mutate.json_bytes),
         Door("result of a study", _study("results/{run}.json"), _read_study, mutate.json_bytes),
-        Door("measures of a study", _study("mechanism/{run}.json"), _read_study, mutate.json_bytes),
+        Door("robustness of a study", _study("robustness/{run}.json"), _read_study, mutate.json_bytes),
+        Door("field sizes of a study", _study("receptive_fields/{run}.json"), _read_study, mutate.json_bytes),
         Door(
             "predictions of a study", _study("predictions/{run}.safetensors"), _read_study, mutate.safetensors
         ),
-        Door("field of a study", _study("fields/{run}.safetensors"), _read_study, mutate.safetensors),
+        Door(
+            "field of a study", _study("receptive_fields/{run}.safetensors"), _read_study, mutate.safetensors
+        ),
         Door("prediction job", _job, _claim, mutate.json_bytes),
         Door("ReaL labels", _real, _read_real, mutate.json_bytes),
         Door("optimizer of a checkpoint", _resumed, _restore, mutate.json_bytes, _seal),

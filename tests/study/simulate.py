@@ -17,7 +17,9 @@ from metaformer.study.results import (
     Arm,
     Cost,
     Diagnostic,
-    Mechanism,
+    FieldSize,
+    PerturbationKind,
+    PerturbedAccuracy,
     Robustness,
     RunResult,
     Square,
@@ -90,14 +92,17 @@ seeds: [{seeds}]
 purpose: {purpose}
 smallest_effect: 0.5
 epochs: 5
-probes: [receptive_field, shift, rotation, size, corruption, diagnostics]
+robustness: [shift, rotation, size, corruption]
+receptive_field: true
+diagnostics: [same_different]
+hypotheses: {attention: better, dwconv: equivalent, sepconv: worse}
 transfer: {{epochs: 1, learning_rate: 0.001}}
 exclusions: a loss that is not finite  # <as written>
 """
 ACCURACIES = {
     "pooling": 0.88, "attention": 0.903, "dwconv": 0.8805, "sepconv": 0.886, "hybrid": 0.897, "cycle": 0.862,
     "control-repeat": 0.88, "control-shuffled_labels": 0.1, "control-identity": 0.81, "control-random": 0.835,
-    "control-outside": 0.875,
+    "control-external": 0.875,
 }  # fmt: skip
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine & <more>")
 
@@ -115,7 +120,7 @@ def write_study(root: Path, *, seeds: int = 5, images: int = 600, groups: int = 
     random, folder = np.random.default_rng(seed), StudyDir(root)
     root.mkdir(parents=True)
     numbers = ", ".join(map(str, range(seeds)))
-    purpose = "confirm" if seeds >= 10 else "look" if seeds >= 5 else "pilot"
+    purpose = "confirmatory" if seeds >= 10 else "exploratory" if seeds >= 5 else "pilot"
     folder.plan.write_text(PLAN.format(networks="convolution and attention", seeds=numbers, purpose=purpose))
     population = Population(
         tuple(ACCURACIES.values()), images, groups, seed=0.03, group_taste=0.05, image_taste=0.4
@@ -138,14 +143,14 @@ def write_study(root: Path, *, seeds: int = 5, images: int = 600, groups: int = 
         for number, right in enumerate(runs[:2] if arm.control == "shuffled_labels" else runs):
             _write_run(folder, arm, number, right, labels, random)
         if arm.control is None:
-            _write_mechanism(folder, arm, random)
+            _write_measurements(folder, arm, random)
     return root
 
 
 def _arm(name: str, number: int) -> Arm:
     control = name.removeprefix("control-") if name.startswith("control-") else None
     mixer = "pooling" if control in ("repeat", "shuffled_labels") else control or name
-    mixers = () if control == "outside" else (mixer,) * 4
+    mixers = () if control == "external" else (mixer,) * 4
     changed = () if mixer == "pooling" else (f"dims: (32, 64, 128, 256) to (30, 60, 120, {240 - number})",)
     return Arm(
         name=name, mixers=mixers, control=control, changed=changed, parameters=2_000_000 + 3000 * number
@@ -223,34 +228,33 @@ def _write_run(
     _write(folder.record("results", run.name), run)
 
 
-def _write_mechanism(folder: StudyDir, arm: Arm, random: np.random.Generator) -> None:
+def _write_measurements(folder: StudyDir, arm: Arm, random: np.random.Generator) -> None:
     run, width = f"final-{arm.name}-seed0", 4 + 3 * len(arm.name)
     away = np.abs(np.arange(64) - 32)
     scores = np.exp(-(away[:, None] ** 2 + away[None] ** 2) / width**2).astype(np.float32)
-    folder.field(run).parent.mkdir(exist_ok=True)
-    save_file({"scores": scores}, folder.field(run))
+    folder.receptive_field(run).parent.mkdir(exist_ok=True)
+    save_file({"scores": scores}, folder.receptive_field(run))
     top = 100 * ACCURACIES[arm.name]
-    changes = {
+    levels: dict[PerturbationKind, tuple[float, ...]] = {
         "shift": (0, 4, 8), "rotation": (-15, 0, 15), "size": (32, 64, 128), "corruption": (1, 3, 5),
     }  # fmt: skip
-    robustness = [
-        Robustness(
-            probe=probe,
-            change=change,
-            level=level,
-            accuracy=top - abs(level - levels[1]) * random.uniform(0, 0.4),
-        )  # type: ignore[arg-type]
-        for probe, levels in changes.items()
-        for change in (("gaussian_noise", "fog") if probe == "corruption" else (probe,))
-        for level in levels
-    ]
+    accuracies = tuple(
+        PerturbedAccuracy(
+            kind=kind, name=name, level=level, accuracy=top - abs(level - chosen[1]) * random.uniform(0, 0.4)
+        )
+        for kind, chosen in levels.items()
+        for name in (("gaussian_noise", "fog") if kind == "corruption" else (kind,))
+        for level in chosen
+    )
     squares = tuple(Square(share=s, side=width + int(40 * s), ratio=s / 4) for s in (0.5, 0.95))
-    mechanism = Mechanism(run=run, arm=arm.name, seed=0, squares=squares, robustness=tuple(robustness))
-    _write(folder.record("mechanism", run), mechanism)
+    robustness = Robustness(run=run, arm=arm.name, seed=0, accuracies=accuracies)
+    _write(folder.record("robustness", run), robustness)
+    size = FieldSize(run=run, arm=arm.name, seed=0, squares=squares)
+    _write(folder.record("receptive_fields", run), size)
     for demand in (2, 8, 16):
         accuracy = 50 + 45 * min(1.0, width / demand / 4)
         one = Diagnostic(
-            arm=arm.name, seed=0, task="same_at_distance", demand=demand, accuracy=accuracy, chance=50
+            arm=arm.name, seed=0, task="same_different", demand=demand, accuracy=accuracy, chance=50
         )
         _write(folder.record("diagnostics", f"{arm.name}-{demand}"), one)
     if arm.name != "pooling":

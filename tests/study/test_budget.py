@@ -1,18 +1,29 @@
 """The budget solver: networks of equal parameters, arithmetic or time."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from metaformer.bench.counts import count
-from metaformer.errors import ConfigError
+from metaformer.errors import ConfigError, TrainingError
 from metaformer.mixers import MIXERS
-from metaformer.study.arms import CPU, arm_network, build_arms, check_trains, draft_arms
-from metaformer.study.budget import Shape, latency_ratio, match_budget, nearest, parameters, widths
+from metaformer.study.arms import CPU, arm_network, build_arms, check_trains, draft_arms, match_latency
+from metaformer.study.budget import (
+    Shape,
+    latency_ratio,
+    match_budget,
+    median_interval,
+    nearest,
+    parameters,
+    widths,
+)
 
 MakePlan = Callable[..., Any]
+Latency = Callable[[Shape], float]
 SKELETON = {"model": "poolformer_n", "overrides": {"dims": [32, 64, 128, 256], "depths": [1, 1, 2, 1]}}
 
 
@@ -73,6 +84,7 @@ def test_every_mixer_is_matched_within_two_percent(match: str, names: list[str],
     assert arms[0].name == "pooling" and not arms[0].changed and not arms[0].overrides
     for arm in arms:
         assert cost(arm.name) == pytest.approx(cost("pooling"), rel=0.02), arm
+        assert arm.relative_cost == pytest.approx(cost(arm.name) / cost("pooling"))
         assert bool(arm.changed) == bool(arm.overrides)
         assert arm.parameters == parameters(networks[arm.name])
     attention = next(arm for arm in arms if arm.name == "attention")
@@ -92,18 +104,72 @@ def test_a_budget_that_cannot_be_matched_names_the_mixer(make_plan: MakePlan) ->
         build_arms(plan, 3)
 
 
+class Repeated(torch.nn.Module):
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.times):
+            x = x.sin()
+        return x
+
+
 def test_a_latency_is_relative_to_the_baselines() -> None:
-    class Repeated(torch.nn.Module):
-        def __init__(self, times: int) -> None:
-            super().__init__()
-            self.times = times
+    assert latency_ratio(Repeated(40), Repeated(2), 64, CPU, precision=0.5) > 3
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for _ in range(self.times):
-                x = x.sin()
-            return x
 
-    assert latency_ratio(Repeated(40), Repeated(2), 64, CPU) > 3
+def test_a_latency_that_cannot_be_known_so_well_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaformer.study.budget.MOST_ROUNDS", 9)
+    with pytest.raises(TrainingError, match=r"budget\.match latency: known to .* after 9 rounds"):
+        latency_ratio(Repeated(1), Repeated(1), 2, CPU, precision=0.0)
+
+
+@pytest.mark.parametrize("count", [9, 18, 90])
+def test_the_interval_of_a_median_holds_it_as_often_as_it_says(count: int) -> None:
+    random = np.random.default_rng(0)
+    draws = random.exponential(size=(2000, count))  # of median log 2
+    held = [low <= math.log(2) <= high for low, high in map(median_interval, draws.tolist())]
+    assert 0.94 < sum(held) / len(held) < 0.985
+
+
+def busy(seed: int, deviation: float = 0.02) -> Latency:
+    """Latencies of networks whose time is their width to the power of 1.5, on a machine that wavers."""
+    random = np.random.default_rng(seed)
+    return lambda shape: float((shape.dims[0] / 100) ** 1.5 * random.lognormal(0, deviation))
+
+
+def test_a_wavering_latency_is_matched_within_the_tolerance() -> None:
+    for seed in range(20):
+        found, measured = match_latency(Shape((160, 320), (1, 1)), busy(seed), 0.1)
+        true = (found.dims[0] / 100) ** 1.5
+        assert abs(measured - 1) <= 0.1 and abs(true - 1) <= 0.1, seed
+
+
+def test_a_latency_that_is_another_when_measured_anew_is_refused() -> None:
+    times = iter([1.0, 1.3])  # the first by luck
+    with pytest.raises(ConfigError, match=r"off by \+30.0% when measured anew"):
+        match_latency(Shape((8, 16), (1, 1)), lambda shape: next(times), 0.1)
+
+
+def test_a_measurement_that_fails_is_no_width_that_cannot_be() -> None:
+    def fail(shape: Shape) -> float:
+        raise TrainingError("the machine is busy")
+
+    with pytest.raises(TrainingError, match="busy"):
+        match_latency(Shape((8, 16), (1, 1)), fail, 0.1)
+
+
+def test_networks_of_a_plan_are_matched_by_measured_latency(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaformer.bench.timing.SAMPLE_SECONDS", 0.005)
+    budget = {"match": "latency", "tolerance": 0.5}  # of a machine that runs other tests, too
+    plan = make_plan(mixers={"pooling": "pooling", "wide": "dwconv(kernel=7)"}, budget=budget)
+    pooling, wide, repeat = build_arms(plan, 3)
+    assert pooling.relative_cost == repeat.relative_cost == 1
+    assert wide.relative_cost is not None and abs(wide.relative_cost - 1) <= 0.5
+    assert wide.parameters == parameters(arm_network(plan, wide, 3))
 
 
 def test_controls_that_are_compared_anyway_are_left_out(make_plan: MakePlan) -> None:
@@ -143,12 +209,12 @@ def test_a_mixer_that_cannot_train_is_refused(kind: type[Any], named: str, make_
 
 
 def test_a_network_of_timm_is_matched_by_its_channels(make_plan: MakePlan) -> None:
-    plan = make_plan(skeleton=SKELETON, budget={"match": "macs"}, controls=["outside"])
-    *_, outside = build_arms(plan, 10)
-    network = arm_network(plan, outside, 10)
+    plan = make_plan(skeleton=SKELETON, budget={"match": "macs"}, controls=["external"])
+    *_, external = build_arms(plan, 10)
+    network = arm_network(plan, external, 10)
     baseline = arm_network(plan, draft_arms(plan)[0], 10)
     assert count(network, (32, 32)).macs == pytest.approx(count(baseline, (32, 32)).macs, rel=0.02)
-    assert outside.control == "outside" and outside.mixers == () and network.config.to_dict()["timm"]
+    assert external.control == "external" and external.mixers == () and network.config.to_dict()["timm"]
     for name, named in (("resnet5O", "resnet50"), ("vgg11", "no ResNet")):
-        with pytest.raises(ConfigError, match=f"outside.*{name}.*{named}"):
-            build_arms(make_plan(controls=["outside"], outside=name), 10)
+        with pytest.raises(ConfigError, match=f"external.*{name}.*{named}"):
+            build_arms(make_plan(controls=["external"], external=name), 10)

@@ -1,5 +1,6 @@
 """Studies from the plan to the last prediction: done, resumed, shared, failed, refused."""
 
+import copy
 import json
 import shutil
 import signal
@@ -22,11 +23,12 @@ from metaformer.errors import ConfigError, DataError, MetaFormerError, VersionEr
 from metaformer.inference.predictor import Predictor
 from metaformer.serialize import from_dict
 from metaformer.study.diagnostics import diagnose
-from metaformer.study.execute import held, run_study
+from metaformer.study.execute import preview_study, run_study
 from metaformer.study.plan import DataPlan
 from metaformer.study.predict import describe_test, last_checkpoint
 from metaformer.study.study_dir import Study, read_study
-from study.conftest import contents
+from metaformer.study.worker import held
+from study.conftest import PLAN, contents
 
 WritePlan = Callable[..., Path]
 
@@ -159,16 +161,31 @@ def test_clusters_are_what_the_expression_matches(colors: Path) -> None:
         describe_test(from_dict(DataPlan, {"root": str(colors), "group": "("}), split)
 
 
-WRONG_DATA = {
+def recipe(**sections: dict[str, Any]) -> dict[str, Any]:
+    """Overrides of the tiny plan with further fields."""
+    overrides: dict[str, Any] = copy.deepcopy(PLAN["overrides"])
+    for section, fields in sections.items():
+        overrides[section] = {**overrides.get(section, {}), **fields}
+    return {"overrides": overrides}
+
+
+CANNOT_BEGIN = {
     "folder": ({"data": {"root": "/nowhere"}}, "nowhere"),
     "split": ({"data": {"test": "held"}}, "held"),
     "one group": ({"data": {"group": "(x)?"}}, "data.group.*two"),
     "memory": ({"skeleton": {"model": "poolformer_n", "overrides": {"dims": [999_999] * 4}}}, "memory"),
     "mixer's option": ({"mixers": {"a": "pooling", "b": "attention(dropout=9.0)"}}, "mixers.b"),
+    "augmentation": (recipe(augment={"auto_augment": "rand-mm9"}), "augment.auto_augment.*timm"),
+    "batch of more images than there are": (
+        recipe(data={"batch_size": 64}),
+        "18 training images.*batch_size",
+    ),
+    "weights of other classes": (recipe(loss={"class_weights": [1.0]}), "loss.class_weights.*3 classes"),
+    "views": (recipe(loss={"name": "jsd"}), "loss.name 'jsd'.*aug_splits"),
 }
 
 
-@pytest.mark.parametrize(("changes", "named"), WRONG_DATA.values(), ids=WRONG_DATA)
+@pytest.mark.parametrize(("changes", "named"), CANNOT_BEGIN.values(), ids=CANNOT_BEGIN)
 def test_what_cannot_begin_leaves_no_study(
     changes: dict[str, Any], named: str, write_plan: WritePlan, tmp_path: Path, colors: Path
 ) -> None:
@@ -181,6 +198,17 @@ def test_what_cannot_begin_leaves_no_study(
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="holds no study"):
         read_study(tmp_path / "out")
+
+
+def test_a_preview_names_the_jobs_and_writes_nothing(
+    done: Study, write_plan: WritePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_plan()
+    before = set(tmp_path.rglob("*"))
+    names = preview_study(file)
+    assert set(names) == {*(run.name for run in done.runs), "costs-pooling", "costs-window"}
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_data_of_one_class_leave_no_study(colors: Path, write_plan: WritePlan, tmp_path: Path) -> None:
@@ -290,41 +318,41 @@ def test_killed_five_times_a_study_equals_the_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_all_controls_and_probes(
+def test_all_controls_and_measurements(
     write_plan: WritePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metaformer.study.execute.diagnose", partial(diagnose, steps=5))
+    monkeypatch.setattr("metaformer.study.worker.diagnose", partial(diagnose, steps=5))
     plan = write_plan(
-        controls=["repeat", "shuffled_labels", "identity", "random", "outside"],
+        controls=["repeat", "shuffled_labels", "identity", "random", "external"],
         learning_rates=[0.003],
-        probes=["receptive_field", "shift", "rotation", "size", "corruption", "diagnostics"],
+        robustness=["shift", "rotation", "size", "corruption"],
+        receptive_field=True,
+        diagnostics=["same_different", "pointer", "connectivity", "counting", "size_transfer"],
         transfer={"epochs": 1, "learning_rate": 0.001},
         mixers={"pooling": "pooling", "fixed": "spatial_fc"},
     )
     study = run_study(plan, tmp_path / "out")
     assert {arm.control for arm in study.arms} == {
-        None, "repeat", "shuffled_labels", "identity", "random", "outside",
+        None, "repeat", "shuffled_labels", "identity", "random", "external",
     }  # fmt: skip
     assert not [run for run in study.runs if run.error]
-    assert {(one.arm, one.seed) for one in study.mechanisms} == {
-        (arm, seed) for arm in ("pooling", "fixed") for seed in (0, 1)
-    }
-    sizes = {one.arm: [r.level for r in one.robustness if r.probe == "size"] for one in study.mechanisms}
+    measured = {(arm, seed) for arm in ("pooling", "fixed") for seed in (0, 1)}
+    assert {(one.arm, one.seed) for one in study.robustness} == measured
+    assert {(one.arm, one.seed) for one in study.field_sizes} == measured
+    sizes = {one.arm: [a.level for a in one.accuracies if a.kind == "size"] for one in study.robustness}
     assert sizes["pooling"] == [16, 24, 40, 48, 64] and sizes["fixed"] == []
     by_name = {run.name: run for run in study.runs}
-    for one in study.mechanisms:
-        unchanged = next(r.accuracy for r in one.robustness if r.probe == "shift" and r.level == 0)
+    for one in study.robustness:
+        unchanged = next(a.accuracy for a in one.accuracies if a.kind == "shift" and a.level == 0)
         assert unchanged == pytest.approx(by_name[one.run].test)
-        field = study.receptive_field(one.run)
-        assert field is not None and field.max() == 1 and len(one.squares) == 4
+    for size in study.field_sizes:
+        field = study.receptive_field(size.run)
+        assert field is not None and field.max() == 1 and len(size.squares) == 4
     tasks = {(one.arm, one.task, one.accuracy is None) for one in study.diagnostics}
-    assert ("fixed", "counting_at_twice_the_size", True) in tasks
-    assert ("pooling", "counting_at_twice_the_size", False) in tasks
-    assert {(one.arm, one.seed) for one in study.transfers} == {
-        (one.arm, one.seed) for one in study.mechanisms
-    }
-    for one in study.transfers:
-        if one.arm == "pooling":
-            assert one.swapped == by_name[f"final-pooling-seed{one.seed}"].test, "nothing was swapped"
+    assert ("fixed", "size_transfer", True) in tasks and ("pooling", "size_transfer", False) in tasks
+    assert {(one.arm, one.seed) for one in study.transfers} == measured
+    for swap in study.transfers:
+        if swap.arm == "pooling":
+            assert swap.swapped == by_name[f"final-pooling-seed{swap.seed}"].test, "nothing was swapped"
     assert run_study(plan, tmp_path / "out").runs == study.runs
     assert yaml.safe_load(study.directory.plan.read_text()) == yaml.safe_load(plan.read_text())

@@ -11,9 +11,10 @@ from metaformer.config import TrainConfig
 from metaformer.errors import ConfigError
 from metaformer.recipes import RECIPES
 from metaformer.serialize import to_dict
-from metaformer.study.plan import CONTROLS, SEEDS, parse_plan, read_plan
+from metaformer.study.plan import CONTROLS, SEEDS, Budget, parse_plan, read_plan
 from metaformer.study.runs import outward
 
+COMMITTED = sorted((Path(__file__).parents[2] / "docs" / "study").rglob("*.yaml"))
 MakePlan = Callable[..., Any]
 WritePlan = Callable[..., Path]
 
@@ -51,7 +52,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         },
         "schedule.min_lr",
     ),
-    "seeds of a purpose": ({"purpose": "confirm"}, "seeds.*'confirm'.*10"),
+    "seeds of a purpose": ({"purpose": "confirmatory"}, "seeds.*'confirmatory'.*10"),
     "seeds twice": ({"seeds": [0, 0]}, "seeds.*twice"),
     "seeds of the sweep": ({"sweep_seeds": [1]}, "sweep_seeds.*1 is among seeds"),
     "no sweep": ({"sweep_seeds": []}, "sweep_seeds"),
@@ -59,6 +60,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"seeds": list(range(1000, 11_000))}, "mixers, learning_rates, seeds: make .* runs"
     ),
     "control": ({"controls": ["reapeat"]}, "controls"),
+    "perturbation": ({"robustness": ["shit"]}, "robustness.*shift"),
+    "perturbation twice": ({"robustness": ["size", "size"]}, "robustness.*twice"),
+    "diagnostic task": ({"diagnostics": ["pointers"]}, "diagnostics.*pointer"),
+    "diagnostic tasks on small images": (
+        {"diagnostics": ["pointer"], "overrides": {"data": {"image_size": 15}}}, "diagnostics.*16 pixels"
+    ),
+    "hypothesis": ({"hypotheses": {"window": "bigger"}}, "hypotheses.*bigger"),
+    "hypothesis on no mixer": ({"hypotheses": {"widow": "better"}}, "hypotheses.*widow.*window"),
+    "hypothesis on the baseline": ({"hypotheses": {"pooling": "better"}}, "hypotheses.pooling.*baseline"),
     "splits": ({"data": {"root": "x", "val": "test"}}, "data.*three splits"),
     "purpose": ({"purpose": "proof"}, "purpose.*proof"),
     "splits by other names": ({"data": {"root": "x", "test": "./train"}}, "data.*three splits"),
@@ -96,6 +106,14 @@ def test_the_hash_is_of_the_content_not_of_the_text(make_plan: MakePlan, write_p
     assert first.sha256 == second.sha256 == make_plan().sha256
     assert make_plan(epochs=2).sha256 != first.sha256
     assert make_plan(seeds=[1, 0]).sha256 != first.sha256
+    assert make_plan(external="resnet18", diagnostics=[]).sha256 == first.sha256, "defaults do not count"
+    assert make_plan(hypotheses={"window": "better"}).sha256 != first.sha256
+
+
+def test_a_latency_is_matched_less_closely_than_what_is_counted() -> None:
+    found = {match: Budget(match=match).within for match in ("parameters", "macs", "latency")}
+    assert found == {"parameters": 0.02, "macs": 0.02, "latency": 0.1}
+    assert Budget(match="latency", tolerance=0.05).within == 0.05
 
 
 @pytest.mark.parametrize(("purpose", "seeds"), SEEDS.items())
@@ -123,7 +141,13 @@ def test_overrides_change_the_recipe_and_nothing_else(make_plan: MakePlan) -> No
 
 def test_costs_are_measured_at_the_training_size_and_twice_it(make_plan: MakePlan) -> None:
     assert make_plan().sizes == (32, 64)
-    assert make_plan(image_sizes=[48]).sizes == (48,)
+    assert make_plan(cost_sizes=[48]).sizes == (48,)
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_plans_of_this_repository_can_be_read(file: Path) -> None:
+    plan = read_plan(file)
+    assert plan.hypotheses and plan.controls == CONTROLS and plan.fewer_rates is None
 
 
 def test_outward_begins_in_the_middle() -> None:

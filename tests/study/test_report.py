@@ -12,7 +12,7 @@ from metaformer.errors import DataError
 from metaformer.serialize import to_dict
 from metaformer.study.analysis import analyze
 from metaformer.study.report import write_report
-from metaformer.study.sections import verdict_sentence
+from metaformer.study.sections.findings import hypothesis_outcome, verdict_sentence
 from metaformer.study.study_dir import read_study
 from study.simulate import ACCURACIES, write_study
 
@@ -62,6 +62,18 @@ def test_verdicts_are_those_of_the_comparisons(study: Path) -> None:
     )
 
 
+def test_hypotheses_are_held_against_verdicts(study: Path) -> None:
+    analysis, text = analyze(read_study(study)), (study / "report.md").read_text()
+    rows = table(study / "results.csv")
+    for name, expected in analysis.study.plan.hypotheses.items():
+        verdict, outcome = rows[name]["verdict"], hypothesis_outcome(analysis, name)
+        assert rows[name]["hypothesis"] == expected
+        assert (outcome == "confirmed") == (verdict == expected)
+        assert (outcome == "unresolved") == (verdict == "unresolved")
+        assert re.search(rf"\| {name} is {expected} (than|to) pooling \| {outcome} \|", text)
+    assert hypothesis_outcome(analysis, "attention") == "confirmed" and rows["cycle"]["hypothesis"] == ""
+
+
 def test_accuracies_are_those_of_the_predictions(study: Path) -> None:
     found, labels = read_study(study), read_study(study).test_set.labels
     rows, runs = table(study / "results.csv"), table(study / "runs.csv")
@@ -86,7 +98,7 @@ def test_failed_runs_edges_and_controls_are_said(study: Path) -> None:
     assert re.search(r"a better one may lie beyond: .*cycle", text)
     assert re.search(r"\| control-repeat \| the baseline with other seeds .* \| (holds|fails) \|", text)
     assert re.search(r"\| control-shuffled_labels \| .* \| (at|above|below) chance \|", text)
-    assert "4 seeds: it takes 5 to look and 10 to confirm" in text
+    assert "4 seeds: it takes 5 to explore and 10 to confirm" in text
     found = read_study(study)
     assert found.plan_sha256 in text and found.plan.exclusions in text
     assert len(table(study / "runs.csv")) == len(found.runs)
@@ -95,7 +107,7 @@ def test_failed_runs_edges_and_controls_are_said(study: Path) -> None:
 def test_the_page_is_whole_escaped_and_needs_nothing_else(study: Path) -> None:
     page = (study / "report.html").read_text()
     for title in (
-        "Findings", "Costs", "Learning rates", "Classes", "Effective receptive fields", "Changed images",
+        "Findings", "Costs", "Learning rates", "Classes", "Effective receptive fields", "Robustness",
         "Diagnostic tasks", "Transfer", "Controls", "What this study can find",
         "Threats to validity", "Runs", "Plan",
     ):  # fmt: skip
@@ -107,8 +119,9 @@ def test_the_page_is_whole_escaped_and_needs_nothing_else(study: Path) -> None:
 
 def test_a_study_has_a_report_from_its_first_run_on(tmp_path: Path) -> None:
     root = write_study(tmp_path / "early", seeds=2, images=60, groups=6)
-    for folder in ("results", "predictions", "costs", "mechanism", "fields", "diagnostics", "transfer"):
-        shutil.rmtree(root / folder)
+    for folder in root.iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
     page = write_report(root).read_text()
     assert "for want of two seeds" in page and "nothing yet" in page
     whole = write_study(tmp_path / "whole", seeds=2, images=60, groups=6)

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
 from metaformer.data.sampler import Sample
 from metaformer.distributed import World
-from metaformer.study.arms import arm_task, build_arms, draft_arms
+from metaformer.errors import ConfigError
+from metaformer.study.arms import arm_task, build_arms, draft_arms, shuffle_labels
 from metaformer.study.plan import CONTROLS
 from metaformer.study.results import Arm, RunResult
 from metaformer.study.runs import SHUFFLED_SEEDS, Run, planned_runs, run_config
@@ -31,7 +33,7 @@ def test_every_network_is_tuned_alike_and_compared_on_every_seed(make_plan: Make
     plan = make_plan(learning_rates=RATES, sweep_seeds=[100, 101], seeds=[0, 1, 2], controls=list(CONTROLS))
     runs = runs_of(plan)
     assert len({run.name for run in runs}) == len(runs)
-    tuned = {"pooling", "window", "control-identity", "control-random", "control-outside"}
+    tuned = {"pooling", "window", "control-identity", "control-random", "control-external"}
     for arm in draft_arms(plan):
         sweep = {(run.learning_rate, run.seed) for run in runs if run.arm == arm and run.role == "sweep"}
         assert sweep == (
@@ -114,5 +116,8 @@ def test_shuffled_labels_are_those_of_other_images(make_plan: MakePlan) -> None:
     labels: list[Any] = [list(task.train.source.labels) for task in (plain, *tasks)]
     assert labels[1] == labels[2] != labels[3] and labels[0] not in labels[1:]
     assert all(sorted(found) == sorted(labels[0]) for found in labels)
+    stream: Any = object()
+    with pytest.raises(ConfigError, match="tar shards"):
+        shuffle_labels(stream, 0)
     held: Any = tasks[0].evaluation.loader.dataset.source
     assert list(held.labels) == sorted(held.labels), "those of validation stay"

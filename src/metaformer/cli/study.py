@@ -25,12 +25,21 @@ def _study(argv: list[str]) -> int:
     )
     parser.add_argument("plan", metavar="PLAN.yaml", help="the plan (docs/study.md)")
     parser.add_argument("--out", metavar="DIR", help="folder of the study (default: studies/PLAN)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check plan, data and networks, print the list of jobs, and end",
+    )
     parser.add_import()
-    from metaformer.study.execute import run_study
+    from metaformer.study.execute import preview_study, run_study
 
     add_options(parser, list(options_of(run_study, skip=("command",))))
     args = parser.parse_args(argv)
     parser.run_import(vars(args))
+    if args.dry_run:
+        for job in preview_study(args.plan):
+            say(job)
+        return 0
     study = run_study(
         args.plan, args.out, hours=args.hours, command=shlex.join(["metaformer", "study", *argv])
     )

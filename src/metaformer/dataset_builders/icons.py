@@ -49,6 +49,8 @@ _FEWEST_SHARED: Final = 5
 """Images that they share at least: an arrow and a cross look alike whoever draws them."""
 MANIFEST: Final = "manifest.csv"
 SETTINGS: Final = "dataset.json"
+DESIGNER: Final = "/(.+?)--"
+"""Regular expression for the designer in an image's path."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,9 @@ class Icon:
     bits: NDArray[np.bool_]
     """The image as 32×32 black or white pixels, flat."""
 
-    @property
-    def file(self) -> str:
-        """Name of its file."""
-        return f"{self.prefix}--{self.name}.png"
+    def file(self, designer: str) -> str:
+        """Name of its file, with its designer, set and name."""
+        return f"{designer}--{self.prefix}--{self.name}.png"
 
 
 def concept(name: str) -> str:
@@ -201,10 +202,10 @@ def _clusters(
 
 def _placed(icons: Sequence[Icon], clusters: Mapping[str, str], seed: int) -> tuple[list[Icon], list[str]]:
     """The icons whose concepts are in every split, and their splits; designers are not divided."""
-    paths = [f"{clusters[icon.prefix]}/{icon.concept}/{icon.file}" for icon in icons]
+    paths = [f"{icon.concept}/{icon.file(clusters[icon.prefix])}" for icon in icons]
     index = {name: number for number, name in enumerate(sorted({icon.concept for icon in icons}))}
     labels = [index[icon.concept] for icon in icons]
-    place = assign_splits(paths, labels, VAL_SHARE, TEST_SHARE, seed, group=r"^([^/]+)/")
+    place = assign_splits(paths, labels, VAL_SHARE, TEST_SHARE, seed, group=DESIGNER)
     there: defaultdict[str, set[str]] = defaultdict(set)
     for icon, split in zip(icons, place, strict=True):
         there[icon.concept].add(split)
@@ -226,16 +227,15 @@ def _write(
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["file", "split", "class", "set", "icon", "designer", "license", "sha256"])
     for icon, split in zip(icons, place, strict=True):
-        file = folder / split / icon.concept / icon.file
+        designer = clusters[icon.prefix]
+        file = folder / split / icon.concept / icon.file(designer)
         file.parent.mkdir(parents=True, exist_ok=True)
-        content = encode(icon.image, icon.file)
+        content = encode(icon.image, file.name)
         file.write_bytes(content)
         spdx = infos[icon.prefix].license.spdx
         path = file.relative_to(folder).as_posix()
         digest = sha256(content).hexdigest()
-        rows.writerow(
-            [path, split, icon.concept, icon.prefix, icon.name, clusters[icon.prefix], spdx, digest]
-        )
+        rows.writerow([path, split, icon.concept, icon.prefix, icon.name, designer, spdx, digest])
     (folder / MANIFEST).write_text(table.getvalue(), encoding="utf-8")
     text = attribution(infos, [icon.prefix for icon in icons])
     (folder / ATTRIBUTION).write_text(text, encoding="utf-8")

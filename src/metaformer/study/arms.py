@@ -10,12 +10,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from metaformer.config import ModelConfig, TrainConfig
+from metaformer.data.dataset import Source
+from metaformer.data.folder import ImageFolder
 from metaformer.data.loader import Stop
+from metaformer.data.shards.parquet import ParquetImages
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, MetaFormerError, UnknownName
 from metaformer.models.build import build_network
 from metaformer.serialize import shown
-from metaformer.study.budget import Shape, cost_of, light, match_budget, parameters
+from metaformer.study.budget import (
+    Shape,
+    count_cost,
+    latency_ratio,
+    light,
+    match_budget,
+    parameters,
+)
 from metaformer.study.plan import Plan
 from metaformer.study.results import Arm
 from metaformer.tasks import TASKS
@@ -23,12 +33,12 @@ from metaformer.tasks.base import BuildTask, Task
 
 Say = Callable[[str], None]
 CPU: Final = torch.device("cpu")
-OUTSIDE: Final = "timm:"
+EXTERNAL: Final = "timm:"
 """First part of the name that a run gives a network of timm."""
 
 
 @dataclass(frozen=True)
-class OutsideConfig:
+class ExternalConfig:
     """A ResNet of timm as data."""
 
     name: str
@@ -39,7 +49,7 @@ class OutsideConfig:
         return {"timm": self.name, **self.options}
 
 
-def outside_network(name: str, classes: int, options: dict[str, Any]) -> Any:
+def external_network(name: str, classes: int, options: dict[str, Any]) -> Any:
     """A ResNet of timm with random weights; where its channels are changed, those of the stem follow them.
 
     Raises:
@@ -49,14 +59,14 @@ def outside_network(name: str, classes: int, options: dict[str, Any]) -> Any:
     import timm
 
     if not timm.is_model(name):
-        raise UnknownName("model of timm (outside)", name, timm.list_models("resnet*"))
+        raise UnknownName("model of timm (external)", name, timm.list_models("resnet*"))
     stem: dict[str, Any] = {}
     if "channels" in options:
         stem = {"stem_type": "deep", "stem_width": max(1, options["channels"][0] // 2)}
     if name not in timm.list_models(module="resnet"):
-        raise ConfigError(f"outside: {name} is no ResNet of timm: its channels cannot be matched")
+        raise ConfigError(f"external: {name} is no ResNet of timm: its channels cannot be matched")
     network = timm.create_model(name, num_classes=classes, **stem, **options)
-    network.config = OutsideConfig(name, options)
+    network.config = ExternalConfig(name, options)
     return network
 
 
@@ -83,7 +93,7 @@ def control_mixers(plan: Plan, control: str) -> tuple[str, ...]:
     special = {
         "identity": ("identity",) * stages,
         "random": ("identity",) * (stages - half) + ("random",) * half,
-        "outside": (),
+        "external": (),
     }
     return special.get(control, plan.stage_mixers(plan.baseline))
 
@@ -99,8 +109,8 @@ def arm_network(plan: Plan, arm: Arm, classes: int, image_size: int | None = Non
         changes: further fields, over those that the budget changed.
     """
     options = {**arm.overrides, **changes}
-    if arm.control == "outside":
-        return outside_network(plan.outside, classes, options)
+    if arm.control == "external":
+        return external_network(plan.external, classes, options)
     if image_size is not None:
         options["image_size"] = (image_size, image_size)
     return build_network(plan.network(arm.mixers, num_classes=classes, **options))
@@ -111,7 +121,7 @@ def arm_task(plan: Plan, arm: Arm) -> BuildTask:
 
     def build(config: TrainConfig, world: World, stop: Stop | None = None) -> Task:
         spec = TASKS[config.task]
-        if arm.control == "outside":
+        if arm.control == "external":
             stand_in = ModelConfig(plan.skeleton.model, overrides=plan.skeleton.overrides)
             task = spec.build(replace(config, model=stand_in), world, stop)
             torch.manual_seed(config.seed)
@@ -120,12 +130,21 @@ def arm_task(plan: Plan, arm: Arm) -> BuildTask:
             return task
         task = spec.build(config, world, stop)
         if arm.control == "shuffled_labels":
-            source: Any = task.train.source
-            source.labels = list(source.labels)
-            random.Random(config.seed).shuffle(source.labels)
+            shuffle_labels(task.train.source, config.seed)
         return task
 
     return build
+
+
+def shuffle_labels(source: Source, seed: int) -> None:
+    """Shuffle which image has which label, as a function of the seed.
+
+    Raises:
+        ConfigError: tar shards, which bring their labels with the images.
+    """
+    if not isinstance(source, ImageFolder | ParquetImages):
+        raise ConfigError("labels of tar shards cannot be shuffled: use an image folder or parquet")
+    random.Random(seed).shuffle(source.labels)
 
 
 def build_arms(
@@ -188,35 +207,61 @@ def check_trains(network: nn.Module, plan: Plan, classes: int) -> None:
 def _matched(plan: Plan, draft: Arm, classes: int, baseline: nn.Module, device: torch.device) -> Arm:
     """An arm with the widths and depths that the budget gives it."""
     budget, size = plan.budget, plan.config().data.image_size
+    if budget.match == "none" or draft.mixers == plan.stage_mixers(plan.baseline):
+        relative = None if budget.match == "none" else 1.0
+        network = arm_network(plan, draft, classes)
+        return replace(draft, relative_cost=relative, parameters=parameters(network))
     names, start = _start(plan, draft)
 
     def build(shape: Shape) -> Any:
         changes: dict[str, Any] = dict(zip(names, shape, strict=True))
         return arm_network(plan, draft, classes, **changes)
 
-    def cost(shape: Shape) -> float:
-        network = build(shape) if budget.match == "latency" else light(lambda: build(shape))
-        return cost_of(network, budget, size, baseline, device)
+    def latency(shape: Shape) -> float:
+        return latency_ratio(build(shape), baseline, size, device, budget.within / 4)
 
-    if budget.match == "none" or draft.mixers == plan.stage_mixers(plan.baseline):
-        return replace(draft, parameters=parameters(arm_network(plan, draft, classes)))
-    if budget.match == "latency":  # each depth would take minutes to measure
-        found = match_budget(start, cost, 1.0, budget.tolerance, deeper=0)
+    def counted(shape: Shape) -> float:
+        return count_cost(light(lambda: build(shape)), budget.match, size) / target
+
+    if budget.match == "latency":
+        found, relative = match_latency(start, latency, budget.within)
     else:
-        found = match_budget(start, cost, cost_of(baseline, budget, size, baseline, device), budget.tolerance)
+        target = count_cost(baseline, budget.match, size)
+        found = match_budget(start, counted, 1.0, budget.within)
+        relative = counted(found)
     pairs = zip(names, start, found, strict=True)
     return replace(
         draft,
         overrides={name: list(after) for name, before, after in pairs if after != before or not draft.mixers},
         changed=found.changes(start),
+        relative_cost=relative,
         parameters=parameters(build(found)),
     )
 
 
+def match_latency(start: Shape, latency: Callable[[Shape], float], tolerance: float) -> tuple[Shape, float]:
+    """The shape whose latency is the baseline's, and its latency relative to that, measured anew.
+
+    It is chosen by half the tolerance: the luckiest of many measurements is nearer than the shape is.
+
+    Raises:
+        ConfigError: there is none, or the new measurement is not within the tolerance.
+    """
+    found = match_budget(start, latency, 1.0, tolerance / 2, deeper=0)  # each depth would take minutes
+    again = latency(found)
+    if abs(again - 1) > tolerance:
+        raise ConfigError(
+            f"budget.match latency: dims {found.dims} seemed to match the baseline, and are off by "
+            f"{again - 1:+.1%} when measured anew: measure on a machine that does nothing else, or raise "
+            "budget.tolerance"
+        )
+    return found, again
+
+
 def _start(plan: Plan, arm: Arm) -> tuple[tuple[str, str], Shape]:
     """What widths and depths are called in a network's configuration, and theirs before the budget."""
-    if arm.control == "outside":
-        network = outside_network(plan.outside, 2, {})
+    if arm.control == "external":
+        network = external_network(plan.external, 2, {})
         stages = (network.layer1, network.layer2, network.layer3, network.layer4)
         return ("channels", "layers"), Shape((64, 128, 256, 512), tuple(map(len, stages)))
     skeleton = plan.network(arm.mixers)

@@ -1,7 +1,7 @@
 """Networks of equal cost: all widths by one factor, and where no width fits the depth, too."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from statistics import median
 from typing import Final, NamedTuple
@@ -11,9 +11,8 @@ from torch import nn
 
 from metaformer.bench.counts import count
 from metaformer.bench.timing import measure, ratios
-from metaformer.errors import ConfigError
+from metaformer.errors import ConfigError, TrainingError
 from metaformer.models.build import on_meta
-from metaformer.study.plan import Budget
 
 STEPS: Final = (8, 4, 2, 1)
 """Widths are multiples of the first of these that comes near enough."""
@@ -24,7 +23,10 @@ DEEPER: Final = 4
 BATCH: Final = 8
 """Images of a batch whose latency or memory is measured."""
 ROUNDS: Final = 9
-"""Rounds of a latency, in turns with the baseline's."""
+"""Rounds of a latency, in turns with the baseline's, after which its interval is looked at."""
+MOST_ROUNDS: Final = 10 * ROUNDS
+COVERAGE: Final = 0.95
+"""Probability that the interval of a latency holds its median."""
 
 
 class Shape(NamedTuple):
@@ -63,6 +65,8 @@ def match_budget(
     def known(shape: Shape) -> float | None:
         try:
             return cost(shape)
+        except TrainingError:  # of a measurement, not of the shape
+            raise
         # a mixer, perhaps a stranger's, takes some widths only, and says so in its own way
         except (ValueError, TypeError, RuntimeError, AssertionError, ZeroDivisionError) as error:
             refusals.append(error)
@@ -135,21 +139,15 @@ def _depths(depths: tuple[int, ...], most: int) -> Iterator[tuple[int, ...]]:
                 yield (*depths[:deepest], depths[deepest] + more, *depths[deepest + 1 :])
 
 
-def cost_of(
-    network: nn.Module, budget: Budget, image_size: int, baseline: nn.Module, device: torch.device
-) -> float:
-    """What the budget counts of a network.
+def count_cost(network: nn.Module, match: str, image_size: int) -> int:
+    """Parameters or multiply-accumulates of a network, which may be on the meta device.
 
     Args:
-        network: what is counted; it may be on the meta device, but for latencies.
-        budget: parameters, multiply-accumulates, or the time relative to the baseline's.
+        network: what is counted.
+        match: `parameters` or `macs`.
         image_size: height and width of its input.
-        baseline: the network that all are matched to.
-        device: where latencies are measured.
     """
-    if budget.match == "latency":
-        return latency_ratio(network, baseline, image_size, device)
-    return parameters(network) if budget.match == "parameters" else count(network, (image_size,) * 2).macs
+    return parameters(network) if match == "parameters" else count(network, (image_size,) * 2).macs
 
 
 def light(build: Callable[[], nn.Module]) -> nn.Module:
@@ -162,9 +160,44 @@ def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def latency_ratio(network: nn.Module, baseline: nn.Module, image_size: int, device: torch.device) -> float:
-    """Time of a forward pass relative to the baseline's: the median over alternating rounds."""
+def latency_ratio(
+    network: nn.Module, baseline: nn.Module, image_size: int, device: torch.device, precision: float
+) -> float:
+    """Time of a forward pass relative to the baseline's: the median over rounds that alternate.
+
+    There are more rounds until half the 95 % interval of the median is within the precision. It speaks of
+    these minutes: what else the machine does later may weigh on one network more than on another.
+
+    Args:
+        network: what is measured.
+        baseline: what it is measured in turns with.
+        image_size: height and width of their input.
+        device: where they run.
+        precision: half the interval's length at most, as a fraction of the slower network's time.
+
+    Raises:
+        TrainingError: the machine is too busy for it.
+    """
     images = torch.zeros(BATCH, 3, image_size, image_size, device=device)
     pair = [one.eval().to(device, memory_format=torch.channels_last) for one in (network, baseline)]  # type: ignore[call-overload]
-    own, other = measure(pair, [images, images], rounds=ROUNDS)
-    return median(ratios(other, own))
+    found: list[float] = []
+    while len(found) < MOST_ROUNDS:
+        own, other = measure(pair, [images, images], rounds=ROUNDS)
+        found += ratios(other, own)
+        low, high = median_interval(found)
+        if (high - low) / 2 <= precision * max(1.0, median(found)):
+            return median(found)
+    raise TrainingError(
+        f"budget.match latency: known to ±{(high - low) / 2:.1%} after {len(found)} rounds, which is to be "
+        f"±{precision:.1%}: measure on a machine that does nothing else, or raise budget.tolerance"
+    )
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Interval of a median by order statistics, whatever the distribution; nine values at least."""
+    count, ordered = len(values), sorted(values)
+    below, rank = 0.5**count, 0  # probability that fewer than `rank` + 1 values are below the median
+    while below + math.comb(count, rank + 1) * 0.5**count <= (1 - COVERAGE) / 2:
+        rank += 1
+        below += math.comb(count, rank) * 0.5**count
+    return ordered[rank], ordered[-1 - rank]

@@ -4,7 +4,9 @@ After the idea of mechanistic architecture design, https://arxiv.org/abs/2403.17
 what a task demands is not saved by more data. Samples are a function of a seed; none is seen twice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
 from typing import Final, NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from metaformer.errors import SizeError
 from metaformer.study.arms import arm_network
 from metaformer.study.plan import Plan
-from metaformer.study.results import Arm, Diagnostic
+from metaformer.study.results import Arm, Diagnostic, DiagnosticTask
 from metaformer.training.optim import parameter_groups
 
 STEPS: Final = 300
@@ -24,17 +26,21 @@ TESTED: Final = 1024
 RATE: Final = 1e-3
 MARK: Final = 3
 """Side of a pattern in pixels."""
+COLORS: Final = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0))
+"""Classes of `pointer`, as red, green and blue."""
+DIRECTIONS: Final = ((-1, 0), (0, 1), (1, 0), (0, -1))
+"""Up, right, down and left, in rows and columns."""
 Samples = tuple[Tensor, Tensor]
 """Images (N, 3, H, W) and classes (N,)."""
 
 
-class DiagnosticTask(NamedTuple):
+class SyntheticTask(NamedTuple):
     """A task whose demand is a number."""
 
     make: Callable[[int, int, int, torch.Generator], Samples]
     """(count, side, demand, generator) to samples."""
     demands: Callable[[int], tuple[int, ...]]
-    """Demands for images of a side."""
+    """Demands for images of a side, 16 pixels at least."""
     classes: Callable[[int], int]
     """Classes at a demand."""
     enlarged: bool = False
@@ -50,7 +56,7 @@ def _below(limit: int, random: torch.Generator, *shape: int) -> Tensor:
     return torch.randint(limit, shape or (1,), generator=random)
 
 
-def same_at_distance(count: int, side: int, demand: int, random: torch.Generator) -> Samples:
+def same_different(count: int, side: int, demand: int, random: torch.Generator) -> Samples:
     """Whether two random patterns are the same, `demand` pixels apart along a row."""
     images, labels = _canvas(count, side, random), _below(2, random, count)
     for image, label in zip(images, labels.tolist(), strict=True):
@@ -63,7 +69,29 @@ def same_at_distance(count: int, side: int, demand: int, random: torch.Generator
     return images, labels
 
 
-def connected(count: int, side: int, demand: int, random: torch.Generator) -> Samples:
+def pointer(count: int, side: int, demand: int, random: torch.Generator) -> Samples:
+    """Which color lies where a mark points to, `demand` pixels away.
+
+    Four colors lie around the mark, each of them once, above, on the right, below and on the left: only mark
+    and color together tell the class.
+    """
+    images, labels = _canvas(count, side, random), _below(len(COLORS), random, count)
+    middle, marked = MARK // 2, torch.zeros(MARK, MARK)
+    marked[middle, middle] = 4.0
+    for image, label in zip(images, labels.tolist(), strict=True):
+        center = (demand + _below(side - 2 * demand - MARK + 1, random, 2)).tolist()
+        order = torch.randperm(len(COLORS), generator=random).tolist()
+        for color, (down, right) in zip(order, DIRECTIONS, strict=True):
+            top, left = center[0] + demand * down, center[1] + demand * right
+            image[:, top : top + MARK, left : left + MARK] = torch.tensor(COLORS[color])[:, None, None]
+        top, left = center
+        down, right = DIRECTIONS[order.index(label)]
+        image[:, top : top + MARK, left : left + MARK] = marked
+        image[:, top + middle + down, left + middle + right] = 2.0
+    return images, labels
+
+
+def connectivity(count: int, side: int, demand: int, random: torch.Generator) -> Samples:
     """Whether two marks, on the left and on the right end of a path, lie on one path of two.
 
     The paths are `demand` pixels long, wander up and down side by side, and go on at the opposite edge of the
@@ -96,43 +124,58 @@ def counting(count: int, side: int, demand: int, random: torch.Generator) -> Sam
     return images, labels
 
 
-DIAGNOSTICS: Final[dict[str, DiagnosticTask]] = {
-    "same_at_distance": DiagnosticTask(same_at_distance, lambda side: (side // 8, side // 2), lambda _: 2),
-    "connected": DiagnosticTask(connected, lambda side: (side // 4, side // 2), lambda _: 2),
-    "counting": DiagnosticTask(counting, lambda side: (4, 8), lambda demand: demand),
-    "counting_at_twice_the_size": DiagnosticTask(
-        counting, lambda side: (4,), lambda demand: demand, enlarged=True
+DIAGNOSTICS: Final[dict[DiagnosticTask, SyntheticTask]] = {
+    "same_different": SyntheticTask(
+        same_different, lambda side: (max(MARK, side // 8), side // 2), lambda _: 2
     ),
+    "pointer": SyntheticTask(
+        pointer, lambda side: (max(MARK, side // 8), 3 * side // 8), lambda _: len(COLORS)
+    ),
+    "connectivity": SyntheticTask(connectivity, lambda side: (side // 4, side // 2), lambda _: 2),
+    "counting": SyntheticTask(counting, lambda side: (4, 8), lambda demand: demand),
+    "size_transfer": SyntheticTask(counting, lambda side: (4,), lambda demand: demand, enlarged=True),
 }
 
 
-def planned_diagnostics(side: int) -> Iterator[tuple[str, int]]:
-    """Name and demand of every task for images of a side."""
-    for name, task in DIAGNOSTICS.items():
-        for demand in task.demands(side):
-            yield name, demand
+@dataclass(frozen=True)
+class Trial:
+    """A network that is trained on one of the tasks."""
+
+    arm: Arm
+    task: DiagnosticTask
+    demand: int
+    seed: int
+    """Of initial values and samples."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the study's files."""
+        return f"{self.arm.name}-{self.task}-{self.demand}-seed{self.seed}"
 
 
-def diagnose(
-    plan: Plan, arm: Arm, name: str, demand: int, seed: int, device: torch.device, steps: int = STEPS
-) -> Diagnostic:
-    """Train an arm's network on a task, and test it on new samples.
+def planned_trials(plan: Plan, arms: Iterable[Arm], seeds: Iterable[int]) -> Iterator[Trial]:
+    """All trials of the plan's tasks at all their demands, those of a seed and network together."""
+    side = plan.config().data.image_size
+    tasks = [(task, demand) for task in plan.diagnostics for demand in DIAGNOSTICS[task].demands(side)]
+    for seed, arm, (task, demand) in product(seeds, arms, tasks):
+        yield Trial(arm, task, demand, seed)
+
+
+def diagnose(plan: Plan, trial: Trial, device: torch.device, steps: int = STEPS) -> Diagnostic:
+    """Train a network on a task, and test it on new samples.
 
     Args:
         plan: of the study.
-        arm: which of its networks.
-        name: of the task.
-        demand: how much it demands.
-        seed: of initial values and samples.
+        trial: which network and task.
         device: where it is trained.
         steps: of training.
     """
-    task, side = DIAGNOSTICS[name], plan.config().data.image_size
+    task, side, demand = DIAGNOSTICS[trial.task], plan.config().data.image_size, trial.demand
     classes = task.classes(demand)
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(trial.seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = arm_network(plan, arm, classes).to(device, memory_format=torch.channels_last)
+        torch.manual_seed(trial.seed)
+        network = arm_network(plan, trial.arm, classes).to(device, memory_format=torch.channels_last)
         _fit(network, lambda: task.make(BATCH, side, demand, random), steps, device)
     accuracy = None
     try:
@@ -141,7 +184,12 @@ def diagnose(
     except SizeError:
         pass  # a network of one size has no accuracy at another
     return Diagnostic(
-        arm=arm.name, seed=seed, task=name, demand=demand, accuracy=accuracy, chance=100 / classes
+        arm=trial.arm.name,
+        seed=trial.seed,
+        task=trial.task,
+        demand=demand,
+        accuracy=accuracy,
+        chance=100 / classes,
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -18,19 +18,21 @@ from metaformer.recipes import find
 from metaformer.registry import parse
 from metaformer.serialize import Range, Serializable, Text, errors_at, from_dict, parse_yaml, to_dict
 from metaformer.storage import read_text
-from metaformer.study.results import Positive
+from metaformer.study.results import DiagnosticTask, PerturbationKind, Positive
 from metaformer.training.check import check_config
 
-Purpose = Literal["pilot", "look", "confirm"]
-SEEDS: Final[Mapping[Purpose, int]] = {"pilot": 2, "look": 5, "confirm": 10}
+Purpose = Literal["pilot", "exploratory", "confirmatory"]
+SEEDS: Final[Mapping[Purpose, int]] = {"pilot": 2, "exploratory": 5, "confirmatory": 10}
 """Seeds that a study needs at least, by what it is for."""
 MOST_RUNS: Final = 10_000
 """Runs of tuning and comparison that a study has at most; a plan of more is a slip."""
 RATES: Final = 5
 """Learning rates that each network is tuned with at least, but for a reason."""
-Control = Literal["repeat", "shuffled_labels", "identity", "random", "outside"]
-CONTROLS: Final[tuple[Control, ...]] = ("repeat", "shuffled_labels", "identity", "random", "outside")
-Probe = Literal["receptive_field", "shift", "rotation", "size", "corruption", "diagnostics"]
+Control = Literal["repeat", "shuffled_labels", "identity", "random", "external"]
+CONTROLS: Final[tuple[Control, ...]] = ("repeat", "shuffled_labels", "identity", "random", "external")
+Expectation = Literal["better", "worse", "equivalent"]
+SMALLEST_SIDE: Final = 16
+"""Pixels of an image that diagnostic tasks need."""
 Points = Annotated[float, Range(0, 100, above=True)]
 Side = Annotated[int, Range(1, 2**15, integer=True)]
 Epochs = Annotated[int, Range(1, 2**31, integer=True)]
@@ -103,8 +105,14 @@ class Budget(Serializable):
 
     match: Literal["parameters", "macs", "latency", "none"] = "parameters"
     """Parameters, multiply-accumulates at the training size, measured latency of eight images, or nothing."""
-    tolerance: Annotated[float, Range(0, 0.5, above=True)] = 0.02
-    """Largest difference to the baseline, as a fraction of it."""
+    tolerance: Annotated[float, Range(0, 0.5, above=True)] | None = None
+    """Largest difference to the baseline, as a fraction of it; 0.02 of what is counted and 0.1 of a latency
+    by default."""
+
+    @property
+    def within(self) -> float:
+        """The tolerance, or its default."""
+        return self.tolerance or (0.1 if self.match == "latency" else 0.02)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +141,8 @@ class Plan(Serializable):
     """Mixers by the name that the report gives them: one for all stages, or a list with one for each."""
     baseline: Text
     """Which of them the others are compared with."""
+    hypotheses: dict[Text, Expectation] = field(default_factory=dict)
+    """What is expected of others, by name: to be `better` or `worse` than the baseline, or `equivalent`."""
     budget: Budget = field(default_factory=Budget)
     learning_rates: tuple[Positive, ...]
     """What each network is tuned with, at least five."""
@@ -142,8 +152,8 @@ class Plan(Serializable):
     """Seeds of the tuning, none of which is used again."""
     seeds: tuple[Seed, ...]
     """Seeds of the comparison; networks are paired by them."""
-    purpose: Purpose = "look"
-    """What the study is for: `pilot` (2 seeds at least), `look` (5) or `confirm` (10)."""
+    purpose: Purpose = "exploratory"
+    """What the study is for: `pilot` (2 seeds at least), `exploratory` (5) or `confirmatory` (10)."""
     metric: Literal["top1"] = "top1"
     """Primary metric, on test data."""
     smallest_effect: Points
@@ -152,14 +162,19 @@ class Plan(Serializable):
     """Epochs of each run."""
     controls: tuple[Control, ...] = CONTROLS
     """The baseline again, with other seeds (`repeat`) and on shuffled labels (`shuffled_labels`), no mixer
-    (`identity`), a frozen random one (`random`), and a ResNet of timm (`outside`)."""
-    outside: Text = "resnet18"
+    (`identity`), a frozen random one (`random`), and a ResNet of timm (`external`)."""
+    external: Text = "resnet18"
     """The network of timm, a ResNet; its channels are matched to the budget, too."""
-    image_sizes: tuple[Side, ...] = ()
-    """Sizes at which costs are measured; that of training and twice it by default."""
-    probes: tuple[Probe, ...] = ()
-    """What is measured of the trained networks beside: the effective receptive field, accuracy against shift,
-    rotation, size and corruption, and how well the mixers learn diagnostic tasks."""
+    cost_sizes: tuple[Side, ...] = ()
+    """Image sizes at which costs are measured; that of training and twice it by default."""
+    robustness: tuple[PerturbationKind, ...] = ()
+    """Perturbations of test images against which the trained networks' accuracy is measured: `shift`,
+    `rotation`, `size`, `corruption`."""
+    receptive_field: bool = False
+    """Whether the trained networks' effective receptive fields are measured."""
+    diagnostics: tuple[DiagnosticTask, ...] = ()
+    """Synthetic tasks of known demand that each mixer is trained on: `same_different`, `pointer`,
+    `connectivity`, `counting`, `size_transfer`."""
     transfer: Transfer | None = None
     exclusions: Text = "none"
     """What would exclude a run, in words."""
@@ -167,22 +182,24 @@ class Plan(Serializable):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_names()
+        self._check_comparisons()
         self._check_tuning()
+        self._check_measurements()
         for name in self.mixers:
             with errors_at(f"mixers.{name}"):
                 self.network(self.stage_mixers(name))
 
     @property
     def sha256(self) -> str:
-        """Hash of everything in the plan; comments and the order of fields are not part of it."""
-        text = json.dumps(to_dict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """Hash of all fields that are not at their defaults; comments and their order do not count."""
+        text = json.dumps(_set_fields(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Image sizes at which costs are measured."""
         size = self.config().data.image_size
-        return self.image_sizes or (size, 2 * size)
+        return self.cost_sizes or (size, 2 * size)
 
     def stage_mixers(self, name: str) -> tuple[str, ...]:
         """Mixer of each stage, by the name in the plan."""
@@ -234,16 +251,33 @@ class Plan(Serializable):
             raise ConfigError("mixers: two names differ by capital letters alone")
         if len(self.mixers) < 2:
             raise ConfigError("mixers: a comparison needs two at least")
-        if self.baseline not in self.mixers:
-            raise UnknownName("baseline", self.baseline, self.mixers)
         for name in self.skeleton.overrides.keys() & OWNED_OF_SKELETON:
             raise ConfigError(f"skeleton.overrides.{name}: a plan sets this by {OWNED_OF_SKELETON[name]}")
 
+    def _check_comparisons(self) -> None:
+        if self.baseline not in self.mixers:
+            raise UnknownName("baseline", self.baseline, self.mixers)
+        for name in self.hypotheses:
+            if name not in self.mixers:
+                raise UnknownName("name in hypotheses", name, self.mixers.keys() - {self.baseline})
+            if name == self.baseline:
+                raise ConfigError(f"hypotheses.{name}: is the baseline, with which the others are compared")
+
+    def _check_measurements(self) -> None:
+        for name in ("controls", "cost_sizes", "robustness", "diagnostics"):
+            self._check_unique(name)
+        size = self.config().data.image_size
+        if self.diagnostics and size < SMALLEST_SIDE:
+            raise ConfigError(f"diagnostics: need images of {SMALLEST_SIDE} pixels at least, not {size}")
+
+    def _check_unique(self, name: str) -> None:
+        values = getattr(self, name)
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{name}: names a value twice")
+
     def _check_tuning(self) -> None:
-        for field_name in ("learning_rates", "sweep_seeds", "seeds", "controls", "probes", "image_sizes"):
-            values = getattr(self, field_name)
-            if len(set(values)) < len(values):
-                raise ConfigError(f"{field_name}: names a value twice")
+        for name in ("learning_rates", "sweep_seeds", "seeds"):
+            self._check_unique(name)
         runs = len(self.mixers) * (len(self.learning_rates) * len(self.sweep_seeds) + len(self.seeds))
         if runs > MOST_RUNS:
             raise ConfigError(f"mixers, learning_rates, seeds: make {runs:,} runs, more than {MOST_RUNS:,}")
@@ -299,3 +333,15 @@ def _holds(values: Any, path: list[str]) -> bool:
     if not path:
         return True
     return isinstance(values, Mapping) and path[0] in values and _holds(values[path[0]], path[1:])
+
+
+def _set_fields(record: Any) -> dict[str, Any]:
+    """Plain values of a dataclass, without those at their defaults: a field that is added changes no hash."""
+    values = to_dict(record)
+    for one in fields(record):
+        value = getattr(record, one.name)
+        if value == (one.default if one.default_factory is MISSING else one.default_factory()):
+            del values[one.name]
+        elif is_dataclass(value):
+            values[one.name] = _set_fields(value)
+    return values

@@ -12,13 +12,13 @@ from torch import Tensor
 from metaformer.checkpoint.checkpoint import Checkpoint, newest
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
+from metaformer.data.dataset import Batch
 from metaformer.data.divide import groups_of
 from metaformer.data.shards.tar import TarImages
 from metaformer.data.split import Split, open_split
 from metaformer.distributed import World
 from metaformer.errors import ConfigError, DataError, WeightsError
 from metaformer.models.base import autocast
-from metaformer.storage import atomic_path
 from metaformer.study.plan import DataPlan
 from metaformer.study.results import Predictions, TestSet
 from metaformer.tasks.base import BuildTask, Task
@@ -103,6 +103,18 @@ def forward(task: Task, config: TrainConfig, images: Tensor, world: World) -> Te
     return logits.float()
 
 
+def sample_test_images(
+    task: Task, config: TrainConfig, data: DataPlan, world: World, most: int
+) -> Iterator[Batch]:
+    """Batches of test images as the network is given them, evenly from all, at most so many images."""
+    with evaluation_on_test(task, config, data, world) as evaluation:
+        stride = -(-len(evaluation.folder) // most)
+        for batch in evaluation.loader:
+            chosen = batch.indices % stride == 0
+            if chosen.any():
+                yield Batch(batch.images[chosen], batch.labels[chosen], batch.indices[chosen])
+
+
 def predict_test(task: Task, config: TrainConfig, data: DataPlan, world: World) -> Predictions:
     """Top-1 predictions for every test image, in order."""
     parts: list[tuple[Any, ...]] = []
@@ -113,11 +125,3 @@ def predict_test(task: Task, config: TrainConfig, data: DataPlan, world: World) 
     indices, classes, shares = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.argsort(indices)
     return Predictions(classes[order].astype(np.int32), shares[order].astype(np.float32))
-
-
-def save_arrays(file: Path, **arrays: Any) -> None:
-    """Write arrays as a safetensors file, whole or not at all."""
-    from safetensors.numpy import save_file
-
-    with atomic_path(file) as temporary:
-        save_file(arrays, temporary)

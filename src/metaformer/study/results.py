@@ -9,6 +9,10 @@ from metaformer.serialize import Range, Serializable, Text
 
 Role = Literal["sweep", "final", "control"]
 """A run of the learning-rate sweep, of the comparison itself, or of a control."""
+PerturbationKind = Literal["shift", "rotation", "size", "corruption"]
+"""Perturbations of test images against which accuracy is measured."""
+DiagnosticTask = Literal["same_different", "pointer", "connectivity", "counting", "size_transfer"]
+"""Synthetic tasks of known demand."""
 Count = Annotated[int, Range(0, 2**63 - 1, integer=True)]
 Positive = Annotated[float, Range(0, 1e30, above=True)]
 Percent = Annotated[float, Range(0, 100)]
@@ -39,13 +43,15 @@ class Arm(Serializable):
     name: str
     """Its label in plan and report."""
     mixers: tuple[str, ...]
-    """Token mixer of each stage; empty for a network from outside."""
+    """Token mixer of each stage; empty for an external network."""
     control: str | None = None
-    """What it controls: `repeat` (A/A), `shuffled_labels`, `identity`, `random`, `outside`; None: a mixer."""
+    """`repeat` (A/A), `shuffled_labels`, `identity`, `random` or `external`; None for a mixer of the plan."""
     changed: tuple[str, ...] = ()
     """What the budget solver changed in the skeleton, as `dims: (32, 64, 128, 256) to (30, 60, 120, 240)`."""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """The same as fields: of `MetaFormerConfig`, or of the network from outside."""
+    """The same as fields: of `MetaFormerConfig`, or of the external network."""
+    relative_cost: Positive | None = None
+    """Cost by what the budget matches, in relation to the baseline's; None where nothing is matched."""
     parameters: Count
     """Trainable and fixed parameters."""
     learning_rate: Positive | None = None
@@ -122,28 +128,37 @@ class Square(Serializable):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Robustness(Serializable):
-    """Accuracy on test images that were changed."""
+class FieldSize(Serializable):
+    """Size of the effective receptive field of one trained network."""
 
-    probe: Literal["shift", "rotation", "size", "corruption"]
-    change: Text
-    """What was done, such as `gaussian_noise`; `shift`, `rotation` and `size` for these."""
+    run: Text
+    """Name of its run."""
+    arm: Text
+    seed: Count
+    squares: tuple[Square, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbedAccuracy(Serializable):
+    """Accuracy on perturbed test images."""
+
+    kind: PerturbationKind
+    name: Text
+    """Of a corruption, such as `gaussian_noise`; else that of the kind."""
     level: Annotated[float, Range(-1e6, 1e6)]
     """Pixels, degrees, side in pixels, or severity from 1 to 5; 0 of a shift or rotation is no change."""
     accuracy: Percent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mechanism(Serializable):
-    """What was measured of one final network beside its accuracy."""
+class Robustness(Serializable):
+    """Accuracy of one trained network on perturbed test images."""
 
     run: Text
     """Name of its run."""
     arm: Text
     seed: Count
-    squares: tuple[Square, ...] = ()
-    """Of its effective receptive field."""
-    robustness: tuple[Robustness, ...] = ()
+    accuracies: tuple[PerturbedAccuracy, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +167,9 @@ class Diagnostic(Serializable):
 
     arm: Text
     seed: Count
-    task: Text
-    """Such as `same_at_distance`."""
+    task: DiagnosticTask
     demand: Count
-    """How much the task demands: pixels of a distance, length of a path, objects, image side."""
+    """How much the task demands: pixels of a distance, length of a path, or objects."""
     accuracy: Percent | None
     """On new samples of the task; None where the network does not take their size."""
     chance: Percent

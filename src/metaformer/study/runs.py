@@ -2,13 +2,20 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 from metaformer.config import TrainConfig
-from metaformer.study.arms import OUTSIDE
+from metaformer.data.loader import Loader
+from metaformer.data.shards.tar import TarImages
+from metaformer.distributed import World
+from metaformer.study.arms import EXTERNAL, arm_task
 from metaformer.study.plan import Plan
 from metaformer.study.results import Arm, Role, run_name
 from metaformer.study.study_dir import tuned_as
+from metaformer.training.schedule import build_schedule
+from metaformer.training.train import build_sampler
+from metaformer.training.trainer import Trainer
 
 REPEAT_OFFSET: Final = 1_000_000_007
 """What is added to the seed of a repeat, which is paired with the run of the seed itself."""
@@ -72,8 +79,8 @@ def run_config(plan: Plan, run: Run) -> TrainConfig:
     assert run.learning_rate is not None
     config = plan.config()
     model = replace(config.model, name=plan.skeleton.model, pretrained=False, checkpoint=None)
-    if run.arm.control == "outside":
-        model = replace(model, name=f"{OUTSIDE}{plan.outside}", mixers=None, overrides=run.arm.overrides)
+    if run.arm.control == "external":
+        model = replace(model, name=f"{EXTERNAL}{plan.external}", mixers=None, overrides=run.arm.overrides)
     else:
         overrides = {**plan.skeleton.overrides, **run.arm.overrides}
         model = replace(model, mixers=list(run.arm.mixers), overrides=overrides)
@@ -84,3 +91,28 @@ def run_config(plan: Plan, run: Run) -> TrainConfig:
         runtime=replace(config.runtime, keep=1),
         seed=run.seed + REPEAT_OFFSET * (run.arm.control == "repeat"),
     )
+
+
+def check_run(plan: Plan, arm: Arm, world: World) -> None:
+    """Build all that trains an arm, and take a step on its data, so that a study that cannot run ends here.
+
+    Args:
+        plan: of the study.
+        arm: one of its networks.
+        world: where it is trained.
+
+    Raises:
+        ConfigError: a field of the recipe that cannot be, such as an `auto_augment` that timm does not know.
+        DataError: data that cannot be read, or too few for a batch.
+        TrainingError: something in the step is not finite.
+    """
+    config = run_config(plan, Run("", arm, "final", plan.seeds[0], min(plan.learning_rates), arm.name))
+    task = arm_task(plan, arm)(config, world)
+    try:
+        sampler = build_sampler(config, task, world)
+        trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)
+        if not isinstance(task.train.source, TarImages):
+            loader = Loader(task.train, sampler, skip_bad=config.data.on_bad_image == "skip")
+            trainer.take_step(list(islice(loader, sampler.accumulate)), 0)
+    finally:
+        task.close()

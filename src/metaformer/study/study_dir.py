@@ -1,5 +1,6 @@
 """Directory of a study: its files, and what a report reads from them."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +12,15 @@ from numpy.typing import NDArray
 
 from metaformer.errors import ConfigError, DataError, VersionError
 from metaformer.serialize import Fields, Range, Serializable, Text, errors_at, from_dict, shown
-from metaformer.storage import read_bytes, read_json, read_text
+from metaformer.storage import atomic_path, read_bytes, read_json, read_text, write_text
 from metaformer.study.plan import Plan, parse_plan
 from metaformer.study.results import (
     Arm,
     Cost,
     Diagnostic,
-    Mechanism,
+    FieldSize,
     Predictions,
+    Robustness,
     RunResult,
     TestSet,
     TransferResult,
@@ -38,7 +40,8 @@ _HEAD: Final[Mapping[str, Any]] = {
     "arms": tuple[Arm, ...],
 }
 """Types of what `study.json` holds."""
-Kind = Literal["results", "costs", "mechanism", "diagnostics", "transfer"]
+Kind = Literal["costs", "results", "robustness", "receptive_fields", "diagnostics", "transfer"]
+"""Folders of records."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ class StudyDir:
         """Predictions of a run on the test images."""
         return self.path / "predictions" / f"{name}.safetensors"
 
-    def field(self, name: str) -> Path:
+    def receptive_field(self, name: str) -> Path:
         """Effective receptive field of a run's network."""
-        return self.path / "fields" / f"{name}.safetensors"
+        return self.path / "receptive_fields" / f"{name}.safetensors"
 
     def record(self, kind: Kind, name: str) -> Path:
         """One record, such as the result of a run or the costs of an arm."""
@@ -111,7 +114,8 @@ class Study:
     runs: tuple[RunResult, ...]
     """Every run that has ended, failed ones too."""
     test_set: TestSet
-    mechanisms: tuple[Mechanism, ...] = ()
+    robustness: tuple[Robustness, ...] = ()
+    field_sizes: tuple[FieldSize, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
     transfers: tuple[TransferResult, ...] = ()
 
@@ -145,7 +149,7 @@ class Study:
         Raises:
             DataError: the file is damaged.
         """
-        file = self.directory.field(name)
+        file = self.directory.receptive_field(name)
         if not file.exists():
             return None
         scores = read_arrays(file).get("scores")
@@ -187,7 +191,8 @@ def read_study(directory: str | Path) -> Study:
         tuple(arms),
         runs,
         read_test_set(folder.test_set),
-        tuple(folder.records("mechanism", Mechanism)),
+        tuple(folder.records("robustness", Robustness)),
+        tuple(folder.records("receptive_fields", FieldSize)),
         tuple(folder.records("diagnostics", Diagnostic)),
         tuple(folder.records("transfer", TransferResult)),
     )
@@ -270,6 +275,19 @@ def read_test_set(file: Path) -> TestSet:
     if labels.max() >= len(names):
         raise DataError(f"{file}: labels must be below {len(names)}, the number of classes")
     return TestSet(images, labels, clusters, names)
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write one of the study's JSON files, whole or not at all."""
+    write_text(file, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_arrays(file: Path, **arrays: NDArray[Any]) -> None:
+    """Write arrays as a safetensors file, whole or not at all."""
+    from safetensors.numpy import save_file
+
+    with atomic_path(file) as temporary:
+        save_file(arrays, temporary)
 
 
 def read_arrays(file: Path) -> dict[str, NDArray[Any]]:

@@ -98,7 +98,7 @@ def train(
             for line in describe_network(config, network):
                 _print(line)
         task = _build_task(build or TASKS[config.task].build, config, run, resume, world, stop)
-        sampler = _build_sampler(config, task, world)
+        sampler = build_sampler(config, task, world)
         trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)
         loop = Loop(config, task, trainer, sampler, run, world, stop, callbacks)
         with ExitStack() as stack:
@@ -153,7 +153,7 @@ def _check_task(saved: Checkpoint, config: TrainConfig) -> None:
         )
 
 
-def _build_sampler(config: TrainConfig, task: Task, world: World) -> TrainSampler:
+def build_sampler(config: TrainConfig, task: Task, world: World) -> TrainSampler:
     """Sampler of the training images."""
     options: dict[str, Any] = {
         "batch_size": config.data.batch_size,
