@@ -46,6 +46,14 @@ def arrow_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that time networks are forks; how long they wait for work is their server's setting."""
+    start = ("env", f"OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}", *warm.python(), "-m")
+    for name in ("metaformer.bench.exports", "benchmarks.suite.process"):
+        monkeypatch.setattr(f"{name}.WORKER", (*start, name))
+
+
+@pytest.fixture
 def two_ranks() -> Callable[..., list[str]]:
     """Call a function of a test's file in two processes, as torchrun would; returns the output of each.
 
