@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,16 @@ def pytest_collection_finish() -> None:
     """Let the collector of garbage pass over what stays: modules and thousands of tests."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """The processes of pytest-xdist fork from the same."""
+    node.workerinput["forks"] = warm.share()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    warm.addresses += getattr(config, "workerinput", {}).get("forks", [])
 
 
 def pytest_sessionfinish() -> None:
