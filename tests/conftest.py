@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """The processes of pytest-xdist fork from the same."""
+    node.workerinput["forks"] = warm.share()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    warm.addresses += getattr(config, "workerinput", {}).get("forks", [])
+
+
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
     warm.stop()
@@ -43,6 +54,14 @@ def one_thread() -> None:
 def arrow_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the cache of Hugging Face's `datasets` below the tests' temporary folder."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "arrow"))
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that time networks are forks; how long they wait for work is their server's setting."""
+    start = ("env", f"OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}", *warm.python(), "-m")
+    for name in ("metaformer.bench.exports", "benchmarks.suite.process"):
+        monkeypatch.setattr(f"{name}.WORKER", (*start, name))
 
 
 @pytest.fixture

@@ -40,10 +40,21 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def run(installed: Path, folder: Path, command: str) -> str:
+CALLS = """
+import sys
+from metaformer.cli import main
+for command in sys.argv[1:]:
+    print("$", command)
+    if main(command.split()):
+        sys.exit(f"failed: {command}")
+"""
+
+
+def run(installed: Path, folder: Path, *args: str) -> str:
+    """Output of `python ARGS`."""
     environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "metaformer", *command.split()],
+        [sys.executable, *args],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -68,14 +79,18 @@ def test_own_folder_and_published_checkpoint(installed: Path, tmp_path: Path) ->
     )
     assert "network.0.0.norm1.weight" in torch.load(tmp_path / "published.pth.tar", weights_only=True)
 
-    assert run(installed, tmp_path, "--version").startswith("metaformer ")
+    assert run(installed, tmp_path, "-m", "metaformer", "--version").startswith("metaformer ")
     model = "--model.name poolformer_n --model.checkpoint published.pth.tar"
     small = "--data.image_size 32 --data.batch_size 6 --data.workers 0 --schedule.epochs 2"
-    run(installed, tmp_path, f"train finetune --data.root own --out run {model} {small}")
-    assert "top-1" in run(installed, tmp_path, "evaluate run --json report.json")
+    commands = [
+        f"train finetune --data.root own --out run {model} {small}",
+        "evaluate run --json report.json",
+        "predict run own/val/light --out out.csv --draw",
+    ]
+    _, _, evaluated, _ = run(installed, tmp_path, "-c", CALLS, *commands).split("$ ")
+    assert evaluated.startswith("evaluate") and "top-1" in evaluated
     per_class = json.loads((tmp_path / "report.json").read_text())["per_class"]
     assert [row["name"] for row in per_class] == ["dark", "gray", "light"]
-    run(installed, tmp_path, "predict run own/val/light --out out.csv --draw")
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
     assert (tmp_path / "run" / "report.html").is_file()
 

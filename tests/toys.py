@@ -5,6 +5,7 @@ What a fixture of the session gives is shared by all tests, and must not be chan
 
 import io
 import json
+import os
 import shlex
 import shutil
 import tarfile
@@ -19,6 +20,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -200,6 +202,19 @@ def shared(root: Path) -> Path:
     return root
 
 
+def once(factory: pytest.TempPathFactory, name: str, write: Callable[[Path], object]) -> Path:
+    """Data of the session that the first process of pytest-xdist to need them writes, for all."""
+    base = factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    root.parent.mkdir(exist_ok=True)
+    written = root.with_name(f"{name}.written")
+    with FileLock(f"{root}.lock"):
+        if not written.exists():
+            write(root)
+            written.touch()
+    return shared(root)
+
+
 def _files(root: Path) -> dict[Path, tuple[int, int]]:
     """Size and modification time of each file."""
     files = (path for path in root.rglob("*") if path.is_file())
@@ -239,7 +254,7 @@ def write(tmp_path: Path) -> Write:
 @pytest.fixture(scope="session")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Image folder of three classes that differ in color: 8 training and 5 validation images each."""
-    return shared(write_image_folder(tmp_path_factory.mktemp("pets"), {"train": 8, "val": 5}))
+    return once(tmp_path_factory, "pets", lambda root: write_image_folder(root, {"train": 8, "val": 5}))
 
 
 @pytest.fixture
@@ -317,7 +332,7 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
         split: [square_pair(i, random, (36 + i, 44), 120, (20, 24), 130) for i in range(count)]
         for split, count in (("training", 12), ("validation", 5))
     }
-    return shared(write_ade20k(tmp_path_factory.mktemp("patches"), pairs, ("green", "blue")))
+    return once(tmp_path_factory, "patches", lambda root: write_ade20k(root, pairs, ("green", "blue")))
 
 
 @pytest.fixture
@@ -360,10 +375,12 @@ def scenes() -> dict[str, list[Scene]]:
 @pytest.fixture(scope="session")
 def blocks(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`scenes` in COCO's layout."""
-    root = tmp_path_factory.mktemp("blocks")
-    for split, content in scenes.items():
-        write_coco(root, f"{split}2017", content, {"green": 3, "blue": 7}, range(10, 10 + len(content)))
-    return shared(root)
+
+    def write(root: Path) -> None:
+        for split, content in scenes.items():
+            write_coco(root, f"{split}2017", content, {"green": 3, "blue": 7}, range(10, 10 + len(content)))
+
+    return once(tmp_path_factory, "blocks", write)
 
 
 def write_tags(root: Path, split: str, images: Sequence[tuple[Pixels, Sequence[str]]]) -> None:
@@ -378,14 +395,16 @@ def write_tags(root: Path, split: str, images: Sequence[tuple[Pixels, Sequence[s
 @pytest.fixture(scope="session")
 def tagged(scenes: dict[str, list[Scene]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`scenes` with the colors of their blocks as labels in a CSV; some have none."""
-    root = tmp_path_factory.mktemp("tagged")
-    for split, content in scenes.items():
-        images = []
-        for pixels, blocks in content:
-            names = {("green", "blue")[block.label] for block in blocks if not block.crowd}
-            images.append((pixels, sorted(names)))
-        write_tags(root, split, images)
-    return shared(root)
+
+    def write(root: Path) -> None:
+        for split, content in scenes.items():
+            images = []
+            for pixels, blocks in content:
+                names = {("green", "blue")[block.label] for block in blocks if not block.crowd}
+                images.append((pixels, sorted(names)))
+            write_tags(root, split, images)
+
+    return once(tmp_path_factory, "tagged", write)
 
 
 @pytest.fixture
@@ -524,9 +543,11 @@ def path_of(set_: Mapping[str, Any]) -> str:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demo data of every task, `demo / TASK`: each digit once."""
-    root = tmp_path_factory.mktemp("data") / "demo"
-    write_demo_data(root, copies=1, scenes=(8, 4), progress=False)
-    return shared(root)
+
+    def write(root: Path) -> None:
+        write_demo_data(root, copies=1, scenes=(8, 4), progress=False)
+
+    return once(tmp_path_factory, "demo", write)
 
 
 # Configurations and runs
@@ -637,13 +658,17 @@ def demo_config(task: str, root: Path, **sections: Any) -> TrainConfig:
 @pytest.fixture(scope="session")
 def untrained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A checkpoint of each task with random weights."""
-    directories = {}
-    for name in TASKS:
-        config = demo_config(name, demo)
-        task, directories[name] = build_task(config), tmp_path_factory.mktemp(name) / "checkpoint"
-        state = {"card": task.card(), "config": to_dict(config)}
-        write_checkpoint(directories[name], {"model": task.model.state_dict()}, state)
-    return directories
+
+    def write(root: Path) -> None:
+        for name in TASKS:
+            config = demo_config(name, demo)
+            task, directory = build_task(config), root / name / "checkpoint"
+            directory.parent.mkdir(parents=True)
+            state = {"card": task.card(), "config": to_dict(config)}
+            write_checkpoint(directory, {"model": task.model.state_dict()}, state)
+
+    root = once(tmp_path_factory, "untrained", write)
+    return {name: root / name / "checkpoint" for name in TASKS}
 
 
 @pytest.fixture(scope="session")
@@ -653,7 +678,7 @@ def classify_run(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "classify", pets, schedule={"epochs": 1}, ema={"decay": 0.5}, evaluate={"crop": 0.75}
     )
     torch.set_num_threads(1)
-    return shared(train(config, tmp_path_factory.mktemp("classify") / "run").run)
+    return once(tmp_path_factory, "classify_run", lambda run: train(config, run))
 
 
 @pytest.fixture(scope="session")
@@ -667,7 +692,7 @@ def detect_run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluate={"every_steps": 40},
     )
     torch.set_num_threads(1)
-    return shared(train(config, tmp_path_factory.mktemp("detect") / "run").run)
+    return once(tmp_path_factory, "detect_run", lambda run: train(config, run))
 
 
 def log_lines(run: Path, kind: str) -> list[dict[str, Any]]:

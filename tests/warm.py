@@ -24,7 +24,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO, NoReturn
@@ -48,6 +50,10 @@ AT_START = ("PYTHON", "LANG", "LC_", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "GL
 """How the variables begin that are read as a process starts; of PYTHONPATH, the fork takes note."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 NUMBER = struct.Struct("!q")
+SERVERS = 2
+"""As many as one test asks for at once."""
+START = 120.0
+"""Seconds until a server must listen."""
 UNLIKE = -1
 """In place of a process id: no fork can be this process."""
 
@@ -65,7 +71,7 @@ def at_start(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class Server:
-    """A process that forks: started when it is first needed, it ends with this one."""
+    """A process that forks, once it listens at its address; it ends with this one."""
 
     def __init__(self) -> None:
         self.address = f"{tempfile.mkdtemp(prefix='forks-')}/socket"
@@ -73,44 +79,59 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, __file__, "serve", self.address, str(reader)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             pass_fds=[reader],
             start_new_session=True,
         )
         os.close(reader)
-        assert self._process.stdout is not None
-        assert self._process.stdout.read(6) == b"ready\n"
 
     def stop(self) -> None:
         """End it, so that its processor time is known to this process."""
         os.close(self._life)
         self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
 
-servers: dict[int, Server] = {}
-"""Those of this process."""
+servers: list[Server] = []
+"""Those that this process has started."""
+addresses: list[str] = []
+"""Of the servers by number: they differ in the seed of hashes, and so in the order of sets."""
 
 
-def server(number: int) -> Server:
-    """One of those of this process; they differ in the seed of hashes, and so in the order of sets."""
-    if number not in servers:
-        servers[number] = Server()
-    return servers[number]
+def share() -> list[str]:
+    """Addresses for the processes of pytest-xdist, whose servers are those of this one."""
+    while len(servers) < SERVERS:
+        servers.append(Server())
+    return [server.address for server in servers]
+
+
+@cache
+def address(number: int) -> str:
+    """That of a server, which listens; it is started when it is first needed, if nobody shares one."""
+    while len(addresses) <= number:
+        servers.append(Server())
+        addresses.append(servers[-1].address)
+    limit = time.monotonic() + START
+    while True:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(addresses[number])
+                return addresses[number]
+            except OSError:
+                assert time.monotonic() < limit, "no process that forks"
+        time.sleep(0.02)
 
 
 def stop() -> None:
     """End the processes that fork."""
     while servers:
-        servers.popitem()[1].stop()
+        servers.pop().stop()
 
 
 def python(number: int = 0) -> tuple[str, ...]:
     """A command that stands for `sys.executable`, by the server of this number."""
     if not hasattr(os, "pidfd_open"):  # not on Linux
         return (sys.executable,)
-    return (sys.executable, "-IS", __file__, "run", server(number).address)
+    return (sys.executable, "-IS", __file__, "run", address(number))
 
 
 class Unlike(Exception):
@@ -175,7 +196,7 @@ def start(
     if fork and command[0] == sys.executable and hasattr(os, "pidfd_open"):
         with contextlib.suppress(Unlike), open(os.devnull) as nothing:
             streams = (nothing.fileno(), output.fileno(), output.fileno())
-            return Fork(server(0).address, command[1:], environment, streams)
+            return Fork(address(0), command[1:], environment, streams)
     return subprocess.Popen(
         command,
         env=environment,
@@ -237,7 +258,6 @@ def serve(address: str, life: int) -> list[str]:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
-    os.write(1, b"ready\n")
     ready = selectors.DefaultSelector()
     ready.register(listener, selectors.EVENT_READ)
     ready.register(life, selectors.EVENT_READ)

@@ -159,7 +159,7 @@ def test_unavailable_models_give_a_reason_and_are_not_variants() -> None:
 
 
 def test_a_kernel_larger_than_the_image_names_the_size() -> None:
-    config = replace(VARIANTS["poolformer_s12"], image_size=(64, 64), down_kernel=256)
+    config = replace(VARIANTS["poolformer_s12"], dims=(8,) * 4, image_size=(64, 64), down_kernel=256)
     with pytest.raises(ConfigError, match="image_size"):
         config.grid(1)
     with pytest.raises(ConfigError, match="image_size"):

@@ -80,6 +80,7 @@ def order(folder: Path, **changes: Any) -> dict[str, Any]:
 FORMS = (OPTIMIZED, BFLOAT16, "int8")
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_rounds_of_each_form(source: Path, onnx: Path) -> None:
     forms = {TORCH: None, OPTIMIZED: None, BFLOAT16: None, "file": onnx}
     speed = measure_forms(source / "net", forms, batches=(1, 2), rounds=2, file=source / "still.py")
@@ -158,6 +159,7 @@ def processor_time(pid: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize(
     ("changes", "message"), [({"source": "nowhere"}, "nowhere"), ({"file": None}, "unknown mixer 'still'")]
 )
@@ -194,6 +196,7 @@ def test_a_worker_that_ended_before_the_request(monkeypatch: pytest.MonkeyPatch)
             worker.request({"form": "int8"})
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_an_unexpected_exception_is_reported_by_its_last_line(source: Path) -> None:
     with started(OPTIMIZED) as worker:
         worker.request(order(source))
@@ -201,6 +204,7 @@ def test_an_unexpected_exception_is_reported_by_its_last_line(source: Path) -> N
             worker.request({"batch": -1})
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_ends_with_its_parent(source: Path) -> None:
     with started(OPTIMIZED) as worker:
         worker.request(order(source))

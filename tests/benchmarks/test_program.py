@@ -1,6 +1,7 @@
 """The benchmarks as programs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,12 +21,20 @@ from metaformer.factory import create_model
 LOADING = ["--images=4", "--batch=4", "--size=32", "--workers=0", "--rounds=1", "--device=cpu"]
 LOADING += ["--pipelines", "evaluation", "--model-speed", "5"]
 BARE = """
-import runpy, sys
+import json, runpy, sys
 for name in ("timm", "torchvision", "huggingface_hub", "matplotlib", "jsonargparse", "PIL", "tqdm", "yaml"):
     sys.modules[name] = None
-module, *sys.argv[1:] = sys.argv[1:]
-runpy.run_module(module, run_name="__main__", alter_sys=True)
+for args in json.loads(sys.argv[1]):
+    sys.argv = list(args)
+    status = 0
+    try:
+        runpy.run_module(args[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        status = end.code
+    for stream in (sys.stdout, sys.stderr):
+        print(f"status {status}", file=stream, flush=True)
 """
+"""Runs modules one after the other."""
 
 
 def run(program: str, *args: str) -> int:
@@ -78,18 +87,19 @@ def test_an_error_is_one_line(
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
-@pytest.mark.parametrize(
-    ("args", "status", "message"),
-    [
-        (["benchmarks.suite", "--list", "--device=cpu"], 0, "cpu-poolformer_s12-training-fp32-b8"),
-        (["benchmarks.suite", "--rows=resnet"], 1, "unknown row"),
-        (["benchmarks.loading"], 1, "needs timm and torchvision: pip install"),
-    ],
-)
-def test_on_a_bare_machine(args: list[str], status: int, message: str) -> None:
-    done = subprocess.run([sys.executable, "-c", BARE, *args], capture_output=True, text=True, timeout=120)
-    assert done.returncode == status and message in done.stdout + done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+def test_on_a_bare_machine() -> None:
+    cases = [
+        (["benchmarks.suite", "--list", "--device=cpu"], "0", "cpu-poolformer_s12-training-fp32-b8"),
+        (["benchmarks.suite", "--rows=resnet"], "1", "unknown row"),
+        (["benchmarks.loading"], "1", "needs timm and torchvision: pip install"),
+    ]
+    command = [sys.executable, "-c", BARE, json.dumps([args for args, _, _ in cases])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    printed = [re.split(r"^status (.*)\n", text, flags=re.MULTILINE) for text in (done.stdout, done.stderr)]
+    assert [parts[1::2] for parts in printed] == [[status for _, status, _ in cases]] * 2, done
+    for out, err, (_, _, message) in zip(*(parts[::2] for parts in printed), cases, strict=False):
+        assert message in out + err, err
+    assert done.returncode == 0 and "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")

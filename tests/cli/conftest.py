@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from metaformer.cli import main
-from toys import TINY
+from toys import TINY, once
 
 TRAIN = (
     "train", "demo/classify", f"--model.overrides={TINY}", "--data.image_size=32", "--data.batch_size=8",
@@ -56,7 +56,9 @@ def train_args() -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def run(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on pets; not to be changed."""
-    out = tmp_path_factory.mktemp("cli") / "run"
-    more = (f"--data.root={pets}", f"--out={out}", "--schedule.epochs=3", "--seed=3", "--optim.lr=0.01")
-    assert main([*TRAIN, *more]) == 0
-    return out
+
+    def write(out: Path) -> None:
+        more = (f"--data.root={pets}", f"--out={out}", "--schedule.epochs=3", "--seed=3", "--optim.lr=0.01")
+        assert main([*TRAIN, *more]) == 0
+
+    return once(tmp_path_factory, "cli_run", write)

@@ -20,6 +20,7 @@ from metaformer.cli.options import accepts, add_options, options_of
 from metaformer.cli.parser import Parser, UsageError
 from metaformer.factory import create_model
 from metaformer.recipes import RECIPES
+from warm import python
 
 Cli = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -247,7 +248,7 @@ def test_results_are_written_where_nobody_reads_the_text(
     os.close(reader)  # what is printed fails
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "metaformer", *args],
+            [*python(), "-m", "metaformer", *args],
             stdout=writer,
             stderr=subprocess.PIPE,
             text=True,
@@ -316,18 +317,14 @@ def test_the_remedy_for_names_that_the_locale_cannot_hold_is_named(tmp_path: Pat
 def test_json_is_exact_on_any_terminal(run: Path, pets: Path, tmp_path: Path) -> None:
     photo = tmp_path / "3×4 猫 🐈.png"
     shutil.copy(next(pets.glob("val/*/*")), photo)
-    done = subprocess.run(
-        [sys.executable, "-m", "metaformer", "predict", run, photo],
-        capture_output=True,
-        timeout=100,
-        check=True,
-        env={**os.environ, **ASCII[0]},
-    )
+    script = "import sys; sys.stdout.reconfigure(encoding='ascii'); from metaformer.cli import main; "
+    command = [*python(), "-c", script + "sys.exit(main(sys.argv[1:]))", "predict", run, photo]
+    done = subprocess.run(command, capture_output=True, timeout=100, check=True)
     assert json.loads(done.stdout.decode("ascii"))["path"] == str(photo)
 
 
 def test_names_that_are_no_utf8_are_printed() -> None:
-    command = [sys.executable, "-m", "metaformer", "runs", b"\xff"]
+    command = [*python(), "-m", "metaformer", "runs", b"\xff"]
     done = subprocess.run(command, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, b"metaformer: error: \\udcff: no such folder\n")
 

@@ -2,7 +2,6 @@
 
 import random
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +26,7 @@ from metaformer.tasks.detection.dataset import DetectionDataset, open_detection
 from metaformer.tasks.detection.transforms import train_transform as detection_transform
 from metaformer.tasks.segmentation.dataset import SegmentationDataset, open_segmentation
 from metaformer.tasks.segmentation.transforms import train_transform as segmentation_transform
+from warm import python
 
 PIPELINES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -352,8 +352,7 @@ def test_seed_is_the_same_in_another_process() -> None:
     code = (
         "from metaformer.data.sampler import *; print(sample_seed(5, Sample(1, 2, 3)), permutation(9, 5, 1))"
     )
-    args, env = [sys.executable, "-c", code], {"PYTHONHASHSEED": "1"}
-    done = subprocess.run(args, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([*python(), "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{sample_seed(5, Sample(1, 2, 3))} {permutation(9, 5, 1)}\n"
 
 

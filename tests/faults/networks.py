@@ -10,16 +10,21 @@ from metaformer.registry import parse
 DIMS = (8, 8, 16, 16)
 
 
+def shallow(config: MetaFormerConfig) -> MetaFormerConfig:
+    """The architecture with the first block of each stage alone."""
+    mixers = tuple(config.block_mixers(i)[0] for i in range(config.stages))
+    return replace(config, depths=(1,) * config.stages, mixers=mixers)
+
+
 def structures() -> dict[MetaFormerConfig, list[str]]:
     """Small configuration of each architecture, mixers without options, with the names of its networks."""
     kinds: dict[MetaFormerConfig, list[str]] = {}
     for name in list_models():
-        config = VARIANTS[name]
+        config = shallow(VARIANTS[name])
         small = replace(
             config,
-            depths=(1,) * config.stages,
             dims=DIMS[: config.stages],
-            mixers=tuple(parse(str(config.block_mixers(i)[0]))[0] for i in range(config.stages)),
+            mixers=tuple(parse(str(mixer))[0] for mixer in config.mixers),
             layer_scale=tuple(scale and 1.0 for scale in config.layer_scale),
             num_classes=5,
         )

@@ -107,8 +107,9 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(
         "train(from_dict(TrainConfig, json.load(open(sys.argv[1]))), sys.argv[2])"
     )
     run = tmp_path / "run"
+    interpreter = [sys.executable] if number == signal.SIGTERM else python()  # one has an interpreter's exit
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", script, str(tmp_path / "config.json"), str(run)],
+        [*interpreter, "-W", "error", "-c", script, str(tmp_path / "config.json"), str(run)],
         stderr=subprocess.PIPE,
         text=True,
     )

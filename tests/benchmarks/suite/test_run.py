@@ -275,6 +275,7 @@ def order(caches: Path, limit: float = 100) -> Order:
     return Order(rounds=1, threads=1, limit=limit, caches=caches, temporary=caches)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_whole_row(tmp_path: Path) -> None:
     events: list[Mapping[str, Any]] = []
     result = run_row(SENT_ROW, order(tmp_path), tmp_path / "log", events.append)
@@ -298,6 +299,7 @@ def test_a_process_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "ended with status 1" in result.failure and "no torch here" in result.failure
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     """Its standard input ends while it still measures."""
     values = {"row": asdict(SENT_ROW), "rounds": 10**6, "threads": 1, "skip": {}}
