@@ -95,8 +95,10 @@ def quantize(
         OutputError: `out` cannot be written.
         WeightsError: the weights cannot be read or do not fit.
     """
-    if images < 2 or not (max_drop is None or 0 < max_drop < 1):
-        raise ConfigError("quantize: images must be at least 2, max_drop between 0 and 1")
+    if images < 2:
+        raise ConfigError(f"images is {images}: it must be at least 2")
+    if max_drop is not None and not 0 < max_drop < 1:
+        raise ConfigError(f"max_drop is {max_drop}: it must lie between 0 and 1")
     target = as_path(out, "out", OutputError)
     if target.suffix.lower() not in GRAPHS:
         raise ConfigError(f"{target}: the name of a file in int8 ends in {' or '.join(GRAPHS)}")
