@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from metaformer.backbones.metaformer import Trunk
+from metaformer.deploy.export.source import ExportSource
 from metaformer.deploy.export.write import (
     OPSET,
     Step,
-    Subject,
     check_target,
     draft_folder,
     draw_up,
@@ -114,8 +114,10 @@ def quantize(
     with SplitEvaluation(data, training).opened(model) as evaluation, validation.opened(model):
         training_images = evaluation.loader.dataset.source  # missing data are an error before the work begins
     options = ExportOptions("uint8", max_objects, probabilities)
-    draft = draw_up(Subject.of_model(model), options, image_size=image_size, opset=opset, on_step=on_step)
-    own = replace(model.to(torch.device("cpu"), "none"), preprocess=draft.subject.preprocess)
+    draft = draw_up(
+        ExportSource.of_model(model), options, image_size=image_size, opset=opset, on_step=on_step
+    )
+    own = replace(model.to(torch.device("cpu"), "none"), preprocess=draft.source.preprocess)
     with draft_folder() as folder:
         float_file, file = (folder / f"{name}{target.suffix.lower()}" for name in ("float", "network"))
         write_compared(draft, float_file, on_step)
