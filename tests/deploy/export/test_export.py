@@ -33,10 +33,7 @@ from metaformer.errors import (
 from metaformer.inference.evaluate import evaluate
 from metaformer.inference.exported import KEY, load_exported, open_exported
 from metaformer.inference.model import load_model
-from metaformer.mixers import MIXERS
-from metaformer.models.detection.config import KINDS
 from metaformer.models.detection.structures import Detections
-from metaformer.models.segmentation.config import HEAD_DIMS
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel
 from toys import TINY, block_scene
@@ -404,55 +401,3 @@ def test_the_command(sources: Any, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--sizes" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "missing.onnx"), str(tmp_path)]) != 0
     assert "missing.onnx" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "mixer", [*MIXERS, "window_attention(shift=3)", "spatial_reduction_attention(linear=True)"]
-)
-def test_every_mixer(mixer: str, tmp_path: Path) -> None:
-    """As OpenVINO's files; ONNX is part of the contract of mixers."""
-    model = tiny(mixers=(mixer,) * 4, image_size=(64, 64))
-    written = export(model, tmp_path / "net.xml", image_size=64 if MIXERS.fixed_grid(mixer) else None)
-    assert written.card.parity["probabilities"] <= 1e-4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
-@pytest.mark.parametrize("kind", [*HEAD_DIMS, *KINDS])
-@pytest.mark.parametrize("backbone", ["poolformer_s12", "cyclemlp_b1", "caformer_s18"])
-def test_every_dense_network(backbone: str, kind: str, suffix: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network: nn.Module
-    if kind in HEAD_DIMS:
-        network = metaformer.create_segmenter(kind, backbone=backbone, num_classes=5)
-    else:  # of a thousand random boxes some always overlap by the threshold, but for rounding
-        few = {"rpn_pre_nms_topk": 50, "rpn_post_nms_topk": 50}
-        network = metaformer.create_detector(kind, backbone=backbone, num_classes=5, **few)
-        finds_something(network)
-    written = export(network, tmp_path / f"net{suffix}")
-    print(f"{kind} {backbone} {suffix}: {written.card.parity}")
-
-
-def finds_something(detector: nn.Module) -> None:
-    """Weights with which a detector that is not trained finds objects of different scores."""
-    with torch.no_grad():
-        for name, value in detector.named_parameters():
-            if value.ndim == 1:
-                value.fill_(-4.0) if name.startswith("head.classification_head.cls") else None
-            elif name.startswith("head.") and ".conv." in name:
-                nn.init.kaiming_normal_(value)
-            elif "cls_logits" in name:
-                value.normal_(std=0.02)
-            elif "cls_score" in name:
-                value.normal_(std=0.05)
-            elif "bbox" in name:
-                value.normal_(std=0.01)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", metaformer.list_models())
-def test_every_classifier(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    written = export(metaformer.create_model(name, num_classes=10), tmp_path / "net.onnx")
-    print(f"{name}: {written.card.parity}")
