@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = ""
         if isinstance(error, UnknownName) and error.kind == "mixer" and not any(".py" in arg for arg in args):
             hint = "; load a mixer of your own with --import FILE.py"
-        return _fail(f"{error}{hint}", 1)
+        return _fail(f"{error}{hint}", 1, args)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
@@ -161,13 +161,14 @@ def _or(names: Sequence[str]) -> str:
     return f"did you mean {' or '.join(names)}?"
 
 
-def _fail(message: str, status: int) -> int:
-    print(f"metaformer: error: {_line(message + encoding_remedy(message))}", file=sys.stderr)
+def _fail(message: str, status: int, args: Sequence[str] = ()) -> int:
+    message = in_options(message + encoding_remedy(message), args)
+    print(f"metaformer: error: {_line(message)}", file=sys.stderr)
     return status
 
 
 def _line(message: str) -> str:
-    lines = [" ".join(part.split()).rstrip(";") for part in in_options(message).splitlines()]
+    lines = [" ".join(part.split()).rstrip(";") for part in message.splitlines()]
     return printable("; ".join(line for line in lines if line))
 
 

@@ -130,10 +130,20 @@ IN_OPTIONS: Final = {
 """What errors say of arguments in Python, and what a command says in its place."""
 
 
-def in_options(message: str) -> str:
-    """An error's text that names options where it has arguments in Python."""
+def in_options(message: str, args: Iterable[str] = ()) -> str:
+    """An error's text that names options where it has arguments in Python.
+
+    Args:
+        message: the text.
+        args: the command line, whose options are named as they stand there.
+    """
     for pattern, option in IN_OPTIONS.items():
         message = re.sub(pattern, option, message)
+    for flag in {arg.partition("=")[0] for arg in args if arg.startswith("--")}:
+        name = flag[2:].replace("-", "_")
+        if name.isidentifier():  # with an underscore it is no word of a sentence
+            place = r"(?<![\w./-]){}(?![\w/=-])" if "_" in name else "^{}(?=: | is )"
+            message = re.sub(place.format(name), flag, message)
     return message
 
 

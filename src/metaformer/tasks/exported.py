@@ -83,6 +83,11 @@ class ExportCard(Serializable):
     parity: dict[str, Any] = field(default_factory=dict)
     """Differences from the network, as they were measured when the file was written."""
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names; their numbers where none are known."""
+        return self.classes or tuple(map(str, range(self.num_classes)))
+
 
 class Runtime(Protocol):
     """A program that computes a file's graph."""

@@ -127,11 +127,12 @@ def test_interrupts_at_any_moment(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["new/net.onnx", "--opset", "9"], "opset is 9"),
+        (["new/net.onnx", "--opset", "9"], "error: --opset is 9"),
         (["new/net.tflite"], "net.tflite: an exported file's name ends in .onnx"),
         (["new/net"], "new/net: an exported file's name ends in .onnx"),
-        (["new/net.onnx", "--max-objects", "5"], "max_objects: no option of image classification"),
-        (["new/net.onnx", "--probabilities"], "probabilities: no option of image classification"),
+        (["new/net.onnx", "--max-objects", "5"], "error: --max-objects: no option of image classification"),
+        (["new/net.onnx", "--probabilities"], "error: --probabilities: no option of image classification"),
+        (["new/net.onnx", "--image-size", "64", "32"], "error: --image-size is (64, 32)"),
         (["new/net.onnx", "--sizes", "64", "128"], "--sizes: no option of a .onnx file"),
         (["new/net.pt2", "--opset", "20"], "--opset: no option of a .pt2 file"),
         (["new/net.xml", "--runner", "new/program"], "run.py computes .onnx files"),

@@ -17,7 +17,8 @@ from metaformer.checkpoint.checkpoint import write_state
 from metaformer.checkpoint.manifest import write_directory
 from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
-from metaformer.deploy.export.write import Subject, draw_up
+from metaformer.deploy.export.source import ExportSource
+from metaformer.deploy.export.write import draw_up
 from metaformer.deploy.int8.calibration import calibration_inputs, in_torch
 from metaformer.deploy.int8.graph import GRAPHS, Limit, load_nncf
 from metaformer.deploy.int8.quantize import heads_of
@@ -175,7 +176,7 @@ def test_a_limit_leaves_in_floating_point_what_loses_most() -> None:
         model = describe_network(network)
         graph = model.spec.export.graph(network, model.preprocess, ExportOptions())
         network.head.fc.bias -= network(graph.normalized(noise[:, 0])).mean(0)  # as likely as each other
-    draft = draw_up(Subject.of_model(model), ExportOptions())
+    draft = draw_up(ExportSource.of_model(model), ExportOptions())
     inputs = [{"images": image} for image in noise.numpy()]
     labels = [int(in_torch(draft, model)[1].run(one)["probabilities"].argmax()) for one in inputs]
     form = GRAPHS[".xml"].read(draft.body)
@@ -218,7 +219,7 @@ DWCONVS = [f"stages.{i}.blocks.0.token_mixer.dwconv" for i in range(4)]
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_depthwise_convolutions_alone_stay_in_floating_point(suffix: str, pets: Path) -> None:
     model = describe_network(metaformer.create_model("convformer_s18", **TINY).eval())
-    draft = draw_up(Subject.of_model(model), ExportOptions())
+    draft = draw_up(ExportSource.of_model(model), ExportOptions())
     graph = GRAPHS[suffix].read(draft.body)
     inputs = calibration_inputs(draft, model, ImageFolder(pets, "train"), 3).inputs
     assert [one["images"].dtype.name for one in inputs] == ["uint8"] * 3

@@ -6,9 +6,8 @@ from metaformer.tasks.exported import ExportCard
 
 def flat(card: ExportCard) -> dict[str, str]:
     """`names`, `task`, `imgsz`, `stride` and `batch`, which most scripts for exported detectors read."""
-    names = dict(enumerate(card.classes or map(str, range(card.num_classes))))
     return {
-        "names": str(names),
+        "names": str(dict(enumerate(card.class_names))),
         "task": card.task or "",
         "imgsz": str(list(card.image_size or _usual(card))),
         "stride": str(card.preprocess.get("size_divisor", 32)),
@@ -27,10 +26,9 @@ def _usual(card: ExportCard) -> tuple[int, int]:
 
 def model_info(card: ExportCard, prefix: str = "") -> dict[str, str]:
     """What OpenVINO's Model API reads; labels stand between spaces, so that theirs become underscores."""
-    names = card.classes or tuple(map(str, range(card.num_classes)))
     values = {
         **(TASKS[card.task].export.model_info if card.task else {}),
-        "labels": " ".join("_".join(name.split()) for name in names),
+        "labels": " ".join("_".join(name.split()) for name in card.class_names),
         "output_raw_scores": "False",
         "resize_type": "crop" if "crop" in card.resize else "fit_to_window",
         "reverse_input_channels": "False",

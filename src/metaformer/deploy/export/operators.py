@@ -10,6 +10,8 @@ import torch
 
 from metaformer.errors import MissingPackage
 
+FLOAT, INT64 = 1, 7
+"""ONNX's numbers of types."""
 OPSETS: Final = range(18, 24)
 """Versions of ONNX's operators that can be asked for; PyTorch's exporter writes 18 and later ones."""
 
@@ -101,7 +103,3 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d,
         aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
     }
-
-
-FLOAT, INT64 = 1, 7
-"""ONNX's numbers of types."""

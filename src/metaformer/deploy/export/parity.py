@@ -1,7 +1,7 @@
 """Comparison of a file with the network that it was made from, on images of several sizes."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,49 +14,33 @@ from torch import Tensor
 from metaformer.data.folder import EXTENSIONS
 from metaformer.data.image import read_image
 from metaformer.data.preprocess import Channels, Deviations, Normalize
+from metaformer.deploy.export.source import ExportSource
 from metaformer.errors import BadImage, OptimizeError
-from metaformer.tasks.exported import ExportCard, TaskExport
+from metaformer.inference.exported import load_exported, open_exported
+from metaformer.tasks.exported import ExportCard
 
 SAMPLES: Final = 8
 """Images that are looked for in the run's data."""
 Pixels = NDArray[np.uint8]
+Shape = tuple[int, int, int]
+"""Batch, height and width."""
 
 
-def compare(
-    task: TaskExport,
-    network: Callable[..., Any],
-    exported: Callable[..., Any],
-    card: ExportCard,
-    pixels: tuple[Channels, Deviations],
-    side: int,
-    root: str | Path | None,
-) -> dict[str, float]:
+def compare(source: ExportSource, file: Path, card: ExportCard) -> dict[str, float]:
     """The largest differences between a network and its file, by the names of `TaskExport.tolerances`.
 
     Args:
-        task: how the network is exported.
-        network: its forward pass on normalized images (B, 3, H, W).
-        exported: the same of the file, on pixels of 0 … 255 where it takes these.
-        card: what the file says.
-        pixels: mean and standard deviation of the images, in 0 … 1.
-        side: usual height and width of the input.
-        root: folder of images to compare on; made ones where there is none.
+        source: the network.
+        file: as written.
+        card: what it says.
 
     Raises:
         OptimizeError: one is more than its tolerance.
     """
-    images, worst = _samples(root), dict[str, float]()
-    for shape in _shapes(card, side):
-        batch, sizes = _batch(images, shape, padded=task.forward_takes_sizes)
-        extra = (sizes,) if task.forward_takes_sizes else ()
-        x = _normalized(batch, sizes, pixels)[:, : card.channels]
-        raw = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
-        with torch.inference_mode():
-            differences = task.compare(
-                network(x, *extra), exported(raw if card.input == "uint8" else x, *extra)
-            )
-        for name, value in differences.items():
-            allowed = task.tolerance(name, card.dtype)
+    worst = dict[str, float]()
+    for shape, expected, found in results(source, file, card, _shapes(card, source.side)):
+        for name, value in source.task.compare(expected, found).items():
+            allowed = source.task.tolerance(name, card.dtype)
             if not value <= allowed:
                 raise OptimizeError(
                     f"the file differs from the network by {value:.1e} in {name} on {shape[0]} images of "
@@ -67,17 +51,37 @@ def compare(
     return worst
 
 
-def _shapes(card: ExportCard, side: int) -> Iterator[tuple[int, int, int]]:
-    """Batch, height and width of the comparisons: usual, smallest, uneven."""
+def results(
+    source: ExportSource, file: Path, card: ExportCard, shapes: Iterable[Shape]
+) -> Iterator[tuple[Shape, Any, Any]]:
+    """For batches of these shapes what the network gives, and what its file gives.
+
+    The images are those of the run's data, or made ones where there are none.
+    """
+    if source.task_name is None:
+        exported: Callable[..., Any] = source.task.network(*open_exported(file))
+    else:
+        exported = load_exported(file).forward
+    images = _samples(source.root)
+    for shape in shapes:
+        batch, sizes = _batch(images, shape, padded=source.task.forward_takes_sizes)
+        x = _normalized(batch, sizes, (source.preprocess.mean, source.preprocess.std))[:, : card.channels]
+        raw = torch.from_numpy(batch).permute(0, 3, 1, 2).float() if card.input == "uint8" else x
+        extra = (sizes,) if source.task.forward_takes_sizes else ()
+        with torch.inference_mode():
+            expected, found = source.forward(x, *extra), exported(raw, *extra)
+        yield shape, expected, found
+
+
+def _shapes(card: ExportCard, side: int) -> Iterator[Shape]:
+    """Usual, smallest and uneven ones."""
     least = card.min_size
     for batch, height, width in ((2, side, side), (1, least, least), (3, side // 2 + 33, side + 31)):
         size = card.image_size or (max(least, height), max(least, width))
         yield card.batch or batch, *size
 
 
-def _batch(
-    images: list[Image.Image], shape: tuple[int, int, int], padded: bool
-) -> tuple[Pixels, list[tuple[int, int]]]:
+def _batch(images: list[Image.Image], shape: Shape, padded: bool) -> tuple[Pixels, list[tuple[int, int]]]:
     """Images (B, H, W, 3) and their sizes; with `padded` all but the first are smaller than the batch."""
     count, height, width = shape
     pixels = np.zeros((count, height, width, 3), np.uint8)

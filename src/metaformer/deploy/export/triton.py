@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from metaformer.inference.exported import load_onnxruntime, load_openvino
+from metaformer.inference.exported import exported_files, load_onnxruntime, load_openvino
 from metaformer.storage import atomic_bytes, check_replaceable, check_writable, write_text
 from metaformer.tasks.exported import ExportCard
 
@@ -66,8 +66,7 @@ def write_repository(file: Path, card: ExportCard, folder: Path) -> Path:
         with atomic_bytes(target) as stream:
             stream.write(source.read_bytes())
     model = folder / file.stem
-    names = card.classes or tuple(map(str, range(card.num_classes)))
-    write_text(model / LABELS, "".join(f"{name}\n" for name in names))
+    write_text(model / LABELS, "".join(f"{name}\n" for name in card.class_names))
     inputs, outputs = (openvino_ports if file.suffix.lower() == ".xml" else onnx_ports)(file)
     write_text(model / CONFIG, config(file, card, inputs, outputs))  # last: it makes it a model
     return model
@@ -75,9 +74,8 @@ def write_repository(file: Path, card: ExportCard, folder: Path) -> Path:
 
 def _files(file: Path, folder: Path) -> dict[Path, Path]:
     """Where the parts of a file go."""
-    suffix = file.suffix.lower()
-    parts = {file: suffix} | ({file.with_suffix(".bin"): ".bin"} if suffix == ".xml" else {})
-    return {source: folder / file.stem / "1" / f"model{ending}" for source, ending in parts.items()}
+    version = folder / file.stem / "1"
+    return {part: version / f"model{part.suffix.lower()}" for part in exported_files(file)}
 
 
 def config(file: Path, card: ExportCard, inputs: Sequence[Port], outputs: Sequence[Port]) -> str:

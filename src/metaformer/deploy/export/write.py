@@ -14,13 +14,11 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from metaformer.backbones.metaformer import MetaFormerFeatures, Trunk
-from metaformer.data.preprocess import Preprocess
 from metaformer.deploy.export.dialects import flat, model_info
-from metaformer.deploy.export.features import FeaturesExport
 from metaformer.deploy.export.graph import to_bytes, trace
 from metaformer.deploy.export.operators import OPSETS, load_onnxscript
 from metaformer.deploy.export.parity import compare
+from metaformer.deploy.export.source import ExportSource, sized, trunk_of
 from metaformer.deploy.export.triton import check_repository, write_repository
 from metaformer.errors import ConfigError, MetaFormerError, OutputError
 from metaformer.inference.exported import (
@@ -29,33 +27,26 @@ from metaformer.inference.exported import (
     RUNTIMES,
     exported_files,
     file_hashes,
-    load_exported,
     load_onnxruntime,
     load_openvino,
-    open_exported,
 )
-from metaformer.inference.model import describe_network, load_model
+from metaformer.inference.model import load_model
 from metaformer.serialize import POSITIVE_INT
 from metaformer.storage import as_path, atomic_bytes, atomic_path, check_replaceable, check_writable
 from metaformer.tasks import TASKS
-from metaformer.tasks.base import LoadedModel, numbered_classes
 from metaformer.tasks.exported import (
     INPUTS,
     SCHEMA,
     Content,
     ExportCard,
-    ExportedNetwork,
     ExportGraph,
     ExportOptions,
-    TaskExport,
 )
 from metaformer.weights.io import state_sha256
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
 OPSET: Final = 20
 """Version of ONNX's operators that is written where none is asked for."""
-SIDE: Final = 224
-"""Height and width to trace and compare with where images may have any."""
 RUNNER: Final = "run.py"
 """The program that predicts with an ONNX file and needs no PyTorch, in the folder that is asked for."""
 Step = Callable[[str], object]
@@ -65,7 +56,7 @@ Step = Callable[[str], object]
 class Draft:
     """A network's graph before it is written."""
 
-    subject: "Subject"
+    source: ExportSource
     graph: ExportGraph
     """What the file computes, in PyTorch."""
     body: bytes
@@ -155,21 +146,19 @@ def export(
     options = ExportOptions(input, max_objects, probabilities)
     _check(opset, dtype, batch, options)
     on_step("loading the network")
-    if isinstance(source, MetaFormerFeatures):
-        subject = Subject.of_backbone(source)
-    elif isinstance(source, nn.Module):
-        subject = Subject.of_model(describe_network(source))
+    if isinstance(source, nn.Module):
+        opened = ExportSource.of_network(source)
     else:
         model = load_model(source, checkpoint, class_names=class_names, ema=ema, raw=raw)
-        subject = Subject.of_model(model)
+        opened = ExportSource.of_model(model)
     program = None if runner is None else as_path(runner, "runner", OutputError) / RUNNER
     repository = None if triton is None else as_path(triton, "triton", OutputError)
     if program is not None:
-        _check_runner(target, subject, program)
+        _check_runner(target, opened, program)
     if repository is not None:
         check_repository(target, repository)
     draft = draw_up(
-        subject, options, batch=batch, image_size=image_size, opset=opset, dtype=dtype, on_step=on_step
+        opened, options, batch=batch, image_size=image_size, opset=opset, dtype=dtype, on_step=on_step
     )
     with draft_folder() as folder:
         file = folder / f"network{target.suffix.lower()}"
@@ -203,7 +192,7 @@ def draft_folder() -> Iterator[Path]:
 
 
 def draw_up(
-    subject: "Subject",
+    source: ExportSource,
     options: ExportOptions,
     *,
     batch: int | None = None,
@@ -213,15 +202,15 @@ def draw_up(
     on_step: Step = lambda step: None,
 ) -> Draft:
     """Trace a network's graph; arguments and errors are those of `export`."""
-    _check_task(subject, options)
-    subject, size = _sized(subject.limited(options), image_size)
-    card = make_card(subject, batch, size, dtype, options)
-    network = subject.network if dtype == "fp32" else copy.deepcopy(subject.network).to(DTYPES[dtype])
-    graph = subject.task.graph(network, subject.preprocess, options).eval()
+    _check_task(source, options)
+    source, size = sized(source.limited(options), image_size)
+    card = make_card(source, batch, size, dtype, options)
+    network = source.network if dtype == "fp32" else copy.deepcopy(source.network).to(DTYPES[dtype])
+    graph = source.task.graph(network, source.preprocess, options).eval()
     card = replace(card, outputs=graph.outputs, versions={**card.versions, "opset": opset})
     on_step("tracing its graph")
-    body = to_bytes(trace(graph, card.channels, batch, size, max(subject.side, card.min_size + 1), opset))
-    return Draft(subject, graph, body, card)
+    body = to_bytes(trace(graph, card.channels, batch, size, max(source.side, card.min_size + 1), opset))
+    return Draft(source, graph, body, card)
 
 
 def write_compared(draft: Draft, file: Path, on_step: Step) -> ExportCard:
@@ -233,66 +222,8 @@ def write_compared(draft: Draft, file: Path, on_step: Step) -> ExportCard:
     write = WRITERS[file.suffix]
     card = write(file, draft.body, draft.card)
     on_step("comparing the file with the network")
-    card = replace(card, parity=_compare(draft.subject, file, card))
+    card = replace(card, parity=compare(draft.source, file, card))
     return write(file, draft.body, card)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network with what its file says of it."""
-
-    network: nn.Module
-    forward: Callable[..., Any]
-    """Its results for normalized images (B, 3, H, W), and their sizes where the task takes them."""
-    task: TaskExport
-    task_name: str | None
-    name: str
-    preprocess: Any
-    num_classes: int = 0
-    classes: tuple[str, ...] | None = None
-    metadata: Any = None
-    root: str | Path | None = None
-    """Folder of the run's data."""
-
-    def limited(self, options: ExportOptions) -> "Subject":
-        """The same with results as far as a file with these options gives them."""
-        task, forward = self.task, self.forward
-        return replace(self, forward=lambda *inputs: task.limited(forward(*inputs), options))
-
-    @classmethod
-    def of_model(cls, model: LoadedModel) -> "Subject":
-        """A network with a task."""
-        if isinstance(model.model, ExportedNetwork):
-            raise ConfigError(f"{model.name}: is an exported file: export the run that it was made from")
-        model, spec = model.to(torch.device("cpu"), "none"), model.spec
-        root = None if model.config is None else model.config.data.root
-        classes = model.classes
-        if classes is None and model.class_names != numbered_classes(model.num_classes):
-            classes = model.class_names  # such as ImageNet's 1000
-        own = (model.preprocess, model.num_classes, classes, model.metadata, root)
-        return cls(model.model, model.forward, spec.export, spec.name, model.name, *own)
-
-    @classmethod
-    def of_backbone(cls, backbone: MetaFormerFeatures) -> "Subject":
-        """A backbone, whose file gives features."""
-        backbone = copy.deepcopy(backbone).cpu().eval()
-        cfg: dict[str, Any] = backbone.pretrained_cfg
-        name = str(cfg.get("architecture") or type(backbone).__name__)
-        return cls(backbone, backbone, FeaturesExport(), None, name, Preprocess.from_pretrained_cfg(cfg))
-
-    @property
-    def side(self) -> int:
-        """Usual height and width of the input."""
-        return min(self.preprocess.image_size, SIDE) if isinstance(self.preprocess, Preprocess) else SIDE
-
-
-def _compare(subject: Subject, file: Path, card: ExportCard) -> dict[str, float]:
-    if subject.task_name is None:
-        exported: Callable[..., Any] = subject.task.network(*open_exported(file))
-    else:
-        exported = load_exported(file).forward
-    pixels = subject.preprocess.mean, subject.preprocess.std
-    return compare(subject.task, subject.forward, exported, card, pixels, subject.side, subject.root)
 
 
 def check_target(path: Path) -> None:
@@ -312,9 +243,9 @@ def check_target(path: Path) -> None:
     check_writable(path)
 
 
-def _check_runner(path: Path, subject: Subject, program: Path) -> None:
-    if subject.task_name is None:
-        raise ConfigError(f"runner: {RUNNER} predicts with networks of a task, {subject.name} has no head")
+def _check_runner(path: Path, source: ExportSource, program: Path) -> None:
+    if source.task_name is None:
+        raise ConfigError(f"runner: {RUNNER} predicts with networks of a task, {source.name} has no head")
     if path.suffix.lower() != ".onnx":
         raise ConfigError(f"runner: {RUNNER} computes .onnx files, {path} is none")
     check_writable(program)
@@ -322,8 +253,7 @@ def _check_runner(path: Path, subject: Subject, program: Path) -> None:
 
 def _files(path: Path) -> list[Path]:
     """All that belongs to an exported file, itself last."""
-    weights = [path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else []
-    return [*weights, path.with_suffix(".json"), path]
+    return [*exported_files(path)[1:], path.with_suffix(".json"), path]
 
 
 def _check(opset: int, dtype: str, batch: int | None, options: ExportOptions) -> None:
@@ -338,65 +268,34 @@ def _check(opset: int, dtype: str, batch: int | None, options: ExportOptions) ->
             raise ConfigError(f"{name} is {value}: it must be at least 1")
 
 
-def _check_task(subject: Subject, options: ExportOptions) -> None:
+def _check_task(source: ExportSource, options: ExportOptions) -> None:
     for name in ("max_objects", "probabilities"):
-        if getattr(options, name) and name not in subject.task.options:
-            kind = TASKS[subject.task_name].title if subject.task_name else "a backbone"
-            raise ConfigError(f"{name}: no option of {kind} ({subject.name})")
-
-
-def _sized(
-    subject: Subject, image_size: int | tuple[int, int] | None
-) -> tuple[Subject, tuple[int, int] | None]:
-    """The network for an input of this size, and the size that the file is fixed to, if it is.
-
-    Raises:
-        ConfigError: a size out of range, or of which the network's parts are not.
-    """
-    config = _trunk(subject.network).config
-    fixed = config.image_size if config.fixed_size else None
-    if image_size is None:
-        return subject, fixed
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or not all(side in POSITIVE_INT for side in size):
-        raise ConfigError(f"image_size is {image_size}: give a height and a width, at least 1")
-    if fixed not in (None, size):
-        raise ConfigError(f"image_size is {size}: {subject.name} takes {fixed} alone")
-    if isinstance(subject.preprocess, Preprocess):
-        if size[0] != size[1]:
-            raise ConfigError(f"image_size is {size}: {subject.name} takes square images")
-        subject = replace(subject, preprocess=replace(subject.preprocess, image_size=size[0]))
-    return subject, size
-
-
-def _trunk(network: nn.Module) -> Trunk:
-    trunk = next((module for module in network.modules() if isinstance(module, Trunk)), None)
-    if trunk is None:
-        raise ConfigError(f"{type(network).__name__}: has no backbone of this library to export")
-    return trunk
+        if getattr(options, name) and name not in source.task.options:
+            kind = TASKS[source.task_name].title if source.task_name else "a backbone"
+            raise ConfigError(f"{name}: no option of {kind} ({source.name})")
 
 
 def make_card(
-    subject: Subject, batch: int | None, size: tuple[int, int] | None, dtype: str, options: ExportOptions
+    source: ExportSource, batch: int | None, size: tuple[int, int] | None, dtype: str, options: ExportOptions
 ) -> ExportCard:
     """What the file will say of itself, but for its outputs and content.
 
     Raises:
         ConfigError: pixels in RGB are no input of the network.
     """
-    trunk = _trunk(subject.network)
+    trunk = trunk_of(source.network)
     if options.input == "uint8" and trunk.config.in_chans != 3:
         count = trunk.config.in_chans
-        raise ConfigError(f"input is uint8: {subject.name} takes {count} channels: choose float")
-    cfg: dict[str, Any] = getattr(subject.network, "pretrained_cfg", {})
+        raise ConfigError(f"input is uint8: {source.name} takes {count} channels: choose float")
+    cfg: dict[str, Any] = getattr(source.network, "pretrained_cfg", {})
     return ExportCard(
         schema=SCHEMA,
-        task=subject.task_name,
-        name=subject.name,
-        classes=subject.classes,
-        num_classes=subject.num_classes,
-        preprocess=subject.preprocess.to_dict(),
-        resize=subject.task.resize(subject.preprocess),
+        task=source.task_name,
+        name=source.name,
+        classes=source.classes,
+        num_classes=source.num_classes,
+        preprocess=source.preprocess.to_dict(),
+        resize=source.task.resize(source.preprocess),
         input=options.input,
         channels=trunk.config.in_chans,
         batch=batch,
@@ -405,8 +304,8 @@ def make_card(
         outputs=(),
         dtype=str(DTYPES[dtype]).removeprefix("torch."),
         license=(cfg.get("license") or None) if cfg.get("url") else None,
-        metadata=subject.task.metadata(subject.metadata),
-        weights_sha256=state_sha256(subject.network.state_dict()),
+        metadata=source.task.metadata(source.metadata),
+        weights_sha256=state_sha256(source.network.state_dict()),
         versions={name: _version(name) for name in ("metaformer", "torch", "onnx")},
     )
 

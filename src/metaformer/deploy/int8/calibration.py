@@ -45,7 +45,7 @@ def in_torch(draft: Draft, model: LoadedModel, record: bool = False) -> tuple[Lo
     """The draft of a model in the place of its file, and what computes it."""
     runtime = TorchRuntime(draft.graph, record)
     network = model.spec.export.network(runtime, draft.card)
-    preprocess = replace(draft.subject.preprocess, **PIXELS)
+    preprocess = replace(draft.source.preprocess, **PIXELS)
     return replace(model, model=network, preprocess=preprocess), runtime
 
 

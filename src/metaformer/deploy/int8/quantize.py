@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from metaformer.backbones.metaformer import Trunk
+from metaformer.deploy.export.source import ExportSource
 from metaformer.deploy.export.write import (
     OPSET,
     Step,
-    Subject,
     check_target,
     draft_folder,
     draw_up,
@@ -95,8 +95,10 @@ def quantize(
         OutputError: `out` cannot be written.
         WeightsError: the weights cannot be read or do not fit.
     """
-    if images < 2 or not (max_drop is None or 0 < max_drop < 1):
-        raise ConfigError("quantize: images must be at least 2, max_drop between 0 and 1")
+    if images < 2:
+        raise ConfigError(f"images is {images}: it must be at least 2")
+    if max_drop is not None and not 0 < max_drop < 1:
+        raise ConfigError(f"max_drop is {max_drop}: it must lie between 0 and 1")
     target = as_path(out, "out", OutputError)
     if target.suffix.lower() not in GRAPHS:
         raise ConfigError(f"{target}: the name of a file in int8 ends in {' or '.join(GRAPHS)}")
@@ -112,8 +114,10 @@ def quantize(
     with SplitEvaluation(data, training).opened(model) as evaluation, validation.opened(model):
         training_images = evaluation.loader.dataset.source  # missing data are an error before the work begins
     options = ExportOptions("uint8", max_objects, probabilities)
-    draft = draw_up(Subject.of_model(model), options, image_size=image_size, opset=opset, on_step=on_step)
-    own = replace(model.to(torch.device("cpu"), "none"), preprocess=draft.subject.preprocess)
+    draft = draw_up(
+        ExportSource.of_model(model), options, image_size=image_size, opset=opset, on_step=on_step
+    )
+    own = replace(model.to(torch.device("cpu"), "none"), preprocess=draft.source.preprocess)
     with draft_folder() as folder:
         float_file, file = (folder / f"{name}{target.suffix.lower()}" for name in ("float", "network"))
         write_compared(draft, float_file, on_step)
