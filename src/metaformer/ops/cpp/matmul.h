@@ -373,10 +373,11 @@ inline char* scratch(long bytes) {
   return buffer.data() + (64 - reinterpret_cast<uintptr_t>(buffer.data()) % 64) % 64;
 }
 
-// Bytes of a core's L2 cache, asked for once: 0.5 to 2 MiB, as virtual machines may report more than there is.
+// Bytes of a core's L2 cache, asked for once: 0.5 to 2 MiB, as virtual machines may report more than there is; 1 MiB
+// where nothing is known.
 inline long l2_bytes() {
-  static const long size = std::clamp(sysconf(_SC_LEVEL2_CACHE_SIZE), 512L << 10, 2L << 20);
-  return size;
+  static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return found > 0 ? std::clamp(found, 512L << 10, 2L << 20) : 1L << 20;
 }
 
 // Rows of a block whose rows of `bytes` each are to fill `cache` bytes of each MiB of the L2 cache.
