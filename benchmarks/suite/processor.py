@@ -56,7 +56,7 @@ def kind(device: str, instructions: str, kept_to: str = "all") -> str:
 
 
 def possible(row: Row, kept_to: str, processor: Collection[str]) -> Row | None:
-    """A row without the claims in bfloat16 where a CPU's contenders cannot multiply it; None where none is left.
+    """A row without claims in bfloat16 where a CPU's contenders cannot multiply it; None where none is left.
 
     Args:
         row: the row.

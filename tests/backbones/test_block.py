@@ -1,6 +1,7 @@
 """Blocks, stages and heads."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -204,7 +205,9 @@ def test_pooling_is_one_operation_in_evaluation(context: Any, monkeypatch: pytes
         monkeypatch.setenv("METAFORMER_OPS", name)
         with kernels.record_calls() as calls, context():
             found[name] = b(x)
-        assert [str(function.__name__) for function, _ in calls] == ["pool_residual_float32"] * (name == "auto")
+        assert [str(function.__name__) for function, _ in calls] == ["pool_residual_float32"] * (
+            name == "auto"
+        )
     torch.testing.assert_close(found["auto"], found["reference"], rtol=0, atol=1e-5)
 
 
