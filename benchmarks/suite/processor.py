@@ -1,5 +1,6 @@
 """The processor: kept to some of its instructions, and its kind in a few words."""
 
+from collections.abc import Collection
 from typing import Final
 
 from benchmarks.suite.rows import Row
@@ -33,6 +34,8 @@ NEWEST: Final = {
     "avx2": "avx2",
 }
 """Instructions by which kinds of processors are told apart, the newest first -> their part of the name."""
+BFLOAT16: Final = frozenset(("amx_bf16", "avx512_bf16"))
+"""Instructions that multiply bfloat16."""
 NOISE: Final = frozenset(("r", "tm", "cpu", "processor", "cores", "core"))
 """Words in processors' names that tell nothing."""
 
@@ -52,10 +55,16 @@ def kind(device: str, instructions: str, kept_to: str = "all") -> str:
     return "-".join(filter(None, (*(word for word in words if word not in NOISE), limit)))
 
 
-def possible(row: Row, kept_to: str) -> Row | None:
-    """A row without claims in bfloat16, whose instructions only `all` has; None where none is left."""
-    if kept_to == "all":
+def possible(row: Row, kept_to: str, processor: Collection[str]) -> Row | None:
+    """A row without claims in bfloat16 where a CPU's contenders cannot multiply it; None where none is left.
+
+    Args:
+        row: the row.
+        kept_to: a key of `KEPT_TO`, of which only `all` has instructions for bfloat16.
+        processor: the processor's instructions.
+    """
+    if row.device == "cuda" or (kept_to == "all" and not BFLOAT16.isdisjoint(processor)):
         return row
     names = [(claim, (row.dtype, *" ".join((*claim.ours, *claim.theirs)).split())) for claim in row.claims]
-    claims = tuple(claim for claim, words in names if "bf16" not in words)
+    claims = tuple(claim for claim, words in names if not {"bf16", "autocast"} & set(words))
     return row.with_claims(claims) if claims else None

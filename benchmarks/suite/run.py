@@ -39,7 +39,7 @@ class SuiteConfig:
     compilers' caches are kept for the next time."""
     instructions: str = "all"
     """Newest instructions that contenders may use, a key of `processor.KEPT_TO`; fewer than all leave out
-    bfloat16."""
+    bfloat16, as does a processor that has no instructions for it."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`: each row is for one of the two."""
     rounds: int = 10
@@ -107,7 +107,8 @@ def choose(config: SuiteConfig) -> tuple[Row, ...]:
     """
     device: Device = "cuda" if find_device(config.device).type == "cuda" else "cpu"
     table = grid(device) if config.grid else QUICK if config.quick else TABLE
-    all_rows = (possible(row, config.instructions) for row in table if row.device == device)
+    rows_here = (row for row in table if row.device == device)
+    all_rows = (possible(row, config.instructions, instructions()) for row in rows_here)
     known = [row for row in all_rows if row is not None]
     rows = tuple(row for row in known if matches(row.name, config.rows))
     if not rows:

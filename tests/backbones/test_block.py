@@ -1,6 +1,7 @@
 """Blocks, stages and heads."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -194,6 +195,20 @@ def test_pooling_trains_as_one_operation(autocast: bool, monkeypatch: pytest.Mon
         assert ours.dtype == theirs.dtype
         largest = max(1.0, float(theirs.abs().max()))
         torch.testing.assert_close(ours, theirs, rtol=0, atol=(5e-2 if autocast else 1e-5) * largest)
+
+
+@needs_cpp
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_pooling_is_one_operation_in_evaluation(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    b, x, found = block().float().eval(), torch.randn(2, 6, 5, 5), {}
+    for name in ("auto", "reference"):
+        monkeypatch.setenv("METAFORMER_OPS", name)
+        with kernels.record_calls() as calls, context():
+            found[name] = b(x)
+        assert [str(function.__name__) for function, _ in calls] == ["pool_residual_float32"] * (
+            name == "auto"
+        )
+    torch.testing.assert_close(found["auto"], found["reference"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["drop_path1", "res_scale1", "norm1"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import metaformer
 from metaformer.backbones.block import Block
 from metaformer.backbones.variants import VARIANTS, family
-from metaformer.deploy.dtype import fastest_dtype
+from metaformer.deploy.dtype import computed_dtype, fastest_dtype
 from metaformer.deploy.folded.block import FoldedBlock
 from metaformer.deploy.optimize import TOLERANCE, compile_frozen, network_outputs, optimize
 from metaformer.errors import ConfigError, OptimizeError
@@ -44,7 +44,7 @@ def test_every_family(name: str) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-5)
         half = optimize(model, dtype=torch.bfloat16)
-        assert half(x.bfloat16()).dtype == torch.bfloat16
+        assert half(x.bfloat16()).dtype == computed_dtype(torch.bfloat16, x.device)
         torch.testing.assert_close(half(x.bfloat16()).float(), model(x), rtol=0.1, atol=0.1)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(value.requires_grad for value in network.parameters())
@@ -153,9 +153,42 @@ def test_the_fastest_dtype_is_chosen_and_named(caplog: pytest.LogCaptureFixture)
 
 @pytest.mark.parametrize("has", [True, False])
 def test_the_fastest_dtype_by_instructions(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metaformer.deploy.dtype._CPU", (("ABACUS", lambda: has),))
+    monkeypatch.setattr("metaformer.deploy.dtype._CPU", {torch.bfloat16: (("ABACUS", lambda: has),)})
     dtype, reason = fastest_dtype(torch.device("cpu"))
     assert dtype == (torch.bfloat16 if has else torch.float32) and ("ABACUS" in reason) == has
+    assert "int8" not in reason
+
+
+def test_int8_is_named_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaformer.deploy.dtype._CPU", {torch.int8: (("ABACUS", lambda: True),)})
+    dtype, reason = fastest_dtype(torch.device("cpu"))
+    assert dtype == torch.float32, "int8 needs images"
+    assert "int8, by ABACUS" in reason and "metaformer quantize" in reason
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_what_an_x86_processor_cannot_multiply_is_computed_in_float32(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("metaformer.deploy.dtype._CPU", {})
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    classifier = trained(metaformer.create_model("caformer_s18", **TINY))
+    segmenter = dense("semantic_fpn", "poolformer_s12")
+    images = torch.randn(2, 3, 64, 64).to(dtype)
+    for model in (classifier, segmenter):
+        caplog.clear()
+        network = optimize(model, dtype=dtype)
+        assert f"float32 instead of {str(dtype).removeprefix('torch.')}" in caplog.text
+        for _ in range(3):  # as it comes, packed, replayed
+            for x in (images, images.float()):
+                found = network(x)
+                assert found.dtype == torch.float32
+                torch.testing.assert_close(found, model(x.float()), rtol=1e-4, atol=1e-4)
+    features = optimize(classifier, dtype=dtype).forward_features(images)
+    torch.testing.assert_close(features, classifier.forward_features(images.float()), rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert computed_dtype(dtype, torch.device("cpu")) == dtype, "of which nothing is known"
 
 
 def test_any_image_size() -> None:

@@ -52,6 +52,9 @@ class FeatureInfo(list[dict[str, Any]]):
 class Trunk(HubMixin, nn.Module):
     """Stem and stages, which classifier and pyramid share."""
 
+    converts_images = False
+    """Whether images of another type than the weights' are converted to it; else they are refused."""
+
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__()
         self.config = config
@@ -185,6 +188,7 @@ class Trunk(HubMixin, nn.Module):
                     f"image of {x.shape[2]}×{x.shape[3]} pixels: the network needs at least "
                     f"{self.min_size}×{self.min_size}"
                 )
+        x = x.to(next(self.parameters()).dtype) if self.converts_images else x
         if is_transformed():  # vmap knows no memory formats
             return x
         return x.contiguous(memory_format=torch.channels_last)

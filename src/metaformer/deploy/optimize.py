@@ -14,7 +14,7 @@ from metaformer.backbones.block import Block
 from metaformer.backbones.head import Head
 from metaformer.backbones.metaformer import MetaFormer, Trunk
 from metaformer.backbones.stage import Stage
-from metaformer.deploy.dtype import fastest_dtype
+from metaformer.deploy.dtype import computed_dtype, fastest_dtype
 from metaformer.deploy.folded.block import fold_block, unknown_part
 from metaformer.deploy.folded.classifier import ReplayableClassifier
 from metaformer.deploy.folded.conv import (
@@ -59,7 +59,9 @@ def optimize(
         model: a network of this library, or a module that contains its backbones, on the device to run on.
         dtype: type of the copy's weights and images; the model's own by default. "auto" takes the one that
             the device computes in fastest, and logs (at level INFO) which and why; bfloat16 and float16
-            change outputs by about a percent of the largest.
+            change outputs by about a percent of the largest. An x86 processor without instructions that
+            multiply them computes in float32, with a warning in the log: that is many times as fast. Images
+            of either type are taken then, outputs are in float32.
         compile: compile a dense network's `forward_head`, another's `forward`, on a CPU with the weights as
             constants; the first call with each shape of images then takes a minute or so. None, the default,
             compiles on CUDA, where a network of uncompiled operations waits for launches.
@@ -134,11 +136,26 @@ def _folded(
         network = ReplayableClassifier(network)
     network = network.to(memory_format=torch.channels_last)
     _compare(original, network, _sample(original) if sample is None else sample.float().to(first.device))
-    network = network.to(dtype or first.dtype)
+    _convert(network, dtype or first.dtype, first.device)
     if first.device.type == "cpu":
         _hide_stages_from_compiler(network)
     network.optimized = True  # type: ignore[assignment]
     return network
+
+
+def _convert(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Convert a network in place to the dtype that is asked for, or to one that the device multiplies."""
+    computed = computed_dtype(dtype, device)
+    network.to(computed)
+    if computed == dtype:
+        return
+    _log.warning(
+        "optimize: %s instead of %s, which this processor has no instructions to multiply",
+        *(str(each).removeprefix("torch.") for each in (computed, dtype)),
+    )
+    for module in network.modules():
+        if isinstance(module, Trunk):
+            module.converts_images = True
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""PoolFormer's token mixing with its norm, scale and residual as CPUs train it: one operation in C++.
+"""PoolFormer's token mixing with its norm, scale and residual as created, on CPUs: one operation in C++.
 
 y = x + f · w/σ · (pool(x) − x), where w is the norm's weight times LayerScale's, σ is each sample's and f its
 factor of drop path: pooling that only averages positions inside keeps constants, so of the group norm neither
@@ -20,10 +20,9 @@ from metaformer.ops.pool import reference as pool_reference
 
 
 def supports(x: Tensor, size: int) -> bool:
-    """Whether `train_pool` mixes x (B, C, H, W) by a window of this size: with a gradient, on a CPU."""
+    """Whether `train_pool` mixes x (B, C, H, W) by a window of this size: on a CPU, untraced."""
     return (
-        torch.is_grad_enabled()
-        and not is_traced(x)
+        not is_traced(x)
         and size == SIZE
         and x.device.type == "cpu"
         and x.dtype in cpp.SUFFIXES

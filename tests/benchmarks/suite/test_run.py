@@ -351,7 +351,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_rows_by_pattern_and_device() -> None:
+def test_rows_by_pattern_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "instructions", lambda: ("avx512_bf16",))
     everything = choose(SuiteConfig(device="cpu"))
     assert all(row.device == "cpu" for row in everything)
     some = choose(SuiteConfig(device="cpu", rows="*-training-*"))
@@ -376,9 +377,14 @@ def test_quick_rows_are_few(measured: list[str], tmp_path: Path, monkeypatch: py
         SuiteConfig(quick=True, grid=True)
 
 
-def test_fewer_instructions_leave_out_bfloat16() -> None:
-    rows = choose(SuiteConfig(device="cpu", instructions="avx2"))
-    assert rows and not any("bf16" in f"{row.dtype} {row.contenders}" for row in rows)
+@pytest.mark.parametrize(("kept_to", "processor"), [("avx2", "avx512_bf16"), ("all", "avx512f")])
+def test_fewer_instructions_leave_out_bfloat16(
+    kept_to: str, processor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "instructions", lambda: (processor,))
+    rows = choose(SuiteConfig(device="cpu", instructions=kept_to))
+    words = " ".join(f"{row.dtype} {' '.join(row.contenders)}" for row in rows).split()
+    assert rows and not {"bf16", "autocast"} & set(words)
     assert any(row.model == "cyclemlp_b1" and row.mode == "inference" for row in rows), (
         "its other claims stay"
     )

@@ -139,7 +139,7 @@ def _optimized(model: nn.Module, dtype: torch.dtype | None, sample: Tensor | Non
         )
     network = optimize(model, dtype=dtype, compile=False, sample=sample)
     own = next(network.parameters()).dtype
-    if dtype not in (None, own):
+    if network is model and dtype not in (None, own):
         raise ConfigError(f"dtype is {dtype}, but the network was optimized in {own}: leave one of them out")
     return network
 

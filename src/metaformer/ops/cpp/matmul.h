@@ -373,16 +373,17 @@ inline char* scratch(long bytes) {
   return buffer.data() + (64 - reinterpret_cast<uintptr_t>(buffer.data()) % 64) % 64;
 }
 
-// The L2 cache of a core in MiB, asked for once: 1 or 2, as virtual machines may report more than there is.
-inline long l2_mebibytes() {
-  static const long size = std::clamp(sysconf(_SC_LEVEL2_CACHE_SIZE) >> 20, 1L, 2L);
-  return size;
+// Bytes of a core's L2 cache, asked for once: 0.5 to 2 MiB, as virtual machines may report more than there is; 1 MiB
+// where nothing is known.
+inline long l2_bytes() {
+  static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return found > 0 ? std::clamp(found, 512L << 10, 2L << 20) : 1L << 20;
 }
 
 // Rows of a block whose rows of `bytes` each are to fill `cache` bytes of each MiB of the L2 cache.
 template <class T>
 long block_rows(long cache, long bytes, long group = group_rows<T>()) {
-  return std::max(1L, cache * l2_mebibytes() / bytes / group) * group;
+  return std::max(1L, cache * (l2_bytes() >> 10) / 1024 / bytes / group) * group;
 }
 
 // How threads share rows: where there are many, each has its own groups of them; where there are few, below 48 each and
