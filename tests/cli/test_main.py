@@ -403,6 +403,7 @@ def evaluate(
     layout: Literal["coco", "voc"] = "coco",
     scales: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
+    images: tuple[int, int] = (6, 2),
 ) -> None:
     """Evaluate.
 
@@ -416,6 +417,7 @@ def evaluate(
         layout: files on disk.
         scales: factors, such as 1,2 (default: one).
         classes: names.
+        images: of two splits.
     """
 
 
@@ -437,7 +439,7 @@ def parse(function: Callable[..., Any], *args: str, **options: Any) -> dict[str,
 def test_defaults_are_those_of_the_signature() -> None:
     options: dict[str, Any] = {
         "flip": False, "crops": 5, "score": None, "names": None, "layout": "coco", "scales": None,
-        "classes": None,
+        "classes": None, "images": (6, 2),
     }  # fmt: skip
     assert parse(evaluate) == options
     assert parse(evaluate, given_only=True) == {}
@@ -453,6 +455,7 @@ def test_defaults_are_those_of_the_signature() -> None:
         (["--layout", "voc"], "layout", "voc"),
         (["--scales", "0.5,1"], "scales", [0.5, 1.0]),
         (["--classes", "hot dog, cat"], "classes", ["hot dog", "cat"]),
+        (["--images", "3", "1"], "images", [3, 1]),
     ],
 )
 def test_values_have_the_types_of_the_signature(args: list[str], name: str, value: Any) -> None:
@@ -472,6 +475,7 @@ def test_values_have_the_types_of_the_signature(args: list[str], name: str, valu
         (["--crop", "3"], "--crop: did you mean --crops"),
         (["--flip", "yes"], "'yes'"),
         (["--crops"], "--crops"),
+        (["--images", "3"], "--images"),
     ],
 )
 def test_wrong_values_and_options_are_named(args: list[str], named: str) -> None:
@@ -486,6 +490,7 @@ def test_help_is_the_docstring() -> None:
     assert "--crops N number of crops (default 5)" in text
     assert "--score X 50 % or more, with --flip --names PATH file of names" in text
     assert "such as 1,2 (default: one) --classes" in text
+    assert "--images N N of two splits (default 6 2)" in text
 
 
 def test_the_same_option_of_several_functions_is_one() -> None:
