@@ -70,9 +70,11 @@ def test_recipes_for_own_data_come_first(cli: Cli) -> None:
 
 def documented() -> Iterator[str]:
     """Commands of README, docs, Makefile and recipes."""
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+    pages = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/notebooks").glob("*.md")))
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages):
         for block in page.read_text().split("\n```")[1::2]:
-            yield from re.findall(r"^(?:torchrun .*)?metaformer .*", block.replace("\\\n", ""), re.MULTILINE)
+            lines = block.replace("\\\n", "")
+            yield from re.findall(r"^(?:torchrun .*)?metaformer [a-z].*", lines, re.MULTILINE)
     if shutil.which("make"):
         shown = subprocess.run(["make", "-nB", "demo"], cwd=ROOT, capture_output=True, text=True)
         commands = re.findall(r"metaformer (?:train|evaluate|predict|data) .*", shown.stdout)
