@@ -160,7 +160,7 @@ def test_the_site_has_every_page(tmp_path: Path) -> None:
     )
 
 
-FROM_TABLES = ("mixers/",)
+FROM_TABLES = ("mixers/", "models/")
 """Folders of pages that a table links."""
 
 
