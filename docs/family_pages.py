@@ -169,7 +169,7 @@ def page(name: str, entries: Sequence[Entry], times: Sequence[Timing]) -> str:
         weights(entries),
         "## Speed",
         speed_table(own) if own else "No times are recorded for this family.",
-        f"[How times are measured](../models.md#tables); `metaformer bench {published.model}` measures it here.",
+        f"[How](../models.md#tables); `metaformer bench {published.model}` measures here.",
         *(["## Not available", "\n".join(missing)] if missing else []),
         "## Source",
         f"{about.paper} <{about.address}>",

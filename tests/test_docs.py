@@ -6,6 +6,7 @@ are the installed script in forks; processes of their own are tested with the co
 
 import ast
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -65,6 +66,16 @@ def test_every_block_runs(page: Path, programs: str, tmp_path: Path, monkeypatch
                 timeout=280,
             )
             assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_pages_write_the_same_demo_data() -> None:
+    text = "\n".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    assert set(re.findall(r"^metaformer data demo demo-data(.*)", text, re.MULTILINE)) == {
+        " --per-class 20 --copies 1 --scenes 24 8"
+    }
+    assert set(re.findall(r"^write_demo_data\((.*)\)", text, re.MULTILINE)) == {
+        '"demo-data", per_class=20, copies=1, scenes=(24, 8)'
+    }
 
 
 @pytest.fixture(scope="module")

@@ -60,10 +60,14 @@ COMMANDS: dict[str, Command] = {
         "quantize",
     ),
     "convert": Command(
-        "rewrite a checkpoint", "metaformer convert in.pth out.safetensors --to timm", "convert"
+        "rewrite a checkpoint in another format",
+        "metaformer convert in.pth out.safetensors --to timm",
+        "convert",
     ),
     "export": Command(
-        "compile a network to a file", "metaformer export runs/demo-classify net.pt2", "export"
+        "a network as a file: ONNX, OpenVINO, or compiled",
+        "metaformer export runs/demo-classify digits.onnx",
+        "export",
     ),
     "serve": Command("networks behind HTTP, with a page", "metaformer serve runs/demo-classify", "serve"),
     "bench": Command(
