@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urldefrag
 
+import notebooks
 from docstring_parser import parse_from_object
 
 import metaformer
@@ -45,8 +46,13 @@ def write(folder: Path) -> None:
     pages = {**{page: page.removeprefix("docs/") for page in found}, **MOVED}
     for source, target in pages.items():
         text = (ROOT / source).read_text()
+        text = _LINK.sub(lambda link, page=source: _moved(link, page, pages), text)
+        if target.startswith("notebooks/"):
+            file = Path(target).with_suffix(".ipynb").name
+            text = text.replace("\n", f"\n\n[Download as a notebook]({file})\n", 1)
         (folder / target).parent.mkdir(exist_ok=True)
-        (folder / target).write_text(_LINK.sub(lambda link, page=source: _moved(link, page, pages), text))
+        (folder / target).write_text(text)
+    notebooks.write(folder / "notebooks")
     (folder / "commands.md").write_text(commands())
     (folder / "configuration.md").write_text(configuration())
     for title, packages in SUBJECTS.items():

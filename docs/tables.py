@@ -1,38 +1,15 @@
-"""Write tables and mixers' pages from the library: `python docs/tables.py`; `--check` only compares."""
+"""Write tables and the pages of mixers and families: `python docs/tables.py`; `--check` only compares."""
 
 import sys
-from itertools import groupby
 from pathlib import Path
 
-from mixer_pages import pages_and_table
+import family_pages
+import mixer_pages
 
-from metaformer.backbones.variants import UNAVAILABLE
-from metaformer.bench.catalog import catalog
 from metaformer.tasks import TASKS
-from metaformer.weights.sources import SOURCES
 
 FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
-
-
-def models() -> str:
-    """One table a family, then what is not available."""
-    text = []
-    for family, entries in groupby(catalog(), key=lambda entry: entry.family):
-        text += [
-            f"### {family}",
-            "",
-            "| name | params | MACs | input | top-1 | license |",
-            "|---|---|---|---|---|---|",
-        ]
-        for e in entries:
-            top1 = "–" if e.top1 is None else f"{e.top1:.1f}"
-            license = SOURCES[e.name].license if e.tag else "–"
-            size = f"{e.params / 1e6:.1f} M | {e.macs / 1e9:.2f} G | {e.image_size}"
-            text.append(f"| `{e.name}` | {size} | {top1} | {license} |")
-        text.append("")
-    text += ["### Not available", "", *(f"- `{name}`: {reason}." for name, reason in UNAVAILABLE.items())]
-    return "\n".join(text)
 
 
 def exports() -> str:
@@ -65,23 +42,29 @@ def between_marks(name: str, table: str) -> str:
 
 def documents() -> dict[Path, str]:
     """All that is written, by its file."""
-    pages, mixers = pages_and_table()
+    mixers, table_of_mixers = mixer_pages.pages_and_table()
+    families, tables_of_families = family_pages.pages_and_tables()
     tables = {
-        "models.md": models(),
+        "models.md": tables_of_families,
         "export.md": exports(),
         "export-matrix.md": export_matrix(),
-        "mixers.md": mixers,
+        "mixers.md": table_of_mixers,
     }
     return {
         **{FOLDER / name: between_marks(name, table) for name, table in tables.items()},
-        **{FOLDER / "mixers" / name: page for name, page in pages.items()},
+        **{FOLDER / "mixers" / name: page for name, page in mixers.items()},
+        **{FOLDER / "models" / name: page for name, page in families.items()},
     }
 
 
 def main() -> int:
     """Write the documents, or tell whether they are up to date."""
     fresh = documents()
-    found = {file: file.read_text() for file in (*fresh, *FOLDER.glob("mixers/*.md")) if file.exists()}
+    found = {
+        file: file.read_text()
+        for file in (*fresh, *FOLDER.glob("mixers/*.md"), *FOLDER.glob("models/*.md"))
+        if file.exists()
+    }
     changed = sorted(file for file in {*fresh, *found} if fresh.get(file) != found.get(file))
     for file in changed:
         if "--check" in sys.argv:
@@ -89,7 +72,7 @@ def main() -> int:
         elif file in fresh:
             file.parent.mkdir(exist_ok=True)
             file.write_text(fresh[file])
-        else:  # of a mixer that is gone
+        else:  # of a mixer or a family that is gone
             file.unlink()
     return int("--check" in sys.argv and bool(changed))
 

@@ -71,9 +71,11 @@ def test_recipes_for_own_data_come_first(cli: Cli) -> None:
 
 def documented() -> Iterator[str]:
     """Commands of README, docs, Makefile and recipes."""
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+    pages = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/notebooks").glob("*.md")))
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages):
         for block in page.read_text().split("\n```")[1::2]:
-            yield from re.findall(r"^(?:torchrun .*)?metaformer .*", block.replace("\\\n", ""), re.MULTILINE)
+            lines = block.replace("\\\n", "")
+            yield from re.findall(r"^(?:torchrun .*)?metaformer [a-z].*", lines, re.MULTILINE)
     if shutil.which("make"):
         shown = subprocess.run(["make", "-nB", "demo"], cwd=ROOT, capture_output=True, text=True)
         commands = re.findall(r"metaformer (?:train|evaluate|predict|data) .*", shown.stdout)
@@ -400,6 +402,7 @@ def evaluate(
     layout: Literal["coco", "voc"] = "coco",
     scales: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
+    images: tuple[int, int] = (6, 2),
 ) -> None:
     """Evaluate.
 
@@ -413,6 +416,7 @@ def evaluate(
         layout: files on disk.
         scales: factors, such as 1,2 (default: one).
         classes: names.
+        images: of two splits.
     """
 
 
@@ -434,7 +438,7 @@ def parse(function: Callable[..., Any], *args: str, **options: Any) -> dict[str,
 def test_defaults_are_those_of_the_signature() -> None:
     options: dict[str, Any] = {
         "flip": False, "crops": 5, "score": None, "names": None, "layout": "coco", "scales": None,
-        "classes": None,
+        "classes": None, "images": (6, 2),
     }  # fmt: skip
     assert parse(evaluate) == options
     assert parse(evaluate, given_only=True) == {}
@@ -450,6 +454,7 @@ def test_defaults_are_those_of_the_signature() -> None:
         (["--layout", "voc"], "layout", "voc"),
         (["--scales", "0.5,1"], "scales", [0.5, 1.0]),
         (["--classes", "hot dog, cat"], "classes", ["hot dog", "cat"]),
+        (["--images", "3", "1"], "images", [3, 1]),
     ],
 )
 def test_values_have_the_types_of_the_signature(args: list[str], name: str, value: Any) -> None:
@@ -469,6 +474,7 @@ def test_values_have_the_types_of_the_signature(args: list[str], name: str, valu
         (["--crop", "3"], "--crop: did you mean --crops"),
         (["--flip", "yes"], "'yes'"),
         (["--crops"], "--crops"),
+        (["--images", "3"], "--images"),
     ],
 )
 def test_wrong_values_and_options_are_named(args: list[str], named: str) -> None:
@@ -483,6 +489,7 @@ def test_help_is_the_docstring() -> None:
     assert "--crops N number of crops (default 5)" in text
     assert "--score X 50 % or more, with --flip --names PATH file of names" in text
     assert "such as 1,2 (default: one) --classes" in text
+    assert "--images N N of two splits (default 6 2)" in text
 
 
 def test_the_same_option_of_several_functions_is_one() -> None:

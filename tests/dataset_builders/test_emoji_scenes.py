@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,8 +34,8 @@ def packed(pack: Pack) -> Path:
     return pack({path_of(one): one for one in sets})
 
 
-def written(source: Path, root: Path, **options: int) -> dict[Path, int]:
-    small = {"classes": 3, "copies": 1, "scenes": 8, "val_scenes": 4, **options}
+def written(source: Path, root: Path, **options: Any) -> dict[Path, int]:
+    small = {"classes": 3, "copies": 1, "scenes": (8, 4), **options}
     return write_emoji_scenes(root, source=source, progress=False, **small)
 
 
@@ -97,7 +98,7 @@ def test_too_few_emoji_or_artists_are_an_error(pack: Pack, tmp_path: Path) -> No
 
 
 def test_the_command(pack: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--classes=3", "--copies=1", "--scenes=2", "--val-scenes=1"]
+    few = ["--classes=3", "--copies=1", "--scenes", "2", "1"]
     assert main(["data", "emoji-scenes", str(tmp_path / "out"), f"--from={packed(pack)}", *few]) == 0
     out = capsys.readouterr().out
     assert f"3 images: {tmp_path / 'out' / 'segment'}" in out and "overview.jpg" in out

@@ -5,7 +5,7 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -60,10 +60,14 @@ COMMANDS: dict[str, Command] = {
         "quantize",
     ),
     "convert": Command(
-        "rewrite a checkpoint", "metaformer convert in.pth out.safetensors --to timm", "convert"
+        "rewrite a checkpoint in another format",
+        "metaformer convert in.pth out.safetensors --to timm",
+        "convert",
     ),
     "export": Command(
-        "compile a network to a file", "metaformer export runs/demo-classify net.pt2", "export"
+        "a network as a file: ONNX, OpenVINO, or compiled",
+        "metaformer export runs/demo-classify digits.onnx",
+        "export",
     ),
     "serve": Command("networks behind HTTP, with a page", "metaformer serve runs/demo-classify", "serve"),
     "bench": Command(
@@ -79,6 +83,8 @@ COMMANDS: dict[str, Command] = {
         "published against measured accuracy", "metaformer verify caformer_s18 --data IMAGENET", "verify"
     ),
 }
+
+COMPLETION = "--print-completion"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,6 +124,9 @@ def _run(args: list[str]) -> int:
     if args[0] in ("-V", "--version"):
         print(f"metaformer {version('metaformer')}")
         return 0
+    if args[0] == COMPLETION:
+        print(_completion(args[1:]))
+        return 0
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=2, cutoff=0.4)
@@ -126,9 +135,20 @@ def _run(args: list[str]) -> int:
         )
     keep_freed_memory()
     sleep_rather_than_spin()
-    module = importlib.import_module(f"{__name__}.{COMMANDS[command].module}")
-    status: int = module.run(rest)
+    status: int = _function(command)(rest)
     return status
+
+
+def _function(command: str) -> Callable[[list[str]], int]:
+    run: Callable[[list[str]], int] = importlib.import_module(f"{__name__}.{COMMANDS[command].module}").run
+    return run
+
+
+def _completion(args: list[str]) -> str:
+    """The script of a shell's completion."""
+    module = importlib.import_module(f"{__name__}.completion")
+    known = {name: (command.help, _function(name)) for name, command in COMMANDS.items()}
+    return str(module.completion(" ".join(args), known))
 
 
 def _report_to_launcher(error: MetaFormerError) -> None:
@@ -174,7 +194,11 @@ def _line(message: str) -> str:
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = ["usage: metaformer COMMAND … (metaformer COMMAND --help, metaformer --version)", ""]
+    lines = [
+        "usage: metaformer COMMAND … (metaformer COMMAND --help)",
+        f"       metaformer --version, metaformer {COMPLETION} bash|zsh",
+        "",
+    ]
     lines += [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     lines += ["", "examples:", *(f"  {command.example}" for command in COMMANDS.values())]
     return "\n".join(lines)

@@ -28,31 +28,16 @@ def run(argv: list[str]) -> int:
 
 
 def _demo(argv: list[str]) -> int:
+    from metaformer.tasks.demo import write_demo_data
+
     parser = Parser(
         "data demo",
         "Write the demo data sets: digits on photographs, as an image folder, CSV labels, ADE20K and COCO.",
         "metaformer data demo demo-data",
     )
-    add = parser.add_argument
-    add("dir", metavar="DIR", help="where to: a new or empty folder")
-    add("--seed", type=int, default=0, help="everything random is a function of it (default 0)")
-    add("--per-class", type=int, metavar="N", help="digits of each class (default: all, about 180)")
-    add("--copies", type=int, default=4, metavar="N", help="images per training digit (default 4)")
-    add(
-        "--scenes",
-        type=int,
-        nargs=2,
-        default=(600, 150),
-        metavar="N",
-        help="scenes to learn from, and held out (default 600 150)",
-    )
-    args = parser.parse_args(argv)
-    from metaformer.tasks.demo import write_demo_data
-
-    images = write_demo_data(
-        args.dir, args.seed, per_class=args.per_class, copies=args.copies, scenes=tuple(args.scenes)
-    )
-    return _say_scenes(images)
+    parser.add_argument("root", metavar="DIR", help="where to: a new or empty folder")
+    add_options(parser, list(options_of(write_demo_data, skip=("progress",))))
+    return _say_scenes(write_demo_data(**vars(parser.parse_args(argv))))
 
 
 def _say_scenes(images: Mapping[Path, int]) -> int:

@@ -20,7 +20,8 @@ class Option(NamedTuple):
 
     name: str
     kind: Any
-    """Its type: bool, int, float, str, Path, a tuple of choices, `list[float]` or `list[str]`."""
+    """Its type: bool, int, float, str, Path, a tuple of choices, `list[float]`, `list[str]` or a pair,
+    `tuple[int, int]`."""
     default: Any
     help: str
 
@@ -74,22 +75,25 @@ def add_options(
     for name, kind, default, text in merged.values():
         flag, shown = _flag(name), _help(text, {*merged, *others})
         if default not in (None, False) and "(default" not in shown:
-            shown += f" (default {default})"
+            value = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            shown += f" (default {value})"
         common = {"help": shown, "default": argparse.SUPPRESS if given_only else default}
-        if kind is bool:
-            parser.add_argument(flag, action="store_true", **common)
-        elif isinstance(kind, tuple):
-            parser.add_argument(flag, choices=kind, **common)
-        elif kind == list[float]:
-            parser.add_argument(
-                flag, type=lambda value, flag=flag: numbers(value, flag), metavar="X,X,…", **common
-            )
-        elif kind == list[str]:
-            parser.add_argument(
-                flag, type=lambda value, flag=flag: _names(value, flag), metavar="NAME,NAME,…", **common
-            )
-        else:
-            parser.add_argument(flag, type=kind, metavar=METAVARS[kind], **common)
+        parser.add_argument(flag, **_form(kind, flag), **common)
+
+
+def _form(kind: Any, flag: str) -> dict[str, Any]:
+    """How argparse reads an option's type."""
+    if kind is bool:
+        return {"action": "store_true"}
+    if isinstance(kind, tuple):
+        return {"choices": kind}
+    if kind == list[float]:
+        return {"type": lambda value: numbers(value, flag), "metavar": "X,X,…"}
+    if kind == list[str]:
+        return {"type": lambda value: _names(value, flag), "metavar": "NAME,NAME,…"}
+    if kind == tuple[int, int]:
+        return {"type": int, "nargs": 2, "metavar": "N"}
+    return {"type": kind, "metavar": METAVARS[kind]}
 
 
 def add_task_options(parser: Parser, *fields: str, served: bool = False) -> None:
@@ -142,6 +146,8 @@ def _kind(hint: Any) -> Any:
             return get_args(one)
     if Path in choices:
         return Path
+    if tuple[int, int] in choices:
+        return tuple[int, int]
     for one in choices:
         if one in METAVARS or one is bool:
             return one

@@ -17,6 +17,18 @@ class UsageError(Exception):
     """A command line that cannot be understood."""
 
 
+class HelpPrinted(SystemExit):
+    """The help of a command was printed.
+
+    Args:
+        parser: that of the command.
+    """
+
+    def __init__(self, parser: "Parser") -> None:
+        super().__init__(0)
+        self.parser = parser
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but errors are raised as UsageError, with the nearest options where one is unknown."""
 
@@ -36,6 +48,10 @@ class Parser(argparse.ArgumentParser):
         """Raise UsageError in place of printing and exiting."""
         command = self.prog.rpartition("metaformer ")[2]
         raise UsageError(f"{command}: {explain(message, re.findall(r'--[a-z-]+', self.format_usage()))}")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End, since the help was printed."""
+        raise HelpPrinted(self)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments, of which options may also stand between and before the others."""

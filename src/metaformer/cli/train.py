@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
         raise UsageError("train: name a recipe first (metaformer list --recipes), then its options")
     recipe = find(argv[0])
     own = Parser("train", "", "", add_help=False)
-    _add_own(own, recipe)
+    add_own(own, recipe)
     args, rest = own.parse_known_args(argv[1:])
     config = resolve(recipe, rest)
     own.run_import(vars(args))
@@ -204,14 +204,14 @@ def _parser(recipe: Recipe, show_own: bool) -> Any:
         allow_abbrev=False,
     )
     if show_own:
-        _add_own(parser, recipe)
+        add_own(parser, recipe)
     parser.add_argument("--config", action="config", metavar="FILE.yaml", help="file with fields to change")
     parser.add_class_arguments(TrainConfig, None, as_group=False)
     parser.set_defaults(asdict(recipe()))
     return parser
 
 
-def _add_own(parser: Any, recipe: Recipe) -> None:
+def add_own(parser: Any, recipe: Recipe) -> None:
     """Add options that are no part of a configuration, so that a file cannot set them."""
     add, out = parser.add_argument, f"runs/{recipe.name.replace('/', '-')}"
     add("--out", metavar="RUN", default=out, help="run directory")

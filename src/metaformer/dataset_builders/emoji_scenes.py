@@ -79,8 +79,7 @@ def write_emoji_scenes(
     source: str | Path,
     classes: int = 20,
     copies: int = 4,
-    scenes: int = 600,
-    val_scenes: int = 150,
+    scenes: tuple[int, int] = (600, 150),
     seed: int = 0,
     progress: bool = True,
 ) -> dict[Path, int]:
@@ -93,8 +92,7 @@ def write_emoji_scenes(
         source: the npm package @iconify/json, as `npm pack @iconify/json` fetches it.
         classes: how many kinds of emoji: those that most artists drew, chosen among equals by the seed.
         copies: images per training drawing of classification; validation drawings are used once.
-        scenes: training images of the other tasks.
-        val_scenes: validation images of the other tasks.
+        scenes: training and validation images of the other tasks.
         seed: everything random is a function of it.
         progress: show bars on stderr.
 
@@ -110,7 +108,7 @@ def write_emoji_scenes(
     if not 2 <= classes <= 200:
         raise ConfigError(f"classes is {classes}: it must lie between 2 and 200")
     load_renderer()
-    size = DemoSize(copies, (scenes, val_scenes))
+    size = DemoSize(copies, scenes)
     target, tarball = (as_path(path, "path", DataError, expand=True) for path in (out, source))
     names = _most_drawn(tarball, classes, seed)
     drawings, labels, prefixes, infos = [], [], [], {}
@@ -128,7 +126,7 @@ def write_emoji_scenes(
         "seed": seed,
         "classes": names,
         "copies": copies,
-        "scenes": [scenes, val_scenes],
+        "scenes": list(scenes),
     }
     generator = EmojiScenes(seed, names, drawings, labels, sources)
     images = write_scenes(target, generator, size, settings, progress=progress)

@@ -35,8 +35,8 @@ _CLASSIFY, _SEGMENT, _DETECT, _MULTILABEL = 1, 2, 3, 4
 
 def write_demo_data(
     root: str | Path,
-    seed: int = 0,
     *,
+    seed: int = 0,
     per_class: int | None = None,
     copies: int = 4,
     scenes: tuple[int, int] = (600, 150),
