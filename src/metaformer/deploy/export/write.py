@@ -35,6 +35,7 @@ from metaformer.inference.exported import (
     open_exported,
 )
 from metaformer.inference.model import describe_network, load_model
+from metaformer.report.readable import Readable
 from metaformer.serialize import POSITIVE_INT
 from metaformer.storage import as_path, atomic_bytes, atomic_path, check_replaceable, check_writable
 from metaformer.tasks import TASKS
@@ -73,8 +74,8 @@ class Draft:
     card: ExportCard
 
 
-@dataclass(frozen=True)
-class Exported:
+@dataclass(frozen=True, repr=False)
+class Exported(Readable):
     """A written file."""
 
     path: Path
