@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,10 +50,10 @@ def test_every_result_prints_as_text_and_is_short_in_a_list() -> None:
 
 
 def test_what_public_functions_give_is_a_result() -> None:
-    functions = [
-        value for name in metaformer.__all__ if inspect.isfunction(value := getattr(metaformer, name))
-    ]
-    given = {function.__name__: get_type_hints(function).get("return") for function in functions}
+    public = [getattr(metaformer, name) for name in metaformer.__all__]
+    given = {
+        one.__name__: inspect.signature(one).return_annotation for one in public if inspect.isfunction(one)
+    }
     for name, kind in given.items():
         if inspect.isclass(kind) and is_dataclass(kind) and kind.__name__ not in SETTINGS:
             assert issubclass(kind, Readable), name

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from html import escape
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,15 +58,13 @@ def _image(image: "Image") -> str:
 
 def brief(value: Any) -> str:
     """A value in one short line: of arrays the shape, of many items their number."""
+    if isinstance(value, Real):
+        return str(value) if isinstance(value, Integral) else f"{float(value):.4g}"
     if isinstance(value, Readable):
         return f"<{type(value).__name__}>"
     if hasattr(value, "shape"):
         return f"<{type(value).__name__} {'×'.join(map(str, value.shape)) or 'of a number'}>"
-    if isinstance(value, Path):
-        return brief(str(value))
-    if isinstance(value, bool | str) or not isinstance(value, Real):
-        return _brief_items(value)
-    return f"{float(value):.4g}" if isinstance(value, float) else str(value)
+    return _brief_items(str(value) if isinstance(value, Path) else value)
 
 
 def _brief_items(value: Any) -> str:
