@@ -30,7 +30,7 @@ MOVED: Final = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "
 """Pages outside docs/ -> their places on the site."""
 SUBJECTS: Final = {
     "Networks": ("factory", "backbones", "models", "mixers", "weights"),
-    "Training and results": ("config", "training", "inference", "errors"),
+    "Training and results": ("recipes", "config", "tasks", "training", "inference", "errors"),
     "Deployment": ("deploy",),
     "Studies": ("study",),
 }
@@ -117,7 +117,7 @@ def _table(title: str, kind: Any, names: list[str]) -> Iterator[str]:
 def interface(title: str, packages: tuple[str, ...]) -> str:
     """A page of the public names of some packages, for mkdocstrings."""
     text = [f"# {title}", "", "All names are imported from `metaformer`."]
-    for module, names in metaformer._MODULES.items():
+    for module, names in metaformer.PUBLIC.items():
         if module.split(".")[0] in packages:
             text += [line for name in names for line in ("", f"::: metaformer.{module}.{name}")]
     return "\n".join(text) + "\n"

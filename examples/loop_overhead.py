@@ -66,7 +66,7 @@ def main() -> None:
 def bare(config, place):
     """Seconds for an epoch as one would write it on one page."""
     task = TASKS[config.task].build(config, World())
-    sampler = TrainSampler(len(task.train), batch_size=config.data.batch_size, seed=config.seed)
+    sampler = TrainSampler(len(task.train), batch_size=config.data.step_images, seed=config.seed)
     loader = DataLoader(task.train, batch_sampler=sampler, num_workers=config.data.workers)
     optimizer = build_optimizer(config.optim, task.model)
     forward = Trainer(config, task, build_schedule(config, sampler.steps), World()).forward
@@ -88,7 +88,7 @@ def bare(config, place):
 def ours(config, place):
     """Seconds for the same with all that a run of the library does."""
     task, run = TASKS[config.task].build(config, World()), RunDir(Path(place))
-    sampler = TrainSampler(len(task.train), batch_size=config.data.batch_size, seed=config.seed)
+    sampler = TrainSampler(len(task.train), batch_size=config.data.step_images, seed=config.seed)
     trainer = Trainer(config, task, build_schedule(config, sampler.steps), World())
     loop = Loop(config, task, trainer, sampler, run, World(), StopSignals())
     with run.writing(), MetricsLog(run.path, print) as log:

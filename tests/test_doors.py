@@ -178,6 +178,18 @@ def test_an_input_that_memory_cannot_hold_is_refused() -> None:
     check_pass(network, (224, 224))
 
 
+def test_memory_of_an_input_counts_what_mixers_expand_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, wide = (
+        metaformer.create_model("poolformer_s12", mlp_ratios=(1, 1, 1, 1), mixers=mixer)
+        for mixer in ("identity", "sepconv(expansion=16)")
+    )
+    first = 56 * 56 * 64 * 4  # bytes of the first stage's features
+    monkeypatch.setattr("metaformer.models.build.memory", lambda: 8 * first)
+    check_pass(plain, (224, 224))
+    with pytest.raises(ConfigError, match="image_size"):
+        check_pass(wide, (224, 224))
+
+
 def test_checking_the_size_leaves_random_numbers_alone() -> None:
     torch.manual_seed(3)
     expected = metaformer.MetaFormer(BACKBONE).state_dict()

@@ -10,8 +10,10 @@ import pytest
 
 from metaformer.process import (
     StopSignals,
+    available_memory,
     cores,
     keep_freed_memory,
+    memory,
     one_line,
     printable,
     sleep_rather_than_spin,
@@ -52,6 +54,10 @@ def test_the_environment_has_the_last_word(
         monkeypatch.setenv("OMP_WAIT_POLICY", before)
     sleep_rather_than_spin()
     assert os.environ["OMP_WAIT_POLICY"] == after
+
+
+def test_available_memory_is_a_part_of_all() -> None:
+    assert 0 < available_memory() <= memory()
 
 
 def test_cores_are_those_that_this_process_may_use() -> None:

@@ -36,11 +36,14 @@ if TYPE_CHECKING:  # `X as X` exports a name to type checkers
     from metaformer.models.segmentation.config import SegmenterConfig as SegmenterConfig
     from metaformer.models.segmentation.loss import SegmentationLoss as SegmentationLoss
     from metaformer.models.segmentation.segmenter import Segmenter as Segmenter
+    from metaformer.recipes import load_recipe as load_recipe
     from metaformer.study.execute import run_study as run_study
     from metaformer.study.study_dir import read_study as read_study
+    from metaformer.tasks.demo import write_demo_data as write_demo_data
     from metaformer.training.callbacks import Callback as Callback
     from metaformer.training.callbacks import TrainState as TrainState
     from metaformer.training.train import TrainResult as TrainResult
+    from metaformer.training.train import find_learning_rate as find_learning_rate
     from metaformer.training.train import train as train
     from metaformer.weights.convert import convert as convert
     from metaformer.weights.hub import from_pretrained as from_pretrained
@@ -51,7 +54,7 @@ if TYPE_CHECKING:  # `X as X` exports a name to type checkers
     from metaformer.weights.timm_registry import register_timm as register_timm
 
 # Each name loads its module on first use: `metaformer --help` needs no torch, a backbone no timm.
-_MODULES = {
+PUBLIC = {
     "backbones.config": ("MetaFormerConfig",),
     "backbones.metaformer": ("MetaFormer", "MetaFormerFeatures"),
     "config": ("TrainConfig",),
@@ -84,18 +87,21 @@ _MODULES = {
     "models.segmentation.config": ("SegmenterConfig",),
     "models.segmentation.loss": ("SegmentationLoss",),
     "models.segmentation.segmenter": ("Segmenter",),
+    "recipes": ("load_recipe",),
     "study.execute": ("run_study",),
     "study.study_dir": ("read_study",),
+    "tasks.demo": ("write_demo_data",),
     "training.callbacks": ("Callback", "TrainState"),
-    "training.train": ("TrainResult", "train"),
+    "training.train": ("TrainResult", "find_learning_rate", "train"),
     "weights.convert": ("convert",),
     "weights.hub": ("from_pretrained", "push_to_hub", "save_pretrained"),
     "weights.load": ("LoadReport", "load_weights"),
     "weights.timm_registry": ("register_timm",),
 }
+"""Public names by the module that defines them."""
 
 
-__all__ = [name for names in _MODULES.values() for name in names]
+__all__ = [name for names in PUBLIC.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
@@ -105,7 +111,7 @@ def __getattr__(name: str) -> Any:
         return version("metaformer")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = next(module for module, names in _MODULES.items() if name in names)
+    module = next(module for module, names in PUBLIC.items() if name in names)
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 

@@ -25,6 +25,13 @@ class Checked:
         validate(self)
 
 
+def _found(name: str, value: float | str) -> float:
+    """The value of a field that may be `auto` until a run begins."""
+    if isinstance(value, str):
+        raise ConfigError(f"{name} is {value}: metaformer.train finds a number, others need one")
+    return value
+
+
 @dataclass(frozen=True)
 class ModelConfig(Checked):
     """The network."""
@@ -75,8 +82,9 @@ class DataConfig(Checked):
     `(patient[0-9]+)`."""
     image_size: int = 224
     """Height and width of the network's input in pixels; in segmentation, of training crops."""
-    batch_size: int = 128
-    """Images per optimizer step, over all devices and accumulation steps."""
+    batch_size: int | Literal["auto"] = 128
+    """Images per optimizer step, over all devices and accumulation steps;
+    `auto` takes as many as memory holds."""
     eval_batch_size: int = 128
     """Images per batch and device in evaluation."""
     workers: int = 4
@@ -103,6 +111,15 @@ class DataConfig(Checked):
     def background_color(self) -> Color | None:
         """`background` as red, green and blue."""
         return read_color(self.background, "data.background")
+
+    @property
+    def step_images(self) -> int:
+        """`batch_size` as a number.
+
+        Raises:
+            ConfigError: it is `auto`.
+        """
+        return int(_found("data.batch_size", self.batch_size))
 
 
 @dataclass(frozen=True)
@@ -171,8 +188,8 @@ class OptimConfig(Checked):
 
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
     """AdamW, LAMB (CAFormer) or SGD with momentum 0.9."""
-    lr: float = 1e-3
-    """Peak learning rate, for a batch of `data.batch_size`."""
+    lr: float | Literal["auto"] = 1e-3
+    """Peak learning rate, for a batch of `data.batch_size`; `auto` finds it by a range test before."""
     weight_decay: float = 0.05
     """Weight decay; not for biases and one-dimensional parameters."""
     eps: float = 1e-8
@@ -185,6 +202,15 @@ class OptimConfig(Checked):
     """Gradient accumulation steps; the batch stays `data.batch_size`."""
     layer_decay: float = 1.0
     """Layer-wise learning-rate decay: factor from each block to the one before; 1 for none."""
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr` as a number.
+
+        Raises:
+            ConfigError: it is `auto`.
+        """
+        return _found("optim.lr", self.lr)
 
 
 @dataclass(frozen=True)

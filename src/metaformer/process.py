@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, NoReturn
 
@@ -20,6 +21,11 @@ from typing import Final, NoReturn
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 ASCII: Final = {"×": "x", "…": "...", "–": "-", "—": "-", "−": "-", "≤": "<=", "≥": ">=", "→": "->", "·": "."}
 """Signs of our texts, and what is printed where the encoding has none of them."""
+_CONTAINER: Final = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
+"""Folder, limit, usage and prefix of statistics of a container's memory, in version 2 and 1 of cgroups."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE: Final = 8.0
 """Seconds that an operation may still take after a signal; what must be saved then is in ten."""
@@ -115,6 +121,21 @@ def memory() -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return whole if limit == resource.RLIM_INFINITY else min(whole, limit)
+
+
+def available_memory() -> int:
+    """Bytes of memory that are free for this process: of the machine, of its container, and of `memory()`."""
+    found = [memory()]
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    for folder, limit, used, prefix in _CONTAINER:
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            most, taken = (int((Path(folder) / name).read_text()) for name in (limit, used))
+            rows = (line.split() for line in (Path(folder) / "memory.stat").read_text().splitlines())
+            files = {f"{prefix}active_file", f"{prefix}inactive_file"}  # caches, given back when needed
+            found.append(most - taken + sum(int(size) for name, size in rows if name in files))
+    return max(0, min(found))
 
 
 def open_files_limit(needed: int = 0) -> tuple[int, int]:

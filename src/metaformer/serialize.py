@@ -433,7 +433,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
-def check_ranges(config: object, ranges: Mapping[str, Range]) -> None:
+def check_ranges(config: object, ranges: Mapping[str, Container[Any]]) -> None:
     """Check dotted fields of a dataclass whose types have no ranges, and each item of a list; None passes.
 
     Raises:

@@ -28,6 +28,7 @@ from metaformer.layers.scale import Scale
 from metaformer.mixers import MIXERS
 from metaformer.process import one_line
 from metaformer.registry import parse
+from metaformer.report.readable import Readable
 
 DIM: Final = 24
 """Channels of the inputs."""
@@ -137,8 +138,8 @@ class CheckResult:
     remedy: str = ""
 
 
-@dataclass(frozen=True)
-class MixerReport:
+@dataclass(frozen=True, repr=False)
+class MixerReport(Readable):
     """Outcome of the contract."""
 
     mixer: str

@@ -36,6 +36,8 @@ def test_a_yaml_file_then_options_change_a_recipe(tmp_path: Path) -> None:
     assert config.optim.lr == 2e-3 and config.optim.clip == 1.0 and config.optim.name == "lamb"
     assert config.ema.decay == 0.9 and config.model.drop_path_rate == 0.15
     assert config.model.mixers == ["pooling", "pooling", "attention", "attention"]
+    auto = resolve(recipe, ["--optim.lr", "auto", "--data.batch_size", "auto"])
+    assert (auto.optim.lr, auto.data.batch_size) == ("auto", "auto")
     assert resolve(recipe, ["--model.mixers", "pooling(size=5)"]).model.mixers == "pooling(size=5)"
     assert resolve(recipe, ["--augment.auto_augment=null"]).augment.auto_augment is None
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from metaformer.errors import UnknownName
+from metaformer.errors import ConfigError, UnknownName
 from metaformer.factory import create_model
-from metaformer.recipes import RECIPES, find
+from metaformer.recipes import RECIPES, find, load_recipe
 from metaformer.training.check import check_config
 
 FILES = {"imagenet": "published.json", "ade20k": "dense.json", "coco": "detection.json"}
@@ -102,3 +102,18 @@ def test_settings_are_frozen_all_the_way_down() -> None:
 def test_an_unknown_recipe_suggests_the_nearest() -> None:
     with pytest.raises(UnknownName, match="imagenet/poolformer_s12"):
         find("imagenet/poolformer_s21")
+
+
+def test_a_recipe_is_loaded_with_changes() -> None:
+    assert load_recipe("finetune") == find("finetune")()
+    config = load_recipe("finetune", {"optim.lr": "auto", "data.batch_size": 8, "seed": 3})
+    assert (config.optim.lr, config.data.batch_size, config.seed) == ("auto", 8, 3)
+    assert config.schedule == find("finetune")().schedule
+    for changes, named in (
+        ({"optim.rate": 1.0}, r"optim\.rate|'rate'"),
+        ({"nothing.lr": 1.0}, "nothing"),
+        ({"optim.lr.x": 1.0}, r"optim\.lr\.x"),
+        ({"optim.lr": []}, "lr"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            load_recipe("finetune", changes)

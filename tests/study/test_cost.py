@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from metaformer.bench.timing import TrainingStep
 from metaformer.study.arms import arm_network
-from metaformer.study.cost import TensorMemory, peak_memory
+from metaformer.study.cost import peak_memory
 from metaformer.study.results import Arm
+from metaformer.training.tensor_memory import TensorMemory
 
 KB = 1024
 

@@ -36,6 +36,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"skeleton": {"model": "poolformer_n", "overrides": {"dims": [8, 8]}}}, "skeleton.overrides.*dims"
     ),
     "override": ({"overrides": {"data": {"image_sise": 32}}}, "overrides.*image_sise.*image_size"),
+    "override by auto": ({"overrides": {"data": {"batch_size": "auto"}}}, "overrides.data.batch_size: auto"),
     "override of the plan's": ({"overrides": {"optim": {"lr": 0.1}}}, "overrides.optim.lr.*learning_rates"),
     "mixers in the skeleton": (
         {"skeleton": {"model": "poolformer_n", "overrides": {"mixers": ["pooling"] * 4}}}, "by mixers"

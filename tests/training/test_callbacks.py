@@ -69,8 +69,9 @@ def test_callbacks_see_every_step_epoch_and_evaluation(
 def test_a_callback_ends_a_run_as_if_it_were_its_end(
     configure: Configure, tmp_path: Path, digest: Digest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = configure(schedule={"epochs": 3})
-    result = train(config, tmp_path, callbacks=[Until(3)])
+    config, recorder = configure(schedule={"epochs": 3}), Recorder()
+    result = train(config, tmp_path, callbacks=[Until(3), recorder])
+    assert [(state.step, dict(state.metrics)) for state in recorder.evaluations] == [(3, result.metrics)]
     assert result.complete and result.steps == 3 and "top1" in result.metrics
     assert (tmp_path / "report.html").is_file() and (tmp_path / "best").is_dir()
     assert [line["note"] for line in log_lines(tmp_path, "ended")] == [
@@ -81,7 +82,7 @@ def test_a_callback_ends_a_run_as_if_it_were_its_end(
     again = train(configure(schedule={"epochs": 9}), tmp_path, resume="auto")
     assert again.complete and again.steps == 3
     assert "the run has ended, a callback asked for it" in capsys.readouterr().err
-    equal_states(before, digest(checkpoints(tmp_path / "checkpoints")[-1]))
+    assert equal_states(before, digest(checkpoints(tmp_path / "checkpoints")[-1]))
 
 
 def test_patience_ends_a_run_that_gets_no_better(
@@ -107,7 +108,9 @@ def test_patience_ends_a_run_that_gets_no_better(
         train(configure(**still), tmp_path / "broken", callbacks=[Break()])
     resumed = train(configure(**still), tmp_path / "broken", resume="auto")
     assert (resumed.steps, resumed.best_step) == (whole.steps, whole.best_step)
-    equal_states(*(digest(tmp_path / name / "checkpoints" / "step_12") for name in ("whole", "broken")))
+    assert equal_states(
+        *(digest(tmp_path / name / "checkpoints" / "step_12") for name in ("whole", "broken"))
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)

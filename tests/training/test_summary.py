@@ -42,6 +42,17 @@ def test_loaded_and_fresh_weights_are_told(
     assert line.endswith("fresh: backbone.norms, neck, rpn, box_head and 3 more")
 
 
+def test_frozen_random_weights_are_warned_of(
+    configure: Configure, classify_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    frozen = {"freeze": 2}
+    train(configure(model=frozen, schedule=SHORT), tmp_path / "random")
+    (line,) = (one for one in capfd.readouterr().err.splitlines() if "warning: model.freeze" in one)
+    assert "model.freeze 2 keeps random weights" in line and "model.checkpoint" in line
+    train(configure(model={**frozen, "checkpoint": str(classify_run)}, schedule=SHORT), tmp_path / "trained")
+    assert "warning: model.freeze" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("task", list(TASKS))
 def test_every_task_tells_its_data(task: str, configure_task: Configure, tmp_path: Path) -> None:
     run = train(configure_task(task, schedule=SHORT), tmp_path / "run").run

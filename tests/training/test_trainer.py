@@ -72,6 +72,7 @@ def test_a_batch_norm_over_one_value_is_explained(configure: Configure) -> None:
         {"augment": {"cutmix": 1.0}},
         {"loss": {"smoothing": 0.1}},
         {"loss": {"name": "bce"}},
+        {"loss": {"class_weights": [1.0, 2.0, 3.0]}},
         {"optim": {"name": "lamb"}},
         {"optim": {"name": "sgd"}},
         {"optim": {"clip": 1e-3}},

@@ -24,6 +24,7 @@ from metaformer.deploy.optimize import optimize
 from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.process import keep_freed_memory
 from metaformer.registry import import_files
+from metaformer.report.readable import Readable
 
 if TYPE_CHECKING:
     from metaformer.tasks.base import LoadedModel
@@ -45,8 +46,8 @@ FILES: Final = {(".onnx", "float32"): "ONNX", (".xml", "float32"): "OpenVINO", (
 Step = Callable[[str], object]
 
 
-@dataclass(frozen=True)
-class Speed:
+@dataclass(frozen=True, repr=False)
+class Speed(Readable):
     """Times of several forms in alternating rounds."""
 
     machine: Machine
@@ -281,8 +282,8 @@ def _prepared(exported: "LoadedModel", images: Tensor) -> Callable[[Tensor], obj
     return lambda _: runtime.run(seen.inputs)
 
 
-@dataclass(frozen=True)
-class ExportsReport:
+@dataclass(frozen=True, repr=False)
+class ExportsReport(Readable):
     """Forms of a network: size, speed, and the task's metric."""
 
     name: str

@@ -16,6 +16,7 @@ from metaformer.distributed import find_device
 from metaformer.errors import ConfigError, MissingPackage, UnknownName
 from metaformer.factory import create_network
 from metaformer.models.build import DETECTOR, kind_of
+from metaformer.report.readable import Readable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMP_CLASSES = 150
@@ -75,8 +76,8 @@ class Row:
     timing: Timing | None = None
 
 
-@dataclass(frozen=True)
-class BenchReport:
+@dataclass(frozen=True, repr=False)
+class BenchReport(Readable):
     """Result of a benchmark."""
 
     rows: tuple[Row, ...]

@@ -312,6 +312,16 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     return state
 
 
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Context after which the generators of `random_state` are as before it."""
+    before = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(before, device)
+
+
 def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     """Inverse of `random_state`."""
     version, *internal = state["python"].tolist()

@@ -14,6 +14,7 @@ from zlib import crc32
 
 from metaformer.data.folder import ImageFolder
 from metaformer.errors import ConfigError, DataError, OutputError
+from metaformer.report.readable import Readable
 from metaformer.storage import atomic_folder
 
 SPLITS: Final = ("train", "val", "test")
@@ -170,8 +171,8 @@ def open_divided(
     return parts
 
 
-@dataclass(frozen=True)
-class Division:
+@dataclass(frozen=True, repr=False)
+class Division(Readable):
     """A data set that was written in splits."""
 
     root: Path

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from math import isfinite
@@ -14,12 +15,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from metaformer.attribution.stages import stage_of, trunk_of
+from metaformer.data.image import read_image
 from metaformer.distributed import find_device
 from metaformer.errors import BadImage, ConfigError, OutputError, UnknownName
 from metaformer.inference.model import load_model
 from metaformer.inference.sheet import caption, sheet_rows
 from metaformer.report.blocks import Example, Examples, Section
 from metaformer.report.page import render_gallery
+from metaformer.report.readable import Readable
 from metaformer.serialize import parse_json
 from metaformer.storage import (
     FileNames,
@@ -43,6 +46,8 @@ LINES: Final = "explained.jsonl"
 SHEETS: Final = "sheets"
 """Folder of the sheets."""
 QUALITY: Final = 88
+SHOWN: Final = 4
+"""Sheets that notebooks show."""
 EVERYTHING: Final = 10_000
 """More than any image has."""
 
@@ -119,8 +124,8 @@ class Explanation:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Explanations:
+@dataclass(frozen=True, repr=False)
+class Explanations(Readable):
     """What `explain` has written."""
 
     out: Path
@@ -137,6 +142,11 @@ class Explanations:
         """What was written, and where."""
         lines = [f"{len(self.images)} sheets: {self.out / SHEETS}", f"lines: {self.out / LINES}"]
         return "\n".join([*lines, f"page: {self.page}"])
+
+    def _images(self) -> Iterable[Image.Image]:
+        for one in self.images[:SHOWN]:
+            with suppress(BadImage):  # gone since
+                yield read_image(one.sheet)
 
 
 def explain(

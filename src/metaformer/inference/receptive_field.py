@@ -1,7 +1,7 @@
 """The effective receptive field of a network, before and after its training."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from metaformer.errors import ConfigError, OutputError
 from metaformer.inference.explain import refuse_exported
 from metaformer.inference.model import input_size, load_model
 from metaformer.models.build import build_network, check_pass
+from metaformer.report.readable import Readable
 from metaformer.storage import as_path, atomic_bytes, check_writable
 from metaformer.tasks.base import LoadedModel
 from metaformer.tasks.stream import ImageInput, ImageList
@@ -38,8 +39,8 @@ FAINTEST: Final = 1e-3
 UNTRAINED, TRAINED = "random weights", "trained weights"
 
 
-@dataclass(frozen=True)
-class ReceptiveFields:
+@dataclass(frozen=True, repr=False)
+class ReceptiveFields(Readable):
     """Effective receptive fields of one network by its weights, at one size."""
 
     name: str
@@ -74,6 +75,9 @@ class ReceptiveFields:
             cells = [f"{one.side} ({one.ratio:.1%})" for one in field.squares()]
             lines.append(f"{name:<16}" + "".join(f"{cell:>16}" for cell in cells))
         return "\n".join(lines)
+
+    def _images(self) -> Iterable[Image.Image]:
+        return [self.plot()]
 
     def plot(self) -> Image.Image:
         """The fields as images, with the squares of each share."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metaformer.errors import DownloadError, MetaFormerError, UnknownName, WeightsError
+from metaformer.report.readable import Readable
 from metaformer.tasks.classification.results import ClassificationReport
 from metaformer.weights.download import fetch
 from metaformer.weights.sources import SOURCES, Source, find_source, split_name, tags
@@ -16,8 +17,8 @@ TOLERANCE = 0.1
 """Percentage points by which another decoder, library or device may move an accuracy."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Readable):
     """What became of one checkpoint."""
 
     name: str

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from metaformer.backbones.block import Block
 from metaformer.backbones.config import MetaFormerConfig
-from metaformer.backbones.metaformer import MetaFormer
+from metaformer.backbones.metaformer import MetaFormer, Trunk
 from metaformer.errors import ConfigError
 from metaformer.models.detection.config import KINDS, DetectorConfig
 from metaformer.models.segmentation.config import HEAD_DIMS, SegmenterConfig
@@ -123,15 +124,27 @@ def check_pass(network: nn.Module, size: tuple[int, int]) -> None:
     config = getattr(config, "backbone", config)
     if not isinstance(config, MetaFormerConfig):
         return
-    grids = (replace(config, image_size=size).grid(stage) for stage in range(config.stages))
-    widths = (dim * (2 + ratio) for dim, ratio in zip(config.dims, config.mlp_ratios, strict=True))
-    numbers = max(height * width * channels for (height, width), channels in zip(grids, widths, strict=True))
+    trunk = next((module for module in network.modules() if isinstance(module, Trunk)), None)
+    numbers = 0.0
+    for stage, (dim, ratio) in enumerate(zip(config.dims, config.mlp_ratios, strict=True)):
+        height, width = replace(config, image_size=size).grid(stage)
+        own = () if trunk is None else trunk.stages[stage : stage + 1]  # a backbone of features may end early
+        hidden = max([dim * ratio, *(_mixer_width(part, dim) for part in own)])
+        numbers = max(numbers, height * width * (2 * dim + hidden))
     needed, there = 4 * (numbers + config.in_chans * size[0] * size[1]), memory()
     if needed > there:
         raise ConfigError(
             f"image_size: {size[0]:,}×{size[1]:,} pixels need {_gigabytes(needed)} of memory for one image, "
             f"and there are {_gigabytes(there)}: choose a smaller one"
         )
+
+
+def _mixer_width(stage: nn.Module, dim: int) -> int:
+    """Channels that the token mixers of a stage expand to, at most: outputs of layers over its channels."""
+    mixers = (block.token_mixer for block in stage.modules() if isinstance(block, Block))
+    layers = (layer for mixer in mixers for layer in mixer.modules())
+    weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return max((weight.shape[0] for weight in weights if weight.shape[1] == dim), default=0)
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module | None:

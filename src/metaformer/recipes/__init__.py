@@ -1,12 +1,16 @@
-"""Recipes of published runs: `RECIPES["imagenet/poolformer_s12"]()` is a TrainConfig."""
+"""Recipes of published runs: `load_recipe("imagenet/poolformer_s12")` is a TrainConfig."""
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
+from typing import Any
 
-from metaformer.errors import UnknownName
+from metaformer.config import TrainConfig
+from metaformer.errors import ConfigError, UnknownName
 from metaformer.recipes.recipe import Recipe
+from metaformer.serialize import from_dict, to_dict
 
-__all__ = ["RECIPES", "Recipe", "find"]
+__all__ = ["RECIPES", "Recipe", "find", "load_recipe"]
 
 _names = (f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__))
 _siblings = map(importlib.import_module, _names)
@@ -24,3 +28,26 @@ def find(name: str) -> Recipe:
     if name not in RECIPES:
         raise UnknownName("recipe", name, RECIPES)
     return RECIPES[name]
+
+
+def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The configuration of a recipe, for `metaformer.train`.
+
+    Args:
+        name: as `metaformer list --recipes` has it, such as `finetune`.
+        changes: fields by the names of `metaformer train`'s options, such as `{"optim.lr": 1e-3}`.
+
+    Raises:
+        UnknownName: no such recipe or field; the message suggests similar names.
+        ConfigError: a value that the field cannot have.
+    """
+    values = to_dict(find(name)())
+    for field, value in (changes or {}).items():
+        *sections, last = field.split(".")
+        section: Any = values
+        for part in sections:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise ConfigError(f"{field}: no field of TrainConfig, such as optim.lr")
+        section[last] = value
+    return from_dict(TrainConfig, values)

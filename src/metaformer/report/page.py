@@ -64,6 +64,7 @@ def render(
         title=best.parent.resolve().name,
         report=report,
         tiles=tiles(report, state, log, unit),
+        found=[line["note"] for line in log if line["kind"] == "auto"],
         notes=list(dict.fromkeys(line["note"] for line in log if line["kind"] == "data")),
         charts=charts(log, state["metric"], report.metrics[state["metric"]], unit),
         usage=[text.replace("BEST", str(best)) for text in (report.commands, report.python)],
@@ -104,7 +105,7 @@ def cost(state: Mapping[str, Any], config: TrainConfig, log: Log) -> str:
     for line in log:
         if line["kind"] == "train" and line.get("images_per_second"):
             steps, done = line["step"] - done, line["step"]
-            seconds += steps * config.data.batch_size / line["images_per_second"]
+            seconds += steps * config.data.step_images / line["images_per_second"]
             memory = max(memory, line.get("memory_gb", 0.0))
     if not seconds:
         return ""
@@ -112,7 +113,7 @@ def cost(state: Mapping[str, Any], config: TrainConfig, log: Log) -> str:
     hours, minutes = divmod(minutes, 60)
     time = f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
     parts = [f"{time} for {done:,} steps, without evaluation"]
-    parts.append(f"{done * config.data.batch_size / seconds:,.3g} images per second")
+    parts.append(f"{done * config.data.step_images / seconds:,.3g} images per second")
     if memory:
         parts.append(f"{memory:.1f} GB of memory at most")
     where = state.get("device", "")

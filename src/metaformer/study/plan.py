@@ -227,6 +227,10 @@ class Plan(Serializable):
                 raise ConfigError(f"overrides.{name}: a plan sets this by {section}")
         with errors_at("overrides"):
             config = from_dict(TrainConfig, _merged(values, self.overrides))
+        if config.data.batch_size == "auto":
+            raise ConfigError(
+                "overrides.data.batch_size: auto could give each network a batch of its own: give a number"
+            )
         if config.task != TrainConfig().task:
             raise ConfigError(f"recipe: {self.recipe} is for task {config.task}; studies compare classifiers")
         data = replace(config.data, root=self.data.root, train=self.data.train, val=self.data.val)

@@ -13,8 +13,8 @@ from metaformer.study.arms import EXTERNAL, arm_task
 from metaformer.study.plan import Plan
 from metaformer.study.results import Arm, Role, run_name
 from metaformer.study.study_dir import tuned_as
+from metaformer.training.loop import build_sampler
 from metaformer.training.schedule import build_schedule
-from metaformer.training.train import build_sampler
 from metaformer.training.trainer import Trainer
 
 REPEAT_OFFSET: Final = 1_000_000_007

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaformer.errors import ConfigError, DataError, VersionError
+from metaformer.report.readable import Readable
 from metaformer.serialize import Fields, Range, Serializable, Text, errors_at, from_dict, shown
 from metaformer.storage import atomic_path, read_bytes, read_json, read_text, write_text
 from metaformer.study.plan import Plan, parse_plan
@@ -96,8 +97,8 @@ class StudyDir:
                 yield read_record(file, hint)
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, repr=False)
+class Study(Readable):
     """A study as its directory has it; statistics and report need nothing else."""
 
     directory: StudyDir
@@ -118,6 +119,15 @@ class Study:
     field_sizes: tuple[FieldSize, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
     transfers: tuple[TransferResult, ...] = ()
+
+    def text(self) -> str:
+        """Its arms, each with the runs that have ended and the mean of their test figures."""
+        lines = [f"study {self.directory.path}: {len(self.arms)} networks, {len(self.runs)} runs have ended"]
+        for arm in self.arms:
+            tested = [run.test for run in self.runs if run.arm == arm.name and run.test is not None]
+            mean = f", test {sum(tested) / len(tested):.2f} % on average" if tested else ""
+            lines.append(f"  {arm.name}: {len(tested)} compared{mean}")
+        return "\n".join(lines)
 
     def arm(self, name: str) -> Arm:
         """An arm by its name."""

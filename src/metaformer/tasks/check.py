@@ -18,6 +18,7 @@ from metaformer.data.dataset import Source
 from metaformer.data.scan import ImageInfo, ReadFn, inspect, scan, scan_part
 from metaformer.distributed import World, all_gather_list, raise_on_all_ranks
 from metaformer.errors import BadImage, DataError
+from metaformer.report.readable import Readable
 
 L = TypeVar("L")
 S = TypeVar("S", bound="SplitSummary")
@@ -74,8 +75,8 @@ class SplitSummary:
         return f"sizes {sizes}, median {self.median[0]}x{self.median[1]}"
 
 
-@dataclass(frozen=True)
-class CheckReport:
+@dataclass(frozen=True, repr=False)
+class CheckReport(Readable):
     """Findings of a check."""
 
     root: str

@@ -101,10 +101,13 @@ def _next_unit(side: float) -> int:
     return max(1, math.ceil(side / SIDE_UNIT)) * SIDE_UNIT
 
 
-def fitting_batch(config: TrainConfig, images: int) -> int:
+def fitting_batch(config: TrainConfig, images: int) -> int | str:
     """The run's batch, or the largest that this many training images fill on its devices."""
+    asked = config.data.batch_size
+    if isinstance(asked, str) or images >= asked:
+        return asked
     unit = config.optim.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
-    return config.data.batch_size if images >= config.data.batch_size else max(unit, images // unit * unit)
+    return max(unit, images // unit * unit)
 
 
 def load(

@@ -2,9 +2,9 @@
 
 import csv
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,9 @@ from PIL import Image
 from metaformer.color import Color
 from metaformer.data.class_lists import Palette
 from metaformer.data.image import read_image
-from metaformer.errors import BadImage, ConfigError, DataError, OutputError, TrainingError
+from metaformer.errors import BadImage, ConfigError, DataError, MetaFormerError, OutputError, TrainingError
 from metaformer.process import one_line
+from metaformer.report.readable import Readable
 from metaformer.storage import FileNames, atomic_bytes, atomic_text, check_writable
 from metaformer.visualize import album
 from metaformer.visualize.video import frames
@@ -48,13 +49,25 @@ class Legend:
     """Score from which objects are drawn."""
 
 
-class DrawnResult(ABC):
+class DrawnResult(Readable):
     """Result that can be drawn on its image."""
 
     path: str
     _image: ClassVar[Image.Image | None] = None
     _frame: ClassVar[int | None] = None
     _background: ClassVar[Color | None] = None
+
+    @abstractmethod
+    def _summary(self) -> str:
+        """What is in the image, in a line."""
+
+    def text(self) -> str:
+        """The image's file, and what is in it."""
+        return f"{self.path}: {self._summary()}" if self.path else self._summary()
+
+    def _images(self) -> Iterable[Image.Image]:
+        with suppress(MetaFormerError):  # the image is not known, or gone
+            yield self.plot()
 
     @abstractmethod
     def _draw(self, image: Image.Image) -> Image.Image:
@@ -112,6 +125,17 @@ class DrawnResult(ABC):
         for name, value in (("_image", image), ("_frame", frame), ("_background", background)):
             object.__setattr__(self, name, value)  # results are frozen; this is no part of their value
         return self
+
+
+LISTED = 5
+"""Classes or objects in the line about a result."""
+
+
+def named_shares(pairs: Iterable[tuple[str, float]]) -> str:
+    """Names with percentages, the first few of them."""
+    rows = list(pairs)
+    text = ", ".join(f"{name} {share:.1%}" for name, share in rows[:LISTED])
+    return text if len(rows) <= LISTED else f"{text} and {len(rows) - LISTED} more"
 
 
 IMAGE_FORMATS = {

@@ -1,7 +1,7 @@
 """Reports of evaluations: metrics, tables and the examples that a page shows."""
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metaformer.process import one_line
 from metaformer.report.blocks import Example, Examples, data_uri
+from metaformer.report.readable import Readable
 from metaformer.storage import write_text
 
 LARGEST_MATRIX = 200
@@ -26,7 +27,7 @@ def no_maps(example: Mapping[str, Any], image: Image.Image) -> dict[str, str]:
     return {}
 
 
-class Report(ABC):
+class Report(Readable):
     """Result of an evaluation."""
 
     @property

@@ -43,4 +43,4 @@ class Callback:
         """After the last step of an epoch, and its evaluation where there is one."""
 
     def on_evaluate(self, state: TrainState) -> bool | None:
-        """After every evaluation."""
+        """After every evaluation, also the one of a run that is ended early."""

@@ -1,10 +1,10 @@
 """Validate a TrainConfig."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 from metaformer.config import DataConfig, TrainConfig
 from metaformer.errors import ConfigError, MissingPackage
@@ -12,23 +12,37 @@ from metaformer.serialize import NATURAL, NON_NEGATIVE, POSITIVE, POSITIVE_INT, 
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import TaskSpec
 
+
+@dataclass(frozen=True)
+class OrAuto:
+    """Numbers, or `auto`."""
+
+    numbers: Range
+
+    def __contains__(self, value: object) -> bool:
+        return value == "auto" or value in self.numbers
+
+    def __str__(self) -> str:
+        return f"{self.numbers}, or auto"
+
+
 RATE: Final = Range(0, 1, below=True)
 SHARE: Final = Range(0, 1, above=True)
-RANGES: Final[Mapping[str, Range]] = {
+RANGES: Final[Mapping[str, Container[Any]]] = {
     "seed": Range(1 - 2**63, 2**63 - 1, integer=True),  # of PyTorch's generators
     "model.drop_path_rate": RATE,
     "model.head_dropout": RATE,
     "model.freeze": NATURAL,
     "data.val_fraction": Range(0, 1, above=True, below=True),
     "data.image_size": POSITIVE_INT,
-    "data.batch_size": POSITIVE_INT,
+    "data.batch_size": OrAuto(POSITIVE_INT),
     "data.eval_batch_size": POSITIVE_INT,
     "data.workers": NATURAL,
     "data.repeated_aug": POSITIVE_INT,
     "augment.aug_splits": POSITIVE_INT,
     "augment.mix_off_epoch": NATURAL,
     "loss.smoothing": RATE,
-    "optim.lr": POSITIVE,
+    "optim.lr": OrAuto(POSITIVE),
     "optim.weight_decay": NON_NEGATIVE,
     "optim.eps": POSITIVE,
     "optim.betas": RATE,
@@ -84,32 +98,38 @@ def check_config(config: TrainConfig, world_size: int = 1) -> None:
 
 
 def _check_dependent(config: TrainConfig, world_size: int) -> None:
-    """Check fields against each other."""
-    parts = world_size * config.optim.accumulate
-    if config.data.batch_size % parts:
+    """Check fields against each other; those that are still `auto` are checked once they are found."""
+    parts, batch_size = world_size * config.optim.accumulate, config.data.batch_size
+    if isinstance(batch_size, int):
+        if batch_size % parts:
+            raise ConfigError(
+                f"data.batch_size {batch_size} cannot be divided among {world_size} device(s) × "
+                f"optim.accumulate {config.optim.accumulate}: choose a multiple of {parts}"
+            )
+        _check_pooled_norm(config, batch_size, parts, world_size)
+    elif config.runtime.parallel == "fsdp" and world_size > 1:
         raise ConfigError(
-            f"data.batch_size {config.data.batch_size} cannot be divided among {world_size} device(s) × "
-            f"optim.accumulate {config.optim.accumulate}: choose a multiple of {parts}"
+            "data.batch_size auto measures a whole network on a device, which runtime.parallel fsdp divides: "
+            "give a number"
         )
-    _check_pooled_norm(config, parts, world_size)
-    if config.schedule.name != "constant" and config.schedule.min_lr > config.optim.lr:
+    lr = config.optim.lr
+    if config.schedule.name != "constant" and isinstance(lr, float) and config.schedule.min_lr > lr:
         raise ConfigError(
-            f"schedule.min_lr {config.schedule.min_lr} is above optim.lr {config.optim.lr}: "
-            "the learning rate would rise"
+            f"schedule.min_lr {config.schedule.min_lr} is above optim.lr {lr}: the learning rate would rise"
         )
     if not config.data.root:
         raise ConfigError("data.root is empty: give the folder of the data set")
 
 
-def _check_pooled_norm(config: TrainConfig, parts: int, world_size: int) -> None:
+def _check_pooled_norm(config: TrainConfig, batch_size: int, parts: int, world_size: int) -> None:
     """Refuse a batch norm with one value of each channel: UperNet's coarsest level is 1×1 pixel."""
     synchronized = config.runtime.sync_batch_norm and world_size > 1 and config.runtime.device != "cpu"
-    one_image = config.data.batch_size == parts and not synchronized
+    one_image = batch_size == parts and not synchronized
     if config.segment.head == "upernet" and one_image:  # other tasks leave the section as it is
-        fewer = config.data.batch_size // 2 // world_size
+        fewer = batch_size // 2 // world_size
         remedy = f"optim.accumulate {fewer}" if fewer else f"data.batch_size {2 * parts}"
         raise ConfigError(
-            f"data.batch_size {config.data.batch_size} is one image in each pass of a device, and UperNet's "
+            f"data.batch_size {batch_size} is one image in each pass of a device, and UperNet's "
             f"batch norm over its 1×1 map needs two: set {remedy}"
         )
 

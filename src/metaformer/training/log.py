@@ -18,8 +18,8 @@ WANDB_ID: Final = "id.txt"
 class MetricsLog:
     """Append lines to RUN/metrics.jsonl, and the same metrics to RUN/tensorboard.
 
-    Each line is an object with `kind` (`start`, `train`, `eval`, `resume`, `data`, `bad_image`, `nonfinite`,
-    `ended`), `step` (steps done) and `epoch`.
+    Each line is an object with `kind` (`start`, `auto`, `train`, `eval`, `resume`, `data`, `bad_image`,
+    `nonfinite`, `ended`), `step` (steps done) and `epoch`.
 
     Args:
         run: the run directory.

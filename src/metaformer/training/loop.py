@@ -23,7 +23,7 @@ from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
 from metaformer.data.dataset import BAD_SHARE, Batch
 from metaformer.data.divide import check_division, digest
-from metaformer.data.loader import DATA_TIMEOUT, Loader
+from metaformer.data.loader import DATA_TIMEOUT, Loader, Stop
 from metaformer.data.sampler import Sample, TrainSampler
 from metaformer.data.shards.stream_loader import StreamLoader
 from metaformer.data.shards.tar import TarImages
@@ -83,6 +83,36 @@ class RemainingBatches(Sampler[list[Sample]]):
             self.sampler.seek(epoch, start)
             yield from self.sampler
             step = (epoch + 1) * self.sampler.steps
+
+
+def build_sampler(config: TrainConfig, task: Task, world: World) -> TrainSampler:
+    """Order of the training images."""
+    options: dict[str, Any] = {
+        "batch_size": config.data.step_images,
+        "seed": config.seed,
+        "rank": world.rank,
+        "world": world.size,
+        "repeated_aug": config.data.repeated_aug,
+        "accumulate": config.optim.accumulate,
+    }
+    return task.sampler(**options)
+
+
+def training_loader(
+    config: TrainConfig, task: Task, sampler: TrainSampler, steps: range, world: World, stop: Stop
+) -> Loader:
+    """Micro-batches of these steps of a run, `sampler.accumulate` to each; `stop` cuts them."""
+    options: dict[str, Any] = {
+        "workers": config.data.workers,
+        "pin_memory": world.device.type == "cuda",
+        "timeout": min(DATA_TIMEOUT, config.runtime.timeout),
+        "stop": stop,
+        "skip_bad": config.data.on_bad_image == "skip",
+    }
+    data = task.train
+    if isinstance(data.source, TarImages):  # a stream: its order changes when a run is resumed
+        return StreamLoader(data, sampler, steps.start, steps.stop, **options)
+    return Loader(data, RemainingBatches(sampler, steps.start, steps.stop), **options)
 
 
 class Loop:
@@ -172,7 +202,10 @@ class Loop:
 
     def _run(self) -> bool:
         self.trainer.interruptible = self._interruptible
-        loader = self._loader()
+        steps = range(self.trainer.step, self.total)
+        loader = training_loader(
+            self.config, self.task, self.sampler, steps, self.world, self.signals.requested
+        )
         try:
             if self.evaluation_pending:
                 self._end_step()
@@ -195,19 +228,6 @@ class Loop:
     def epoch(self) -> int:
         """Epoch of the next step."""
         return self.trainer.step // self.sampler.steps
-
-    def _loader(self) -> Loader:
-        data, step = self.task.train, self.trainer.step
-        options: dict[str, Any] = {
-            "workers": self.config.data.workers,
-            "pin_memory": self.world.device.type == "cuda",
-            "timeout": min(DATA_TIMEOUT, self.config.runtime.timeout),
-            "stop": self.signals.requested,
-            "skip_bad": self.config.data.on_bad_image == "skip",
-        }
-        if isinstance(data.source, TarImages):  # a stream: its order changes when a run is resumed
-            return StreamLoader(data, self.sampler, step, self.total, **options)
-        return Loader(data, RemainingBatches(self.sampler, step, self.total), **options)
 
     def _train(self, loader: Loader) -> None:
         every, started = self.config.runtime.log_every, time.perf_counter()
@@ -348,6 +368,8 @@ class Loop:
         if self.ended:
             if not evaluated:
                 self._evaluate()
+                for callback in self.callbacks:
+                    self._call(callback.on_evaluate, self.metrics)
             self._note("ended", f"ended after step {step} of {self.total}: {self.ended}")
             self.total = step
 

@@ -48,13 +48,14 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
 def build_optimizer(config: OptimConfig, model: nn.Module) -> optim.Optimizer:
     """The configured optimizer over a model's parameter groups."""
     groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    lr = config.peak_lr
     if config.name == "sgd":
-        return optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+        return optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
     if config.name == "lamb":
         from timm.optim import Lamb
 
-        return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps)
-    return optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        return Lamb(groups, lr=lr, betas=config.betas, eps=config.eps)
+    return optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def set_learning_rate(optimizer: optim.Optimizer, lr: float) -> None:

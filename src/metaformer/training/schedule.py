@@ -8,7 +8,7 @@ from metaformer.config import TrainConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then cosine, polynomial, step or constant, then cool-down; lengths are in steps.
+    """Linear warm-up, then cosine or another shape, then cool-down; lengths are in steps.
 
     As in timm's and OpenMMLab's recipes the shape spans the whole schedule, and warm-up replaces its start.
     """
@@ -24,7 +24,7 @@ class Schedule:
     """Learning rate at the end, and in the cool-down."""
     cooldown_steps: int = 0
     shape: str = "cosine"
-    """`cosine`, `poly`, `step` or `constant`."""
+    """`cosine`, `poly`, `step`, `constant`, or `exponential`, which only range tests have."""
     power: float = 0.9
     """Exponent of `poly`."""
     milestones: tuple[int, ...] = ()
@@ -47,6 +47,8 @@ class Schedule:
             return self.lr
         if self.shape == "step":
             return self.lr * self.gamma ** sum(step >= milestone for milestone in self.milestones)
+        if self.shape == "exponential":
+            return self.lr * (self.min_lr / self.lr) ** (step / self.steps)
         if self.shape == "poly":
             return self.min_lr + (self.lr - self.min_lr) * (1 - step / self.steps) ** self.power
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * step / self.steps)) / 2
@@ -56,7 +58,7 @@ def build_schedule(config: TrainConfig, epoch_steps: int) -> Schedule:
     """The schedule of a run whose epochs have this many steps."""
     plan = config.schedule
     return Schedule(
-        config.optim.lr,
+        config.optim.peak_lr,
         plan.epochs * epoch_steps if plan.steps is None else plan.steps,
         plan.warmup_epochs * epoch_steps if plan.warmup_steps is None else plan.warmup_steps,
         plan.warmup_lr,

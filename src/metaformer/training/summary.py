@@ -30,6 +30,7 @@ def describe_run(
     return [
         _network(task),
         "weights: those of the checkpoint" if resumed else _weights(task),
+        *([] if resumed else _frozen_random(config, task)),
         f"training: {_images(task, data.train, task.train.source)}, {steps} steps an epoch",
         f"validation: {_images(task, val, task.evaluation.loader.dataset.source)}",
         _machine(config, world),
@@ -54,6 +55,19 @@ def _weights(task: Task) -> str:
     more = f" and {len(parts) - FRESH_SHOWN} more" if parts[FRESH_SHOWN:] else ""
     fresh = f"; fresh: {', '.join(parts[:FRESH_SHOWN])}{more}" if parts else ""
     return f"weights: {report.source}, {report.fraction:.1%} of the network's values{fresh}"
+
+
+def _frozen_random(config: TrainConfig, task: Task) -> list[str]:
+    """A warning where frozen stages have random weights, which then never get better."""
+    report: Any = getattr(task.model, "load_report", None)
+    loaded = set() if report is None else set(report.loaded)
+    frozen = [name for name, value in task.model.named_parameters() if not value.requires_grad]
+    if not config.model.freeze or loaded.issuperset(frozen):
+        return []
+    return [
+        f"warning: model.freeze {config.model.freeze} keeps random weights as they are: start from "
+        "model.pretrained or model.checkpoint, or leave model.freeze out"
+    ]
 
 
 def _images(task: Task, split: str, source: Any) -> str:

@@ -2,19 +2,19 @@
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from metaformer.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
-from metaformer.data.sampler import TrainSampler
+from metaformer.data.loader import Stop
 from metaformer.distributed import (
+    Interrupted,
     World,
     all_gather_object,
     any_rank,
@@ -25,24 +25,27 @@ from metaformer.distributed import (
 from metaformer.errors import ConfigError, DataError, MetaFormerError, OutputError
 from metaformer.process import StopSignals, printable
 from metaformer.recipes import RECIPES
-from metaformer.serialize import differences, to_dict
+from metaformer.report.readable import Readable
+from metaformer.serialize import differences, from_dict, to_dict
 from metaformer.storage import as_path
 from metaformer.tasks import TASKS, other_task
 from metaformer.tasks.base import BuildTask, Task
+from metaformer.training.batch_size import find_batch_size
 from metaformer.training.callbacks import Callback
 from metaformer.training.check import check_config
 from metaformer.training.log import MetricsLog
-from metaformer.training.loop import Loop, machine
+from metaformer.training.loop import Loop, build_sampler, machine
 from metaformer.training.network import describe_network, resolve_network
 from metaformer.training.progress import Progress
+from metaformer.training.range_test import RangeTest, run_range_test
 from metaformer.training.report import write_report
 from metaformer.training.schedule import build_schedule
 from metaformer.training.summary import describe_run
 from metaformer.training.trainer import Trainer
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(Readable):
     """Outcome of a run."""
 
     run: Path
@@ -54,6 +57,41 @@ class TrainResult:
     """Metrics of the last evaluation."""
     steps: int
     complete: bool
+
+    def text(self) -> str:
+        """Best and last metrics, and where the run lies."""
+        last = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        lines = [
+            f"best {self.metric} {self.best:.4f} at step {self.best_step} of {self.steps:,}",
+            f"last evaluation: {last}",
+            f"run: {self.run}",
+        ]
+        return "\n".join(lines if self.complete else [*lines, "not complete: resume='auto' goes on"])
+
+
+def find_learning_rate(config: TrainConfig, *, build: BuildTask | None = None) -> RangeTest:
+    """Range test of the learning rate, which `optim.lr: auto` runs before training; it writes nothing.
+
+    Args:
+        config: a run; its `optim.lr` is not read.
+        build: makes network, data and loss in place of the task itself.
+
+    Raises:
+        ConfigError, DataError: as of `train`.
+        TrainingError: no learning rate lets the loss fall.
+    """
+    config, _ = resolve_network(replace(config, optim=replace(config.optim, lr="auto")))
+    check_config(config, int(os.environ.get("WORLD_SIZE", "1")))
+    if config.runtime.threads is not None:
+        torch.set_num_threads(config.runtime.threads)
+    world = join(config.runtime.device, config.runtime.timeout)
+    with StopSignals() as stop, merge_connection_errors(world):
+        task = (build or TASKS[config.task].build)(config, world, stop.requested)
+        with _ended_by(stop, task):
+            config = _with_batch_size(config, task, world, stop.requested)[0]
+            test = run_range_test(config, task, build_sampler(config, task, world), world, stop.requested)
+        task.close()
+    return test
 
 
 def train(
@@ -97,7 +135,10 @@ def train(
         if world.main:
             for line in describe_network(config, network):
                 _print(line)
+        config = _recorded(config, run, resume, world)
         task = _build_task(build or TASKS[config.task].build, config, run, resume, world, stop)
+        with _ended_by(stop, task):
+            config, found = _find(config, task, world, stop.requested)
         sampler = build_sampler(config, task, world)
         trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)
         loop = Loop(config, task, trainer, sampler, run, world, stop, callbacks)
@@ -107,11 +148,11 @@ def train(
                 _check_task(saved, config)
                 loop.restore(saved)
                 _warn_differences(saved, config, world)
-            lines = describe_run(config, task, sampler.steps, world, saved is not None)
+            lines = [*describe_run(config, task, sampler.steps, world, saved is not None), *found]
             if world.main:
                 for line in lines:
                     _print(line)
-            complete = _run(loop, saved, command, lines)
+            complete = _run(loop, saved, command, lines, found)
             result = TrainResult(
                 run.path, task.metric, loop.best.value, loop.best.step, loop.metrics, trainer.step, complete
             )
@@ -153,17 +194,68 @@ def _check_task(saved: Checkpoint, config: TrainConfig) -> None:
         )
 
 
-def build_sampler(config: TrainConfig, task: Task, world: World) -> TrainSampler:
-    """Sampler of the training images."""
-    options: dict[str, Any] = {
-        "batch_size": config.data.batch_size,
-        "seed": config.seed,
-        "rank": world.rank,
-        "world": world.size,
-        "repeated_aug": config.data.repeated_aug,
-        "accumulate": config.optim.accumulate,
-    }
-    return task.sampler(**options)
+def _recorded(config: TrainConfig, run: RunDir, resume: str | None, world: World) -> TrainConfig:
+    """The numbers of the run that is resumed, where the configuration says `auto`: it found them once.
+
+    Raises:
+        WeightsError: its configuration cannot be read.
+    """
+    if "auto" not in (config.data.batch_size, config.optim.lr):
+        return config
+    values = None
+    with errors_on_all_ranks(MetaFormerError):
+        if world.main:
+            values = run.saved_config(resume)
+    values = all_gather_object(values)[0]
+    if values is None:
+        return config
+    saved = from_dict(TrainConfig, values)
+    if config.data.batch_size == "auto":
+        config = replace(config, data=replace(config.data, batch_size=saved.data.batch_size))
+    if config.optim.lr == "auto":
+        config = replace(config, optim=replace(config.optim, lr=saved.optim.lr))
+    return config
+
+
+def _find(config: TrainConfig, task: Task, world: World, stop: Stop) -> tuple[TrainConfig, list[str]]:
+    """The configuration with numbers in place of `auto`, and a line for each: first the batch, then its rate.
+
+    Raises:
+        ConfigError: no batch fits into memory, or a number that is found contradicts another field.
+        TrainingError: no learning rate lets the loss fall.
+    """
+    config, lines = _with_batch_size(config, task, world, stop)
+    if config.optim.lr == "auto":
+        if world.main:
+            _print("optim.lr auto: a range test of the learning rate comes first")
+        test = run_range_test(config, task, build_sampler(config, task, world), world, stop)
+        config = replace(config, optim=replace(config.optim, lr=test.lr))
+        check_config(config, world.size)
+        lines.append(test.text())
+    return config, lines
+
+
+def _with_batch_size(
+    config: TrainConfig, task: Task, world: World, stop: Stop
+) -> tuple[TrainConfig, list[str]]:
+    """The configuration with a number for `data.batch_size`, and a line where it was found."""
+    if config.data.batch_size != "auto":
+        return config, []
+    batch_size, line = find_batch_size(config, task, world, stop)
+    config = replace(config, data=replace(config.data, batch_size=batch_size))
+    check_config(config, world.size)
+    return config, [line]
+
+
+@contextmanager
+def _ended_by(stop: StopSignals, task: Task) -> Iterator[None]:
+    """Context of what comes before the first step, which a signal ends without anything to resume from."""
+    try:
+        yield
+    except Interrupted:
+        task.close()
+        _print(f"stopped by signal {stop.number} before the first step")
+        raise SystemExit(stop.exit_status) from None
 
 
 def _open_run(run: RunDir, resume: str | None, world: World, stack: ExitStack) -> Checkpoint | None:
@@ -184,8 +276,18 @@ def _open_run(run: RunDir, resume: str | None, world: World, stack: ExitStack) -
     return saved
 
 
-def _run(loop: Loop, saved: Checkpoint | None, command: str | None, lines: list[str]) -> bool:
-    """Run the loop with its log and progress bar; False if a signal stopped it."""
+def _run(
+    loop: Loop, saved: Checkpoint | None, command: str | None, lines: list[str], found: list[str]
+) -> bool:
+    """Run the loop with its log and progress bar; False if a signal stopped it.
+
+    Args:
+        loop: the run.
+        saved: what it goes on from.
+        command: the shell command that resumes it.
+        lines: what it said at its start.
+        found: of these, the lines about what was found for `auto`.
+    """
     world, run, config = loop.world, loop.run_dir, to_dict(loop.config)
     progress = Progress(loop.total, loop.trainer.step, loop.sampler.batch_size, quiet=not world.main)
     log = None
@@ -203,6 +305,8 @@ def _run(loop: Loop, saved: Checkpoint | None, command: str | None, lines: list[
                     log.write("resume", loop.trainer.step, loop.epoch)
                 else:
                     log.write("start", 0, 0, note="\n".join(lines))
+                    for line in found:
+                        log.write("auto", 0, 0, note=line)
                 for line in dict.fromkeys(loop.task.warnings):  # parts of one split may share some
                     progress.write(f"warning: {line}")
                     log.write("data", loop.trainer.step, loop.epoch, note=line)

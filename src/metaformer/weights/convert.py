@@ -5,6 +5,7 @@ from pathlib import Path
 
 from metaformer.backbones.variants import VARIANTS
 from metaformer.errors import OutputError, UnknownName, WeightsError
+from metaformer.report.readable import Readable
 from metaformer.storage import as_path
 from metaformer.weights.formats import FORMATS
 from metaformer.weights.infer import candidates
@@ -14,8 +15,8 @@ from metaformer.weights.saved import find_saved
 from metaformer.weights.sources import split_name
 
 
-@dataclass(frozen=True)
-class Conversion:
+@dataclass(frozen=True, repr=False)
+class Conversion(Readable):
     """Result of a conversion."""
 
     source: Path
@@ -31,7 +32,8 @@ class Conversion:
     tensors: int
     """How many were written."""
 
-    def __str__(self) -> str:
+    def text(self) -> str:
+        """Both files and their formats, in a line."""
         of = f" of {self.model}" if self.model else ""
         names = f"{FORMATS[self.source_format].title} -> {FORMATS[self.target_format].title}"
         return f"{self.source} -> {self.target}: {self.tensors} tensors{of}, {names}"

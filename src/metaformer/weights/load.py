@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from metaformer.backbones.config import MetaFormerConfig
 from metaformer.backbones.metaformer import Trunk
 from metaformer.errors import ConfigError, WeightsError
+from metaformer.report.readable import Readable
 from metaformer.weights.adapt import (
     adapt_stem,
     class_count,
@@ -31,8 +32,8 @@ SHOWN = 10
 """Names in a line of a report, at most."""
 
 
-@dataclass
-class LoadReport:
+@dataclass(repr=False)
+class LoadReport(Readable):
     """Tensors of a checkpoint that were loaded into a model, and those that were not."""
 
     format: str = ""
@@ -74,7 +75,8 @@ class LoadReport:
         )
         return [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds if names]
 
-    def __str__(self) -> str:
+    def text(self) -> str:
+        """What was loaded, and a line for each kind of what was not."""
         share = f"{len(self.loaded)} tensors, {self.fraction:.1%} of the model"
         notes = [
             f"{len(n)} {what}: {_some(n)}"

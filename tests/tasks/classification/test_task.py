@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from metaformer.checkpoint.checkpoint import read_checkpoint
+from metaformer.config import TrainConfig
 from metaformer.data.dataset import AugmentedDataset, Batch
 from metaformer.data.folder import ImageFolder
 from metaformer.data.preprocess import Preprocess
 from metaformer.data.shards.write import write_shards
+from metaformer.distributed import World
 from metaformer.errors import ConfigError, WeightsError
 from metaformer.factory import create_model
 from metaformer.tasks.base import StepContext
@@ -22,7 +26,7 @@ from metaformer.tasks.classification.task import ClassificationTask
 from metaformer.tasks.classifier import build_classifier
 from metaformer.training.train import train
 from metaformer.weights.load import load_weights
-from toys import TINY, Configure, build_task
+from toys import TINY, Configure, build_task, write_image_folder
 
 PREPROCESS = Preprocess(image_size=32)
 
@@ -151,6 +155,56 @@ def test_classes_are_balanced_by_weights_or_by_sampling(configure: Configure, tm
     ):
         with pytest.raises(ConfigError, match=named):
             train(configure(loss=loss), tmp_path / "refused")
+
+
+def test_balanced_sampling_draws_every_class_equally_often(configure: Configure, tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path, {"train": 8, "val": 1})
+    for image in sorted((root / "train" / "cat").iterdir())[2:]:
+        image.unlink()
+
+    def drawn(balanced: bool) -> list[int]:
+        task = build_task(configure(data={"root": str(root), "balanced_sampling": balanced}))
+        labels = task.train.source.labels
+        return sorted(
+            Counter(labels[s.index] for batch in task.sampler(batch_size=6) for s in batch).values()
+        )
+
+    assert drawn(True) == [6, 6, 6] and drawn(False) == [2, 8, 8]
+
+
+class Arrays:
+    """Images in memory, red, green or blue."""
+
+    classes = ("red", "green", "blue")
+
+    def __init__(self, count: int) -> None:
+        self.labels, self.read = [i % 3 for i in range(count)], set[int]()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int, background: Any = None) -> Image.Image:
+        self.read.add(index)
+        return Image.new("RGB", (40, 40), self.classes[self.labels[index]])
+
+    def path(self, index: int) -> str:
+        return f"array {index}"
+
+
+def test_a_data_set_of_ones_own_is_trained_on(configure: Configure, tmp_path: Path) -> None:
+    source = Arrays(24)
+
+    def build(config: TrainConfig, world: World, stop: Any = None) -> ClassificationTask:
+        task = build_task(config, world)
+        assert isinstance(task, ClassificationTask)
+        evaluation = ClassificationEvaluation(Arrays(6), task.preprocess, batch_size=4)  # type: ignore[arg-type]
+        task.train, task.evaluation = AugmentedDataset(source, task.train.transform, config.seed), evaluation
+        return task
+
+    result = train(configure(schedule={"epochs": 1}), tmp_path, build=build)
+    assert result.complete and source.read == set(range(24))
+    card = read_checkpoint(tmp_path / "best").state["card"]
+    assert card["classes"] == ["red", "green", "blue"] and "top1" in result.metrics
 
 
 def test_a_stream_is_not_balanced(configure: Configure, pets: Path, tmp_path: Path) -> None:

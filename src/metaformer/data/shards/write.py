@@ -22,6 +22,7 @@ from metaformer.data.shards.parquet import ParquetShard, read_parquet
 from metaformer.data.shards.remote import is_remote
 from metaformer.data.shards.tar import TarShard, contents_name, read_tar
 from metaformer.errors import BadImage, ConfigError, DataError, OutputError
+from metaformer.report.readable import Readable
 from metaformer.storage import as_path, atomic_path
 
 T = TypeVar("T")
@@ -32,8 +33,8 @@ _READERS: Final[dict[str, Callable[[Path], Iterator[tuple[int, bytes]]]]] = {
 }
 
 
-@dataclass(frozen=True)
-class ShardReport:
+@dataclass(frozen=True, repr=False)
+class ShardReport(Readable):
     """The shards that were written."""
 
     root: Path

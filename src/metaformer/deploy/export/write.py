@@ -31,6 +31,7 @@ from metaformer.inference.exported import (
     load_openvino,
 )
 from metaformer.inference.model import load_model
+from metaformer.report.readable import Readable
 from metaformer.serialize import POSITIVE_INT
 from metaformer.storage import as_path, atomic_bytes, atomic_path, check_replaceable, check_writable
 from metaformer.tasks import TASKS
@@ -64,8 +65,8 @@ class Draft:
     card: ExportCard
 
 
-@dataclass(frozen=True)
-class Exported:
+@dataclass(frozen=True, repr=False)
+class Exported(Readable):
     """A written file."""
 
     path: Path

@@ -27,7 +27,7 @@ class Figures:
     """Size of the weights, in int8 with the graph."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuantizeReport(Report):
     """Result of a quantization."""
 

@@ -18,6 +18,7 @@ from metaformer.deploy.optimize import TOLERANCE, named_tensors, network_outputs
 from metaformer.deploy.packaging.input_limits import InputLimits, Range, Sizes, limits_for
 from metaformer.deploy.packaging.load import FORMAT, KEY, SUFFIX, Packaged, load_package, machine_metadata
 from metaformer.errors import ConfigError, OptimizeError, OutputError
+from metaformer.report.readable import Readable
 from metaformer.storage import as_path, atomic_path, check_replaceable
 
 TYPICAL_BATCH: Final = 8
@@ -28,8 +29,8 @@ ROUNDINGS: Final = 16
 """Machine epsilons by which outputs in a half type may differ, relative to the largest."""
 
 
-@dataclass(frozen=True)
-class Written:
+@dataclass(frozen=True, repr=False)
+class Written(Readable):
     """A written package."""
 
     path: Path
@@ -37,6 +38,10 @@ class Written:
     """Largest difference from the network, relative to the largest output."""
     limits: InputLimits
     """Images that it takes."""
+
+    def text(self) -> str:
+        """The file, what it takes, and how far its outputs are from the network's."""
+        return f"{self.path}: takes {self.limits}; largest difference from the network {self.difference:.1e}"
 
 
 class OutputTuple(nn.Module):

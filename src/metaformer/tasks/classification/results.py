@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from metaformer.tasks.classification.metrics import ClassAccuracy
-from metaformer.tasks.outputs import DrawnResult
+from metaformer.tasks.outputs import DrawnResult, named_shares
 from metaformer.tasks.report import Report, class_table, confusion_values
 from metaformer.visualize.canvas import STRONG, WEAK, Bar, draw_bars
 
@@ -15,7 +15,7 @@ BARS = 3
 """Classes that are drawn below an image."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Classification(DrawnResult):
     """Top classes of one image."""
 
@@ -60,6 +60,9 @@ class Classification(DrawnResult):
         pairs = zip(self.labels[:BARS], self.scores[:BARS], strict=True)
         return [Bar(label, score, WEAK if row else STRONG) for row, (label, score) in enumerate(pairs)]
 
+    def _summary(self) -> str:
+        return named_shares(zip(self.labels, self.scores, strict=True))
+
     def _draw(self, image: Image.Image) -> Image.Image:
         return draw_bars(image, self.bars())
 
@@ -82,7 +85,7 @@ class Example:
         return self.label == self.predicted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClassificationReport(Report):
     """Evaluation of a classifier on a data set."""
 

@@ -16,7 +16,7 @@ from metaformer.errors import DataError, MissingPackage, UnknownName
 from metaformer.report.blocks import percentage
 from metaformer.tasks.detection.draw import draw_objects
 from metaformer.tasks.detection.metrics import DetectionFigures, Found, Kind, check_found
-from metaformer.tasks.outputs import DrawnResult
+from metaformer.tasks.outputs import DrawnResult, named_shares
 from metaformer.tasks.report import Report, class_table
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ BLOCK = 1 << 24
 """Pixels of masks that are pasted at once."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DetectedObjects(DrawnResult):
     """Objects detected in one image, best first.
 
@@ -97,6 +97,11 @@ class DetectedObjects(DrawnResult):
     def names(self) -> list[str]:
         """The class of each object."""
         return [self.classes[label] for label in self.labels]
+
+    def _summary(self) -> str:
+        found = f"{len(self)} object{'s' * (len(self) != 1)}"
+        named = named_shares(zip(self.names, self.scores.tolist(), strict=True))
+        return f"{found}: {named}" if named else found
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """Mask (H, W), bool, of one object.
@@ -291,7 +296,7 @@ class DetectExample:
     predicted: tuple[ExampleObject, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DetectionReport(Report):
     """Evaluation of a detector on a data set."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from metaformer.report.blocks import percentage
-from metaformer.tasks.outputs import DrawnResult
+from metaformer.tasks.outputs import DrawnResult, named_shares
 from metaformer.tasks.report import Report, class_table
 from metaformer.visualize.canvas import STRONG, WEAK, Bar, draw_bars
 
@@ -14,7 +14,7 @@ BARS = 6
 """Classes that are drawn below an image, or as many as are predicted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MultilabelResult(DrawnResult):
     """The classes of one image."""
 
@@ -66,6 +66,10 @@ class MultilabelResult(DrawnResult):
         bars.sort(key=lambda bar: (bar.color is not STRONG, -bar.share))
         return bars[: max(BARS, len(self.labels))]
 
+    def _summary(self) -> str:
+        scores = dict(zip(self.classes, self.scores, strict=True))
+        return named_shares((name, scores[name]) for name in self.labels) or "no class"
+
     def _draw(self, image: Image.Image) -> Image.Image:
         return draw_bars(image, self.bars())
 
@@ -96,7 +100,7 @@ class MultilabelExample:
     """Mean binary cross-entropy over the classes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MultilabelReport(Report):
     """Result of evaluating a multi-label classifier; every image counts once."""
 

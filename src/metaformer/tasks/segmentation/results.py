@@ -16,7 +16,7 @@ from metaformer.data.class_lists import Palette
 from metaformer.errors import DataError
 from metaformer.report.blocks import percentage
 from metaformer.tasks.dense import shrink
-from metaformer.tasks.outputs import DrawnResult
+from metaformer.tasks.outputs import DrawnResult, named_shares
 from metaformer.tasks.report import Report, class_table, confusion_values
 from metaformer.tasks.segmentation.draw import annotate
 from metaformer.tasks.segmentation.metrics import ClassIoU, SegmentationFigures
@@ -27,7 +27,7 @@ IGNORED = (224, 224, 192)
 """Color of ignored pixels: that of borders in Pascal VOC."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation(DrawnResult):
     """Label map of one image."""
 
@@ -79,6 +79,12 @@ class Segmentation(DrawnResult):
         encoded = base64.b64encode(stream.getvalue()).decode()
         return {"labels": f"data:image/png;base64,{encoded}", "classes": classes}
 
+    def _summary(self) -> str:
+        width, height = self.size
+        return (
+            f"{width}×{height} pixels, {named_shares((self.classes[k], share) for k, share in self.shares)}"
+        )
+
     def _draw(self, image: Image.Image) -> Image.Image:
         if image.size != self.size:
             raise DataError(f"an image of {image.width}x{image.height} for a label map of {self.size}")
@@ -102,7 +108,7 @@ class SegmentExample:
     """Classes in both label maps, largest area first."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SegmentationReport(Report):
     """Evaluation of a segmenter on a data set."""
 
