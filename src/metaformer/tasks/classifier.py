@@ -129,9 +129,10 @@ def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
     """
     network = card["model"]
     if isinstance(network, Mapping) and "timm" in network:
+        name = shown(network["timm"], quote=False)
         raise ConfigError(
-            f"holds {shown(network['timm'], quote=False)} of timm, the control of a study, whose report has its "
-            "figures: other commands take networks of this library"
+            f"holds {name} of timm, the control of a study, which has its figures: other commands take "
+            "networks of this library"
         )
     model = build_network(MetaFormerConfig.from_dict(network))
     preprocess = Preprocess.from_dict(card["preprocess"])
