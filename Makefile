@@ -8,11 +8,15 @@ INSTALL = if command -v uv >/dev/null; then uv pip install --python .venv -c con
 # by default every demo recipe, the longest first
 TASK ?= $(shell sed -n 's|^ *name="demo/\(.*\)",|\1|p' src/metaformer/recipes/demo.py | tac)
 CLASSIFIER := runs/demo-classify
-# validation images of the demo data, where they are not in val/
+# validation images of the demo data that are predicted on: of one class, or a fifth of the scenes
 VAL_classify := val/7
-VAL_segment := images/validation
-VAL_detect := val2017
-# tasks but the first learn side by side, a core each: their lines begin with their names
+VAL_multilabel := val/*[05].jpg
+VAL_segment := images/validation/*[05].jpg
+VAL_detect := val2017/*[05].jpg
+# tasks but the first learn side by side, a thread each: the longest has a core, the others share one
+LONGEST := segment
+NICE = $(if $(filter $(LONGEST),$*),,nice -n 3)
+# their lines begin with their names
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 NAMED = 2>&1 | sed -u 's/^/$*: /'
@@ -21,14 +25,14 @@ demo:  ## make the data, train, predict on real images, in six minutes; make dem
 	@$(MAKE) --no-print-directory $(READY) data/demo/.complete
 	@echo "Training $(words $(TASK)) networks; meanwhile look at data/demo/overview.jpg"
 	@$(MAKE) --no-print-directory $(CLASSIFIER)/.complete
-	@$(MAKE) --no-print-directory -j2 $(TASK:%=demo-%)
+	@$(MAKE) --no-print-directory -j$(words $(TASK)) $(TASK:%=demo-%)
 	@printf '\nLook at:\n$(TASK:%=  runs/demo-%/report.html\n)Try them on your own images:\n'
 	@echo "  $(BIN)/metaformer serve $(TASK:%=runs/demo-%)"
 
 demo-%: $(CLASSIFIER)/.complete
-	@$(if $(filter classify,$*),,$(BIN)/metaformer train demo/$* --data.root data/demo/$* \
+	@$(if $(filter classify,$*),,$(NICE) $(BIN)/metaformer train demo/$* --data.root data/demo/$* \
 	  --model.checkpoint $(CLASSIFIER)/best/model.safetensors --runtime.threads 1 --out runs/demo-$* --resume auto $(NAMED))
-	@$(BIN)/metaformer predict runs/demo-$* data/demo/$*/$(or $(VAL_$*),val) --out runs/demo-$*/predictions --draw $(NAMED)
+	@$(NICE) $(BIN)/metaformer predict runs/demo-$* data/demo/$*/$(VAL_$*) --out runs/demo-$*/predictions --draw $(NAMED)
 
 # the others begin with its weights; its report is there long before it is done
 $(CLASSIFIER)/.complete: data/demo/.complete

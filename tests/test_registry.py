@@ -4,6 +4,7 @@ import pytest
 from torch import nn
 
 from metaformer.errors import ConfigError, UnknownName
+from metaformer.mixers import MIXERS
 from metaformer.registry import Registry, import_file, parse
 
 
@@ -51,12 +52,27 @@ def test_build_and_its_errors() -> None:
         registry.register("my box")(nn.Identity)
 
 
+TWICE = """from torch import nn
+from metaformer.mixers import MIXERS
+
+@MIXERS.register("own_twice")
+class Own(nn.Identity):
+    pass
+
+
+@MIXERS.register("own_twice")
+class Own(nn.Identity):
+    pass
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("x = 1\n\ndef f(:\n", "line 3: SyntaxError"),
         ("x = 1\nimport nowhere_to_be_found\n", "line 2: ModuleNotFoundError"),
         ("import sys\nsys.exit(0)\n", "line 2: SystemExit"),
+        (TWICE, "line 9: ConfigError: mixer 'own_twice' is registered by two classes named Own: rename one"),
     ],
 )
 def test_errors_in_a_users_file_name_the_line(
@@ -66,3 +82,11 @@ def test_errors_in_a_users_file_name_the_line(
     Path("own.py").write_text(text)
     with pytest.raises(ConfigError, match=rf"own\.py: {told}"):
         import_file("own.py")
+
+
+def test_a_users_file_may_be_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(TWICE.rpartition("\n\n\n")[0].replace("own_twice", "own_once"))
+    for _ in range(2):
+        import_file(file)
+    assert "own_once" in MIXERS

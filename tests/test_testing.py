@@ -1,5 +1,7 @@
 """Each check of the contract fails where its promise is broken, and says what to do."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -327,3 +329,31 @@ def test_the_command_ends_with_1_where_a_check_fails(
     out = capsys.readouterr().out
     assert "shape        failed" in out and CHECKS["shape"].remedy in out
     assert "mend the first one first" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("while True: pass", "reading and building it"),
+        (OWN.format(" if self.training else loop()"), "'shape'"),
+    ],
+)
+def test_the_command_ends_where_a_check_does_not(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(f"{text}\n\ndef loop():\n    while True:\n        pass\n")
+    command = [sys.executable, "-m", "metaformer", "check-mixer", f"{file}:own_rows", "--timeout=2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and not done.stdout
+    assert line.startswith("metaformer: error: check-mixer: own_rows: ") and line.endswith(
+        "--timeout allows more"
+    )
+    assert f"{said} takes more than 2 s" in line
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_a_time_that_cannot_be(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from metaformer.cli import main
+
+    assert main(["check-mixer", "pooling", f"--timeout={value}"]) == 2
+    assert "--timeout" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Self
 
 # Parameter numbers in glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -272,6 +272,42 @@ class StopSignals:
                 print(f"metaformer: error: {error}", file=sys.stderr, flush=True)
                 status = 1
             _exit(status)
+
+
+class StepLimit:
+    """Context that ends the process, with one line, where a step takes longer than it may.
+
+    It does so from a thread, so that neither a loop of Python's nor an operation of PyTorch is waited for.
+
+    Args:
+        seconds: for each step.
+        message: what is said of a step.
+    """
+
+    def __init__(self, seconds: float, message: Callable[[str], str]) -> None:
+        self.seconds, self.message = seconds, message
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._cancel()
+
+    def begin(self, step: str) -> None:
+        """The step before is done, and this one begins."""
+        self._cancel()
+        self._timer = threading.Timer(self.seconds, self._end, [step])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self, step: str) -> None:
+        print(f"metaformer: error: {one_line(self.message(step))}", file=sys.stderr, flush=True)
+        _exit(1)
 
 
 _wakeup_fds: set[int] = set()

@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, Generic, TypeVar
 
 from metaformer.errors import ConfigError, UnknownName
@@ -14,6 +15,8 @@ from metaformer.serialize import decode
 T = TypeVar("T")
 Factory = Callable[..., T]
 _LONGEST = 1000  # characters of a name with its options
+_FILE: Final = "metaformer_file_"
+"""First part of the names of modules that users' files become."""
 _PLAIN: Final = [int, float, bool, str, int | None, float | None, bool | None, str | None]
 """Types whose values are checked before a class is called."""
 
@@ -47,22 +50,31 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._classes: dict[str, Factory[T]] = {}
+        self._modules: dict[str, ModuleType | None] = {}
+        """Modules of the classes, by name."""
         self._fixed_grid: set[str] = set()
 
     def register(self, name: str, *, fixed_grid: bool = False) -> Callable[[type[T]], type[T]]:
         """Enter the decorated class under `name`; `fixed_grid` classes are also given `grid=(H, W)`.
+
+        The same class may come again, as when a file is read twice or a cell of a notebook runs again.
 
         Raises:
             ConfigError: the name is taken by another class, or is not a Python identifier.
         """
 
         def enter(cls: type[T]) -> type[T]:
-            known = self._classes.get(name)
+            known, module = self._classes.get(name), sys.modules.get(cls.__module__)
             if not name.isidentifier():
                 raise ConfigError(f"{self.kind} name {name!r} must be a Python identifier")
             if known is not None and getattr(known, "__qualname__", "") != cls.__qualname__:
                 raise ConfigError(f"{self.kind} {name!r} is registered already: choose another name")
-            self._classes[name] = cls
+            twice = known is not cls and module is not None and self._modules.get(name) is module
+            if twice and cls.__module__.startswith(_FILE):  # which runs once
+                raise ConfigError(
+                    f"{self.kind} {name!r} is registered by two classes named {cls.__name__}: rename one"
+                )
+            self._classes[name], self._modules[name] = cls, module
             if fixed_grid:
                 self._fixed_grid.add(name)
             return cls
@@ -120,7 +132,7 @@ def import_file(path: str | Path) -> None:
         ConfigError: no such file, or an error in it, with the line.
     """
     path = Path(path)
-    spec = importlib.util.spec_from_file_location(f"metaformer_file_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{_FILE}{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"{path}: there is no such Python file")
     module = importlib.util.module_from_spec(spec)

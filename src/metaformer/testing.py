@@ -183,6 +183,8 @@ def check_mixer(
 ) -> MixerReport:
     """Check that a registered mixer keeps the contract on which the rest of the library relies.
 
+    A mixer that never returns is waited for; the command `metaformer check-mixer` has a limit.
+
     Args:
         mixer: registered name, perhaps with options, as in `"pooling(size=5)"`.
         dim: channels of the inputs.

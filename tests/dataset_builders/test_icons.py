@@ -7,7 +7,8 @@ import json
 import sys
 import tarfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from PIL import Image
 from metaformer.cli import main
 from metaformer.data.folder import ImageFolder
 from metaformer.dataset_builders import iconify
-from metaformer.dataset_builders.iconify import ATTRIBUTION, Drawing, render
+from metaformer.dataset_builders.drawing import Drawing, Renderer
+from metaformer.dataset_builders.iconify import ATTRIBUTION
 from metaformer.dataset_builders.icons import MANIFEST, concept, write_icons
 from metaformer.errors import ConfigError, DataError, MissingPackage, OutputError
 from toys import Pack, icon_set, path_of
@@ -126,8 +128,15 @@ def test_concepts_are_names_without_styles(name: str, shown: str) -> None:
     assert concept(name) == shown
 
 
-def drawing(body: str, **fields: float) -> Drawing:
-    return Drawing(body, **{"width": 24.0, "height": 24.0, **fields})
+@pytest.fixture(scope="module")
+def renderer() -> Iterator[Renderer]:
+    with Renderer() as running:
+        yield running
+
+
+def rendered(renderer: Renderer, body: str, side: int = 16, **fields: float) -> Image.Image | None:
+    drawing = Drawing(body, **{"width": 24.0, "height": 24.0, **fields})
+    return renderer.render(drawing, side, "ann:box")
 
 
 @pytest.mark.parametrize(
@@ -152,30 +161,53 @@ def drawing(body: str, **fields: float) -> Drawing:
         "<path d='" + "M0 0" * 50_000 + "'/>",
     ],
 )
-def test_drawings_that_refer_to_other_things_are_not_rendered(body: str) -> None:
-    assert render(drawing(body), 16) is None
+def test_drawings_that_refer_to_other_things_are_not_rendered(body: str, renderer: Renderer) -> None:
+    assert rendered(renderer, body) is None
 
 
 @pytest.mark.parametrize("body", ["<rect", "", "<rect width='9' height='9'/></svg>"])
-def test_faulty_drawings_give_nothing_or_an_empty_image(body: str) -> None:
-    image = render(drawing(body), 16)
+def test_faulty_drawings_give_nothing_or_an_empty_image(body: str, renderer: Renderer) -> None:
+    image = rendered(renderer, body)
     assert image is None or image.getchannel("A").getextrema() == (0, 0)
 
 
-def test_gradients_are_rendered() -> None:
+def test_gradients_are_rendered(renderer: Renderer) -> None:
     body = (
         '<defs><linearGradient id="a"><stop stop-color="#f00"/></linearGradient></defs>'
         '<rect width="24" height="24" fill="url(#a)"/>'
     )
-    image = render(drawing(body), 16)
+    image = rendered(renderer, body)
     assert image is not None and image.getpixel((8, 8)) == (255, 0, 0, 255)
 
 
-def test_a_drawing_keeps_its_shape() -> None:
-    image = render(drawing('<rect width="24" height="12"/>', height=12.0), 32)
+def test_a_drawing_keeps_its_shape(renderer: Renderer) -> None:
+    image = rendered(renderer, '<rect width="24" height="12"/>', 32, height=12.0)
     assert image is not None
     alpha = np.asarray(image.getchannel("A"))
     assert alpha.shape == (32, 32) and alpha[8:24].min() == 255 and alpha[:8].max() == alpha[24:].max() == 0
+
+
+BOMB = '<path stroke="#000" stroke-dasharray="5e-5" d="M0 0h24"/>' * 1500
+"""Lines of a quarter of a million dashes each."""
+
+
+def test_a_drawing_that_takes_long_is_an_error_that_names_it(
+    pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaformer.dataset_builders.icons.Renderer", partial(Renderer, seconds=1))
+    extra = icon_set("zed", {"box": BOMB}, "Zed")
+    with pytest.raises(DataError, match=r"^zed:box: takes more than 1 s of processor time") as caught:
+        written(packed(pack, extra=extra), tmp_path / "icons")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "icons").exists()
+
+
+def test_memory_for_a_drawing_is_limited() -> None:
+    with (
+        Renderer(memory=1 << 20) as small,
+        pytest.raises(DataError, match=r"^ann:box: takes too much memory"),
+    ):
+        rendered(small, '<path stroke="#000" stroke-dasharray="2e-5" d="M0 0h24"/>')
 
 
 def put(place: str, value: Any) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from metaformer.checkpoint.checkpoint import write_checkpoint
+from metaformer.cli import main
 from metaformer.data.sampler import Sample
 from metaformer.distributed import World
 from metaformer.errors import ConfigError
+from metaformer.serialize import to_dict
 from metaformer.study.arms import arm_task, build_arms, draft_arms, shuffle_labels
 from metaformer.study.plan import CONTROLS
 from metaformer.study.results import Arm, RunResult
@@ -121,3 +125,19 @@ def test_shuffled_labels_are_those_of_other_images(make_plan: MakePlan) -> None:
         shuffle_labels(stream, 0)
     held: Any = tasks[0].evaluation.loader.dataset.source
     assert list(held.labels) == sorted(held.labels), "those of validation stay"
+
+
+def test_other_commands_refuse_the_network_of_timm(
+    make_plan: MakePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(controls=["outside"], outside="resnet10t")
+    *_, arm = build_arms(plan, 3)
+    config = run_config(plan, next(run for run in planned_runs(plan, [arm], {}) if run.arm == arm))
+    task = arm_task(plan, arm)(config, World())
+    state = {"card": task.card(), "config": to_dict(config)}
+    best = write_checkpoint(tmp_path / "best", {"model": task.model.state_dict()}, state)
+    others = {"predict": ["x.png"], "explain": ["x.png", f"--out={tmp_path / 'out'}"], "export": ["x.onnx"]}
+    for command in ("evaluate", *others):
+        assert main([command, str(best), *others.get(command, [])]) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert str(best) in line and "holds resnet10t of timm, the control of a study" in line, command

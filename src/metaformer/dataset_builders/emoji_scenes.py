@@ -12,15 +12,14 @@ from PIL import Image
 
 from metaformer.data.demo import SPLITS, DemoSize, SceneGenerator, Square
 from metaformer.data.divide import hold_out
+from metaformer.dataset_builders.drawing import Renderer
 from metaformer.dataset_builders.iconify import (
     ATTRIBUTION,
     PERMISSIVE,
     SetInfo,
     attribution,
-    load_renderer,
     package_settings,
     read_sets,
-    render,
     slug,
 )
 from metaformer.errors import ConfigError, DataError
@@ -101,25 +100,28 @@ def write_emoji_scenes(
 
     Raises:
         ConfigError: a number out of range.
-        DataError: no such package, a damaged one, or too few artists in it.
+        DataError: no such package, a damaged one, a drawing that takes too long or too much memory, or
+            too few artists.
         MissingPackage: resvg-py or scikit-learn is not installed.
         OutputError: the folder holds something else, or cannot be written to.
     """
     if not 2 <= classes <= 200:
         raise ConfigError(f"classes is {classes}: it must lie between 2 and 200")
-    load_renderer()
     size = DemoSize(copies, scenes)
     target, tarball = (as_path(path, "path", DataError, expand=True) for path in (out, source))
-    names = _most_drawn(tarball, classes, seed)
     drawings, labels, prefixes, infos = [], [], [], {}
-    for one in read_sets(tarball, _is_used):
-        infos[one.prefix] = one.info
-        for label, name in enumerate(names):
-            image = render(one.drawing(name), _SIDE) if name in one.icons else None
-            if image is not None and image.getchannel("A").getextrema()[1] == 255:
-                drawings.append(image)
-                labels.append(label)
-                prefixes.append(one.prefix)
+    with Renderer() as renderer:
+        names = _most_drawn(tarball, classes, seed)
+        for one in read_sets(tarball, _is_used):
+            infos[one.prefix] = one.info
+            for label, name in enumerate(names):
+                if name not in one.icons:
+                    continue
+                image = renderer.render(one.drawing(name), _SIDE, f"{one.prefix}:{name}")
+                if image is not None and image.getchannel("A").getextrema()[1] == 255:
+                    drawings.append(image)
+                    labels.append(label)
+                    prefixes.append(one.prefix)
     sources = _held_out([slug(infos[prefix].author.name) for prefix in prefixes], labels, seed)
     settings = {
         **package_settings(tarball),

@@ -1,7 +1,6 @@
-"""Icon sets of npm's package @iconify/json, https://github.com/iconify/icon-sets: read, rendered, credited.
+"""Icon sets of npm's package @iconify/json, https://github.com/iconify/icon-sets: read and credited.
 
-What the tarball holds was written by strangers: sizes, names and values are bounded, and only drawings that
-refer to nothing outside themselves are rendered.
+What the tarball holds was written by strangers: sizes, names and values are bounded.
 """
 
 import gzip
@@ -15,13 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import file_digest
 from pathlib import Path
-from typing import Annotated, Any, Final
-from xml.parsers import expat
+from typing import Any, Final
 
-from PIL import Image
-
-from metaformer.errors import DataError, MissingPackage
-from metaformer.serialize import Range, Text, decode, errors_at, from_dict, parse_json
+from metaformer.dataset_builders.drawing import Drawing, Side
+from metaformer.errors import DataError
+from metaformer.serialize import Text, decode, errors_at, from_dict, parse_json
 from metaformer.storage import open_regular
 
 LARGEST_SET: Final = 256 << 20
@@ -31,8 +28,6 @@ LARGEST_PACKAGE: Final = 2 << 30
 MOST_MEMBERS: Final = 20_000
 """Files in it."""
 _PIECE: Final = 1 << 20
-_LARGEST_BODY: Final = 100_000
-"""Letters of a drawing."""
 _DEPTH: Final = 8
 """Levels of nesting of a set's JSON."""
 PERMISSIVE: Final = frozenset(
@@ -43,22 +38,10 @@ ATTRIBUTION: Final = "ATTRIBUTION.md"
 """File that says whom to thank for the drawings of a data set."""
 _NAME: Final = r"[a-z0-9][a-z0-9-]{0,99}"
 _MEMBER: Final = re.compile(rf"package/json/({_NAME})\.json")
-_SVG: Final = "http://www.w3.org/2000/svg"
-_ELEMENTS: Final = {
-    *("svg", "g", "defs", "title", "desc"),
-    *("path", "rect", "circle", "ellipse", "line", "polyline", "polygon"),
-    *("linearGradient", "radialGradient", "stop", "mask", "clipPath", "animate", "animateTransform", "set"),
-}
-"""What drawings may hold: no other documents, programs or fonts, nothing that makes few bytes much work."""
-_FOREIGN: Final = re.compile(r"url\(\s*[\"']?(?!#|[\s\"'])", re.I)
-_LAYER: Final = re.compile("mask|clip-path")
-_DEEPEST: Final = 80
-"""Levels of nesting, times masks and clips: resvg goes down into them, and ends the process at 250."""
 _DAMAGED: Final = (
     *(tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError),
     RecursionError,  # tarfile goes down a level for each header that describes the next one
 )
-Side = Annotated[float, Range(0, 10_000, above=True)]
 
 
 @dataclass(frozen=True)
@@ -88,26 +71,6 @@ class SetInfo:
     category: Text = ""
     palette: bool = False
     """Whether its drawings have colors of their own."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """An icon as SVG."""
-
-    body: str
-    width: Side
-    height: Side
-    left: float = 0.0
-    top: float = 0.0
-
-    def svg(self, color: str = "#000") -> str:
-        """The document; what has no color of its own is drawn in `color`."""
-        box = f"{self.left:g} {self.top:g} {self.width:g} {self.height:g}"
-        body = self.body.replace("currentColor", color)
-        return (
-            f'<svg xmlns="{_SVG}" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{box}" width="{self.width:g}" height="{self.height:g}" color="{color}">{body}</svg>'
-        )
 
 
 @dataclass(frozen=True)
@@ -213,86 +176,6 @@ def _errors(tarball: Path) -> Iterator[None]:
         raise DataError(f"{tarball}: {error}") from error
     except _DAMAGED as error:
         raise DataError(f"{tarball}: is no npm package, or damaged ({error}): fetch it again") from error
-
-
-def load_renderer() -> Any:
-    """Import resvg_py.
-
-    Raises:
-        MissingPackage: it is not installed.
-    """
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise MissingPackage("resvg-py", "icons", "rendering icons") from error
-    return resvg_py
-
-
-class _Unsafe(Exception):
-    """A drawing that is not rendered."""
-
-
-class _Inspector:
-    """Reads a drawing as the renderer will, element by element; raises `_Unsafe` at what is not wanted."""
-
-    def __init__(self) -> None:
-        self.depth = self.deepest = self.layers = 0
-        self.parser = expat.ParserCreate(namespace_separator=" ")
-        self.parser.StartElementHandler = self._start
-        self.parser.EndElementHandler = self._end
-        self.parser.StartDoctypeDeclHandler = self.parser.ProcessingInstructionHandler = self._refuse
-
-    def inspect(self, svg: str) -> None:
-        """Read a document."""
-        try:
-            self.parser.Parse(svg.encode(), True)
-        except expat.ExpatError as error:
-            raise _Unsafe from error
-        if self.deepest * (self.layers + 1) > _DEEPEST:
-            raise _Unsafe
-
-    def _start(self, name: str, attributes: dict[str, str]) -> None:
-        self.depth += 1
-        self.deepest = max(self.deepest, self.depth)
-        namespace, _, local = name.rpartition(" ")
-        if namespace != _SVG or local not in _ELEMENTS:
-            raise _Unsafe
-        for key, value in attributes.items():
-            refers = key.rpartition(" ")[2] == "href"
-            if (refers and not value.startswith("#")) or _FOREIGN.search(value):
-                raise _Unsafe
-            self.layers += bool(_LAYER.search(key if key != "style" else value))
-
-    def _end(self, name: str) -> None:
-        self.depth -= 1
-
-    def _refuse(self, *_: object) -> None:
-        raise _Unsafe
-
-
-def is_safe(drawing: Drawing) -> bool:
-    """Whether a drawing is of a sane size, and refers to nothing outside itself."""
-    try:
-        _Inspector().inspect(drawing.svg())
-    except _Unsafe:
-        return False
-    return len(drawing.body) <= _LARGEST_BODY
-
-
-def render(drawing: Drawing, side: int) -> Image.Image | None:
-    """A drawing in RGBA in the middle of a square of `side` pixels; None where it is not rendered."""
-    if not is_safe(drawing):
-        return None
-    scale = side / max(drawing.width, drawing.height)
-    width, height = (max(1, round(scale * length)) for length in (drawing.width, drawing.height))
-    try:
-        png = load_renderer().svg_to_bytes(svg_string=drawing.svg(), width=width, height=height)
-    except ValueError:  # no SVG, whatever else the set holds
-        return None
-    with Image.open(io.BytesIO(bytes(png)), formats=["PNG"]) as image:
-        square = Image.new("RGBA", (side, side))
-        square.paste(image.convert("RGBA"), ((side - image.width) // 2, (side - image.height) // 2))
-    return square
 
 
 def slug(name: str) -> str:

@@ -18,16 +18,15 @@ from tqdm import tqdm
 
 from metaformer.data.demo import encode
 from metaformer.data.divide import SPLITS, Division, assign_splits
+from metaformer.dataset_builders.drawing import Renderer
 from metaformer.dataset_builders.iconify import (
     ATTRIBUTION,
     PERMISSIVE,
     IconSet,
     SetInfo,
     attribution,
-    load_renderer,
     package_settings,
     read_sets,
-    render,
     slug,
 )
 from metaformer.errors import ConfigError, DataError
@@ -103,16 +102,16 @@ def write_icons(
 
     Raises:
         ConfigError: a number out of range.
-        DataError: no such package, a damaged one, or no class that enough sets show.
+        DataError: no such package, a damaged one, a drawing that takes too long or too much memory, or
+            no class that enough sets show.
         MissingPackage: resvg-py is not installed.
         OutputError: the folder cannot be written, or is not empty.
     """
     for name, value, low, high in (("min_sets", min_sets, 1, 10_000), ("size", size, 16, 1024)):
         if not low <= value <= high:
             raise ConfigError(f"{name} is {value}: it must lie between {low} and {high}")
-    load_renderer()
     target, tarball = (as_path(path, "path", DataError, expand=True) for path in (out, source))
-    with atomic_folder(target) as temporary:
+    with Renderer() as renderer, atomic_folder(target) as temporary:
         wanted = _shared_concepts(tarball, min_sets)
         if not wanted:
             raise DataError(f"{tarball}: no name is in {min_sets} of its sets: ask for fewer (min_sets)")
@@ -123,7 +122,7 @@ def write_icons(
         )
         for one in sets:
             infos[one.prefix] = one.info
-            icons += _rendered(one, wanted, size)
+            icons += _rendered(renderer, one, wanted, size)
         drawn = Counter(icon.prefix for icon in icons)
         icons, twins = _without_copies(icons)
         clusters = _clusters(infos, twins, drawn)
@@ -148,11 +147,11 @@ def _shared_concepts(tarball: Path, min_sets: int) -> set[str]:
     return {name for name, sets in count.items() if sets >= min_sets}
 
 
-def _rendered(one: IconSet, wanted: set[str], size: int) -> Iterator[Icon]:
+def _rendered(renderer: Renderer, one: IconSet, wanted: set[str], size: int) -> Iterator[Icon]:
     """The icons of a set that show something wanted and can be rendered, black on white."""
     for name in one.names():
         if (shown := concept(name)) in wanted:
-            drawn = render(one.drawing(name), size)
+            drawn = renderer.render(one.drawing(name), size, f"{one.prefix}:{name}")
             if drawn is None:
                 continue
             image = Image.new("L", drawn.size, 255)

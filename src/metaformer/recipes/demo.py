@@ -56,7 +56,7 @@ MULTILABEL = Recipe(
         multilabel=MultilabelConfig(loss="asymmetric"),
         optim=OptimConfig(lr=2e-3, weight_decay=0.01, clip=1.0),
         schedule=ScheduleConfig(epochs=9, warmup_epochs=1),
-        evaluate=EvalConfig(crop=1.0, every=3),
+        evaluate=EvalConfig(crop=1.0, every=9),
     ),
     summary="A pooling network says which digits a scene holds on two processor cores",
     notes=(
@@ -83,7 +83,7 @@ SEGMENT = Recipe(
         ),
         optim=OptimConfig(lr=3e-3, weight_decay=0.01, clip=1.0),
         schedule=ScheduleConfig(name="poly", epochs=10, warmup_epochs=1, min_lr=0.0),
-        evaluate=EvalConfig(every=5),
+        evaluate=EvalConfig(every=10),
     ),
     summary="A small Semantic FPN on a pooling network finds the pixels of digits on two processor cores",
     notes=(

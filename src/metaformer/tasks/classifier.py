@@ -25,7 +25,7 @@ from metaformer.factory import create_model
 from metaformer.models.build import build_network
 from metaformer.report.blocks import Section
 from metaformer.report.page import TaskReport
-from metaformer.serialize import Text, decode
+from metaformer.serialize import Text, decode, shown
 from metaformer.tasks.base import (
     Evaluation,
     Forward,
@@ -122,8 +122,19 @@ class ClassifierTask(Task):
 
 
 def load(spec: TaskSpec, card: Mapping[str, Any]) -> LoadedModel:
-    """A classifier from a checkpoint's card, its weights random."""
-    model = build_network(MetaFormerConfig.from_dict(card["model"]))
+    """A classifier from a checkpoint's card, its weights random.
+
+    Raises:
+        ConfigError: the network of a study's control, which is timm's.
+    """
+    network = card["model"]
+    if isinstance(network, Mapping) and "timm" in network:
+        name = shown(network["timm"], quote=False)
+        raise ConfigError(
+            f"holds {name} of timm, the control of a study, which has its figures: other commands take "
+            "networks of this library"
+        )
+    model = build_network(MetaFormerConfig.from_dict(network))
     preprocess = Preprocess.from_dict(card["preprocess"])
     classes = read_names(card["classes"], model.num_classes)
     return LoadedModel(spec, decode(Text, card["name"], "name"), model, preprocess, classes)
