@@ -198,6 +198,10 @@ def _types(text: str) -> str:
     if union := re.search(r"[Uu]nion.*?Got value: (\S+)", text):
         wanted = dict.fromkeys(re.findall(r"Expected an? (.+?)\. Got value", text))
         return f"expected {' or '.join(wanted) or 'another type'}, got {union[1]}"
+    if union := re.search(r"Union subtypes.*Errors: (.+?) Given value type: \S+ Given value: (.*)$", text):
+        wanted = dict.fromkeys(re.findall(r"- Expected an? (.+?)(?= - |\. |$)", union[1]))
+        names = (re.sub(r"^one of ([^,]+)$", r"\1", name) for name in wanted)
+        return f"expected {' or '.join(names) or 'another type'}, got {union[2]}"
     text = re.sub(r"^Expected an? (.+?)\. Got value: (.*)$", r"expected \1, got \2", text)
     return text[0].lower() + text[1:]
 
