@@ -109,7 +109,6 @@ def mistakes(browser: Browser) -> None:
     page = browser.new_context(viewport={"width": 900, "height": 1200}, device_scale_factor=2).new_page()
     page.goto((RUNS / "demo-multilabel" / "report.html").resolve().as_uri())
     worst = page.locator("h3", has_text="Highest loss")
-    worst.scroll_into_view_if_needed()
     boxes = [worst.bounding_box()]
     boxes += [worst.locator(f"xpath=following-sibling::div[1]/div[{n}]").bounding_box() for n in (1, 2)]
     found = [box for box in boxes if box is not None]
@@ -119,7 +118,7 @@ def mistakes(browser: Browser) -> None:
         for start, length in (("x", "width"), ("y", "height"))
     )
     clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
-    save(page.screenshot(clip=clip), "mistakes.jpg", width=720)
+    save(page.screenshot(full_page=True, clip=clip), "mistakes.jpg", width=720)
 
 
 if __name__ == "__main__":
