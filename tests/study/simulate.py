@@ -95,7 +95,7 @@ epochs: 5
 robustness: [shift, rotation, size, corruption]
 receptive_field: true
 diagnostics: [same_different]
-hypotheses: {attention: better, dwconv: equivalent, sepconv: worse}
+hypotheses: {{attention: better, dwconv: equivalent, sepconv: worse}}
 transfer: {{epochs: 1, learning_rate: 0.001}}
 exclusions: a loss that is not finite  # <as written>
 """

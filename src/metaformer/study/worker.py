@@ -139,7 +139,7 @@ class Worker:
         config, build = run_config(self.plan, run), arm_task(self.plan, run.arm)
         try:
             if self._train(config, self.folder.run(run.name), build):
-                self._record(job, replace(result, **self._evaluate(run, config, build)))
+                self._record(job, self._evaluated(result, run, config, build))
         except TrainingError as error:
             self._record(job, replace(result, error=str(error)))
             say(f"{run.name} failed: {error}")
@@ -164,14 +164,14 @@ class Worker:
                 timer.cancel()
         return True
 
-    def _evaluate(self, run: Run, config: TrainConfig, build: BuildTask) -> dict[str, float]:
-        """Metrics of a run's last checkpoint in percent; predictions are saved before."""
+    def _evaluated(self, result: RunResult, run: Run, config: TrainConfig, build: BuildTask) -> RunResult:
+        """The result with metrics of the last checkpoint in percent; predictions are saved before."""
         path = self.folder.run(run.name)
         validation = 100 * last_checkpoint(path).state["metrics"][self.plan.metric]
         if run.role == "sweep":
-            return {"validation": validation}
+            return replace(result, validation=validation)
         task = trained_task(config, build, path, self.world)
-        return {"validation": validation, "test": self._accuracy(run, task, config)}
+        return replace(result, validation=validation, test=self._accuracy(run, task, config))
 
     @contextmanager
     def _trained(self, run: Run) -> Iterator[tuple[Task, TrainConfig]]:
