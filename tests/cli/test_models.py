@@ -179,7 +179,6 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.usefixtures("forked_workers")
 def test_from_a_classifier_to_predictions(quantized: Path, pets: Path, cli: Cli, tmp_path: Path) -> None:
     out, file = tmp_path / "int8.xml", tmp_path / "report.json"
     result = cli("quantize", quantized, "--data", pets, "--out", out, "--json", file, "--rounds", 1)

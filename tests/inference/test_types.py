@@ -44,7 +44,7 @@ def wrong() -> None:
 def test_types_are_one_for_each_task(tmp_path: Path) -> None:
     file = tmp_path / "uses.py"
     file.write_text(USES)
-    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(file)]
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", "--strict", str(file)]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     own = [line for line in done.stdout.splitlines() if "uses.py" in line and ": error: " in line]

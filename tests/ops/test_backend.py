@@ -292,8 +292,8 @@ def test_activations_beyond_two_billion_elements(backend: str, monkeypatch: pyte
 )
 def test_kernels_in_the_interpreter(chosen: str) -> None:
     pytest.importorskip("triton")
-    options = ["-q", "-n0", "-p", "no:cacheprovider", "--confcutdir", str(HERE)]
-    command = [sys.executable, "-m", "pytest", *options, str(HERE), "-k", chosen]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(HERE)]
+    command += ["-k", chosen]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-8000:]

@@ -4,7 +4,6 @@ import copy
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -309,9 +308,8 @@ def test_interpreted_triton_kernels(changes: dict[str, object], monkeypatch: pyt
 def test_triton_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "METAFORMER_OPS": "triton", "OMP_NUM_THREADS": "1"}
-    options = ["-q", "-n0", "-p", "no:cacheprovider", "--confcutdir", str(Path(__file__).parent)]
-    options += ["-k", test_interpreted_triton_kernels.__name__]
-    command = [sys.executable, "-m", "pytest", *options, __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
+    command += ["-k", test_interpreted_triton_kernels.__name__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0 and f"{len(TRITON)} passed" in done.stdout, done.stdout[-8000:]
 
