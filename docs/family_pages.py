@@ -169,7 +169,7 @@ def page(name: str, entries: Sequence[Entry], times: Sequence[Timing]) -> str:
         weights(entries),
         "## Speed",
         speed_table(own) if own else "No times are recorded for this family.",
-        f"[How](../models.md#tables); `metaformer bench {published.model}` measures here.",
+        f"[How times are taken](../models.md#tables); `metaformer bench {published.model}` takes yours.",
         *(["## Not available", "\n".join(missing)] if missing else []),
         "## Source",
         f"{about.paper} <{about.address}>",
@@ -210,12 +210,13 @@ def overview(name: str, entries: Sequence[Entry]) -> str:
     models = [model for model in VARIANTS if family(model) == name]
     kinds = dict.fromkeys(parse(str(spec))[0] for model in models for spec in _specs(VARIANTS[model]))
     linked = ", ".join(f"[`{kind}`](mixers/{kind}.md)" for kind in kinds)
+    alike = [one for one in entries if (one.image_size, one.num_classes) == (224, 1000)]
     fields = [
         f"[{FAMILIES[name].title}](models/{name}.md)",
         ", ".join(f"`{model}`" for model in models),
         linked,
-        span([one.params / 1e6 for one in entries], "M"),
-        span([one.macs / 1e9 for one in entries], "G"),
+        span([one.params / 1e6 for one in alike], "M"),
+        span([one.macs / 1e9 for one in alike], "G"),
         span([one.top1 for one in entries if one.top1 is not None], "%"),
     ]
     return f"| {' | '.join(fields)} |"

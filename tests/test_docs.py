@@ -22,7 +22,7 @@ from warm import python
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SLOW_NOTEBOOKS = ()
+SLOW_NOTEBOOKS = ("detect", "export", "mixer", "segment", "serve")
 NOTEBOOKS = [
     pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.stem in SLOW_NOTEBOOKS else [])
     for page in sorted((ROOT / "docs" / "notebooks").glob("*.md"))
