@@ -1,6 +1,7 @@
 """Networks as ONNX and OpenVINO files."""
 
 import ast
+import csv
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from torch import nn
 import metaformer
 from metaformer.cli import main
 from metaformer.deploy.export.operators import OPSETS
-from metaformer.deploy.export.write import export
+from metaformer.deploy.export.write import WRITERS, export
 from metaformer.errors import (
     ConfigError,
     MetaFormerError,
@@ -33,12 +34,10 @@ from metaformer.errors import (
 from metaformer.inference.evaluate import evaluate
 from metaformer.inference.exported import KEY, load_exported, open_exported
 from metaformer.inference.model import load_model
-from metaformer.mixers import MIXERS
-from metaformer.models.detection.config import KINDS
 from metaformer.models.detection.structures import Detections
-from metaformer.models.segmentation.config import HEAD_DIMS
 from metaformer.tasks import TASKS
 from metaformer.tasks.base import LoadedModel
+from metaformer.weights.hub import save_pretrained
 from toys import TINY, block_scene
 
 OUTPUTS = {
@@ -49,6 +48,18 @@ OUTPUTS = {
 }
 NAMES = ("a 'quoted' \"name\"", "猫", "a=b, c", "naïve", "Ω;", "five", "six", "seven", "eight", "nine")
 """Class names that a format could stumble over."""
+OWN_MIXER = """
+from torch import nn
+from metaformer.mixers import MIXERS
+
+@MIXERS.register("{name}")
+class Drift(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+
+    def forward(self, x):
+        return x.roll(1, 2) - x.mean(3, keepdim=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -255,12 +266,34 @@ def test_fewer_objects_than_there_are(detect_run: Path, blocks: Path, tmp_path: 
     assert len(few) == 1 < len(many) and torch.equal(few.scores, many.scores[:1])
 
 
-def test_names_of_classes(tmp_path: Path) -> None:
-    for suffix in (".onnx", ".xml"):
-        model = tiny()
-        model.pretrained_cfg["label_names"] = list(NAMES)
-        file = export(model, tmp_path / f"named{suffix}", image_size=64).path
-        assert load_exported(file).classes == NAMES
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_an_own_mixer_and_names_in_any_script(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mixer's file is needed to write an exported file, and not to use it."""
+    mixer = f"drifts_in_a_test_of_{suffix[1:]}"
+    own, source, names, images = (tmp_path / name for name in ("own.py", "net", "names.txt", "images"))
+    own.write_text(OWN_MIXER.format(name=mixer))
+    names.write_text("\n".join(NAMES), encoding="utf-8")
+    save_pretrained(tiny(), source)
+    config = source / "config.json"
+    config.write_text(config.read_text().replace('"pooling"', f'"{mixer}"'))  # neither has weights
+    images.mkdir()
+    random = np.random.default_rng(0)
+    for size in ((61, 127), (90, 70), (64, 64)):
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(images / f"{size[0]}.png")
+
+    file, table = tmp_path / f"net{suffix}", tmp_path / "found.csv"
+    command = ["export", str(source), str(file), "--class-names", str(names)]
+    assert main(command) == 1
+    assert mixer in (error := capsys.readouterr().err) and "--import FILE.py" in error
+    assert main([*command, "--import", str(own)]) == 0
+    assert load_exported(file).classes == NAMES
+    assert main(["predict", str(file), str(images), "--out", str(table)]) == 0
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    expected = metaformer.Predictor(source, class_names=NAMES, workers=0)(images)
+    assert [row["label"] for row in rows] == [one.label for one in expected]
+    assert [float(row["score"]) for row in rows] == pytest.approx([one.score for one in expected], abs=1e-4)
 
 
 def test_openvino_computes_the_same(openvino_file: Path, sources: Any, demo: Path) -> None:
@@ -404,55 +437,3 @@ def test_the_command(sources: Any, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--sizes" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "missing.onnx"), str(tmp_path)]) != 0
     assert "missing.onnx" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "mixer", [*MIXERS, "window_attention(shift=3)", "spatial_reduction_attention(linear=True)"]
-)
-def test_every_mixer(mixer: str, tmp_path: Path) -> None:
-    """As OpenVINO's files; ONNX is part of the contract of mixers."""
-    model = tiny(mixers=(mixer,) * 4, image_size=(64, 64))
-    written = export(model, tmp_path / "net.xml", image_size=64 if MIXERS.fixed_grid(mixer) else None)
-    assert written.card.parity["probabilities"] <= 1e-4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
-@pytest.mark.parametrize("kind", [*HEAD_DIMS, *KINDS])
-@pytest.mark.parametrize("backbone", ["poolformer_s12", "cyclemlp_b1", "caformer_s18"])
-def test_every_dense_network(backbone: str, kind: str, suffix: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network: nn.Module
-    if kind in HEAD_DIMS:
-        network = metaformer.create_segmenter(kind, backbone=backbone, num_classes=5)
-    else:  # of a thousand random boxes some always overlap by the threshold, but for rounding
-        few = {"rpn_pre_nms_topk": 50, "rpn_post_nms_topk": 50}
-        network = metaformer.create_detector(kind, backbone=backbone, num_classes=5, **few)
-        finds_something(network)
-    written = export(network, tmp_path / f"net{suffix}")
-    print(f"{kind} {backbone} {suffix}: {written.card.parity}")
-
-
-def finds_something(detector: nn.Module) -> None:
-    """Weights with which a detector that is not trained finds objects of different scores."""
-    with torch.no_grad():
-        for name, value in detector.named_parameters():
-            if value.ndim == 1:
-                value.fill_(-4.0) if name.startswith("head.classification_head.cls") else None
-            elif name.startswith("head.") and ".conv." in name:
-                nn.init.kaiming_normal_(value)
-            elif "cls_logits" in name:
-                value.normal_(std=0.02)
-            elif "cls_score" in name:
-                value.normal_(std=0.05)
-            elif "bbox" in name:
-                value.normal_(std=0.01)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", metaformer.list_models())
-def test_every_classifier(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    written = export(metaformer.create_model(name, num_classes=10), tmp_path / "net.onnx")
-    print(f"{name}: {written.card.parity}")
