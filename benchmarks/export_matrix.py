@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any, Final
 
 import torch
@@ -68,7 +68,7 @@ class Row:
     network: str
     format: str
     seconds: float
-    """Of tracing, writing and comparing, as `metaformer export` does it."""
+    """Processor time of tracing, writing and comparing, as `metaformer export` does it."""
     probabilities: float | None = None
     """Largest difference of classifiers and segmenters, relative to the largest probability."""
     decisions: float | None = None
@@ -146,13 +146,13 @@ def measure(case: Case, folder: Path) -> Iterator[Row]:
     """
     torch.manual_seed(0)
     source = ExportSource.of_network(case.build().eval())
-    begun = perf_counter()
+    begun = process_time()
     draft = draw_up(source, ExportOptions(probabilities="probabilities" in source.task.options))
-    traced = perf_counter() - begun
+    traced = process_time() - begun
     for suffix in RUNTIMES:
-        begun, file = perf_counter(), folder / f"network{suffix}"
+        begun, file = process_time(), folder / f"network{suffix}"
         card = write_compared(draft, file, lambda step: None)
-        row = Row(case.name, FORMATS[suffix], traced + perf_counter() - begun)
+        row = Row(case.name, FORMATS[suffix], traced + process_time() - begun)
         if source.task.forward_takes_sizes:  # compared on three padded batches
             found = card.parity
             yield replace(
@@ -272,7 +272,7 @@ def add_options(parser: ArgumentParser) -> None:
     """Add the options of this benchmark."""
     add = parser.add_argument
     add("--networks", nargs="+", default=["*"], metavar="PATTERN", help="of these names (default: all)")
-    text = "keep the rows there (default: benchmarks/results/exports.json, which docs/tables.py reads)"
+    text = "keep the rows there (default: benchmarks/results/exports.json)"
     add("--record", nargs="?", const=RECORD, type=Path, metavar="FILE", help=text)
 
 

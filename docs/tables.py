@@ -23,17 +23,6 @@ def exports() -> str:
     return "\n".join(text)
 
 
-def export_matrix() -> str:
-    """What `python -m benchmarks.export_matrix --record` kept."""
-    sys.path.append(str(FOLDER.parent))  # the benchmarks are no part of the package
-    from benchmarks.export_matrix import RECORD, read_record, table
-
-    about, rows = read_record(RECORD)
-    processor, threads = about.pop("processor"), about.pop("threads")
-    versions = ", ".join(f"{name} {version}" for name, version in about.items())
-    return f"{table(rows)}\n\n{processor}, PyTorch on {threads} threads; {versions}."
-
-
 def between_marks(name: str, table: str) -> str:
     """A document with its table renewed."""
     before, rest = (FOLDER / name).read_text().split(BEGIN)
@@ -44,12 +33,7 @@ def documents() -> dict[Path, str]:
     """All that is written, by its file."""
     mixers, table_of_mixers = mixer_pages.pages_and_table()
     families, tables_of_families = family_pages.pages_and_tables()
-    tables = {
-        "models.md": tables_of_families,
-        "export.md": exports(),
-        "export-matrix.md": export_matrix(),
-        "mixers.md": table_of_mixers,
-    }
+    tables = {"models.md": tables_of_families, "export.md": exports(), "mixers.md": table_of_mixers}
     return {
         **{FOLDER / name: between_marks(name, table) for name, table in tables.items()},
         **{FOLDER / "mixers" / name: page for name, page in mixers.items()},
