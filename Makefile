@@ -32,7 +32,7 @@ demo:  ## make the data, train, predict on real images, in six minutes; make dem
 demo-%: $(CLASSIFIER)/.complete
 	@$(if $(filter classify,$*),,$(NICE) $(BIN)/metaformer train demo/$* --data.root data/demo/$* \
 	  --model.checkpoint $(CLASSIFIER)/best/model.safetensors --runtime.threads 1 --out runs/demo-$* --resume auto $(NAMED))
-	@$(NICE) $(BIN)/metaformer predict runs/demo-$* data/demo/$*/$(VAL_$*) --out runs/demo-$*/predictions --draw $(NAMED)
+	@$(NICE) $(BIN)/metaformer predict runs/demo-$* data/demo/$*/$(or $(VAL_$*),val) --out runs/demo-$*/predictions --draw $(NAMED)
 
 # the others begin with its weights; its report is there long before it is done
 $(CLASSIFIER)/.complete: data/demo/.complete

@@ -5,7 +5,6 @@ import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -26,6 +25,7 @@ from metaformer.deploy.export.write import draw_up, write_compared
 from metaformer.errors import ConfigError, MetaFormerError
 from metaformer.factory import create_detector, create_model, create_segmenter, list_models
 from metaformer.inference.exported import RUNTIMES
+from metaformer.layers.scale import Scale
 from metaformer.mixers import MIXERS
 from metaformer.models.detection.config import KINDS
 from metaformer.models.segmentation.config import HEAD_DIMS
@@ -38,7 +38,7 @@ DESCRIPTION = (
 )
 EXAMPLE = """  python -m benchmarks.export_matrix --networks 'poolformer_*'
   python -m benchmarks.export_matrix --record"""
-RECORD: Final = Path(__file__).parent / "results" / "exports.json"
+RECORD: Final = Path(__file__).with_name("exports.json")
 FORMATS: Final = {".onnx": "ONNX", ".xml": "OpenVINO"}
 BACKBONES: Final = ("poolformer_s12", "cyclemlp_b1", "caformer_s18")
 """Backbones of the dense networks."""
@@ -48,6 +48,8 @@ SIZES: Final = ((224, 224), (256, 320), (225, 319), (512, 384))
 """Height and width of images that are compared, beside the smallest."""
 BATCHES: Final = (1, 2, 5)
 PACKAGES: Final = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
+SCALE: Final = 0.1
+"""Smallest LayerScale."""
 CLOSE: Final = 1e-4
 """Largest difference of probabilities, relative to the largest."""
 HEAD: Final = ("network", "file", "probabilities", "decisions", "boxes", "scores", "masks", "seconds")
@@ -145,7 +147,11 @@ def measure(case: Case, folder: Path) -> Iterator[Row]:
         MetaFormerError: it has no such form, or a file differs from it.
     """
     torch.manual_seed(0)
-    source = ExportSource.of_network(case.build().eval())
+    network = case.build().eval()
+    for module in network.modules():
+        if isinstance(module, Scale):  # initial ones of 1e-5 would hide what a block computes
+            module.scale.data.clamp_(min=SCALE)
+    source = ExportSource.of_network(network)
     begun = process_time()
     draft = draw_up(source, ExportOptions(probabilities="probabilities" in source.task.options))
     traced = process_time() - begun
@@ -244,15 +250,18 @@ def run(args: Namespace) -> int:
     if not chosen:
         raise ConfigError(f"networks: none is named {' or '.join(args.networks)}")
     rows: list[Row] = []
-    with suppress(KeyboardInterrupt):  # what there is by then is printed
+    interrupted = False
+    try:
         for case in chosen:
             rows += _rows(case)
             if args.record:
                 record(rows, args.record)
+    except KeyboardInterrupt:  # what there is by then is printed
+        interrupted = True
     print(table(rows))
     problems = [f"{row.network}, {row.format}: {problem(row)}" for row in rows if problem(row)]
     print("\n".join([f"{len(rows)} files, {len(problems)} that are not as their network", *problems]))
-    return int(bool(problems))
+    return 130 if interrupted else int(bool(problems))
 
 
 def _rows(case: Case) -> list[Row]:
@@ -272,7 +281,7 @@ def add_options(parser: ArgumentParser) -> None:
     """Add the options of this benchmark."""
     add = parser.add_argument
     add("--networks", nargs="+", default=["*"], metavar="PATTERN", help="of these names (default: all)")
-    text = "keep the rows there (default: benchmarks/results/exports.json)"
+    text = "keep the rows there (default: benchmarks/exports.json)"
     add("--record", nargs="?", const=RECORD, type=Path, metavar="FILE", help=text)
 
 

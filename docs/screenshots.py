@@ -1,4 +1,4 @@
-"""Take the pictures of the server's page and of a report: `make demo`, then `python docs/screenshots.py`.
+"""Take the images of the server's page and of a report: `make demo`, then `python docs/screenshots.py`.
 
 What `make test-page` needs is needed here, too: Chromium and Playwright.
 """
@@ -68,9 +68,9 @@ def opened(browser: Browser, address: str, **options: object) -> Page:
     return page
 
 
-def save(picture: bytes, name: str, width: int | None = None) -> None:
+def save(png: bytes, name: str, width: int | None = None) -> None:
     """Write a screenshot under docs/img, at most this wide."""
-    with Image.open(io.BytesIO(picture)) as image:
+    with Image.open(io.BytesIO(png)) as image:
         if width is not None:
             image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
         image.convert("RGB").save(IMAGES / name, quality=85)

@@ -210,6 +210,7 @@ def once(factory: pytest.TempPathFactory, name: str, write: Callable[[Path], obj
     written = root.with_name(f"{name}.written")
     with FileLock(f"{root}.lock"):
         if not written.exists():
+            shutil.rmtree(root, ignore_errors=True)  # what another process left when it failed
             write(root)
             written.touch()
     return shared(root)

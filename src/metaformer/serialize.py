@@ -188,6 +188,16 @@ def to_dict(record: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
 
 
+def merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values with some replaced, section by section."""
+    result = dict(values)
+    for name, value in changes.items():
+        before = values.get(name)
+        both = isinstance(value, Mapping) and isinstance(before, dict)
+        result[name] = merged(before, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
 def decode(hint: Any, value: Any, name: str = "value") -> Any:
     """A plain value as a type has it, such as `tuple[Text, ...]`, `Annotated[int, NATURAL]` or a dataclass.
 

@@ -130,7 +130,7 @@ def test_shuffled_labels_are_those_of_other_images(make_plan: MakePlan) -> None:
 def test_other_commands_refuse_the_network_of_timm(
     make_plan: MakePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = make_plan(controls=["outside"], outside="resnet10t")
+    plan = make_plan(controls=["external"], external="resnet10t")
     *_, arm = build_arms(plan, 3)
     config = run_config(plan, next(run for run in planned_runs(plan, [arm], {}) if run.arm == arm))
     task = arm_task(plan, arm)(config, World())

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from metaformer.checkpoint.checkpoint import random_state
+from metaformer.checkpoint.run_dir import RunDir
 from metaformer.config import TrainConfig
 from metaformer.distributed import World
-from metaformer.errors import ConfigError, TrainingError
+from metaformer.errors import ConfigError, OutputError, TrainingError
 from metaformer.tasks.base import Task
 from metaformer.training import batch_size, range_test
 from metaformer.training.batch_size import find_batch_size, largest_fitting, measure_peaks
@@ -93,6 +94,15 @@ def test_what_is_found_is_as_if_it_had_been_typed(
     assert json.loads((tmp_path / "fork" / "config.json").read_text())["data"]["batch_size"] == images
 
 
+def test_a_run_that_another_process_writes_is_refused_before_a_search(
+    configure: Configure, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(optim={"lr": "auto"}, data={"batch_size": "auto"})
+    with RunDir(tmp_path / "run").writing(), pytest.raises(OutputError):
+        train(config, tmp_path / "run", resume="auto")
+    assert "auto" not in capfd.readouterr().err
+
+
 def test_a_range_test_can_be_run_alone(configure: Configure, short: None) -> None:
     test = find_learning_rate(configure())
     assert isinstance(test, RangeTest) and 1e-6 < test.lr < 10
@@ -143,7 +153,7 @@ def linear(fixed: float, each: float, limit: float = float("inf")) -> Callable[[
     [
         (linear(10, 2), 50, 20),
         (linear(45, 0.125), 50, 40),
-        (linear(10, 2), 13, 1),
+        (linear(10, 2), 13, 0),
         (linear(10, 2), 9, 0),
         (linear(10, 2, limit=30), 1000, 8),  # more was promised than there is
         (linear(10, 2, limit=1), 50, 0),
@@ -181,7 +191,7 @@ def test_the_batch_is_limited_by_memory_epoch_and_use(
         return find_batch_size(config, task, World(), lambda: False)
 
     images, line = found()
-    assert images == 16 and "limited by an epoch of 16 steps" in line  # of 24 images
+    assert images == 16 and "limited by an epoch of 24 images" in line
     monkeypatch.setattr(batch_size, "CPU_MOST", 3)
     images, line = found()
     assert images == 2 * 3 and "3 images in each pass, limited by what is useful on a CPU" in line

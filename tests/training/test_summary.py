@@ -43,13 +43,20 @@ def test_loaded_and_fresh_weights_are_told(
 
 
 def test_frozen_random_weights_are_warned_of(
-    configure: Configure, classify_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    configure: Configure,
+    configure_detect: Configure,
+    classify_run: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     frozen = {"freeze": 2}
     train(configure(model=frozen, schedule=SHORT), tmp_path / "random")
     (line,) = (one for one in capfd.readouterr().err.splitlines() if "warning: model.freeze" in one)
     assert "model.freeze 2 keeps random weights" in line and "model.checkpoint" in line
-    train(configure(model={**frozen, "checkpoint": str(classify_run)}, schedule=SHORT), tmp_path / "trained")
+    loaded = {**frozen, "checkpoint": str(classify_run)}
+    train(configure(model=loaded, schedule=SHORT), tmp_path / "trained")
+    # a RetinaNet leaves out the first stage's features, and the norm of them, which is fresh, has no gradient
+    train(configure_detect(model=loaded, detect={"head": "retinanet"}, schedule=SHORT), tmp_path / "detect")
     assert "warning: model.freeze" not in capfd.readouterr().err
 
 

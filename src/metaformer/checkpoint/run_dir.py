@@ -13,7 +13,6 @@ from metaformer.checkpoint.checkpoint import (
     Natural,
     newest,
     read_checkpoint,
-    read_state,
     recover_all,
 )
 from metaformer.checkpoint.manifest import recover
@@ -136,24 +135,6 @@ class RunDir:
             return checkpoint
         recover_all(self.checkpoints)
         return read_checkpoint(Path(resume))
-
-    def saved_config(self, resume: str | None) -> dict[str, Any] | None:
-        """The resolved configuration of the run that `open` resumes; None for a new run.
-
-        Raises:
-            WeightsError: it is missing or damaged.
-        """
-        if not self.resumes(resume):
-            return None
-        if resume != "auto":
-            values = read_state(Path(str(resume))).get("config")
-        else:
-            values = parse_json(read_bytes(self.config, WeightsError), self.config, WeightsError)
-        if not isinstance(values, dict):
-            raise WeightsError(
-                f"{self.config if resume == 'auto' else resume}: has no configuration of a run"
-            )
-        return values
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Save the resolved configuration."""

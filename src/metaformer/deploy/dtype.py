@@ -13,7 +13,10 @@ _CPU: Final[dict[torch.dtype, tuple[tuple[str, Callable[[], bool]], ...]]] = {
         ("AMX", torch.cpu._is_amx_tile_supported),
         ("AVX512_BF16", torch.cpu._is_avx512_bf16_supported),
     ),
-    torch.float16: (("AMX_FP16", torch.cpu._is_amx_fp16_supported),),
+    torch.float16: (
+        ("AMX_FP16", torch.cpu._is_amx_fp16_supported),
+        ("AVX512_FP16", lambda: bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())),
+    ),
     torch.int8: (
         ("AMX", torch.cpu._is_amx_tile_supported),
         ("AVX512_VNNI", torch.cpu._is_vnni_supported),

@@ -32,7 +32,7 @@ from metaformer.visualize.sheet import Tile, TileRow, draw_sheet, fit
 _log = logging.getLogger(__name__)
 ENLARGED: Final = 4
 """Input sides for one of training: at that of training the fields of all networks fill the frame."""
-PICTURE: Final = 400
+SIDE: Final = 400
 """Side of the image of a field, in pixels."""
 FAINTEST: Final = 1e-3
 """Score that is black in it."""
@@ -82,13 +82,13 @@ class ReceptiveFields(Readable):
     def plot(self) -> Image.Image:
         """The fields as images, with the squares of each share."""
         tiles = [
-            Tile(_picture(field), f"{name}: half in {field.squares((0.5,))[0].side} pixels")
+            Tile(_field_image(field), f"{name}: half in {field.squares((0.5,))[0].side} pixels")
             for name, field in self.fields.items()
         ]
         title = (
             f"{self.name} at {self.side}×{self.side}: squares of {', '.join(f'{one:.0%}' for one in SHARES)}"
         )
-        return draw_sheet([TileRow(title, tiles)], PICTURE)
+        return draw_sheet([TileRow(title, tiles)], SIDE)
 
     def save(self, path: str | Path) -> Path:
         """Write `plot` as PNG.
@@ -202,11 +202,11 @@ def _inputs(
         yield normalize(square)[None].to(model.device)
 
 
-def _picture(field: ReceptiveField) -> Image.Image:
+def _field_image(field: ReceptiveField) -> Image.Image:
     """Scores in colors, on a logarithmic scale from 1 down to FAINTEST, with the square of each share."""
     values = field.scores.clamp(min=FAINTEST).log10() / -np.log10(FAINTEST) + 1
-    image = fit(color_map(values.numpy()), PICTURE)
-    draw, scale = ImageDraw.Draw(image), PICTURE / len(values)
+    image = fit(color_map(values.numpy()), SIDE)
+    draw, scale = ImageDraw.Draw(image), SIDE / len(values)
     middle = (len(values) // 2 + 0.5) * scale
     for square in field.squares():
         half = square.side / 2 * scale

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from metaformer.config import TrainConfig
-from metaformer.errors import ConfigError, UnknownName
+from metaformer.errors import UnknownName
 from metaformer.recipes.recipe import Recipe
-from metaformer.serialize import from_dict, to_dict
+from metaformer.serialize import from_dict, merged, to_dict
 
 __all__ = ["RECIPES", "Recipe", "find", "load_recipe"]
 
@@ -35,7 +35,8 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> TrainCon
 
     Args:
         name: as `metaformer list --recipes` has it, such as `finetune`.
-        changes: fields by the names of `metaformer train`'s options, such as `{"optim.lr": 1e-3}`.
+        changes: fields by the names of `metaformer train`'s options, such as `{"optim.lr": 1e-3}`, or
+            sections of them, such as `{"optim": {"lr": 1e-3}}`.
 
     Raises:
         UnknownName: no such recipe or field; the message suggests similar names.
@@ -43,11 +44,8 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> TrainCon
     """
     values = to_dict(find(name)())
     for field, value in (changes or {}).items():
-        *sections, last = field.split(".")
-        section: Any = values
-        for part in sections:
-            section = section.get(part) if isinstance(section, dict) else None
-        if not isinstance(section, dict):
-            raise ConfigError(f"{field}: no field of TrainConfig, such as optim.lr")
-        section[last] = value
+        change = value
+        for part in reversed(field.split(".")):
+            change = {part: change}
+        values = merged(values, change)
     return from_dict(TrainConfig, values)

@@ -16,7 +16,7 @@ from metaformer.errors import ConfigError, UnknownName
 from metaformer.mixers import MIXERS
 from metaformer.recipes import find
 from metaformer.registry import parse
-from metaformer.serialize import Range, Serializable, Text, errors_at, from_dict, parse_yaml, to_dict
+from metaformer.serialize import Range, Serializable, Text, errors_at, from_dict, merged, parse_yaml, to_dict
 from metaformer.storage import read_text
 from metaformer.study.results import DiagnosticTask, PerturbationKind, Positive
 from metaformer.training.check import check_config
@@ -226,7 +226,7 @@ class Plan(Serializable):
             if _holds(self.overrides, name.split(".")):
                 raise ConfigError(f"overrides.{name}: a plan sets this by {section}")
         with errors_at("overrides"):
-            config = from_dict(TrainConfig, _merged(values, self.overrides))
+            config = from_dict(TrainConfig, merged(values, self.overrides))
         if config.data.batch_size == "auto":
             raise ConfigError(
                 "overrides.data.batch_size: auto could give each network a batch of its own: give a number"
@@ -320,16 +320,6 @@ def parse_plan(text: str, where: object) -> Plan:
     values = parse_yaml(text, where, ConfigError)
     with errors_at(where):
         return from_dict(Plan, values)
-
-
-def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with some replaced, section by section."""
-    merged = dict(values)
-    for name, value in changes.items():
-        before = merged.get(name)
-        inner = isinstance(value, Mapping) and isinstance(before, dict)
-        merged[name] = _merged(before, value) if inner else value  # type: ignore[arg-type]
-    return merged
 
 
 def _holds(values: Any, path: list[str]) -> bool:

@@ -65,7 +65,7 @@ def find_batch_size(config: TrainConfig, task: Task, world: World, stop: Stop) -
     cuda = world.device.type == "cuda"
     passes, images = world.size * config.optim.accumulate, len(task.train)
     limits = {
-        f"an epoch of {EPOCH_STEPS} steps": max(images // EPOCH_STEPS, min(images, EPOCH_STEPS)) // passes,
+        f"an epoch of {images} images": max(images // EPOCH_STEPS, min(images, EPOCH_STEPS)) // passes,
         "the most that is tried" if cuda else "what is useful on a CPU": CUDA_MOST if cuda else CPU_MOST,
     }
     most = min(limits.values())
@@ -74,7 +74,7 @@ def find_batch_size(config: TrainConfig, task: Task, world: World, stop: Stop) -
         with (_on_cuda if cuda else _on_cpu)(config, task, world, stop) as (measure, budget):
             peaks = measure_peaks(measure, budget, sizes if cuda else sizes[:2])
         fitting = largest_fitting(peaks, budget)
-        if not fitting:
+        if fitting < LEAST:
             raise ConfigError(
                 f"data.batch_size auto: {LEAST} images in each pass do not fit into {_gigabytes(budget)} of "
                 f"memory on {world.device}: choose a smaller data.image_size or model, or "
@@ -112,9 +112,11 @@ def largest_fitting(peaks: dict[int, float], budget: float) -> int:
     if len(peaks) == 1:
         return size if peak <= budget else 0
     smaller, below = list(peaks.items())[-2]
+    if below > budget:
+        return 0
     if peak <= below:  # the images hardly count
-        return sys.maxsize if peak <= budget else 0
-    return max(0, int(smaller + (budget - below) * (size - smaller) / (peak - below)))
+        return sys.maxsize
+    return int(smaller + (budget - below) * (size - smaller) / (peak - below))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from metaformer.config import TrainConfig
 from metaformer.distributed import World
 from metaformer.ops.describe import describe
 from metaformer.tasks.base import Task
+from metaformer.training.freeze import first_stages
 
 FRESH_SHOWN = 4
 """Parts without loaded weights in a line, at most."""
@@ -61,8 +62,14 @@ def _frozen_random(config: TrainConfig, task: Task) -> list[str]:
     """A warning where frozen stages have random weights, which then never get better."""
     report: Any = getattr(task.model, "load_report", None)
     loaded = set() if report is None else set(report.loaded)
-    frozen = [name for name, value in task.model.named_parameters() if not value.requires_grad]
-    if not config.model.freeze or loaded.issuperset(frozen):
+    parts = {module for part in first_stages(task.model, config.model.freeze) for module in part.modules()}
+    frozen = (
+        f"{path}.{name}"
+        for path, module in task.model.named_modules()
+        if module in parts
+        for name, _ in module.named_parameters(recurse=False)
+    )
+    if loaded.issuperset(frozen):
         return []
     return [
         f"warning: model.freeze {config.model.freeze} keeps random weights as they are: start from "

@@ -66,7 +66,7 @@ class TrainResult(Readable):
             f"last evaluation: {last}",
             f"run: {self.run}",
         ]
-        return "\n".join(lines if self.complete else [*lines, "not complete: resume='auto' goes on"])
+        return "\n".join(lines)
 
 
 def find_learning_rate(config: TrainConfig, *, build: BuildTask | None = None) -> RangeTest:
@@ -79,6 +79,7 @@ def find_learning_rate(config: TrainConfig, *, build: BuildTask | None = None) -
     Raises:
         ConfigError, DataError: as of `train`.
         TrainingError: no learning rate lets the loss fall.
+        SystemExit: a signal asked to stop.
     """
     config, _ = resolve_network(replace(config, optim=replace(config.optim, lr="auto")))
     check_config(config, int(os.environ.get("WORLD_SIZE", "1")))
@@ -87,7 +88,7 @@ def find_learning_rate(config: TrainConfig, *, build: BuildTask | None = None) -
     world = join(config.runtime.device, config.runtime.timeout)
     with StopSignals() as stop, merge_connection_errors(world):
         task = (build or TASKS[config.task].build)(config, world, stop.requested)
-        with _ended_by(stop, task):
+        with _ended_by(stop, task, world):
             config = _with_batch_size(config, task, world, stop.requested)[0]
             test = run_range_test(config, task, build_sampler(config, task, world), world, stop.requested)
         task.close()
@@ -122,7 +123,7 @@ def train(
         OutputError: the directory holds a run or cannot be written to.
         TrainingError: an input, loss or gradient is not finite.
         RankError: another process of the run failed.
-        SystemExit: a signal asked to stop, after a checkpoint was written. Status 143 or 130.
+        SystemExit: a signal asked to stop; after the first step a checkpoint was written. Status 143 or 130.
     """
     config, network = resolve_network(config)
     check_config(config, int(os.environ.get("WORLD_SIZE", "1")))
@@ -135,17 +136,18 @@ def train(
         if world.main:
             for line in describe_network(config, network):
                 _print(line)
-        config = _recorded(config, run, resume, world)
         task = _build_task(build or TASKS[config.task].build, config, run, resume, world, stop)
-        with _ended_by(stop, task):
-            config, found = _find(config, task, world, stop.requested)
-        sampler = build_sampler(config, task, world)
-        trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)
-        loop = Loop(config, task, trainer, sampler, run, world, stop, callbacks)
         with ExitStack() as stack:
             saved = _open_run(run, resume, world, stack)
             if saved is not None:
                 _check_task(saved, config)
+                config = _recorded(config, saved, world)
+            with _ended_by(stop, task, world):
+                config, found = _find(config, task, world, stop.requested)
+            sampler = build_sampler(config, task, world)
+            trainer = Trainer(config, task, build_schedule(config, sampler.steps), world)
+            loop = Loop(config, task, trainer, sampler, run, world, stop, callbacks)
+            if saved is not None:
                 loop.restore(saved)
                 _warn_differences(saved, config, world)
             lines = [*describe_run(config, task, sampler.steps, world, saved is not None), *found]
@@ -194,26 +196,20 @@ def _check_task(saved: Checkpoint, config: TrainConfig) -> None:
         )
 
 
-def _recorded(config: TrainConfig, run: RunDir, resume: str | None, world: World) -> TrainConfig:
+def _recorded(config: TrainConfig, saved: Checkpoint, world: World) -> TrainConfig:
     """The numbers of the run that is resumed, where the configuration says `auto`: it found them once.
 
     Raises:
-        WeightsError: its configuration cannot be read.
+        ConfigError: its configuration cannot be read, or a number contradicts another field.
     """
     if "auto" not in (config.data.batch_size, config.optim.lr):
         return config
-    values = None
-    with errors_on_all_ranks(MetaFormerError):
-        if world.main:
-            values = run.saved_config(resume)
-    values = all_gather_object(values)[0]
-    if values is None:
-        return config
-    saved = from_dict(TrainConfig, values)
+    before = from_dict(TrainConfig, saved.state["config"])
     if config.data.batch_size == "auto":
-        config = replace(config, data=replace(config.data, batch_size=saved.data.batch_size))
+        config = replace(config, data=replace(config.data, batch_size=before.data.batch_size))
     if config.optim.lr == "auto":
-        config = replace(config, optim=replace(config.optim, lr=saved.optim.lr))
+        config = replace(config, optim=replace(config.optim, lr=before.optim.lr))
+    check_config(config, world.size)
     return config
 
 
@@ -248,13 +244,14 @@ def _with_batch_size(
 
 
 @contextmanager
-def _ended_by(stop: StopSignals, task: Task) -> Iterator[None]:
+def _ended_by(stop: StopSignals, task: Task, world: World) -> Iterator[None]:
     """Context of what comes before the first step, which a signal ends without anything to resume from."""
     try:
         yield
     except Interrupted:
         task.close()
-        _print(f"stopped by signal {stop.number} before the first step")
+        if world.main:
+            _print("stopped before the first step")
         raise SystemExit(stop.exit_status) from None
 
 
