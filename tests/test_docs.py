@@ -73,7 +73,7 @@ def test_pages_write_the_same_demo_data() -> None:
     assert set(re.findall(r"^metaformer data demo demo-data(.*)", text, re.MULTILINE)) == {
         " --per-class 20 --copies 1 --scenes 24 8"
     }
-    assert set(re.findall(r"^write_demo_data\((.*)\)", text, re.MULTILINE)) == {
+    assert set(re.findall(r"^metaformer\.write_demo_data\((.*)\)", text, re.MULTILINE)) == {
         '"demo-data", per_class=20, copies=1, scenes=(24, 8)'
     }
 

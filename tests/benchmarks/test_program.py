@@ -62,7 +62,7 @@ def test_the_suite_lists_rows(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "cpu-caformer_s18-inference-fp32-b8" in text and "≥ 1.2 ×" in text and "timm openvino" in text
     assert run("suite", "--list", "--device", "cpu", "--grid") == 0
-    assert "cpu-randformer_s12-training-bf16-b64-grid" in capsys.readouterr().out
+    assert "cpu-randformer_s12-training-fp32-b64-grid" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_documented_commands_can_be_parsed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for file in re.findall(r"\S+\.(?:yaml|py)\b", command):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text("seed: 1" if file.endswith("yaml") else "")
     parse_command(command)
 

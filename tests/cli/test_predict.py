@@ -213,8 +213,9 @@ def test_options_of_other_tasks_are_named_with_both_tasks(
         options = options_of(getattr(specs[0], field))
         kind = next(option.kind for option in options if option.name == name)
         value = () if kind is bool else (kind[0] if isinstance(kind, tuple) else VALUES[kind],)
-        result = cli(*command, f"--{name.replace('_', '-')}", *value)
-        assert result.status == 1 and f"error: {name}: " in result.error, result
+        flag = f"--{name.replace('_', '-')}"
+        result = cli(*command, flag, *value)
+        assert result.status == 1 and f"error: {flag}: " in result.error, result
         assert all(one in result.error for one in (title, *titles)) and not list(tmp_path.iterdir())
 
 

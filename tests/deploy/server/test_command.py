@@ -44,7 +44,7 @@ def test_sigterm_drains_and_leaves_nothing(
         (("a/b=x",), 1, "cannot be called 'a/b'"),
         (("x=1", "x=2"), 1, "two networks are called x"),
         (("x", "--queue", "0"), 1, "queue: 0 must be"),
-        (("x", "--max-upload", "much"), 1, "max_upload: 'much' is no size"),
+        (("x", "--max-upload", "much"), 1, "--max-upload: 'much' is no size"),
         (("x", "--host", "256.0.0.1"), 1, "host 256.0.0.1"),
         (("x", "--quue", "3"), 2, "did you mean --queue?"),
         ((), 2, "[NAME=]RUN"),
