@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from faults.case import TASKS, Case
+from faults.case import Case
 from faults.run import NewRun, Process, Run, Tally
-from warm import Fork, python
+from warm import python
 
 MOMENTS = ("while it starts", "while it saves", "anywhere")
 
@@ -21,7 +21,7 @@ def kill(process: Process, moment: str, step: int, draw: np.random.RandomState) 
     """Kill at some moment; returns what the run was doing."""
     run = process.run
     if moment == "while it starts":
-        time.sleep(draw.uniform(0, 1 if isinstance(process.process, Fork) else 4))
+        time.sleep(draw.uniform(0, 4))
     else:
         process.wait_until_step(step)
         time.sleep(draw.uniform(0, 0.15))
@@ -53,9 +53,7 @@ def test_killed_at_random_moments(
     for number, step in enumerate(sorted(draw.randint(0, reference.total - 4, often(2, 3)).tolist())):
         workers = int(draw.randint(3))
         moment = MOMENTS[0] if number == 0 and attempt % 3 == 0 else MOMENTS[1 + draw.randint(2)]
-        # of the first task, an interpreter starts
-        fork = moment != MOMENTS[0] or case.task != next(iter(TASKS))
-        process = run.start(data={"workers": workers}, fork=fork)
+        process = run.start(data={"workers": workers}, fork=moment != MOMENTS[0])
         states.append(kill(process, moment, step, draw))
     run.finish(data={"workers": attempt % 3})
     same = run.equals(reference)

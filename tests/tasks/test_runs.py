@@ -58,8 +58,10 @@ DETECT: dict[str, Any] = {
     [
         ("classify", CLASSIFY, [4, 8], 2, 0),
         ("classify", CLASSIFY, [4, 8], 0, 2),
+        ("multilabel", MULTILABEL, [2, 4, 6], 0, 2),
         ("multilabel", MULTILABEL, [2, 4, 6], 2, 0),
         ("segment", SEGMENT, [2, 4, 5], 0, 2),
+        ("segment", SEGMENT, [2, 4, 5], 2, 0),
         ("detect", {**DETECT, "detect": SIDES}, [3, 4], 0, 2),
         ("detect", {**DETECT, "detect": JITTER}, [3, 4], 2, 0),
     ],
